@@ -1,0 +1,78 @@
+# `make` alone lists what there is. Needs Python 3.11 or newer, make and git; the rest goes into .venv.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# The first of these that runs and is new enough; or say: make PYTHON=/path/to/python3.11 test
+PYTHON ?= $(shell for python in python3.11 python3 python; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo "$$python" && break; done)
+# Pinned and first, because an unpinned torch may bring gigabytes for a GPU that is not there.
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+# The tensors here are small: a second thread in one operation waits longer than it works.
+export OMP_NUM_THREADS ?= 1
+export MPLBACKEND := Agg
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "pyro_vae needs Python 3.11 or newer and found none; say: make PYTHON=/path/to/python3.11"; \
+		exit 1; fi
+	@echo "==> making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "==> installing $(TORCH) into it (the largest part; a minute or more, once)"
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt "$(TORCH)"
+	@echo "==> installing pyro_vae, its extras and what tests it, at the versions of constraints.txt"
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[all,test]"
+	@touch $@
+
+.PHONY: install
+install: $(STAMP) ## Make .venv with everything in it (the targets below do this by themselves)
+
+.PHONY: demo
+demo: $(STAMP) ## Compare amortized, per-datum and global guides on the digits; results in demo/
+	@echo "==> comparing guides on scikit-learn's digits; tables, figures and models go to demo/"
+	@$(BIN)/pyro-vae compare digits --out demo
+
+.PHONY: test
+test: lint types ## Lint, types and the fast tests: unit, doctests, README, examples at small size
+	@echo "==> running fast tests, doctests, README blocks and examples, on $(WORKERS) processes"
+	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## The tests that train models
+	@echo "==> running slow tests, on $(WORKERS) processes"
+	@$(BIN)/python -m pytest -m slow -n $(WORKERS)
+
+.PHONY: lint
+lint: $(STAMP) ## Check style and format with ruff
+	@echo "==> checking style and format with ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+.PHONY: format
+format: $(STAMP) ## Format, and mend what ruff can mend
+	@echo "==> formatting with ruff"
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: types
+types: $(STAMP) ## Check types with mypy --strict
+	@echo "==> checking types with mypy"
+	@$(BIN)/mypy
+
+.PHONY: clean
+clean: ## Remove .venv, demo/ and every cache
+	@echo "==> removing $(VENV), demo/ and caches"
+	@rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,23 @@
+"""Variational autoencoders as Pyro programs, with guides that can be swapped and compared."""
+
+from . import data as data
+from . import likelihoods as likelihoods
+from . import models as models
+from . import nets as nets
+from .evidence import ImportanceSampling as ImportanceSampling
+from .evidence import elbo as elbo
+from .evidence import evaluate as evaluate
+from .evidence import log_marginal_likelihood as log_marginal_likelihood
+from .evidence import log_weights as log_weights
+from .guides import DiagonalNormal as DiagonalNormal
+from .guides import Encoder as Encoder
+from .guides import FitRows as FitRows
+from .guides import GlobalParameters as GlobalParameters
+from .guides import Guide as Guide
+from .guides import InferenceMap as InferenceMap
+from .guides import LocalParameters as LocalParameters
+from .programs import log_joint as log_joint
+from .programs import minibatch as minibatch
+from .training import fit as fit
+
+__version__ = "0.1.0"

@@ -1,0 +1,47 @@
+"""Data: sets by name, files of numbers, binarizations, and checks at the door."""
+
+from .binarize import Binarization as Binarization
+from .binarize import FixedDraw as FixedDraw
+from .binarize import Grey as Grey
+from .binarize import Redrawn as Redrawn
+from .binarize import Threshold as Threshold
+from .checks import check_batch as check_batch
+from .checks import check_range as check_range
+from .checks import constant_columns as constant_columns
+from .checks import row_digests as row_digests
+from .checks import row_seeds as row_seeds
+from .checks import warn_constant_columns as warn_constant_columns
+from .files import Split as Split
+from .files import Table as Table
+from .files import read_idx as read_idx
+from .files import read_table as read_table
+from .files import split_rows as split_rows
+from .sets import Dataset as Dataset
+from .sets import digits as digits
+from .sets import fashion_mnist as fashion_mnist
+from .sets import load as load
+from .sets import squares as squares
+
+__all__ = [
+    "Binarization",
+    "Dataset",
+    "FixedDraw",
+    "Grey",
+    "Redrawn",
+    "Split",
+    "Table",
+    "Threshold",
+    "check_batch",
+    "check_range",
+    "constant_columns",
+    "digits",
+    "fashion_mnist",
+    "load",
+    "read_idx",
+    "read_table",
+    "row_digests",
+    "row_seeds",
+    "split_rows",
+    "squares",
+    "warn_constant_columns",
+]

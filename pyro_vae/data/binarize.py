@@ -1,0 +1,191 @@
+r"""Binarizations: how grey levels in [0, 1] become the zeros and ones that a Bernoulli describes.
+
+The number that a model reaches depends on the choice (about 2 nats on MNIST), so it is a value
+that travels with the data set and is stated beside every number. Two things can happen to data,
+and each choice says which: `fixed` happens once, when the data set is made; calling the value
+happens to every batch that is used, in training and in evaluation.
+
+| choice | once | each batch |
+| --- | --- | --- |
+| `Grey()` | nothing | nothing |
+| `Threshold(at)` | 1 above `at`, else 0 | nothing |
+| `FixedDraw(seed)` | one draw of Bernoulli(y), kept | nothing |
+| `Redrawn()` | nothing: data stay grey | a new draw of Bernoulli(y) |
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from .checks import check_range
+
+
+class Binarization(ABC):
+    """What is done to grey levels, once (`fixed`) and to each batch (a call).
+
+    Attributes:
+        binary: Whether batches hold only 0 and 1 in the end, so that `log p` is the logarithm of a
+            probability and not of a density.
+    """
+
+    binary: ClassVar[bool] = True
+
+    def fixed(
+        self, y: Shaped[Tensor, "rows *datum"], *, part: int = 0
+    ) -> Shaped[Tensor, "rows *datum"]:
+        """Does what is done once, when the data set is made.
+
+        Arguments:
+            y: Grey levels in [0, 1], `(rows, *datum)`.
+            part: Which part of the data set this is (0 train, 1 test); each has draws of its own.
+
+        Returns:
+            The rows to store, `(rows, *datum)`.
+
+        Raises:
+            ValueError: If values are outside [0, 1].
+        """
+        check_range(y, low=0, high=1, likelihood=repr(self))
+        return y
+
+    def __call__(self, y: Shaped[Tensor, "rows *datum"]) -> Shaped[Tensor, "rows *datum"]:
+        """Does what is done to each batch: nothing, unless a choice says otherwise."""
+        return y
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The words to state beside a number."""
+
+
+@dataclass(frozen=True)
+class Grey(Binarization):
+    """No binarization: values stay as they are, and any real number will do.
+
+    Under a Bernoulli the 'log-likelihood' of grey levels is no log density of anything: it cannot
+    be compared with binarized numbers.
+
+    Example:
+        >>> Grey().fixed(torch.tensor([[0.25, 16.0]]))
+        tensor([[ 0.2500, 16.0000]])
+    """
+
+    binary: ClassVar[bool] = False
+
+    def fixed(
+        self, y: Shaped[Tensor, "rows *datum"], *, part: int = 0
+    ) -> Shaped[Tensor, "rows *datum"]:
+        return y
+
+    def describe(self) -> str:
+        return "not binarized"
+
+
+@dataclass(frozen=True)
+class Threshold(Binarization):
+    """1 where a value is above a threshold, else 0.
+
+    Arguments:
+        at: Threshold, from 0 to below 1.
+
+    Example:
+        >>> Threshold().fixed(torch.tensor([[0.25, 0.5, 0.75]]))
+        tensor([[0., 0., 1.]])
+    """
+
+    at: float | int = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.at < 1:
+            raise ValueError(
+                f"a threshold should be from 0 to below 1, got {self.at:g}: "
+                "all grey levels in [0, 1] would be on one side of it"
+            )
+
+    def fixed(
+        self, y: Shaped[Tensor, "rows *datum"], *, part: int = 0
+    ) -> Shaped[Tensor, "rows *datum"]:
+        return _zeros_and_ones(super().fixed(y) > self.at, like=y)
+
+    def describe(self) -> str:
+        return f"binarized by a threshold (1 above {self.at:g})"
+
+
+@dataclass(frozen=True)
+class FixedDraw(Binarization):
+    """One draw of Bernoulli(y) for every value, kept for good.
+
+    The draw of a row depends on the seed, the part and the row's position, so the first rows of a
+    data set are binarized alike however many rows are used.
+
+    Arguments:
+        seed: Seed of the draw.
+
+    References:
+        | On the Quantitative Analysis of Deep Belief Networks (Salakhutdinov & Murray, 2008)
+        | https://doi.org/10.1145/1390156.1390266
+
+    Example:
+        >>> y = torch.tensor([[0.0, 0.5, 1.0]]).expand(1000, 3)
+        >>> drawn = FixedDraw(seed=0).fixed(y)
+        >>> drawn.unique(), bool((drawn == FixedDraw(seed=0).fixed(y)).all())
+        (tensor([0., 1.]), True)
+    """
+
+    seed: int = 0
+
+    def fixed(
+        self, y: Shaped[Tensor, "rows *datum"], *, part: int = 0
+    ) -> Shaped[Tensor, "rows *datum"]:
+        grey = super().fixed(y)
+        generator = torch.Generator().manual_seed(_stream(self.seed, part))
+        # float32 whatever the data are: the same draw for a data set in float64.
+        uniform = torch.rand(grey.shape, generator=generator, dtype=torch.float32)
+        return _zeros_and_ones(uniform.to(grey.device) < grey, like=grey)
+
+    def describe(self) -> str:
+        return f"binarized by a fixed draw (seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class Redrawn(Binarization):
+    """A new draw of Bernoulli(y) in each batch; the data set itself stays grey.
+
+    A call draws from torch's current generator. Evaluation needs binary rows too: call the value on
+    the test rows once, under the seed of the evaluation.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016)
+        | https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> Redrawn()(torch.tensor([[0.0, 1.0]]))
+        tensor([[0., 1.]])
+    """
+
+    def __call__(self, y: Shaped[Tensor, "rows *datum"]) -> Shaped[Tensor, "rows *datum"]:
+        grey = self.fixed(y)
+        return torch.bernoulli(grey.to(_float_dtype(grey)))
+
+    def describe(self) -> str:
+        return "binarized anew in each batch"
+
+
+def _stream(seed: int, part: int) -> int:
+    """A 64-bit seed for one part of a data set, unrelated to those of the other parts."""
+    state = np.random.SeedSequence([seed % 2**64, part]).generate_state(1, np.uint64)
+    return int(state[0])
+
+
+def _float_dtype(y: Tensor) -> torch.dtype:
+    return y.dtype if y.is_floating_point() else torch.get_default_dtype()
+
+
+def _zeros_and_ones(
+    condition: Shaped[Tensor, "rows *datum"], *, like: Shaped[Tensor, "rows *datum"]
+) -> Shaped[Tensor, "rows *datum"]:
+    return condition.to(_float_dtype(like))

@@ -1,0 +1,321 @@
+"""Checks at the door: what a batch must be before a program sees it, and what each row is known by.
+
+A batch is one or several tensors with the datum axis leftmost. A nan, a row too many or pixels that
+run to 255 under a Bernoulli cost hours when they come out as a strange loss, so they are refused
+here, with the place and the remedy. A Monte Carlo estimate of a datum must not depend on where the
+datum stands or on how the rows were cut into chunks; :func:`row_seeds` gives each row its own seed.
+"""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64, Shaped
+from torch import Tensor
+
+FEW = 5  # places named in an error: enough to see a pattern, short enough to read
+TEN = 10  # columns named in a warning
+DIGEST_ROWS = 4096  # rows hashed at a time: 784 columns in float64 are 26 MB
+
+
+def check_batch(*batch: object, names: Sequence[str] | None = None) -> None:
+    """Refuses a batch that no program could be run on.
+
+    Arguments:
+        batch: Tensors `(rows, *datum)`, floating or integer, with the same number of rows.
+        names: Names of the columns of the first tensor, for the message.
+
+    Raises:
+        TypeError: If something is not a tensor, or neither floating nor integer.
+        ValueError: If there is no tensor or no row, if the numbers of rows differ, or if a value
+            is nan or inf (with the count and the first places, counted from 0).
+
+    Example:
+        >>> check_batch(torch.ones(3, 2), torch.zeros(3))
+        >>> check_batch(torch.tensor([[1.0, float("nan")]]), names=["height", "width"])
+        ... # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: batch[0] has 1 nan and 0 inf among its 2 values, at row 0, column 1 ('width')...
+    """
+    if not batch:
+        raise ValueError(
+            "a batch needs at least one tensor, got none: pass the data, as in model(y)"
+        )
+    tensors = [_check_tensor(f"batch[{i}]", tensor) for i, tensor in enumerate(batch)]
+    _check_rows(tensors)
+    for i, tensor in enumerate(tensors):
+        check_finite(f"batch[{i}]", tensor, names if i == 0 else None)
+
+
+def check_range(
+    y: Shaped[Tensor, "rows *datum"],
+    low: float | int = -math.inf,
+    high: float | int = math.inf,
+    *,
+    likelihood: str,
+    remedy: str | None = None,
+) -> None:
+    """Refuses data outside the support of a likelihood.
+
+    Arguments:
+        y: Data, `(rows, *datum)`.
+        low: Smallest value allowed.
+        high: Largest value allowed.
+        likelihood: Who asks, for the message.
+        remedy: What to do about it; found from the values when left out.
+
+    Raises:
+        ValueError: If a value is outside, nan or inf. Says how many are, what range was found,
+            the first places, and the remedy.
+
+    Example:
+        >>> check_range(torch.tensor([[0.0, 255.0]]), low=0, high=1, likelihood="Bernoulli")
+        ... # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: Bernoulli needs values in [0, 1], but 1 of 2 are outside (found 0 to 255), ...
+    """
+    check_finite("the data", y, None)
+    outside = (y < low) | (y > high)
+    if not outside.any():
+        return
+    least, most = y.min().item(), y.max().item()
+    raise ValueError(
+        f"{likelihood} needs {_interval(low, high)}, but {outside.sum():,} of {y.numel():,} are "
+        f"outside (found {least:g} to {most:g}), {_places(outside, None)}; "
+        f"{remedy or _remedy(y, low, high)}"
+    )
+
+
+def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
+    """Refuses values that are nan or inf, with their count and the first places.
+
+    Arguments:
+        label: What the data are called in the message.
+        y: Data, `(rows, *datum)`.
+        names: Names of the columns, or None.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    bad = ~torch.isfinite(y)
+    if not bad.any():
+        return
+    nan = int(torch.isnan(y).sum())
+    raise ValueError(
+        f"{label} has {nan:,} nan and {int(bad.sum()) - nan:,} inf among its {y.numel():,} values, "
+        f"{_places(bad, names)}; drop these rows ({_num_rows(bad):,} of {len(y):,}), "
+        "or fill in the values"
+    )
+
+
+def constant_columns(y: Shaped[Tensor, "rows *datum"]) -> list[int]:
+    """Columns that have the same value in every row.
+
+    One row alone says nothing about this: its list is empty.
+
+    Arguments:
+        y: Data, `(rows, *datum)`; the axes of a datum count as one, flattened.
+
+    Returns:
+        Positions of the columns, in order.
+
+    Example:
+        >>> constant_columns(torch.tensor([[1.0, 2.0], [1.0, 3.0]]))
+        [0]
+    """
+    if len(y) < 2:
+        return []
+    flat = y.reshape(len(y), -1)
+    return torch.nonzero((flat == flat[:1]).all(dim=0)).flatten().tolist()
+
+
+def warn_constant_columns(
+    y: Shaped[Tensor, "rows *datum"], names: Sequence[str] | None = None
+) -> None:
+    """Warns of columns that have the same value in every row, by name.
+
+    Under a likelihood that learns its scale the density of such a column grows without bound, and
+    the log density of the others drowns in it.
+
+    Arguments:
+        y: Data, `(rows, *datum)`.
+        names: Names of the columns; positions are given when left out.
+    """
+    found = constant_columns(y)
+    if not found:
+        return
+    named = [repr(names[i]) if names else str(i) for i in found[:TEN]]
+    more = f" +{len(found) - TEN} more" if len(found) > TEN else ""
+    warnings.warn(
+        f"{len(found)} of {y[0].numel()} columns are constant over {len(y):,} rows: "
+        f"{', '.join(named)}{more}; "
+        "drop them, or take a likelihood whose scale is fixed or has a floor",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def row_digests(*batch: Tensor) -> Int64[Tensor, " rows"]:
+    """A 64-bit digest of the numbers in each row, over all tensors of the batch.
+
+    Equal numbers have equal digests: every value is hashed as a little-endian float64, which holds
+    each float32, float16 and integer up to 2^53 exactly, so neither dtype nor device, strides or
+    the sign of a zero plays a part. Rows that differ share a digest with probability 2^-64 a pair.
+
+    Arguments:
+        batch: Tensors `(rows, *datum)`; a row is its values in all of them, in order.
+
+    Returns:
+        Digests, `(rows,)`, on the CPU.
+
+    Raises:
+        ValueError: If there is no tensor or no row, or the numbers of rows differ.
+
+    References:
+        | BLAKE2: simpler, smaller, fast as MD5 (Aumasson et al., 2013)
+        | https://www.blake2.net/blake2.pdf
+
+    Example:
+        >>> one, two, three = row_digests(torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]]))
+        >>> bool(one == two), bool(one == three)
+        (True, False)
+    """
+    _check_rows(batch)
+    parts = [
+        _hashed(_row_numbers([tensor[start : start + DIGEST_ROWS] for tensor in batch]))
+        for start in range(0, len(batch[0]), DIGEST_ROWS)
+    ]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def row_seeds(seed: int, *batch: Tensor) -> Int64[Tensor, " rows"]:
+    """A seed for each row that moves with the row.
+
+    It depends on `seed`, on the numbers in the row and on how many equal rows stand before it in
+    this batch, and on nothing else: an estimate drawn with it is the same wherever the row stands.
+    Equal rows get different seeds, so their errors are independent; that takes the whole data set
+    in one call, before it is cut into chunks.
+
+    Arguments:
+        seed: Any integer; taken modulo 2^64.
+        batch: Tensors `(rows, *datum)`; a row is its values in all of them.
+
+    Returns:
+        Seeds from 0 to 2^63 - 1, `(rows,)`, on the CPU; each fits `torch.Generator.manual_seed`.
+
+    Raises:
+        ValueError: If there is no tensor or no row, or the numbers of rows differ.
+
+    Example:
+        >>> y = torch.tensor([[1.0], [2.0], [1.0]])
+        >>> seeds = row_seeds(0, y)
+        >>> bool(seeds[0] == seeds[2]), bool((row_seeds(0, y[1:])[0] == seeds[1]))
+        (False, True)
+    """
+    digests = row_digests(*batch).numpy()
+    start = np.full_like(digests, np.uint64(seed % 2**64).astype(np.int64))
+    keys = np.stack([start, digests, _occurrences(digests)], axis=1)  # (rows, 3)
+    return torch.from_numpy(_hashed(keys.astype("<i8")) & np.int64(2**63 - 1))
+
+
+def _check_tensor(label: str, tensor: object) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+        raise TypeError(
+            f"{label} should be a torch tensor with one row per datum, got {kind}: "
+            "convert it with torch.as_tensor(...)"
+        )
+    if tensor.dtype is torch.bool or tensor.is_complex():
+        raise TypeError(
+            f"{label} should be floating or integer, got {tensor.dtype}: convert it, "
+            "as in y.float() for bool or torch.view_as_real(y) for complex"
+        )
+    return tensor
+
+
+def _check_rows(batch: Sequence[Tensor]) -> None:
+    shapes = [tuple(tensor.shape) for tensor in batch]
+    if not shapes or () in shapes:
+        raise ValueError(
+            "every tensor of a batch needs rows, with the datum axis leftmost; "
+            f"got shapes {shapes}: use y[None] for a single datum"
+        )
+    if len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(
+            "the tensors of a batch should have the same number of rows, one per datum; "
+            f"got {[shape[0] for shape in shapes]} (shapes {shapes})"
+        )
+    if any(0 in shape for shape in shapes):
+        raise ValueError(
+            f"the batch is empty (shapes {shapes}): expected at least one row, and a value in it; "
+            "look at the selection that made it"
+        )
+
+
+def _num_rows(bad: Bool[Tensor, "rows *datum"]) -> int:
+    return int(bad.reshape(len(bad), -1).any(dim=1).sum())
+
+
+def _places(bad: Bool[Tensor, "rows *datum"], names: Sequence[str] | None) -> str:
+    """Where `bad` is true: `at row 5, column 2 ('width'); row 7, column 0, counted from 0`."""
+    # Rows first: the places of all nan in a large array would take more memory than the array.
+    rows = torch.nonzero(bad.reshape(len(bad), -1).any(dim=1)).flatten()[:FEW]
+    places = torch.nonzero(bad[rows])[:FEW].tolist()
+    texts = [_place([int(rows[row]), *columns], names) for row, *columns in places]
+    return ("at " if bad.sum() <= FEW else "first at ") + "; ".join(texts) + ", counted from 0"
+
+
+def _place(place: Sequence[int], names: Sequence[str] | None) -> str:
+    row, *columns = place
+    text = f"row {row}"
+    if columns:
+        text += f", column {', '.join(map(str, columns))}"
+    if names and len(columns) == 1 and columns[0] < len(names):
+        text += f" ({names[columns[0]]!r})"
+    return text
+
+
+def _interval(low: float | int, high: float | int) -> str:
+    if math.isinf(high):
+        return f"values of at least {low:g}"
+    if math.isinf(low):
+        return f"values of at most {high:g}"
+    return f"values in [{low:g}, {high:g}]"
+
+
+def _remedy(y: Tensor, low: float | int, high: float | int) -> str:
+    """What the values look like, and what to do then."""
+    least, most = y.min().item(), y.max().item()
+    if (low, high) == (0, 1) and least >= 0:
+        whole = bool((y == y.round()).all())
+        if whole and 1 < most <= 16:  # the grey levels of scikit-learn's digits
+            return "if these are grey levels 0..16, divide by 16: y / 16"
+        if 16 < most <= 255:  # the grey levels of a byte
+            return "if these are grey levels 0..255, divide by 255: y / 255"
+    return "rescale the data, or take a likelihood for such values (Gaussian has any real number)"
+
+
+def _row_numbers(batch: Sequence[Tensor]) -> Shaped[np.ndarray, "rows columns"]:
+    """All values of a row side by side as little-endian float64."""
+    # To the CPU before float64, which some accelerators lack.
+    columns = [tensor.detach().cpu().double().reshape(len(tensor), -1) for tensor in batch]
+    numbers = torch.cat(columns, dim=1) + 0.0  # -0.0 + 0.0 is 0.0
+    return np.ascontiguousarray(numbers.numpy(), dtype="<f8")
+
+
+def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " rows"]:
+    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    return np.frombuffer(digests, dtype="<i8").astype(np.int64)
+
+
+def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
+    """How many equal values stand before each."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    ranks = np.arange(len(values)) - np.searchsorted(ordered, ordered)  # from the first equal one
+    counts = np.empty_like(values)
+    counts[order] = ranks
+    return counts

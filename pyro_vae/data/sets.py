@@ -1,0 +1,405 @@
+"""Data sets by name or out of a file, split into rows to train on and rows held out.
+
+Every number that is read off a model is in the data's own units. Where a loader divides the data by
+`s`, so that `y = x / s`, a density of what is stored is off by the Jacobian of the division,
+
+    log p_x(x) = log p_y(y) - D log s,
+
+and `Dataset.log_scale` is that `-D log s`: add it to a log density of a stored row. Zeros and ones
+have a probability instead of a density, which no unit changes: there `log_scale` is 0.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+from .binarize import Binarization, FixedDraw, Grey
+from .checks import check_batch, check_finite, warn_constant_columns
+from .files import file_kind, optional, read_idx, read_table, split_rows
+
+FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package `dataset-fashion-mnist` puts its files."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """Rows to train on and rows held out, with what must be said beside a number about them.
+
+    Floating tensors have torch's default dtype of the moment when the set is made.
+
+    Arguments:
+        name: What the set is called.
+        train: Rows to train on, `(train, *datum)`.
+        test: Rows held out, `(test, *datum)`.
+        train_labels: Class of each row to train on, or None; never shown to a model.
+        test_labels: Class of each row held out, or None.
+        feature_names: Names of the columns, or None.
+        image_shape: Height and width, where a row is a picture, in row-major order.
+        binarization: How the rows were made binary, and what is still to be done to each batch:
+            call it on a batch.
+        log_scale: Nats to add to the log density of a stored row to have it in the data's own
+            units.
+
+    Example:
+        >>> squares(4, side=2, num_test=2)
+        squares: 4 rows to train on, 2 held out, 4 values each (2 x 2 pictures), not binarized
+    """
+
+    name: str
+    train: Float[Tensor, "train *datum"]
+    test: Float[Tensor, "test *datum"]
+    train_labels: Int64[Tensor, " train"] | None = None
+    test_labels: Int64[Tensor, " test"] | None = None
+    feature_names: tuple[str, ...] | None = None
+    image_shape: tuple[int, int] | None = None
+    binarization: Binarization = field(default_factory=Grey)
+    log_scale: float = 0.0
+
+    def binarized(self, binarization: Binarization) -> "Dataset":
+        """The same set with its grey levels in [0, 1] made binary.
+
+        Arguments:
+            binarization: How; `Grey()` leaves the set as it is.
+
+        Returns:
+            A new set; its `log_scale` is 0 unless it stays grey.
+
+        Raises:
+            ValueError: If this set was binarized before, or has values outside [0, 1].
+        """
+        if self.binarization.binary:
+            raise ValueError(f"{self.name} is {self.binarization.describe()}: load it with Grey()")
+        return replace(
+            self,
+            train=binarization.fixed(self.train, part=0),
+            test=binarization.fixed(self.test, part=1),
+            binarization=binarization,
+            log_scale=0.0 if binarization.binary else self.log_scale,
+        )
+
+    def describe(self) -> str:
+        """Name, sizes and binarization in one line."""
+        picture = (
+            "" if self.image_shape is None else " ({} x {} pictures)".format(*self.image_shape)
+        )
+        return (
+            f"{self.name}: {len(self.train):,} rows to train on, {len(self.test):,} held out, "
+            f"{self.train[0].numel():,} values each{picture}, {self.binarization.describe()}"
+        )
+
+    def __repr__(self) -> str:
+        return self.describe()
+
+
+def squares(num_data: int = 1000, side: int = 28, *, num_test: int = 200) -> Dataset:
+    r"""Two pictures in turn, one all 0 and one all 1: the smallest set that needs a latent.
+
+    Exactly half the rows of either part are 0, so under a Bernoulli with :math:`D` pixels the best
+    log density is known: :math:`-\log 2` per datum with exact inference, :math:`-D \log 2` under
+    one guide for all data.
+
+    Arguments:
+        num_data: Pictures to train on, an even number.
+        side: Height and width in pixels.
+        num_test: Pictures held out, an even number.
+
+    Returns:
+        Rows of `side ** 2` pixels; the label of a row is its pixels' value.
+
+    Raises:
+        ValueError: If a number of pictures is odd or below 2, or there is no pixel.
+
+    Example:
+        >>> squares(4, side=1, num_test=2).train.flatten()
+        tensor([0., 1., 0., 1.])
+    """
+    if side < 1:
+        raise ValueError(
+            f"a picture needs at least one pixel: side should be 1 or more, got {side}"
+        )
+    train_labels, test_labels = _halves("num_data", num_data), _halves("num_test", num_test)
+    dtype = torch.get_default_dtype()
+    return Dataset(
+        name="squares",
+        train=train_labels.to(dtype)[:, None].repeat(1, side**2),
+        test=test_labels.to(dtype)[:, None].repeat(1, side**2),
+        train_labels=train_labels,
+        test_labels=test_labels,
+        image_shape=(side, side),
+    )
+
+
+def digits(
+    *,
+    binarization: Binarization = FixedDraw(),  # noqa: B008 (frozen: one value serves every call)
+    seed: int = 0,
+    test_fraction: float = 0.2,
+) -> Dataset:
+    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships: no download.
+
+    Arguments:
+        binarization: What is done to the grey levels 0..16, which are divided by 16 first.
+        seed: Seed of the split.
+        test_fraction: Share of the rows that is held out.
+
+    Returns:
+        Rows of 64 pixels; the label of a row is its digit.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+        ValueError: If a part of the split would be empty.
+
+    References:
+        | Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998)
+        | https://doi.org/10.24432/C50P49
+    """
+    source = optional("sklearn.datasets", needed_for="the set digits").load_digits()
+    y, labels = _floats(source.data / 16), torch.from_numpy(source.target.astype(np.int64))
+    train, test = split_rows(len(y), test_fraction=test_fraction, seed=seed)
+    grey = Dataset(
+        name="digits",
+        train=y[train],
+        test=y[test],
+        train_labels=labels[train],
+        test_labels=labels[test],
+        image_shape=(8, 8),
+        log_scale=_log_jacobian(y, 16),
+    )
+    return grey.binarized(binarization)
+
+
+def fashion_mnist(
+    folder: str | Path | None = None,
+    *,
+    binarization: Binarization = FixedDraw(),  # noqa: B008 (frozen: one value serves every call)
+    num_train: int | None = None,
+    num_test: int | None = None,
+) -> Dataset:
+    """Fashion-MNIST: 60,000 + 10,000 pictures of clothes, 28 x 28 pixels, in ten classes.
+
+    Nothing is downloaded. The four idx files come with Debian's package `dataset-fashion-mnist`, or
+    lie in a folder of your own, with or without `.gz`; MNIST has files of the same names.
+
+    Arguments:
+        folder: Folder with the four files; that of Debian's package unless given.
+        binarization: What is done to the grey levels 0..255, which are divided by 255 first.
+        num_train: How many pictures to train on, the first ones; all unless given.
+        num_test: How many of the held-out pictures, the first ones; all unless given.
+
+    Returns:
+        Rows of 784 pixels; the label of a row is its class, 0..9.
+
+    Raises:
+        FileNotFoundError: If a file is missing; says which, where, and how to get them.
+        ValueError: If a file is damaged, or more pictures are asked for than there are.
+
+    References:
+        | Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms
+          (Xiao et al., 2017)
+        | https://arxiv.org/abs/1708.07747
+    """
+    files = _idx_files(FASHION_MNIST_FOLDER if folder is None else Path(folder))
+    train, train_labels, image_shape = _pictures(files[0], files[1], num_train)
+    test, test_labels, test_shape = _pictures(files[2], files[3], num_test)
+    if image_shape != test_shape:
+        raise ValueError(
+            f"expected pictures of one size, got {image_shape} to train on, {test_shape} held out"
+        )
+    grey = Dataset(
+        name="fashion-mnist",
+        train=train,
+        test=test,
+        train_labels=train_labels,
+        test_labels=test_labels,
+        image_shape=image_shape,
+        log_scale=_log_jacobian(train, 255),
+    )
+    return grey.binarized(binarization)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What :func:`load` was asked for beside the source."""
+
+    binarization: Binarization | None
+    test_fraction: float
+    seed: int
+    key: str | None
+    divide_by: float | int
+
+
+def load(
+    source: str | Path,
+    *,
+    binarization: Binarization | None = None,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    key: str | None = None,
+    divide_by: float | int = 1,
+) -> Dataset:
+    """Loads a set by its name, or the rows of a file.
+
+    Arguments:
+        source: `squares`, `digits`, `fashion-mnist`, or a file that :func:`read_table` reads. A
+            name wins over a file of that name; write `./digits` for the file.
+        binarization: What is done to grey levels in [0, 1]; the set's own choice unless given,
+            nothing for a file.
+        test_fraction: Share of the rows held out, where the source does not come in two parts.
+        seed: Seed of that split.
+        key: Name of the array in an npz file that has several.
+        divide_by: A file's values are divided by this, as by 255 for pixels of a byte.
+
+    Returns:
+        The data set. A one-dimensional array is read as one value a row; an idx file with three
+        axes as pictures, one flattened row each.
+
+    Raises:
+        FileNotFoundError: If there is neither a set nor a file of this name.
+        ValueError: If the file cannot be read, holds nan or inf, or an option does not fit.
+
+    Example:
+        >>> load("squares").train.shape
+        torch.Size([1000, 784])
+    """
+    options = _Options(binarization, test_fraction, seed, key, divide_by)
+    if str(source) in SETS and not isinstance(source, Path):
+        return _named(str(source), options)
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"'{source}' is neither a set ({', '.join(SETS)}) nor a file: there is no file "
+            f"'{path.absolute()}'"
+        )
+    return _from_file(path, options)
+
+
+def _named(name: str, options: _Options) -> Dataset:
+    if options.key is not None or options.divide_by != 1:
+        exists = f"; './{name}' reads the file of that name" if Path(name).exists() else ""
+        raise ValueError(f"key and divide_by are for files, but '{name}' names a set{exists}")
+    return SETS[name](options)
+
+
+def _load_squares(options: _Options) -> Dataset:
+    if options.binarization is not None:
+        raise ValueError(
+            f"squares are 0 and 1 already, so {options.binarization!r} does nothing: leave it out"
+        )
+    return squares()
+
+
+def _load_digits(options: _Options) -> Dataset:
+    return digits(
+        binarization=options.binarization or FixedDraw(),
+        seed=options.seed,
+        test_fraction=options.test_fraction,
+    )
+
+
+def _load_fashion_mnist(options: _Options) -> Dataset:
+    return fashion_mnist(binarization=options.binarization or FixedDraw())
+
+
+SETS: dict[str, Callable[[_Options], Dataset]] = {
+    "squares": _load_squares,
+    "digits": _load_digits,
+    "fashion-mnist": _load_fashion_mnist,
+}
+
+
+def _from_file(path: Path, options: _Options) -> Dataset:
+    if not (math.isfinite(options.divide_by) and options.divide_by > 0):
+        raise ValueError(f"divide_by should be a positive number, got {options.divide_by:g}")
+    values, feature_names = read_table(path, key=options.key)
+    values, image_shape = _rows(path, values)
+    y = _floats(values) / options.divide_by
+    check_finite(f"'{path}'", y, feature_names)
+    check_batch(y)
+    train, test = split_rows(len(y), test_fraction=options.test_fraction, seed=options.seed)
+    if image_shape is None:  # the margin of a picture is constant, and no news
+        warn_constant_columns(y[train], feature_names)
+    dataset = Dataset(
+        name=path.name,
+        train=y[train],
+        test=y[test],
+        feature_names=feature_names,
+        image_shape=image_shape,
+        log_scale=_log_jacobian(y, options.divide_by),
+    )
+    return dataset.binarized(options.binarization or Grey())
+
+
+def _rows(
+    path: Path, values: Shaped[np.ndarray, "rows ..."]
+) -> tuple[Shaped[np.ndarray, "rows *datum"], tuple[int, int] | None]:
+    """One row a datum, and the shape of the pictures where the file holds some."""
+    if file_kind(path) == "idx" and values.ndim == 3:
+        return values.reshape(len(values), math.prod(values.shape[1:])), values.shape[1:]
+    return (values[:, None] if values.ndim == 1 else values), None
+
+
+def _floats(values: Shaped[np.ndarray, "rows *datum"]) -> Float[Tensor, "rows *datum"]:
+    # Through NumPy: torch has no big-endian numbers, and no arithmetic on unsigned ones.
+    # A value too large for the dtype becomes inf, which the check at the door reports.
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
+
+
+def _log_jacobian(y: Float[Tensor, "rows *datum"], divisor: float | int) -> float:
+    """`-D log s` for data that were divided by `s`, in nats a datum."""
+    return -y[0].numel() * math.log(divisor)
+
+
+def _halves(name: str, number: int) -> Int64[Tensor, " number"]:
+    if number < 2 or number % 2:
+        raise ValueError(
+            f"half the squares are 0: {name} should be even and at least 2, got {number}"
+        )
+    return torch.arange(number) % 2
+
+
+def _idx_files(folder: Path) -> list[Path]:
+    """Images and labels to train on, images and labels held out."""
+    names = [
+        f"{part}-{what}-ubyte"
+        for part in ("train", "t10k")
+        for what in ("images-idx3", "labels-idx1")
+    ]
+    found = [_compressed_or_not(folder / name) for name in names]
+    missing = [name for name, path in zip(names, found, strict=True) if path is None]
+    if missing:
+        raise FileNotFoundError(
+            f"Fashion-MNIST: looked in '{folder}' for {', '.join(names)}, each with or without "
+            f"'.gz', and found no {', no '.join(missing)}. "
+            "On Debian: apt-get install dataset-fashion-mnist. "
+            "Elsewhere name the folder that has them: folder=..."
+        )
+    return [path for path in found if path is not None]
+
+
+def _compressed_or_not(path: Path) -> Path | None:
+    candidates = [path, path.with_name(f"{path.name}.gz")]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _pictures(
+    images: Path, labels: Path, number: int | None
+) -> tuple[Float[Tensor, "rows pixels"], Int64[Tensor, " rows"], tuple[int, int]]:
+    """The first pictures with values in [0, 1], their labels, and their height and width."""
+    pixels, classes = read_idx(images), read_idx(labels)
+    if pixels.ndim != 3 or classes.shape != pixels.shape[:1] or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"expected bytes (pictures, height, width) in '{images}' and as many labels in "
+            f"'{labels}', got {pixels.dtype} {pixels.shape} and {classes.shape}"
+        )
+    number = len(pixels) if number is None else number
+    if not 1 <= number <= len(pixels):
+        raise ValueError(f"'{images}' has {len(pixels):,} pictures; {number:,} were asked for")
+    y = torch.from_numpy(pixels[:number].reshape(number, -1)).to(torch.get_default_dtype()) / 255
+    return y, torch.from_numpy(classes[:number].astype(np.int64)), pixels.shape[1:]

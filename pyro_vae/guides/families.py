@@ -1,0 +1,57 @@
+"""Families of approximate posteriors: from a flat tensor of parameters to a distribution.
+
+A family turns `(batch, parameters)` into a distribution over one flat unconstrained vector a
+datum. It does not know where the parameters come from.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@runtime_checkable
+class Family(Protocol):
+    """What a family offers. A family with shared parameters of its own is an `nn.Module` too."""
+
+    def num_parameters(self, latents: int) -> int:
+        """Parameters a datum, for a flat vector of so many latents."""
+
+    def initial(self, latents: int) -> Float[Tensor, " parameters"]:
+        """Parameters at which the family is the prior N(0, I), or close to it."""
+
+    def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> dist.TorchDistribution:
+        """A reparameterized distribution with event shape `(latents,)`."""
+
+
+@dataclass(frozen=True)
+class DiagonalNormal:
+    r"""Mean-field Gaussian, :math:`q(z) = \mathcal{N}(z \mid \mu, \operatorname{diag}(\sigma^2))`.
+
+    Its parameters are :math:`(\mu, \log \sigma)`, two a latent.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
+        | https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> q = DiagonalNormal()(torch.tensor([[1.0, 2.0, 0.0, 0.0]]))
+        >>> q.mean, q.batch_shape, q.event_shape
+        (tensor([[1., 2.]]), torch.Size([1]), torch.Size([2]))
+    """
+
+    def num_parameters(self, latents: int) -> int:
+        """Two a latent: its mean and the logarithm of its standard deviation."""
+        return 2 * latents
+
+    def initial(self, latents: int) -> Float[Tensor, " parameters"]:
+        """All zero: the standard normal prior."""
+        return torch.zeros(2 * latents)
+
+    def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> dist.TorchDistribution:
+        """The distribution with these means and log standard deviations."""
+        loc, log_scale = parameters.chunk(2, dim=-1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)

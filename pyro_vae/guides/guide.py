@@ -1,0 +1,216 @@
+"""The guide: a family, and a map that gives its parameters, as a Pyro program."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._types import Batch, Data, ProgramLike
+from ..programs import (
+    NamedModule,
+    Program,
+    as_batch,
+    current_minibatch,
+    evaluating,
+    forked_seed,
+)
+from .families import DiagonalNormal, Family
+from .local import FitRows, RowFit, fit_parameters
+from .maps import InferenceMap, LocalParameters
+from .posteriors import FamilyPosterior
+
+_ROWS_AT_ONCE = 4096  # rows a network sees at once; only memory depends on it
+
+
+class Guide(NamedModule):
+    r"""An approximate posterior :math:`q(z_n \mid \lambda_n)`, with :math:`\lambda_n` from a map.
+
+    It is a Pyro program: `guide(*batch)` samples the model's latent sites, inside the model's
+    plate over data. Each latent site of the model is part of one flat unconstrained vector a
+    datum, over which the family is a distribution.
+
+    Arguments:
+        model: The Pyro program whose latent sites are guided.
+        map: Where the parameters come from: `Encoder`, `LocalParameters`, `GlobalParameters`.
+            A map belongs to one guide.
+        family: The distribution, mean-field Gaussian unless told otherwise.
+        example: A few rows of data on which the program is run once, to find its latent sites.
+            Not needed for `pv.models.VAE`, which can make some.
+        plate: Name of the model's plate over data, where it cannot be told from others.
+
+    Raises:
+        ValueError: If the program has no plate over data, more than one, or a site outside it;
+            or if the map belongs to a guide already.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
+        | https://arxiv.org/abs/1312.6114
+        | Amortized Variational Inference: When and Why? (Margossian & Blei, 2024)
+        | https://arxiv.org/abs/2307.11018
+
+    Example:
+        >>> def model(y):
+        ...     with pyro.plate("data", len(y)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        ...         pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+        >>> guide = Guide(model, Encoder(torch.nn.Linear(1, 2)), example=torch.zeros(1, 1))
+        >>> guide.mean(torch.zeros(5, 1)).shape
+        torch.Size([5, 1])
+    """
+
+    map: InferenceMap
+    row_fit: RowFit | None = None
+
+    def __init__(
+        self,
+        model: ProgramLike,
+        map: InferenceMap,
+        family: Family | None = None,
+        *,
+        example: Data | None = None,
+        plate: str | None = None,
+    ) -> None:
+        super().__init__()
+        if getattr(map, "_belongs", False):
+            raise ValueError(
+                f"this {type(map).__name__} belongs to a guide already, with the parameters of "
+                "that guide; make a new one, or copy.deepcopy it before the first guide"
+            )
+        self.program = Program(model, *(() if example is None else as_batch(example)), plate=plate)
+        self.family = DiagonalNormal() if family is None else family
+        initial = self.family.initial(self.latents)
+        map.setup(
+            self.family.num_parameters(self.latents),
+            initial.to(device=self.program.device, dtype=self.program.dtype),
+        )
+        map._belongs = True  # type: ignore[assignment]
+        self.map = map
+
+    @property
+    def latents(self) -> int:
+        """Entries of the flat latent vector of one datum."""
+        return self.program.latents
+
+    @property
+    def model(self) -> ProgramLike:
+        """The program that this guide was made for."""
+        return self.program.model
+
+    def parameters_of(self, *batch: Tensor) -> Float[Tensor, "batch parameters"]:
+        """The map's answer for a batch, in the mode the guide is in."""
+        current = current_minibatch()
+        rows = None if current is None else current.rows
+        if torch.is_grad_enabled() or self.map.per_row:
+            return self.map(batch, rows)
+        parts = zip(*(part.split(_ROWS_AT_ONCE) for part in batch), strict=True)
+        return torch.cat([self.map(part, None) for part in parts])
+
+    def forward(self, *batch: Tensor) -> None:
+        """Samples the model's latent sites; a Pyro program."""
+        parameters = self.parameters_of(*batch)
+        # The plate may stand left of inner ones: (batch, P) -> (batch, 1, ..., 1, P)
+        ones = (1,) * (-self.program.plate_dim - 1)
+        posterior = self.family(parameters.reshape(len(parameters), *ones, -1))
+        with pyro.plate(self.program.plate, len(parameters), dim=self.program.plate_dim):
+            sites = self.program.latent_sites
+            if len(sites) == 1 and sites[0].is_plain_vector:
+                # Sampled as it is, so that objectives with analytic KL terms recognize it.
+                pyro.sample(sites[0].name, posterior)
+            else:
+                self._sample_sites(posterior)
+
+    def _sample_sites(self, posterior: dist.TorchDistribution) -> None:
+        """Draws the flat vector, then gives every site its part of it."""
+        flat = pyro.sample("_latent", posterior, infer={"is_auxiliary": True})
+        flat = flat.reshape(-1, self.latents)
+        for site, part in zip(self.program.latent_sites, self.program.split(flat), strict=True):
+            value, log_jacobian = site.constrain(part)
+            delta = dist.Delta(value, log_density=-log_jacobian, event_dim=site.event_dim)
+            with _plates(site.plates):
+                pyro.sample(site.name, delta)
+
+    def posterior(self, *batch: Tensor) -> FamilyPosterior:
+        """What the guide says about a batch: draws, and densities at given points."""
+        return FamilyPosterior(self.family, self.parameters_of(*batch))
+
+    def sample(
+        self, data: Data, num_samples: int = 1, *, seed: int | None = None
+    ) -> Float[Tensor, "samples batch latents"]:
+        """Draws from q(z_n) for every datum.
+
+        Arguments:
+            data: The batch tensor, or a tuple of them.
+            num_samples: Draws a datum.
+            seed: With a seed the same draws every time, and the caller's random stream is left
+                alone; without one the draws come from that stream.
+
+        Returns:
+            Flat unconstrained latents, `(samples, batch, latents)`.
+        """
+        posterior = self._evaluated(data)
+        if seed is None:
+            return posterior.draw(num_samples)[0].detach()
+        with forked_seed(seed):
+            return posterior.draw(num_samples)[0].detach()
+
+    def mean(self, data: Data) -> Float[Tensor, "batch latents"]:
+        """Mean of q(z_n) for every datum: the deterministic embedding, `(batch, latents)`."""
+        return self._evaluated(data).mean().detach()
+
+    def _evaluated(self, data: Data) -> FamilyPosterior:
+        with evaluating(self, self.model), torch.no_grad():
+            return self.posterior(*as_batch(data, self.program.device))
+
+    def fit_rows(self, data: Data, method: FitRows | None = None, *, seed: int = 0) -> "Guide":
+        r"""Fits free parameters to every datum, with the model and the family fixed.
+
+        .. math:: \lambda_n^\star = \arg\max_\lambda \mathrm{ELBO}_n(q_\lambda)
+
+        This is how data that a `LocalParameters` table has no rows for are inferred, and, for an
+        encoder, the optimum of its family that it is compared with. It starts at the map's
+        answer, or near the prior where the map has none.
+
+        Arguments:
+            data: The batch tensor, or a tuple of them.
+            method: How to optimize; see :class:`FitRows`.
+            seed: Seed of the draws; the caller's random stream is left alone.
+
+        Returns:
+            A new guide for these data and this model, with `LocalParameters`, and the result of
+            the fit in its `row_fit` (ELBO, its error, and `converged`, each `(batch,)`).
+        """
+        batch = as_batch(data, self.program.device)
+        start = self._start(batch)
+        with forked_seed(seed):
+            fit = fit_parameters(self.program, self.family, batch, start, method or FitRows())
+        rows = LocalParameters(len(start))
+        guide = Guide(
+            self.model,
+            rows,
+            self.family,
+            example=tuple(part[:1] for part in batch),
+            plate=self.program.plate,
+        )
+        rows.fill(fit.parameters)
+        rows.remember(*batch)
+        guide.row_fit = fit
+        return guide.eval()
+
+    def _start(self, batch: Batch) -> Tensor:
+        if not self.map.per_row:
+            return self._evaluated(batch).parameters
+        initial = self.family.initial(self.latents)
+        return initial.to(batch[0].device, self.program.dtype).repeat(len(batch[0]), 1)
+
+
+def _plates(plates: tuple[tuple[str, int, int], ...]) -> Any:
+    """Opens the plates inside a datum."""
+    from contextlib import ExitStack
+
+    stack = ExitStack()
+    for name, size, dim in plates:
+        stack.enter_context(pyro.plate(name, size, dim=dim))
+    return stack

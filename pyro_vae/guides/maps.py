@@ -1,0 +1,295 @@
+"""Inference maps: where a family's parameters come from.
+
+A map turns `(batch, rows)` into a flat tensor `(batch, parameters)`. It does not know what the
+parameters mean; that is the family's part.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .._types import Batch
+from ..data import row_digests
+
+
+class InferenceMap(nn.Module):
+    """Where the parameters of q(z_n) come from.
+
+    A map of your own sets up what it owns in :meth:`setup` and answers in :meth:`forward`::
+
+        class Constant(pv.InferenceMap):
+            def setup(self, num_parameters, initial):
+                self.value = nn.Parameter(initial.clone())
+
+            def forward(self, batch, rows):
+                return self.value.expand(len(batch[0]), -1)
+    """
+
+    per_row = False
+    """Whether the map answers only for the rows it was trained on."""
+
+    def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
+        """Makes what the map owns, once the family and the model are known.
+
+        Arguments:
+            num_parameters: Entries the family needs a datum.
+            initial: Values at which the family is close to the prior, with the dtype and on the
+                device of the model.
+        """
+        raise NotImplementedError
+
+    def remember(self, *batch: Tensor) -> None:
+        """Told of the whole data set before training; a map that needs nothing ignores it."""
+
+    def scale_steps(self, factor: float) -> None:
+        """Told of the schedule: the step size as a fraction of the first one."""
+
+    def owns(self, leaf: Tensor) -> bool:
+        """Whether a leaf of the loss's graph is moved by the map itself, not by an optimizer."""
+        return False
+
+    def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
+        """Parameters `(batch, parameters)` for a batch.
+
+        Arguments:
+            batch: The tensors the guide was called with.
+            rows: Their positions in the data set, or `None` where nobody said.
+        """
+        raise NotImplementedError
+
+
+class Encoder(InferenceMap):
+    r"""Amortized map: :math:`\lambda_n = \mathrm{net}(y_n)`, one network for all data.
+
+    Arguments:
+        net: A module called with the batch tensors, giving `(batch, parameters)`. A net with an
+            attribute `num_features` (as those of :mod:`pyro_vae.nets`) is a trunk that gives
+            `(batch, num_features)`: a linear layer of the size the family needs is put on top,
+            so that the same net serves every family.
+
+    Raises:
+        ValueError: When called, if the net's output does not have the shape the family needs.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
+        | https://arxiv.org/abs/1312.6114
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.head: nn.Module = nn.Identity()
+        self.num_parameters = 0
+
+    def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
+        """Puts a linear layer on top of a trunk."""
+        self.num_parameters = num_parameters
+        features = getattr(self.net, "num_features", None)
+        if features is not None:
+            head = nn.Linear(int(features), num_parameters)
+            self.head = head.to(device=initial.device, dtype=initial.dtype)
+
+    def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
+        """The network's answer."""
+        parameters: Tensor = self.head(self.net(*batch))
+        expected = (len(batch[0]), self.num_parameters)
+        if parameters.shape != expected:
+            raise ValueError(
+                f"the encoder's net must give {expected} (batch, parameters of the family), got "
+                f"{tuple(parameters.shape)}; change its last layer to {self.num_parameters} "
+                "outputs, or give it an attribute num_features to have one put on top"
+            )
+        return parameters
+
+
+class GlobalParameters(InferenceMap):
+    r"""Deliberately global map: :math:`\lambda_n = \lambda`, the same q(z) for every datum.
+
+    It does not look at the data, so the best it can do is to be the prior, while the decoder
+    learns to ignore z: the average image and a rate of zero. It is here to be compared with.
+    """
+
+    def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
+        """One row of parameters."""
+        self.value = nn.Parameter(initial.clone())
+
+    def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
+        """The same row for every datum."""
+        return self.value.expand(len(batch[0]), -1)
+
+
+class LocalParameters(InferenceMap):
+    r"""Non-amortized map: row :math:`n` of a free table, :math:`\lambda_n`; does not look at `y`.
+
+    The table is not a `Parameter`. An optimizer that holds it would move rows that are not in
+    the batch (Adam's momentum) at a cost that grows with the data. Here the gradient of a batch's
+    rows updates those rows, during `backward()`, by an Adam whose moments and step count belong
+    to the row. So whatever optimizer trains the rest, rows outside the batch do not move, and a
+    step costs the same for a thousand data as for a million. Under `pv.fit` the rows' step size
+    follows the schedule of the rest.
+
+    Rows are known from :class:`pyro_vae.minibatch`; without it the batch must be the whole data
+    set the table was trained on, which is checked by digests of its rows.
+
+    Arguments:
+        num_data: Rows of the data set that the guide is trained on.
+        lr: Step size of the rows' Adam. A row is visited once an epoch, so it has far fewer
+            steps than the networks and takes longer ones.
+
+    Shapes:
+        rows: `(batch,)`, int64 positions in that data set.
+        returns: `(batch, parameters)`, unconstrained.
+
+    Raises:
+        ValueError: When called, if the rows of the batch are not known, or are not the table's.
+
+    References:
+        | Stochastic Variational Inference (Hoffman et al., 2013)
+        | https://arxiv.org/abs/1206.7055
+        | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)
+        | https://arxiv.org/abs/1412.6980
+    """
+
+    per_row = True
+    table: Tensor
+    moment: Tensor
+    square: Tensor
+    visits: Tensor
+    digests: Tensor
+
+    def __init__(self, num_data: int, *, lr: float = 0.1) -> None:
+        super().__init__()
+        if num_data < 1:
+            raise ValueError(f"num_data is the number of rows of the data set, got {num_data}")
+        self.num_data, self.lr, self.factor = num_data, lr, 1.0
+        # Pyro's SVI calls backward() only where a program has a parameter: an empty one will do.
+        self.anchor = nn.Parameter(torch.zeros(0))
+        self._leaf: tuple[Tensor, int, Tensor] | None = None
+
+    def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
+        """A table of so many rows, each at `initial`, with the optimizer's state of each row."""
+        self.register_buffer("table", initial.repeat(self.num_data, 1))
+        self.register_buffer("moment", torch.zeros_like(self.table))
+        self.register_buffer("square", torch.zeros_like(self.table))
+        self.register_buffer("visits", torch.zeros(self.num_data, dtype=torch.int64))
+        self.register_buffer("digests", torch.zeros(0, dtype=torch.int64))
+
+    def remember(self, *batch: Tensor) -> None:
+        """Notes which data the table belongs to, so that other data are not taken for them."""
+        self.digests = row_digests(*batch).to(self.table.device)
+
+    def scale_steps(self, factor: float) -> None:
+        """The rows' step size follows the schedule of the rest."""
+        self.factor = factor
+
+    def fill(self, parameters: Float[Tensor, "data parameters"]) -> None:
+        """Sets the whole table, as after a fit of all rows."""
+        self.table.copy_(parameters)
+
+    def owns(self, leaf: Tensor) -> bool:
+        """The rows in flight are."""
+        return self._leaf is not None and leaf is self._leaf[2]
+
+    def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
+        """Rows of the table; in training mode their gradient moves them."""
+        rows = self._rows(batch, rows).to(self.table.device)
+        if not (self.training and torch.is_grad_enabled()):
+            return self.table[rows].to(batch[0].device)
+        unique, inverse = rows.unique(return_inverse=True)
+        return self._trainable(unique)[inverse].to(batch[0].device)
+
+    def _rows(self, batch: Batch, rows: Tensor | None) -> Tensor:
+        num_rows = len(batch[0])
+        if rows is None:
+            self._check_whole(batch)
+            return torch.arange(self.num_data)
+        if len(rows) != num_rows:
+            raise ValueError(
+                f"the minibatch names {len(rows)} rows, but the guide was called with {num_rows}"
+            )
+        if int(rows.max()) >= self.num_data:
+            raise ValueError(
+                f"LocalParameters has {self.num_data} rows, the minibatch names row "
+                f"{int(rows.max())}: make it with num_data={int(rows.max()) + 1} or more"
+            )
+        return rows
+
+    def _check_whole(self, batch: Batch) -> None:
+        """Refuses data that are not the ones the table was trained on."""
+        remedy = (
+            "use guide.fit_rows(y) for new data, or `with pv.minibatch(rows, num_data):` for "
+            "some rows of the data it was trained on"
+        )
+        if len(batch[0]) != self.num_data:
+            raise ValueError(
+                f"LocalParameters has a row for each of the {self.num_data} data it is trained "
+                f"on, and got {len(batch[0])} others: {remedy}"
+            )
+        if self.training or self.digests.numel() == 0:
+            return
+        other = (row_digests(*batch).to(self.digests.device) != self.digests).nonzero()
+        if len(other) > 0:
+            raise ValueError(
+                f"{len(other)} of {self.num_data} rows (the first is row {int(other[0])}) are "
+                f"not the data that LocalParameters was trained on: {remedy}"
+            )
+
+    def _trainable(self, rows: Tensor) -> Tensor:
+        """A leaf of the graph with these rows; its gradient updates them when it arrives.
+
+        Several calls with the same rows before the update (one a particle) share the leaf, so
+        that their gradients add up to one step.
+        """
+        version = self.table._version
+        if self._leaf is not None and self._leaf[1] == version and torch.equal(self._leaf[0], rows):
+            return self._leaf[2]
+        leaf = self.table[rows].requires_grad_()
+        self._leaf = (rows, version, leaf)
+        leaf.register_post_accumulate_grad_hook(lambda tensor: self._step(rows, tensor))
+        return leaf
+
+    def _step(self, rows: Tensor, leaf: Tensor) -> None:
+        gradient, leaf.grad = leaf.grad, None
+        self._leaf = None
+        if gradient is not None:
+            self.update(rows, gradient)
+
+    @torch.no_grad()
+    def update(
+        self, rows: Int[Tensor, " batch"], gradient: Float[Tensor, "batch parameters"]
+    ) -> None:
+        """One step of the rows' own Adam; no other row is read or written.
+
+        Raises:
+            FloatingPointError: If a gradient is not finite; names the first such row, and leaves
+                the table as it was.
+        """
+        bad = (~gradient.isfinite().all(dim=-1)).nonzero()
+        if len(bad) > 0:
+            raise FloatingPointError(
+                f"the gradient of row {int(rows[bad[0]])} of LocalParameters is not finite "
+                f"({len(bad)} of {len(rows)} rows in the batch)"
+            )
+        beta1, beta2, epsilon = 0.9, 0.999, 1e-8  # the defaults of Kingma & Ba
+        self.visits[rows] += 1
+        visits = self.visits[rows].to(gradient.dtype).unsqueeze(-1)
+        moment = self.moment[rows].lerp(gradient, 1 - beta1)
+        square = self.square[rows].lerp(gradient.square(), 1 - beta2)
+        self.moment[rows], self.square[rows] = moment, square
+        direction = (moment / (1 - beta1**visits)) / (
+            (square / (1 - beta2**visits)).sqrt() + epsilon
+        )
+        self.table[rows] -= self.lr * self.factor * direction
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the rows in flight, which belong to one backward pass."""
+        return {**self.__dict__, "_leaf": None}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # The digests are empty until the data are known, so their shape is that of the file.
+        saved = state_dict.get(prefix + "digests")
+        if saved is not None:
+            self.digests = torch.zeros_like(saved)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,170 @@
+"""What a guide says about given data: draws with their log density, and the density at a point.
+
+Objectives, evidence and diagnostics ask a :class:`Posterior` and nothing else, so a guide of ours
+and a guide that somebody wrote by hand as a Pyro program are the same to them.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+
+from .._types import Batch, ProgramLike
+from ..programs import Program, per_datum_log_probs, repeat_rows
+from .families import Family
+
+
+class Posterior(Protocol):
+    """An approximate posterior of some data, over flat unconstrained latents."""
+
+    def __len__(self) -> int:
+        """Number of data."""
+
+    def row(self, index: int) -> "Posterior":
+        """The posterior of one of the data."""
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draws `(particles, batch, latents)` and their log densities `(particles, batch)`."""
+
+    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
+        """Log density at given points, `(particles, batch)`, in nats."""
+
+
+@dataclass(frozen=True)
+class FamilyPosterior:
+    """A family with parameters for some data, `(batch, parameters)`."""
+
+    family: Family
+    parameters: Float[Tensor, "batch parameters"]
+
+    def __len__(self) -> int:
+        """Number of data."""
+        return len(self.parameters)
+
+    def row(self, index: int) -> "FamilyPosterior":
+        """The posterior of one of the data."""
+        return replace(self, parameters=self.parameters[index : index + 1])
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Reparameterized draws and their log densities."""
+        q = self.family(self.parameters)
+        z = q.rsample(torch.Size((num_particles,)))
+        return z, q.log_prob(z)
+
+    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
+        """Log density at given points."""
+        return self.family(self.parameters).log_prob(z)
+
+    def mean(self) -> Float[Tensor, "batch latents"]:
+        """Mean of every datum's posterior."""
+        return self.family(self.parameters).mean
+
+
+@dataclass(frozen=True)
+class ProgramPosterior:
+    """A guide written by hand as a Pyro program, with the data it is called with.
+
+    It is run on a longer batch, rows repeated for their particles, so it must treat rows
+    independently of one another and of their position.
+    """
+
+    program: Program
+    guide: ProgramLike
+    batch: Batch
+
+    def __len__(self) -> int:
+        """Number of data."""
+        return len(self.batch[0])
+
+    def row(self, index: int) -> "ProgramPosterior":
+        """The posterior of one of the data."""
+        return replace(self, batch=tuple(part[index : index + 1] for part in self.batch))
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Runs the guide on repeated rows; returns flat draws and their log densities."""
+        nodes = self._trace(self.guide, num_particles)
+        values = {site.name: nodes[site.name]["value"] for site in self.program.latent_sites}
+        z, jacobian = self.program.flatten(values)
+        log_q = jacobian + self._log_probs(nodes, len(z))
+        return z.view(num_particles, len(self), -1), log_q.view(num_particles, len(self))
+
+    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
+        """Runs the guide with its sites set to given points."""
+        values, jacobian = self.program.constrain(z.reshape(-1, z.shape[-1]))
+        nodes = self._trace(poutine.condition(self.guide, data=values), len(z))
+        return (jacobian + self._log_probs(nodes, len(jacobian))).view(len(z), len(self))
+
+    def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
+        """Mean of every datum's posterior: a program has no other way than the mean of draws."""
+        return self.draw(num_samples)[0].mean(dim=0)
+
+    def _trace(self, guide: ProgramLike, num_particles: int) -> dict[str, Any]:
+        with poutine.block():
+            batch = repeat_rows(self.batch, num_particles)
+            nodes = dict(poutine.trace(guide).get_trace(*batch).nodes)
+        missing = [site.name for site in self.program.latent_sites if site.name not in nodes]
+        if missing:
+            raise ValueError(
+                f"the guide misses the latent site(s) {missing} of the model; it samples "
+                f"{self._sampled(nodes)}: add pyro.sample({missing[0]!r}, ...) to the guide"
+            )
+        return nodes
+
+    def _sampled(self, nodes: dict[str, Any]) -> list[str]:
+        return [
+            name
+            for name, site in nodes.items()
+            if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
+        ]
+
+    def _log_probs(self, nodes: dict[str, Any], rows: int) -> Tensor:
+        return torch.stack([self._site(nodes[name], rows) for name in self._sampled(nodes)]).sum(0)
+
+    def _site(self, site: Any, rows: int) -> Tensor:
+        known = {latent.name for latent in self.program.latent_sites}
+        auxiliary = site["infer"].get("is_auxiliary", False)
+        if site["name"] not in known and not auxiliary:
+            raise ValueError(
+                f"the guide samples '{site['name']}', which the model does not have (its latent "
+                f"sites are {sorted(known)}); rename it, or mark it infer={{'is_auxiliary': True}}"
+            )
+        log_prob = per_datum_log_probs(site, self.program.plate_dim)
+        if log_prob.shape != (rows,):
+            raise ValueError(
+                f"site '{site['name']}' of the guide has a log density of shape "
+                f"{tuple(log_prob.shape)} a batch of {rows} rows: sample it inside "
+                f"pyro.plate('{self.program.plate}', len(y)), with the event dimensions of "
+                "the model's site (.to_event)"
+            )
+        return log_prob
+
+
+def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
+    """The structure of a model; a guide made for that very model knows it already."""
+    program = getattr(guide, "program", None)
+    if isinstance(program, Program) and program.model is model:
+        return program
+    return Program(model, *batch)
+
+
+def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterior:
+    """What a guide says about a batch, be it a `Guide` or a program written by hand.
+
+    Raises:
+        TypeError: If the guide is one of Pyro's automatic guides, whose parameters belong to a
+            position in the batch and not to a datum.
+    """
+    if isinstance(guide, AutoGuide):
+        raise TypeError(
+            f"{type(guide).__name__} ties its parameters to positions in the batch, so its "
+            "draws belong to no datum on another batch; use pv.Guide(model, "
+            "pv.LocalParameters(num_data)) for free parameters a datum"
+        )
+    posterior = getattr(guide, "posterior", None)
+    if posterior is None:
+        return ProgramPosterior(program, guide, batch)
+    return posterior(*batch)

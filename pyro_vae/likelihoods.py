@@ -1,0 +1,209 @@
+r"""Likelihoods: from a decoder's output to :math:`p(y \mid z)`.
+
+A likelihood is a value: it turns the output for a row into a distribution over a datum, gives its
+mean, and knows which data it can be asked about. A Gaussian's sigma is an object of its own: fixed,
+learned, or part of the decoder's output.
+"""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from .data import check_range
+
+
+class Likelihood(nn.Module):
+    """What a likelihood offers. A subclass defines :meth:`distribution` and :meth:`mean`."""
+
+    outputs = 1
+    """Numbers a feature that the decoder must give."""
+
+    def distribution(self, output: Tensor) -> dist.TorchDistribution:
+        """Independent distributions of the features, shaped like a batch of data."""
+        raise NotImplementedError
+
+    def mean(self, output: Float[Tensor, "batch *output"]) -> Float[Tensor, "batch *datum"]:
+        """Mean of p(y | z)."""
+        raise NotImplementedError
+
+    def forward(self, output: Float[Tensor, "batch *output"]) -> dist.TorchDistribution:
+        """p(y | z) with the datum as its event: `(batch,)` distributions."""
+        features = self.distribution(output)
+        return features.to_event(len(features.batch_shape) - 1)
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses data outside the support, with the first offender and the remedy."""
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same likelihood."""
+        return {}
+
+
+class Bernoulli(Likelihood):
+    r"""Bernoulli features, :math:`\log p(y \mid z) = \sum_d y_d \eta_d - \log(1 + e^{\eta_d})`.
+
+    The decoder gives the logits :math:`\eta`; probabilities from a sigmoid saturate in float32.
+    Data may be grey, in [0, 1], as is common for images, but the value is a log probability only
+    for binary data: state the binarization beside every number.
+
+    Example:
+        >>> Bernoulli()(torch.zeros(3, 2)).log_prob(torch.ones(3, 2))
+        tensor([-1.3863, -1.3863, -1.3863])
+    """
+
+    def distribution(self, output: Tensor) -> dist.TorchDistribution:
+        """Bernoulli distributions with these logits."""
+        # Validation would refuse grey values; `check` refuses what lies outside [0, 1].
+        return dist.Bernoulli(logits=output, validate_args=False)
+
+    def mean(self, output: Float[Tensor, "batch *output"]) -> Float[Tensor, "batch *datum"]:
+        """Probability of a one."""
+        return output.sigmoid()
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses values outside [0, 1]."""
+        check_range(y, low=0.0, high=1.0, likelihood="Bernoulli")
+
+
+class FixedSigma(nn.Module):
+    """A sigma that is given and stays.
+
+    Arguments:
+        sigma: Standard deviation, in the unit of the data.
+
+    Raises:
+        ValueError: If it is not positive and finite.
+    """
+
+    outputs = 1
+
+    def __init__(self, sigma: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < sigma < float("inf"):
+            raise ValueError(f"sigma is a positive standard deviation, got {sigma}")
+        self.sigma = float(sigma)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same sigma."""
+        return {"sigma": self.sigma}
+
+    def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and sigma."""
+        return output, output.new_full((), self.sigma)
+
+
+class LearnedSigma(nn.Module):
+    r"""A sigma that is a parameter of the model, :math:`\sigma = f + \mathrm{softplus}(s)`.
+
+    Without a floor sigma goes to zero for any guide that tells the data apart: the density is
+    unbounded. The floor says how finely the data were measured.
+
+    Arguments:
+        shape: `()` for one sigma for all features, or the shape of a datum for one a feature.
+        initial: Where sigma starts.
+        floor: Smallest sigma, in the unit of the data.
+
+    Raises:
+        ValueError: If not `0 < floor < initial`.
+    """
+
+    outputs = 1
+
+    def __init__(
+        self, shape: tuple[int, ...] | int = (), *, initial: float = 1.0, floor: float = 1e-2
+    ) -> None:
+        super().__init__()
+        _check_floor(floor)
+        if initial <= floor:
+            raise ValueError(f"sigma must start above its floor {floor}, got {initial}")
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.initial, self.floor = initial, floor
+        start = torch.tensor(initial - floor).expm1().log()  # inverse of softplus
+        self.raw = nn.Parameter(start.expand(self.shape).clone())
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same sigma."""
+        return {"shape": self.shape, "initial": self.initial, "floor": self.floor}
+
+    def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and sigma."""
+        return output, self.floor + softplus(self.raw)
+
+
+class DecodedSigma(nn.Module):
+    r"""A sigma that depends on z: the second half of the decoder's output, through a softplus.
+
+    Arguments:
+        floor: Smallest sigma, in the unit of the data.
+
+    Raises:
+        ValueError: If the floor is not positive; when called, if the output cannot be halved.
+    """
+
+    outputs = 2
+
+    def __init__(self, *, floor: float = 1e-2) -> None:
+        super().__init__()
+        _check_floor(floor)
+        self.floor = floor
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same sigma."""
+        return {"floor": self.floor}
+
+    def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and sigma, each half of the output along the first axis of the datum."""
+        if output.shape[1] % 2:
+            raise ValueError(
+                "a sigma from the decoder needs two numbers a feature, so an even first axis of "
+                f"the datum; the decoder gave {tuple(output.shape)}: make it with outputs=2"
+            )
+        loc, raw = output.chunk(2, dim=1)
+        return loc, self.floor + softplus(raw)
+
+
+def _check_floor(floor: float) -> None:
+    if not 0 < floor < float("inf"):
+        raise ValueError(f"the floor is the smallest sigma and must be positive, got {floor}")
+
+
+class Gaussian(Likelihood):
+    r"""Gaussian features, :math:`p(y \mid z) = \prod_d \mathcal{N}(y_d \mid \mu_d(z), \sigma_d^2)`.
+
+    With a fixed sigma the log density is squared error: :math:`-\|y - \mu\|^2 / 2\sigma^2` and a
+    constant.
+
+    Arguments:
+        sigma: A number for a fixed sigma, or :class:`FixedSigma`, :class:`LearnedSigma`,
+            :class:`DecodedSigma`.
+
+    Example:
+        >>> Gaussian(sigma=2.0)(torch.zeros(1, 1)).log_prob(torch.zeros(1, 1))
+        tensor([-1.6121])
+    """
+
+    def __init__(self, sigma: float | FixedSigma | LearnedSigma | DecodedSigma = 1.0) -> None:
+        super().__init__()
+        self.sigma = FixedSigma(sigma) if isinstance(sigma, int | float) else sigma
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """Numbers a feature that the decoder must give: two if sigma depends on z."""
+        return self.sigma.outputs
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same likelihood."""
+        return {"sigma": self.sigma}
+
+    def distribution(self, output: Tensor) -> dist.TorchDistribution:
+        """Normal distributions of the features."""
+        return dist.Normal(*self.sigma(output))
+
+    def mean(self, output: Float[Tensor, "batch *output"]) -> Float[Tensor, "batch *datum"]:
+        """The mean of every feature."""
+        mean: Tensor = self.sigma(output)[0]
+        return mean

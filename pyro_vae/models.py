@@ -1,0 +1,127 @@
+"""Generative models: Pyro programs that can also generate."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .likelihoods import Likelihood
+from .programs import NamedModule, evaluating, forked_seed
+
+_ROWS_AT_ONCE = 4096  # rows a decoder sees at once; only memory depends on it
+
+
+class VAE(NamedModule):
+    r"""The generative half of a variational autoencoder, a Pyro program.
+
+    .. math:: z_n \sim \mathcal{N}(0, I), \qquad y_n \sim p_\theta(y \mid z_n)
+
+    `model(y)` runs the program: one plate `data`, one latent site `z`, one observed site `y`.
+    Handlers, `Predictive`, `SVI` and guides written by hand work on it as on any other.
+
+    Arguments:
+        decoder: A module from `(batch, latents)` to what the likelihood needs a datum.
+        likelihood: From the decoder's output to p(y | z).
+        latent_dim: Entries of z.
+
+    Raises:
+        ValueError: If the decoder cannot take `latent_dim` latents; when called, if a datum does
+            not have the shape that the decoder gives.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
+        | https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> from pyro_vae import likelihoods
+        >>> model = VAE(nn.Linear(2, 3), likelihoods.Bernoulli(), latent_dim=2)
+        >>> model.sample(4).shape, model.decode(torch.zeros(10, 4, 2)).shape
+        (torch.Size([4, 3]), torch.Size([10, 4, 3]))
+    """
+
+    zero: Tensor
+
+    def __init__(self, decoder: nn.Module, likelihood: Likelihood, latent_dim: int) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim is the number of latents, got {latent_dim}")
+        self.decoder, self.likelihood, self.latent_dim = decoder, likelihood, latent_dim
+        like = next(decoder.parameters(), torch.zeros(()))
+        self.register_buffer("zero", torch.zeros((), dtype=like.dtype, device=like.device))
+        try:
+            self.prototype()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the decoder could not decode z of shape (2, {latent_dim}): {error}"
+            ) from error
+
+    def prototype(self) -> Tensor:
+        """Two rows that look like data: the means at z = 0."""
+        return self.decode(self.zero.new_zeros(2, self.latent_dim))
+
+    def prior(self) -> dist.TorchDistribution:
+        """p(z), a standard normal over a vector."""
+        loc = self.zero.expand(self.latent_dim)
+        return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
+
+    def forward(self, y: Float[Tensor, "batch *datum"]) -> Tensor:
+        """The program; returns z."""
+        with pyro.plate("data", len(y)):
+            z: Tensor = pyro.sample("z", self.prior())
+            likelihood = self.likelihood(self.decoder(z))
+            if y.shape[1:] != likelihood.event_shape:
+                raise ValueError(
+                    f"the decoder gives data of shape {tuple(likelihood.event_shape)}, got data "
+                    f"of shape {tuple(y.shape[1:])} ({len(y)} rows): change the decoder's last "
+                    "layer, or reshape the data"
+                )
+            pyro.sample("y", likelihood, obs=y)
+        return z
+
+    def decode(self, z: Float[Tensor, "*draws latents"]) -> Float[Tensor, "..."]:
+        """Mean of p(y | z), for latents with any number of leading dimensions; no gradient."""
+        with evaluating(self), torch.no_grad():
+            outputs = [self.decoder(part) for part in self._rows(z)]
+            flat = torch.cat([self.likelihood.mean(output) for output in outputs])
+        return flat.view(*z.shape[:-1], *flat.shape[1:])
+
+    def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "draws *datum"]:
+        """Draws from p(y): z from the prior, then y from p(y | z).
+
+        Arguments:
+            num_samples: Number of draws.
+            seed: With a seed the same draws every time, and the caller's random stream is left
+                alone; without one the draws come from that stream.
+        """
+        if seed is not None:
+            with forked_seed(seed):
+                return self.sample(num_samples)
+        with torch.no_grad():
+            z = self.prior().expand([num_samples]).sample()
+        return self.sample_data(z)
+
+    def sample_data(self, z: Float[Tensor, "*draws latents"]) -> Float[Tensor, "..."]:
+        """Draws from p(y | z), one for each z."""
+        with evaluating(self), torch.no_grad():
+            draws = [self.likelihood(self.decoder(part)).sample() for part in self._rows(z)]
+            flat = torch.cat(draws)
+        return flat.view(*z.shape[:-1], *flat.shape[1:])
+
+    def _rows(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Flat rows `(rows, latents)`, in pieces; at least one, so that no draws have a shape."""
+        return z.reshape(-1, z.shape[-1]).split(_ROWS_AT_ONCE)
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses data that the likelihood cannot have made, with the remedy."""
+        self.likelihood.check(y, names)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same architecture."""
+        return {
+            "decoder": self.decoder,
+            "likelihood": self.likelihood,
+            "latent_dim": self.latent_dim,
+        }

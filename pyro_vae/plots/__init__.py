@@ -1,0 +1,37 @@
+"""Figures of arrays: learning curves, reconstructions, the latent plane, Pareto k, comparisons.
+
+Every function takes arrays (NumPy's or torch's, on any device), never models or guides: a mapping
+from the name of a guide to its array. Each draws into what it is given and returns the axes, so
+that titles, scales and sizes stay the caller's::
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    plot_learning_curves(curves, ax=figure.subplots())
+    figure.savefig("curves.png")
+
+Given an `ax` or a `figure`, pyplot is not even imported, and nothing has to be closed. Without
+one, a figure is opened through pyplot, which is what makes a notebook show it; it is then
+pyplot's current figure, and the caller's to close. A figure of your own needs a layout engine to
+make room for labels and legends: "constrained", or "compressed" where panels are square.
+rcParams are read and never changed.
+
+A guide has the same colour and marker in each figure where it stands at the same place of the
+mapping. The colours can be told apart by colour-blind readers, the markers in grey print.
+"""
+
+from .comparison import plot_comparison as plot_comparison
+from .latents import plot_latent_plane as plot_latent_plane
+from .learning import LearningCurve as LearningCurve
+from .learning import plot_learning_curves as plot_learning_curves
+from .pareto import plot_pareto_k as plot_pareto_k
+from .reconstructions import plot_reconstructions as plot_reconstructions
+
+__all__ = [
+    "LearningCurve",
+    "plot_comparison",
+    "plot_latent_plane",
+    "plot_learning_curves",
+    "plot_pareto_k",
+    "plot_reconstructions",
+]

@@ -1,0 +1,131 @@
+"""What all figures share: arrays out of tensors, colours and markers, figures, legends.
+
+References:
+    | Color Universal Design (Okabe & Ito, 2008)
+    | https://jfly.uni-koeln.de/color/
+    | Colour schemes (Tol, 2021)
+    | https://personal.sron.nl/~pault/
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+Array: TypeAlias = Tensor | NDArray[Any]
+Number: TypeAlias = float | Array
+Value = TypeVar("Value")
+
+# 7 and 10 colours against 11 markers: neither number divides 11, so that a pair comes back only
+# after 77 guides, or 110 categories.
+MARKERS = tuple("os^DvXP<>*p")
+# Okabe and Ito's colours without yellow, which is too faint for a line on white.
+GUIDE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Tol's muted scheme, its pale grey made darker: as many as there are digits.
+CATEGORY_COLOURS = (
+    *("#332288", "#CC6677", "#117733", "#88CCEE", "#AA4499"),
+    *("#DDCC77", "#44AA99", "#882255", "#999933", "#777777"),
+)
+
+
+def as_numpy(values: Number) -> NDArray[Any]:
+    """A tensor or number as an array; floating tensors in float64, since NumPy has no bfloat16."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    array: NDArray[Any] = (values.double() if values.is_floating_point() else values).numpy()
+    return array
+
+
+def at_least_one(guides: Mapping[str, Value]) -> Mapping[str, Value]:
+    """The mapping itself, or a `ValueError` if it is empty."""
+    if not guides:
+        raise ValueError("expected at least one guide to draw, got an empty mapping")
+    return guides
+
+
+def finite_span(arrays: Iterable[NDArray[Any]]) -> tuple[float, float]:
+    """Lowest and highest finite value of all arrays; 0 and 1 if there is none."""
+    finite = np.concatenate([array[np.isfinite(array)].ravel() for array in arrays])
+    return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+
+
+def style(number: int, colours: Sequence[str] = GUIDE_COLOURS) -> dict[str, Any]:
+    """Colour and marker of the guide at this place of its mapping."""
+    return {"color": colours[number % len(colours)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def handles(names: Iterable[str]) -> list[Any]:
+    """Entries of a legend, one a guide."""
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], label=name, linestyle="none", markersize=5, **style(number))
+        for number, name in enumerate(names)
+    ]
+
+
+def figure_or_new(
+    figure: "Figure | SubFigure | None", size: tuple[float, float], *, layout: str = "constrained"
+) -> "Figure | SubFigure":
+    """The figure given, or a new one: the only place that touches pyplot."""
+    if figure is not None:
+        return figure
+    import matplotlib.pyplot as plt
+
+    return plt.figure(figsize=size, layout=layout)
+
+
+def axes_or_new(ax: "Axes | None", size: tuple[float, float]) -> "Axes":
+    """The axes given, or those of a new figure."""
+    return figure_or_new(None, size).subplots() if ax is None else ax
+
+
+def without_box(ax: "Axes") -> "Axes":
+    """Takes away the lines at the top and the right."""
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def legend_above(ax: "Axes", entries: Sequence[Any]) -> None:
+    """Puts the legend over the axes, where it hides no data."""
+    anchor: dict[str, Any] = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0.0, 1.0),
+        "borderaxespad": 0.0,
+    }
+    beside = 0.7  # inches that the vertical axis and its labels take
+    columns = fitting_columns(inches_wide(ax.figure) - beside, entries)
+    ax.legend(handles=entries, ncols=columns, frameon=False, fontsize="small", **anchor)
+
+
+def inches_wide(figure: "Figure | SubFigure") -> float:
+    """Width of a figure, or of the part of it that a sub-figure is."""
+    return float(figure.bbox.width / figure.dpi)
+
+
+def fitting_columns(inches: float, entries: Sequence[Any]) -> int:
+    """Columns of a legend that stay within a width; at least one.
+
+    Reckons with 0.5 inch for a handle and 0.075 for a letter, at the usual font sizes.
+    """
+    widths = [0.5 + 0.075 * len(str(entry.get_label())) for entry in entries]
+    columns = range(len(widths), 1, -1)
+    fits = (n for n in columns if sum(map(max, np.array_split(widths, n))) <= inches)
+    return next(fits, 1)
+
+
+def with_minus(text: str) -> str:
+    """A formatted number with the minus sign that axes use."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def listed(shapes: Iterable[tuple[int, ...]]) -> str:
+    """Shapes for a message."""
+    return ", ".join(str(shape) for shape in shapes)

@@ -1,0 +1,162 @@
+"""Data, their reconstructions and draws from the prior, as images or as profiles."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxtyping import Shaped
+from numpy.typing import NDArray
+
+from .drawing import Array, as_numpy, figure_or_new, finite_span, style, without_box
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+
+def plot_reconstructions(
+    originals: Shaped[Array, "..."],
+    reconstructions: Mapping[str, Shaped[Array, "..."]],
+    prior_draws: Mapping[str, Shaped[Array, "..."]],
+    image_shape: tuple[int, int] | None = None,
+    *,
+    figure: "Figure | SubFigure | None" = None,
+) -> NDArray[Any]:
+    """Draws data on top, then each guide's reconstructions of them, then each guide's prior draws.
+
+    All cells share one range of values, that of all the arrays together: a grey that means 0.5 in
+    one row means 0.5 in each. Black is the lowest value, white the highest.
+
+    Arguments:
+        originals: Data, `(images, *event)`, one column each; eight to twelve fit a page.
+        reconstructions: For each guide the mean of p(y | z) at a z inferred from the same data,
+            `(images, *event)`.
+        prior_draws: For each guide the mean of p(y | z) at z drawn from the prior,
+            `(draws, *event)`. Empty leaves these rows out.
+        image_shape: Height and width of an image. `None` for data that are no images: every cell
+            is then a profile, value against feature, with the original in thin grey behind its
+            reconstructions.
+        figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
+
+    Returns:
+        The axes, `(1 + reconstructions + prior draws, columns)`, rows in the order above, each
+        with its label at the left.
+
+    Raises:
+        ValueError: If there are no data, reconstructions are not of the shape of the originals,
+            draws not of the shape of a datum, or a datum does not fill `image_shape`.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> y = torch.eye(4)
+        >>> axes = plot_reconstructions(y, {"global": y * 0 + 0.25}, {}, (2, 2), figure=Figure())
+        >>> axes.shape
+        (2, 4)
+    """
+    data = _data(as_numpy(originals), image_shape)
+    rows = [Row("data", "", "0.2", data)]
+    for number, (name, values) in enumerate(reconstructions.items()):
+        array = _like(originals.shape, f"reconstructions[{name!r}]", values)
+        rows.append(Row(name, "reconstructions", style(number)["color"], array))
+    for number, (name, values) in enumerate(prior_draws.items()):
+        shape = (len(values), *originals.shape[1:])
+        array = _like(shape, f"prior_draws[{name!r}]", values)
+        rows.append(Row(name, "draws from the prior", style(number)["color"], array))
+    rows = [row._replace(cells=row.cells.reshape(-1, *data.shape[1:])) for row in rows]
+    axes = _grid(figure, rows, image_shape)
+    (_draw_images if image_shape else _draw_profiles)(axes, rows)
+    _label(axes, rows)
+    return axes
+
+
+class Row(NamedTuple):
+    """One row of the figure: its label, the title of its group, its colour, and what it shows.
+
+    The cells are `(columns, height, width)` or `(columns, features)`.
+    """
+
+    label: str
+    group: str
+    colour: str
+    cells: NDArray[Any]
+
+
+def _data(originals: NDArray[Any], image_shape: tuple[int, int] | None) -> NDArray[Any]:
+    if originals.ndim < 2 or not originals.size:
+        raise ValueError(
+            f"expected originals of shape (images, *event), got {originals.shape}: "
+            "pass at least one datum, and keep the leading axis where it is only one"
+        )
+    features = originals[0].size
+    if image_shape and features != image_shape[0] * image_shape[1]:
+        raise ValueError(
+            f"expected data that fill an image_shape of {image_shape}, got {features} features: "
+            "pass the right height and width, or image_shape=None for data that are no images"
+        )
+    return originals.reshape(len(originals), *(image_shape or (features,)))
+
+
+def _like(shape: tuple[int, ...], name: str, values: Array) -> NDArray[Any]:
+    array = as_numpy(values)
+    if array.shape != tuple(shape) or not array.size:
+        raise ValueError(
+            f"expected {name} of shape {tuple(shape)}, as the originals have it, got "
+            f"{array.shape}: pass one reconstruction a datum, and at least one draw"
+        )
+    return array
+
+
+def _grid(
+    figure: "Figure | SubFigure | None", rows: Sequence[Row], image_shape: tuple[int, int] | None
+) -> NDArray[Any]:
+    width, height = (0.62, 0.62) if image_shape else (0.95, 0.75)  # inches a cell
+    columns = max(len(row.cells) for row in rows)
+    size = (1.2 + width * columns, 0.5 + height * len(rows))
+    figure = figure_or_new(figure, size, layout="compressed" if image_shape else "constrained")
+    axes: NDArray[Any] = figure.subplots(
+        len(rows), columns, squeeze=False, sharex=True, sharey=True
+    )
+    for row_axes, row in zip(axes, rows, strict=True):
+        for ax in row_axes[len(row.cells) :]:
+            ax.set_axis_off()
+    return axes
+
+
+def _label(axes: NDArray[Any], rows: Sequence[Row]) -> None:
+    """Names each row at its left, and each group over the first of its rows."""
+    group = ""
+    for row_axes, row in zip(axes, rows, strict=True):
+        row_axes[0].set_ylabel(row.label, rotation=0, ha="right", va="center")
+        if row.group != group:
+            # In the middle, because a wide title whose centre is beyond its axes moves the columns.
+            half, odd = divmod(len(row_axes), 2)
+            row_axes[half].set_title(row.group, x=odd / 2, fontsize="small", color="0.25")
+        group = row.group
+
+
+def _cells(axes: NDArray[Any], row: Row) -> Iterator[tuple["Axes", NDArray[Any]]]:
+    return zip(axes, row.cells, strict=False)  # a row may be shorter than the longest
+
+
+def _draw_images(axes: NDArray[Any], rows: Sequence[Row]) -> None:
+    low, high = finite_span(row.cells for row in rows)
+    for row_axes, row in zip(axes, rows, strict=True):
+        for ax, image in _cells(row_axes, row):
+            ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+
+
+def _draw_profiles(axes: NDArray[Any], rows: Sequence[Row]) -> None:
+    for row_axes, row in zip(axes, rows, strict=True):
+        if row.group == "reconstructions":
+            for ax, original in _cells(row_axes, rows[0]):
+                ax.plot(original, color="0.6", linewidth=0.8)
+        for ax, profile in _cells(row_axes, row):
+            ax.plot(profile, color=row.colour, linewidth=1.2)
+            without_box(ax).tick_params(labelsize="x-small")
+    low, high = finite_span(row.cells for row in rows)
+    margin = 0.05 * (high - low) or 1.0  # constant data: one unit above and below
+    axes[0, 0].set_ylim(low - margin, high + margin)
+    for ax in axes[-1]:
+        ax.set_xlabel("feature", fontsize="small")

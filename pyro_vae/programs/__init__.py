@@ -1,0 +1,37 @@
+"""A Pyro program seen as a density: per datum, unscaled, over one flat vector of latents."""
+
+from .minibatches import Minibatch as Minibatch
+from .minibatches import current_minibatch as current_minibatch
+from .minibatches import minibatch as minibatch
+from .modes import NamedModule as NamedModule
+from .modes import as_batch as as_batch
+from .modes import device_of as device_of
+from .modes import evaluating as evaluating
+from .modes import forked_seed as forked_seed
+from .modes import local_parameters as local_parameters
+from .modes import modules_of as modules_of
+from .program import LatentSite as LatentSite
+from .program import LogDensities as LogDensities
+from .program import Program as Program
+from .program import log_joint as log_joint
+from .program import per_datum_log_probs as per_datum_log_probs
+from .program import repeat_rows as repeat_rows
+
+__all__ = [
+    "LatentSite",
+    "LogDensities",
+    "Minibatch",
+    "NamedModule",
+    "Program",
+    "as_batch",
+    "current_minibatch",
+    "device_of",
+    "evaluating",
+    "forked_seed",
+    "local_parameters",
+    "log_joint",
+    "minibatch",
+    "modules_of",
+    "per_datum_log_probs",
+    "repeat_rows",
+]

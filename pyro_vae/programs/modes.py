@@ -1,0 +1,163 @@
+"""How a program is run: with which parameters, in which mode, from which random stream.
+
+Everything here is undone on leaving the `with` block, so that a call of the library changes
+nothing for its caller: not the mode of a module, not a weight, not a random stream, not a setting.
+"""
+
+import functools
+import inspect
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.nn import PyroModule
+from pyro.nn.module import _Context
+from torch import Tensor, nn
+
+from .._types import Batch, Data, ProgramLike
+
+_COUNTER = itertools.count(1)
+
+
+class NamedModule(PyroModule):
+    """A PyroModule whose name in Pyro's parameter store is its own.
+
+    Pyro's store is keyed by name, so that of two modules with the same names only the first one
+    trains, in silence. Every instance, and every deep copy, takes a name that no other has.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self._fresh_name())
+
+    @classmethod
+    def _fresh_name(cls) -> str:
+        return f"{cls.__name__.lower()}_{next(_COUNTER)}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "NamedModule":
+        """Copies the module under a fresh name."""
+        copy = type(self).__new__(type(self))
+        memo[id(self)] = copy
+        nn.Module.__init__(copy)
+        copy.__dict__.update(_deepcopy_dict(self.__dict__, memo))
+        for module in copy.modules():
+            if isinstance(module, PyroModule):
+                module._pyro_context.used = False  # else Pyro refuses to rename submodules
+        copy._pyro_set_supermodule(self._fresh_name(), _Context())
+        return copy
+
+
+def _deepcopy_dict(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
+    import copy
+
+    return copy.deepcopy(attributes, memo)
+
+
+def modules_of(program: ProgramLike) -> list[nn.Module]:
+    """Finds the modules a program is, belongs to, or closes over.
+
+    A module is itself; a bound method belongs to one; a function may close over some, or name
+    some among its globals; a `functools.partial` is looked into.
+    """
+    if isinstance(program, nn.Module):
+        return [program]
+    if isinstance(program, functools.partial):
+        return [
+            module
+            for part in (program.func, *program.args, *program.keywords.values())
+            if callable(part)
+            for module in modules_of(part)
+        ]
+    owner = getattr(program, "__self__", None)
+    if owner is not None:
+        return modules_of(owner) if callable(owner) else _modules_in(vars(owner))
+    if not inspect.isfunction(program):
+        return _modules_in(getattr(program, "__dict__", {}))
+    names = inspect.getclosurevars(program)
+    return _modules_in({**names.globals, **names.nonlocals})
+
+
+def _modules_in(names: dict[str, Any]) -> list[nn.Module]:
+    return [value for value in names.values() if isinstance(value, nn.Module)]
+
+
+def device_of(*programs: ProgramLike) -> torch.device:
+    """The device of the first parameter or buffer found in the programs; else the default one."""
+    for program in programs:
+        for module in modules_of(program):
+            for tensor in itertools.chain(module.parameters(), module.buffers()):
+                return tensor.device
+    return torch.get_default_device()
+
+
+@contextmanager
+def evaluating(*programs: ProgramLike) -> Iterator[None]:
+    """Runs the programs in evaluation mode, with parameters in modules; restores every mode."""
+    modules = {part for program in programs for m in modules_of(program) for part in m.modules()}
+    modes = {module: module.training for module in modules}
+    try:
+        for module in modules:
+            module.training = False
+        with local_parameters(*programs):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def local_parameters(*programs: ProgramLike) -> Iterator[None]:
+    """Keeps parameters in modules while the programs run, so Pyro's store is not touched.
+
+    A PyroModule that was made under Pyro's default setting lacks the state that the local mode
+    needs, and would raise; it is given an empty one.
+    """
+    for program in programs:
+        for module in modules_of(program):
+            for part in module.modules():
+                if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
+                    part._pyro_context.param_state = {"params": {}, "constraints": {}}
+    with pyro.settings.context(module_local_params=True):
+        yield
+
+
+@contextmanager
+def forked_seed(seed: int) -> Iterator[None]:
+    """Seeds Python, NumPy, torch and Pyro inside the block; the caller's streams do not move."""
+    state = pyro.util.get_rng_state()
+    with torch.random.fork_rng():  # for accelerators, which Pyro's state leaves out
+        try:
+            pyro.set_rng_seed(seed)
+            yield
+        finally:
+            pyro.util.set_rng_state(state)
+
+
+def as_batch(data: Data, device: torch.device | None = None) -> Batch:
+    """Makes a tuple of tensors from an array, a tensor, or a tuple of them.
+
+    Arguments:
+        data: One array or several; NumPy's float64 takes torch's default dtype, since that is
+            what NumPy makes of everything, and tensors keep theirs.
+        device: Where the tensors shall be; `None` leaves tensors where they are.
+
+    Raises:
+        TypeError: If an entry is neither a tensor nor an array.
+    """
+    parts = data if isinstance(data, tuple) else (data,)
+    return tuple(_as_tensor(part, index).to(device=device) for index, part in enumerate(parts))
+
+
+def _as_tensor(part: Any, index: int) -> Tensor:
+    if isinstance(part, Tensor):
+        return part
+    if isinstance(part, np.ndarray):
+        tensor = torch.as_tensor(np.ascontiguousarray(part))
+        return tensor.to(torch.get_default_dtype()) if part.dtype == np.float64 else tensor
+    raise TypeError(
+        f"data must be a tensor, a NumPy array or a tuple of them, got {type(part).__name__} "
+        f"at position {index}; convert it with torch.as_tensor(...)"
+    )

@@ -1,0 +1,1 @@
+"""Tests of pyro_vae; a package, so that test modules can share `tests.statistics`."""

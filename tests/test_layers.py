@@ -1,0 +1,138 @@
+"""Imports inside the package point one way, by a table; and what is heavy waits until needed."""
+
+import ast
+from collections.abc import Iterator
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "pyro_vae").rglob("*.py"))
+
+# A module imports only from rows above its own. A name stands for a file or a folder; inside one
+# folder modules import each other freely. `__version__` is all that may be had from the root.
+LAYERS = (
+    ("_types", "__version__"),
+    ("stats", "data"),
+    ("programs",),
+    ("nets", "likelihoods"),
+    ("guides", "models"),
+    ("objectives", "evidence"),
+    ("training", "gaps", "diagnostics"),
+    ("inference_data", "plots", "storage"),
+    ("compare", "report"),
+    ("cli", "__main__"),
+)
+DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
+
+# Seconds to import, or optional: these are imported inside the functions that use them.
+HEAVY = {"arviz", "h5netcdf", "matplotlib", "pandas", "pyarrow", "sklearn"}
+
+
+def layer(file: Path) -> str:
+    """`pyro_vae/stats.py` and `pyro_vae/stats/tail.py` are both `stats`."""
+    return file.relative_to(ROOT / "pyro_vae").with_suffix("").parts[0]
+
+
+def imports(node: ast.AST, package: str) -> list[str]:
+    """Full names that an import statement in a module of `package` may load; else none."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        source = resolve_name("." * node.level + (node.module or ""), package)
+        return [f"{source}.{alias.name}" for alias in node.names]
+    return []
+
+
+def package_of(file: Path) -> str:
+    """The package that relative imports of a file start from: `pyro_vae.guides` for its files."""
+    return ".".join(file.relative_to(ROOT).parent.parts)
+
+
+def upward_imports(file: Path, source: str) -> list[str]:
+    """Layers that `source`, the text of `file`, imports and may not."""
+    paths = [
+        name.split(".")
+        for node in ast.walk(ast.parse(source))
+        for name in imports(node, package_of(file))
+    ]
+    names = [path[:2][-1] for path in paths if path[0] == "pyro_vae"]
+    own = layer(file)
+    return [name for name in names if name != own and DEPTH.get(name, len(LAYERS)) >= DEPTH[own]]
+
+
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Walks what runs when a module is imported: not functions, nor what is for type checkers."""
+    yield node
+    for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    if not for_types and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        for child in ast.iter_child_nodes(node):
+            yield from at_import(child)
+
+
+def heavy_imports(file: Path, source: str) -> list[str]:
+    """Libraries of :data:`HEAVY` that `source` loads as soon as it is imported."""
+    return [
+        name
+        for node in at_import(ast.parse(source))
+        for name in imports(node, package_of(file))
+        if name.split(".")[0] in HEAVY
+    ]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_point_up(file: Path) -> None:
+    """Every module has a row, and imports from rows above it only; the root imports them all."""
+    if file != ROOT / "pyro_vae" / "__init__.py":
+        assert layer(file) in DEPTH, f"{file.name} has no row in LAYERS: give it one"
+        upward = upward_imports(file, file.read_text())
+        assert not upward, f"{file.name} imports {upward}, which are not in a row above it"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_heavy_imports_wait(file: Path) -> None:
+    """`import pyro_vae` loads torch and Pyro, and no library that only some functions need."""
+    heavy = heavy_imports(file, file.read_text())
+    assert not heavy, f"{file.name} imports {heavy}: move that into the functions that use it"
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "caught"),
+    [
+        ("guides.py", "from .evidence import Quadrature", ["evidence"]),
+        ("guides.py", "from . import evidence, stats", ["evidence"]),
+        ("guides.py", "from .models import VAE", ["models"]),  # the same row
+        ("guides.py", "from . import Guide", ["Guide"]),  # the root imports every row
+        ("guides.py", "def f():\n    from pyro_vae.training import fit", ["training"]),
+        ("guides.py", "import pyro_vae.compare", ["compare"]),
+        ("guides.py", "import pyro_vae", ["pyro_vae"]),
+        ("guides/maps.py", "from ..evidence import Quadrature", ["evidence"]),
+        ("guides/maps.py", "from .. import evidence", ["evidence"]),
+        ("guides/maps.py", "from .families import DiagonalNormal", []),
+        ("guides/__init__.py", "from . import families", []),
+        ("guides/maps.py", "from ..stats import ess\nfrom .._types import Estimate", []),
+        ("guides.py", "from .stats import ess\nimport torch\nfrom torch import nn", []),
+        ("cli.py", "from . import __version__\nfrom .compare import compare", []),
+    ],
+)
+def test_upward_imports_are_caught(file: str, source: str, caught: list[str]) -> None:
+    """Every spelling of an import from the wrong row is found, and no right one is."""
+    assert upward_imports(ROOT / "pyro_vae" / file, source) == caught
+
+
+@pytest.mark.parametrize(
+    ("source", "caught"),
+    [
+        ("import matplotlib.pyplot as plt", ["matplotlib.pyplot"]),
+        ("try:\n    from sklearn import datasets\nexcept ImportError: pass", ["sklearn.datasets"]),
+        ("class A:\n    import arviz", ["arviz"]),
+        ("def plot():\n    import matplotlib.pyplot as plt", []),
+        ("if TYPE_CHECKING:\n    from matplotlib.axes import Axes", []),
+        ("if True:\n    from matplotlib.axes import Axes", ["matplotlib.axes.Axes"]),
+        ("class A:\n    def plot(self):\n        import arviz", []),
+    ],
+)
+def test_heavy_imports_are_caught(source: str, caught: list[str]) -> None:
+    """An import counts where it runs with the module, and not inside a function."""
+    assert heavy_imports(ROOT / "pyro_vae" / "plots.py", source) == caught

@@ -1,0 +1,177 @@
+"""Runs what README.md and CONTRIBUTING.md show: Python, in one namespace a page, and commands."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_vae.guides import Guide
+
+ROOT = Path(__file__).parent.parent
+
+FENCE = re.compile(
+    r"^(?P<space> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=space)```[^\S\n]*$",
+    re.MULTILINE | re.DOTALL,
+)
+NOT_RUN = re.compile(r"<!-- not run: \S.* -->[^\S\n]*\n\Z")  # just before; a reason is asked for
+SHELLS = ("bash", "console", "sh", "shell")
+OURS = re.compile(r"(\s*#[^\n]*\n)*\s*pyro-vae\b")  # comments may stand before the command
+
+
+class Block(NamedTuple):
+    """A piece of a README that is to be run."""
+
+    language: str
+    code: str
+    line: int  # of its first line, in the README
+
+
+def runnable(text: str) -> list[Block]:
+    """Python blocks, and those shell blocks whose first command is `pyro-vae`, in order."""
+    blocks = [
+        Block(found["language"], dedent(found["code"]), text[: found.start("code")].count("\n") + 1)
+        for found in FENCE.finditer(text)
+        if not NOT_RUN.search(text[: found.start()])
+    ]
+    return [
+        block
+        for block in blocks
+        if block.language == "python"
+        or (block.language in SHELLS and OURS.match(commands(block.code)))
+    ]
+
+
+def commands(code: str) -> str:
+    """What a person types of a shell block: the lines after `$`, or all where there is none."""
+    lines = code.splitlines()
+    typed = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    return "\n".join(typed or lines)
+
+
+def execute(block: Block, readme: Path, namespace: dict[str, Any], folder: Path) -> None:
+    """Runs one block; an error points at its line of the README."""
+    if block.language == "python":
+        padded = "\n" * (block.line - 1) + block.code
+        exec(compile(padded, readme, "exec"), namespace)
+        return
+    typed = commands(block.code)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", typed],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (
+        f"{readme.name}, line {block.line}: exit code {done.returncode} of\n"
+        f"{indent(typed, '  ')}\n{done.stdout}{done.stderr}"
+    )
+
+
+def run(readme: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Runs every block of a README inside `folder`; returns the namespace at the end."""
+    blocks = runnable(readme.read_text(encoding="utf-8"))
+    assert blocks, f"{readme} shows nothing that can be run"
+    monkeypatch.chdir(folder)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks:
+        execute(block, readme, namespace, folder)
+    return namespace
+
+
+@pytest.mark.usefixtures("user_param_store")
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that the page shows runs."""
+    run(ROOT / page, tmp_path, monkeypatch)
+
+
+def test_skeletons_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The family, the map and the diagnostic that CONTRIBUTING.md shows work together."""
+    shown = run(ROOT / "CONTRIBUTING.md", tmp_path, monkeypatch)
+
+    def model(y: Tensor, label: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    data = torch.randn(5, 2), torch.tensor([0, 1, 2, 1, 0])
+    by_label, family = shown["ByLabel"](3), shown["DiagonalLaplace"]()
+    guide = Guide(model, by_label, family, example=data)
+    torch.testing.assert_close(family(by_label.table).variance, torch.ones(3, 2))
+    by_label.table.data[2, 0] = 7.0
+    assert guide.mean(data)[:, 0].tolist() == [0, 0, 7, 0, 0]
+    spread = shown["weight_spread"](torch.tensor([[0.0, 0.0], [2**0.5, 2**0.5]]))
+    torch.testing.assert_close(torch.stack(spread), torch.tensor([1.0, 0.0]))
+
+
+@pytest.fixture
+def readme(tmp_path: Path) -> Path:
+    """Where a test puts a README of its own."""
+    return tmp_path / "README.md"
+
+
+def test_blocks_share_a_namespace(readme: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks run in order, those inside a list too, in the folder that they are given."""
+    readme.write_text(
+        "```python\nx = 1\n```\n- an item\n  ```python\n  y = x + 1\n  open('made', 'w').close()\n"
+        "  ```\n```text\nnot code\n```\n"
+    )
+    assert run(readme, readme.parent, monkeypatch)["y"] == 2
+    assert (readme.parent / "made").exists()
+
+
+def test_errors_point_at_their_line(readme: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The traceback ends at the line of the README that failed."""
+    readme.write_text("Title\n\n```python\nx = 1\n1 / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(readme, readme.parent, monkeypatch)
+    assert (str(caught.traceback[-1].path), caught.traceback[-1].lineno + 1) == (str(readme), 5)
+
+
+@pytest.mark.parametrize("text", ["Words.\n", "```text\nx\n```\n", "```bash\nmake demo\n```\n"])
+def test_nothing_to_run_fails(text: str, readme: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A README that shows nothing, or nothing of ours, does not pass in silence."""
+    readme.write_text(text)
+    with pytest.raises(AssertionError, match="shows nothing"):
+        run(readme, readme.parent, monkeypatch)
+
+
+def test_not_run_needs_a_reason() -> None:
+    """The comment skips the block right after it, and only if it gives a reason."""
+    block = "```python\n1 / 0\n```\n"
+    assert runnable(f"<!-- not run: takes an hour -->\n{block}") == []
+    assert len(runnable(f"<!-- not run: -->\n{block}")) == 1
+    assert len(runnable(f"<!-- not run: takes an hour -->\n{block}{block}")) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "typed"),
+    [
+        ("pyro-vae --help\npyro-vae fit x", "pyro-vae --help\npyro-vae fit x"),
+        ("# all of it\npyro-vae --help", "# all of it\npyro-vae --help"),
+        ("$ pyro-vae --help\nusage: ...\n$ ls", "pyro-vae --help\nls"),
+    ],
+)
+def test_commands(code: str, typed: str) -> None:
+    """Shell blocks are run as typed, without the prompt and the answers shown."""
+    assert commands(code) == typed
+    assert runnable(f"```console\n{code}\n```\n") == [Block("console", f"{code}\n", 2)]
+
+
+def test_failing_commands_fail(readme: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that the program does not know fails, with the line and what was printed."""
+    readme.write_text("```bash\npyro-vae no-such-command\n```\n")
+    with pytest.raises(AssertionError, match=r"README\.md, line 2: exit code [1-9]"):
+        run(readme, readme.parent, monkeypatch)
