@@ -1,11 +1,19 @@
 """Types that every layer shares."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyro.distributions import TorchDistribution
+
+    Distribution: TypeAlias = TorchDistribution
+else:  # what Pyro's distributions have in common when they run is torch's class
+    Distribution = torch.distributions.Distribution
 
 ProgramLike: TypeAlias = Callable[..., Any]
 """A Pyro program: a model or a guide, called as `program(*batch)`."""

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -123,6 +123,7 @@ class Evaluation(NamedTuple):
     log_marginal: LogMarginal
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """A way to estimate log p(y_n)."""
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ._types import Distribution
 from .data import check_range
 
 
@@ -22,7 +23,7 @@ class Likelihood(nn.Module):
     outputs = 1
     """Numbers a feature that the decoder must give."""
 
-    def distribution(self, output: Tensor) -> dist.TorchDistribution:
+    def distribution(self, output: Tensor) -> Distribution:
         """Independent distributions of the features, shaped like a batch of data."""
         raise NotImplementedError
 
@@ -30,7 +31,7 @@ class Likelihood(nn.Module):
         """Mean of p(y | z)."""
         raise NotImplementedError
 
-    def forward(self, output: Float[Tensor, "batch *output"]) -> dist.TorchDistribution:
+    def forward(self, output: Float[Tensor, "batch *output"]) -> Distribution:
         """p(y | z) with the datum as its event: `(batch,)` distributions."""
         features = self.distribution(output)
         return features.to_event(len(features.batch_shape) - 1)
@@ -55,7 +56,7 @@ class Bernoulli(Likelihood):
         tensor([-1.3863, -1.3863, -1.3863])
     """
 
-    def distribution(self, output: Tensor) -> dist.TorchDistribution:
+    def distribution(self, output: Tensor) -> Distribution:
         """Bernoulli distributions with these logits."""
         # Validation would refuse grey values; `check` refuses what lies outside [0, 1].
         return dist.Bernoulli(logits=output, validate_args=False)
@@ -199,7 +200,7 @@ class Gaussian(Likelihood):
         """Arguments that make the same likelihood."""
         return {"sigma": self.sigma}
 
-    def distribution(self, output: Tensor) -> dist.TorchDistribution:
+    def distribution(self, output: Tensor) -> Distribution:
         """Normal distributions of the features."""
         return dist.Normal(*self.sigma(output))
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ._types import Distribution
 from .likelihoods import Likelihood
 from .programs import NamedModule, evaluating, forked_seed
 
@@ -62,7 +63,7 @@ class VAE(NamedModule):
         """Two rows that look like data: the means at z = 0."""
         return self.decode(self.zero.new_zeros(2, self.latent_dim))
 
-    def prior(self) -> dist.TorchDistribution:
+    def prior(self) -> Distribution:
         """p(z), a standard normal over a vector."""
         loc = self.zero.expand(self.latent_dim)
         return dist.Normal(loc, torch.ones_like(loc)).to_event(1)

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._types import Distribution
+
 
 @runtime_checkable
 class Family(Protocol):
@@ -23,7 +25,7 @@ class Family(Protocol):
     def initial(self, latents: int) -> Float[Tensor, " parameters"]:
         """Parameters at which the family is the prior N(0, I), or close to it."""
 
-    def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> dist.TorchDistribution:
+    def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """A reparameterized distribution with event shape `(latents,)`."""
 
 
@@ -51,7 +53,7 @@ class DiagonalNormal:
         """All zero: the standard normal prior."""
         return torch.zeros(2 * latents)
 
-    def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> dist.TorchDistribution:
+    def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """The distribution with these means and log standard deviations."""
         loc, log_scale = parameters.chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)

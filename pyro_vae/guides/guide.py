@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._types import Batch, Data, ProgramLike
+from .._types import Batch, Data, Distribution, ProgramLike
 from ..programs import (
     NamedModule,
     Program,
@@ -122,7 +122,7 @@ class Guide(NamedModule):
             else:
                 self._sample_sites(posterior)
 
-    def _sample_sites(self, posterior: dist.TorchDistribution) -> None:
+    def _sample_sites(self, posterior: Distribution) -> None:
         """Draws the flat vector, then gives every site its part of it."""
         flat = pyro.sample("_latent", posterior, infer={"is_auxiliary": True})
         flat = flat.reshape(-1, self.latents)

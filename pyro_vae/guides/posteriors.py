@@ -5,7 +5,7 @@ and a guide that somebody wrote by hand as a Pyro program are the same to them.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from ..programs import Program, per_datum_log_probs, repeat_rows
 from .families import Family
 
 
+@runtime_checkable
 class Posterior(Protocol):
     """An approximate posterior of some data, over flat unconstrained latents."""
 
