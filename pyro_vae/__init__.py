@@ -4,6 +4,7 @@ from . import data as data
 from . import likelihoods as likelihoods
 from . import models as models
 from . import nets as nets
+from .compare import compare as compare
 from .evidence import ImportanceSampling as ImportanceSampling
 from .evidence import elbo as elbo
 from .evidence import evaluate as evaluate
@@ -16,8 +17,11 @@ from .guides import GlobalParameters as GlobalParameters
 from .guides import Guide as Guide
 from .guides import InferenceMap as InferenceMap
 from .guides import LocalParameters as LocalParameters
+from .inference_data import to_inference_data as to_inference_data
 from .programs import log_joint as log_joint
 from .programs import minibatch as minibatch
+from .storage import load as load
+from .storage import save as save
 from .training import fit as fit
 
 __version__ = "0.1.0"

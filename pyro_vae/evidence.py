@@ -11,11 +11,13 @@ other data, the batch, or how the work was cut to fit into memory.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import pyro
 import torch
 from jaxtyping import Bool, Float
 from pyro import poutine
@@ -32,6 +34,14 @@ from .programs import Program, as_batch, device_of, evaluating, forked_seed
 _DRAWS_AT_ONCE = 4096  # fixed: the draws of a datum must not depend on the memory budget
 _FAST_ROWS = 1024  # longer batches leave the cache and are slower
 _MEBIBYTE = 2**20
+
+_Answer = TypeVar("_Answer")
+
+_LOOK_AT = {
+    "log_guide": "the guide's parameters",
+    "log_prior": "the model's prior",
+    "log_likelihood": "the decoder's output",
+}
 
 
 class Weights(NamedTuple):
@@ -58,7 +68,8 @@ class LogMarginal:
         value: The estimate; low on average by about `error**2 / 2`.
         error: Its standard error, by the delta method; void where `pareto_k` is above 1/2.
         ess: Effective sample size of the importance weights.
-        pareto_k: Shape of the weights' upper tail; minus infinity for a perfect proposal.
+        pareto_k: Shape of the weights' upper tail; minus infinity for a perfect proposal, nan
+            from fewer than 30 draws, which have no tail to fit.
         num_samples: Draws used a datum, which is the number asked for.
     """
 
@@ -89,9 +100,14 @@ class LogMarginal:
         return (
             f"log p(y) = {float(mean.value):.3f} +- {float(mean.error):.3f} nats a datum "
             f"({len(self.value)} data, {self.num_samples} draws each; Pareto k at most "
-            f"{float(self.pareto_k.max()):.2f}, ESS at least {float(self.ess.min()):.0f}; "
+            f"{self._worst_pareto_k():.2f}, ESS at least {float(self.ess.min()):.0f}; "
             f"{bad} data cannot be trusted)"
         )
+
+    def _worst_pareto_k(self) -> float:
+        """The largest that there is; nan only where there is none."""
+        known = self.pareto_k[~self.pareto_k.isnan()]
+        return float(known.max()) if len(known) > 0 else torch.nan
 
 
 @dataclass(frozen=True)
@@ -192,7 +208,7 @@ class ImportanceSampling:
             block = slice(first, first + size)
             z, log_guide = _draw(posterior, first, seeds[block], self.num_samples)
             part = tuple(tensor[block] for tensor in batch)
-            yield _weigh(program, z, log_guide, part, max(1, limit // z.shape[1]))
+            yield _weigh(program, z, log_guide, part, max(1, limit // z.shape[1]), first=first)
 
     def _rows_at_once(self, program: Program, batch: Batch) -> int:
         """Rows of a program's batch that fit into the budget, and no more than are fast."""
@@ -206,31 +222,69 @@ def _draw(
     """Draws of some data, each from the stream of its own seed."""
     draws = []
     for offset, seed in enumerate(seeds):
-        torch.manual_seed(seed)
-        row = posterior.row(first + offset)
-        pieces = [
-            row.draw(min(_DRAWS_AT_ONCE, num_samples - done))
-            for done in range(0, num_samples, _DRAWS_AT_ONCE)
-        ]
-        draws.append([torch.cat(parts) for parts in zip(*pieces, strict=True)])
+        draw = partial(_draw_row, posterior.row(first + offset), seed, num_samples)
+        draws.append([torch.cat(parts) for parts in zip(*_despite_nan(draw), strict=True)])
     z, log_guide = zip(*draws, strict=True)
     return torch.cat(z, dim=1), torch.cat(log_guide, dim=1)
 
 
-def _weigh(program: Program, z: Tensor, log_guide: Tensor, batch: Batch, particles: int) -> Weights:
+def _draw_row(row: Posterior, seed: int, num_samples: int) -> list[tuple[Tensor, Tensor]]:
+    """Draws of one datum, in pieces."""
+    # torch.manual_seed formats a stack trace for every call: 1.6 ms, more than the draws take.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        torch.manual_seed(seed)
+    return [
+        row.draw(min(_DRAWS_AT_ONCE, num_samples - done))
+        for done in range(0, num_samples, _DRAWS_AT_ONCE)
+    ]
+
+
+def _despite_nan(call: Callable[[], _Answer]) -> _Answer:
+    """Calls it; if a distribution refuses a nan, calls it again without Pyro's validation.
+
+    The answer then has the nan, and :func:`_require_numbers` says whose it is.
+    """
+    try:
+        return call()
+    except ValueError:
+        with pyro.validation_enabled(is_validate=False):
+            answer = call()
+        if _is_numbers(answer):
+            raise  # refused for another reason, such as data outside the support
+        return answer
+
+
+def _is_numbers(answer: Any) -> bool:
+    if isinstance(answer, Tensor):
+        return not bool((answer.isnan() | answer.isposinf()).any())
+    return isinstance(answer, tuple | list) and all(map(_is_numbers, answer))
+
+
+def _weigh(
+    program: Program, z: Tensor, log_guide: Tensor, batch: Batch, particles: int, *, first: int = 0
+) -> Weights:
     """Log densities of given draws, so many particles at a time; checked and in float64."""
-    parts = [program.log_densities(piece, *batch) for piece in z.split(particles)]
+    parts = [
+        _despite_nan(partial(program.log_densities, piece, *batch)) for piece in z.split(particles)
+    ]
     prior, likelihood = (torch.cat(part).double() for part in zip(*parts, strict=True))
     weights = Weights(prior, likelihood, log_guide.double())
-    for name, value in weights._asdict().items():
-        if bool(value.isnan().any()) or bool((value == torch.inf).any()):
-            particle, datum = (value.isnan() | (value == torch.inf)).nonzero()[0].tolist()
-            raise FloatingPointError(
-                f"{name} is {float(value[particle, datum])} for particle {particle} of datum "
-                f"{datum} of a block of {z.shape[1]}, at z = {z[particle, datum].tolist()}: a log "
-                "density must be a number; look at the decoder's output there"
-            )
+    for name in _LOOK_AT:
+        _require_numbers(name, getattr(weights, name), z, first)
     return weights
+
+
+def _require_numbers(name: str, value: Tensor, z: Tensor, first: int) -> None:
+    # What was drawn has no density of 0 under the guide; under the model it may.
+    legal = value.isfinite() if name == "log_guide" else value < torch.inf
+    if not bool(legal.all()):
+        particle, datum = (~legal).nonzero()[0].tolist()
+        raise FloatingPointError(
+            f"{name} is {float(value[particle, datum])} for particle {particle} of datum "
+            f"{first + datum}, at z = {z[particle, datum].tolist()}: a log density must be a "
+            f"number; look at {_LOOK_AT[name]} there"
+        )
 
 
 class _CountBytes(TorchDispatchMode):
@@ -256,7 +310,7 @@ def _bytes_per_row(program: Program, batch: Batch) -> float:
             z = torch.zeros(
                 particles, 1, program.latents, dtype=program.dtype, device=row[0].device
             )
-            program.log_densities(z, *row)
+            _despite_nan(partial(program.log_densities, z, *row))
         totals.append(count.total)
     return (totals[1] - totals[0]) / 2
 
@@ -264,8 +318,9 @@ def _bytes_per_row(program: Program, batch: Batch) -> float:
 def _log_marginal(weights: Weights, num_samples: int) -> LogMarginal:
     log_w = weights.log_weights
     value, error = stats.log_marginal(log_w)
-    ess, pareto_k = stats.effective_sample_size(log_w), stats.pareto_k(log_w)
-    return LogMarginal(value, error, ess, pareto_k, num_samples)
+    has_tail = num_samples >= stats.MIN_TAIL_PARTICLES
+    pareto_k = stats.pareto_k(log_w) if has_tail else torch.full_like(value, torch.nan)
+    return LogMarginal(value, error, stats.effective_sample_size(log_w), pareto_k, num_samples)
 
 
 def _bound(weights: Weights, num_samples: int) -> EvidenceLowerBound:
@@ -295,15 +350,23 @@ def _join(parts: list[Any]) -> Any:
 
 
 @contextmanager
-def _prepared(
+def prepared(
     model: ProgramLike, guide: ProgramLike, data: Data, seed: int
 ) -> Iterator[tuple[Program, Posterior, Batch]]:
     """Checks the data; runs the block in evaluation mode, without gradients, on its own seed."""
     batch = as_batch(data, device_of(model, guide))
-    check_batch(*batch)
+    check_data(model, batch)
     with evaluating(model, guide), torch.no_grad(), forked_seed(seed), poutine.block():
-        program = program_of(model, guide, batch)
+        program = _despite_nan(partial(program_of, model, guide, batch))
         yield program, posterior_of(guide, program, batch), batch
+
+
+def check_data(model: ProgramLike, batch: Batch) -> None:
+    """Checks at the door: shapes, nan and inf, and the range that the likelihood asks for."""
+    check_batch(*batch)
+    check = getattr(model, "check", None)
+    if check is not None:
+        check(batch[0])
 
 
 def log_weights(
@@ -333,7 +396,7 @@ def log_weights(
     method = ImportanceSampling(max(2, num_particles))
     if num_particles < 1:
         raise ValueError(f"num_particles is at least 1, got {num_particles}")
-    with _prepared(model, guide, batch, seed) as (program, posterior, rows):
+    with prepared(model, guide, batch, seed) as (program, posterior, rows):
         seeds = row_seeds(seed, *rows).tolist()
         z, log_guide = _draw(posterior, 0, seeds, num_particles)
         particles = max(1, method._rows_at_once(program, rows) // len(seeds))
@@ -370,7 +433,7 @@ def elbo(
         FloatingPointError: If a log density is nan or plus infinity.
     """
     method = ImportanceSampling(num_samples)
-    with _prepared(model, guide, data, seed) as (program, posterior, batch):
+    with prepared(model, guide, data, seed) as (program, posterior, batch):
         blocks = method.blocks(program, posterior, batch, seed=seed, progress=progress)
         return _join([_bound(block, num_samples) for block in blocks])
 
@@ -417,7 +480,7 @@ def log_marginal_likelihood(
         (torch.Size([4]), 500)
     """
     method = ImportanceSampling() if estimator is None else estimator
-    with _prepared(model, guide, data, seed) as (program, posterior, batch):
+    with prepared(model, guide, data, seed) as (program, posterior, batch):
         result = method(program, posterior, batch, seed=seed, progress=progress)
     _warn_unreliable(result)
     return result
@@ -438,9 +501,17 @@ def evaluate(
     the result carries its reliability.
     """
     method = ImportanceSampling() if method is None else method
-    with _prepared(model, guide, data, seed) as (program, posterior, batch):
+    with prepared(model, guide, data, seed) as (program, posterior, batch):
         blocks = method.blocks(program, posterior, batch, seed=seed, progress=progress)
         return _join([_evaluation(block, method.num_samples) for block in blocks])
+
+
+def posterior_means(
+    model: ProgramLike, guide: ProgramLike, data: Data, *, seed: int = 0
+) -> Float[Tensor, "batch latents"]:
+    """Means of q(z_n) for every datum: exact for a family that has one, else from draws."""
+    with prepared(model, guide, data, seed) as (_, posterior, _batch):
+        return posterior.mean()
 
 
 def _warn_unreliable(result: LogMarginal) -> None:
@@ -448,9 +519,10 @@ def _warn_unreliable(result: LogMarginal) -> None:
     if bad:
         warnings.warn(
             f"log p(y) cannot be trusted for {bad} of {len(result.value)} data: their importance "
-            f"weights have a Pareto k up to {float(result.pareto_k.max()):.2f} (0.7 is the limit) "
-            f"or an effective sample size down to {float(result.ess.min()):.0f} (100 is the "
-            "limit); take more draws, train the guide for longer, or fit it to these data with "
+            f"weights have a Pareto k up to {result._worst_pareto_k():.2f} "
+            f"({stats.reliable_pareto_k(result.num_samples):.2f} is the limit) or an effective "
+            f"sample size down to {float(result.ess.min()):.0f} (100 is the limit); "
+            "take more draws, train the guide for longer, or fit it to these data with "
             "guide.fit_rows(y)",
             UserWarning,
             stacklevel=3,  # the caller of the entry point

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ._types import Distribution
-from .data import check_range
+from .data import check_range, warn_constant_columns
 
 
 class Likelihood(nn.Module):
@@ -123,7 +123,8 @@ class LearnedSigma(nn.Module):
             raise ValueError(f"sigma must start above its floor {floor}, got {initial}")
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.initial, self.floor = initial, floor
-        start = torch.tensor(initial - floor).expm1().log()  # inverse of softplus
+        above = torch.tensor(initial - floor)
+        start = above + (-(-above).expm1()).log()  # inverse of softplus; exp(sigma) may overflow
         self.raw = nn.Parameter(start.expand(self.shape).clone())
 
     def config(self) -> dict[str, Any]:
@@ -199,6 +200,11 @@ class Gaussian(Likelihood):
     def config(self) -> dict[str, Any]:
         """Arguments that make the same likelihood."""
         return {"sigma": self.sigma}
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Warns of constant columns, whose density grows without bound as a learned sigma falls."""
+        if not isinstance(self.sigma, FixedSigma):
+            warn_constant_columns(y, names)
 
     def distribution(self, output: Tensor) -> Distribution:
         """Normal distributions of the features."""

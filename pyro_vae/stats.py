@@ -54,7 +54,7 @@ MAX_PARETO_K = 0.7
 """Above it the number of draws that a given error needs grows out of reach (Vehtari et al.)."""
 
 MIN_ESS = 100.0
-"""Below it :math:`c^2`, hence the error, is itself estimated to worse than about ten percent."""
+"""Below it the error itself is noisy: to 1 / sqrt(2 ESS) of its size, 7 percent here, at best."""
 
 _MIN_TAIL = 6  # ArviZ asks for 5 draws, but its first quartile of 5 is their minimum: always nan
 

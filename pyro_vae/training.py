@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyro
 import torch
 from numpy.typing import NDArray
+from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -24,8 +27,8 @@ from tqdm.auto import tqdm
 
 from . import evidence
 from ._types import Batch, Data, Estimate, ProgramLike
-from .data import check_batch, warn_constant_columns
-from .guides import FitRows, Guide, posterior_of, program_of
+from .evidence import check_data
+from .guides import FitRows, Guide, program_of
 from .programs import (
     as_batch,
     device_of,
@@ -33,6 +36,7 @@ from .programs import (
     forked_seed,
     minibatch,
     modules_of,
+    per_datum_log_probs,
 )
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -42,8 +46,13 @@ _VALIDATION_DRAWS = 10  # the error over data is larger than that of ten draws a
 
 
 def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """Adam with step size 1e-3, the default optimizer."""
-    return torch.optim.Adam(parameters, lr=1e-3)
+    """Adam with step size 2e-3, the default optimizer."""
+    return torch.optim.Adam(parameters, lr=2e-3)
+
+
+def adam_with(lr: float) -> OptimizerFactory:
+    """Adam with a step size of one's own."""
+    return lambda parameters: torch.optim.Adam(parameters, lr=lr)
 
 
 def constant(optimizer: torch.optim.Optimizer) -> Any:
@@ -155,7 +164,7 @@ class _Plan:
         if not hasattr(self.objective, "differentiable_loss"):
             raise TypeError(
                 f"{type(self.objective).__name__} has no differentiable_loss, which fit needs; "
-                "use Trace_ELBO(), TraceMeanField_ELBO() or TraceGraph_ELBO(), or train it in a "
+                "use Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO(), or train it in a "
                 "loop of your own with pyro.infer.SVI and pv.minibatch"
             )
 
@@ -224,7 +233,7 @@ def fit(
         batch_size: Rows a step; the whole data set if there are fewer rows. The last batch of an
             epoch may be smaller, and counts by its rows.
         objective: A Pyro ELBO with a differentiable loss; `Trace_ELBO()` unless told otherwise.
-        optimizer: Makes a torch optimizer from a list of tensors; Adam with 1e-3 by default, or
+        optimizer: Makes a torch optimizer from a list of tensors; Adam with 2e-3 by default, or
             e.g. `functools.partial(torch.optim.SGD, lr=0.1)`. A `LocalParameters` table brings
             its own.
         scheduler: Makes a torch scheduler from the optimizer; stepped once an epoch. By default
@@ -282,19 +291,10 @@ def fit(
     for part in (batch, held_out):
         if part is not None:
             check_data(model, part)
-    warn_constant_columns(batch[0])
     with _training(model, guide, train_model=train_model), forked_seed(seed):
         fixed = [] if train_model else _model_leaves(model, guide, batch)
         with _frozen(fixed):
             return _Training(model, guide, batch, held_out, plan).run()
-
-
-def check_data(model: ProgramLike, batch: Batch) -> None:
-    """Checks at the door: shapes, nan and inf, and the range that the likelihood asks for."""
-    check_batch(*batch)
-    check = getattr(model, "check", None)
-    if check is not None:
-        check(batch[0])
 
 
 @contextmanager
@@ -341,6 +341,12 @@ class _Training:
         # Where rows of a table are all there is to train, the schedule still needs an optimizer.
         nothing = [torch.zeros(0, requires_grad=True)]
         self.optimizer = plan.optimizer(list(self.tensors.values()) or nothing)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                "optimizer= makes a torch optimizer from a list of tensors, as "
+                "functools.partial(torch.optim.Adam, lr=1e-3) does; got something that made a "
+                f"{type(self.optimizer).__name__}"
+            )
         self.first_rate = self.optimizer.param_groups[0]["lr"]
         self.scheduler = plan.scheduler(self.optimizer)
         self.epochs: list[_Epoch] = []
@@ -352,7 +358,14 @@ class _Training:
         bar = tqdm(
             range(self.plan.num_epochs), desc="fit", unit=" epoch", disable=not self.plan.progress
         )
+        # Hooks, not a look at the gradients afterwards: backward() itself moves a table's rows,
+        # which lie upstream of whatever is trained here.
+        hooks = [
+            tensor.register_hook(partial(_require_finite, name))
+            for name, tensor in self.tensors.items()
+        ]
         try:
+            self._follow_schedule()
             for epoch in bar:
                 self.epochs.append(self._epoch(epoch))
                 bar.set_postfix_str(self._postfix())
@@ -363,6 +376,11 @@ class _Training:
             stopped = "interrupted"
         finally:
             bar.close()
+            for hook in hooks:
+                hook.remove()
+            self._forget_gradients()
+            if isinstance(self.guide, Guide):
+                self.guide.map.scale_steps(1.0)  # a loop of the user's own may follow
         return self._finish(stopped)
 
     def _finish(self, stopped: str) -> Fit:
@@ -382,15 +400,15 @@ class _Training:
             weight = self.plan.kl_weight(epoch + index / len(batches))
             total += self._step(epoch, rows, weight) * len(rows)
         rate = self.optimizer.param_groups[0]["lr"]
-        self._schedule()
+        self.scheduler.step()
+        self._follow_schedule()
         held_out = self._validate(epoch)
         seconds = time.perf_counter() - self.start
         value, error = float(held_out.value), float(held_out.error)
         return _Epoch(epoch + 1, total / self.num_data, value, error, weight, rate, seconds)
 
-    def _schedule(self) -> None:
-        """Moves to the next epoch's step size; the rows of a table follow."""
-        self.scheduler.step()
+    def _follow_schedule(self) -> None:
+        """The rows of a table follow the schedule of the rest."""
         if isinstance(self.guide, Guide) and self.first_rate > 0:
             rate = self.optimizer.param_groups[0]["lr"]
             self.guide.map.scale_steps(rate / self.first_rate)
@@ -398,64 +416,82 @@ class _Training:
     def _step(self, epoch: int, rows: Tensor, weight: float) -> float:
         """One step; returns the ELBO of the batch in nats a datum, at full KL weight."""
         batch = self._take(rows)
+        where = f"step {self.steps + 1} (epoch {epoch + 1}, rows {_some(rows)})"
         with minibatch(rows, self.num_data):
-            with _WeighKL(weight):
-                loss = self.plan.objective.differentiable_loss(self.model, self.guide, *batch)
-            loss = loss / self.num_data
-            where = f"step {self.steps + 1} (epoch {epoch + 1}, rows {_some(rows)})"
-            if not bool(torch.isfinite(loss)):
-                raise FloatingPointError(self._blame(loss.item(), where, batch))
+            loss = self._loss(batch, rows, weight, where)
             # A smaller last batch counts by its rows: every datum has the same weight in an epoch.
             self._descend(loss * (len(rows) / self.batch_size), where)
             self.steps += 1
             return -loss.item() if weight == 1 else self._plain_elbo(batch)
+
+    def _loss(self, batch: Batch, rows: Tensor, weight: float, where: str) -> Tensor:
+        """Minus the ELBO in nats a datum; one that is not finite is traced to its source."""
+        draws, refused = torch.get_rng_state(), None
+        try:
+            with _WeighKL(weight):
+                loss = self.plan.objective.differentiable_loss(self.model, self.guide, *batch)
+        except ValueError as error:  # a distribution refuses parameters that are nan
+            loss, refused = torch.tensor(torch.nan), error
+        if bool(torch.isfinite(loss)):
+            return loss / self.num_data
+        torch.set_rng_state(draws)  # the same draws once more
+        culprit = self._culprit(batch, rows)
+        if culprit is None and refused is not None:
+            raise refused
+        raise FloatingPointError(
+            f"the loss is {loss.item()} at {where}{culprit or ''}; the parameters are those before "
+            "this step. Try a smaller step size, or look at these rows"
+        ) from refused
 
     def _take(self, rows: Tensor) -> Batch:
         first, *others = (part[rows.to(part.device)] for part in self.batch)
         return (self.plan.per_batch(first) if self.plan.per_batch else first, *others)
 
     def _descend(self, loss: Tensor, where: str) -> None:
-        for tensor in self.tensors.values():
-            tensor.grad = None
+        """A step of the optimizer, or none at all."""
+        self._forget_gradients()
+        before = [tensor.detach().clone() for tensor in self.tensors.values()]
         try:
             loss.backward()
+            self.optimizer.step()
+            for name, tensor in self.tensors.items():
+                _require_finite(name, tensor, kind="new value")
         except FloatingPointError as error:
-            raise FloatingPointError(f"{error}, at {where}; nothing else was changed") from error
-        for name, tensor in self.tensors.items():
-            if tensor.grad is not None and not bool(torch.isfinite(tensor.grad).all()):
-                raise FloatingPointError(
-                    f"the gradient of parameter '{name}' is not finite at {where}; the "
-                    "parameters are those before this step. Try a smaller step size, or look at "
-                    "these rows"
-                )
-        self.optimizer.step()
+            for tensor, value in zip(self.tensors.values(), before, strict=True):
+                tensor.data.copy_(value)
+            raise FloatingPointError(
+                f"{error}, at {where}; the parameters are those before this step. Try a smaller "
+                "step size, or look at these rows"
+            ) from error
+
+    def _forget_gradients(self) -> None:
+        for tensor in self.tensors.values():
+            tensor.grad = None
 
     def _plain_elbo(self, batch: Batch) -> float:
         with torch.no_grad():
             return float(-Trace_ELBO().loss(self.model, self.guide, *batch) / self.num_data)
 
-    def _blame(self, loss: float, where: str, batch: Batch) -> str:
-        """Says where a loss that is not finite came from."""
-        bad = [name for name, tensor in self.tensors.items() if not bool(tensor.isfinite().all())]
-        if bad:
-            return f"the loss is {loss} at {where}: parameter '{bad[0]}' is not finite"
-        with evaluating(self.model, self.guide), torch.no_grad():
-            program = program_of(self.model, self.guide, batch)
-            posterior = posterior_of(self.guide, program, batch)
-            z, log_guide = posterior.draw(1)
-            parts = {"the guide's": log_guide[0]}
-            parts["the prior's"], parts["the likelihood's"] = (
-                part[0] for part in program.log_densities(z, *batch)
-            )
-        for name, part in parts.items():
-            rows = (~part.isfinite()).nonzero().flatten().tolist()
-            if rows:
-                return (
-                    f"the loss is {loss} at {where}: {name} log density is {float(part[rows[0]])} "
-                    f"for {len(rows)} rows of the batch, the first at position {rows[0]}; the "
-                    "parameters are those before this step"
-                )
-        return f"the loss is {loss} at {where}; the parameters are those before this step"
+    def _culprit(self, batch: Batch, rows: Tensor) -> str | None:
+        """The parameter that is not finite, or the site whose log density is not, and its rows."""
+        for name, tensor in self.tensors.items():
+            if not bool(tensor.isfinite().all()):
+                return f": parameter '{name}' is not finite"
+        with torch.no_grad(), pyro.validation_enabled(is_validate=False):
+            dim = program_of(self.model, self.guide, batch).plate_dim
+            guide = poutine.trace(self.guide).get_trace(*batch)
+            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*batch)
+            for role, trace in (("guide", guide), ("model", model)):
+                sites = poutine.util.prune_subsample_sites(trace)
+                for name in [*sites.stochastic_nodes, *sites.observation_nodes]:
+                    log_prob = per_datum_log_probs(sites.nodes[name], dim)
+                    bad = rows[~log_prob.isfinite().cpu()]
+                    if len(bad) > 0:
+                        return (
+                            f": site '{name}' of the {role} has a log density that is not finite "
+                            f"for rows {_some(bad)}"
+                        )
+        return None
 
     def _validate(self, epoch: int) -> Estimate:
         """Validation ELBO; keeps the state if it is the best one since the warm-up."""
@@ -470,24 +506,26 @@ class _Training:
     def _should_stop(self, epoch: int) -> bool:
         if self.plan.patience is None or epoch + 1 <= self.plan.warmup:
             return False
-        return epoch + 1 - self.best[1] >= self.plan.patience
+        return epoch + 1 - max(self.best[1], self.plan.warmup) >= self.plan.patience
 
     def _postfix(self) -> str:
         last = self.epochs[-1]
-        text = f"ELBO {last.elbo:.2f} nats a datum"
-        return (
-            text
-            if np.isnan(last.validation_elbo)
-            else f"{text}, validation {last.validation_elbo:.2f}"
-        )
+        held_out = "" if self.held_out is None else f", validation {last.validation_elbo:.2f}"
+        return f"ELBO {last.elbo:.2f} nats a datum{held_out}"
 
     def _find_tensors(self) -> dict[str, Tensor]:
         """Everything that training moves, by name: the leaves of the loss's graph."""
         rows = torch.arange(min(2, self.num_data))  # two rows are enough to see the graph
         batch = self._take(rows)
-        with minibatch(rows, self.num_data), forked_seed(self.plan.seed):
+        buffers = _State.of(self.model, self.guide, ())  # running means of a BatchNorm
+        with (
+            minibatch(rows, self.num_data),
+            forked_seed(self.plan.seed),
+            pyro.validation_enabled(is_validate=False),  # the first step says what is nan
+        ):
             loss = self.plan.objective.differentiable_loss(self.model, self.guide, *batch)
             leaves = _leaves(loss)
+        buffers.restore()
         own = getattr(self.guide, "map", None)
         free = [leaf for leaf in leaves if own is None or not own.owns(leaf)]
         if not free and len(free) == len(leaves):
@@ -538,9 +576,14 @@ class _State:
             tensor.copy_(value)
 
 
-def _leaves(loss: Tensor) -> set[Tensor]:
-    """Leaf tensors that a loss depends on and that want a gradient."""
-    found: set[Tensor] = set()
+def _require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None:
+    if not bool(tensor.isfinite().all()):
+        raise FloatingPointError(f"the {kind} of parameter '{name}' is not finite")
+
+
+def _leaves(loss: Tensor) -> dict[Tensor, None]:
+    """Leaf tensors that a loss depends on and that want a gradient, in the order of the graph."""
+    found: dict[Tensor, None] = {}
     seen, stack = set(), [loss.grad_fn]
     while stack:
         node = stack.pop()
@@ -548,29 +591,31 @@ def _leaves(loss: Tensor) -> set[Tensor]:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.add(node.variable)
+            found[node.variable] = None
         stack.extend(parent for parent, _ in node.next_functions)
     return found
 
 
-def _model_leaves(model: ProgramLike, guide: ProgramLike, batch: Batch) -> set[Tensor]:
+def _model_leaves(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[Tensor, None]:
     """Leaf tensors that the model's density depends on: its parameters."""
     row = tuple(part[:1] for part in batch)
-    program = program_of(model, guide, row)
-    z = torch.zeros(1, 1, program.latents, dtype=program.dtype, device=row[0].device)
-    return _leaves(program.log_joint(z, *row).sum())
+    with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
+        program = program_of(model, guide, row)
+        z = torch.zeros(1, 1, program.latents, dtype=program.dtype, device=row[0].device)
+        return _leaves(program.log_joint(z, *row).sum())
 
 
 def _named(leaves: list[Tensor], model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
-    """Names tensors by the modules that registered them, in the order of registration."""
-    registered: dict[Tensor, str] = {
-        parameter: f"{role}.{name}"
-        for role, program in (("guide", guide), ("model", model))
-        for module in modules_of(program)
-        for name, parameter in module.named_parameters()
-    }
+    """Names tensors by who registered them: Pyro's store, or a module of a program."""
+    stored = pyro.get_param_store().named_parameters()
+    registered = {leaf: f"param '{name}'" for name, leaf in stored}
+    for role, program in (("guide", guide), ("model", model)):
+        modules = modules_of(program)
+        for index, module in enumerate(modules):
+            prefix = role if len(modules) == 1 else f"{role}[{index}]"
+            registered |= {leaf: f"{prefix}.{name}" for name, leaf in module.named_parameters()}
     wanted = set(leaves)
-    named = {name: parameter for parameter, name in registered.items() if parameter in wanted}
+    named = {name: leaf for leaf, name in registered.items() if leaf in wanted}
     loose = [leaf for leaf in leaves if leaf not in registered]
     for index, leaf in enumerate(sorted(loose, key=lambda leaf: tuple(leaf.shape))):
         named[f"unregistered tensor {index} of shape {tuple(leaf.shape)}"] = leaf

@@ -18,11 +18,14 @@ LAYERS = (
     ("programs",),
     ("nets", "likelihoods"),
     ("guides", "models"),
+    ("recipes",),
     ("objectives", "evidence"),
     ("training", "gaps", "diagnostics"),
     ("inference_data", "plots", "storage"),
     ("compare", "report"),
-    ("cli", "__main__"),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
 )
 DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
 

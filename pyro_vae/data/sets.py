@@ -45,6 +45,8 @@ class Dataset:
             call it on a batch.
         log_scale: Nats to add to the log density of a stored row to have it in the data's own
             units.
+        center: What was subtracted from each column, if the set was standardized.
+        scale: What each column was divided by, if the set was standardized.
 
     Example:
         >>> squares(4, side=2, num_test=2)
@@ -60,6 +62,34 @@ class Dataset:
     image_shape: tuple[int, int] | None = None
     binarization: Binarization = field(default_factory=Grey)
     log_scale: float = 0.0
+    center: Float[Tensor, "*datum"] | None = None
+    scale: Float[Tensor, "*datum"] | None = None
+
+    def standardized(self) -> "Dataset":
+        """The same set with every column at mean 0 and standard deviation 1 over training rows.
+
+        Returns:
+            A new set, whose `log_scale` has the Jacobian: densities stay in the data's own units.
+            A constant column is centered and not scaled.
+
+        Raises:
+            ValueError: If the set is binary, or has fewer than two rows to train on.
+        """
+        if self.binarization.binary or len(self.train) < 2:
+            raise ValueError(
+                "a set is standardized over two or more rows of numbers, got "
+                f"{len(self.train)} rows, {self.binarization.describe()}"
+            )
+        center, spread = self.train.mean(dim=0), self.train.std(dim=0)
+        scale = torch.where(spread > 0, spread, 1.0)
+        return replace(
+            self,
+            train=(self.train - center) / scale,
+            test=(self.test - center) / scale,
+            log_scale=self.log_scale - float(scale.double().log().sum()),
+            center=center,
+            scale=scale,
+        )
 
     def binarized(self, binarization: Binarization) -> "Dataset":
         """The same set with its grey levels in [0, 1] made binary.

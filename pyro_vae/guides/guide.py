@@ -56,6 +56,7 @@ class Guide(NamedModule):
         ...     with pyro.plate("data", len(y)):
         ...         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
         ...         pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+        >>> from pyro_vae import Encoder
         >>> guide = Guide(model, Encoder(torch.nn.Linear(1, 2)), example=torch.zeros(1, 1))
         >>> guide.mean(torch.zeros(5, 1)).shape
         torch.Size([5, 1])
@@ -114,13 +115,19 @@ class Guide(NamedModule):
         # The plate may stand left of inner ones: (batch, P) -> (batch, 1, ..., 1, P)
         ones = (1,) * (-self.program.plate_dim - 1)
         posterior = self.family(parameters.reshape(len(parameters), *ones, -1))
-        with pyro.plate(self.program.plate, len(parameters), dim=self.program.plate_dim):
+        with self._plate(len(parameters)):
             sites = self.program.latent_sites
             if len(sites) == 1 and sites[0].is_plain_vector:
                 # Sampled as it is, so that objectives with analytic KL terms recognize it.
                 pyro.sample(sites[0].name, posterior)
             else:
                 self._sample_sites(posterior)
+
+    def _plate(self, rows: int) -> Any:
+        """The model's plate over data; one that subsamples is scaled here as it is there."""
+        name, dim = self.program.plate, self.program.plate_dim
+        size = max(rows, self.program.num_data or rows)
+        return pyro.plate(name, size, subsample_size=rows, dim=dim)
 
     def _sample_sites(self, posterior: Distribution) -> None:
         """Draws the flat vector, then gives every site its part of it."""

@@ -31,6 +31,7 @@ class FitRows:
         shrink: Factor on a datum's step size when its ELBO has stopped rising.
         lr_end: A datum is done when its step size falls below this one.
         round_steps: Steps a round; the ELBO of a round is the mean over its steps.
+        patience: Rounds without a rise after which the step size shrinks.
         max_rounds: Data that are not done by then are reported as not converged.
         max_rows: Data times particles in memory at once.
     """
@@ -40,17 +41,22 @@ class FitRows:
     shrink: float = 0.3
     lr_end: float = 0.003
     round_steps: int = 50
-    max_rounds: int = 40
+    patience: int = 3
+    max_rounds: int = 60
     max_rows: int = 16_384
 
 
 class RowFit(NamedTuple):
-    """Fitted parameters `(batch, parameters)`, their ELBO with its error in nats, and verdicts."""
+    """Fitted parameters `(batch, parameters)`, their ELBO with its error in nats, and verdicts.
+
+    `rounds` is the number of rounds until the last datum was done.
+    """
 
     parameters: Tensor
     elbo: Tensor
     error: Tensor
     converged: Tensor
+    rounds: int
 
 
 def fit_parameters(
@@ -70,15 +76,20 @@ def fit_parameters(
         method: Step sizes, draws and rounds.
 
     Returns:
-        The parameters; the ELBO at the last round with its standard error, in nats (a low-noise
-        by-product of the optimization, slightly optimistic about nothing: draws are fresh); and
-        whether each datum's ELBO had stopped rising.
+        The parameters; the ELBO over the last round with its standard error, in nats (every step
+        has fresh draws, so it is not optimistic); and whether each datum's ELBO had stopped rising.
     """
     size = max(1, method.max_rows // method.num_particles)
     pieces = zip(*(part.split(size) for part in (start, *batch)), strict=True)
     with evaluating(program.model):
         fits = [_Rows(program, family, tuple(part), first, method).run() for first, *part in pieces]
-    return RowFit(*(torch.cat(parts) for parts in zip(*fits, strict=True)))
+    return RowFit(
+        parameters=torch.cat([fit.parameters for fit in fits]),
+        elbo=torch.cat([fit.elbo for fit in fits]),
+        error=torch.cat([fit.error for fit in fits]),
+        converged=torch.cat([fit.converged for fit in fits]),
+        rounds=max(fit.rounds for fit in fits),
+    )
 
 
 class _Rows:
@@ -94,15 +105,17 @@ class _Rows:
         self.lr = torch.full((rows,), method.lr, dtype=start.dtype, device=start.device)
         self.elbo = torch.full((rows,), -torch.inf, dtype=torch.float64, device=start.device)
         self.error = torch.full_like(self.elbo, torch.inf)
+        self.flat = torch.zeros_like(self.lr)  # rounds since the ELBO last rose
         self.steps = 0
 
     def run(self) -> RowFit:
-        for _ in range(self.method.max_rounds):
+        rounds = 0
+        for rounds in range(self.method.max_rounds + 1):
             active = (self.lr >= self.method.lr_end).nonzero().squeeze(-1)
-            if len(active) == 0:
+            if len(active) == 0 or rounds == self.method.max_rounds:
                 break
             self._round(active)
-        return RowFit(self.parameters, self.elbo, self.error, self.lr < self.method.lr_end)
+        return RowFit(self.parameters, self.elbo, self.error, self.lr < self.method.lr_end, rounds)
 
     def _round(self, active: Tensor) -> None:
         """Some steps on the data that are not done; then their verdicts."""
@@ -114,7 +127,10 @@ class _Rows:
         draws = torch.stack(values)  # (steps, active)
         elbo, error = draws.mean(dim=0), draws.std(dim=0) / len(draws) ** 0.5
         rose = elbo - self.elbo[active] > 2 * (error**2 + self.error[active] ** 2).sqrt()
-        self.lr[active] = torch.where(rose, self.lr[active], self.lr[active] * self.method.shrink)
+        flat = torch.where(rose, 0, self.flat[active] + 1)
+        tired = flat >= self.method.patience
+        self.lr[active] *= torch.where(tired, self.method.shrink, 1.0)
+        self.flat[active] = torch.where(tired, 0, flat)
         self.elbo[active], self.error[active] = elbo, error
         done = self.lr[active] < self.method.lr_end
         self.parameters[active[done]] = average[done]

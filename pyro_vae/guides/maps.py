@@ -91,6 +91,10 @@ class Encoder(InferenceMap):
             head = nn.Linear(int(features), num_parameters)
             self.head = head.to(device=initial.device, dtype=initial.dtype)
 
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same map."""
+        return {"net": self.net}
+
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """The network's answer."""
         parameters: Tensor = self.head(self.net(*batch))
@@ -114,6 +118,10 @@ class GlobalParameters(InferenceMap):
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """One row of parameters."""
         self.value = nn.Parameter(initial.clone())
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same map: none."""
+        return {}
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """The same row for every datum."""
@@ -159,7 +167,7 @@ class LocalParameters(InferenceMap):
     visits: Tensor
     digests: Tensor
 
-    def __init__(self, num_data: int, *, lr: float = 0.1) -> None:
+    def __init__(self, num_data: int, *, lr: float = 0.03) -> None:
         super().__init__()
         if num_data < 1:
             raise ValueError(f"num_data is the number of rows of the data set, got {num_data}")
@@ -175,6 +183,10 @@ class LocalParameters(InferenceMap):
         self.register_buffer("square", torch.zeros_like(self.table))
         self.register_buffer("visits", torch.zeros(self.num_data, dtype=torch.int64))
         self.register_buffer("digests", torch.zeros(0, dtype=torch.int64))
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same map."""
+        return {"num_data": self.num_data, "lr": self.lr}
 
     def remember(self, *batch: Tensor) -> None:
         """Notes which data the table belongs to, so that other data are not taken for them."""

@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..programs import Program, per_datum_log_probs, repeat_rows
+from ..programs import Program, WholePlate, per_datum_log_probs, repeat_rows
 from .families import Family
 
 
@@ -33,6 +33,9 @@ class Posterior(Protocol):
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Log density at given points, `(particles, batch)`, in nats."""
+
+    def mean(self) -> Float[Tensor, "batch latents"]:
+        """Mean of every datum's posterior."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,8 @@ class ProgramPosterior:
         return self.draw(num_samples)[0].mean(dim=0)
 
     def _trace(self, guide: ProgramLike, num_particles: int) -> dict[str, Any]:
-        with poutine.block():
-            batch = repeat_rows(self.batch, num_particles)
+        batch = repeat_rows(self.batch, num_particles)
+        with poutine.block(), WholePlate(self.program.plate, len(batch[0])):
             nodes = dict(poutine.trace(guide).get_trace(*batch).nodes)
         missing = [site.name for site in self.program.latent_sites if site.name not in nodes]
         if missing:
@@ -147,7 +150,7 @@ class ProgramPosterior:
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
     """The structure of a model; a guide made for that very model knows it already."""
     program = getattr(guide, "program", None)
-    if isinstance(program, Program) and program.model is model:
+    if isinstance(program, Program) and program.model == model:  # methods are never the same
         return program
     return Program(model, *batch)
 

@@ -13,6 +13,7 @@ from .modes import modules_of as modules_of
 from .program import LatentSite as LatentSite
 from .program import LogDensities as LogDensities
 from .program import Program as Program
+from .program import WholePlate as WholePlate
 from .program import log_joint as log_joint
 from .program import per_datum_log_probs as per_datum_log_probs
 from .program import repeat_rows as repeat_rows
@@ -23,6 +24,7 @@ __all__ = [
     "Minibatch",
     "NamedModule",
     "Program",
+    "WholePlate",
     "as_batch",
     "current_minibatch",
     "device_of",

@@ -39,10 +39,12 @@ class _ScalePlate(Messenger):
 
     def _is_data(self, frame: Any) -> bool:
         named = self.plate is None or frame.name == self.plate
-        return bool(named and frame.size == self.batch and frame.full_size == frame.size)
+        return bool(named and frame.size == self.batch)
 
     def _pyro_sample(self, msg: Any) -> None:
-        if any(self._is_data(frame) for frame in msg["cond_indep_stack"]):
+        frames = [frame for frame in msg["cond_indep_stack"] if self._is_data(frame)]
+        # An inner plate may have as many entries as the batch: a site is scaled once or not at all.
+        if frames and all(frame.full_size == frame.size for frame in frames):
             msg["scale"] = msg["scale"] * self.factor
 
 

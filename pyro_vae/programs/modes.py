@@ -60,28 +60,48 @@ def modules_of(program: ProgramLike) -> list[nn.Module]:
     """Finds the modules a program is, belongs to, or closes over.
 
     A module is itself; a bound method belongs to one; a function may close over some, or name
-    some among its globals; a `functools.partial` is looked into.
+    some among its globals, and so may the functions that it names; a `functools.partial` is
+    looked into.
     """
-    if isinstance(program, nn.Module):
-        return [program]
+    found: list[nn.Module] = []
+    seen: list[Any] = []
+    waiting: list[Any] = [program]
+    while waiting:
+        value = waiting.pop(0)
+        if any(value is other for other in seen):
+            continue
+        seen.append(value)
+        if isinstance(value, nn.Module):
+            found.append(value)
+        else:
+            waiting += [part for part in _named_by(value) if _may_hold_modules(part)]
+    return found
+
+
+def _named_by(program: Any) -> list[Any]:
+    """What a program that is not a module refers to."""
     if isinstance(program, functools.partial):
-        return [
-            module
-            for part in (program.func, *program.args, *program.keywords.values())
-            if callable(part)
-            for module in modules_of(part)
-        ]
+        return [program.func, *program.args, *program.keywords.values()]
     owner = getattr(program, "__self__", None)
     if owner is not None:
-        return modules_of(owner) if callable(owner) else _modules_in(vars(owner))
+        return [owner] if isinstance(owner, nn.Module) else list(vars(owner).values())
     if not inspect.isfunction(program):
-        return _modules_in(getattr(program, "__dict__", {}))
+        return list(getattr(program, "__dict__", {}).values())
     names = inspect.getclosurevars(program)
-    return _modules_in({**names.globals, **names.nonlocals})
+    return [*names.globals.values(), *names.nonlocals.values()]
 
 
-def _modules_in(names: dict[str, Any]) -> list[nn.Module]:
-    return [value for value in names.values() if isinstance(value, nn.Module)]
+def _may_hold_modules(value: Any) -> bool:
+    """Modules, and callables that are not a library's: those would lead into its insides."""
+    if isinstance(value, nn.Module | functools.partial):
+        return True
+    package = str(getattr(value, "__module__", None)).partition(".")[0]
+    return (
+        callable(value)
+        and not isinstance(value, type)
+        and not inspect.isbuiltin(value)
+        and package not in ("numpy", "pyro", "torch")
+    )
 
 
 def device_of(*programs: ProgramLike) -> torch.device:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -91,8 +92,11 @@ def repeat_rows(batch: Batch, num_particles: int) -> Batch:
     )
 
 
-def per_datum_log_probs(site: Any, plate_dim: int) -> Float[Tensor, " rows"]:
-    """One site's log density by datum: masked, but never scaled by a plate or a handler."""
+def per_datum_log_probs(site: Any, plate_dim: int) -> Tensor:
+    """One site's log density `(rows,)`: masked, but never scaled by a plate or a handler.
+
+    Of another shape if the site is not in the plate over data; the caller looks.
+    """
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
     return _sum_but(log_prob, log_prob.dim() + plate_dim)
@@ -105,6 +109,18 @@ def _is_density(site: Any) -> bool:
         and not pyro.poutine.util.site_is_subsample(site)
         and not site["infer"].get("_deterministic", False)
     )
+
+
+class WholePlate(Messenger):
+    """Lets a plate that subsamples hold as many rows as there are: repeated rows may exceed it."""
+
+    def __init__(self, plate: str, rows: int) -> None:
+        super().__init__()
+        self.plate, self.rows = plate, rows
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.plate and poutine.util.site_is_subsample(msg):
+            msg["value"] = torch.arange(self.rows, device=msg["fn"].device)
 
 
 class Program:
@@ -177,7 +193,9 @@ class Program:
                 )
         row = tuple(part[:1] for part in batch)
         two, three = (self._trace(repeat_rows(row, rows)) for rows in (2, 3))
-        self.plate, self.plate_dim = _data_plate(two, three, plate)
+        frame = _data_plate(two, three, plate)
+        self.plate, self.plate_dim = frame.name, frame.dim
+        self.num_data = frame.full_size if frame.full_size != frame.size else None
         sites = {name: site for name, site in two.items() if _is_density(site)}
         for name, site in sites.items():
             if all(frame.name != self.plate for frame in site["cond_indep_stack"]):
@@ -244,7 +262,7 @@ class Program:
 
     def _run(self, values: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
         """Runs the program with its latent sites set; outer handlers do not see it."""
-        with poutine.block():
+        with poutine.block(), WholePlate(self.plate, len(batch[0])):
             conditioned = poutine.condition(self.model, data=values)
             return dict(poutine.trace(conditioned).get_trace(*batch).nodes)
 
@@ -275,8 +293,8 @@ def as_tuple(batch: Tensor | Batch) -> Batch:
     return batch if isinstance(batch, tuple) else (batch,)
 
 
-def _data_plate(two: dict[str, Any], three: dict[str, Any], plate: str | None) -> tuple[str, int]:
-    """Name and dimension of the plate whose size is 2 in one trace and 3 in the other."""
+def _data_plate(two: dict[str, Any], three: dict[str, Any], plate: str | None) -> Any:
+    """The frame of the plate whose size is 2 in one trace and 3 in the other."""
     sizes = [
         {
             frame.name: frame
@@ -299,13 +317,13 @@ def _data_plate(two: dict[str, Any], three: dict[str, Any], plate: str | None) -
             f"among the plates {sorted(sizes[0])}; open pyro.plate('data', len(y)) around the "
             "sites of a datum, or name the right one with plate="
         )
-    (name, frame), *_ = found.items()
+    (frame,) = found.values()
     if frame.dim is None:
         raise ValueError(
-            f"the plate over data '{name}' is a loop; use it as a context manager: "
-            f"with pyro.plate('{name}', len(y)): ..."
+            f"the plate over data '{frame.name}' is a loop; use it as a context manager: "
+            f"with pyro.plate('{frame.name}', len(y)): ..."
         )
-    return name, frame.dim
+    return frame
 
 
 def _latent_site(site: Any, plate: str, plate_dim: int) -> LatentSite:
@@ -318,6 +336,7 @@ def _latent_site(site: Any, plate: str, plate_dim: int) -> LatentSite:
         )
     transform = biject_to(function.support)
     axis = value.dim() - function.event_dim + plate_dim
+    _check_support(site["name"], function.support, value.shape[axis:])
     with torch.no_grad():
         unconstrained = transform.inv(value)
     shape = unconstrained.movedim(axis, 0).shape[1:]
@@ -333,10 +352,25 @@ def _latent_site(site: Any, plate: str, plate_dim: int) -> LatentSite:
     )
 
 
-def _is_real(support: Any) -> bool:
+def _base(support: Any) -> Any:
+    """The constraint on one entry."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    return support is torch.distributions.constraints.real
+    return support
+
+
+def _is_real(support: Any) -> bool:
+    return _base(support) is torch.distributions.constraints.real
+
+
+def _check_support(name: str, support: Any, shape: torch.Size) -> None:
+    """Refuses bounds that belong to a datum; `shape` is the value's, from the datum axis on."""
+    bounds = [bound for bound in vars(_base(support)).values() if isinstance(bound, Tensor)]
+    if any(bound.dim() >= len(shape) and bound.shape[-len(shape)] > 1 for bound in bounds):
+        raise ValueError(
+            f"the support of latent site '{name}' has bounds that belong to a datum; sample it on "
+            "a support that is the same for all data, e.g. Uniform(0, 1), and rescale the value"
+        )
 
 
 def log_joint(

@@ -1,0 +1,274 @@
+"""What each command of `pyro-vae` does, once its arguments are parsed."""
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import data as datasets
+from . import evidence, likelihoods, recipes, storage
+from .compare import Comparison, compare
+from .data import Binarization, Dataset, FixedDraw, Grey, Redrawn, Threshold
+from .evidence import ImportanceSampling
+from .guides import Guide
+from .recipes import Architecture
+from .training import adam_with, fit
+
+BINARIZATIONS: dict[str, Binarization] = {
+    "none": Grey(),
+    "threshold": Threshold(),
+    "fixed": FixedDraw(),
+    "redrawn": Redrawn(),
+}
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Which data, and what is done to them before anything else."""
+
+    data: str
+    binarize: str | None = None
+    divide_by: float = 1
+    key: str | None = None
+    test_fraction: float = 0.2
+    split_seed: int = 0
+
+    def load(self) -> Dataset:
+        """The data set; columns of numbers are standardized, pictures are left as they are."""
+        dataset = datasets.load(
+            self.data,
+            binarization=None if self.binarize is None else BINARIZATIONS[self.binarize],
+            test_fraction=self.test_fraction,
+            seed=self.split_seed,
+            key=self.key,
+            divide_by=self.divide_by,
+        )
+        numbers = isinstance(recipes.default_likelihood(dataset), likelihoods.Gaussian)
+        return dataset.standardized() if numbers and dataset.image_shape is None else dataset
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, and how it is trained."""
+
+    likelihood: str = "auto"
+    sigma: float | None = None
+    latents: int = 2
+    hidden: Sequence[int] = (128,)
+    epochs: int = 500
+    batch_size: int = 64
+    lr: float = 2e-3
+    warmup: int = 0
+    seed: int = 0
+
+    def architecture(self, dataset: Dataset) -> Architecture:
+        """Sizes and likelihood for a data set."""
+        return Architecture(self.latents, tuple(self.hidden), self.seed, self._likelihood(dataset))
+
+    def _likelihood(self, dataset: Dataset) -> likelihoods.Likelihood:
+        if self.likelihood == "bernoulli":
+            return likelihoods.Bernoulli()
+        if self.likelihood == "gaussian" and self.sigma is not None:
+            return likelihoods.Gaussian(self.sigma)
+        if self.likelihood == "gaussian":
+            return likelihoods.Gaussian(likelihoods.LearnedSigma(dataset.train.shape[1:]))
+        return recipes.default_likelihood(dataset)
+
+    def options(self, dataset: Dataset) -> dict[str, Any]:
+        """Arguments of `fit`."""
+        redrawn = isinstance(dataset.binarization, Redrawn)
+        return {
+            "num_epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "optimizer": adam_with(self.lr),
+            "warmup": self.warmup,
+            "per_batch": dataset.binarization if redrawn else None,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go, and how much is said on the way."""
+
+    out: Path | None = None
+    samples: int = 1000
+    quiet: bool = False
+    command: str = ""
+
+    def say(self, text: str) -> None:
+        """Prints, unless told to be quiet."""
+        if not self.quiet:
+            print(text, flush=True)
+
+
+def compare_guides(
+    which: DataChoice,
+    how: ModelChoice,
+    output: Output,
+    guides: Sequence[str],
+    *,
+    fixed: bool = True,
+) -> None:
+    """Trains a model under each guide; then the guides again, with one model fixed."""
+    dataset = which.load()
+    output.say(dataset.describe())
+    architecture = how.architecture(dataset)
+    model = recipes.vae(dataset, architecture)
+    maps = {name: recipes.inference_map(name, dataset, architecture) for name in guides}
+    given = _given(which, how, output, dataset)
+    table = compare(model, maps, *_parts(dataset), **given)
+    output.say(f"\nEvery guide with a model of its own\n\n{table.summary()}")
+    if output.out is not None:
+        table.save(output.out)
+    name, first = next(iter(table.results.items()))
+    if fixed and not _interrupted(table):
+        again = compare(first.model, maps, *_parts(dataset), train_model=False, **given)
+        output.say(f"\nThe model that '{name}' trained, fixed\n\n{again.summary()}")
+        if output.out is not None:
+            again.save(output.out / "fixed_model")
+    if output.out is not None:
+        output.say(f"\nwrote {output.out}/")
+
+
+def fit_guide(which: DataChoice, how: ModelChoice, output: Output, guide_name: str) -> None:
+    """Trains a model under one guide and saves both."""
+    dataset = which.load()
+    output.say(dataset.describe())
+    architecture = how.architecture(dataset)
+    model = recipes.vae(dataset, architecture)
+    guide = Guide(model, recipes.inference_map(guide_name, dataset, architecture))
+    train, _ = _parts(dataset)
+    result = fit(model, guide, train, progress=not output.quiet, **how.options(dataset))
+    output.say(result.summary())
+    if output.out is not None:
+        about: dict[str, Any] = {
+            "data": asdict(which),
+            "log_scale": dataset.log_scale,
+            "center": _listed(dataset.center),
+            "scale": _listed(dataset.scale),
+            "image_shape": dataset.image_shape,
+            "command": output.command,
+        }
+        storage.save(output.out, model=model, guide=guide, about=about)
+        output.say(f"wrote {output.out}/")
+
+
+def evaluate_saved(folder: Path, data: str | None, output: Output, seed: int) -> None:
+    """Log p(y) of held-out data under a saved model, by datum."""
+    loaded, about = storage.load(folder), storage.read_about(folder)
+    which = DataChoice(**{**about["data"], **({} if data is None else {"data": data})})
+    dataset = which.load()
+    _, test = _parts(dataset)
+    guide = loaded.guide
+    if isinstance(guide, Guide) and guide.map.per_row:
+        guide = guide.fit_rows(test, seed=seed)
+    bound, result = evidence.evaluate(
+        loaded.model, guide, test, ImportanceSampling(output.samples), seed=seed,
+        progress=not output.quiet,
+    )  # fmt: skip
+    shift = dataset.log_scale
+    output.say(dataset.describe())
+    output.say(result.summary())
+    output.say(
+        f"log p in the data's own units: {float(result.mean.value) + shift:.3f} nats a datum; "
+        f"ELBO {float(bound.mean.value) + shift:.3f} +- {float(bound.mean.error):.3f}"
+    )
+    if output.out is not None:
+        output.out.mkdir(parents=True, exist_ok=True)
+        _write_evaluation(output.out / "log_p.csv", bound, result, shift)
+        output.say(f"wrote {output.out / 'log_p.csv'}")
+
+
+def _write_evaluation(
+    path: Path, bound: evidence.EvidenceLowerBound, result: evidence.LogMarginal, shift: float
+) -> None:
+    columns = {
+        "row": torch.arange(len(result.value)),
+        "log_p": result.value + shift,
+        "log_p_error": result.error,
+        "ess": result.ess,
+        "pareto_k": result.pareto_k,
+        "reliable": result.reliable.long(),
+        "elbo": bound.elbo.value + shift,
+        "elbo_error": bound.elbo.error,
+    }
+    table = torch.stack([column.double() for column in columns.values()], dim=1).numpy()
+    np.savetxt(path, table, delimiter=",", header=",".join(columns), comments="", fmt="%.10g")
+
+
+def sample_saved(folder: Path, number: int, out: Path, seed: int, output: Output) -> None:
+    """Draws from p(y) of a saved model, in the data's own units; npy or csv, and a picture."""
+    loaded, about = storage.load(folder), storage.read_about(folder)
+    draws = loaded.model.sample(number, seed=seed)
+    if about.get("scale") is not None:
+        draws = draws * torch.tensor(about["scale"]) + torch.tensor(about["center"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".csv":
+        np.savetxt(out, draws.flatten(start_dim=1).numpy(), delimiter=",")
+    elif out.suffix == ".npy":
+        np.save(out, draws.numpy())
+    else:
+        raise ValueError(f"draws are written as .npy or .csv, got '{out}'")
+    output.say(f"wrote {number} draws of shape {tuple(draws.shape[1:])} to {out}")
+
+
+def _parts(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Training rows, and held-out rows as they are evaluated: one draw, where draws are redone."""
+    if isinstance(dataset.binarization, Redrawn):
+        held_out = FixedDraw().fixed(dataset.test, part=1)
+        return dataset.train, held_out
+    return dataset.train, dataset.test
+
+
+def _given(which: DataChoice, how: ModelChoice, output: Output, dataset: Dataset) -> dict[str, Any]:
+    about = {
+        "command": output.command,
+        "data": json.dumps(asdict(which)),
+        "data set": dataset.describe(),
+        "model": json.dumps({**asdict(how), "hidden": list(how.hidden)}),
+    }
+    return {
+        "evaluation": ImportanceSampling(output.samples),
+        "labels": dataset.test_labels,
+        "image_shape": dataset.image_shape,
+        "log_scale": dataset.log_scale,
+        "about": about,
+        "progress": not output.quiet,
+        **how.options(dataset),
+    }
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"pyro-vae: warning: {message}", file=sys.stderr)
+
+
+def _interrupted(table: Comparison) -> bool:
+    return any(result.fit.stopped == "interrupted" for result in table.results.values())
+
+
+def _listed(values: Tensor | None) -> list[float] | None:
+    return None if values is None else values.tolist()
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turns warnings, and the errors that a user can mend, into one line; status 1 for errors."""
+    try:
+        with warnings.catch_warnings():
+            # ArviZ 0.23 announces its next version at import, once a day.
+            warnings.filterwarnings("ignore", message="\nArviZ", category=FutureWarning)
+            warnings.showwarning = _show_warning
+            yield
+    except (ValueError, TypeError, FileNotFoundError, FloatingPointError, ImportError) as error:
+        sys.exit(f"pyro-vae: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # what shells expect of a program ended by Ctrl-C

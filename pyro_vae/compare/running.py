@@ -1,0 +1,206 @@
+r"""Trains one copy of a model under each guide, and evaluates all of them alike.
+
+The quantities that can be compared across guides that each trained their own model are those of
+the model: :math:`\log p(y)` of held-out data. With the model fixed, the ELBOs compare too, and
+their differences are what the choice of a guide costs.
+"""
+
+import copy
+import time
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .. import diagnostics, evidence
+from .._types import Batch, Data, ProgramLike
+from ..evidence import ImportanceSampling, check_data
+from ..guides import Family, Guide, InferenceMap, RowFit
+from ..programs import as_batch, device_of, forked_seed
+from ..training import Fit, History, fit
+from .comparison import Comparison, GuideResult
+
+Candidate: TypeAlias = InferenceMap | tuple[InferenceMap, Family] | Guide | ProgramLike
+"""A map, a map with a family, a guide of this model, or a guide program written by hand."""
+
+_TRAIN_DRAWS = 100  # draws a datum for the ELBO of the training data
+
+
+def compare(
+    model: ProgramLike,
+    guides: Mapping[str, Candidate],
+    train: Data,
+    test: Data,
+    *,
+    train_model: bool = True,
+    num_epochs: int = 500,
+    evaluation: ImportanceSampling | None = None,
+    labels: Tensor | None = None,
+    image_shape: tuple[int, int] | None = None,
+    log_scale: float = 0.0,
+    about: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **fit_options: Any,
+) -> Comparison:
+    r"""Compares guides of one model: trains a copy of it under each, evaluates all alike.
+
+    Every copy starts from the same weights and sees the same batches. Data held out are evaluated
+    with the same estimator and draws. A guide tied to rows (`LocalParameters`) is fitted afresh to
+    held-out data, with the model fixed, since a new datum has no row.
+
+    When every guide trains its own model, only :math:`\log p(y)` compares models; the ELBO of a
+    guide is about its own one. With `train_model=False` the model is fixed, only inference
+    differs, and ELBOs compare too: per-datum >= amortized >= global, within errors.
+
+    Arguments:
+        model: A Pyro program `model(*batch)`. To be copied it must be an `nn.Module` (unless
+            `train_model=False`); the one given is not changed.
+        guides: By name: a map, a `(map, family)` pair, a :class:`pyro_vae.Guide` of this model, or
+            a guide program written by hand. Modules are copied, so those given are not changed.
+        train: Training data, a tensor or a tuple of them.
+        test: Held-out data.
+        train_model: Whether every guide trains its copy of the model, or the model is fixed.
+        num_epochs: Passes over the training data.
+        evaluation: How held-out data are evaluated; importance sampling with 1000 draws.
+        labels: Classes of the held-out data, for pictures only.
+        image_shape: Height and width of a datum, for pictures only.
+        log_scale: Nats a datum to add to log densities, where the data were rescaled (see
+            :class:`pyro_vae.data.Dataset`), so that they are in the data's own units.
+        about: What to note beside the results, such as the data set and its binarization.
+        seed: Seed of everything.
+        progress: Whether to show progress bars.
+        fit_options: Further arguments of :func:`pyro_vae.fit`.
+
+    Returns:
+        The results by guide, as a table, pictures, ArviZ data, or a folder.
+
+    Raises:
+        ValueError: If data, model and guides do not fit together.
+        TypeError: If a model that is to be trained cannot be copied.
+
+    References:
+        | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018)
+        | https://arxiv.org/abs/1801.03558
+        | Amortized Variational Inference: When and Why? (Margossian & Blei, 2024)
+        | https://arxiv.org/abs/2307.11018
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> model = pv.models.VAE(pv.nets.MLPDecoder(1, 4), pv.likelihoods.Gaussian(), 1)
+        >>> y = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+        >>> table = compare(
+        ...     model,
+        ...     {"amortized": pv.Encoder(pv.nets.MLPEncoder(4)), "global": pv.GlobalParameters()},
+        ...     y[:20], y[20:], num_epochs=2, evaluation=ImportanceSampling(50), progress=False,
+        ... )
+        >>> [row.guide for row in table.rows()]
+        ['amortized', 'global']
+    """
+    if not guides:
+        raise ValueError("compare needs at least one guide, got an empty mapping")
+    if train_model and not isinstance(model, nn.Module):
+        raise TypeError(
+            f"every guide trains a copy of the model, and {type(model).__name__} "
+            f"'{getattr(model, '__name__', model)}' cannot be copied with its weights; write it "
+            "as a pyro.nn.PyroModule or an nn.Module with the networks as attributes, or pass "
+            "train_model=False"
+        )
+    where = device_of(model)
+    batch, held_out = as_batch(train, where), as_batch(test, where)
+    check_data(model, batch)
+    check_data(model, held_out)
+    options = {"num_epochs": num_epochs, "seed": seed, "progress": progress, **fit_options}
+    run = _Run(model, batch, held_out, evaluation or ImportanceSampling(1000), options, train_model)
+    results: dict[str, GuideResult] = {}
+    for name, candidate in tqdm(guides.items(), desc="guides", disable=not progress):
+        results[name] = run.result(candidate)
+        if results[name].fit.stopped == "interrupted":
+            break  # what is there is evaluated and returned
+    details = {
+        **(about or {}),
+        "seed": seed,
+        "train_model": train_model,
+        "num_train": len(batch[0]),
+        "num_test": len(held_out[0]),
+        "log_scale": log_scale,
+        "evaluation_draws": run.evaluation.num_samples,
+        **{name: repr(value) for name, value in options.items()},
+    }
+    return Comparison(results, held_out, labels, image_shape, log_scale, details)
+
+
+class _Run:
+    """What is the same for every guide."""
+
+    def __init__(
+        self,
+        model: ProgramLike,
+        train: Batch,
+        test: Batch,
+        evaluation: ImportanceSampling,
+        options: dict[str, Any],
+        train_model: bool,  # noqa: FBT001
+    ) -> None:
+        self.model, self.train, self.test = model, train, test
+        self.evaluation, self.options, self.train_model = evaluation, options, train_model
+
+    def result(self, candidate: Candidate) -> GuideResult:
+        start = time.perf_counter()
+        model, guide = self._copies(candidate)
+        guide, training = self._trained(model, guide)
+        seconds = time.perf_counter() - start
+        seed, progress = self.options["seed"], self.options["progress"]
+        held_out = guide
+        if isinstance(guide, Guide) and guide.map.per_row:
+            held_out = guide.fit_rows(self.test, seed=seed)
+        given = {"seed": seed, "progress": progress}
+        return GuideResult(
+            model=model,
+            guide=guide,
+            held_out_guide=held_out,
+            fit=training,
+            train_bound=evidence.elbo(model, guide, self.train, _TRAIN_DRAWS, **given),
+            test=evidence.evaluate(model, held_out, self.test, self.evaluation, **given),
+            means=evidence.posterior_means(model, held_out, self.test, seed=seed),
+            information=diagnostics.mutual_information(model, held_out, self.test, seed=seed),
+            seconds=seconds,
+        )
+
+    def _copies(self, candidate: Candidate) -> tuple[ProgramLike, ProgramLike]:
+        """A copy of the model, and the candidate as a guide of that copy."""
+        if isinstance(candidate, Guide):
+            if candidate.model is not self.model:
+                raise ValueError("a pv.Guide in compare must have been made for the same model")
+            copied: tuple[ProgramLike, ProgramLike] = copy.deepcopy((self.model, candidate))
+            return copied
+        model = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model
+        pair = candidate if isinstance(candidate, tuple) else (candidate, None)
+        if isinstance(pair[0], InferenceMap):
+            example = tuple(part[:1] for part in self.train)
+            with forked_seed(self.options["seed"]):  # for the layer put on top of a trunk
+                guide = Guide(model, copy.deepcopy(pair[0]), pair[1], example=example)
+            return model, guide.to(example[0].device)
+        program: ProgramLike = pair[0]
+        return model, copy.deepcopy(program) if isinstance(program, nn.Module) else program
+
+    def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
+        """Trains; with the model fixed, a table of rows is fitted by the routine for rows."""
+        if not self.train_model and isinstance(guide, Guide) and guide.map.per_row:
+            start = time.perf_counter()
+            guide = guide.fit_rows(self.train, seed=self.options["seed"])
+            if guide.row_fit is None:
+                raise AssertionError("fit_rows gives a guide with its row_fit")
+            return guide, _as_fit(guide.row_fit, time.perf_counter() - start, self.options["seed"])
+        return guide, fit(model, guide, self.train, train_model=self.train_model, **self.options)
+
+
+def _as_fit(rows: RowFit, seconds: float, seed: int) -> Fit:
+    """A fit of rows as a history of one entry."""
+    values = {name: torch.nan for name in History.__dataclass_fields__}
+    values |= {"epoch": rows.rounds, "elbo": float(rows.elbo.mean()), "seconds": seconds}
+    values["kl_weight"] = 1.0
+    history = History(**{name: torch.tensor([value]).numpy() for name, value in values.items()})
+    return Fit(history, "finished", rows.rounds, seed, ("a row of parameters for every datum",))

@@ -1,0 +1,144 @@
+r"""Diagnoses of the latent space: what it says about the data, and which latents it uses.
+
+With :math:`q(z) = \frac{1}{N} \sum_n q(z \mid y_n)` the aggregated posterior, the rate splits into
+what z says about which datum it came from, and how far the aggregate is from the prior
+("ELBO surgery"):
+
+.. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z \mid y_n) \,\|\, p(z))
+    = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z)), \qquad 0 \le I_q(n; z) \le \log N
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import stats
+from ._types import Data, Estimate, ProgramLike
+from .evidence import prepared
+from .guides import Posterior
+
+ACTIVE_VARIANCE = 0.01  # the threshold of Burda et al., who saw the variances fall into two groups
+_PAIRS_AT_ONCE = 200_000  # points times data; bounds the memory of the aggregated posterior
+_PAIRS_IN_ALL = 20_000_000  # so many densities take seconds; beyond, fewer draws a datum
+
+
+@dataclass(frozen=True)
+class MutualInformation:
+    """What z says about which datum it came from, in nats.
+
+    Arguments:
+        estimate: The mutual information and its Monte Carlo error, scalars.
+        ceiling: The logarithm of the number of data, which it cannot exceed.
+        num_samples: Draws used a datum.
+    """
+
+    estimate: Estimate
+    ceiling: float
+    num_samples: int
+
+
+def mutual_information(
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    num_samples: int | None = None,
+    *,
+    seed: int = 0,
+) -> MutualInformation:
+    r"""Estimates :math:`I_q(n; z)` with the whole aggregated posterior.
+
+    .. math:: I_q(n; z) = \frac{1}{N} \sum_n \mathbb{E}_{q(z \mid y_n)} \left[
+        \log q(z \mid y_n) - \log \frac{1}{N} \sum_m q(z \mid y_m) \right]
+
+    Every draw is held against all N data, so the cost grows with :math:`N^2`. Estimates from a
+    mini-batch are biased, and report :math:`\log N` for a guide that has collapsed.
+
+    Arguments:
+        model: The Pyro program.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+        data: The batch tensor, or a tuple of them; the data that the aggregate is over.
+        num_samples: Draws a datum, at least two; by default as many as take seconds.
+        seed: Seed of the draws.
+
+    Returns:
+        The estimate with its Monte Carlo error, and the ceiling :math:`\log N`.
+
+    Raises:
+        ValueError: If fewer than two draws are asked for, or data and programs do not fit.
+
+    References:
+        | ELBO surgery: yet another way to carve up the variational evidence lower bound
+          (Hoffman & Johnson, 2016)
+        | Isolating Sources of Disentanglement in VAEs (Chen et al., 2018)
+        | https://arxiv.org/abs/1802.04942
+
+    Example:
+        >>> from pyro_vae import GlobalParameters, Guide, likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(1, 3), likelihoods.Gaussian(), latent_dim=1)
+        >>> result = mutual_information(model, Guide(model, GlobalParameters()), torch.zeros(9, 3))
+        >>> bool(result.estimate.value.abs() < 1e-5), round(result.ceiling, 3)
+        (True, 2.197)
+    """
+    with prepared(model, guide, data, seed) as (_, posterior, batch):
+        num_data = len(batch[0])
+        affordable = _PAIRS_IN_ALL // num_data**2
+        draws = num_samples or max(2, min(100, affordable))
+        if draws < 2:
+            raise ValueError(f"a standard error needs at least 2 draws a datum, got {draws}")
+        torch.manual_seed(seed)
+        z, log_q = posterior.draw(draws)
+        information = log_q.double() - log_aggregate(posterior, z)
+    estimate = stats.mean_over_data(stats.mean_estimate(information))
+    return MutualInformation(estimate, math.log(num_data), draws)
+
+
+def log_aggregate(
+    posterior: Posterior, z: Float[Tensor, "particles data latents"]
+) -> Float[Tensor, "particles data"]:
+    r"""Log density of the aggregated posterior, :math:`\log \frac{1}{N} \sum_m q(z \mid y_m)`.
+
+    Arguments:
+        posterior: The approximate posterior of all N data.
+        z: Points, with any two leading dimensions.
+
+    Returns:
+        One number a point, float64, in nats.
+    """
+    points = z.reshape(-1, 1, z.shape[-1])
+    size = max(1, _PAIRS_AT_ONCE // len(posterior))
+    parts = [
+        stats.log_mean_exp(posterior.log_prob(piece.expand(-1, len(posterior), -1)).transpose(0, 1))
+        for piece in points.split(size)
+    ]
+    return torch.cat(parts).view(z.shape[:-1])
+
+
+def active_units(means: Float[Tensor, "data latents"]) -> tuple[int, Tensor]:
+    r"""Counts the latents whose posterior mean varies over the data.
+
+    .. math:: A_i = \mathrm{Var}_n \, \mathbb{E}_{q(z \mid y_n)}[z_i] > 0.01
+
+    Arguments:
+        means: Posterior means, `(data, latents)`, as from `guide.mean(y)`.
+
+    Returns:
+        The number of active latents, and the variances `(latents,)`.
+
+    Raises:
+        ValueError: If there are fewer than two data.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016)
+        | https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> active_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
+        (1, tensor([0., 2.], dtype=torch.float64))
+    """
+    if len(means) < 2:
+        raise ValueError(f"a variance over data needs at least 2 data, got {len(means)}")
+    variances = means.double().var(dim=0)
+    return int((variances > ACTIVE_VARIANCE).sum()), variances

@@ -1,0 +1,9 @@
+"""Saved models and guides: tensors in safetensors, the rest in JSON; nothing runs when loaded."""
+
+from .folders import JSON as JSON
+from .folders import Loaded as Loaded
+from .folders import load as load
+from .folders import read_about as read_about
+from .folders import save as save
+
+__all__ = ["JSON", "Loaded", "load", "read_about", "save"]

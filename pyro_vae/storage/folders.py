@@ -1,0 +1,359 @@
+"""A folder that holds a model and a guide: `pyro_vae.json` and a safetensors file for each.
+
+The JSON file says how the objects are made, and has a digest of each file of tensors, so that
+what is loaded is what was saved together. The folder is written beside its place and moved there
+when it is whole.
+"""
+
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .._types import ProgramLike
+from ..guides import Guide
+from ..programs import forked_seed
+from .architecture import check_types
+from .parts import Part, describe, differences, fill, module_of, rebuild, tensors_of
+
+JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] | None
+"""What JSON can hold."""
+
+HEADER = "pyro_vae.json"
+FORMAT, FORMAT_VERSION = "pyro_vae", 1
+ROLES = ("model", "guide")
+FILES = {HEADER, *(f"{role}.safetensors" for role in ROLES)}
+
+
+class Loaded(NamedTuple):
+    """A model and its guide (`None` if none was saved)."""
+
+    model: Any
+    guide: Any
+
+
+def save(
+    folder: str | Path,
+    *,
+    model: ProgramLike,
+    guide: ProgramLike | None = None,
+    about: Mapping[str, JSON] | None = None,
+) -> None:
+    """Saves a model and a guide into a folder of their own, which cannot run code when loaded.
+
+    All tensors of the modules' `state_dict` are saved, of a `LocalParameters` table with the
+    state of its optimizer. How our own classes and plain layers of torch are put together is
+    saved too, so that :func:`load` can make them again. Of a class or function of your own the
+    tensors are saved, and :func:`load` fills them into an object that you made.
+
+    Not saved: what lives in Pyro's parameter store (`pyro.get_param_store().save` does that), the
+    optimizer of the networks, and `guide.row_fit`.
+
+    Arguments:
+        folder: Made if it does not exist; an older save in it is replaced once the new one is
+            whole. Name a folder for this alone.
+        model: A Pyro program.
+        guide: A :class:`pyro_vae.Guide` for that model, or a guide program written by hand.
+        about: Whatever you want to find again with :func:`read_about`: words, numbers, lists.
+
+    Raises:
+        ValueError: If the folder holds anything else, if the guide was made for another model,
+            if `about` is not JSON, or if something that was trained is in no module.
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_vae import likelihoods, models, nets
+        >>> decoder = nets.MLPDecoder(latents=2, shape=3)
+        >>> model = models.VAE(decoder, likelihoods.Bernoulli(), latent_dim=2)
+        >>> folder = Path(tempfile.mkdtemp()) / "my_model"
+        >>> save(folder, model=model, about={"data": "three coins"})
+        >>> sorted(path.name for path in folder.iterdir())
+        ['model.safetensors', 'pyro_vae.json']
+    """
+    from .. import __version__  # set when the package is whole
+
+    if isinstance(guide, Guide) and guide.model != model:
+        raise ValueError(
+            "the guide was made for another model than the one to save, and would be loaded for "
+            "this one: save model=guide.model, or make the guide for this model"
+        )
+    target = _target(Path(folder))
+    programs = {"model": model} if guide is None else {"model": model, "guide": guide}
+    tensors = {role: _packed(role, program) for role, program in programs.items()}
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "library_version": __version__,
+        "about": _checked_about(about or {}),
+    }
+    for part in describe(programs):
+        digest = hashlib.sha256(tensors[part.role]).hexdigest()
+        header[part.role] = {**asdict(part), "sha256": digest}
+    files = {f"{role}.safetensors": content for role, content in tensors.items()}
+    _write(target, {**files, HEADER: json.dumps(header, indent=1, allow_nan=False).encode()})
+
+
+def load(
+    folder: str | Path,
+    *,
+    model: ProgramLike | None = None,
+    guide: ProgramLike | None = None,
+    device: torch.device | str | None = None,
+) -> Loaded:
+    """Loads what :func:`save` saved; runs no code from the folder.
+
+    Our own classes and plain layers of torch are made again, with the same bits in every tensor,
+    so their answers are the same. For programs of your own build the same objects and pass them:
+    their tensors are filled in, if names, shapes and dtypes agree.
+
+    Arguments:
+        folder: The folder of a save.
+        model: An object to fill, in place of one made from the folder. With a `Guide` to fill
+            this is that guide's model, unless told otherwise.
+        guide: An object to fill, in place of one made from the folder.
+        device: Where tensors shall be; by default those of a made object are on the CPU, and
+            those of a filled one stay where they are.
+
+    Returns:
+        The model, and the guide or None; they unpack as `model, guide = load(folder)`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or one of its files is missing.
+        ValueError: If the folder is not one of ours, is damaged, or comes from a newer version;
+            if a program cannot be made from a file; or if a given object does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_vae import Encoder, likelihoods, models, nets
+        >>> decoder = nets.MLPDecoder(latents=2, shape=3)
+        >>> model = models.VAE(decoder, likelihoods.Bernoulli(), latent_dim=2)
+        >>> guide = Guide(model, Encoder(nets.MLPEncoder(3)))
+        >>> folder = Path(tempfile.mkdtemp()) / "my_model"
+        >>> save(folder, model=model, guide=guide)
+        >>> model_again, guide_again = load(folder)
+        >>> y = torch.ones(5, 3)
+        >>> bool((guide_again.mean(y) == guide.mean(y)).all())
+        True
+    """
+    folder = Path(folder)
+    parts = _parts(folder)
+    if guide is not None and "guide" not in parts:
+        raise ValueError(f"'{folder}' holds a model but no guide: load it without guide=")
+    if model is None and isinstance(guide, Guide):
+        model = guide.model
+    states = {role: _read_tensors(folder, *parts[role]) for role in parts}
+    given = {"model": model, "guide": guide}
+    for role, program in given.items():
+        if program is not None:
+            _check_fit(folder, role, program, states[role])
+            module_of(program).to(device)
+    made: dict[str, Any] = dict(given)
+    with forked_seed(0):  # first values, to be overwritten, are drawn
+        for role in (role for role in parts if given[role] is None):
+            part, _ = parts[role]
+            made[role] = _rebuilt(folder, part, states[role], made["model"], device)
+    for role, program in given.items():
+        if program is not None:
+            fill(program, states[role])
+    return Loaded(**made)
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """What :func:`save` was told about a saved model.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the folder is not one of ours, is damaged, or comes from a newer version.
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_vae import likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(1, 3), likelihoods.Bernoulli(), latent_dim=1)
+        >>> folder = Path(tempfile.mkdtemp()) / "my_model"
+        >>> save(folder, model=model, about={"data": "three coins"})
+        >>> read_about(folder)
+        {'data': 'three coins'}
+    """
+    about: dict[str, Any] = _header(Path(folder))["about"]
+    return about
+
+
+def _packed(role: str, program: ProgramLike) -> bytes:
+    content: bytes = safetensors.torch.save(tensors_of(role, program))
+    return content
+
+
+def _checked_about(about: Mapping[str, JSON]) -> dict[str, Any]:
+    for name, value in about.items():
+        try:
+            json.dumps({name: value}, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"about[{name!r}] cannot be written as JSON ({error}): use words, finite "
+                "numbers, True, False, None, lists and dicts of these (`.tolist()` for arrays)"
+            ) from error
+    return dict(about)
+
+
+def _target(folder: Path) -> Path:
+    """Where to save; refuses a place that holds anything but a save of ours."""
+    folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"'{folder}' is a file; a model is saved into a folder")
+    if folder == Path.cwd():
+        raise ValueError(
+            f"'{folder}' is the current folder, which cannot be replaced: name a folder in it"
+        )
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if found and (HEADER not in found or not found <= FILES):
+        raise ValueError(
+            f"'{folder}' holds other files ({_some(found - {HEADER})}), and saving replaces the "
+            f"whole folder: name a folder for this alone, such as '{folder / 'model'}'"
+        )
+    return folder
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:5]
+    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files into a new folder beside its place, then moves that there in one step.
+
+    Whatever stops it, Ctrl-C too, the folder that was there stays or comes back.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(4)
+    new, old = (folder.with_name(f".{folder.name}.{what}-{token}") for what in ("new", "old"))
+    try:
+        new.mkdir()
+        for name, content in files.items():
+            (new / name).write_bytes(content)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _header(folder: Path) -> dict[str, Any]:
+    """The JSON file of a save, once it is known to be one that this version can read."""
+    if not folder.is_dir():
+        what = "is a file, not the folder of a save" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"'{folder}' {what}: expected a folder that pyro_vae saved")
+    path = folder / HEADER
+    if not path.is_file():
+        found = _some({path.name for path in folder.iterdir()}) or "nothing"
+        raise ValueError(f"'{folder}' was not saved by pyro_vae: no {HEADER} in it, but {found}")
+    try:
+        header = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"'{path}' is truncated or damaged, it is no JSON ({error}): save the model again, or "
+            "take the folder from a backup"
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f'\'{path}\' was not written by pyro_vae: it has no "format": "{FORMAT}"')
+    _check_version(path, header)
+    _require(path, "about", when=isinstance(header.get("about"), dict))
+    return header
+
+
+def _check_version(path: Path, header: dict[str, Any]) -> None:
+    from .. import __version__  # set when the package is whole
+
+    version: Any = header.get("format_version")
+    _require(path, "format_version", when=isinstance(version, int) and version >= 1)
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"'{path}' was saved by a newer version, pyro_vae {header.get('library_version')} "
+            f"(format {version}); this is {__version__}, which reads formats up to "
+            f"{FORMAT_VERSION}: upgrade with `pip install --upgrade pyro-vae`"
+        )
+
+
+def _require(path: Path, entry: str, *, when: bool) -> None:
+    if not when:
+        raise ValueError(f"'{path}' is damaged: its entry \"{entry}\" is missing or no such thing")
+
+
+def _parts(folder: Path) -> dict[str, tuple[Part, str]]:
+    """What the JSON file says about model and guide, with the digest of the tensors of each."""
+    header = _header(folder)
+    path = folder / HEADER
+    _require(path, "model", when="model" in header)
+    return {role: _part(path, role, header[role]) for role in ROLES if role in header}
+
+
+def _part(path: Path, role: str, entry: Any) -> tuple[Part, str]:
+    _require(path, role, when=isinstance(entry, dict) and isinstance(entry.get("sha256"), str))
+    values = {name: value for name, value in entry.items() if name != "sha256"}
+    try:
+        check_types(Part, values)
+        part = Part(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"'{path}' is damaged, at \"{role}\": {error}") from error
+    _require(path, role, when=part.role == role)
+    return part, entry["sha256"]
+
+
+def _read_tensors(folder: Path, part: Part, digest: str) -> dict[str, Tensor]:
+    """The tensors of a part, in memory of their own."""
+    path = folder / f"{part.role}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"'{path}' is missing: the save in '{folder}' is not whole")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(
+            f"'{path}' is not the file that was saved with {HEADER}: it is truncated, damaged, or "
+            "from another save; take the whole folder from where it was saved"
+        )
+    try:
+        tensors = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"'{path}' is no safetensors file, or a damaged one ({error})") from error
+    # Copies lie in memory as torch aligns it, on which the last bit of a product can depend.
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _check_fit(folder: Path, role: str, program: ProgramLike, state: dict[str, Tensor]) -> None:
+    found = differences(module_of(program), state, with_dtypes=True)
+    if found:
+        raise ValueError(
+            f"the {role} given does not fit the one saved in '{folder}': {found}; make it with "
+            "the same arguments as the saved one"
+        )
+
+
+def _rebuilt(
+    folder: Path,
+    part: Part,
+    state: dict[str, Tensor],
+    model: Any,
+    device: torch.device | str | None,
+) -> Any:
+    """A part made again from its record."""
+    path = folder / HEADER
+    if part.architecture is None:
+        raise ValueError(
+            f"the {part.role} in '{folder}' (made by: {part.made_by}) cannot be made from a file "
+            f"that holds no code: {part.reason}. Build the same object and pass it, as in "
+            f"load(folder, {part.role}={part.role}); its tensors are then filled in"
+        )
+    try:
+        return rebuild(part, state, model, device)
+    except ValueError as error:
+        raise ValueError(f"the {part.role} cannot be made from '{path}': {error}") from error

@@ -1,0 +1,232 @@
+"""A model or a guide as it is stored: a record of how it is made, and its tensors."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._types import ProgramLike
+from ..guides import Family, Guide, InferenceMap, LocalParameters
+from ..models import VAE
+from ..programs import forked_seed, modules_of
+from .architecture import build, check_types, described, full_name, record
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of a model or a guide beside its tensors.
+
+    Arguments:
+        role: "model" or "guide".
+        made_by: Its class, or the function that it is.
+        architecture: How it is made again; None if a file cannot say that.
+        reason: Why not, or empty.
+        frozen: Names of the parameters that do not ask for a gradient.
+        evaluating: Names of the modules that are in evaluation mode.
+    """
+
+    role: str
+    made_by: str
+    architecture: dict[str, Any] | None
+    reason: str
+    frozen: list[str]
+    evaluating: list[str]
+
+
+def module_of(program: ProgramLike) -> nn.Module:
+    """All modules of a program as one: itself, or a list of those that it closes over."""
+    return program if isinstance(program, nn.Module) else nn.ModuleList(modules_of(program))
+
+
+def tensors_of(role: str, program: ProgramLike) -> dict[str, Tensor]:
+    """All tensors of a program by name, each in memory of its own, on the CPU.
+
+    Raises:
+        ValueError: If something that was trained, or is kept, is not a tensor in a module.
+    """
+    _check_loose(role, program)
+    state = module_of(program).state_dict()
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(
+            f"the {role} keeps {others} in its state_dict, which are not tensors: only tensors "
+            "can be saved; keep them in buffers"
+        )
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+
+
+def _check_loose(role: str, program: ProgramLike) -> None:
+    """Refuses a function with trained tensors that are in no module, so in no state_dict."""
+    if not inspect.isfunction(program):
+        return
+    names = inspect.getclosurevars(program)
+    found = {**names.globals, **names.nonlocals}
+    loose = [
+        name for name, value in found.items() if isinstance(value, Tensor) and value.requires_grad
+    ]
+    if loose:
+        raise ValueError(
+            f"the {role} uses {loose}, trainable tensors that are in no module and would not be "
+            f"saved: make them nn.Parameter attributes of an nn.Module that the {role} uses"
+        )
+
+
+def describe(programs: Mapping[str, ProgramLike]) -> list[Part]:
+    """Says how each program is made, or why a file cannot say that."""
+    names: dict[int, str] = {}
+    return [_described(role, program, names) for role, program in programs.items()]
+
+
+def _described(role: str, program: ProgramLike, names: dict[int, str]) -> Part:
+    module, architecture, reason = module_of(program), None, ""
+    try:
+        _check_unshared(role, module, names)
+        with forked_seed(0):  # first values, of what is made to compare, are drawn
+            architecture = _record(program)
+    except ValueError as error:
+        reason = str(error)
+    return Part(
+        role,
+        full_name(program),
+        architecture,
+        reason,
+        frozen=[name for name, value in module.named_parameters() if not value.requires_grad],
+        evaluating=[name for name, part in module.named_modules() if not part.training],
+    )
+
+
+def _check_unshared(role: str, module: nn.Module, names: dict[int, str]) -> None:
+    """Refuses a parameter with two names: made again from a record it would be two."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        other = names.setdefault(id(parameter), f"{role}.{name}")
+        if other != f"{role}.{name}":
+            raise ValueError(f"its parameter '{role}.{name}' is '{other}' too")
+
+
+def _record(program: ProgramLike) -> dict[str, Any]:
+    """A record of how a program is made, from which its like was made again to be sure.
+
+    A net may have been changed after it was made: a layer replaced, a parametrization added.
+    Then its record would make another net, which would answer otherwise.
+
+    Raises:
+        ValueError: If there is no such record, or not of what the program is now.
+    """
+    if isinstance(program, VAE):
+        recorded: dict[str, Any] = record(program, "model")
+        _check_same(program, build(recorded, "model"), "model")
+        return recorded
+    if type(program) is not Guide:
+        raise ValueError(f"it is {described(program)}")
+    recorded, family = record(program.map, "map"), record(program.family, "family")
+    again = build(recorded, "map")
+    initial = program.family.initial(program.latents)
+    again.setup(program.family.num_parameters(program.latents), initial)
+    _check_same(program.map, again, "map")
+    return {"map": recorded, "family": family, "plate": program.program.plate}
+
+
+def _check_same(module: nn.Module, again: nn.Module, where: str) -> None:
+    """Compares layers, and names and shapes of tensors."""
+    found = differences(again, module.state_dict(), with_dtypes=False)
+    if found or repr(again) != repr(module):
+        raise ValueError(
+            f"{where}, or a part of it, was changed after it was made as {described(module)}"
+        )
+
+
+def rebuild(
+    part: Part, state: dict[str, Tensor], model: Any, device: torch.device | str | None
+) -> Any:
+    """Makes a part again, with its tensors, their dtypes and its modes.
+
+    Arguments:
+        part: What is known of it.
+        state: Its tensors.
+        model: For a guide, the model that it is for.
+        device: Where it shall be; the CPU by default.
+
+    Raises:
+        ValueError: If the record cannot be followed, or makes something that the tensors do not
+            fit.
+    """
+    assert part.architecture is not None, "the caller has looked"
+    if part.role == "model":
+        module = build(part.architecture, "model")
+        if not isinstance(module, VAE):
+            raise ValueError(f"the model should be a VAE, got {described(module)}")
+    else:
+        module = _guide(part.architecture, model)
+    found = differences(module, state, with_dtypes=False)
+    if found:
+        raise ValueError(f"its tensors do not fit its architecture: {found}")
+    module.load_state_dict(state, assign=True)  # assigned, not copied, so with their dtypes
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in part.frozen)
+    for name, child in module.named_modules():
+        child.training = name not in part.evaluating
+    return module.to(torch.device("cpu") if device is None else device)
+
+
+@dataclass(frozen=True)
+class _GuideArguments:
+    """What a guide is made with, beside its model."""
+
+    map: InferenceMap
+    family: Family
+    plate: str
+
+
+def _guide(recorded: dict[str, Any], model: Any) -> Guide:
+    values = {name: build(value, name) for name, value in recorded.items()}
+    check_types(_GuideArguments, values)
+    try:
+        arguments = _GuideArguments(**values)
+        return Guide(model, arguments.map, arguments.family, plate=arguments.plate)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{error}; or make the guide for this model and pass it, as in "
+            "load(folder, model=model, guide=guide)"
+        ) from error
+
+
+def fill(program: ProgramLike, state: dict[str, Tensor]) -> None:
+    """Copies tensors into a program's own, on the device where those are."""
+    module_of(program).load_state_dict(state)
+
+
+def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: bool) -> str:
+    """What keeps tensors from being a module's: missing, unexpected, mismatched; else empty."""
+    own = module.state_dict()
+    both = [name for name in own if name in state and name not in _resizable(module)]
+    mismatched = [
+        f"{name} ({_form(state[name])} in the file, {_form(own[name])} here)"
+        for name in both
+        if state[name].shape != own[name].shape
+        or (with_dtypes and state[name].dtype != own[name].dtype)
+    ]
+    lists = {
+        "missing from the file": [name for name in own if name not in state],
+        "unexpected in the file": [name for name in sorted(state) if name not in own],
+        "of another shape or dtype": mismatched,
+    }
+    return "; ".join(f"{what}: {_some(names)}" for what, names in lists.items() if names)
+
+
+def _resizable(module: nn.Module) -> set[str]:
+    """Buffers whose shape follows the data: a table has no digests before it is trained."""
+    tables = [n for n, part in module.named_modules() if isinstance(part, LocalParameters)]
+    return {f"{name}.digests" if name else "digests" for name in tables}
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _some(names: list[str]) -> str:
+    shown = names[:5]
+    rest = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")

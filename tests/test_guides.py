@@ -1,0 +1,565 @@
+"""A guide is a plain Pyro program with the density that its family has, whatever the map."""
+
+import copy
+import functools
+import inspect
+import math
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.optim import Adam  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae._types import Batch, ProgramLike
+from pyro_vae.guides import InferenceMap, posterior_of, program_of
+from pyro_vae.guides.posteriors import FamilyPosterior, ProgramPosterior
+from pyro_vae.programs import Program, as_batch, evaluating, per_datum_log_probs
+from tests.cases import CASES, NUM_DATA, Case, dependent, factor_analysis, gamma, normal, scalar
+from tests.statistics import assert_mean
+
+# In float64; sums of tens of terms of size one.
+assert_exact = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
+UNSCALED = {name: case for name, case in CASES.items() if not name.startswith("scaled")}
+
+float64 = pytest.mark.usefixtures("float64")
+
+
+class Net(nn.Module):
+    """A linear layer on all that a datum has, of any dtype and shape."""
+
+    def __init__(self, batch: Batch, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(self.flat(*batch).shape[1], outputs)
+
+    @staticmethod
+    def flat(*batch: Tensor) -> Tensor:
+        """All numbers of a datum side by side."""
+        parts = [part.reshape(len(part), -1).to(torch.get_default_dtype()) for part in batch]
+        return torch.cat(parts, dim=1)
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        """Parameters of the family."""
+        return self.linear(self.flat(*batch))
+
+
+def amortized(case: Case, batch: Batch) -> pv.Guide:
+    """A guide with a linear encoder."""
+    return pv.Guide(case.program, pv.Encoder(Net(batch, 2 * case.latents)), example=batch)
+
+
+def vae(latents: int = 2, features: int = 3) -> pv.models.VAE:
+    """A linear Gaussian model."""
+    likelihood = pv.likelihoods.Gaussian(sigma=0.5)
+    return pv.models.VAE(nn.Linear(latents, features), likelihood, latent_dim=latents)
+
+
+def at_same_draw(guide: ProgramLike, program: Program, batch: Batch, seed: int) -> Tensor:
+    """The flat latents `(1, batch, latents)` that a run of the guide draws at this seed."""
+    pyro.set_rng_seed(seed)
+    nodes: dict[str, Any] = dict(poutine.trace(guide).get_trace(*batch).nodes)
+    values = {site.name: nodes[site.name]["value"] for site in program.latent_sites}
+    return program.flatten(values)[0][None]
+
+
+# ---------------------------------------------------------------------- a plain Pyro program
+
+
+@float64
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_trace_has_the_density_of_the_family(case: Case) -> None:
+    """Every datum's log q in a trace is the family's, less the Jacobian of its supports."""
+    batch = case.data()
+    guide = amortized(case, batch)
+    with evaluating(guide):
+        nodes: dict[str, Any] = dict(poutine.trace(guide).get_trace(*batch).nodes)
+        posterior = guide.posterior(*batch)
+    values = {site.name: nodes[site.name]["value"] for site in guide.program.latent_sites}
+    z, log_jacobian = guide.program.flatten(values)
+    loc, log_scale = posterior.parameters.chunk(2, dim=-1)
+    expected = normal(z, loc, log_scale.exp()).sum(-1) - log_jacobian
+    log_q = sum(
+        per_datum_log_probs(site, guide.program.plate_dim)
+        for site in nodes.values()
+        if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
+    )
+    assert_exact(log_q, expected)
+
+
+@float64
+def test_positive_latents_are_log_normal() -> None:
+    """The change of variables, against a distribution that has it built in."""
+    batch = CASES["gamma"].data()
+    guide = amortized(CASES["gamma"], batch)
+    loc, log_scale = guide.parameters_of(*batch).detach().unbind(-1)
+    with evaluating(guide):
+        trace = poutine.trace(guide).get_trace(*batch)
+    expected = torch.distributions.LogNormal(loc, log_scale.exp()).log_prob(
+        trace.nodes["rate"]["value"]
+    )
+    assert_exact(trace.log_prob_sum(), expected.sum())
+
+
+@float64
+@pytest.mark.parametrize("name", UNSCALED)
+def test_trace_elbo_is_the_sum_of_log_weights(name: str) -> None:
+    """Pyro accepts the pair with all its checks on, and its loss is ours at the same draw."""
+    case = UNSCALED[name]
+    batch = case.data()
+    guide = amortized(case, batch)
+    with evaluating(guide), pyro.validation_enabled(is_validate=True):
+        pyro.set_rng_seed(3)
+        loss = Trace_ELBO().loss(case.program, guide, *batch)
+        z = at_same_draw(guide, guide.program, batch, seed=3)
+        log_weights = guide.program.log_joint(z, *batch) - guide.posterior(*batch).log_prob(z)
+    scale = 6 / NUM_DATA if name == "subsampled" else 1.0  # its plate says there are six
+    assert loss == pytest.approx(-scale * log_weights.sum().item(), rel=1e-10)
+
+
+@float64
+def test_analytic_kl() -> None:
+    """TraceMeanField_ELBO takes the KL of a mean-field Gaussian from its closed form."""
+    model, y = vae(), torch.randn(NUM_DATA, 3)
+    guide = pv.Guide(model, pv.Encoder(nn.Linear(3, 4)))
+    with evaluating(model, guide):
+        pyro.set_rng_seed(3)
+        loss = TraceMeanField_ELBO().loss(model, guide, y)
+        z = at_same_draw(guide, guide.program, (y,), seed=3)
+        likelihood = guide.program.log_densities(z, y).likelihood
+        loc, log_scale = guide.parameters_of(y).chunk(2, dim=-1)
+    kl = (loc**2 + (2 * log_scale).exp() - 1 - 2 * log_scale).sum() / 2
+    assert loss == pytest.approx((kl - likelihood.sum()).item(), rel=1e-10)
+
+
+@float64
+@pytest.mark.usefixtures("user_param_store")
+def test_predictive() -> None:
+    """Pyro's Predictive draws from the guide, then from the model."""
+    model, y = vae(), torch.randn(NUM_DATA, 3)
+    guide = pv.Guide(model, pv.Encoder(nn.Linear(3, 4)))
+    draws = Predictive(poutine.uncondition(model), guide=guide, num_samples=400)(y)
+    assert draws["y"].shape == (400, NUM_DATA, 3)
+    assert_mean(draws["z"], guide.mean(y))
+    assert_mean(draws["y"], model.decode(guide.mean(y)))  # the decoder is linear
+
+
+# ---------------------------------------------------------------------- draws and means
+
+
+@float64
+@pytest.mark.parametrize("name", ["factor-analysis", "dependent", "gamma", "outer-data"])
+def test_sample_and_mean(name: str) -> None:
+    """Draws are flat and unconstrained, have the mean and the width of the family."""
+    case = CASES[name]
+    batch = case.data()
+    guide = amortized(case, batch)
+    draws, mean = guide.sample(batch, num_samples=4000), guide.mean(batch)
+    loc, log_scale = guide.parameters_of(*batch).detach().chunk(2, dim=-1)
+    assert draws.shape == (4000, NUM_DATA, case.latents)
+    assert not draws.requires_grad
+    assert not mean.requires_grad
+    assert torch.equal(mean, loc)
+    assert_mean(draws, loc)
+    assert_mean((draws - loc) ** 2, (2 * log_scale).exp())
+
+
+def test_seeded_draws() -> None:
+    """With a seed the same draws, and the caller's stream stays; without one they differ."""
+    guide, y = pv.Guide(vae(), pv.Encoder(nn.Linear(3, 4))), torch.randn(NUM_DATA, 3)
+    stream = torch.get_rng_state()
+    assert torch.equal(guide.sample(y, seed=1), guide.sample(y, seed=1))
+    assert not torch.equal(guide.sample(y, seed=1), guide.sample(y, seed=2))
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert not torch.equal(guide.sample(y), guide.sample(y))
+
+
+def test_evaluation_leaves_the_encoder_alone() -> None:
+    """Its BatchNorm does not see the data that are embedded, and training mode comes back."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    guide, y = pv.Guide(vae(), pv.Encoder(net)), torch.randn(5000, 3)  # more than one piece
+    before = copy.deepcopy(guide.state_dict())
+    mean = guide.mean(y)
+    guide.sample(y, 2)
+    assert guide.training
+    for name, value in guide.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    torch.testing.assert_close(mean[4990:], guide.mean(y[4990:]))
+
+
+def test_data_may_be_arrays() -> None:
+    """One array, or a tuple of tensors and arrays with the same number of rows."""
+    case = CASES["covariate"]
+    batch = case.data()
+    guide = amortized(case, batch)
+    mixed = (batch[0], batch[1].double().numpy())
+    torch.testing.assert_close(guide.mean(mixed), guide.mean(batch))
+    with pytest.raises(TypeError, match="got list at position 1; convert it with"):
+        inspect.unwrap(as_batch)((batch[0], [1.0]))  # around the check of types in tests
+
+
+# ---------------------------------------------------------------------- programs written by hand
+
+
+NET = nn.Linear(4, 4)
+
+
+def by_hand(y: Tensor) -> None:
+    """What `Guide` does for factor analysis."""
+    loc, log_scale = NET.to(y)(y).chunk(2, dim=-1)
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+@float64
+def test_a_program_is_the_guide() -> None:
+    """The same draws, densities and means as the `Guide` with that network."""
+    y, z = torch.randn(NUM_DATA, 4), torch.randn(7, NUM_DATA, 2)
+    guide = pv.Guide(factor_analysis, pv.Encoder(NET.double()), example=y)
+    ours = posterior_of(guide, guide.program, (y,))
+    program = posterior_of(by_hand, guide.program, (y,))
+    assert isinstance(ours, FamilyPosterior)
+    assert isinstance(program, ProgramPosterior)
+    assert_exact(program.log_prob(z), ours.log_prob(z))
+    drawn = []
+    for posterior in (ours, program):
+        pyro.set_rng_seed(5)
+        drawn.append(posterior.draw(7))
+    assert_exact(drawn[1], drawn[0])
+    for posterior in (ours, program):
+        row = posterior.row(2)
+        assert len(row) == 1
+        assert_exact(row.log_prob(z[:, 2:3]), ours.log_prob(z)[:, 2:3])
+    assert_mean(program.draw(4000)[0], ours.mean())
+
+
+@float64
+def test_a_program_with_two_sites() -> None:
+    """Sites in any order; the second may depend on the first, unlike in a mean-field family."""
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            b = pyro.sample("b", dist.Normal(y[:, None].expand(-1, 2), 0.3).to_event(1))
+            pyro.sample("a", dist.Normal(b.sum(-1), 0.2))
+
+    y, z = torch.randn(NUM_DATA), torch.randn(7, NUM_DATA, 3)
+    posterior = posterior_of(guide, Program(dependent, y), (y,))
+    a, b = z[..., 0], z[..., 1:]
+    expected = normal(b, y[:, None], 0.3).sum(-1) + normal(a, b.sum(-1), 0.2)
+    assert_exact(posterior.log_prob(z), expected)
+    drawn, log_q = posterior.draw(7)
+    assert_exact(posterior.log_prob(drawn), log_q)
+
+
+@float64
+def test_a_program_on_a_constrained_support() -> None:
+    """The density is that of the flat unconstrained vector: here of the logarithm of a rate."""
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("rate", dist.Gamma(2 + y, 4.0))
+
+    y, z = torch.arange(NUM_DATA) * 1.0, torch.randn(7, NUM_DATA, 1)
+    program = Program(gamma, y)
+    posterior = posterior_of(guide, program, (y,))
+    rate = z[..., 0].exp()
+    expected = torch.distributions.Gamma(2 + y, torch.tensor(4.0)).log_prob(rate) + z[..., 0]
+    assert_exact(posterior.log_prob(z), expected)
+    # This is the posterior, so every weight is the evidence (a negative binomial).
+    drawn, log_q = posterior.draw(7)
+    evidence = torch.distributions.NegativeBinomial(2.0, torch.tensor(0.25)).log_prob(y)
+    log_weights = program.log_joint(drawn, y) - log_q
+    assert_exact(log_weights, evidence.expand(7, -1))
+
+
+@float64
+def test_an_auxiliary_site() -> None:
+    """A site that the model does not have is welcome where it is marked: here the noise."""
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            noise = pyro.sample("noise", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(y + 0.5 * noise, log_density=math.log(2)))
+
+    y = torch.randn(NUM_DATA)
+    z, log_q = posterior_of(guide, Program(scalar, y), (y,)).draw(7)
+    assert_exact(log_q, normal(z[..., 0], y, 0.5))
+
+
+def misses(y: Tensor) -> None:
+    """Has one of two sites."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("a", dist.Normal(y, 1.0))
+
+
+def adds(y: Tensor) -> None:
+    """Has a site too many."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("a", dist.Normal(y, 1.0))
+        pyro.sample("b", dist.Normal(y[:, None].expand(-1, 2), 1.0).to_event(1))
+        pyro.sample("c", dist.Normal(y, 1.0))
+
+
+def joint_over_rows(y: Tensor) -> None:
+    """Opens no plate, and takes the rows for one event."""
+    pyro.sample("a", dist.Normal(y, 1.0).to_event(1))
+    pyro.sample("b", dist.Normal(y[:, None].expand(-1, 2), 1.0).to_event(2))
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        (misses, r"misses the latent site\(s\) \['b'\] .* it samples \['a'\]: add pyro\.sample"),
+        (adds, r"samples 'c', which the model does not have .*\['a', 'b'\].*is_auxiliary"),
+        (joint_over_rows, r"site 'a' of the guide .* a batch of 14 rows: sample it inside "),
+    ],
+)
+def test_programs_that_do_not_fit(guide: ProgramLike, message: str) -> None:
+    """Named by the site at fault, with the remedy."""
+    y = torch.randn(7)
+    posterior = posterior_of(guide, Program(dependent, y), (y,))
+    with pytest.raises(ValueError, match=message):
+        posterior.draw(2)
+
+
+@pytest.mark.usefixtures("user_param_store")
+def test_automatic_guides_are_refused() -> None:
+    """Their parameters belong to a position in the batch: silently wrong on another batch."""
+    guide = pyro.infer.autoguide.AutoNormal(scalar)
+    y = torch.randn(NUM_DATA)
+    with pytest.raises(TypeError, match=r"AutoNormal ties .* use pv\.Guide\(model, pv\.Local"):
+        posterior_of(guide, Program(scalar, y), (y,))
+
+
+def test_program_of() -> None:
+    """A guide knows the structure of its own model, be it a method; of no other."""
+    y = torch.randn(NUM_DATA)
+    guide = pv.Guide(scalar, pv.GlobalParameters(), example=y)
+    assert program_of(scalar, guide, (y,)) is guide.program
+    assert program_of(dependent, guide, (y,)).latents == 3
+    owner = Owner()
+    guide = pv.Guide(owner.model, pv.GlobalParameters(), example=y)
+    assert program_of(owner.model, guide, (y,)) is guide.program
+
+
+class Owner:
+    """An object with a program."""
+
+    def model(self, y: Tensor) -> None:
+        """The scalar program."""
+        scalar(y)
+
+
+# ---------------------------------------------------------------------- maps
+
+
+def test_a_trunk_gets_a_head() -> None:
+    """A network that says how many features it gives serves a family of any size."""
+    trunk = pv.nets.MLPEncoder(3, hidden=(7,))
+    guide = pv.Guide(vae(), pv.Encoder(trunk))
+    assert guide.parameters_of(torch.zeros(NUM_DATA, 3)).shape == (NUM_DATA, 4)
+    assert {name for name, _ in guide.named_parameters()} > {"map.head.weight", "map.head.bias"}
+
+
+def test_a_wrong_output_size() -> None:
+    """The message says how many outputs the last layer needs."""
+    guide = pv.Guide(vae(), pv.Encoder(nn.Linear(3, 5)))
+    with pytest.raises(ValueError, match=r"must give \(2, 4\) .* got \(2, 5\); change its last"):
+        guide.mean(torch.zeros(2, 3))
+
+
+def test_a_map_belongs_to_one_guide() -> None:
+    """A second guide would train the first one's parameters."""
+    shared = pv.GlobalParameters()
+    pv.Guide(vae(), shared)
+    with pytest.raises(ValueError, match="this GlobalParameters belongs to a guide already"):
+        pv.Guide(vae(), shared)
+
+
+def test_global_parameters() -> None:
+    """One row for all data, which starts at the prior."""
+    guide = pv.Guide(vae(), pv.GlobalParameters())
+    parameters = guide.parameters_of(torch.randn(NUM_DATA, 3))
+    assert torch.equal(parameters, torch.zeros(NUM_DATA, 4))
+    assert [value.shape for value in guide.parameters()] == [(4,)]
+
+
+def test_the_map_of_the_docstring() -> None:
+    """The example of a map of one's own runs as it is printed."""
+    text = (inspect.getdoc(InferenceMap) or "").partition("::")[2]
+    names: dict[str, type[InferenceMap]] = {}
+    exec(textwrap.dedent(text), {"pv": pv, "nn": nn}, names)
+    guide = pv.Guide(vae(), names["Constant"]())
+    assert torch.equal(guide.mean(torch.randn(NUM_DATA, 3)), torch.zeros(NUM_DATA, 2))
+    assert [name for name, _ in guide.named_parameters()] == ["map.value"]
+
+
+# ---------------------------------------------------------------------- minibatches and SVI
+
+
+@dataclass(frozen=True)
+class Certain:
+    """A family without noise, whose log density is a parameter: sums over it are exact."""
+
+    def num_parameters(self, latents: int) -> int:
+        """A point, and a log density."""
+        return latents + 1
+
+    def initial(self, latents: int) -> Tensor:
+        """The origin."""
+        return torch.zeros(latents + 1)
+
+    def __call__(self, parameters: Tensor) -> dist.Delta:
+        """The point, as if it had this log density."""
+        return dist.Delta(parameters[..., :-1], log_density=parameters[..., -1], event_dim=1)
+
+
+def certain(model: ProgramLike, y: Tensor) -> pv.Guide:
+    """A guide without noise."""
+    net = Net((y,), y[0].numel() + 1)
+    return pv.Guide(model, pv.Encoder(net), family=Certain(), example=y)
+
+
+def identity(y: Tensor) -> None:
+    """A model with as many latents as features."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z, 0.5).to_event(1), obs=y)
+
+
+def identity_subsampled(y: Tensor) -> None:
+    """The same with a plate that knows how many data there are."""
+    with pyro.plate("data", 12, subsample_size=len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z, 0.5).to_event(1), obs=y)
+
+
+@float64
+@pytest.mark.parametrize("model", [identity, identity_subsampled])
+@pytest.mark.parametrize("sizes", [[4, 4, 4], [5, 5, 2], [11, 1]])
+def test_minibatch_losses_average_to_the_whole(model: ProgramLike, sizes: list[int]) -> None:
+    """Each batch estimates the loss of all data; weighed by their sizes they give it exactly."""
+    y = torch.randn(12, 4)
+    guide = certain(model, y)
+    with evaluating(guide):
+        whole = Trace_ELBO().loss(model, guide, y)
+        losses = []
+        for rows in torch.randperm(12).split(sizes):
+            with pv.minibatch(rows, num_data=12):
+                losses.append(len(rows) / 12 * Trace_ELBO().loss(model, guide, y[rows]))
+    assert sum(losses) == pytest.approx(whole, rel=1e-12)
+
+
+@float64
+def test_a_plate_that_subsamples_scales_the_guide_too() -> None:
+    """Without a minibatch block the model's plate alone weighs p and q by the same N / B."""
+    y = torch.randn(4, 4)
+    guide, whole = certain(identity_subsampled, y), certain(identity, y)
+    whole.load_state_dict(guide.state_dict())
+    with evaluating(guide, whole):
+        expected = 12 / 4 * Trace_ELBO().loss(identity, whole, y)
+        assert Trace_ELBO().loss(identity_subsampled, guide, y) == pytest.approx(expected)
+
+
+MAPS: dict[str, Callable[[], InferenceMap]] = {
+    "encoder": lambda: pv.Encoder(pv.nets.MLPEncoder(3, hidden=(5,))),
+    "local": lambda: pv.LocalParameters(20),
+    "global": pv.GlobalParameters,
+}
+
+
+def train(model: ProgramLike, guide: ProgramLike, y: Tensor, steps: int = 20) -> list[float]:
+    """A loop as users write it."""
+    svi = SVI(model, guide, Adam({"lr": 0.01}), Trace_ELBO())
+    losses = []
+    for _ in range(steps):
+        rows = torch.randperm(len(y))[:10]
+        with pv.minibatch(rows, num_data=len(y)):
+            losses.append(svi.step(y[rows]))
+    return losses
+
+
+def tensors_of(*modules: nn.Module) -> dict[str, Tensor]:
+    """Copies of all that may be trained."""
+    names = {
+        f"{index}.{name}": value.detach().clone()
+        for index, module in enumerate(modules)
+        for name, value in [*module.named_parameters(), *module.named_buffers()]
+        if value.numel() > 0 and not name.endswith(("zero", "visits", "moment", "square"))
+    }
+    assert names
+    return names
+
+
+@pytest.mark.usefixtures("user_param_store")
+@pytest.mark.parametrize("name", MAPS)
+def test_svi_trains_everything(name: str) -> None:
+    """Every weight of the decoder and of the guide moves, and evaluation sees it."""
+    model, y = vae(), torch.randn(20, 3)
+    guide = pv.Guide(model, MAPS[name]())
+    before = tensors_of(model, guide)
+    train(model, guide, y)
+    for key, value in tensors_of(model, guide).items():
+        assert (value != before[key]).all(), key
+    torch.testing.assert_close(model.decode(torch.ones(1, 2)), model.decoder(torch.ones(1, 2)))
+
+
+@pytest.mark.usefixtures("user_param_store")
+@pytest.mark.parametrize("name", MAPS)
+def test_a_second_pair_starts_fresh(name: str) -> None:
+    """Pyro's store keeps parameters by name: a second model and guide must have other names."""
+    y = torch.randn(20, 3)
+    model = vae()
+    guide = pv.Guide(model, MAPS[name]())
+    train(model, guide, y)
+    trained = tensors_of(model, guide)
+    second = vae()
+    second_guide = pv.Guide(second, MAPS[name]())
+    before = tensors_of(second, second_guide)
+    with pv.minibatch(torch.arange(20), 20):
+        second_guide(y)  # Pyro would put the first one's values in here
+    second(y)
+    for key, value in tensors_of(second, second_guide).items():
+        assert torch.equal(value, before[key]), key
+    train(second, second_guide, y)
+    for key, value in tensors_of(second, second_guide).items():
+        assert not torch.equal(value, before[key]), key
+    for key, value in tensors_of(model, guide).items():
+        assert torch.equal(value, trained[key]), key
+
+
+@pytest.mark.usefixtures("user_param_store")
+def test_copies_are_trained_apart() -> None:
+    """A deep copy, also of a pair that was trained, has a name and weights of its own."""
+    y = torch.randn(20, 3)
+    model = vae()
+    guide = pv.Guide(model, MAPS["encoder"]())
+    train(model, guide, y)
+    copied, copied_guide = copy.deepcopy((model, guide))
+    assert len({part._pyro_name for part in (model, guide, copied, copied_guide)}) == 4
+    assert copied_guide.model is copied
+    before = tensors_of(model, guide)
+    for key, value in tensors_of(copied, copied_guide).items():
+        assert torch.equal(value, before[key]), key
+    train(copied, copied_guide, y)
+    for key, value in tensors_of(model, guide).items():
+        assert torch.equal(value, before[key]), key
+    for key, value in tensors_of(copied, copied_guide).items():
+        assert not torch.equal(value, before[key]), key
+
+
+def test_evaluation_leaves_the_store_alone() -> None:
+    """Nothing of ours puts parameters there; the fixture of every test looks."""
+    model, y = vae(), torch.randn(NUM_DATA, 3)
+    guide = pv.Guide(model, MAPS["encoder"]())
+    guide.sample(y)
+    model.sample(2)
+    pv.log_joint(model, guide.sample(y), y)
+    assert not list(pyro.get_param_store().keys())

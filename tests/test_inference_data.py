@@ -1,0 +1,492 @@
+"""What ArviZ gets: the arrays of either ArviZ, then the draws of a guide and what they weigh."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from pyro_vae import (
+    Encoder,
+    GlobalParameters,
+    Guide,
+    ImportanceSampling,
+    evaluate,
+    likelihoods,
+    log_weights,
+    models,
+)
+from pyro_vae.inference_data import Labelled, build, to_inference_data
+from tests.statistics import FACTS, assert_mean
+
+NAMES = ["ash", "birch", "cedar", "daisy", "elder"]
+GROUPS = {
+    "posterior": {
+        "z": Labelled(np.arange(24.0, dtype=np.float32).reshape(2, 3, 4), ("draw", "datum", "l")),
+        "x": Labelled(np.arange(6).reshape(2, 3), ("draw", "datum")),
+    },
+    "log_likelihood": {"y": Labelled(np.zeros((2, 3)), ("draw", "datum"))},
+    "diagnostics": {"pareto_k": Labelled(np.array([-np.inf, 0.5, np.nan]), ("datum",))},
+    "observed_data": {"y": Labelled(np.ones((3, 2)), ("datum", "feature"))},
+    "prior": {"z": Labelled(np.ones((7, 4)), ("draw", "l"))},
+    "prior_predictive": {},
+}
+COORDS = {"datum": np.array(NAMES[:3])}
+ATTRS: dict[str, str | int | float] = {"seed": 3, "share": 0.25, "draws": "of the guide"}
+
+
+def group_names(idata: Any) -> set[str]:
+    """Groups of either container."""
+    children = getattr(idata, "children", None)
+    return set(idata.groups() if children is None else children)
+
+
+def values(idata: Any, group: str, name: str, **labels: Any) -> Tensor:
+    """An array of either container, without its chain, as a tensor."""
+    array = idata[group][name].sel(labels)
+    return torch.from_numpy(array.isel(chain=0, missing_dims="ignore").to_numpy())
+
+
+def assert_same(one: Any, two: Any) -> None:
+    """Asserts the same groups, arrays, labels, axes, dtypes and attributes, to the last bit."""
+    assert group_names(one) == group_names(two)
+    assert dict(one.attrs) == dict(two.attrs)
+    for group in group_names(one):
+        assert set(one[group].data_vars) == set(two[group].data_vars)
+        assert dict(one[group].attrs) == dict(two[group].attrs)
+        for name, array in one[group].variables.items():
+            other = two[group].variables[name]
+            assert array.dims == other.dims, (group, name)
+            if array.dtype.kind != "U":  # text comes back as objects
+                assert array.dtype == other.dtype, (group, name)
+            np.testing.assert_array_equal(array.to_numpy(), other.to_numpy())
+
+
+def round_trip(idata: Any, path: Path) -> Any:
+    """What ArviZ reads from the file that it wrote."""
+    idata.to_netcdf(str(path))
+    return import_module("arviz").from_netcdf(str(path))
+
+
+# Arrays ------------------------------------------------------------------------------------------
+
+
+def test_arrays_keep_their_names() -> None:
+    """Values, axes, labels and attributes are those given; draws are one chain."""
+    idata = build(GROUPS, COORDS, ATTRS)
+    assert group_names(idata) == set(GROUPS) - {"prior_predictive"}
+    for group, variables in GROUPS.items():
+        for name, (array, dims) in variables.items():
+            found = idata[group][name]
+            assert found.dims == (("chain", *dims) if dims[0] == "draw" else dims)
+            assert found.dtype == array.dtype
+            np.testing.assert_array_equal(found.to_numpy().reshape(array.shape), array)
+            assert dict(idata[group].attrs) == ATTRS
+    assert dict(idata.attrs) == ATTRS
+    assert idata["posterior"]["datum"].to_numpy().tolist() == NAMES[:3]
+    assert idata["posterior"]["draw"].to_numpy().tolist() == [0, 1]
+    assert idata["prior"]["draw"].to_numpy().tolist() == list(range(7))
+
+
+def test_the_container_is_that_of_the_arviz_installed() -> None:
+    """An InferenceData before ArviZ 1, a DataTree from then on."""
+    arviz = import_module("arviz")
+    modern = int(arviz.__version__.split(".")[0]) >= 1
+    expected = import_module("xarray").DataTree if modern else arviz.InferenceData
+    assert type(build(GROUPS, COORDS, ATTRS)) is expected
+
+
+def test_arrays_survive_a_file(tmp_path: Path) -> None:
+    """NetCDF keeps values to the last bit, with infinities and nan, axes, labels and attributes."""
+    idata = build(GROUPS, COORDS, ATTRS)
+    assert_same(idata, round_trip(idata, tmp_path / "arrays.nc"))
+
+
+def test_a_changed_file_is_caught(tmp_path: Path) -> None:
+    """The comparison above sees a value, a label and an attribute that differ."""
+    idata = build(GROUPS, COORDS, ATTRS)
+    read = round_trip(idata, tmp_path / "arrays.nc")
+    other = {**GROUPS, "prior": {"z": Labelled(np.full((7, 4), 1 + 1e-15), ("draw", "l"))}}
+    for changed in (
+        build(other, COORDS, ATTRS),
+        build(GROUPS, {}, ATTRS),
+        build(GROUPS, COORDS, ATTRS | {"seed": 4}),
+    ):
+        with pytest.raises(AssertionError):
+            assert_same(changed, read)
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        (Labelled(np.zeros(3), ("draw", "datum")), "has the shape .* needs 2 names"),
+        (Labelled(np.zeros(3), ("z",)), "'z' of the group 'g' has the name of an axis"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(variable: Labelled, message: str) -> None:
+    """One name an axis, and no array with the name of an axis."""
+    with pytest.raises(ValueError, match=message):
+        build({"g": {"z": variable}}, {}, {})
+
+
+# Programs ----------------------------------------------------------------------------------------
+
+
+def facts_model(y: Tensor) -> None:
+    """Factor analysis as a program."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+        loc = z @ FACTS.loadings.T + FACTS.mean
+        pyro.sample("y", dist.Normal(loc, FACTS.noise_variance.sqrt()).to_event(1), obs=y)
+
+
+def facts_guide(y: Tensor, width: float = 1.0) -> None:
+    """Its posterior, wider by a factor."""
+    exact = FACTS.posterior(y)
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.MultivariateNormal(exact.loc, scale_tril=exact.scale_tril * width))
+
+
+def wide_guide(y: Tensor) -> None:
+    """A guide with weights that differ, and the tail of which is light."""
+    facts_guide(y, 1.3)
+
+
+def two_sites(y: Tensor, exposure: Tensor) -> None:
+    """A rate above zero and shares that sum to one, in a plate left of that of the features."""
+    with pyro.plate("data", len(y), dim=-2):
+        rate = pyro.sample("a/rate", dist.Gamma(2.0, 1.0))
+        share = pyro.sample("share", dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])))
+        with pyro.plate("times", 4, dim=-1):
+            level = pyro.sample("level", dist.LogNormal(rate.log(), 0.5))
+            mean = exposure[:, None] * level * share[..., 0]
+            pyro.sample("count", dist.Poisson(mean), obs=y[:, :4])
+            pyro.sample("size", dist.Normal(level, 1.0), obs=y[:, 4:])
+
+
+@pytest.fixture
+def facts_y(float64: None) -> Tensor:
+    """Five draws from factor analysis."""
+    return FACTS.sample(5)
+
+
+@pytest.fixture
+def vae(float64: None) -> tuple[models.VAE, Guide, Tensor]:
+    """A model with random weights, a guide for it, and binary data that all differ."""
+    model = models.VAE(nn.Linear(2, 3), likelihoods.Bernoulli(), latent_dim=2)
+    guide = Guide(model, Encoder(nn.Linear(3, 4)))
+    numbers = torch.arange(5)[:, None] // torch.tensor([4, 2, 1]) % 2
+    return model, guide, numbers.to(torch.float64)  # 0 to 4, as three bits
+
+
+def test_log_densities_equal_closed_forms(facts_y: Tensor) -> None:
+    """Each is the density of the very draw that stands beside it, in nats."""
+    idata = to_inference_data(facts_model, wide_guide, facts_y, num_samples=50)
+    z = values(idata, "posterior", "z")
+    likelihood = MultivariateNormal(z @ FACTS.loadings.T, FACTS.noise_variance.diag())
+    exact = FACTS.posterior(facts_y)
+    log_q = MultivariateNormal(exact.loc, scale_tril=exact.scale_tril * 1.3).log_prob(z)
+    log_prior = MultivariateNormal(torch.zeros(2), torch.eye(2)).log_prob(z)
+    log_likelihood = likelihood.log_prob(facts_y)
+    for group, name, expected in (
+        ("log_likelihood", "y", log_likelihood),
+        ("sample_stats", "log_weight", log_prior + log_likelihood - log_q),
+    ):
+        torch.testing.assert_close(values(idata, group, name), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(values(idata, "observed_data", "y"), facts_y, rtol=0, atol=0)
+
+
+def test_exact_posterior_weighs_the_evidence(facts_y: Tensor) -> None:
+    """With q = p(z | y) every log weight is log p(y), there is no tail, and all draws count."""
+    idata = to_inference_data(facts_model, facts_guide, facts_y, num_samples=50)
+    evidence = FACTS.log_evidence(facts_y).expand(50, 5)
+    weights = values(idata, "sample_stats", "log_weight")
+    torch.testing.assert_close(weights, evidence, rtol=0, atol=1e-10)
+    assert bool((values(idata, "diagnostics", "pareto_k") == -torch.inf).all())
+    torch.testing.assert_close(values(idata, "diagnostics", "ess"), torch.full((5,), 50.0))
+    assert idata.attrs["share_above_pareto_k_limit"] == 0
+
+
+def test_draws_are_those_of_the_evidence(facts_y: Tensor) -> None:
+    """The weights of `log_weights` and the diagnostics of `evaluate`, to the last bit."""
+    idata = to_inference_data(facts_model, wide_guide, facts_y, num_samples=50, seed=7)
+    weights = log_weights(facts_model, wide_guide, facts_y, num_particles=50, seed=7)
+    result = evaluate(facts_model, wide_guide, facts_y, ImportanceSampling(50), seed=7)
+    for group, name, expected in (
+        ("sample_stats", "log_weight", weights),
+        ("diagnostics", "pareto_k", result.log_marginal.pareto_k),
+        ("diagnostics", "ess", result.log_marginal.ess),
+    ):
+        torch.testing.assert_close(values(idata, group, name), expected, rtol=0, atol=1e-12)
+
+
+def test_draws_have_the_mean_of_the_guide(vae: tuple[models.VAE, Guide, Tensor]) -> None:
+    """Of every datum its own."""
+    model, guide, y = vae
+    z = values(to_inference_data(model, guide, y, num_samples=2000), "posterior", "z")
+    assert_mean(z, guide.mean(y))
+
+
+def test_draws_of_another_datum_are_caught(facts_y: Tensor) -> None:
+    """The same check fails when the data stand in another order than their draws."""
+    idata = to_inference_data(facts_model, facts_guide, facts_y, num_samples=2000)
+    z, mean = values(idata, "posterior", "z"), FACTS.posterior(facts_y).loc
+    assert_mean(z, mean)
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean(z, mean.flip(0))
+
+
+def test_simulated_data_are_of_the_model(vae: tuple[models.VAE, Guide, Tensor]) -> None:
+    """Given its z each y has the mean of p(y | z); draws from the prior are those of `sample`."""
+    model, guide, y = vae
+    idata = to_inference_data(
+        model, guide, y, num_samples=2000, prior_draws=4000, predictive_draws=1500, seed=5
+    )
+    z, simulated = values(idata, "posterior", "z"), values(idata, "posterior_predictive", "y")
+    assert simulated.shape == (1500, 5, 3)
+    assert_mean(simulated - model.decode(z[:1500]), 0.0)
+    assert_mean(values(idata, "prior", "z"), 0.0)
+    assert_mean(values(idata, "prior", "z").square(), 1.0)
+    expected = model.sample(4000, seed=5)
+    torch.testing.assert_close(values(idata, "prior_predictive", "y"), expected, rtol=0, atol=0)
+
+
+def test_simulated_data_are_independent_between_data(
+    vae: tuple[models.VAE, Guide, Tensor],
+) -> None:
+    """Two equal rows, and two features, have noise of their own: no stream is used twice."""
+    model, guide, y = vae
+    twins = y[:1].repeat(2, 1)
+    idata = to_inference_data(model, guide, twins, num_samples=2000)
+    simulated = values(idata, "posterior_predictive", "y")
+    noise = simulated - model.decode(values(idata, "posterior", "z"))
+    assert_mean(noise[:, 0] * noise[:, 1], 0.0)
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean(noise[:, 0] * noise[:, 0], 0.0)
+
+
+@pytest.fixture(params=["facts", "vae"])
+def case(
+    request: pytest.FixtureRequest, vae: tuple[models.VAE, Guide, Tensor], facts_y: Tensor
+) -> tuple[Any, Any, Tensor]:
+    """A program with a guide program, and a model with a guide of ours."""
+    return vae if request.param == "vae" else (facts_model, wide_guide, facts_y)
+
+
+def test_order_and_chunks_do_not_matter(
+    case: tuple[Any, Any, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A datum has the same draws, data and densities wherever it stands and however work is cut."""
+    model, guide, y = case
+    whole = to_inference_data(model, guide, y, num_samples=40, names=NAMES)
+    order = [3, 0, 4, 2]  # one is left out
+    names = [NAMES[row] for row in order]
+    monkeypatch.setattr("pyro_vae.evidence._FAST_ROWS", 7)  # a datum at a time, 7 draws at a time
+    cut = to_inference_data(model, guide, y[order], num_samples=40, names=names)
+    assert group_names(cut) == group_names(whole)
+    for group in group_names(cut):
+        for name in cut[group].data_vars:
+            labels = {} if group.startswith("prior") else {"datum": names}
+            torch.testing.assert_close(
+                values(cut, group, name), values(whole, group, name, **labels)
+            )
+
+
+def test_another_seed_gives_other_draws(vae: tuple[models.VAE, Guide, Tensor]) -> None:
+    """Or the test above would pass with constants; and the caller's stream does not move."""
+    model, guide, y = vae
+    before = torch.random.get_rng_state()
+    one, two = (to_inference_data(model, guide, y, num_samples=40, seed=seed) for seed in (0, 1))
+    for group, name in (("posterior", "z"), ("posterior_predictive", "y"), ("prior", "z")):
+        assert not torch.equal(values(one, group, name), values(two, group, name))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_several_sites_have_their_names_and_supports(float64: None) -> None:
+    """Constrained values under the names of the sites, from which the likelihood follows."""
+    y = torch.cat([torch.rand(5, 4).mul(9).round(), torch.randn(5, 4)], dim=1)
+    exposure = torch.rand(5) + 0.5
+    guide = Guide(two_sites, GlobalParameters(), example=(y, exposure))
+    idata = to_inference_data(two_sites, guide, (y, exposure), num_samples=30)
+    axes = {name: array.dims[3:] for name, array in idata["posterior"].data_vars.items()}
+    # Right of the plate over data a site outside the plate over times has one entry, not four.
+    assert axes == {
+        "a.rate": ("a.rate_dim",),
+        "share": ("share_dim_0", "share_dim_1"),
+        "level": ("level_dim",),
+    }
+    rate, share, level = (values(idata, "posterior", name) for name in axes)
+    assert rate.shape == (30, 5, 1)
+    assert level.shape == (30, 5, 4)
+    assert bool((rate > 0).all())
+    torch.testing.assert_close(share.sum(dim=-1), torch.ones(30, 5, 1))
+    counts = dist.Poisson(exposure[:, None] * level * share[..., 0]).log_prob(y[:, :4])
+    sizes = dist.Normal(level, 1.0).log_prob(y[:, 4:])
+    expected = (counts + sizes).sum(dim=-1).double()
+    torch.testing.assert_close(values(idata, "log_likelihood", "observed"), expected)
+    torch.testing.assert_close(values(idata, "observed_data", "count"), y[:, :4])
+    torch.testing.assert_close(values(idata, "observed_data", "size"), y[:, 4:])
+    assert group_names(idata) == {
+        "posterior", "log_likelihood", "sample_stats", "diagnostics", "observed_data",
+    }  # fmt: skip
+
+
+def test_images_and_scalars_have_axes() -> None:
+    """Axes of an image are numbered; a scalar site has none of its own."""
+    decoder = nn.Sequential(nn.Linear(2, 6), nn.Unflatten(1, (1, 2, 3)))
+    model = models.VAE(decoder, likelihoods.Gaussian(), latent_dim=2)
+    guide = Guide(model, GlobalParameters())
+    idata = to_inference_data(model, guide, torch.zeros(4, 1, 2, 3), num_samples=30)
+    features = ("feature_0", "feature_1", "feature_2")
+    assert idata["observed_data"]["y"].dims == ("datum", *features)
+    assert idata["posterior_predictive"]["y"].dims == ("chain", "draw", "datum", *features)
+    assert idata["prior_predictive"]["y"].dims == ("chain", "draw", *features)
+
+    def scalar(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    guide = Guide(scalar, GlobalParameters(), example=torch.zeros(2))
+    idata = to_inference_data(scalar, guide, torch.zeros(4), num_samples=30)
+    assert idata["posterior"]["x"].dims == ("chain", "draw", "datum")
+    assert idata["observed_data"]["y"].dims == ("datum",)
+
+
+def test_a_site_called_as_its_axis() -> None:
+    """A vector called `latent` cannot lie along an axis `latent`."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("latent", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("feature", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    guide = Guide(model, GlobalParameters(), example=torch.zeros(2, 2))
+    idata = to_inference_data(model, guide, torch.zeros(4, 2), num_samples=30)
+    assert idata["posterior"]["latent"].dims == ("chain", "draw", "datum", "latent_dim")
+    assert idata["observed_data"]["feature"].dims == ("datum", "feature_dim")
+
+
+def test_predictive_draws_fit_into_memory(
+    vae: tuple[models.VAE, Guide, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default as many as the budget holds, and at least one; all that are asked for; or none."""
+    model, guide, y = vae
+
+    def draws(asked: int | None = None) -> int:
+        idata = to_inference_data(model, guide, y, num_samples=40, predictive_draws=asked)
+        if "posterior_predictive" not in group_names(idata):
+            return 0
+        return int(idata["posterior_predictive"].sizes["draw"])
+
+    assert draws() == 40
+    monkeypatch.setattr("pyro_vae.inference_data.draws._PREDICTIVE_BYTES", 12 * y.nbytes)
+    assert draws() == 12
+    assert draws(30) == 30
+    assert draws(0) == 0
+    monkeypatch.setattr("pyro_vae.inference_data.draws._PREDICTIVE_BYTES", 1)
+    assert draws() == 1
+    idata = to_inference_data(model, guide, y, num_samples=40, prior_draws=0)
+    assert not {"prior", "prior_predictive"} & group_names(idata)
+
+
+def test_attributes_say_what_the_draws_are(facts_y: Tensor) -> None:
+    """Of the guide and not of the posterior, with the share of the data that it misses."""
+
+    def narrow_for_some(y: Tensor) -> None:
+        exact = FACTS.posterior(y)
+        width = torch.where(y[:, 0] == facts_y[0, 0], 0.1, 1.0)
+        scale = exact.scale_tril * width[:, None, None]
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.MultivariateNormal(exact.loc, scale_tril=scale))
+
+    idata = to_inference_data(facts_model, narrow_for_some, facts_y, num_samples=500, seed=2)
+    for attrs in (idata.attrs, idata["posterior"].attrs, idata["observed_data"].attrs):
+        assert attrs["inference_library"] == "pyro_vae"
+        assert attrs["inference_library_version"] == import_module("pyro_vae").__version__
+        assert (attrs["num_samples"], attrs["seed"]) == (500, 2)
+        assert "guide" in attrs["draws"]
+        assert "not from the exact posterior" in attrs["draws"]
+        assert attrs["pareto_k_limit"] == 0.7
+        assert attrs["share_above_pareto_k_limit"] == 1 / 5
+        assert attrs["share_without_pareto_k"] == 0
+    few = to_inference_data(facts_model, narrow_for_some, facts_y, num_samples=20)
+    assert few.attrs["share_without_pareto_k"] == 1
+
+
+# ArviZ -------------------------------------------------------------------------------------------
+
+
+def test_draws_survive_a_file(case: tuple[Any, Any, Tensor], tmp_path: Path) -> None:
+    """Every group, to the last bit."""
+    model, guide, y = case
+    idata = to_inference_data(model, guide, y, num_samples=40, names=NAMES)
+    assert_same(idata, round_trip(idata, tmp_path / "draws.nc"))
+
+
+def test_arviz_summarizes(vae: tuple[models.VAE, Guide, Tensor]) -> None:
+    """One row a latent and datum, with the mean of its draws."""
+    model, guide, y = vae
+    idata = to_inference_data(model, guide, y, num_samples=200, names=NAMES)
+    table = import_module("arviz").summary(idata, var_names=["z"], round_to=6)
+    assert list(table.index) == [f"z[{name}, {latent}]" for name in NAMES for latent in (0, 1)]
+    mean = values(idata, "posterior", "z").double().mean(dim=0).flatten()
+    found = torch.tensor([float(entry) for entry in table["mean"]], dtype=torch.float64)
+    torch.testing.assert_close(found, mean, rtol=0, atol=1e-5)
+
+
+def test_arviz_plots(vae: tuple[models.VAE, Guide, Tensor]) -> None:
+    """A forest of the latents is drawn."""
+    model, guide, y = vae
+    idata = to_inference_data(model, guide, y, num_samples=200, names=NAMES)
+    pyplot = import_module("matplotlib.pyplot")
+    import_module("arviz").plot_forest(idata, var_names=["z"])
+    figure = pyplot.gcf()
+    figure.canvas.draw()
+    texts = [text.get_text() for ax in figure.axes for text in ax.findobj(pyplot.Text)]
+    pyplot.close("all")
+    assert any("elder" in text for text in texts), texts
+
+
+# Refusals ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"names": NAMES[:3]}, "names label the data, one each: expected 5, got 3"),
+        ({"names": ["a", "b", "a", "c", "d"]}, "names must be different.*'a' stands 2 times"),
+        ({"num_samples": 1}, "at least 2 draws, got 1"),
+        ({"predictive_draws": 41}, "at most num_samples=40, got 41"),
+        ({"predictive_draws": -1}, "predictive_draws is a number of draws, 0 for none, got -1"),
+        ({"prior_draws": -1}, "prior_draws is a number of draws, 0 for none, got -1"),
+    ],
+)
+def test_bad_arguments(
+    vae: tuple[models.VAE, Guide, Tensor], asked: dict[str, Any], message: str
+) -> None:
+    """What was expected, and what came."""
+    model, guide, y = vae
+    with pytest.raises(ValueError, match=message):
+        to_inference_data(model, guide, y, **{"num_samples": 40, **asked})
+
+
+@pytest.mark.parametrize("asked", [{"predictive_draws": 3}, {"prior_draws": 3}])
+def test_data_asked_of_a_program_that_has_none(facts_y: Tensor, asked: dict[str, Any]) -> None:
+    """A plain program cannot simulate: none are left out in silence when they were asked for."""
+    with pytest.raises(ValueError, match=r"_draws=3 needs a model with .* sample_data\(z\)"):
+        to_inference_data(facts_model, facts_guide, facts_y, num_samples=40, **asked)
+
+
+def test_nan_is_refused(vae: tuple[models.VAE, Guide, Tensor]) -> None:
+    """With its place."""
+    model, guide, y = vae
+    y[3, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"1 nan .* at row 3, column 1"):
+        to_inference_data(model, guide, y)

@@ -1,0 +1,441 @@
+"""A program as a density per datum: against densities written by hand, and what is refused."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae._types import ProgramLike
+from pyro_vae.programs import Program, evaluating, forked_seed, modules_of
+from tests.cases import (
+    CASES,
+    NUM_DATA,
+    Case,
+    dependent,
+    factor_analysis,
+    normal,
+    numbers,
+    scalar,
+    subsampled,
+)
+from tests.statistics import FACTS, FACTS_Y
+
+NUM_PARTICLES = 3
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    """Makes each dtype the default one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Rounding of a sum of some tens of terms of size one."""
+    return 1e-4 if dtype == torch.float32 else 1e-11
+
+
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def draws(case: Case) -> Tensor:
+    """Flat latents `(particles, batch, latents)` at which densities are compared."""
+    return torch.randn(NUM_PARTICLES, NUM_DATA, case.latents)
+
+
+# ---------------------------------------------------------------------- densities
+
+
+@every_case
+def test_log_joint(case: Case, dtype: torch.dtype) -> None:
+    """Log p(y_n, z_kn) is what it is on paper, Jacobian included, for each particle and datum."""
+    batch, z = case.data(), draws(case)
+    log_joint = pv.log_joint(case.program, z, *batch)
+    assert log_joint.dtype == dtype
+    torch.testing.assert_close(
+        log_joint, case.density(z, *batch), rtol=tolerance(dtype), atol=tolerance(dtype)
+    )
+
+
+@every_case
+@pytest.mark.usefixtures("float64")
+def test_particles_are_a_loop(case: Case) -> None:
+    """Repeating the rows is the same as asking for one particle, and one datum, at a time."""
+    batch, z = case.data(), draws(case)
+    program = Program(case.program, *batch)
+    loop = torch.stack(
+        [
+            torch.cat(
+                [
+                    program.log_joint(
+                        z[k : k + 1, n : n + 1], *(part[n : n + 1] for part in batch)
+                    )[0]
+                    for n in range(NUM_DATA)
+                ]
+            )
+            for k in range(NUM_PARTICLES)
+        ]
+    )
+    torch.testing.assert_close(program.log_joint(z, *batch), loop, rtol=1e-12, atol=1e-12)
+
+
+@every_case
+@pytest.mark.usefixtures("float64")
+def test_outer_handlers_do_nothing(case: Case) -> None:
+    """Whatever runs around the call neither scales the numbers nor sees the program."""
+    batch, z = case.data(), draws(case)
+    alone = pv.log_joint(case.program, z, *batch)
+    with (
+        poutine.trace() as trace,
+        poutine.scale(scale=0.1),
+        poutine.mask(mask=False),
+        pv.minibatch(torch.arange(NUM_DATA), 100),
+    ):
+        inside = pv.log_joint(case.program, z, *batch)
+    assert torch.equal(inside, alone)
+    assert len(trace.trace.nodes) == 0
+
+
+@every_case
+@pytest.mark.usefixtures("float64")
+def test_flatten_is_the_inverse(case: Case) -> None:
+    """Values go to flat vectors and back, with the same Jacobian."""
+    program = Program(case.program, *case.data())
+    z = draws(case)[0]
+    values, jacobian = program.constrain(z)
+    flat, again = program.flatten(values)
+    torch.testing.assert_close(flat, z, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(again, jacobian, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+def test_densities_add_up() -> None:
+    """Prior and likelihood are apart; their sum is the joint density."""
+    batch, z = numbers(), torch.randn(NUM_PARTICLES, NUM_DATA, 1)
+    prior, likelihood = Program(scalar, *batch).log_densities(z, *batch)
+    torch.testing.assert_close(prior, normal(z[..., 0], 0.5, 2.0))
+    torch.testing.assert_close(likelihood, normal(batch[0], z[..., 0], 1.0))
+
+
+@pytest.mark.usefixtures("float64")
+def test_exact_posterior_gives_the_evidence() -> None:
+    """Log p(y, z) - log p(z | y) is log p(y) at every z."""
+    y = torch.cat([FACTS_Y, FACTS.sample(4)])
+    posterior = FACTS.posterior(y)
+    z = posterior.sample((7,))
+    log_weights = pv.log_joint(factor_analysis, z, y) - posterior.log_prob(z)
+    exact = FACTS.log_evidence(y).expand(7, -1)
+    torch.testing.assert_close(log_weights, exact, rtol=0, atol=1e-11)
+
+
+def test_gradients_reach_latents_and_weights() -> None:
+    """The density is differentiable in z and in what the program's modules hold."""
+    decoder = nn.Linear(2, 3)
+    model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=2)
+    z = torch.randn(NUM_PARTICLES, NUM_DATA, 2, requires_grad=True)
+    pv.log_joint(model, z, torch.ones(NUM_DATA, 3)).sum().backward()
+    for tensor in (z, decoder.weight, decoder.bias):
+        assert tensor.grad is not None
+        assert tensor.grad.abs().min() > 0
+
+
+# ---------------------------------------------------------------------- evaluation changes nothing
+
+
+class Normalized(pyro.nn.PyroModule):
+    """A model whose network has BatchNorm and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+
+    def forward(self, y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(self.net(z), 1.0).to_event(1), obs=y)
+
+
+def test_evaluation_changes_nothing() -> None:
+    """Evaluation mode inside; afterwards every weight, buffer, mode and stream is as it was."""
+    model = Normalized()
+    model.net[2].eval()  # a mixture of modes
+    state = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    stream = torch.get_rng_state()
+    z, y = torch.randn(NUM_PARTICLES, NUM_DATA, 2), torch.randn(NUM_DATA, 4)
+    torch.set_rng_state(stream)
+    first, second = (pv.log_joint(model, z, y) for _ in range(2))
+    assert torch.equal(first, second)  # neither dropout nor running statistics
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert [module.training for module in model.modules()] == modes
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_modes_are_restored_after_an_error() -> None:
+    """So that a failed evaluation does not end training."""
+    model = Normalized()
+    with pytest.raises(ValueError, match="rows"):
+        pv.log_joint(model, torch.zeros(1, 2, 2), torch.zeros(3, 4))
+    assert all(module.training for module in model.modules())
+
+
+def test_forked_seed_leaves_the_stream() -> None:
+    """The same draws inside every time; the caller's stream goes on as if nothing had been."""
+    state = torch.get_rng_state()
+    inside = []
+    for _ in range(2):
+        with forked_seed(3):
+            inside.append(torch.rand(2))
+    assert torch.equal(*inside)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+NET = nn.Linear(1, 1)
+
+
+def names_a_net(y: Tensor) -> Tensor:
+    """Refers to a module by its global name."""
+    return NET(y)
+
+
+def names_a_function(y: Tensor) -> Tensor:
+    """Refers to a function that refers to a module."""
+    return names_a_net(y)
+
+
+def closes_over(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A function that refers to a module of its maker."""
+    return lambda y: net(y)
+
+
+class Owner:
+    """A plain object with a network and a program."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return self.net(y)
+
+    def model(self, y: Tensor) -> Tensor:
+        return self.net(y)
+
+
+class Tutorial(nn.Module):
+    """A module with `model` and `guide` methods, as Pyro's own tutorial writes a VAE."""
+
+    def model(self, y: Tensor) -> None:
+        return None
+
+
+TUTORIAL = Tutorial()
+
+MODULES: dict[str, tuple[ProgramLike, nn.Module]] = {
+    "module": (NET, NET),
+    "method of a module": (TUTORIAL.model, TUTORIAL),
+    "method of an object": (Owner(NET).model, NET),
+    "object": (Owner(NET), NET),
+    "global": (names_a_net, NET),
+    "function that it calls": (names_a_function, NET),
+    "closure": (closes_over(NET), NET),
+    "partial": (functools.partial(names_a_function), NET),
+    "argument of a partial": (functools.partial(Owner.model, Owner(NET)), NET),
+    "handler around it": (poutine.condition(names_a_function, data={}), NET),
+    "handlers around a module": (poutine.scale(poutine.condition(NET, data={}), 0.5), NET),
+}
+
+
+@pytest.mark.parametrize("program", MODULES)
+def test_modules_are_found(program: str) -> None:
+    """Each once, wherever a program keeps them: what is not found would not go into eval mode."""
+    function, module = MODULES[program]
+    assert modules_of(function) == [module]
+    with evaluating(function):
+        assert not module.training
+    assert module.training
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+def no_plate(y: Tensor) -> None:
+    """Vectorized by an event dimension."""
+    z = pyro.sample("z", dist.Normal(torch.zeros(len(y)), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+
+def two_plates(y: Tensor) -> None:
+    """Both plates have as many entries as the batch; only one holds all sites."""
+    with pyro.plate("data", len(y), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        with pyro.plate("pairs", len(y), dim=-2):
+            pyro.factor("nothing", torch.zeros(len(y), len(y)))
+
+
+def outside(y: Tensor) -> None:
+    """One latent for all data."""
+    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(shift, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def loop(y: Tensor) -> None:
+    """A plate used as a loop."""
+    for n in pyro.plate("data", len(y)):
+        z = pyro.sample(f"z_{n}", dist.Normal(0.0, 1.0))
+        pyro.sample(f"y_{n}", dist.Normal(z, 1.0), obs=y[int(n)])
+
+
+def discrete(y: Tensor) -> None:
+    """A mixture with its label latent."""
+    with pyro.plate("data", len(y)):
+        cluster = pyro.sample("cluster", dist.Categorical(torch.ones(3)))
+        pyro.sample("y", dist.Normal(cluster * 1.0, 1.0), obs=y)
+
+
+def forgotten(y: Tensor) -> None:
+    """The data were not passed on."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0))
+
+
+def nothing_latent(y: Tensor) -> None:
+    """A density with nothing to infer."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def moving_bounds(y: Tensor) -> None:
+    """A support that depends on the datum."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Uniform(0.0, 1 + y.abs()))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+REFUSED = {
+    "no plate": (no_plate, r"expected one plate over data .* got \[\] .*open pyro\.plate"),
+    "two plates": (two_plates, r"got \['data', 'pairs'\] .*name the right one with plate="),
+    "outside": (outside, r"latent site 'shift' is outside the plate over data 'data'"),
+    "loop": (loop, r"'data' is a loop; use it as a context manager"),
+    "discrete": (discrete, r"latent site 'cluster' is discrete \(Categorical\)"),
+    "forgotten": (forgotten, r"got latent \['z', 'y'\] and observed \[\]; was the data passed on"),
+    "nothing latent": (nothing_latent, r"got latent \[\] and observed \['y'\]"),
+    "moving bounds": (moving_bounds, r"site 'z' has bounds that belong to a datum"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_programs_are_refused(case: str) -> None:
+    """What has no density a datum is refused by the name of the plate or site at fault."""
+    program, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        Program(program, torch.zeros(4))
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_plate_can_be_named() -> None:
+    """Of two plates that follow the batch the named one is over data."""
+    program = Program(two_plates, torch.zeros(4), plate="data")
+    assert (program.plate, program.plate_dim, program.latents) == ("data", -1, 1)
+    y, z = torch.randn(4), torch.randn(1, 4, 1)
+    expected = normal(z[..., 0], 0.0, 1.0) + normal(y, z[..., 0], 1.0)
+    torch.testing.assert_close(program.log_joint(z, y), expected)
+    with pytest.raises(ValueError, match=r"got \[\] among the plates \['data', 'pairs'\]"):
+        Program(two_plates, torch.zeros(4), plate="dta")
+    with pytest.raises(ValueError, match=r"site 'z' is outside the plate over data 'pairs'"):
+        Program(two_plates, torch.zeros(4), plate="pairs")
+
+
+def test_a_program_needs_rows() -> None:
+    """Without a row, and without a way to make one, the sites cannot be found."""
+    with pytest.raises(ValueError, match=r"'scalar' has to be run once .* example=y\[:2\]"):
+        Program(scalar)
+    for empty in (torch.zeros(0), torch.zeros(())):
+        with pytest.raises(ValueError, match="at least one row of data, tensor 0 has none"):
+            Program(scalar, empty)
+
+
+def test_shapes_are_checked() -> None:
+    """Latents and rows that do not fit are named, with what was expected."""
+    program = Program(dependent, torch.zeros(4))
+    with pytest.raises(ValueError, match=r"z needs 3 latents .*'b': \(2,\).* got 2"):
+        program.log_joint(torch.zeros(1, 4, 2), torch.zeros(4))
+    with pytest.raises(ValueError, match=r"z has 5 data .* tensor 0 of the batch has 4 rows"):
+        program.log_joint(torch.zeros(1, 5, 3), torch.zeros(4))
+
+
+# ---------------------------------------------------------------------- minibatches
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "at least one row, got none"),
+        ([0, 10], r"rows must lie in 0 \.\. 9 \(num_data=10\), got 0 \.\. 10"),
+        ([-1, 2], r"got -1 \.\. 2"),
+    ],
+)
+def test_wrong_rows_are_refused(rows: list[int], message: str) -> None:
+    """A row that the data do not have is never taken for another."""
+    with (
+        pytest.raises(ValueError, match=message),
+        pv.minibatch(torch.tensor(rows, dtype=torch.int64), num_data=10),
+    ):
+        pass
+
+
+def same_size_inside(y: Tensor) -> None:
+    """An inner plate as long as the batch, and a site in it that is not a datum's."""
+    features = pyro.plate("features", 2, dim=-2)
+    with features:
+        pyro.sample("shift", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with features:
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y.expand(2, -1))
+
+
+def same_size_subsampled(y: Tensor) -> None:
+    """An inner plate as long as the batch of a plate that subsamples by itself."""
+    with pyro.plate("data", 10, subsample_size=len(y), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("features", 2, dim=-2):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y.expand(2, -1))
+
+
+SCALES: dict[str, tuple[ProgramLike, str | None, dict[str, float]]] = {
+    "plate of the batch": (scalar, None, {"z": 5.0, "y": 5.0}),
+    "plate that subsamples": (subsampled, None, {"z": 3.0, "y": 3.0}),  # it says it has six data
+    "inner plate of the same size": (same_size_subsampled, None, {"z": 5.0, "y": 5.0}),
+    "named": (same_size_inside, "data", {"shift": 1.0, "z": 5.0, "y": 5.0}),
+}
+
+
+@pytest.mark.parametrize("case", SCALES)
+def test_sites_are_scaled_once(case: str) -> None:
+    """Two rows of ten: every site of a datum by five, whoever says so, and no other site."""
+    program, plate, expected = SCALES[case]
+    with pv.minibatch(torch.tensor([7, 2]), num_data=10, plate=plate):
+        nodes = poutine.trace(program).get_trace(torch.zeros(2)).nodes
+    assert {name: nodes[name]["scale"] for name in expected} == expected
+
+
+def test_a_block_ends() -> None:
+    """Afterwards, and after an error, nothing is scaled and no rows are known."""
+    with pytest.raises(KeyError), pv.minibatch(torch.tensor([1]), num_data=10):
+        raise KeyError
+    nodes = poutine.trace(scalar).get_trace(torch.zeros(1)).nodes
+    assert nodes["y"]["scale"] == 1.0

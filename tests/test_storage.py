@@ -1,0 +1,821 @@
+"""Saved models come back to the last bit; what is not a save of ours is refused, and not run."""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import safetensors.torch
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.nn import PyroModule
+from pyro.optim import Adam  # type: ignore[attr-defined] # made when it is imported
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae.likelihoods import (
+    Bernoulli,
+    DecodedSigma,
+    FixedSigma,
+    Gaussian,
+    LearnedSigma,
+    Likelihood,
+)
+from pyro_vae.models import VAE
+from pyro_vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from pyro_vae.storage import load, read_about, save
+from pyro_vae.storage.architecture import CLASSES, LAYERS, OWN, build, record
+
+NUM_DATA, LATENTS = 6, 2
+SHAPE = (1, 5, 5)
+
+
+def images(num_data: int = NUM_DATA) -> Tensor:
+    """Small grey images."""
+    return torch.rand(num_data, *SHAPE)
+
+
+def perturb(*modules: nn.Module) -> None:
+    """Moves every parameter from where a fresh one could be."""
+    with torch.no_grad():
+        for module in modules:
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+
+
+def plain_model(latent_dim: int = LATENTS) -> VAE:
+    """A small VAE of our own classes."""
+    return VAE(MLPDecoder(latent_dim, SHAPE, hidden=(4,)), Bernoulli(), latent_dim)
+
+
+def plain_guide(model: VAE) -> pv.Guide:
+    """A small amortized guide of our own classes."""
+    return pv.Guide(model, pv.Encoder(MLPEncoder(25, hidden=(4,))))
+
+
+def assert_same(before: tuple[Any, Any], after: tuple[Any, Any], y: Tensor) -> None:
+    """Asserts that two pairs of model and guide give the same bits: tensors, means, weights."""
+    for old, new in zip(before, after, strict=True):
+        assert_same_state(old, new)
+    assert torch.equal(before[1].mean(y), after[1].mean(y))
+    weights = [pv.log_weights(model, guide, y, num_particles=3) for model, guide in (before, after)]
+    assert torch.equal(*weights)
+
+
+def assert_same_state(old: nn.Module, new: nn.Module) -> None:
+    """Asserts that two modules have the same tensors, dtypes and modes."""
+    first, second = old.state_dict(), new.state_dict()
+    assert list(first) == list(second)
+    for name, value in first.items():
+        assert value.dtype == second[name].dtype, name
+        assert torch.equal(value, second[name]), name
+    assert repr(old) == repr(new)
+    assert [m.training for m in old.modules()] == [m.training for m in new.modules()]
+
+
+DECODERS: dict[str, Callable[[int], nn.Module]] = {
+    "MLP": lambda outputs: MLPDecoder(LATENTS, SHAPE, (4,), outputs=outputs, activation=nn.Tanh),
+    "conv": lambda outputs: ConvDecoder(LATENTS, SHAPE, (4, 3), outputs=outputs),
+    "layers": lambda outputs: nn.Sequential(
+        nn.Linear(LATENTS, 8, bias=False),
+        nn.LayerNorm(8, eps=1e-3),
+        nn.LeakyReLU(0.2),
+        nn.Unflatten(1, (2, 2, 2)),
+        nn.ConvTranspose2d(2, outputs, kernel_size=(3, 3), stride=2),
+    ),
+}
+LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
+    "Bernoulli": Bernoulli,
+    "fixed sigma": lambda: Gaussian(FixedSigma(0.3)),
+    "one learned sigma": lambda: Gaussian(LearnedSigma(initial=0.5, floor=0.03)),
+    "a sigma a pixel": lambda: Gaussian(LearnedSigma(SHAPE)),
+    "decoded sigma": lambda: Gaussian(DecodedSigma(floor=0.2)),
+}
+MAPS: dict[str, Callable[[], pv.InferenceMap]] = {
+    "encoder": lambda: pv.Encoder(MLPEncoder(25, hidden=(4, 3), activation=nn.ReLU)),
+    "conv encoder": lambda: pv.Encoder(ConvEncoder(SHAPE, (2,), 3)),
+    "layers": lambda: pv.Encoder(
+        nn.Sequential(
+            nn.Conv2d(1, 2, 3, padding=1),
+            nn.BatchNorm2d(2),
+            nn.Softplus(beta=2.0),
+            nn.Flatten(),
+            nn.Sequential(nn.Dropout(0.3), nn.Linear(50, 2 * LATENTS)),
+        )
+    ),
+    "per-datum": lambda: pv.LocalParameters(NUM_DATA, lr=0.07),
+    "global": lambda: pv.GlobalParameters(),
+}
+
+
+@pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
+def test_models_come_back(
+    tmp_path: Path, decoder: Callable[[int], nn.Module], likelihood: Callable[[], Likelihood]
+) -> None:
+    """Every decoder under every likelihood, without an object to fill."""
+    chosen = likelihood()
+    model = VAE(decoder(chosen.outputs), chosen, LATENTS)
+    perturb(model)
+    save(tmp_path / "save", model=model)
+    again, guide = load(tmp_path / "save")
+    assert guide is None
+    assert_same_state(model, again)
+    z = torch.randn(3, LATENTS)
+    assert torch.equal(model.decode(z), again.decode(z))
+    assert torch.equal(model.sample(4, seed=1), again.sample(4, seed=1))
+
+
+@pytest.mark.parametrize("kind", MAPS.values(), ids=MAPS)
+def test_guides_come_back_after_training(tmp_path: Path, kind: Callable[[], Any]) -> None:
+    """A few steps of training, then the same answers from what was loaded."""
+    model, y = plain_model(), images()
+    guide = pv.Guide(model, kind())
+    pv.fit(model, guide, y, num_epochs=2, batch_size=4, progress=False)
+    save(tmp_path / "save", model=model, guide=guide)
+    loaded = load(tmp_path / "save")
+    assert loaded.guide.model is loaded.model
+    assert_same((model, guide), loaded, y)
+    pv.fit(*loaded, y, num_epochs=1, progress=False)
+    assert not torch.equal(loaded.guide.mean(y), guide.mean(y)), "what is loaded can be trained"
+
+
+def test_a_table_knows_its_data_and_its_optimizer(tmp_path: Path) -> None:
+    """After loading, other data are refused, and the next step is the one it would have been."""
+    model, y = plain_model(), images()
+    guide = pv.Guide(model, pv.LocalParameters(NUM_DATA, lr=0.07))
+    pv.fit(model, guide, y, num_epochs=2, progress=False)
+    save(tmp_path / "save", model=model, guide=guide)
+    again = load(tmp_path / "save").guide
+    with pytest.raises(ValueError, match="not the data that LocalParameters was trained on"):
+        again.mean(1 - y)
+    assert isinstance(guide.map, pv.LocalParameters)
+    assert again.map.lr == guide.map.lr
+    assert int(again.map.visits.sum()) == 2 * NUM_DATA
+    guide.map.scale_steps(1.0)
+    rows, gradient = torch.tensor([1, 4]), torch.randn(2, 2 * LATENTS)
+    for table in (guide.map, again.map):
+        table.update(rows, gradient)
+    assert torch.equal(guide.map.table, again.map.table)
+
+
+@pytest.mark.usefixtures("float64")
+def test_float64_stays_in_a_float32_process(tmp_path: Path) -> None:
+    """Tensors come back with the dtype they were saved with, whatever the default is now."""
+    model, y = plain_model(), images()
+    guide = plain_guide(model)
+    save(tmp_path / "save", model=model, guide=guide)
+    torch.set_default_dtype(torch.float32)
+    loaded = load(tmp_path / "save")
+    assert_same((model, guide), loaded, y)
+    assert loaded.guide.mean(y).dtype == torch.float64
+
+
+def test_half_of_a_model_in_another_dtype(tmp_path: Path) -> None:
+    """Each tensor has its own dtype: bfloat16 beside float32, int64 counts, empty tensors."""
+    counted = nn.BatchNorm1d(3)
+    model = VAE(nn.Sequential(nn.Linear(LATENTS, 3), counted), Gaussian(), LATENTS)
+    table = pv.LocalParameters(NUM_DATA)
+    guide = pv.Guide(model, table)
+    table.anchor.data = table.anchor.data.bfloat16()
+    counted.register_buffer("num_batches_tracked", torch.tensor(2**40))
+    save(tmp_path / "save", model=model, guide=guide)
+    again, guide_again = load(tmp_path / "save")
+    assert_same_state(model, again)
+    assert_same_state(guide, guide_again)
+    state = guide_again.state_dict()
+    assert state["map.anchor"].dtype == torch.bfloat16
+    assert state["map.digests"].shape == (0,)
+    assert int(again.decoder[1].num_batches_tracked) == 2**40
+
+
+def test_modes_and_frozen_parameters_come_back(tmp_path: Path) -> None:
+    """What a user froze stays frozen; what was in evaluation mode stays so."""
+    model = plain_model()
+    guide = plain_guide(model)
+    model.decoder.requires_grad_(requires_grad=False)
+    guide.map.eval()
+    save(tmp_path / "save", model=model, guide=guide)
+    again = load(tmp_path / "save")
+    assert not any(parameter.requires_grad for parameter in again.model.parameters())
+    assert all(parameter.requires_grad for parameter in again.guide.parameters())
+    assert_same_state(guide, again.guide)
+    assert again.guide.training
+    assert not again.guide.map.training
+
+
+def test_a_loaded_model_is_a_pyro_program(tmp_path: Path, user_param_store: None) -> None:
+    """A user's own SVI loop trains what was loaded, every parameter of it."""
+    model = plain_model()
+    save(tmp_path / "save", model=model, guide=plain_guide(model))
+    model, guide = load(tmp_path / "save")
+    before = [parameter.clone() for parameter in (*model.parameters(), *guide.parameters())]
+    svi = SVI(model, guide, Adam({"lr": 0.1}), Trace_ELBO())
+    for _ in range(3):
+        svi.step(images())
+    after = [*model.parameters(), *guide.parameters()]
+    assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_the_device_is_the_one_asked_for(tmp_path: Path) -> None:
+    """The meta device stands for an accelerator, which a test cannot count on."""
+    model = plain_model()
+    save(tmp_path / "save", model=model)
+    assert {value.device.type for value in load(tmp_path / "save").model.buffers()} == {"cpu"}
+    elsewhere = load(tmp_path / "save", device="meta").model
+    assert {value.device.type for value in elsewhere.state_dict().values()} == {"meta"}
+
+
+def test_loading_draws_nothing_from_the_callers_stream(tmp_path: Path) -> None:
+    """Neither saving nor loading moves the random stream, though networks are made."""
+    model = plain_model()
+    guide = plain_guide(model)
+    state = torch.get_rng_state()
+    save(tmp_path / "save", model=model, guide=guide)
+    load(tmp_path / "save")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_about_and_versions(tmp_path: Path) -> None:
+    """What the user noted, and what wrote the file."""
+    about: dict[str, Any] = {
+        "data": "digits",
+        "rows": [1, 2],
+        "seed": 0,
+        "nested": {"lr": 1e-3},
+        "none": None,
+    }
+    save(tmp_path / "save", model=plain_model(), about=about)
+    assert read_about(tmp_path / "save") == about
+    header = json.loads((tmp_path / "save" / "pyro_vae.json").read_text())
+    assert (header["format_version"], header["library_version"]) == (1, pv.__version__)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2), float("nan"), {1, 2}, object()])
+def test_about_that_is_no_json(tmp_path: Path, value: Any) -> None:
+    """The entry is named, and nothing is written."""
+    with pytest.raises(ValueError, match=r"about\['odd'\] cannot be written as JSON"):
+        save(tmp_path / "save", model=plain_model(), about={"fine": 1, "odd": value})
+    assert not list(tmp_path.iterdir())
+
+
+# Programs of the user's own: their tensors are saved, their code is not.
+
+
+class HandDecoder(nn.Module):
+    """A network of the user's own."""
+
+    def __init__(self, width: int = 4, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.linear = nn.Linear(LATENTS, width, dtype=dtype)
+        self.register_buffer("scale", torch.full((), 3.0, dtype=dtype))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Something that no table of layers has."""
+        output: Tensor = self.linear(z).sin() * self.scale
+        return output
+
+
+class HandGuide(PyroModule):
+    """A guide of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 2 * LATENTS)
+
+    def forward(self, y: Tensor) -> None:
+        """Mean-field, amortized."""
+        loc, log_scale = self.net(y).chunk(2, dim=-1)
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def hand_model() -> VAE:
+    """A VAE with a network of the user's own."""
+    return VAE(HandDecoder(), Gaussian(), LATENTS)
+
+
+def test_a_hand_written_decoder_and_guide_are_filled(tmp_path: Path) -> None:
+    """The same objects, built anew and passed, take the saved tensors."""
+    model, guide, y = hand_model(), HandGuide(), torch.randn(5, 4)
+    perturb(model, guide)
+    save(tmp_path / "save", model=model, guide=guide)
+    fresh = (hand_model(), HandGuide())
+    loaded = load(tmp_path / "save", model=fresh[0], guide=fresh[1])
+    assert loaded.model is fresh[0]
+    assert loaded.guide is fresh[1]
+    assert_same_state(model, loaded.model)
+    assert torch.equal(model.decode(torch.ones(1, LATENTS)), fresh[0].decode(torch.ones(1, 2)))
+    assert torch.equal(*(pv.log_weights(*pair, y, num_particles=2) for pair in (fresh, loaded)))
+    assert torch.equal(
+        pv.log_weights(model, guide, y, num_particles=2),
+        pv.log_weights(*loaded, y, num_particles=2),
+    )
+
+
+def test_what_cannot_be_rebuilt_is_named_with_the_remedy(tmp_path: Path) -> None:
+    """Which part, why, and how to load it nevertheless."""
+    save(tmp_path / "decoder", model=hand_model())
+    with pytest.raises(
+        ValueError, match=r"model.decoder is a `tests.*HandDecoder`.*load\(folder, m"
+    ):
+        load(tmp_path / "decoder")
+    model = VAE(nn.Linear(LATENTS, 4), Gaussian(), LATENTS)
+    save(tmp_path / "guide", model=model, guide=HandGuide())
+    with pytest.raises(
+        ValueError, match=r"it is a `tests.*HandGuide`.*load\(folder, guide=guide\)"
+    ):
+        load(tmp_path / "guide")
+    assert_same_state(model, load(tmp_path / "guide", guide=HandGuide()).model)
+
+
+def test_our_guide_for_a_hand_written_model_is_rebuilt_for_it(tmp_path: Path) -> None:
+    """The guide's map and family are in the file; the model is given."""
+    model, y = hand_model(), torch.randn(NUM_DATA, 4)
+    guide = pv.Guide(model, pv.Encoder(MLPEncoder(4)))
+    save(tmp_path / "save", model=model, guide=guide)
+    fresh = hand_model()
+    loaded = load(tmp_path / "save", model=fresh)
+    assert loaded.guide.model is fresh
+    assert_same((model, guide), loaded, y)
+
+
+def function_model(decoder: nn.Module) -> Callable[[Tensor], None]:
+    """A program that is a function, and closes over its network."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(LATENTS), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(decoder(z), 1.0).to_event(1), obs=y)
+
+    return model
+
+
+def test_a_function_is_filled_through_the_modules_it_closes_over(tmp_path: Path) -> None:
+    """A Pyro program need not be a module; a guide for it brings the model along."""
+    decoders, y = (HandDecoder(), HandDecoder()), torch.randn(NUM_DATA, 4)
+    models = [function_model(decoder) for decoder in decoders]
+    guides = [pv.Guide(m, pv.LocalParameters(NUM_DATA), example=y[:1]) for m in models]
+    pv.fit(models[0], guides[0], y, num_epochs=1, progress=False)
+    save(tmp_path / "save", model=models[0], guide=guides[0])
+    with pytest.raises(ValueError, match=r"the function `tests.test_storage.function_model"):
+        load(tmp_path / "save")
+    with pytest.raises(ValueError, match=r"example=y\[:2\]\); or make the guide for this model"):
+        load(tmp_path / "save", model=models[1])
+    loaded = load(tmp_path / "save", guide=guides[1])
+    assert loaded.model is models[1]
+    assert_same_state(*decoders)
+    assert torch.equal(guides[0].mean(y), guides[1].mean(y))
+
+
+def test_a_function_with_a_loose_parameter_is_refused(tmp_path: Path) -> None:
+    """`fit` would train such a tensor; a save without it would be silently wrong."""
+    weight = torch.ones(LATENTS, requires_grad=True)
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z * weight.sum(), 1.0), obs=y)
+
+    with pytest.raises(
+        ValueError, match=r"uses \['weight'\], trainable tensors that are in no mod"
+    ):
+        save(tmp_path / "save", model=model)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda: VAE(HandDecoder(5), Gaussian(), LATENTS), r"weight \(\(4, 2\) float32 in the fil"),
+        (lambda: VAE(HandDecoder(4, torch.float64), Gaussian(), LATENTS), r"float64 here\)"),
+        (
+            lambda: VAE(nn.Linear(LATENTS, 4), Gaussian(), LATENTS),
+            "missing from the file: decoder.w",
+        ),
+        (
+            lambda: VAE(nn.Linear(LATENTS, 4), Gaussian(), LATENTS),
+            r"unexpected .*: decoder\.linear\.bias, decoder\.linear\.weight, decoder\.scale;",
+        ),
+    ],
+)
+def test_an_object_that_does_not_fit(
+    tmp_path: Path, given: Callable[[], VAE], message: str
+) -> None:
+    """Missing, unexpected and mismatched tensors are listed; the object is left as it was."""
+    save(tmp_path / "save", model=hand_model())
+    target = given()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "save", model=target)
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+
+
+def test_a_guide_that_was_not_saved_or_not_for_this_model(tmp_path: Path) -> None:
+    """Pairs that do not belong together are refused on either side."""
+    model = plain_model()
+    save(tmp_path / "save", model=model)
+    with pytest.raises(ValueError, match="holds a model but no guide"):
+        load(tmp_path / "save", guide=plain_guide(model))
+    with pytest.raises(ValueError, match=r"save model=guide\.model"):
+        save(tmp_path / "other", model=plain_model(), guide=plain_guide(model))
+
+
+def changed_layer() -> nn.Module:
+    """A ready-made network, one of whose activations was exchanged."""
+    decoder = MLPDecoder(LATENTS, SHAPE, hidden=(4,))
+    decoder.layers[1] = nn.ReLU()
+    return decoder
+
+
+def parametrized_layer() -> nn.Module:
+    """A ready-made network with an added parametrization."""
+    decoder = MLPDecoder(LATENTS, SHAPE, hidden=(4,))
+    nn.utils.parametrizations.weight_norm(decoder.layers[0])
+    return decoder
+
+
+def tied_layers() -> nn.Module:
+    """A layer that stands twice in a network."""
+    layer = nn.Linear(LATENTS, LATENTS)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+def unlisted_activation() -> nn.Module:
+    """A ready-made network with an activation that is not in the table."""
+    return MLPDecoder(LATENTS, SHAPE, activation=nn.Mish)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "reason"),
+    [
+        (changed_layer, "was changed after it was made"),
+        (parametrized_layer, "was changed after it was made"),
+        (tied_layers, r"'model.decoder.2.weight' is 'model.decoder.0.weight' too"),
+        (unlisted_activation, "model.decoder.activation is the class `torch.*Mish`"),
+    ],
+)
+def test_a_network_that_is_not_what_its_record_says(
+    tmp_path: Path, decoder: Callable[[], nn.Module], reason: str
+) -> None:
+    """It would come back as another network: it is not rebuilt, but can be filled."""
+    model = VAE(decoder(), Bernoulli(), LATENTS)
+    perturb(model)
+    save(tmp_path / "save", model=model)
+    with pytest.raises(ValueError, match=reason):
+        load(tmp_path / "save")
+    filled = load(tmp_path / "save", model=VAE(decoder(), Bernoulli(), LATENTS)).model
+    z = torch.ones(1, LATENTS)
+    assert torch.equal(model.decode(z), filled.decode(z))
+
+
+def test_subclasses_are_not_taken_for_their_base(tmp_path: Path) -> None:
+    """A user's subclass may answer otherwise: its code is not in the file."""
+
+    class Mine(VAE):
+        """A model of the user's own."""
+
+    save(tmp_path / "save", model=Mine(nn.Linear(LATENTS, 3), Bernoulli(), LATENTS))
+    with pytest.raises(ValueError, match=r"model is a `tests.*Mine`"):
+        load(tmp_path / "save")
+
+
+# What is not a save of ours.
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A save of a small model and guide."""
+    model = plain_model()
+    save(tmp_path / "saved", model=model, guide=plain_guide(model))
+    return tmp_path / "saved"
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes the JSON file of a save."""
+    path = folder / "pyro_vae.json"
+    header = json.loads(path.read_text())
+    change(header)
+    path.write_text(json.dumps(header))
+
+
+def put_tensors(folder: Path, content: bytes, *, role: str = "guide") -> None:
+    """Puts content in place of a safetensors file, and makes the digest agree with it."""
+    (folder / f"{role}.safetensors").write_bytes(content)
+    edit(folder, lambda header: header[role].update(sha256=hashlib.sha256(content).hexdigest()))
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    """Nothing there, or a file."""
+    with pytest.raises(FileNotFoundError, match=r"'.*nowhere' does not exist"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError, match="is a file, not the folder of a save"):
+        load(tmp_path / "file")
+
+
+def test_foreign_folders(tmp_path: Path) -> None:
+    """A folder of something else, and the JSON of something else."""
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(
+        ValueError, match=r"not saved by pyro_vae: no pyro_vae.json in it, but notes"
+    ):
+        load(tmp_path)
+    for text in ("[1, 2]", '{"format": "another", "weights": []}', "3"):
+        (tmp_path / "pyro_vae.json").write_text(text)
+        with pytest.raises(ValueError, match="was not written by pyro_vae"):
+            load(tmp_path)
+
+
+def test_a_newer_version(saved: Path) -> None:
+    """The message says what wrote it, what this is, and to upgrade."""
+    edit(saved, lambda header: header.update(format_version=2, library_version="9.1"))
+    with pytest.raises(ValueError, match=r"newer version, pyro_vae 9\.1 \(format 2\).*--upgrade"):
+        load(saved)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 40, 400, -1])
+def test_truncated_json(saved: Path, keep: int) -> None:
+    """Cut off anywhere."""
+    path = saved / "pyro_vae.json"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="truncated or damaged, it is no JSON"):
+        load(saved)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 100_000], ids=["bytes", "brackets"])
+def test_json_that_is_none(saved: Path, content: bytes) -> None:
+    """Bytes that are no text, and brackets without end."""
+    (saved / "pyro_vae.json").write_bytes(content)
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header: header.pop("model"), '"model" is missing'),
+        (lambda header: header.update(model=3), '"model" is missing or no such thing'),
+        (lambda header: header.update(format_version="1"), '"format_version" is missing or no'),
+        (lambda header: header.update(about=[]), '"about" is missing or no such thing'),
+        (lambda header: header["guide"].pop("sha256"), '"guide" is missing or no such thing'),
+        (lambda header: header["guide"].pop("frozen"), "required .*argument: 'frozen'"),
+        (lambda header: header["guide"].update(frozen=[3]), "frozen should be of type list"),
+        (lambda header: header["guide"].update(extra=3), "no argument 'extra'"),
+        (lambda header: header["guide"].update(role="model"), '"guide" is missing or no such'),
+        (lambda header: header["guide"].update(architecture="Guide"), "architecture should be"),
+    ],
+)
+def test_json_of_another_form(saved: Path, change: Callable[[Any], Any], message: str) -> None:
+    """JSON of ours with an entry missing, or of another type: the entry is named."""
+    edit(saved, change)
+    with pytest.raises(ValueError, match=message):
+        load(saved)
+
+
+DECODER = ("model", "architecture", "arguments", "decoder")
+HIDDEN = (*DECODER, "arguments", "hidden")
+
+
+def put(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """A change that sets an entry deep in the JSON file."""
+
+    def change(header: dict[str, Any]) -> None:
+        *outer, last = path
+        for name in outer:
+            header = header[name]
+        header[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            put(*DECODER, "class", value="os.system"),
+            r"'os\.system'.* none of those that a file may",
+        ),
+        (put(*DECODER, "class", value="Module"), "none of those"),
+        (put(*DECODER, "class", value=["Linear"]), "none of those"),
+        (put(*DECODER, value={"class": "VAE"}), "model.decoder should be"),
+        (put(*DECODER, "arguments", value=[1]), "model.decoder should be"),
+        (put(*DECODER, value=3), "decoder should be of type Module, got 3"),
+        (put(*DECODER, "arguments", "activation", value={"activation": "eval"}), "'eval'"),
+        (put(*DECODER, "arguments", "activation", value="ELU"), "activation should be of type"),
+        (put(*HIDDEN, value="4"), "hidden should be of type"),
+        (put(*HIDDEN, value=[4.5]), "hidden should be of type"),
+        (put(*HIDDEN, value=[True]), "hidden should be of type"),
+        (put(*HIDDEN, value=[7]), r"do not fit its architecture: .*\(4, 2\) float32 in the file"),
+        (put(*HIDDEN, value=[-1]), "model.decoder cannot be made as a MLPDecoder"),
+        (put(*HIDDEN, value=[10**30]), "model.decoder cannot be made as a MLPDecoder"),
+        (put(*DECODER, "arguments", "device", value="cuda"), "takes no argument 'device'"),
+        (put("model", "architecture", "arguments", "latent_dim", value="2"), "latent_dim should"),
+        (put("model", "architecture", "arguments", value={}), "cannot be made as a VAE"),
+        (put("model", "architecture", "class", value="Bernoulli"), "cannot be made as a Bernoulli"),
+        (put("model", "architecture", value={"class": "Tanh", "arguments": {}}), "should be a VAE"),
+        (put("guide", "architecture", value={}), "guide cannot be made"),
+        (put("guide", "architecture", "plate", value="other"), "cannot be made .* plate over data"),
+        (put("guide", "architecture", "plate", value=0), "plate should be of type str"),
+        (
+            put("guide", "architecture", "map", value="Encoder"),
+            "map should be of type InferenceMap",
+        ),
+        (put("guide", "architecture", "family", value=None), "family should be of type Family"),
+    ],
+)
+def test_an_architecture_that_cannot_be_made(
+    saved: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    """Unknown classes, arguments of the wrong type or value: the place and the value are named."""
+    edit(saved, change)
+    with pytest.raises(ValueError, match=message):
+        load(saved)
+
+
+def test_truncated_swapped_and_missing_tensors(saved: Path, tmp_path: Path) -> None:
+    """A file of tensors is the one that was saved with the JSON file, or it is refused."""
+    path = saved / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])
+    with pytest.raises(ValueError, match=r"not the file that was saved.*truncated, damaged, or"):
+        load(saved)
+    save(tmp_path / "twin", model=plain_model())  # the same architecture, other values
+    path.write_bytes((tmp_path / "twin" / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="from another save"):
+        load(saved)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors' is missing"):
+        load(saved)
+
+
+def test_tensors_that_only_the_digest_knows(saved: Path, tmp_path: Path) -> None:
+    """Where even the digest was made to agree, the names and shapes do not."""
+    other = {"weight": torch.zeros(3)}
+    put_tensors(saved, safetensors.torch.save(other))
+    with pytest.raises(ValueError, match=r"missing from the file: map.*unexpected .*: weight"):
+        load(saved)
+    put_tensors(saved, (saved / "model.safetensors").read_bytes()[:-7])
+    with pytest.raises(ValueError, match="no safetensors file, or a damaged one"):
+        load(saved)
+
+
+class Bomb:
+    """A pickle of this creates a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("writer", [pickle.dumps, None], ids=["pickle", "torch.save"])
+@pytest.mark.parametrize("role", ["model", "guide"])
+def test_a_pickle_is_not_run(
+    saved: Path, tmp_path: Path, writer: Callable[[Any], bytes] | None, role: str
+) -> None:
+    """In place of a safetensors file, with and without the right digest; and as the JSON file."""
+    bomb, file = Bomb(tmp_path / "ran"), tmp_path / "bomb"
+    if writer is None:
+        torch.save(bomb, file)
+    else:
+        file.write_bytes(writer(bomb))
+    content = file.read_bytes()
+    (saved / f"{role}.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="not the file that was saved"):
+        load(saved)
+    put_tensors(saved, content, role=role)
+    with pytest.raises(ValueError, match="no safetensors file"):
+        load(saved)
+    (saved / "pyro_vae.json").write_bytes(content)
+    with pytest.raises(ValueError, match="no JSON"):
+        load(saved)
+    assert not bomb.path.exists()
+
+
+def test_the_bomb_would_go_off(tmp_path: Path) -> None:
+    """The test above could fail: a loader that reads pickles runs it."""
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists()
+
+
+EXAMPLES = (
+    nn.Sequential(nn.Tanh(), nn.Sequential(), nn.Identity()),
+    nn.Linear(2, 3, bias=False),
+    nn.Conv2d(2, 4, (3, 1), stride=2, padding="valid", dilation=2, groups=2, padding_mode="zeros"),
+    nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=(1, 0), bias=False),
+    nn.Flatten(2, 3),
+    nn.Unflatten(1, (2, -1)),
+    nn.LayerNorm((2, 3), eps=1e-3, elementwise_affine=False),
+    nn.BatchNorm1d(2, momentum=None),
+    nn.BatchNorm2d(2, affine=False, track_running_stats=False),
+    nn.Dropout(0.1),
+    nn.Identity(),
+    nn.ELU(0.5),
+    nn.GELU("tanh"),
+    nn.LeakyReLU(0.2),
+    nn.ReLU(inplace=True),
+    nn.SiLU(),
+    nn.Sigmoid(),
+    nn.Softplus(beta=2, threshold=10.0),
+    nn.Tanh(),
+)
+
+
+@pytest.mark.parametrize("layer", EXAMPLES, ids=lambda layer: type(layer).__name__)
+def test_layers_are_recorded(layer: nn.Module) -> None:
+    """With arguments other than the defaults, through JSON and back."""
+    recorded = json.loads(json.dumps(record(layer, "layer")))
+    again = build(recorded, "layer")
+    assert repr(again) == repr(layer)
+    assert again.state_dict().keys() == layer.state_dict().keys()
+
+
+def test_the_table_of_classes() -> None:
+    """No two classes share a name, and every layer has an example above."""
+    assert len(CLASSES) == len(OWN) + len(LAYERS)
+    assert {type(layer) for layer in EXAMPLES} == set(LAYERS)
+
+
+# Where it is written.
+
+
+def test_saving_again_replaces_the_old_save(saved: Path) -> None:
+    """A guide that is no longer saved is gone; nothing is left beside the folder."""
+    model = plain_model()
+    save(saved, model=model)
+    assert {path.name for path in saved.iterdir()} == {"pyro_vae.json", "model.safetensors"}
+    assert_same_state(model, load(saved).model)
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.safetensors", "deeper/file"])
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, name: str) -> None:
+    """A file of tensors without our JSON file is somebody else's too."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(ValueError, match=f"holds other files \\({name.split('/')[0]}\\)"):
+        save(tmp_path, model=plain_model())
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_places_that_cannot_be_replaced(
+    tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file, the current folder, and a save that holds something more."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file; a model is saved into a folder"):
+        save(tmp_path / "file", model=plain_model())
+    (saved / "figure.png").touch()
+    with pytest.raises(ValueError, match=r"holds other files \(figure.png"):
+        save(saved, model=plain_model())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="is the current folder"):
+        save(".", model=plain_model())
+
+
+def test_an_empty_folder_and_missing_parents(tmp_path: Path) -> None:
+    """Both are fine."""
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "a" / "b" / "c"):
+        save(folder, model=plain_model())
+        assert load(folder).guide is None
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Ctrl-C in place of the write or rename that would be number `at`, from 0."""
+    count = iter(range(at))
+
+    def stopping(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(path: Path, *args: Any, **options: Any) -> Any:
+            if next(count, None) is None:
+                monkeypatch.undo()  # once only: what cleans up is not stopped
+                raise KeyboardInterrupt
+            return original(path, *args, **options)
+
+        return wrapped
+
+    for name in ("write_bytes", "rename"):
+        monkeypatch.setattr(Path, name, stopping(getattr(Path, name)))
+
+
+@pytest.mark.parametrize("at", range(5))  # three files and two renames
+def test_an_interrupted_save_leaves_the_old_one(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Ctrl-C at every step of the writing: the old save is whole, nothing else is there."""
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    model = plain_model()
+    guide = plain_guide(model)
+    stop(monkeypatch, at)
+    with pytest.raises(KeyboardInterrupt):
+        save(saved, model=model, guide=guide)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+    load(saved)
