@@ -143,15 +143,16 @@ class Comparison:
             if self.about.get("train_model", True)
             else "the model is fixed, so ELBOs compare too"
         )
-        bad = [f"{row.unreliable:.0%} of the data under {row.guide}" for row in rows if row.unreliable > 0]
-        trust = f"
-Log p cannot be trusted (Pareto k > 0.7) for {', '.join(bad)}." if bad else ""
+        bad = [
+            f"{row.unreliable:.0%} of the data under {row.guide}"
+            for row in rows
+            if row.unreliable > 0
+        ]
+        trust = f" Log p cannot be trusted (Pareto k > 0.7) for {', '.join(bad)}." if bad else ""
         ceiling = rows[0].ceiling if rows else math.nan
         return (
             f"Nats a datum, held-out data unless it says training; +- is one Monte Carlo standard "
-            f"error; {models}.\nMutual information is at most log N = {ceiling:.2f}."
-            + trust
-            + ", ".join(bad)
+            f"error; {models}.\nMutual information is at most log N = {ceiling:.2f}." + trust
         )
 
     def plot(self) -> "dict[str, Figure]":
