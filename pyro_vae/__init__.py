@@ -1,9 +1,11 @@
 """Variational autoencoders as Pyro programs, with guides that can be swapped and compared."""
 
 from . import data as data
+from . import diagnostics as diagnostics
 from . import likelihoods as likelihoods
 from . import models as models
 from . import nets as nets
+from . import plots as plots
 from .compare import compare as compare
 from .evidence import ImportanceSampling as ImportanceSampling
 from .evidence import elbo as elbo

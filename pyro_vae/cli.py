@@ -104,7 +104,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--binarize", choices=BINARIZATIONS,
         help="none, threshold (at 0.5), fixed (one draw, kept) or redrawn (each batch)",
     )  # fmt: skip
-    group.add_argument("--divide-by", type=float, default=1, help="e.g. 255 for pixels of a byte")
+    group.add_argument("--divide-by", type=float, default=1.0, help="e.g. 255 for pixels of a byte")
     group.add_argument("--key", help="name of the array in an npz file")
     group.add_argument(
         "--test-fraction", type=float, default=0.2, help="share held out (default 0.2)"

@@ -36,7 +36,7 @@ class DataChoice:
 
     data: str
     binarize: str | None = None
-    divide_by: float = 1
+    divide_by: float = 1.0
     key: str | None = None
     test_fraction: float = 0.2
     split_seed: int = 0

@@ -109,7 +109,7 @@ class LearnedSigma(nn.Module):
         floor: Smallest sigma, in the unit of the data.
 
     Raises:
-        ValueError: If not `0 < floor < initial`.
+        ValueError: If not `0 < floor < initial`, and both finite.
     """
 
     outputs = 1
@@ -119,8 +119,8 @@ class LearnedSigma(nn.Module):
     ) -> None:
         super().__init__()
         _check_floor(floor)
-        if initial <= floor:
-            raise ValueError(f"sigma must start above its floor {floor}, got {initial}")
+        if not floor < initial < float("inf"):
+            raise ValueError(f"sigma must start above its floor {floor}, and finite, got {initial}")
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.initial, self.floor = initial, floor
         above = torch.tensor(initial - floor)
@@ -188,9 +188,9 @@ class Gaussian(Likelihood):
         tensor([-1.6121])
     """
 
-    def __init__(self, sigma: float | FixedSigma | LearnedSigma | DecodedSigma = 1.0) -> None:
+    def __init__(self, sigma: float | int | FixedSigma | LearnedSigma | DecodedSigma = 1.0) -> None:
         super().__init__()
-        self.sigma = FixedSigma(sigma) if isinstance(sigma, int | float) else sigma
+        self.sigma = FixedSigma(float(sigma)) if isinstance(sigma, int | float) else sigma
 
     @property
     def outputs(self) -> int:  # type: ignore[override]

@@ -8,6 +8,7 @@ registered it. What is reported is the ELBO a datum, at full KL weight, whatever
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -300,7 +301,9 @@ def fit(
 @contextmanager
 def _training(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> Iterator[None]:
     """Runs programs in training mode, with parameters in modules; restores every mode."""
-    with evaluating(model, guide):  # notes every mode, and restores it
+    with evaluating(model, guide), warnings.catch_warnings():  # notes every mode, restores it
+        # Pyro only warns of these; here they are errors, which name the row and the step.
+        warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf)", UserWarning)
         for program in (model, guide) if train_model else (guide,):
             for module in modules_of(program):
                 module.train()
@@ -419,10 +422,12 @@ class _Training:
         where = f"step {self.steps + 1} (epoch {epoch + 1}, rows {_some(rows)})"
         with minibatch(rows, self.num_data):
             loss = self._loss(batch, rows, weight, where)
+            with torch.no_grad():  # what is reported has full weight, whatever is optimized
+                full = loss if weight == 1 else self._loss(batch, rows, 1.0, where)
             # A smaller last batch counts by its rows: every datum has the same weight in an epoch.
             self._descend(loss * (len(rows) / self.batch_size), where)
             self.steps += 1
-            return -loss.item() if weight == 1 else self._plain_elbo(batch)
+            return -full.item()
 
     def _loss(self, batch: Batch, rows: Tensor, weight: float, where: str) -> Tensor:
         """Minus the ELBO in nats a datum; one that is not finite is traced to its source."""
@@ -468,10 +473,6 @@ class _Training:
         for tensor in self.tensors.values():
             tensor.grad = None
 
-    def _plain_elbo(self, batch: Batch) -> float:
-        with torch.no_grad():
-            return float(-Trace_ELBO().loss(self.model, self.guide, *batch) / self.num_data)
-
     def _culprit(self, batch: Batch, rows: Tensor) -> str | None:
         """The parameter that is not finite, or the site whose log density is not, and its rows."""
         for name, tensor in self.tensors.items():
@@ -497,7 +498,17 @@ class _Training:
         """Validation ELBO; keeps the state if it is the best one since the warm-up."""
         if self.held_out is None:
             return Estimate(torch.tensor(torch.nan), torch.tensor(torch.nan))
-        result = self.held_out.elbo()
+        try:
+            result = self.held_out.elbo()
+        except FloatingPointError as error:
+            _, best_epoch, state = self.best
+            if state is not None:
+                state.restore()
+            kept = "training stopped at" if state is None else f"epoch {best_epoch} had, the best"
+            raise FloatingPointError(
+                f"after epoch {epoch + 1}, on the validation data: {error}. The modules hold what "
+                f"{kept}; try a smaller step size"
+            ) from error
         if epoch + 1 > self.plan.warmup and float(result.value) > self.best[0]:
             state = _State.of(self.model, self.guide, self.tensors.values())
             self.best = (float(result.value), epoch + 1, state)

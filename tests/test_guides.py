@@ -289,8 +289,11 @@ def test_an_auxiliary_site() -> None:
             pyro.sample("z", dist.Delta(y + 0.5 * noise, log_density=math.log(2)))
 
     y = torch.randn(NUM_DATA)
-    z, log_q = posterior_of(guide, Program(scalar, y), (y,)).draw(7)
+    posterior = posterior_of(guide, Program(scalar, y), (y,))
+    z, log_q = posterior.draw(7)
     assert_exact(log_q, normal(z[..., 0], y, 0.5))
+    with pytest.raises(ValueError, match=r"at a given point is unknown, .* site\(s\) \['noise'\]"):
+        posterior.log_prob(z)
 
 
 def misses(y: Tensor) -> None:

@@ -23,6 +23,7 @@ from pyro_vae import (
     models,
 )
 from pyro_vae.inference_data import Labelled, build, to_inference_data
+from pyro_vae.stats import MIN_TAIL_PARTICLES
 from tests.statistics import FACTS, assert_mean
 
 NAMES = ["ash", "birch", "cedar", "daisy", "elder"]
@@ -158,16 +159,16 @@ def wide_guide(y: Tensor) -> None:
     facts_guide(y, 1.3)
 
 
-def two_sites(y: Tensor, exposure: Tensor) -> None:
-    """A rate above zero and shares that sum to one, in a plate left of that of the features."""
-    with pyro.plate("data", len(y), dim=-2):
+def several_sites(y: Tensor, exposure: Tensor) -> None:
+    """A rate above zero, shares that sum to one, and levels in a plate left of that over data."""
+    with pyro.plate("data", len(y), dim=-1):
         rate = pyro.sample("a/rate", dist.Gamma(2.0, 1.0))
         share = pyro.sample("share", dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])))
-        with pyro.plate("times", 4, dim=-1):
+        with pyro.plate("times", 4, dim=-2):
             level = pyro.sample("level", dist.LogNormal(rate.log(), 0.5))
-            mean = exposure[:, None] * level * share[..., 0]
-            pyro.sample("count", dist.Poisson(mean), obs=y[:, :4])
-            pyro.sample("size", dist.Normal(level, 1.0), obs=y[:, 4:])
+            mean = exposure * level * share[:, 0]  # (times, data)
+            pyro.sample("count", dist.Poisson(mean), obs=y[:, :4].T)
+            pyro.sample("size", dist.Normal(level, 1.0), obs=y[:, 4:].T)
 
 
 @pytest.fixture
@@ -257,18 +258,18 @@ def test_simulated_data_are_of_the_model(vae: tuple[models.VAE, Guide, Tensor]) 
     torch.testing.assert_close(values(idata, "prior_predictive", "y"), expected, rtol=0, atol=0)
 
 
-def test_simulated_data_are_independent_between_data(
-    vae: tuple[models.VAE, Guide, Tensor],
-) -> None:
-    """Two equal rows, and two features, have noise of their own: no stream is used twice."""
-    model, guide, y = vae
-    twins = y[:1].repeat(2, 1)
-    idata = to_inference_data(model, guide, twins, num_samples=2000)
-    simulated = values(idata, "posterior_predictive", "y")
-    noise = simulated - model.decode(values(idata, "posterior", "z"))
-    assert_mean(noise[:, 0] * noise[:, 1], 0.0)
-    with pytest.raises(AssertionError, match="resolution"):
-        assert_mean(noise[:, 0] * noise[:, 0], 0.0)
+def test_no_stream_is_used_twice(float64: None) -> None:
+    """The noise of y is independent of that of z, and of that of an equal datum."""
+    model = models.VAE(nn.Linear(2, 2), likelihoods.Gaussian(), latent_dim=2)
+    guide = Guide(model, GlobalParameters())
+    idata = to_inference_data(model, guide, torch.zeros(2, 2), num_samples=2000)
+    z = values(idata, "posterior", "z")
+    noise = values(idata, "posterior_predictive", "y") - model.decode(z)
+    assert_mean(noise * z, 0.0)
+    for pair in (z, noise):
+        assert_mean(pair[:, 0] * pair[:, 1], 0.0)
+        with pytest.raises(AssertionError, match="resolution"):
+            assert_mean(pair[:, 0] * pair[:, 0], 0.0)
 
 
 @pytest.fixture(params=["facts", "vae"])
@@ -312,29 +313,41 @@ def test_several_sites_have_their_names_and_supports(float64: None) -> None:
     """Constrained values under the names of the sites, from which the likelihood follows."""
     y = torch.cat([torch.rand(5, 4).mul(9).round(), torch.randn(5, 4)], dim=1)
     exposure = torch.rand(5) + 0.5
-    guide = Guide(two_sites, GlobalParameters(), example=(y, exposure))
-    idata = to_inference_data(two_sites, guide, (y, exposure), num_samples=30)
+    guide = Guide(several_sites, GlobalParameters(), example=(y, exposure))
+    idata = to_inference_data(several_sites, guide, (y, exposure), num_samples=30)
     axes = {name: array.dims[3:] for name, array in idata["posterior"].data_vars.items()}
-    # Right of the plate over data a site outside the plate over times has one entry, not four.
-    assert axes == {
-        "a.rate": ("a.rate_dim",),
-        "share": ("share_dim_0", "share_dim_1"),
-        "level": ("level_dim",),
-    }
+    assert axes == {"a.rate": (), "share": ("share_dim",), "level": ("level_dim",)}
     rate, share, level = (values(idata, "posterior", name) for name in axes)
-    assert rate.shape == (30, 5, 1)
-    assert level.shape == (30, 5, 4)
     assert bool((rate > 0).all())
-    torch.testing.assert_close(share.sum(dim=-1), torch.ones(30, 5, 1))
-    counts = dist.Poisson(exposure[:, None] * level * share[..., 0]).log_prob(y[:, :4])
+    torch.testing.assert_close(share.sum(dim=-1), torch.ones(30, 5))
+    mean = exposure[:, None] * level * share[..., :1]
+    counts = dist.Poisson(mean).log_prob(y[:, :4])
     sizes = dist.Normal(level, 1.0).log_prob(y[:, 4:])
-    expected = (counts + sizes).sum(dim=-1).double()
+    expected = (counts + sizes).sum(dim=-1)
     torch.testing.assert_close(values(idata, "log_likelihood", "observed"), expected)
     torch.testing.assert_close(values(idata, "observed_data", "count"), y[:, :4])
     torch.testing.assert_close(values(idata, "observed_data", "size"), y[:, 4:])
     assert group_names(idata) == {
         "posterior", "log_likelihood", "sample_stats", "diagnostics", "observed_data",
     }  # fmt: skip
+
+
+def test_a_plate_that_subsamples(facts_y: Tensor) -> None:
+    """More data than its size, as held-out data may be: the same as from a plain plate."""
+
+    def subsampled(y: Tensor) -> None:
+        with pyro.plate("data", 4, subsample_size=len(y)):
+            z = pyro.sample("z", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+            noise = dist.Normal(z @ FACTS.loadings.T + FACTS.mean, FACTS.noise_variance.sqrt())
+            pyro.sample("y", noise.to_event(1), obs=y)
+
+    one, two = (
+        to_inference_data(model, wide_guide, facts_y, num_samples=40)
+        for model in (facts_model, subsampled)
+    )
+    for group in group_names(one):
+        for name in one[group].data_vars:
+            torch.testing.assert_close(values(one, group, name), values(two, group, name))
 
 
 def test_images_and_scalars_have_axes() -> None:
@@ -397,27 +410,30 @@ def test_predictive_draws_fit_into_memory(
 
 
 def test_attributes_say_what_the_draws_are(facts_y: Tensor) -> None:
-    """Of the guide and not of the posterior, with the share of the data that it misses."""
-
-    def narrow_for_some(y: Tensor) -> None:
-        exact = FACTS.posterior(y)
-        width = torch.where(y[:, 0] == facts_y[0, 0], 0.1, 1.0)
-        scale = exact.scale_tril * width[:, None, None]
-        with pyro.plate("data", len(y)):
-            pyro.sample("z", dist.MultivariateNormal(exact.loc, scale_tril=scale))
-
-    idata = to_inference_data(facts_model, narrow_for_some, facts_y, num_samples=500, seed=2)
+    """Of the guide and not of the posterior; on the whole and on every group."""
+    idata = to_inference_data(facts_model, wide_guide, facts_y, num_samples=50, seed=2)
     for attrs in (idata.attrs, idata["posterior"].attrs, idata["observed_data"].attrs):
         assert attrs["inference_library"] == "pyro_vae"
         assert attrs["inference_library_version"] == import_module("pyro_vae").__version__
-        assert (attrs["num_samples"], attrs["seed"]) == (500, 2)
+        assert (attrs["num_samples"], attrs["seed"]) == (50, 2)
         assert "guide" in attrs["draws"]
         assert "not from the exact posterior" in attrs["draws"]
         assert attrs["pareto_k_limit"] == 0.7
-        assert attrs["share_above_pareto_k_limit"] == 1 / 5
-        assert attrs["share_without_pareto_k"] == 0
-    few = to_inference_data(facts_model, narrow_for_some, facts_y, num_samples=20)
-    assert few.attrs["share_without_pareto_k"] == 1
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "above", "without"), [(50, 0.4, 0.2), (MIN_TAIL_PARTICLES - 1, 0.0, 1.0)]
+)
+def test_attributes_count_untrusted_data(
+    facts_y: Tensor, monkeypatch: pytest.MonkeyPatch, num_samples: int, above: float, without: float
+) -> None:
+    """The share of k above 0.7, exactly, and that of data where k has no value."""
+    shapes = iter(torch.tensor([[-torch.inf], [0.71], [0.7], [torch.nan], [1.5]]))
+    monkeypatch.setattr("pyro_vae.stats.pareto_k", lambda log_weights: next(shapes))
+    monkeypatch.setattr("pyro_vae.evidence._FAST_ROWS", 1)  # a datum at a time
+    idata = to_inference_data(facts_model, wide_guide, facts_y, num_samples=num_samples)
+    assert idata.attrs["share_above_pareto_k_limit"] == above
+    assert idata.attrs["share_without_pareto_k"] == without
 
 
 # ArviZ -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import diagnostics, plots, storage
-from .._types import Batch, ProgramLike
+from .._types import Batch
 from ..diagnostics import MutualInformation
 from ..evidence import Evaluation, EvidenceLowerBound
 from ..inference_data import to_inference_data
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _PICTURES = 10  # columns of the picture of reconstructions
 _INFERENCE_DRAWS = 100  # draws in the ArviZ data that are saved
+_PREDICTIVE_DRAWS = 20  # of these, how many come with simulated data, which are large
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class GuideResult:
         seconds: Time that training took.
     """
 
-    model: ProgramLike
-    guide: ProgramLike
-    held_out_guide: ProgramLike
+    model: Any
+    guide: Any
+    held_out_guide: Any
     fit: Fit
     train_bound: EvidenceLowerBound
     test: Evaluation
@@ -193,11 +194,10 @@ class Comparison:
         first = self.test[0][:_PICTURES]
         reconstructions, draws = {}, {}
         for name, result in self.results.items():
-            model: Any = result.model
             means = result.means[:_PICTURES].to(first.device, first.dtype)
-            reconstructions[name] = model.decode(means).cpu()
+            reconstructions[name] = result.model.decode(means).cpu()
             with forked_seed(0):
-                draws[name] = model.decode(torch.randn_like(means)).cpu()
+                draws[name] = result.model.decode(torch.randn_like(means)).cpu()
         figure = _figure(8.0, 0.85 * (1 + 2 * len(self.results)), layout="compressed")
         plots.plot_reconstructions(
             first.cpu(), reconstructions, draws, self.image_shape, figure=figure
@@ -212,9 +212,18 @@ class Comparison:
 
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
         """ArviZ data of the held-out data, by guide."""
+
+        def predictive(model: Any) -> int | None:
+            simulates = hasattr(model, "sample_data")
+            return min(num_samples, _PREDICTIVE_DRAWS) if simulates else None
+
         return {
             name: to_inference_data(
-                result.model, result.held_out_guide, self.test, num_samples=num_samples
+                result.model,
+                result.held_out_guide,
+                self.test,
+                num_samples=num_samples,
+                predictive_draws=predictive(result.model),
             )
             for name, result in self.results.items()
         }

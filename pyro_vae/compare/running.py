@@ -121,13 +121,13 @@ def compare(
             break  # what is there is evaluated and returned
     details = {
         **(about or {}),
+        **{name: repr(value) for name, value in options.items()},
         "seed": seed,
         "train_model": train_model,
         "num_train": len(batch[0]),
         "num_test": len(held_out[0]),
         "log_scale": log_scale,
         "evaluation_draws": run.evaluation.num_samples,
-        **{name: repr(value) for name, value in options.items()},
     }
     return Comparison(results, held_out, labels, image_shape, log_scale, details)
 

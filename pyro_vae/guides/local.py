@@ -38,11 +38,11 @@ class FitRows:
 
     num_particles: int = 8
     lr: float = 0.1
-    shrink: float = 0.3
-    lr_end: float = 0.003
-    round_steps: int = 50
-    patience: int = 3
-    max_rounds: int = 60
+    shrink: float = 0.25
+    lr_end: float = 0.005
+    round_steps: int = 40
+    patience: int = 2
+    max_rounds: int = 40
     max_rows: int = 16_384
 
 
@@ -80,9 +80,13 @@ def fit_parameters(
         has fresh draws, so it is not optimistic); and whether each datum's ELBO had stopped rising.
     """
     size = max(1, method.max_rows // method.num_particles)
-    pieces = zip(*(part.split(size) for part in (start, *batch)), strict=True)
+    positions = torch.arange(len(start))
+    pieces = zip(*(part.split(size) for part in (positions, start, *batch)), strict=True)
     with evaluating(program.model):
-        fits = [_Rows(program, family, tuple(part), first, method).run() for first, *part in pieces]
+        fits = [
+            _Rows(program, family, tuple(part), first, method).run(rows)
+            for rows, first, *part in pieces
+        ]
     return RowFit(
         parameters=torch.cat([fit.parameters for fit in fits]),
         elbo=torch.cat([fit.elbo for fit in fits]),
@@ -108,8 +112,9 @@ class _Rows:
         self.flat = torch.zeros_like(self.lr)  # rounds since the ELBO last rose
         self.steps = 0
 
-    def run(self) -> RowFit:
-        rounds = 0
+    def run(self, positions: Tensor) -> RowFit:
+        """All rounds; `positions` in the data set name rows in errors."""
+        self.positions, rounds = positions, 0
         for rounds in range(self.method.max_rounds + 1):
             active = (self.lr >= self.method.lr_end).nonzero().squeeze(-1)
             if len(active) == 0 or rounds == self.method.max_rounds:
@@ -143,7 +148,7 @@ class _Rows:
             log_q = self.family(parameters.detach()).log_prob(z)
             elbo = (self.program.log_joint(z, *batch) - log_q).mean(dim=0)
             (gradient,) = torch.autograd.grad(elbo.sum(), parameters)
-        _check_finite(elbo, gradient, active)
+        _check_finite(elbo.detach(), gradient, active, self.positions)
         self._adam(active, gradient)
         return elbo.detach().double()
 
@@ -158,10 +163,10 @@ class _Rows:
         self.parameters[active] += self.lr[active].unsqueeze(-1) * step
 
 
-def _check_finite(elbo: Tensor, gradient: Tensor, active: Tensor) -> None:
+def _check_finite(elbo: Tensor, gradient: Tensor, active: Tensor, positions: Tensor) -> None:
     bad: Bool[Tensor, " active"] = ~(elbo.isfinite() & gradient.isfinite().all(dim=-1))
     if bool(bad.any()):
-        row = int(active[bad.nonzero()[0]])
+        row = int(positions[int(active[bad.nonzero()[0]])])
         raise FloatingPointError(
             f"the ELBO or its gradient is not finite for {int(bad.sum())} data (the first is row "
             f"{row}: ELBO {float(elbo[bad][0]):.4g}); check the program's log density there"

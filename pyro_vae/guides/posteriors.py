@@ -97,9 +97,20 @@ class ProgramPosterior:
         return z.view(num_particles, len(self), -1), log_q.view(num_particles, len(self))
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Runs the guide with its sites set to given points."""
+        """Runs the guide with its sites set to given points.
+
+        Raises:
+            ValueError: If the guide has auxiliary sites: their values at a given point are unknown.
+        """
         values, jacobian = self.program.constrain(z.reshape(-1, z.shape[-1]))
         nodes = self._trace(poutine.condition(self.guide, data=values), len(z))
+        auxiliary = [name for name in self._sampled(nodes) if name not in values]
+        if auxiliary:
+            raise ValueError(
+                f"the density of this guide at a given point is unknown, since it has the "
+                f"auxiliary site(s) {auxiliary}; sample the model's sites from distributions "
+                "of their own (a TransformedDistribution), or use pv.Guide"
+            )
         return (jacobian + self._log_probs(nodes, len(jacobian))).view(len(z), len(self))
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:

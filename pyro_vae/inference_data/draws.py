@@ -30,7 +30,7 @@ from ..programs import Program, WholePlate, forked_seed
 from .arrays import Attributes, Labelled, build
 
 _PREDICTIVE_STREAM = 2**63  # added to the seed: no caller's seed is as large
-_PREDICTIVE_BYTES = 2**30  # of simulated data, unless a number of draws is asked for
+_PREDICTIVE_BYTES = 2**28  # of simulated data, unless a number of draws is asked for
 
 _Groups: TypeAlias = dict[str, dict[str, Labelled]]
 
@@ -112,7 +112,7 @@ def to_inference_data(
         seed: Seed of the draws; the caller's random stream is left alone.
         names: Labels of the data, one each and all different; numbered from 0 when left out.
         predictive_draws: Draws of data a datum, from the first so many of its latents; 0 for
-            none. By default all that fit into a gibibyte.
+            none. By default all that fit into 256 mebibytes.
         prior_draws: Draws from the model itself, 0 for none; `num_samples` by default. Those of
             data are the ones that `model.sample(prior_draws, seed=seed)` gives.
         progress: Whether to show a progress bar.

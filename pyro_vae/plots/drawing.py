@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-Array: TypeAlias = Tensor | NDArray[Any]
+Array: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
 Number: TypeAlias = float | Array
 Value = TypeVar("Value")
 

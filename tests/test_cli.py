@@ -1,0 +1,101 @@
+"""The command line: what it writes, what it says, and its exit status."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyro_vae.cli import main
+
+TINY = ["--epochs", "2", "--hidden", "8", "--quiet"]
+
+
+def status(arguments: list[str]) -> int | str | None:
+    """Exit status of a command that ends early: a number, or the message on standard error."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return stop.value.code
+
+
+@pytest.fixture
+def measurements(tmp_path: Path) -> Path:
+    """A small table of numbers with a header, far from standardized."""
+    path = tmp_path / "measurements.csv"
+    values = np.random.default_rng(0).normal([100.0, -3.0, 0.0], [20.0, 0.1, 1.0], size=(40, 3))
+    np.savetxt(path, values, delimiter=",", header="mass,shift,noise", comments="")
+    return path
+
+
+def test_compare_writes_both_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One where every guide trains a model, one with the model fixed; and tells the command."""
+    data = tmp_path / "ones.npy"
+    np.save(data, (np.random.default_rng(0).random((40, 4)) > 0.5).astype(float))
+    out = tmp_path / "results"
+    arguments = ["compare", str(data), *TINY[:-1], "--samples", "40", "--out", str(out)]
+    main(arguments)
+    printed = capsys.readouterr().out
+    assert "Every guide with a model of its own" in printed
+    assert "The model that 'amortized' trained, fixed" in printed
+    for folder in (out, out / "fixed_model"):
+        with (folder / "table.csv").open() as file:
+            names = [row["guide"] for row in csv.DictReader(file)]
+        assert names == ["amortized", "per-datum", "global"]
+    assert f"--out {out}" in (out / "run.json").read_text()
+
+
+def test_fit_evaluate_sample(tmp_path: Path, measurements: Path) -> None:
+    """A saved model evaluates and samples in the units of the data."""
+    model, results = tmp_path / "model", tmp_path / "results"
+    main(["fit", str(measurements), *TINY, "--out", str(model)])
+    main(["evaluate", str(model), "--samples", "40", "--quiet", "--out", str(results)])
+    with (results / "log_p.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8  # a fifth of 40 is held out
+    assert all(float(row["log_p_error"]) >= 0 for row in rows)
+    draws = tmp_path / "draws.npy"
+    main(["sample", str(model), "-n", "500", "--out", str(draws), "--quiet"])
+    values = np.load(draws)
+    assert values.shape == (500, 3)
+    # Hardly trained, but standardized: within ten standard deviations of columns of that scale.
+    assert np.all(np.abs(values.mean(axis=0) - [100.0, -3.0, 0.0]) < [200.0, 1.0, 10.0])
+
+
+def test_per_datum_model_is_evaluated_afresh(tmp_path: Path, measurements: Path) -> None:
+    """Held-out rows have no row in the saved table; they are fitted."""
+    model = tmp_path / "model"
+    main(["fit", str(measurements), *TINY, "--guide", "per-datum", "--out", str(model)])
+    main(["evaluate", str(model), "--samples", "40", "--quiet"])
+
+
+@pytest.mark.parametrize("command", ["compare", "fit", "evaluate", "sample"])
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command has examples in its help, and help is no error."""
+    assert status([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert f"pyro-vae {command}" in printed
+    assert "examples:" in printed
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    """What a user can mend ends with a message and status 1; wrong usage with status 2."""
+    assert "neither a set" in str(status(["compare", "nothing-here", *TINY]))
+    data = tmp_path / "bytes.npy"
+    np.save(data, np.random.default_rng(0).integers(0, 256, size=(40, 4)).astype(float))
+    message = str(status(["fit", str(data), *TINY, "--likelihood", "bernoulli"]))
+    assert "divide by 255" in message
+    assert "\n" not in message
+    assert status(["compare", "digits", "--guides", "none"]) == 2
+    assert status(["fit", "digits", "--epochs", "0"]) == 2
+    assert status([]) == 2
+
+
+def test_module_is_the_command() -> None:
+    """`python -m pyro_vae --help` works as a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-m", "pyro_vae", "--help"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0
+    assert "compare" in result.stdout

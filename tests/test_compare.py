@@ -1,0 +1,228 @@
+"""Guides side by side, where every number of the table has a closed form, and what is saved."""
+
+import copy
+import csv
+import json
+import math
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae.compare import Comparison
+from tests.statistics import FactorAnalysis
+
+FEATURES, LATENTS = 6, 2
+SIGMA = 0.7
+
+
+def linear_vae(facts: FactorAnalysis) -> pv.models.VAE:
+    """Factor analysis as a VAE with a linear decoder."""
+    decoder = nn.Linear(LATENTS, FEATURES, dtype=torch.float64)
+    with torch.no_grad():
+        decoder.weight.copy_(facts.loadings)
+        decoder.bias.copy_(facts.mean)
+    return pv.models.VAE(decoder, pv.likelihoods.Gaussian(SIGMA), LATENTS)
+
+
+@pytest.fixture
+def facts() -> FactorAnalysis:
+    """Loadings whose posterior is correlated, so that the mean-field gap is not zero."""
+    generator = torch.Generator().manual_seed(1)
+    loadings = 0.5 * torch.randn(FEATURES, LATENTS, generator=generator, dtype=torch.float64)
+    variance = torch.full((FEATURES,), SIGMA**2, dtype=torch.float64)
+    return FactorAnalysis(loadings, torch.zeros(FEATURES, dtype=torch.float64), variance)
+
+
+def global_gap(facts: FactorAnalysis, y: Tensor, test: Tensor) -> Tensor:
+    r"""Mean gap on `test` of the best global diagonal q for `y`, by datum, in nats.
+
+    q has mean :math:`\bar m` and variances :math:`1 / P_{ii}`, and the gap of datum n is the
+    mean-field gap and :math:`(m_n - \bar m)^\top P (m_n - \bar m) / 2`.
+    """
+    away = facts.posterior(test).loc - facts.posterior(y).loc.mean(dim=0)
+    precision = facts.posterior_precision
+    return facts.mean_field_gap() + torch.einsum("ni,ij,nj->n", away, precision, away).mean() / 2
+
+
+def test_fixed_model_reaches_the_closed_forms(facts: FactorAnalysis) -> None:
+    """Log p, and the ELBO of all three guides, against factor analysis; and their order."""
+    y, test = facts.sample(200), facts.sample(100)
+    model = linear_vae(facts)
+    before = copy.deepcopy(model.state_dict())
+    encoder = nn.Linear(FEATURES, 2 * LATENTS, dtype=torch.float64)
+    table = pv.compare(
+        model,
+        {
+            "amortized": pv.Encoder(encoder),
+            "per-datum": pv.LocalParameters(len(y)),
+            "global": pv.GlobalParameters(),
+        },
+        y,
+        test,
+        train_model=False,
+        num_epochs=40,
+        batch_size=30,
+        evaluation=pv.ImportanceSampling(500),
+        optimizer=lambda tensors: torch.optim.Adam(tensors, lr=1e-2),
+        progress=False,
+    )
+    amortized, local, surrogate = table.rows()
+    exact = float(facts.log_evidence(test).mean())
+    gap = float(facts.mean_field_gap())
+    for row in (amortized, local):
+        assert row.log_p == pytest.approx(exact, abs=5 * row.log_p_error)
+        # 0.01 nats is what forty short epochs leave of the optimum
+        assert row.elbo == pytest.approx(exact - gap, abs=5 * row.elbo_error + 0.01)
+    expected = exact - float(global_gap(facts, y, test))
+    assert surrogate.elbo == pytest.approx(expected, abs=5 * surrogate.elbo_error + 0.02)
+    assert local.train_elbo >= amortized.train_elbo - 3 * amortized.train_elbo_error
+    assert amortized.elbo > surrogate.elbo
+    assert surrogate.active_units == 0
+    assert abs(surrogate.mutual_information) < 1e-5
+    assert amortized.active_units == LATENTS
+    assert amortized.ceiling == pytest.approx(math.log(100))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert encoder.weight.grad is None, "compare trains copies"
+
+
+class Program(pyro.nn.PyroModule):
+    """A program of a user's own, without the methods that pictures need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(1, 3)
+
+    def forward(self, y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(self.net(z), 1.0).to_event(1), obs=y)
+
+
+def by_hand(y: Tensor) -> None:
+    """A guide without parameters: the prior."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+
+def small(model: nn.Module, guides: dict[str, object], **options: object) -> Comparison:
+    """A comparison of two epochs."""
+    y = torch.randn(24, 3)
+    given = {"num_epochs": 2, "evaluation": pv.ImportanceSampling(40), "progress": False, **options}
+    return pv.compare(model, guides, y[:16], y[16:], **given)  # type: ignore[arg-type]
+
+
+def test_all_kinds_of_candidates() -> None:
+    """Maps, maps with a family, a guide of the model, and a program by hand; from one start."""
+    model = Program()
+    start = model.net.weight.detach().clone()
+    guide = pv.Guide(model, pv.GlobalParameters(), example=torch.zeros(1, 3))
+    table = small(
+        model,
+        {
+            "map": pv.Encoder(nn.Linear(3, 2)),
+            "pair": (pv.LocalParameters(16), pv.DiagonalNormal()),
+            "guide": guide,
+            "by hand": by_hand,
+        },
+    )
+    assert [row.guide for row in table.rows()] == ["map", "pair", "guide", "by hand"]
+    assert torch.equal(model.net.weight, start), "the model given is not trained"
+    weights = [result.model.net.weight for result in table.results.values()]
+    assert all(not torch.equal(weight, start) for weight in weights)
+    assert all(math.isfinite(row.log_p) for row in table.rows())
+    assert "reconstructions" not in table.plot(), "the program cannot decode"
+    text = table.summary()
+    assert "by hand" in text
+    assert "only log p compares models" in text
+
+
+def test_same_seed_same_table() -> None:
+    """Everything is seeded, and every guide starts from the same weights."""
+    model, maps = Program(), {"a": pv.GlobalParameters(), "b": pv.GlobalParameters()}
+    y = torch.randn(20, 3)
+    tables = [
+        pv.compare(
+            model, maps, y[:12], y[12:], num_epochs=2,
+            evaluation=pv.ImportanceSampling(40), progress=False,
+        ).rows()
+        for _ in range(2)
+    ]  # fmt: skip
+    for first, again in zip(*tables, strict=True):
+        assert (first.elbo, first.log_p) == (again.elbo, again.log_p)
+    assert tables[0][0].log_p == tables[0][1].log_p
+
+
+def test_log_scale_puts_densities_into_the_units_of_the_data() -> None:
+    """It is added to log densities, and to nothing else."""
+    model, y = Program(), torch.randn(20, 3)
+    rows = [
+        pv.compare(
+            model, {"a": pv.GlobalParameters()}, y[:12], y[12:], num_epochs=1,
+            evaluation=pv.ImportanceSampling(40), log_scale=scale, progress=False,
+        ).rows()[0]
+        for scale in (0.0, -7.0)
+    ]  # fmt: skip
+    plain, shifted = rows
+    for name in ("elbo", "train_elbo", "log_p"):
+        assert getattr(shifted, name) == pytest.approx(getattr(plain, name) - 7)
+    assert shifted.distortion == pytest.approx(plain.distortion + 7)
+    assert shifted.rate == plain.rate
+
+
+def test_a_folder_repeats_the_run(tmp_path: Path) -> None:
+    """Table, pictures, ArviZ files, models that load, and what was asked for."""
+    decoder = pv.nets.MLPDecoder(2, 4, hidden=(5,))
+    model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=2)
+    y = (torch.rand(30, 4) > 0.5).float()
+    table = pv.compare(
+        model,
+        {"amortized": pv.Encoder(pv.nets.MLPEncoder(4, (5,))), "per datum": pv.LocalParameters(20)},
+        y[:20],
+        y[20:],
+        num_epochs=2,
+        evaluation=pv.ImportanceSampling(40),
+        labels=torch.arange(10) % 2,
+        image_shape=(2, 2),
+        about={"command": "by hand"},
+        seed=3,
+        progress=False,
+    )
+    folder = table.save(tmp_path / "results")
+    with (folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["log_p"]) for row in rows] == [row.log_p for row in table.rows()]
+    run = json.loads((folder / "run.json").read_text())
+    assert run["about"]["seed"] == 3
+    assert run["about"]["command"] == "by hand"
+    assert run["versions"]["pyro-vae"] == pv.__version__
+    pictures = {path.stem for path in folder.glob("*.png")}
+    assert pictures == {
+        "learning_curves",
+        "comparison",
+        "pareto_k",
+        "reconstructions",
+        "latent_plane",
+    }
+    assert {path.name for path in folder.glob("*.nc")} == {"amortized.nc", "per-datum.nc"}
+    loaded = pv.load(folder / "models" / "amortized")
+    torch.testing.assert_close(
+        loaded.guide.mean(y[20:]), table.results["amortized"].means, rtol=0, atol=1e-6
+    )
+
+
+def test_what_cannot_be_compared() -> None:
+    """No guides, a model that cannot be copied, and a guide of another model."""
+    y = torch.randn(8, 3)
+    with pytest.raises(ValueError, match="at least one guide"):
+        small(Program(), {})
+    with pytest.raises(TypeError, match="cannot be copied with its weights"):
+        pv.compare(lambda y: None, {"a": by_hand}, y, y)
+    stranger = pv.Guide(Program(), pv.GlobalParameters(), example=y)
+    with pytest.raises(ValueError, match="made for the same model"):
+        small(Program(), {"a": stranger})
