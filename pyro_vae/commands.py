@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ class DataChoice:
     split_seed: int = 0
 
     def load(self) -> Dataset:
-        """The data set; columns of numbers are standardized, pictures are left as they are."""
-        dataset = datasets.load(
+        """The data set, split, and binarized if that was asked for."""
+        return datasets.load(
             self.data,
             binarization=None if self.binarize is None else BINARIZATIONS[self.binarize],
             test_fraction=self.test_fraction,
@@ -51,8 +51,6 @@ class DataChoice:
             key=self.key,
             divide_by=self.divide_by,
         )
-        numbers = isinstance(recipes.default_likelihood(dataset), likelihoods.Gaussian)
-        return dataset.standardized() if numbers and dataset.image_shape is None else dataset
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,17 @@ class ModelChoice:
     warmup: int = 0
     seed: int = 0
 
-    def architecture(self, dataset: Dataset) -> Architecture:
-        """Sizes and likelihood for a data set."""
-        return Architecture(self.latents, tuple(self.hidden), self.seed, self._likelihood(dataset))
+    def prepared(self, dataset: Dataset) -> tuple[Dataset, Architecture]:
+        """Sizes and likelihood for a data set, whose columns are standardized for a Gaussian one.
 
-    def _likelihood(self, dataset: Dataset) -> likelihoods.Likelihood:
+        Pictures are left as they are: their pixels have a common scale already.
+        """
+        likelihood = self.likelihood_of(dataset)
+        if isinstance(likelihood, likelihoods.Gaussian) and dataset.image_shape is None:
+            dataset = dataset.standardized()
+        return dataset, Architecture(self.latents, tuple(self.hidden), self.seed, likelihood)
+
+    def likelihood_of(self, dataset: Dataset) -> likelihoods.Likelihood:
         if self.likelihood == "bernoulli":
             return likelihoods.Bernoulli()
         if self.likelihood == "gaussian" and self.sigma is not None:
@@ -119,9 +123,8 @@ def compare_guides(
     fixed: bool = True,
 ) -> None:
     """Trains a model under each guide; then the guides again, with one model fixed."""
-    dataset = which.load()
+    dataset, architecture = how.prepared(which.load())
     output.say(dataset.describe())
-    architecture = how.architecture(dataset)
     model = recipes.vae(dataset, architecture)
     maps = {name: recipes.inference_map(name, dataset, architecture) for name in guides}
     given = _given(which, how, output, dataset)
@@ -141,9 +144,8 @@ def compare_guides(
 
 def fit_guide(which: DataChoice, how: ModelChoice, output: Output, guide_name: str) -> None:
     """Trains a model under one guide and saves both."""
-    dataset = which.load()
+    dataset, architecture = how.prepared(which.load())
     output.say(dataset.describe())
-    architecture = how.architecture(dataset)
     model = recipes.vae(dataset, architecture)
     guide = Guide(model, recipes.inference_map(guide_name, dataset, architecture))
     train, _ = _parts(dataset)
@@ -163,11 +165,11 @@ def fit_guide(which: DataChoice, how: ModelChoice, output: Output, guide_name: s
 
 
 def evaluate_saved(folder: Path, data: str | None, output: Output, seed: int) -> None:
-    """Log p(y) of held-out data under a saved model, by datum."""
-    loaded, about = storage.load(folder), storage.read_about(folder)
-    which = DataChoice(**{**about["data"], **({} if data is None else {"data": data})})
-    dataset = which.load()
-    _, test = _parts(dataset)
+    """Log p(y) under a saved model, by datum: of held-out rows, or of all rows of another file."""
+    loaded, about = storage.load(folder), _about(folder)
+    test, name = _rows_to_evaluate(DataChoice(**about["data"]), data)
+    if about["scale"] is not None:
+        test = (test - torch.tensor(about["center"])) / torch.tensor(about["scale"])
     guide = loaded.guide
     if isinstance(guide, Guide) and guide.map.per_row:
         guide = guide.fit_rows(test, seed=seed)
@@ -175,9 +177,8 @@ def evaluate_saved(folder: Path, data: str | None, output: Output, seed: int) ->
         loaded.model, guide, test, ImportanceSampling(output.samples), seed=seed,
         progress=not output.quiet,
     )  # fmt: skip
-    shift = dataset.log_scale
-    output.say(dataset.describe())
-    output.say(result.summary())
+    shift = about["log_scale"]
+    output.say(f"{name}\n{result.summary()}")
     output.say(
         f"log p in the data's own units: {float(result.mean.value) + shift:.3f} nats a datum; "
         f"ELBO {float(bound.mean.value) + shift:.3f} +- {float(bound.mean.error):.3f}"
@@ -186,6 +187,31 @@ def evaluate_saved(folder: Path, data: str | None, output: Output, seed: int) ->
         output.out.mkdir(parents=True, exist_ok=True)
         _write_evaluation(output.out / "log_p.csv", bound, result, shift)
         output.say(f"wrote {output.out / 'log_p.csv'}")
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What `pyro-vae fit` noted beside the model it saved."""
+    about = storage.read_about(folder)
+    if "data" not in about or "log_scale" not in about:
+        raise ValueError(
+            f"'{folder}' was not saved by `pyro-vae fit`, so it is not known which data it is for; "
+            "use pv.load and pv.log_marginal_likelihood in Python"
+        )
+    return about
+
+
+def _rows_to_evaluate(which: DataChoice, data: str | None) -> tuple[Tensor, str]:
+    """Rows, treated as the training data were, and what they are called."""
+    if data is None or data in datasets.SETS:
+        dataset = replace(which, data=data or which.data).load()
+        return _parts(dataset)[1], dataset.describe()
+    values, names = datasets.read_table(Path(data), key=which.key)
+    y = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
+    y = y.reshape(len(y), -1) / which.divide_by
+    datasets.check_batch(y, names=names)
+    binarization = BINARIZATIONS[which.binarize or "none"]
+    once = FixedDraw() if isinstance(binarization, Redrawn) else binarization
+    return once.fixed(y, part=2), f"{data}: {len(y):,} rows"
 
 
 def _write_evaluation(
@@ -207,9 +233,9 @@ def _write_evaluation(
 
 def sample_saved(folder: Path, number: int, out: Path, seed: int, output: Output) -> None:
     """Draws from p(y) of a saved model, in the data's own units; npy or csv, and a picture."""
-    loaded, about = storage.load(folder), storage.read_about(folder)
+    loaded, about = storage.load(folder), _about(folder)
     draws = loaded.model.sample(number, seed=seed)
-    if about.get("scale") is not None:
+    if about["scale"] is not None:
         draws = draws * torch.tensor(about["scale"]) + torch.tensor(about["center"])
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".csv":

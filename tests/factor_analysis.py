@@ -89,3 +89,10 @@ def amortization_gap(facts: FactorAnalysis, y: Tensor, parameters: Tensor) -> Te
     precision, error = facts.posterior_precision, loc - facts.posterior(y).loc
     ratio = precision.diagonal() * (2 * log_scale).exp()
     return ((ratio - 1 - ratio.log()).sum(dim=-1) + (error @ precision * error).sum(dim=-1)) / 2
+
+
+def best_global(facts: FactorAnalysis, y: Tensor) -> Tensor:
+    """Parameters of the best single q for all data: the average of the means, 1 / P_ii."""
+    loc = facts.posterior(y).loc.mean(dim=0)
+    log_scale = -facts.posterior_precision.diagonal().log() / 2
+    return torch.cat([loc, log_scale]).expand(len(y), -1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae._types import ProgramLike
 from pyro_vae.diagnostics import active_units, log_aggregate, mutual_information
 from pyro_vae.guides import FamilyPosterior
 from tests.factor_analysis import WEAK, exact_guide, mean_field_guide, model_of
@@ -60,7 +61,7 @@ def test_information_is_at_most_the_rate() -> None:
     """0 <= I <= min(log N, rate), here for a hand-written guide too, and both agree."""
     facts, y = WEAK, WEAK.sample(60)
     model = model_of(facts)
-    guides = [mean_field_guide(facts, model), exact_guide(facts)]
+    guides: list[ProgramLike] = [mean_field_guide(facts, model), exact_guide(facts)]
     for guide in guides:
         result = mutual_information(model, guide, y, 50)
         rate = pv.elbo(model, guide, y, 1000).rate

@@ -1,0 +1,184 @@
+"""Evidence: input that does not fit is refused, and numbers that fail have a culprit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae.evidence import evaluate
+from tests.factor_analysis import (
+    mean_field_program,
+    model_of,
+    prior_guide,
+)
+from tests.statistics import FACTS, FACTS_Y
+from tests.training import layered_vae
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+MODEL = model_of(FACTS)
+MEAN_FIELD = mean_field_program(FACTS)
+
+
+def poisoned(module: nn.Module) -> None:
+    """Makes the last bias nan, as a step of training that diverged does."""
+    with torch.no_grad():
+        list(module.parameters())[-1].fill_(torch.nan)
+
+
+@pytest.mark.parametrize("likelihood", [pv.likelihoods.Bernoulli(), pv.likelihoods.Gaussian()])
+@pytest.mark.parametrize("part", ["decoder", "guide"])
+def test_nan_has_a_culprit(likelihood: Any, part: str) -> None:
+    """Whether the distribution looks at its parameters or not."""
+    model, guide = layered_vae(likelihood)
+    poisoned(model.decoder if part == "decoder" else guide)
+    culprit = {"decoder": "log_likelihood is nan .* the decoder", "guide": "log_guide is nan"}[part]
+    with pytest.raises(FloatingPointError, match=culprit):
+        pv.elbo(model, guide, torch.ones(2, 3), 5)
+
+
+def test_nan_of_one_datum_is_found() -> None:
+    """In a program written by hand, far from the first chunk: counted from the first row."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            loc = torch.where(y > 5, torch.nan, z[:, :1])
+            pyro.sample("y", dist.Normal(loc, 1.0).to_event(1), obs=y)
+
+    y = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
+    with pytest.raises(FloatingPointError, match="log_likelihood is nan for particle 0 of datum 3"):
+        evaluate(model, prior_guide, y, pv.ImportanceSampling(5, memory=1e-6))
+    with pytest.raises(FloatingPointError, match="datum 0"):
+        evaluate(model, prior_guide, y[[3]], pv.ImportanceSampling(5))
+
+
+def infinite(value: float) -> Callable[[Tensor], None]:
+    """A program whose log likelihood has this value for every datum."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            delta = dist.Delta(y, log_density=torch.full((len(y),), value), event_dim=1)
+            pyro.sample("y", delta, obs=y)
+
+    return model
+
+
+def test_infinite_densities() -> None:
+    """Plus infinity is no density; minus infinity is a weight of 0, and log p(y) too then."""
+    with pytest.raises(FloatingPointError, match="log_likelihood is inf"):
+        evaluate(infinite(torch.inf), prior_guide, FACTS_Y, pv.ImportanceSampling(50))
+    result = evaluate(infinite(-torch.inf), prior_guide, FACTS_Y, pv.ImportanceSampling(50))
+    assert result.log_marginal.value.tolist() == [-torch.inf]
+    assert not result.log_marginal.reliable.any()
+
+
+def missing_site(y: Tensor) -> None:
+    """A guide that has no z."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+
+def extra_site(y: Tensor) -> None:
+    """A guide that has a site too many."""
+    prior_guide(y)
+    with pyro.plate("more", len(y)):
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+
+def no_plate(y: Tensor) -> None:
+    """A guide that counts all data as one."""
+    pyro.sample("z", dist.Normal(torch.zeros(len(y), 2), 1.0).to_event(2))
+
+
+def other_rows() -> pv.Guide:
+    """A table of nine rows."""
+    return pv.Guide(MODEL, pv.LocalParameters(9), example=FACTS_Y)
+
+
+def other_model() -> pv.Guide:
+    """A guide of another model, with three latents."""
+    model = pv.models.VAE(nn.Linear(3, 4), pv.likelihoods.Gaussian(), latent_dim=3)
+    return pv.Guide(model, pv.GlobalParameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: missing_site, r"misses the latent site\(s\) \['z'\]"),
+        (lambda: extra_site, "samples 'x', which the model does not have"),
+        (lambda: no_plate, "sample it inside"),
+        (other_rows, "fit_rows"),
+        (other_model, "z needs 2 latents"),
+    ],
+    ids=["missing", "extra", "no-plate", "other-rows", "other-model"],
+)
+def test_guide_that_does_not_fit(make: Callable[[], Any], message: str) -> None:
+    """What is missing or too much, by its name, and what to do."""
+    with pytest.raises(ValueError, match=message):
+        pv.elbo(MODEL, make(), FACTS_Y, 5)
+
+
+def test_automatic_guides_are_refused() -> None:
+    """Their parameters belong to positions in a batch."""
+    with pytest.raises(TypeError, match="LocalParameters"):
+        pv.elbo(MODEL, AutoNormal(MODEL), FACTS_Y, 5)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (torch.zeros(0, 3), "empty"),
+        (torch.tensor([[0, torch.nan, 0], [0, 0, 0]]), "row 0, column 1"),
+        (torch.full((2, 3), 255.0), "divide by 255"),
+        (torch.zeros(2, 4), "shape"),
+        (torch.zeros(()), "y.None"),
+    ],
+    ids=["empty", "nan", "range", "shape", "scalar"],
+)
+def test_bad_data(y: Tensor, message: str) -> None:
+    """Refused at the door, with the place and the remedy."""
+    model, guide = layered_vae(pv.likelihoods.Bernoulli())
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        pv.elbo(model, guide, y.double(), 5)
+
+
+def test_data_outside_the_support() -> None:
+    """A program written by hand refuses them too, through Pyro: numbers are no excuse."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Bernoulli(logits=z[:, :1]).to_event(1), obs=y)
+
+    with pytest.raises(ValueError, match="support"):
+        pv.elbo(model, prior_guide, torch.full((2, 1), 255.0), 5)
+
+
+def test_one_datum() -> None:
+    """One row, as an array or a tensor, is a data set."""
+    one = pv.elbo(MODEL, MEAN_FIELD, FACTS_Y, 5).elbo.value
+    assert one.shape == (1,)
+    assert torch.equal(pv.elbo(MODEL, MEAN_FIELD, FACTS_Y.numpy(), 5).elbo.value, one)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pv.ImportanceSampling(1), "at least 2 draws, got 1"),
+        (lambda: pv.ImportanceSampling(5, memory=0.0), "memory is a budget"),
+        (lambda: pv.elbo(MODEL, MEAN_FIELD, FACTS_Y, 1), "at least 2 draws"),
+        (lambda: pv.log_weights(MODEL, MEAN_FIELD, FACTS_Y, num_particles=0), "at least 1, got 0"),
+    ],
+)
+def test_bad_sizes(call: Callable[[], Any], message: str) -> None:
+    """An error needs two draws, and a budget something to spend."""
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,175 @@
+"""Training: which programs train, and what it touches."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule, PyroParam, pyro_method
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from tests.factor_analysis import (
+    model_of,
+    prior_guide,
+)
+from tests.statistics import FACTS, FACTS_Y
+from tests.training import (
+    MAPS,
+    adam,
+    assert_same_state,
+    data,
+    fit,
+    small,
+    state,
+    walk,
+)
+
+MODEL = model_of(FACTS)
+
+
+# What training touches
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_fixed_model_is_fixed(name: str) -> None:
+    """Not a bit of it moves, the guide does, and later the model can be trained as before."""
+    decoder = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    model = pv.models.VAE(decoder, pv.likelihoods.Gaussian(), latent_dim=2)
+    guide = pv.Guide(model, MAPS[name]())
+    before, guide_before, y = state(model), state(guide), data()
+    result = fit(model, guide, y, num_epochs=2, train_model=False)
+    assert_same_state(state(model), before)
+    assert any(not torch.equal(value, guide_before[key]) for key, value in state(guide).items())
+    assert all(name.startswith("guide.") for name in result.trained)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert model.training
+    result = fit(model, guide, y, num_epochs=1)
+    assert "model.decoder.0.weight" in result.trained
+    assert not torch.equal(decoder.get_parameter("0.weight"), before["0.decoder.0.weight"])
+
+
+def test_nothing_to_train() -> None:
+    """Is said, not done."""
+    with pytest.raises(ValueError, match="nothing to train"):
+        fit(MODEL, prior_guide, FACTS_Y.repeat(2, 1) * torch.tensor([[1.0], [2.0]]))
+
+
+def test_a_look_at_the_graph_is_not_a_step() -> None:
+    """Running means of a BatchNorm have seen the steps and nothing else; no gradient is left."""
+    norm = nn.BatchNorm1d(3)
+    model = pv.models.VAE(nn.Sequential(nn.Linear(2, 3), norm), pv.likelihoods.Gaussian(), 2)
+    guide = pv.Guide(model, pv.Encoder(nn.Linear(3, 4)))
+    fit(model, guide, data(), num_epochs=3, batch_size=5, validation=data())
+    best = int(norm.get_buffer("num_batches_tracked"))
+    assert best in (2, 4, 6)  # of the epoch that was kept
+    fit(model, guide, data(), num_epochs=3, batch_size=5)
+    assert int(norm.get_buffer("num_batches_tracked")) == best + 6
+    for module in (model, guide):
+        assert all(parameter.grad is None for parameter in module.parameters())
+        assert all(not parameter._backward_hooks for parameter in module.parameters())
+
+
+def test_function_programs_train() -> None:
+    """A guide of two networks that it closes over, alike in all their names, and a loose tensor."""
+    model, _ = small()
+    loc, log_scale, shift = nn.Linear(3, 2), nn.Linear(3, 2), torch.zeros(2, requires_grad=True)
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            q = dist.Normal(loc(y) + shift, log_scale(y).exp())
+            pyro.sample("z", q.to_event(1))
+
+    parts = [*loc.parameters(), *log_scale.parameters(), shift, *model.parameters()]
+    before = [part.detach().clone() for part in parts]
+    result = fit(model, guide, data(), num_epochs=1)
+    for part, old in zip(parts, before, strict=True):
+        assert not torch.equal(part, old)
+    assert set(result.trained) == {
+        "guide[0].weight", "guide[0].bias", "guide[1].weight", "guide[1].bias",
+        "model.decoder.weight", "model.decoder.bias",
+        "unregistered tensor 0 of shape (2,)",
+    }  # fmt: skip
+
+
+def test_the_best_state_of_loose_tensors() -> None:
+    """They are put back with the rest."""
+    model, _ = small()
+    shift = torch.zeros(2, requires_grad=True)
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(shift.expand(len(y), 2), 1.0).to_event(1))
+
+    y = data(20)
+    result = fit(model, guide, y, num_epochs=2, validation=y, optimizer=walk(0.1, 3))
+    assert result.best_epoch == 1
+    assert shift.tolist() == pytest.approx([0.1, 0.1])
+
+
+@pytest.mark.usefixtures("user_param_store")
+def test_programs_with_parameters_in_the_store() -> None:
+    """`pyro.param` keeps its own there, and trains, constrained or not."""
+    model, _ = small()
+
+    def guide(y: Tensor) -> None:
+        loc = pyro.param("loc", lambda: torch.zeros(2))
+        scale = pyro.param("scale", lambda: torch.ones(2), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(loc.expand(len(y), 2), scale).to_event(1))
+
+    result = fit(model, guide, data(), num_epochs=1, optimizer=adam(lr=0.1))
+    assert {"param 'loc'", "param 'scale'"} < set(result.trained)
+    store = pyro.get_param_store()
+    assert set(store.keys()) == {"loc", "scale"}
+    assert (store["loc"] != 0).all()
+    assert (store["scale"] != 1).all()
+
+
+class HandWritten(PyroModule):
+    """Model and guide in one PyroModule, as in Pyro's tutorials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        linear: Any = PyroModule[nn.Linear]
+        self.decoder, self.encoder = linear(2, 3), linear(3, 2)
+        self.scale: Any = PyroParam(torch.ones(2), constraint=dist.constraints.positive)
+
+    @pyro_method
+    def model(self, y: Tensor) -> None:
+        """A linear decoder."""
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=y)
+
+    @pyro_method
+    def guide(self, y: Tensor) -> None:
+        """A linear encoder, with one scale for all."""
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(self.encoder(y), self.scale).to_event(1))
+
+
+def test_pyro_modules_train() -> None:
+    """Methods of a PyroModule are programs; its parameters stay in it."""
+    both = HandWritten()
+    before = state(both)
+    result = fit(both.model, both.guide, data(), num_epochs=1)
+    assert all(not torch.equal(value, before[name]) for name, value in state(both).items())
+    assert len(result.trained) == 5
+    assert any(name.endswith("scale_unconstrained") for name in result.trained)
+
+
+def test_two_models_side_by_side() -> None:
+    """Training one does not move the other, and gives what it gives alone."""
+    alone, beside = (small() for _ in range(2))
+    for module, source in zip(beside, alone, strict=True):
+        module.load_state_dict(source.state_dict())
+    y, other = data(), small()
+    fit(*alone, y, num_epochs=1)
+    untouched = state(*beside)
+    fit(*other, y, num_epochs=1)
+    assert_same_state(state(*beside), untouched)
+    fit(*beside, y, num_epochs=1)
+    assert_same_state(state(*beside), state(*alone))
+    assert not dict(pyro.get_param_store())
