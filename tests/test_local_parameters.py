@@ -116,13 +116,20 @@ def test_other_rows_do_not_move(name: str, dtype: torch.dtype) -> None:
     assert visits(guide) == [1] * 3 + [2] * 2 + [1] * 3 + [5] * 4 + [0] * 8
 
 
-def test_a_row_named_twice() -> None:
+def test_a_row_named_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes one step, along the sum of its gradients; both copies have the same parameters."""
     model, guide = pair()
     y, rows, before = data(), torch.tensor([3, 5, 3]), table(guide)
     with pv.minibatch(rows, NUM_DATA):
         parameters = guide.parameters_of(y[rows])
     assert torch.equal(parameters[0], parameters[2])
+    updates: list[tuple[Tensor, Tensor]] = []
+    monkeypatch.setattr(guide.map, "update", lambda *update: updates.append(update))
+    (parameters * torch.tensor([[1.0], [10.0], [100.0]])).sum().backward()
+    ((moved_rows, gradient),) = updates
+    assert moved_rows.tolist() == [3, 5]
+    assert torch.equal(gradient, torch.tensor([[101.0], [10.0]]).expand(2, 4))
+    monkeypatch.undo()
     loss_of(model, guide, y, rows).backward()
     moved = (table(guide) != before).any(dim=-1)
     assert moved.nonzero().squeeze(-1).tolist() == [3, 5]
@@ -237,6 +244,7 @@ def test_copies_are_trained_apart() -> None:
     loss_of(model, copied, y, rows).backward()
     assert torch.equal(table(guide), before)
     once = table(copied)
+    assert not torch.equal(once, before)
     loss.backward()
     assert not torch.equal(table(guide), before)
     assert torch.equal(table(copied), once)

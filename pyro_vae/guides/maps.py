@@ -145,6 +145,8 @@ class LocalParameters(InferenceMap):
         num_data: Rows of the data set that the guide is trained on.
         lr: Step size of the rows' Adam. A row is visited once an epoch, so it has far fewer
             steps than the networks and takes longer ones.
+        decay: A row's step size is divided by the root of 1 + visits / decay: rows travel first,
+            and settle later.
 
     Shapes:
         rows: `(batch,)`, int64 positions in that data set.
@@ -167,11 +169,11 @@ class LocalParameters(InferenceMap):
     visits: Tensor
     digests: Tensor
 
-    def __init__(self, num_data: int, *, lr: float = 0.03) -> None:
+    def __init__(self, num_data: int, *, lr: float = 0.1, decay: float = 50.0) -> None:
         super().__init__()
         if num_data < 1:
             raise ValueError(f"num_data is the number of rows of the data set, got {num_data}")
-        self.num_data, self.lr, self.factor = num_data, lr, 1.0
+        self.num_data, self.lr, self.decay, self.factor = num_data, lr, decay, 1.0
         # Pyro's SVI calls backward() only where a program has a parameter: an empty one will do.
         self.anchor = nn.Parameter(torch.zeros(0))
         self._leaf: tuple[Tensor, int, Tensor] | None = None
@@ -186,7 +188,7 @@ class LocalParameters(InferenceMap):
 
     def config(self) -> dict[str, Any]:
         """Arguments that make the same map."""
-        return {"num_data": self.num_data, "lr": self.lr}
+        return {"num_data": self.num_data, "lr": self.lr, "decay": self.decay}
 
     def remember(self, *batch: Tensor) -> None:
         """Notes which data the table belongs to, so that other data are not taken for them."""
@@ -293,7 +295,8 @@ class LocalParameters(InferenceMap):
         direction = (moment / (1 - beta1**visits)) / (
             (square / (1 - beta2**visits)).sqrt() + epsilon
         )
-        self.table[rows] -= self.lr * self.factor * direction
+        lr = self.lr * self.factor / (1 + visits / self.decay).sqrt()
+        self.table[rows] -= lr * direction
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the rows in flight, which belong to one backward pass."""
