@@ -42,7 +42,7 @@ install: $(STAMP) ## Make .venv with everything in it (the targets below do this
 .PHONY: demo
 demo: $(STAMP) ## Compare amortized, per-datum and global guides on the digits; results in demo/
 	@echo "==> comparing guides on scikit-learn's digits; tables, figures and models go to demo/"
-	@$(BIN)/pyro-vae compare digits --out demo
+	@$(BIN)/pyro-vae compare digits --epochs 150 --out demo
 
 .PHONY: test
 test: lint types ## Lint, types and the fast tests: unit, doctests, README, examples at small size

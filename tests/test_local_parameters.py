@@ -245,6 +245,8 @@ def test_copies_are_trained_apart() -> None:
     assert torch.equal(table(guide), before)
     once = table(copied)
     assert not torch.equal(once, before)
+    assert not torch.equal(once, before)
+    assert not torch.equal(once, before)
     loss.backward()
     assert not torch.equal(table(guide), before)
     assert torch.equal(table(copied), once)
