@@ -204,7 +204,7 @@ class ImportanceSampling:
         limit = self._rows_at_once(program, batch)
         size = max(1, limit // self.num_samples)
         starts = range(0, len(seeds), size)
-        for first in tqdm(starts, desc="importance sampling", disable=not progress):
+        for first in tqdm(starts, desc="importance sampling", leave=None, disable=not progress):
             block = slice(first, first + size)
             z, log_guide = _draw(posterior, first, seeds[block], self.num_samples)
             part = tuple(tensor[block] for tensor in batch)

@@ -117,6 +117,11 @@ class VAE(NamedModule):
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
         """Refuses data that the likelihood cannot have made, with the remedy."""
+        if y.dtype != self.zero.dtype:
+            raise ValueError(
+                f"the data are {y.dtype} and the model is {self.zero.dtype}: convert one of them, "
+                f"with y.to({self.zero.dtype}) or model.to({y.dtype})"
+            )
         self.likelihood.check(y, names)
 
     def config(self) -> dict[str, Any]:

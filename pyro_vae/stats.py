@@ -23,6 +23,7 @@ that it refuses it.
 import math
 import warnings
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 
@@ -486,6 +487,12 @@ def _sound_tail_size(descending: NDArray[np.float64]) -> int:
     return size
 
 
+@cache  # looked up on disk, and asked for every block of data
+def _arviz_generation() -> int:
+    """0 or 1: the two differ in the sign that `psislw` takes."""
+    return int(version("arviz").split(".")[0])
+
+
 def _arviz_tail_shape() -> _TailShape:
     """ArviZ's fit behind one sign; the only place that knows its two generations.
 
@@ -493,7 +500,7 @@ def _arviz_tail_shape() -> _TailShape:
     rounds it down. Both set it through the relative efficiency; half a draw keeps the size
     asked for on either side, and so the answers the same.
     """
-    if int(version("arviz").split(".")[0]) >= 1:
+    if _arviz_generation() >= 1:
         modern = import_module("arviz_stats.base").array_stats.psislw
         return lambda row, size: float(modern(-row, r_eff=_efficiency(row, size + 0.5))[1])
     with warnings.catch_warnings():

@@ -169,7 +169,7 @@ def _blocks(
     predictive_seeds = row_seeds(seed + _PREDICTIVE_STREAM, *batch).tolist()
     limit = method._rows_at_once(program, batch)
     size = max(1, limit // method.num_samples)
-    for first in tqdm(range(0, len(seeds), size), desc="draws", disable=not progress):
+    for first in tqdm(range(0, len(seeds), size), desc="draws", leave=None, disable=not progress):
         rows = slice(first, first + size)
         z, log_guide = _draw(posterior, first, seeds[rows], method.num_samples)
         part = tuple(tensor[rows] for tensor in batch)

@@ -144,7 +144,7 @@ def _draw_images(axes: NDArray[Any], rows: Sequence[Row]) -> None:
         for ax, image in _cells(row_axes, row):
             ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
+            ax.spines[:].set(color="0.8", linewidth=0.5)  # a white picture on white paper
 
 
 def _draw_profiles(axes: NDArray[Any], rows: Sequence[Row]) -> None:

@@ -6,31 +6,29 @@ on all leaves of the loss's autograd graph, so nothing is left untrained because
 registered it. What is reported is the ELBO a datum, at full KL weight, whatever is optimized.
 """
 
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
 import torch
-from numpy.typing import NDArray
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import evidence
-from ._types import Batch, Data, Estimate, ProgramLike
-from .evidence import check_data
-from .guides import FitRows, Guide, program_of
-from .programs import (
+from .. import evidence
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..evidence import check_data
+from ..guides import FitRows, Guide, program_of
+from ..programs import (
     as_batch,
     device_of,
     evaluating,
@@ -39,102 +37,11 @@ from .programs import (
     modules_of,
     per_datum_log_probs,
 )
-
-OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
-SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+from .optimizers import OptimizerFactory, SchedulerFactory, adam, hold_then_fall
+from .results import Fit, History
+from .tensors import State, frozen, leaves_of, model_leaves, named, require_finite
 
 _VALIDATION_DRAWS = 10  # the error over data is larger than that of ten draws a datum
-
-
-def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """Adam with step size 2e-3, the default optimizer."""
-    return torch.optim.Adam(parameters, lr=2e-3)
-
-
-def adam_with(lr: float) -> OptimizerFactory:
-    """Adam with a step size of one's own."""
-    return lambda parameters: torch.optim.Adam(parameters, lr=lr)
-
-
-def constant(optimizer: torch.optim.Optimizer) -> Any:
-    """Leaves the step size as it is."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
-
-
-def hold_then_fall(num_epochs: int) -> SchedulerFactory:
-    r"""The default schedule: constant for half of the epochs, then down to zero along a cosine.
-
-    The first half travels; the second one settles, since at a constant step size the parameters
-    keep jittering with the noise of the gradient, which costs a fraction of a nat.
-
-    References:
-        | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov & Hutter, 2017)
-        | https://arxiv.org/abs/1608.03983
-
-    Example:
-        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        >>> hold_then_fall(4)(optimizer).lr_lambdas[0](3)
-        0.5
-    """
-
-    def factor(epoch: int) -> float:
-        progress = max(0.0, 2 * epoch / num_epochs - 1)  # 0 until half time, 1 at the end
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-    return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-@dataclass(frozen=True)
-class History:
-    """What happened in each epoch; arrays `(epochs,)`, ELBOs in nats a datum.
-
-    Arguments:
-        epoch: 1, 2, ...
-        elbo: ELBO of the training data at full KL weight, averaged over the epoch's steps.
-        validation_elbo: ELBO of the validation data after the epoch; nan without any.
-        validation_error: Its Monte Carlo error.
-        kl_weight: Weight of the KL term in the last step's loss.
-        learning_rate: Of the first parameter group.
-        seconds: Since the start of training.
-    """
-
-    epoch: NDArray[np.generic]
-    elbo: NDArray[np.generic]
-    validation_elbo: NDArray[np.generic]
-    validation_error: NDArray[np.generic]
-    kl_weight: NDArray[np.generic]
-    learning_rate: NDArray[np.generic]
-    seconds: NDArray[np.generic]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What training gave; model and guide hold the result.
-
-    Arguments:
-        history: Epoch by epoch.
-        stopped: "finished", "early" or "interrupted".
-        best_epoch: Epoch whose state was kept: the best by validation, else the last one.
-        seed: Seed of the run.
-        trained: Names of the trained tensors; one that no module registered is named by its
-            shape.
-    """
-
-    history: History
-    stopped: str
-    best_epoch: int
-    seed: int
-    trained: tuple[str, ...]
-
-    def summary(self) -> str:
-        """Says how training ended, in a line."""
-        epochs = len(self.history.epoch)
-        if epochs == 0:
-            return f"{self.stopped} before the end of the first epoch"
-        return (
-            f"{self.stopped} after {epochs} epochs and {self.history.seconds[-1]:.1f} s; "
-            f"training ELBO {self.history.elbo[-1]:.3f} nats a datum; kept epoch {self.best_epoch}"
-        )
 
 
 @dataclass(frozen=True)
@@ -293,8 +200,8 @@ def fit(
         if part is not None:
             check_data(model, part)
     with _training(model, guide, train_model=train_model), forked_seed(seed):
-        fixed = [] if train_model else _model_leaves(model, guide, batch)
-        with _frozen(fixed):
+        fixed = [] if train_model else model_leaves(model, guide, batch)
+        with frozen(fixed):
             return _Training(model, guide, batch, held_out, plan).run()
 
 
@@ -308,19 +215,6 @@ def _training(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> I
             for module in modules_of(program):
                 module.train()
         yield
-
-
-@contextmanager
-def _frozen(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Keeps gradients from some leaves."""
-    frozen = [tensor for tensor in tensors if tensor.requires_grad]
-    try:
-        for tensor in frozen:
-            tensor.requires_grad = False
-        yield
-    finally:
-        for tensor in frozen:
-            tensor.requires_grad = True
 
 
 class _Training:
@@ -353,18 +247,22 @@ class _Training:
         self.first_rate = self.optimizer.param_groups[0]["lr"]
         self.scheduler = plan.scheduler(self.optimizer)
         self.epochs: list[_Epoch] = []
-        self.best: tuple[float, int, _State | None] = (-np.inf, 0, None)
+        self.best: tuple[float, int, State | None] = (-np.inf, 0, None)
         self.steps = 0
 
     def run(self) -> Fit:
         stopped, self.start = "finished", time.perf_counter()
         bar = tqdm(
-            range(self.plan.num_epochs), desc="fit", unit=" epoch", disable=not self.plan.progress
+            range(self.plan.num_epochs),
+            desc="fit",
+            unit=" epoch",
+            leave=None,  # kept, unless it is a bar within another one
+            disable=not self.plan.progress,
         )
         # Hooks, not a look at the gradients afterwards: backward() itself moves a table's rows,
         # which lie upstream of whatever is trained here.
         hooks = [
-            tensor.register_hook(partial(_require_finite, name))
+            tensor.register_hook(partial(require_finite, name))
             for name, tensor in self.tensors.items()
         ]
         try:
@@ -460,7 +358,7 @@ class _Training:
             loss.backward()
             self.optimizer.step()
             for name, tensor in self.tensors.items():
-                _require_finite(name, tensor, kind="new value")
+                require_finite(name, tensor, kind="new value")
         except FloatingPointError as error:
             for tensor, value in zip(self.tensors.values(), before, strict=True):
                 tensor.data.copy_(value)
@@ -510,7 +408,7 @@ class _Training:
                 f"{kept}; try a smaller step size"
             ) from error
         if epoch + 1 > self.plan.warmup and float(result.value) > self.best[0]:
-            state = _State.of(self.model, self.guide, self.tensors.values())
+            state = State.of(self.model, self.guide, self.tensors.values())
             self.best = (float(result.value), epoch + 1, state)
         return result
 
@@ -528,14 +426,14 @@ class _Training:
         """Everything that training moves, by name: the leaves of the loss's graph."""
         rows = torch.arange(min(2, self.num_data))  # two rows are enough to see the graph
         batch = self._take(rows)
-        buffers = _State.of(self.model, self.guide, ())  # running means of a BatchNorm
+        buffers = State.of(self.model, self.guide, ())  # running means of a BatchNorm
         with (
             minibatch(rows, self.num_data),
             forked_seed(self.plan.seed),
             pyro.validation_enabled(is_validate=False),  # the first step says what is nan
         ):
             loss = self.plan.objective.differentiable_loss(self.model, self.guide, *batch)
-            leaves = _leaves(loss)
+            leaves = leaves_of(loss)
         buffers.restore()
         own = getattr(self.guide, "map", None)
         free = [leaf for leaf in leaves if own is None or not own.owns(leaf)]
@@ -543,7 +441,7 @@ class _Training:
             raise ValueError(
                 "nothing to train: no tensor with requires_grad takes part in the loss"
             )
-        return _named(free, self.model, self.guide)
+        return named(free, self.model, self.guide)
 
 
 class _HeldOut:
@@ -560,78 +458,6 @@ class _HeldOut:
             guide = guide.fit_rows(self.batch, FitRows(lr_end=0.02), seed=self.seed)
         bound = evidence.elbo(self.model, guide, self.batch, _VALIDATION_DRAWS, seed=self.seed)
         return bound.mean
-
-
-@dataclass(frozen=True)
-class _State:
-    """A copy of everything that training changes."""
-
-    modules: list[tuple[nn.Module, dict[str, Tensor]]]
-    loose: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, model: ProgramLike, guide: ProgramLike, tensors: Iterable[Tensor]) -> "_State":
-        modules = [*modules_of(model), *modules_of(guide)]
-        states = [
-            (module, {name: value.clone() for name, value in module.state_dict().items()})
-            for module in modules
-        ]
-        return cls(states, [(tensor, tensor.detach().clone()) for tensor in tensors])
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Puts everything back."""
-        for module, state in self.modules:
-            module.load_state_dict(state)
-        for tensor, value in self.loose:
-            tensor.copy_(value)
-
-
-def _require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None:
-    # A sum is one pass; only where that is not finite every entry is looked at.
-    if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
-        raise FloatingPointError(f"the {kind} of parameter '{name}' is not finite")
-
-
-def _leaves(loss: Tensor) -> dict[Tensor, None]:
-    """Leaf tensors that a loss depends on and that want a gradient, in the order of the graph."""
-    found: dict[Tensor, None] = {}
-    seen, stack = set(), [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found[node.variable] = None
-        stack.extend(parent for parent, _ in node.next_functions)
-    return found
-
-
-def _model_leaves(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[Tensor, None]:
-    """Leaf tensors that the model's density depends on: its parameters."""
-    row = tuple(part[:1] for part in batch)
-    with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
-        program = program_of(model, guide, row)
-        z = torch.zeros(1, 1, program.latents, dtype=program.dtype, device=row[0].device)
-        return _leaves(program.log_joint(z, *row).sum())
-
-
-def _named(leaves: list[Tensor], model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
-    """Names tensors by who registered them: Pyro's store, or a module of a program."""
-    stored = pyro.get_param_store().named_parameters()
-    registered = {leaf: f"param '{name}'" for name, leaf in stored}
-    for role, program in (("guide", guide), ("model", model)):
-        modules = modules_of(program)
-        for index, module in enumerate(modules):
-            prefix = role if len(modules) == 1 else f"{role}[{index}]"
-            registered |= {leaf: f"{prefix}.{name}" for name, leaf in module.named_parameters()}
-    wanted = set(leaves)
-    named = {name: leaf for leaf, name in registered.items() if leaf in wanted}
-    loose = [leaf for leaf in leaves if leaf not in registered]
-    for index, leaf in enumerate(sorted(loose, key=lambda leaf: tuple(leaf.shape))):
-        named[f"unregistered tensor {index} of shape {tuple(leaf.shape)}"] = leaf
-    return named
 
 
 def _some(rows: Tensor) -> str:

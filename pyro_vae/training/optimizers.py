@@ -1,0 +1,49 @@
+"""Optimizers and schedules: functions that make them, so that a choice is a value."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+
+
+def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """Adam with step size 2e-3, the default optimizer."""
+    return torch.optim.Adam(parameters, lr=2e-3)
+
+
+def adam_with(lr: float) -> OptimizerFactory:
+    """Adam with a step size of one's own."""
+    return lambda parameters: torch.optim.Adam(parameters, lr=lr)
+
+
+def constant(optimizer: torch.optim.Optimizer) -> Any:
+    """Leaves the step size as it is."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
+
+
+def hold_then_fall(num_epochs: int) -> SchedulerFactory:
+    r"""The default schedule: constant for half of the epochs, then down to zero along a cosine.
+
+    The first half travels; the second one settles, since at a constant step size the parameters
+    keep jittering with the noise of the gradient, which costs a fraction of a nat.
+
+    References:
+        | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov & Hutter, 2017)
+        | https://arxiv.org/abs/1608.03983
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> hold_then_fall(4)(optimizer).lr_lambdas[0](3)
+        0.5
+    """
+
+    def factor(epoch: int) -> float:
+        progress = max(0.0, 2 * epoch / num_epochs - 1)  # 0 until half time, 1 at the end
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

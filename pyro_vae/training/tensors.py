@@ -1,0 +1,99 @@
+"""The tensors that training moves: found, named, frozen, checked, and put back."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from .._types import Batch, ProgramLike
+from ..guides import program_of
+from ..programs import modules_of
+
+
+@contextmanager
+def frozen(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Keeps gradients from some leaves."""
+    frozen = [tensor for tensor in tensors if tensor.requires_grad]
+    try:
+        for tensor in frozen:
+            tensor.requires_grad = False
+        yield
+    finally:
+        for tensor in frozen:
+            tensor.requires_grad = True
+
+
+@dataclass(frozen=True)
+class State:
+    """A copy of everything that training changes."""
+
+    modules: list[tuple[nn.Module, dict[str, Tensor]]]
+    loose: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: ProgramLike, guide: ProgramLike, tensors: Iterable[Tensor]) -> "State":
+        modules = [*modules_of(model), *modules_of(guide)]
+        states = [
+            (module, {name: value.clone() for name, value in module.state_dict().items()})
+            for module in modules
+        ]
+        return cls(states, [(tensor, tensor.detach().clone()) for tensor in tensors])
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts everything back."""
+        for module, state in self.modules:
+            module.load_state_dict(state)
+        for tensor, value in self.loose:
+            tensor.copy_(value)
+
+
+def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None:
+    """Refuses a tensor with an entry that is nan or infinite, by the name of its parameter."""
+    # A sum is one pass; only where that is not finite every entry is looked at.
+    if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
+        raise FloatingPointError(f"the {kind} of parameter '{name}' is not finite")
+
+
+def leaves_of(loss: Tensor) -> dict[Tensor, None]:
+    """Leaf tensors that a loss depends on and that want a gradient, in the order of the graph."""
+    found: dict[Tensor, None] = {}
+    seen, stack = set(), [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[node.variable] = None
+        stack.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
+def model_leaves(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[Tensor, None]:
+    """Leaf tensors that the model's density depends on: its parameters."""
+    row = tuple(part[:1] for part in batch)
+    with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
+        program = program_of(model, guide, row)
+        z = torch.zeros(1, 1, program.latents, dtype=program.dtype, device=row[0].device)
+        return leaves_of(program.log_joint(z, *row).sum())
+
+
+def named(leaves: list[Tensor], model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
+    """Names tensors by who registered them: Pyro's store, or a module of a program."""
+    stored = pyro.get_param_store().named_parameters()
+    registered = {leaf: f"param '{name}'" for name, leaf in stored}
+    for role, program in (("guide", guide), ("model", model)):
+        modules = modules_of(program)
+        for index, module in enumerate(modules):
+            prefix = role if len(modules) == 1 else f"{role}[{index}]"
+            registered |= {leaf: f"{prefix}.{name}" for name, leaf in module.named_parameters()}
+    wanted = set(leaves)
+    named = {name: leaf for leaf, name in registered.items() if leaf in wanted}
+    loose = [leaf for leaf in leaves if leaf not in registered]
+    for index, leaf in enumerate(sorted(loose, key=lambda leaf: tuple(leaf.shape))):
+        named[f"unregistered tensor {index} of shape {tuple(leaf.shape)}"] = leaf
+    return named
