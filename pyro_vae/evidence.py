@@ -60,6 +60,14 @@ class Weights(NamedTuple):
         return self.log_prior + self.log_likelihood - self.log_guide
 
 
+class Block(NamedTuple):
+    """Some of the data: their rows, draws `(particles, rows, latents)`, and the weights."""
+
+    rows: slice
+    z: Tensor
+    weights: Weights
+
+
 @dataclass(frozen=True)
 class LogMarginal:
     r"""Estimates of :math:`\log p(y_n)`, each field `(batch,)`, in nats.
@@ -194,12 +202,12 @@ class ImportanceSampling:
     ) -> LogMarginal:
         """Estimates per datum."""
         blocks = self.blocks(program, posterior, batch, seed=seed, progress=progress)
-        return _join([_log_marginal(block, self.num_samples) for block in blocks])
+        return _join([log_marginal_of(block.weights) for block in blocks])
 
     def blocks(
         self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
-    ) -> Iterator[Weights]:
-        """Weights of some data at a time, all particles of each, within the memory budget."""
+    ) -> Iterator["Block"]:
+        """Draws and weights of some data at a time, all particles of each, within the budget."""
         seeds = row_seeds(seed, *batch).tolist()
         limit = self._rows_at_once(program, batch)
         size = max(1, limit // self.num_samples)
@@ -208,7 +216,8 @@ class ImportanceSampling:
             block = slice(first, first + size)
             z, log_guide = _draw(posterior, first, seeds[block], self.num_samples)
             part = tuple(tensor[block] for tensor in batch)
-            yield _weigh(program, z, log_guide, part, max(1, limit // z.shape[1]), first=first)
+            particles = max(1, limit // z.shape[1])
+            yield Block(block, z, _weigh(program, z, log_guide, part, particles, first=first))
 
     def _rows_at_once(self, program: Program, batch: Batch) -> int:
         """Rows of a program's batch that fit into the budget, and no more than are fast."""
@@ -315,7 +324,9 @@ def _bytes_per_row(program: Program, batch: Batch) -> float:
     return (totals[1] - totals[0]) / 2
 
 
-def _log_marginal(weights: Weights, num_samples: int) -> LogMarginal:
+def log_marginal_of(weights: Weights) -> LogMarginal:
+    """What weights say of log p(y), with its error and how far to trust it."""
+    num_samples = len(weights.log_guide)
     log_w = weights.log_weights
     value, error = stats.log_marginal(log_w)
     has_tail = num_samples >= stats.MIN_TAIL_PARTICLES
@@ -323,17 +334,17 @@ def _log_marginal(weights: Weights, num_samples: int) -> LogMarginal:
     return LogMarginal(value, error, stats.effective_sample_size(log_w), pareto_k, num_samples)
 
 
-def _bound(weights: Weights, num_samples: int) -> EvidenceLowerBound:
+def _bound(weights: Weights) -> EvidenceLowerBound:
     return EvidenceLowerBound(
         elbo=stats.mean_estimate(weights.log_weights),
         rate=stats.mean_estimate(weights.log_guide - weights.log_prior),
         distortion=stats.mean_estimate(-weights.log_likelihood),
-        num_samples=num_samples,
+        num_samples=len(weights.log_guide),
     )
 
 
-def _evaluation(weights: Weights, num_samples: int) -> Evaluation:
-    return Evaluation(_bound(weights, num_samples), _log_marginal(weights, num_samples))
+def _evaluation(weights: Weights) -> Evaluation:
+    return Evaluation(_bound(weights), log_marginal_of(weights))
 
 
 def _join(parts: list[Any]) -> Any:
@@ -435,7 +446,7 @@ def elbo(
     method = ImportanceSampling(num_samples)
     with prepared(model, guide, data, seed) as (program, posterior, batch):
         blocks = method.blocks(program, posterior, batch, seed=seed, progress=progress)
-        return _join([_bound(block, num_samples) for block in blocks])
+        return _join([_bound(block.weights) for block in blocks])
 
 
 def log_marginal_likelihood(
@@ -503,7 +514,7 @@ def evaluate(
     method = ImportanceSampling() if method is None else method
     with prepared(model, guide, data, seed) as (program, posterior, batch):
         blocks = method.blocks(program, posterior, batch, seed=seed, progress=progress)
-        return _join([_evaluation(block, method.num_samples) for block in blocks])
+        return _join([_evaluation(block.weights) for block in blocks])
 
 
 def posterior_means(

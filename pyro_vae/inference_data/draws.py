@@ -19,12 +19,11 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
 from ..data import row_seeds
-from ..evidence import ImportanceSampling, Weights, _draw, _log_marginal, _weigh, prepared
+from ..evidence import ImportanceSampling, Weights, log_marginal_of, prepared
 from ..guides import Posterior
 from ..programs import Program, WholePlate, forked_seed
 from .arrays import Attributes, Labelled, build
@@ -165,21 +164,15 @@ def _blocks(
     progress: bool,
 ) -> Iterator[_Block]:
     """Draws and weights of some data at a time, within the estimator's memory budget."""
-    seeds = row_seeds(seed, *batch).tolist()
     predictive_seeds = row_seeds(seed + _PREDICTIVE_STREAM, *batch).tolist()
-    limit = method._rows_at_once(program, batch)
-    size = max(1, limit // method.num_samples)
-    for first in tqdm(range(0, len(seeds), size), desc="draws", leave=None, disable=not progress):
-        rows = slice(first, first + size)
-        z, log_guide = _draw(posterior, first, seeds[rows], method.num_samples)
-        part = tuple(tensor[rows] for tensor in batch)
-        weights = _weigh(program, z, log_guide, part, max(1, limit // z.shape[1]), first=first)
-        yield _Block(part, z, weights, predictive_seeds[rows])
+    for block in method.blocks(program, posterior, batch, seed=seed, progress=progress):
+        part = tuple(tensor[block.rows] for tensor in batch)
+        yield _Block(part, block.z, block.weights, predictive_seeds[block.rows])
 
 
 def _groups(model: ProgramLike, program: Program, block: _Block, num_predictive: int) -> _Groups:
     """What there is to say about some of the data."""
-    marginal = _log_marginal(block.weights, len(block.z))
+    marginal = log_marginal_of(block.weights)
     only = program.observed_names[0] if len(program.observed_names) == 1 else "observed"
     return {
         "posterior": _latents(program, block.z),
