@@ -17,6 +17,7 @@ from . import data as datasets
 from . import evidence, likelihoods, recipes, storage
 from .compare import Comparison, compare
 from .data import Binarization, Dataset, FixedDraw, Grey, Redrawn, Threshold
+from .data.sets import SETS
 from .evidence import ImportanceSampling
 from .guides import Guide
 from .recipes import Architecture
@@ -202,7 +203,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def _rows_to_evaluate(which: DataChoice, data: str | None) -> tuple[Tensor, str]:
     """Rows, treated as the training data were, and what they are called."""
-    if data is None or data in datasets.SETS:
+    if data is None or data in SETS:
         dataset = replace(which, data=data or which.data).load()
         return _parts(dataset)[1], dataset.describe()
     values, names = datasets.read_table(Path(data), key=which.key)

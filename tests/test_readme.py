@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any, NamedTuple
@@ -81,6 +82,8 @@ def execute(block: Block, readme: Path, namespace: dict[str, Any], folder: Path)
 
 def run(readme: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Runs every block of a README inside `folder`; returns the namespace at the end."""
+    # The page trains for a few epochs only, and says that this warning is what comes of it.
+    warnings.filterwarnings("ignore", message=r"log p\(y\) cannot be trusted")
     blocks = runnable(readme.read_text(encoding="utf-8"))
     assert blocks, f"{readme} shows nothing that can be run"
     monkeypatch.chdir(folder)

@@ -16,7 +16,6 @@ from .files import Table as Table
 from .files import read_idx as read_idx
 from .files import read_table as read_table
 from .files import split_rows as split_rows
-from .sets import SETS as SETS
 from .sets import Dataset as Dataset
 from .sets import digits as digits
 from .sets import fashion_mnist as fashion_mnist
@@ -24,7 +23,6 @@ from .sets import load as load
 from .sets import squares as squares
 
 __all__ = [
-    "SETS",
     "Binarization",
     "Dataset",
     "FixedDraw",

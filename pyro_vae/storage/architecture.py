@@ -71,7 +71,7 @@ def record(value: Any, where: str) -> Any:
 
     Example:
         >>> record(LocalParameters(10, lr=0.05), "map")
-        {'class': 'LocalParameters', 'arguments': {'num_data': 10, 'lr': 0.05}}
+        {'class': 'LocalParameters', 'arguments': {'num_data': 10, 'lr': 0.05, 'decay': 50.0}}
     """
     if value is None or isinstance(value, bool | str):
         return value
