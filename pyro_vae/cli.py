@@ -178,7 +178,12 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `pyro-vae fit` saved")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="a model that was saved by `fit`, or by `compare` in models/",
+    )
     parser.add_argument(
         "data", nargs="?", metavar="DATA",
         help="other data, treated as the training data were (default: the held-out rows)",

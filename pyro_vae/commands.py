@@ -1,6 +1,5 @@
 """What each command of `pyro-vae` does, once its arguments are parsed."""
 
-import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -153,14 +152,7 @@ def fit_guide(which: DataChoice, how: ModelChoice, output: Output, guide_name: s
     result = fit(model, guide, train, progress=not output.quiet, **how.options(dataset))
     output.say(result.summary())
     if output.out is not None:
-        about: dict[str, Any] = {
-            "data": asdict(which),
-            "log_scale": dataset.log_scale,
-            "center": _listed(dataset.center),
-            "scale": _listed(dataset.scale),
-            "image_shape": dataset.image_shape,
-            "command": output.command,
-        }
+        about = _notes(which, how, output, dataset)
         storage.save(output.out, model=model, guide=guide, about=about)
         output.say(f"wrote {output.out}/")
 
@@ -195,8 +187,8 @@ def _about(folder: Path) -> dict[str, Any]:
     about = storage.read_about(folder)
     if "data" not in about or "log_scale" not in about:
         raise ValueError(
-            f"'{folder}' was not saved by `pyro-vae fit`, so it is not known which data it is for; "
-            "use pv.load and pv.log_marginal_likelihood in Python"
+            f"'{folder}' was not saved by this command line, so it is not known which data it is "
+            "for; use pv.load and pv.log_marginal_likelihood in Python"
         )
     return about
 
@@ -256,19 +248,26 @@ def _parts(dataset: Dataset) -> tuple[Tensor, Tensor]:
     return dataset.train, dataset.test
 
 
-def _given(which: DataChoice, how: ModelChoice, output: Output, dataset: Dataset) -> dict[str, Any]:
-    about = {
+def _notes(which: DataChoice, how: ModelChoice, output: Output, dataset: Dataset) -> dict[str, Any]:
+    """What is saved beside a model: all that is needed to treat other data as these were."""
+    return {
         "command": output.command,
-        "data": json.dumps(asdict(which)),
+        "data": asdict(which),
         "data set": dataset.describe(),
-        "model": json.dumps({**asdict(how), "hidden": list(how.hidden)}),
+        "model": {**asdict(how), "hidden": list(how.hidden)},
+        "log_scale": dataset.log_scale,
+        "center": _listed(dataset.center),
+        "scale": _listed(dataset.scale),
     }
+
+
+def _given(which: DataChoice, how: ModelChoice, output: Output, dataset: Dataset) -> dict[str, Any]:
     return {
         "evaluation": ImportanceSampling(output.samples),
         "labels": dataset.test_labels,
         "image_shape": dataset.image_shape,
         "log_scale": dataset.log_scale,
-        "about": about,
+        "about": _notes(which, how, output, dataset),
         "progress": not output.quiet,
         **how.options(dataset),
     }

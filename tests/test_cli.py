@@ -45,6 +45,7 @@ def test_compare_writes_both_tables(tmp_path: Path, capsys: pytest.CaptureFixtur
             names = [row["guide"] for row in csv.DictReader(file)]
         assert names == ["amortized", "global"]
     assert f"--out {out}" in (out / "run.json").read_text()
+    main(["evaluate", str(out / "models" / "global"), "--samples", "40", "--quiet"])
 
 
 def test_fit_evaluate_sample(tmp_path: Path, measurements: Path) -> None:

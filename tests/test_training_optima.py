@@ -123,9 +123,7 @@ def test_squares_under_one_q_for_all() -> None:
     bound = pv.elbo(model, guide, y, 20)
     assert bound.mean.value.item() == pytest.approx(-543.427390, abs=1.0)
     assert bound.rate.value.mean() < 0.01
-    output = model.decode(guide.sample(y[:1], 500)) - 0.5  # (draws, 1, pixels)
-    assert output.mean(dim=0).abs().max() < 0.01
-    assert output.abs().flatten()[::10].quantile(0.99) < 0.01  # a rare z is farther out
+    assert (model.decode(guide.sample(y[:1], 500)) - 0.5).abs().max() < 0.01
 
 
 @pytest.mark.slow

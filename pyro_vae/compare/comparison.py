@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -247,10 +246,9 @@ class Comparison:
         for name, data in self.to_inference_data().items():
             data.to_netcdf(str(folder / f"{_slug(name)}.nc"))
         for name, result in self.results.items():
-            about = {key: str(value) for key, value in self.about.items()}
-            storage.save(
-                folder / "models" / _slug(name), model=result.model, guide=result.guide, about=about
-            )
+            place = folder / "models" / _slug(name)
+            about = self._run()["about"]
+            storage.save(place, model=result.model, guide=result.guide, about=about)
         return folder
 
     def _save_table(self, path: Path) -> None:
@@ -265,7 +263,7 @@ class Comparison:
 
         packages = ("torch", "pyro-ppl", "numpy", "arviz")
         return {
-            "about": {key: _plain(value) for key, value in self.about.items()},
+            "about": json.loads(json.dumps(dict(self.about), default=str)),
             "versions": {"pyro-vae": __version__, **{name: version(name) for name in packages}},
             "python": platform.python_version(),
         }
@@ -328,10 +326,3 @@ def _figure(
 def _slug(name: str) -> str:
     """A name as a file name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-") or "guide"
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON can hold it."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -254,7 +254,8 @@ class LocalParameters(InferenceMap):
         """A leaf of the graph with these rows; its gradient updates them when it arrives.
 
         Several calls with the same rows before the update (one a particle) share the leaf, so
-        that their gradients add up to one step.
+        that one `backward()` over all of them makes one step. Pyro's `svi.step` calls it once a
+        particle, unless they are vectorized, and makes as many steps.
         """
         version = self.table._version
         if self._leaf is not None and self._leaf[1] == version and torch.equal(self._leaf[0], rows):

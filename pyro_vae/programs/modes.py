@@ -32,6 +32,7 @@ class NamedModule(PyroModule):
 
     def __init__(self) -> None:
         super().__init__(self._fresh_name())
+        _give_local_state(self)  # so that Pyro's local mode, too, can run it
 
     @classmethod
     def _fresh_name(cls) -> str:
@@ -128,6 +129,11 @@ def evaluating(*programs: ProgramLike) -> Iterator[None]:
             module.training = mode
 
 
+def _give_local_state(module: nn.Module) -> None:
+    if isinstance(module, PyroModule) and not hasattr(module._pyro_context, "param_state"):
+        module._pyro_context.param_state = {"params": {}, "constraints": {}}
+
+
 @contextmanager
 def local_parameters(*programs: ProgramLike) -> Iterator[None]:
     """Keeps parameters in modules while the programs run, so Pyro's store is not touched.
@@ -138,8 +144,7 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
     for program in programs:
         for module in modules_of(program):
             for part in module.modules():
-                if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
-                    part._pyro_context.param_state = {"params": {}, "constraints": {}}
+                _give_local_state(part)
     with pyro.settings.context(module_local_params=True):
         yield
 
