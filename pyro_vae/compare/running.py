@@ -148,6 +148,7 @@ class _Run:
         self.evaluation, self.options, self.train_model = evaluation, options, train_model
 
     def result(self, candidate: Candidate) -> GuideResult:
+        """Trains a candidate and evaluates it."""
         start = time.perf_counter()
         model, guide = self._copies(candidate)
         guide, training = self._trained(model, guide)

@@ -251,6 +251,7 @@ class _Training:
         self.steps = 0
 
     def run(self) -> Fit:
+        """Trains, epoch by epoch, until it is finished or stopped."""
         stopped, self.start = "finished", time.perf_counter()
         bar = tqdm(
             range(self.plan.num_epochs),
