@@ -165,7 +165,7 @@ def evaluate_saved(folder: Path, data: str | None, output: Output, seed: int) ->
         test = (test - torch.tensor(about["center"])) / torch.tensor(about["scale"])
     guide = loaded.guide
     if isinstance(guide, Guide) and guide.map.per_row:
-        guide = guide.fit_rows(test, seed=seed)
+        guide = guide.fit_rows(test, seed=seed, progress=not output.quiet)
     bound, result = evidence.evaluate(
         loaded.model, guide, test, ImportanceSampling(output.samples), seed=seed,
         progress=not output.quiet,

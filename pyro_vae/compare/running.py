@@ -156,7 +156,7 @@ class _Run:
         seed, progress = self.options["seed"], self.options["progress"]
         held_out = guide
         if isinstance(guide, Guide) and guide.map.per_row:
-            held_out = guide.fit_rows(self.test, seed=seed)
+            held_out = guide.fit_rows(self.test, seed=seed, progress=progress)
         given = {"seed": seed, "progress": progress}
         return GuideResult(
             model=model,
@@ -191,7 +191,9 @@ class _Run:
         """Trains; with the model fixed, a table of rows is fitted by the routine for rows."""
         if not self.train_model and isinstance(guide, Guide) and guide.map.per_row:
             start = time.perf_counter()
-            guide = guide.fit_rows(self.train, seed=self.options["seed"])
+            guide = guide.fit_rows(
+                self.train, seed=self.options["seed"], progress=self.options["progress"]
+            )
             if guide.row_fit is None:
                 raise AssertionError("fit_rows gives a guide with its row_fit")
             return guide, _as_fit(guide.row_fit, time.perf_counter() - start, self.options["seed"])

@@ -171,7 +171,14 @@ class Guide(NamedModule):
         with evaluating(self, self.model), torch.no_grad():
             return self.posterior(*as_batch(data, self.program.device))
 
-    def fit_rows(self, data: Data, method: FitRows | None = None, *, seed: int = 0) -> "Guide":
+    def fit_rows(
+        self,
+        data: Data,
+        method: FitRows | None = None,
+        *,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> "Guide":
         r"""Fits free parameters to every datum, with the model and the family fixed.
 
         .. math:: \lambda_n^\star = \arg\max_\lambda \mathrm{ELBO}_n(q_\lambda)
@@ -184,6 +191,7 @@ class Guide(NamedModule):
             data: The batch tensor, or a tuple of them.
             method: How to optimize; see :class:`FitRows`.
             seed: Seed of the draws; the caller's random stream is left alone.
+            progress: Whether to show a progress bar.
 
         Returns:
             A new guide for these data and this model, with `LocalParameters`, and the result of
@@ -192,7 +200,8 @@ class Guide(NamedModule):
         batch = as_batch(data, self.program.device)
         start = self._start(batch)
         with forked_seed(seed):
-            fit = fit_parameters(self.program, self.family, batch, start, method or FitRows())
+            how = method or FitRows()
+            fit = fit_parameters(self.program, self.family, batch, start, how, progress=progress)
         rows = LocalParameters(len(start))
         guide = Guide(
             self.model,

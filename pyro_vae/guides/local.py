@@ -9,12 +9,14 @@ that comparison, gets a smaller step size, and is done when that is small enough
 no longer computed. The answer is the average of the last round's iterates.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .._types import Batch
 from ..programs import Program, evaluating
@@ -65,6 +67,8 @@ def fit_parameters(
     batch: Batch,
     start: Float[Tensor, "batch parameters"],
     method: FitRows,
+    *,
+    progress: bool = False,
 ) -> RowFit:
     """Maximizes every datum's ELBO over the parameters of its own q, the model fixed.
 
@@ -74,6 +78,7 @@ def fit_parameters(
         batch: The data.
         start: Where to start, `(batch, parameters)`.
         method: Step sizes, draws and rounds.
+        progress: Whether to show a bar of the data that are done.
 
     Returns:
         The parameters; the ELBO over the last round with its standard error, in nats (every step
@@ -82,9 +87,10 @@ def fit_parameters(
     size = max(1, method.max_rows // method.num_particles)
     positions = torch.arange(len(start))
     pieces = zip(*(part.split(size) for part in (positions, start, *batch)), strict=True)
-    with evaluating(program.model):
+    bar = tqdm(total=len(start), desc="fit rows", leave=None, disable=not progress)
+    with evaluating(program.model), bar:
         fits = [
-            _Rows(program, family, tuple(part), first, method).run(rows)
+            _Rows(program, family, tuple(part), first, method).run(rows, bar.update)
             for rows, first, *part in pieces
         ]
     return RowFit(
@@ -112,14 +118,15 @@ class _Rows:
         self.flat = torch.zeros_like(self.lr)  # rounds since the ELBO last rose
         self.steps = 0
 
-    def run(self, positions: Tensor) -> RowFit:
-        """All rounds; `positions` in the data set name rows in errors."""
+    def run(self, positions: Tensor, report: Callable[[int], object]) -> RowFit:
+        """All rounds; `positions` in the data set name rows in errors, `report` counts the done."""
         self.positions, rounds = positions, 0
         for rounds in range(self.method.max_rounds + 1):
             active = (self.lr >= self.method.lr_end).nonzero().squeeze(-1)
             if len(active) == 0 or rounds == self.method.max_rounds:
                 break
             self._round(active)
+            report(int((self.lr[active] < self.method.lr_end).sum()))
         return RowFit(self.parameters, self.elbo, self.error, self.lr < self.method.lr_end, rounds)
 
     def _round(self, active: Tensor) -> None:
