@@ -175,6 +175,21 @@ def test_log_scale_puts_densities_into_the_units_of_the_data() -> None:
     assert shifted.rate == plain.rate
 
 
+def test_training_data_are_evaluated_as_each_batch_was_changed() -> None:
+    """Under a binarization drawn anew, grey rows are never evaluated; a table still knows them."""
+    y = torch.randn(24, 3)
+    table = pv.compare(
+        Program(), {"table": pv.LocalParameters(16), "global": pv.GlobalParameters()},
+        y[:16], y[16:], num_epochs=1, evaluation=pv.ImportanceSampling(40),
+        per_batch=torch.full_like(y[:1], 5.0).expand_as, progress=False,
+    )  # fmt: skip
+    result = table.results["global"]
+    changed = pv.elbo(result.model, result.guide, torch.full((16, 3), 5.0), 100)
+    torch.testing.assert_close(result.train_bound.elbo.value, changed.elbo.value)
+    raw = pv.elbo(result.model, result.guide, y[:16], 100)
+    assert not torch.allclose(result.train_bound.elbo.value, raw.elbo.value, rtol=0.1)
+
+
 def test_a_folder_repeats_the_run(tmp_path: Path) -> None:
     """Table, pictures, ArviZ files, models that load, and what was asked for."""
     decoder = pv.nets.MLPDecoder(2, 4, hidden=(5,))

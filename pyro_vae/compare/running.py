@@ -18,7 +18,7 @@ from .. import diagnostics, evidence
 from .._types import Batch, Data, ProgramLike
 from ..evidence import ImportanceSampling, check_data
 from ..guides import Family, Guide, InferenceMap, RowFit
-from ..programs import as_batch, device_of, forked_seed
+from ..programs import as_batch, device_of, forked_seed, minibatch
 from ..training import Fit, History, fit
 from .comparison import Comparison, GuideResult
 
@@ -163,12 +163,30 @@ class _Run:
             guide=guide,
             held_out_guide=held_out,
             fit=training,
-            train_bound=evidence.elbo(model, guide, self.train, _TRAIN_DRAWS, **given),
+            train_bound=self._train_bound(model, guide, **given),
             test=evidence.evaluate(model, held_out, self.test, self.evaluation, **given),
             means=evidence.posterior_means(model, held_out, self.test, seed=seed),
             information=diagnostics.mutual_information(model, held_out, self.test, seed=seed),
             seconds=seconds,
         )
+
+    def _train_bound(
+        self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool
+    ) -> evidence.EvidenceLowerBound:
+        """ELBO of the training data, as the guide saw them: changed once, if each batch was.
+
+        A table knows the data before that change, so the rows are named.
+        """
+        first, *others = self.train
+        change = self.options.get("per_batch")
+        if change is not None:
+            with forked_seed(seed):
+                first = change(first)
+        rows = torch.arange(len(first))
+        with minibatch(rows, len(first)):
+            return evidence.elbo(
+                model, guide, (first, *others), _TRAIN_DRAWS, seed=seed, progress=progress
+            )
 
     def _copies(self, candidate: Candidate) -> tuple[ProgramLike, ProgramLike]:
         """A copy of the model, and the candidate as a guide of that copy."""
