@@ -415,9 +415,9 @@ class Certain:
         """A point, and a log density."""
         return latents + 1
 
-    def initial(self, latents: int) -> Tensor:
-        """The origin."""
-        return torch.zeros(latents + 1)
+    def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
+        """A point."""
+        return torch.cat([loc, loc.new_zeros(1)])
 
     def __call__(self, parameters: Tensor) -> dist.Delta:
         """The point, as if it had this log density."""

@@ -17,13 +17,20 @@ from .._types import Distribution
 
 @runtime_checkable
 class Family(Protocol):
-    """What a family offers. A family with shared parameters of its own is an `nn.Module` too."""
+    r"""What a family offers.
+
+    A family with shared parameters of its own is an `nn.Module` too, and may have a method
+    `setup(latents)` that makes them: a :class:`pyro_vae.Guide` calls it once, before the rest.
+    A family whose distributions have no mean in closed form may have a method `mean(parameters)`,
+    and one that knows its member closest to a Gaussian, :math:`\arg\min_q
+    \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`, a method `closest_normal(loc, precision)`.
+    """
 
     def num_parameters(self, latents: int) -> int:
         """Parameters a datum, for a flat vector of so many latents."""
 
-    def initial(self, latents: int) -> Float[Tensor, " parameters"]:
-        """Parameters at which the family is the prior N(0, I), or close to it."""
+    def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
+        """Parameters `(parameters,)` at which the family is N(loc, scale^2 I), or close to it."""
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """A reparameterized distribution with event shape `(latents,)`."""
@@ -49,9 +56,18 @@ class DiagonalNormal:
         """Two a latent: its mean and the logarithm of its standard deviation."""
         return 2 * latents
 
-    def initial(self, latents: int) -> Float[Tensor, " parameters"]:
-        """All zero: the standard normal prior."""
-        return torch.zeros(2 * latents)
+    def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
+        """These means, and the same standard deviation for all."""
+        return torch.cat([loc, torch.full_like(loc, scale).log()])
+
+    def closest_normal(
+        self,
+        loc: Float[Tensor, "*batch latents"],
+        precision: Float[Tensor, "*batch latents latents"],
+    ) -> Float[Tensor, "*batch parameters"]:
+        r"""The mean, and :math:`1 / P_{ii}`: the mean-field optimum for a Gaussian posterior."""
+        variances = precision.diagonal(dim1=-2, dim2=-1).reciprocal().expand_as(loc)
+        return torch.cat([loc, variances.log() / 2], dim=-1)
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """The distribution with these means and log standard deviations."""

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._types import Batch, Data, Distribution, ProgramLike
 from ..programs import (
@@ -75,19 +75,15 @@ class Guide(NamedModule):
         plate: str | None = None,
     ) -> None:
         super().__init__()
-        if getattr(map, "_belongs", False):
-            raise ValueError(
-                f"this {type(map).__name__} belongs to a guide already, with the parameters of "
-                "that guide; make a new one, or copy.deepcopy it before the first guide"
-            )
+        _claim(map)
         self.program = Program(model, *(() if example is None else as_batch(example)), plate=plate)
         self.family = DiagonalNormal() if family is None else family
-        initial = self.family.initial(self.latents)
-        map.setup(
-            self.family.num_parameters(self.latents),
-            initial.to(device=self.program.device, dtype=self.program.dtype),
-        )
-        map._belongs = True  # type: ignore[assignment]
+        if isinstance(self.family, nn.Module):
+            _claim(self.family)
+            self.family.setup(self.latents)  # type: ignore[operator]
+            self.family.to(device=self.program.device, dtype=self.program.dtype)
+        map.attach(self.program, self.family)
+        map.setup(self.family.num_parameters(self.latents), self.prior_parameters())
         self.map = map
 
     @property
@@ -99,6 +95,13 @@ class Guide(NamedModule):
     def model(self) -> ProgramLike:
         """The program that this guide was made for."""
         return self.program.model
+
+    def prior_parameters(self) -> Float[Tensor, " parameters"]:
+        """Parameters at which the family is close to N(0, I), like the model on its device."""
+        program = self.program
+        return self.family.initial(
+            torch.zeros(self.latents, dtype=program.dtype, device=program.device)
+        )
 
     def parameters_of(self, *batch: Tensor) -> Float[Tensor, "batch parameters"]:
         """The map's answer for a batch, in the mode the guide is in."""
@@ -115,7 +118,11 @@ class Guide(NamedModule):
         # The plate may stand left of inner ones: (batch, P) -> (batch, 1, ..., 1, P)
         ones = (1,) * (-self.program.plate_dim - 1)
         posterior = self.family(parameters.reshape(len(parameters), *ones, -1))
+        surrogate = self.map.surrogate()
         with self._plate(len(parameters)):
+            if surrogate is not None:
+                # In a guide a factor counts as log q does: with the sign of minus the ELBO.
+                pyro.factor("_surrogate", -surrogate.reshape(-1, *ones), has_rsample=True)
             sites = self.program.latent_sites
             if len(sites) == 1 and sites[0].is_plain_vector:
                 # Sampled as it is, so that objectives with analytic KL terms recognize it.
@@ -218,8 +225,17 @@ class Guide(NamedModule):
     def _start(self, batch: Batch) -> Tensor:
         if not self.map.per_row:
             return self._evaluated(batch).parameters
-        initial = self.family.initial(self.latents)
-        return initial.to(batch[0].device, self.program.dtype).repeat(len(batch[0]), 1)
+        return self.prior_parameters().to(batch[0].device).repeat(len(batch[0]), 1)
+
+
+def _claim(part: nn.Module) -> None:
+    """Marks a map, or a family with parameters, as one guide's: a second would train its own."""
+    if getattr(part, "_belongs", False):
+        raise ValueError(
+            f"this {type(part).__name__} belongs to a guide already, with the parameters of "
+            "that guide; make a new one, or copy.deepcopy it before the first guide"
+        )
+    part._belongs = True  # type: ignore[assignment]
 
 
 def _plates(plates: tuple[tuple[str, int, int], ...]) -> Any:

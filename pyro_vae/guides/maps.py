@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from .._types import Batch
 from ..data import row_digests
+from ..programs import Program
+from .families import Family
 
 
 class InferenceMap(nn.Module):
@@ -39,6 +41,21 @@ class InferenceMap(nn.Module):
                 device of the model.
         """
         raise NotImplementedError
+
+    def attach(self, program: Program, family: Family) -> None:
+        """Told, before :meth:`setup`, of the model as a density per datum, and of the family.
+
+        A map that looks at neither ignores it. One that keeps them keeps them in a tuple: as an
+        attribute a module would become a part of the map.
+        """
+
+    def surrogate(self) -> Float[Tensor, " batch"] | None:
+        """A term of value zero for every datum of the last call, or `None`.
+
+        Its gradient is added to that of the ELBO: the way in for a map whose answer carries no
+        gradient of its own.
+        """
+        return None
 
     def remember(self, *batch: Tensor) -> None:
         """Told of the whole data set before training; a map that needs nothing ignores it."""

@@ -123,8 +123,8 @@ def _record(program: ProgramLike) -> dict[str, Any]:
         raise ValueError(f"it is {described(program)}")
     recorded, family = record(program.map, "map"), record(program.family, "family")
     again = build(recorded, "map")
-    initial = program.family.initial(program.latents)
-    again.setup(program.family.num_parameters(program.latents), initial)
+    again.attach(program.program, program.family)
+    again.setup(program.family.num_parameters(program.latents), program.prior_parameters())
     _check_same(program.map, again, "map")
     return {"map": recorded, "family": family, "plate": program.program.plate}
 
