@@ -11,9 +11,9 @@ other data, the batch, or how the work was cut to fit into memory.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from . import stats
 from ._types import Batch, Data, Estimate, ProgramLike
 from .data import check_batch, row_seeds
-from .guides import Posterior, posterior_of, program_of
+from .guides import Posterior, given_globals, posterior_of, program_of
 from .programs import Program, as_batch, device_of, evaluating, forked_seed
 
 _DRAWS_AT_ONCE = 4096  # fixed: the draws of a datum must not depend on the memory budget
@@ -79,6 +79,8 @@ class LogMarginal:
         pareto_k: Shape of the weights' upper tail; minus infinity for a perfect proposal, nan
             from fewer than 30 draws, which have no tail to fit.
         num_samples: Draws used a datum, which is the number asked for.
+        given: What the estimates are conditional on, in words: the latent sites that all data
+            share, and whose values were taken. Empty if there are none.
     """
 
     value: Float[Tensor, " batch"]
@@ -86,6 +88,7 @@ class LogMarginal:
     ess: Float[Tensor, " batch"]
     pareto_k: Float[Tensor, " batch"]
     num_samples: int
+    given: str = ""
 
     @property
     def total(self) -> Estimate:
@@ -109,7 +112,7 @@ class LogMarginal:
             f"log p(y) = {float(mean.value):.3f} +- {float(mean.error):.3f} nats a datum "
             f"({len(self.value)} data, {self.num_samples} draws each; Pareto k at most "
             f"{self._worst_pareto_k():.2f}, ESS at least {float(self.ess.min()):.0f}; "
-            f"{bad} data cannot be trusted)"
+            f"{bad} data cannot be trusted){', ' * bool(self.given)}{self.given}"
         )
 
     def _worst_pareto_k(self) -> float:
@@ -127,12 +130,14 @@ class EvidenceLowerBound:
         rate: :math:`\mathrm{KL}(q(z \mid y) \,\|\, p(z))`.
         distortion: :math:`-\mathbb{E}_q \log p(y \mid z)`.
         num_samples: Draws used a datum.
+        given: What the bound is conditional on, in words, as in :class:`LogMarginal`.
     """
 
     elbo: Estimate
     rate: Estimate
     distortion: Estimate
     num_samples: int
+    given: str = ""
 
     @property
     def mean(self) -> Estimate:
@@ -362,13 +367,18 @@ def _join(parts: list[Any]) -> Any:
 
 @contextmanager
 def prepared(
-    model: ProgramLike, guide: ProgramLike, data: Data, seed: int
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    seed: int,
+    given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[Program, Posterior, Batch]]:
     """Checks the data; runs the block in evaluation mode, without gradients, on its own seed."""
     batch = as_batch(data, device_of(model, guide))
     check_data(model, batch)
     with evaluating(model, guide), torch.no_grad(), forked_seed(seed), poutine.block():
         program = _despite_nan(partial(program_of, model, guide, batch))
+        program = given_globals(program, guide, batch, given)
         yield program, posterior_of(guide, program, batch), batch
 
 
@@ -381,7 +391,12 @@ def check_data(model: ProgramLike, batch: Batch) -> None:
 
 
 def log_weights(
-    model: ProgramLike, guide: ProgramLike, *batch: Tensor, num_particles: int, seed: int = 0
+    model: ProgramLike,
+    guide: ProgramLike,
+    *batch: Tensor,
+    num_particles: int,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
 ) -> Float[Tensor, "particles batch"]:
     r"""Draws from a guide and returns their log importance weights, per datum.
 
@@ -395,6 +410,8 @@ def log_weights(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         batch: The data, the datum axis leftmost in each.
         num_particles: Draws a datum.
+        given: Values of the latent sites that all data share, as in
+            :func:`log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
 
     Returns:
@@ -407,7 +424,7 @@ def log_weights(
     method = ImportanceSampling(max(2, num_particles))
     if num_particles < 1:
         raise ValueError(f"num_particles is at least 1, got {num_particles}")
-    with prepared(model, guide, batch, seed) as (program, posterior, rows):
+    with prepared(model, guide, batch, seed, given) as (program, posterior, rows):
         seeds = row_seeds(seed, *rows).tolist()
         z, log_guide = _draw(posterior, 0, seeds, num_particles)
         particles = max(1, method._rows_at_once(program, rows) // len(seeds))
@@ -420,6 +437,7 @@ def elbo(
     data: Data,
     num_samples: int = 100,
     *,
+    given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> EvidenceLowerBound:
@@ -433,6 +451,8 @@ def elbo(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
         num_samples: Draws a datum.
+        given: Values of the latent sites that all data share, as in
+            :func:`log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar.
 
@@ -444,9 +464,10 @@ def elbo(
         FloatingPointError: If a log density is nan or plus infinity.
     """
     method = ImportanceSampling(num_samples)
-    with prepared(model, guide, data, seed) as (program, posterior, batch):
+    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         blocks = method.blocks(program, posterior, batch, seed=seed, progress=progress)
-        return _join([_bound(block.weights) for block in blocks])
+        bound: EvidenceLowerBound = _join([_bound(block.weights) for block in blocks])
+    return replace(bound, given=program.conditions)
 
 
 def log_marginal_likelihood(
@@ -455,6 +476,7 @@ def log_marginal_likelihood(
     data: Data,
     estimator: Estimator | None = None,
     *,
+    given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> LogMarginal:
@@ -465,6 +487,11 @@ def log_marginal_likelihood(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand: the proposal.
         data: The batch tensor, or a tuple of them.
         estimator: :class:`ImportanceSampling` with 5000 draws unless told otherwise.
+        given: For a program with latent sites that all data share: their values, by name. A
+            datum has a marginal likelihood only conditional on those. By default the mean of
+            their posterior is taken (`guide.global_values()`); for the spread over their
+            posterior call this once for each of `guide.sample_globals(num_samples)`. The
+            result's `given` says which.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar.
 
@@ -491,8 +518,9 @@ def log_marginal_likelihood(
         (torch.Size([4]), 500)
     """
     method = ImportanceSampling() if estimator is None else estimator
-    with prepared(model, guide, data, seed) as (program, posterior, batch):
+    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         result = method(program, posterior, batch, seed=seed, progress=progress)
+    result = replace(result, given=program.conditions)
     _warn_unreliable(result)
     return result
 
@@ -503,6 +531,7 @@ def evaluate(
     data: Data,
     method: ImportanceSampling | None = None,
     *,
+    given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Evaluation:
@@ -512,9 +541,11 @@ def evaluate(
     the result carries its reliability.
     """
     method = ImportanceSampling() if method is None else method
-    with prepared(model, guide, data, seed) as (program, posterior, batch):
+    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         blocks = method.blocks(program, posterior, batch, seed=seed, progress=progress)
-        return _join([_evaluation(block.weights) for block in blocks])
+        bound, marginal = _join([_evaluation(block.weights) for block in blocks])
+    given_as = program.conditions
+    return Evaluation(replace(bound, given=given_as), replace(marginal, given=given_as))
 
 
 def posterior_means(

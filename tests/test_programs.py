@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -25,6 +26,7 @@ from tests.cases import (
     scalar,
     subsampled,
 )
+from tests.idioms import IDIOMS
 from tests.statistics import FACTS, FACTS_Y
 
 NUM_PARTICLES = 3
@@ -44,7 +46,9 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-4 if dtype == torch.float32 else 1e-11
 
 
-every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+EVERY = {**CASES, **IDIOMS}
+user_param_store = pytest.mark.usefixtures("user_param_store")  # one of the programs fills it
+every_case = pytest.mark.parametrize("case", EVERY.values(), ids=EVERY)
 
 
 def draws(case: Case) -> Tensor:
@@ -56,6 +60,7 @@ def draws(case: Case) -> Tensor:
 
 
 @every_case
+@user_param_store
 def test_log_joint(case: Case, dtype: torch.dtype) -> None:
     """Log p(y_n, z_kn) is what it is on paper, Jacobian included, for each particle and datum."""
     batch, z = case.data(), draws(case)
@@ -67,28 +72,25 @@ def test_log_joint(case: Case, dtype: torch.dtype) -> None:
 
 
 @every_case
+@user_param_store
 @pytest.mark.usefixtures("float64")
 def test_particles_are_a_loop(case: Case) -> None:
     """Repeating the rows is the same as asking for one particle, and one datum, at a time."""
     batch, z = case.data(), draws(case)
     program = Program(case.program, *batch)
-    loop = torch.stack(
-        [
-            torch.cat(
-                [
-                    program.log_joint(
-                        z[k : k + 1, n : n + 1], *(part[n : n + 1] for part in batch)
-                    )[0]
-                    for n in range(NUM_DATA)
-                ]
-            )
-            for k in range(NUM_PARTICLES)
-        ]
-    )
-    torch.testing.assert_close(program.log_joint(z, *batch), loop, rtol=1e-12, atol=1e-12)
+
+    def one(k: int, n: int) -> Tensor:
+        row = (part[n : n + 1] for part in batch)
+        return program.log_joint(z[k : k + 1, n : n + 1], *row)[0, 0]
+
+    with evaluating(case.program), torch.no_grad():
+        loop = [[one(k, n) for n in range(NUM_DATA)] for k in range(NUM_PARTICLES)]
+        together = program.log_joint(z, *batch)
+    torch.testing.assert_close(together, torch.tensor(loop), rtol=1e-12, atol=1e-12)
 
 
 @every_case
+@user_param_store
 @pytest.mark.usefixtures("float64")
 def test_outer_handlers_do_nothing(case: Case) -> None:
     """Whatever runs around the call neither scales the numbers nor sees the program."""
@@ -106,6 +108,7 @@ def test_outer_handlers_do_nothing(case: Case) -> None:
 
 
 @every_case
+@user_param_store
 @pytest.mark.usefixtures("float64")
 def test_flatten_is_the_inverse(case: Case) -> None:
     """Values go to flat vectors and back, with the same Jacobian."""
@@ -213,7 +216,7 @@ def names_a_function(y: Tensor) -> Tensor:
     return names_a_net(y)
 
 
-def closes_over(net: nn.Module) -> Callable[[Tensor], Tensor]:
+def closes_over(net: Any) -> Callable[[Tensor], Tensor]:
     """A function that refers to a module of its maker."""
     return lambda y: net(y)
 
@@ -221,7 +224,7 @@ def closes_over(net: nn.Module) -> Callable[[Tensor], Tensor]:
 class Owner:
     """A plain object with a network and a program."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         self.net = net
 
     def __call__(self, y: Tensor) -> Tensor:
@@ -249,6 +252,8 @@ MODULES: dict[str, tuple[ProgramLike, nn.Module]] = {
     "function that it calls": (names_a_function, NET),
     "closure": (closes_over(NET), NET),
     "partial": (functools.partial(names_a_function), NET),
+    "list that it closes over": (closes_over([NET]), NET),
+    "dictionary of an object": (Owner({"net": NET}), NET),
     "argument of a partial": (functools.partial(Owner.model, Owner(NET)), NET),
     "handler around it": (poutine.condition(names_a_function, data={}), NET),
     "handlers around a module": (poutine.scale(poutine.condition(NET, data={}), 0.5), NET),
@@ -284,11 +289,19 @@ def two_plates(y: Tensor) -> None:
 
 
 def outside(y: Tensor) -> None:
-    """One latent for all data."""
-    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    """Latents of the data that no plate knows of."""
+    shift = pyro.sample("shift", dist.Normal(torch.zeros(len(y)), 1.0).to_event(1))
     with pyro.plate("data", len(y)):
         z = pyro.sample("z", dist.Normal(shift, 1.0))
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def observed_outside(y: Tensor) -> None:
+    """The plate was closed too early."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=y)
+    pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
 
 
 def loop(y: Tensor) -> None:
@@ -299,10 +312,83 @@ def loop(y: Tensor) -> None:
 
 
 def discrete(y: Tensor) -> None:
-    """A mixture with its label latent."""
+    """A mixture with its label latent, and nothing for a guide to do."""
     with pyro.plate("data", len(y)):
         cluster = pyro.sample("cluster", dist.Categorical(torch.ones(3)))
         pyro.sample("y", dist.Normal(cluster * 1.0, 1.0), obs=y)
+
+
+def counts(y: Tensor) -> None:
+    """A discrete latent without an end."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        count = pyro.sample("count", dist.Poisson(z.exp()))
+        pyro.sample("y", dist.Normal(count, 1.0), obs=y)
+
+
+def global_label(y: Tensor) -> None:
+    """One label for all data."""
+    label = pyro.sample("label", dist.Bernoulli(0.5))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(label, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def wrong_dimension(y: Tensor) -> None:
+    """The data stand at the last dimension, and the plate is said to be left of it."""
+    with pyro.plate("data", len(y), dim=-2):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))  # (batch, 1)
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)  # (batch, batch): each y for each z
+
+
+def forgotten_event(y: Tensor) -> None:
+    """Two features of a datum, which nothing says are one event."""
+    with pyro.plate("data", len(y), dim=-2):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
+        pyro.sample("y", dist.Normal(z.sum(-1, keepdim=True), 1.0), obs=y[:, None])
+
+
+def endless(y: Tensor) -> None:
+    """A loop that waits for something that does not come."""
+    with pyro.plate("data", len(y)):
+        time = 0
+        while True:
+            pyro.sample(f"z_{time}", dist.Normal(0.0, 1.0))
+            time += 1
+
+
+def until(y: Tensor) -> None:
+    """A loop that ends by chance."""
+    stop, time = torch.tensor(0.0), 0
+    while stop == 0:
+        stop = pyro.sample(f"stop_{time}", dist.Bernoulli(0.5))
+        time += 1
+    with pyro.plate("data", len(y)):
+        for t in range(time + len(y)):
+            pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def inner_subsample(y: Tensor) -> None:
+    """A plate inside a datum that takes some of its features."""
+    with pyro.plate("data", len(y), dim=-1), pyro.plate("features", 10, subsample_size=4, dim=-2):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y.expand(4, -1))
+
+
+def masked_latent(y: Tensor) -> None:
+    """A latent that some data do not have."""
+    with pyro.plate("data", len(y)):
+        with poutine.mask(mask=y > 0):  # type: ignore[call-overload]
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def partly_observed(y: Tensor) -> None:
+    """Pyro makes a masked latent site of what was not seen."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=y > 0)
 
 
 def forgotten(y: Tensor) -> None:
@@ -328,9 +414,25 @@ def moving_bounds(y: Tensor) -> None:
 REFUSED = {
     "no plate": (no_plate, r"expected one plate over data .* got \[\] .*open pyro\.plate"),
     "two plates": (two_plates, r"got \['data', 'pairs'\] .*name the right one with plate="),
-    "outside": (outside, r"latent site 'shift' is outside the plate over data 'data'"),
+    "outside": (outside, r"latent site 'shift' is outside the plate over data 'data', but .*batch"),
+    "observed outside": (observed_outside, r"observed site 'y' is outside the plate .* move it"),
     "loop": (loop, r"'data' is a loop; use it as a context manager"),
-    "discrete": (discrete, r"latent site 'cluster' is discrete \(Categorical\)"),
+    "discrete": (discrete, r"got latent \[\] \(and \['cluster'\], which are summed out\)"),
+    "counts": (counts, r"latent site 'count' is discrete \(Poisson\) and cannot be summed out"),
+    "global label": (global_label, r"site 'label' is discrete \(Bernoulli\) and shared by all"),
+    "wrong dimension": (wrong_dimension, r"'y' has .* shape \(2, 2\).* \(2, 1\): 'data' \(dim -2"),
+    "forgotten event": (forgotten_event, r"'z' has .* shape \(2, 2\).*the others .* \.to_event"),
+    "endless": (
+        endless,
+        r"has sampled 20000 sites, the last one 'z_\d+': .* a loop without an end",
+    ),
+    "until": (until, r"sites of the program differ from run to run: \['.*fixed number of steps"),
+    "inner subsample": (inner_subsample, r"plate 'features' .* holds 4 of 10: only the plate over"),
+    "masked latent": (masked_latent, r"latent site 'z' is masked, .* mask only what is observed"),
+    "partly observed": (
+        partly_observed,
+        r"'y_unobserved' is masked, .*obs_mask=, use poutine.mask",
+    ),
     "forgotten": (forgotten, r"got latent \['z', 'y'\] and observed \[\]; was the data passed on"),
     "nothing latent": (nothing_latent, r"got latent \[\] and observed \['y'\]"),
     "moving bounds": (moving_bounds, r"site 'z' has bounds that belong to a datum"),
@@ -343,6 +445,32 @@ def test_programs_are_refused(case: str) -> None:
     program, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         Program(program, torch.zeros(4))
+
+
+def test_a_fixed_number_of_rows() -> None:
+    """A program that was written for a hundred rows, and runs on fewer once its plate is named."""
+
+    def fixed(y: Tensor) -> None:
+        with pyro.plate("data", 100):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"got \[\] among the plates \['data'\]"):
+        Program(fixed, torch.zeros(4))
+    y, z = torch.randn(4), torch.randn(3, 4, 1)
+    expected = normal(z[..., 0], 0.0, 1.0) + normal(y, z[..., 0], 1.0)
+    torch.testing.assert_close(Program(fixed, y, plate="data").log_joint(z, y), expected)
+
+
+def test_errors_of_a_program_say_how_it_was_run() -> None:
+    """What the program raises is its own, with a note that the rows are copies."""
+
+    def picky(y: Tensor) -> None:
+        raise KeyError(len(y))
+
+    with pytest.raises(KeyError) as caught:
+        Program(picky, torch.zeros(4))
+    assert "on 2 copies of the first row" in caught.value.__notes__[0]
 
 
 @pytest.mark.usefixtures("float64")
@@ -418,7 +546,7 @@ def same_size_subsampled(y: Tensor) -> None:
 
 SCALES: dict[str, tuple[ProgramLike, str | None, dict[str, float]]] = {
     "plate of the batch": (scalar, None, {"z": 5.0, "y": 5.0}),
-    "plate that subsamples": (subsampled, None, {"z": 3.0, "y": 3.0}),  # it says it has six data
+    "plate that subsamples": (subsampled, None, {"z": 5.0, "y": 5.0}),  # it says it has six data
     "inner plate of the same size": (same_size_subsampled, None, {"z": 5.0, "y": 5.0}),
     "named": (same_size_inside, "data", {"shift": 1.0, "z": 5.0, "y": 5.0}),
 }

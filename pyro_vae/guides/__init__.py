@@ -13,6 +13,7 @@ from .maps import LocalParameters as LocalParameters
 from .posteriors import FamilyPosterior as FamilyPosterior
 from .posteriors import Posterior as Posterior
 from .posteriors import ProgramPosterior as ProgramPosterior
+from .posteriors import given_globals as given_globals
 from .posteriors import posterior_of as posterior_of
 from .posteriors import program_of as program_of
 
@@ -30,6 +31,7 @@ __all__ = [
     "ProgramPosterior",
     "RowFit",
     "fit_parameters",
+    "given_globals",
     "posterior_of",
     "program_of",
 ]

@@ -1,5 +1,7 @@
 """The guide: a family, and a map that gives its parameters, as a Pyro program."""
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -20,7 +22,8 @@ from ..programs import (
 from .families import DiagonalNormal, Family
 from .local import FitRows, RowFit, fit_parameters
 from .maps import InferenceMap, LocalParameters
-from .posteriors import FamilyPosterior
+from .posteriors import FamilyPosterior, given_globals
+from .shared import GlobalPosterior, plates, values_of
 
 _ROWS_AT_ONCE = 4096  # rows a network sees at once; only memory depends on it
 
@@ -37,6 +40,8 @@ class Guide(NamedModule):
         map: Where the parameters come from: `Encoder`, `LocalParameters`, `GlobalParameters`.
             A map belongs to one guide.
         family: The distribution, mean-field Gaussian unless told otherwise.
+        global_family: The distribution of the latent sites that all data share, if the program
+            has such; mean-field Gaussian unless told otherwise.
         example: A few rows of data on which the program is run once, to find its latent sites.
             Not needed for `pv.models.VAE`, which can make some.
         plate: Name of the model's plate over data, where it cannot be told from others.
@@ -64,6 +69,7 @@ class Guide(NamedModule):
 
     map: InferenceMap
     row_fit: RowFit | None = None
+    shared: GlobalPosterior | None
 
     def __init__(
         self,
@@ -71,6 +77,7 @@ class Guide(NamedModule):
         map: InferenceMap,
         family: Family | None = None,
         *,
+        global_family: Family | None = None,
         example: Data | None = None,
         plate: str | None = None,
     ) -> None:
@@ -85,6 +92,10 @@ class Guide(NamedModule):
         map.attach(self.program, self.family)
         map.setup(self.family.num_parameters(self.latents), self.prior_parameters())
         self.map = map
+        shares = bool(self.program.global_sites)
+        self.shared = (
+            GlobalPosterior(self.program, global_family or DiagonalNormal()) if shares else None
+        )
 
     @property
     def latents(self) -> int:
@@ -103,10 +114,12 @@ class Guide(NamedModule):
             torch.zeros(self.latents, dtype=program.dtype, device=program.device)
         )
 
-    def parameters_of(self, *batch: Tensor) -> Float[Tensor, "batch parameters"]:
+    def parameters_of(
+        self, *batch: Tensor, rows: Tensor | None = None
+    ) -> Float[Tensor, "batch parameters"]:
         """The map's answer for a batch, in the mode the guide is in."""
         current = current_minibatch()
-        rows = None if current is None else current.rows
+        rows = rows if current is None else current.rows
         if torch.is_grad_enabled() or self.map.per_row:
             return self.map(batch, rows)
         parts = zip(*(part.split(_ROWS_AT_ONCE) for part in batch), strict=True)
@@ -114,12 +127,15 @@ class Guide(NamedModule):
 
     def forward(self, *batch: Tensor) -> None:
         """Samples the model's latent sites; a Pyro program."""
-        parameters = self.parameters_of(*batch)
+        if self.shared is not None:
+            self.shared.sample_sites(self.program)
+        plate, rows, batch = self._take(batch)
+        parameters = self.parameters_of(*batch, rows=rows)
         # The plate may stand left of inner ones: (batch, P) -> (batch, 1, ..., 1, P)
         ones = (1,) * (-self.program.plate_dim - 1)
         posterior = self.family(parameters.reshape(len(parameters), *ones, -1))
         surrogate = self.map.surrogate()
-        with self._plate(len(parameters)):
+        with plate:
             if surrogate is not None:
                 # In a guide a factor counts as log q does: with the sign of minus the ELBO.
                 pyro.factor("_surrogate", -surrogate.reshape(-1, *ones), has_rsample=True)
@@ -130,11 +146,23 @@ class Guide(NamedModule):
             else:
                 self._sample_sites(posterior)
 
-    def _plate(self, rows: int) -> Any:
-        """The model's plate over data; one that subsamples is scaled here as it is there."""
-        name, dim = self.program.plate, self.program.plate_dim
-        size = max(rows, self.program.num_data or rows)
-        return pyro.plate(name, size, subsample_size=rows, dim=dim)
+    def _take(self, batch: Batch) -> tuple[Any, Tensor | None, Batch]:
+        """The model's plate over data, the rows of the data that it holds, and their data.
+
+        A plate that subsamples does so here, as Pyro wants it: the model then takes the same rows.
+        """
+        current, structure = current_minibatch(), self.program.structure
+        if current is not None:
+            current.plate = current.plate or structure.plate
+        plate = pyro.plate(
+            structure.plate, *structure.sizes(len(batch[0])), dim=structure.plate_dim
+        )
+        if current is not None:
+            return plate, current.rows, batch
+        if not structure.takes_all_data:
+            return plate, None, batch
+        rows: Tensor = plate.indices
+        return plate, rows, tuple(part[rows.to(part.device)] for part in batch)
 
     def _sample_sites(self, posterior: Distribution) -> None:
         """Draws the flat vector, then gives every site its part of it."""
@@ -143,7 +171,7 @@ class Guide(NamedModule):
         for site, part in zip(self.program.latent_sites, self.program.split(flat), strict=True):
             value, log_jacobian = site.constrain(part)
             delta = dist.Delta(value, log_density=-log_jacobian, event_dim=site.event_dim)
-            with _plates(site.plates):
+            with plates(site.plates):
                 pyro.sample(site.name, delta)
 
     def posterior(self, *batch: Tensor) -> FamilyPosterior:
@@ -178,11 +206,38 @@ class Guide(NamedModule):
         with evaluating(self, self.model), torch.no_grad():
             return self.posterior(*as_batch(data, self.program.device))
 
+    def global_values(self) -> dict[str, Tensor]:
+        """Values of the latent sites that all data share, at the mean of their posterior.
+
+        The mean is that of the unconstrained values. Evidence, bounds and embeddings are
+        conditional on these values unless others are given.
+        """
+        if self.shared is None:
+            return {}
+        with evaluating(self, self.model), torch.no_grad():
+            return values_of(self.program, self.shared.mean().detach())
+
+    def sample_globals(self, num_samples: int, *, seed: int = 0) -> list[dict[str, Tensor]]:
+        """Draws of the latent sites that all data share, to be given to evidence and bounds.
+
+        Arguments:
+            num_samples: Number of draws.
+            seed: Seed of the draws; the caller's random stream is left alone.
+
+        Returns:
+            A mapping from site to value for every draw; empty ones if there are no such sites.
+        """
+        if self.shared is None:
+            return [{} for _ in range(num_samples)]
+        with forked_seed(seed), evaluating(self, self.model):
+            return [values_of(self.program, flat) for flat in self.shared.draw(num_samples)]
+
     def fit_rows(
         self,
         data: Data,
         method: FitRows | None = None,
         *,
+        given: Mapping[str, Tensor] | None = None,
         seed: int = 0,
         progress: bool = False,
     ) -> "Guide":
@@ -197,6 +252,8 @@ class Guide(NamedModule):
         Arguments:
             data: The batch tensor, or a tuple of them.
             method: How to optimize; see :class:`FitRows`.
+            given: Values of the latent sites that all data share; by default the mean of their
+                posterior.
             seed: Seed of the draws; the caller's random stream is left alone.
             progress: Whether to show a progress bar.
 
@@ -208,15 +265,17 @@ class Guide(NamedModule):
         start = self._start(batch)
         with forked_seed(seed):
             how = method or FitRows()
-            fit = fit_parameters(self.program, self.family, batch, start, how, progress=progress)
+            program = given_globals(self.program, self, batch, given)
+            fit = fit_parameters(program, self.family, batch, start, how, progress=progress)
         rows = LocalParameters(len(start))
         guide = Guide(
             self.model,
             rows,
-            self.family,
+            copy_of(self.family),
             example=tuple(part[:1] for part in batch),
             plate=self.program.plate,
         )
+        guide.shared = copy.deepcopy(self.shared)
         rows.fill(fit.parameters)
         rows.remember(*batch)
         guide.row_fit = fit
@@ -228,6 +287,15 @@ class Guide(NamedModule):
         return self.prior_parameters().to(batch[0].device).repeat(len(batch[0]), 1)
 
 
+def copy_of(family: Family) -> Family:
+    """A family for another guide: with its shared parameters copied, if it has such."""
+    if not isinstance(family, nn.Module):
+        return family
+    copied = copy.deepcopy(family)
+    del copied._belongs
+    return copied
+
+
 def _claim(part: nn.Module) -> None:
     """Marks a map, or a family with parameters, as one guide's: a second would train its own."""
     if getattr(part, "_belongs", False):
@@ -236,13 +304,3 @@ def _claim(part: nn.Module) -> None:
             "that guide; make a new one, or copy.deepcopy it before the first guide"
         )
     part._belongs = True  # type: ignore[assignment]
-
-
-def _plates(plates: tuple[tuple[str, int, int], ...]) -> Any:
-    """Opens the plates inside a datum."""
-    from contextlib import ExitStack
-
-    stack = ExitStack()
-    for name, size, dim in plates:
-        stack.enter_context(pyro.plate(name, size, dim=dim))
-    return stack

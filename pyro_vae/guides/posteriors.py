@@ -4,6 +4,7 @@ Objectives, evidence and diagnostics ask a :class:`Posterior` and nothing else, 
 and a guide that somebody wrote by hand as a Pyro program are the same to them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,8 +15,10 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..programs import Program, WholePlate, per_datum_log_probs, repeat_rows
+from ..programs import Program, per_datum_log_probs, repeat_rows, whole_plate
 from .families import Family
+
+_GLOBAL_DRAWS = 200  # of sites that all data share: a point is wanted, not an estimate
 
 
 @runtime_checkable
@@ -36,6 +39,13 @@ class Posterior(Protocol):
 
     def mean(self) -> Float[Tensor, "batch latents"]:
         """Mean of every datum's posterior."""
+
+
+def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> Tensor:
+    """Mean of a family's distributions, `(*batch, latents)`; in its own way, where it has one."""
+    own = getattr(family, "mean", None)
+    mean: Tensor = family(parameters).mean if own is None else own(parameters)
+    return mean
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class FamilyPosterior:
 
     def mean(self) -> Float[Tensor, "batch latents"]:
         """Mean of every datum's posterior."""
-        return self.family(self.parameters).mean
+        return mean_of(self.family, self.parameters)
 
 
 @dataclass(frozen=True)
@@ -119,8 +129,9 @@ class ProgramPosterior:
 
     def _trace(self, guide: ProgramLike, num_particles: int) -> dict[str, Any]:
         batch = repeat_rows(self.batch, num_particles)
-        with poutine.block(), WholePlate(self.program.plate, len(batch[0])):
-            nodes = dict(poutine.trace(guide).get_trace(*batch).nodes)
+        conditioned = poutine.condition(guide, data=self.program.fixed)
+        with poutine.block(), whole_plate(len(batch[0]), self.program.plate):
+            nodes = dict(poutine.trace(conditioned).get_trace(*batch).nodes)
         missing = [site.name for site in self.program.latent_sites if site.name not in nodes]
         if missing:
             raise ValueError(
@@ -133,7 +144,9 @@ class ProgramPosterior:
         return [
             name
             for name, site in nodes.items()
-            if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
+            if site["type"] == "sample"
+            and not poutine.util.site_is_subsample(site)
+            and name not in self.program.fixed
         ]
 
     def _log_probs(self, nodes: dict[str, Any], rows: int) -> Tensor:
@@ -156,6 +169,39 @@ class ProgramPosterior:
                 "the model's site (.to_event)"
             )
         return log_prob
+
+
+def given_globals(
+    program: Program, guide: ProgramLike, batch: Batch, values: Mapping[str, Tensor] | None
+) -> Program:
+    """The program with its global sites at given values, or at the mean of their posterior.
+
+    For a guide written by hand that is the mean of draws, of the unconstrained values.
+    """
+    if values is not None or not program.global_sites:
+        return program.given(values or {})
+    own = getattr(guide, "global_values", None)
+    mean = _mean_globals(program, guide, batch) if own is None else own()
+    return program.given(mean, "the mean of their posterior")
+
+
+@torch.no_grad()
+def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[str, Tensor]:
+    row = tuple(part[:1] for part in batch)
+    means: dict[str, list[Tensor]] = {site.name: [] for site in program.global_sites}
+    for _ in range(_GLOBAL_DRAWS):
+        with poutine.block(), whole_plate(1, program.plate):
+            nodes: dict[str, Any] = dict(poutine.trace(guide).get_trace(*row).nodes)
+        missing = [name for name in means if name not in nodes]
+        if missing:
+            raise ValueError(
+                f"the guide misses the latent site(s) {missing} of the model, which all data "
+                f"share: add pyro.sample({missing[0]!r}, ...) to it, outside the plate over data"
+            )
+        for site in program.global_sites:
+            means[site.name].append(site.flatten(nodes[site.name]["value"]))
+    flat = torch.cat([torch.stack(draws).mean(dim=0) for draws in means.values()])
+    return {name: value for name, (value, _) in program.constrain_globals(flat).items()}
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:

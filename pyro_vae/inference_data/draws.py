@@ -25,7 +25,7 @@ from .._types import Batch, Data, ProgramLike
 from ..data import row_seeds
 from ..evidence import ImportanceSampling, Weights, log_marginal_of, prepared
 from ..guides import Posterior
-from ..programs import Program, WholePlate, forked_seed
+from ..programs import Program, forked_seed, whole_plate
 from .arrays import Attributes, Labelled, build
 
 _PREDICTIVE_STREAM = 2**63  # added to the seed: no caller's seed is as large
@@ -151,7 +151,7 @@ def to_inference_data(
         blocks = _blocks(method, program, posterior, batch, seed=seed, progress=progress)
         groups = _joined([_groups(model, program, block, num_predictive) for block in blocks])
         groups |= _prior(model, program, num_prior, seed)
-    return build(groups, coords, _attributes(groups, num_samples, seed))
+    return build(groups, coords, _attributes(groups, num_samples, seed, program))
 
 
 def _blocks(
@@ -204,7 +204,7 @@ def _latents(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[s
 
 def _observed(program: Program, batch: Batch) -> dict[str, Labelled]:
     """Every observed site, as the program shows it: it may have made it from the batch."""
-    with poutine.block(), WholePlate(program.plate, len(batch[0])):
+    with poutine.block(), whole_plate(len(batch[0]), program.plate):
         nodes: dict[str, Any] = dict(poutine.trace(program.model).get_trace(*batch).nodes)
     sites = {}
     for name in program.observed_names:
@@ -346,7 +346,7 @@ def _join(parts: list[Labelled]) -> Labelled:
     return Labelled(np.concatenate([part.values for part in parts], axis=dims.index("datum")), dims)
 
 
-def _attributes(groups: _Groups, num_samples: int, seed: int) -> Attributes:
+def _attributes(groups: _Groups, num_samples: int, seed: int, program: Program) -> Attributes:
     from .. import __version__  # here, since the root imports this module first
 
     pareto_k = groups["diagnostics"]["pareto_k"].values
@@ -355,6 +355,7 @@ def _attributes(groups: _Groups, num_samples: int, seed: int) -> Attributes:
         "inference_library_version": __version__,
         "num_samples": num_samples,
         "seed": seed,
+        "given": program.conditions,
         "draws": (
             "independent draws from the guide q(z | y) of every datum, not from the exact "
             "posterior p(z | y); weighted by exp(log_weight) of sample_stats they stand for the "

@@ -10,21 +10,22 @@ from .modes import evaluating as evaluating
 from .modes import forked_seed as forked_seed
 from .modes import local_parameters as local_parameters
 from .modes import modules_of as modules_of
-from .program import LatentSite as LatentSite
+from .plates import whole_plate as whole_plate
 from .program import LogDensities as LogDensities
 from .program import Program as Program
-from .program import WholePlate as WholePlate
 from .program import log_joint as log_joint
-from .program import per_datum_log_probs as per_datum_log_probs
 from .program import repeat_rows as repeat_rows
+from .sites import GlobalSite as GlobalSite
+from .sites import LatentSite as LatentSite
+from .sites import per_datum_log_probs as per_datum_log_probs
 
 __all__ = [
+    "GlobalSite",
     "LatentSite",
     "LogDensities",
     "Minibatch",
     "NamedModule",
     "Program",
-    "WholePlate",
     "as_batch",
     "current_minibatch",
     "device_of",
@@ -36,4 +37,5 @@ __all__ = [
     "modules_of",
     "per_datum_log_probs",
     "repeat_rows",
+    "whole_plate",
 ]

@@ -3,19 +3,23 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 from jaxtyping import Int
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from .plates import whole_plate
 
-class Minibatch(NamedTuple):
-    """Positions of a batch in its data set, and the size of that set."""
+
+@dataclass
+class Minibatch:
+    """Positions of a batch in its data set, the size of that set, and the plate over data."""
 
     rows: Tensor
     num_data: int
+    plate: str | None = None
 
 
 _CURRENT: ContextVar[Minibatch | None] = ContextVar("pyro_vae_minibatch", default=None)
@@ -29,23 +33,23 @@ def current_minibatch() -> Minibatch | None:
 class _ScalePlate(Messenger):
     """Scales the sites in the plate over data by N / B, as a subsampled plate would.
 
-    The plate over data is the one whose size is that of the batch; a plate that subsamples by
-    itself has scaled already and is left alone.
+    The plate over data is the named one. Unless somebody names it, which a :class:`pyro_vae.Guide`
+    does when it is called, it is the one whose size is that of the batch.
     """
 
-    def __init__(self, batch: int, factor: float, plate: str | None) -> None:
+    def __init__(self, batch: Minibatch) -> None:
         super().__init__()
-        self.batch, self.factor, self.plate = batch, factor, plate
+        self.batch, self.rows = batch, len(batch.rows)
 
     def _is_data(self, frame: Any) -> bool:
-        named = self.plate is None or frame.name == self.plate
-        return bool(named and frame.size == self.batch)
+        if self.batch.plate is not None:
+            return bool(frame.name == self.batch.plate)
+        return bool(frame.size == self.rows)
 
     def _pyro_sample(self, msg: Any) -> None:
-        frames = [frame for frame in msg["cond_indep_stack"] if self._is_data(frame)]
         # An inner plate may have as many entries as the batch: a site is scaled once or not at all.
-        if frames and all(frame.full_size == frame.size for frame in frames):
-            msg["scale"] = msg["scale"] * self.factor
+        if any(self._is_data(frame) for frame in msg["cond_indep_stack"]):
+            msg["scale"] = msg["scale"] * self.batch.num_data / self.rows
 
 
 @contextmanager
@@ -56,14 +60,16 @@ def minibatch(
 
     Inside the block a guide with :class:`LocalParameters` takes the parameters of these rows, and
     every site in the plate over data is scaled by :math:`N / B`: the loss of one step estimates
-    minus the ELBO of the whole data set, in nats.
+    minus the ELBO of the whole data set, in nats. A plate that subsamples by itself holds the rows
+    of the batch, and sites outside the plate are not scaled.
 
     .. math:: \widehat{\mathrm{ELBO}} = \frac{N}{B} \sum_{b=1}^{B} \mathrm{ELBO}(y_{n_b})
 
     Arguments:
         rows: Positions of the batch in the data set, `(batch,)`, integers.
         num_data: Rows of the data set, :math:`N`.
-        plate: Name of the plate over data; by default the plate with as many entries as `rows`.
+        plate: Name of the plate over data; by default a :class:`pyro_vae.Guide` names it, and with
+            another guide it is the plate with as many entries as `rows`.
 
     Raises:
         ValueError: If `rows` is empty, or a row lies outside `0 .. num_data - 1`.
@@ -78,10 +84,10 @@ def minibatch(
         5.0
     """
     _check_rows(rows, num_data)
-    current = Minibatch(rows, num_data)
+    current = Minibatch(rows, num_data, plate)
     token = _CURRENT.set(current)
     try:
-        with _ScalePlate(len(rows), num_data / len(rows), plate):
+        with _ScalePlate(current), whole_plate(len(rows), plate):
             yield current
     finally:
         _CURRENT.reset(token)
@@ -95,9 +101,3 @@ def _check_rows(rows: Tensor, num_data: int) -> None:
         raise ValueError(
             f"rows must lie in 0 .. {num_data - 1} (num_data={num_data}), got {low} .. {high}"
         )
-
-
-def rows_or_all(num_rows: int) -> Tensor:
-    """Rows of the current minibatch, or `0 .. num_rows - 1` outside any."""
-    current = current_minibatch()
-    return torch.arange(num_rows) if current is None else current.rows

@@ -62,7 +62,7 @@ def modules_of(program: ProgramLike) -> list[nn.Module]:
 
     A module is itself; a bound method belongs to one; a function may close over some, or name
     some among its globals, and so may the functions that it names; a `functools.partial` is
-    looked into.
+    looked into, and so are lists, tuples and dictionaries.
     """
     found: list[nn.Module] = []
     seen: list[Any] = []
@@ -81,6 +81,10 @@ def modules_of(program: ProgramLike) -> list[nn.Module]:
 
 def _named_by(program: Any) -> list[Any]:
     """What a program that is not a module refers to."""
+    if isinstance(program, list | tuple):
+        return list(program)
+    if isinstance(program, dict):
+        return list(program.values())
     if isinstance(program, functools.partial):
         return [program.func, *program.args, *program.keywords.values()]
     owner = getattr(program, "__self__", None)
@@ -93,8 +97,8 @@ def _named_by(program: Any) -> list[Any]:
 
 
 def _may_hold_modules(value: Any) -> bool:
-    """Modules, and callables that are not a library's: those would lead into its insides."""
-    if isinstance(value, nn.Module | functools.partial):
+    """Modules, collections, and callables that are not a library's, whose insides are its own."""
+    if isinstance(value, nn.Module | functools.partial | list | tuple | dict):
         return True
     package = str(getattr(value, "__module__", None)).partition(".")[0]
     return (

@@ -18,7 +18,7 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -29,6 +29,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import check_data
 from ..guides import FitRows, Guide, program_of
 from ..programs import (
+    Program,
     as_batch,
     device_of,
     evaluating,
@@ -69,7 +70,7 @@ class _Plan:
                 f"the KL warm-up takes {self.warmup} of {self.num_epochs} epochs: it has to end "
                 "before training does, or the model is never trained on the ELBO"
             )
-        if not hasattr(self.objective, "differentiable_loss"):
+        if self.objective is not None and not hasattr(self.objective, "differentiable_loss"):
             raise TypeError(
                 f"{type(self.objective).__name__} has no differentiable_loss, which fit needs; "
                 "use Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO(), or train it in a "
@@ -140,7 +141,8 @@ def fit(
         num_epochs: Passes over the data.
         batch_size: Rows a step; the whole data set if there are fewer rows. The last batch of an
             epoch may be smaller, and counts by its rows.
-        objective: A Pyro ELBO with a differentiable loss; `Trace_ELBO()` unless told otherwise.
+        objective: A Pyro ELBO with a differentiable loss; `Trace_ELBO()` unless told otherwise,
+            and `TraceEnum_ELBO` where the program has discrete latent sites, which it sums out.
         optimizer: Makes a torch optimizer from a list of tensors; Adam with 2e-3 by default, or
             e.g. `functools.partial(torch.optim.SGD, lr=0.1)`. A `LocalParameters` table brings
             its own.
@@ -183,7 +185,7 @@ def fit(
         array([1, 2])
     """
     plan = _Plan(
-        num_epochs, batch_size, objective or Trace_ELBO(), optimizer,
+        num_epochs, batch_size, objective, optimizer,
         scheduler or hold_then_fall(num_epochs),
         patience, warmup, per_batch, train_model, seed, progress,
     )  # fmt: skip
@@ -230,6 +232,10 @@ class _Training:
     ) -> None:
         self.model, self.guide, self.batch, self.plan = model, guide, batch, plan
         self.num_data = len(batch[0])
+        with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
+            self.program = program_of(model, guide, batch)
+        self.objective = _objective(plan.objective, self.program)
+        self.enumerated = self.program.enumerating(model)  # what the objective is given
         self.batch_size = min(plan.batch_size, self.num_data)
         self.held_out = None if held_out is None else _HeldOut(model, guide, held_out, plan.seed)
         if isinstance(guide, Guide):
@@ -319,7 +325,7 @@ class _Training:
         """One step; returns the ELBO of the batch in nats a datum, at full KL weight."""
         batch = self._take(rows)
         where = f"step {self.steps + 1} (epoch {epoch + 1}, rows {_some(rows)})"
-        with minibatch(rows, self.num_data):
+        with minibatch(rows, self.num_data, plate=self.program.plate):
             loss = self._loss(batch, rows, weight, where)
             with torch.no_grad():  # what is reported has full weight, whatever is optimized
                 full = loss if weight == 1 else self._loss(batch, rows, 1.0, where)
@@ -333,7 +339,7 @@ class _Training:
         draws, refused = torch.get_rng_state(), None
         try:
             with _WeighKL(weight):
-                loss = self.plan.objective.differentiable_loss(self.model, self.guide, *batch)
+                loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
         except ValueError as error:  # a distribution refuses parameters that are nan
             loss, refused = torch.tensor(torch.nan), error
         if bool(torch.isfinite(loss)):
@@ -378,18 +384,18 @@ class _Training:
             if not bool(tensor.isfinite().all()):
                 return f": parameter '{name}' is not finite"
         with torch.no_grad(), pyro.validation_enabled(is_validate=False):
-            dim = program_of(self.model, self.guide, batch).plate_dim
             guide = poutine.trace(self.guide).get_trace(*batch)
             model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*batch)
             for role, trace in (("guide", guide), ("model", model)):
                 sites = poutine.util.prune_subsample_sites(trace)
                 for name in [*sites.stochastic_nodes, *sites.observation_nodes]:
-                    log_prob = per_datum_log_probs(sites.nodes[name], dim)
-                    bad = rows[~log_prob.isfinite().cpu()]
-                    if len(bad) > 0:
+                    log_prob = per_datum_log_probs(sites.nodes[name], self.program.plate_dim)
+                    bad = (~log_prob.isfinite()).cpu()
+                    if bool(bad.any()):  # a site that all data share has no rows
+                        which = f" for rows {_some(rows[bad])}" if bad.shape == rows.shape else ""
                         return (
-                            f": site '{name}' of the {role} has a log density that is not finite "
-                            f"for rows {_some(bad)}"
+                            f": site '{name}' of the {role} has a log density that is not finite"
+                            f"{which}"
                         )
         return None
 
@@ -429,11 +435,11 @@ class _Training:
         batch = self._take(rows)
         buffers = State.of(self.model, self.guide, ())  # running means of a BatchNorm
         with (
-            minibatch(rows, self.num_data),
+            minibatch(rows, self.num_data, plate=self.program.plate),
             forked_seed(self.plan.seed),
             pyro.validation_enabled(is_validate=False),  # the first step says what is nan
         ):
-            loss = self.plan.objective.differentiable_loss(self.model, self.guide, *batch)
+            loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
             leaves = leaves_of(loss)
         buffers.restore()
         own = getattr(self.guide, "map", None)
@@ -443,6 +449,20 @@ class _Training:
                 "nothing to train: no tensor with requires_grad takes part in the loss"
             )
         return named(free, self.model, self.guide)
+
+
+def _objective(asked: Any, program: Program) -> Any:
+    """The objective; one that sums discrete sites out where there are such."""
+    names = program.structure.enumerated
+    if asked is None:
+        nesting = program.structure.nesting
+        return TraceEnum_ELBO(max_plate_nesting=nesting) if names else Trace_ELBO()
+    if names and not isinstance(asked, TraceEnum_ELBO):
+        raise ValueError(
+            f"{type(asked).__name__} would draw the discrete latent site(s) {list(names)} from "
+            "the prior; use TraceEnum_ELBO, which sums them out, or leave objective= out"
+        )
+    return asked
 
 
 class _HeldOut:

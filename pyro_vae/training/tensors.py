@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._types import Batch, ProgramLike
-from ..guides import program_of
+from ..guides import given_globals, program_of
 from ..programs import modules_of
 
 
@@ -78,6 +78,7 @@ def model_leaves(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[T
     row = tuple(part[:1] for part in batch)
     with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
         program = program_of(model, guide, row)
+        program = given_globals(program, guide, row, None)
         z = torch.zeros(1, 1, program.latents, dtype=program.dtype, device=row[0].device)
         return leaves_of(program.log_joint(z, *row).sum())
 

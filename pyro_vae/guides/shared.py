@@ -1,0 +1,73 @@
+r"""The posterior of latent sites that all data share.
+
+A program with global sites :math:`\beta` beside the local :math:`z_n` is guided by
+:math:`q(\beta) \prod_n q(z_n \mid \lambda_n)`, and the ELBO of a batch of :math:`B` rows is
+
+.. math:: \frac{N}{B} \sum_b \mathbb{E}_q \left[\log \frac{p(y_b, z_b \mid \beta)}{q(z_b)}\right]
+    - \mathrm{KL}(q(\beta) \,\|\, p(\beta))
+"""
+
+from contextlib import ExitStack
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._types import Distribution
+from ..programs import Program
+from .families import Family
+from .posteriors import mean_of
+
+_FIRST_SCALE = 0.1  # narrow, as Pyro's automatic guides start: draws of it say what its middle says
+
+
+class GlobalPosterior(nn.Module):
+    """A family with one set of parameters, over the flat vector of a program's global sites.
+
+    Arguments:
+        program: The program; it starts near the median of its prior.
+        family: The distribution.
+    """
+
+    def __init__(self, program: Program, family: Family) -> None:
+        super().__init__()
+        self.family = family
+        self.value = nn.Parameter(family.initial(program.structure.global_start, _FIRST_SCALE))
+
+    def distribution(self) -> Distribution:
+        """Over the flat unconstrained vector, with event shape `(size,)`."""
+        return self.family(self.value)
+
+    def sample_sites(self, program: Program) -> None:
+        """Draws the flat vector, then gives every global site its part of it."""
+        flat = pyro.sample("_global", self.distribution(), infer={"is_auxiliary": True})
+        constrained = program.constrain_globals(flat)
+        for site in program.global_sites:
+            value, log_jacobian = constrained[site.name]
+            with plates(site.plates):
+                delta = dist.Delta(value, log_density=-log_jacobian, event_dim=site.event_dim)
+                pyro.sample(site.name, delta)
+
+    def mean(self) -> Float[Tensor, " size"]:
+        """Mean of the flat unconstrained vector."""
+        return mean_of(self.family, self.value)
+
+    def draw(self, num_samples: int) -> Float[Tensor, "samples size"]:
+        """Draws of the flat unconstrained vector."""
+        with torch.no_grad():
+            return self.distribution().sample(torch.Size((num_samples,)))
+
+
+def plates(layout: tuple[tuple[str, int, int], ...]) -> ExitStack:
+    """Opens plates by name, size and dimension."""
+    stack = ExitStack()
+    for name, size, dim in layout:
+        stack.enter_context(pyro.plate(name, size, dim=dim))
+    return stack
+
+
+def values_of(program: Program, flat: Float[Tensor, " size"]) -> dict[str, Tensor]:
+    """Values of a program's global sites for a flat unconstrained vector."""
+    return {name: value for name, (value, _) in program.constrain_globals(flat).items()}

@@ -1,0 +1,179 @@
+"""Sites of a program: how their values are laid out in a flat unconstrained vector."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import biject_to
+
+
+@dataclass(frozen=True)
+class GlobalSite:
+    """One latent site that all data share, and how its value is laid out in the flat vector.
+
+    Arguments:
+        name: Name of the site.
+        shape: Shape of the unconstrained value (plates, then event).
+        transform: From unconstrained to the site's support.
+        event_dim: Event dimensions of the value.
+        plates: Names, sizes and dimensions of the plates it is in.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    transform: Any
+    event_dim: int
+    plates: tuple[tuple[str, int, int], ...]
+
+    @property
+    def size(self) -> int:
+        """Entries in the flat vector."""
+        return math.prod(self.shape)
+
+    def constrain(self, flat: Float[Tensor, " size"]) -> tuple[Tensor, Tensor]:
+        """The site's value, and the log Jacobian, shaped as the site's log density."""
+        unconstrained = flat.reshape(self.shape)
+        value = self.transform(unconstrained)
+        return value, self.transform.log_abs_det_jacobian(unconstrained, value)
+
+    def flatten(self, value: Tensor) -> Tensor:
+        """The flat vector of a value."""
+        return self.transform.inv(value).reshape(self.size)
+
+
+@dataclass(frozen=True)
+class LatentSite:
+    """One latent site of one datum, and how its value is laid out in the flat vector.
+
+    Arguments:
+        name: Name of the site.
+        axis: Where the datum axis stands in the site's value.
+        inner_shape: Shape of one datum's unconstrained value (inner plates, then event).
+        transform: From unconstrained to the site's support.
+        is_real: Whether the support is the whole space, so that the transform does nothing.
+        event_dim: Event dimensions of the value.
+        plates: Names, sizes and dimensions of the plates inside a datum.
+    """
+
+    name: str
+    axis: int
+    inner_shape: tuple[int, ...]
+    transform: Any
+    is_real: bool
+    event_dim: int
+    plates: tuple[tuple[str, int, int], ...]
+
+    @property
+    def size(self) -> int:
+        """Entries in the flat vector."""
+        return math.prod(self.inner_shape)
+
+    @property
+    def is_plain_vector(self) -> bool:
+        """Whether the value is the flat vector itself: real, one event dimension, no plate."""
+        return self.is_real and self.event_dim == 1 and len(self.inner_shape) == 1
+
+    def constrain(self, flat: Float[Tensor, "rows size"]) -> tuple[Tensor, Tensor]:
+        """The site's value, and the log Jacobian, shaped as the site's log density."""
+        rows = flat.shape[0]
+        unconstrained = flat.reshape(rows, *self.inner_shape).movedim(0, self.axis)
+        value = self.transform(unconstrained)
+        return value, self.transform.log_abs_det_jacobian(unconstrained, value)
+
+    def flatten(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Inverse of :meth:`constrain`: the flat vector and the same log Jacobian."""
+        unconstrained = self.transform.inv(value)
+        log_jacobian = self.transform.log_abs_det_jacobian(unconstrained, value)
+        rows = value.shape[self.axis]
+        return unconstrained.movedim(self.axis, 0).reshape(rows, self.size), log_jacobian
+
+
+def sum_but(tensor: Tensor, axis: int) -> Tensor:
+    """Sums over all dimensions but one, given from the left."""
+    others = [dim for dim in range(tensor.dim()) if dim != axis]
+    return tensor.sum(dim=others) if others else tensor
+
+
+def is_density(site: Any) -> bool:
+    """Whether a site of a trace carries a density: not a plate's subsample, not deterministic."""
+    return (
+        site["type"] == "sample"
+        and not poutine.util.site_is_subsample(site)
+        and not site["infer"].get("_deterministic", False)
+    )
+
+
+def log_density(site: Any) -> Tensor:
+    """One site's log density: masked, but never scaled by a plate or a handler."""
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, 1.0, site["mask"])
+
+
+def per_datum_log_probs(site: Any, plate_dim: int) -> Tensor:
+    """One site's log density `(rows,)`: masked, but never scaled by a plate or a handler.
+
+    Of another shape if the site is not in the plate over data; the caller looks.
+    """
+    log_prob = log_density(site)
+    return sum_but(log_prob, log_prob.dim() + plate_dim)
+
+
+def global_site(site: Any) -> GlobalSite:
+    """The layout of a latent site of a trace that is outside the plate over data."""
+    transform = biject_to(site["fn"].support)
+    with torch.no_grad():
+        unconstrained = transform.inv(site["value"])
+    return GlobalSite(
+        name=site["name"],
+        shape=tuple(unconstrained.shape),
+        transform=transform,
+        event_dim=site["fn"].event_dim,
+        plates=_plates(site),
+    )
+
+
+def latent_site(site: Any, plate: str, plate_dim: int) -> LatentSite:
+    """The layout of a latent site of a trace that is in the plate over data."""
+    function, value = site["fn"], site["value"]
+    transform = biject_to(function.support)
+    axis = value.dim() - function.event_dim + plate_dim
+    _check_support(site["name"], function.support, value.shape[axis:])
+    with torch.no_grad():
+        unconstrained = transform.inv(value)
+    return LatentSite(
+        name=site["name"],
+        axis=axis,
+        inner_shape=tuple(unconstrained.movedim(axis, 0).shape[1:]),
+        transform=transform,
+        is_real=_base(function.support) is torch.distributions.constraints.real,
+        event_dim=function.event_dim,
+        plates=tuple(inner for inner in _plates(site) if inner[0] != plate),
+    )
+
+
+def _plates(site: Any) -> tuple[tuple[str, int, int], ...]:
+    """The plates a site is in; one that is a loop has no dimension and is left out."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.dim is not None]
+    return tuple((frame.name, frame.size, frame.dim) for frame in frames)
+
+
+def _base(support: Any) -> Any:
+    """The constraint on one entry."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
+def _check_support(name: str, support: Any, shape: torch.Size) -> None:
+    """Refuses bounds that belong to a datum; `shape` is the value's, from the datum axis on."""
+    bounds = [bound for bound in vars(_base(support)).values() if isinstance(bound, Tensor)]
+    if any(bound.dim() >= len(shape) and bound.shape[-len(shape)] > 1 for bound in bounds):
+        raise ValueError(
+            f"the support of latent site '{name}' has bounds that belong to a datum; sample it on "
+            "a support that is the same for all data, e.g. Uniform(0, 1), and rescale the value"
+        )

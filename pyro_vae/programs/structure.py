@@ -1,0 +1,328 @@
+"""What a program is made of, read off a few runs of it: its plate over data and its sites.
+
+The program is run on one row repeated twice and three times. The plate over data is the one whose
+size follows; a site inside it belongs to a datum, and one outside to all of them. What has no
+density a datum is refused here, by the name of the site or plate at fault.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from .._types import Batch, ProgramLike
+from .modes import evaluating, forked_seed
+from .plates import Subsampling, whole_plate
+from .sites import GlobalSite, LatentSite, global_site, is_density, latent_site, log_density
+
+_ROWS = (2, 3)
+_SITES = 20_000  # a program of more has probably a loop without an end
+_PRIOR_RUNS = 15  # as many as Pyro's automatic guides take for the median of the prior
+
+Nodes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a program is made of.
+
+    Arguments:
+        plate: Name of the plate over data.
+        plate_dim: Its dimension, counted from the right.
+        nesting: Dimensions that plates take.
+        subsampling: What the plate was asked to subsample, if anything.
+        latent_sites: Continuous latent sites of a datum.
+        enumerated: Discrete latent sites of a datum, which are summed out.
+        global_sites: Latent sites that all data share.
+        global_start: A draw from about the middle of their prior, flat and unconstrained.
+        observed: Names of the observed sites of a datum.
+        dtype: That of the latents.
+        device: That of the latents.
+    """
+
+    plate: str
+    plate_dim: int
+    nesting: int
+    subsampling: Subsampling | None
+    latent_sites: tuple[LatentSite, ...]
+    enumerated: tuple[str, ...]
+    global_sites: tuple[GlobalSite, ...]
+    global_start: Tensor
+    observed: tuple[str, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def takes_all_data(self) -> bool:
+        """Whether the program is called with all data, and its plate chooses a mini-batch."""
+        return self.subsampling is not None and self.subsampling.subsample_size is not None
+
+    def sizes(self, rows: int) -> tuple[int, int | None]:
+        """Size and subsample size of the plate, for a guide that is called with so many rows."""
+        if self.subsampling is None:
+            return rows, None
+        size, chosen = self.subsampling
+        size = max(rows, size or rows)
+        return size, rows if chosen is None else min(chosen, size)
+
+
+def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structure:
+    """Runs a program on copies of the first row of a batch, and looks at its sites.
+
+    Raises:
+        ValueError: If the program has no density a datum.
+    """
+    row = tuple(part[:1] for part in batch)
+    (two, asked), (three, more) = _two_runs(model, row, plate)
+    frame = _data_plate(two, three, plate)
+    _check_same_sites(two, three)
+    _check_plates(two, frame.name)
+    inside, outside = _split(two, frame.name)
+    _check_outside(outside, three, frame.name)
+    latent = [site for site in inside if not site["is_observed"]]
+    for site in [*latent, *(site for site in outside if not site["is_observed"])]:
+        _check_latent(site)
+    enumerated = tuple(site["name"] for site in latent if _is_discrete(site))
+    continuous = [site for site in latent if site["name"] not in enumerated]
+    observed = tuple(site["name"] for site in inside if site["is_observed"])
+    _check_roles(continuous, enumerated, observed, frame.name)
+    shared = _global_sites(outside)
+    first = continuous[0]["value"]
+    dims = [f.dim for site in [*inside, *outside] for f in site["cond_indep_stack"] if f.vectorized]
+    return Structure(
+        plate=frame.name,
+        plate_dim=frame.dim,
+        nesting=-min(dims),
+        subsampling=_subsampling(asked.get(frame.name), more.get(frame.name)),
+        latent_sites=tuple(latent_site(site, frame.name, frame.dim) for site in continuous),
+        enumerated=enumerated,
+        global_sites=shared,
+        global_start=_prior_median(model, row, frame.name, shared, first),
+        observed=observed,
+        dtype=first.dtype,
+        device=first.device,
+    )
+
+
+_Run = tuple[Nodes, dict[str, Subsampling]]
+
+
+def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, _Run]:
+    """Runs on two rows and on three: as it is if a plate follows, else with its plates whole."""
+    if plate is None:
+        try:
+            two, three = (_run(model, row, rows, None, seed=rows, whole=False) for rows in _ROWS)
+        except Exception:  # it asks for more rows than there are, in one of many ways
+            pass
+        else:
+            if len(_following(two[0], three[0])) == 1:
+                return two, three
+    two, three = (_run(model, row, rows, plate, seed=rows) for rows in _ROWS)
+    return two, three
+
+
+class _CountSites(Messenger):
+    """Stops a program that goes on and on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.count += 1
+        if self.count > _SITES:
+            raise ValueError(
+                f"the program has sampled {_SITES} sites, the last one '{msg['name']}': does it "
+                "have a loop without an end? A datum needs a fixed number of steps; mask the "
+                "observations of those that it does not have"
+            )
+
+
+def _run(
+    model: ProgramLike, row: Batch, rows: int, plate: str | None, *, seed: int, whole: bool = True
+) -> _Run:
+    """A trace of the program on copies of a row, and what its plates were asked to subsample."""
+    batch = tuple(part.expand(rows, *part.shape[1:]).contiguous() for part in row)
+    with (
+        evaluating(model),
+        torch.no_grad(),
+        forked_seed(seed),
+        poutine.block(),
+        whole_plate(rows if whole else None, plate) as asked,
+        _CountSites(),
+    ):
+        try:
+            trace = poutine.trace(model).get_trace(*batch)
+        except Exception as error:
+            error.add_note(
+                f"This came while the program was run on {rows} copies of the first row of data, "
+                "to find its structure. It must accept any number of rows: open the plate over "
+                "data with pyro.plate('data', len(y)), not with a fixed number, and use no row's "
+                "value to decide what is sampled."
+            )
+            raise
+    return {name: site for name, site in trace.nodes.items() if is_density(site)}, asked
+
+
+def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampling | None:
+    """What the plate asks for in general: `None` for a number that follows the batch."""
+    if two is None or three is None:
+        return None
+    return Subsampling(*(a if a == b else None for a, b in zip(two, three, strict=True)))
+
+
+def _frames(nodes: Nodes) -> dict[str, Any]:
+    return {frame.name: frame for site in nodes.values() for frame in site["cond_indep_stack"]}
+
+
+def _following(two: Nodes, three: Nodes) -> dict[str, Any]:
+    """Frames of the plates whose size follows the batch."""
+    first, second = _frames(two), _frames(three)
+    return {
+        name: frame
+        for name, frame in first.items()
+        if frame.size == _ROWS[0] and name in second and second[name].size == _ROWS[1]
+    }
+
+
+def _data_plate(two: Nodes, three: Nodes, plate: str | None) -> Any:
+    """The frame of the plate whose size is 2 in one trace and 3 in the other."""
+    found = _following(two, three)
+    if plate is not None:
+        found = {name: frame for name, frame in found.items() if name == plate}
+    if len(found) != 1:
+        raise ValueError(
+            f"expected one plate over data (its size is that of the batch), got {sorted(found)} "
+            f"among the plates {sorted(_frames(two))}; open pyro.plate('data', len(y)) around the "
+            "sites of a datum, or name the right one with plate="
+        )
+    (frame,) = found.values()
+    if frame.dim is None:
+        raise ValueError(
+            f"the plate over data '{frame.name}' is a loop; use it as a context manager: "
+            f"with pyro.plate('{frame.name}', len(y)): ..."
+        )
+    return frame
+
+
+def _check_same_sites(two: Nodes, three: Nodes) -> None:
+    """Refuses a program whose sites are not the same in every run."""
+    differ = sorted(set(two) ^ set(three))
+    if differ:
+        raise ValueError(
+            f"the sites of the program differ from run to run: {differ[:5]} in one of two; a "
+            "guide needs the same sites for every datum and every draw: give loops a fixed "
+            "number of steps, take no branch on what was sampled, and mask observations instead"
+        )
+
+
+def _check_plates(nodes: Nodes, plate: str) -> None:
+    """Refuses densities that do not lie in their plates, and inner plates that subsample."""
+    for name, site in nodes.items():
+        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+        for frame in frames:
+            if frame.name != plate and frame.full_size not in (None, frame.size):
+                raise ValueError(
+                    f"plate '{frame.name}' around site '{name}' holds {frame.size} of "
+                    f"{frame.full_size}: only the plate over data '{plate}' may subsample, or a "
+                    "datum has no exact density; leave out its subsample_size"
+                )
+        shape = log_density(site).shape
+        sizes = {frame.dim: frame.size for frame in frames}
+        expected = tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
+        more = len(shape) - len(expected)  # dimensions of size one on the left do no harm
+        if tuple(shape) != (1,) * more + expected:
+            inside = ", ".join(f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames)
+            raise ValueError(
+                f"site '{name}' has a log density of shape {tuple(shape)}, and its plates make "
+                f"{expected}: {inside or 'none'}. Open each plate at the dimension where its axis "
+                "stands in the value, counted from the right without event dimensions; declare "
+                "the others as such with .to_event"
+            )
+
+
+def _split(nodes: Nodes, plate: str) -> tuple[list[Any], list[Any]]:
+    """Sites inside and outside the plate over data."""
+    inside: list[Any] = []
+    outside: list[Any] = []
+    for site in nodes.values():
+        names = [frame.name for frame in site["cond_indep_stack"]]
+        (inside if plate in names else outside).append(site)
+    return inside, outside
+
+
+def _check_outside(outside: list[Any], three: Nodes, plate: str) -> None:
+    """Refuses a site whose shape follows the batch and that no plate says is a datum's."""
+    for site in outside:
+        name, shape = site["name"], site["value"].shape
+        if shape != three[name]["value"].shape:
+            kind = "observed" if site["is_observed"] else "latent"
+            raise ValueError(
+                f"{kind} site '{name}' is outside the plate over data '{plate}', but its value "
+                f"follows the batch (shape {tuple(shape)} for {_ROWS[0]} rows): move it into the "
+                "plate"
+            )
+
+
+def _is_discrete(site: Any) -> bool:
+    return bool(getattr(site["fn"].support, "is_discrete", False))
+
+
+def _check_latent(site: Any) -> None:
+    """Refuses latent sites that no guide can hold."""
+    name, function = site["name"], site["fn"]
+    if isinstance(site["mask"], Tensor) or site["mask"] is False:
+        raise ValueError(
+            f"latent site '{name}' is masked, so its density does not integrate to one where the "
+            "mask is off; sample it unmasked and mask only what is observed, which leaves log "
+            "p(y) the same (for obs_mask=, use poutine.mask around the observed site)"
+        )
+    if _is_discrete(site) and not function.has_enumerate_support:
+        raise ValueError(
+            f"latent site '{name}' is discrete ({type(function).__name__}) and cannot be summed "
+            "out, since its support has no end or is too large; use a continuous latent, or a "
+            "distribution with a finite support"
+        )
+
+
+def _check_roles(
+    continuous: list[Any], enumerated: tuple[str, ...], observed: tuple[str, ...], plate: str
+) -> None:
+    if not continuous or not observed:
+        summed = f" (and {list(enumerated)}, which are summed out)" if enumerated else ""
+        raise ValueError(
+            f"a program needs a latent and an observed site in plate '{plate}', got "
+            f"latent {[site['name'] for site in continuous]}{summed} and observed "
+            f"{list(observed)}; was the data passed on as obs=?"
+        )
+
+
+def _global_sites(outside: list[Any]) -> tuple[GlobalSite, ...]:
+    latent = [site for site in outside if not site["is_observed"]]
+    for site in latent:
+        if _is_discrete(site):
+            raise ValueError(
+                f"latent site '{site['name']}' is discrete ({type(site['fn']).__name__}) and "
+                "shared by all data: guides hold continuous latents; make it a continuous one, "
+                "or fix its value with pyro.condition and compare"
+            )
+    return tuple(global_site(site) for site in latent)
+
+
+def _prior_median(
+    model: ProgramLike, row: Batch, plate: str, sites: tuple[GlobalSite, ...], like: Tensor
+) -> Tensor:
+    """Medians of the global sites' prior over a few runs, flat and unconstrained.
+
+    Not the exact middle, which is a saddle point of many a decoder's weights.
+    """
+    if not sites:
+        return like.new_zeros(0)
+    draws = []
+    for seed in range(_PRIOR_RUNS):
+        nodes, _ = _run(model, row, _ROWS[0], plate, seed=seed)
+        draws.append(torch.cat([site.flatten(nodes[site.name]["value"]) for site in sites]))
+    return torch.stack(draws).median(dim=0).values

@@ -1,0 +1,350 @@
+"""Latent sites that all data share: scaled, trained, and given to a density per datum."""
+
+import copy
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam  # type: ignore[attr-defined]
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.programs import Program, evaluating
+from tests.cases import normal
+from tests.statistics import assert_mean
+from tests.test_guides import Certain
+from tests.training import fit
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+TAU, SIGMA = 2.0, 0.5
+ENOUGH = pv.ImportanceSampling(200)  # draws, not to be warned of too few
+
+
+def population(y: Tensor) -> None:
+    """A mean that all data share, an effect for each, and its measurement."""
+    mean = pyro.sample("mean", dist.Normal(0.0, TAU))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(mean, 1.0))
+        pyro.sample("y", dist.Normal(z, SIGMA), obs=y)
+
+
+def population_subsampled(y: Tensor) -> None:
+    """The same, called with all data; the plate chooses a mini-batch."""
+    mean = pyro.sample("mean", dist.Normal(0.0, TAU))
+    with pyro.plate("data", len(y), subsample_size=4):
+        y = pyro.subsample(y, event_dim=0)
+        z = pyro.sample("z", dist.Normal(mean, 1.0))
+        pyro.sample("y", dist.Normal(z, SIGMA), obs=y)
+
+
+class Population(torch.nn.Module):
+    """The same as a module, which can be saved."""
+
+    def forward(self, y: Tensor) -> None:
+        """The program."""
+        population(y)
+
+
+def exact(y: Tensor) -> None:
+    """The posterior of each z given the mean, by hand; and something narrow for the mean."""
+    mean = pyro.sample("mean", dist.Normal(0.7, 0.01))
+    precision = 1 + 1 / SIGMA**2
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal((mean + y / SIGMA**2) / precision, precision**-0.5))
+
+
+def several(y: Tensor) -> None:
+    """Sites on different supports, in a plate of their own, and one that depends on another."""
+    scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
+    with pyro.plate("features", 4):
+        weights = pyro.sample("weights", dist.Normal(torch.zeros(2), scale).to_event(1))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z @ weights.T, 1.0).to_event(1), obs=y)
+
+
+def conditional(y: Tensor, mean: Tensor) -> Tensor:
+    """Log p(y_n | mean), exactly."""
+    return normal(y, mean, math.sqrt(1 + SIGMA**2))
+
+
+def encoder(parameters: int = 2) -> pv.Encoder:
+    """Reads one number a datum."""
+
+    class Net(torch.nn.Linear):
+        def forward(self, y: Tensor) -> Tensor:
+            return super().forward(y.reshape(len(y), -1))
+
+    return pv.Encoder(Net(1, parameters))
+
+
+# ---------------------------------------------------------------------- given their values
+
+
+def test_density_given_values() -> None:
+    """It is the density of a datum with the shared site at that value; its prior is left out."""
+    y, z, mean = torch.randn(5), torch.randn(3, 5, 1), torch.tensor(0.3)
+    expected = normal(z[..., 0], mean, 1.0) + normal(y, z[..., 0], SIGMA)
+    torch.testing.assert_close(pv.log_joint(population, z, y, given={"mean": mean}), expected)
+    other = pv.log_joint(population, z, y, given={"mean": mean + 1})
+    assert (other - expected).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, r"has the global sites \['mean'\], got values of \[\]"),
+        ({"mu": torch.zeros(())}, r"got values of \['mu'\]"),
+        ({"mean": torch.zeros(7)}, r"'mean' has values of shape \(\), got \(7,\); of several"),
+    ],
+)
+def test_values_have_to_fit(given: dict[str, Tensor] | None, message: str) -> None:
+    """Without them a datum has no density of its own; with others, another one."""
+    with pytest.raises(ValueError, match=message):
+        pv.log_joint(population, torch.zeros(1, 2, 1), torch.zeros(2), given=given)
+    with pytest.raises(ValueError, match=r"site\(s\) \['mean'\] are shared by all data.* given="):
+        Program(population, torch.zeros(2)).log_joint(torch.zeros(1, 2, 1), torch.zeros(2))
+
+
+def test_layout_of_several() -> None:
+    """Positive, in a plate, dependent: to the flat vector and back, with the Jacobian."""
+    program = Program(several, torch.zeros(2, 4))
+    assert [site.name for site in program.global_sites] == ["scale", "weights"]
+    assert program.global_latents == 9
+    flat = torch.randn(9)
+    sites = program.constrain_globals(flat)
+    (scale, jacobian), (weights, none) = sites["scale"], sites["weights"]
+    torch.testing.assert_close(scale, flat[0].exp())
+    torch.testing.assert_close(jacobian, flat[0])
+    assert weights.shape == (4, 2)
+    assert none.abs().sum() == 0
+    again = [site.flatten(sites[site.name][0]) for site in program.global_sites]
+    torch.testing.assert_close(torch.cat(again), flat)
+
+
+def test_evidence_given_values() -> None:
+    """Under the exact posterior given the mean every weight is the conditional evidence."""
+    y = torch.randn(5)
+    lml = pv.log_marginal_likelihood(
+        population, exact, y, ENOUGH, given={"mean": torch.tensor(-1.2)}
+    )
+    torch.testing.assert_close(lml.value, conditional(y, torch.tensor(-1.2)))
+    assert lml.given == "conditional on mean at given values"
+    assert lml.given in lml.summary()
+    assert pv.elbo(population, exact, y, 10, given={"mean": torch.tensor(-1.2)}).given == lml.given
+
+
+def test_evidence_at_the_mean_of_the_posterior() -> None:
+    """That is what is taken unless values are given; for a guide written by hand from draws."""
+    y = torch.randn(5)
+    lml = pv.log_marginal_likelihood(population, exact, y, ENOUGH)
+    assert lml.given == "conditional on mean at the mean of their posterior"
+    low, high = (conditional(y, torch.tensor(0.7 + shift)) for shift in (-0.01, 0.01))
+    middle = conditional(y, torch.tensor(0.7))
+    assert ((lml.value - middle).abs() <= (high - low).abs() + 1e-4).all()
+    guide = pv.Guide(population, encoder(), example=y)
+    at = guide.global_values()["mean"]
+    weights = pv.log_weights(population, guide, y, num_particles=3)
+    same = pv.log_weights(population, guide, y, num_particles=3, given={"mean": at})
+    assert torch.equal(weights, same)
+
+
+def test_evidence_over_draws() -> None:
+    """One conditional evidence for each draw of the shared site."""
+    y = torch.randn(5)
+    guide = pv.Guide(population, encoder(), example=y)
+    draws = guide.sample_globals(400, seed=1)
+    assert draws[0].keys() == {"mean"}
+    posterior = guide.shared
+    assert posterior is not None
+    loc, log_scale = posterior.value.detach()
+    means = torch.stack([draw["mean"] for draw in draws])
+    assert_mean(means[:, None], loc)
+    assert_mean((means[:, None] - loc) ** 2, (2 * log_scale).exp())
+    assert torch.equal(means, torch.stack([d["mean"] for d in guide.sample_globals(400, seed=1)]))
+    value = pv.log_marginal_likelihood(population, exact, y, ENOUGH, given=draws[3])
+    torch.testing.assert_close(value.value, conditional(y, means[3]))
+
+
+def test_no_global_sites() -> None:
+    """A program without has no values to give, and results that are conditional on nothing."""
+    model = pv.models.VAE(torch.nn.Linear(1, 1), pv.likelihoods.Gaussian(), latent_dim=1)
+    guide, y = pv.Guide(model, pv.GlobalParameters()), torch.randn(5, 1)
+    assert guide.global_values() == {}
+    assert guide.sample_globals(2) == [{}, {}]
+    assert pv.evaluate(model, guide, y, pv.ImportanceSampling(2)).log_marginal.given == ""
+
+
+# ---------------------------------------------------------------------- training
+
+
+@pytest.mark.usefixtures("user_param_store")
+def test_the_guide_in_a_trace() -> None:
+    """Its shared sites stand outside the plate, with the density of their family."""
+    guide = pv.Guide(several, pv.GlobalParameters(), example=torch.randn(2, 4))
+    trace = poutine.trace(guide).get_trace(torch.randn(6, 4))
+    nodes: dict[str, Any] = dict(trace.nodes)
+    assert nodes["weights"]["value"].shape == (4, 2)
+    assert nodes["z"]["value"].shape == (6, 2)
+    posterior = guide.shared
+    assert posterior is not None
+    loc, log_scale = posterior.value.chunk(2)
+    flat = torch.cat([nodes["scale"]["value"].log()[None], nodes["weights"]["value"].reshape(-1)])
+    expected = normal(flat, loc, log_scale.exp()).sum() - flat[0]  # the Jacobian of the logarithm
+    log_q = sum(
+        (site["fn"].log_prob(site["value"]).sum())
+        for name, site in nodes.items()
+        if name in ("_global", "scale", "weights")
+    )
+    torch.testing.assert_close(log_q, expected)
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 4], [5, 5, 2], [11, 1]])
+def test_minibatch_losses_average_to_the_whole(sizes: list[int]) -> None:
+    """Data by N / B and shared sites by one: batches weighed by their sizes give the whole."""
+    y = torch.randn(12)
+    guide = pv.Guide(population, encoder(2), family=Certain(), global_family=Certain(), example=y)
+    with evaluating(guide):
+        whole = Trace_ELBO().loss(population, guide, y)
+        losses = []
+        for rows in torch.randperm(12).split(sizes):
+            with pv.minibatch(rows, num_data=12):
+                losses.append(len(rows) / 12 * Trace_ELBO().loss(population, guide, y[rows]))
+    assert sum(losses) == pytest.approx(whole, rel=1e-12)
+    by_hand = (
+        -Program(population, y).given(guide.global_values()).log_joint(guide.mean(y)[None], y).sum()
+        + guide.parameters_of(y)[:, 1].sum()
+    )
+    mean = guide.global_values()["mean"]
+    by_hand = by_hand - normal(mean, 0.0, TAU)  # the log densities of `Certain` are parameters
+    assert guide.shared is not None
+    assert whole == pytest.approx((by_hand + guide.shared.value[1]).item(), rel=1e-12)
+
+
+@pytest.mark.usefixtures("user_param_store")
+def test_a_plate_of_the_size_of_the_batch_is_not_the_data() -> None:
+    """The weights stand in a plate of four: with batches of four they are not scaled by N / B."""
+    y = torch.randn(12, 4)
+    guide = pv.Guide(several, pv.GlobalParameters(), example=y)
+    with pv.minibatch(torch.arange(4), num_data=12):
+        guide(y[:4])
+        nodes = poutine.trace(several).get_trace(y[:4]).nodes
+    scales = {name: nodes[name]["scale"] for name in ("scale", "weights", "z", "y")}
+    assert scales == {"scale": 1.0, "weights": 1.0, "z": 3.0, "y": 3.0}
+
+
+def mean_field_optimum(y: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of q(mean): the exact mean, one over the root of its precision.
+
+    Given all z the mean has the precision 1 / tau^2 + N, which is what mean-field sees.
+    """
+    precision = 1 / TAU**2 + len(y) / (1 + SIGMA**2)
+    return y.sum().item() / (1 + SIGMA**2) / precision, (1 / TAU**2 + len(y)) ** -0.5
+
+
+@pytest.mark.parametrize("model", [population, population_subsampled])
+def test_training_reaches_the_mean_field_optimum(model: Any) -> None:
+    """With mini-batches: were the data not scaled, the posterior would be as wide as for four."""
+    y = 1 + torch.randn(40)
+    guide = pv.Guide(model, encoder(), example=y)
+    optimizer = lambda tensors: torch.optim.Adam(tensors, lr=0.02)  # noqa: E731
+    fit(model, guide, y, num_epochs=150, batch_size=8, optimizer=optimizer)
+    assert guide.shared is not None
+    loc, log_scale = guide.shared.value.detach()
+    mean, deviation = mean_field_optimum(y)
+    assert abs(loc.item() - mean) < 0.5 * deviation
+    assert log_scale.exp().item() == pytest.approx(deviation, rel=0.15)  # for eight: 0.34, not 0.16
+
+
+@pytest.mark.usefixtures("user_param_store")
+@pytest.mark.parametrize("model", [population, population_subsampled])
+def test_a_loop_of_ones_own(model: Any) -> None:
+    """Pyro's SVI trains the shared posterior, with batches chosen outside or by the plate."""
+    y = 1 + torch.randn(40)
+    guide = pv.Guide(model, pv.LocalParameters(40), example=y)
+    assert guide.shared is not None
+    before = guide.shared.value.detach().clone()
+    svi = SVI(model, guide, Adam({"lr": 0.01}), Trace_ELBO())
+    for _ in range(3):
+        if model is population_subsampled:
+            svi.step(y)
+        else:
+            with pv.minibatch(torch.randperm(40)[:4], num_data=40):
+                svi.step(y[:4])
+    assert (guide.shared.value != before).all()
+    visits = guide.map.get_buffer("visits")
+    assert visits.sum() == 12  # four rows a step
+
+
+def test_subsampling_losses_average_to_the_whole() -> None:
+    """The plate's own choice of rows: every datum in turn, whatever the guide is a table of."""
+    y = torch.randn(8)
+    guide = pv.Guide(
+        population_subsampled, encoder(2), family=Certain(), global_family=Certain(), example=y
+    )
+    whole_guide = copy.deepcopy(guide)
+    whole_guide.program.model = population
+    whole_guide.program.structure = Program(population, y).structure
+    with evaluating(guide, whole_guide):
+        whole = Trace_ELBO().loss(population, whole_guide, y)
+        losses = [Trace_ELBO().loss(population_subsampled, guide, y) for _ in range(400)]
+    assert_mean(torch.tensor(losses)[:, None], whole)
+    assert min(losses) < whole < max(losses)
+
+
+def test_a_full_rank_posterior() -> None:
+    """Of the shared sites, where their family says so."""
+    guide = pv.Guide(
+        several, pv.GlobalParameters(), global_family=pv.FullRankNormal(), example=torch.randn(2, 4)
+    )
+    assert guide.shared is not None
+    assert guide.shared.value.shape == (9 + 9 * 10 // 2,)
+    y = torch.randn(12, 4)
+    fit(several, guide, y, num_epochs=1)
+    assert pv.elbo(several, guide, y, 5).elbo.value.shape == (12,)
+
+
+def test_fit_rows_given_values() -> None:
+    """Free parameters of new data are fitted given the shared sites, and keep their posterior."""
+    y = torch.randn(6)
+    guide = pv.Guide(population, encoder(), example=y)
+    given = {"mean": torch.tensor(2.0)}
+    fitted = guide.fit_rows(y, given=given)
+    precision = 1 + 1 / SIGMA**2  # one latent: the mean-field posterior is exact
+    expected = (2.0 + y / SIGMA**2) / precision
+    torch.testing.assert_close(fitted.mean(y)[:, 0], expected, rtol=0, atol=0.02)
+    bound = pv.elbo(population, fitted, y, 10, given=given)
+    torch.testing.assert_close(bound.elbo.value, conditional(y, given["mean"]), rtol=0, atol=0.01)
+    assert torch.equal(fitted.global_values()["mean"], guide.global_values()["mean"])
+
+
+def test_saved_and_loaded(tmp_path: Any) -> None:
+    """The shared posterior is saved with the guide."""
+    y, model = torch.randn(6), Population()
+    guide = pv.Guide(model, encoder(), example=y)
+    assert guide.shared is not None
+    with torch.no_grad():
+        guide.shared.value += 1
+    pv.save(tmp_path / "folder", model=model, guide=guide)
+    fresh_model = Population()
+    fresh = pv.Guide(fresh_model, encoder(), example=y)
+    pv.load(tmp_path / "folder", model=fresh_model, guide=fresh)
+    assert fresh.shared is not None
+    assert torch.equal(fresh.shared.value, guide.shared.value)
+
+
+def test_a_guide_that_misses_a_shared_site() -> None:
+    """Is told which, and where it belongs."""
+
+    def misses(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y, 1.0))
+
+    with pytest.raises(ValueError, match=r"misses .* \['mean'\] .* all data share.* outside the"):
+        pv.elbo(population, misses, torch.randn(3), 5)
