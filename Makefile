@@ -54,6 +54,10 @@ test-slow: $(STAMP) ## The tests that train models
 	@echo "==> running slow tests, on $(WORKERS) processes"
 	@$(BIN)/python -m pytest -m slow -n $(WORKERS)
 
+.PHONY: bench
+bench: $(STAMP) ## Time what is said to be fast, as ratios in one run; about ten minutes
+	@for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python $$script; done
+
 .PHONY: lint
 lint: $(STAMP) ## Check style and format with ruff
 	@echo "==> checking style and format with ruff"

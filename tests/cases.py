@@ -130,12 +130,13 @@ def inner_plate(y: Tensor) -> None:
 
 
 def outer_data(y: Tensor) -> None:
-    """The plate over data left of an inner one, with a site outside the inner one."""
+    """The plate over data left of an inner one, with a site outside and two inside that one."""
     with pyro.plate("data", len(y), dim=-2):
         shift = pyro.sample("shift", dist.Normal(0.0, 2.0))  # (batch, 1)
         with pyro.plate("features", 3, dim=-1):
             z = pyro.sample("z", dist.Normal(shift, 1.0))
-            pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+            w = pyro.sample("w", dist.Normal(z, 0.2))
+            pyro.sample("y", dist.Normal(w, 0.5), obs=y)
 
 
 def inner_plate_density(z: Tensor, y: Tensor) -> Tensor:
@@ -145,10 +146,9 @@ def inner_plate_density(z: Tensor, y: Tensor) -> Tensor:
 
 def outer_data_density(z: Tensor, y: Tensor) -> Tensor:
     """The shift, then a sum over features."""
-    shift, rest = z[..., :1], z[..., 1:]
-    return normal(shift, 0.0, 2.0)[..., 0] + (normal(rest, shift, 1.0) + normal(y, rest, 0.5)).sum(
-        -1
-    )
+    shift, z, w = z[..., :1], z[..., 1:4], z[..., 4:]
+    features = normal(z, shift, 1.0) + normal(w, z, 0.2) + normal(y, w, 0.5)
+    return normal(shift, 0.0, 2.0)[..., 0] + features.sum(-1)
 
 
 def missing(y: Tensor, seen: Tensor) -> None:
@@ -245,7 +245,7 @@ CASES = {
     "dirichlet": Case(dirichlet, lambda: (torch.arange(NUM_DATA) % 3,), 2, dirichlet_density),
     "interval": Case(interval, numbers, 2, interval_density),
     "inner-plate": Case(inner_plate, vectors(3), 3, inner_plate_density),
-    "outer-data": Case(outer_data, vectors(3), 4, outer_data_density),
+    "outer-data": Case(outer_data, vectors(3), 7, outer_data_density),
     "missing": Case(
         missing, lambda: (*numbers(), torch.arange(NUM_DATA) % 2 == 0), 1, missing_density
     ),

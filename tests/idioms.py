@@ -105,7 +105,8 @@ class Pictures(PyroModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convolution: Any = PyroModule[nn.ConvTranspose2d](1, 1, 2)
+        convolution: Any = PyroModule[nn.ConvTranspose2d]
+        self.convolution = convolution(1, 1, 2)
 
     def decode(self, z: Tensor) -> Tensor:
         """Pictures of 3 x 3."""

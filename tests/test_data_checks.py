@@ -27,8 +27,9 @@ NAN, INF = float("nan"), float("inf")
         (torch.zeros(3, 2),),
         (torch.zeros(1, 2),),  # one row is a batch
         (torch.zeros(3, 4, 4), torch.arange(3), torch.zeros(3, dtype=torch.float64)),
+        (torch.zeros(3, 4), torch.ones(3, 4, dtype=torch.bool)),
     ],
-    ids=["one", "one-row", "three"],
+    ids=["one", "one-row", "three", "mask"],
 )
 def test_good_batches_pass(batch: tuple[Tensor, ...]) -> None:
     """One tensor or several, one row or many, floating or integer."""

@@ -1,4 +1,4 @@
-"""Every example runs, at small size, and draws its figure."""
+"""Every example runs, at small size, and draws its figure; every benchmark runs."""
 
 import subprocess
 import sys
@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 
 
 def test_there_are_examples() -> None:
     """An empty list below would pass in silence."""
     assert EXAMPLES
+    assert BENCHMARKS
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
@@ -26,3 +29,17 @@ def test_example(example: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
     assert list(tmp_path.rglob("*.png")), f"no .png was written\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda benchmark: benchmark.stem)
+def test_benchmark(benchmark: Path, tmp_path: Path) -> None:
+    """`python benchmarks/NAME.py --smoke` ends well and prints ratios; nothing is timed here."""
+    done = subprocess.run(
+        [sys.executable, benchmark, "--smoke"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
+    assert "times N" in done.stdout or "epochs" in done.stdout, done.stdout

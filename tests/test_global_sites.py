@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -23,7 +24,13 @@ from tests.training import fit
 pytestmark = pytest.mark.usefixtures("float64")
 
 TAU, SIGMA = 2.0, 0.5
+user_param_store = pytest.mark.usefixtures("user_param_store")
 ENOUGH = pv.ImportanceSampling(200)  # draws, not to be warned of too few
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Equal to within so much."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
 def population(y: Tensor) -> None:
@@ -63,6 +70,7 @@ def several(y: Tensor) -> None:
     """Sites on different supports, in a plate of their own, and one that depends on another."""
     scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
     with pyro.plate("features", 4):
+        pyro.sample("noise", dist.Gamma(2.0, 1.0))
         weights = pyro.sample("weights", dist.Normal(torch.zeros(2), scale).to_event(1))
     with pyro.plate("data", len(y)):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -115,9 +123,9 @@ def test_values_have_to_fit(given: dict[str, Tensor] | None, message: str) -> No
 def test_layout_of_several() -> None:
     """Positive, in a plate, dependent: to the flat vector and back, with the Jacobian."""
     program = Program(several, torch.zeros(2, 4))
-    assert [site.name for site in program.global_sites] == ["scale", "weights"]
-    assert program.global_latents == 9
-    flat = torch.randn(9)
+    assert [site.name for site in program.global_sites] == ["scale", "noise", "weights"]
+    assert program.global_latents == 13
+    flat = torch.randn(13)
     sites = program.constrain_globals(flat)
     (scale, jacobian), (weights, none) = sites["scale"], sites["weights"]
     torch.testing.assert_close(scale, flat[0].exp())
@@ -195,12 +203,13 @@ def test_the_guide_in_a_trace() -> None:
     posterior = guide.shared
     assert posterior is not None
     loc, log_scale = posterior.value.chunk(2)
-    flat = torch.cat([nodes["scale"]["value"].log()[None], nodes["weights"]["value"].reshape(-1)])
-    expected = normal(flat, loc, log_scale.exp()).sum() - flat[0]  # the Jacobian of the logarithm
+    positive = torch.cat([nodes["scale"]["value"][None], nodes["noise"]["value"]]).log()
+    flat = torch.cat([positive, nodes["weights"]["value"].reshape(-1)])
+    expected = normal(flat, loc, log_scale.exp()).sum() - positive.sum()  # with its Jacobian
     log_q = sum(
         (site["fn"].log_prob(site["value"]).sum())
         for name, site in nodes.items()
-        if name in ("_global", "scale", "weights")
+        if name in ("_global", "scale", "noise", "weights")
     )
     torch.testing.assert_close(log_q, expected)
 
@@ -235,8 +244,8 @@ def test_a_plate_of_the_size_of_the_batch_is_not_the_data() -> None:
     with pv.minibatch(torch.arange(4), num_data=12):
         guide(y[:4])
         nodes = poutine.trace(several).get_trace(y[:4]).nodes
-    scales = {name: nodes[name]["scale"] for name in ("scale", "weights", "z", "y")}
-    assert scales == {"scale": 1.0, "weights": 1.0, "z": 3.0, "y": 3.0}
+    scales = {name: nodes[name]["scale"] for name in ("scale", "noise", "weights", "z", "y")}
+    assert scales == {"scale": 1.0, "noise": 1.0, "weights": 1.0, "z": 3.0, "y": 3.0}
 
 
 def mean_field_optimum(y: Tensor) -> tuple[float, float]:
@@ -304,7 +313,7 @@ def test_a_full_rank_posterior() -> None:
         several, pv.GlobalParameters(), global_family=pv.FullRankNormal(), example=torch.randn(2, 4)
     )
     assert guide.shared is not None
-    assert guide.shared.value.shape == (9 + 9 * 10 // 2,)
+    assert guide.shared.value.shape == (13 + 13 * 14 // 2,)
     y = torch.randn(12, 4)
     fit(several, guide, y, num_epochs=1)
     assert pv.elbo(several, guide, y, 5).elbo.value.shape == (12,)
@@ -324,13 +333,38 @@ def test_fit_rows_given_values() -> None:
     assert torch.equal(fitted.global_values()["mean"], guide.global_values()["mean"])
 
 
+MAPS_OF_THE_MODEL: dict[str, Callable[[], pv.InferenceMap]] = {
+    "exact": pv.ExactPosterior,
+    "coordinate-ascent": pv.CoordinateAscent,
+    "refined": lambda: pv.Refined(encoder(), steps=20),
+}
+
+
+@user_param_store
+@pytest.mark.parametrize("name", MAPS_OF_THE_MODEL)
+def test_maps_that_look_at_the_model(name: str) -> None:
+    """They see it with the shared sites at the values of the draw, or at those given."""
+    y = torch.randn(6)
+    guide = pv.Guide(population, MAPS_OF_THE_MODEL[name](), example=y)
+    for value in (-1.0, 2.0):
+        given = {"mean": torch.tensor(value)}
+        lml = pv.log_marginal_likelihood(population, guide, y, ENOUGH, given=given)
+        assert_near(lml.value, conditional(y, given["mean"]), 1e-3 if name == "refined" else 1e-9)
+    nodes: dict[str, Any] = dict(poutine.trace(guide).get_trace(y).nodes)
+    precision = 1 + 1 / SIGMA**2
+    loc = (nodes["mean"]["value"] + y / SIGMA**2) / precision
+    q = nodes["_latent"]["fn"]
+    assert_near(q.mean[:, 0], loc, 1e-2 if name == "refined" else 1e-9)
+    fit(population, guide, y, num_epochs=2)
+
+
 def test_saved_and_loaded(tmp_path: Any) -> None:
     """The shared posterior is saved with the guide."""
     y, model = torch.randn(6), Population()
     guide = pv.Guide(model, encoder(), example=y)
     assert guide.shared is not None
     with torch.no_grad():
-        guide.shared.value += 1
+        guide.shared.value.add_(1)
     pv.save(tmp_path / "folder", model=model, guide=guide)
     fresh_model = Population()
     fresh = pv.Guide(fresh_model, encoder(), example=y)

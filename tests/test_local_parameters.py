@@ -30,7 +30,7 @@ float64 = pytest.mark.usefixtures("float64")
 Trainer = Callable[["pv.models.VAE", pv.Guide, Tensor, list[Tensor]], None]
 
 
-def pair(num_data: int = NUM_DATA, **options: float) -> tuple[pv.models.VAE, pv.Guide]:
+def pair(num_data: int = NUM_DATA, **options: Any) -> tuple[pv.models.VAE, pv.Guide]:
     """A linear model, and a guide with a row for every datum."""
     model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(sigma=0.5), latent_dim=2)
     return model, pv.Guide(model, pv.LocalParameters(num_data, **options))
@@ -252,6 +252,58 @@ def test_copies_are_trained_apart() -> None:
     assert torch.equal(table(copied), once)
 
 
+# ---------------------------------------------------------------------- where the table lives
+
+
+def tensors_of(map: pv.InferenceMap) -> dict[str, Tensor]:
+    """The table, its optimizer's state, and the digests."""
+    return dict(map.named_buffers())
+
+
+@pytest.mark.parametrize("move", ["to", "apply"])
+def test_a_table_stays_where_it_is_told(move: str) -> None:
+    """The guide moves to a device without memory of its own, and no entry of the table is lost."""
+    model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(sigma=0.5), latent_dim=2)
+    guide, y = pv.Guide(model, pv.LocalParameters(NUM_DATA, device="cpu")), data()
+    guide.map.remember(y)
+    loss_of(model, guide, y, torch.arange(5)).backward()
+    before = {name: value.clone() for name, value in tensors_of(guide.map).items()}
+    guide.to("meta", torch.float64) if move == "to" else guide.double().to(device="meta")
+    for name, value in tensors_of(guide.map).items():
+        assert value.device == torch.device("cpu")
+        assert torch.equal(value, before[name].to(value.dtype)), name
+    assert table(guide).dtype == torch.float64
+    assert visits(guide) == [1] * 5 + [0] * 15
+    (anchor,) = guide.map.parameters()
+    assert anchor.device == torch.device("meta")  # so that data go where the model is
+    with pv.minibatch(torch.arange(3), NUM_DATA):
+        assert guide.parameters_of(y[:3].to("meta")).device == torch.device("meta")
+
+
+def test_a_table_moves_with_the_guide_unless_told() -> None:
+    """Without a device of its own it goes along; what is lost there shows that it did."""
+    _, guide = pair()
+    guide.to("meta")
+    devices = {value.device for value in tensors_of(guide.map).values()}
+    assert devices == {torch.device("meta")}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device with memory")
+def test_training_with_the_table_elsewhere() -> None:
+    """A model on a GPU, its table in main memory: rows move as they do beside the model."""
+    model, beside = pair()
+    guides = (beside, pv.Guide(model, pv.LocalParameters(NUM_DATA, device="cpu")))
+    y = data().cuda()
+    for each in (model, *guides):
+        each.cuda()
+    for guide in guides:
+        pyro.set_rng_seed(1)
+        loss_of(model, guide, y, torch.arange(5)).backward()
+    assert table(guides[1]).device == torch.device("cpu")
+    torch.testing.assert_close(table(guides[1]), table(beside).cpu())
+    assert visits(guides[1]) == [1] * 5 + [0] * 15
+
+
 # ---------------------------------------------------------------------- fitted to given data
 
 
@@ -263,24 +315,12 @@ def mean_field_elbo(guide: pv.Guide, y: Tensor) -> Tensor:
 
 
 @float64
-@pytest.mark.parametrize(
-    ("method", "tolerance"),
-    [
-        (pv.FitRows(), 0.02),
-        pytest.param(pv.FitRows(num_particles=32), 0.005, marks=pytest.mark.slow),
-    ],
-    ids=["default", "32-particles"],
-)
-def test_rows_reach_the_mean_field_optimum(method: pv.FitRows, tolerance: float) -> None:
-    """Mean m and variances 1 / P_ii for every datum, so the ELBO is a known gap below log p(y).
-
-    What is lost is the jitter of the last iterates, by the inverse of the number of particles. Of
-    1,000 data fitted by the defaults the median lost 0.0009 nats, 1% more than 0.005, none 0.012.
-    """
+def test_rows_reach_the_mean_field_optimum() -> None:
+    """Mean m and variances 1 / P_ii for every datum, so the ELBO is a known gap below log p(y)."""
     y = torch.cat([FACTS_Y, FACTS.sample(NUM_DATA - 1)])
     guide = pv.Guide(factor_analysis, pv.GlobalParameters(), example=y)
     stream = torch.get_rng_state()
-    fitted = guide.fit_rows(y, method)
+    fitted = guide.fit_rows(y)
     assert torch.equal(torch.get_rng_state(), stream)
     fit = fitted.row_fit
     assert fit is not None
@@ -288,9 +328,8 @@ def test_rows_reach_the_mean_field_optimum(method: pv.FitRows, tolerance: float)
     elbo = mean_field_elbo(fitted, y)
     best = FACTS.log_evidence(y) - FACTS.mean_field_gap()
     assert (best - elbo).min() >= -1e-12  # nothing is above the optimum
-    assert (best - elbo).max() < tolerance
-    # The ELBO it reports is that of the iterates, so it may be lower by what they jitter.
-    assert ((fit.elbo - elbo).abs() < 6 * fit.error + tolerance).all()
+    assert (best - elbo).max() < 1e-8
+    assert ((fit.elbo - elbo).abs() < 8 * fit.error).all()
     # The new guide answers for these data, and for no others.
     assert_shapes_and_refuses(fitted, y)
 
@@ -311,7 +350,7 @@ def test_rows_of_a_constrained_latent() -> None:
     """
     y = torch.tensor([0.0, 1.0, 3.0, 20.0])
     guide = pv.Guide(gamma, pv.GlobalParameters(), example=y)
-    fitted = guide.fit_rows(y, pv.FitRows(num_particles=16))
+    fitted = guide.fit_rows(y, pv.FitRows(num_particles=64))
     shape = 2 + y
     loc, log_scale = fitted.posterior(y).parameters.detach().unbind(-1)
 
@@ -324,31 +363,18 @@ def test_rows_of_a_constrained_latent() -> None:
     assert (best - elbo(loc, log_scale)).min() >= -1e-12
 
 
-FEW_STEPS = pv.FitRows(round_steps=5, max_rounds=2)
+FEW_STEPS = pv.FitRows(max_steps=2)
 
 
 @float64
 def test_fits_are_reproducible() -> None:
-    """The same seed, the same rows; another seed, others. A short fit says it has not converged."""
-    y = FACTS.sample(4)
-    guide = pv.Guide(factor_analysis, pv.GlobalParameters(), example=y)
-    first, second, other = (guide.fit_rows(y, FEW_STEPS, seed=seed) for seed in (1, 1, 2))
+    """The same seed, the same rows. A short fit says it has not converged."""
+    y = torch.tensor([0.0, 1.0, 3.0, 20.0])
+    guide = pv.Guide(gamma, pv.GlobalParameters(), example=y)
+    first, second = (guide.fit_rows(y, FEW_STEPS, seed=1) for _ in range(2))
     assert torch.equal(table(first), table(second))
-    assert not torch.equal(table(first), table(other))
     assert first.row_fit is not None
-    assert not first.row_fit.converged.any()
-
-
-@float64
-@pytest.mark.slow
-def test_row_order_does_not_matter() -> None:
-    """Within the errors of the fit: draws are by position, and the optimum is the datum's own."""
-    y = FACTS.sample(10)
-    guide = pv.Guide(factor_analysis, pv.GlobalParameters(), example=y)
-    forward, backward = guide.fit_rows(y), guide.fit_rows(y.flip(0))
-    elbo = mean_field_elbo(forward, y)
-    again = mean_field_elbo(backward, y.flip(0)).flip(0)
-    torch.testing.assert_close(elbo, again, rtol=0, atol=0.02)
+    assert not first.row_fit.converged.all()
 
 
 @float64
@@ -356,11 +382,11 @@ def test_pieces_do_not_matter() -> None:
     """Rows that do not fit into memory at once are fitted in pieces, each to its own data."""
     y = FACTS.sample(5)
     guide = pv.Guide(factor_analysis, pv.GlobalParameters(), example=y)
-    method = pv.FitRows(round_steps=20, max_rounds=2, max_rows=16)  # two data of eight particles
+    method = pv.FitRows(num_particles=8, max_rows=16)  # two data at once
     pieces = guide.fit_rows(y, method)
     alone = guide.fit_rows(y[:2], method)
     assert table(pieces).shape == (5, 4)
-    assert torch.equal(table(pieces)[:2], table(alone))
+    torch.testing.assert_close(table(pieces)[:2], table(alone))
     assert (mean_field_elbo(pieces, y) > FACTS.log_evidence(y) - 1).all()
 
 
@@ -371,7 +397,7 @@ def test_where_a_fit_starts(map_name: str) -> None:
     if map_name == "encoder":
         guide = pv.Guide(model, pv.Encoder(nn.Linear(3, 4)))
     y = data(6)
-    fitted = guide.fit_rows(y, pv.FitRows(max_rounds=0))
+    fitted = guide.fit_rows(y, pv.FitRows(max_steps=0))
     start = guide.parameters_of(y).detach() if map_name == "encoder" else torch.zeros(6, 4)
     assert torch.equal(table(fitted), start)
 
@@ -405,6 +431,6 @@ def test_a_density_that_is_not_finite() -> None:
     guide = pv.Guide(broken, pv.GlobalParameters(), example=y)
     with pytest.raises(FloatingPointError, match=r"for 2 data \(the first is row 2: ELBO nan\)"):
         guide.fit_rows(y, FEW_STEPS)
-    pieces = pv.FitRows(round_steps=2, max_rounds=1, max_rows=16)  # two data of eight particles
+    pieces = pv.FitRows(num_particles=8, max_rows=16)  # two data at once
     with pytest.raises(FloatingPointError, match="the first is row 2: ELBO nan"):
         guide.fit_rows(y, pieces)

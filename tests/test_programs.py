@@ -388,7 +388,7 @@ def partly_observed(y: Tensor) -> None:
     """Pyro makes a masked latent site of what was not seen."""
     with pyro.plate("data", len(y)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=y > 0)
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=y > 0)  # type: ignore[arg-type]
 
 
 def forgotten(y: Tensor) -> None:

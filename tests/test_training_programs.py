@@ -6,14 +6,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.nn import PyroModule, PyroParam, pyro_method
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae.programs import Program, evaluating
+from tests.cases import scalar
 from tests.factor_analysis import (
     model_of,
     prior_guide,
 )
+from tests.idioms import IDIOMS, clusters
 from tests.statistics import FACTS, FACTS_Y
 from tests.training import (
     MAPS,
@@ -173,3 +178,70 @@ def test_two_models_side_by_side() -> None:
     fit(*beside, y, num_epochs=1)
     assert_same_state(state(*beside), state(*alone))
     assert not dict(pyro.get_param_store())
+
+
+# Programs that subsample, and programs with discrete sites
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ["subsamples", "indexes"])
+def test_both_idioms_train_alike(name: str) -> None:
+    """A plate that subsamples by itself holds the batch: the same result, to the last bit."""
+    y = torch.randn(50, 1)
+    guides = []
+    for program in (scalar, IDIOMS[name].program):
+        torch.manual_seed(0)
+
+        def model(y: Tensor, program: Any = program) -> None:
+            program(y[:, 0])
+
+        guide = pv.Guide(model, pv.Encoder(nn.Linear(1, 2)), example=y)
+        fit(model, guide, y, num_epochs=2, batch_size=20)
+        guides.append(guide)
+    assert_same_state(state(guides[1]), state(guides[0]))
+
+
+ENUMERATED = ("clusters", "switches", "words")
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ENUMERATED)
+def test_losses_of_programs_with_discrete_sites(name: str) -> None:
+    """What is trained is the sum of log weights with the discrete sites summed out exactly."""
+    case = IDIOMS[name]
+    batch = case.data()
+    guide = pv.Guide(case.program, pv.GlobalParameters(), example=batch)
+    structure = guide.program.structure
+    objective = TraceEnum_ELBO(max_plate_nesting=structure.nesting)
+    with evaluating(guide):
+        pyro.set_rng_seed(3)
+        loss = objective.loss(guide.program.enumerating(case.program), guide, *batch)
+        pyro.set_rng_seed(3)
+        nodes: Any = poutine.trace(guide).get_trace(*batch).nodes
+        values = {site.name: nodes[site.name]["value"] for site in guide.program.latent_sites}
+        z = guide.program.flatten(values)[0][None]
+        log_q = guide.posterior(*batch).log_prob(z)
+        log_weights = Program(case.program, *batch).log_joint(z, *batch) - log_q
+        by_hand = case.density(z, *batch) - log_q
+    assert loss == pytest.approx(-log_weights.sum().item(), rel=1e-10)
+    assert loss == pytest.approx(-by_hand.sum().item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ENUMERATED)
+def test_programs_with_discrete_sites_train(name: str) -> None:
+    """By an objective that sums them out, which `fit` takes by itself."""
+    case = IDIOMS[name]
+    batch = case.data()
+    guide = pv.Guide(case.program, pv.LocalParameters(len(batch[0])), example=batch)
+    before = state(guide)
+    result = fit(case.program, guide, batch[0], num_epochs=3)
+    assert all(torch.isfinite(torch.as_tensor(result.history.elbo)))
+    assert not torch.equal(state(guide)["0.map.table"], before["0.map.table"])
+
+
+def test_an_objective_that_would_draw_discrete_sites() -> None:
+    """Is refused: it would draw them from the prior, which is another bound, in silence."""
+    y = torch.randn(10)
+    guide = pv.Guide(clusters, pv.GlobalParameters(), example=y)
+    with pytest.raises(ValueError, match=r"Trace_ELBO would draw .* \['label'\] .* TraceEnum_ELBO"):
+        fit(clusters, guide, y, objective=Trace_ELBO())

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -200,14 +201,14 @@ class _Run:
         if isinstance(pair[0], InferenceMap):
             example = tuple(part[:1] for part in self.train)
             with forked_seed(self.options["seed"]):  # for the layer put on top of a trunk
-                guide = Guide(model, copy.deepcopy(pair[0]), pair[1], example=example)
+                guide = Guide(model, *copy.deepcopy(pair), example=example)
             return model, guide.to(example[0].device)
         program: ProgramLike = pair[0]
         return model, copy.deepcopy(program) if isinstance(program, nn.Module) else program
 
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
-        """Trains; with the model fixed, a table of rows is fitted by the routine for rows."""
-        if not self.train_model and isinstance(guide, Guide) and guide.map.per_row:
+        """Trains; where rows are all there is to train, they are fitted by the routine for rows."""
+        if not self.train_model and isinstance(guide, Guide) and _has_only_rows(guide):
             start = time.perf_counter()
             guide = guide.fit_rows(
                 self.train, seed=self.options["seed"], progress=self.options["progress"]
@@ -215,13 +216,31 @@ class _Run:
             if guide.row_fit is None:
                 raise AssertionError("fit_rows gives a guide with its row_fit")
             return guide, _as_fit(guide.row_fit, time.perf_counter() - start, self.options["seed"])
+        if not self.train_model and isinstance(guide, Guide) and _has_nothing(guide):
+            return guide, _no_fit(self.options["seed"])
         return guide, fit(model, guide, self.train, train_model=self.train_model, **self.options)
+
+
+def _has_only_rows(guide: Guide) -> bool:
+    """Whether nothing of a guide is shared by all data: no nets of its family, no global sites."""
+    return guide.map.per_row and guide.shared is None and not isinstance(guide.family, nn.Module)
+
+
+def _has_nothing(guide: Guide) -> bool:
+    """Whether a guide has nothing to train: the model says it all, as under `ExactPosterior`."""
+    return all(parameter.numel() == 0 for parameter in guide.parameters())
+
+
+def _no_fit(seed: int) -> Fit:
+    """The fit of a guide that has nothing to train, with the model fixed."""
+    empty = History(**{name: np.zeros(0) for name in History.__dataclass_fields__})
+    return Fit(empty, "finished", 0, seed, ())
 
 
 def _as_fit(rows: RowFit, seconds: float, seed: int) -> Fit:
     """A fit of rows as a history of one entry."""
     values = {name: torch.nan for name in History.__dataclass_fields__}
-    values |= {"epoch": rows.rounds, "elbo": float(rows.elbo.mean()), "seconds": seconds}
+    values |= {"epoch": rows.steps, "elbo": float(rows.elbo.mean()), "seconds": seconds}
     values["kl_weight"] = 1.0
     history = History(**{name: torch.tensor([value]).numpy() for name, value in values.items()})
-    return Fit(history, "finished", rows.rounds, seed, ("a row of parameters for every datum",))
+    return Fit(history, "finished", rows.steps, seed, ("a row of parameters for every datum",))

@@ -25,7 +25,8 @@ def check_batch(*batch: object, names: Sequence[str] | None = None) -> None:
     """Refuses a batch that no program could be run on.
 
     Arguments:
-        batch: Tensors `(rows, *datum)`, floating or integer, with the same number of rows.
+        batch: Tensors `(rows, *datum)`, floating or integer, with the same number of rows; any
+            but the first may be a boolean mask.
         names: Names of the columns of the first tensor, for the message.
 
     Raises:
@@ -44,7 +45,7 @@ def check_batch(*batch: object, names: Sequence[str] | None = None) -> None:
         raise ValueError(
             "a batch needs at least one tensor, got none: pass the data, as in model(y)"
         )
-    tensors = [_check_tensor(f"batch[{i}]", tensor) for i, tensor in enumerate(batch)]
+    tensors = [_check_tensor(i, tensor) for i, tensor in enumerate(batch)]
     _check_rows(tensors)
     for i, tensor in enumerate(tensors):
         check_finite(f"batch[{i}]", tensor, names if i == 0 else None)
@@ -221,14 +222,15 @@ def row_seeds(seed: int, *batch: Tensor) -> Int64[Tensor, " rows"]:
     return torch.from_numpy(_hashed(keys.astype("<i8")) & np.int64(2**63 - 1))
 
 
-def _check_tensor(label: str, tensor: object) -> Tensor:
+def _check_tensor(index: int, tensor: object) -> Tensor:
+    label = f"batch[{index}]"
     if not isinstance(tensor, Tensor):
         kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
         raise TypeError(
             f"{label} should be a torch tensor with one row per datum, got {kind}: "
             "convert it with torch.as_tensor(...)"
         )
-    if tensor.dtype is torch.bool or tensor.is_complex():
+    if (tensor.dtype is torch.bool and index == 0) or tensor.is_complex():
         raise TypeError(
             f"{label} should be floating or integer, got {tensor.dtype}: convert it, "
             "as in y.float() for bool or torch.view_as_real(y) for complex"

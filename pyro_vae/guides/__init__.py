@@ -1,11 +1,24 @@
 """A guide is a family; where the family's parameters come from is a separate object, the map."""
 
+from .closed_form import CoordinateAscent as CoordinateAscent
+from .closed_form import ExactPosterior as ExactPosterior
+from .closed_form import Quadratic as Quadratic
+from .closed_form import quadratic_of as quadratic_of
 from .families import DiagonalNormal as DiagonalNormal
 from .families import Family as Family
+from .families import FullRankNormal as FullRankNormal
+from .families import LowRankNormal as LowRankNormal
+from .flows import AffineAutoregressive as AffineAutoregressive
+from .flows import AffineCoupling as AffineCoupling
+from .flows import ElementwiseSpline as ElementwiseSpline
+from .flows import FlowTransform as FlowTransform
+from .flows import NormalizingFlow as NormalizingFlow
+from .flows import SplineAutoregressive as SplineAutoregressive
 from .guide import Guide as Guide
 from .local import FitRows as FitRows
 from .local import RowFit as RowFit
 from .local import fit_parameters as fit_parameters
+from .local import refine_parameters as refine_parameters
 from .maps import Encoder as Encoder
 from .maps import GlobalParameters as GlobalParameters
 from .maps import InferenceMap as InferenceMap
@@ -16,22 +29,37 @@ from .posteriors import ProgramPosterior as ProgramPosterior
 from .posteriors import given_globals as given_globals
 from .posteriors import posterior_of as posterior_of
 from .posteriors import program_of as program_of
+from .refined import Refined as Refined
 
 __all__ = [
+    "AffineAutoregressive",
+    "AffineCoupling",
+    "CoordinateAscent",
     "DiagonalNormal",
+    "ElementwiseSpline",
     "Encoder",
+    "ExactPosterior",
     "Family",
     "FamilyPosterior",
     "FitRows",
+    "FlowTransform",
+    "FullRankNormal",
     "GlobalParameters",
     "Guide",
     "InferenceMap",
     "LocalParameters",
+    "LowRankNormal",
+    "NormalizingFlow",
     "Posterior",
     "ProgramPosterior",
+    "Quadratic",
+    "Refined",
     "RowFit",
+    "SplineAutoregressive",
     "fit_parameters",
     "given_globals",
     "posterior_of",
     "program_of",
+    "quadratic_of",
+    "refine_parameters",
 ]

@@ -4,6 +4,7 @@ A family turns `(batch, parameters)` into a distribution over one flat unconstra
 datum. It does not know where the parameters come from.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Distribution
+
+_LEAST_SHARE = 1e-3  # see LowRankNormal
 
 
 @runtime_checkable
@@ -73,3 +76,149 @@ class DiagonalNormal:
         """The distribution with these means and log standard deviations."""
         loc, log_scale = parameters.chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+@dataclass(frozen=True)
+class FullRankNormal:
+    r"""Gaussian with any covariance, :math:`q(z) = \mathcal{N}(z \mid \mu, L L^\top)`.
+
+    Its parameters are :math:`\mu` and the lower triangle of :math:`L` row by row, with the
+    logarithms of its diagonal: d + d (d + 1) / 2 of them for d latents. They grow with the square
+    of the latents; :class:`LowRankNormal` is for more latents than some dozens.
+
+    References:
+        | Automatic Differentiation Variational Inference (Kucukelbir et al., 2017)
+        | https://arxiv.org/abs/1603.00788
+
+    Example:
+        >>> q = FullRankNormal()(torch.tensor([[1.0, 2.0, 0.0, 3.0, 0.0]]))
+        >>> q.mean, q.covariance_matrix
+        (tensor([[1., 2.]]), tensor([[[ 1.,  3.],
+                 [ 3., 10.]]]))
+    """
+
+    def num_parameters(self, latents: int) -> int:
+        """The means, and the entries of a triangle."""
+        return latents + latents * (latents + 1) // 2
+
+    def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
+        """These means, no correlation, and the same standard deviation for all."""
+        log_scales = torch.full_like(loc, scale).log()
+        return torch.cat([loc, _packed(log_scales.diag())])
+
+    def closest_normal(
+        self,
+        loc: Float[Tensor, "*batch latents"],
+        precision: Float[Tensor, "*batch latents latents"],
+    ) -> Float[Tensor, "*batch parameters"]:
+        r"""The Gaussian posterior itself: :math:`m`, and :math:`L` with :math:`L L^\top = P^{-1}`.
+
+        :math:`P` is not inverted: with :math:`P = U U^\top` and :math:`U` upper triangular,
+        :math:`L = U^{-\top}`.
+        """
+        # A Cholesky factor with the order of the entries reversed is the upper triangular one.
+        upper = torch.linalg.cholesky(precision.flip(-2, -1)).flip(-2, -1)
+        identity = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
+        factor = torch.linalg.solve_triangular(upper.mT, identity, upper=False)
+        factor = factor.tril(-1) + factor.diagonal(dim1=-2, dim2=-1).log().diag_embed()
+        triangle = _packed(factor)
+        return torch.cat([loc, triangle.expand(*loc.shape[:-1], -1)], dim=-1)
+
+    def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
+        """The distribution with these means and this factor of the covariance."""
+        latents = (
+            math.isqrt(9 + 8 * parameters.shape[-1]) - 3
+        ) // 2  # solves P = d + d (d + 1) / 2
+        _check_size(self, parameters, latents)
+        loc, triangle = parameters.tensor_split([latents], dim=-1)
+        row = torch.arange(latents, device=parameters.device)
+        index = (row * (row + 1) // 2).unsqueeze(-1) + row  # right in and below the diagonal
+        square = triangle.index_select(-1, index.flatten()).unflatten(-1, index.shape)
+        scales = square.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
+        return dist.MultivariateNormal(loc, scale_tril=square.tril(-1) + scales)
+
+
+@dataclass(frozen=True)
+class LowRankNormal:
+    r"""Gaussian with few directions of correlation, :math:`\mathcal{N}(\mu, D + W W^\top)`.
+
+    :math:`D = \operatorname{diag}(\sigma_i^2 + c \sum_r W_{ir}^2)`, and :math:`W` has `rank`
+    columns. At least :math:`c = 10^{-3}` of the variance that a latent shares with others is its
+    own besides: a fit may otherwise end at a singular covariance (a Heywood case), whose density
+    cannot be computed and whose draws are no proposal. Its parameters are
+    :math:`(\mu, \log \sigma, W)`, with :math:`W` row by row: 2 + rank a latent, so they grow
+    with the latents as those of :class:`DiagonalNormal` do.
+
+    Arguments:
+        rank: Columns of :math:`W`. There may be more than latents, so that one value serves every
+            program; those beyond the latents add parameters, and no distribution.
+
+    Raises:
+        ValueError: If the rank is below one.
+
+    References:
+        | Gaussian Variational Approximation with a Factor Covariance Structure
+          (Ong, Nott & Smith, 2018)
+        | https://arxiv.org/abs/1701.03208
+
+    Example:
+        >>> q = LowRankNormal(rank=1)(torch.tensor([[1.0, 2.0, 0.0, 0.0, 1.0, 3.0]]))
+        >>> q.mean, q.covariance_matrix
+        (tensor([[1., 2.]]), tensor([[[ 2.0010,  3.0000],
+                 [ 3.0000, 10.0090]]]))
+    """
+
+    rank: int = 2
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(
+                f"LowRankNormal needs a rank of at least 1, got {self.rank}; DiagonalNormal() has "
+                "no correlations"
+            )
+
+    def num_parameters(self, latents: int) -> int:
+        """A latent's mean, the logarithm of its own standard deviation, and its row of W."""
+        return latents * (2 + self.rank)
+
+    def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
+        r"""These means and standard deviations, exactly, and correlations of at most 0.01.
+
+        The gradient of W vanishes where W does, is the same for columns that are the same, and
+        never leaves an eigenvector of the posterior, such as (1, 1) in a model that is symmetric
+        in its latents. So W starts as cosines of no particular direction, with columns of length
+        0.1 `scale` over the root of `rank`.
+        """
+        row = torch.arange(1, len(loc) + 1, dtype=loc.dtype, device=loc.device).unsqueeze(-1)
+        column = torch.arange(1, self.rank + 1, dtype=loc.dtype, device=loc.device)
+        cosines = (row * column).cos()  # (latents, rank)
+        factor = 0.1 * scale * cosines / cosines.norm(dim=0) / math.sqrt(self.rank)
+        spread = factor.square().sum(dim=-1)
+        variances = scale**2 - (1 + _LEAST_SHARE) * spread
+        return torch.cat([loc, variances.log() / 2, factor.flatten()])
+
+    def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
+        """The distribution with these means, own standard deviations and W."""
+        latents = parameters.shape[-1] // (2 + self.rank)
+        _check_size(self, parameters, latents)
+        loc, log_scale, factor = parameters.tensor_split([latents, 2 * latents], dim=-1)
+        factor = factor.unflatten(-1, (latents, self.rank))
+        own = (2 * log_scale).exp() + _LEAST_SHARE * factor.square().sum(dim=-1)
+        return dist.LowRankMultivariateNormal(loc, factor, own)
+
+
+def _packed(square: Float[Tensor, "*batch latents latents"]) -> Tensor:
+    """The lower triangle row by row, `(*batch, latents (latents + 1) / 2)`."""
+    rows, columns = torch.tril_indices(*square.shape[-2:], device=square.device)
+    return square[..., rows, columns]
+
+
+def _check_size(family: Family, parameters: Tensor, latents: int) -> None:
+    expected = family.num_parameters(latents)
+    if latents < 1 or parameters.shape[-1] != expected:
+        raise ValueError(
+            f"{family} has {expected} parameters for {latents} latent(s) and "
+            f"{family.num_parameters(latents + 1)} for {latents + 1}, got "
+            f"{parameters.shape[-1]} (shape {tuple(parameters.shape)}); num_parameters(latents) "
+            "says how many it needs"
+        )

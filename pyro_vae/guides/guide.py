@@ -1,7 +1,7 @@
 """The guide: a family, and a map that gives its parameters, as a Pyro program."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -23,7 +23,8 @@ from .families import DiagonalNormal, Family
 from .local import FitRows, RowFit, fit_parameters
 from .maps import InferenceMap, LocalParameters
 from .posteriors import FamilyPosterior, given_globals
-from .shared import GlobalPosterior, plates, values_of
+from .refined import Refined
+from .shared import GlobalPosterior, Plates, values_of
 
 _ROWS_AT_ONCE = 4096  # rows a network sees at once; only memory depends on it
 
@@ -82,20 +83,21 @@ class Guide(NamedModule):
         plate: str | None = None,
     ) -> None:
         super().__init__()
-        _claim(map)
         self.program = Program(model, *(() if example is None else as_batch(example)), plate=plate)
         self.family = DiagonalNormal() if family is None else family
-        if isinstance(self.family, nn.Module):
-            _claim(self.family)
-            self.family.setup(self.latents)  # type: ignore[operator]
-            self.family.to(device=self.program.device, dtype=self.program.dtype)
-        map.attach(self.program, self.family)
-        map.setup(self.family.num_parameters(self.latents), self.prior_parameters())
-        self.map = map
-        shares = bool(self.program.global_sites)
-        self.shared = (
-            GlobalPosterior(self.program, global_family or DiagonalNormal()) if shares else None
-        )
+        self._take_family(self.family, self.latents)
+        self._take_map(map)
+        self.shared = None
+        if self.program.global_sites:
+            shared = DiagonalNormal() if global_family is None else global_family
+            self._take_family(shared, self.program.global_latents)
+            self.shared = GlobalPosterior(self.program, shared)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Guide":  # noqa: FBT001, FBT002  (torch's signature)
+        """Moves the guide, and what it knows of the model's dtype and device: move both."""
+        super()._apply(fn, recurse)
+        self.program.moved(fn)
+        return self
 
     @property
     def latents(self) -> int:
@@ -106,6 +108,21 @@ class Guide(NamedModule):
     def model(self) -> ProgramLike:
         """The program that this guide was made for."""
         return self.program.model
+
+    def _take_map(self, map: InferenceMap) -> None:
+        """Makes a map this guide's own, now that the model and the family are known."""
+        _claim(map)
+        map.attach(self.program, self.family)
+        map.setup(self.family.num_parameters(self.latents), self.prior_parameters())
+        self.map = map
+
+    def _take_family(self, family: Family, latents: int) -> None:
+        """Sets a family up that has parameters of its own, unless it is a copy of one that is."""
+        if isinstance(family, nn.Module):
+            _claim(family)
+            if not getattr(family, "latents", 0):
+                family.setup(latents)  # type: ignore[operator]
+            family.to(device=self.program.device, dtype=self.program.dtype)
 
     def prior_parameters(self) -> Float[Tensor, " parameters"]:
         """Parameters at which the family is close to N(0, I), like the model on its device."""
@@ -127,10 +144,11 @@ class Guide(NamedModule):
 
     def forward(self, *batch: Tensor) -> None:
         """Samples the model's latent sites; a Pyro program."""
-        if self.shared is not None:
-            self.shared.sample_sites(self.program)
+        plates = Plates()
+        shared = {} if self.shared is None else self.shared.sample_sites(self.program, plates)
         plate, rows, batch = self._take(batch)
-        parameters = self.parameters_of(*batch, rows=rows)
+        with self.program.at(shared):
+            parameters = self.parameters_of(*batch, rows=rows)
         # The plate may stand left of inner ones: (batch, P) -> (batch, 1, ..., 1, P)
         ones = (1,) * (-self.program.plate_dim - 1)
         posterior = self.family(parameters.reshape(len(parameters), *ones, -1))
@@ -144,7 +162,7 @@ class Guide(NamedModule):
                 # Sampled as it is, so that objectives with analytic KL terms recognize it.
                 pyro.sample(sites[0].name, posterior)
             else:
-                self._sample_sites(posterior)
+                self._sample_sites(posterior, plates)
 
     def _take(self, batch: Batch) -> tuple[Any, Tensor | None, Batch]:
         """The model's plate over data, the rows of the data that it holds, and their data.
@@ -164,19 +182,26 @@ class Guide(NamedModule):
         rows: Tensor = plate.indices
         return plate, rows, tuple(part[rows.to(part.device)] for part in batch)
 
-    def _sample_sites(self, posterior: Distribution) -> None:
+    def _sample_sites(self, posterior: Distribution, plates: Plates) -> None:
         """Draws the flat vector, then gives every site its part of it."""
         flat = pyro.sample("_latent", posterior, infer={"is_auxiliary": True})
         flat = flat.reshape(-1, self.latents)
         for site, part in zip(self.program.latent_sites, self.program.split(flat), strict=True):
             value, log_jacobian = site.constrain(part)
             delta = dist.Delta(value, log_density=-log_jacobian, event_dim=site.event_dim)
-            with plates(site.plates):
+            with plates.open(site.plates):
                 pyro.sample(site.name, delta)
 
-    def posterior(self, *batch: Tensor) -> FamilyPosterior:
-        """What the guide says about a batch: draws, and densities at given points."""
-        return FamilyPosterior(self.family, self.parameters_of(*batch))
+    def posterior(
+        self, *batch: Tensor, given: Mapping[str, Tensor] | None = None
+    ) -> FamilyPosterior:
+        """What the guide says about a batch: draws, and densities at given points.
+
+        A map that looks at the model does so with the sites that all data share at the `given`
+        values, or at the mean of their posterior.
+        """
+        with self.program.at(self.global_values() if given is None else given):
+            return FamilyPosterior(self.family, self.parameters_of(*batch))
 
     def sample(
         self, data: Data, num_samples: int = 1, *, seed: int | None = None
@@ -202,9 +227,9 @@ class Guide(NamedModule):
         """Mean of q(z_n) for every datum: the deterministic embedding, `(batch, latents)`."""
         return self._evaluated(data).mean().detach()
 
-    def _evaluated(self, data: Data) -> FamilyPosterior:
+    def _evaluated(self, data: Data, given: Mapping[str, Tensor] | None = None) -> FamilyPosterior:
         with evaluating(self, self.model), torch.no_grad():
-            return self.posterior(*as_batch(data, self.program.device))
+            return self.posterior(*as_batch(data, self.program.device), given=given)
 
     def global_values(self) -> dict[str, Tensor]:
         """Values of the latent sites that all data share, at the mean of their posterior.
@@ -262,28 +287,44 @@ class Guide(NamedModule):
             the fit in its `row_fit` (ELBO, its error, and `converged`, each `(batch,)`).
         """
         batch = as_batch(data, self.program.device)
-        start = self._start(batch)
-        with forked_seed(seed):
-            how = method or FitRows()
+        start = self._start(batch, given)
+        with forked_seed(seed):  # for the mean of a global posterior that has none in closed form
             program = given_globals(self.program, self, batch, given)
-            fit = fit_parameters(program, self.family, batch, start, how, progress=progress)
+        how = method or FitRows()
+        fit = fit_parameters(program, self.family, batch, start, how, seed=seed, progress=progress)
         rows = LocalParameters(len(start))
-        guide = Guide(
-            self.model,
-            rows,
-            copy_of(self.family),
-            example=tuple(part[:1] for part in batch),
-            plate=self.program.plate,
-        )
-        guide.shared = copy.deepcopy(self.shared)
+        guide = self._with(rows)
         rows.fill(fit.parameters)
         rows.remember(*batch)
         guide.row_fit = fit
         return guide.eval()
 
-    def _start(self, batch: Batch) -> Tensor:
+    def refined(self, steps: int = 10, num_particles: int = 16) -> "Guide":
+        """The same guide with a few steps a datum after its map's answer, at test time.
+
+        Arguments:
+            steps: Steps a datum, at most; see :class:`Refined`.
+            num_particles: Draws a datum and step.
+
+        Returns:
+            A new guide for this model, with a :class:`Refined` map around this guide's own, which
+            it shares. What the family and the shared sites have learnt is copied.
+        """
+        return self._with(Refined(self.map, steps, num_particles)).eval()
+
+    def _with(self, map: InferenceMap) -> "Guide":
+        """A guide for the same model with another map, and all that is not the map copied."""
+        guide = Guide.__new__(Guide)
+        NamedModule.__init__(guide)
+        guide.program = self.program
+        guide.family = copy_of(self.family)
+        guide._take_map(map)
+        guide.shared = copy.deepcopy(self.shared)
+        return guide
+
+    def _start(self, batch: Batch, given: Mapping[str, Tensor] | None) -> Tensor:
         if not self.map.per_row:
-            return self._evaluated(batch).parameters
+            return self._evaluated(batch, given).parameters
         return self.prior_parameters().to(batch[0].device).repeat(len(batch[0]), 1)
 
 

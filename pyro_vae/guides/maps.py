@@ -164,6 +164,9 @@ class LocalParameters(InferenceMap):
             steps than the networks and takes longer ones.
         decay: A row's step size is divided by the root of 1 + visits / decay: rows travel first,
             and settle later.
+        device: Where the table and the state of its optimizer live; by default where the guide
+            does. With `device="cpu"` they stay in main memory when the guide moves to an
+            accelerator: only the rows of a batch travel there, and their gradients back.
 
     Shapes:
         rows: `(batch,)`, int64 positions in that data set.
@@ -186,26 +189,49 @@ class LocalParameters(InferenceMap):
     visits: Tensor
     digests: Tensor
 
-    def __init__(self, num_data: int, *, lr: float = 0.1, decay: float = 50.0) -> None:
+    def __init__(
+        self,
+        num_data: int,
+        *,
+        lr: float = 0.1,
+        decay: float = 50.0,
+        device: str | torch.device | None = None,
+    ) -> None:
         super().__init__()
         if num_data < 1:
             raise ValueError(f"num_data is the number of rows of the data set, got {num_data}")
         self.num_data, self.lr, self.decay, self.factor = num_data, lr, decay, 1.0
+        self.device = None if device is None else torch.device(device)
         # Pyro's SVI calls backward() only where a program has a parameter: an empty one will do.
         self.anchor = nn.Parameter(torch.zeros(0))
         self._leaf: tuple[Tensor, int, Tensor] | None = None
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """A table of so many rows, each at `initial`, with the optimizer's state of each row."""
-        self.register_buffer("table", initial.repeat(self.num_data, 1))
-        self.register_buffer("moment", torch.zeros_like(self.table))
-        self.register_buffer("square", torch.zeros_like(self.table))
-        self.register_buffer("visits", torch.zeros(self.num_data, dtype=torch.int64))
-        self.register_buffer("digests", torch.zeros(0, dtype=torch.int64))
+        table = initial.to(self.device).repeat(self.num_data, 1)
+        self.register_buffer("table", table)
+        self.register_buffer("moment", torch.zeros_like(table))
+        self.register_buffer("square", torch.zeros_like(table))
+        counts = torch.zeros(self.num_data, dtype=torch.int64, device=table.device)
+        self.register_buffer("visits", counts)
+        self.register_buffer("digests", counts[:0].clone())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LocalParameters":  # noqa: FBT001, FBT002
+        """What moves and casts a module: a table with a device of its own is cast only."""
+        if self.device is None:
+            return super()._apply(fn, recurse)
+
+        def cast(tensor: Tensor) -> Tensor:
+            if tensor is self.anchor:
+                return fn(tensor)  # empty; it says where the guide is
+            return tensor.to(fn(tensor[:0]).dtype)  # a slice asks: the table never travels
+
+        return super()._apply(cast, recurse)
 
     def config(self) -> dict[str, Any]:
         """Arguments that make the same map."""
-        return {"num_data": self.num_data, "lr": self.lr, "decay": self.decay}
+        device = None if self.device is None else str(self.device)
+        return {"num_data": self.num_data, "lr": self.lr, "decay": self.decay, "device": device}
 
     def remember(self, *batch: Tensor) -> None:
         """Notes which data the table belongs to, so that other data are not taken for them."""

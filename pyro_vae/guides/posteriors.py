@@ -228,4 +228,6 @@ def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterio
     posterior = getattr(guide, "posterior", None)
     if posterior is None:
         return ProgramPosterior(program, guide, batch)
-    return posterior(*batch)
+    # A map of ours may look at the model, with its global sites at the same values.
+    given = {"given": program.fixed} if program.fixed else {}
+    return posterior(*batch, **given)

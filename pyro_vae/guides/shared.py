@@ -8,6 +8,7 @@ A program with global sites :math:`\beta` beside the local :math:`z_n` is guided
 """
 
 from contextlib import ExitStack
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -40,15 +41,16 @@ class GlobalPosterior(nn.Module):
         """Over the flat unconstrained vector, with event shape `(size,)`."""
         return self.family(self.value)
 
-    def sample_sites(self, program: Program) -> None:
-        """Draws the flat vector, then gives every global site its part of it."""
+    def sample_sites(self, program: Program, plates: "Plates") -> dict[str, Tensor]:
+        """Draws the flat vector, gives every global site its part of it, and returns the values."""
         flat = pyro.sample("_global", self.distribution(), infer={"is_auxiliary": True})
         constrained = program.constrain_globals(flat)
         for site in program.global_sites:
             value, log_jacobian = constrained[site.name]
-            with plates(site.plates):
+            with plates.open(site.plates):
                 delta = dist.Delta(value, log_density=-log_jacobian, event_dim=site.event_dim)
                 pyro.sample(site.name, delta)
+        return {name: value for name, (value, _) in constrained.items()}
 
     def mean(self) -> Float[Tensor, " size"]:
         """Mean of the flat unconstrained vector."""
@@ -60,12 +62,20 @@ class GlobalPosterior(nn.Module):
             return self.distribution().sample(torch.Size((num_samples,)))
 
 
-def plates(layout: tuple[tuple[str, int, int], ...]) -> ExitStack:
-    """Opens plates by name, size and dimension."""
-    stack = ExitStack()
-    for name, size, dim in layout:
-        stack.enter_context(pyro.plate(name, size, dim=dim))
-    return stack
+class Plates:
+    """The plates of one call of a guide: sites in the same plate need the same object."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def open(self, layout: tuple[tuple[str, int, int], ...]) -> ExitStack:
+        """Opens plates by name, size and dimension."""
+        stack = ExitStack()
+        for name, size, dim in layout:
+            if name not in self._made:
+                self._made[name] = pyro.plate(name, size, dim=dim)
+            stack.enter_context(self._made[name])
+        return stack
 
 
 def values_of(program: Program, flat: Float[Tensor, " size"]) -> dict[str, Tensor]:

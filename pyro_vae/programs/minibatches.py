@@ -79,6 +79,7 @@ def minibatch(
         | https://arxiv.org/abs/1206.7055
 
     Example:
+        >>> import torch
         >>> with minibatch(torch.tensor([3, 5]), num_data=10) as batch:
         ...     batch.num_data / len(batch.rows)
         5.0

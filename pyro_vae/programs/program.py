@@ -9,7 +9,9 @@ the density of that vector has the Jacobian of the change of variables put in.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +63,7 @@ class Program:
             a density per datum for another reason; the message names the site or the plate.
 
     Example:
+        >>> import pyro
         >>> def model(y):
         ...     with pyro.plate("data", len(y)):
         ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
@@ -121,6 +124,13 @@ class Program:
         """That of the latents."""
         return self.structure.device
 
+    def moved(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Told that the model was moved to another dtype or device, by what does so to a tensor."""
+        start = fn(self.structure.global_start)
+        self.structure = replace(
+            self.structure, global_start=start, dtype=start.dtype, device=start.device
+        )
+
     def _own_prototype(self) -> Batch:
         prototype = getattr(self.model, "prototype", None)
         if prototype is None:
@@ -158,6 +168,19 @@ class Program:
         other.fixed = dict(values)
         other.conditions = f"conditional on {', '.join(names)} at {source}" if names else ""
         return other
+
+    @contextmanager
+    def at(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside the block this very program has its global sites at these values.
+
+        For inference maps, which hold the program: their answer is for these values.
+        """
+        before = self.fixed
+        self.fixed = {name: value.detach() for name, value in values.items()}
+        try:
+            yield
+        finally:
+            self.fixed = before
 
     def _global_shape(self, site: GlobalSite) -> tuple[int, ...]:
         start = torch.zeros(site.size, dtype=self.dtype, device=self.device)
@@ -330,6 +353,7 @@ def log_joint(
         ValueError: If the program or the shapes do not fit (see :class:`Program`).
 
     Example:
+        >>> import pyro
         >>> def model(y):
         ...     with pyro.plate("data", len(y)):
         ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))

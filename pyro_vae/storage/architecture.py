@@ -16,7 +16,22 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import nn
 
-from ..guides import DiagonalNormal, Encoder, GlobalParameters, LocalParameters
+from ..guides import (
+    AffineAutoregressive,
+    AffineCoupling,
+    CoordinateAscent,
+    DiagonalNormal,
+    ElementwiseSpline,
+    Encoder,
+    ExactPosterior,
+    FullRankNormal,
+    GlobalParameters,
+    LocalParameters,
+    LowRankNormal,
+    NormalizingFlow,
+    Refined,
+    SplineAutoregressive,
+)
 from ..likelihoods import Bernoulli, DecodedSigma, FixedSigma, Gaussian, LearnedSigma
 from ..models import VAE
 from ..nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, activations
@@ -24,7 +39,10 @@ from ..nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, activations
 OWN: tuple[type, ...] = (
     *(VAE, MLPEncoder, MLPDecoder, ConvEncoder, ConvDecoder),
     *(Bernoulli, Gaussian, FixedSigma, LearnedSigma, DecodedSigma),
-    *(Encoder, GlobalParameters, LocalParameters, DiagonalNormal),
+    *(Encoder, GlobalParameters, LocalParameters),
+    *(Refined, ExactPosterior, CoordinateAscent),
+    *(DiagonalNormal, FullRankNormal, LowRankNormal, NormalizingFlow),
+    *(AffineAutoregressive, SplineAutoregressive, AffineCoupling, ElementwiseSpline),
 )
 """Our own classes, whose `config()` (or whose fields) are the arguments that make them again."""
 
@@ -70,8 +88,8 @@ def record(value: Any, where: str) -> Any:
         ValueError: If it, or something in it, is of another class.
 
     Example:
-        >>> record(LocalParameters(10, lr=0.05), "map")
-        {'class': 'LocalParameters', 'arguments': {'num_data': 10, 'lr': 0.05, 'decay': 50.0}}
+        >>> record(LowRankNormal(3), "family")
+        {'class': 'LowRankNormal', 'arguments': {'rank': 3}}
     """
     if value is None or isinstance(value, bool | str):
         return value

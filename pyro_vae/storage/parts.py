@@ -122,11 +122,21 @@ def _record(program: ProgramLike) -> dict[str, Any]:
     if type(program) is not Guide:
         raise ValueError(f"it is {described(program)}")
     recorded, family = record(program.map, "map"), record(program.family, "family")
+    if isinstance(program.family, nn.Module):
+        fresh = build(family, "family")
+        fresh.setup(program.latents)
+        _check_same(program.family, fresh, "family")
     again = build(recorded, "map")
     again.attach(program.program, program.family)
     again.setup(program.family.num_parameters(program.latents), program.prior_parameters())
     _check_same(program.map, again, "map")
-    return {"map": recorded, "family": family, "plate": program.program.plate}
+    shared = None if program.shared is None else record(program.shared.family, "global_family")
+    return {
+        "map": recorded,
+        "family": family,
+        "global_family": shared,
+        "plate": program.program.plate,
+    }
 
 
 def _check_same(module: nn.Module, again: nn.Module, where: str) -> None:
@@ -178,6 +188,7 @@ class _GuideArguments:
     map: InferenceMap
     family: Family
     plate: str
+    global_family: Family | None = None
 
 
 def _guide(recorded: dict[str, Any], model: Any) -> Guide:
@@ -185,7 +196,13 @@ def _guide(recorded: dict[str, Any], model: Any) -> Guide:
     check_types(_GuideArguments, values)
     try:
         arguments = _GuideArguments(**values)
-        return Guide(model, arguments.map, arguments.family, plate=arguments.plate)
+        return Guide(
+            model,
+            arguments.map,
+            arguments.family,
+            global_family=arguments.global_family,
+            plate=arguments.plate,
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{error}; or make the guide for this model and pass it, as in "

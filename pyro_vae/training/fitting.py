@@ -476,7 +476,7 @@ class _HeldOut:
         guide = self.guide
         if isinstance(guide, Guide) and guide.map.per_row:
             # A rough fit: it is made anew every epoch, for a curve.
-            guide = guide.fit_rows(self.batch, FitRows(lr_end=0.02), seed=self.seed)
+            guide = guide.fit_rows(self.batch, FitRows(tolerance=0.01), seed=self.seed)
         bound = evidence.elbo(self.model, guide, self.batch, _VALIDATION_DRAWS, seed=self.seed)
         return bound.mean
 

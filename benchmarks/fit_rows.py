@@ -1,0 +1,200 @@
+"""What does it take to fit q to every datum, with the model fixed?
+
+Measured against an epoch of training, and against Adam.
+
+A model of 1,000 handwritten digits (8 x 8, scikit-learn's, binarized), two latents, is trained with
+an encoder. Then the best diagonal normal of every digit is searched for, from the encoder's answer
+and from the prior. In one run it prints
+
+    how long an epoch of training took, and how long the fit (median and range over repeats);
+    how far the mean ELBO is from its converged value, that of a fit with many more points and a
+    much smaller tolerance: both evaluated with the same fresh draws, so the error is that of
+    the difference;
+    the same for a published recipe, 2,000 steps of Adam with a step size of 0.001 from the
+    encoder's answer, on fewer digits; its time for all of them is 2,000 times that of one step.
+
+Run:  python benchmarks/fit_rows.py      (--smoke for a quick look)
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.guides import fit_parameters
+from pyro_vae.programs import evaluating
+
+ADAM_DRAWS = 8  # a step and datum; the recipe does not say
+ADAM_LR = 1e-3
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much to compute."""
+
+    rows: int
+    epochs: int
+    repeats: int
+    adam_rows: int
+    adam_steps: int
+    draws: int
+
+
+FULL = Sizes(rows=1000, epochs=80, repeats=5, adam_rows=100, adam_steps=2000, draws=1000)
+SMOKE = Sizes(rows=50, epochs=2, repeats=2, adam_rows=10, adam_steps=5, draws=20)
+
+
+def seconds(action: Callable[[], object], repeats: int) -> list[float]:
+    """Wall time of each of some runs, after one that is not counted."""
+    action()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def spread(values: list[float], form: str = ".2f") -> str:
+    """The median and the range."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+def adam(guide: pv.Guide, y: Tensor, start: Tensor, steps: int) -> Tensor:
+    """The published recipe: Adam on each datum's parameters, with fresh draws each step."""
+    parameters = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([parameters], lr=ADAM_LR)
+    with evaluating(guide.model):
+        for _ in range(steps):
+            q = guide.family(parameters)
+            z = q.rsample(torch.Size((ADAM_DRAWS,)))
+            elbo = (guide.program.log_joint(z, y) - q.log_prob(z)).mean(dim=0)
+            (parameters.grad,) = torch.autograd.grad(-elbo.sum(), parameters)
+            optimizer.step()
+    return parameters.detach()
+
+
+def elbo(guide: pv.Guide, y: Tensor, parameters: Tensor, draws: int) -> Tensor:
+    """ELBO of every datum; the same normals under all parameters, so that differences are fine."""
+    generator = torch.Generator().manual_seed(1)
+    q = guide.family(parameters)
+    with evaluating(guide.model), torch.no_grad():
+        total = torch.zeros(len(y), dtype=torch.float64)
+        for _ in range(draws):
+            noise = torch.randn(parameters.shape[0], guide.latents, generator=generator)
+            z = (q.mean + q.stddev * noise).unsqueeze(0)
+            total += (guide.program.log_joint(z, y) - q.log_prob(z))[0]
+    return total / draws
+
+
+def shortfall(reference: Tensor, other: Tensor) -> str:
+    """By how much the mean ELBO falls short of a reference, with its standard error."""
+    difference = reference - other
+    error = float(difference.std()) / len(difference) ** 0.5
+    return f"{float(difference.mean()):+.5f} +- {error:.5f} nats (worst {difference.max():.4f})"
+
+
+def main() -> None:
+    """Trains, fits, compares."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    sizes = SMOKE if parser.parse_args().smoke else FULL
+    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.manual_seed(0)
+    y = pv.data.digits().train[: sizes.rows]
+    decoder = pv.nets.MLPDecoder(2, 64, hidden=(64,))
+    model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=2)
+    guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(64, hidden=(64,))))
+    pv.fit(model, guide, y, num_epochs=sizes.epochs, progress=False)
+    encoded = guide.posterior(y).parameters.detach()
+    prior = guide.prior_parameters().detach().repeat(len(y), 1)
+
+    epoch = epoch_seconds(y, sizes.repeats)
+    print(f"{len(y)} digits, medians and ranges of {sizes.repeats} runs on one thread")
+    print(f"training epoch, batches of 64: {spread(epoch, '.3f')} s")
+    best = converged(guide, y, (encoded, prior))
+    reference = elbo(guide, y, best, sizes.draws)
+    for name, start in (("encoder", encoded), ("prior", prior)):
+        report_fit(guide, y, name, start, epoch, reference, sizes)
+    report_adam(guide, y, encoded, epoch, best, sizes)
+    at_encoder = elbo(guide, y, encoded, sizes.draws)
+    print(f"the encoder itself: short of converged by {shortfall(reference, at_encoder)}")
+
+
+def epoch_seconds(y: Tensor, repeats: int) -> list[float]:
+    """Time of one epoch, as a fifth of a training run of five."""
+    decoder = pv.nets.MLPDecoder(2, 64, hidden=(64,))
+    model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=2)
+    guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(64, hidden=(64,))))
+    epochs = 5
+
+    def train() -> None:
+        pv.fit(model, guide, y, num_epochs=epochs, progress=False)
+
+    return [total / epochs for total in seconds(train, repeats)]
+
+
+def converged(guide: pv.Guide, y: Tensor, starts: tuple[Tensor, ...]) -> Tensor:
+    """The better of long fits from all starts, for every datum."""
+    method = pv.FitRows(num_particles=512, tolerance=1e-8, max_steps=300, max_rows=65_536)
+    fits = [
+        fit_parameters(guide.program, guide.family, (y,), start, method, seed=9) for start in starts
+    ]
+    values = torch.stack([elbo(guide, y, fit.parameters, 300) for fit in fits])
+    rows = torch.arange(len(y))
+    return torch.stack([fit.parameters for fit in fits])[values.argmax(dim=0), rows]
+
+
+def report_fit(
+    guide: pv.Guide,
+    y: Tensor,
+    name: str,
+    start: Tensor,
+    epoch: list[float],
+    reference: Tensor,
+    sizes: Sizes,
+) -> None:
+    """Time and quality of the library's fit."""
+    fits = []
+
+    def fit() -> None:
+        fits.append(fit_parameters(guide.program, guide.family, (y,), start, pv.FitRows()))
+
+    times = seconds(fit, sizes.repeats)
+    ratios = [time / statistics.median(epoch) for time in times]
+    found = elbo(guide, y, fits[-1].parameters, sizes.draws)
+    done = int(fits[-1].converged.sum())
+    print(f"fit from the {name}: {spread(times)} s = {spread(ratios, '.1f')} epochs")
+    print(f"    {fits[-1].steps} steps at most, {done} of {len(y)} converged")
+    print(f"    short of the converged ELBO by {shortfall(reference, found)}")
+
+
+def report_adam(
+    guide: pv.Guide,
+    y: Tensor,
+    start: Tensor,
+    epoch: list[float],
+    best: Tensor,
+    sizes: Sizes,
+) -> None:
+    """Quality of the published recipe on some rows, and its time for all of them."""
+    few, steps = sizes.adam_rows, sizes.adam_steps
+    found = elbo(guide, y[:few], adam(guide, y[:few], start[:few], steps), sizes.draws)
+    timed = min(20, steps)
+    step = seconds(lambda: adam(guide, y, start, timed), sizes.repeats)
+    times = [value / timed * steps for value in step]
+    ratios = [value / statistics.median(epoch) for value in times]
+    reference = elbo(guide, y[:few], best[:few], sizes.draws)  # with the normals of `found`
+    print(f"Adam, {steps} steps of {ADAM_LR}, {ADAM_DRAWS} draws each, from the encoder:")
+    print(f"    {spread(times)} s = {spread(ratios, '.0f')} epochs ({timed} steps timed)")
+    print(f"    on {few} digits short of the converged ELBO by {shortfall(reference, found)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,459 @@
+r"""Posteriors in closed form: for programs that are linear and Gaussian, whatever they look like.
+
+If every latent of a datum is Gaussian given the others and the data are Gaussian around something
+linear in them (factor analysis, probabilistic PCA, a random walk seen through noise), then
+:math:`\log p(y, z) = c + h^\top z - z^\top P z / 2`, so its gradient :math:`g(z) = h - P z` is
+linear: :math:`h = g(0)` and :math:`P e_i = g(0) - g(e_i)` are exact from L + 1 points, without
+looking into the program. The posterior is :math:`\mathcal{N}(P^{-1} h, P^{-1})`. Two more points,
+which the datum's own posterior places, show whether the gradient is linear where it matters.
+
+Training a model under the exact posterior is EM with gradient M-steps: the posterior at the
+present :math:`\theta` is the E-step, and it is held fixed while the ELBO is differentiated. By
+Fisher's identity that gradient is the one of the evidence,
+:math:`\nabla_\theta \log p(y) = \mathbb{E}_{p(z \mid y)} \nabla_\theta \log p(y, z)`, so nothing
+is lost by holding it. Coordinate ascent sets :math:`\partial \mathrm{ELBO} / \partial m_i = 0`
+for one coordinate after the other, :math:`m_i = (h_i - \sum_{j \ne i} P_{ij} m_j) / P_{ii}` with
+variances :math:`1 / P_{ii}`: Gauss-Seidel iteration for :math:`P m = h`.
+"""
+
+import math
+import warnings
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from .._types import Batch
+from ..programs import Program, evaluating
+from .families import DiagonalNormal, Family
+from .maps import InferenceMap
+
+_POINTS_AT_ONCE = 16_384  # rows of the longer batch the program sees; only memory depends on it
+_SLACK = 8.0  # on the root of the rounding unit: a third of the digits may go to cancellation
+
+
+@runtime_checkable
+class ClosestNormal(Protocol):
+    """A family that knows its member closest to a Gaussian."""
+
+    def closest_normal(
+        self,
+        loc: Float[Tensor, "*batch latents"],
+        precision: Float[Tensor, "*batch latents latents"],
+    ) -> Float[Tensor, "*batch parameters"]:
+        r"""Parameters at :math:`\arg\min_q \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`."""
+
+
+class Quadratic(NamedTuple):
+    r"""A log joint that is quadratic in the latents of a datum.
+
+    .. math:: \log p(y_n, z) = a_n - \tfrac{1}{2} (z - m_n)^\top P_n (z - m_n)
+
+    Arguments:
+        loc: :math:`m_n`, the posterior mean, `(batch, latents)`.
+        precision: :math:`P_n`, that of the posterior, `(batch, latents, latents)`.
+        peak: :math:`a_n`, the log joint at the mean, `(batch,)`, in nats.
+    """
+
+    loc: Tensor
+    precision: Tensor
+    peak: Tensor
+
+    @property
+    def linear(self) -> Tensor:
+        """The linear term `h = P m`, which is the gradient at z = 0, `(batch, latents)`."""
+        return _times(self.precision, self.loc)
+
+    def log_evidence(self) -> Tensor:
+        r""":math:`\log p(y_n) = a_n + \frac{1}{2} (L \log 2\pi - \log\det P_n)`, in nats."""
+        latents = self.loc.shape[-1]
+        return self.peak + (latents * math.log(2 * math.pi) - self.precision.logdet()) / 2
+
+
+def quadratic_of(
+    program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None = None
+) -> Quadratic:
+    r"""Reads a program's log joint off as a quadratic function of the latents, and verifies it.
+
+    Where the model has a method `exact_posterior(*batch)` that returns a `MultivariateNormal` over
+    the flat latents, with batch shape `(batch,)`, its answer is taken and verified alike. The
+    program runs in evaluation mode; nothing of the answer carries a gradient.
+
+    Arguments:
+        program: The model, as a density per datum.
+        batch: The data.
+        rows: Their positions in the data set, for errors; positions in the batch by default.
+
+    Returns:
+        Mean, precision and peak of the log joint; exact up to rounding.
+
+    Raises:
+        ValueError: If the log joint of a datum is not a quadratic function with a maximum, or the
+            method's answer is not its posterior; names the row and the discrepancy.
+        TypeError: If the method returns something else than a `MultivariateNormal`.
+
+    References:
+        | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
+        | https://doi.org/10.1111/1467-9868.00196
+
+    Example:
+        >>> import pyro
+        >>> def model(y):
+        ...     with pyro.plate("data", len(y)):
+        ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+        ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
+        >>> y = torch.tensor([0.0, 2.0])
+        >>> quadratic_of(Program(model, y), (y,)).loc
+        tensor([[0.],
+                [1.]])
+    """
+    names = torch.arange(len(batch[0])) if rows is None else rows
+    size = max(1, _POINTS_AT_ONCE // (program.latents + 1))
+    pieces = zip(*(part.split(size) for part in (names, *batch)), strict=True)
+    with evaluating(program.model), poutine.block():
+        parts = [_quadratic(program, tuple(piece), where) for where, *piece in pieces]
+    return Quadratic(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
+    """The quadratic function of some data, from the model's method or from gradients."""
+    own = _own_posterior(program, batch)
+    loc, precision = _read_off(program, batch, names) if own is None else own
+    return _verified(program, batch, names, Quadratic(loc, precision, loc.new_zeros(len(loc))))
+
+
+def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | None:
+    """Mean and precision from the model's method, or that of the object it is a method of."""
+    owner = getattr(program.model, "__self__", None)
+    method = getattr(program.model, "exact_posterior", getattr(owner, "exact_posterior", None))
+    if method is None:
+        return None
+    with torch.no_grad():
+        posterior = method(*batch)
+    if not isinstance(posterior, MultivariateNormal):
+        raise TypeError(
+            "the model's exact_posterior should return a MultivariateNormal over the flat latents "
+            f"of each datum, got a {type(posterior).__name__}"
+        )
+    shape, expected = (*posterior.batch_shape, *posterior.event_shape), (len(batch[0]),)
+    if shape != (*expected, program.latents):
+        raise ValueError(
+            f"the model's exact_posterior should have batch shape {expected} and event shape "
+            f"({program.latents},), got {tuple(posterior.batch_shape)} and "
+            f"{tuple(posterior.event_shape)}"
+        )
+    return posterior.loc, posterior.precision_matrix
+
+
+def _read_off(program: Program, batch: Batch, names: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and precision from the gradients at zero and at the unit vectors."""
+    rows, latents = len(batch[0]), program.latents
+    identity = torch.eye(latents, dtype=program.dtype, device=batch[0].device)
+    points = torch.cat([torch.zeros_like(identity[:1]), identity])  # (L + 1, L)
+    _, gradients = _gradients(program, points[:, None].expand(-1, rows, -1), batch)
+    linear = gradients[0]
+    columns = (linear - gradients[1:]).permute(1, 2, 0)  # (L, batch, L) -> (batch, L, L)
+    skew = (columns - columns.mT).abs().amax(dim=-1)
+    _refuse(skew, 2 * _rounding(linear.abs() + columns.abs().sum(dim=-1)), names)
+    precision = (columns + columns.mT) / 2
+    return torch.cholesky_solve(linear[..., None], _factor(precision, names))[..., 0], precision
+
+
+def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -> Quadratic:
+    """Checks the gradient at two points a few standard deviations from the mean; polishes that."""
+    factor = _factor(claim.precision, names)
+    steps = torch.stack([direction := _direction(factor), -2 * direction])  # (2, batch, L)
+    points = claim.loc + steps
+    log_joint, gradients = _gradients(program, points, batch)
+    size = points.abs() + steps.abs() + claim.loc.abs() + 1  # what was added and taken away
+    error = (gradients + _times(claim.precision, steps)).abs()
+    _refuse(error.amax(dim=0), _rounding(_times(claim.precision.abs(), size.amax(dim=0))), names)
+    middle = (2 * gradients[0] + gradients[1]) / 3  # a linear function at the mean
+    loc = claim.loc + torch.cholesky_solve(middle[..., None], factor)[..., 0]
+    peak = log_joint + (gradients * (loc - points)).sum(dim=-1) / 2
+    return claim._replace(loc=loc, peak=peak.mean(dim=0))
+
+
+def _direction(factor: Tensor) -> Tensor:
+    """A generic step in units of every datum's posterior, `(batch, latents)`: always the same."""
+    latents = factor.shape[-1]
+    stream = torch.Generator().manual_seed(0)
+    sizes = 1 + torch.rand(latents, generator=stream) / 2  # at 1 to 3 standard deviations
+    signs = torch.randint(2, (latents,), generator=stream) * 2 - 1
+    unit = (sizes * signs).to(factor).expand(len(factor), -1)
+    return torch.linalg.solve_triangular(factor.mT, unit[..., None], upper=True)[..., 0]
+
+
+def _gradients(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The log joint `(points, batch)` and its gradient in the latents, as plain numbers."""
+    with torch.enable_grad():
+        z = z.detach().clone().requires_grad_()
+        log_joint = program.log_joint(z, *batch)
+        (gradient,) = torch.autograd.grad(log_joint.sum(), z)
+    return log_joint.detach(), gradient
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """A product by datum, `(batch, L, L)` and `(*points, batch, L)`."""
+    return (matrix @ vector[..., None])[..., 0]
+
+
+def _rounding(size: Tensor) -> Tensor:
+    """What rounding may make of a sum of terms of this size."""
+    return _SLACK * torch.finfo(size.dtype).eps ** 0.5 * size
+
+
+_REMEDY = (
+    "such a posterior has no closed form here: use pv.Encoder(net) or pv.LocalParameters(num_data)"
+    ", or give the model a method exact_posterior(*batch) that returns the MultivariateNormal of "
+    "its flat latents, if they have one"
+)
+
+
+def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor) -> None:
+    """Names the first datum whose gradient is not linear."""
+    bad = ~(error <= limit).all(dim=-1)  # nan is bad, too
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        worst = int((error[row] - limit[row]).argmax())
+        raise ValueError(
+            f"the log joint of row {int(names[row])} is not quadratic in its latents "
+            f"({int(bad.sum())} of {len(bad)} rows): its gradient in latent {worst} is "
+            f"{float(error[row, worst]):.3g} off a linear function, where rounding explains "
+            f"{float(limit[row, worst]):.3g}; {_REMEDY}"
+        )
+
+
+def _factor(precision: Tensor, names: Tensor) -> Tensor:
+    """The Cholesky factor of every precision; names the first that has none."""
+    factor, info = torch.linalg.cholesky_ex(precision)
+    bad: Bool[Tensor, " batch"] = (info != 0) | ~factor.isfinite().flatten(1).all(dim=-1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"the log joint of row {int(names[row])} is no quadratic function of its latents "
+            f"with a maximum ({int(bad.sum())} of {len(bad)} rows): the matrix of minus its second "
+            f"derivatives has the eigenvalues {_shown(torch.linalg.eigvalsh(precision[row]))}; "
+            f"{_REMEDY}"
+        )
+    return factor
+
+
+def _shown(values: Tensor) -> str:
+    return ", ".join(f"{value:.3g}" for value in values.tolist())
+
+
+class _ClosedForm(InferenceMap):
+    """A map that knows the program, and holds no parameters."""
+
+    def attach(self, program: Program, family: Family) -> None:
+        """Keeps both.
+
+        Raises:
+            TypeError: If the family is not one that this map can answer for.
+        """
+        self._check(family)
+        self._attached: tuple[Program, Any] = (program, family)  # no attributes: no submodules
+
+    def _check(self, family: Family) -> None:
+        if not isinstance(family, ClosestNormal):
+            raise TypeError(
+                f"{type(self).__name__} needs a family that knows its member closest to a "
+                f"Gaussian, and {type(family).__name__} has no method closest_normal(loc, "
+                "precision); use pv.DiagonalNormal(), or pv.Encoder(net) with this family"
+            )
+
+    def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
+        """Nothing to make: the answer follows from the model."""
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same map: none."""
+        return {}
+
+    def _closest(self, loc: Tensor, precision: Tensor) -> Tensor:
+        """The family's parameters, as plain numbers."""
+        answer: Tensor = self._attached[1].closest_normal(loc, precision)
+        return answer.detach()
+
+
+class ExactPosterior(_ClosedForm):
+    r"""Closed-form map: :math:`\lambda_n = \arg\min_\lambda \mathrm{KL}(q_\lambda \| p(z | y_n))`.
+
+    For programs that are linear and Gaussian in their latents, which is verified at every call
+    (see :func:`quadratic_of`). With a full-rank family q is the posterior itself and the ELBO is
+    log p(y); with `DiagonalNormal` it is the mean-field optimum. The answer follows the model:
+    training it is EM with gradient M-steps. There is nothing to train but the model, and a copy
+    of the guide alone follows a copy of the model, so copy them together.
+
+    A call costs L + 3 evaluations of the model a datum, of L latents.
+
+    Raises:
+        TypeError: When a guide is made, if the family has no `closest_normal`.
+        ValueError: When called, if the program's log joint is not quadratic; names the row.
+
+    References:
+        | Maximum Likelihood from Incomplete Data via the EM Algorithm (Dempster, Laird & Rubin,
+          1977)
+        | https://doi.org/10.1111/j.2517-6161.1977.tb01600.x
+        | A View of the EM Algorithm that Justifies Incremental, Sparse, and other Variants
+          (Neal & Hinton, 1998)
+        | https://doi.org/10.1007/978-94-011-5014-9_12
+        | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
+        | https://doi.org/10.1111/1467-9868.00196
+
+    Example:
+        >>> import pyro
+        >>> from pyro_vae import Guide
+        >>> def model(y):
+        ...     with pyro.plate("data", len(y)):
+        ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+        ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
+        >>> y = torch.tensor([0.0, 2.0])
+        >>> Guide(model, ExactPosterior(), example=y).mean(y)
+        tensor([[0.],
+                [1.]])
+    """
+
+    def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
+        """The family's member closest to every datum's posterior."""
+        exact = quadratic_of(self._attached[0], batch, rows)
+        return self._closest(exact.loc, exact.precision)
+
+
+class Ascent(NamedTuple):
+    """Where coordinate ascent arrived: means `(batch, latents)`, sweeps, and verdicts `(batch,)`.
+
+    `moved` is by how much the last sweep of a datum moved a mean, at most, in the standard
+    deviations of its factor.
+    """
+
+    loc: Tensor
+    sweeps: int
+    moved: Tensor
+    converged: Tensor
+
+
+def coordinate_ascent(
+    linear: Float[Tensor, "batch latents"],
+    precision: Float[Tensor, "batch latents latents"],
+    *,
+    sweeps: int,
+    tolerance: float,
+) -> Ascent:
+    r"""Means of the mean-field optimum, one coordinate after the other, from zero.
+
+    .. math:: m_i \leftarrow \frac{h_i - \sum_{j \ne i} P_{ij} m_j}{P_{ii}}, \quad i = 1 \ldots L
+
+    Every step maximizes the ELBO in one factor, so no sweep lowers it. The distance from the
+    optimum shrinks by the spectral radius of the Gauss-Seidel iteration a sweep, which is near 1
+    where latents are strongly correlated; what is left is then more than the last move.
+
+    Arguments:
+        linear: :math:`h_n`, the gradient of the log joint at zero.
+        precision: :math:`P_n`, symmetric positive definite.
+        sweeps: How often each coordinate is set, at most.
+        tolerance: A datum is done when no mean moves by more, in units of
+            :math:`P_{ii}^{-1/2}`, or by more than rounding does. It is not moved any more then,
+            so that its answer does not depend on the rest of the batch.
+
+    Returns:
+        The means, how many sweeps were made, and which data were done.
+
+    Example:
+        >>> precision = torch.tensor([[[2.0, 1.0], [1.0, 2.0]]])
+        >>> answer = coordinate_ascent(torch.ones(1, 2), precision, sweeps=50, tolerance=1e-5)
+        >>> answer.loc, answer.sweeps
+        (tensor([[0.3333, 0.3333]]), 10)
+    """
+    loc = torch.zeros_like(linear)
+    roots = precision.diagonal(dim1=-2, dim2=-1).sqrt()
+    converged = torch.zeros(len(linear), dtype=torch.bool, device=linear.device)
+    moved = torch.full_like(linear[:, 0], torch.inf)
+    done = 0
+    while done < sweeps and not bool(converged.all()):
+        swept = _sweep(linear, precision, loc)
+        step = ((swept - loc) * roots).abs().amax(dim=-1)
+        rounding = 4 * torch.finfo(loc.dtype).eps * (swept * roots).abs().amax(dim=-1)
+        moved = torch.where(converged, moved, step)
+        loc = torch.where(converged[:, None], loc, swept)
+        converged = converged | (step <= rounding.clamp(min=tolerance))
+        done += 1
+    return Ascent(loc, done, moved, converged)
+
+
+def _sweep(linear: Tensor, precision: Tensor, loc: Tensor) -> Tensor:
+    """Sets every coordinate once, in turn."""
+    loc = loc.clone()
+    for index in range(loc.shape[-1]):
+        residual = linear[:, index] - (precision[:, index] * loc).sum(dim=-1)
+        loc[:, index] += residual / precision[:, index, index]
+    return loc
+
+
+class CoordinateAscent(_ClosedForm):
+    r"""Classical mean-field map: closed-form updates of one factor after the other (CAVI).
+
+    .. math:: q(z_i) \leftarrow \mathcal{N}\Bigl(\tfrac{1}{P_{ii}} \bigl(h_i - \sum_{j \ne i}
+        P_{ij} m_j\bigr), \tfrac{1}{P_{ii}}\Bigr)
+
+    For programs that are linear and Gaussian in their latents, as :class:`ExactPosterior`, whose
+    answer it approaches; it never solves a linear system. See :func:`coordinate_ascent`. A few
+    sweeps on purpose make a partial E-step; `tolerance=math.inf` then says that one is enough.
+
+    Arguments:
+        sweeps: How often every factor is set, at most. Data that are not done by then are
+            warned of.
+        tolerance: A datum is done when no mean moves by more, in standard deviations of its
+            factor.
+
+    Raises:
+        TypeError: When a guide is made with another family than `DiagonalNormal`.
+        ValueError: When called, if the program's log joint is not quadratic; names the row.
+
+    References:
+        | Variational Inference: A Review for Statisticians (Blei, Kucukelbir & McAuliffe, 2017)
+        | https://arxiv.org/abs/1601.00670
+        | An Introduction to Variational Methods for Graphical Models (Jordan et al., 1999)
+        | https://doi.org/10.1023/A:1007665907178
+    """
+
+    def __init__(self, *, sweeps: int = 500, tolerance: float = 1e-6) -> None:
+        super().__init__()
+        if sweeps < 1 or not tolerance > 0:
+            raise ValueError(
+                f"sweeps is at least 1 and tolerance above 0, got {sweeps} and {tolerance}"
+            )
+        self.sweeps, self.tolerance = sweeps, tolerance
+
+    def _check(self, family: Family) -> None:
+        if not isinstance(family, DiagonalNormal):
+            raise TypeError(
+                "CoordinateAscent sets independent factors, which is pv.DiagonalNormal(), got "
+                f"{type(family).__name__}; use pv.ExactPosterior() with that family"
+            )
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same map."""
+        return {"sweeps": self.sweeps, "tolerance": self.tolerance}
+
+    def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
+        """The factors after the last sweep."""
+        exact = quadratic_of(self._attached[0], batch, rows)
+        answer = coordinate_ascent(
+            exact.linear, exact.precision, sweeps=self.sweeps, tolerance=self.tolerance
+        )
+        self._warn(answer)
+        return self._closest(answer.loc, exact.precision)
+
+    def _warn(self, answer: Ascent) -> None:
+        slow = int((~answer.converged).sum())
+        if slow > 0:
+            warnings.warn(
+                f"coordinate ascent has not converged for {slow} of {len(answer.loc)} data after "
+                f"{answer.sweeps} sweeps: a mean still moves by {float(answer.moved.max()):.3g} "
+                "standard deviations a sweep; raise sweeps=, or use pv.ExactPosterior()",
+                stacklevel=2,
+            )

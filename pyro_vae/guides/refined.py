@@ -1,0 +1,178 @@
+r"""Semi-amortized inference: a map's answer, then a few steps a datum on that datum's own ELBO.
+
+With the model fixed, the ELBO of a datum is a function of its own parameters alone. From the inner
+map's answer :math:`\lambda_0 = f_\phi(y_n)`, steps that raise :math:`\mathrm{ELBO}_n(\lambda)` with
+noise held fixed give :math:`\lambda_S`. The model is trained there, where the bound is tighter:
+:math:`\nabla_\theta \mathrm{ELBO}(\theta, \lambda_S)` with :math:`\lambda_S` held fixed. The map
+is trained as it would be without the steps, by :math:`\nabla_\lambda \mathrm{ELBO}(\theta,
+\lambda_0)`, carried to :math:`\phi` by the surrogate :math:`g_0^\top (\lambda_0 - \lceil \lambda_0
+\rceil)`, where :math:`g_0` is that gradient and the bars stop gradients: its value is zero, its
+derivative :math:`g_0^\top \partial \lambda_0 / \partial \phi`. Nothing is differentiated through
+the steps, in contrast to Kim et al. (2018), where :math:`\phi` follows the ELBO at
+:math:`\lambda_S`; so memory does not grow with their number.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .._types import Batch
+from ..programs import Program, evaluating
+from .families import Family
+from .local import refine_parameters
+from .maps import InferenceMap
+
+_DRAWS_AT_ONCE = 16_384  # rows of the longer batch the program sees; only memory depends on it
+
+
+class Refined(InferenceMap):
+    r"""Semi-amortized map: the answer of another map, improved by a few steps for every datum.
+
+    .. math:: \lambda_0 = \mathrm{map}(y_n), \qquad
+        \lambda_{s+1} = \lambda_s + \text{a step that raises } \mathrm{ELBO}_n
+
+    In evaluation mode every answer is refined, with the same noise for all rows and every time,
+    so an answer depends neither on the random stream nor on the rest of the batch. In training
+    the model has the gradient of the ELBO at the refined parameters, and the inner map that of
+    the ELBO at its own answer. The steps and the inner map's gradient are those of the ELBO at
+    full KL weight, with the model in evaluation mode. A step costs one gradient of the model's
+    density at `num_particles` draws a datum; see :func:`refine_parameters`.
+
+    Arguments:
+        map: The map to start from. One that belongs to a guide already, such as a trained encoder,
+            is shared with it and keeps its parameters.
+        steps: Steps a datum.
+        num_particles: Draws a datum, shared by all steps. Fixed draws are overfitted by a little:
+            many steps deserve many draws.
+        in_training: Whether to refine in training, too, or in evaluation only.
+
+    Raises:
+        ValueError: If there is no step or no draw, or the inner map's answer does not fit.
+        FloatingPointError: When called, if the ELBO at the inner map's answer is not finite.
+
+    References:
+        | On the Challenges of Learning with Inference Networks on Sparse, High-dimensional Data
+          (Krishnan, Liang & Hoffman, 2018)
+        | https://arxiv.org/abs/1710.06085
+        | Semi-Amortized Variational Autoencoders (Kim et al., 2018)
+        | https://arxiv.org/abs/1802.02550
+
+    Example:
+        >>> from pyro_vae import Encoder, Guide, likelihoods, models, nets
+        >>> model = models.VAE(nets.MLPDecoder(2, 4), likelihoods.Bernoulli(), latent_dim=2)
+        >>> guide = Guide(model, Refined(Encoder(nets.MLPEncoder(4)), steps=5))
+        >>> guide.mean(torch.zeros(3, 4)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        map: InferenceMap,
+        steps: int = 10,
+        num_particles: int = 16,
+        *,
+        in_training: bool = True,
+    ) -> None:
+        super().__init__()
+        if steps < 1 or num_particles < 1:
+            raise ValueError(
+                f"steps and num_particles are at least 1, got {steps} and {num_particles}; the "
+                "map itself is the answer without steps"
+            )
+        self.map, self.steps, self.num_particles = map, steps, num_particles
+        self.in_training = in_training
+        self._surrogate: Tensor | None = None
+
+    @property
+    def per_row(self) -> bool:  # type: ignore[override]
+        """Whether the inner map answers only for the rows it was trained on."""
+        return self.map.per_row
+
+    def attach(self, program: Program, family: Family) -> None:
+        """Keeps both, and tells the inner map."""
+        self._attached = (program, family)  # in a tuple: the model is no part of the map
+        self.map.attach(program, family)
+
+    def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
+        """Sets up the inner map, unless another guide has done so."""
+        self.num_parameters = num_parameters
+        if not getattr(self.map, "_belongs", False):
+            self.map._belongs = True  # type: ignore[assignment]
+            self.map.setup(num_parameters, initial)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same map."""
+        names = ("map", "steps", "num_particles", "in_training")
+        return {name: getattr(self, name) for name in names}
+
+    def remember(self, *batch: Tensor) -> None:
+        """Tells the inner map."""
+        self.map.remember(*batch)
+
+    def scale_steps(self, factor: float) -> None:
+        """Tells the inner map: the steps of the refinement find their own size."""
+        self.map.scale_steps(factor)
+
+    def owns(self, leaf: Tensor) -> bool:
+        """What the inner map moves itself."""
+        return self.map.owns(leaf)
+
+    def surrogate(self) -> Float[Tensor, " batch"] | None:
+        """The way of the ELBO's gradient at the inner map's answer into that map."""
+        terms = [term for term in (self._surrogate, self.map.surrogate()) if term is not None]
+        self._surrogate = None
+        return sum(terms[1:], terms[0]) if terms else None
+
+    def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
+        """The inner map's answer, refined unless it is training alone."""
+        self._surrogate = None  # of an earlier call that nobody asked for
+        start = self._started(batch, rows)
+        if self.training and not self.in_training:
+            return start
+        program, family = self._attached
+        if self.training and torch.is_grad_enabled() and start.requires_grad:
+            gradient = _gradient(program, family, batch, start, self.num_particles)
+            self._surrogate = (gradient * (start - start.detach())).sum(dim=-1)
+        return self._refined(batch, start.detach())
+
+    def _refined(self, batch: Batch, start: Tensor) -> Tensor:
+        """The answer after the steps, some rows at a time."""
+        size = max(1, _DRAWS_AT_ONCE // self.num_particles)
+        pieces = zip(*(part.split(size) for part in (start, *batch)), strict=True)
+        program, family = self._attached
+        refined = [
+            refine_parameters(
+                program, family, tuple(piece), first, self.steps, num_particles=self.num_particles
+            )
+            for first, *piece in pieces
+        ]
+        return torch.cat(refined)
+
+    def _started(self, batch: Batch, rows: Tensor | None) -> Tensor:
+        start: Tensor = self.map(batch, rows)
+        if start.shape[-1] != self.num_parameters:
+            raise ValueError(
+                f"the family needs {self.num_parameters} parameters a datum, and the "
+                f"{type(self.map).__name__} inside Refined gives {start.shape[-1]}: it was set up "
+                "for another family"
+            )
+        return start
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the last call's surrogate, which belongs to one backward pass."""
+        return {**self.__dict__, "_surrogate": None}
+
+
+def _gradient(
+    program: Program, family: Family, batch: Batch, start: Tensor, num_particles: int
+) -> Tensor:
+    """The gradient of every datum's ELBO at given parameters, from fresh draws of the stream."""
+    leaf = start.detach().requires_grad_()
+    with evaluating(program.model):
+        q = family(leaf)
+        z = q.rsample(torch.Size((num_particles,)))
+        elbo = (program.log_joint(z, *batch) - q.log_prob(z)).mean(dim=0)
+    (gradient,) = torch.autograd.grad(elbo.sum(), leaf)
+    return gradient

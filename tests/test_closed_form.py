@@ -1,0 +1,567 @@
+"""Closed-form posteriors: read off programs, exact, refused where there are none; EM and CAVI."""
+
+import copy
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.nn import PyroModule
+from pyro.optim import Adam  # type: ignore[attr-defined]
+from sklearn.datasets import load_iris, load_wine
+from sklearn.decomposition import PCA, FactorAnalysis
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+import pyro_vae as pv
+from pyro_vae._types import ProgramLike
+from pyro_vae.guides.closed_form import (
+    CoordinateAscent,
+    ExactPosterior,
+    coordinate_ascent,
+    quadratic_of,
+)
+from pyro_vae.guides.families import Family, FullRankNormal
+from pyro_vae.programs import Program, local_parameters
+from tests import statistics
+from tests.cases import CASES, factor_analysis
+from tests.factor_analysis import amortization_gap, model_of
+from tests.statistics import FACTS, FACTS_Y, assert_mean
+
+float64 = pytest.mark.usefixtures("float64")
+
+# In float64; sums of tens of terms of size one.
+assert_exact = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
+
+GAUSSIAN = (
+    "factor-analysis", "scalar", "inner-plate", "outer-data", "missing", "scaled", "covariate",
+    "markov", "subsampled",
+)  # fmt: skip
+
+
+class LinearGaussian(PyroModule):
+    """`z ~ N(0, I)`, `y ~ N(W z + mu, sigma^2)`, with one sigma for all features or one for each.
+
+    Arguments:
+        features: Features of a datum.
+        latents: Latents of a datum.
+        num_sigmas: 1 for probabilistic PCA, `features` for factor analysis.
+    """
+
+    def __init__(self, features: int, latents: int, num_sigmas: int) -> None:
+        super().__init__()
+        self.loadings = nn.Parameter(0.5 * torch.randn(features, latents))
+        self.mean = nn.Parameter(torch.zeros(features))
+        self.log_sigma = nn.Parameter(torch.zeros(num_sigmas))
+
+    def forward(self, y: Tensor) -> None:
+        """The program."""
+        features, latents = self.loadings.shape
+        scale = self.log_sigma.exp().expand(features)
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(latents), 1.0).to_event(1))
+            loc = z @ self.loadings.T + self.mean
+            pyro.sample("y", dist.Normal(loc, scale).to_event(1), obs=y)
+
+    @property
+    def facts(self) -> statistics.FactorAnalysis:
+        """The same model with every answer in closed form, differentiable in the parameters."""
+        variance = (2 * self.log_sigma).exp().expand(len(self.loadings))
+        return statistics.FactorAnalysis(self.loadings, self.mean, variance)
+
+
+def exact_guide(model: ProgramLike, y: Tensor) -> pv.Guide:
+    """The posterior itself."""
+    return pv.Guide(model, ExactPosterior(), FullRankNormal(), example=y)
+
+
+# ---------------------------------------------------------------------- read off a program
+
+
+@float64
+@pytest.mark.parametrize("name", GAUSSIAN)
+def test_programs_are_read_off(name: str) -> None:
+    """The quadratic function is the log density written by hand, at any point."""
+    case = CASES[name]
+    batch = case.data()
+    exact = quadratic_of(Program(case.program, *batch), batch)
+    z = 3 * torch.randn(7, len(batch[0]), case.latents)
+    step = z - exact.loc
+    quadratic = exact.peak - (step[..., None, :] @ exact.precision @ step[..., None])[..., 0, 0] / 2
+    assert_exact(quadratic, case.density(z, *batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factor_analysis_is_exact(dtype: torch.dtype) -> None:
+    """Mean, precision, linear term and evidence of the instance, in either precision."""
+    y = torch.cat([FACTS_Y, 100 * FACTS_Y, FACTS.sample(3)])
+    exact = quadratic_of(Program(factor_analysis, y.to(dtype)), (y.to(dtype),))
+    posterior, digits = FACTS.posterior(y), 50 * torch.finfo(dtype).eps
+    close = functools.partial(torch.testing.assert_close, rtol=digits, atol=digits)
+    size = 1 + y.abs().amax(dim=-1, keepdim=True)
+    assert exact.loc.dtype == dtype
+    close(exact.loc.double() / size, posterior.loc / size)
+    close(exact.linear.double() / size, posterior.loc @ FACTS.posterior_precision / size)
+    close(exact.precision[0].double(), FACTS.posterior_precision)
+    close(exact.log_evidence().double() / size[:, 0] ** 2, FACTS.log_evidence(y) / size[:, 0] ** 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gamma", r"row 0 is not quadratic in its latents \(5 of 5 rows\): .*pv\.Encoder\(net\)"),
+        ("interval", r"row 0 is not quadratic .* off a linear function, where rounding explains"),
+        ("factor", r"row 0 is not quadratic .* or give the model a method exact_posterior"),
+        ("dependent", r"row \d is no(t quadratic| quadratic function)"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_programs_are_refused(name: str, message: str, dtype: torch.dtype) -> None:
+    """With the row, by how much, and what to do."""
+    torch.set_default_dtype(dtype)
+    try:
+        batch = CASES[name].data()
+        guide = pv.Guide(CASES[name].program, ExactPosterior(), example=batch)
+        with pytest.raises(ValueError, match=message):
+            guide.mean(batch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def bent(size: float) -> Callable[[Tensor], None]:
+    """A program whose decoder bends for positive data, by a little or much."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            bend = size * torch.where(y > 0, (z[..., 0] - z[..., 1]) ** 2, 0.0)
+            pyro.sample("y", dist.Normal(z.sum(dim=-1) + bend, 1.0), obs=y)
+
+    return model
+
+
+@float64
+def test_the_row_is_named() -> None:
+    """The first row that bends, by its position in the data set where that is known."""
+    y = torch.tensor([-1.0, -2.0, 3.0, 4.0])
+    program = Program(bent(1e-4), y)
+    with pytest.raises(ValueError, match=r"row 2 is not quadratic in its latents \(2 of 4 rows\)"):
+        quadratic_of(program, (y,))
+    guide = pv.Guide(bent(1e-4), ExactPosterior(), example=y)
+    message = r"row 7 is not quadratic in its latents \(1 of 2 rows\)"
+    with pv.minibatch(torch.tensor([5, 7]), num_data=9), pytest.raises(ValueError, match=message):
+        guide.parameters_of(y[1:3])
+    flat = quadratic_of(Program(bent(0.0), y), (y,))
+    assert_exact(flat.loc, (y / 3)[:, None].expand(-1, 2))
+
+
+def test_no_maximum() -> None:
+    """A saddle has no posterior to read off; its eigenvalues say so."""
+
+    def saddle(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("pull", z**2 * y)
+
+    y = torch.tensor([0.1, 1.0])
+    message = r"row 1 is no quadratic function .* \(1 of 2 rows\): .* the eigenvalues -1;"
+    with pytest.raises(ValueError, match=message):
+        quadratic_of(Program(saddle, y), (y,))
+
+
+@float64
+@pytest.mark.parametrize("map", [ExactPosterior(), CoordinateAscent()], ids=["exact", "ascent"])
+def test_the_model_is_left_alone(map: pv.InferenceMap) -> None:
+    """Modes, weights, gradients and running means; dropout and noise are off, no grad is needed."""
+    decoder = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+    model = pv.models.VAE(decoder, pv.likelihoods.Gaussian(sigma=0.5), latent_dim=2)
+    guide, y = pv.Guide(model, copy.deepcopy(map)), torch.randn(6, 3)
+    before, stream = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    with torch.no_grad():
+        first = guide.parameters_of(y)
+    second = guide.parameters_of(y)
+    assert not second.requires_grad
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert model.training
+    assert decoder.training
+    assert all(value.grad is None for value in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert list(guide.parameters()) == []
+    one_by_one = torch.cat([guide.parameters_of(row[None]) for row in y])
+    assert_exact(one_by_one, first)
+
+
+# ---------------------------------------------------------------------- a model's own answer
+
+
+class WithAnswer(LinearGaussian):
+    """A model that knows its posterior; `shift` makes the answer wrong."""
+
+    shift = 0.0
+    asked = 0
+
+    def exact_posterior(self, y: Tensor) -> Any:
+        """Of each datum's flat latents."""
+        self.asked += 1
+        posterior = self.facts.posterior(y)
+        return MultivariateNormal(
+            posterior.loc + self.shift, precision_matrix=posterior.precision_matrix
+        )
+
+    def program(self, y: Tensor) -> None:
+        """The model as a bound method."""
+        self(y)
+
+
+@float64
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_models_own_answer(bound: bool) -> None:  # noqa: FBT001
+    """It is taken from the model, or from the owner of a bound method; a wrong one is refused."""
+    owner = WithAnswer(4, 2, 4)
+    model: ProgramLike = owner.program if bound else owner
+    y = torch.randn(5, 4)
+    guide = exact_guide(model, y)
+    assert_exact(guide.mean(y), owner.facts.posterior(y).loc.detach())
+    assert owner.asked == 1
+    owner.shift = 1e-3
+    with pytest.raises(ValueError, match="row 0 is not quadratic"):
+        guide.mean(y)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (dist.Normal(torch.zeros(3, 2), 1.0), TypeError, "return a MultivariateNormal .* a Normal"),
+        (
+            MultivariateNormal(torch.zeros(3), torch.eye(3)),
+            ValueError,
+            r"should have batch shape \(5,\) and event shape \(2,\), got \(\) and \(3,\)",
+        ),
+    ],
+    ids=["type", "shape"],
+)
+def test_answers_that_do_not_fit(
+    answer: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another type, or for another number of data or latents."""
+    model, y = WithAnswer(4, 2, 4), torch.randn(5, 4)
+    monkeypatch.setattr(model, "exact_posterior", lambda y: answer)
+    with pytest.raises(error, match=message):
+        exact_guide(model, y).mean(y)
+
+
+# ---------------------------------------------------------------------- the E-step
+
+FAMILIES = (FullRankNormal(), pv.DiagonalNormal())
+
+
+@float64
+def test_the_exact_posterior_has_no_gap() -> None:
+    """Every weight is the evidence, whatever the draw; mean-field, the gap is the known one."""
+    y = torch.cat([FACTS_Y, FACTS.sample(4)])
+    model = model_of(FACTS)
+    weights = pv.log_weights(model, exact_guide(model, y), y, num_particles=3)
+    assert_exact(weights, FACTS.log_evidence(y).expand(3, -1))
+    mean_field = pv.Guide(model, ExactPosterior(), example=y)
+    assert_exact(amortization_gap(FACTS, y, mean_field.parameters_of(y)), torch.zeros(5))
+
+
+def test_families_without_an_answer() -> None:
+    """By name, when the guide is made, with the remedy."""
+
+    class Uniform:
+        def num_parameters(self, latents: int) -> int:
+            return latents
+
+        def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
+            return loc
+
+        def __call__(self, parameters: Tensor) -> Any:
+            return dist.Normal(parameters, 1.0).to_event(1)
+
+    message = r"ExactPosterior needs .* Uniform has no method closest_normal\(loc, precision\); use"
+    with pytest.raises(TypeError, match=message):
+        pv.Guide(factor_analysis, ExactPosterior(), Uniform(), example=FACTS_Y)
+    message = r"which is pv\.DiagonalNormal\(\), got FullRankNormal; use pv\.ExactPosterior\(\)"
+    with pytest.raises(TypeError, match=message):
+        pv.Guide(factor_analysis, CoordinateAscent(), FullRankNormal(), example=FACTS_Y)
+
+
+def evidence_gradient(model: LinearGaussian, y: Tensor) -> Tensor:
+    """Of the sum of log p(y), by automatic differentiation of its closed form, flat."""
+    total = model.facts.log_evidence(y).sum()
+    parts = torch.autograd.grad(total, list(model.parameters()))
+    return torch.cat([part.flatten() for part in parts])
+
+
+def elbo_gradient(model: LinearGaussian, guide: pv.Guide, y: Tensor) -> Tensor:
+    """Of the ELBO summed over data: the mean over q, without noise, flat.
+
+    The log joint is quadratic in z, so its mean over N(m, L L') is its mean over the 2 d points
+    m +- sqrt(d) L e_i.
+    """
+    q: Any = guide.family(guide.parameters_of(y))
+    steps = q.scale_tril.permute(2, 0, 1) * q.event_shape[0] ** 0.5  # columns, (d, batch, d)
+    z = torch.cat([q.loc + steps, q.loc - steps])
+    with local_parameters(model):
+        total = guide.program.log_joint(z, y).mean(dim=0).sum()
+    parts = torch.autograd.grad(total, list(model.parameters()))
+    return torch.cat([part.flatten() for part in parts])
+
+
+@float64
+def test_fishers_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the exact posterior the ELBO's gradient is that of log p(y); at another one it is not."""
+    model, y = LinearGaussian(4, 2, 4), FACTS.sample(6)
+    exact = evidence_gradient(model, y)
+    assert_exact(elbo_gradient(model, exact_guide(model, y), y), exact)
+    stale = pv.Guide(copy.deepcopy(model), ExactPosterior(), FullRankNormal(), example=y)
+    with torch.no_grad():
+        model.loadings[0, 0] += 0.01
+    guide = exact_guide(model, y)
+    assert_exact(elbo_gradient(model, guide, y), evidence_gradient(model, y))
+    monkeypatch.setattr(guide.map, "forward", stale.map.forward)
+    gradient = elbo_gradient(model, guide, y)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_exact(gradient, evidence_gradient(model, y))
+
+
+@float64
+def test_the_loss_has_that_gradient() -> None:
+    """Pyro's estimate of it from one draw a datum is unbiased; a mean-field q biases it."""
+    model, y = LinearGaussian(4, 2, 4), FACTS.sample(3)
+    with torch.no_grad():
+        model.loadings.copy_(FACTS.loadings * 3)  # strong correlations, so a strong bias
+    exact = evidence_gradient(model, y)
+
+    def gradient(guide: pv.Guide) -> Tensor:
+        with local_parameters(model, guide):
+            loss = Trace_ELBO().differentiable_loss(model, guide, y)
+        parts = torch.autograd.grad(-loss, list(model.parameters()))
+        return torch.cat([part.flatten() for part in parts])
+
+    guides = [pv.Guide(model, ExactPosterior(), family, example=y) for family in FAMILIES]
+    full_rank, mean_field = (torch.stack([gradient(guide) for _ in range(100)]) for guide in guides)
+    assert_mean(full_rank, exact)
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean(mean_field, exact)
+
+
+# ---------------------------------------------------------------------- coordinate ascent
+
+
+def gap_of(loc: Tensor, y: Tensor) -> Tensor:
+    """The evidence less the ELBO of a mean-field q with these means, exactly, in nats."""
+    log_scale = -FACTS.posterior_precision.diagonal().log().expand_as(loc) / 2
+    excess = amortization_gap(FACTS, y, torch.cat([loc, log_scale], dim=-1))
+    return FACTS.mean_field_gap() + excess
+
+
+@float64
+def test_coordinate_ascent_reaches_the_mean_field_optimum() -> None:
+    """Of the instance and of other data, to 1e-8 nats."""
+    y = torch.cat([FACTS_Y, FACTS.sample(5)])
+    guide = pv.Guide(factor_analysis, CoordinateAscent(), example=y)
+    parameters = guide.parameters_of(y)
+    loc, log_scale = parameters.chunk(2, dim=-1)
+    torch.testing.assert_close(gap_of(loc, y), torch.full((6,), 0.222901746110), rtol=0, atol=1e-8)
+    assert_exact((-2 * log_scale).exp(), FACTS.posterior_precision.diagonal().expand(6, -1))
+    exact = pv.Guide(factor_analysis, ExactPosterior(), example=y).parameters_of(y)
+    torch.testing.assert_close(parameters, exact, rtol=0, atol=1e-5)
+
+
+@float64
+def test_every_sweep_is_a_gauss_seidel_iteration() -> None:
+    """So no sweep lowers the ELBO, and the error is the iteration matrix to the power of sweeps."""
+    y = torch.cat([FACTS_Y, FACTS.sample(5)])
+    best, precision = FACTS.posterior(y).loc, FACTS.posterior_precision
+    matrix = torch.eye(2) - torch.linalg.solve(precision.tril(), precision)
+    linear, repeated = best @ precision, precision.expand(6, -1, -1)
+    gaps, error = [gap_of(torch.zeros(6, 2), y)], best
+    for sweeps in range(1, 9):
+        answer = coordinate_ascent(linear, repeated, sweeps=sweeps, tolerance=1e-300)
+        error = error @ matrix.T
+        assert answer.sweeps == sweeps
+        assert_exact(best - answer.loc, error)
+        gaps.append(gap_of(answer.loc, y))
+    falls = torch.stack(gaps).diff(dim=0)
+    assert (falls < 0).all()
+    rate = torch.linalg.eigvals(matrix).abs().max()  # the gap falls by its square
+    assert_exact(falls[-1] / falls[-2], (rate**2).expand(6), rtol=1e-4)
+
+
+@float64
+def test_a_datum_does_not_depend_on_its_batch() -> None:
+    """A datum that is done is not moved on for the sake of others."""
+    y = torch.cat([1e-3 * FACTS_Y, 1e6 * FACTS_Y])
+    guide = pv.Guide(factor_analysis, CoordinateAscent(), example=y)
+    alone = torch.cat([guide.parameters_of(row[None]) for row in y])
+    torch.testing.assert_close(guide.parameters_of(y), alone, rtol=1e-11, atol=0)
+
+
+@float64
+def test_slow_ascent_warns() -> None:
+    """With the number of data, the last move and the remedy; not if few sweeps are wanted."""
+    y = torch.cat([torch.zeros(1, 4), FACTS_Y])
+    guide = pv.Guide(factor_analysis, CoordinateAscent(sweeps=2), example=y)
+    message = r"not converged for 1 of 2 data after 2 sweeps: a mean still moves by 0\.\d+ standard"
+    with pytest.warns(UserWarning, match=message):
+        guide.parameters_of(y)
+    wanted = CoordinateAscent(sweeps=1, tolerance=math.inf)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pv.Guide(factor_analysis, wanted, example=y).parameters_of(y)
+    with pytest.raises(ValueError, match="sweeps is at least 1 and tolerance above 0, got 0 and"):
+        CoordinateAscent(sweeps=0)
+
+
+@float64
+def test_single_precision_converges() -> None:
+    """Where rounding moves a mean by more than the tolerance, that is enough."""
+    y = (1e4 * FACTS_Y).float()
+    torch.set_default_dtype(torch.float32)
+    parameters = pv.Guide(factor_analysis, CoordinateAscent(), example=y).parameters_of(y)
+    loc = FACTS.posterior(y.double()).loc
+    torch.testing.assert_close(parameters[:, :2].double(), loc, rtol=1e-5, atol=0)
+
+
+# ---------------------------------------------------------------------- training
+
+MAPS: dict[str, Callable[[], tuple[pv.InferenceMap, Family]]] = {
+    "exact": lambda: (ExactPosterior(), FullRankNormal()),
+    "mean-field": lambda: (ExactPosterior(), pv.DiagonalNormal()),
+    "ascent": lambda: (CoordinateAscent(), pv.DiagonalNormal()),
+}
+
+
+@float64
+@pytest.mark.parametrize("name", MAPS)
+def test_training_raises_the_evidence(name: str) -> None:
+    """By `fit`, on batches; the guide answers for the model as it is now."""
+    model, y = LinearGaussian(4, 2, 4), FACTS.sample(60)
+    map, family = MAPS[name]()
+    guide = pv.Guide(model, map, family, example=y)
+    before = model.facts.log_evidence(y).mean()
+    pv.fit(
+        model, guide, y, num_epochs=25, batch_size=20, progress=False,
+        optimizer=functools.partial(torch.optim.Adam, lr=0.05),
+    )  # fmt: skip
+    assert model.facts.log_evidence(y).mean() > before + 0.2
+    torch.testing.assert_close(guide.mean(y), model.facts.posterior(y).loc, atol=1e-4, rtol=0)
+
+
+@float64
+@pytest.mark.usefixtures("user_param_store")
+def test_a_loop_of_ones_own() -> None:
+    """Pyro's SVI under its default settings, with parameters in its store."""
+    model, y = LinearGaussian(4, 2, 4), FACTS.sample(60)
+    guide = exact_guide(model, y)
+    before = model.facts.log_evidence(y).mean()
+    svi = SVI(model, guide, Adam({"lr": 0.05}), Trace_ELBO())
+    for rows in [*torch.arange(60).split(20)] * 20:
+        with pv.minibatch(rows, num_data=60):
+            svi.step(y[rows])
+    assert model.facts.log_evidence(y).mean() > before + 0.2
+    assert_exact(guide.mean(y), model.facts.posterior(y).loc.detach())
+
+
+@float64
+def test_compare_takes_them() -> None:
+    """Each map trains its own copy of the model; the copy of the guide follows that copy."""
+    model, y = LinearGaussian(4, 2, 4), FACTS.sample(40)
+    start = copy.deepcopy(model.state_dict())
+    table = pv.compare(
+        model, {name: make() for name, make in MAPS.items()}, y[:30], y[30:], num_epochs=3,
+        evaluation=pv.ImportanceSampling(20), progress=False,
+    )  # fmt: skip
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, start[name]), name
+    exact = table.results["exact"]
+    trained: Any = exact.model
+    assert not torch.equal(trained.loadings, start["loadings"])
+    assert_exact(exact.test.bound.elbo.value, trained.facts.log_evidence(y[30:]).detach())
+
+
+@float64
+def test_copies_follow_their_model() -> None:
+    """A guide and its model copied together; nothing is kept in the state of either map."""
+    model, y = LinearGaussian(4, 2, 4), torch.randn(3, 4)
+    copied, guide = copy.deepcopy((model, exact_guide(model, y)))
+    with torch.no_grad():
+        copied.loadings.mul_(2)
+    assert_exact(guide.mean(y), copied.facts.posterior(y).loc.detach())
+    assert list(guide.state_dict()) == []
+    assert CoordinateAscent(sweeps=3).config() == {"sweeps": 3, "tolerance": 1e-6}
+    assert ExactPosterior().config() == {}
+
+
+# ---------------------------------------------------------------------- EM on measurements
+
+
+def standardized(name: str) -> Tensor:
+    """A data set of scikit-learn, every feature with mean 0 and variance 1."""
+    values = {"iris": load_iris, "wine": load_wine}[name]().data
+    return torch.as_tensor((values - values.mean(axis=0)) / values.std(axis=0))
+
+
+def em(y: Tensor, latents: int, num_sigmas: int, *, num_epochs: int, seed: int) -> float:
+    """The exact mean log-likelihood after EM by gradients, in nats a datum."""
+    model = LinearGaussian(y.shape[1], latents, num_sigmas)
+    objective = Trace_ELBO(num_particles=20, vectorize_particles=True, max_plate_nesting=1)
+    pv.fit(
+        model, exact_guide(model, y), y, num_epochs=num_epochs, batch_size=len(y), seed=seed,
+        objective=objective, optimizer=functools.partial(torch.optim.Adam, lr=0.05), progress=False,
+    )  # fmt: skip
+    return model.facts.log_evidence(y).mean().item()
+
+
+def most_likely_pca(y: Tensor, latents: int) -> float:
+    """The maximum of probabilistic PCA, from the eigenvalues of the covariance."""
+    values = torch.linalg.eigvalsh(y.T @ y / len(y)).flip(0)
+    values[latents:] = values[latents:].mean()  # the noise
+    return -float((math.log(2 * math.pi) + 1 + values.log()).sum()) / 2
+
+
+@float64
+@pytest.mark.parametrize(
+    ("name", "latents", "num_epochs", "tolerance"),
+    [
+        ("iris", 1, 120, 0.01),
+        pytest.param("iris", 2, 400, 0.002, marks=pytest.mark.slow),
+        pytest.param("wine", 3, 400, 0.002, marks=pytest.mark.slow),
+    ],
+)
+def test_em_reaches_the_maximum_of_pca(
+    name: str, latents: int, num_epochs: int, tolerance: float, seed: int
+) -> None:
+    """Probabilistic PCA: the maximum of the likelihood, which is `PCA.score` up to n - 1.
+
+    scikit-learn divides the covariance by n - 1, which lowers its score by a known amount: at
+    covariance c times the best one, c = n / (n - 1), by D (log c + 1 / c - 1) / 2.
+    """
+    y = standardized(name)
+    best, ratio = most_likely_pca(y, latents), len(y) / (len(y) - 1)
+    lost = y.shape[1] * (math.log(ratio) + 1 / ratio - 1) / 2
+    assert PCA(latents).fit(y.numpy()).score(y.numpy()) == pytest.approx(best - lost, abs=1e-10)
+    reached = em(y, latents, 1, num_epochs=num_epochs, seed=seed)
+    assert best - tolerance < reached < best + 1e-10
+
+
+@float64
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "latents"), [("iris", 1), ("wine", 3)])
+def test_em_reaches_the_maximum_of_factor_analysis(name: str, latents: int, seed: int) -> None:
+    """A variance for each feature: the likelihood that scikit-learn's own EM converges to."""
+    y = standardized(name)
+    theirs = FactorAnalysis(latents, tol=1e-3, max_iter=20_000, svd_method="lapack")
+    best = theirs.fit(y.numpy()).score(y.numpy())
+    reached = em(y, latents, y.shape[1], num_epochs=400, seed=seed)
+    assert reached == pytest.approx(best, abs=0.01)

@@ -1,0 +1,307 @@
+"""Every program, under every map, with every family: a new one is a line in a table here.
+
+A few programs, which stand for the rest, go through all pairs of map and family; all the others go
+through one pair of each kind.
+"""
+
+import copy
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+import pyro_vae as pv
+from pyro_vae._types import Batch
+from pyro_vae.evidence import prepared
+from pyro_vae.guides import Family
+from pyro_vae.programs import evaluating
+from tests.cases import CASES, NUM_DATA, Case, normal
+from tests.idioms import IDIOMS
+from tests.test_guides import Net
+from tests.training import assert_same_state, fit, state
+
+pytestmark = pytest.mark.usefixtures("float64", "user_param_store")
+
+PROGRAMS = {**CASES, **IDIOMS}
+
+# ---------------------------------------------------------------------- the tables
+
+
+def diagonal_density(parameters: Tensor, z: Tensor) -> Tensor:
+    """Independent normals."""
+    loc, log_scale = parameters.chunk(2, dim=-1)
+    return normal(z, loc, log_scale.exp()).sum(-1)
+
+
+def full_rank_density(parameters: Tensor, z: Tensor) -> Tensor:
+    """A normal, from its covariance."""
+    latents = z.shape[-1]
+    loc, entries = parameters[..., :latents], parameters[..., latents:]
+    factor = entries.new_zeros(*entries.shape[:-1], latents, latents)
+    for place, (row, column) in enumerate(zip(*torch.tril_indices(latents, latents), strict=True)):
+        entry = entries[..., place]
+        factor[..., row, column] = entry.exp() if row == column else entry
+    return MultivariateNormal(loc, factor @ factor.mT).log_prob(z)
+
+
+def low_rank_density(parameters: Tensor, z: Tensor) -> Tensor:
+    """A normal, from its covariance."""
+    q = pv.LowRankNormal(1)(parameters)
+    return MultivariateNormal(q.mean, q.covariance_matrix).log_prob(z)
+
+
+class FamilyCase(NamedTuple):
+    """How a family is made for so many latents, and its density by hand where there is one."""
+
+    make: Callable[[int], Family]
+    density: Callable[[Tensor, Tensor], Tensor] | None = None
+    closed_form: bool = False  # whether it knows its member closest to a Gaussian
+
+
+def flow(latents: int) -> Family:
+    """A small flow; of one latent it can only be bent elementwise."""
+    return pv.NormalizingFlow(num_transforms=1, context=2) if latents > 1 else flow_of_one()
+
+
+def flow_of_one() -> Family:
+    """An elementwise spline."""
+    return pv.NormalizingFlow(transform=pv.ElementwiseSpline(), num_transforms=1, context=2)
+
+
+FAMILIES = {
+    "diagonal": FamilyCase(lambda _: pv.DiagonalNormal(), diagonal_density, closed_form=True),
+    "full-rank": FamilyCase(lambda _: pv.FullRankNormal(), full_rank_density, closed_form=True),
+    "low-rank": FamilyCase(lambda _: pv.LowRankNormal(1), low_rank_density),
+    "flow": FamilyCase(flow),
+}
+
+
+def encoder(batch: Batch, parameters: int) -> pv.InferenceMap:
+    """A linear layer on all numbers of a datum."""
+    return pv.Encoder(Net(batch, parameters))
+
+
+class MapCase(NamedTuple):
+    """How a map is made for a batch and a number of parameters, and what it can be used for."""
+
+    make: Callable[[Batch, int], pv.InferenceMap]
+    families: Callable[[str], bool] = lambda _: True
+    quadratic: bool = False  # whether the program's log joint must be quadratic in z
+
+
+MAPS = {
+    "encoder": MapCase(encoder),
+    "local": MapCase(lambda batch, _: pv.LocalParameters(len(batch[0]))),
+    "global": MapCase(lambda *_: pv.GlobalParameters()),
+    "refined": MapCase(lambda *given: pv.Refined(encoder(*given), steps=2)),
+    "refined-local": MapCase(
+        lambda batch, _: pv.Refined(pv.LocalParameters(len(batch[0])), steps=2)
+    ),
+    "exact": MapCase(
+        lambda *_: pv.ExactPosterior(), lambda name: FAMILIES[name].closed_form, quadratic=True
+    ),
+    "coordinate-ascent": MapCase(
+        lambda *_: pv.CoordinateAscent(), lambda name: name == "diagonal", quadratic=True
+    ),
+}
+
+QUADRATIC = {
+    "factor-analysis", "scalar", "inner-plate", "outer-data", "missing", "covariate", "markov",
+    "subsampled", "subsamples", "indexes", "pictures", "loops",
+}  # fmt: skip
+REPRESENTATIVE = ("factor-analysis", "gamma", "outer-data", "covariate", "clusters", "subsamples")
+
+
+def triples() -> list[tuple[str, str, str]]:
+    """Program, map and family: all for some programs, and one of each for the others."""
+    found = []
+    for program in PROGRAMS:
+        for map, how in MAPS.items():
+            for family in FAMILIES:
+                works = how.families(family) and (not how.quadratic or program in QUADRATIC)
+                stands_for_more = program in REPRESENTATIVE or (
+                    family == "diagonal" and map in ("encoder", "exact")
+                )
+                if works and stands_for_more:
+                    found.append((program, map, family))
+    return found
+
+
+every = pytest.mark.parametrize(("program", "map", "family"), triples())
+PAIRS = sorted({(map, family) for _, map, family in triples()})
+
+
+def made(program: str, map: str, family: str) -> tuple[Case, Batch, pv.Guide]:
+    """A guide with parameters of its own, some steps away from where it started."""
+    case = PROGRAMS[program]
+    batch = case.data()
+    q = FAMILIES[family].make(case.latents)
+    if isinstance(q, nn.Module):
+        size = copy.deepcopy(q)
+        size.setup(case.latents)  # type: ignore[operator]
+        parameters = size.num_parameters(case.latents)
+    else:
+        parameters = q.num_parameters(case.latents)
+    guide = pv.Guide(case.program, MAPS[map].make(batch, parameters), q, example=batch)
+    stir(guide)
+    guide.map.remember(*batch)
+    return case, batch, guide
+
+
+def stir(guide: pv.Guide) -> None:
+    """Moves every parameter and every row a little."""
+    with torch.no_grad():
+        for value in [*guide.parameters(), *(b for n, b in guide.named_buffers() if "table" in n)]:
+            value += 0.1 * torch.randn_like(value)
+
+
+def weights(case: Case, guide: pv.Guide, batch: Batch, rows: Tensor, seed: int = 0) -> Tensor:
+    """Log weights of some rows of the data."""
+    part = tuple(tensor[rows] for tensor in batch)
+    with pv.minibatch(rows, NUM_DATA):
+        return pv.log_weights(case.program, guide, *part, num_particles=3, seed=seed)
+
+
+ALL = torch.arange(NUM_DATA)
+same = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
+
+# ---------------------------------------------------------------------- what holds for all
+
+
+@every
+def test_log_weights(program: str, map: str, family: str) -> None:
+    """Log p(y, z) written by hand, less log q(z) written by hand, at the draws that were taken."""
+    case, batch, guide = made(program, map, family)
+    with prepared(case.program, guide, batch, 0) as (structure, posterior, _):
+        blocks = pv.ImportanceSampling(4).blocks(
+            structure, posterior, batch, seed=0, progress=False
+        )
+        for block in blocks:
+            z, part = block.z, tuple(tensor[block.rows] for tensor in batch)
+            parameters = posterior.parameters[block.rows]  # type: ignore[attr-defined]
+            by_hand = FAMILIES[family].density
+            log_q = by_hand(parameters, z) if by_hand else alone(guide.family, parameters, z)
+            expected = case.density(z, *part) - log_q  # a covariance is inverted in some of these
+            torch.testing.assert_close(block.weights.log_weights, expected, rtol=1e-6, atol=1e-6)
+            shifted = case.density(z + 0.1, *part) - log_q  # the wrong twin: other draws
+            assert (shifted - block.weights.log_weights).abs().max() > 1e-3
+
+
+def alone(family: Family, parameters: Tensor, z: Tensor) -> Tensor:
+    """Log q of every draw of every datum by itself."""
+    columns = [
+        torch.stack([family(row[None]).log_prob(draw[None])[0] for draw in draws])
+        for row, draws in zip(parameters, z.unbind(1), strict=True)
+    ]
+    return torch.stack(columns, dim=1)
+
+
+@every
+def test_training_moves_everything(program: str, map: str, family: str) -> None:
+    """Every tensor of the guide that can be trained; and what is trained has no nan."""
+    case, batch, guide = made(program, map, family)
+    before = state(guide)
+    data = batch if len(batch) > 1 else batch[0]
+    if map in ("exact", "coordinate-ascent"):
+        with pytest.raises(ValueError, match="nothing to train"):
+            fit(case.program, guide, data, num_epochs=1, train_model=False)
+        return
+    fit(case.program, guide, data, num_epochs=1)
+    after = state(guide)
+    trained = [f"0.{name}" for name, _ in guide.named_parameters()]
+    trained += [name for name in after if name.endswith("table")]
+    assert trained
+    for name in trained:
+        moved = after[name].numel() == 0 or bool((after[name] != before[name]).any())
+        assert moved, f"{name} was not trained"
+        assert after[name].isfinite().all(), name
+
+
+@every
+def test_saved_state(program: str, map: str, family: str) -> None:
+    """A guide made anew, with the tensors of another, says what that one says."""
+    case, batch, guide = made(program, map, family)
+    torch.manual_seed(1)
+    other = made(program, map, family)[2]
+    expected = weights(case, guide, batch, ALL)
+    if state(other):
+        assert not torch.equal(weights(case, other, batch, ALL), expected)
+    other.load_state_dict(copy.deepcopy(guide.state_dict()))
+    assert_same_state(state(other), state(guide))
+    assert torch.equal(weights(case, other, batch, ALL), expected)
+
+
+@every
+def test_the_same_numbers_in_any_order(program: str, map: str, family: str) -> None:
+    """The seed and the datum decide: not the order of the rows, nor how many come with it."""
+    case, batch, guide = made(program, map, family)
+    expected = weights(case, guide, batch, ALL)
+    assert torch.equal(weights(case, guide, batch, ALL), expected)
+    assert not torch.equal(weights(case, guide, batch, ALL, seed=1), expected)
+    if len({tuple(row.reshape(-1).tolist()) for row in batch[0]}) < NUM_DATA and len(batch) == 1:
+        return  # of equal rows the first has the first stream
+    order = torch.randperm(NUM_DATA)
+    same(weights(case, guide, batch, order), expected[:, order])
+    for row in (0, NUM_DATA - 1):
+        same(weights(case, guide, batch, torch.tensor([row])), expected[:, [row]])
+
+
+@every
+def test_evaluation_changes_nothing(program: str, map: str, family: str) -> None:
+    """Not a bit of the guide, nor its mode, nor the caller's random stream."""
+    case, batch, guide = made(program, map, family)
+    before, stream = state(guide), torch.get_rng_state()
+    weights(case, guide, batch, ALL)
+    assert_same_state(state(guide), before)
+    assert guide.training
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+@pytest.mark.parametrize(("map", "family"), PAIRS)
+@pytest.mark.parametrize("program", ["factor-analysis"])
+def test_both_precisions(program: str, map: str, family: str) -> None:
+    """The same guide in float32 and float64 says the same, to the precision of the former."""
+    case, batch, guide = made(program, map, family)
+    z = torch.randn(3, NUM_DATA, case.latents)
+    with evaluating(guide), pv.minibatch(ALL, NUM_DATA), torch.no_grad():
+        expected = guide.posterior(*batch).log_prob(z)
+    single = copy.deepcopy(guide).to(torch.float32)
+    torch.set_default_dtype(torch.float32)  # the fixture puts the old one back
+    batch = tuple(part.float() for part in batch)
+    with evaluating(single), pv.minibatch(ALL, NUM_DATA), torch.no_grad():
+        posterior = single.posterior(*batch)
+        log_q = posterior.log_prob(z.float())
+        assert posterior.draw(2)[0].dtype == log_q.dtype == torch.float32
+    tolerance = 0.02 if map.startswith("refined") else 1e-3  # steps follow the rounding
+    torch.testing.assert_close(log_q.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("map", "family"), PAIRS)
+def test_save_and_load(map: str, family: str, tmp_path: Path) -> None:
+    """A model of ours comes back from its folder with any guide, and nothing passed."""
+    likelihood = pv.likelihoods.Gaussian(sigma=0.5)
+    model = pv.models.VAE(nn.Linear(2, 3), likelihood, latent_dim=2)
+    maps: dict[str, Callable[[], pv.InferenceMap]] = {
+        "encoder": lambda: pv.Encoder(pv.nets.MLPEncoder(3, hidden=(4,))),
+        "local": lambda: pv.LocalParameters(NUM_DATA),
+        "global": pv.GlobalParameters,
+        "refined": lambda: pv.Refined(pv.Encoder(pv.nets.MLPEncoder(3, hidden=(4,))), steps=2),
+        "refined-local": lambda: pv.Refined(pv.LocalParameters(NUM_DATA), steps=2),
+        "exact": pv.ExactPosterior,
+        "coordinate-ascent": pv.CoordinateAscent,
+    }
+    guide = pv.Guide(model, maps[map](), FAMILIES[family].make(2))
+    stir(guide)
+    y = torch.randn(NUM_DATA, 3)
+    guide.map.remember(y)
+    pv.save(tmp_path / "folder", model=model, guide=guide)
+    loaded: tuple[Any, Any] = pv.load(tmp_path / "folder")
+    expected = pv.log_weights(model, guide, y, num_particles=3)
+    assert torch.equal(pv.log_weights(*loaded, y, num_particles=3), expected)
+    assert math.isfinite(expected.sum())
