@@ -288,7 +288,9 @@ def test_order_and_chunks_do_not_matter(
     whole = to_inference_data(model, guide, y, num_samples=40, names=NAMES)
     order = [3, 0, 4, 2]  # one is left out
     names = [NAMES[row] for row in order]
-    monkeypatch.setattr("pyro_vae.evidence._FAST_ROWS", 7)  # a datum at a time, 7 draws at a time
+    monkeypatch.setattr(
+        "pyro_vae.evidence.weights._FAST_ROWS", 7
+    )  # a datum at a time, 7 draws at a time
     cut = to_inference_data(model, guide, y[order], num_samples=40, names=names)
     assert group_names(cut) == group_names(whole)
     for group in group_names(cut):
@@ -430,7 +432,7 @@ def test_attributes_count_untrusted_data(
     """The share of k above 0.7, exactly, and that of data where k has no value."""
     shapes = iter(torch.tensor([[-torch.inf], [0.71], [0.7], [torch.nan], [1.5]]))
     monkeypatch.setattr("pyro_vae.stats.pareto_k", lambda log_weights: next(shapes))
-    monkeypatch.setattr("pyro_vae.evidence._FAST_ROWS", 1)  # a datum at a time
+    monkeypatch.setattr("pyro_vae.evidence.weights._FAST_ROWS", 1)  # a datum at a time
     idata = to_inference_data(facts_model, wide_guide, facts_y, num_samples=num_samples)
     assert idata.attrs["share_above_pareto_k_limit"] == above
     assert idata.attrs["share_without_pareto_k"] == without

@@ -1,0 +1,221 @@
+"""The functions that people call: evidence and bounds of a model and a guide, on data."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import stats
+from .._types import Batch, Data, ProgramLike
+from ..data import row_seeds
+from ..guides import Posterior
+from ..programs import Program
+from .importance import ImportanceSampling, log_marginal_of
+from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights, join
+from .weights import draw_rows, prepared, rows_at_once, weigh
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A way to estimate log p(y_n)."""
+
+    def __call__(
+        self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
+    ) -> LogMarginal:
+        """Estimates per datum, whose draws depend on the seed and the datum alone."""
+
+
+def log_weights(
+    model: ProgramLike,
+    guide: ProgramLike,
+    *batch: Tensor,
+    num_particles: int,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> Float[Tensor, "particles batch"]:
+    r"""Draws from a guide and returns their log importance weights, per datum.
+
+    .. math:: \log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)
+
+    Never joint over a batch, never scaled by a plate. For data sets use
+    :func:`log_marginal_likelihood`, which keeps within a memory budget.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+        batch: The data, the datum axis leftmost in each.
+        num_particles: Draws a datum.
+        given: Values of the latent sites that all data share, as in
+            :func:`log_marginal_likelihood`.
+        seed: Seed of the draws; the caller's random stream is left alone.
+
+    Returns:
+        `(particles, batch)`, float64, in nats.
+
+    Raises:
+        ValueError: If data, model and guide do not fit together.
+        FloatingPointError: If a log density is nan or plus infinity.
+    """
+    method = ImportanceSampling(max(2, num_particles))
+    if num_particles < 1:
+        raise ValueError(f"num_particles is at least 1, got {num_particles}")
+    with prepared(model, guide, batch, seed, given) as (program, posterior, rows):
+        seeds = row_seeds(seed, *rows).tolist()
+        z, log_guide = draw_rows(posterior, 0, seeds, num_particles)
+        particles = max(1, rows_at_once(program, rows, method.memory) // len(seeds))
+        return weigh(program, z, log_guide, rows, particles).log_weights
+
+
+def elbo(
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    num_samples: int = 100,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> EvidenceLowerBound:
+    r"""Estimates the evidence lower bound of every datum, with its rate and distortion.
+
+    .. math:: \mathrm{ELBO}_n = \mathbb{E}_{q(z \mid y_n)}\left[
+        \log p(y_n, z) - \log q(z \mid y_n)\right] \le \log p(y_n)
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+        data: The batch tensor, or a tuple of them.
+        num_samples: Draws a datum.
+        given: Values of the latent sites that all data share, as in
+            :func:`log_marginal_likelihood`.
+        seed: Seed of the draws; the caller's random stream is left alone.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        ELBO, rate and distortion, each `(batch,)` with standard errors, in nats.
+
+    Raises:
+        ValueError: If data, model and guide do not fit together.
+        FloatingPointError: If a log density is nan or plus infinity.
+    """
+    method = ImportanceSampling(num_samples)
+    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+        blocks = method.blocks(program, posterior, batch, seed=seed, progress=progress)
+        bound: EvidenceLowerBound = join([_bound(block.weights) for block in blocks])
+    return replace(bound, given=program.conditions)
+
+
+def log_marginal_likelihood(
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    estimator: Estimator | None = None,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> LogMarginal:
+    r"""Estimates :math:`\log p(y_n)` of every datum, with its error and its reliability.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand: the proposal.
+        data: The batch tensor, or a tuple of them.
+        estimator: :class:`ImportanceSampling` with 5000 draws unless told otherwise.
+        given: For a program with latent sites that all data share: their values, by name. A
+            datum has a marginal likelihood only conditional on those. By default the mean of
+            their posterior is taken (`guide.global_values()`); for the spread over their
+            posterior call this once for each of `guide.sample_globals(num_samples)`. The
+            result's `given` says which.
+        seed: Seed of the draws; the caller's random stream is left alone.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Value, error, effective sample size and Pareto k, each `(batch,)`; nats.
+
+    Warns:
+        UserWarning: If the weights of some data cannot be trusted: how many, and what to do.
+
+    Raises:
+        ValueError: If data, model and guide do not fit together.
+        FloatingPointError: If a log density is nan or plus infinity.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016)
+        | https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import Encoder, Guide, likelihoods, models, nets
+        >>> model = models.VAE(torch.nn.Linear(1, 3), likelihoods.Gaussian(), latent_dim=1)
+        >>> guide = Guide(model, Encoder(nets.MLPEncoder(3)))
+        >>> lml = log_marginal_likelihood(model, guide, torch.zeros(4, 3), ImportanceSampling(500))
+        >>> lml.value.shape, lml.num_samples
+        (torch.Size([4]), tensor([500, 500, 500, 500]))
+    """
+    method = ImportanceSampling() if estimator is None else estimator
+    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+        result = method(program, posterior, batch, seed=seed, progress=progress)
+    result = replace(result, given=program.conditions)
+    _warn_unreliable(result)
+    return result
+
+
+def evaluate(
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    method: ImportanceSampling | None = None,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """The bound and the marginal likelihood of every datum, from the same draws.
+
+    Arguments and errors are those of :func:`log_marginal_likelihood`; it does not warn, since
+    the result carries its reliability.
+    """
+    method = ImportanceSampling() if method is None else method
+    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+        blocks = method.blocks(program, posterior, batch, seed=seed, progress=progress)
+        bound, marginal = join([_evaluation(block.weights) for block in blocks])
+    given_as = program.conditions
+    return Evaluation(replace(bound, given=given_as), replace(marginal, given=given_as))
+
+
+def posterior_means(
+    model: ProgramLike, guide: ProgramLike, data: Data, *, seed: int = 0
+) -> Float[Tensor, "batch latents"]:
+    """Means of q(z_n) for every datum: exact for a family that has one, else from draws."""
+    with prepared(model, guide, data, seed) as (_, posterior, _batch):
+        return posterior.mean()
+
+
+def _warn_unreliable(result: LogMarginal) -> None:
+    bad = int((~result.reliable).sum())
+    if bad:
+        reasons = [f"{reason} ({int(m.sum())})" for reason, m in result.doubts.items() if m.any()]
+        warnings.warn(
+            f"log p(y) by {result.method} cannot be trusted for {bad} of {len(result.value)} data: "
+            f"{'; '.join(reasons)}. Take more draws, train the guide for longer, or fit it to "
+            "these data with guide.fit_rows(y)",
+            UserWarning,
+            stacklevel=3,  # the caller of the entry point
+        )
+
+
+def _bound(weights: Weights) -> EvidenceLowerBound:
+    return EvidenceLowerBound(
+        elbo=stats.mean_estimate(weights.log_weights),
+        rate=stats.mean_estimate(weights.log_guide - weights.log_prior),
+        distortion=stats.mean_estimate(-weights.log_likelihood),
+        num_samples=len(weights.log_guide),
+    )
+
+
+def _evaluation(weights: Weights) -> Evaluation:
+    return Evaluation(_bound(weights), log_marginal_of(weights))

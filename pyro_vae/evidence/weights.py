@@ -1,0 +1,170 @@
+r"""Importance weights, per datum.
+
+With draws :math:`z_k \sim q(z \mid y_n)` the importance weights are
+:math:`w_{kn} = p(y_n, z_k) / q(z_k \mid y_n)`. The mean of :math:`\log w_{kn}` over particles
+estimates the ELBO, and the logarithm of the mean of :math:`w_{kn}` estimates
+:math:`\log p(y_n)`, which is what :mod:`pyro_vae.stats` does. Here the weights are made.
+
+Every datum draws from a stream of its own, seeded by the seed and the content of its row. So an
+estimate depends on the datum, the programs and the seed alone: not on the order of the rows, the
+other data, the batch, or how the work was cut to fit into memory.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .._types import Batch, Data, ProgramLike
+from ..data import check_batch
+from ..guides import Posterior, given_globals, posterior_of, program_of
+from ..programs import Program, as_batch, device_of, evaluating, forked_seed
+from .results import Weights
+
+_DRAWS_AT_ONCE = 4096  # fixed: the draws of a datum must not depend on the memory budget
+_FAST_ROWS = 1024  # longer batches leave the cache and are slower
+_MEBIBYTE = 2**20
+
+_Answer = TypeVar("_Answer")
+
+_LOOK_AT = {
+    "log_guide": "the guide's parameters",
+    "log_prior": "the model's prior",
+    "log_likelihood": "the decoder's output",
+}
+
+
+def draw_rows(
+    posterior: Posterior, first: int, seeds: list[int], num_samples: int
+) -> tuple[Tensor, Tensor]:
+    """Draws of some data, each from the stream of its own seed."""
+    draws = []
+    for offset, seed in enumerate(seeds):
+        draw = partial(_draw_row, posterior.row(first + offset), seed, num_samples)
+        draws.append([torch.cat(parts) for parts in zip(*despite_nan(draw), strict=True)])
+    z, log_guide = zip(*draws, strict=True)
+    return torch.cat(z, dim=1), torch.cat(log_guide, dim=1)
+
+
+def _draw_row(row: Posterior, seed: int, num_samples: int) -> list[tuple[Tensor, Tensor]]:
+    """Draws of one datum, in pieces."""
+    # torch.manual_seed formats a stack trace for every call: 1.6 ms, more than the draws take.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        torch.manual_seed(seed)
+    return [
+        row.draw(min(_DRAWS_AT_ONCE, num_samples - done))
+        for done in range(0, num_samples, _DRAWS_AT_ONCE)
+    ]
+
+
+def despite_nan(call: Callable[[], _Answer]) -> _Answer:
+    """Calls it; if a distribution refuses a nan, calls it again without Pyro's validation.
+
+    The answer then has the nan, and :func:`_require_numbers` says whose it is.
+    """
+    try:
+        return call()
+    except ValueError:
+        with pyro.validation_enabled(is_validate=False):
+            answer = call()
+        if _is_numbers(answer):
+            raise  # refused for another reason, such as data outside the support
+        return answer
+
+
+def _is_numbers(answer: Any) -> bool:
+    if isinstance(answer, Tensor):
+        return not bool((answer.isnan() | answer.isposinf()).any())
+    return isinstance(answer, tuple | list) and all(map(_is_numbers, answer))
+
+
+def weigh(
+    program: Program, z: Tensor, log_guide: Tensor, batch: Batch, particles: int, *, first: int = 0
+) -> Weights:
+    """Log densities of given draws, so many particles at a time; checked and in float64."""
+    parts = [
+        despite_nan(partial(program.log_densities, piece, *batch)) for piece in z.split(particles)
+    ]
+    prior, likelihood = (torch.cat(part).double() for part in zip(*parts, strict=True))
+    weights = Weights(prior, likelihood, log_guide.double())
+    for name in _LOOK_AT:
+        _require_numbers(name, getattr(weights, name), z, first)
+    return weights
+
+
+def _require_numbers(name: str, value: Tensor, z: Tensor, first: int) -> None:
+    # What was drawn has no density of 0 under the guide; under the model it may.
+    legal = value.isfinite() if name == "log_guide" else value < torch.inf
+    if not bool(legal.all()):
+        particle, datum = (~legal).nonzero()[0].tolist()
+        raise FloatingPointError(
+            f"{name} is {float(value[particle, datum])} for particle {particle} of datum "
+            f"{first + datum}, at z = {z[particle, datum].tolist()}: a log density must be a "
+            f"number; look at {_LOOK_AT[name]} there"
+        )
+
+
+class _CountBytes(TorchDispatchMode):
+    """Sums the bytes of every tensor made: an upper bound on what is alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, Tensor):
+                self.total += tensor.numel() * tensor.element_size()
+        return out
+
+
+def _bytes_per_row(program: Program, batch: Batch) -> float:
+    """Bytes that one more row of a program's batch makes."""
+    row, totals = tuple(part[:1] for part in batch), []
+    for particles in (1, 3):
+        with _CountBytes() as count:
+            z = torch.zeros(
+                particles, 1, program.latents, dtype=program.dtype, device=row[0].device
+            )
+            despite_nan(partial(program.log_densities, z, *row))
+        totals.append(count.total)
+    return (totals[1] - totals[0]) / 2
+
+
+@contextmanager
+def prepared(
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    seed: int,
+    given: Mapping[str, Tensor] | None = None,
+) -> Iterator[tuple[Program, Posterior, Batch]]:
+    """Checks the data; runs the block in evaluation mode, without gradients, on its own seed."""
+    batch = as_batch(data, device_of(model, guide))
+    check_data(model, batch)
+    with evaluating(model, guide), torch.no_grad(), forked_seed(seed), poutine.block():
+        program = despite_nan(partial(program_of, model, guide, batch))
+        program = given_globals(program, guide, batch, given)
+        yield program, posterior_of(guide, program, batch), batch
+
+
+def check_data(model: ProgramLike, batch: Batch) -> None:
+    """Checks at the door: shapes, nan and inf, and the range that the likelihood asks for."""
+    check_batch(*batch)
+    check = getattr(model, "check", None)
+    if check is not None:
+        check(batch[0])
+
+
+def rows_at_once(program: Program, batch: Batch, memory: float) -> int:
+    """Rows of a program's batch that fit into so many mebibytes, and no more than are fast."""
+    affordable = int(memory * _MEBIBYTE / max(1, _bytes_per_row(program, batch)))
+    return max(1, min(_FAST_ROWS, affordable))
