@@ -81,23 +81,28 @@ def _adam(tensors: list[Tensor]) -> torch.optim.Optimizer:
 
 def draw(results: dict[str, Result], guide: pv.Guide, names: list[str], path: Path) -> None:
     """Held-out log p under every guide, and the loadings with their uncertainty."""
-    figure = Figure(figsize=(11.0, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    figure = Figure(figsize=(11.0, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for place, result in enumerate(results.values()):
-        left.plot([place] * len(result.draws), result.draws, ".", color="0.7")
-        left.plot(place, result.averaged, "o", color="C0", label="averaged over draws")
-        left.plot(place, result.elbo, "v", color="C1", label="ELBO")
-    left.set_xticks(range(len(results)), list(results), rotation=20, ha="right")
-    left.set_ylabel("held-out wines (nats a wine)")
-    left.legend(*(part[:2] for part in left.get_legend_handles_labels()))
+        hide = "_" * (place > 0)  # a legend leaves out what begins so
+        left.plot(result.draws, [place] * len(result.draws), "|", color="0.6", label=hide + "draws")
+        left.plot(result.averaged, place, "o", color="C0", label=hide + "averaged over draws")
+        left.plot(result.elbo, place, "v", color="C1", label=hide + "ELBO at the mean")
+    left.set_yticks(range(len(results)), list(results))
+    left.set_xlabel("held-out wines (nats a wine)")
+    left.legend(loc="center")
     loadings = torch.stack([values["loadings"] for values in guide.sample_globals(500)])
     for latent, shift in enumerate((-0.15, 0.15)):
         mean, sd = loadings[..., latent].mean(dim=0), 2 * loadings[..., latent].std(dim=0)
         places = [place + shift for place in range(len(names))]
-        right.errorbar(places, mean, sd, fmt="o", capsize=2, label=f"latent {latent + 1}")
-    right.set_xticks(range(len(names)), names, rotation=60, ha="right")
-    right.set_ylabel("loading, two posterior sd")
+        style = "o" if latent == 0 else "s"
+        right.errorbar(mean, places, xerr=sd, fmt=style, label=f"latent {latent + 1}")
+    right.set_yticks(range(len(names)), [name.split("/")[0].replace("_", " ") for name in names])
+    right.axvline(0.0, color="0.8", zorder=0)
+    right.set_xlabel("loading, two posterior sd")
     right.legend()
+    for axes in (left, right):
+        axes.invert_yaxis()
     figure.savefig(path, dpi=150)
 
 
