@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae._types import Distribution
-from pyro_vae.guides import Family, fit_parameters, local
-from pyro_vae.guides.local import RowFit, _Problem, refine_parameters
+from pyro_vae.guides import Family, climbing, fit_parameters
+from pyro_vae.guides.climbing import Problem
+from pyro_vae.guides.local import RowFit, refine_parameters
 from pyro_vae.guides.noise import Pushed, even_noise, fixed_noise, noise_size, push
 from pyro_vae.programs import Program, evaluating
 from tests.cases import gamma
@@ -210,7 +211,7 @@ def plain_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0
 @float64
 def test_plain_noise_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same check fails where the noise was not made white."""
-    monkeypatch.setattr(local, "fixed_noise", plain_noise)
+    monkeypatch.setattr(climbing, "fixed_noise", plain_noise)
     y = FACTS.sample(50)
     fit = fitted(y, at_prior(y))
     assert amortization_gap(FACTS, y, fit.parameters).max() > 1e-4
@@ -280,7 +281,7 @@ def test_what_is_found_is_a_maximum(family: Family) -> None:
     assert torch.equal(torch.get_rng_state(), stream)
     assert fit.converged.all()
     program = Program(model_of(FACTS), y)
-    problem = _Problem.of(program, family, (y,), at_prior(y), method.num_particles, 0)
+    problem = Problem.of(program, family, (y,), at_prior(y), method.num_particles, 0)
     with torch.random.fork_rng():
         top = problem(fit.parameters)
         assert top.gradient.abs().max() < 1e-3
@@ -361,11 +362,11 @@ def test_the_value_over_the_noise_of_the_fit_is_optimistic(
     y, program = FACTS.sample(1), Program(model_of(FACTS), FACTS.sample(1))
     start, few = at_prior(y), pv.FitRows(num_particles=8)
     best = fitted(y, start).parameters
-    monkeypatch.setattr(local, "fixed_noise", plain_noise)
+    monkeypatch.setattr(climbing, "fixed_noise", plain_noise)
     excess = []
     for seed in range(40):
-        problem = _Problem.of(program, pv.DiagonalNormal(), (y,), start, 8, seed)
-        climber = local._climb(problem, start, few)
+        problem = Problem.of(program, pv.DiagonalNormal(), (y,), start, 8, seed)
+        climber = climbing.climb(problem, start, few)
         if is_fresh:
             value, chance = problem.fresh_elbo(climber.parameters, [seed])[0], torch.zeros(1)
         else:
@@ -441,7 +442,7 @@ def test_never_below_the_start(
     y, model = torch.tensor([0.5, 1.0, 2.0]), factor_model(likelihood)
     start = torch.tensor([[0.3, -3.0]]).expand(3, -1)
     fit = fitted(y, start, model=model, family=family)
-    problem = _Problem.of(Program(model, y), family, (y,), start, 32, 0)
+    problem = Problem.of(Program(model, y), family, (y,), start, 32, 0)
     assert (problem(fit.parameters).elbo > problem(start).elbo).all()
     if likelihood is square:
         assert fit.converged.all()
@@ -486,7 +487,7 @@ def test_pictures() -> None:
     fit = fitted(y, start, model=model)
     assert fit.converged.float().mean() > 0.9
     program = Program(model, y)
-    problem = _Problem.of(program, pv.DiagonalNormal(), (y,), start, 32, 0)
+    problem = Problem.of(program, pv.DiagonalNormal(), (y,), start, 32, 0)
     with evaluating(model):
         after, before = problem(fit.parameters).elbo, problem(start).elbo
     assert (after >= before - 1e-4).all()
@@ -512,7 +513,7 @@ def test_refined_parameters() -> None:
     assert torch.equal(again, answers[1])
     assert not any(answer.requires_grad for answer in answers)
     assert torch.equal(answers[0], start)
-    problem = _Problem.of(program, family, (y,), start, 8, 0)
+    problem = Problem.of(program, family, (y,), start, 8, 0)
     with evaluating(model):
         values = torch.stack([problem(answer).elbo for answer in answers])
     assert (values.diff(dim=0) > -1e-4).all()

@@ -1,5 +1,6 @@
 """A guide is a family; where the family's parameters come from is a separate object, the map."""
 
+from .climbing import FitRows as FitRows
 from .closed_form import CoordinateAscent as CoordinateAscent
 from .closed_form import ExactPosterior as ExactPosterior
 from .closed_form import Quadratic as Quadratic
@@ -15,7 +16,6 @@ from .flows import FlowTransform as FlowTransform
 from .flows import NormalizingFlow as NormalizingFlow
 from .flows import SplineAutoregressive as SplineAutoregressive
 from .guide import Guide as Guide
-from .local import FitRows as FitRows
 from .local import RowFit as RowFit
 from .local import fit_parameters as fit_parameters
 from .local import refine_parameters as refine_parameters

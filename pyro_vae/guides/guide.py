@@ -19,8 +19,9 @@ from ..programs import (
     evaluating,
     forked_seed,
 )
+from .climbing import FitRows
 from .families import DiagonalNormal, Family
-from .local import FitRows, RowFit, fit_parameters
+from .local import RowFit, fit_parameters
 from .maps import InferenceMap, LocalParameters
 from .posteriors import FamilyPosterior, given_globals
 from .refined import Refined

@@ -1,0 +1,428 @@
+r"""The climb: every datum up its own ELBO, with the model and the noise fixed.
+
+For fixed :math:`\theta` the ELBO is a sum of terms that share nothing,
+:math:`\sum_n \mathrm{ELBO}_n(\lambda_n)`. With noise that stays fixed each term is a deterministic
+function of the datum's own parameters,
+
+.. math:: f_n(\lambda) = \frac{1}{K} \sum_k \left[\log p(y_n, z_k) - \log q_\lambda(z_k)\right],
+    \qquad z_k = T_\lambda(\epsilon_k),
+
+which all data climb at once, each with its own steps, line search and verdict. The slopes
+:math:`\nabla_z \log p(y_n, z_k)` at the points, which one backward pass gives, are regressed on the
+points: that is the curvature of the log posterior as q sees it, :math:`-P`. With it,
+
+1. a family that knows its member closest to a normal distribution steps towards the one closest to
+   :math:`\mathcal{N}(\bar z + P^{-1} \bar s, P^{-1})`, with :math:`\bar s` the mean slope. Where
+   the posterior is normal, this is the optimum, in one step; elsewhere it is Newton's method with
+   the curvature averaged over q, whose fixed point for normal families is a maximum of
+   :math:`f_n`.
+2. What is left (other families, data that did not settle) takes steps of a quasi-Newton method,
+   L-BFGS, in the metric of q's own Fisher information, so that no step depends on the
+   units of the parameters; one step moves q by no more than about two nats.
+
+A datum is done when the gain that a whole step predicts is below a tolerance in nats. The noise
+is the same for all data, so what is found for one depends neither on the others nor on their order.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import pyro
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from .._types import Batch
+from ..programs import Program
+from .families import Family
+from .noise import Noise, fixed_noise, fresh_noise, noise_size
+
+_NEWTON_STEPS = 20  # Newton's method takes about five: what it does not settle it never will
+_SUFFICIENT = 1e-4  # share of the predicted rise that a step must bring; Armijo's usual constant
+_SHORTER = 0.3  # factor on a step that did not
+_SHORTEST = 1e-5  # of a whole step: about ten such factors; shorter ones drown in rounding
+_ROUNDINGS = 8.0  # by how many roundings of its value a function may seem to fall
+_FLATTEST = 1e-6  # least curvature, as a share of the largest: keeps P invertible
+_FARTHEST = 2.0  # longest step in the metric of Fisher information: its square is twice the nats
+FRESH_DRAWS = 64  # the error of the reported ELBO is an eighth of the spread of one draw
+
+
+@dataclass(frozen=True)
+class FitRows:
+    """How free parameters are fitted to every datum.
+
+    Arguments:
+        num_particles: Points a datum, which stand for q. Never fewer are used than twice the
+            latents (four times, for a family without `closest_normal`): fewer do not show a
+            curvature in every direction. More of them bring the optimum over the points closer to
+            the optimum over q, where the posterior is far from normal.
+        tolerance: A datum is done when a further step promises less than this, in nats.
+        max_steps: Steps, at most; data that are not done by then are reported as not converged.
+            Each takes one evaluation of the program and its gradient, and so does the start.
+        history: Past steps that L-BFGS remembers.
+        max_rows: Data times particles in memory at once.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    num_particles: int = 32
+    tolerance: float = 1e-4
+    max_steps: int = 100
+    history: int = 8
+    max_rows: int = 16_384
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        least = {"num_particles": 1, "max_steps": 0, "history": 1, "max_rows": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} is at least {low}, got {getattr(self, name)}")
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance is a gain in nats above 0, got {self.tolerance}")
+
+
+class Point(NamedTuple):
+    """What one evaluation says of some data, each at its own parameters."""
+
+    parameters: Float[Tensor, "batch parameters"]
+    elbo: Float64[Tensor, " batch"]
+    gradient: Float64[Tensor, "batch parameters"]
+    z: Float[Tensor, "particles batch latents"]
+    slope: Float[Tensor, "particles batch latents"]
+
+    @property
+    def is_finite(self) -> Tensor:
+        """Whether a datum's ELBO and gradient are numbers, `(batch,)`."""
+        return self.elbo.isfinite() & self.gradient.isfinite().all(dim=-1)
+
+    def take(self, rows: Tensor) -> "Point":
+        """Some of the data."""
+        return Point(
+            self.parameters[rows],
+            self.elbo[rows],
+            self.gradient[rows],
+            self.z[:, rows],
+            self.slope[:, rows],
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The ELBO of some data over fixed noise, as a function of their parameters."""
+
+    program: Program
+    family: Family
+    batch: Batch
+    noise: Noise
+    num_points: int
+
+    @staticmethod
+    def of(
+        program: Program,
+        family: Family,
+        batch: Batch,
+        start: Tensor,
+        num_particles: int,
+        seed: int,
+    ) -> "Problem":
+        """With noise that fits the family."""
+        q = family(start[:1].detach())
+        size = noise_size(q) or q.event_shape[0]
+        enough = size * (2 if hasattr(family, "closest_normal") else 4)
+        num_points = max(num_particles, enough)
+        noise = fixed_noise(q, num_points, start, seed=seed)
+        return Problem(program, family, batch, noise, num_points)
+
+    def of_rows(self, rows: slice | Tensor) -> "Problem":
+        """Some of the data."""
+        batch = tuple(part[rows] for part in self.batch)
+        return Problem(self.program, self.family, batch, self.noise, self.num_points)
+
+    @torch.enable_grad()
+    def __call__(self, parameters: Float[Tensor, "batch parameters"]) -> Point:
+        """One evaluation of the program and its gradient."""
+        leaf = parameters.detach().requires_grad_()
+        q, z = self.noise(self.family, leaf)
+        at = z.detach().requires_grad_()
+        log_joint = self.program.log_joint(at, *self.batch)
+        (slope,) = torch.autograd.grad(log_joint.sum(), at)
+        log_q = q.log_prob(z)
+        # The chain rule by hand, since the slopes are wanted too: f = mean(log p(y, z) - log q).
+        climb = ((z * slope).sum() - log_q.sum()) / len(z)
+        (gradient,) = torch.autograd.grad(climb, leaf)
+        elbo = (log_joint.detach().double() - log_q.detach().double()).mean(dim=0)
+        return Point(leaf.detach(), elbo, gradient.double(), at.detach(), slope)
+
+    @torch.no_grad()
+    def fresh_elbo(self, parameters: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """The ELBO over fresh draws, each row's from its own seed, and its standard error."""
+        noise = fresh_noise(self.family(parameters[:1]), FRESH_DRAWS, parameters, seeds)
+        q, z = noise(self.family, parameters)
+        draws = self.program.log_joint(z, *self.batch).double() - q.log_prob(z).double()
+        return draws.mean(dim=0), draws.std(dim=0) / len(draws) ** 0.5
+
+    @torch.enable_grad()
+    def information(self, point: Point) -> Float64[Tensor, "batch parameters"]:
+        """The diagonal of q's Fisher information, from the scores at the points."""
+        leaf = point.parameters.expand(len(point.z), *point.parameters.shape)
+        leaf = leaf.clone().requires_grad_()
+        (score,) = torch.autograd.grad(self.family(leaf).log_prob(point.z).sum(), leaf)
+        information = score.double().square().mean(dim=0)
+        return information.clamp(min=torch.finfo(torch.float64).tiny ** 0.5)
+
+
+def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
+    """The first evaluation, under the caller's validation; the later ones may try anything."""
+    try:
+        point = problem(start)
+    except ValueError:
+        with pyro.validation_enabled(is_validate=False):
+            point = problem(start)
+        if bool(point.is_finite.all()):
+            raise  # refused for another reason than a nan, such as data outside the support
+    bad = (~point.is_finite).nonzero().squeeze(-1)
+    if len(bad) > 0:
+        raise FloatingPointError(
+            f"the ELBO or its gradient is not finite for {len(bad)} data (the first is row "
+            f"{first + int(bad[0])}: ELBO {float(point.elbo[bad[0]]):.4g}); check the program's "
+            "log density there"
+        )
+    return point
+
+
+def climb(
+    problem: Problem,
+    start: Tensor,
+    method: FitRows,
+    *,
+    first: int = 0,
+    report: Callable[[int], object] = lambda done: None,
+) -> "Climber":
+    """Newton's method where the family offers it, then L-BFGS for what is not done."""
+    climber = Climber(problem, _checked_start(problem, start, first), method, report)
+    with pyro.validation_enabled(is_validate=False):  # a trial may be nan: it is taken back
+        if hasattr(problem.family, "closest_normal"):
+            climber.climb(_Newton(problem, method.tolerance), _NEWTON_STEPS)
+        climber.climb(_QuasiNewton(problem, method, climber.parameters), method.max_steps)
+    report(int((~climber.converged).sum()))
+    return climber
+
+
+class _Place(NamedTuple):
+    """Where some data were, and their gradient there."""
+
+    parameters: Float[Tensor, "batch parameters"]
+    gradient: Float64[Tensor, "batch parameters"]
+
+
+class _Step(NamedTuple):
+    """Where data go next: the direction, the rise per step along it in nats, and verdicts."""
+
+    direction: Float64[Tensor, "batch parameters"]
+    rise: Float64[Tensor, " batch"]
+    is_done: Tensor
+    is_lost: Tensor
+
+
+@runtime_checkable
+class _Direct(Protocol):
+    """A method: the next step of some data, from what is known where they are."""
+
+    def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
+        """The next step of `rows`, which are at `point` and came from `before`."""
+
+
+class _Newton:
+    """Towards the family's member closest to the normal that has q's slopes and curvature."""
+
+    def __init__(self, problem: Problem, tolerance: float) -> None:
+        self.problem, self.tolerance = problem, tolerance
+
+    def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
+        """Data whose step is no ascent, or promises nothing where q could gain, are lost."""
+        loc, precision = _normal_of(point)
+        closest = self.problem.family.closest_normal(loc, precision)  # type: ignore[attr-defined]
+        direction = closest - point.parameters
+        rise = _dot(point.gradient, direction)
+        is_small = rise.abs() / 2 < self.tolerance
+        is_done = is_small.clone()
+        if bool(is_small.any()):
+            rest = point.take(is_small.nonzero().squeeze(-1))
+            natural = _dot(rest.gradient, rest.gradient / self.problem.information(rest))
+            is_done[is_small] = natural / 2 < self.tolerance
+        is_lost = ~is_done & ~(direction.isfinite().all(dim=-1) & (rise / 2 >= self.tolerance))
+        return _Step(direction, rise, is_done, is_lost)
+
+
+def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
+    """Mean and precision of the normal whose log density has q's mean slope and curvature."""
+    z, slope = point.z.double(), point.slope.double()
+    mean, mean_slope = z.mean(dim=0), slope.mean(dim=0)
+    centred = z - mean
+    covariance = torch.einsum("kni,knj->nij", centred, centred)
+    cross = torch.einsum("kni,knj->nij", slope - mean_slope, centred)
+    curvature, _ = torch.linalg.solve_ex(covariance, cross, left=False)
+    precision = _positive(-(curvature + curvature.mT) / 2)
+    move, _ = torch.linalg.solve_ex(precision, mean_slope.unsqueeze(-1))
+    return mean + move.squeeze(-1), precision
+
+
+def _positive(matrix: Float64[Tensor, "batch latents latents"]) -> Tensor:
+    """Symmetric matrices with the signs of negative eigenvalues turned; the identity for a nan.
+
+    Where the log posterior is convex along a direction, the step so goes up, and not to the
+    saddle or minimum that Newton's would go to.
+    """
+    _, info = torch.linalg.cholesky_ex(matrix)
+    if not bool(info.any()):
+        return matrix
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    is_finite = matrix.isfinite().all(dim=-1).all(dim=-1)[:, None, None]
+    bad = info != 0
+    values, vectors = torch.linalg.eigh(torch.where(is_finite, matrix, identity)[bad])
+    values = values.abs()
+    largest = values.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
+    values = torch.maximum(values, _FLATTEST * largest)
+    turned = matrix.clone()
+    turned[bad] = (vectors * values.unsqueeze(-2)) @ vectors.mT
+    return turned
+
+
+class _QuasiNewton:
+    """L-BFGS, every datum with its own memory, in the metric of q's Fisher information."""
+
+    def __init__(self, problem: Problem, method: FitRows, start: Tensor) -> None:
+        self.problem, self.tolerance = problem, method.tolerance
+        shape = (method.history, *start.shape)
+        self.moves = torch.zeros(shape, dtype=torch.float64, device=start.device)
+        self.changes = torch.zeros_like(self.moves)
+        self.weights = self.moves.new_zeros(shape[:-1])  # 0 for a pair that is not to be used
+        self.scale = self.moves.new_ones(shape[1:-1])
+        self.count = 0
+
+    def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
+        """No datum is lost: the natural gradient is always an ascent."""
+        information = self.problem.information(point)
+        if before is not None:
+            self._remember(rows, point, before, information)
+        gradient = point.gradient
+        natural = gradient / information
+        direction = self._multiplied(rows, gradient, information)
+        is_ascent = (_dot(gradient, direction) > 0).unsqueeze(-1)
+        direction = torch.where(is_ascent, direction, natural)
+        gain = torch.maximum(_dot(gradient, direction), _dot(gradient, natural)) / 2
+        length = _dot(direction, direction * information).sqrt()
+        direction = direction * (_FARTHEST / length).clamp(max=1.0).unsqueeze(-1)
+        rise = _dot(gradient, direction)
+        is_done = gain < self.tolerance
+        return _Step(direction, rise, is_done, torch.zeros_like(is_done))
+
+    def _remember(self, rows: Tensor, point: Point, before: _Place, information: Tensor) -> None:
+        """A pair is of use if the function curves down between its ends."""
+        move = point.parameters.double() - before.parameters.double()
+        change = before.gradient - point.gradient
+        curvature, size = _dot(move, change), _dot(change, change / information)
+        is_useful = curvature > 1e-10 * (_dot(move, move * information) * size).sqrt()
+        slot = self.count % len(self.moves)
+        self.count += 1
+        self.weights[slot] = 0.0  # of data that have not moved, an old pair is forgotten
+        self.moves[slot, rows], self.changes[slot, rows] = move, change
+        self.weights[slot, rows] = torch.where(is_useful, 1 / curvature, 0.0)
+        self.scale[rows] = torch.where(is_useful, curvature / size, self.scale[rows])
+
+    def _multiplied(self, rows: Tensor, gradient: Tensor, information: Tensor) -> Tensor:
+        """The inverse curvature times the gradient, by the recursion in two loops."""
+        newest_first = [
+            slot % len(self.moves)
+            for slot in range(self.count - 1, max(-1, self.count - 1 - len(self.moves)), -1)
+        ]
+        result, shares = gradient, []
+        pairs = [
+            (self.moves[slot, rows], self.changes[slot, rows], self.weights[slot, rows])
+            for slot in newest_first
+        ]
+        for move, change, weight in pairs:
+            shares.append((weight * _dot(move, result)).unsqueeze(-1))
+            result = result - shares[-1] * change
+        result = result / information * self.scale[rows].unsqueeze(-1)
+        for (move, change, weight), share in zip(reversed(pairs), reversed(shares), strict=True):
+            back = (weight * _dot(change, result)).unsqueeze(-1)
+            result = result + (share - back) * move
+        return result
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Inner products of the rows."""
+    return (left * right).sum(dim=-1)
+
+
+class Climber:
+    """Where some data are, how far they have come, and the line search of each."""
+
+    def __init__(
+        self, problem: Problem, start: Point, method: FitRows, report: Callable[[int], object]
+    ) -> None:
+        self.problem, self.method, self.report = problem, method, report
+        self.start = start
+        self.taken = torch.zeros_like(start.elbo, dtype=torch.int64)  # steps, of each
+        self.parameters = start.parameters.clone()
+        self.elbo, self.gradient = start.elbo.clone(), start.gradient.clone()
+        self.direction, self.rise = torch.zeros_like(self.gradient), torch.zeros_like(self.elbo)
+        self.length = torch.ones_like(self.elbo)
+        self.converged = torch.zeros_like(self.elbo, dtype=torch.bool)
+        self.active = self.converged.clone()
+
+    def climb(self, direct: _Direct, max_steps: int) -> None:
+        """All data that are not done take steps, at most so many, each by its own line search."""
+        last = (self.taken + max_steps).clamp(max=self.method.max_steps)
+        going = ~self.converged & ((self.taken < last) | (self.taken == 0))
+        rows = going.nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return
+        problem = self.problem.of_rows(rows)
+        # The slopes are known where all data start, and not where some have moved to.
+        moved = bool((self.taken > 0).any())
+        point = problem(self.parameters[rows]) if moved else self.start.take(rows)
+        self._turn(rows, point, direct, None)
+        while True:
+            active = (self.active & (self.taken < last)).nonzero().squeeze(-1)
+            if len(active) == 0:
+                break
+            if len(active) < len(rows):
+                rows, problem = active, self.problem.of_rows(active)
+            self._advance(rows, problem, direct)
+
+    def _advance(self, rows: Tensor, problem: Problem, direct: _Direct) -> None:
+        """One trial a datum: taken if it rises enough, else the next one is shorter."""
+        self.taken[rows] += 1
+        length = self.length[rows]
+        move = length.unsqueeze(-1) * self.direction[rows]
+        trial = problem((self.parameters[rows] + move).to(self.parameters.dtype))
+        # A value is known to its rounding only, in the precision of the program.
+        rounding = _ROUNDINGS * torch.finfo(trial.slope.dtype).eps * self.elbo[rows].abs()
+        enough = self.elbo[rows] + _SUFFICIENT * length * self.rise[rows] - rounding
+        rises = trial.is_finite & (trial.elbo >= enough)
+        if bool(rises.all()):
+            self._turn(rows, trial, direct, self._before(rows))
+            return
+        better = rows[rises]
+        if len(better) > 0:
+            self._turn(better, trial.take(rises), direct, self._before(better))
+        worse = rows[~rises]
+        self.length[worse] *= _SHORTER
+        self.active[worse] = self.length[worse] > _SHORTEST
+
+    def _before(self, rows: Tensor) -> _Place:
+        return _Place(self.parameters[rows], self.gradient[rows])
+
+    def _turn(self, rows: Tensor, point: Point, direct: _Direct, before: _Place | None) -> None:
+        """Takes a place for some data, and the next direction from there."""
+        step = direct(rows, point, before)
+        self.parameters[rows], self.elbo[rows] = point.parameters, point.elbo
+        self.gradient[rows], self.direction[rows] = point.gradient, step.direction
+        self.rise[rows], self.length[rows] = step.rise, 1.0
+        self.converged[rows] = step.is_done
+        self.active[rows] = ~(step.is_done | step.is_lost)
+        self.report(int(step.is_done.sum()))
