@@ -99,7 +99,7 @@ def draw(results: dict[str, Result], guide: pv.Guide, names: list[str], path: Pa
     right.set_yticks(range(len(names)), [name.split("/")[0].replace("_", " ") for name in names])
     right.axvline(0.0, color="0.8", zorder=0)
     right.set_xlabel("loading, two posterior sd")
-    right.legend()
+    right.legend(loc="lower left")
     for axes in (left, right):
         axes.invert_yaxis()
     figure.savefig(path, dpi=150)
