@@ -200,8 +200,8 @@ def _warn_unreliable(result: LogMarginal) -> None:
     if bad:
         reasons = [f"{reason} ({int(m.sum())})" for reason, m in result.doubts.items() if m.any()]
         warnings.warn(
-            f"log p(y) by {result.method} cannot be trusted for {bad} of {len(result.value)} data: "
-            f"{'; '.join(reasons)}. Take more draws, train the guide for longer, or fit it to "
+            f"log p(y) cannot be trusted for {bad} of {len(result.value)} data, by "
+            f"{result.method}: {'; '.join(reasons)}. Take more draws, train the guide for longer, or fit it to "
             "these data with guide.fit_rows(y)",
             UserWarning,
             stacklevel=3,  # the caller of the entry point
