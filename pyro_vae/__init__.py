@@ -1,13 +1,25 @@
 """Variational autoencoders as Pyro programs, with guides that can be swapped and compared."""
 
+from . import criticism as criticism
 from . import data as data
 from . import diagnostics as diagnostics
 from . import likelihoods as likelihoods
 from . import models as models
 from . import nets as nets
+from . import objectives as objectives
 from . import plots as plots
 from .compare import compare as compare
+from .evidence import AnnealedImportanceSampling as AnnealedImportanceSampling
+from .evidence import ClosedForm as ClosedForm
+from .evidence import Defensive as Defensive
 from .evidence import ImportanceSampling as ImportanceSampling
+from .evidence import Quadrature as Quadrature
+from .evidence import StartFromGuide as StartFromGuide
+from .evidence import StartFromPrior as StartFromPrior
+from .evidence import Until as Until
+from .evidence import Widened as Widened
+from .evidence import bidirectional as bidirectional
+from .evidence import cross_check as cross_check
 from .evidence import elbo as elbo
 from .evidence import evaluate as evaluate
 from .evidence import log_marginal_likelihood as log_marginal_likelihood
@@ -30,6 +42,13 @@ from .guides import NormalizingFlow as NormalizingFlow
 from .guides import Refined as Refined
 from .guides import SplineAutoregressive as SplineAutoregressive
 from .inference_data import to_inference_data as to_inference_data
+from .objectives import IWAE as IWAE
+from .objectives import STL as STL
+from .objectives import BetaELBO as BetaELBO
+from .objectives import Cyclic as Cyclic
+from .objectives import DReG as DReG
+from .objectives import LinearWarmup as LinearWarmup
+from .objectives import Renyi as Renyi
 from .programs import log_joint as log_joint
 from .programs import minibatch as minibatch
 from .storage import load as load

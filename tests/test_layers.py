@@ -20,7 +20,7 @@ LAYERS = (
     ("guides", "models"),
     ("recipes",),
     ("objectives", "evidence"),
-    ("training", "gaps", "diagnostics"),
+    ("training", "gaps", "diagnostics", "criticism"),
     ("inference_data", "plots", "storage"),
     ("compare", "report"),
     ("commands",),

@@ -13,13 +13,15 @@ from scipy import integrate, optimize, special
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
-from pyro_vae import stats
 from pyro_vae._types import Estimate
 from pyro_vae.stats import (
     MAX_PARETO_K,
     MIN_ESS,
     MIN_TAIL_PARTICLES,
+    bound_curve,
     effective_sample_size,
+    heavy_tail_error,
+    jackknife,
     log_marginal,
     log_mean_exp,
     mean_estimate,
@@ -27,10 +29,13 @@ from pyro_vae.stats import (
     pareto_k,
     population_mean,
     reliable_pareto_k,
+    smoothed,
+    smoothed_log_mean,
+    tails,
     total,
     weight_reliability,
 )
-from tests.statistics import FACTS, FACTS_Y, assert_mean
+from tests.statistics import FACTS, FACTS_Y, assert_coverage, assert_mean
 
 Function = Callable[[Tensor], Tensor | Estimate]
 
@@ -402,8 +407,8 @@ def test_both_generations_of_arviz(
         "arviz": SimpleNamespace(psislw=classic),
         "arviz_stats.base": SimpleNamespace(array_stats=SimpleNamespace(psislw=modern)),
     }
-    monkeypatch.setattr(stats, "_arviz_generation", lambda: int(arviz.split(".")[0]))
-    monkeypatch.setattr(stats, "import_module", modules.__getitem__)
+    monkeypatch.setattr(tails, "_arviz_generation", lambda: int(arviz.split(".")[0]))
+    monkeypatch.setattr(tails, "import_module", modules.__getitem__)
     log_weights = torch.arange(num_particles, dtype=torch.float64) / 1_024
     answer = pareto_k(log_weights).item()
     assert answer == tail_size(num_particles) - log_weights.max().item()
@@ -480,3 +485,97 @@ def test_reliability_refuses() -> None:
         unwrap(weight_reliability)(torch.zeros(3), torch.zeros(4), 1_000)
     with pytest.raises(ValueError, match="at least 2 particles, got 1"):
         weight_reliability(torch.zeros(3), torch.zeros(3), 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 10])
+def test_curve_of_exponential_weights(size: int) -> None:
+    """Groups of K weights from Exp(1): digamma(K) - log K on average, and errors that hold."""
+    draws = torch.empty(50, 5_000, dtype=torch.float64).exponential_().log()
+    curve = bound_curve(draws, [size])
+    exact = special.digamma(size) - math.log(size)
+    assert_mean(curve.value[0], exact)
+    assert_mean(curve.error[0] ** 2, special.polygamma(1, size) / (50 // size))
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean(curve.value[0], 0.0)
+
+
+def test_curve_of_log_normal_weights() -> None:
+    """Log-variance 8: bias -4.00, -1.45, -0.51 at K = 1, 10, 100, where theory is refused."""
+    log_weights = 8**0.5 * torch.randn(2_000, 150, dtype=torch.float64) - 4
+    curve = bound_curve(log_weights, [1, 10, 100])
+    known = torch.tensor([-4.0, -1.45, -0.509], dtype=torch.float64)[:, None]
+    rounding = torch.tensor([0.005, 0.005, 0.0005], dtype=torch.float64)[:, None]
+    mean = curve.value.mean(dim=1, keepdim=True)
+    nearest = torch.minimum(torch.maximum(mean, known - rounding), known + rounding)
+    assert_mean(curve.value.T, nearest[:, 0])
+    assert curve.bias[:2].isnan().all()
+    assert all(mask[0].any() for mask in curve.refused.values())
+
+
+def test_bias_of_light_weights() -> None:
+    """Widened exact posterior: L_K is low by c^2 / 2K, with c^2 known; what is left is less."""
+    log_weights, exact = widened(width=1.2, shape=(5_000, 40))
+    curve = bound_curve(log_weights, [5, 100])
+    variance = 1.2**4 / (2 * 1.2**2 - 1) - 1  # of the weights, over two latents
+    assert_mean(curve.bias.T, -variance / 2 / curve.num_particles)
+    assert_mean(curve.corrected[1] - exact, 0.0)
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean(curve.value[0] - exact, 0.0)
+
+
+def test_curve_refuses() -> None:
+    """A size without a second group, and an extrapolation from too few draws to see a tail."""
+    with pytest.raises(ValueError, match=r"K = 6 needs two groups .* got 10 draws; ask for K from"):
+        bound_curve(torch.zeros(10), [6])
+    assert bound_curve(torch.randn(10), [1]).bias.isnan().all()
+
+
+def test_jackknife_of_exponential_weights() -> None:
+    """With two of them 2 L_2 - L_1, with K of them K L_K - (K - 1) L_(K-1), exactly."""
+    for size in (2, 5):
+        draws = torch.empty(size, 50_000, dtype=torch.float64).exponential_().log()
+        bounds = [special.digamma(n) - math.log(n) for n in (size, size - 1)]
+        assert_mean(jackknife(draws), size * bounds[0] - (size - 1) * bounds[1])
+
+
+def test_smoothing_replaces_the_tail_alone() -> None:
+    """The 94 largest of 1,000 change, in their order; the others, and light weights, do not."""
+    log_weights = pareto_log_weights(0.7, (1_000, 5)) - 2_000
+    answer = smoothed(log_weights)
+    changed = (answer - log_weights).abs() > 1e-9
+    assert (changed.sum(dim=0) > 80).all()
+    assert (changed.sum(dim=0) <= tail_size(1_000)).all()
+    assert torch.equal(answer.argsort(dim=0), log_weights.argsort(dim=0))
+    assert (answer <= log_weights.amax(dim=0) + 1e-9).all()
+    assert smoothed_log_mean(torch.full((100,), -3.0)).item() == -3
+
+
+def test_smoothing_is_less_noisy() -> None:
+    """Of Pareto weights with k = 0.7 the smoothed mean has a smaller spread, and is low."""
+    log_weights = pareto_log_weights(0.7, (1_000, 1_500)) + math.log(0.3)  # the mean is 1
+    plain, smooth = log_mean_exp(log_weights).exp(), smoothed_log_mean(log_weights).exp()
+    assert smooth.std() < plain.std()
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean(smooth, 1.0)
+
+
+@pytest.mark.parametrize("k", [0.3, 0.5])
+def test_heavy_tail_error_covers(k: float) -> None:
+    """Of Pareto weights with the mean 1; the delta method's does not cover at 1/2."""
+    log_weights = pareto_log_weights(k, (2_000, 1_500)) + math.log(1 - k)
+    value, delta = log_marginal(log_weights)
+    error = heavy_tail_error(log_weights, pareto_k(log_weights))
+    hits = value.abs() < 1.96 * error
+    assert_coverage(hits, min(max(float(hits.double().mean()), 0.93), 0.97))
+    assert (error >= delta).all()
+    if k == 0.5:
+        with pytest.raises(AssertionError, match="resolution"):
+            assert_coverage(value.abs() < 1.96 * delta)
+
+
+def test_heavy_tail_error_without_a_tail() -> None:
+    """Where the fit has no answer the error is the delta method's."""
+    log_weights = torch.randn(100, 2, dtype=torch.float64)
+    for k in (math.nan, -math.inf):
+        error = heavy_tail_error(log_weights, torch.full((2,), k))
+        assert torch.equal(error, log_marginal(log_weights).error)

@@ -10,14 +10,36 @@ estimate depends on the datum, the programs and the seed alone: not on the order
 other data, the batch, or how the work was cut to fit into memory.
 """
 
+from .agreement import Comparison as Comparison
+from .agreement import CrossCheck as CrossCheck
+from .agreement import cross_check as cross_check
+from .annealing import Adaptive as Adaptive
+from .annealing import AnnealedImportanceSampling as AnnealedImportanceSampling
+from .annealing import Linear as Linear
+from .annealing import Sigmoid as Sigmoid
+from .annealing import StartFromGuide as StartFromGuide
+from .annealing import StartFromPrior as StartFromPrior
+from .bidirectional import Sandwich as Sandwich
+from .bidirectional import bidirectional as bidirectional
 from .estimates import Estimator as Estimator
 from .estimates import elbo as elbo
 from .estimates import evaluate as evaluate
 from .estimates import log_marginal_likelihood as log_marginal_likelihood
 from .estimates import log_weights as log_weights
 from .estimates import posterior_means as posterior_means
+from .exact import ClosedForm as ClosedForm
+from .importance import JACKKNIFED as JACKKNIFED
+from .importance import PARETO_SMOOTHED as PARETO_SMOOTHED
+from .importance import PLAIN as PLAIN
+from .importance import Average as Average
 from .importance import ImportanceSampling as ImportanceSampling
+from .importance import Until as Until
 from .importance import log_marginal_of as log_marginal_of
+from .proposals import Defensive as Defensive
+from .proposals import FromGuide as FromGuide
+from .proposals import Proposal as Proposal
+from .proposals import Widened as Widened
+from .quadrature import Quadrature as Quadrature
 from .results import Block as Block
 from .results import Bound as Bound
 from .results import Evaluation as Evaluation

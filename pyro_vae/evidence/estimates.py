@@ -181,8 +181,12 @@ def evaluate(
     """
     method = ImportanceSampling() if method is None else method
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
-        blocks = method.blocks(program, posterior, batch, seed=seed, progress=progress)
+        # The bound is of the guide itself, whatever proposal the marginal likelihood is from.
+        plain = ImportanceSampling(method.num_samples, method.memory)
+        blocks = plain.blocks(program, posterior, batch, seed=seed, progress=progress)
         bound, marginal = join([_evaluation(block.weights) for block in blocks])
+        if not method.is_plain:
+            marginal = method(program, posterior, batch, seed=seed, progress=progress)
     given_as = program.conditions
     return Evaluation(replace(bound, given=given_as), replace(marginal, given=given_as))
 
@@ -201,8 +205,8 @@ def _warn_unreliable(result: LogMarginal) -> None:
         reasons = [f"{reason} ({int(m.sum())})" for reason, m in result.doubts.items() if m.any()]
         warnings.warn(
             f"log p(y) cannot be trusted for {bad} of {len(result.value)} data, by "
-            f"{result.method}: {'; '.join(reasons)}. Take more draws, train the guide for longer, or fit it to "
-            "these data with guide.fit_rows(y)",
+            f"{result.method}: {'; '.join(reasons)}. Take more draws, train the guide for longer, "
+            "fit it to these data with guide.fit_rows(y), or take a wider proposal (pv.Widened)",
             UserWarning,
             stacklevel=3,  # the caller of the entry point
         )

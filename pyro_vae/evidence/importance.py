@@ -1,9 +1,20 @@
-"""Importance sampling with the guide as the proposal."""
+r"""Importance sampling with the guide, or what is made of it, as the proposal.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+How many draws a datum needs for a given error is not known beforehand, and to draw until the error
+looks small enough would bias the answer: the error is estimated from the same weights as the
+value, and small where the large weights are still missing. So the number is found in a run of its
+own, a pilot, with the error going down as :math:`K^{-1/2}`; then it is left as it is, and the
+estimate is made from other draws (Stein's two stages).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import stats
@@ -11,8 +22,60 @@ from .._types import Batch
 from ..data import row_seeds
 from ..guides import Posterior
 from ..programs import Program
-from .results import Block, LogMarginal, Weights, join
+from .proposals import FromGuide, Proposal
+from .results import Block, Bound, LogMarginal, Weights, join
 from .weights import draw_rows, rows_at_once, weigh
+
+_PILOT_STREAM = 0x9E3779B9  # added to the seed: a pilot's draws are no part of the estimate
+
+
+class Average(NamedTuple):
+    """How weights are averaged.
+
+    Arguments:
+        method: What results call the estimator.
+        log_mean: From log weights `(particles, batch)` to the log of their mean `(batch,)`.
+        bound: On which side of log p(y) it lies on average.
+    """
+
+    method: str
+    log_mean: Callable[[Tensor], Tensor]
+    bound: Bound
+
+
+PLAIN = Average("importance sampling", stats.log_mean_exp, Bound.LOWER)
+"""The log of the mean weight: unbiased for p, a lower bound for log p on average."""
+
+PARETO_SMOOTHED = Average(
+    "Pareto-smoothed importance sampling", stats.smoothed_log_mean, Bound.TWO_SIDED
+)
+"""The largest weights smoothed first; see :func:`pyro_vae.stats.smoothed`."""
+
+JACKKNIFED = Average("jackknifed importance sampling", stats.jackknife, Bound.TWO_SIDED)
+"""With the bias of first order taken off; see :func:`pyro_vae.stats.jackknife`."""
+
+
+@dataclass(frozen=True)
+class Until:
+    """An error to be met for each datum, by as many draws as it takes.
+
+    Arguments:
+        error: The standard error asked for, in nats.
+        max_samples: The most draws a datum, besides those of the pilot.
+
+    Raises:
+        ValueError: If the error or the budget is not positive.
+    """
+
+    error: float
+    max_samples: int = 100_000
+
+    def __post_init__(self) -> None:
+        if not self.error > 0 or self.max_samples < 2:
+            raise ValueError(
+                "an error to be met is a positive number of nats, with a budget of at least 2 "
+                f"draws; got error={self.error} and max_samples={self.max_samples}"
+            )
 
 
 @dataclass(frozen=True)
@@ -23,31 +86,51 @@ class ImportanceSampling:
         \frac{p(y_n, z_k)}{q(z_k \mid y_n)}, \quad z_k \sim q(z \mid y_n)
 
     Unbiased for p, so low on average for log p; useless where the guide misses part of the
-    posterior, which Pareto k and the effective sample size show if enough draws are taken.
+    posterior, which Pareto k and the effective sample size show if enough draws are taken. The
+    error is :func:`pyro_vae.stats.heavy_tail_error`; with fewer than 30 draws, which have no tail
+    to look at, it is the delta method's.
 
     Arguments:
-        num_samples: Draws a datum, :math:`K`; exactly so many are used.
+        num_samples: Draws a datum, :math:`K`; exactly so many are used, unless `until` is given.
         memory: Mebibytes that the program's intermediate results may take.
+        proposal: What to draw from: :class:`FromGuide`, :class:`Widened` or :class:`Defensive`.
+        average: How to average weights: :data:`PLAIN`, :data:`PARETO_SMOOTHED`,
+            :data:`JACKKNIFED`.
+        until: An error to be met. A pilot of `num_samples` draws then tells for each datum how
+            often that number is to be doubled; the estimate is made afresh with so many.
 
     Raises:
-        ValueError: If there are fewer than two draws.
+        ValueError: If there are fewer than two draws, or fewer than 30 for a pilot.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
         | https://arxiv.org/abs/1509.00519
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
         | https://arxiv.org/abs/1507.02646
+        | A Two-Sample Test for a Linear Hypothesis Whose Power Is Independent of the Variance
+          (Stein, 1945)
+        | https://doi.org/10.1214/aoms/1177731088
     """
 
     num_samples: int = 5000
     memory: float = 512.0
+    proposal: Proposal = field(default_factory=FromGuide)
+    average: Average = PLAIN
+    until: Until | None = None
 
     def __post_init__(self) -> None:
         """Refuses too few draws."""
-        if self.num_samples < 2:
-            raise ValueError(f"a standard error needs at least 2 draws, got {self.num_samples}")
+        fewest = 2 if self.until is None else stats.MIN_TAIL_PARTICLES
+        if self.num_samples < fewest:
+            purpose = "a standard error" if self.until is None else "a pilot"
+            raise ValueError(f"{purpose} needs at least {fewest} draws, got {self.num_samples}")
         if self.memory <= 0:
             raise ValueError(f"memory is a budget in mebibytes, got {self.memory}")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its weights are those of the guide itself, of which an ELBO is the mean log."""
+        return self.until is None and self.average == PLAIN and self.proposal == FromGuide()
 
     def __call__(
         self,
@@ -59,13 +142,21 @@ class ImportanceSampling:
         progress: bool = False,
     ) -> LogMarginal:
         """Estimates per datum."""
-        blocks = self.blocks(program, posterior, batch, seed=seed, progress=progress)
-        return join([log_marginal_of(block.weights) for block in blocks])
+        proposal = self.proposal(program, posterior, batch)
+        if self.until is None:
+            blocks = self.blocks(program, proposal, batch, seed=seed, progress=progress)
+            return _judged(join([self._figures(block.weights) for block in blocks]), self.average)
+        sizes = self._pilot(program, proposal, batch, self.until, seed=seed, progress=progress)
+        figures = self._sized(program, proposal, batch, sizes, seed=seed, progress=progress)
+        return _judged(figures, self.average, self.until)
 
     def blocks(
         self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
     ) -> Iterator[Block]:
-        """Draws and weights of some data at a time, all particles of each, within the budget."""
+        """Draws of `posterior` and their weights, some data at a time, within the budget.
+
+        All particles of each; the proposal is what is passed in.
+        """
         seeds = row_seeds(seed, *batch).tolist()
         limit = rows_at_once(program, batch, self.memory)
         size = max(1, limit // self.num_samples)
@@ -77,21 +168,98 @@ class ImportanceSampling:
             particles = max(1, limit // z.shape[1])
             yield Block(block, z, weigh(program, z, log_guide, part, particles, first=first))
 
+    def _pilot(
+        self,
+        program: Program,
+        proposal: Posterior,
+        batch: Batch,
+        until: Until,
+        *,
+        seed: int,
+        progress: bool,
+    ) -> Int64[Tensor, " batch"]:
+        """Draws that each datum needs, from draws that nothing else is made of."""
+        stream = seed + _PILOT_STREAM
+        blocks = self.blocks(program, proposal, batch, seed=stream, progress=progress)
+        error = torch.cat([self._figures(block.weights).error for block in blocks])
+        # An infinite or unknown error asks for the whole budget.
+        most = math.log2(until.max_samples / self.num_samples) + 1
+        doublings = (2 * (error / until.error).log2()).ceil().nan_to_num(most, most, 0.0)
+        sizes = self.num_samples * 2 ** doublings.clamp(0, max(0, math.ceil(most)))
+        return sizes.long().clamp(max=until.max_samples).cpu()
 
-def log_marginal_of(weights: Weights) -> LogMarginal:
+    def _sized(
+        self,
+        program: Program,
+        proposal: Posterior,
+        batch: Batch,
+        sizes: Int64[Tensor, " batch"],
+        *,
+        seed: int,
+        progress: bool,
+    ) -> "_Figures":
+        """Figures of every datum with its own number of draws."""
+        limit = rows_at_once(program, batch, self.memory)
+        figures = []
+        rows = list(enumerate(zip(row_seeds(seed, *batch).tolist(), sizes.tolist(), strict=True)))
+        for row, (own, size) in tqdm(
+            rows, desc="draws as needed", leave=None, disable=not progress
+        ):
+            z, log_guide = draw_rows(proposal, row, [own], size)
+            part = tuple(tensor[row : row + 1] for tensor in batch)
+            figures.append(self._figures(weigh(program, z, log_guide, part, limit, first=row)))
+        joined: _Figures = join(figures)
+        return joined
+
+    def _figures(self, weights: Weights) -> "_Figures":
+        return _figures_of(weights.log_weights, self.average)
+
+
+class _Figures(NamedTuple):
+    """What weights say, each `(batch,)`, before it is judged."""
+
+    value: Tensor
+    error: Tensor
+    ess: Tensor
+    pareto_k: Tensor
+    num_samples: Tensor
+
+
+def log_marginal_of(weights: Weights, average: Average = PLAIN) -> LogMarginal:
     """What weights say of log p(y), with its error and how far to trust it."""
-    num_samples = len(weights.log_guide)
-    log_w = weights.log_weights
-    value, error = stats.log_marginal(log_w)
-    has_tail = num_samples >= stats.MIN_TAIL_PARTICLES
-    pareto_k = stats.pareto_k(log_w) if has_tail else torch.full_like(value, torch.nan)
-    ess = stats.effective_sample_size(log_w)
-    limit = stats.reliable_pareto_k(num_samples)
-    no_tail = f"fewer than {stats.MIN_TAIL_PARTICLES} draws have no tail to look at"
-    heavy = f"Pareto k is not below {limit:.2f}" if has_tail else no_tail
-    doubts = {
-        heavy: ~(pareto_k < limit),
-        f"the effective sample size is below {stats.MIN_ESS:.0f}": ess < stats.MIN_ESS,
-    }
+    return _judged(_figures_of(weights.log_weights, average), average)
+
+
+def _figures_of(log_weights: Tensor, average: Average) -> _Figures:
+    num_samples = len(log_weights)
+    value, error = stats.log_marginal(log_weights)
+    ess = stats.effective_sample_size(log_weights)
     samples = torch.full_like(value, num_samples, dtype=torch.int64)
-    return LogMarginal(value, error, ess, pareto_k, samples, doubts=doubts)
+    if num_samples < stats.MIN_TAIL_PARTICLES:
+        return _Figures(value, error, ess, torch.full_like(value, torch.nan), samples)
+    pareto_k = stats.pareto_k(log_weights)
+    error = stats.heavy_tail_error(log_weights, pareto_k)
+    return _Figures(average.log_mean(log_weights), error, ess, pareto_k, samples)
+
+
+def _judged(figures: _Figures, average: Average, until: Until | None = None) -> LogMarginal:
+    sizes = figures.num_samples.tolist()
+    limits = figures.value.new_tensor([stats.reliable_pareto_k(size) for size in sizes])
+    doubts = {
+        _heavy(sizes): ~(figures.pareto_k < limits),
+        f"the effective sample size is below {stats.MIN_ESS:.0f}": figures.ess < stats.MIN_ESS,
+    }
+    if until is not None:
+        spent = figures.num_samples >= until.max_samples
+        unmet = f"{until.max_samples} draws were too few for an error of {until.error:g} nats"
+        doubts[unmet] = spent & (figures.error > until.error)
+    return LogMarginal(*figures, bound=average.bound, method=average.method, doubts=doubts)
+
+
+def _heavy(sizes: list[int]) -> str:
+    """The doubt about the tail of the weights, in words."""
+    if max(sizes) < stats.MIN_TAIL_PARTICLES:
+        return f"fewer than {stats.MIN_TAIL_PARTICLES} draws have no tail to look at"
+    lowest, highest = (stats.reliable_pareto_k(size) for size in (min(sizes), max(sizes)))
+    limit = f"{highest:.2f}" if lowest == highest else f"{lowest:.2f} to {highest:.2f}"
+    return f"Pareto k is not below {limit}"

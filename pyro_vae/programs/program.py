@@ -229,13 +229,23 @@ class Program:
         Returns:
             Two tensors `(particles, batch)`, in nats. Never scaled by a plate or a handler.
         """
+        with poutine.block():
+            return self.traced(z, *batch)[0]
+
+    def traced(
+        self, z: Float[Tensor, "particles batch latents"], *batch: Tensor
+    ) -> tuple[LogDensities, Trace]:
+        """The same as :meth:`log_densities`, with the trace of the run on the longer batch.
+
+        For objectives: outer handlers see the parameters that the program registers, and nothing
+        else of it, so that Pyro's SVI trains them. The trace has the sites outside the plate.
+        """
         num_particles, rows, latents = z.shape
         self._check(batch, rows, latents)
         values, jacobian = self.constrain(z.reshape(-1, latents))
         trace = self._run(values, repeat_rows(batch, num_particles))
-        prior, likelihood = self._densities(trace)
-        prior = prior + jacobian
-        return LogDensities(prior.view(num_particles, rows), likelihood.view(num_particles, rows))
+        prior, likelihood = (part.view(num_particles, rows) for part in self._densities(trace))
+        return LogDensities(prior + jacobian.view(num_particles, rows), likelihood), trace
 
     def log_joint(
         self, z: Float[Tensor, "particles batch latents"], *batch: Tensor
@@ -244,11 +254,11 @@ class Program:
         return sum(self.log_densities(z, *batch))  # type: ignore[return-value]
 
     def _run(self, values: dict[str, Tensor], batch: Batch) -> Trace:
-        """Runs the program with its latent sites set; outer handlers do not see it."""
+        """Runs the program with its latent sites set; outer handlers see its parameters alone."""
         model = poutine.condition(self.model, data={**values, **self._globals()})
         if self.structure.enumerated:
             model = poutine.enum(self.enumerating(model), -1 - self.structure.nesting)
-        with poutine.block(), whole_plate(len(batch[0]), self.plate):
+        with poutine.block(expose_types=["param"]), whole_plate(len(batch[0]), self.plate):
             return poutine.trace(model).get_trace(*batch)
 
     def _globals(self) -> dict[str, Tensor]:
@@ -276,7 +286,7 @@ class Program:
         sites = {
             name: site
             for name, site in trace.nodes.items()
-            if is_density(site) and name not in self.fixed and self._is_inside(site)
+            if is_density(site) and name not in self.fixed and self.is_inside(site)
         }
         self._check_sites(sites)
         latent = [site.name for site in self.latent_sites]
@@ -286,7 +296,8 @@ class Program:
         observed = [name for name in sites if name not in latent]
         return self._total(sites, latent), self._total(sites, observed)
 
-    def _is_inside(self, site: Any) -> bool:
+    def is_inside(self, site: Any) -> bool:
+        """Whether a site of a trace is in the plate over data."""
         return any(frame.name == self.plate for frame in site["cond_indep_stack"])
 
     def _check_sites(self, sites: dict[str, Any]) -> None:

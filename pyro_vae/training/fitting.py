@@ -28,6 +28,7 @@ from .. import evidence
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import check_data
 from ..guides import FitRows, Guide, program_of
+from ..objectives import Objective
 from ..programs import (
     Program,
     as_batch,
@@ -76,6 +77,13 @@ class _Plan:
                 "use Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO(), or train it in a "
                 "loop of your own with pyro.infer.SVI and pv.minibatch"
             )
+        if isinstance(self.objective, Objective):
+            if self.warmup:
+                raise ValueError(
+                    f"warmup= weighs the KL term of Pyro's ELBOs, not of {self.objective}: use "
+                    f"objective=BetaELBO(LinearWarmup({self.warmup})) in its place"
+                )
+            self.objective.check(self.num_epochs)
 
     def kl_weight(self, epoch: float) -> float:
         """Rises linearly to 1 during the warm-up; `epoch` counts from 0 and may be a fraction."""
@@ -141,8 +149,9 @@ def fit(
         num_epochs: Passes over the data.
         batch_size: Rows a step; the whole data set if there are fewer rows. The last batch of an
             epoch may be smaller, and counts by its rows.
-        objective: A Pyro ELBO with a differentiable loss; `Trace_ELBO()` unless told otherwise,
-            and `TraceEnum_ELBO` where the program has discrete latent sites, which it sums out.
+        objective: A Pyro ELBO with a differentiable loss, or one of :mod:`pyro_vae.objectives`;
+            `Trace_ELBO()` unless told otherwise, and `TraceEnum_ELBO` where the program has
+            discrete latent sites, which it sums out.
         optimizer: Makes a torch optimizer from a list of tensors; Adam with 2e-3 by default, or
             e.g. `functools.partial(torch.optim.SGD, lr=0.1)`. A `LocalParameters` table brings
             its own.
@@ -234,8 +243,10 @@ class _Training:
         self.num_data = len(batch[0])
         with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
             self.program = program_of(model, guide, batch)
-        self.objective = _objective(plan.objective, self.program)
-        self.enumerated = self.program.enumerating(model)  # what the objective is given
+        self.asked = _objective(plan.objective, self.program)
+        own = isinstance(self.asked, Objective)  # it sums discrete sites out by itself
+        self.objective = self.asked.at(0.0) if own else self.asked
+        self.enumerated = model if own else self.program.enumerating(model)
         self.batch_size = min(plan.batch_size, self.num_data)
         self.held_out = None if held_out is None else _HeldOut(model, guide, held_out, plan.seed)
         if isinstance(guide, Guide):
@@ -305,7 +316,7 @@ class _Training:
         order = torch.randperm(self.num_data)
         total, weight, batches = 0.0, 1.0, order.split(self.batch_size)
         for index, rows in enumerate(batches):
-            weight = self.plan.kl_weight(epoch + index / len(batches))
+            weight = self._weight(epoch + index / len(batches))
             total += self._step(epoch, rows, weight) * len(rows)
         rate = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step()
@@ -314,6 +325,13 @@ class _Training:
         seconds = time.perf_counter() - self.start
         value, error = float(held_out.value), float(held_out.error)
         return _Epoch(epoch + 1, total / self.num_data, value, error, weight, rate, seconds)
+
+    def _weight(self, epoch: float) -> float:
+        """The weight of the KL term now; an objective of ours follows its own schedule."""
+        if isinstance(self.asked, Objective):
+            self.objective = self.asked.at(epoch)
+            return self.objective.kl_weight
+        return self.plan.kl_weight(epoch)
 
     def _follow_schedule(self) -> None:
         """The rows of a table follow the schedule of the rest."""
@@ -326,24 +344,35 @@ class _Training:
         batch = self._take(rows)
         where = f"step {self.steps + 1} (epoch {epoch + 1}, rows {_some(rows)})"
         with minibatch(rows, self.num_data, plate=self.program.plate):
-            loss = self._loss(batch, rows, weight, where)
-            with torch.no_grad():  # what is reported has full weight, whatever is optimized
-                full = loss if weight == 1 else self._loss(batch, rows, 1.0, where)
+            loss, elbo = self._loss(batch, rows, weight, where)
+            if elbo is None:
+                with torch.no_grad():  # what is reported has full weight, whatever is optimized
+                    full = loss if weight == 1 else self._loss(batch, rows, 1.0, where)[0]
+                elbo = -full
             # A smaller last batch counts by its rows: every datum has the same weight in an epoch.
             self._descend(loss * (len(rows) / self.batch_size), where)
             self.steps += 1
-            return -full.item()
+            return elbo.item()
 
-    def _loss(self, batch: Batch, rows: Tensor, weight: float, where: str) -> Tensor:
-        """Minus the ELBO in nats a datum; one that is not finite is traced to its source."""
+    def _loss(
+        self, batch: Batch, rows: Tensor, weight: float, where: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is minimized, in nats a datum, and the plain ELBO where the objective tells it.
+
+        A loss that is not finite is traced to its source.
+        """
         draws, refused = torch.get_rng_state(), None
+        elbo: Tensor | None = None
         try:
-            with _WeighKL(weight):
-                loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
+            if isinstance(self.objective, Objective):
+                loss, elbo = self.objective.progress(self.model, self.guide, *batch)
+            else:
+                with _WeighKL(weight):
+                    loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
         except ValueError as error:  # a distribution refuses parameters that are nan
             loss, refused = torch.tensor(torch.nan), error
         if bool(torch.isfinite(loss)):
-            return loss / self.num_data
+            return loss / self.num_data, None if elbo is None else elbo / self.num_data
         torch.set_rng_state(draws)  # the same draws once more
         culprit = self._culprit(batch, rows)
         if culprit is None and refused is not None:
@@ -457,7 +486,7 @@ def _objective(asked: Any, program: Program) -> Any:
     if asked is None:
         nesting = program.structure.nesting
         return TraceEnum_ELBO(max_plate_nesting=nesting) if names else Trace_ELBO()
-    if names and not isinstance(asked, TraceEnum_ELBO):
+    if names and not isinstance(asked, TraceEnum_ELBO | Objective):
         raise ValueError(
             f"{type(asked).__name__} would draw the discrete latent site(s) {list(names)} from "
             "the prior; use TraceEnum_ELBO, which sums them out, or leave objective= out"

@@ -1,0 +1,255 @@
+r"""Model criticism from marginal likelihoods: how good is a model of data it has not seen?
+
+Two kinds of error must not be mixed. The Monte Carlo error is what other random draws would
+change on the same data. The population error is what other data from the same source would
+change, :math:`s / \sqrt{N}` from the spread over data. Models are compared datum by datum: what
+makes an image hard is hard for both, and drops out of the difference.
+
+Why not `arviz.compare`? It takes leave-one-out or WAIC results only, labels what it is given as
+one of those, and exponentiates log densities a datum, which underflows for images. Held-out log
+densities need neither correction nor label, so :func:`compare_models` makes the table.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import stats
+from ._types import Estimate
+from .evidence import LogMarginal
+
+
+class MeanOverData(NamedTuple):
+    """A mean over data, with its two errors apart.
+
+    Arguments:
+        value: The mean.
+        error: Monte Carlo error: other draws, the same data.
+        population_error: Other data; contains the Monte Carlo error already, since that adds to
+            the spread over data.
+    """
+
+    value: Tensor
+    error: Tensor
+    population_error: Tensor
+
+
+def _mean_over_data(value: Tensor, error: Tensor) -> MeanOverData:
+    if len(value) < 2:
+        raise ValueError(
+            f"an error from the spread over data needs at least 2 data, got {len(value)}"
+        )
+    mean = stats.mean_over_data(Estimate(value, error))
+    return MeanOverData(mean.value, mean.error, stats.population_mean(value).error)
+
+
+def bits_per_dimension(
+    log_marginal: LogMarginal,
+    num_dimensions: int,
+    log_scale: float | Float[Tensor, " batch"] = 0.0,
+) -> MeanOverData:
+    r"""Negative log likelihood in bits, for each entry of a datum.
+
+    .. math:: -\frac{1}{D \log 2} \left(\frac{1}{N} \sum_n \log p(y_n) - \log s_n\right)
+
+    Of densities it depends on the unit, and may be negative; of discrete data it does not.
+
+    Arguments:
+        log_marginal: Estimates a datum, in nats.
+        num_dimensions: Entries of a datum, :math:`D`.
+        log_scale: What the model saw was `y / scale` entry by entry: the sum of the logarithms
+            of the scales over the entries of a datum. `784 * log(256)` for images of 256 grey
+            levels that were divided by 256, to have bits in the unit of a grey level.
+
+    Returns:
+        Bits a dimension, with its errors. A lower bound on log p(y) gives an upper one here.
+
+    Raises:
+        ValueError: If there is no dimension, or fewer than two data.
+
+    Example:
+        >>> one = torch.ones(2)
+        >>> lml = LogMarginal(-2 * one, 0.1 * one, one, one, torch.tensor([10, 10]))
+        >>> bits_per_dimension(lml, 2).value
+        tensor(1.4427, dtype=torch.float64)
+    """
+    if num_dimensions < 1:
+        raise ValueError(f"num_dimensions is the number of entries a datum, got {num_dimensions}")
+    unit = num_dimensions * math.log(2)
+    value = (log_scale - log_marginal.value.double()) / unit
+    return _mean_over_data(value, log_marginal.error.double() / unit)
+
+
+class PairedDifference(NamedTuple):
+    """Log p(y) under one model less that under another, datum by datum, in nats.
+
+    Arguments:
+        difference: `(batch,)`, with Monte Carlo errors.
+        mean: Over data, with the errors of other draws and of other data.
+        reliable: Data that are reliable under both.
+    """
+
+    difference: Estimate
+    mean: MeanOverData
+    reliable: Tensor
+
+    def summary(self) -> str:
+        """The mean, its errors, and what share of the data can be trusted."""
+        value, error, population = (float(part) for part in self.mean)
+        return (
+            f"{value:+.3f} nats a datum, +- {population:.3f} for other data, of which +- "
+            f"{error:.3f} for other draws ({len(self.reliable)} data, "
+            f"{int((~self.reliable).sum())} of them unreliable under one model or both)"
+        )
+
+
+def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifference:
+    r"""By how much one model predicts the same data better than another.
+
+    .. math:: d_n = \log p_1(y_n) - \log p_2(y_n)
+
+    Both must have seen the same rows in the same order. The Monte Carlo errors are taken as
+    independent; for estimates with the same seed, whose draws resemble each other, that is a
+    little too wide. Two lower bounds may be low by different amounts: where the Monte Carlo
+    errors are not small beside the difference, take more draws.
+
+    Arguments:
+        first: Estimates a datum under one model.
+        second: Those under the other.
+
+    Returns:
+        The difference a datum, and its mean with both errors, in nats.
+
+    Raises:
+        ValueError: If the numbers of data differ, or there are fewer than two.
+
+    References:
+        | Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC
+          (Vehtari, Gelman & Gabry, 2017)
+        | https://arxiv.org/abs/1507.04544
+
+    Example:
+        >>> one = torch.ones(2)
+        >>> better = LogMarginal(-one, 0.3 * one, one, one, torch.tensor([10, 10]))
+        >>> worse = LogMarginal(-2 * one, 0.4 * one, one, one, torch.tensor([10, 10]))
+        >>> paired_difference(better, worse).difference
+        Estimate(value=tensor([1., 1.]), error=tensor([0.5000, 0.5000]))
+    """
+    if len(first.value) != len(second.value):
+        raise ValueError(
+            f"a paired difference needs the same data in the same order under both models, got "
+            f"{len(first.value)} and {len(second.value)} data"
+        )
+    value = first.value - second.value
+    error = (first.error.square() + second.error.square()).sqrt()
+    reliable = first.reliable & second.reliable
+    return PairedDifference(Estimate(value, error), _mean_over_data(value, error), reliable)
+
+
+def pointwise(log_marginal: LogMarginal) -> dict[str, NDArray[np.generic]]:
+    """Every datum's estimate as a table, `(batch,)` each, for a data frame or a file.
+
+    Arguments:
+        log_marginal: Estimates a datum.
+
+    Returns:
+        Columns `log_p`, `error` (nats), `ess`, `pareto_k`, `num_samples` and `reliable`.
+
+    Example:
+        >>> one = torch.ones(2)
+        >>> lml = LogMarginal(-one, 0.3 * one, one, one, torch.tensor([10, 10]))
+        >>> sorted(pointwise(lml))
+        ['error', 'ess', 'log_p', 'num_samples', 'pareto_k', 'reliable']
+    """
+    columns = {
+        "log_p": log_marginal.value,
+        "error": log_marginal.error,
+        "ess": log_marginal.ess,
+        "pareto_k": log_marginal.pareto_k,
+        "num_samples": log_marginal.num_samples,
+        "reliable": log_marginal.reliable,
+    }
+    return {name: column.detach().cpu().numpy() for name, column in columns.items()}
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """Held-out log p(y) of several models on the same data, best first.
+
+    Arguments:
+        means: Mean a datum, by model, in nats, with both errors.
+        to_best: Paired difference to the best model, by model: not above zero in the mean.
+        unreliable: Number of data with an estimate that cannot be trusted, by model.
+    """
+
+    means: Mapping[str, MeanOverData]
+    to_best: Mapping[str, PairedDifference]
+    unreliable: Mapping[str, int]
+
+    def summary(self) -> str:
+        """The table, in nats a datum."""
+        width = max(len("model"), *(len(name) for name in self.means))
+        head = "log p(y)  +- draws   +- data  to best  +- draws   +- data  unreliable"
+        return "\n".join(
+            [f"{'model':{width}}  {head}", *(self._line(n, width) for n in self.means)]
+        )
+
+    def _line(self, name: str, width: int) -> str:
+        numbers = [float(part) for part in (*self.means[name], *self.to_best[name].mean)]
+        columns = "  ".join(f"{number:8.3f}" for number in numbers)
+        return f"{name:{width}}  {columns}  {self.unreliable[name]:10d}"
+
+
+def compare_models(log_marginals: Mapping[str, LogMarginal]) -> ModelComparison:
+    """Ranks models by their mean log p(y) of the same held-out data.
+
+    Arguments:
+        log_marginals: Estimates a datum, by model, of the same rows in the same order.
+
+    Returns:
+        Means, and paired differences to the best model, with both errors; best first.
+
+    Raises:
+        ValueError: If there are fewer than two models, or their numbers of data differ.
+
+    Example:
+        >>> one = torch.ones(2)
+        >>> lmls = {
+        ...     name: LogMarginal(value * one, 0.1 * one, one, one, torch.tensor([10, 10]))
+        ...     for name, value in {"linear": -2.0, "deep": -1.0}.items()
+        ... }
+        >>> print(compare_models(lmls).summary())
+        model   log p(y)  +- draws   +- data  to best  +- draws   +- data  unreliable
+        deep      -1.000     0.071     0.000     0.000     0.000     0.000           0
+        linear    -2.000     0.071     0.000    -1.000     0.100     0.000           0
+    """
+    if len(log_marginals) < 2:
+        raise ValueError(f"a comparison needs at least 2 models, got {sorted(log_marginals)}")
+    order = sorted(log_marginals, key=lambda name: -float(log_marginals[name].mean.value))
+    best = log_marginals[order[0]]
+    return ModelComparison(
+        {name: _mean_over_data(*_numbers(log_marginals[name])) for name in order},
+        {name: _to_best(log_marginals[name], best) for name in order},
+        {name: int((~log_marginals[name].reliable).sum()) for name in order},
+    )
+
+
+def _numbers(log_marginal: LogMarginal) -> tuple[Tensor, Tensor]:
+    return log_marginal.value, log_marginal.error
+
+
+def _to_best(log_marginal: LogMarginal, best: LogMarginal) -> PairedDifference:
+    """The difference to the best model; that of a model to itself has no error."""
+    pair = paired_difference(log_marginal, best)
+    if log_marginal is not best:
+        return pair
+    none = torch.zeros_like(pair.difference.error)
+    value = pair.difference.value
+    return PairedDifference(Estimate(value, none), _mean_over_data(value, none), pair.reliable)

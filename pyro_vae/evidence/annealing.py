@@ -1,0 +1,597 @@
+r"""Annealed importance sampling: weights built up on the way from a start to the posterior.
+
+On the geometric path :math:`f_t(z) = f_0(z)\, r(z)^{\beta_t}` from a normalized start
+:math:`f_0` (the prior, with :math:`r = p(y \mid z)`, or the guide, with :math:`r = p(y, z) / q(z)`)
+to :math:`f_T(z) = p(y, z)`, a chain starts at :math:`z_0 \sim f_0` and moves by transitions that
+leave :math:`f_t` invariant. Its weight
+
+.. math:: \log w = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) \log r(z_{t-1}), \qquad
+    \mathbb{E}\, w = p(y),
+
+is importance sampling on the whole path of the chain, so it is unbiased whether or not the
+transitions mix, and the logarithm of a mean of weights is low on average. From an exact draw of
+the posterior the chain can be walked backwards: that weight is unbiased for :math:`1 / p(y)`.
+
+All this needs transitions that were fixed before the chain set out. Steps, scales and an adaptive
+schedule come from a pilot run with a random stream of its own, and are then frozen.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import pyro
+import torch
+from jaxtyping import Float, Float64
+from pyro import poutine
+from scipy.special import stdtrit
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .. import stats
+from .._types import Batch, Estimate
+from ..data import row_seeds
+from ..guides import Posterior
+from ..guides.posteriors import FamilyPosterior, ProgramPosterior
+from ..programs import Program, repeat_rows, whole_plate
+from .hamiltonian import Noise, Path, Point, at, transition
+from .results import Bound, LogMarginal, join
+from .weights import draw_rows, rows_at_once, weigh
+
+_BLOCK = 64  # transitions whose noise is drawn in one go; fixed, so that memory changes no number
+_STREAM = 0x9E3779B97F4A7C15  # odd and large: seeds that users count up never meet
+_LEAST_CHAINS = 4.0  # effective ones; with fewer a single chain carries the estimate
+_FAR = 0.25  # from the acceptance aimed at: the pilot's steps do not fit the run
+_EVEN = 0.2  # share of an adaptive schedule that follows the pilot's own places
+
+# The pilot
+_WARM_UP = 10  # transitions at the start that tune the first step
+_GAIN = 0.4  # of the log step: a hundredfold takes it 20 transitions
+_MEMORY = 0.2  # weight of what was seen last: averages over about ten transitions
+_PACE = 0.25  # nats by which log weights spread in one stretch
+_LARGEST = 1 / 50  # longest stretch: a short path, too, leaves the steps time to settle
+_LEAST_GROWTH = 0.01  # a stretch beside the way so far, at least: the pilot ends
+_FIRST = 1e-8  # the first stretch, at least
+_LONGEST = 10_000  # transitions, more than a pilot takes with the last two
+_NO_DENSITY = 1e8  # stands for the spread where a chain has a likelihood of 0
+
+
+# Schedules
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Where on the path the temperatures are."""
+
+    def places(
+        self,
+        count: int,
+        grid: Float64[Tensor, "pilot batch"],
+        spread: Float64[Tensor, "pilot batch"],
+    ) -> Float64[Tensor, "places batch"]:
+        """Increasing places from 0 to 1 for every datum, `(count + 1, batch)`.
+
+        Given are the places that the pilot run visited, and the spread of log r there.
+        """
+
+
+@dataclass(frozen=True)
+class Linear:
+    r"""Evenly spread temperatures, :math:`\beta_t = t / T`: fit for a start close to the end."""
+
+    def places(
+        self,
+        count: int,
+        grid: Float64[Tensor, "pilot batch"],
+        spread: Float64[Tensor, "pilot batch"],
+    ) -> Float64[Tensor, "places batch"]:
+        """Evenly spread, the same for every datum."""
+        line = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=grid.device)
+        return line[:, None].repeat(1, grid.shape[1])
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    r"""Temperatures that are dense at both ends.
+
+    .. math:: \beta_t \propto \sigma\big(\delta (2 t / T - 1)\big) - \sigma(-\delta)
+
+    Arguments:
+        steepness: :math:`\delta`; 4 is what is customary for decoders of images.
+
+    References:
+        | On the Quantitative Analysis of Decoder-Based Generative Models (Wu et al., 2017)
+        | https://arxiv.org/abs/1611.04273
+    """
+
+    steepness: float = 4.0
+
+    def places(
+        self,
+        count: int,
+        grid: Float64[Tensor, "pilot batch"],
+        spread: Float64[Tensor, "pilot batch"],
+    ) -> Float64[Tensor, "places batch"]:
+        """Dense at both ends, the same for every datum."""
+        line = torch.linspace(-1, 1, count + 1, dtype=torch.float64, device=grid.device)
+        curve = (self.steepness * line).sigmoid()
+        curve = (curve - curve[0]) / (curve[-1] - curve[0])
+        return curve[:, None].repeat(1, grid.shape[1])
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    r"""Temperatures of every datum such that each costs the same effective sample size.
+
+    A short stretch :math:`\Delta \beta` multiplies the weights' relative variance by about
+    :math:`1 + (\Delta \beta)^2 \operatorname{Var} \log r`. The pilot run measures
+    :math:`\operatorname{sd} \log r` along the path, and the places are put where
+    :math:`\int \operatorname{sd} \log r \, d\beta` is cut into equal parts.
+
+    References:
+        | Sequential Monte Carlo Samplers (Del Moral, Doucet & Jasra, 2006)
+        | https://doi.org/10.1111/j.1467-9868.2006.00553.x
+    """
+
+    def places(
+        self,
+        count: int,
+        grid: Float64[Tensor, "pilot batch"],
+        spread: Float64[Tensor, "pilot batch"],
+    ) -> Float64[Tensor, "places batch"]:
+        """Cuts the length of the path, as the pilot saw it, into equal parts."""
+        stretches = grid.diff(dim=0)
+        lengths = (spread[1:] + spread[:-1]) / 2 * stretches
+        even = (stretches > 0).double()  # data that arrived early wait for the others
+        shares = (1 - _EVEN) * _share(lengths) + _EVEN * _share(even)
+        travelled = torch.cat([torch.zeros_like(shares[:1]), shares.cumsum(dim=0)])
+        wanted = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=grid.device)
+        # The ends are set, so that no rounding moves them.
+        inner = _interpolated(wanted[1:-1], travelled / travelled[-1], grid)
+        return torch.cat([grid[:1] * 0, inner, grid[:1] * 0 + 1])
+
+
+def _share(lengths: Tensor) -> Tensor:
+    return lengths / lengths.sum(dim=0).clamp(min=torch.finfo(lengths.dtype).tiny)
+
+
+def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Values at `x`, `(count,)`, linear between knots, `(pilot, batch)`, for each column."""
+    wanted = x.repeat(knots.shape[1], 1)
+    right = torch.searchsorted(knots.T.contiguous(), wanted).clamp(1, len(knots) - 1).T
+    low, high = knots.gather(0, right - 1), knots.gather(0, right)
+    share = (x[:, None] - low) / (high - low)
+    return torch.lerp(values.gather(0, right - 1), values.gather(0, right), share)
+
+
+# Starts
+
+
+@runtime_checkable
+class Start(Protocol):
+    """What the chains start from: draws of it, and the path from it to the posterior."""
+
+    def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
+        """The normalized density that chains start from."""
+
+    def path(self, program: Program, origin: Posterior, batch: Batch) -> Path:
+        """Log density of the start, and of the joint density over it."""
+
+
+@dataclass(frozen=True)
+class StartFromPrior:
+    """Chains start from the prior: independent of any guide, and a long way for sharp data."""
+
+    def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
+        """The prior."""
+        return Prior(program, batch)
+
+    def path(self, program: Program, origin: Posterior, batch: Batch) -> Path:
+        """Log prior and log likelihood."""
+        return lambda z: tuple(program.log_densities(z, *batch))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class StartFromGuide:
+    """Chains start from the guide: a shorter way, where the guide is close to the posterior.
+
+    A guide that is narrower than the posterior gives the weights a long tail, which some tens of
+    temperatures wear off and a dozen do not: with so few the errors are too small.
+    The density of the guide at a given point must be known, and differentiable in the latents.
+    """
+
+    def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
+        """The guide."""
+        return posterior
+
+    def path(self, program: Program, origin: Posterior, batch: Batch) -> Path:
+        """Log density of the guide, and log weight."""
+
+        def path(z: Tensor) -> tuple[Tensor, Tensor]:
+            log_guide = origin.log_prob(z)
+            return log_guide, program.log_joint(z, *batch) - log_guide
+
+        return path
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The prior of the latents of some data, as a program draws them."""
+
+    program: Program
+    batch: Batch
+
+    def __len__(self) -> int:
+        """Number of data."""
+        return len(self.batch[0])
+
+    def row(self, index: int) -> "Prior":
+        """The prior of one of the data: covariates may play a part in it."""
+        return replace(self, batch=tuple(part[index : index + 1] for part in self.batch))
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Runs the program forward, with the data observed: no draw depends on what follows it."""
+        batch = repeat_rows(self.batch, num_particles)
+        model = poutine.condition(self.program.model, data=self.program.fixed)
+        with poutine.block(), whole_plate(len(batch[0]), self.program.plate):
+            nodes: dict[str, Any] = dict(poutine.trace(model).get_trace(*batch).nodes)
+        values = {site.name: nodes[site.name]["value"] for site in self.program.latent_sites}
+        z = self.program.flatten(values)[0].view(num_particles, len(self), -1)
+        return z, self.log_prob(z)
+
+    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
+        """Log density at given points."""
+        return self.program.log_densities(z, *self.batch).prior
+
+    def mean(self) -> Float[Tensor, "batch latents"]:
+        """Mean of draws: a program has no other way."""
+        return self.draw(1000)[0].mean(dim=0)
+
+
+def _rows_of(posterior: Posterior, rows: slice) -> Posterior:
+    """The posterior of some of the data."""
+    if isinstance(posterior, FamilyPosterior):
+        return replace(posterior, parameters=posterior.parameters[rows])
+    if isinstance(posterior, Prior | ProgramPosterior):
+        return replace(posterior, batch=tuple(part[rows] for part in posterior.batch))
+    return _Rows([posterior.row(index) for index in range(*rows.indices(len(posterior)))])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Posteriors of single data, side by side."""
+
+    parts: list[Posterior]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def row(self, index: int) -> Posterior:
+        return self.parts[index]
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        z, log_prob = zip(*(part.draw(num_particles) for part in self.parts), strict=True)
+        return torch.cat(z, dim=1), torch.cat(log_prob, dim=1)
+
+    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
+        columns = zip(self.parts, z.split(1, dim=1), strict=True)
+        return torch.cat([part.log_prob(column) for part, column in columns], dim=1)
+
+    def mean(self) -> Float[Tensor, "batch latents"]:
+        return torch.cat([part.mean() for part in self.parts])
+
+
+# Chains
+
+
+class Ladder(NamedTuple):
+    """All that is frozen before the run: places on the path, and the pilot's steps.
+
+    `places` is `(temperatures + 1, batch)`; `log_step`, `(pilot, batch, latents)`, is known at
+    the places of `grid`, `(batch, pilot)`.
+    """
+
+    places: Tensor
+    grid: Tensor
+    log_step: Tensor
+
+    def backwards(self) -> "Ladder":
+        """From the posterior to the start."""
+        return self._replace(places=self.places.flip(0))
+
+    def step(self, place: Float64[Tensor, " batch"]) -> Tensor:
+        """Step of every latent at a place for every datum, `(batch, latents)`."""
+        column = place[:, None].contiguous()
+        right = torch.searchsorted(self.grid, column).clamp(1, self.grid.shape[1] - 1)
+        low, high = self.grid.gather(1, right - 1), self.grid.gather(1, right)
+        share = ((column - low) / (high - low)).to(self.log_step.dtype)
+        right, data = right[:, 0], torch.arange(len(place), device=place.device)
+        ends = self.log_step[right - 1, data], self.log_step[right, data]
+        return torch.lerp(*ends, share).exp()
+
+
+def noise_of(seeds: list[int], count: int, z: Tensor) -> Iterator[Noise]:
+    """Noise for so many transitions of chains like `z`; every datum has a stream of its own."""
+    chains, _, latents = z.shape
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for done in range(0, count, _BLOCK):
+        size = min(_BLOCK, count - done)
+        normals, uniforms = zip(*(_drawn(s, size, chains, latents) for s in streams), strict=True)
+        momenta, levels = torch.stack(normals, dim=2).to(z), torch.stack(uniforms, dim=2).to(z)
+        for momentum, level in zip(momenta, levels, strict=True):
+            yield Noise(momentum, *level.unbind(dim=-1))
+
+
+def _drawn(stream: torch.Generator, size: int, chains: int, latents: int) -> tuple[Tensor, Tensor]:
+    momentum = torch.randn(size, chains, latents, generator=stream, dtype=torch.float64)
+    return momentum, torch.rand(size, chains, 2, generator=stream, dtype=torch.float64)
+
+
+def annealed(
+    path: Path, z: Tensor, ladder: Ladder, noise: Iterator[Noise], leapfrog_steps: int
+) -> tuple[Tensor, Tensor]:
+    """Walks chains along a ladder; log weights `(chains, batch)`, mean acceptance `(batch,)`.
+
+    Backwards the weights are those of the inverse, one over the marginal likelihood.
+    """
+    point, places = at(path, z), ladder.places
+    log_weights = torch.zeros_like(point.log_ratio, dtype=torch.float64)
+    acceptance = torch.zeros_like(places[0])
+    for before, place in pairwise(places[:-1]):
+        log_weights += (place - before) * point.log_ratio.double()
+        beta, step = place.to(z.dtype), ladder.step(place)
+        point, accepted = transition(path, point, beta, step, next(noise), leapfrog_steps)
+        acceptance += accepted.mean(dim=0) / max(1, len(places) - 2)
+    return log_weights + (places[-1] - places[-2]) * point.log_ratio.double(), acceptance
+
+
+def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
+    r"""Log of the mean weight of a few chains, with an error that is honest for a few.
+
+    The larger of two errors, widened by Student's t at 95%, as both have errors of their own:
+    the jackknife's, which is too small where a few chains carry the mean; and that of weights
+    whose logarithm is normal with the variance :math:`s^2` of its upper half (low weights do not
+    matter), :math:`\sqrt{(e^{s^2} - 1) / C}`, held below :math:`s^2`, as the shortfall of one
+    chain is half of that. For 16 chains with normal log weights of variance 0.05, 0.3, 1 and 2
+    the intervals of 1.96 errors cover 96, 95, 93 and 91%.
+    """
+    chains = len(log_weights)
+    widened = float(stdtrit(chains - 1, 0.975)) / 1.959963984540054  # the normal's quantile
+    error = torch.maximum(_jackknife(log_weights), _log_normal_error(log_weights))
+    error = (widened * error).nan_to_num(nan=torch.inf)
+    return Estimate(stats.log_mean_exp(log_weights), error)
+
+
+def _jackknife(log_weights: Tensor) -> Tensor:
+    """Standard error of the log mean weight, by leaving out each chain in turn."""
+    chains = len(log_weights)
+    others = [
+        stats.log_mean_exp(torch.cat([log_weights[:left], log_weights[left + 1 :]]))
+        for left in range(chains)
+    ]
+    return torch.stack(others).var(dim=0, unbiased=False).mul(chains - 1).sqrt()
+
+
+def _log_normal_error(log_weights: Tensor) -> Tensor:
+    """Standard error of the log mean of log-normal weights that have the upper half of these."""
+    chains = len(log_weights)
+    above = (log_weights - log_weights.quantile(0.5, dim=0)).clamp(min=0)
+    variance = 2 * above.square().sum(dim=0) / (chains - 1)
+    highest = torch.maximum(variance, variance.sqrt())
+    return torch.minimum((variance.expm1() / chains).sqrt(), highest)
+
+
+@dataclass(frozen=True)
+class AnnealedImportanceSampling:
+    r"""Marginal likelihood from chains that anneal from a start to the posterior.
+
+    .. math:: \log \hat p(y_n) = \log \frac{1}{C} \sum_{c=1}^{C} w_{cn}, \qquad
+        \log w = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) \log r(z_{t-1})
+
+    Unbiased for p, so low on average for log p, by about half the variance of the log weights
+    over the number of chains. More temperatures help more than more chains: that variance falls
+    as 1 / T. Every datum has steps, scales and (with :class:`Adaptive`) temperatures of its own
+    from a pilot run of 60 to some hundred transitions. Where a posterior has modes that no chain
+    found, the estimate is low without a sign of it; :func:`pyro_vae.bidirectional` bounds that.
+
+    Arguments:
+        num_chains: Chains a datum, :math:`C`.
+        num_temperatures: Stretches of the path, :math:`T`, with a transition between any two.
+        leapfrog_steps: Gradients a transition takes. Short trajectories at more temperatures did
+            far better for the same work than the customary 10.
+        schedule: Where the temperatures are: :class:`Linear`, :class:`Sigmoid` or
+            :class:`Adaptive`.
+        start: :class:`StartFromPrior` or :class:`StartFromGuide`.
+        target_acceptance: What the pilot tunes the steps to, between 0 and 1.
+        memory: Mebibytes that the program's intermediate results may take.
+
+    Raises:
+        ValueError: If a number is out of its range.
+
+    References:
+        | Annealed Importance Sampling (Neal, 2001)
+        | https://arxiv.org/abs/physics/9803008
+        | On the Quantitative Analysis of Decoder-Based Generative Models (Wu et al., 2017)
+        | https://arxiv.org/abs/1611.04273
+
+    Example:
+        >>> import pyro
+        >>> from pyro_vae import log_marginal_likelihood
+        >>> def model(y):
+        ...     with pyro.plate("data", len(y)):
+        ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+        ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
+        >>> method = AnnealedImportanceSampling(num_temperatures=20)
+        >>> result = log_marginal_likelihood(model, model, torch.zeros(2), method)
+        >>> result.method, result.num_samples
+        ('annealed importance sampling', tensor([16, 16]))
+    """
+
+    num_chains: int = 16
+    num_temperatures: int = 2000
+    leapfrog_steps: int = 2
+    schedule: Schedule = Adaptive()
+    start: Start = StartFromPrior()
+    target_acceptance: float = 0.65
+    memory: float = 512.0
+
+    def __post_init__(self) -> None:
+        """Refuses numbers out of range."""
+        if self.num_chains < 2:
+            raise ValueError(f"a standard error needs at least 2 chains, got {self.num_chains}")
+        if self.num_temperatures < 1 or self.leapfrog_steps < 1:
+            raise ValueError(
+                f"expected at least 1 temperature and 1 leapfrog step, got "
+                f"{self.num_temperatures} and {self.leapfrog_steps}"
+            )
+        if not 0 < self.target_acceptance < 1:
+            raise ValueError(
+                f"target_acceptance is between 0 and 1, got {self.target_acceptance}; 0.65 is usual"
+            )
+        if self.memory <= 0:
+            raise ValueError(f"memory is a budget in mebibytes, got {self.memory}")
+
+    def __call__(
+        self,
+        program: Program,
+        posterior: Posterior,
+        batch: Batch,
+        *,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> LogMarginal:
+        """Estimates per datum."""
+        works = self.works(program, posterior, batch, seed=seed, progress=progress)
+        result: LogMarginal = join([self._forward(work) for work in works])
+        return result
+
+    def works(
+        self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
+    ) -> Iterator["Work"]:
+        """Some data at a time, as many as fit: starts, path, frozen ladder and seeds."""
+        origin = self.start.origin(program, posterior, batch)
+        streams = [row_seeds(seed + k * _STREAM, *batch).tolist() for k in range(5)]
+        # Half of the budget is for gradients; several times what is fastest for one density is
+        # still fast for chains, which wait for one another.
+        size = max(1, 4 * rows_at_once(program, batch, self.memory / 8) // self.num_chains)
+        starts = range(0, len(batch[0]), size)
+        for first in tqdm(starts, desc="annealing", leave=None, disable=not progress):
+            rows = slice(first, first + size)
+            seeds = [stream[rows] for stream in streams]
+            part = tuple(tensor[rows] for tensor in batch)
+            trial, _ = draw_rows(origin, first, seeds[0], self.num_chains)
+            z, log_start = draw_rows(origin, first, seeds[1], self.num_chains)
+            weigh(program, z, log_start, part, self.num_chains, first=first)  # are they numbers?
+            path = self.start.path(program, _rows_of(origin, rows), part)
+            with pyro.validation_enabled(is_validate=False):  # a trajectory may leave the numbers
+                ladder = self._ladder(path, trial, seeds[2])
+                yield Work(rows, path, z, ladder, seeds[3], seeds[4])
+
+    def _forward(self, work: "Work") -> LogMarginal:
+        noise = noise_of(work.seeds, self.num_temperatures, work.z)
+        log_weights, acceptance = annealed(
+            work.path, work.z, work.ladder, noise, self.leapfrog_steps
+        )
+        return self.result_of(log_weights, acceptance, Bound.LOWER)
+
+    def result_of(self, log_weights: Tensor, acceptance: Tensor, bound: Bound) -> LogMarginal:
+        """What the weights of chains say of log p(y): an upper bound if they went backwards."""
+        value, error = log_mean_weight(log_weights)
+        ess = stats.effective_sample_size(log_weights)
+        has_tail = self.num_chains >= stats.MIN_TAIL_PARTICLES
+        pareto_k = stats.pareto_k(log_weights) if has_tail else torch.full_like(value, torch.nan)
+        limit = stats.reliable_pareto_k(self.num_chains) if has_tail else torch.inf
+        heavy = f"Pareto k is not below {limit:.2f}" if has_tail else "every weight is 0"
+        off = (acceptance - self.target_acceptance).abs() > _FAR
+        doubts = {
+            f"fewer than {_LEAST_CHAINS:.0f} effective chains": ess < _LEAST_CHAINS,
+            f"chains accept {_FAR} more or less often than aimed at": off
+            & (self.num_temperatures > 1),
+            heavy: (pareto_k >= limit) | value.isinf(),
+        }
+        samples = torch.full_like(value, self.num_chains, dtype=torch.int64)
+        upper = bound is Bound.UPPER
+        method = f"{'reverse ' * upper}annealed importance sampling"
+        value = -value if upper else value
+        return LogMarginal(value, error, ess, pareto_k, samples, bound, method, doubts)
+
+    def _ladder(self, path: Path, z: Tensor, seeds: list[int]) -> Ladder:
+        """The pilot run: tunes steps and scales along the path, pooled over its chains."""
+        stages = list(_pilot(path, z, seeds, self.leapfrog_steps, self.target_acceptance))
+        grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
+        places = self.schedule.places(self.num_temperatures, grid, spread)
+        return Ladder(places, grid.T.contiguous(), log_step)
+
+
+class Work(NamedTuple):
+    """Some data, and all that a run over them needs."""
+
+    rows: slice
+    path: Path
+    z: Tensor
+    ladder: Ladder
+    seeds: list[int]
+    backward_seeds: list[int]
+
+
+class Stage(NamedTuple):
+    """What the pilot knows at a place, for every datum."""
+
+    place: Tensor
+    log_step: Tensor
+    spread: Tensor
+
+
+def _pilot(
+    path: Path, z: Tensor, seeds: list[int], leapfrog_steps: int, target: float
+) -> Iterator[Stage]:
+    """Walks chains to the posterior, resampled on the way, at a pace that each datum sets.
+
+    Its chains serve no estimate, so they may adapt to whatever they see: the steps to their
+    acceptance, the pace to the spread of their weights. Chains left behind are replaced.
+    """
+    point, moments = at(path, z), z.var(dim=0)
+    place = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
+    common = torch.full_like(moments[:, :1], -math.log(leapfrog_steps) / 2)
+    settled, spread = common, _spread(point.log_ratio)
+    for index, noise in enumerate(noise_of(seeds, _LONGEST, z)):
+        scale = moments.clamp(min=torch.finfo(z.dtype).tiny).log() / 2
+        if index >= _WARM_UP:
+            yield Stage(place, settled + scale, spread)
+            if bool((place == 1).all()):
+                return
+            onwards = _onwards(place, _spread(point.log_ratio))
+            point = _resampled(point, onwards - place, noise.level[0])
+            place = onwards
+        beta, step = place.to(z.dtype), (common + scale).exp()
+        point, accepted = transition(path, point, beta, step, noise, leapfrog_steps)
+        common = common + _GAIN * (accepted.mean(dim=0) - target)[:, None]
+        settled = torch.lerp(settled, common, _MEMORY)
+        moments = torch.lerp(moments, point.z.var(dim=0), _MEMORY)
+        spread = torch.lerp(spread, _spread(point.log_ratio), _MEMORY)
+
+
+def _onwards(place: Tensor, spread: Tensor) -> Tensor:
+    """The next place: so far that the log weights spread by a given part of a nat."""
+    least = (_LEAST_GROWTH * place).clamp(min=_FIRST)
+    stretch = torch.maximum(least, (_PACE / spread).clamp(max=_LARGEST))
+    return (place + stretch).clamp(max=1.0)
+
+
+def _resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
+    """Systematic resampling of the chains of every datum, with one uniform number for each."""
+    gains = (stretch * point.log_ratio.double()).nan_to_num(nan=-torch.inf)
+    edges = gains.softmax(dim=0).nan_to_num(nan=1 / len(gains)).cumsum(dim=0).T.contiguous()
+    chains = torch.arange(len(gains), device=gains.device)
+    ticks = (chains + level.double()[:, None]) / len(gains)  # (batch, chains)
+    chosen = torch.searchsorted(edges, ticks).clamp(max=len(gains) - 1).T
+    data = torch.arange(chosen.shape[1], device=gains.device)
+    return Point(*(part[chosen, data] for part in point))
+
+
+def _spread(log_ratio: Tensor) -> Tensor:
+    """Standard deviation over chains, `(batch,)`; infinite where a chain has no density."""
+    spread = log_ratio.double().std(dim=0)
+    return spread.nan_to_num(nan=_NO_DENSITY, posinf=_NO_DENSITY).clamp(min=1e-12)

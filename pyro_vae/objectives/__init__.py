@@ -1,0 +1,25 @@
+"""Objectives: bounds per datum that plug into `pv.fit` and into `pyro.infer.SVI`."""
+
+from .base import Objective as Objective
+from .base import Progress as Progress
+from .bounds import IWAE as IWAE
+from .bounds import STL as STL
+from .bounds import BetaELBO as BetaELBO
+from .bounds import DReG as DReG
+from .bounds import Renyi as Renyi
+from .schedules import Cyclic as Cyclic
+from .schedules import LinearWarmup as LinearWarmup
+from .schedules import Schedule as Schedule
+
+__all__ = [
+    "IWAE",
+    "STL",
+    "BetaELBO",
+    "Cyclic",
+    "DReG",
+    "LinearWarmup",
+    "Objective",
+    "Progress",
+    "Renyi",
+    "Schedule",
+]

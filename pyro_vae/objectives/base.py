@@ -1,0 +1,219 @@
+r"""What all objectives share: one bound a datum, summed over data, with the scales outside.
+
+With :math:`g` the latent sites that all data share, drawn once, and :math:`K` draws of the local
+latents a datum, :math:`w_{kn} = p(y_n, z_{kn} \mid g) / q(z_{kn} \mid y_n, g)`, an objective is a
+function :math:`\mathcal{L}` of the weights of one datum. A batch of :math:`B` of :math:`N` rows
+estimates the bound on the whole data set,
+
+.. math:: \frac{N}{B} \sum_{b=1}^{B} \mathcal{L}(w_{1b}, \ldots, w_{Kb})
+    + \log p(g) - \log q(g) .
+
+The scale stands outside: inside the logarithm of a mean, :math:`\frac{1}{K} \sum_k w_k^{N/B}` is
+not an estimate of anything, and its expectation is no bound. For the same reason the shared sites
+are an ELBO term of their own: weights that held them would be joint over all data.
+
+The rows come from :func:`pyro_vae.minibatch`, or from a plate that subsamples by itself. A scale
+that `poutine.scale` gives all sites of the model in the plate multiplies the bound of every datum,
+and one around those outside multiplies their term; scales in the guide, and handlers around the
+call, are not looked at.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer import ELBO
+from pyro.infer.enum import get_importance_trace
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from .._types import Batch, ProgramLike
+from ..guides import program_of
+from ..programs import Program, current_minibatch, minibatch
+from ..programs.sites import is_density, log_density
+from .draws import Draws, draw
+
+
+class Progress(NamedTuple):
+    """The loss and the plain ELBO at the same draws, each a scalar over the data set, in nats.
+
+    Arguments:
+        loss: What is minimized: minus the bound, with its gradient.
+        elbo: The plain ELBO at full KL weight, higher is better; no gradient.
+    """
+
+    loss: Tensor
+    elbo: Tensor
+
+
+class Particles(NamedTuple):
+    """Log densities at the draws, `(particles, batch)`, in nats, and the draws themselves."""
+
+    prior: Tensor
+    likelihood: Tensor
+    log_guide: Tensor
+    z: Tensor
+
+    @property
+    def log_weights(self) -> Tensor:
+        r""":math:`\log w_{kn}`."""
+        return self.prior + self.likelihood - self.log_guide
+
+
+class _Known(NamedTuple):
+    """A program and what it was read off from."""
+
+    model: ProgramLike
+    signature: tuple[Any, ...]
+    program: Program
+
+
+class _Shared(NamedTuple):
+    """Terms of the sites outside the plate over data, scalars, and both scales."""
+
+    prior: Tensor
+    likelihood: Tensor
+    scale: float
+    inside_scale: float
+
+
+class Objective(ELBO):
+    """A bound per datum that `pv.fit` and `pyro.infer.SVI` minimize the negative of.
+
+    A new one gives :meth:`bound`, and :meth:`particles` if its gradient is not the plain one.
+    """
+
+    num_particles: int
+
+    @abstractmethod
+    def bound(self, particles: Particles) -> Tensor:
+        """The bound of every datum, `(batch,)`, in nats."""
+
+    def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Trace]:
+        """Weighs the draws, with all their gradients."""
+        densities, trace = draws.program.traced(draws.z, *batch)
+        return Particles(*densities, draws.log_guide, draws.z), trace
+
+    @property
+    def kl_weight(self) -> float:
+        """What the KL term is multiplied by: 1 but for a :class:`BetaELBO`."""
+        return 1.0
+
+    def at(self, epoch: float | int) -> "Objective":
+        """The objective after so many epochs; itself where it has no schedule."""
+        return self
+
+    def check(self, num_epochs: int) -> None:
+        """Refuses a training run that is too short for the schedule, if there is one."""
+
+    def progress(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Progress:
+        """The loss, with its gradient, and the plain ELBO beside it.
+
+        Arguments:
+            model: A Pyro program `model(*batch)` with one plate over data.
+            guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+            batch: What they are called with.
+
+        Returns:
+            Both in nats over the data set; stochastic, with the error of one set of draws.
+
+        Raises:
+            ValueError: If the sites of the model in the plate have different scales, or the
+                guide cannot be reparameterized or does not fit the model.
+        """
+        program = self._program(model, guide, batch)
+        with _rows(program, batch) as (taken, scale):
+            draws = draw(guide, program, taken, self.num_particles)
+            particles, trace = self.particles(draws, taken)
+            shared = _shared(draws.program, trace)
+            local = (self.bound(particles) + draws.surrogate).sum()
+            plain = particles.log_weights.detach().mean(dim=0).sum()
+        scale = scale * shared.inside_scale
+        kl = shared.prior - draws.log_shared
+        total = scale * local + shared.scale * (self.kl_weight * kl + shared.likelihood)
+        elbo = scale * plain + shared.scale * (kl + shared.likelihood).detach()
+        return Progress(-total, elbo)
+
+    def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Tensor:
+        """Minus the bound on the data set, a scalar in nats, to be differentiated."""
+        return self.progress(model, guide, *batch).loss
+
+    @torch.no_grad()
+    def loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
+        """Minus the bound on the data set, in nats."""
+        return self.differentiable_loss(model, guide, *batch).item()
+
+    def loss_and_grads(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
+        """The same, after adding its gradients to those of the parameters."""
+        loss = self.differentiable_loss(model, guide, *batch)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        """A trace of the guide and one of the model, for Pyro's tools that ask an ELBO for it."""
+        return get_importance_trace("flat", float("inf"), model, guide, args, kwargs)
+
+    @cached_property
+    def _known(self) -> list[_Known]:
+        """The last program: reading one takes several runs of the model."""
+        return []
+
+    def _program(self, model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
+        signature = tuple((part.shape[1:], part.dtype, part.device) for part in batch)
+        for known in self._known:
+            if known.model == model and known.signature == signature:
+                return known.program
+        program = program_of(model, guide, batch)
+        self._known[:] = [_Known(model, signature, program)]
+        return program
+
+
+@contextmanager
+def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
+    """The rows to take of what the program is called with, and N / B."""
+    current, rows = current_minibatch(), len(batch[0])
+    if current is not None:
+        yield batch, current.num_data / rows
+        return
+    size, chosen = program.structure.sizes(rows)
+    if not program.structure.takes_all_data:
+        yield batch, size / (chosen or size)
+        return
+    positions = torch.randperm(rows)[:chosen]
+    with minibatch(positions, rows, plate=program.plate):
+        taken = tuple(part[positions.to(part.device)] for part in batch)
+        yield taken, size / len(positions)
+
+
+def _shared(program: Program, trace: Trace) -> _Shared:
+    sites = {name: site for name, site in trace.nodes.items() if is_density(site)}
+    outside = {name: site for name, site in sites.items() if not program.is_inside(site)}
+    inside = {name: site for name, site in sites.items() if name not in outside}
+    latent = {site.name for site in program.global_sites}
+    zero = torch.zeros((), dtype=program.dtype, device=program.device)
+    return _Shared(
+        sum((log_density(outside[name]).sum() for name in outside if name in latent), zero),
+        sum((log_density(outside[name]).sum() for name in outside if name not in latent), zero),
+        _scale_of(outside),
+        _scale_of(inside),
+    )
+
+
+def _scale_of(sites: dict[str, Any]) -> float:
+    """The scale that handlers gave to all of these sites."""
+    scales = {
+        name: torch.as_tensor(site["scale"], dtype=torch.float64) for name, site in sites.items()
+    }
+    found = {float(scale) if scale.numel() == 1 else name for name, scale in scales.items()}
+    if len(found) > 1 or any(scale.numel() != 1 for scale in scales.values()):
+        shown = ", ".join(f"'{name}' {scale.tolist()}" for name, scale in scales.items())
+        raise ValueError(
+            f"the sites of the model have different scales ({shown}), so their weights are no "
+            "longer those of a density: scale all of them by one number, and use "
+            "pv.BetaELBO(...) to weigh the KL term"
+        )
+    return float(*found) if found else 1.0

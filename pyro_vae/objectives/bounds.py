@@ -1,0 +1,289 @@
+r"""Bounds on the evidence of a datum, and estimators of their gradients.
+
+With weights :math:`w_k = p_\theta(y, z_k) / q_\phi(z_k \mid y)` and :math:`z_k = z(\epsilon_k,
+\phi)`, the importance-weighted bound is :math:`L_K = \mathbb{E} \log \frac{1}{K} \sum_k w_k`, and
+with :math:`\tilde w_k = w_k / \sum_j w_j` its gradient by the draws' own parameters is
+
+.. math:: \nabla_\phi L_K = \mathbb{E} \sum_k \tilde w_k \left(
+    \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}
+    - \frac{\partial \log q_\phi(z_k)}{\partial \phi} \right) .
+
+The second term is a score function. For :math:`K = 1` its mean is zero, and without it the
+gradient vanishes for every draw when :math:`q` is the posterior: that is :class:`STL`. For
+:math:`K > 1` the weights depend on the draw, the mean is not zero, and leaving the term out is a
+bias. Differentiating by parts turns it into a path term once more, and all in all
+
+.. math:: \nabla_\phi L_K = \mathbb{E} \sum_k \tilde w_k^2
+    \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi} ,
+
+which is :class:`DReG`. Its ratio of signal to noise grows as :math:`K^{1/2}`; that of the plain
+gradient falls as :math:`K^{-1/2}`. The gradient by :math:`\theta` is the same for all three,
+:math:`\sum_k \tilde w_k \nabla_\theta \log p_\theta(y, z_k)`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from .._types import Batch
+from .base import Objective, Particles
+from .draws import Draws
+from .schedules import Schedule
+
+
+def _check_particles(num_particles: int) -> None:
+    if num_particles < 1:
+        raise ValueError(f"num_particles is at least 1, got {num_particles}")
+
+
+def _log_mean_exp(log_weights: Tensor) -> Tensor:
+    """Over particles, in the dtype of the loss."""
+    return log_weights.logsumexp(dim=0) - math.log(len(log_weights))
+
+
+@dataclass(frozen=True)
+class IWAE(Objective):
+    r"""The importance-weighted bound, per datum, with its plain reparameterized gradient.
+
+    .. math:: \mathrm{ELBO} = L_1 \le L_K = \mathbb{E} \log \frac{1}{K} \sum_{k=1}^{K}
+        \frac{p(y, z_k)}{q(z_k \mid y)} \le L_{K+1} \le \log p(y)
+
+    The more particles, the worse the gradient of the guide: its ratio of signal to noise falls
+    as :math:`K^{-1/2}`. :class:`DReG` has the same bound and a better one.
+
+    Arguments:
+        num_particles: Draws a datum, :math:`K`; the program sees K rows for each of the batch.
+
+    Raises:
+        ValueError: If there is no particle.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016)
+        | https://arxiv.org/abs/1509.00519
+        | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018)
+        | https://arxiv.org/abs/1802.04537
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import Encoder, Guide, likelihoods, models, nets
+        >>> model = models.VAE(nets.MLPDecoder(2, 4), likelihoods.Bernoulli(), latent_dim=2)
+        >>> guide = Guide(model, Encoder(nets.MLPEncoder(4)))
+        >>> progress = IWAE(num_particles=50).progress(model, guide, torch.zeros(3, 4))
+        >>> bool(-progress.loss > progress.elbo)
+        True
+    """
+
+    num_particles: int = 50
+
+    def __post_init__(self) -> None:
+        _check_particles(self.num_particles)
+
+    def bound(self, particles: Particles) -> Tensor:
+        """The logarithm of the mean weight."""
+        return _log_mean_exp(particles.log_weights)
+
+
+@dataclass(frozen=True)
+class STL(Objective):
+    r"""The importance-weighted bound with the score-function term of its gradient left out.
+
+    .. math:: \sum_k \tilde w_k \frac{\partial \log w_k}{\partial z_k}
+        \frac{\partial z_k}{\partial \phi}
+
+    With one particle it is the ELBO with an unbiased gradient, which is zero for every draw when
+    the guide is the posterior. With more particles the gradient of the guide is biased: take
+    :class:`DReG`. A guide written by hand is run twice a step, and must then give the same
+    answer: it can have no dropout, and no auxiliary sites.
+
+    Arguments:
+        num_particles: Draws a datum, :math:`K`.
+
+    Raises:
+        ValueError: If there is no particle.
+
+    References:
+        | Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational
+          Inference (Roeder et al., 2017)
+        | https://arxiv.org/abs/1703.09194
+
+    Example:
+        >>> STL()
+        STL(num_particles=1)
+    """
+
+    num_particles: int = 1
+
+    def __post_init__(self) -> None:
+        _check_particles(self.num_particles)
+
+    def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Trace]:
+        """Weighs the draws; the guide's density is differentiated by the draws alone."""
+        return _by_path(draws, batch, draws.z)
+
+    def bound(self, particles: Particles) -> Tensor:
+        """The logarithm of the mean weight."""
+        return _log_mean_exp(particles.log_weights)
+
+
+@dataclass(frozen=True)
+class DReG(Objective):
+    r"""The importance-weighted bound with its doubly reparameterized gradient.
+
+    .. math:: \nabla_\phi L_K = \mathbb{E} \sum_k \tilde w_k^2
+        \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}, \qquad
+        \tilde w_k = \frac{w_k}{\sum_j w_j}
+
+    Unbiased, and zero for every draw when the guide is the posterior; the gradient of the model
+    is that of :class:`IWAE`. A guide written by hand is run twice a step, as for :class:`STL`.
+
+    Arguments:
+        num_particles: Draws a datum, :math:`K`.
+
+    Raises:
+        ValueError: If there is no particle.
+
+    References:
+        | Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives
+          (Tucker et al., 2019)
+        | https://arxiv.org/abs/1810.04152
+
+    Example:
+        >>> DReG(num_particles=16)
+        DReG(num_particles=16)
+    """
+
+    num_particles: int = 50
+
+    def __post_init__(self) -> None:
+        _check_particles(self.num_particles)
+
+    def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Trace]:
+        """Weighs a view of the draws, where :meth:`bound` can change the gradient on its way."""
+        return _by_path(draws, batch, draws.z.view_as(draws.z))
+
+    def bound(self, particles: Particles) -> Tensor:
+        """The logarithm of the mean weight; what goes back through a draw is weighed once more."""
+        log_weights, z = particles.log_weights, particles.z
+        shares = log_weights.detach().softmax(dim=0)[..., None]  # (K, B, 1)
+        if z.requires_grad:
+            z.register_hook(lambda gradient: gradient * shares)
+        return _log_mean_exp(log_weights)
+
+
+def _by_path(draws: Draws, batch: Batch, z: Tensor) -> tuple[Particles, Trace]:
+    densities, trace = draws.program.traced(z, *batch)
+    return Particles(*densities, draws.log_guide_path(z), z), trace
+
+
+@dataclass(frozen=True)
+class Renyi(Objective):
+    r"""The variational Renyi bound of order :math:`\alpha`, per datum.
+
+    .. math:: \mathcal{L}_\alpha = \frac{1}{1 - \alpha} \, \mathbb{E} \log \frac{1}{K}
+        \sum_{k=1}^{K} w_k^{1 - \alpha}
+
+    It is the ELBO for :math:`\alpha = 1` and the importance-weighted bound for
+    :math:`\alpha = 0`. It falls with :math:`\alpha`; below 0 it may exceed the evidence.
+
+    Arguments:
+        alpha: The order.
+        num_particles: Draws a datum, :math:`K`. With one the order makes no difference.
+
+    Raises:
+        ValueError: If the order is not finite, or there is no particle.
+
+    References:
+        | Rényi Divergence Variational Inference (Li & Turner, 2016)
+        | https://arxiv.org/abs/1602.02311
+
+    Example:
+        >>> Renyi(alpha=0.5, num_particles=10)
+        Renyi(alpha=0.5, num_particles=10)
+    """
+
+    alpha: float
+    num_particles: int = 50
+
+    def __post_init__(self) -> None:
+        _check_particles(self.num_particles)
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha is a finite number, got {self.alpha}")
+
+    def bound(self, particles: Particles) -> Tensor:
+        """The logarithm of a power mean of the weights."""
+        power = 1 - self.alpha
+        if power == 0:
+            return particles.log_weights.mean(dim=0)
+        return _log_mean_exp(power * particles.log_weights) / power
+
+
+@dataclass(frozen=True)
+class BetaELBO(Objective):
+    r"""The ELBO with a weight on the KL term.
+
+    .. math:: \mathbb{E}_q \log p(y \mid z) - \beta \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))
+
+    The KL term is that of the same draws, and that of the sites that all data share has the same
+    weight. A bound on the evidence for :math:`\beta \ge 1`; only for :math:`\beta = 1` are model
+    and guide trained to be a density and its posterior.
+
+    Arguments:
+        beta: The weight, or a schedule of it such as :class:`LinearWarmup`. `pv.fit` tells a
+            schedule the epoch; a loop of your own takes `objective.at(epoch)`.
+        num_particles: Draws a datum, which are averaged.
+
+    Raises:
+        ValueError: If the weight is negative or not finite, or there is no particle.
+
+    References:
+        | beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework
+          (Higgins et al., 2017)
+        | https://openreview.net/forum?id=Sy2fzU9gl
+
+    Example:
+        >>> from pyro_vae.objectives import LinearWarmup
+        >>> BetaELBO(LinearWarmup(epochs=10)).at(epoch=5)
+        BetaELBO(beta=0.5, num_particles=1)
+    """
+
+    beta: float | Schedule
+    num_particles: int = 1
+
+    def __post_init__(self) -> None:
+        _check_particles(self.num_particles)
+        if isinstance(self.beta, float | int) and not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta is a finite number of at least 0, got {self.beta}")
+
+    @property
+    def kl_weight(self) -> float:
+        """The weight now.
+
+        Raises:
+            ValueError: If it follows a schedule, and nobody said how far training has come.
+        """
+        if isinstance(self.beta, float | int):
+            return float(self.beta)
+        raise ValueError(
+            f"beta follows {self.beta}, which has to be told the epoch: use objective.at(epoch) "
+            "for a step of your own loop"
+        )
+
+    def at(self, epoch: float | int) -> "BetaELBO":
+        """The objective with the weight that the schedule has after so many epochs."""
+        if isinstance(self.beta, float | int):
+            return self
+        now = replace(self, beta=float(self.beta(epoch)))
+        now.__dict__["_known"] = self._known  # what one step reads off the model serves the next
+        return now
+
+    def check(self, num_epochs: int) -> None:
+        """Asks the schedule."""
+        if not isinstance(self.beta, float | int):
+            self.beta.check(num_epochs)
+
+    def bound(self, particles: Particles) -> Tensor:
+        """The mean over particles."""
+        kl = particles.log_guide - particles.prior
+        return (particles.likelihood - self.kl_weight * kl).mean(dim=0)

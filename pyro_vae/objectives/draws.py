@@ -1,0 +1,143 @@
+"""Particles for an objective: draws of the guide for every datum, with all their gradients.
+
+Latent sites that all data share are drawn once; the particles of a datum are conditional on that
+draw. A guide of ours is asked once a datum, and one that was written by hand is run on a longer
+batch, each row repeated for its particles. Either way outer handlers see the parameters that the
+guide registers, and nothing else of it, so that Pyro's SVI trains them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.nn import pyro_method
+from torch import Tensor
+
+from .._types import Batch, ProgramLike
+from ..guides import Guide, Posterior, ProgramPosterior, posterior_of
+from ..programs import Program, per_datum_log_probs, repeat_rows, whole_plate
+from ..programs.sites import is_density, log_density
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of a guide for some data.
+
+    Arguments:
+        program: The program, with its global sites given as they were drawn.
+        z: Flat unconstrained latents, `(particles, batch, latents)`.
+        log_guide: Their log densities, `(particles, batch)`.
+        posterior: What they were drawn from; for densities at other points.
+        log_shared: Log density of the sites that all data share, a scalar.
+        surrogate: A term of value zero a datum, `(batch,)`, which carries a map's own gradient.
+    """
+
+    program: Program
+    z: Tensor
+    log_guide: Tensor
+    posterior: Posterior
+    log_shared: Tensor
+    surrogate: Tensor
+
+    def log_guide_path(self, z: Tensor) -> Tensor:
+        r"""The log density, differentiated by the draws alone, not by the guide's parameters.
+
+        With :math:`z = z(\phi)` the difference :math:`\log q_\phi(z) - \log q_\phi(\lceil z
+        \rceil)`, where the bars stop gradients, is zero and has the derivative
+        :math:`\partial_z \log q \, \partial_\phi z`. This needs no copy of the guide with its
+        parameters held, whatever they are.
+        """
+        if not z.requires_grad:
+            return self.log_guide.detach()
+        path = self.posterior.log_prob(z) - self.posterior.log_prob(z.detach())
+        return self.log_guide.detach() + path
+
+
+def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int) -> Draws:
+    """Draws so many particles for every datum, reparameterized.
+
+    Raises:
+        ValueError: If the guide misses a site, or has one that cannot be reparameterized.
+        TypeError: If it is one of Pyro's automatic guides.
+    """
+    if isinstance(guide, Guide):
+        return pyro_method(_from_guide)(guide, program, batch, num_particles)
+    posterior_of(guide, program, batch)  # refuses what belongs to no datum
+    return _from_program(guide, program, batch, num_particles)
+
+
+def _from_guide(guide: Guide, program: Program, batch: Batch, num_particles: int) -> Draws:
+    values: dict[str, Tensor] = {}
+    log_shared = torch.zeros((), dtype=program.dtype, device=batch[0].device)
+    if guide.shared is not None:
+        q = guide.shared.distribution()
+        flat = q.rsample()
+        sites = program.constrain_globals(flat)
+        values = {name: value for name, (value, _) in sites.items()}
+        log_shared = q.log_prob(flat) - torch.stack([j.sum() for _, j in sites.values()]).sum()
+    posterior = guide.posterior(*batch, given=values or None)
+    surrogate = guide.map.surrogate()
+    z, log_guide = posterior.draw(num_particles)
+    nothing = log_guide.new_zeros(len(posterior))
+    surrogate = nothing if surrogate is None else surrogate
+    return Draws(program.given(values), z, log_guide, posterior, log_shared, surrogate)
+
+
+def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_particles: int) -> Draws:
+    rows = repeat_rows(batch, num_particles)
+    with poutine.block(expose_types=["param"]), whole_plate(len(rows[0]), program.plate):
+        nodes: dict[str, Any] = dict(poutine.trace(guide).get_trace(*rows).nodes)
+    latent = {site.name for site in program.latent_sites}
+    shared = {site.name for site in program.global_sites}
+    missing = sorted((latent | shared) - set(nodes))
+    if missing:
+        raise ValueError(
+            f"the guide misses the latent site(s) {missing} of the model; add "
+            f"pyro.sample({missing[0]!r}, ...) to the guide"
+        )
+    sites = {name: site for name, site in nodes.items() if is_density(site)}
+    _check_sites(sites, latent | shared)
+    inside = [site for site in sites.values() if program.is_inside(site)]
+    outside = [site for site in sites.values() if not program.is_inside(site)]
+    z, jacobian = program.flatten({name: nodes[name]["value"] for name in latent})
+    log_guide = jacobian + sum(_by_row(site, program, len(rows[0])) for site in inside)
+    zero = log_guide.new_zeros(())
+    log_shared = sum((log_density(site).sum() for site in outside), zero)
+    given = program.given({name: nodes[name]["value"] for name in shared})
+    size = len(batch[0])
+    return Draws(
+        given,
+        z.view(num_particles, size, -1),
+        log_guide.view(num_particles, size),
+        ProgramPosterior(given, guide, batch),
+        log_shared,
+        log_guide.new_zeros(size),
+    )
+
+
+def _check_sites(sites: dict[str, Any], known: set[str]) -> None:
+    """Refuses sites that the model lacks, and draws that would lose their gradient."""
+    for name, site in sites.items():
+        if name not in known and not site["infer"].get("is_auxiliary", False):
+            raise ValueError(
+                f"the guide samples '{name}', which the model does not have (its latent sites "
+                f"are {sorted(known)}); rename it, or mark it infer={{'is_auxiliary': True}}"
+            )
+        if not site["fn"].has_rsample and log_density(site).requires_grad:
+            raise ValueError(
+                f"site '{name}' of the guide ({type(site['fn']).__name__}) cannot be "
+                "reparameterized, so its gradient would be lost; use a distribution with rsample, "
+                "or Trace_ELBO(), which has a score-function gradient"
+            )
+
+
+def _by_row(site: Any, program: Program, rows: int) -> Tensor:
+    log_prob = per_datum_log_probs(site, program.plate_dim)
+    if log_prob.shape != (rows,):
+        raise ValueError(
+            f"site '{site['name']}' of the guide has a log density of shape "
+            f"{tuple(log_prob.shape)} for {rows} rows: sample it inside "
+            f"pyro.plate('{program.plate}', len(y)), with the event dimensions of the model's site"
+        )
+    return log_prob

@@ -1,0 +1,41 @@
+r"""What a set of log weights says: averages with their errors, and how far they can be trusted.
+
+With :math:`z_k \sim q(z \mid y)` and weights :math:`w_k = p(y, z_k) / q(z_k \mid y)`, the mean
+weight :math:`\hat p = \frac{1}{K} \sum_k w_k` is an unbiased estimate of :math:`p(y)`. With
+:math:`c^2 = \operatorname{Var} w / (\mathbb{E} w)^2`, expanding the logarithm gives
+
+.. math:: \log \hat p - \log p(y) \approx \Big(\frac{\hat p}{p(y)} - 1\Big)
+    - \frac{1}{2} \Big(\frac{\hat p}{p(y)} - 1\Big)^2 ,
+
+so :math:`\log \hat p` has variance :math:`c^2 / K` and is low by :math:`c^2 / 2K` on average.
+The draws estimate :math:`c^2` by the effective sample size, :math:`1 + c^2 \approx K / \text{ESS}`.
+
+All of this needs a finite :math:`c^2`, which no finite set of draws can show by its spread. The
+tail can: if :math:`P(w > t)` falls as :math:`t^{-1/k}`, the variance is finite only for
+:math:`k < 1/2`, and for :math:`k > 1` not even the mean is. So :func:`pareto_k` comes first.
+
+Every function takes the particles on the first axis, computes in float64 whatever comes in (a
+data set of 60,000 at -100 nats sums to -6e6, where float32 resolves half a nat), is in nats, and
+leaves the caller's tensor as it is. A nan that comes in goes out, except where a function says
+that it refuses it.
+"""
+
+from .averages import effective_sample_size as effective_sample_size
+from .averages import log_marginal as log_marginal
+from .averages import log_mean_exp as log_mean_exp
+from .averages import mean_estimate as mean_estimate
+from .averages import mean_over_data as mean_over_data
+from .averages import population_mean as population_mean
+from .averages import total as total
+from .curves import BoundCurve as BoundCurve
+from .curves import bound_curve as bound_curve
+from .curves import jackknife as jackknife
+from .smoothing import heavy_tail_error as heavy_tail_error
+from .smoothing import smoothed as smoothed
+from .smoothing import smoothed_log_mean as smoothed_log_mean
+from .tails import MAX_PARETO_K as MAX_PARETO_K
+from .tails import MIN_ESS as MIN_ESS
+from .tails import MIN_TAIL_PARTICLES as MIN_TAIL_PARTICLES
+from .tails import pareto_k as pareto_k
+from .tails import reliable_pareto_k as reliable_pareto_k
+from .tails import weight_reliability as weight_reliability

@@ -1,0 +1,216 @@
+"""Averages of weights and over data, each with its error."""
+
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from .._types import Estimate
+from .checks import mean_and_error, relative_weights, require_data, require_particles
+
+
+def log_mean_exp(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
+    r"""Logarithm of the mean weight, exact where all weights are equal and safe from overflow.
+
+    .. math:: \log \frac{1}{K} \sum_{k=1}^{K} w_k
+        = m + \log \frac{1}{K} \sum_k e^{\log w_k - m}, \qquad m = \max_k \log w_k
+
+    It says nothing of its error: :func:`log_marginal` does.
+
+    Arguments:
+        log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
+
+    Returns:
+        `(*batch,)`, float64, in nats; `-inf` where every weight is zero.
+
+    Raises:
+        ValueError: If there is no particle.
+
+    Example:
+        >>> import torch
+        >>> log_mean_exp(torch.tensor([1.0, 3.0]).log()).exp()
+        tensor(2.0000, dtype=torch.float64)
+    """
+    require_particles(log_weights, 1, "a mean")
+    weights, peak = relative_weights(log_weights)
+    return peak + weights.mean(dim=0).log()
+
+
+def effective_sample_size(
+    log_weights: Float[Tensor, "particles *batch"],
+) -> Float64[Tensor, "*batch"]:
+    r"""Number of equally weighted draws that would average as well, from 1 to `particles`.
+
+    .. math:: \text{ESS} = \frac{(\sum_k w_k)^2}{\sum_k w_k^2}
+
+    It sees only the weights that were drawn: a proposal that misses where the large weights lie
+    has a high one. :func:`pareto_k` is the check on that.
+
+    Arguments:
+        log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
+
+    Returns:
+        `(*batch,)`, float64, in draws; 0 where every weight is zero.
+
+    Raises:
+        ValueError: If there is no particle.
+
+    References:
+        | Sequential Imputations and Bayesian Missing Data Problems (Kong, Liu & Wong, 1994)
+        | https://doi.org/10.1080/01621459.1994.10476469
+
+    Example:
+        >>> import torch
+        >>> effective_sample_size(torch.tensor([1.0, 3.0]).log())
+        tensor(1.6000, dtype=torch.float64)
+    """
+    require_particles(log_weights, 1, "an effective sample size")
+    weights, _ = relative_weights(log_weights)
+    sum_of_weights = weights.sum(dim=0)
+    ess = sum_of_weights.square() / weights.square().sum(dim=0)
+    return ess.where(sum_of_weights != 0, 0.0)
+
+
+def log_marginal(log_weights: Float[Tensor, "particles *batch"]) -> Estimate:
+    r"""Estimates :math:`\log p(y)` from importance weights, with its standard error.
+
+    .. math:: \log \hat p(y) = \log \frac{1}{K} \sum_{k=1}^{K} w_k ,
+        \qquad w_k = \frac{p(y, z_k)}{q(z_k \mid y)}, \quad z_k \sim q(z \mid y)
+
+    :math:`\hat p` is unbiased, so its logarithm is low on average, by about
+    :math:`\text{error}^2 / 2`. The error is the delta method's,
+    :math:`\sqrt{(K / \text{ESS} - 1) / (K - 1)}`; it is void where the weights have no finite
+    variance (:math:`k \ge 1/2`) and too small where a few of them carry the sum, so look at
+    :func:`pareto_k` first.
+
+    Arguments:
+        log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
+
+    Returns:
+        Value and error, each `(*batch,)`, float64, in nats; `-inf` with an infinite error where
+        every weight is zero.
+
+    Raises:
+        ValueError: If there are fewer than two particles.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016)
+        | https://arxiv.org/abs/1509.00519
+        | Debiasing Evidence Approximations (Nowozin, 2018)
+        | https://openreview.net/forum?id=HyZoi-WRb
+
+    Example:
+        >>> import torch
+        >>> log_marginal(torch.tensor([0.5, 0.5, 0.5]).log())
+        Estimate(value=tensor(-0.6931, dtype=torch.float64), error=tensor(0., dtype=torch.float64))
+    """
+    require_particles(log_weights, 2, "a standard error")
+    num_particles = log_weights.shape[0]
+    relative_variance = num_particles / effective_sample_size(log_weights) - 1
+    # Rounding can put ESS a hair above K when the weights are nearly equal.
+    error = (relative_variance / (num_particles - 1)).clamp(min=0).sqrt()
+    return Estimate(log_mean_exp(log_weights), error)
+
+
+def mean_estimate(values: Float[Tensor, "particles *batch"]) -> Estimate:
+    r"""Mean over the particles and its standard error, for the ELBO and other plain averages.
+
+    .. math:: \bar x = \frac{1}{K} \sum_k x_k, \qquad
+        \text{error}^2 = \frac{1}{K (K - 1)} \sum_k (x_k - \bar x)^2
+
+    The particles must be independent.
+
+    Arguments:
+        values: :math:`x_k`, `(particles, *batch)`, in any unit.
+
+    Returns:
+        Value and error, each `(*batch,)`, float64, in the unit of `values`.
+
+    Raises:
+        ValueError: If there are fewer than two particles.
+
+    Example:
+        >>> import torch
+        >>> mean_estimate(torch.tensor([1.0, 3.0]))
+        Estimate(value=tensor(2., dtype=torch.float64), error=tensor(1., dtype=torch.float64))
+    """
+    require_particles(values, 2, "a standard error")
+    return mean_and_error(values)
+
+
+def total(estimate: Estimate) -> Estimate:
+    r"""Sum of independent estimates over all their elements, such as one a datum.
+
+    .. math:: \sum_n x_n, \qquad \text{error}^2 = \sum_n \text{error}_n^2
+
+    The errors add so only if no two elements share random draws.
+
+    Arguments:
+        estimate: Values and errors, each `(*batch,)`.
+
+    Returns:
+        Value and error, scalars, float64, in the unit of `estimate`.
+
+    Example:
+        >>> import torch
+        >>> total(Estimate(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])))
+        Estimate(value=tensor(3., dtype=torch.float64), error=tensor(5., dtype=torch.float64))
+    """
+    value, error = (part.double() for part in estimate)
+    return Estimate(value.sum(), error.square().sum().sqrt())
+
+
+def mean_over_data(estimate: Estimate) -> Estimate:
+    r"""Mean of independent estimates over these data, with the Monte Carlo error alone.
+
+    .. math:: \frac{1}{N} \sum_n x_n, \qquad
+        \text{error}^2 = \frac{1}{N^2} \sum_n \text{error}_n^2
+
+    The error is what other random draws would change on the *same* data: the one to compare two
+    guides with on one data set. :func:`population_mean` has the error of other data.
+
+    Arguments:
+        estimate: Values and errors, each `(*batch,)`, one a datum.
+
+    Returns:
+        Value and error, scalars, float64, in the unit of `estimate`.
+
+    Raises:
+        ValueError: If there is no datum.
+
+    Example:
+        >>> import torch
+        >>> mean_over_data(Estimate(torch.tensor([1.0, 3.0]), torch.tensor([6.0, 8.0])))
+        Estimate(value=tensor(2., dtype=torch.float64), error=tensor(5., dtype=torch.float64))
+    """
+    num_data = estimate.value.numel()
+    require_data(num_data, 1, "a mean", estimate.value)
+    value, error = total(estimate)
+    return Estimate(value / num_data, error / num_data)
+
+
+def population_mean(value: Float[Tensor, "*batch"]) -> Estimate:
+    r"""Mean over the data, with the error that comes of having only these data.
+
+    .. math:: \bar x = \frac{1}{N} \sum_n x_n, \qquad
+        \text{error}^2 = \frac{1}{N (N - 1)} \sum_n (x_n - \bar x)^2
+
+    The error is what *another sample of data* would change: the one to report with a held-out
+    mean as a statement about the population. If the values are Monte Carlo estimates, their
+    spread, and so this error, holds their noise too: add no second error to it. Data must be
+    independent. :func:`mean_over_data` has the error of other random draws on the same data.
+
+    Arguments:
+        value: :math:`x_n`, `(*batch,)`, one a datum.
+
+    Returns:
+        Value and error, scalars, float64, in the unit of `value`.
+
+    Raises:
+        ValueError: If there are fewer than two data.
+
+    Example:
+        >>> import torch
+        >>> population_mean(torch.tensor([1.0, 3.0]))
+        Estimate(value=tensor(2., dtype=torch.float64), error=tensor(1., dtype=torch.float64))
+    """
+    require_data(value.numel(), 2, "the spread over data", value)
+    return mean_and_error(value.flatten())

@@ -1,0 +1,54 @@
+"""What the functions of log weights share: relative weights, a mean, and what they refuse."""
+
+from torch import Tensor
+
+from .._types import Estimate
+
+
+def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights over the largest of them, so that equal ones are exactly 1, and its logarithm."""
+    log_weights = log_weights.double()
+    largest = log_weights.amax(dim=0)
+    peak = largest.where(largest.isfinite(), 0.0)  # -inf - -inf would be nan, not a zero weight
+    return (log_weights - peak).exp(), peak
+
+
+def mean_and_error(values: Tensor) -> Estimate:
+    """Mean over the first axis, and its standard error from the spread."""
+    values, count = values.double(), len(values)
+    mean = values.mean(dim=0)
+    squares = (values - mean).square().sum(dim=0)  # not Tensor.std: it warns at an empty batch
+    return Estimate(mean, (squares / (count * (count - 1))).sqrt())
+
+
+def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
+    """Refuses fewer particles than the purpose needs."""
+    num_particles = values.shape[0] if values.ndim else 0
+    if num_particles < fewest:
+        raise ValueError(
+            f"{purpose} needs at least {fewest} particles, got {num_particles} "
+            f"(the shape is {tuple(values.shape)}, particles first); draw more"
+        )
+
+
+def require_data(num_data: int, fewest: int, purpose: str, value: Tensor) -> None:
+    """Refuses fewer data than the purpose needs."""
+    if num_data < fewest:
+        raise ValueError(
+            f"{purpose} needs at least {fewest} data, got {num_data} "
+            f"(the shape is {tuple(value.shape)}); evaluate on more"
+        )
+
+
+def require_legal(log_weights: Tensor) -> None:
+    """Refuses nan and plus infinity, naming the first."""
+    illegal = log_weights.isnan() | log_weights.isposinf()
+    if illegal.any():
+        first = tuple(illegal.nonzero()[0].tolist())
+        datum = f" of datum {', '.join(map(str, first[1:]))}" if len(first) > 1 else ""
+        raise ValueError(
+            f"log weights must be finite, or -inf for a zero weight, got "
+            f"{log_weights[first].item()} at particle {first[0]}{datum}, the first of "
+            f"{int(illegal.sum())}; look there at log p(y, z) and log q(z | y): one of them is "
+            "not finite (bad data, a scale of 0, or parameters that diverged in training)"
+        )

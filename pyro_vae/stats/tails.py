@@ -1,0 +1,256 @@
+"""The upper tail of the weights: how heavy it is, and how far it can be trusted."""
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .checks import require_legal, require_particles
+
+MAX_PARETO_K = 0.7
+"""Above it the number of draws that a given error needs grows out of reach (Vehtari et al.)."""
+
+MIN_ESS = 100.0
+"""Below it the error itself is noisy: to 1 / sqrt(2 ESS) of its size, 7 percent here, at best."""
+
+FEWEST_IN_TAIL = (
+    6  # ArviZ asks for 5 draws, but its first quartile of 5 is their minimum: always nan
+)
+
+MIN_TAIL_PARTICLES = 5 * FEWEST_IN_TAIL
+"""The fewest particles :func:`pareto_k` takes: the tail is at most a fifth of the draws."""
+
+# A log weight is a difference of sums of many terms, each larger than the difference, so its
+# rounding error is some tens of units in the last place; what spreads over more than a
+# thousandth of a nat is taken for weights that differ, whatever the dtype.
+_ROUNDING_UNITS = 64
+_MAX_ROUNDING = 1e-3
+
+# The fit divides by excesses. Those of weights smaller than this beside the largest (in nats) can
+# be so small that the quotient overflows, and a hopeless tail then reads as a light one.
+_NEGLIGIBLE = -640.0
+
+# (log weights, tail size) -> smoothed log weights, up to a constant, and k
+TailFit = Callable[[NDArray[np.float64], int], tuple[NDArray[np.float64], float]]
+
+
+def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
+    r"""Shape :math:`k` of the upper tail of the weights; larger is heavier.
+
+    .. math:: P(w > u + x \mid w > u) \approx (1 + k x / \sigma)^{-1/k}
+
+    A generalized Pareto distribution is fitted by ArviZ to the excess of the largest
+    :math:`\min(K / 5, 3 \sqrt K)` weights over the next one, :math:`u`. Moments of order
+    :math:`1/k` and above are infinite: with :math:`k < 1/2` the weights have a variance, with
+    :math:`k < 1` a mean. :func:`weight_reliability` says where to draw the line.
+
+    The fit shrinks towards 1/2 by ten pseudo-draws and, over a tail that is not yet a power law,
+    often reads low. One :math:`k` from 1,000 draws has a standard deviation near 0.15: ask for
+    5,000 or more, or look at many data.
+
+    `-inf`, no tail at all, means that the largest weights are equal up to rounding, as under the
+    exact posterior; so are weights that were clipped, which hides their tail. Where weights tie
+    within the tail (a quarter of it or more at its lower end), :math:`u` is raised until they do
+    not; if fewer than six draws are left there is no sound fit and the answer is `nan`, as it is
+    where every weight is zero. A `nan` counts as unreliable.
+
+    Arguments:
+        log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats, one independent draw each;
+            `-inf` is a zero weight.
+
+    Returns:
+        `(*batch,)`, float64, no unit, without a gradient. It has no error of its own: a fit to
+        one set of draws does not show its own spread, which is given above.
+
+    Raises:
+        ValueError: If a log weight is nan or +inf, or there are fewer than
+            :data:`MIN_TAIL_PARTICLES` particles.
+
+    References:
+        | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
+        | https://arxiv.org/abs/1507.02646
+        | A New and Efficient Estimation Method for the Generalized Pareto Distribution
+          (Zhang & Stephens, 2009)
+        | https://doi.org/10.1198/tech.2009.08017
+
+    Example:
+        >>> quantiles = (torch.arange(5000.0) + 0.5) / 5000
+        >>> pareto_k(-0.8 * torch.log1p(-quantiles)).round(decimals=1)  # P(w > t) = t^(-1 / 0.8)
+        tensor(0.8000, dtype=torch.float64)
+    """
+    require_particles(log_weights, MIN_TAIL_PARTICLES, "a fit to the tail of the weights")
+    require_legal(log_weights)
+    num_particles, *batch = log_weights.shape
+    rows = log_weights.detach().double().cpu().reshape(num_particles, math.prod(batch)).T
+    eps = torch.finfo(log_weights.dtype).eps
+    shapes = torch.from_numpy(_tail_shapes(rows.contiguous().numpy(), eps))
+    return shapes.reshape(batch).to(log_weights.device)
+
+
+def reliable_pareto_k(num_particles: int) -> float:
+    r"""Largest :math:`k` at which this many draws give an estimate that can be trusted.
+
+    .. math:: \min\left(1 - \frac{1}{\log_{10} K}, 0.7\right)
+
+    Arguments:
+        num_particles: Draws behind one estimate, :math:`K`.
+
+    Returns:
+        The limit, no unit; 0.7 from 2,155 draws on.
+
+    Raises:
+        ValueError: If there are fewer than two particles.
+
+    References:
+        | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
+        | https://arxiv.org/abs/1507.02646
+
+    Example:
+        >>> reliable_pareto_k(100), reliable_pareto_k(5000)
+        (0.5, 0.7)
+    """
+    if num_particles < 2:
+        raise ValueError(
+            f"a limit on Pareto k needs at least 2 particles, got {num_particles}; pass the number "
+            "of draws behind each estimate"
+        )
+    return min(1 - 1 / math.log10(num_particles), MAX_PARETO_K)
+
+
+def weight_reliability(
+    pareto_k: Float[Tensor, "*batch"], ess: Float[Tensor, "*batch"], num_particles: int
+) -> Bool[Tensor, "*batch"]:
+    r"""Says where an importance-sampling estimate and its error can be trusted.
+
+    .. math:: k < \min\left(1 - \frac{1}{\log_{10} K}, 0.7\right)
+        \quad \text{and} \quad \text{ESS} \ge 100
+
+    Both can pass where the proposal misses a region altogether: no weight tells of it.
+
+    Arguments:
+        pareto_k: :math:`k` of each estimate, `(*batch,)`, no unit; nan is unreliable.
+        ess: Effective sample size of each estimate, `(*batch,)`, in draws.
+        num_particles: Draws behind each estimate, :math:`K`.
+
+    Returns:
+        `(*batch,)`, true where the estimate can be trusted.
+
+    Raises:
+        ValueError: If the shapes differ or there are fewer than two particles.
+
+    References:
+        | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
+        | https://arxiv.org/abs/1507.02646
+
+    Example:
+        >>> weight_reliability(torch.tensor([0.2, 0.8]), torch.tensor([900.0, 900.0]), 5000)
+        tensor([ True, False])
+    """
+    if pareto_k.shape != ess.shape:
+        raise ValueError(
+            f"pareto_k and ess must have one element a datum each, got the shapes "
+            f"{tuple(pareto_k.shape)} and {tuple(ess.shape)}; make both from the same log weights"
+        )
+    return (pareto_k < reliable_pareto_k(num_particles)) & (ess >= MIN_ESS)
+
+
+def rounding_of(rows: NDArray[np.float64], eps: float) -> NDArray[np.float64]:
+    """Spread in nats that rounding alone can give each row, `(data,)`, as `eps` was on entry."""
+    magnitude = np.abs(rows, where=np.isfinite(rows), out=np.zeros_like(rows)).max(axis=1)
+    rounding: NDArray[np.float64] = _ROUNDING_UNITS * eps * np.maximum(magnitude, 1)
+    return np.minimum(rounding, _MAX_ROUNDING)
+
+
+def _tail_shapes(rows: NDArray[np.float64], eps: float) -> NDArray[np.float64]:
+    """`k` of each row of log weights, `(data, particles)` to `(data,)`; `eps` of their dtype."""
+    fit, rounding = arviz_tail_fit(), rounding_of(rows, eps)
+    # ArviZ's grid of trial scales under- and overflows at its far ends, by design.
+    with np.errstate(all="ignore"):
+        shapes = [_tail_shape(row, spread, fit) for row, spread in zip(rows, rounding, strict=True)]
+    return np.array(shapes, dtype=np.float64)
+
+
+def _tail_shape(row: NDArray[np.float64], rounding: float, fit: TailFit) -> float:
+    if row.max() == -np.inf:
+        return math.nan  # every weight is zero
+    if is_flat(row, rounding):
+        return -math.inf
+    relative, size = sound_tail(row)
+    return fit(relative, size)[1] if size >= FEWEST_IN_TAIL else math.nan
+
+
+def tail_size(num_particles: int) -> int:
+    """How many of the largest weights are looked at."""
+    return math.floor(min(num_particles / 5, 3 * math.sqrt(num_particles)))
+
+
+def is_flat(row: NDArray[np.float64], rounding: float) -> bool:
+    """Whether the largest log weights of a datum are equal up to rounding."""
+    size = tail_size(len(row))
+    smallest = np.partition(row, len(row) - 1 - size)[len(row) - 1 - size]
+    return bool(row.max() - smallest <= rounding)
+
+
+def sound_tail(row: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """Log weights beside the largest, in the order of `row`, and how many of them to fit to."""
+    relative = row - row.max()
+    relative[relative < _NEGLIGIBLE] = -np.inf
+    descending = np.sort(relative)[::-1]
+    return relative, _sound_tail_size(np.exp(descending[: tail_size(len(row)) + 1]))
+
+
+def _sound_tail_size(descending: NDArray[np.float64]) -> int:
+    """How many weights lie above a cutoff at which the fit can start.
+
+    `descending` holds the candidates and then the cutoff. The fit takes its scale from the first
+    quartile of the tail, and has none where that is the minimum: the cutoff moves up, past the tie.
+    """
+    size = len(descending) - 1
+    while size >= FEWEST_IN_TAIL:
+        size = int((descending > descending[size]).sum())
+        first_quartile = descending[size - int(size / 4 + 0.5)]  # as ArviZ counts it
+        if size < FEWEST_IN_TAIL or first_quartile > descending[size - 1]:
+            return size
+        size -= 1  # the smallest becomes the cutoff
+    return size
+
+
+@cache  # looked up on disk, and asked for every block of data
+def _arviz_generation() -> int:
+    """0 or 1: the two differ in the sign that `psislw` takes."""
+    return int(version("arviz").split(".")[0])
+
+
+def arviz_tail_fit() -> TailFit:
+    """ArviZ's fit behind one sign; the only place that knows its two generations.
+
+    0.23 takes log weights and rounds the size of the tail up, 1.x takes *minus* log weights and
+    rounds it down. Both set it through the relative efficiency; half a draw keeps the size
+    asked for on either side, and so the answers the same.
+    """
+    if _arviz_generation() >= 1:
+        modern = import_module("arviz_stats.base").array_stats.psislw
+        return lambda row, size: _as_pair(modern(-row, r_eff=_efficiency(row, size + 0.5)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 0.23 announces 1.x on import; ours works with both
+        classic = import_module("arviz").psislw
+    return lambda row, size: _as_pair(classic(row, reff=_efficiency(row, size - 0.5)))
+
+
+def _as_pair(answer: Any) -> tuple[NDArray[np.float64], float]:
+    smoothed, shape = answer
+    return np.asarray(smoothed, dtype=np.float64), float(shape)
+
+
+def _efficiency(row: NDArray[np.float64], tail_size: float) -> float:
+    """Relative efficiency at which ArviZ's tail, 3 sqrt(draws / efficiency), has this size."""
+    return len(row) * (3 / tail_size) ** 2

@@ -1,0 +1,185 @@
+"""Cross-checks: right estimators agree, a wrong one is caught, a loose bound is let pass."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae._types import Batch
+from pyro_vae.evidence import Bound, LogMarginal
+from pyro_vae.evidence.agreement import CrossCheck, cross_check
+from pyro_vae.evidence.exact import ClosedForm
+from pyro_vae.evidence.quadrature import Quadrature
+from pyro_vae.guides import Posterior
+from pyro_vae.programs import Program
+from tests.cases import gamma
+from tests.factor_analysis import WEAK, mean_field_program, model_of
+from tests.statistics import FACTS, FACTS_Y, FactorAnalysis
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+MODEL, GUIDE = model_of(WEAK), mean_field_program(WEAK)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Importance sampling with something wrong, that calls itself what it likes."""
+
+    shift: float
+    bound: Bound = Bound.LOWER
+    num_samples: int = 2000
+    reliable: bool = True
+
+    def __call__(
+        self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
+    ) -> LogMarginal:
+        """The estimate, shifted."""
+        method = pv.ImportanceSampling(self.num_samples)
+        found = method(program, posterior, batch, seed=seed, progress=progress)
+        doubts = {} if self.reliable else {"planted": torch.ones_like(found.reliable)}
+        return replace(found, value=found.value + self.shift, bound=self.bound, doubts=doubts)
+
+
+def checked(seed: int, num_data: int = 40, **estimators: pv.evidence.Estimator) -> CrossCheck:
+    """A check against quadrature."""
+    y = WEAK.sample(60)
+    methods = {"quadrature": Quadrature(), **estimators}
+    return cross_check(MODEL, GUIDE, y, methods, num_data=num_data, seed=seed)
+
+
+def test_defaults_agree(seed: int) -> None:
+    """Importance sampling, quadrature and the closed form, on factor analysis."""
+    check = cross_check(MODEL, GUIDE, WEAK.sample(60), seed=seed)
+    assert list(check.results) == ["importance sampling", "quadrature", "closed form"]
+    assert len(check.comparisons) == 3
+    assert check.consistent, check.summary()
+    assert len(check.rows) == 50
+    assert [pair.verdict for pair in check.comparisons] == ["agree"] * 3
+    assert "false" in check.verdict
+    assert "once in 1000 checks" in check.verdict
+
+
+@pytest.mark.parametrize("bound", [Bound.LOWER, Bound.TWO_SIDED, Bound.EXACT])
+def test_too_high_is_caught(bound: Bound, seed: int) -> None:
+    """By 0.05 nats, whatever the estimator calls itself, but an upper bound."""
+    check = checked(seed, planted=Planted(0.05, bound))
+    assert not check.consistent
+    assert check.comparisons[0].verdict == "contradict each other"
+    assert "quadrature and planted contradict" in check.summary()
+
+
+def test_an_upper_bound_may_be_high(seed: int) -> None:
+    """And not low."""
+    assert checked(seed, planted=Planted(0.05, Bound.UPPER)).consistent
+    assert not checked(seed, planted=Planted(-0.05, Bound.UPPER)).consistent
+
+
+def test_a_lower_bound_may_be_low(seed: int) -> None:
+    """The difference is reported, and who is the lower; for a two-sided one it is a fault."""
+    check = checked(seed, low=Planted(-0.05))
+    assert check.consistent
+    assert check.comparisons[0].verdict == "differ, as a bound may: low is the lower one"
+    assert not checked(seed, low=Planted(-0.05, Bound.TWO_SIDED)).consistent
+
+
+def test_two_lower_bounds_never_contradict(seed: int) -> None:
+    """Either may be loose."""
+    check = checked(seed, low=Planted(-0.05), high=Planted(0.0))
+    assert check.consistent
+    assert check.comparisons[-1].contradiction == -torch.inf
+
+
+def test_few_draws_are_no_contradiction(seed: int) -> None:
+    """They are biased low; what they call unreliable is not compared."""
+    check = checked(seed, few=pv.ImportanceSampling(5), fair=Planted(0.0, num_samples=150))
+    few, fair, _ = check.comparisons
+    assert "cannot be compared" in few.verdict
+    assert "nan" in few.verdict or not few.compared.any()
+    assert fair.contradiction <= fair.limit
+    assert check.consistent
+
+
+def test_nothing_to_compare_is_no_agreement(seed: int) -> None:
+    """Silence is not consistency."""
+    check = checked(seed, doubtful=Planted(0.0, reliable=False))
+    assert not check.contradictions
+    assert not check.consistent
+    assert "no datum is reliable under both" in check.summary()
+
+
+def test_differences_are_as_said(seed: int) -> None:
+    """Fields against a computation by hand."""
+    check = checked(seed, num_data=7, other=Planted(0.0))
+    one, other = check.results.values()
+    error = (one.error.square() + other.error.square()).sqrt()
+    pair = check.comparisons[0]
+    torch.testing.assert_close(pair.z, (one.value - other.value) / error)
+    torch.testing.assert_close(pair.difference.value, (one.value - other.value).mean())
+    torch.testing.assert_close(pair.difference.error, error.square().sum().sqrt() / 7)
+    assert pair.limit == pytest.approx(3.836, abs=0.01)  # 8 comparisons, 1 in 1,000, two sides
+
+
+def test_estimators_have_seeds_of_their_own(seed: int) -> None:
+    """The same estimator twice: different draws, so that agreement means something."""
+    check = checked(seed, one=Planted(0.0), two=Planted(0.0))
+    assert not torch.equal(check.results["one"].value, check.results["two"].value)
+
+
+def test_many_latents(seed: int) -> None:
+    """Four latents and no closed form: a second sampler stands in, and it says why."""
+
+    def model(y: Tensor) -> None:
+        import pyro
+        import pyro.distributions as dist
+
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            pyro.sample("y", dist.Poisson(z.exp()).to_event(1), obs=y)
+
+    y = torch.poisson(torch.ones(3, 4))
+    guide = pv.Guide(model, pv.LocalParameters(3), example=y)
+    guide.fit_rows(y)
+    check = cross_check(model, guide, y, seed=seed)
+    assert list(check.results) == ["importance sampling", "fewer draws"]
+    assert list(check.skipped) == ["closed form"]
+    assert "does not apply: ClosedForm needs" in check.summary()
+
+
+def test_no_closed_form_is_skipped(seed: int) -> None:
+    """By default; an estimator that was asked for must apply."""
+    y = torch.arange(4.0)
+    guide = pv.Guide(gamma, pv.LocalParameters(4), example=y)
+    guide.fit_rows(y)
+    check = cross_check(gamma, guide, y, seed=seed)
+    assert check.consistent, check.summary()
+    assert list(check.skipped) == ["closed form"]
+    asked: dict[str, pv.evidence.Estimator] = {"quadrature": Quadrature(), "exact": ClosedForm()}
+    with pytest.raises(ValueError, match="ClosedForm needs"):
+        cross_check(gamma, guide, y, asked, seed=seed)
+
+
+def test_one_estimator_is_too_few() -> None:
+    """There is nothing to compare it with."""
+    with pytest.raises(ValueError, match="two estimators"):
+        cross_check(MODEL, GUIDE, FACTS_Y, {"quadrature": Quadrature()})
+    with pytest.raises(ValueError, match="num_data=0"):
+        cross_check(MODEL, GUIDE, FACTS_Y, num_data=0)
+
+
+@pytest.mark.slow
+def test_false_alarms_are_rare(seed: int) -> None:
+    """40 checks of right estimators, one false alarm in 1,000 of each: two would be a wonder."""
+    facts = FactorAnalysis(WEAK.loadings, FACTS.mean, FACTS.noise_variance)
+    model, guide = model_of(facts), mean_field_program(facts)
+    methods: dict[str, pv.evidence.Estimator] = {
+        "importance": pv.ImportanceSampling(1000),
+        "exact": ClosedForm(),
+    }
+    alarms = 0
+    for number in range(40):
+        y = facts.sample(50)
+        check = cross_check(model, guide, y, methods, seed=100 * seed + number)
+        alarms += len(check.contradictions)
+    assert alarms < 2

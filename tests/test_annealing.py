@@ -1,0 +1,355 @@
+"""Annealing: exact answers, unbiased weights forwards and backwards, and wrong twins."""
+
+import math
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.evidence import Bound, LogMarginal, annealing
+from pyro_vae.evidence.annealing import (
+    Adaptive,
+    AnnealedImportanceSampling,
+    Linear,
+    Schedule,
+    Sigmoid,
+    StartFromGuide,
+    StartFromPrior,
+    annealed,
+    log_mean_weight,
+    noise_of,
+)
+from pyro_vae.evidence.bidirectional import Sandwich, bidirectional
+from pyro_vae.evidence.hamiltonian import Noise, Path, at, transition
+from tests.cases import CASES
+from tests.factor_analysis import exact_guide, mean_field_program, model_of
+from tests.statistics import FACTS, FACTS_Y, FactorAnalysis, assert_coverage, assert_mean
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+MODEL = model_of(FACTS)
+MEAN_FIELD = mean_field_program(FACTS)
+LOG_P = -8.855632020187
+SHORT = AnnealedImportanceSampling(num_temperatures=8, leapfrog_steps=3)
+
+
+def estimate(
+    y: Tensor, method: AnnealedImportanceSampling, guide: Any = None, *, seed: int = 0
+) -> LogMarginal:
+    """The estimate without its warning: many of these runs are short on purpose."""
+    guide = MODEL if guide is None else guide
+    with pv.evidence.prepared(MODEL, guide, y, seed) as (program, posterior, batch):
+        return method(program, posterior, batch, seed=seed, progress=False)
+
+
+# Exact answers
+
+
+@pytest.mark.parametrize("temperatures", [1, 7])
+def test_start_at_the_posterior_is_exact(temperatures: int) -> None:
+    """From the exact posterior the path has no length: every weight is p(y)."""
+    y = FACTS.sample(4)
+    method = AnnealedImportanceSampling(
+        4, num_temperatures=temperatures, leapfrog_steps=2, start=StartFromGuide()
+    )
+    result = estimate(y, method, exact_guide(FACTS))
+    torch.testing.assert_close(result.value, FACTS.log_evidence(y), rtol=0, atol=1e-9)
+    torch.testing.assert_close(result.ess, torch.full((4,), 4.0))
+    assert result.error.max() < 1e-7
+    assert result.bound is Bound.LOWER
+
+
+def test_one_temperature_is_importance_sampling() -> None:
+    """Without a transition the weights are those of draws from the guide."""
+    method = AnnealedImportanceSampling(500, num_temperatures=1, start=StartFromGuide())
+    result = estimate(FACTS_Y, method, MEAN_FIELD)
+    assert abs(float(result.value) - LOG_P) < 6 * float(result.error)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Sigmoid(), Adaptive()], ids=lambda s: str(s))
+def test_schedules_go_from_0_to_1(schedule: Schedule) -> None:
+    """They increase; the adaptive one cuts the length of the path into equal parts."""
+    grid = (torch.linspace(0, 1, 200) ** 2)[:, None].repeat(1, 2)
+    spread = torch.stack([1 / (grid[:, 0] + 0.01), torch.ones(200)], dim=1)
+    places = schedule.places(40, grid, spread)
+    assert places.shape == (41, 2)
+    assert (places.diff(dim=0) > 0).all()
+    assert (places[0] == 0).all()
+    assert (places[-1] == 1).all()
+    if isinstance(schedule, Adaptive):
+        assert places[20, 0] < places[20, 1]  # more places where log r spreads
+
+
+# Unbiased weights
+
+
+STARTS = [pytest.param(start, marks=pytest.mark.slow) for start in ("prior", "guide")]
+
+
+@cache  # of use to two tests
+def sandwich_from(start: str, seed: int) -> Sandwich:
+    """Both directions, on 300 simulated data."""
+    rows = torch.zeros(300, 4)
+    if start == "prior":
+        method = AnnealedImportanceSampling(num_temperatures=60, leapfrog_steps=4)
+        return bidirectional(MODEL, None, rows, method, seed=seed)
+    method = AnnealedImportanceSampling(
+        num_temperatures=50, leapfrog_steps=3, start=StartFromGuide()
+    )
+    return bidirectional(MODEL, MEAN_FIELD, rows, method, seed=seed)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_weights_are_unbiased(start: str, seed: int) -> None:
+    """E of p-hat over p is 1, and backwards E of p over p-hat; the bounds are on their sides."""
+    sandwich = sandwich_from(start, seed)
+    exact = FACTS.log_evidence(sandwich.data[0])
+    low, high = sandwich.lower.value - exact, exact - sandwich.upper.value
+    assert_mean(low.exp(), 1.0)
+    assert_mean(high.exp(), 1.0)
+    for gap in (low, high):
+        assert gap.mean() < 5 * gap.std() / len(gap) ** 0.5
+    assert sandwich.lower.bound is Bound.LOWER
+    assert sandwich.upper.bound is Bound.UPPER
+    width = sandwich.width
+    torch.testing.assert_close(width.value, -(low + high).mean())
+    assert "simulated data" in sandwich.summary()
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_errors_cover(start: str, seed: int) -> None:
+    """Intervals of 1.96 errors hold the truth, from 16 chains."""
+    lower, y = sandwich_from(start, seed).lower, sandwich_from(start, seed).data[0]
+    off = (lower.value - FACTS.log_evidence(y)).abs()
+    assert_coverage((off < 1.96 * lower.error)[lower.reliable])
+
+
+def test_errors_of_log_normal_weights_cover() -> None:
+    """For normal log weights with variance 0.3; the delta method's error is too small."""
+    log_weights = 0.3**0.5 * torch.randn(16, 4000) - 0.15
+    value, error = log_mean_weight(log_weights)
+    assert_coverage(value.abs() < 1.96 * error)
+    delta = pv.stats.log_marginal(log_weights).error
+    with pytest.raises(AssertionError):
+        assert_coverage(value.abs() < 1.96 * delta)
+
+
+# Wrong twins
+
+
+def always(noise: Any) -> Any:
+    """Noise under which every trajectory is accepted: unadjusted dynamics."""
+    return (Noise(n.momentum, n.stretch, torch.zeros_like(n.level)) for n in noise)
+
+
+@pytest.mark.slow
+def test_forgetting_to_accept_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains that accept everything have weights that are off."""
+    y = FACTS_Y.expand(150, -1)
+    method = AnnealedImportanceSampling(num_temperatures=20, leapfrog_steps=2)
+    assert_mean((estimate(y, method).value - LOG_P).exp(), 1.0)
+    drawn = noise_of
+    monkeypatch.setattr(annealing, "noise_of", lambda *args: always(drawn(*args)))
+    with pytest.raises(AssertionError):
+        assert_mean((estimate(y, method).value - LOG_P).exp(), 1.0)
+
+
+def adapting(path: Path, z: Tensor, places: Tensor, noise: Any) -> Tensor:
+    """Weights of chains whose steps react to their own last acceptance: wrong."""
+    point, log_weights = at(path, z), torch.zeros(z.shape[:2])
+    step = torch.full_like(z[..., :1], 0.5)
+    for before, place in pairwise(places[:-1]):
+        log_weights += (place - before) * point.log_ratio
+        moved = transition(path, point, place, step, next(noise), 1)
+        accepted = (moved.point.z != point.z).any(dim=-1)[..., None]
+        point, step = moved.point, step * torch.where(accepted, 3.0, 0.2)
+    return log_weights + (places[-1] - places[-2]) * point.log_ratio
+
+
+@pytest.mark.slow
+def test_adapting_on_the_way_is_caught() -> None:
+    """Steps that follow the chain's own last acceptance are not unbiased; frozen ones are.
+
+    Above: the step is short where a chain was refused, so it remembers where it was.
+    """
+
+    def path(z: Tensor) -> tuple[Tensor, Tensor]:  # N(0, 1) to N(0, 1 / 400), log Z known
+        square = z.square().sum(dim=-1)
+        return -square / 2 - math.log(2 * math.pi) / 2, -399 * square / 2
+
+    chains, count = 20_000, 30
+    exact = -math.log(400) / 2
+    places = (torch.linspace(0, 1, count + 1) ** 3)[:, None]
+    noise = partial(noise_of, [int(torch.randint(2**62, ()))], count)
+    z = torch.randn(chains, 1, 1)
+    wrong = adapting(path, z, places, noise(z))
+    grid = torch.linspace(0, 1, 200)[None]
+    log_step = -(1 + 399 * grid.T[..., None]).log() / 2
+    ladder = annealing.Ladder(places, grid, log_step)
+    right, _ = annealed(path, z, ladder, noise(z), 1)
+    assert_mean((right - exact).exp(), torch.ones(1))
+    with pytest.raises(AssertionError):
+        assert_mean((wrong - exact).exp(), torch.ones(1))
+
+
+# Invariance, and every idiom
+
+
+def test_rows_do_not_depend_on_each_other() -> None:
+    """Order, other data and chunks change no number; equal rows have noise of their own."""
+    y = torch.cat([FACTS.sample(2), FACTS_Y, FACTS_Y])
+    whole = estimate(y, SHORT, seed=3)
+    other = estimate(y.flip(0)[1:], SHORT, seed=3)
+    torch.testing.assert_close(other.value, whole.value.flip(0)[1:], rtol=1e-7, atol=1e-7)
+    tiny = AnnealedImportanceSampling(num_temperatures=8, leapfrog_steps=3, memory=0.05)
+    chunked = estimate(y, tiny, seed=3)
+    torch.testing.assert_close(chunked.value, whole.value, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(chunked.error, whole.error, rtol=1e-5, atol=1e-7)
+    assert whole.value[2] != whole.value[3]
+    assert (estimate(y, SHORT, seed=4).value != whole.value).all()
+
+
+@pytest.mark.parametrize("name", ["scalar", "gamma", "dependent", "dirichlet", "markov", "scaled"])
+def test_idioms_agree_with_importance_sampling(name: str) -> None:
+    """From the prior, over constrained supports and several sites; 5 errors either way."""
+    case = CASES[name]
+    batch = case.data()
+    method = AnnealedImportanceSampling(30, num_temperatures=30, leapfrog_steps=3)
+    with pv.evidence.prepared(case.program, case.program, batch, 0) as (program, _, rows):
+        origin = annealing.Prior(program, rows)
+        ours = method(program, origin, rows, seed=0)
+        theirs = pv.ImportanceSampling(20_000)(program, origin, rows, seed=0)
+    off = (ours.value - theirs.value).abs() / (ours.error**2 + theirs.error**2).sqrt()
+    assert (off < 6).all(), off
+
+
+def test_discrete_latents_are_summed_out() -> None:
+    """A mixture over a continuous latent: a sum of normals gives the answer."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            side = pyro.sample("side", dist.Bernoulli(0.3))
+            z = pyro.sample("z", dist.Normal(4 * side - 2, 1.0))
+            pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+    y = torch.tensor([-2.0, 0.5, 3.0])
+    scale = 1.25**0.5
+    parts = [math.log(p) + dist.Normal(m, scale).log_prob(y) for p, m in ((0.7, -2.0), (0.3, 2.0))]
+    with pv.evidence.prepared(model, model, y, 0) as (program, posterior, batch):
+        result = AnnealedImportanceSampling(num_temperatures=100, leapfrog_steps=4)(
+            program, posterior, batch, seed=0
+        )
+    off = (result.value - torch.stack(parts).logsumexp(dim=0)).abs()
+    assert (off < 8 * result.error + 0.02).all()
+
+
+def nonlinear(y: Tensor) -> None:
+    """One latent on a bent line."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        loc = torch.stack([z, z.square() - 1, z.sin()], dim=-1)
+        pyro.sample("y", dist.Normal(loc, 0.3).to_event(1), obs=y)
+
+
+@pytest.mark.slow
+def test_nonlinear_program_against_quadrature() -> None:
+    """300 data on a bent line, some with two modes: unbiased, by a sum over a fine grid."""
+    method = AnnealedImportanceSampling(num_temperatures=100, leapfrog_steps=4)
+    sandwich = bidirectional(nonlinear, None, torch.zeros(300, 3), method)
+    (y,) = sandwich.data
+    z = torch.linspace(-8, 8, 8001)
+    exact = pv.log_joint(nonlinear, z[:, None, None].expand(-1, len(y), 1), y)
+    exact = exact.logsumexp(dim=0) + math.log(16 / 8000)
+    assert_mean((sandwich.lower.value - exact).exp(), 1.0)
+    assert_mean((exact - sandwich.upper.value).exp(), 1.0)
+
+
+# At the door
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AnnealedImportanceSampling(1), "at least 2 chains"),
+        (lambda: AnnealedImportanceSampling(num_temperatures=0), "at least 1 temperature"),
+        (lambda: AnnealedImportanceSampling(target_acceptance=1.0), "between 0 and 1"),
+        (lambda: AnnealedImportanceSampling(memory=0.0), "mebibytes"),
+        (
+            lambda: bidirectional(
+                MODEL, None, FACTS_Y, AnnealedImportanceSampling(start=StartFromGuide())
+            ),
+            "needs a guide",
+        ),
+        (lambda: bidirectional(CASES["factor"].program, None, torch.ones(2)), "energy"),
+    ],
+)
+def test_refuses(make: Callable[[], Any], message: str) -> None:
+    """Numbers out of range, and programs that cannot be simulated."""
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_program_that_reads_its_data_elsewhere_is_refused() -> None:
+    """A latent that depends on the batch itself is no draw from the posterior."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("first", dist.Normal(0.0, 1.0), obs=y[:, 0])
+            z = pyro.sample("z", dist.Normal(y[:, 0], 1.0))
+            pyro.sample("second", dist.Normal(z, 1.0), obs=y[:, 1])
+
+    with pytest.raises(ValueError, match="another way"):
+        bidirectional(model, None, torch.ones(3, 2), SHORT)
+
+
+def test_few_effective_chains_are_doubted() -> None:
+    """A path that is far too steep for its temperatures says so."""
+    sharp = FactorAnalysis(10 * FACTS.loadings, FACTS.mean, FACTS.noise_variance / 100)
+    method = AnnealedImportanceSampling(num_temperatures=2, leapfrog_steps=2)
+    with pytest.warns(UserWarning, match="effective chains"):
+        result = pv.log_marginal_likelihood(model_of(sharp), MODEL, sharp.sample(3), method)
+    assert not result.reliable.any()
+
+
+# The size that matters
+
+
+def large() -> FactorAnalysis:
+    """Ten latents, 30 features, noise 0.25."""
+    return FactorAnalysis(torch.randn(30, 10), torch.zeros(30), torch.full((30,), 0.25**2))
+
+
+@pytest.mark.slow
+def test_large_factor_analysis() -> None:
+    """Within 0.3 nats from 16 chains and 2,000 temperatures; bounds less than 0.6 apart."""
+    facts = large()
+    method = AnnealedImportanceSampling(num_temperatures=2000)
+    sandwich = bidirectional(model_of(facts), None, torch.zeros(8, 30), method)
+    exact = facts.log_evidence(sandwich.data[0])
+    assert (sandwich.lower.value - exact).mean().abs() < 0.3
+    assert sandwich.width.value < 0.6
+
+
+@pytest.mark.slow
+def test_guide_needs_a_tenth_of_the_temperatures() -> None:
+    """From the best mean-field guide 40 temperatures are as good as 400 from the prior."""
+    facts = large()
+    model, y = model_of(facts), facts.sample(12)
+    guide = mean_field_program(facts)
+    guided = AnnealedImportanceSampling(
+        num_temperatures=40, start=StartFromGuide(), schedule=Linear()
+    )
+    distant = AnnealedImportanceSampling(num_temperatures=400, start=StartFromPrior())
+    errors = []
+    for method in (guided, distant):
+        with pv.evidence.prepared(model, guide, y, 0) as (program, posterior, batch):
+            value = method(program, posterior, batch, seed=0).value
+        errors.append((value - facts.log_evidence(y)).square().mean().sqrt())
+    assert errors[0] < errors[1]

@@ -1,0 +1,208 @@
+"""Proposals, averages and numbers of draws of importance sampling."""
+
+from dataclasses import replace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.poutine.runtime import InferDict
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae import stats
+from pyro_vae.evidence import Bound, LogMarginal, prepared
+from pyro_vae.evidence.importance import JACKKNIFED, PARETO_SMOOTHED, ImportanceSampling, Until
+from pyro_vae.evidence.proposals import (
+    Defensive,
+    Proposal,
+    Widened,
+    WidenedPosterior,
+    prior_draws,
+    prior_log_prob,
+)
+from pyro_vae.programs import Program
+from tests.factor_analysis import exact_guide, mean_field_guide, mean_field_program, model_of
+from tests.statistics import FACTS, FACTS_Y, assert_mean
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+MODEL = model_of(FACTS)
+MEAN_FIELD = mean_field_program(FACTS)
+PROPOSALS: dict[str, Proposal] = {
+    "widened": Widened(1.3),
+    "narrowed": Widened(0.95),
+    "defensive": Defensive(0.2),
+    "both": Defensive(0.2, Widened(1.3)),
+}
+
+
+def estimate(method: ImportanceSampling, y: Tensor, seed: int) -> LogMarginal:
+    """Without the warnings of the entry point."""
+    with prepared(MODEL, MEAN_FIELD, y, seed) as (program, posterior, batch):
+        return method(program, posterior, batch, seed=seed)
+
+
+def gamma_poisson(y: Tensor) -> None:
+    """A positive latent, so that the flat one has a Jacobian."""
+    with pyro.plate("data", len(y)):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        pyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS.values(), ids=PROPOSALS.keys())
+def test_proposals_are_unbiased(proposal: Proposal, seed: int) -> None:
+    """The mean weight is p(y) for each of them; the twin whose density is off by 5% is caught."""
+    y = FACTS_Y.expand(150, -1)
+    result = estimate(ImportanceSampling(300, proposal=proposal), y, seed)
+    relative = (result.value - FACTS.log_evidence(y)).exp()
+    assert_mean(relative, 1.0)
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean(relative * 1.1, 1.0)
+
+
+def test_widened_density_of_a_program_guide() -> None:
+    """N(m, s^2 P^-1), for the center that was found when it was drawn."""
+    with prepared(MODEL, exact_guide(FACTS), FACTS_Y, 0) as (_, posterior, _batch):
+        widened = WidenedPosterior(posterior, 1.5)
+        z, log_q = widened.draw(50)
+        torch.testing.assert_close(widened.log_prob(z), log_q)
+        exact = FACTS.posterior(FACTS_Y)
+        scaled = exact.loc[0] + (widened.center - exact.loc[0]) * (1 - 1.5)
+        spread = torch.distributions.MultivariateNormal(
+            scaled, covariance_matrix=1.5**2 * exact.covariance_matrix[0]
+        )
+        torch.testing.assert_close(log_q, spread.log_prob(z))
+
+
+def test_prior_draws_have_the_prior_density(seed: int) -> None:
+    """Over the log of a Gamma(2, 1) variable: mean digamma(2), density with its Jacobian."""
+    y = torch.tensor([3.0, 0.0])
+    program = Program(gamma_poisson, y)
+    z = prior_draws(program, (y,), 2_000)
+    assert z.shape == (2_000, 2, 1)
+    assert_mean(z[..., 0], torch.digamma(torch.tensor(2.0)))
+    log_p = prior_log_prob(program, (y,), z)
+    torch.testing.assert_close(log_p, (2 * z - z.exp())[..., 0])  # Gamma(2) = 1
+
+
+def test_defensive_bounds_the_weights(seed: int) -> None:
+    """A guide far too narrow: with the prior mixed in, no weight exceeds max p(y|z) / share."""
+    y = FACTS_Y.expand(20, -1)
+    narrow = estimate(ImportanceSampling(2_000, proposal=Widened(0.5)), y, seed)
+    mixed = estimate(ImportanceSampling(2_000, proposal=Defensive(0.5, Widened(0.5))), y, seed)
+    assert narrow.pareto_k.median() > 0.7
+    assert mixed.pareto_k.max() < 0.5
+    assert ((mixed.value - FACTS.log_evidence(y)).abs() < 6 * mixed.error).all()
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS.values(), ids=PROPOSALS.keys())
+def test_a_datum_is_answered_alone(proposal: Proposal, seed: int) -> None:
+    """Neither the other data nor the memory budget change its numbers."""
+    y = FACTS.sample(4)
+    method = ImportanceSampling(400, proposal=proposal)
+    whole = estimate(method, y, seed)
+    for other in (estimate(method, y[2:3], seed), estimate(replace(method, memory=0.01), y, seed)):
+        expected = whole.value[2:3] if len(other.value) == 1 else whole.value
+        torch.testing.assert_close(other.value, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_density_that_is_not_available_is_refused() -> None:
+    """A guide with an auxiliary site has no density at draws of the prior; widening needs none."""
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            auxiliary: InferDict = {"is_auxiliary": True}
+            normal = dist.Normal(y.new_zeros(2), 1.0).to_event(1)
+            noise = pyro.sample("noise", normal, infer=auxiliary)
+            pyro.sample("z", dist.Delta(noise).to_event(1))
+
+    data, method = FACTS.sample(2), ImportanceSampling(50, proposal=Defensive(0.1))
+    with pytest.raises(ValueError, match="density of this guide at a given point is unknown"):
+        pv.log_marginal_likelihood(MODEL, guide, data, method)
+
+
+def test_averages_say_what_they_are(seed: int) -> None:
+    """The plain one is a lower bound; the other two are not, and are not the same number."""
+    y = FACTS.sample(3)
+    plain = estimate(ImportanceSampling(500), y, seed)
+    assert plain.bound is Bound.LOWER
+    for average in (PARETO_SMOOTHED, JACKKNIFED):
+        other = estimate(ImportanceSampling(500, average=average), y, seed)
+        assert other.bound is Bound.TWO_SIDED
+        assert other.method == average.method
+        assert ((other.value - plain.value).abs() > 1e-8).all()
+        torch.testing.assert_close(other.error, plain.error)
+
+
+def test_until_gives_each_datum_what_it_needs(seed: int) -> None:
+    """Errors near the one asked for; the draws of a datum do not hang on the others."""
+    y = torch.cat([FACTS.sample(3), FACTS_Y])
+    method = ImportanceSampling(200, until=Until(0.02, max_samples=12_800))
+    result = estimate(method, y, seed)
+    assert set(result.num_samples.tolist()) <= {200 * 2**i for i in range(7)}
+    assert (result.num_samples > 200).any()
+    alone = estimate(method, y[1:2], seed)
+    assert alone.num_samples[0] == result.num_samples[1]
+    torch.testing.assert_close(alone.value[0], result.value[1], rtol=1e-10, atol=1e-10)
+
+
+def test_until_does_not_stop_on_luck(seed: int) -> None:
+    """With draws of its own the estimate stays unbiased, though the data differ in their draws."""
+    y = FACTS_Y.expand(200, -1)
+    result = estimate(ImportanceSampling(50, until=Until(0.07, 400)), y, seed)
+    exact = FACTS.log_evidence(y)
+    assert len(result.num_samples.unique()) > 1
+    assert_mean((result.value - exact).exp(), 1.0)
+
+
+def test_until_says_when_the_budget_is_spent(seed: int) -> None:
+    """An error out of reach takes the whole budget, and is a reason for doubt."""
+    method = ImportanceSampling(100, until=Until(1e-4, max_samples=1_000))
+    result = estimate(method, FACTS.sample(2), seed)
+    assert result.num_samples.tolist() == [1_000, 1_000]
+    assert not result.reliable.any()
+    assert "1000 draws were too few for an error of 0.0001 nats" in result.why_not(0)
+
+
+def test_perfect_guide_needs_no_more_than_the_pilot() -> None:
+    """Every weight is p(y): the error is 0, so are the doublings."""
+    method = ImportanceSampling(100, until=Until(0.01))
+    result = pv.log_marginal_likelihood(MODEL, exact_guide(FACTS), FACTS.sample(2), method)
+    assert result.num_samples.tolist() == [100, 100]
+
+
+def test_is_plain() -> None:
+    """Only the guide's own weights, averaged as they are, have the ELBO in them."""
+    assert ImportanceSampling(10).is_plain
+    assert not ImportanceSampling(10, proposal=Widened()).is_plain
+    assert not ImportanceSampling(10, average=JACKKNIFED).is_plain
+    assert not ImportanceSampling(100, until=Until(0.1)).is_plain
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Widened(0.0), "a positive number, got 0.0"),
+        (lambda: Defensive(1.0), "between 0 and 1, got 1.0"),
+        (lambda: Until(0.0), "got error=0.0"),
+        (
+            lambda: ImportanceSampling(20, until=Until(0.1)),
+            "a pilot needs at least 30 draws",
+        ),
+    ],
+)
+def test_refusals(make: object, match: str) -> None:
+    """Errors say what was expected and what came."""
+    assert callable(make)
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_family_guides_can_be_widened(seed: int) -> None:
+    """A guide of ours as well as a program."""
+    y = FACTS.sample(3)
+    method = ImportanceSampling(2_000, proposal=Widened(1.2))
+    result = pv.log_marginal_likelihood(MODEL, mean_field_guide(FACTS, MODEL), y, method, seed=seed)
+    assert ((result.value - FACTS.log_evidence(y)).abs() < 6 * result.error).all()
+    assert result.ess.min() > stats.MIN_ESS

@@ -1,0 +1,316 @@
+"""Quadrature and closed forms: exact answers, errors that cover, and what must be doubted."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae._types import ProgramLike
+from pyro_vae.evidence import Bound, LogMarginal
+from pyro_vae.evidence.exact import ClosedForm
+from pyro_vae.evidence.quadrature import Quadrature
+from tests.cases import CASES, CONCENTRATION, gamma, missing
+from tests.factor_analysis import exact_guide, mean_field_guide, model_of, prior_guide
+from tests.idioms import CENTRES, STAY, WEIGHTS, clusters, switches
+from tests.statistics import FACTS, FACTS_Y, FactorAnalysis
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+ERROR = 1e-4  # what is asked for by default
+
+
+def integrated(
+    model: ProgramLike, *batch: Tensor, method: Quadrature | None = None, seed: int = 0
+) -> LogMarginal:
+    """By quadrature, with a guide that knows nothing."""
+    guide = pv.Guide(model, pv.GlobalParameters(), example=batch)
+    data = batch if len(batch) > 1 else batch[0]
+    return pv.log_marginal_likelihood(model, guide, data, method or Quadrature(), seed=seed)
+
+
+def assert_covers(found: LogMarginal, exact: Tensor) -> None:
+    """Asserts that the error is an upper bound, and met what was asked for."""
+    off = (found.value - exact).abs()
+    assert (off <= found.error).all(), f"off by {off.tolist()}, errors {found.error.tolist()}"
+    assert found.reliable.all(), found.summary()
+    assert (found.error < 2 * ERROR).all(), found.error
+
+
+def simulated_facts(latents: int) -> FactorAnalysis:
+    """Factor analysis of six features, with correlated posteriors."""
+    return FactorAnalysis(torch.randn(6, latents), torch.randn(6), 0.1 + torch.rand(6))
+
+
+@pytest.mark.parametrize(("latents", "number"), [(1, 40), (2, 20), (3, 2)])
+def test_factor_analysis(latents: int, number: int) -> None:
+    """Gaussian posteriors, also correlated and narrow ones: right to many digits."""
+    facts = simulated_facts(latents)
+    y = facts.sample(number)
+    found = integrated(model_of(facts), y)
+    assert_covers(found, facts.log_evidence(y))
+    torch.testing.assert_close(found.value, facts.log_evidence(y), rtol=0, atol=1e-7)
+    assert found.bound is Bound.TWO_SIDED
+
+
+def test_covering_can_fail() -> None:
+    """The assertion above catches a shift by twice the error asked for."""
+    facts = simulated_facts(1)
+    y = facts.sample(5)
+    with pytest.raises(AssertionError, match="off by"):
+        assert_covers(integrated(model_of(facts), y), facts.log_evidence(y) + 2 * ERROR)
+
+
+def negative_binomial(y: Tensor) -> Tensor:
+    """Poisson with a gamma rate."""
+    value: Tensor = dist.NegativeBinomial(2.0, probs=torch.tensor(0.25)).log_prob(y)
+    return value
+
+
+def clusters_evidence(y: Tensor) -> Tensor:
+    """A mixture of three normals."""
+    centre, weight = torch.tensor(CENTRES), torch.tensor(WEIGHTS)
+    return (weight.log() + dist.Normal(1.1 * centre, 1.25**0.5).log_prob(y[:, None])).logsumexp(-1)
+
+
+def switches_evidence(y: Tensor) -> Tensor:
+    """A mixture of eight normals, one for each path; the common shift correlates the steps."""
+    covariance = torch.ones(3, 3) + 0.25 * torch.eye(3)
+    terms = []
+    for path in torch.cartesian_prod(*[torch.arange(2)] * 3).tolist():
+        before = (0, *path[:-1])
+        log_path = sum(math.log(STAY[a][b]) for a, b in zip(before, path, strict=True))
+        steps = torch.tensor([2.0 * state for state in path])
+        terms.append(log_path + dist.MultivariateNormal(steps, covariance).log_prob(y))
+    return torch.stack(terms).logsumexp(0)
+
+
+def cauchy(y: Tensor) -> None:
+    """A tail as heavy as 1 / z^2, which the data do not cut off."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Cauchy(3.0, 0.1))
+        pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)), obs=y)
+
+
+def long_left_tail(y: Tensor) -> None:
+    """A rate that is next to zero: over its logarithm the tail falls as exp(0.1 z)."""
+    with pyro.plate("data", len(y)):
+        rate = pyro.sample("rate", dist.Gamma(0.1, 1.0))
+        pyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+APART, NARROW = 5.0, 0.25
+
+
+def two_peaks(y: Tensor) -> None:
+    """Two narrow peaks far apart, of unequal heights."""
+    weights, centres = torch.tensor([0.3, 0.7]), torch.tensor([-APART, APART])
+    with pyro.plate("data", len(y)):
+        side = pyro.sample("side", dist.Categorical(weights))
+        z = pyro.sample("z", dist.Normal(centres[side], NARROW))
+        pyro.sample("y", dist.Normal(z, 10.0), obs=y)
+
+
+def two_peaks_evidence(y: Tensor) -> Tensor:
+    """A mixture of two normals."""
+    weights, centres = torch.tensor([0.3, 0.7]), torch.tensor([-APART, APART])
+    normals = dist.Normal(centres, (100 + NARROW**2) ** 0.5)
+    return (weights.log() + normals.log_prob(y[:, None])).logsumexp(-1)
+
+
+def four_peaks(y: Tensor) -> None:
+    """Squares of two latents are observed: the signs are not."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z**2, 0.2).to_event(1), obs=y)
+
+
+def four_peaks_evidence(y: Tensor) -> Tensor:
+    """A product of two integrals over fine grids, which are nobody's lattice here."""
+    z = torch.linspace(-8, 8, 40_001)
+    density = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z**2, 0.2).log_prob(y[..., None])
+    return (density.logsumexp(-1) + (z[1] - z[0]).log()).sum(-1)
+
+
+class Known(NamedTuple):
+    """A program, data, and the exact log p(y)."""
+
+    program: ProgramLike
+    data: Callable[[], Tensor]
+    evidence: Callable[[Tensor], Tensor]
+
+
+KNOWN = {
+    "counts": Known(gamma, lambda: torch.arange(20.0), negative_binomial),
+    "shares": Known(
+        CASES["dirichlet"].program,
+        lambda: torch.arange(3),
+        lambda y: (torch.tensor(CONCENTRATION) / sum(CONCENTRATION)).log()[y],
+    ),
+    "clusters": Known(clusters, lambda: 3 * torch.randn(20), clusters_evidence),
+    "switches": Known(switches, lambda: 2 * torch.randn(20, 3), switches_evidence),
+    "heavy-tails": Known(cauchy, lambda: torch.ones(2), lambda y: y.new_full((2,), 0.5).log()),
+    "long-tail": Known(
+        long_left_tail,
+        lambda: torch.arange(5.0),
+        lambda y: dist.NegativeBinomial(0.1, probs=torch.tensor(0.5)).log_prob(y),
+    ),
+    "two-peaks": Known(two_peaks, lambda: 10 * torch.randn(10), two_peaks_evidence),
+    "four-peaks": Known(four_peaks, lambda: 2 * torch.rand(2, 2) + 1, four_peaks_evidence),
+}
+
+
+@pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN.keys())
+def test_errors_cover(known: Known) -> None:
+    """Constrained and discrete sites, heavy tails, several peaks: within the error given."""
+    y = known.data()
+    prepared_y = y if y.is_floating_point() else y.long()
+    assert_covers(integrated(known.program, prepared_y), known.evidence(y))
+
+
+def test_kinks_are_slow_and_honest() -> None:
+    """A decoder with ReLUs: the sum over pieces of a straight line is the exact answer."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(3 * z.relu(), 0.3), obs=y)
+
+    y = torch.linspace(-1, 4, 8)
+    # Below zero the data do not see z; above, the product of two normals is cut off at zero.
+    below = math.log(0.5) + dist.Normal(0.0, 0.3).log_prob(y)
+    variance = 1 / (1 + 9 / 0.09)
+    above = dist.Normal(0.0, (9 + 0.09) ** 0.5).log_prob(y)
+    above = above + dist.Normal(0.0, 1.0).cdf(variance**0.5 * 3 * y / 0.09).log()
+    exact = torch.logaddexp(below, above)
+    found = integrated(model, y)
+    assert ((found.value - exact).abs() <= found.error).all()
+    assert (found.error[~found.reliable] > ERROR).all()
+
+
+def test_few_points_are_doubted() -> None:
+    """What did not meet the tolerance within the budget says so, and still covers."""
+    y = KNOWN["two-peaks"].data()
+    with pytest.warns(UserWarning, match="above 0.0001 nats after 100 points"):
+        found = integrated(two_peaks, y, method=Quadrature(max_points=100))
+    assert ((found.value - two_peaks_evidence(y)).abs() <= found.error).all()
+    assert not found.reliable.any()
+    assert "100 points" in found.why_not(0)[0]
+
+
+def test_rows_do_not_matter() -> None:
+    """Neither the order of the rows, nor the memory, nor the seed changes an answer."""
+    y = FACTS.sample(10)
+    model, guide = model_of(FACTS), prior_guide
+    whole = pv.log_marginal_likelihood(model, guide, y, Quadrature())
+    small = Quadrature(memory=50.0)
+    other = pv.log_marginal_likelihood(model, guide, y.flip(0), small, seed=5)
+    torch.testing.assert_close(other.value.flip(0), whole.value, rtol=0, atol=1e-9)
+    assert torch.equal(other.num_samples.flip(0), whole.num_samples)
+
+
+def test_a_covariate() -> None:
+    """Several batch tensors, and masked entries: nothing but z ~ N(0, 1) where nothing is seen."""
+    y, seen = torch.tensor([1.0, 2.0]), torch.tensor([False, True])
+    found = integrated(missing, y, seen)
+    joint = dist.MultivariateNormal(torch.zeros(3), torch.ones(3, 3) + torch.eye(3))
+    exact = torch.stack([torch.tensor(0.0), joint.log_prob(torch.full((3,), 2.0))])
+    assert_covers(found, exact)
+
+
+def test_single_precision() -> None:
+    """In float32 the error is at least that of rounding."""
+    torch.set_default_dtype(torch.float32)
+    model = pv.models.VAE(
+        pv.nets.MLPDecoder(2, 50, hidden=(8,), activation=nn.Tanh),
+        pv.likelihoods.Bernoulli(),
+        latent_dim=2,
+    )
+    y = model.sample(5, seed=1)
+    single = integrated(model, y)
+    torch.set_default_dtype(torch.float64)
+    double = integrated(model.double(), y.double())
+    assert single.reliable.all()
+    assert ((single.value - double.value).abs() <= single.error + double.error).all()
+    assert (single.error > double.error).all()
+
+
+def test_four_latents_are_refused() -> None:
+    """With the remedy."""
+    facts = simulated_facts(4)
+    with pytest.raises(ValueError, match=r"1 to 3 latents.*has 4; use pv.ImportanceSampling"):
+        integrated(model_of(facts), facts.sample(2))
+
+
+@pytest.mark.parametrize("wrong", [{"tolerance": 0.0}, {"max_points": 10}, {"memory": 0.0}])
+def test_settings_are_checked(wrong: dict[str, Any]) -> None:
+    """Numbers that mean nothing."""
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Quadrature(**wrong)
+
+
+def test_closed_form() -> None:
+    """Exact for factor analysis, within rounding, and called so."""
+    y = FACTS.sample(30)
+    found = pv.log_marginal_likelihood(model_of(FACTS), exact_guide(FACTS), y, ClosedForm())
+    assert ((found.value - FACTS.log_evidence(y)).abs() <= found.error).all()
+    assert (found.error < 1e-11).all()
+    assert found.bound is Bound.EXACT
+    assert found.reliable.all()
+
+
+def test_closed_form_is_not_for_all() -> None:
+    """A program that is not quadratic is refused, with what to do."""
+    y = torch.arange(4.0)
+    guide = pv.Guide(gamma, pv.GlobalParameters(), example=y)
+    with pytest.raises(ValueError, match=r"log_evidence\(\*batch\); use pv.Quadrature"):
+        pv.log_marginal_likelihood(gamma, guide, y, ClosedForm())
+
+
+class Knowing(nn.Module):
+    """A conjugate count program that knows its answer, or says something else."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, y: Tensor) -> None:
+        """The program."""
+        gamma(y)
+
+    def log_evidence(self, y: Tensor) -> Any:
+        """The answer."""
+        return self.answer(y)
+
+
+def test_a_model_may_know_its_answer() -> None:
+    """Its method is asked."""
+    y = torch.arange(4.0)
+    model = Knowing(negative_binomial)
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    found = pv.log_marginal_likelihood(model, guide, y, ClosedForm())
+    assert torch.equal(found.value, negative_binomial(y))
+
+
+@pytest.mark.parametrize("answer", [torch.sum, len])
+def test_a_wrong_shape_is_refused(answer: Callable[[Tensor], Any]) -> None:
+    """A number for all data is none a datum."""
+    y = torch.arange(4.0)
+    model = Knowing(answer)
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    with pytest.raises(ValueError, match=r"shape \(4,\)"):
+        pv.log_marginal_likelihood(model, guide, y, ClosedForm())
+
+
+def test_facts_instance() -> None:
+    """The number that is known to many digits, both ways."""
+    model = model_of(FACTS)
+    guide = mean_field_guide(FACTS, model)
+    for method in (Quadrature(), ClosedForm()):
+        found = pv.log_marginal_likelihood(model, guide, FACTS_Y, method)
+        assert abs(float(found.value[0]) + 8.855632020187) < 1e-9
