@@ -66,6 +66,7 @@ class IWAE(Objective):
         | https://arxiv.org/abs/1802.04537
 
     Example:
+        >>> import pyro
         >>> import torch
         >>> from pyro_vae import Encoder, Guide, likelihoods, models, nets
         >>> model = models.VAE(nets.MLPDecoder(2, 4), likelihoods.Bernoulli(), latent_dim=2)
@@ -73,6 +74,7 @@ class IWAE(Objective):
         >>> progress = IWAE(num_particles=50).progress(model, guide, torch.zeros(3, 4))
         >>> bool(-progress.loss > progress.elbo)
         True
+        >>> pyro.clear_param_store()  # where Pyro's own settings have modules register
     """
 
     num_particles: int = 50
