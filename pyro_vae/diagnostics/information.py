@@ -1,4 +1,4 @@
-r"""Diagnoses of the latent space: what it says about the data, and which latents it uses.
+r"""What the latents say about which datum they came from.
 
 With :math:`q(z) = \frac{1}{N} \sum_n q(z \mid y_n)` the aggregated posterior, the rate splits into
 what z says about which datum it came from, and how far the aggregate is from the prior
@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import stats
-from ._types import Data, Estimate, ProgramLike
-from .evidence import prepared
-from .guides import Posterior
+from .. import stats
+from .._types import Data, Estimate, ProgramLike
+from ..evidence import prepared
+from ..guides import Posterior
 
-ACTIVE_VARIANCE = 0.01  # the threshold of Burda et al., who saw the variances fall into two groups
 _PAIRS_AT_ONCE = 200_000  # points times data; bounds the memory of the aggregated posterior
 _PAIRS_IN_ALL = 20_000_000  # so many densities take seconds; beyond, fewer draws a datum
 
@@ -114,31 +113,3 @@ def log_aggregate(
         for piece in points.split(size)
     ]
     return torch.cat(parts).view(z.shape[:-1])
-
-
-def active_units(means: Float[Tensor, "data latents"]) -> tuple[int, Tensor]:
-    r"""Counts the latents whose posterior mean varies over the data.
-
-    .. math:: A_i = \mathrm{Var}_n \, \mathbb{E}_{q(z \mid y_n)}[z_i] > 0.01
-
-    Arguments:
-        means: Posterior means, `(data, latents)`, as from `guide.mean(y)`.
-
-    Returns:
-        The number of active latents, and the variances `(latents,)`.
-
-    Raises:
-        ValueError: If there are fewer than two data.
-
-    References:
-        | Importance Weighted Autoencoders (Burda et al., 2016)
-        | https://arxiv.org/abs/1509.00519
-
-    Example:
-        >>> active_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
-        (1, tensor([0., 2.], dtype=torch.float64))
-    """
-    if len(means) < 2:
-        raise ValueError(f"a variance over data needs at least 2 data, got {len(means)}")
-    variances = means.double().var(dim=0)
-    return int((variances > ACTIVE_VARIANCE).sum()), variances
