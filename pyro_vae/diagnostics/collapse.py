@@ -1,6 +1,5 @@
 """Which latents a guide uses."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,6 +25,7 @@ def active_units(means: Float[Tensor, "data latents"]) -> tuple[int, Tensor]:
         | https://arxiv.org/abs/1509.00519
 
     Example:
+        >>> import torch
         >>> active_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
         (1, tensor([0., 2.], dtype=torch.float64))
     """
