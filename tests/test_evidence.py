@@ -278,16 +278,25 @@ def test_the_way_a_guide_is_written_does_not_matter(seed: int) -> None:
 
 @pytest.mark.parametrize("num_samples", [2, 3, 1_000, 4_097])
 def test_draws_used_are_draws_asked_for(num_samples: int) -> None:
-    """Not rounded to a chunk: the guide is asked for K rows a datum, and all of them count."""
+    """Not rounded to a chunk: the guide is asked for K draws a datum, and all of them count."""
     drawn = []
 
+    class Counted(dist.Normal):
+        """A normal distribution that notes how many rows it draws at a time."""
+
+        def rsample(self, sample_shape: Any = ()) -> Tensor:
+            z: Tensor = super().rsample(sample_shape)
+            drawn.append(z.shape[:-1].numel())
+            return z
+
     def guide(y: Tensor) -> None:
-        drawn.append(len(y))
-        MEAN_FIELD(y)
+        loc, log_scale = mean_field_net(FACTS)(y).chunk(2, dim=-1)
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", Counted(loc, log_scale.exp()).to_event(1))
 
     y = FACTS.sample(2)
     result = evaluate(MODEL, guide, y, pv.ImportanceSampling(num_samples), seed=3).log_marginal
-    assert sum(drawn) == num_samples * 2
+    assert sum(drawn) == (num_samples + 1) * 2  # the guide is run once a datum to be read
     assert (result.num_samples == num_samples).all()
     log_w = pv.log_weights(MODEL, guide, y, num_particles=num_samples, seed=3)
     assert log_w.shape == (num_samples, 2)

@@ -6,6 +6,7 @@ and a guide that somebody wrote by hand as a Pyro program are the same to them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -79,11 +80,41 @@ class FamilyPosterior:
 
 
 @dataclass(frozen=True)
+class SitePosterior:
+    """The distribution of a program's only latent site, its leftmost batch dimension the data."""
+
+    program: Program
+    distribution: Any
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Flat draws and their log densities."""
+        value = self.distribution(torch.Size((num_particles,)))
+        flat, jacobian = self.program.flatten({self._name: value.flatten(0, 1)})
+        log_q = self._log_prob(value)
+        return flat.view(*log_q.shape, -1), log_q + jacobian.view(log_q.shape)
+
+    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
+        """Log density at given flat points."""
+        values, jacobian = self.program.constrain(z.flatten(0, 1))
+        value = values[self._name].unflatten(0, z.shape[:2])
+        return self._log_prob(value) + jacobian.view(z.shape[:2])
+
+    @property
+    def _name(self) -> str:
+        return self.program.latent_sites[0].name
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        log_prob: Tensor = self.distribution.log_prob(value)
+        return log_prob.flatten(2).sum(dim=-1) if log_prob.dim() > 2 else log_prob
+
+
+@dataclass(frozen=True)
 class ProgramPosterior:
     """A guide written by hand as a Pyro program, with the data it is called with.
 
     It is run on a longer batch, rows repeated for their particles, so it must treat rows
-    independently of one another and of their position.
+    independently of one another and of their position. A guide with one site is run on the batch
+    as it is, and its distribution is asked for all particles.
     """
 
     program: Program
@@ -98,8 +129,22 @@ class ProgramPosterior:
         """The posterior of one of the data."""
         return replace(self, batch=tuple(part[index : index + 1] for part in self.batch))
 
+    @cached_property
+    def only(self) -> "SitePosterior | None":
+        """The guide's distribution, if it draws nothing but one site, by datum and unmasked."""
+        with torch.random.fork_rng():  # the draw of this run is no draw of anybody's
+            nodes = self._trace(self.guide, 1)
+        names, (latent, *others) = self._sampled(nodes), self.program.latent_sites
+        site = nodes[latent.name]
+        by_datum = site["fn"].batch_shape[:1] == (len(self),) and latent.axis == 0
+        if others or len(names) > 1 or not by_datum or site["mask"] is not None:
+            return None
+        return SitePosterior(self.program, site["fn"])
+
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Runs the guide on repeated rows; returns flat draws and their log densities."""
+        if self.only is not None:
+            return self.only.draw(num_particles)
         nodes = self._trace(self.guide, num_particles)
         values = {site.name: nodes[site.name]["value"] for site in self.program.latent_sites}
         z, jacobian = self.program.flatten(values)
@@ -112,6 +157,8 @@ class ProgramPosterior:
         Raises:
             ValueError: If the guide has auxiliary sites: their values at a given point are unknown.
         """
+        if self.only is not None:
+            return self.only.log_prob(z)
         values, jacobian = self.program.constrain(z.reshape(-1, z.shape[-1]))
         nodes = self._trace(poutine.condition(self.guide, data=values), len(z))
         auxiliary = [name for name in self._sampled(nodes) if name not in values]

@@ -11,6 +11,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import biject_to
 
+from .log_probs import log_prob_of
+
 
 @dataclass(frozen=True)
 class GlobalSite:
@@ -110,7 +112,7 @@ def is_density(site: Any) -> bool:
 
 def log_density(site: Any) -> Tensor:
     """One site's log density: masked, but never scaled by a plate or a handler."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    log_prob = log_prob_of(site["fn"], site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, 1.0, site["mask"])
 
 
