@@ -83,15 +83,26 @@ def mutual_information(
     """
     with prepared(model, guide, data, seed) as (_, posterior, batch):
         num_data = len(batch[0])
-        affordable = _PAIRS_IN_ALL // num_data**2
-        draws = num_samples or max(2, min(100, affordable))
-        if draws < 2:
-            raise ValueError(f"a standard error needs at least 2 draws a datum, got {draws}")
+        draws = draws_a_datum(num_samples, num_data)
         torch.manual_seed(seed)
         z, log_q = posterior.draw(draws)
         information = log_q.double() - log_aggregate(posterior, z)
     estimate = stats.mean_over_data(stats.mean_estimate(information))
     return MutualInformation(estimate, math.log(num_data), draws)
+
+
+def draws_a_datum(num_samples: int | None, num_data: int) -> int:
+    """Draws asked for, or as many as take seconds when each is held against all data.
+
+    Raises:
+        ValueError: If they are fewer than two.
+    """
+    draws = num_samples
+    if draws is None:
+        draws = max(2, min(100, _PAIRS_IN_ALL // num_data**2))
+    if draws < 2:
+        raise ValueError(f"a standard error needs at least 2 draws a datum, got {draws}")
+    return draws
 
 
 def log_aggregate(
@@ -105,11 +116,30 @@ def log_aggregate(
 
     Returns:
         One number a point, float64, in nats.
+
+    Raises:
+        ValueError: If the posterior has no density at points that it did not draw.
     """
     points = z.reshape(-1, 1, z.shape[-1])
     size = max(1, _PAIRS_AT_ONCE // len(posterior))
     parts = [
-        stats.log_mean_exp(posterior.log_prob(piece.expand(-1, len(posterior), -1)).transpose(0, 1))
+        stats.log_mean_exp(density(posterior, piece.expand(-1, len(posterior), -1)).transpose(0, 1))
         for piece in points.split(size)
     ]
     return torch.cat(parts).view(z.shape[:-1])
+
+
+def density(posterior: Posterior, z: Float[Tensor, "particles data latents"]) -> Tensor:
+    """Log density of each datum's posterior at points that it did not draw.
+
+    Raises:
+        ValueError: If the posterior has none.
+    """
+    try:
+        return posterior.log_prob(z)
+    except (NotImplementedError, KeyError) as error:  # what Pyro's transforms raise
+        raise ValueError(
+            "the aggregated posterior needs the density of each datum's posterior at the draws of "
+            f"the others, which this guide does not have ({error!r}): its flow cannot be "
+            "inverted; take one that can, as those of pv.NormalizingFlow"
+        ) from error

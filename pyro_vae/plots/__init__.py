@@ -20,7 +20,13 @@ A guide has the same colour and marker in each figure where it stands at the sam
 mapping. The colours can be told apart by colour-blind readers, the markers in grey print.
 """
 
+from .aggregate import plot_aggregated_marginals as plot_aggregated_marginals
+from .aggregate import plot_aggregated_plane as plot_aggregated_plane
+from .aggregate import plot_collapse as plot_collapse
+from .calibration import plot_rank_ecdf as plot_rank_ecdf
+from .calibration import plot_rank_histograms as plot_rank_histograms
 from .comparison import plot_comparison as plot_comparison
+from .gradients import plot_signal_to_noise as plot_signal_to_noise
 from .latents import plot_latent_plane as plot_latent_plane
 from .learning import LearningCurve as LearningCurve
 from .learning import plot_learning_curves as plot_learning_curves
@@ -29,9 +35,15 @@ from .reconstructions import plot_reconstructions as plot_reconstructions
 
 __all__ = [
     "LearningCurve",
+    "plot_aggregated_marginals",
+    "plot_aggregated_plane",
+    "plot_collapse",
     "plot_comparison",
     "plot_latent_plane",
     "plot_learning_curves",
     "plot_pareto_k",
+    "plot_rank_ecdf",
+    "plot_rank_histograms",
     "plot_reconstructions",
+    "plot_signal_to_noise",
 ]

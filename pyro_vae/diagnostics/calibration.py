@@ -1,0 +1,505 @@
+r"""Simulation-based calibration: does a guide know how much it does not know?
+
+A program that simulates :math:`z^\star \sim p(z)` and then :math:`y \sim p(y \mid z^\star)` has
+drawn :math:`z^\star` from the posterior :math:`p(z \mid y)`. If the guide is that posterior, then
+:math:`z^\star` is one more draw like :math:`z_1, \ldots, z_L \sim q(z \mid y)`, so for any function
+:math:`t(z, y)` the rank
+
+.. math:: r = \#\{l : t(z_l, y) < t(z^\star, y)\}
+
+is uniform on :math:`0, \ldots, L`, exactly, with ties broken at random. Ranks at both ends say that
+the guide is too narrow, in the middle too wide, at one end too high or too low. A guide that
+returns the prior has uniform ranks of every coordinate of z, too: only functions of z *and* y,
+such as :math:`\log p(y \mid z)`, show that it did not look at its datum.
+
+The number of ranks :math:`\le i` is binomial, and over :math:`i` these numbers are a Markov chain.
+So the probability that they all stay inside a band is a sum, and p-values and bands are exact.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int
+from numpy.typing import NDArray
+from scipy.special import bdtr, bdtrc, gammaln
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .. import stats
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..evidence import prepared
+from ..evidence.bidirectional import _in_turn, _simulated
+from ..evidence.weights import despite_nan, rows_at_once, weigh
+from ..guides import Guide, Posterior
+from ..programs import Program, as_batch, device_of, forked_seed
+
+_GUIDE_STREAM = 0x9E3779B9  # added to the seed: the guide's draws are not those of the program
+_TIES_STREAM = 0x51BC  # and breaking ties is no part of either
+_SAME = 1 + 1e-9  # tails that are equal on paper differ by rounding
+_LEAST = 1e-12  # p-values are one less a sum of up to one
+_HALVINGS = 60  # of the logarithm of a tail: far below rounding
+_MEMORY = 256.0  # mebibytes of a program's intermediate results
+
+# To first order, for a Gaussian posterior: d E[12 (u - 1/2)^2] / d log(sd of truth / of guide) is
+# 24 E[x phi(x) (Phi(x) - 1/2)] = 12 * integral of phi^3, and the mean rank moves by E[phi(x)] a sd.
+_SPREAD_PER_LOG_SCALE = 12 / (2 * np.pi * 3**0.5)
+_LOCATION_PER_SD = 1 / (2 * np.pi**0.5)
+
+
+class Draws(NamedTuple):
+    """What a test quantity is computed from, be the latents the simulated ones or the guide's.
+
+    Arguments:
+        z: Flat unconstrained latents, `(particles, batch, latents)`.
+        log_prior: Their log prior density, `(particles, batch)`, in nats.
+        log_likelihood: The log density of the data given them, `(particles, batch)`, in nats.
+        batch: The data.
+    """
+
+    z: Tensor
+    log_prior: Tensor
+    log_likelihood: Tensor
+    batch: Batch
+
+
+Quantity: TypeAlias = Callable[[Draws], Tensor]
+"""A function of z and y, to be ranked: from :class:`Draws` to `(particles, batch)`."""
+
+
+def log_likelihood(draws: Draws) -> Tensor:
+    r""":math:`\log p(y \mid z)`: catches a guide that does not look at its datum."""
+    return draws.log_likelihood
+
+
+def log_joint(draws: Draws) -> Tensor:
+    r""":math:`\log p(y, z)`: how typical draws are of the posterior, all latents together."""
+    return draws.log_prior + draws.log_likelihood
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranks of what was simulated among the guide's draws, and what they say.
+
+    Arguments:
+        ranks: From 0 to `num_samples`, `(data, quantities)`; uniform if the guide is calibrated.
+        names: Of the quantities: latents by site, then functions of z and y.
+        num_samples: Draws of the guide a datum.
+        data: The simulated data.
+        given: What the posterior is conditional on, in words; empty if on nothing.
+    """
+
+    ranks: Int[Tensor, "data quantities"]
+    names: tuple[str, ...]
+    num_samples: int
+    data: Batch
+    given: str = ""
+
+    @property
+    def by_name(self) -> dict[str, Tensor]:
+        """The ranks of each quantity, `(data,)`, as the plots take them."""
+        return dict(zip(self.names, self.ranks.T, strict=True))
+
+    @cached_property
+    def p_values(self) -> Float64[Tensor, " quantities"]:
+        """Exact p-values of uniform ranks, a quantity each; see :func:`rank_p_value`."""
+        values = [rank_p_value(ranks, self.num_samples) for ranks in self.ranks.T]
+        return torch.tensor(values, dtype=torch.float64)
+
+    @property
+    def adjusted(self) -> Float64[Tensor, " quantities"]:
+        """P-values after Holm: rejecting those below a rate has that rate for all together."""
+        return holm(self.p_values)
+
+    @property
+    def location(self) -> Estimate:
+        """Mean rank as a share, `(quantities,)`: 1/2 if calibrated, lower if draws are too high."""
+        return stats.mean_estimate((self.ranks.double() + 0.5) / (self.num_samples + 1))
+
+    @property
+    def spread(self) -> Estimate:
+        """Spread of the ranks, `(quantities,)`: 1 if calibrated, more if draws are too narrow."""
+        return stats.mean_estimate(_squares(self.num_samples)[self.ranks.cpu()])
+
+    def verdict(self, false_alarm: float = 0.01) -> str:
+        """Says which quantities are not calibrated, and in what way.
+
+        Arguments:
+            false_alarm: Probability that a calibrated guide is rejected, over all quantities.
+        """
+        rejected = (self.adjusted < false_alarm).nonzero().flatten().tolist()
+        rate = f"false-alarm rate {false_alarm:g} over {len(self.names)} quantities (Holm)"
+        if not rejected:
+            return f"nothing amiss at a {rate}: {self._resolution()}"
+        words = ", ".join(f"{self.names[place]} {self._shape(place)}" for place in rejected)
+        return f"not calibrated at a {rate}; the guide's draws of {words}"
+
+    def summary(self, false_alarm: float = 0.01) -> str:
+        """One line a quantity, then the verdict."""
+        lines = [
+            f"{name}: mean rank {place:.3f} +- {place_error:.3f} (1/2 if calibrated), "
+            f"spread {spread:.2f} +- {spread_error:.2f} (1), p = {p:.2g}, adjusted {adjusted:.2g}"
+            for name, place, place_error, spread, spread_error, p, adjusted in zip(
+                self.names,
+                *(part.tolist() for part in (*self.location, *self.spread)),
+                self.p_values.tolist(),
+                self.adjusted.tolist(),
+                strict=True,
+            )
+        ]
+        return "\n".join([*lines, self.verdict(false_alarm)])
+
+    def _shape(self, place: int) -> str:
+        """The shape of a histogram that is not flat, in words."""
+        shift, width = (float(score[place]) for score in self._scores())
+        narrow = "are too narrow" if width > 0 else "are too wide"
+        # The latents lie below the draws where the draws are too high.
+        high = "too low" if shift > 0 else "too high"
+        if max(abs(shift), abs(width)) < 2:
+            return "are off in another way than their place or width"
+        if abs(shift) >= abs(width):  # a shift alone sends ranks to an end, and spreads them
+            return f"are {high}"
+        return f"{narrow} and {high}" if abs(shift) > 2 else narrow
+
+    def _scores(self) -> tuple[Tensor, Tensor]:
+        """Mean rank and spread in standard errors from those of uniform ranks."""
+        uniform = torch.arange(self.num_samples + 1, dtype=torch.float64)
+        squares = _squares(self.num_samples)
+        root = len(self.ranks) ** 0.5
+        shift = (self.ranks.double().mean(dim=0) - uniform.mean()) / uniform.std(correction=0)
+        width = (self.spread.value - 1) / squares.std(correction=0)
+        return shift * root, width * root
+
+    def _resolution(self) -> str:
+        """What would have been seen: three standard errors of the mean rank and the spread."""
+        root = len(self.ranks) ** 0.5
+        scale = 3 * 0.8**0.5 / _SPREAD_PER_LOG_SCALE / root  # 12 (u - 1/2)^2 has the variance 0.8
+        place = 3 / 12**0.5 / _LOCATION_PER_SD / root
+        return (
+            f"with {len(self.ranks)} data that excludes scales off by more than about "
+            f"{scale:.0%} and means off by more than about {place:.2g} posterior sd"
+        )
+
+
+def simulation_based_calibration(
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    num_data: int | None = None,
+    num_samples: int = 99,
+    *,
+    quantities: Mapping[str, Quantity] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Calibration:
+    r"""Ranks simulated latents among the guide's draws for the data that they simulate.
+
+    .. math:: z^\star \sim p(z), \quad y \sim p(y \mid z^\star), \quad
+        z_1, \ldots, z_L \sim q(z \mid y), \quad r = \#\{l : t(z_l, y) < t(z^\star, y)\}
+
+    It says whether the guide is the posterior on data such as the model makes, which need not be
+    such as yours. Calibration is an average over data: a guide may be too narrow for some and
+    too wide for others. A :class:`pyro_vae.LocalParameters` guide has no rows for data that are
+    simulated, so free parameters are fitted to them first (`guide.fit_rows`); what is tested is
+    then its family and that fit, not the rows that it has.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data, whose observed sites are
+            given tensors of the batch or parts of them.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+        data: Rows that say the shapes, and the covariates. What the model observes of them is
+            replaced by what it simulates.
+        num_data: Data to simulate; the rows are taken in turn. As many as rows by default. With
+            1,000 a scale that is off by 8% shows.
+        num_samples: Draws of the guide a datum, :math:`L`; L + 1 with many divisors makes a
+            histogram of equal bins.
+        quantities: Functions of z and y that are ranked beside the entries of the flat latent
+            vector; by default :math:`\log p(y \mid z)` alone (:func:`log_likelihood`).
+        given: Values of the latent sites that all data share; by default the mean of their
+            posterior. Latents and data are simulated given these.
+        seed: Seed of everything; the caller's random stream is left alone.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Ranks, exact p-values and a verdict. Discrete latents are summed out and have no rank.
+
+    Raises:
+        ValueError: If the program cannot be simulated row by row, or there are fewer than two
+            data or draws.
+
+    References:
+        | Validating Bayesian Inference Algorithms with Simulation-Based Calibration
+          (Talts et al., 2018)
+        | https://arxiv.org/abs/1804.06788
+        | Simulation-Based Calibration Checking for Bayesian Computation: The Choice of Test
+          Quantities Shapes Sensitivity (Modrák et al., 2023)
+        | https://arxiv.org/abs/2211.02383
+
+    Example:
+        >>> import pyro
+        >>> from pyro_vae import ExactPosterior
+        >>> def model(y):
+        ...     with pyro.plate("data", len(y)):
+        ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+        ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
+        >>> guide = Guide(model, ExactPosterior(), example=torch.zeros(1))
+        >>> result = simulation_based_calibration(model, guide, torch.zeros(100))
+        >>> result.names, bool((result.adjusted > 1e-6).all())
+        (('z', 'log p(y | z)'), True)
+    """
+    functions = {"log p(y | z)": log_likelihood} if quantities is None else dict(quantities)
+    examples = _in_turn(as_batch(data, device_of(model, guide)), num_data)
+    _check_sizes(len(examples[0]), num_samples)
+    table = guide if isinstance(guide, Guide) and guide.map.per_row else None
+    if table is not None:
+        given = table.global_values() if given is None else given
+        guide = _Program(table.program)
+    with prepared(model, guide, examples, seed, given) as (program, _, rows):
+        truth, simulated = _simulated(program, rows, seed)
+    if table is not None:
+        guide = table.fit_rows(simulated, given=given, seed=seed, progress=progress)
+    with prepared(model, guide, simulated, seed, given) as (program, posterior, batch):
+        known = _weighed(program, truth[None], batch)
+        against = _Ranked(program, posterior, batch, functions, num_samples)
+        below, equal = against.counts(_values(known, functions), seed, progress=progress)
+    names = (*_latent_names(program), *functions)
+    ranks = _ties_broken(below.cpu(), equal.cpu(), seed)
+    return Calibration(ranks, names, num_samples, simulated, program.conditions)
+
+
+@dataclass(frozen=True)
+class _Program:
+    """Stands in for a guide that cannot be asked about the examples; knows their program."""
+
+    program: Program
+
+    def __call__(self, *batch: Tensor) -> None:
+        """Samples nothing."""
+
+
+def _check_sizes(num_data: int, num_samples: int) -> None:
+    if num_data < 2 or num_samples < 2:
+        raise ValueError(
+            "ranks need at least 2 simulated data and 2 draws of the guide for each, got "
+            f"{num_data} and {num_samples}; pass num_data= and num_samples="
+        )
+
+
+def _weighed(program: Program, z: Tensor, batch: Batch) -> Draws:
+    """Latents with their densities; what has no number there is refused by its place."""
+    weights = weigh(program, z, z.new_zeros(z.shape[:2]), batch, 1)
+    return Draws(z, weights.log_prior, weights.log_likelihood, batch)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The guide's draws, to be held against the truth.
+
+    They come from one stream: the data are simulated in one go, so no datum has to keep its
+    numbers when its neighbours change.
+    """
+
+    program: Program
+    posterior: Posterior
+    batch: Batch
+    functions: Mapping[str, Quantity]
+    num_samples: int
+
+    def counts(self, truth: Tensor, seed: int, *, progress: bool) -> tuple[Tensor, Tensor]:
+        """How many draws lie below the truth and how many equal it, `(batch, quantities)`."""
+        limit = rows_at_once(self.program, self.batch, _MEMORY)
+        size = max(1, limit // len(self.batch[0]))  # draws at once; all data always are
+        below = equal = torch.zeros(truth.shape[1:], dtype=torch.int64, device=truth.device)
+        starts = range(0, self.num_samples, size)
+        with forked_seed(seed + _GUIDE_STREAM):
+            for first in tqdm(starts, desc="calibration", leave=None, disable=not progress):
+                drawn = self._drawn(min(size, self.num_samples - first))
+                below = below + (drawn < truth).sum(dim=0)
+                equal = equal + (drawn == truth).sum(dim=0)
+        return below, equal
+
+    def _drawn(self, num_particles: int) -> Tensor:
+        z, _ = despite_nan(partial(self.posterior.draw, num_particles))
+        return _values(_weighed(self.program, z, self.batch), self.functions)
+
+
+def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
+    """Latents and quantities side by side, `(particles, batch, quantities)`."""
+    shape = draws.log_prior.shape
+    columns = [draws.z.double()]
+    for name, function in functions.items():
+        value = function(draws)
+        missing = int(value.isnan().sum())
+        if value.shape != shape or missing > 0:
+            raise ValueError(
+                f"the quantity '{name}' should be a number for each particle and datum, of shape "
+                f"{tuple(shape)}, got shape {tuple(value.shape)} and {missing} nan"
+            )
+        columns.append(value.double()[..., None])
+    return torch.cat(columns, dim=-1)
+
+
+def _ties_broken(below: Tensor, equal: Tensor, seed: int) -> Tensor:
+    """Ranks: among its equals the truth has each place with the same probability."""
+    generator = torch.Generator().manual_seed(seed + _TIES_STREAM)
+    uniform = torch.rand(below.shape, generator=generator, dtype=torch.float64)
+    return below + (uniform * (equal + 1)).long()
+
+
+def _latent_names(program: Program) -> list[str]:
+    """A name for each entry of the flat vector."""
+    return [
+        site.name if site.size == 1 else f"{site.name}[{entry}]"
+        for site in program.latent_sites
+        for entry in range(site.size)
+    ]
+
+
+def _squares(num_samples: int) -> Tensor:
+    """For each rank its squared distance from the middle, over the mean of that for all ranks."""
+    ranks = torch.arange(num_samples + 1, dtype=torch.float64)
+    squares = (ranks - ranks.mean()).square()
+    return squares / squares.mean()
+
+
+def holm(p_values: Float64[Tensor, " quantities"]) -> Float64[Tensor, " quantities"]:
+    """P-values adjusted for their number, whatever depends on what.
+
+    Rejecting those below a rate falsely rejects any with at most that probability.
+
+    Arguments:
+        p_values: One a hypothesis.
+
+    Returns:
+        Adjusted ones, at least as large, at most 1, in the same order.
+
+    References:
+        | A Simple Sequentially Rejective Multiple Test Procedure (Holm, 1979)
+        | https://www.jstor.org/stable/4615733
+
+    Example:
+        >>> holm(torch.tensor([0.5, 0.25, 0.125], dtype=torch.float64))
+        tensor([0.5000, 0.5000, 0.3750], dtype=torch.float64)
+    """
+    ordered, order = p_values.sort()
+    remaining = torch.arange(len(ordered), 0, -1)
+    adjusted = (ordered * remaining).cummax(dim=0).values.clamp(max=1)
+    return torch.empty_like(adjusted).scatter_(0, order, adjusted)
+
+
+def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
+    r"""Exact p-value of the hypothesis that ranks are independent and uniform.
+
+    With :math:`R_i` the number of ranks :math:`\le i` and :math:`F_i` its binomial distribution,
+    the statistic is the smallest of the two-sided tails,
+
+    .. math:: \gamma = \min_i \, 2 \min(F_i(R_i), 1 - F_i(R_i - 1)) ,
+
+    and the p-value is the probability of one as small. Rounding hides what is below 1e-12, which
+    is returned in its place.
+
+    Arguments:
+        ranks: From 0 to `num_samples`, `(data,)`.
+        num_samples: The largest rank there can be.
+
+    Returns:
+        The probability, from 1e-12 to 1.
+
+    Raises:
+        ValueError: If a rank lies outside.
+
+    References:
+        | Graphical Test for Discrete Uniformity and its Applications in Goodness-of-Fit
+          Evaluation and Multiple Sample Comparison (Säilynoja, Bürkner & Vehtari, 2022)
+        | https://arxiv.org/abs/2103.10522
+
+    Example:
+        >>> rank_p_value(torch.tensor([0, 1]), num_samples=1)
+        1.0
+        >>> rank_p_value(torch.tensor([1, 1]), num_samples=1)
+        0.5
+    """
+    if len(ranks) < 1 or int(ranks.min()) < 0 or int(ranks.max()) > num_samples:
+        raise ValueError(
+            f"expected ranks from 0 to num_samples={num_samples}, got {tuple(ranks.shape)} of them "
+            f"from {ranks.min() if len(ranks) else None} to {ranks.max() if len(ranks) else None}"
+        )
+    tails = _tails(len(ranks), num_samples)
+    counts = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)[:-1].numpy()
+    smallest = tails[np.arange(num_samples), counts].min()
+    return float(np.clip(1 - _stays(tails, smallest * _SAME), _LEAST, 1))
+
+
+class Band(NamedTuple):
+    """Fewest and most of the ranks that may be at most 0, 1, ..., each `(num_samples,)`."""
+
+    lower: NDArray[np.int64]
+    upper: NDArray[np.int64]
+
+
+def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Band:
+    """The band that holds the cumulative counts of uniform ranks, all of them at once.
+
+    Arguments:
+        num_data: Number of ranks.
+        num_samples: The largest rank there can be.
+        false_alarm: Probability that uniform ranks leave the band somewhere, at most.
+
+    Returns:
+        Bounds, inclusive, on the number of ranks of at most 0, 1, ..., `num_samples - 1`.
+
+    Example:
+        >>> rank_band(num_data=10, num_samples=1, false_alarm=0.05)
+        Band(lower=array([2]), upper=array([8]))
+    """
+    if not 0 < false_alarm < 1:
+        raise ValueError(f"false_alarm is a probability between 0 and 1, got {false_alarm}")
+    tails = _tails(num_data, num_samples)
+    low, high = np.log(tails[tails > 0].min()) - 1, 0.0  # log of a tail: stays, and need not
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if _stays(tails, np.exp(middle)) >= 1 - false_alarm:
+            low = middle
+        else:
+            high = middle
+    inside = tails * _SAME > np.exp(low)  # counts with the same tail are in the band together
+    return Band(inside.argmax(axis=1), num_data - inside[:, ::-1].argmax(axis=1))
+
+
+def _tails(num_data: int, num_samples: int) -> NDArray[np.float64]:
+    """Two-sided tail of each count at each rank but the last, `(num_samples, num_data + 1)`."""
+    counts = np.arange(num_data + 1.0)
+    shares = np.arange(1, num_samples + 1)[:, None] / (num_samples + 1)
+    at_most, at_least = bdtr(counts, num_data, shares), bdtrc(counts - 1, num_data, shares)
+    tails: NDArray[np.float64] = 2 * np.minimum(at_most, at_least)
+    return tails
+
+
+def _poisson(counts: NDArray[Any], rate: float) -> NDArray[np.float64]:
+    """Probabilities of counts."""
+    return np.exp(counts * np.log(rate) - rate - gammaln(counts + 1.0))
+
+
+def _stays(tails: NDArray[np.float64], above: float) -> float:
+    """Probability that uniform ranks have all their tails above a number.
+
+    Given their sum, Poisson counts are multinomial: so the counts of single ranks are taken as
+    independent Poisson, summed up rank by rank inside the band, and conditioned on their sum.
+    """
+    num_samples, num_data = len(tails), tails.shape[1] - 1
+    inside = tails > above
+    if not inside.any(axis=1).all():
+        return 0.0
+    lower, upper = inside.argmax(axis=1), num_data - inside[:, ::-1].argmax(axis=1)
+    rate = num_data / (num_samples + 1)
+    step = _poisson(np.arange(num_data + 1), rate)
+    weights, first = step[lower[0] : upper[0] + 1], int(lower[0])
+    for low, high in zip(lower[1:], upper[1:], strict=True):
+        sums = np.convolve(weights, step[: high - first + 1])
+        weights, first = sums[low - first : high - first + 1], int(low)
+    last = step[num_data - first - np.arange(len(weights))]
+    return float(weights @ last / _poisson(np.array([num_data]), float(num_data))[0])

@@ -1,0 +1,487 @@
+r"""How noisy is the gradient that training follows?
+
+One evaluation of a loss gives a draw :math:`g` of its gradient. Draws at the same parameters have
+a mean, which is the signal, and a variance, which is the noise; training has to average about
+:math:`1 / \mathrm{SNR}^2` of them, over steps or over data, before it sees the signal. For
+:math:`\mathbb{E}_q f(z)` with :math:`f = -|z|^2 / 2` and :math:`q = N(\mu, I_d)` at
+:math:`\mu = 0` the gradient by an entry of :math:`\mu` is
+
+* :math:`-z_i` along the path :math:`z = \mu + \epsilon`, with variance 1;
+* :math:`f(z) \, z_i` as a score function, with variance :math:`(d + 2)(d + 4) / 4`;
+* :math:`(f(z) - b) \, z_i` with the best constant baseline, with variance :math:`(d + 2) / 2`.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float64
+from pyro.infer import ELBO, Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..evidence import prepared
+from ..objectives import Objective
+from ..programs import Program, current_minibatch, evaluating, forked_seed, modules_of
+from ..training.tensors import State, leaves_of, named, require_finite
+
+_BLOCKS = 32  # of repeats, for errors by leaving one out; its error is then known to an eighth
+
+_Statistic = Callable[["_Sums"], Tensor]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over repeats of gradients and of their squares, both less a fixed gradient."""
+
+    count: int
+    origin: Float64[Tensor, " entries"]
+    first: Float64[Tensor, " entries"]
+    second: Float64[Tensor, " entries"]
+
+    @property
+    def mean(self) -> Tensor:
+        return self.origin + self.first / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        squares = self.second - self.first.square() / self.count
+        return (squares / (self.count - 1)).clamp(min=0)
+
+    @property
+    def signal_to_noise(self) -> Tensor:
+        return self.mean.abs() / self.variance.sqrt()
+
+
+@dataclass(frozen=True)
+class ParameterNoise:
+    """The gradient by one parameter; every field has the parameter's shape.
+
+    Arguments:
+        mean: Gradient of the loss a datum, in nats per unit of the parameter.
+        variance: Variance of one draw of it.
+        signal_to_noise: Absolute mean over standard deviation; nan where both are zero.
+    """
+
+    mean: Estimate
+    variance: Estimate
+    signal_to_noise: Estimate
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    r"""Mean, variance and signal-to-noise ratio of draws of a gradient.
+
+    Arguments:
+        num_repeats: Draws, :math:`R`.
+        shapes: Shape of every parameter, by name: `guide...`, `model...`, or what else it is.
+        counts: Repeats in each block, `(blocks,)`.
+        origin: The first gradient, all parameters end to end, `(entries,)`.
+        first: Sums over a block of gradients less the first, `(blocks, entries)`.
+        second: Sums over a block of their squares, `(blocks, entries)`.
+    """
+
+    num_repeats: int
+    shapes: dict[str, torch.Size]
+    counts: tuple[int, ...]
+    origin: Float64[Tensor, " entries"]
+    first: Float64[Tensor, "blocks entries"]
+    second: Float64[Tensor, "blocks entries"]
+
+    @cached_property
+    def _all(self) -> _Sums:
+        return _Sums(sum(self.counts), self.origin, self.first.sum(0), self.second.sum(0))
+
+    def _without(self) -> Iterator[_Sums]:
+        """The sums with each block left out in turn."""
+        whole = self._all
+        for count, first, second in zip(self.counts, self.first, self.second, strict=True):
+            yield _Sums(
+                whole.count - count, self.origin, whole.first - first, whole.second - second
+            )
+
+    def _estimate(self, statistic: _Statistic) -> Estimate:
+        """A statistic of all repeats, with the jackknife's error over blocks."""
+        without = torch.stack([statistic(sums) for sums in self._without()])
+        blocks = len(without)
+        spread = (without - without.mean(dim=0)).square().sum(dim=0)
+        return Estimate(statistic(self._all), (spread * (blocks - 1) / blocks).sqrt())
+
+    def parameter(self, name: str) -> ParameterNoise:
+        """The gradient by one parameter, entry by entry.
+
+        Raises:
+            ValueError: If there is no parameter of that name.
+        """
+        part = self.of(name, exactly=True)
+        shape = part.shapes[name]
+        statistics: tuple[_Statistic, ...] = (
+            lambda sums: sums.mean,
+            lambda sums: sums.variance,
+            lambda sums: sums.signal_to_noise,
+        )
+        estimates = (part._estimate(statistic) for statistic in statistics)
+        shaped = (Estimate(*(field.view(shape) for field in pair)) for pair in estimates)
+        return ParameterNoise(*shaped)
+
+    def of(self, start: str, *, exactly: bool = False) -> "GradientNoise":
+        """The same for the parameters whose name starts so: `of("guide")`, `of("model")`.
+
+        Arguments:
+            start: The beginning of the names.
+            exactly: Whether it is the whole name.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        names = [n for n in self.shapes if (n == start if exactly else n.startswith(start))]
+        if not names:
+            raise ValueError(
+                f"no parameter {'is called' if exactly else 'starts with'} '{start}'; there are "
+                f"{list(self.shapes)}"
+            )
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        places = dict(zip(self.shapes, torch.arange(sum(sizes)).split(sizes), strict=True))
+        chosen = torch.cat([places[name] for name in names])
+        return GradientNoise(
+            self.num_repeats,
+            {name: self.shapes[name] for name in names},
+            self.counts,
+            self.origin[chosen],
+            self.first[:, chosen],
+            self.second[:, chosen],
+        )
+
+    @property
+    def variance(self) -> Estimate:
+        """Variance of a draw, average over all entries."""
+        return self._estimate(lambda sums: sums.variance.mean())
+
+    @property
+    def signal_to_noise(self) -> Estimate:
+        r"""Absolute mean over standard deviation, average over all entries that have either.
+
+        Where there is no signal at all it is :attr:`floor` on average, and not 0.
+        """
+        return self._estimate(lambda sums: sums.signal_to_noise.nanmean())
+
+    @property
+    def norm_ratio(self) -> Estimate:
+        r"""Length of the mean gradient over the root of the summed variances.
+
+        .. math:: \sqrt{\max\Big(0, \sum_i \bar g_i^2 - s_i^2 / R\Big) \Big/ \sum_i s_i^2}
+
+        The noise of the means is taken off, so that it has no floor. Entries with large gradients
+        count most.
+        """
+        return self._estimate(_norm_ratio)
+
+    @property
+    def floor(self) -> float:
+        r"""What the ratio of an entry without signal is on average, :math:`\sqrt{2 / (\pi R)}`."""
+        return math.sqrt(2 / (math.pi * self.num_repeats))
+
+    @property
+    def verdict(self) -> str:
+        """Says how much of one draw is signal, and how many have to be averaged."""
+        value, error = (float(part) for part in self.signal_to_noise)
+        if math.isnan(value):
+            return "the gradient is zero for every draw: there is neither signal nor noise"
+        if math.isinf(value):
+            return "the gradient is the same for every draw: it has no noise"
+        ratio = (
+            f"signal to noise {value:.2g} +- {error:.1g} a draw, over {len(self.origin)} entries"
+        )
+        if value < 2 * self.floor:
+            return (
+                f"{ratio}: noise alone gives {self.floor:.2g} with {self.num_repeats} repeats, so "
+                "the signal is drowned; take more repeats to measure it"
+            )
+        needed = math.ceil(value**-2)
+        if needed == 1:
+            return f"{ratio}: one draw has more signal than noise"
+        return f"{ratio}: about {needed} draws are to be averaged for as much signal as noise"
+
+    def summary(self) -> str:
+        """One line a parameter, then the verdict."""
+        lines = []
+        for name, shape in self.shapes.items():
+            part = self.of(name, exactly=True)
+            ratio, error = (float(field) for field in part.signal_to_noise)
+            variance, spread = (float(field) for field in part.variance)
+            lines.append(
+                f"{name} {tuple(shape)}: signal to noise {ratio:.3g} +- {error:.1g}, variance "
+                f"{variance:.3g} +- {spread:.1g}"
+            )
+        return "\n".join([*lines, self.verdict])
+
+
+def _norm_ratio(sums: _Sums) -> Tensor:
+    noise = sums.variance.sum()
+    signal = (sums.mean.square().sum() - noise / sums.count).clamp(min=0)
+    return (signal / noise).sqrt()
+
+
+def gradient_noise(
+    objective: ELBO,
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    *,
+    num_repeats: int = 100,
+    seed: int = 0,
+    progress: bool = False,
+) -> GradientNoise:
+    r"""Measures the noise of an objective's gradient, by repeating it at the same parameters.
+
+    .. math:: \bar g = \frac{1}{R} \sum_r g_r, \qquad
+        s^2 = \frac{1}{R - 1} \sum_r (g_r - \bar g)^2, \qquad \mathrm{SNR} = |\bar g| / s
+
+    Each :math:`g_r` is the gradient of the loss a datum, over all the data given: what one step
+    of :func:`pyro_vae.fit` sees when these are its batch. Averages over N data have 1/N of the
+    variance of one datum. Modules are in training mode, as they are there, so that dropout is
+    part of the noise; every buffer and parameter is put back. For some rows of a larger data set
+    call it inside `with pv.minibatch(rows, num_data):`.
+
+    Arguments:
+        objective: An objective of ours, or one of Pyro's ELBOs (also `TraceGraph_ELBO`).
+        model: The Pyro program.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; with
+            :func:`score_function` around it, its draws have no path gradient.
+        data: The batch tensor, or a tuple of them.
+        num_repeats: Draws of the gradient, :math:`R`. A ratio below :math:`1 / \sqrt R` cannot be
+            told from none.
+        seed: Seed of the draws; the caller's random stream is left alone.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Mean, variance and ratio for every entry, by parameter and on average, with errors. It
+        keeps 65 numbers for each entry of a parameter, in main memory.
+
+    Raises:
+        ValueError: If there are fewer than 3 repeats, nothing to differentiate by, or data and
+            programs do not fit.
+        FloatingPointError: If a gradient is not finite; names the parameter.
+
+    References:
+        | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018)
+        | https://arxiv.org/abs/1802.04537
+
+    Example:
+        >>> from pyro_vae import Encoder, Guide, IWAE, likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(1, 3), likelihoods.Bernoulli(), latent_dim=1)
+        >>> guide = Guide(model, Encoder(torch.nn.Linear(3, 2)))
+        >>> noise = gradient_noise(IWAE(5), model, guide, torch.ones(4, 3), num_repeats=10)
+        >>> list(noise.shapes)
+        ['guide.map.net.weight', 'guide.map.net.bias', 'model.decoder.weight', 'model.decoder.bias']
+        >>> noise.parameter("model.decoder.bias").variance.value.shape
+        torch.Size([3])
+    """
+    if num_repeats < 3:
+        raise ValueError(f"errors of a variance need at least 3 repeats, got {num_repeats}")
+    with prepared(model, guide, data, seed) as (program, _, batch):
+        pass  # the data and the guide fit
+    with _as_in_training(model, guide), forked_seed(seed):
+        gradients = _Gradients(objective, model, guide, batch, program)
+        return _measured(gradients, num_repeats, progress=progress)
+
+
+@contextmanager
+def _as_in_training(model: ProgramLike, guide: ProgramLike) -> Iterator[None]:
+    """Training mode, with parameters in modules; every mode, buffer and parameter is put back."""
+    with evaluating(model, guide), warnings.catch_warnings():
+        # Pyro only warns of these; here they are errors, which name the parameter.
+        warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf)", UserWarning)
+        state = State.of(model, guide, ())
+        for module in (part for one in (model, guide) for part in modules_of(one)):
+            module.train()
+        try:
+            yield
+        finally:
+            state.restore()
+
+
+class _Gradients:
+    """Draws of the gradient of a loss a datum, by everything that the loss depends on."""
+
+    def __init__(
+        self,
+        objective: Any,
+        model: ProgramLike,
+        guide: ProgramLike,
+        batch: Batch,
+        program: Program,
+    ) -> None:
+        own = isinstance(objective, Objective)  # it sums discrete sites out by itself
+        self.objective, self.guide, self.batch = objective, guide, batch
+        self.model = model if own else program.enumerating(model)
+        current = current_minibatch()
+        self.num_data = (
+            program.structure.sizes(len(batch[0]))[0] if current is None else current.num_data
+        )
+        self.is_differentiable = hasattr(objective, "differentiable_loss")
+        seen = objective if self.is_differentiable else Trace_ELBO()  # the same parameters
+        leaves = leaves_of(seen.differentiable_loss(self.model, guide, *batch))
+        if not leaves:
+            raise ValueError("no tensor with requires_grad takes part in the loss")
+        self.tensors = named(list(leaves), model, guide)
+        if not self.is_differentiable:
+            self._refuse_rows()
+
+    def _refuse_rows(self) -> None:
+        """A table's rows would move as soon as a gradient is accumulated in them."""
+        map = getattr(self.guide, "map", None)
+        if map is not None and any(map.owns(leaf) for leaf in self.tensors.values()):
+            raise ValueError(
+                f"{type(self.objective).__name__} has no differentiable_loss, and its gradients "
+                "would train the rows of LocalParameters; use Trace_ELBO, or an objective of ours"
+            )
+
+    def draw(self) -> Float64[Tensor, " entries"]:
+        """One gradient, all parameters end to end."""
+        drawn = self._differentiated() if self.is_differentiable else self._accumulated()
+        parts = []
+        for (name, tensor), gradient in zip(self.tensors.items(), drawn, strict=True):
+            gradient = torch.zeros_like(tensor) if gradient is None else gradient
+            require_finite(name, gradient)
+            parts.append(gradient.detach().double().cpu().flatten() / self.num_data)
+        return torch.cat(parts)
+
+    def _differentiated(self) -> list[Tensor | None]:
+        loss = self.objective.differentiable_loss(self.model, self.guide, *self.batch)
+        return list(torch.autograd.grad(loss, list(self.tensors.values()), allow_unused=True))
+
+    def _accumulated(self) -> list[Tensor | None]:
+        """For Pyro's objectives that only fill in `.grad`: what was there is put back."""
+        tensors = list(self.tensors.values())
+        before = [tensor.grad for tensor in tensors]
+        try:
+            for tensor in tensors:
+                tensor.grad = None
+            self.objective.loss_and_grads(self.model, self.guide, *self.batch)
+            return [tensor.grad for tensor in tensors]
+        finally:
+            for tensor, gradient in zip(tensors, before, strict=True):
+                tensor.grad = gradient
+
+
+def _measured(gradients: _Gradients, num_repeats: int, *, progress: bool) -> GradientNoise:
+    """Sums over the repeats, block by block."""
+    blocks = min(_BLOCKS, num_repeats)
+    bar = tqdm(range(num_repeats), desc="gradients", leave=None, disable=not progress)
+    origin = first = second = torch.zeros(0)
+    counts = [0] * blocks
+    for repeat in bar:
+        gradient = gradients.draw()
+        if repeat == 0:
+            origin = gradient
+            first, second = gradient.new_zeros(2, blocks, len(gradient))
+        place = repeat % blocks
+        counts[place] += 1
+        first[place] += gradient - origin
+        second[place] += (gradient - origin).square()
+    shapes = {name: tensor.shape for name, tensor in gradients.tensors.items()}
+    return GradientNoise(num_repeats, shapes, tuple(counts), origin, first, second)
+
+
+@dataclass(frozen=True)
+class ScoreFunction:
+    """A guide whose draws carry no path gradient; see :func:`score_function`."""
+
+    guide: ProgramLike
+
+    def __call__(self, *batch: Tensor) -> Any:
+        """Runs the guide."""
+        with _NoPath():
+            return self.guide(*batch)
+
+
+def score_function(guide: ProgramLike) -> ScoreFunction:
+    r"""The same guide with score-function gradients in place of reparameterized ones.
+
+    .. math:: \nabla_\phi \mathbb{E}_q f(z) = \mathbb{E}_q f(z) \nabla_\phi \log q_\phi(z)
+
+    Every draw of the guide is detached from the parameters, and its density is not. Pyro's
+    `Trace_ELBO` and `TraceGraph_ELBO` then take the score function by themselves, the second with
+    the baselines that sites ask for; the objectives of ours need a path, and refuse it.
+
+    Arguments:
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+
+    Returns:
+        A guide program, which shares the parameters.
+
+    References:
+        | Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning
+          (Williams, 1992)
+        | https://doi.org/10.1007/BF00992696
+        | Black Box Variational Inference (Ranganath et al., 2014)
+        | https://arxiv.org/abs/1401.0118
+
+    Example:
+        >>> from pyro_vae import Encoder, Guide, likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(1, 3), likelihoods.Bernoulli(), latent_dim=1)
+        >>> guide = Guide(model, Encoder(torch.nn.Linear(3, 2)))
+        >>> y = torch.ones(4, 3)
+        >>> path = gradient_noise(Trace_ELBO(), model, guide, y)
+        >>> score = gradient_noise(Trace_ELBO(), model, score_function(guide), y)
+        >>> bool(score.of("guide").variance.value > path.of("guide").variance.value)
+        True
+    """
+    return ScoreFunction(guide)
+
+
+class _NoPath(Messenger):
+    """Takes the path out of what is sampled. A point mass has no other gradient and keeps it."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if msg["is_observed"] or not getattr(fn, "has_rsample", False):
+            return
+        if not isinstance(fn, dist.Delta):
+            msg["fn"] = _Detached(fn)
+
+
+class _Detached(dist.TorchDistribution):
+    """A distribution that says it cannot be reparameterized."""
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's declaration)
+    has_rsample = False
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """That of the distribution."""
+        return self.base.support
+
+    @property
+    def mean(self) -> Tensor:
+        """That of the distribution."""
+        mean: Tensor = self.base.mean
+        return mean
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_Detached":
+        """The expanded distribution, detached."""
+        return _Detached(self.base.expand(batch_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """A draw without gradient."""
+        with torch.no_grad():
+            drawn: Tensor = self.base.sample(torch.Size(sample_shape))
+        return drawn.detach()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The density, with its gradient."""
+        log_prob: Tensor = self.base.log_prob(value)
+        return log_prob
