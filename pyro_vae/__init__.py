@@ -3,6 +3,7 @@
 from . import criticism as criticism
 from . import data as data
 from . import diagnostics as diagnostics
+from . import gaps as gaps
 from . import likelihoods as likelihoods
 from . import models as models
 from . import nets as nets
@@ -12,10 +13,12 @@ from .compare import compare as compare
 from .evidence import AnnealedImportanceSampling as AnnealedImportanceSampling
 from .evidence import ClosedForm as ClosedForm
 from .evidence import Defensive as Defensive
+from .evidence import Fitted as Fitted
 from .evidence import ImportanceSampling as ImportanceSampling
 from .evidence import Quadrature as Quadrature
 from .evidence import StartFromGuide as StartFromGuide
 from .evidence import StartFromPrior as StartFromPrior
+from .evidence import Tightest as Tightest
 from .evidence import Until as Until
 from .evidence import Widened as Widened
 from .evidence import bidirectional as bidirectional
@@ -24,6 +27,7 @@ from .evidence import elbo as elbo
 from .evidence import evaluate as evaluate
 from .evidence import log_marginal_likelihood as log_marginal_likelihood
 from .evidence import log_weights as log_weights
+from .gaps import inference_gap as inference_gap
 from .guides import AffineAutoregressive as AffineAutoregressive
 from .guides import AffineCoupling as AffineCoupling
 from .guides import CoordinateAscent as CoordinateAscent

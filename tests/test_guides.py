@@ -234,7 +234,7 @@ def test_a_program_is_the_guide() -> None:
         drawn.append(posterior.draw(7))
     assert_exact(drawn[1], drawn[0])
     for posterior in (ours, program):
-        row = posterior.row(2)
+        row = posterior.rows(slice(2, 3))
         assert len(row) == 1
         assert_exact(row.log_prob(z[:, 2:3]), ours.log_prob(z)[:, 2:3])
     assert_mean(program.draw(4000)[0], ours.mean())

@@ -28,6 +28,10 @@ from .estimates import log_marginal_likelihood as log_marginal_likelihood
 from .estimates import log_weights as log_weights
 from .estimates import posterior_means as posterior_means
 from .exact import ClosedForm as ClosedForm
+from .fitted import Fitted as Fitted
+from .fitted import best_of_family as best_of_family
+from .fitted import near as near
+from .fitted import starts as starts
 from .importance import JACKKNIFED as JACKKNIFED
 from .importance import PARETO_SMOOTHED as PARETO_SMOOTHED
 from .importance import PLAIN as PLAIN
@@ -46,5 +50,7 @@ from .results import Evaluation as Evaluation
 from .results import EvidenceLowerBound as EvidenceLowerBound
 from .results import LogMarginal as LogMarginal
 from .results import Weights as Weights
+from .results import join as join
+from .tightest import Tightest as Tightest
 from .weights import check_data as check_data
 from .weights import prepared as prepared

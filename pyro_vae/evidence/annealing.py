@@ -34,7 +34,6 @@ from .. import stats
 from .._types import Batch, Estimate
 from ..data import row_seeds
 from ..guides import Posterior
-from ..guides.posteriors import FamilyPosterior, ProgramPosterior
 from ..programs import Program, repeat_rows, whole_plate
 from .hamiltonian import Noise, Path, Point, at, transition
 from .results import Bound, LogMarginal, join
@@ -227,9 +226,9 @@ class Prior:
         """Number of data."""
         return len(self.batch[0])
 
-    def row(self, index: int) -> "Prior":
-        """The prior of one of the data: covariates may play a part in it."""
-        return replace(self, batch=tuple(part[index : index + 1] for part in self.batch))
+    def rows(self, rows: slice | Tensor) -> "Prior":
+        """The prior of some of the data: covariates may play a part in it."""
+        return replace(self, batch=tuple(part[rows] for part in self.batch))
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Runs the program forward, with the data observed: no draw depends on what follows it."""
@@ -248,39 +247,6 @@ class Prior:
     def mean(self) -> Float[Tensor, "batch latents"]:
         """Mean of draws: a program has no other way."""
         return self.draw(1000)[0].mean(dim=0)
-
-
-def _rows_of(posterior: Posterior, rows: slice) -> Posterior:
-    """The posterior of some of the data."""
-    if isinstance(posterior, FamilyPosterior):
-        return replace(posterior, parameters=posterior.parameters[rows])
-    if isinstance(posterior, Prior | ProgramPosterior):
-        return replace(posterior, batch=tuple(part[rows] for part in posterior.batch))
-    return _Rows([posterior.row(index) for index in range(*rows.indices(len(posterior)))])
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Posteriors of single data, side by side."""
-
-    parts: list[Posterior]
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def row(self, index: int) -> Posterior:
-        return self.parts[index]
-
-    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        z, log_prob = zip(*(part.draw(num_particles) for part in self.parts), strict=True)
-        return torch.cat(z, dim=1), torch.cat(log_prob, dim=1)
-
-    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        columns = zip(self.parts, z.split(1, dim=1), strict=True)
-        return torch.cat([part.log_prob(column) for part, column in columns], dim=1)
-
-    def mean(self) -> Float[Tensor, "batch latents"]:
-        return torch.cat([part.mean() for part in self.parts])
 
 
 # Chains
@@ -484,7 +450,7 @@ class AnnealedImportanceSampling:
             trial, _ = draw_rows(origin, first, seeds[0], self.num_chains)
             z, log_start = draw_rows(origin, first, seeds[1], self.num_chains)
             weigh(program, z, log_start, part, self.num_chains, first=first)  # are they numbers?
-            path = self.start.path(program, _rows_of(origin, rows), part)
+            path = self.start.path(program, origin.rows(rows), part)
             with pyro.validation_enabled(is_validate=False):  # a trajectory may leave the numbers
                 ladder = self._ladder(path, trial, seeds[2])
                 yield Work(rows, path, z, ladder, seeds[3], seeds[4])

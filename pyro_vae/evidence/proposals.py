@@ -137,9 +137,9 @@ class WidenedPosterior:
         """Number of data."""
         return len(self.base)
 
-    def row(self, index: int) -> "WidenedPosterior":
-        """That of one of the data, which finds a center of its own."""
-        return replace(self, base=self.base.row(index))
+    def rows(self, rows: slice | Tensor) -> "WidenedPosterior":
+        """That of some of the data, which find centers of their own."""
+        return replace(self, base=self.base.rows(rows))
 
     @cached_property
     def center(self) -> Tensor:
@@ -178,10 +178,10 @@ class DefensivePosterior:
         """Number of data."""
         return len(self.base)
 
-    def row(self, index: int) -> "DefensivePosterior":
-        """That of one of the data."""
-        batch = tuple(part[index : index + 1] for part in self.batch)
-        return replace(self, base=self.base.row(index), batch=batch)
+    def rows(self, rows: slice | Tensor) -> "DefensivePosterior":
+        """That of some of the data."""
+        batch = tuple(part[rows] for part in self.batch)
+        return replace(self, base=self.base.rows(rows), batch=batch)
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Draws, each of either part, and the log densities of the mixture."""

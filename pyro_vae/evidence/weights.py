@@ -46,7 +46,8 @@ def draw_rows(
     """Draws of some data, each from the stream of its own seed."""
     draws = []
     for offset, seed in enumerate(seeds):
-        draw = partial(_draw_row, posterior.row(first + offset), seed, num_samples)
+        row = slice(first + offset, first + offset + 1)
+        draw = partial(_draw_row, posterior.rows(row), seed, num_samples)
         draws.append([torch.cat(parts) for parts in zip(*despite_nan(draw), strict=True)])
     z, log_guide = zip(*draws, strict=True)
     return torch.cat(z, dim=1), torch.cat(log_guide, dim=1)

@@ -29,8 +29,8 @@ class Posterior(Protocol):
     def __len__(self) -> int:
         """Number of data."""
 
-    def row(self, index: int) -> "Posterior":
-        """The posterior of one of the data."""
+    def rows(self, rows: slice | Tensor) -> "Posterior":
+        """The posterior of some of the data: a slice, or their positions."""
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Draws `(particles, batch, latents)` and their log densities `(particles, batch)`."""
@@ -60,9 +60,9 @@ class FamilyPosterior:
         """Number of data."""
         return len(self.parameters)
 
-    def row(self, index: int) -> "FamilyPosterior":
-        """The posterior of one of the data."""
-        return replace(self, parameters=self.parameters[index : index + 1])
+    def rows(self, rows: slice | Tensor) -> "FamilyPosterior":
+        """The posterior of some of the data."""
+        return replace(self, parameters=self.parameters[rows])
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Reparameterized draws and their log densities."""
@@ -125,9 +125,9 @@ class ProgramPosterior:
         """Number of data."""
         return len(self.batch[0])
 
-    def row(self, index: int) -> "ProgramPosterior":
-        """The posterior of one of the data."""
-        return replace(self, batch=tuple(part[index : index + 1] for part in self.batch))
+    def rows(self, rows: slice | Tensor) -> "ProgramPosterior":
+        """The posterior of some of the data."""
+        return replace(self, batch=tuple(part[rows] for part in self.batch))
 
     @cached_property
     def only(self) -> "SitePosterior | None":
