@@ -20,7 +20,7 @@ from tests.statistics import FACTS, FactorAnalysis, assert_coverage
 pytestmark = pytest.mark.usefixtures("float64")
 
 QUALITIES = (0.85, 0.9, 1.0, 1.2, 1.4)
-HOPELESS = 0.5  # of the right spread: k is 3/4 and more
+HOPELESS = 0.3  # of the right spread: k is 0.91 and more; at 1/2 it is 3/4, near the limit
 
 
 class Family(NamedTuple):
@@ -198,7 +198,7 @@ def test_reliable_intervals_cover_1000_data(name: str, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_doubted_would_not_cover(name: str, seed: int) -> None:
-    """Guides half as wide as they should be: most data are doubted, and coverage is lost."""
+    """Guides a third as wide as they should be: most data are doubted, and coverage is lost."""
     family = FAMILIES[name]()
     y = family.sample(600)
     result = estimate(family, y, torch.full((600,), HOPELESS), 5_000, seed)

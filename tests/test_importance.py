@@ -22,7 +22,13 @@ from pyro_vae.evidence.proposals import (
     prior_log_prob,
 )
 from pyro_vae.programs import Program
-from tests.factor_analysis import exact_guide, mean_field_guide, mean_field_program, model_of
+from tests.factor_analysis import (
+    exact_guide,
+    mean_field_guide,
+    mean_field_program,
+    model_of,
+    prior_guide,
+)
 from tests.statistics import FACTS, FACTS_Y, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -154,6 +160,66 @@ def test_until_does_not_stop_on_luck(seed: int) -> None:
     exact = FACTS.log_evidence(y)
     assert len(result.num_samples.unique()) > 1
     assert_mean((result.value - exact).exp(), 1.0)
+
+
+def stopped_on_the_way(log_weights: Tensor, until: Until) -> Tensor:
+    """Log mean weights of the first draws whose own error is small enough: wrong, `(batch,)`."""
+    size = 30
+    value = torch.full_like(log_weights[0], torch.nan)
+    while size <= len(log_weights):
+        part = log_weights[:size]
+        error = stats.heavy_tail_error(part, stats.pareto_k(part))
+        last = 2 * size > len(log_weights)
+        found = value.isnan() & ((error <= until.error) | last)
+        value = value.where(~found, stats.log_mean_exp(part))
+        size *= 2
+    return value
+
+
+def test_stopping_on_luck_is_caught(seed: int) -> None:
+    """The twin that stops where the error of the same draws looks small is 7% low; ours is not.
+
+    The error is small where the large weights are still missing, and there it stops.
+    """
+    y, until = FACTS_Y.expand(300, -1), Until(0.12, 480)
+    ours = estimate(ImportanceSampling(30, until=until), y, seed)
+    exact = FACTS.log_evidence(y)
+    assert_mean((ours.value - exact).exp(), 1.0)
+    log_weights = pv.log_weights(MODEL, MEAN_FIELD, y, num_particles=480, seed=seed)
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean((stopped_on_the_way(log_weights, until) - exact).exp(), 1.0)
+
+
+def test_until_answers_each_datum_as_if_alone(seed: int) -> None:
+    """Data with as many draws are weighed together: rows come back in order, to the last digit."""
+    y = FACTS.sample(12)
+    method = ImportanceSampling(30, until=Until(0.1, 240))
+    whole = estimate(method, y, seed)
+    assert 1 < len(whole.num_samples.unique()) < 12
+    for row in range(12):
+        alone = estimate(
+            replace(method, until=None, num_samples=int(whole.num_samples[row])),
+            y[row : row + 1],
+            seed,
+        )
+        torch.testing.assert_close(alone.value[0], whole.value[row], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(alone.error[0], whole.error[row], rtol=1e-12, atol=1e-12)
+
+
+def test_until_names_the_datum_that_has_no_density() -> None:
+    """By its place in the data, not in the block that was weighed together."""
+
+    def broken(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+            pyro.factor("term", torch.where(y[:, 0] == 7, torch.nan, -z.square().sum(-1)))
+
+    y = torch.arange(5.0, 10.0)[:, None].expand(-1, 4)
+    method = ImportanceSampling(30, until=Until(0.1, 240))
+    with prepared(broken, prior_guide, y, 0) as (program, posterior, batch):
+        sizes = torch.full((5,), 60)
+        with pytest.raises(FloatingPointError, match="of datum 2,"):
+            method._sized(program, posterior, batch, sizes, seed=0, progress=False)
 
 
 def test_until_says_when_the_budget_is_spent(seed: int) -> None:

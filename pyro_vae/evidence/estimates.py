@@ -205,8 +205,9 @@ def _warn_unreliable(result: LogMarginal) -> None:
         reasons = [f"{reason} ({int(m.sum())})" for reason, m in result.doubts.items() if m.any()]
         warnings.warn(
             f"log p(y) cannot be trusted for {bad} of {len(result.value)} data, by "
-            f"{result.method}: {'; '.join(reasons)}. Take more draws, train the guide for longer, "
-            "fit it to these data with guide.fit_rows(y), or take a wider proposal (pv.Widened)",
+            f"{result.method}: {'; '.join(reasons)}. Draw from a proposal that is fitted to every "
+            "datum, pv.ImportanceSampling(proposal=pv.Fitted()), let the program decide, "
+            "pv.Tightest(), take more draws, or train the guide for longer",
             UserWarning,
             stacklevel=3,  # the caller of the entry point
         )
