@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.compare import Comparison
+from pyro_vae.compare import Candidate, Comparison
 from tests.statistics import FactorAnalysis
 
 FEATURES, LATENTS = 6, 2
@@ -49,6 +49,11 @@ def global_gap(facts: FactorAnalysis, y: Tensor, test: Tensor) -> Tensor:
     return facts.mean_field_gap() + torch.einsum("ni,ij,nj->n", away, precision, away).mean() / 2
 
 
+def gap_of(facts: FactorAnalysis) -> float:
+    """The mean-field gap, the same for all data."""
+    return float(facts.mean_field_gap())
+
+
 def test_fixed_model_reaches_the_closed_forms(facts: FactorAnalysis) -> None:
     """Log p, and the ELBO of all three guides, against factor analysis; and their order."""
     y, test = facts.sample(200), facts.sample(100)
@@ -72,6 +77,11 @@ def test_fixed_model_reaches_the_closed_forms(facts: FactorAnalysis) -> None:
         progress=False,
     )
     amortized, local, surrogate = table.rows()
+    for row, lost in ((local, 0.0), (surrogate, float(global_gap(facts, y, test) - gap_of(facts)))):
+        assert row.amortization == pytest.approx(lost, abs=5 * row.amortization_error + 0.02)
+        assert row.approximation == pytest.approx(
+            gap_of(facts), abs=5 * row.approximation_error + 1e-4
+        )
     exact = float(facts.log_evidence(test).mean())
     gap = float(facts.mean_field_gap())
     for row in (amortized, local):
@@ -220,15 +230,67 @@ def test_a_folder_repeats_the_run(tmp_path: Path) -> None:
     assert pictures == {
         "learning_curves",
         "comparison",
+        "gaps",
         "pareto_k",
         "reconstructions",
         "latent_plane",
+        "worst",
     }
     assert {path.name for path in folder.glob("*.nc")} == {"amortized.nc", "per-datum.nc"}
     loaded = pv.load(folder / "models" / "amortized")
     torch.testing.assert_close(
         loaded.guide.mean(y[20:]), table.results["amortized"].means, rtol=0, atol=1e-6
     )
+
+
+def test_differences_are_by_datum() -> None:
+    """Of every pair, on the same rows; with the model fixed log p differs by nothing."""
+    guides: dict[str, object] = {
+        "amortized": pv.Encoder(nn.Linear(3, 2)),
+        "global": pv.GlobalParameters(),
+    }
+    table = small(Program(), guides, train_model=False)
+    (difference,) = table.differences()
+    first, second = (table.results[name].gap for name in guides)
+    assert (difference.first, difference.second) == tuple(guides)
+    assert torch.equal(difference.elbo.value, first.elbo.value - second.elbo.value)
+    assert float(difference.mean_elbo.value) == pytest.approx(float(difference.elbo.value.mean()))
+    assert (difference.log_p.value.abs() <= 5 * difference.log_p.error).all()
+
+
+def test_verdict_names_what_was_found(facts: FactorAnalysis) -> None:
+    """A guide that ignores the data is exposed, one per datum loses nothing, and the best leads."""
+    y, test = facts.sample(100), facts.sample(60)
+    guides: dict[str, Candidate] = {
+        "per-datum": pv.LocalParameters(100),
+        "global": pv.GlobalParameters(),
+    }
+    table = pv.compare(
+        linear_vae(facts), guides, y, test, train_model=False, num_epochs=10,
+        evaluation=pv.ImportanceSampling(200), progress=False,
+    )  # fmt: skip
+    local, surrogate, ranking = table.verdict.splitlines()
+    assert "costs nothing that can be seen" in local
+    assert "z says nothing about the datum" in surrogate
+    assert "guide.refined(20) would win back 100%" in surrogate
+    assert ranking.startswith("ELBO under per-datum is above that under global")
+    assert table.verdict in table.summary()
+
+
+def test_seeds_start_afresh() -> None:
+    """Each further run has weights of its own; the first is the same as alone."""
+    guides: dict[str, object] = {"amortized": pv.Encoder(nn.Linear(3, 2))}
+    table, alone = small(Program(), guides, num_seeds=3), small(Program(), guides)
+    weights = [
+        one.results["amortized"].guide.map.net.weight.detach() for one in (table, *table.others)
+    ]
+    assert [one.about["seed"] for one in (table, *table.others)] == [0, 1, 2]
+    assert not torch.allclose(weights[0], weights[1], atol=0.01)
+    assert not torch.allclose(weights[1], weights[2], atol=0.01)
+    values = [float(one.results["amortized"].gap.mean.elbo.value) for one in (table, *table.others)]
+    assert table.rows()[0].elbo_spread == pytest.approx(float(torch.tensor(values).std()))
+    assert math.isnan(alone.rows()[0].elbo_spread)
+    assert "between the 3 seeds" in table.verdict
 
 
 def test_what_cannot_be_compared() -> None:

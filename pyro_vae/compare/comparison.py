@@ -6,96 +6,26 @@ import math
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .. import diagnostics, plots, storage
+from .. import storage
 from .._types import Batch
-from ..diagnostics import MutualInformation
-from ..evidence import Evaluation, EvidenceLowerBound
 from ..inference_data import to_inference_data
-from ..programs import forked_seed
-from ..training import Fit
+from .differences import Difference, differences_of, verdict_of
+from .figures import figures_of
+from .results import GuideResult, Row, row_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PICTURES = 10  # columns of the picture of reconstructions
 _INFERENCE_DRAWS = 100  # draws in the ArviZ data that are saved
 _PREDICTIVE_DRAWS = 20  # of these, how many come with simulated data, which are large
-
-
-@dataclass(frozen=True)
-class GuideResult:
-    """A trained guide and its model, and how they do.
-
-    Arguments:
-        model: The copy of the model that this guide trained.
-        guide: The guide, for the training data.
-        held_out_guide: The guide for the held-out data; another one where rows had to be fitted.
-        fit: How training went.
-        train_bound: ELBO of the training data.
-        test: Bound and log p of the held-out data.
-        means: Posterior means of the held-out data, `(batch, latents)`.
-        information: Mutual information of z and the held-out data.
-        seconds: Time that training took.
-    """
-
-    model: Any
-    guide: Any
-    held_out_guide: Any
-    fit: Fit
-    train_bound: EvidenceLowerBound
-    test: Evaluation
-    means: Tensor
-    information: MutualInformation
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One guide's row of the table; nats a datum, means over data, with Monte Carlo errors.
-
-    Arguments:
-        guide: Its name.
-        train_elbo: ELBO of the training data.
-        train_elbo_error: Its error.
-        elbo: ELBO of the held-out data.
-        elbo_error: Its error.
-        log_p: Importance-weighted log p(y) of the held-out data.
-        log_p_error: Its error.
-        rate: KL(q(z | y) || p(z)), what z costs.
-        distortion: - E log p(y | z), what is left.
-        active_units: Latents whose posterior mean varies over the data.
-        mutual_information: What z says about which datum it came from.
-        mutual_information_error: Its error.
-        ceiling: log N, which the mutual information cannot exceed.
-        unreliable: Share of the held-out data whose log p cannot be trusted (Pareto k above 0.7).
-        seconds: Training time.
-        epochs: Epochs of training; rounds where rows were fitted with the model fixed.
-    """
-
-    guide: str
-    train_elbo: float
-    train_elbo_error: float
-    elbo: float
-    elbo_error: float
-    log_p: float
-    log_p_error: float
-    rate: float
-    distortion: float
-    active_units: int
-    mutual_information: float
-    mutual_information_error: float
-    ceiling: float
-    unreliable: float
-    seconds: float
-    epochs: int
 
 
 @dataclass(frozen=True)
@@ -109,6 +39,7 @@ class Comparison:
         image_shape: Height and width of a datum, if it is an image.
         log_scale: Nats a datum that put log densities into the data's own units.
         about: What is needed to repeat the run.
+        others: The same comparison under other seeds.
     """
 
     results: Mapping[str, GuideResult]
@@ -117,10 +48,23 @@ class Comparison:
     image_shape: tuple[int, int] | None
     log_scale: float
     about: Mapping[str, Any]
+    others: "tuple[Comparison, ...]" = ()
 
     def rows(self) -> list[Row]:
-        """The table, one row a guide."""
-        return [_row(name, result, self.log_scale) for name, result in self.results.items()]
+        """The table, one row a guide; of the first seed, with the spread between seeds."""
+        return [self._row(name, result) for name, result in self.results.items()]
+
+    def _row(self, name: str, result: GuideResult) -> Row:
+        row = row_of(name, result, self.log_scale)
+        runs = [table.results[name] for table in (self, *self.others) if name in table.results]
+        if len(runs) < 2:
+            return row
+        means = [run.gap.mean for run in runs]
+        return replace(
+            row,
+            log_p_spread=float(torch.stack([mean.log_marginal.value for mean in means]).std()),
+            elbo_spread=float(torch.stack([mean.elbo.value for mean in means]).std()),
+        )
 
     def summary(self) -> str:
         """The table as text, with a line on how to read it."""
@@ -143,71 +87,34 @@ class Comparison:
             if self.about.get("train_model", True)
             else "the model is fixed, so ELBOs compare too"
         )
-        bad = [
-            f"{row.unreliable:.0%} of the data under {row.guide}"
-            for row in rows
-            if row.unreliable > 0
-        ]
-        trust = f" Log p cannot be trusted (Pareto k > 0.7) for {', '.join(bad)}." if bad else ""
         ceiling = rows[0].ceiling if rows else math.nan
         return (
             f"Nats a datum, held-out data unless it says training; +- is one Monte Carlo standard "
-            f"error; {models}.\nMutual information is at most log N = {ceiling:.2f}." + trust
+            f"error; {models}.\nMutual information is at most log N = {ceiling:.2f}; "
+            f"k > 0.7: data of whose posterior the guide itself misses a part.\n\n{self.verdict}"
         )
+
+    def differences(self) -> list[Difference]:
+        """Of every pair of guides, datum by datum, on the same held-out data."""
+        return differences_of(self.results)
+
+    @property
+    def verdict(self) -> str:
+        """What was found, in plain words."""
+        said = verdict_of(self.results, train_model=bool(self.about.get("train_model", True)))
+        return said + "".join(f"\n{line}" for line in self._seeds())
+
+    def _seeds(self) -> list[str]:
+        """How much the numbers move between seeds."""
+        if not self.others:
+            return []
+        rows = self.rows()
+        spread = ", ".join(f"{row.guide} {row.log_p_spread:.3f}" for row in rows)
+        return [f"Log p moves between the {1 + len(self.others)} seeds by (sd, nats): {spread}."]
 
     def plot(self) -> "dict[str, Figure]":
         """Figures by name, for a notebook or to save; opened with no window of their own."""
-        drawn = {
-            "learning_curves": self._learning_curves,
-            "comparison": self._comparison,
-            "pareto_k": self._pareto_k,
-        }
-        if all(hasattr(result.model, "decode") for result in self.results.values()):
-            drawn["reconstructions"] = self._reconstructions
-        if all(result.means.shape[1] == 2 for result in self.results.values()):  # a plane
-            drawn["latent_plane"] = self._latent_plane
-        return {name: draw() for name, draw in drawn.items()}
-
-    def _learning_curves(self) -> "Figure":
-        figure = _figure(7.0, 4.2)
-        curves = {name: result.fit.history for name, result in self.results.items()}
-        plots.plot_learning_curves(curves, ax=figure.subplots())
-        return figure
-
-    def _comparison(self) -> "Figure":
-        figure = _figure(7.0, 0.9 + 0.8 * len(self.results))
-        table = {
-            row.guide: {"ELBO": (row.elbo, row.elbo_error), "log p": (row.log_p, row.log_p_error)}
-            for row in self.rows()
-        }
-        plots.plot_comparison(table, ax=figure.subplots())
-        return figure
-
-    def _pareto_k(self) -> "Figure":
-        figure = _figure(7.0, 4.2)
-        k = {name: result.test.log_marginal.pareto_k for name, result in self.results.items()}
-        plots.plot_pareto_k(k, ax=figure.subplots())
-        return figure
-
-    def _reconstructions(self) -> "Figure":
-        first = self.test[0][:_PICTURES]
-        reconstructions, draws = {}, {}
-        for name, result in self.results.items():
-            means = result.means[:_PICTURES].to(first.device, first.dtype)
-            reconstructions[name] = result.model.decode(means).cpu()
-            with forked_seed(0):
-                draws[name] = result.model.decode(torch.randn_like(means)).cpu()
-        figure = _figure(8.0, 0.85 * (1 + 2 * len(self.results)), layout="compressed")
-        plots.plot_reconstructions(
-            first.cpu(), reconstructions, draws, self.image_shape, figure=figure
-        )
-        return figure
-
-    def _latent_plane(self) -> "Figure":
-        figure = _figure(3.4 * len(self.results) + 0.8, 3.8, layout="compressed")
-        means = {name: result.means for name, result in self.results.items()}
-        plots.plot_latent_plane(means, self.labels, figure=figure)
-        return figure
+        return figures_of(self.results, self.rows(), self.test, self.labels, self.image_shape)
 
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
         """ArviZ data of the held-out data, by guide."""
@@ -269,33 +176,9 @@ class Comparison:
         }
 
 
-def _row(name: str, result: GuideResult, log_scale: float) -> Row:
-    bound, log_marginal = result.test
-    train, elbo, log_p = result.train_bound.mean, bound.mean, log_marginal.mean
-    information = result.information
-    return Row(
-        guide=name,
-        train_elbo=float(train.value) + log_scale,
-        train_elbo_error=float(train.error),
-        elbo=float(elbo.value) + log_scale,
-        elbo_error=float(elbo.error),
-        log_p=float(log_p.value) + log_scale,
-        log_p_error=float(log_p.error),
-        rate=float(bound.rate.value.mean()),
-        distortion=float(bound.distortion.value.mean()) - log_scale,
-        active_units=diagnostics.active_units(result.means)[0],
-        mutual_information=float(information.estimate.value),
-        mutual_information_error=float(information.estimate.error),
-        ceiling=information.ceiling,
-        unreliable=float((~(log_marginal.pareto_k <= 0.7)).double().mean()),
-        seconds=result.seconds,
-        epochs=int(result.fit.history.epoch[-1]) if len(result.fit.history.epoch) else 0,
-    )
-
-
 _HEADER = (
-    "guide", "training ELBO", "ELBO", "log p", "rate", "distortion", "active",
-    "information", "k > 0.7", "seconds", "epochs",
+    "guide", "training ELBO", "ELBO", "log p", "approximation", "amortization", "rate", "active",
+    "information", "k > 0.7", "seconds",
 )  # fmt: skip
 
 
@@ -305,22 +188,14 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.train_elbo:.3f} +- {row.train_elbo_error:.3f}",
         f"{row.elbo:.3f} +- {row.elbo_error:.3f}",
         f"{row.log_p:.3f} +- {row.log_p_error:.3f}",
+        f"{row.approximation:.3f} +- {row.approximation_error:.3f}",
+        f"{row.amortization:.3f} +- {row.amortization_error:.3f}",
         f"{row.rate:.3f}",
-        f"{row.distortion:.3f}",
         str(row.active_units),
         f"{row.mutual_information:.3f} +- {row.mutual_information_error:.3f}",
-        f"{row.unreliable:.0%}",
+        f"{row.poor_proposal:.0%}",
         f"{row.seconds:.1f}",
-        str(row.epochs),
     )
-
-
-def _figure(
-    width: float, height: float, *, layout: Literal["constrained", "compressed"] = "constrained"
-) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout=layout)  # inches
 
 
 def _slug(name: str) -> str:

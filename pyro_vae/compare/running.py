@@ -8,6 +8,7 @@ their differences are what the choice of a guide costs.
 import copy
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import diagnostics, evidence
-from .._types import Batch, Data, ProgramLike
-from ..evidence import ImportanceSampling, check_data
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..evidence import Estimator, ImportanceSampling, check_data
+from ..gaps import inference_gap
 from ..guides import Family, Guide, InferenceMap, RowFit
 from ..programs import as_batch, device_of, forked_seed, minibatch
 from ..training import Fit, History, fit
-from .comparison import Comparison, GuideResult
+from .comparison import Comparison
+from .differences import REFINING_STEPS
+from .results import GuideResult
 
 Candidate: TypeAlias = InferenceMap | tuple[InferenceMap, Family] | Guide | ProgramLike
 """A map, a map with a family, a guide of this model, or a guide program written by hand."""
@@ -38,11 +42,13 @@ def compare(
     train_model: bool = True,
     num_epochs: int = 500,
     evaluation: ImportanceSampling | None = None,
+    estimator: Estimator | None = None,
     labels: Tensor | None = None,
     image_shape: tuple[int, int] | None = None,
     log_scale: float = 0.0,
     about: Mapping[str, Any] | None = None,
     seed: int = 0,
+    num_seeds: int = 1,
     progress: bool = True,
     **fit_options: Any,
 ) -> Comparison:
@@ -65,13 +71,19 @@ def compare(
         test: Held-out data.
         train_model: Whether every guide trains its copy of the model, or the model is fixed.
         num_epochs: Passes over the training data.
-        evaluation: How held-out data are evaluated; importance sampling with 1000 draws.
+        evaluation: How many draws every average over held-out data takes, and what log p by the
+            guide's own weights is made of; importance sampling with 1000 draws. The column log p
+            is by :class:`pyro_vae.Tightest` with as many draws, or by `estimator`.
+        estimator: How log p of held-out data is found.
         labels: Classes of the held-out data, for pictures only.
         image_shape: Height and width of a datum, for pictures only.
         log_scale: Nats a datum to add to log densities, where the data were rescaled (see
             :class:`pyro_vae.data.Dataset`), so that they are in the data's own units.
         about: What to note beside the results, such as the data set and its binarization.
         seed: Seed of everything.
+        num_seeds: Times to run all of it. The first run is what has been said; in every other one
+            networks start from weights of their own, drawn afresh by their `reset_parameters`, as
+            does the model if it is trained. The table then tells the spread between runs.
         progress: Whether to show progress bars.
         fit_options: Further arguments of :func:`pyro_vae.fit`.
 
@@ -114,12 +126,8 @@ def compare(
     check_data(model, batch)
     check_data(model, held_out)
     options = {"num_epochs": num_epochs, "seed": seed, "progress": progress, **fit_options}
-    run = _Run(model, batch, held_out, evaluation or ImportanceSampling(1000), options, train_model)
-    results: dict[str, GuideResult] = {}
-    for name, candidate in tqdm(guides.items(), desc="guides", disable=not progress):
-        results[name] = run.result(candidate)
-        if results[name].fit.stopped == "interrupted":
-            break  # what is there is evaluated and returned
+    draws = evaluation or ImportanceSampling(1000)
+    run = _Run(model, batch, held_out, draws, estimator, options, train_model)
     details = {
         **(about or {}),
         **{name: repr(value) for name, value in options.items()},
@@ -128,25 +136,44 @@ def compare(
         "num_train": len(batch[0]),
         "num_test": len(held_out[0]),
         "log_scale": log_scale,
-        "evaluation_draws": run.evaluation.num_samples,
+        "evaluation_draws": draws.num_samples,
     }
-    return Comparison(results, held_out, labels, image_shape, log_scale, details)
+    first, *others = (
+        Comparison(again.results(guides), held_out, labels, image_shape, log_scale, notes)
+        for again, notes in (
+            (run.under(seed + number, fresh=number > 0), {**details, "seed": seed + number})
+            for number in range(num_seeds)
+        )
+    )
+    return replace(first, others=tuple(others))
 
 
+@dataclass(frozen=True)
 class _Run:
-    """What is the same for every guide."""
+    """What is the same for every guide; `fresh` if networks start from weights of their own."""
 
-    def __init__(
-        self,
-        model: ProgramLike,
-        train: Batch,
-        test: Batch,
-        evaluation: ImportanceSampling,
-        options: dict[str, Any],
-        train_model: bool,  # noqa: FBT001
-    ) -> None:
-        self.model, self.train, self.test = model, train, test
-        self.evaluation, self.options, self.train_model = evaluation, options, train_model
+    model: ProgramLike
+    train: Batch
+    test: Batch
+    evaluation: ImportanceSampling
+    estimator: Estimator | None
+    options: dict[str, Any]
+    train_model: bool
+    fresh: bool = False
+
+    def under(self, seed: int, *, fresh: bool) -> "_Run":
+        """The same with another seed."""
+        return replace(self, options={**self.options, "seed": seed}, fresh=fresh)
+
+    def results(self, guides: Mapping[str, Candidate]) -> dict[str, GuideResult]:
+        """Trains and evaluates every guide; after an interrupt, those that there are."""
+        results: dict[str, GuideResult] = {}
+        bar = tqdm(guides.items(), desc="guides", disable=not self.options["progress"])
+        for name, candidate in bar:
+            results[name] = self.result(candidate)
+            if results[name].fit.stopped == "interrupted":
+                break
+        return results
 
     def result(self, candidate: Candidate) -> GuideResult:
         """Trains a candidate and evaluates it."""
@@ -159,6 +186,10 @@ class _Run:
         if isinstance(guide, Guide) and guide.map.per_row:
             held_out = guide.fit_rows(self.test, seed=seed, progress=progress)
         given = {"seed": seed, "progress": progress}
+        draws = self.evaluation.num_samples
+        gap = inference_gap(
+            model, held_out, self.test, estimator=self.estimator, num_samples=draws, **given
+        )
         return GuideResult(
             model=model,
             guide=guide,
@@ -166,10 +197,22 @@ class _Run:
             fit=training,
             train_bound=self._train_bound(model, guide, **given),
             test=evidence.evaluate(model, held_out, self.test, self.evaluation, **given),
+            gap=gap,
+            refined=self._refined(model, held_out, **given),
             means=evidence.posterior_means(model, held_out, self.test, seed=seed),
             information=diagnostics.mutual_information(model, held_out, self.test, seed=seed),
             seconds=seconds,
         )
+
+    def _refined(
+        self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool
+    ) -> Estimate | None:
+        """ELBO of held-out data after some steps from the guide's answer, if it is a map's."""
+        if not isinstance(guide, Guide) or guide.map.per_row or _has_nothing(guide):
+            return None
+        refined = guide.refined(REFINING_STEPS)
+        draws = self.evaluation.num_samples
+        return evidence.elbo(model, refined, self.test, draws, seed=seed, progress=progress).elbo
 
     def _train_bound(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool
@@ -195,16 +238,34 @@ class _Run:
             if candidate.model is not self.model:
                 raise ValueError("a pv.Guide in compare must have been made for the same model")
             copied: tuple[ProgramLike, ProgramLike] = copy.deepcopy((self.model, candidate))
+            for part in copied if self.train_model else copied[1:]:
+                self._restart(part)
             return copied
         model = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model
+        if self.train_model:
+            self._restart(model)
         pair = candidate if isinstance(candidate, tuple) else (candidate, None)
         if isinstance(pair[0], InferenceMap):
             example = tuple(part[:1] for part in self.train)
+            parts = copy.deepcopy(pair)
+            self._restart(parts[0])
             with forked_seed(self.options["seed"]):  # for the layer put on top of a trunk
-                guide = Guide(model, *copy.deepcopy(pair), example=example)
+                guide = Guide(model, *parts, example=example)
             return model, guide.to(example[0].device)
         program: ProgramLike = pair[0]
-        return model, copy.deepcopy(program) if isinstance(program, nn.Module) else program
+        program = copy.deepcopy(program) if isinstance(program, nn.Module) else program
+        self._restart(program)
+        return model, program
+
+    def _restart(self, part: Any) -> None:
+        """Draws the weights of networks afresh, from the run's seed, if this run is to."""
+        if not self.fresh or not isinstance(part, nn.Module):
+            return
+        with forked_seed(self.options["seed"]):
+            for module in part.modules():
+                reset = getattr(module, "reset_parameters", None)
+                if callable(reset):
+                    reset()
 
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
         """Trains; where rows are all there is to train, they are fitted by the routine for rows."""

@@ -31,6 +31,7 @@ from .latents import plot_latent_plane as plot_latent_plane
 from .learning import LearningCurve as LearningCurve
 from .learning import plot_learning_curves as plot_learning_curves
 from .pareto import plot_pareto_k as plot_pareto_k
+from .reconstructions import plot_data as plot_data
 from .reconstructions import plot_reconstructions as plot_reconstructions
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "plot_aggregated_plane",
     "plot_collapse",
     "plot_comparison",
+    "plot_data",
     "plot_latent_plane",
     "plot_learning_curves",
     "plot_pareto_k",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxtyping import Shaped
 from numpy.typing import NDArray
 
-from .drawing import Array, as_numpy, figure_or_new, finite_span, style, without_box
+from .drawing import Array, as_numpy, at_least_one, figure_or_new, finite_span, style, without_box
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,6 +66,41 @@ def plot_reconstructions(
     axes = _grid(figure, rows, image_shape)
     (_draw_images if image_shape else _draw_profiles)(axes, rows)
     _label(axes, rows)
+    return axes
+
+
+def plot_data(
+    rows: Mapping[str, Array],
+    image_shape: tuple[int, int] | None = None,
+    *,
+    figure: "Figure | SubFigure | None" = None,
+) -> NDArray[Any]:
+    """Draws rows of data, each with its label at the left, in one range of values.
+
+    Arguments:
+        rows: For each label some data, `(columns, *event)`.
+        image_shape: Height and width of an image, or `None` for data that are no images.
+        figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
+
+    Returns:
+        The axes, `(rows, columns)`.
+
+    Raises:
+        ValueError: If there is no row, a row is empty, or a datum does not fill `image_shape`.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> plot_data({"worst": torch.eye(4)}, (2, 2), figure=Figure()).shape
+        (1, 4)
+    """
+    cells = [
+        Row(name, "", "0.2", _data(as_numpy(values), image_shape))
+        for name, values in at_least_one(rows).items()
+    ]
+    axes = _grid(figure, cells, image_shape)
+    (_draw_images if image_shape else _draw_profiles)(axes, cells)
+    _label(axes, cells)
     return axes
 
 

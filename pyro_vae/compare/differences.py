@@ -1,0 +1,137 @@
+"""Differences between guides, datum by datum, and what a comparison says in plain words."""
+
+import itertools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .. import stats
+from .._types import Estimate
+from .results import GuideResult
+
+_SEEN = 4.0  # standard errors beyond which a difference is one: false alarm 6e-5
+_COLLAPSED = 0.01  # nats of mutual information, below which z says nothing of use
+_SHARE = 0.08  # of the data, of which it is said what part of a gap they hold
+REFINING_STEPS = 20
+
+
+class Difference(NamedTuple):
+    """One guide less another on the same held-out data, in nats.
+
+    Arguments:
+        first: Name of one guide.
+        second: Name of the other.
+        elbo: Difference of ELBOs, `(batch,)`, with Monte Carlo errors.
+        log_p: Difference of log p(y), `(batch,)`; zero, but for errors, if the model is fixed.
+    """
+
+    first: str
+    second: str
+    elbo: Estimate
+    log_p: Estimate
+
+    @property
+    def mean_elbo(self) -> Estimate:
+        """Mean over data, with the error that other data would bring, which holds the draws'."""
+        return stats.population_mean(self.elbo.value)
+
+    @property
+    def mean_log_p(self) -> Estimate:
+        """The same for log p."""
+        return stats.population_mean(self.log_p.value)
+
+
+def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
+    """Of every pair of guides."""
+    return [
+        Difference(
+            first,
+            second,
+            _less(results[first].gap.elbo, results[second].gap.elbo),
+            _less(results[first].gap.parts.log_marginal, results[second].gap.parts.log_marginal),
+        )
+        for first, second in itertools.combinations(results, 2)
+    ]
+
+
+def _less(first: Estimate, second: Estimate) -> Estimate:
+    """Errors as if of independent draws: for common ones that is a little too wide."""
+    error = (first.error.square() + second.error.square()).sqrt()
+    return Estimate(first.value - second.value, error)
+
+
+def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
+    """What was found, a line a guide, and how the guides differ."""
+    lines = [f"{name}: {_of_guide(result)}" for name, result in results.items()]
+    return "\n".join([*lines, *_ranking(results, train_model=train_model)])
+
+
+def _of_guide(result: GuideResult) -> str:
+    mean, said = result.gap.mean, []
+    value, error = (float(part) for part in mean.amortization)
+    if value > _SEEN * error + 1e-4:  # the tolerance of a fit of rows
+        said.append(f"its map costs {_nats(mean.amortization)} nats a datum{_where(result)}")
+        said += _refining(result)
+    else:
+        said.append(f"its map costs nothing that can be seen ({_nats(mean.amortization)} nats)")
+    said.append(f"its family {_nats(mean.approximation)}")
+    said += _collapse(result)
+    lost, doubted = (
+        int((~result.gap.converged).sum()),
+        int((~result.gap.log_marginal.reliable).sum()),
+    )
+    if lost:
+        said.append(f"the best q was not found for {lost} data")
+    if doubted:
+        said.append(f"log p cannot be trusted for {doubted} data")
+    return "; ".join(said) + "."
+
+
+def _where(result: GuideResult) -> str:
+    """What part of the amortization gap the worst data hold."""
+    value = result.gap.amortization.value
+    number = max(1, round(_SHARE * len(value)))
+    share = float(value[result.gap.worst(number)].sum() / value.sum())
+    return f", {share:.0%} of it on {_SHARE:.0%} of the data"
+
+
+def _refining(result: GuideResult) -> list[str]:
+    if result.refined is None:
+        return []
+    won = stats.mean_over_data(_less(result.refined, result.gap.elbo))
+    part = float(won.value / result.gap.mean.amortization.value)
+    return [f"guide.refined({REFINING_STEPS}) would win back {part:.0%} of that at test time"]
+
+
+def _collapse(result: GuideResult) -> list[str]:
+    value, error = (float(part) for part in result.information.estimate)
+    if value > _COLLAPSED + _SEEN * error:
+        return []
+    return [
+        f"z says nothing about the datum (mutual information {value:.3f} +- {error:.3f} nats), so "
+        "a small gap is no merit of it"
+    ]
+
+
+def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[str]:
+    """Every guide against the best one, by what compares: log p of models, ELBO of guides."""
+    if len(results) < 2 or any(len(one.means) < 2 for one in results.values()):
+        return []
+    what = "log_marginal" if train_model else "elbo"
+    best = max(results, key=lambda name: float(getattr(results[name].gap.mean, what).value))
+    name = "log p(y)" if train_model else "ELBO"
+    lines = []
+    for other in results:
+        if other != best:
+            parts = (getattr(results[one].gap.parts, what) for one in (best, other))
+            mean = stats.population_mean(_less(*parts).value)
+            seen = float(mean.value) > _SEEN * float(mean.error)
+            verb = "is above" if seen else "cannot be told from"
+            lines.append(
+                f"{name} under {best} {verb} that under {other}: by {_nats(mean)} nats a datum "
+                "(error over data)."
+            )
+    return lines
+
+
+def _nats(estimate: Estimate) -> str:
+    return f"{float(estimate.value):.3f} +- {float(estimate.error):.3f}"

@@ -1,0 +1,125 @@
+"""The figures of a comparison, drawn from its results; opened with no window of their own."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from .. import plots
+from .._types import Batch
+from ..programs import forked_seed
+from .results import GuideResult, Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PICTURES = 10  # columns of a picture of data
+
+Results = Mapping[str, GuideResult]
+
+
+def figures_of(
+    results: Results,
+    rows: list[Row],
+    test: Batch,
+    labels: Tensor | None,
+    image_shape: tuple[int, int] | None,
+) -> "dict[str, Figure]":
+    """Every figure that the results allow, by name."""
+    drawn: dict[str, Callable[[], Figure]] = {
+        "learning_curves": lambda: _learning_curves(results),
+        "comparison": lambda: _comparison(rows),
+        "gaps": lambda: _gaps(results),
+        "pareto_k": lambda: _pareto_k(results),
+    }
+    if all(hasattr(result.model, "decode") for result in results.values()):
+        drawn["reconstructions"] = lambda: _reconstructions(results, test[0], image_shape)
+        drawn["worst"] = lambda: _worst(results, test[0], image_shape)
+    if all(result.means.shape[1] == 2 for result in results.values()):  # a plane
+        drawn["latent_plane"] = lambda: _latent_plane(results, labels)
+    return {name: draw() for name, draw in drawn.items()}
+
+
+def _learning_curves(results: Results) -> "Figure":
+    figure = _figure(7.0, 4.2)
+    curves = {name: result.fit.history for name, result in results.items()}
+    plots.plot_learning_curves(curves, ax=figure.subplots())
+    return figure
+
+
+def _comparison(rows: list[Row]) -> "Figure":
+    figure = _figure(7.0, 0.9 + 0.8 * len(rows))
+    table = {
+        row.guide: {"ELBO": (row.elbo, row.elbo_error), "log p": (row.log_p, row.log_p_error)}
+        for row in rows
+    }
+    plots.plot_comparison(table, ax=figure.subplots())
+    return figure
+
+
+def _gaps(results: Results) -> "Figure":
+    figure = _figure(7.0, 0.9 + 0.8 * len(results))
+    means = {name: result.gap.mean for name, result in results.items()}
+    table = {
+        name: {"approximation gap": mean.approximation, "amortization gap": mean.amortization}
+        for name, mean in means.items()
+    }
+    plots.plot_comparison(table, ax=figure.subplots())
+    return figure
+
+
+def _pareto_k(results: Results) -> "Figure":
+    figure = _figure(7.0, 4.2)
+    k = {name: result.test.log_marginal.pareto_k for name, result in results.items()}
+    plots.plot_pareto_k(k, ax=figure.subplots())
+    return figure
+
+
+def _reconstructions(results: Results, y: Tensor, image_shape: tuple[int, int] | None) -> "Figure":
+    """Some data, the mean of p(y | z) at their embeddings, and means at draws of the prior."""
+    first = y[:_PICTURES]
+    reconstructions, draws = {}, {}
+    for name, result in results.items():
+        means = result.means[:_PICTURES].to(first.device, first.dtype)
+        reconstructions[name] = result.model.decode(means).cpu()
+        with forked_seed(0):
+            draws[name] = result.model.decode(torch.randn_like(means)).cpu()
+    figure = _figure(8.0, 0.85 * (1 + 2 * len(results)), layout="compressed")
+    plots.plot_reconstructions(first.cpu(), reconstructions, draws, image_shape, figure=figure)
+    return figure
+
+
+def _worst(results: Results, y: Tensor, image_shape: tuple[int, int] | None) -> "Figure":
+    """The data on which inference loses most, by guide, and their reconstructions under it."""
+    parts = {}
+    for name, result in results.items():
+        rows = result.gap.inference.value.argsort(descending=True)[:_PICTURES]
+        means = result.means[rows.to(result.means.device)].to(y.device, y.dtype)
+        parts[name] = (y[rows.to(y.device)].cpu(), result.model.decode(means).cpu())
+    figure = _figure(8.0, 0.3 + 0.65 * 2 * len(parts), layout="compressed")
+    plots.plot_data(
+        {
+            f"{what} {name}": pictures
+            for name, pair in parts.items()
+            for what, pictures in zip(("worst for", "as seen by"), pair, strict=True)
+        },
+        image_shape,
+        figure=figure,
+    )
+    return figure
+
+
+def _latent_plane(results: Results, labels: Tensor | None) -> "Figure":
+    figure = _figure(3.4 * len(results) + 0.8, 3.8, layout="compressed")
+    means = {name: result.means for name, result in results.items()}
+    plots.plot_latent_plane(means, labels, figure=figure)
+    return figure
+
+
+def _figure(
+    width: float, height: float, *, layout: Literal["constrained", "compressed"] = "constrained"
+) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout=layout)  # inches
