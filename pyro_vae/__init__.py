@@ -45,6 +45,7 @@ from .guides import LowRankNormal as LowRankNormal
 from .guides import NormalizingFlow as NormalizingFlow
 from .guides import Refined as Refined
 from .guides import SplineAutoregressive as SplineAutoregressive
+from .inference_data import marginal_log_likelihood as marginal_log_likelihood
 from .inference_data import to_inference_data as to_inference_data
 from .objectives import IWAE as IWAE
 from .objectives import STL as STL

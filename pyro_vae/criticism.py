@@ -5,15 +5,18 @@ change on the same data. The population error is what other data from the same s
 change, :math:`s / \sqrt{N}` from the spread over data. Models are compared datum by datum: what
 makes an image hard is hard for both, and drops out of the difference.
 
-Why not `arviz.compare`? It takes leave-one-out or WAIC results only, labels what it is given as
-one of those, and exponentiates log densities a datum, which underflows for images. Held-out log
-densities need neither correction nor label, so :func:`compare_models` makes the table.
+Why not `arviz.compare`? That of 0.23 takes leave-one-out or WAIC results only, and labels what it
+is given as one of those. That of 1.x takes pointwise densities without a label, which
+:func:`elpd_data` makes; but it knows one kind of error, and its stacking weights exponentiate log
+densities a datum, which underflows for images. So :func:`compare_models` makes a table of our own.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -177,6 +180,59 @@ def pointwise(log_marginal: LogMarginal) -> dict[str, NDArray[np.generic]]:
         "reliable": log_marginal.reliable,
     }
     return {name: column.detach().cpu().numpy() for name, column in columns.items()}
+
+
+def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> Any:
+    r"""Held-out log p(y) as ArviZ 1.x keeps an expected log pointwise predictive density.
+
+    .. math:: \mathrm{elpd} = \sum_n \log p(y_n), \qquad
+        \mathrm{se}^2 = \frac{N}{N - 1} \sum_n (\log p(y_n) - \overline{\log p})^2
+
+    For `arviz.compare({"one": elpd_data(a), "other": elpd_data(b)}, method="BB-pseudo-BMA")`, of
+    data that neither model was fitted to: nothing has been left out, there is no effective number
+    of parameters (`p` is nan), and the result has no label of a method of cross-validation. The
+    default method, stacking, has weights of no meaning where log densities are below about -700.
+
+    Arguments:
+        log_marginal: Estimates a datum, of held-out data.
+        names: Labels of the data; numbered from 0 when left out.
+
+    Returns:
+        `arviz.ELPDData`, in nats, of the whole data set. The error is that of other data, which
+        contains the Monte Carlo error; `warning` says whether some estimate cannot be trusted.
+
+    Raises:
+        RuntimeError: Under ArviZ 0.23, which would call these numbers leave-one-out.
+        ValueError: If there are fewer than two data, or the names are not one a datum.
+
+    References:
+        | Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC
+          (Vehtari, Gelman & Gabry, 2017)
+        | https://arxiv.org/abs/1507.04544
+    """
+    if int(version("arviz").split(".")[0]) < 1:
+        raise RuntimeError(
+            f"ArviZ {version('arviz')} calls every pointwise density leave-one-out or WAIC, and "
+            "held-out log p(y) is neither: use pv.criticism.compare_models, or ArviZ 1"
+        )
+    value = log_marginal.value.detach().double().cpu()
+    if names is not None and len(names) != len(value):
+        raise ValueError(f"names label the data, one each: expected {len(value)}, got {len(names)}")
+    labels = np.arange(len(value)) if names is None else np.array(names)
+    mean = stats.population_mean(value)
+    return import_module("arviz").ELPDData(
+        elpd=float(value.sum()),
+        se=float(mean.error) * len(value),
+        p=math.nan,
+        n_samples=int(log_marginal.num_samples.max()),
+        n_data_points=len(value),
+        scale="log",
+        warning=not bool(log_marginal.reliable.all()),
+        good_k=None,
+        elpd_i=import_module("xarray").DataArray(
+            value.numpy(), dims="datum", coords={"datum": labels}
+        ),
+    )
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,21 @@
 
 import math
 import warnings
+from importlib import import_module
+from importlib.metadata import version
 
 import pytest
 import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.criticism import bits_per_dimension, compare_models, paired_difference, pointwise
+from pyro_vae.criticism import (
+    bits_per_dimension,
+    compare_models,
+    elpd_data,
+    paired_difference,
+    pointwise,
+)
 from pyro_vae.evidence import LogMarginal
 from tests.factor_analysis import WEAK, exact_guide, model_of, prior_guide
 from tests.statistics import FACTS, assert_mean
@@ -99,6 +107,32 @@ def test_pointwise_has_every_datum() -> None:
     assert table["log_p"].tolist() == [1.0, 2.0]
     assert table["reliable"].tolist() == [False, True]
     assert {len(column) for column in table.values()} == {2}
+
+
+def test_arviz_compares_held_out_densities() -> None:
+    """Under ArviZ 1 as our own table does; ArviZ 0.23 would give them a wrong name."""
+    hard = 10 * torch.randn(200) - 300
+    results = {"better": result(hard + 1, doubted=1), "worse": result(hard + torch.randn(200))}
+    if int(version("arviz").split(".")[0]) < 1:
+        with pytest.raises(RuntimeError, match=r"leave-one-out or WAIC.*compare_models"):
+            elpd_data(results["better"])
+        return
+    elpds = {name: elpd_data(one) for name, one in results.items()}
+    ranked = import_module("arviz").compare(elpds, method="BB-pseudo-BMA", round_to="none")
+    ours = compare_models(results)
+    assert list(ranked.index) == list(ours.means) == ["better", "worse"]
+    assert ranked["elpd"].tolist() == pytest.approx(
+        [200 * float(ours.means[name].value) for name in ranked.index]
+    )
+    value, _, error = ours.to_best["worse"].mean
+    assert ranked["elpd_diff"]["worse"] == pytest.approx(200 * float(value))
+    # ArviZ divides by the number of data, not by that less one.
+    assert ranked["dse"]["worse"] == pytest.approx(200 * float(error) * (199 / 200) ** 0.5)
+    assert elpds["better"].kind is None
+    assert elpds["better"].warning
+    assert elpds["better"].se == pytest.approx(200 * float(ours.means["better"].population_error))
+    with pytest.raises(ValueError, match="expected 200, got 1"):
+        elpd_data(results["better"], names=["a"])
 
 
 def test_the_true_model_wins(seed: int) -> None:

@@ -74,7 +74,10 @@ def test_aggregate_is_the_mean_density(model: pv.models.VAE) -> None:
     posterior = FamilyPosterior(pv.DiagonalNormal(), torch.randn(7, 4))
     z = torch.randn(3, 5, 2)
     by_hand = torch.stack(
-        [posterior.rows(slice(n, n + 1)).log_prob(z.reshape(-1, 1, 2)).reshape(3, 5).exp() for n in range(7)]
+        [
+            posterior.rows(slice(n, n + 1)).log_prob(z.reshape(-1, 1, 2)).reshape(3, 5).exp()
+            for n in range(7)
+        ]
     ).mean(dim=0)
     torch.testing.assert_close(
         log_aggregate(posterior, z), by_hand.double().log(), rtol=1e-5, atol=1e-5

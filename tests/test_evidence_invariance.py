@@ -377,6 +377,13 @@ def test_memory_of_importance_sampling(num_samples: int, num_data: int) -> None:
     assert 1 < peak(ImportanceSampling(num_samples, memory=8.0), num_data) < 8
 
 
+@pytest.mark.slow
+def test_memory_of_very_many_draws() -> None:
+    """Latents and what the program made of them are forgotten; of a weight 40 bytes are not."""
+    draws = 1_000_000
+    assert peak(ImportanceSampling(draws, memory=8.0), 2) < 8 + 40 * draws / 2**20
+
+
 def test_memory_that_is_not_asked_for_is_used() -> None:
     """The same measure sees what a larger budget takes."""
     assert peak(ImportanceSampling(300), 20) > peak(ImportanceSampling(300, memory=1.0), 20) + 2

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae import stats
-from pyro_vae.evidence import Bound, LogMarginal, prepared
+from pyro_vae.evidence import Bound, LogMarginal, importance, prepared
 from pyro_vae.evidence.importance import JACKKNIFED, PARETO_SMOOTHED, ImportanceSampling, Until
 from pyro_vae.evidence.proposals import (
     Defensive,
@@ -272,3 +272,14 @@ def test_family_guides_can_be_widened(seed: int) -> None:
     result = pv.log_marginal_likelihood(MODEL, mean_field_guide(FACTS, MODEL), y, method, seed=seed)
     assert ((result.value - FACTS.log_evidence(y)).abs() < 6 * result.error).all()
     assert result.ess.min() > stats.MIN_ESS
+
+
+def test_forgetting_the_draws_changes_nothing(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Very many draws are weighed piece by piece and dropped: the same numbers to rounding."""
+    y, method = FACTS.sample(3), ImportanceSampling(9_000)
+    kept = estimate(method, y, seed)
+    monkeypatch.setattr(importance, "_KEPT", 100)
+    forgotten = estimate(method, y, seed)
+    torch.testing.assert_close(forgotten.value, kept.value, rtol=0, atol=1e-9)
+    torch.testing.assert_close(forgotten.pareto_k, kept.pareto_k, rtol=0, atol=1e-6)
+    assert (forgotten.num_samples == 9_000).all()

@@ -1,5 +1,6 @@
 """What ArviZ gets: the arrays of either ArviZ, then the draws of a guide and what they weigh."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ from pyro_vae import (
     log_weights,
     models,
 )
-from pyro_vae.inference_data import Labelled, build, to_inference_data
+from pyro_vae.inference_data import (
+    Labelled,
+    build,
+    to_inference_data,
+)
 from pyro_vae.stats import MIN_TAIL_PARTICLES
 from tests.statistics import FACTS, assert_mean
 
@@ -244,7 +249,7 @@ def test_draws_of_another_datum_are_caught(facts_y: Tensor) -> None:
 
 
 def test_simulated_data_are_of_the_model(vae: tuple[models.VAE, Guide, Tensor]) -> None:
-    """Given its z each y has the mean of p(y | z); draws from the prior are those of `sample`."""
+    """Given its z each y has the mean of p(y | z); latents of the prior are as they should be."""
     model, guide, y = vae
     idata = to_inference_data(
         model, guide, y, num_samples=2000, prior_draws=4000, predictive_draws=1500, seed=5
@@ -252,10 +257,13 @@ def test_simulated_data_are_of_the_model(vae: tuple[models.VAE, Guide, Tensor]) 
     z, simulated = values(idata, "posterior", "z"), values(idata, "posterior_predictive", "y")
     assert simulated.shape == (1500, 5, 3)
     assert_mean(simulated - model.decode(z[:1500]), 0.0)
-    assert_mean(values(idata, "prior", "z"), 0.0)
-    assert_mean(values(idata, "prior", "z").square(), 1.0)
-    expected = model.sample(4000, seed=5)
-    torch.testing.assert_close(values(idata, "prior_predictive", "y"), expected, rtol=0, atol=0)
+    z, simulated = values(idata, "prior", "z"), values(idata, "prior_predictive", "y")
+    assert simulated.shape == (4000, 5, 3)
+    assert_mean(z, 0.0)
+    assert_mean(z.square(), 1.0)
+    assert_mean(simulated - model.decode(z), 0.0)
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean((simulated - model.decode(z.flip(0))) * z[..., :1], 0.0)
 
 
 def test_no_stream_is_used_twice(float64: None) -> None:
@@ -295,10 +303,8 @@ def test_order_and_chunks_do_not_matter(
     assert group_names(cut) == group_names(whole)
     for group in group_names(cut):
         for name in cut[group].data_vars:
-            labels = {} if group.startswith("prior") else {"datum": names}
-            torch.testing.assert_close(
-                values(cut, group, name), values(whole, group, name, **labels)
-            )
+            expected = values(whole, group, name, datum=names)
+            torch.testing.assert_close(values(cut, group, name), expected)
 
 
 def test_another_seed_gives_other_draws(vae: tuple[models.VAE, Guide, Tensor]) -> None:
@@ -329,9 +335,12 @@ def test_several_sites_have_their_names_and_supports(float64: None) -> None:
     torch.testing.assert_close(values(idata, "log_likelihood", "observed"), expected)
     torch.testing.assert_close(values(idata, "observed_data", "count"), y[:, :4])
     torch.testing.assert_close(values(idata, "observed_data", "size"), y[:, 4:])
-    assert group_names(idata) == {
-        "posterior", "log_likelihood", "sample_stats", "diagnostics", "observed_data",
-    }  # fmt: skip
+    simulated = values(idata, "posterior_predictive", "count")
+    assert simulated.shape == (30, 5, 4)
+    assert_mean((simulated - mean) / mean.sqrt(), 0.0)
+    assert_mean(values(idata, "posterior_predictive", "size") - level, 0.0)
+    assert idata["prior"]["level"].dims == ("chain", "draw", "datum", "level_dim")
+    assert idata["prior_predictive"]["size"].shape == (1, 30, 5, 4)
 
 
 def test_a_plate_that_subsamples(facts_y: Tensor) -> None:
@@ -361,7 +370,7 @@ def test_images_and_scalars_have_axes() -> None:
     features = ("feature_0", "feature_1", "feature_2")
     assert idata["observed_data"]["y"].dims == ("datum", *features)
     assert idata["posterior_predictive"]["y"].dims == ("chain", "draw", "datum", *features)
-    assert idata["prior_predictive"]["y"].dims == ("chain", "draw", *features)
+    assert idata["prior_predictive"]["y"].dims == ("chain", "draw", "datum", *features)
 
     def scalar(y: Tensor) -> None:
         with pyro.plate("data", len(y)):
@@ -404,6 +413,8 @@ def test_predictive_draws_fit_into_memory(
     monkeypatch.setattr("pyro_vae.inference_data.draws._PREDICTIVE_BYTES", 12 * y.nbytes)
     assert draws() == 12
     assert draws(30) == 30
+    idata = to_inference_data(model, guide, y, num_samples=40, predictive_draws=7)
+    assert idata["prior_predictive"].sizes["draw"] == 7
     assert draws(0) == 0
     monkeypatch.setattr("pyro_vae.inference_data.draws._PREDICTIVE_BYTES", 1)
     assert draws() == 1
@@ -459,17 +470,48 @@ def test_arviz_summarizes(vae: tuple[models.VAE, Guide, Tensor]) -> None:
     torch.testing.assert_close(found, mean, rtol=0, atol=1e-5)
 
 
-def test_arviz_plots(vae: tuple[models.VAE, Guide, Tensor]) -> None:
-    """A forest of the latents is drawn."""
-    model, guide, y = vae
-    idata = to_inference_data(model, guide, y, num_samples=200, names=NAMES)
-    pyplot = import_module("matplotlib.pyplot")
-    import_module("arviz").plot_forest(idata, var_names=["z"])
-    figure = pyplot.gcf()
-    figure.canvas.draw()
-    texts = [text.get_text() for ax in figure.axes for text in ax.findobj(pyplot.Text)]
-    pyplot.close("all")
-    assert any("elder" in text for text in texts), texts
+def plots_of(arviz: Any) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What is drawn, by which function and with which arguments, in either ArviZ."""
+    latents: dict[str, Any] = {"var_names": ["z"]}
+    if int(arviz.__version__.split(".")[0]) < 1:
+        return {
+            "trace": ("plot_trace", latents),
+            "forest": ("plot_forest", latents),
+            "density": ("plot_density", latents),
+            "posterior": ("plot_posterior", latents),
+            "prior and posterior": ("plot_dist_comparison", latents),
+            "predictive": ("plot_ppc", {"num_pp_samples": 20}),
+            "prior predictive": ("plot_ppc", {"num_pp_samples": 20, "group": "prior"}),
+            "predictive p-values": ("plot_bpv", {}),
+        }
+    return {
+        "trace": ("plot_trace", latents),
+        "forest": ("plot_forest", latents),
+        "density": ("plot_dist", latents),
+        "prior and posterior": ("plot_prior_posterior", latents),
+        "predictive": ("plot_ppc_dist", {"num_samples": 20}),
+        "prior predictive": ("plot_ppc_dist", {"num_samples": 20, "group": "prior_predictive"}),
+        "predictive statistic": ("plot_ppc_tstat", {"t_stat": "mean"}),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # of ArviZ and matplotlib: none of them is ours
+def test_arviz_plots() -> None:
+    """Latents, their prior, and data of both kinds are drawn as they are, nothing renamed."""
+    model = models.VAE(nn.Linear(2, 3), likelihoods.Gaussian(), latent_dim=2)
+    guide = Guide(model, Encoder(nn.Linear(3, 4)))
+    idata = to_inference_data(model, guide, torch.randn(3, 3), num_samples=100, names=NAMES[:3])
+    arviz, pyplot = import_module("arviz"), import_module("matplotlib.pyplot")
+    for title, (function, arguments) in plots_of(arviz).items():
+        getattr(arviz, function)(idata, **arguments)
+        figure = pyplot.gcf()
+        figure.canvas.draw()
+        drawn = [line for ax in figure.axes for line in [*ax.lines, *ax.collections, *ax.patches]]
+        texts = [text.get_text() for ax in figure.axes for text in ax.findobj(pyplot.Text)]
+        pyplot.close("all")
+        assert len(drawn) >= 2, title
+        if title == "forest":
+            assert any("cedar" in text for text in texts), texts
 
 
 # Refusals ----------------------------------------------------------------------------------------
@@ -495,11 +537,41 @@ def test_bad_arguments(
         to_inference_data(model, guide, y, **{"num_samples": 40, **asked})
 
 
-@pytest.mark.parametrize("asked", [{"predictive_draws": 3}, {"prior_draws": 3}])
-def test_data_asked_of_a_program_that_has_none(facts_y: Tensor, asked: dict[str, Any]) -> None:
-    """A plain program cannot simulate: none are left out in silence when they were asked for."""
-    with pytest.raises(ValueError, match=r"_draws=3 needs a model with .* sample_data\(z\)"):
-        to_inference_data(facts_model, facts_guide, facts_y, num_samples=40, **asked)
+def peeking(y: Tensor) -> None:
+    """Looks at its data beside its own draws: it cannot make any."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+        loc = torch.cat([z, y[:, :2]], dim=1)
+        pyro.sample("y", dist.Normal(loc, 1.0).to_event(1), obs=y)
+
+
+def mixture(y: Tensor) -> None:
+    """A kind for each datum, which is summed out."""
+    with pyro.plate("data", len(y)):
+        kind = pyro.sample("kind", dist.Bernoulli(0.3))
+        z = pyro.sample("z", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+        loc = z @ FACTS.loadings.T + kind[..., None]
+        pyro.sample("y", dist.Normal(loc, 1.0).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "reason"),
+    [
+        (peeking, {"predictive_draws": 3}, "cannot be simulated row by row"),
+        (peeking, {"prior_draws": 3}, "cannot be simulated row by row"),
+        (mixture, {"predictive_draws": 3}, r"no draws of the site\(s\) \['kind'\]"),
+    ],
+)
+def test_data_asked_of_a_program_that_makes_none(
+    facts_y: Tensor, model: Any, asked: dict[str, Any], reason: str
+) -> None:
+    """It is said why; and where none were asked for, what was left out."""
+    with pytest.raises(ValueError, match=f"_draws=3 cannot be had: .*{reason}"):
+        to_inference_data(model, facts_guide, facts_y, num_samples=40, **asked)
+    idata = to_inference_data(model, facts_guide, facts_y, num_samples=40)
+    assert "posterior_predictive" not in group_names(idata)
+    assert ("prior" in group_names(idata)) == (model is mixture)
+    assert re.search(reason, idata.attrs["left_out"])
 
 
 def test_nan_is_refused(vae: tuple[models.VAE, Guide, Tensor]) -> None:

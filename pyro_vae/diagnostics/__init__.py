@@ -23,18 +23,36 @@ from .gradients import score_function as score_function
 from .information import MutualInformation as MutualInformation
 from .information import log_aggregate as log_aggregate
 from .information import mutual_information as mutual_information
+from .predictive import Latents as Latents
+from .predictive import PredictiveCheck as PredictiveCheck
+from .predictive import default_statistics as default_statistics
+from .predictive import predictive_check as predictive_check
+from .rates import Beaten as Beaten
+from .rates import Curve as Curve
+from .rates import RateDistortion as RateDistortion
+from .rates import TradeOff as TradeOff
+from .rates import Violation as Violation
+from .rates import rate_distortion as rate_distortion
 
 __all__ = [
+    "Beaten",
     "Calibration",
     "Collapse",
+    "Curve",
     "GradientNoise",
+    "Latents",
     "MutualInformation",
     "ParameterNoise",
+    "PredictiveCheck",
     "PriorMatch",
+    "RateDistortion",
     "Surgery",
+    "TradeOff",
     "Use",
+    "Violation",
     "active_units",
     "collapse",
+    "default_statistics",
     "gradient_noise",
     "holm",
     "log_aggregate",
@@ -42,9 +60,11 @@ __all__ = [
     "log_likelihood",
     "marginal_divergences",
     "mutual_information",
+    "predictive_check",
     "prior_match",
     "rank_band",
     "rank_p_value",
+    "rate_distortion",
     "score_function",
     "simulation_based_calibration",
     "surgery",

@@ -103,8 +103,8 @@ def elbo(
     """
     method = ImportanceSampling(num_samples)
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
-        blocks = method.blocks(program, posterior, batch, seed=seed, progress=progress)
-        bound: EvidenceLowerBound = join([_bound(block.weights) for block in blocks])
+        weights = method.weights(program, posterior, batch, seed=seed, progress=progress)
+        bound: EvidenceLowerBound = join(list(map(_bound, weights)))
     return replace(bound, given=program.conditions)
 
 
@@ -183,8 +183,8 @@ def evaluate(
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         # The bound is of the guide itself, whatever proposal the marginal likelihood is from.
         plain = ImportanceSampling(method.num_samples, method.memory)
-        blocks = plain.blocks(program, posterior, batch, seed=seed, progress=progress)
-        bound, marginal = join([_evaluation(block.weights) for block in blocks])
+        weights = plain.weights(program, posterior, batch, seed=seed, progress=progress)
+        bound, marginal = join(list(map(_evaluation, weights)))
         if not method.is_plain:
             marginal = method(program, posterior, batch, seed=seed, progress=progress)
     given_as = program.conditions

@@ -24,8 +24,9 @@ from ..guides import Posterior
 from ..programs import Program
 from .proposals import FromGuide, Proposal
 from .results import Block, Bound, LogMarginal, Weights, join
-from .weights import draw_rows, rows_at_once, weigh
+from .weights import draw_rows, rows_at_once, weigh, weigh_row
 
+_KEPT = 65_536  # draws a datum, beyond which their latents would fill the memory
 _PILOT_STREAM = 0x9E3779B9  # added to the seed: a pilot's draws are no part of the estimate
 
 
@@ -97,7 +98,8 @@ class ImportanceSampling:
 
     Arguments:
         num_samples: Draws a datum, :math:`K`; exactly so many are used, unless `until` is given.
-        memory: Mebibytes that the program's intermediate results may take.
+        memory: Mebibytes that the program's intermediate results may take. What is made of the
+            weights, about 40 bytes a draw of one datum, comes on top.
         proposal: What to draw from: :class:`FromGuide`, :class:`Widened`, :class:`Defensive`, or
             :class:`Fitted`.
         average: How to average weights: :data:`PLAIN`, :data:`PARETO_SMOOTHED`,
@@ -150,8 +152,8 @@ class ImportanceSampling:
         """Estimates per datum."""
         proposal = self.proposal(program, posterior, batch)
         if self.until is None:
-            blocks = self.blocks(program, proposal, batch, seed=seed, progress=progress)
-            return _judged(join([self._figures(block.weights) for block in blocks]), self.average)
+            weights = self.weights(program, proposal, batch, seed=seed, progress=progress)
+            return _judged(join(list(map(self._figures, weights))), self.average)
         sizes = self._pilot(program, proposal, batch, self.until, seed=seed, progress=progress)
         figures = self._sized(program, proposal, batch, sizes, seed=seed, progress=progress)
         return _judged(figures, self.average, self.until)
@@ -174,6 +176,20 @@ class ImportanceSampling:
             particles = max(1, limit // z.shape[1])
             yield Block(block, z, weigh(program, z, log_guide, part, particles, first=first))
 
+    def weights(
+        self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
+    ) -> Iterator[Weights]:
+        """The weights of :meth:`blocks`; of very many draws nothing but them is kept."""
+        if self.num_samples <= _KEPT:
+            blocks = self.blocks(program, posterior, batch, seed=seed, progress=progress)
+            yield from (block.weights for block in blocks)
+            return
+        limit = rows_at_once(program, batch, self.memory)
+        seeds = row_seeds(seed, *batch).tolist()
+        bar = tqdm(seeds, desc="importance sampling", leave=None, disable=not progress)
+        for row, own in enumerate(bar):
+            yield weigh_row(program, posterior, batch, row, own, self.num_samples, limit)
+
     def _pilot(
         self,
         program: Program,
@@ -186,8 +202,8 @@ class ImportanceSampling:
     ) -> Int64[Tensor, " batch"]:
         """Draws that each datum needs, from draws that nothing else is made of."""
         stream = seed + _PILOT_STREAM
-        blocks = self.blocks(program, proposal, batch, seed=stream, progress=progress)
-        error = torch.cat([self._figures(block.weights).error for block in blocks])
+        weights = self.weights(program, proposal, batch, seed=stream, progress=progress)
+        error = torch.cat([figures.error for figures in map(self._figures, weights)])
         # An infinite or unknown error asks for the whole budget.
         most = math.log2(until.max_samples / self.num_samples) + 1
         doublings = (2 * (error / until.error).log2()).ceil().nan_to_num(most, most, 0.0)

@@ -55,14 +55,46 @@ def draw_rows(
 
 def _draw_row(row: Posterior, seed: int, num_samples: int) -> list[tuple[Tensor, Tensor]]:
     """Draws of one datum, in pieces."""
+    _start_stream(seed)
+    return [row.draw(size) for size in _pieces(num_samples)]
+
+
+def _start_stream(seed: int) -> None:
     # torch.manual_seed formats a stack trace for every call: 1.6 ms, more than the draws take.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         torch.manual_seed(seed)
-    return [
-        row.draw(min(_DRAWS_AT_ONCE, num_samples - done))
-        for done in range(0, num_samples, _DRAWS_AT_ONCE)
-    ]
+
+
+def _pieces(num_samples: int) -> list[int]:
+    """Draws of each piece."""
+    starts = range(0, num_samples, _DRAWS_AT_ONCE)
+    return [min(_DRAWS_AT_ONCE, num_samples - done) for done in starts]
+
+
+def weigh_row(
+    program: Program,
+    posterior: Posterior,
+    batch: Batch,
+    row: int,
+    seed: int,
+    num_samples: int,
+    limit: int,
+) -> Weights:
+    """Weights of one datum, whose draws are forgotten piece by piece: for very many of them.
+
+    The draws are those of :func:`draw_rows`; what the program does in between, in a stream of its
+    own, does not move theirs.
+    """
+    rows = slice(row, row + 1)
+    own, part = posterior.rows(rows), tuple(tensor[rows] for tensor in batch)
+    _start_stream(seed)
+    weights = []
+    for size in _pieces(num_samples):
+        z, log_guide = own.draw(size)
+        with torch.random.fork_rng():
+            weights.append(weigh(program, z, log_guide, part, limit, first=row))
+    return Weights(*(torch.cat(piece) for piece in zip(*weights, strict=True)))
 
 
 def despite_nan(call: Callable[[], _Answer]) -> _Answer:

@@ -3,5 +3,6 @@
 from .arrays import Labelled as Labelled
 from .arrays import build as build
 from .draws import to_inference_data as to_inference_data
+from .marginal import marginal_log_likelihood as marginal_log_likelihood
 
-__all__ = ["Labelled", "build", "to_inference_data"]
+__all__ = ["Labelled", "build", "marginal_log_likelihood", "to_inference_data"]

@@ -12,7 +12,7 @@ as far as Pareto k allows. Every datum draws from streams of its own, as in
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -23,40 +23,37 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, ProgramLike
 from ..data import row_seeds
+from ..diagnostics.predictive import simulated_sites
 from ..evidence import ImportanceSampling, Weights, log_marginal_of, prepared
+from ..evidence.bidirectional import _simulated
 from ..guides import Posterior
-from ..programs import Program, forked_seed, whole_plate
+from ..programs import Program, repeat_rows, whole_plate
 from .arrays import Attributes, Labelled, build
 
 _PREDICTIVE_STREAM = 2**63  # added to the seed: no caller's seed is as large
+_PRIOR_STREAM = 2**62  # for the draws that do not look at the data
 _PREDICTIVE_BYTES = 2**28  # of simulated data, unless a number of draws is asked for
+_TRIED = 4  # rows that show whether a program can be simulated
 
 _Groups: TypeAlias = dict[str, dict[str, Labelled]]
 
 
-@runtime_checkable
-class _Simulator(Protocol):
-    """A model that can simulate data from its one vector of latents."""
-
-    def sample_data(self, z: Tensor) -> Tensor:
-        """Draws from p(y | z), one for each z: `(draws, latents)` to `(draws, *datum)`."""
-
-
-@runtime_checkable
-class _Generator(_Simulator, Protocol):
-    """A model that can simulate those latents, too."""
-
-    def prior(self) -> Any:
-        """The distribution p(z) of one datum's vector, `(latents,)`."""
-
-
 class _Block(NamedTuple):
-    """Some of the data, draws for them `(draws, rows, latents)`, and a seed a row."""
+    """Some of the data, draws for them `(draws, rows, latents)`, and seeds, two a row."""
 
     batch: Batch
     z: Tensor
     weights: Weights
     predictive_seeds: list[int]
+    prior_seeds: list[int]
+
+
+class _Sizes(NamedTuple):
+    """Draws of data a datum, and why there are none of a kind, in words."""
+
+    predictive: int
+    prior: int
+    missing: str
 
 
 def to_inference_data(
@@ -86,18 +83,24 @@ def to_inference_data(
     `sample_stats`         `log_weight`             chain, draw, datum
     `diagnostics`          `pareto_k`, `ess`        datum
     `observed_data`        every observed site      datum and those of the site
-    `posterior_predictive` the observed site        chain, draw, datum and those of the site
-    `prior`                the latent site          chain, draw and those of the site
-    `prior_predictive`     the observed site        chain, draw and those of the site
+    `posterior_predictive` every observed site      chain, draw, datum and those of the site
+    `prior`                every latent site        chain, draw, datum and those of the site
+    `prior_predictive`     every observed site      chain, draw, datum and those of the site
     ====================== ======================== ============================================
 
     Latents have the values that the program sees (constrained) under the names of their sites, a
     slash of which becomes a dot. The axes of a vector are called `latent` where it is the only
     latent site, and those of data `feature` where there is one observed site, numbered if there
     are several (`feature_0`, ...); others are called `<site>_dim`, numbered likewise. With several
-    observed sites the log likelihood is their sum, called `observed`. The last three groups need a
-    model with one vector of latents and the methods `sample_data` and `prior`, such as
-    :class:`pyro_vae.models.VAE`; elsewhere they are left out.
+    observed sites the log likelihood is their sum, called `observed`.
+
+    A draw of the last three groups is a data set of the size of the data, with the same
+    covariates, as ArviZ's plots expect. The program makes them, with nothing observed. Where it
+    cannot be simulated row by row they are left out, and the attribute `left_out` says why; data
+    given the guide's draws are left out, too, where discrete latents have been summed out, since
+    there are no draws of those. Data of the guide's latents look more like the data than those
+    of the model do: the latents have seen them. :func:`pyro_vae.diagnostics.predictive_check`
+    keeps the two apart.
 
     Chain statistics (`r_hat`, ESS by autocorrelation) say nothing about the guide: look at
     `diagnostics`. Nor does leave-one-out from `log_likelihood`, since z belongs to the very datum
@@ -112,8 +115,8 @@ def to_inference_data(
         names: Labels of the data, one each and all different; numbered from 0 when left out.
         predictive_draws: Draws of data a datum, from the first so many of its latents; 0 for
             none. By default all that fit into 256 mebibytes.
-        prior_draws: Draws from the model itself, 0 for none; `num_samples` by default. Those of
-            data are the ones that `model.sample(prior_draws, seed=seed)` gives.
+        prior_draws: Draws from the model itself a datum, 0 for none; by default as many as
+            `predictive_draws` says, or as fit.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -124,7 +127,7 @@ def to_inference_data(
 
     Raises:
         ValueError: If data, model and guide do not fit together, if there are too few draws, if
-            the names are not one a datum, or if data are asked of a model that cannot make any.
+            the names are not one a datum, or if data are asked of a program that cannot make any.
         FloatingPointError: If a log density is nan or plus infinity.
 
     References:
@@ -143,15 +146,12 @@ def to_inference_data(
     """
     method = ImportanceSampling(num_samples)
     with prepared(model, guide, data, seed) as (program, posterior, batch):
-        coords = {"datum": _datum_labels(names, len(batch[0]))}
-        num_predictive = _num_predictive(model, program, batch, predictive_draws, num_samples)
-        num_prior = _num_draws(
-            prior_draws, num_samples, "prior", able=_is_generator(model, program)
-        )
+        coords = {"datum": datum_labels(names, len(batch[0]))}
+        sizes = _sizes(program, batch, num_samples, predictive_draws, prior_draws)
         blocks = _blocks(method, program, posterior, batch, seed=seed, progress=progress)
-        groups = _joined([_groups(model, program, block, num_predictive) for block in blocks])
-        groups |= _prior(model, program, num_prior, seed)
-    return build(groups, coords, _attributes(groups, num_samples, seed, program))
+        groups = _joined([_groups(program, block, sizes) for block in blocks])
+    attributes = _attributes(groups, num_samples, seed, program, sizes.missing)
+    return build(groups, coords, attributes)
 
 
 def _blocks(
@@ -165,27 +165,30 @@ def _blocks(
 ) -> Iterator[_Block]:
     """Draws and weights of some data at a time, within the estimator's memory budget."""
     predictive_seeds = row_seeds(seed + _PREDICTIVE_STREAM, *batch).tolist()
+    prior_seeds = row_seeds(seed + _PRIOR_STREAM, *batch).tolist()
     for block in method.blocks(program, posterior, batch, seed=seed, progress=progress):
         part = tuple(tensor[block.rows] for tensor in batch)
-        yield _Block(part, block.z, block.weights, predictive_seeds[block.rows])
+        seeds = predictive_seeds[block.rows], prior_seeds[block.rows]
+        yield _Block(part, block.z, block.weights, *seeds)
 
 
-def _groups(model: ProgramLike, program: Program, block: _Block, num_predictive: int) -> _Groups:
+def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
     """What there is to say about some of the data."""
     marginal = log_marginal_of(block.weights)
     only = program.observed_names[0] if len(program.observed_names) == 1 else "observed"
     return {
         "posterior": _latents(program, block.z),
         "log_likelihood": {
-            _label(only): _labelled(block.weights.log_likelihood, "draw", "datum"),
+            label(only): labelled(block.weights.log_likelihood, "draw", "datum"),
         },
-        "sample_stats": {"log_weight": _labelled(block.weights.log_weights, "draw", "datum")},
+        "sample_stats": {"log_weight": labelled(block.weights.log_weights, "draw", "datum")},
         "diagnostics": {
-            "pareto_k": _labelled(marginal.pareto_k, "datum"),
-            "ess": _labelled(marginal.ess, "datum"),
+            "pareto_k": labelled(marginal.pareto_k, "datum"),
+            "ess": labelled(marginal.ess, "datum"),
         },
-        "observed_data": _observed(program, block.batch),
-        "posterior_predictive": _predictive(model, program, block, num_predictive),
+        "observed_data": observed_arrays(program, block.batch),
+        "posterior_predictive": _predictive(program, block, sizes.predictive),
+        **_prior(program, block, sizes.prior),
     }
 
 
@@ -193,40 +196,85 @@ def _latents(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[s
     """Every latent site, constrained."""
     draws, rows, latents = z.shape
     values, _ = program.constrain(z.reshape(-1, latents))
-    sites = {}
-    for site in program.latent_sites:
-        value = values[site.name].movedim(site.axis, 0)  # (draws * rows, ...)
-        value = value.reshape(draws, rows, *value.shape[1:])
-        axes = _site_axes(site.name, value.dim() - 2, _latent_word(program))
-        sites[_label(site.name)] = _labelled(value, "draw", "datum", *axes)
-    return sites
+    by_datum = {
+        site.name: values[site.name].movedim(site.axis, 0).unflatten(0, (draws, rows))
+        for site in program.latent_sites
+    }
+    return _drawn(by_datum, _latent_word(program))
 
 
-def _observed(program: Program, batch: Batch) -> dict[str, Labelled]:
+def _drawn(values: dict[str, Tensor], word: str | None) -> dict[str, Labelled]:
+    """Values of sites, `(draws, rows, *site)`, with the names of their axes."""
+    return {
+        label(name): labelled(value, "draw", "datum", *_site_axes(name, value.dim() - 2, word))
+        for name, value in values.items()
+    }
+
+
+def observed_arrays(program: Program, batch: Batch) -> dict[str, Labelled]:
     """Every observed site, as the program shows it: it may have made it from the batch."""
     with poutine.block(), whole_plate(len(batch[0]), program.plate):
         nodes: dict[str, Any] = dict(poutine.trace(program.model).get_trace(*batch).nodes)
     sites = {}
     for name in program.observed_names:
-        value, function = nodes[name]["value"], nodes[name]["fn"]
-        value = value.expand(torch.broadcast_shapes(value.shape, function.shape()))
-        value = value.movedim(value.dim() - function.event_dim + program.plate_dim, 0)
+        value = _by_datum(nodes[name], program.plate_dim)
         axes = _site_axes(name, value.dim() - 1, _observed_word(program))
-        sites[_label(name)] = _labelled(value, "datum", *axes)
+        sites[label(name)] = labelled(value, "datum", *axes)
     return sites
 
 
-def _predictive(
-    model: ProgramLike, program: Program, block: _Block, draws: int
-) -> dict[str, Labelled]:
+def _predictive(program: Program, block: _Block, draws: int) -> dict[str, Labelled]:
     """Data simulated from the first draws of each datum's latents, from a stream of its own."""
-    if draws == 0 or not _is_simulator(model, program):
+    if draws == 0:
         return {}
-    simulated = []
-    for row, seed in enumerate(block.predictive_seeds):
-        _seed_stream(seed)
-        simulated.append(model.sample_data(block.z[:draws, row]))
-    return _simulated(program, torch.stack(simulated, dim=1), "draw", "datum")
+    rows = [
+        _simulation(program, block.batch, row, seed, block.z[:draws, row])
+        for row, seed in enumerate(block.predictive_seeds)
+    ]
+    observed = {name: torch.stack([r[name] for r in rows], 1) for name in program.observed_names}
+    return _drawn(observed, _observed_word(program))
+
+
+def _prior(program: Program, block: _Block, draws: int) -> _Groups:
+    """Latents and data that the model makes without a look at the data, but at covariates."""
+    if draws == 0:
+        return {}
+    rows = [
+        _simulation(program, block.batch, row, seed, draws)
+        for row, seed in enumerate(block.prior_seeds)
+    ]
+    stacked = {name: torch.stack([r[name] for r in rows], dim=1) for name in rows[0]}
+    latents = {site.name: stacked[site.name] for site in program.latent_sites}
+    observed = {name: stacked[name] for name in program.observed_names}
+    return {
+        "prior": _drawn(latents, _latent_word(program)),
+        "prior_predictive": _drawn(observed, _observed_word(program)),
+    }
+
+
+def _simulation(
+    program: Program, batch: Batch, row: int, seed: int, drawn: Tensor | int
+) -> dict[str, Tensor]:
+    """One datum made again and again, from given latents `(draws, latents)` or so many new ones.
+
+    Returns latent and observed sites, `(draws, *site)`.
+    """
+    draws = drawn if isinstance(drawn, int) else len(drawn)
+    values = {} if isinstance(drawn, int) else program.constrain(drawn)[0]
+    _seed_stream(seed)
+    nodes = simulated_sites(
+        program, repeat_rows(tuple(part[row : row + 1] for part in batch), draws), values
+    )
+    names = [*(site.name for site in program.latent_sites), *program.observed_names]
+    return {name: _by_datum(nodes[name], program.plate_dim) for name in names}
+
+
+def _by_datum(site: Any, plate_dim: int) -> Tensor:
+    """The value of a site of a trace, with the datum axis leftmost."""
+    value, function = site["value"], site["fn"]
+    value = value.expand(torch.broadcast_shapes(value.shape, function.shape()))
+    by_datum: Tensor = value.movedim(value.dim() - function.event_dim + plate_dim, 0)
+    return by_datum
 
 
 def _seed_stream(seed: int) -> None:
@@ -236,66 +284,54 @@ def _seed_stream(seed: int) -> None:
         torch.manual_seed(seed)
 
 
-def _prior(model: ProgramLike, program: Program, draws: int, seed: int) -> _Groups:
-    """Latents and data from the model alone."""
-    if draws == 0 or not _is_generator(model, program):
-        return {}
-    with forked_seed(seed):
-        z = model.prior().expand([draws]).sample()
-        y = model.sample_data(z)
-    name = program.latent_sites[0].name
-    axes = _site_axes(name, z.dim() - 1, _latent_word(program))
-    return {
-        "prior": {_label(name): _labelled(z, "draw", *axes)},
-        "prior_predictive": _simulated(program, y, "draw"),
-    }
-
-
-def _simulated(program: Program, y: Tensor, *leading: str) -> dict[str, Labelled]:
-    (name,) = program.observed_names
-    axes = _site_axes(name, y.dim() - len(leading), _observed_word(program))
-    return {_label(name): _labelled(y, *leading, *axes)}
-
-
-def _is_simulator(model: ProgramLike, program: Program) -> TypeGuard[_Simulator]:
-    """Whether the flat latents are what the model's `sample_data` takes."""
-    one_of_each = len(program.latent_sites) == len(program.observed_names) == 1
-    vector = program.latent_sites[0].is_plain_vector
-    return one_of_each and vector and isinstance(model, _Simulator)
-
-
-def _is_generator(model: ProgramLike, program: Program) -> TypeGuard[_Generator]:
-    return _is_simulator(model, program) and isinstance(model, _Generator)
-
-
-def _num_predictive(
-    model: ProgramLike, program: Program, batch: Batch, asked: int | None, num_samples: int
-) -> int:
-    """Draws of the posterior predictive: as many as asked for, or as fit into the budget."""
-    if asked is not None and asked > num_samples:
+def _sizes(
+    program: Program, batch: Batch, num_samples: int, predictive: int | None, prior: int | None
+) -> _Sizes:
+    """Draws of data: as many as asked for; or as fit into the budget, if any can be made."""
+    if predictive is not None and predictive > num_samples:
         raise ValueError(
             f"predictive_draws are made from the draws of z, at most num_samples={num_samples}, "
-            f"got {asked}; raise num_samples"
+            f"got {predictive}; raise num_samples"
         )
     affordable = max(1, min(num_samples, _PREDICTIVE_BYTES // batch[0].nbytes))
-    return _num_draws(asked, affordable, "predictive", able=_is_simulator(model, program))
+    no_prior = _why_not(program, batch)
+    no_predictive = no_prior or _why_not_given(program)
+    return _Sizes(
+        _num_draws(predictive, affordable, "predictive", no_predictive),
+        _num_draws(prior, affordable if predictive is None else predictive, "prior", no_prior),
+        no_predictive,
+    )
 
 
-def _num_draws(asked: int | None, default: int, name: str, *, able: bool) -> int:
+def _num_draws(asked: int | None, default: int, name: str, why_not: str) -> int:
     if asked is None:
-        return default if able else 0
+        return 0 if why_not else default
     if asked < 0:
         raise ValueError(f"{name}_draws is a number of draws, 0 for none, got {asked}")
-    if asked and not able:
-        methods = "sample_data(z)" if name == "predictive" else "sample_data(z) and prior()"
+    if asked and why_not:
         raise ValueError(
-            f"{name}_draws={asked} needs a model with one vector of latents, one observed site, "
-            f"and {methods}, as pv.models.VAE is; leave it out, or say {name}_draws=0"
+            f"{name}_draws={asked} cannot be had: {why_not}; leave it out, or say {name}_draws=0"
         )
     return asked
 
 
-def _datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
+def _why_not(program: Program, batch: Batch) -> str:
+    """Why the program cannot be simulated, in words; empty if it can."""
+    try:
+        _simulated(program, tuple(part[:_TRIED] for part in batch), seed=0)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _why_not_given(program: Program) -> str:
+    """Why no data can be made from latents of the guide, in words; empty if they can."""
+    discrete = list(program.structure.enumerated)
+    return f"there are no draws of the site(s) {discrete}, which are summed out" * bool(discrete)
+
+
+def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
+    """Labels of the axis `datum`: numbers from 0, or the names, one each and all different."""
     if names is None:
         return np.arange(num_data)
     if len(names) != num_data:
@@ -309,7 +345,7 @@ def _datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
     return np.array(names)
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     """A site's name, where it would be a path to xarray and NetCDF."""
     return name.replace("/", ".")
 
@@ -325,11 +361,12 @@ def _observed_word(program: Program) -> str | None:
 
 def _site_axes(name: str, count: int, word: str | None) -> tuple[str, ...]:
     """Names of a site's own axes: from `word`, unless the site itself is called so."""
-    stem = word if word not in (None, name) else f"{_label(name)}_dim"
+    stem = word if word not in (None, name) else f"{label(name)}_dim"
     return (f"{stem}",) if count == 1 else tuple(f"{stem}_{axis}" for axis in range(count))
 
 
-def _labelled(values: Tensor, *dims: str) -> Labelled:
+def labelled(values: Tensor, *dims: str) -> Labelled:
+    """A tensor as an array with the names of its axes."""
     return Labelled(values.detach().cpu().numpy(), dims)
 
 
@@ -346,7 +383,9 @@ def _join(parts: list[Labelled]) -> Labelled:
     return Labelled(np.concatenate([part.values for part in parts], axis=dims.index("datum")), dims)
 
 
-def _attributes(groups: _Groups, num_samples: int, seed: int, program: Program) -> Attributes:
+def _attributes(
+    groups: _Groups, num_samples: int, seed: int, program: Program, left_out: str
+) -> Attributes:
     from .. import __version__  # here, since the root imports this module first
 
     pareto_k = groups["diagnostics"]["pareto_k"].values
@@ -356,6 +395,7 @@ def _attributes(groups: _Groups, num_samples: int, seed: int, program: Program) 
         "num_samples": num_samples,
         "seed": seed,
         "given": program.conditions,
+        "left_out": left_out,
         "draws": (
             "independent draws from the guide q(z | y) of every datum, not from the exact "
             "posterior p(z | y); weighted by exp(log_weight) of sample_stats they stand for the "

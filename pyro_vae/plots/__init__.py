@@ -31,6 +31,8 @@ from .latents import plot_latent_plane as plot_latent_plane
 from .learning import LearningCurve as LearningCurve
 from .learning import plot_learning_curves as plot_learning_curves
 from .pareto import plot_pareto_k as plot_pareto_k
+from .predictive import plot_predictive_check as plot_predictive_check
+from .rates import plot_rate_distortion as plot_rate_distortion
 from .reconstructions import plot_data as plot_data
 from .reconstructions import plot_reconstructions as plot_reconstructions
 
@@ -44,8 +46,10 @@ __all__ = [
     "plot_latent_plane",
     "plot_learning_curves",
     "plot_pareto_k",
+    "plot_predictive_check",
     "plot_rank_ecdf",
     "plot_rank_histograms",
+    "plot_rate_distortion",
     "plot_reconstructions",
     "plot_signal_to_noise",
 ]

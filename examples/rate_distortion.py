@@ -1,0 +1,97 @@
+"""What does a nat of rate buy, and where does the latent space fall silent?
+
+Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw), eight latents. The ELBO is
+minus the sum of
+
+    rate R = KL(q(z | y) || p(z)), what z is said to cost, and
+    distortion D = - E log p(y | z), what is left of y to say
+
+and says nothing of how the two share it. Copies of one VAE are trained to minimize D + beta R, from
+a small beta to a large one, each from where the one before ended. For each of them the
+information I that z has about which digit it is lies between H - D and R.
+
+Run:  python examples/rate_distortion.py --out figures      (--smoke for a quick look)
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+import pyro_vae as pv
+from pyro_vae.diagnostics.rates import Curve, RateDistortion, rate_distortion
+from pyro_vae.plots.rates import plot_rate_distortion
+
+BETAS = (0.2, 0.5, 1, 1.5, 2, 3, 5)
+LATENTS = 8
+
+
+def traced(train: torch.Tensor, test: torch.Tensor, epochs: int) -> RateDistortion:
+    """The curve of a VAE, over all betas."""
+    torch.manual_seed(0)
+    decoder = pv.nets.MLPDecoder(LATENTS, 64, hidden=(64,))
+    model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=LATENTS)
+    guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(64, hidden=(64,))))
+    # Every beta but the first starts from another one's solution: this gives it a start, too.
+    pv.fit(model, guide, train, objective=pv.BetaELBO(BETAS[0]), num_epochs=2 * epochs)
+    return rate_distortion(model, guide, train, BETAS, held_out=test, num_epochs=epochs)
+
+
+def draw(result: RateDistortion, held_out: Curve, path: Path) -> None:
+    """Both curves, the information of the first, and lines of equal ELBO."""
+    train = result.train
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    plot_rate_distortion(
+        train.beta,
+        {
+            "training digits": (train.rate, train.distortion),
+            "held-out digits": (held_out.rate, held_out.distortion),
+        },
+        information=train.information,
+        entropy=result.entropy,
+        ax=figure.subplots(),
+    )
+    figure.savefig(path, dpi=130)
+
+
+def said(curve: Curve, row: int) -> str:
+    """One beta's numbers, in words."""
+    rate, distortion, information = (
+        f"{part.value[row]:.2f} +- {part.error[row]:.2f}"
+        for part in (curve.rate, curve.distortion, curve.information)
+    )
+    return f"a rate of {rate}, a distortion of {distortion} and an information of {information}"
+
+
+def main() -> None:
+    """Question, model, fit, figure, sentence."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    arguments = parser.parse_args()
+    epochs, rows = (1, 60) if arguments.smoke else (60, None)
+
+    torch.set_num_threads(1)  # small tensors make threads fight
+    digits = pv.data.digits()
+    result = traced(digits.train[:rows], digits.test[:rows], epochs)
+    held_out = result.held_out
+    if held_out is None:
+        raise SystemExit("interrupted before there was anything to show")
+    print(f"\nNats a digit\n{result.summary()}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    draw(result, held_out, arguments.out / "rate_distortion.png")
+
+    best, last = int(held_out.elbo.value.argmax()), len(held_out.beta) - 1
+    print(
+        f"\nHeld-out digits have the greatest ELBO, {held_out.elbo.value[best]:.2f} +- "
+        f"{held_out.elbo.error[best]:.2f} nats, at beta {held_out.beta[best]:g}, with "
+        f"{said(held_out, best)}; at beta {held_out.beta[0]:g} the ELBO is "
+        f"{held_out.elbo.value[0]:.2f}, with {said(held_out, 0)}; at beta "
+        f"{held_out.beta[last]:g} it is {held_out.elbo.value[last]:.2f}, with "
+        f"{said(held_out, last)}."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,575 @@
+r"""Predictive checks: does the model make data sets that look like the one that was observed?
+
+A statistic :math:`T` of the observed data set :math:`y` is held against its values for data sets
+:math:`y^{(1)}, \ldots, y^{(R)}` of the same size that the model makes. Where the latents come from
+decides what is asked.
+
+From their prior, :math:`z_n \sim p(z)`, the replicates are draws of :math:`p(y)`, and the question
+is whether the model is a model of these data. If it is, and was not fitted to them, then the
+observed data set is one more draw, its rank among the replicates is uniform, and
+
+.. math:: \hat q = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
+
+is a p-value: at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any R.
+
+From the guide, :math:`z_n \sim q(z \mid y_n)`, every datum is held against data like itself. Its
+latents have seen it, so the replicates lie too close to the data, and p-values pile up around 1/2:
+such a check is optimistic. It shows what the decoder cannot make with the best of latents.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Float, Float64
+from pyro import poutine
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..evidence import prepared
+from ..evidence.bidirectional import _Free, _no_guide, _simulated, _written
+from ..evidence.weights import despite_nan, rows_at_once
+from ..guides import Guide, Posterior, posterior_of
+from ..programs import Program, forked_seed, repeat_rows, whole_plate
+from ..programs.sites import is_density, log_density
+from .calibration import holm
+
+_REPLICATE_STREAM = 0x2545F491  # added to the seed: replicates share no draw with anything else
+_GLOBAL_STREAM = 0x1F123BB5  # nor do the latents that all data share
+_MEMORY = 256.0  # mebibytes of a program's intermediate results
+_TRIED = 4  # rows that show whether a program can be simulated
+
+Statistic: TypeAlias = Callable[[Batch], Tensor]
+"""From a data set, a tuple of tensors as the model takes them, to one number or a vector."""
+
+
+class Latents(Enum):
+    """Where the latents of replicated data come from."""
+
+    PRIOR = "prior"
+    GUIDE = "guide"
+
+
+_WORDS = {
+    Latents.PRIOR: "data sets of the model, p(y)",
+    Latents.GUIDE: "data sets made from the guide's latents of the data, q(z | y)",
+}
+
+
+@dataclass(frozen=True)
+class PredictiveCheck:
+    """Statistics of the observed data set, and of replicated ones.
+
+    Of a statistic that has several entries the largest deviation is kept, in standard deviations,
+    from the mean over all data sets, the observed one among them.
+
+    Arguments:
+        names: Of the statistics.
+        observed: Those of the observed data set, `(statistics,)`, each in its own unit.
+        replicated: Those of the replicated ones, `(draws, statistics)`.
+        p_values: `(statistics,)`, with the error of having so many replicates. Two-sided; of
+            largest deviations one-sided.
+        latents: Where the latents of the replicates came from.
+        given: What the replicates are conditional on, in words; empty if on nothing.
+    """
+
+    names: tuple[str, ...]
+    observed: Float64[Tensor, " statistics"]
+    replicated: Float64[Tensor, "draws statistics"]
+    p_values: Estimate
+    latents: Latents = Latents.PRIOR
+    given: str = ""
+
+    @property
+    def adjusted(self) -> Float64[Tensor, " statistics"]:
+        """P-values after Holm: rejecting those below a rate has that rate for all together."""
+        return holm(self.p_values.value)
+
+    @property
+    def observed_by_name(self) -> dict[str, float]:
+        """The observed statistics, as the plot takes them."""
+        return dict(zip(self.names, self.observed.tolist(), strict=True))
+
+    @property
+    def replicated_by_name(self) -> dict[str, Tensor]:
+        """The replicated statistics, `(draws,)` each, as the plot takes them."""
+        return dict(zip(self.names, self.replicated.T, strict=True))
+
+    def verdict(self, false_alarm: float = 0.05) -> str:
+        """Says in which statistics the data differ from those of the model, and how.
+
+        Arguments:
+            false_alarm: Probability that data of the model are rejected, over all statistics;
+                for latents from the guide it is less than that.
+        """
+        rate = f"false-alarm rate {false_alarm:g} over {len(self.names)} statistics (Holm)"
+        rejected = (self.adjusted < false_alarm).nonzero().flatten().tolist()
+        if rejected:
+            said = "; ".join(self._misfit(place) for place in rejected)
+            return f"the data do not look like {_WORDS[self.latents]}, at a {rate}: {said}"
+        return (
+            f"nothing tells the data from {_WORDS[self.latents]}, at a {rate}"
+            f"{self._caution(false_alarm)}"
+        )
+
+    def _caution(self, false_alarm: float) -> str:
+        if self.latents is Latents.GUIDE:
+            return (
+                "; these latents have seen the data, which flatters the model, so that this says "
+                "little: latents=Latents.PRIOR asks the model itself"
+            )
+        needed = math.ceil(2 * len(self.names) / false_alarm)  # for Holm to reject the first
+        if len(self.replicated) + 1 > needed:
+            return ""
+        return f"; with {len(self.replicated)} draws nothing could: take num_draws={needed}"
+
+    def summary(self, false_alarm: float = 0.05) -> str:
+        """One line a statistic, then the verdict."""
+        low, high = (self.replicated.quantile(q, dim=0).tolist() for q in (0.025, 0.975))
+        lines = [
+            f"{name}: {value:.4g} observed, {lower:.4g} to {upper:.4g} replicated (95%), "
+            f"p = {p:.2g} +- {error:.1g}, adjusted {adjusted:.2g}"
+            for name, value, lower, upper, p, error, adjusted in zip(
+                self.names,
+                self.observed.tolist(),
+                low,
+                high,
+                *(part.tolist() for part in self.p_values),
+                self.adjusted.tolist(),
+                strict=True,
+            )
+        ]
+        return "\n".join([*lines, self.verdict(false_alarm)])
+
+    def _misfit(self, place: int) -> str:
+        value, replicated = self.observed[place], self.replicated[:, place]
+        below, above = (replicated < value).double().mean(), (replicated > value).double().mean()
+        side, share = ("above", below) if below > above else ("below", above)
+        return f"{self.names[place]} of {float(value):.4g} is {side} {float(share):.1%} of theirs"
+
+
+def predictive_check(
+    model: ProgramLike,
+    guide: ProgramLike | None,
+    data: Data,
+    statistics: Mapping[str, Statistic] | None = None,
+    *,
+    num_draws: int = 1000,
+    latents: Latents = Latents.PRIOR,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> PredictiveCheck:
+    r"""Holds statistics of a data set against those of data sets that the model makes.
+
+    .. math:: z_n^{(r)} \sim p(z) \text{ or } q(z \mid y_n), \qquad
+        y_n^{(r)} \sim p(y \mid z_n^{(r)}), \qquad
+        \hat q = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
+
+    Replicates are data sets of the same size with the same covariates. Latents from the prior
+    (the default) ask whether the model is one of these data. Latents from the guide have seen the
+    data: that check is optimistic, and only what it rejects means something. P-values are exact
+    for data that the model was not fitted to; for its training data they are too large.
+
+    Latent sites that all data share are drawn anew for every data set from their posterior, unless
+    their values are given. With such draws p-values are conservative.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data, whose observed sites are
+            given tensors of the batch or parts of them.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; `None` will do for
+            latents from the prior, where no latent site is shared by all data.
+        data: The observed data set: the batch tensor, or a tuple of them.
+        statistics: Functions from a data set (a tuple of tensors, as the model takes them) to one
+            number or a vector, by name; :func:`default_statistics` by default.
+        num_draws: Replicated data sets, :math:`R`.
+        latents: Where the latents of the replicates come from.
+        given: Values of the latent sites that all data share, by name.
+        seed: Seed of everything; the caller's random stream is left alone.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Statistics, p-values with their Monte Carlo error, and a verdict.
+
+    Raises:
+        ValueError: If the program cannot be simulated row by row, if a statistic is not a finite
+            number, or if there are fewer than two data or draws.
+
+    References:
+        | Posterior Predictive Assessment of Model Fitness via Realized Discrepancies
+          (Gelman, Meng & Stern, 1996)
+        | https://www.jstor.org/stable/24306036
+        | Asymptotic Distribution of P Values in Composite Null Models
+          (Robins, van der Vaart & Ventura, 2000)
+        | https://doi.org/10.1080/01621459.2000.10474310
+
+    Example:
+        >>> import pyro
+        >>> def model(y):
+        ...     with pyro.plate("data", len(y)):
+        ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+        ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
+        >>> check = predictive_check(model, None, 9 * torch.ones(50), num_draws=100)
+        >>> "mean of 9 is above 100.0% of theirs" in check.verdict(false_alarm=0.2)
+        True
+    """
+    _check_asked(guide, num_draws, latents, statistics)
+    proposal = guide if latents is Latents.GUIDE else _shared_only(guide)
+    with prepared(model, proposal or _no_guide, data, seed, given) as (program, _, batch):
+        _check_simulable(program, batch, latents, seed)
+        runs = _runs(program, proposal, batch, num_draws, given, latents, seed)
+        shown = _shown(program, batch)
+        functions = default_statistics(batch, shown.parts) if statistics is None else statistics
+        replicates = _replicates(runs, batch, shown, seed + _REPLICATE_STREAM)
+        bar = tqdm(replicates, "replicates", num_draws, leave=None, disable=not progress)
+        observed = _values(functions, batch)
+        replicated = [_values(functions, replicate) for replicate in bar]
+    result = _held_against(functions, observed, replicated, keep_constant=statistics is not None)
+    conditions = runs[0].program.conditions
+    return PredictiveCheck(*result, latents, conditions)
+
+
+def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[str, Statistic]:
+    """Statistics that fit any data: of all entries, and of each feature.
+
+    Arguments:
+        batch: The data set.
+        observed: Which of its tensors the model observes.
+
+    Returns:
+        Mean, standard deviation, smallest and largest of all entries, share of zeros; and, where
+        a datum has several, the vectors of the features' means and standard deviations.
+
+    Example:
+        >>> y = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
+        >>> {name: function((y,)).tolist() for name, function in default_statistics((y,)).items()}
+        ... # doctest: +NORMALIZE_WHITESPACE
+        {'mean': 1.0, 'sd': 1.4142135623730951, 'smallest': 0.0, 'largest': 3.0,
+         'share of zeros': 0.5, 'means of features': [0.0, 2.0],
+         'sds of features': [0.0, 1.4142135623730951]}
+    """
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "mean": torch.mean,
+        "sd": torch.std,
+        "smallest": torch.min,
+        "largest": torch.max,
+        "share of zeros": _share_of_zeros,
+    }
+    of_features: dict[str, Callable[..., Any]] = {
+        "means of features": torch.mean,
+        "sds of features": torch.std,
+    }
+    chosen: dict[str, Statistic] = {}
+    for index in observed:
+        suffix = "" if len(observed) == 1 else f" (tensor {index})"
+        for name, function in functions.items():
+            chosen[name + suffix] = partial(_of_part, function, index)
+        if batch[index][0].numel() > 1:
+            for name, by_feature in of_features.items():
+                chosen[name + suffix] = partial(_of_features, by_feature, index)
+    return chosen
+
+
+def _share_of_zeros(part: Tensor) -> Tensor:
+    return (part == 0).double().mean()
+
+
+def _of_part(function: Callable[[Tensor], Tensor], index: int, batch: Batch) -> Tensor:
+    return function(batch[index].double())
+
+
+def _of_features(function: Callable[..., Tensor], index: int, batch: Batch) -> Tensor:
+    return function(batch[index].double().flatten(1), dim=0)
+
+
+def tail_share(
+    observed: Float[Tensor, ""], replicated: Float[Tensor, " draws"], *, two_sided: bool
+) -> Estimate:
+    r"""The p-value of one number among others, with its Monte Carlo error.
+
+    .. math:: \hat q = \frac{1 + \#\{r : t_r \ge t\}}{R + 1}, \qquad
+        \text{error}^2 = \hat q (1 - \hat q) / R
+
+    Arguments:
+        observed: :math:`t`.
+        replicated: :math:`t_r`, `(draws,)`.
+        two_sided: Whether to take twice the smaller of both tails; ties count for both.
+
+    Returns:
+        A p-value, exact for any number of draws; the error is that of estimating what infinitely
+        many draws would give.
+
+    Example:
+        >>> value, _ = tail_share(torch.tensor(5.0), torch.arange(9.0), two_sided=False)
+        >>> float(value)
+        0.5
+    """
+    above, below = (replicated >= observed).sum(), (replicated <= observed).sum()
+    count = torch.minimum(above, below) if two_sided else above
+    sides = 2 if two_sided else 1
+    share = (1 + count.double()) / (len(replicated) + 1)
+    error = sides * (share * (1 - share) / len(replicated)).sqrt()
+    return Estimate((sides * share).clamp(max=1), error)
+
+
+class GlobalDraw(NamedTuple):
+    """Values of the latent sites that all data share, and their log density under the guide."""
+
+    values: dict[str, Tensor]
+    log_guide: Tensor
+
+
+def draw_globals(
+    program: Program, guide: ProgramLike, batch: Batch, num_draws: int, seed: int
+) -> list[GlobalDraw]:
+    """Draws the latent sites that all data share from a guide of ours or one written by hand.
+
+    Arguments:
+        program: The model; it says which sites these are.
+        guide: Has a posterior of them.
+        batch: Data that a guide written by hand is run on; it may look at all of them.
+        num_draws: Number of draws.
+        seed: Seed of the draws.
+
+    Returns:
+        Draws with their log densities, scalars in nats, in the units of the sites.
+    """
+    if isinstance(guide, Guide):
+        return [_own_draw(guide, v) for v in guide.sample_globals(num_draws, seed=seed)]
+    with forked_seed(seed):
+        return [_traced_draw(program, guide, batch) for _ in range(num_draws)]
+
+
+def _own_draw(guide: Guide, values: dict[str, Tensor]) -> GlobalDraw:
+    if guide.shared is None:
+        return GlobalDraw(values, torch.zeros(()))
+    sites = guide.program.global_sites
+    flat = torch.cat([site.flatten(values[site.name]) for site in sites])
+    parts = guide.program.constrain_globals(flat).values()
+    jacobian = torch.stack([log_jacobian.sum() for _, log_jacobian in parts]).sum()
+    with torch.no_grad():
+        return GlobalDraw(values, guide.shared.distribution().log_prob(flat) - jacobian)
+
+
+def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDraw:
+    with poutine.block(), whole_plate(len(batch[0]), program.plate):
+        nodes: dict[str, Any] = dict(poutine.trace(guide).get_trace(*batch).nodes)
+    outside = [site for site in nodes.values() if is_density(site) and not program.is_inside(site)]
+    parts = [log_density(site).sum() for site in outside]
+    values = {site.name: nodes[site.name]["value"] for site in program.global_sites}
+    return GlobalDraw(values, torch.stack(parts).sum() if parts else torch.zeros(()))
+
+
+def simulated_sites(
+    program: Program, rows: Batch, values: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """Sites of a run that observes nothing, from torch's stream as it stands.
+
+    Arguments:
+        program: Its global sites must have values.
+        rows: Shapes and covariates.
+        values: Latents of the rows; what is not named is drawn.
+    """
+    model = poutine.condition(program.model, data={**program.fixed, **(values or {})})
+    free = _Free(frozenset(program.observed_names))
+    with poutine.block(), whole_plate(len(rows[0]), program.plate), free:
+        return dict(poutine.trace(model).get_trace(*rows).nodes)
+
+
+@dataclass(frozen=True)
+class _SharedOnly:
+    """Stands in for a guide whose latents of a datum are not asked for.
+
+    A table of parameters has no rows for other data than its own, and none are needed.
+    """
+
+    guide: Guide
+    program: Program
+
+    def global_values(self) -> dict[str, Tensor]:
+        """Values of the latent sites that all data share."""
+        return self.guide.global_values()
+
+    def __call__(self, *batch: Tensor) -> None:
+        """Samples nothing."""
+
+
+class _Run(NamedTuple):
+    """So many data sets, with what all their data share at some values."""
+
+    program: Program
+    posterior: Posterior | None
+    num_draws: int
+
+
+def _shared_only(guide: ProgramLike | None) -> ProgramLike | None:
+    return _SharedOnly(guide, guide.program) if isinstance(guide, Guide) else guide
+
+
+def _check_asked(
+    guide: ProgramLike | None,
+    num_draws: int,
+    latents: Latents,
+    statistics: Mapping[str, Statistic] | None,
+) -> None:
+    if num_draws < 2:
+        raise ValueError(f"a p-value needs at least 2 replicated data sets, got {num_draws}")
+    if statistics is not None and not statistics:
+        raise ValueError("expected at least one statistic, got an empty mapping")
+    if guide is None and latents is Latents.GUIDE:
+        raise ValueError(
+            "latents=Latents.GUIDE needs a guide, got None: pass one, or latents=Latents.PRIOR"
+        )
+
+
+def _check_simulable(program: Program, batch: Batch, latents: Latents, seed: int) -> None:
+    if len(batch[0]) < 2:
+        raise ValueError("a data set has at least 2 data to be checked, got 1")
+    if latents is Latents.GUIDE and program.structure.enumerated:
+        raise ValueError(
+            f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so the "
+            "guide has no draws of them to make data from; take latents=Latents.PRIOR"
+        )
+    _simulated(program, tuple(part[:_TRIED] for part in batch), seed)
+
+
+def _runs(
+    program: Program,
+    guide: ProgramLike | None,
+    batch: Batch,
+    num_draws: int,
+    given: Mapping[str, Tensor] | None,
+    latents: Latents,
+    seed: int,
+) -> list[_Run]:
+    """One run for all data sets; or one each, with draws of what all data share."""
+
+    def run(at: Program, number: int) -> _Run:
+        asked = latents is Latents.GUIDE and guide is not None
+        return _Run(at, posterior_of(guide, at, batch) if asked else None, number)  # type: ignore[arg-type]
+
+    if given is not None or not program.global_sites or guide is None:
+        return [run(program, num_draws)]
+    own = guide.guide if isinstance(guide, _SharedOnly) else guide
+    draws = draw_globals(program, own, batch, num_draws, seed + _GLOBAL_STREAM)
+    return [run(program.given(d.values, "draws of their posterior"), 1) for d in draws]
+
+
+def _replicates(runs: list[_Run], batch: Batch, shown: "_Shown", seed: int) -> Iterator[Batch]:
+    """Replicated data sets, some at a time for the program and one at a time for the caller."""
+    size = max(1, rows_at_once(runs[0].program, batch, _MEMORY) // len(batch[0]))
+    number = 0
+    for program, posterior, num_draws in runs:
+        for first in range(0, num_draws, size):
+            count = min(size, num_draws - first)
+            with forked_seed(seed + number):
+                whole = _replicated(program, posterior, batch, shown, count)
+            parts = [part.unflatten(0, (count, -1)) for part in whole]
+            yield from zip(*parts, strict=True)
+            number += count
+
+
+def _replicated(
+    program: Program, posterior: Posterior | None, batch: Batch, shown: "_Shown", count: int
+) -> Batch:
+    """Some data sets, one after the other in one batch."""
+    rows = repeat_rows(batch, count)
+    values: dict[str, Tensor] = {}
+    if posterior is not None:
+        z, _ = despite_nan(partial(posterior.draw, count))
+        values, _ = program.constrain(z.flatten(0, 1))
+    drawn = simulated_sites(program, rows, values)
+    if shown.whole is None:
+        return _written(program, rows, drawn)
+    made = {index: drawn[name]["value"].to(rows[index].dtype) for name, index in shown.whole}
+    return tuple(made.get(index, part) for index, part in enumerate(rows))
+
+
+class _Shown(NamedTuple):
+    """Which tensors of the batch a program observes.
+
+    Arguments:
+        parts: Their places.
+        whole: The sites that observe them and their places, if every site observes one tensor
+            just as it is: then what it draws can take its place without another run.
+    """
+
+    parts: tuple[int, ...]
+    whole: tuple[tuple[str, int], ...] | None
+
+
+def _shown(program: Program, batch: Batch) -> _Shown:
+    """What its own trace shows that the program observes."""
+    rows = tuple(part[:_TRIED].clone() for part in batch)
+    with poutine.block(), whole_plate(len(rows[0]), program.plate):
+        model = poutine.condition(program.model, data=program.fixed)
+        nodes: dict[str, Any] = dict(poutine.trace(model).get_trace(*rows).nodes)
+    values = {name: nodes[name]["value"] for name in program.observed_names}
+    places = {part.untyped_storage().data_ptr(): index for index, part in enumerate(rows)}
+    parts = {name: places[value.untyped_storage().data_ptr()] for name, value in values.items()}
+    same = all(
+        value.shape == rows[parts[name]].shape and value.stride() == rows[parts[name]].stride()
+        for name, value in values.items()
+    )
+    distinct = tuple(sorted(set(parts.values())))
+    return _Shown(distinct, tuple(parts.items()) if same and len(distinct) == len(parts) else None)
+
+
+def _values(functions: Mapping[str, Statistic], batch: Batch) -> list[Tensor]:
+    """The statistics of one data set, in float64 on the CPU."""
+    values = [torch.as_tensor(f(batch)).detach().double().cpu() for f in functions.values()]
+    for name, value in zip(functions, values, strict=True):
+        if value.dim() > 1 or value.numel() == 0 or not bool(value.isfinite().all()):
+            raise ValueError(
+                f"the statistic '{name}' should be finite, one number or a vector; got the shape "
+                f"{tuple(value.shape)}, {int((~value.isfinite()).sum())} entries of it not finite"
+            )
+    return values
+
+
+def _held_against(
+    functions: Mapping[str, Statistic],
+    observed: list[Tensor],
+    replicated: list[list[Tensor]],
+    *,
+    keep_constant: bool,
+) -> tuple[tuple[str, ...], Tensor, Tensor, Estimate]:
+    """Names, observed and replicated statistics, and p-values.
+
+    A statistic of ours that is the same for all data sets, as the share of zeros of continuous
+    data, is left out.
+    """
+    names, columns, p_values = [], [], []
+    for place, name in enumerate(functions):
+        stacked = torch.stack([observed[place], *(values[place] for values in replicated)])
+        if not keep_constant and bool((stacked == stacked[0]).all()):
+            continue
+        vector = stacked.dim() == 2
+        column = _largest_deviation(stacked) if vector else stacked
+        names.append(name if not vector else f"{name} (largest deviation, sd)")
+        columns.append(column)
+        p_values.append(tail_share(column[0], column[1:], two_sided=not vector))
+    if not names:
+        raise ValueError("every statistic is the same for all data sets; pass others")
+    table = torch.stack(columns, dim=1)
+    return (
+        tuple(names),
+        table[0],
+        table[1:],
+        Estimate(*map(torch.stack, zip(*p_values, strict=True))),
+    )
+
+
+def _largest_deviation(vectors: Float[Tensor, "sets entries"]) -> Float[Tensor, " sets"]:
+    """Largest deviation of any entry from its mean, in standard deviations, over all data sets.
+
+    The observed one is among them, so that it is treated no differently from the replicates.
+    """
+    deviation = (vectors - vectors.mean(dim=0)).abs()
+    scale = vectors.std(dim=0)
+    return (deviation / scale.where(scale > 0, 1.0)).amax(dim=1)

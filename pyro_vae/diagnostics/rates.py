@@ -1,0 +1,501 @@
+r"""What a nat of rate buys in distortion: models and guides trained for one weight after another.
+
+With the rate :math:`R = \mathbb{E} \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))` and the distortion
+:math:`D = -\mathbb{E}_q \log p(y \mid z)`, the ELBO is :math:`-D - R`. Models with one and the
+same ELBO may be anything from a decoder that ignores z to a code that names the datum. Training on
+
+.. math:: \min D + \beta R
+
+for several :math:`\beta` shows them all. At its optimum :math:`D` is a convex, falling function of
+:math:`R` with the slope :math:`dD / dR = -\beta`: of two betas the larger has the lower rate and
+the higher distortion, and the ELBO is greatest at :math:`\beta = 1`.
+
+For any model and guide, with I what z says about which datum it came from,
+
+.. math:: H - D \le I_q(n; z) \le R, \qquad 0 \le I_q(n; z) \le \log N .
+
+The right side is a divergence, :math:`R - I = \mathrm{KL}(q(z) \,\|\, p(z)) \ge 0`. On the left,
+the decoder is no better at coding y than its conditional distribution under q,
+:math:`D \ge H(y \mid z) = H(y) - I_q(y; z)`, and z says no more about y than about n. All terms
+are of one distribution, the empirical one of the very data that are evaluated, so H is *its*
+entropy: :math:`-\sum_c \frac{N_c}{N} \log \frac{N_c}{N}` over distinct rows that come
+:math:`N_c` times, which is :math:`\log N` if no two rows are equal. It is not the entropy of the
+population, which is larger and not known. Where the likelihood is a density and no probability,
+the empirical distribution has no entropy that a density could be held against; then only the right
+side is checked.
+"""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import MaskedDistribution
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..evidence import check_data, prepared
+from ..guides import Guide
+from ..objectives import BetaELBO
+from ..programs import Program, as_batch, device_of, minibatch
+from ..training import Fit, adam, fit
+from ..training.optimizers import OptimizerFactory
+from .aggregate import NEGLIGIBLE, Surgery, surgery
+
+_BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_ERRORS = 5  # one-sided false alarm of 3e-7 for a bound that is tight
+_CLEAR = 2  # errors; they are added up as if all were on one side, which overstates them
+_ROUNDING = 1e-3  # nats; log densities of a thousand nats in float32 are off by 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class TradeOff:
+    """One beta: what was trained, and the parts of its ELBO at full weight of the rate.
+
+    Arguments:
+        beta: The weight of the rate that it was trained with.
+        train: Parts of the ELBO of the training data.
+        held_out: The same of held-out data, if there are such.
+        model: The copy of the model.
+        guide: The copy of the guide.
+        fit: How training went.
+    """
+
+    beta: float
+    train: Surgery
+    held_out: Surgery | None
+    model: Any
+    guide: Any
+    fit: Fit
+
+
+class Curve(NamedTuple):
+    """The parts by beta, ascending; `(betas,)` each, in nats a datum, with Monte Carlo errors."""
+
+    beta: Tensor
+    rate: Estimate
+    distortion: Estimate
+    elbo: Estimate
+    information: Estimate
+
+
+class Violation(NamedTuple):
+    """A bound that does not hold, by more than the errors allow.
+
+    Arguments:
+        beta: Where.
+        data: On which data.
+        bound: What should hold, in words.
+        excess: By how much it does not, in nats a datum.
+    """
+
+    beta: float
+    data: str
+    bound: str
+    excess: Estimate
+
+    def __str__(self) -> str:
+        """Says it in a line."""
+        return f"beta {self.beta:g}, {self.data}: not {self.bound}, by {_said(self.excess)} nats"
+
+
+class Beaten(NamedTuple):
+    """What was trained for one beta is worse at it than what was trained for another.
+
+    Arguments:
+        beta: Whose objective, D + beta R of the training data, is looked at.
+        by: The beta whose model and guide have a lower one.
+        excess: By how much lower, in nats a datum.
+    """
+
+    beta: float
+    by: float
+    excess: Estimate
+
+    def __str__(self) -> str:
+        """Says it in a line."""
+        return (
+            f"beta {self.beta:g}: D + beta R is lower for what was trained with {self.by:g}, by "
+            f"{_said(self.excess)} nats"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RateDistortion:
+    """Rate and distortion over beta, ascending.
+
+    Arguments:
+        points: One for each beta that was reached.
+        entropy: That of the training data as an empirical distribution, in nats a datum; `None`
+            where the likelihood is a density, or observes something else than the data tensor.
+        held_out_entropy: The same of the held-out data.
+    """
+
+    points: tuple[TradeOff, ...]
+    entropy: float | None
+    held_out_entropy: float | None = None
+
+    @property
+    def models(self) -> dict[float, Any]:
+        """The model that was trained for each beta."""
+        return {point.beta: point.model for point in self.points}
+
+    @property
+    def guides(self) -> dict[float, Any]:
+        """The guide that was trained for each beta."""
+        return {point.beta: point.guide for point in self.points}
+
+    @property
+    def train(self) -> Curve:
+        """The curve of the training data."""
+        return _curve([(point.beta, point.train) for point in self.points])
+
+    @property
+    def held_out(self) -> Curve | None:
+        """The curve of the held-out data, if there are such."""
+        parts = [(point.beta, point.held_out) for point in self.points]
+        known = [(beta, part) for beta, part in parts if part is not None]
+        return _curve(known) if known else None
+
+    @property
+    def violations(self) -> tuple[Violation, ...]:
+        """Bounds that hold for any model and guide, and here do not: the numbers are wrong then.
+
+        A bound counts as broken beyond five errors and a thousandth of a nat for rounding.
+        """
+        found: list[Violation] = []
+        for point in self.points:
+            found += _broken(point.beta, "training data", point.train, self.entropy)
+            if point.held_out is not None:
+                found += _broken(point.beta, "held out", point.held_out, self.held_out_entropy)
+        return tuple(found)
+
+    @property
+    def beaten(self) -> tuple[Beaten, ...]:
+        """Betas whose training has not found what another's has, each by the best of the others.
+
+        Differences beyond errors only. At the optimum there is none, and then rate falls and
+        distortion rises with beta. More epochs are the remedy, or other betas to start from.
+        """
+        pairs = (_beaten(one, other) for one, other in permutations(self.points, 2))
+        worst: dict[float, Beaten] = {}
+        for pair in pairs:
+            known = pair and worst.get(pair.beta)
+            if pair and (known is None or bool(pair.excess.value > known.excess.value)):
+                worst[pair.beta] = pair
+        return tuple(worst.values())
+
+    @property
+    def verdict(self) -> str:
+        """What the curve says, in words."""
+        parts = {point.beta: point.held_out or point.train for point in self.points}
+        best = max(parts, key=lambda beta: float(parts[beta].elbo.value))
+        silent = [beta for beta, part in parts.items() if _says_nothing(part.information)]
+        said = f"the ELBO is greatest at beta {best:g}, {_said(parts[best].elbo)} nats"
+        if silent:
+            said += f"; z says nothing about the data from beta {min(silent):g} on"
+        if self.points[-1].fit.stopped == "interrupted":
+            said += f"; training was interrupted at beta {self.points[-1].beta:g}"
+        return said
+
+    def summary(self) -> str:
+        """A table, the bounds, and what it all says."""
+        lines = ["training data", *_table(self.train)]
+        if self.held_out is not None:
+            lines += ["held out", *_table(self.held_out)]
+        broken = [f"BROKEN: {violation}" for violation in self.violations]
+        lines += broken or [self._bounds_that_hold()]
+        lines += [f"not converged: {beaten}" for beaten in self.beaten]
+        return "\n".join([*lines, self.verdict])
+
+    def _bounds_that_hold(self) -> str:
+        if self.entropy is None:
+            return "information <= rate everywhere; the entropy of the data is not known"
+        known = [f"{self.entropy:.3f}"]
+        if self.held_out_entropy is not None:
+            known.append(f"{self.held_out_entropy:.3f} held out")
+        return (
+            "H - distortion <= information <= rate everywhere, with H = "
+            f"{', '.join(known)}: the entropy of the rows as they are, not of the population"
+        )
+
+
+def _said(estimate: Estimate) -> str:
+    return f"{float(estimate.value):.3f} +- {float(estimate.error):.3f}"
+
+
+def _curve(parts: Sequence[tuple[float, Surgery]]) -> Curve:
+    betas = torch.tensor([beta for beta, _ in parts], dtype=torch.float64)
+    columns = [
+        Estimate(
+            torch.stack([getattr(part, name).value for _, part in parts]),
+            torch.stack([getattr(part, name).error for _, part in parts]),
+        )
+        for name in Curve._fields[1:]
+    ]
+    return Curve(betas, *columns)
+
+
+def _table(curve: Curve) -> list[str]:
+    lines = [f"{'beta':>8s}" + "".join(f"{name:>20s}" for name in Curve._fields[1:])]
+    for index, beta in enumerate(curve.beta.tolist()):
+        row = [Estimate(part.value[index], part.error[index]) for part in curve[1:]]
+        lines.append(f"{beta:8g}" + "".join(f"{_said(part):>20s}" for part in row))
+    return lines
+
+
+def _says_nothing(information: Estimate) -> bool:
+    value, error = (float(part) for part in information)
+    return value < max(NEGLIGIBLE, 2 * error)
+
+
+def _broken(beta: float, data: str, parts: Surgery, entropy: float | None) -> Iterator[Violation]:
+    """Bounds of one beta that do not hold."""
+    rate, distortion, information = parts.rate, parts.distortion, parts.information
+    # All are from the same draws, so that this sum is zero but for rounding.
+    off = parts.elbo.value + distortion.value + rate.value
+    excesses = {
+        "ELBO = - distortion - rate": Estimate(off.abs(), parts.elbo.error.new_zeros(())),
+        "0 <= information": Estimate(-information.value, information.error),
+        "information <= log N": Estimate(information.value - parts.ceiling, information.error),
+        "information <= rate": Estimate(information.value - rate.value, parts.mismatch.error),
+    }
+    if entropy is not None:
+        # However the two are correlated, the error of their sum is at most this.
+        error = information.error + distortion.error
+        short = entropy - distortion.value - information.value
+        excesses["H - distortion <= information"] = Estimate(short, error)
+        excesses["ELBO <= - H"] = Estimate(parts.elbo.value + entropy, parts.elbo.error)
+    for bound, excess in excesses.items():
+        if bool(excess.value > _ERRORS * excess.error + _ROUNDING):
+            yield Violation(beta, data, bound, excess)
+
+
+def _beaten(point: TradeOff, other: TradeOff) -> Beaten | None:
+    beta = point.beta
+    own, its = (part.train for part in (point, other))
+    value = own.distortion.value - its.distortion.value + beta * (own.rate.value - its.rate.value)
+    # The four are correlated, since betas share their draws; the error of the sum is at most this.
+    errors = [part.distortion.error + beta * part.rate.error for part in (own, its)]
+    excess = Estimate(value, torch.stack(errors).sum())
+    # The rounding of the rate is weighed by beta too.
+    clear = bool(value > _CLEAR * excess.error + _ROUNDING * (1 + beta))
+    return Beaten(beta, other.beta, excess) if clear else None
+
+
+def rate_distortion(
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    betas: Sequence[float | int] = _BETAS,
+    *,
+    held_out: Data | None = None,
+    train_model: bool = True,
+    num_epochs: int = 100,
+    batch_size: int = 64,
+    optimizer: OptimizerFactory = adam,
+    num_samples: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> RateDistortion:
+    r"""Trains copies of a model and a guide for several weights of the rate, and evaluates all.
+
+    .. math:: \min_{\theta, \phi} D + \beta R, \qquad R = \frac{1}{N} \sum_n
+        \mathrm{KL}(q(z \mid y_n) \,\|\, p(z)), \quad
+        D = -\frac{1}{N} \sum_n \mathbb{E}_{q(z \mid y_n)} \log p(y_n \mid z)
+
+    The betas are taken from the smallest to the largest, whatever order they come in, and each
+    starts from the solution of the one before, the first from the model and guide given. The other
+    way around would not do: where the weight is so large that q is the prior and the decoder
+    ignores z, neither has a gradient, and a smaller weight brings z back late or never (on digits,
+    60 epochs at a beta of 20 cost 0.8 nats after 60 more at 1, against as many at 0.2). Upwards, a
+    latent is given up where that is worth it. So a beta has had the epochs of all smaller ones
+    before it, and may end elsewhere in a longer list; for the first one, train the model and guide
+    with `pv.BetaELBO` before the call.
+
+    The models are the least distortion at their rate within what the networks can do and training
+    finds, not *the* rate-distortion function. With a fixed model (`train_model=False`) only the
+    guide moves. Every beta but 1 trains a guide that is not after the posterior; a guide that
+    climbs the ELBO by itself (`Refined`, `ExactPosterior`, `CoordinateAscent`) does so at full
+    weight, whatever beta is. Ctrl-C ends training: what there is is evaluated and returned.
+
+    Arguments:
+        model: A Pyro program `model(*batch)`, an `nn.Module` unless `train_model=False`; the one
+            given is not changed.
+        guide: A :class:`pyro_vae.Guide`, or a guide program that is an `nn.Module`; the one given
+            is not changed.
+        data: The training tensor, or a tuple of them. Evaluation costs grow with their square.
+        betas: The weights, positive.
+        held_out: Data to evaluate as well.
+        train_model: Whether the model is trained too, or only the guide.
+        num_epochs: Passes over the data for each beta.
+        batch_size: Rows a step.
+        optimizer: Makes a torch optimizer from a list of tensors, as for :func:`pyro_vae.fit`.
+        num_samples: Draws a datum for the evaluation, at least two; by default as many as take
+            seconds.
+        seed: Seed of training and of evaluation, which has the same draws for every beta.
+        progress: Whether to show progress bars.
+
+    Returns:
+        Rate, distortion, ELBO at full weight and information for each beta, with Monte Carlo
+        errors for these very data; the bounds that are broken; models and guides.
+
+    Raises:
+        ValueError: If a beta is not positive or comes twice, if rows of held-out data would have
+            to be fitted, or if data, model and guide do not fit together.
+        TypeError: If what is to be trained cannot be copied.
+
+    References:
+        | Fixing a Broken ELBO (Alemi et al., 2018)
+        | https://arxiv.org/abs/1711.00464
+        | beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework
+          (Higgins et al., 2017)
+        | https://openreview.net/forum?id=Sy2fzU9gl
+        | Understanding disentangling in beta-VAE (Burgess et al., 2018)
+        | https://arxiv.org/abs/1804.03599
+
+    Example:
+        >>> from pyro_vae import Encoder, likelihoods, models, nets
+        >>> model = models.VAE(nets.MLPDecoder(1, 4), likelihoods.Bernoulli(), latent_dim=1)
+        >>> guide = Guide(model, Encoder(nets.MLPEncoder(4)))
+        >>> y = torch.eye(4).repeat(2, 1)
+        >>> curve = rate_distortion(model, guide, y, (1, 0.5), num_epochs=2, progress=False)
+        >>> curve.train.beta, round(curve.entropy, 4), curve.violations
+        (tensor([0.5000, 1.0000], dtype=torch.float64), 1.3863, ())
+    """
+    ascending = _checked(betas)
+    _require_copies(model, guide, train_model=train_model)
+    where = device_of(model, guide)
+    batch = as_batch(data, where)
+    others = None if held_out is None else as_batch(held_out, where)
+    _require_encoder(guide, others)
+    options = {"batch_size": batch_size, "optimizer": optimizer, "train_model": train_model}
+    options |= {"num_epochs": num_epochs, "seed": seed, "progress": progress}
+    run = _Run(batch, others, num_samples, options)
+    start = _copies(model, guide)
+    run.try_out(*start)
+    points = tuple(run.points(*start, ascending))
+    trained = points[-1].model, points[-1].guide
+    entropies = [None if rows is None else _entropy(*trained, rows) for rows in (batch, others)]
+    return RateDistortion(points, *entropies)
+
+
+def _checked(betas: Sequence[float | int]) -> list[float]:
+    """The weights from the smallest to the largest."""
+    ascending = sorted(float(beta) for beta in betas)
+    proper = all(0 < beta < math.inf for beta in ascending)
+    if not ascending or not proper or len(set(ascending)) < len(ascending):
+        raise ValueError(
+            "betas are different finite numbers above 0, at least one, got "
+            f"{list(betas)}; at 0 nothing keeps the rate finite"
+        )
+    return ascending
+
+
+def _require_copies(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> None:
+    trained = {"model": model, "guide": guide} if train_model else {"guide": guide}
+    for role, program in trained.items():
+        if not isinstance(program, nn.Module):
+            raise TypeError(
+                f"a copy of the {role} is trained for every beta, and {type(program).__name__} "
+                f"'{getattr(program, '__name__', program)}' cannot be copied with its weights; "
+                "write it as a pyro.nn.PyroModule or an nn.Module with the networks as attributes"
+                + (", or pass train_model=False" if role == "model" else "")
+            )
+
+
+def _require_encoder(guide: ProgramLike, held_out: Batch | None) -> None:
+    if held_out is not None and isinstance(guide, Guide) and guide.map.per_row:
+        raise ValueError(
+            "held-out data have no row in this guide, and rows fitted to them would maximize the "
+            "ELBO at full weight, whatever beta is: pass an amortized guide, or no held_out="
+        )
+
+
+def _copies(model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, ProgramLike]:
+    """Copies of both, so that a guide that refers to its model refers to the copy."""
+    copied: tuple[ProgramLike, ProgramLike] = copy.deepcopy((model, guide))
+    return copied
+
+
+class _Run:
+    """What is the same for every beta."""
+
+    def __init__(
+        self, train: Batch, held_out: Batch | None, draws: int | None, options: dict[str, Any]
+    ) -> None:
+        self.train, self.held_out, self.draws, self.options = train, held_out, draws, options
+        self.seed = options["seed"]
+
+    def try_out(self, model: ProgramLike, guide: ProgramLike) -> None:
+        """Takes two rows apart, so that what cannot be done is said before training, not after."""
+        check_data(model, self.train)
+        if self.held_out is not None:
+            check_data(model, self.held_out)
+        few, draws = tuple(part[:2] for part in self.train), 2 if self.draws is None else self.draws
+        # By their positions, since the table of a guide tied to rows does not know the data yet.
+        with minibatch(torch.arange(len(few[0])), len(self.train[0])):
+            surgery(*_copies(model, guide), few, draws, seed=self.seed)
+
+    def points(
+        self, model: ProgramLike, guide: ProgramLike, betas: list[float]
+    ) -> Iterator[TradeOff]:
+        """Trains and evaluates, beta by beta, until all are done or Ctrl-C."""
+        bar = tqdm(betas, desc="betas", disable=not self.options["progress"])
+        for number, beta in enumerate(bar):
+            model, guide = _copies(model, guide)
+            try:
+                point = self._point(model, guide, beta)
+            except KeyboardInterrupt:  # while evaluating: the betas before are worth having
+                if number == 0:
+                    raise
+                return
+            yield point
+            if point.fit.stopped == "interrupted":
+                return
+
+    def _point(self, model: ProgramLike, guide: ProgramLike, beta: float) -> TradeOff:
+        training = fit(model, guide, self.train, objective=BetaELBO(beta), **self.options)
+        train, held_out = surgery(model, guide, self.train, self.draws, seed=self.seed), None
+        if self.held_out is not None:
+            held_out = surgery(model, guide, self.held_out, self.draws, seed=self.seed)
+        return TradeOff(beta, train, held_out, model, guide, training)
+
+
+def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | None:
+    """Entropy of the rows as an empirical distribution, where the likelihood can be held to it."""
+    with prepared(model, guide, batch, 0) as (program, _, (y, *others)):
+        if others or not _gives_probabilities(program, y[:2]):
+            return None
+    rows = Counter(row.tobytes() for row in y.cpu().numpy())
+    counts = torch.tensor(list(rows.values()), dtype=torch.float64)
+    shares = counts / counts.sum()
+    return float(-(shares * shares.log()).sum())
+
+
+def _gives_probabilities(program: Program, y: Tensor) -> bool:
+    """Whether p(y | z) is a probability of the datum as it is: discrete, whole, and nothing else.
+
+    A density may exceed 1, a masked site leaves some of the datum out, a factor adds what is no
+    distribution, and of a function of the datum the entropy is lower.
+    """
+    z = torch.zeros(1, len(y), program.latents, dtype=program.dtype, device=y.device)
+    if len(program.observed_names) != 1:
+        return False
+    site: Any = program.traced(z, y)[1].nodes[program.observed_names[0]]
+    discrete = bool(getattr(site["fn"].support, "is_discrete", False))
+    whole = site["value"].shape == y.shape and bool((site["value"] == y).all())
+    return discrete and whole and not _is_masked(site)
+
+
+def _is_masked(site: Any) -> bool:
+    """By a handler, or by a distribution that wraps others."""
+    function = site["fn"]
+    while function is not None and not isinstance(function, MaskedDistribution):
+        function = getattr(function, "base_dist", None)
+    return function is not None or site["mask"] is not None

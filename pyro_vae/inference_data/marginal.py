@@ -1,0 +1,225 @@
+r"""Marginal log likelihoods of every datum, for what ArviZ makes of such.
+
+Leave-one-out needs the density of a datum given what is learned from the *others*. The latents
+:math:`z_n` belong to the datum that is left out, so :math:`\log p(y_n \mid z_n)` will not do;
+what all data share, :math:`\beta`, is learned from the others, too, and given it the data are
+independent. So the pointwise density is the marginal one, and
+
+.. math:: p(y_n \mid y_{-n}) = \Big(\mathbb{E}_{p(\beta \mid y)}\,
+    \frac{1}{p(y_n \mid \beta)}\Big)^{-1}, \qquad
+    p(y_n \mid \beta) = \int p(y_n \mid z) \, p(z \mid \beta) \, dz ,
+
+which is what Pareto-smoothed leave-one-out estimates from draws of :math:`\beta`.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from .. import stats
+from .._types import Batch, Data, ProgramLike
+from ..diagnostics.predictive import GlobalDraw, draw_globals
+from ..evidence import ImportanceSampling, LogMarginal, prepared
+from ..evidence.estimates import Estimator
+from ..evidence.weights import despite_nan
+from ..guides import posterior_of
+from ..programs import Program, whole_plate
+from ..programs.sites import log_density
+from .arrays import Attributes, Labelled, build
+from .draws import datum_labels, label, labelled, observed_arrays
+
+_GLOBAL_STREAM = 0x1F123BB5  # added to the seed: shared latents have a stream of their own
+
+
+class _Draw(NamedTuple):
+    """What all data share, how likely that is, and how likely the data are then."""
+
+    shared: GlobalDraw
+    log_prior: Tensor
+    marginal: LogMarginal
+
+
+def marginal_log_likelihood(
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    num_draws: int = 100,
+    estimator: Estimator | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Any:
+    r"""Estimates log p(y_n | beta) for draws of what all data share, in ArviZ's groups.
+
+    .. math:: \beta_s \sim q(\beta), \qquad \log p(y_n \mid \beta_s)
+
+    ================ ============================================== ========================
+    group            arrays                                         axes
+    ================ ============================================== ========================
+    `posterior`      every latent site that all data share          chain, draw, its own
+    `log_likelihood` the observed site                              chain, draw, datum
+    `sample_stats`   `log_prior`, `log_guide`, `log_joint` of beta  chain, draw
+    `diagnostics`    `error`, `ess`, `pareto_k` of the estimates    chain, draw, datum
+    `observed_data`  every observed site                            datum, its own
+    ================ ============================================== ========================
+
+    On **training** data `arviz.loo` then leaves a datum out, with the posterior of beta
+    re-weighted. It takes the draws for ones of the exact posterior; the guide's are not. ArviZ 1.x
+    corrects for that: `loo_approximate_posterior(idata, log_p=..., log_q=...)` with `log_joint`
+    and `log_guide`. How far the guide is off, the attribute `pareto_k_of_shared` says, of 30 draws
+    and more. Noise of the estimates makes each leave-one-out density low by about its square.
+
+    On **held-out** data nothing is to be left out: the predictive density is the mean over draws,
+    `log_likelihood` by log-mean-exp over `draw`.
+
+    A program that shares nothing has one draw, since all would be equal: leave-one-out would see
+    no datum that another one depends on. Compare such models on held-out data with
+    :func:`pyro_vae.criticism.compare_models` or :func:`pyro_vae.criticism.elpd_data`.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+        data: The batch tensor, or a tuple of them: all the data that the guide was fitted to,
+            if they are to be left out.
+        num_draws: Draws of the latent sites that all data share.
+        estimator: Of the marginal likelihood; :class:`pyro_vae.ImportanceSampling` with 1,000
+            draws unless told otherwise.
+        names: Labels of the data; numbered from 0 when left out.
+        seed: Seed of everything; the caller's random stream is left alone.
+        progress: Whether the estimator shows its progress, draw by draw.
+
+    Returns:
+        `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x, in nats. The
+        attribute `share_unreliable` says how many of the estimates cannot be trusted.
+
+    Raises:
+        ValueError: If data, model and guide do not fit together, or there is no draw.
+        FloatingPointError: If a log density is nan or plus infinity.
+
+    References:
+        | Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC
+          (Vehtari, Gelman & Gabry, 2017)
+        | https://arxiv.org/abs/1507.04544
+        | Bayesian Leave-One-Out Cross-Validation for Large Data (Magnusson et al., 2019)
+        | https://arxiv.org/abs/1904.10679
+        | Bayesian Comparison of Latent Variable Models: Conditional Versus Marginal Likelihoods
+          (Merkle, Furr & Rabe-Hesketh, 2019)
+        | https://arxiv.org/abs/1802.04452
+
+    Example:
+        >>> import pyro
+        >>> from pyro_vae import GlobalParameters, Guide
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", pyro.distributions.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         z = pyro.sample("z", pyro.distributions.Normal(mean, 1.0))
+        ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
+        >>> guide = Guide(model, GlobalParameters(), example=torch.zeros(2))
+        >>> idata = marginal_log_likelihood(model, guide, torch.zeros(4), num_draws=5)
+        >>> dict(idata["log_likelihood"]["y"].sizes)
+        {'chain': 1, 'draw': 5, 'datum': 4}
+    """
+    if num_draws < 1:
+        raise ValueError(f"num_draws is at least 1, got {num_draws}")
+    method = ImportanceSampling(1000) if estimator is None else estimator
+    with prepared(model, guide, data, seed) as (program, _, batch):
+        number = num_draws if program.global_sites else 1
+        shared = _shared(program, guide, batch, number, seed)
+        estimate = partial(_estimate, program, guide, batch, method, progress=progress)
+        draws = [estimate(draw, seed + place) for place, draw in enumerate(shared)]
+        groups = _groups(program, draws) | {"observed_data": observed_arrays(program, batch)}
+        coords = {"datum": datum_labels(names, len(batch[0]))}
+    return build(groups, coords, _attributes(groups, draws, seed))
+
+
+def _shared(
+    program: Program, guide: ProgramLike, batch: Batch, number: int, seed: int
+) -> list[GlobalDraw]:
+    if not program.global_sites:
+        return [GlobalDraw({}, torch.zeros(()))]
+    return draw_globals(program, guide, batch, number, seed + _GLOBAL_STREAM)
+
+
+def _estimate(
+    program: Program,
+    guide: ProgramLike,
+    batch: Batch,
+    method: Estimator,
+    shared: GlobalDraw,
+    seed: int,
+    *,
+    progress: bool,
+) -> _Draw:
+    at = program.given(shared.values, "a draw of their posterior")
+    posterior = posterior_of(guide, at, batch)
+    marginal = method(at, posterior, batch, seed=seed, progress=progress)
+    return _Draw(shared, _log_prior(at, batch), marginal)
+
+
+def _log_prior(program: Program, batch: Batch) -> Tensor:
+    """Log prior density of the latent sites that all data share, in their units."""
+    row = tuple(part[:1] for part in batch)
+    model = poutine.condition(program.model, data=program.fixed)
+    with poutine.block(), whole_plate(1, program.plate):
+        nodes = despite_nan(lambda: dict(poutine.trace(model).get_trace(*row).nodes))
+    parts = [log_density(nodes[site.name]).sum() for site in program.global_sites]
+    return torch.stack(parts).sum() if parts else torch.zeros(())
+
+
+def _groups(program: Program, draws: list[_Draw]) -> dict[str, dict[str, Labelled]]:
+    only = program.observed_names[0] if len(program.observed_names) == 1 else "observed"
+    log_prior = torch.stack([draw.log_prior for draw in draws]).double()
+    log_guide = torch.stack([draw.shared.log_guide for draw in draws]).double()
+    value, error, ess, pareto_k = (
+        torch.stack([getattr(draw.marginal, name) for draw in draws])
+        for name in ("value", "error", "ess", "pareto_k")
+    )
+    log_joint = log_prior + value.double().sum(dim=1).to(log_prior.device)
+    by_draw = {"log_prior": log_prior, "log_guide": log_guide, "log_joint": log_joint}
+    by_datum = {"error": error, "ess": ess, "pareto_k": pareto_k}
+    return {
+        "posterior": _sites(program, draws),
+        "log_likelihood": {label(only): labelled(value, "draw", "datum")},
+        "sample_stats": {name: labelled(part, "draw") for name, part in by_draw.items()},
+        "diagnostics": {name: labelled(p, "draw", "datum") for name, p in by_datum.items()},
+    }
+
+
+def _sites(program: Program, draws: list[_Draw]) -> dict[str, Labelled]:
+    sites = {}
+    for site in program.global_sites:
+        value = torch.stack([draw.shared.values[site.name] for draw in draws])
+        axes = [f"{label(site.name)}_dim_{axis}" for axis in range(value.dim() - 1)]
+        sites[label(site.name)] = labelled(value, "draw", *axes)
+    # ArviZ asks for a posterior even where its only draw is the point that was fitted.
+    return sites or {"point": labelled(torch.zeros(len(draws)), "draw")}
+
+
+def _attributes(
+    groups: dict[str, dict[str, Labelled]], draws: list[_Draw], seed: int
+) -> Attributes:
+    from .. import __version__  # here, since the root imports this module first
+
+    sample_stats = groups["sample_stats"]
+    ratios = torch.from_numpy(sample_stats["log_joint"].values - sample_stats["log_guide"].values)
+    known = len(ratios) >= stats.MIN_TAIL_PARTICLES
+    shape: dict[str, float] = {"pareto_k_of_shared": float(stats.pareto_k(ratios))} if known else {}
+    reliable = torch.stack([draw.marginal.reliable for draw in draws])
+    return {
+        "inference_library": "pyro_vae",
+        "inference_library_version": __version__,
+        "num_draws": len(draws),
+        "seed": seed,
+        "method": draws[0].marginal.method,
+        "draws": (
+            "log_likelihood is the marginal log p(y_n | beta), latents of the datum integrated "
+            "out, for draws of the guide's q(beta) of what all data share"
+        ),
+        "share_unreliable": float((~reliable).double().mean()),
+        **shape,
+    }
