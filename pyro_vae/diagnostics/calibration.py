@@ -31,11 +31,10 @@ from tqdm.auto import tqdm
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import prepared
-from ..evidence.bidirectional import _in_turn, _simulated
+from ..evidence import in_turn, prepared
 from ..evidence.weights import despite_nan, rows_at_once, weigh
 from ..guides import Guide, Posterior
-from ..programs import Program, as_batch, device_of, forked_seed
+from ..programs import Program, as_batch, device_of, forked_seed, simulate
 
 _GUIDE_STREAM = 0x9E3779B9  # added to the seed: the guide's draws are not those of the program
 _TIES_STREAM = 0x51BC  # and breaking ties is no part of either
@@ -252,14 +251,14 @@ def simulation_based_calibration(
         (('z', 'log p(y | z)'), True)
     """
     functions = {"log p(y | z)": log_likelihood} if quantities is None else dict(quantities)
-    examples = _in_turn(as_batch(data, device_of(model, guide)), num_data)
+    examples = in_turn(as_batch(data, device_of(model, guide)), num_data)
     _check_sizes(len(examples[0]), num_samples)
     table = guide if isinstance(guide, Guide) and guide.map.per_row else None
     if table is not None:
         given = table.global_values() if given is None else given
         guide = _Program(table.program)
     with prepared(model, guide, examples, seed, given) as (program, _, rows):
-        truth, simulated = _simulated(program, rows, seed)
+        truth, simulated = simulate(program, rows, seed)
     if table is not None:
         guide = table.fit_rows(simulated, given=given, seed=seed, progress=progress)
     with prepared(model, guide, simulated, seed, given) as (program, posterior, batch):

@@ -31,11 +31,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import prepared
-from ..evidence.bidirectional import _Free, _no_guide, _simulated, _written
+from ..evidence import no_guide, prepared
 from ..evidence.weights import despite_nan, rows_at_once
 from ..guides import Guide, Posterior, posterior_of
-from ..programs import Program, forked_seed, repeat_rows, whole_plate
+from ..programs import Free, Program, forked_seed, repeat_rows, simulate, whole_plate, written
 from ..programs.sites import is_density, log_density
 from .calibration import holm
 
@@ -220,7 +219,7 @@ def predictive_check(
     """
     _check_asked(guide, num_draws, latents, statistics)
     proposal = guide if latents is Latents.GUIDE else _shared_only(guide)
-    with prepared(model, proposal or _no_guide, data, seed, given) as (program, _, batch):
+    with prepared(model, proposal or no_guide, data, seed, given) as (program, _, batch):
         _check_simulable(program, batch, latents, seed)
         runs = _runs(program, proposal, batch, num_draws, given, latents, seed)
         shown = _shown(program, batch)
@@ -376,7 +375,7 @@ def simulated_sites(
         values: Latents of the rows; what is not named is drawn.
     """
     model = poutine.condition(program.model, data={**program.fixed, **(values or {})})
-    free = _Free(frozenset(program.observed_names))
+    free = Free(frozenset(program.observed_names))
     with poutine.block(), whole_plate(len(rows[0]), program.plate), free:
         return dict(poutine.trace(model).get_trace(*rows).nodes)
 
@@ -435,7 +434,7 @@ def _check_simulable(program: Program, batch: Batch, latents: Latents, seed: int
             f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so the "
             "guide has no draws of them to make data from; take latents=Latents.PRIOR"
         )
-    _simulated(program, tuple(part[:_TRIED] for part in batch), seed)
+    simulate(program, tuple(part[:_TRIED] for part in batch), seed)
 
 
 def _runs(
@@ -485,7 +484,7 @@ def _replicated(
         values, _ = program.constrain(z.flatten(0, 1))
     drawn = simulated_sites(program, rows, values)
     if shown.whole is None:
-        return _written(program, rows, drawn)
+        return written(program, rows, drawn)
     made = {index: drawn[name]["value"].to(rows[index].dtype) for name, index in shown.whole}
     return tuple(made.get(index, part) for index, part in enumerate(rows))
 

@@ -21,6 +21,8 @@ from .annealing import StartFromGuide as StartFromGuide
 from .annealing import StartFromPrior as StartFromPrior
 from .bidirectional import Sandwich as Sandwich
 from .bidirectional import bidirectional as bidirectional
+from .bidirectional import in_turn as in_turn
+from .bidirectional import no_guide as no_guide
 from .estimates import Estimator as Estimator
 from .estimates import elbo as elbo
 from .estimates import evaluate as evaluate

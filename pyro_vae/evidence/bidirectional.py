@@ -10,16 +10,13 @@ model makes. Of data that the model does not fit it says nothing.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..programs import Program, as_batch, device_of, forked_seed, whole_plate
+from ..programs import as_batch, device_of, simulate
 from .annealing import AnnealedImportanceSampling, StartFromGuide, Work, annealed, noise_of
 from .results import Bound, LogMarginal, join
 from .weights import prepared
@@ -114,26 +111,28 @@ def bidirectional(
         raise ValueError(
             "start=StartFromGuide() needs a guide, got None: pass one, or StartFromPrior()"
         )
-    proposal = _no_guide if guide is None else guide
-    examples = _in_turn(as_batch(data, device_of(model, proposal)), num_data)
+    proposal = no_guide if guide is None else guide
+    examples = in_turn(as_batch(data, device_of(model, proposal)), num_data)
     with prepared(model, proposal, examples, seed, given) as (program, _, rows):
-        z, simulated = _simulated(program, rows, seed)
-    with prepared(model, proposal, simulated, seed, given) as (program, posterior, batch):
+        z, made = simulate(program, rows, seed)
+    with prepared(model, proposal, made, seed, given) as (program, posterior, batch):
         works = method.works(program, posterior, batch, seed=seed, progress=progress)
         pairs = [_bounds(method, work, z[work.rows]) for work in works]
         lower, upper = (join(list(side)) for side in zip(*pairs, strict=True))
     conditions = program.conditions
-    return Sandwich(replace(lower, given=conditions), replace(upper, given=conditions), simulated)
+    return Sandwich(replace(lower, given=conditions), replace(upper, given=conditions), made)
 
 
-def _no_guide(*batch: Tensor) -> None:
+def no_guide(*batch: Tensor) -> None:
+    """Stands for a guide that nobody gave: refuses to be asked for shared sites."""
     raise ValueError(
         "the program has latent sites that all data share, and no guide that says their values: "
         "pass given=, a value for each"
     )
 
 
-def _in_turn(batch: Batch, num_data: int | None) -> Batch:
+def in_turn(batch: Batch, num_data: int | None) -> Batch:
+    """So many rows of a batch, from the first on and over again; all of them by default."""
     if num_data is None:
         return batch
     if num_data < 1:
@@ -151,71 +150,3 @@ def _bounds(
     lower = annealed(work.path, work.z, work.ladder, forwards, steps)
     upper = annealed(work.path, start, work.ladder.backwards(), backwards, steps)
     return method.result_of(*lower, Bound.LOWER), method.result_of(*upper, Bound.UPPER)
-
-
-def _simulated(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
-    """Latents `(batch, latents)` drawn from the program, and the batch that they simulate.
-
-    Run again on its own simulation, with the same random numbers, the program must draw the
-    same; if not, it reads its data elsewhere, and the latents are no draw from the posterior.
-    """
-    first = _forward(program, rows, seed)
-    batch = _written(program, rows, first)
-    second = _forward(program, batch, seed)
-    names = [*(site.name for site in program.latent_sites), *program.observed_names]
-    for name in names:
-        same = torch.equal(first[name]["value"], second[name]["value"])
-        if not same or not torch.equal(first[name]["log_prob"], second[name]["log_prob"]):
-            raise ValueError(
-                f"site '{name}' depends on data that the program observes, by another way than "
-                "its own draws, so the program cannot be simulated row by row; let later sites "
-                "use the values that pyro.sample returns instead of the batch's"
-            )
-    values = {site.name: first[site.name]["value"] for site in program.latent_sites}
-    return program.flatten(values)[0], batch
-
-
-def _forward(program: Program, rows: Batch, seed: int) -> dict[str, Any]:
-    """Sites of the program with nothing observed."""
-    model = poutine.condition(program.model, data=program.fixed)
-    free = _Free(frozenset(program.observed_names))
-    with forked_seed(seed), poutine.block(), whole_plate(len(rows[0]), program.plate), free:
-        trace = poutine.trace(model).get_trace(*rows)
-    trace.compute_log_prob()
-    return dict(trace.nodes)
-
-
-class _Free(Messenger):
-    """Lets named sites be drawn, whatever the program says it observes there."""
-
-    def __init__(self, names: frozenset[str]) -> None:
-        super().__init__()
-        self.names = names
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names:
-            msg.update(is_observed=False, value=None, done=False)
-
-
-def _written(program: Program, rows: Batch, drawn: dict[str, Any]) -> Batch:
-    """The batch with what was drawn in place of what is observed."""
-    batch = tuple(part.clone() for part in rows)
-    with poutine.block(), whole_plate(len(batch[0]), program.plate):
-        model = poutine.condition(program.model, data=program.fixed)
-        nodes: dict[str, Any] = dict(poutine.trace(model).get_trace(*batch).nodes)
-    for name in program.observed_names:
-        observed, value = nodes[name]["value"], drawn[name]["value"]
-        if not _is_part(observed, batch) or observed.shape != value.shape:
-            raise ValueError(
-                f"site '{name}' observes something computed from the batch, so what it draws "
-                "cannot be put in its place: give the model the tensor that it observes"
-            )
-        observed.copy_(value)
-    return batch
-
-
-def _is_part(observed: Tensor, batch: Batch) -> bool:
-    """Whether each entry is one entry of the batch, so that writing it changes the batch."""
-    storages = {part.untyped_storage().data_ptr() for part in batch}
-    repeated = any(s == 0 and n > 1 for s, n in zip(observed.stride(), observed.shape, strict=True))
-    return observed.untyped_storage().data_ptr() in storages and not repeated

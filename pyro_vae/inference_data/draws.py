@@ -25,9 +25,8 @@ from .._types import Batch, Data, ProgramLike
 from ..data import row_seeds
 from ..diagnostics.predictive import simulated_sites
 from ..evidence import ImportanceSampling, Weights, log_marginal_of, prepared
-from ..evidence.bidirectional import _simulated
 from ..guides import Posterior
-from ..programs import Program, repeat_rows, whole_plate
+from ..programs import Program, repeat_rows, simulate, whole_plate
 from .arrays import Attributes, Labelled, build
 
 _PREDICTIVE_STREAM = 2**63  # added to the seed: no caller's seed is as large
@@ -318,7 +317,7 @@ def _num_draws(asked: int | None, default: int, name: str, why_not: str) -> int:
 def _why_not(program: Program, batch: Batch) -> str:
     """Why the program cannot be simulated, in words; empty if it can."""
     try:
-        _simulated(program, tuple(part[:_TRIED] for part in batch), seed=0)
+        simulate(program, tuple(part[:_TRIED] for part in batch), seed=0)
     except ValueError as error:
         return str(error)
     return ""

@@ -15,11 +15,15 @@ from .program import LogDensities as LogDensities
 from .program import Program as Program
 from .program import log_joint as log_joint
 from .program import repeat_rows as repeat_rows
+from .simulation import Free as Free
+from .simulation import simulate as simulate
+from .simulation import written as written
 from .sites import GlobalSite as GlobalSite
 from .sites import LatentSite as LatentSite
 from .sites import per_datum_log_probs as per_datum_log_probs
 
 __all__ = [
+    "Free",
     "GlobalSite",
     "LatentSite",
     "LogDensities",
@@ -37,5 +41,7 @@ __all__ = [
     "modules_of",
     "per_datum_log_probs",
     "repeat_rows",
+    "simulate",
     "whole_plate",
+    "written",
 ]
