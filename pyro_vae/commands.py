@@ -15,6 +15,7 @@ from torch import Tensor
 from . import data as datasets
 from . import evidence, likelihoods, recipes, storage
 from .compare import Comparison, compare
+from .compare.reporting import save_report, title_of
 from .data import Binarization, Dataset, FixedDraw, Grey, Redrawn, Threshold
 from .data.sets import SETS
 from .evidence import ImportanceSampling
@@ -129,17 +130,19 @@ def compare_guides(
     maps = {name: recipes.inference_map(name, dataset, architecture) for name in guides}
     given = _given(which, how, output, dataset)
     table = compare(model, maps, *_parts(dataset), **given)
-    output.say(f"\nEvery guide with a model of its own\n\n{table.summary()}")
+    output.say(f"\n{title_of(table)}\n\n{table.summary()}")
     if output.out is not None:
         table.save(output.out)
     name, first = next(iter(table.results.items()))
     if fixed and not _interrupted(table):
         again = compare(first.model, maps, *_parts(dataset), train_model=False, **given)
-        output.say(f"\nThe model that '{name}' trained, fixed\n\n{again.summary()}")
+        title = f"The model that '{name}' trained, fixed"
+        output.say(f"\n{title}\n\n{again.summary()}")
         if output.out is not None:
             again.save(output.out / "fixed_model")
+            save_report(output.out / "report.html", {title_of(table): table, title: again})
     if output.out is not None:
-        output.say(f"\nwrote {output.out}/")
+        output.say(f"\nwrote {output.out}/; to read: {output.out / 'report.html'}")
 
 
 def fit_guide(which: DataChoice, how: ModelChoice, output: Output, guide_name: str) -> None:

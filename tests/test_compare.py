@@ -219,6 +219,8 @@ def test_a_folder_repeats_the_run(tmp_path: Path) -> None:
         progress=False,
     )
     folder = table.save(tmp_path / "results")
+    written = {path.name for path in folder.iterdir() if path.suffix not in (".png", ".nc")}
+    assert written == {"report.html", "table.csv", "summary.txt", "run.json", "models"}
     with (folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["log_p"]) for row in rows] == [row.log_p for row in table.rows()]

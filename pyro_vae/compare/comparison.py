@@ -1,12 +1,14 @@
 """What a comparison found: a table, pictures, ArviZ data, and a folder with all of it."""
 
 import csv
+import io
 import json
 import math
 import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from .._types import Batch
 from ..inference_data import to_inference_data
 from .differences import Difference, differences_of, verdict_of
 from .figures import figures_of
+from .reporting import save_report, title_of
 from .results import GuideResult, Row, row_of
 
 if TYPE_CHECKING:
@@ -116,6 +119,11 @@ class Comparison:
         """Figures by name, for a notebook or to save; opened with no window of their own."""
         return figures_of(self.results, self.rows(), self.test, self.labels, self.image_shape)
 
+    @cached_property
+    def pictures(self) -> dict[str, bytes]:
+        """The same figures as PNG files; drawn once, since that takes seconds."""
+        return {name: _png(figure) for name, figure in self.plot().items()}
+
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
         """ArviZ data of the held-out data, by guide."""
 
@@ -137,8 +145,9 @@ class Comparison:
     def save(self, folder: str | Path) -> Path:
         """Writes table, pictures, ArviZ data, models and what is needed to repeat the run.
 
-        The folder gets `table.csv`, `summary.txt`, `run.json`, one PNG a figure, and, a guide,
-        `NAME.nc` and `models/NAME/`.
+        The folder gets `report.html`, one page with all of it that opens in any browser, and
+        `table.csv`, `summary.txt`, `run.json`, one PNG a figure, and, a guide, `NAME.nc` and
+        `models/NAME/`.
 
         Returns:
             The folder.
@@ -147,14 +156,15 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         self._save_table(folder / "table.csv")
         (folder / "summary.txt").write_text(self.summary() + "\n")
-        (folder / "run.json").write_text(json.dumps(self._run(), indent=2) + "\n")
-        for name, figure in self.plot().items():
-            figure.savefig(folder / f"{name}.png", dpi=150)
+        (folder / "run.json").write_text(json.dumps(self.provenance(), indent=2) + "\n")
+        for name, png in self.pictures.items():
+            (folder / f"{name}.png").write_bytes(png)
+        save_report(folder / "report.html", {title_of(self): self})
         for name, data in self.to_inference_data().items():
             data.to_netcdf(str(folder / f"{_slug(name)}.nc"))
         for name, result in self.results.items():
             place = folder / "models" / _slug(name)
-            about = self._run()["about"]
+            about = self.provenance()["about"]
             storage.save(place, model=result.model, guide=result.guide, about=about)
         return folder
 
@@ -165,7 +175,8 @@ class Comparison:
             writer.writerow(names)
             writer.writerows([getattr(row, name) for name in names] for row in self.rows())
 
-    def _run(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
+        """What is needed to repeat the run: notes, and versions of packages; plain JSON."""
         from .. import __version__  # at the top it would be a circle: the root imports this module
 
         packages = ("torch", "pyro-ppl", "numpy", "arviz")
@@ -174,6 +185,12 @@ class Comparison:
             "versions": {"pyro-vae": __version__, **{name: version(name) for name in packages}},
             "python": platform.python_version(),
         }
+
+
+def _png(figure: "Figure") -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return file.getvalue()
 
 
 _HEADER = (

@@ -300,7 +300,7 @@ class _QuasiNewton:
         self.changes = torch.zeros_like(self.moves)
         self.weights = self.moves.new_zeros(shape[:-1])  # 0 for a pair that is not to be used
         self.scale = self.moves.new_ones(shape[1:-1])
-        self.count = 0
+        self.count = torch.zeros(shape[1], dtype=torch.int64, device=start.device)  # by datum
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
         """No datum is lost: the natural gradient is always an ascent."""
@@ -325,20 +325,18 @@ class _QuasiNewton:
         change = before.gradient - point.gradient
         curvature, size = _dot(move, change), _dot(change, change / information)
         is_useful = curvature > 1e-10 * (_dot(move, move * information) * size).sqrt()
-        slot = self.count % len(self.moves)
-        self.count += 1
-        self.weights[slot] = 0.0  # of data that have not moved, an old pair is forgotten
+        slot = self.count[rows] % len(self.moves)
+        self.count[rows] += 1
         self.moves[slot, rows], self.changes[slot, rows] = move, change
         self.weights[slot, rows] = torch.where(is_useful, 1 / curvature, 0.0)
         self.scale[rows] = torch.where(is_useful, curvature / size, self.scale[rows])
 
     def _multiplied(self, rows: Tensor, gradient: Tensor, information: Tensor) -> Tensor:
         """The inverse curvature times the gradient, by the recursion in two loops."""
-        newest_first = [
-            slot % len(self.moves)
-            for slot in range(self.count - 1, max(-1, self.count - 1 - len(self.moves)), -1)
-        ]
+        count, size = self.count[rows], len(self.moves)
+        newest_first = [(count - age) % size for age in range(1, 1 + min(size, int(count.max())))]
         result, shares = gradient, []
+        # A datum with fewer pairs meets empty places, whose weight is 0.
         pairs = [
             (self.moves[slot, rows], self.changes[slot, rows], self.weights[slot, rows])
             for slot in newest_first

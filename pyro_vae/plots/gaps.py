@@ -1,0 +1,163 @@
+"""The inference gap: its parts, guide by guide, and on how few data it is."""
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Real
+from numpy.typing import NDArray
+
+from .comparison import _numbers, _plus_minus
+from .drawing import (
+    GUIDE_COLOURS,
+    Array,
+    Number,
+    as_numpy,
+    at_least_one,
+    axes_or_new,
+    legend_above,
+    style,
+    without_box,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Blue, light orange, green, pink: neighbours differ in grey print, too, and by their hatching.
+_COLOURS = tuple(GUIDE_COLOURS[place] for place in (0, 4, 2, 3))
+_HATCHES = ("", "///", "...", "\\\\\\")
+_HEIGHT = 0.6  # of a bar, in units of the distance between guides
+
+
+def plot_gaps(
+    parts: Mapping[str, Mapping[str, tuple[Number, Number]]], *, ax: "Axes | None" = None
+) -> "Axes":
+    r"""Draws the parts of the inference gap end to end, one bar a guide.
+
+    Each part starts where the one before it ends, with one standard error of its own to each side
+    of its own end. The numbers are at the right. A part below zero goes back to the left: there
+    the best q was not found (:func:`pyro_vae.inference_gap`).
+
+    Gaps compare guides of one and the same model only. A model that was trained with a poor guide
+    adapts to it: a global q(z) has no gap at all, and the lower log p(y).
+
+    Arguments:
+        parts: For each guide the parts by name, in order (as "approximation" and "amortization"),
+            each an :class:`~pyro_vae.Estimate` or another pair of value and standard error, in
+            nats a datum. An error may be nan and has no bar then.
+        ax: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes, guides from top to bottom.
+
+    Raises:
+        ValueError: If there is no guide, or a value or error is not a single number.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> parts = {"encoder": {"approximation": (0.13, 0.01), "amortization": (0.06, 0.01)}}
+        >>> ax = plot_gaps(parts, ax=Figure().subplots())
+        >>> ax.texts[0].get_text()
+        '0.130 ± 0.010 + 0.060 ± 0.010'
+    """
+    numbers = {
+        guide: {name: _numbers(guide, name, pair) for name, pair in row.items()}
+        for guide, row in at_least_one(parts).items()
+    }
+    names = list(dict.fromkeys(chain.from_iterable(numbers.values())))
+    if not names:
+        raise ValueError(f"expected a part for at least one of {list(parts)}, got none")
+    ax = axes_or_new(ax, (6.4, 1.2 + 0.45 * len(numbers)))
+    starts = np.zeros(len(numbers))
+    for number, name in enumerate(names):
+        pairs = [row.get(name, (0.0, np.nan)) for row in numbers.values()]
+        _draw_part(ax, starts, np.array(pairs), _look(number, name))
+        starts = starts + np.array(pairs)[:, 0]
+    _write_numbers(ax, list(numbers.values()))
+    ax.set_yticks(range(len(numbers)), labels=list(numbers))
+    ax.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="gap (nats a datum, ± 1 standard error)")
+    ax.axvline(0.0, color="0.25", linewidth=0.8)
+    legend_above(ax, ax.get_legend_handles_labels()[0])
+    return without_box(ax)
+
+
+def _look(number: int, name: str) -> dict[str, Any]:
+    hatch, colour = _HATCHES[number % len(_HATCHES)], _COLOURS[number % len(_COLOURS)]
+    return {"label": name, "color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.0}
+
+
+def _draw_part(ax: "Axes", starts: NDArray[Any], pairs: NDArray[Any], look: dict[str, Any]) -> None:
+    places, (values, errors) = np.arange(len(starts)), pairs.T
+    ax.barh(places, values, _HEIGHT, left=starts, **look)
+    error = np.nan_to_num(errors, nan=0.0)
+    bar: dict[str, Any] = {"linestyle": "none", "ecolor": "black", "capsize": 3, "elinewidth": 1.2}
+    ax.errorbar(starts + values, places, xerr=error, **bar)
+
+
+def _write_numbers(ax: "Axes", rows: list[dict[str, tuple[float, float]]]) -> None:
+    note: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
+    for place, row in enumerate(rows):
+        text = " + ".join(_plus_minus(*pair) for pair in row.values())
+        ax.text(1.02, place, text, fontsize="small", **note)
+
+
+def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None" = None) -> "Axes":
+    r"""Draws what share of a gap the data with the largest hold, against their share of the data.
+
+    .. math:: \text{share}(m) = \frac{\sum_{n \le m} g_{(n)}}{\sum_n g_n}, \qquad
+        g_{(1)} \ge g_{(2)} \ge \dots
+
+    On the dotted line the gap is the same for every datum; the steeper the start, the fewer data
+    it is on. Where the gaps are no larger than their Monte Carlo errors the noise is sorted too,
+    and the curve is too steep. Gaps below zero make it fall at the end. A guide whose gap is not
+    above zero on the whole has no shares, and no curve.
+
+    Arguments:
+        gaps: For each guide the gaps, `(data,)`, in nats.
+        ax: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes. Its first lines are the guides', in order.
+
+    Raises:
+        ValueError: If there is no guide, or the gaps are not one finite number a datum.
+
+    References:
+        | Methods of Measuring the Concentration of Wealth (Lorenz, 1905)
+        | https://doi.org/10.2307/2276207
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> gaps = {"encoder": np.array([0.1, 0.6, 0.1, 0.2])}
+        >>> ax = plot_gap_shares(gaps, ax=Figure().subplots())
+        >>> ax.lines[0].get_ydata().round(1).tolist()
+        [0.0, 60.0, 80.0, 90.0, 100.0]
+    """
+    curves = {name: _shares(name, values) for name, values in at_least_one(gaps).items()}
+    ax = axes_or_new(ax, (6.4, 4.0))
+    for number, (name, curve) in enumerate(curves.items()):
+        share = np.linspace(0, 100, len(curve))
+        every = max(1, len(curve) // 8)  # a few markers, to tell lines apart in grey
+        label = name if len(curve) else f"{name}: no gap"
+        ax.plot(share, curve, markevery=every, markersize=5, label=label, **style(number))
+    ax.plot([0, 100], [0, 100], color="0.25", linestyle=":", label="the same for every datum")
+    ax.set(xlabel="data, largest gap first (%)", ylabel="share of the gap (%)")
+    ax.set(xlim=(0, 100))
+    ax.set_ylim(bottom=0)
+    legend_above(ax, ax.get_legend_handles_labels()[0])
+    return without_box(ax)
+
+
+def _shares(name: str, values: Array) -> NDArray[Any]:
+    """Cumulative shares in percent, from 0, `(data + 1,)`; empty if there is no gap to share."""
+    gaps = as_numpy(values)
+    if gaps.ndim != 1 or len(gaps) == 0 or not np.isfinite(gaps).all():
+        raise ValueError(
+            f"expected finite gaps of shape (data,) for {name!r}, got {gaps.shape} with "
+            f"{int((~np.isfinite(gaps)).sum())} that are not finite: leave those out"
+        )
+    if gaps.sum() <= 0:
+        return np.zeros(0)
+    cumulative: NDArray[Any] = np.append(0.0, np.sort(gaps)[::-1].cumsum())
+    return 100 * cumulative / gaps.sum()

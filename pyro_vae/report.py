@@ -1,0 +1,496 @@
+"""A report as one HTML file that needs nothing else: no network, no other file, no script.
+
+A report is sections of blocks (text, points, tables, figures, facts, code), each a small frozen
+dataclass that writes itself. Pictures are embedded, every column's definition is at its heading
+(hover) and in the glossary at the end (phones, print), and where scripts run, tables can be
+sorted. Every text comes from the caller and is escaped; what a page may load is nothing, by its
+own content security policy.
+"""
+
+import base64
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Protocol, runtime_checkable
+
+_MOST_DECIMALS = 4  # finer than the errors that anybody waits for
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PIXELS = 96  # an inch, as style sheets have it
+_MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Arguments:
+        key: Name for programs that read the report, unique in its table.
+        name: Heading.
+        definition: What its numbers are, in a sentence or two.
+        unit: Such as "nats"; empty for none.
+        is_number: Whether it sorts as numbers.
+    """
+
+    key: str
+    name: str
+    definition: str
+    unit: str = ""
+    is_number: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An entry of a table.
+
+    Arguments:
+        text: What is read.
+        value: What it sorts by, in full precision; nan is last in either direction.
+        error: Its standard error, where it has one.
+        note: More about this very entry, shown on hover.
+        doubt: Why not to trust it; empty if there is no reason. Marked with a dagger.
+    """
+
+    text: str
+    value: float | str
+    error: float | None = None
+    note: str = ""
+    doubt: str = ""
+
+
+def words(text: str) -> Cell:
+    """A cell with a text."""
+    return Cell(text, text)
+
+
+def number(value: float, text: str = "", *, note: str = "") -> Cell:
+    """A cell with a number that has no error, such as a count."""
+    shown = "\N{EM DASH}" if math.isnan(value) else text or _signed(f"{value:g}")
+    return Cell(shown, value, note=note)
+
+
+def estimate(value: float, error: float, *, note: str = "", doubt: str = "") -> Cell:
+    """A cell with a number and its standard error."""
+    exact = f"{_signed(f'{value:.8g}')} ± {error:.2g}"
+    return Cell(plus_minus(value, error), value, error, f"{exact}. {note}".strip(), doubt)
+
+
+def plus_minus(value: float, error: float) -> str:
+    """A value and its error to two digits of the error, at most four decimals.
+
+    Example:
+        >>> plus_minus(21.3024, 0.0172)
+        '21.302 ± 0.017'
+        >>> plus_minus(0.25, 3e-7)
+        '0.2500 ± <0.0001'
+    """
+    if math.isnan(value):
+        return "\N{EM DASH}"
+    if not math.isfinite(error):
+        return _signed(f"{value:.3f} ± {error}")
+    decimals = _MOST_DECIMALS
+    if error > 0:
+        decimals = min(max(1 - math.floor(math.log10(error)), 0), _MOST_DECIMALS)
+    finest = 10.0**-_MOST_DECIMALS
+    spread = f"<{finest:g}" if 0 < error < finest / 2 else f"{error:.{decimals}f}"
+    return f"{_signed(f'{value:.{decimals}f}')} ± {spread}"
+
+
+def _signed(text: str) -> str:
+    """A formatted number with a real minus sign."""
+    return text.replace("-", _MINUS)
+
+
+@runtime_checkable
+class Block(Protocol):
+    """A part of a section."""
+
+    def html(self) -> str:
+        """The block as HTML."""
+        ...
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading inside a section."""
+
+    text: str
+
+    def html(self) -> str:
+        return f"<h3>{escape(self.text)}</h3>"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; with a few words before it, it is set apart."""
+
+    text: str
+    lead: str = ""
+
+    def html(self) -> str:
+        kind = ' class="aside"' if self.lead else ""
+        return f"<p{kind}>{_about(self.lead)}{escape(self.text)}</p>"
+
+
+@dataclass(frozen=True)
+class Points:
+    """A list of statements, each with what it is about, or with an empty text for that."""
+
+    points: Sequence[tuple[str, str]]
+
+    def html(self) -> str:
+        items = "".join(
+            f"<li>{_about(subject)}{escape(text)}</li>" for subject, text in self.points
+        )
+        return f'<ul class="points">{items}</ul>'
+
+
+def _about(subject: str) -> str:
+    return f"<b>{escape(subject)}</b> " if subject else ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values, such as the settings of a run."""
+
+    facts: Mapping[str, str]
+
+    def html(self) -> str:
+        pairs = "".join(
+            f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+            for name, value in self.facts.items()
+        )
+        return f'<dl class="facts">{pairs}</dl>'
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to copy: one click selects them all."""
+
+    text: str
+
+    def html(self) -> str:
+        return f"<pre><code>{escape(self.text)}</code></pre>"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the rows.
+
+    Arguments:
+        caption: What it shows.
+        columns: Its columns.
+        rows: A cell a column.
+        note: How to read it.
+    """
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        wrong = [row for row in self.rows if len(row) != len(self.columns)]
+        if wrong:
+            raise ValueError(
+                f"expected {len(self.columns)} cells in every row of '{self.caption}', got "
+                f"{len(wrong[0])} in {[cell.text for cell in wrong[0]]}"
+            )
+
+    def html(self) -> str:
+        heads = "".join(_head(column) for column in self.columns)
+        rows = "".join(f"<tr>{self._cells(row)}</tr>\n" for row in self.rows)
+        doubted = any(cell.doubt for row in self.rows for cell in row)
+        notes = [*([self.note] if self.note else []), *([_DOUBT] if doubted else [])]
+        return (
+            f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(self.caption)}">\n'
+            f"<table data-sortable><caption><span>{escape(self.caption)}</span></caption>\n"
+            f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n"
+            + "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+        )
+
+    def _cells(self, row: Sequence[Cell]) -> str:
+        first, *others = zip(self.columns, row, strict=True)
+        return _row_name(*first) + "".join(_entry(*pair, first[1].text) for pair in others)
+
+
+_DOUBT = (
+    "† Not to be trusted for all data: the reason is a hover away, and in the table of how far "
+    "numbers can be trusted."
+)
+
+
+def _head(column: Column) -> str:
+    kind = "number" if column.is_number else "text"
+    unit = f' <span class="unit">{escape(column.unit)}</span>'
+    return (
+        f'<th scope="col" class="{kind}" data-key="{escape(column.key)}" data-sort="{kind}" '
+        f'data-name="{escape(column.name)}"><a href="#{_anchor(column)}">'
+        f'<abbr title="{escape(column.definition)}">{escape(column.name)}</abbr></a>{unit}</th>'
+    )
+
+
+def _row_name(column: Column, cell: Cell) -> str:
+    return (
+        f'<th scope="row" data-key="{escape(column.key)}" data-value="{escape(str(cell.value))}">'
+        f"<span>{escape(cell.text)}</span></th>"
+    )
+
+
+def _entry(column: Column, cell: Cell, row: str) -> str:
+    kind = "number" if column.is_number else "text"
+    error = "" if cell.error is None else f' data-error="{cell.error}"'
+    dagger = "<sup>†</sup>" if cell.doubt else ""
+    said = [f"{column.name}, {row}: {cell.note or cell.text}", cell.doubt, column.definition]
+    title = "\n".join(part for part in said if part)
+    return (
+        f'<td class="{kind}" data-key="{escape(column.key)}" '
+        f'data-value="{escape(str(cell.value))}"{error} title="{escape(title)}">'
+        f"{escape(cell.text)}{dagger}</td>"
+    )
+
+
+def _anchor(column: Column) -> str:
+    """Where a column's definition is in the glossary: letters and digits only."""
+    return "term-" + "".join(letter if letter.isalnum() else "-" for letter in column.name.lower())
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture.
+
+    Arguments:
+        png: The bytes of a PNG file.
+        alt: What it shows, for those who cannot see it.
+        caption: How to read it.
+        title: A few words.
+        dpi: Dots an inch, of which its size on the page follows.
+
+    Raises:
+        ValueError: If it is no PNG file.
+    """
+
+    png: bytes
+    alt: str
+    caption: str = ""
+    title: str = ""
+    dpi: float = 150.0
+
+    def __post_init__(self) -> None:
+        if not self.png.startswith(_PNG):
+            raise ValueError(f"expected the bytes of a PNG file, got {self.png[:8]!r}...")
+
+    def html(self) -> str:
+        source = base64.b64encode(self.png).decode("ascii")
+        # Every PNG starts with its signature and a chunk that starts with the size.
+        width, height = struct.unpack(">II", self.png[16:24])
+        size = (
+            f'width="{width / self.dpi * _PIXELS:.0f}" height="{height / self.dpi * _PIXELS:.0f}"'
+        )
+        return (
+            f'<figure><img src="data:image/png;base64,{source}" {size} alt="{escape(self.alt)}">'
+            f"<figcaption>{_about(self.title)}{escape(self.caption)}</figcaption></figure>"
+        )
+
+
+@dataclass(frozen=True)
+class Section:
+    """A title and what is under it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole page.
+
+    Arguments:
+        title: Its title.
+        subtitle: What it is about.
+        sections: What was found first, how to repeat it last; a glossary is put after them.
+    """
+
+    title: str
+    subtitle: str
+    sections: Sequence[Section]
+
+    def html(self) -> str:
+        """The page, as one text to be written in UTF-8."""
+        parts = [*self.sections, Section("Glossary", [_Glossary(self._columns())])]
+        links = "".join(
+            f'<li><a href="#part-{place}">{escape(part.title)}</a></li>'
+            for place, part in enumerate(parts)
+        )
+        body = "\n".join(_section(place, part) for place, part in enumerate(parts))
+        return (
+            f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{_HEAD}'
+            f"<title>{escape(self.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+            f"<header><h1>{escape(self.title)}</h1><p>{escape(self.subtitle)}</p>\n"
+            f'<nav aria-label="Contents"><ul>{links}</ul></nav></header>\n'
+            f"<main>\n{body}\n</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+        )
+
+    def _columns(self) -> list[Column]:
+        """Every column of every table, once."""
+        tables = (
+            block
+            for section in self.sections
+            for block in section.blocks
+            if isinstance(block, Table)
+        )
+        return list(
+            {_anchor(column): column for table in tables for column in table.columns}.values()
+        )
+
+
+def _section(place: int, part: Section) -> str:
+    blocks = "\n".join(block.html() for block in part.blocks)
+    return f'<section id="part-{place}"><h2>{escape(part.title)}</h2>\n{blocks}\n</section>'
+
+
+@dataclass(frozen=True)
+class _Glossary:
+    """Definitions of the columns, where their headings link to."""
+
+    columns: Sequence[Column]
+
+    def html(self) -> str:
+        pairs = "\n".join(
+            f'<div id="{_anchor(column)}"><dt>{escape(column.name)}{self._unit(column)}</dt>'
+            f"<dd>{escape(column.definition)}</dd></div>"
+            for column in sorted(self.columns, key=lambda column: column.name.lower())
+        )
+        return f'<dl class="glossary">{pairs}</dl>'
+
+    def _unit(self, column: Column) -> str:
+        return f' <span class="unit">{escape(column.unit)}</span>' if column.unit else ""
+
+
+_HEAD = """\
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
+style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+"""
+
+_STYLE = """
+:root { --ink: #1c2126; --soft: #59636e; --line: #d5dade; --page: #fff; --tint: #f5f6f8;
+  --link: #0a4f8f; --doubt: #a33000; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7ea; --soft: #a4adb6; --line: #3b434b; --page: #15181b; --tint: #1f2428;
+    --link: #8cc4ff; --doubt: #ff9d70; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 62rem; color: var(--ink);
+  background: var(--page); font: 1rem/1.55 system-ui, "Segoe UI", "Liberation Sans", sans-serif;
+  overflow-wrap: break-word; }
+a { color: var(--link); }
+h1, h2, h3 { font-weight: 600; line-height: 1.25; }
+h1 { margin: 0; font-size: 1.9rem; letter-spacing: -0.01em; }
+h2 { margin: 3.2rem 0 1rem; padding-top: 1.2rem; border-top: 1px solid var(--line);
+  font-size: 1.35rem; }
+h3 { margin: 1.8rem 0 0.5rem; font-size: 1.05rem; }
+p { margin: 0.6rem 0; max-width: 46rem; }
+header p { margin-top: 0.4rem; color: var(--soft); }
+nav ul { display: flex; flex-wrap: wrap; gap: 0.3rem 1.4rem; margin: 1rem 0 0; padding: 0;
+  list-style: none; font-size: 0.93rem; }
+.points { margin: 0.6rem 0; padding-left: 1.1rem; max-width: 46rem; }
+.points li { margin: 0.35rem 0; }
+.aside { padding: 0.6rem 0.9rem; border-left: 3px solid var(--line); background: var(--tint);
+  font-size: 0.93rem; }
+.scroll { margin-top: 1.4rem; overflow-x: auto; }
+table { width: 100%; border-collapse: separate; border-spacing: 0; font-size: 0.9rem;
+  font-variant-numeric: tabular-nums; }
+caption { padding-bottom: 0.5rem; text-align: left; font-weight: 600; }
+caption span { display: inline-block; position: sticky; left: 0;
+  max-width: min(100%, 100vw - 2.5rem); }
+th, td { padding: 0.42rem 0.75rem; text-align: left; vertical-align: baseline;
+  white-space: nowrap; }
+tbody tr + tr > * { border-top: 1px solid var(--line); }
+tbody tr:last-child > * { border-bottom: 1px solid var(--line); }
+.number { text-align: right; }
+thead th { border-bottom: 1.5px solid var(--ink); font-weight: 600; line-height: 1.3;
+  white-space: normal; vertical-align: bottom; }
+thead a { color: inherit; text-decoration: none; }
+abbr { text-decoration: underline dotted var(--soft); text-underline-offset: 0.2em; }
+tbody th { position: sticky; left: 0; white-space: normal; background: var(--page);
+  font-weight: 500; }
+tbody th span { display: block; width: max-content; max-width: 15rem;
+  overflow-wrap: break-word; }
+tbody tr:hover > * { background: var(--tint); }
+sup { position: absolute; color: var(--doubt); line-height: 1; }
+thead .unit { display: block; }
+.unit { color: var(--soft); font-weight: 400; font-size: 0.85em; }
+.note, figcaption { color: var(--soft); font-size: 0.88rem; }
+figcaption b { color: var(--ink); }
+.sort { min-width: 1.5rem; min-height: 1.5rem; margin: 0 -0.3rem; padding: 0; border: 0;
+  background: none; color: var(--soft); font: inherit; cursor: pointer; }
+.sort::after { content: "\\2195"; }
+[aria-sort=ascending] .sort, [aria-sort=descending] .sort { color: var(--link); }
+[aria-sort=ascending] .sort::after { content: "\\2191"; }
+[aria-sort=descending] .sort::after { content: "\\2193"; }
+figure { margin: 2rem 0; break-inside: avoid; }
+img { display: block; max-width: 100%; height: auto; margin-bottom: 0.6rem; padding: 0.4rem;
+  border-radius: 4px; background: #fff; }
+dl { margin: 0.8rem 0; }
+dt { font-weight: 600; }
+dd { margin: 0; overflow-wrap: anywhere; }
+.facts div { display: grid; grid-template-columns: 12rem 1fr; gap: 0 1rem; padding: 0.3rem 0;
+  border-bottom: 1px solid var(--line); font-size: 0.9rem; }
+.facts dt { font-weight: 400; color: var(--soft); }
+.glossary div { max-width: 46rem; margin: 0.9rem 0; padding-left: 0.6rem;
+  border-left: 3px solid transparent; break-inside: avoid; font-size: 0.93rem; }
+.glossary :target { border-color: var(--link); }
+pre { margin: 0.8rem 0; padding: 0.8rem 1rem; white-space: pre-wrap; border: 1px solid var(--line);
+  border-radius: 4px; background: var(--tint); font-size: 0.86rem; }
+code { font-family: ui-monospace, "Liberation Mono", monospace; user-select: all; }
+@media (max-width: 36rem) {
+  body { padding: 1.5rem 1rem 3rem; }
+  h1 { font-size: 1.5rem; }
+  th, td { padding: 0.4rem 0.55rem; }
+  tbody th span { max-width: 7rem; }
+  .facts div { grid-template-columns: 1fr; } }
+@media print {
+  @page { margin: 16mm; }
+  html { font-size: 10pt; }
+  body { max-width: none; padding: 0; }
+  nav, .sort { display: none; }
+  .scroll { overflow: visible; break-inside: avoid; }
+  table { font-size: 8pt; }
+  h2 { margin-top: 2rem; }
+  th, td { padding: 0.25rem 0.4rem; }
+  thead th { white-space: normal; }
+  a { color: inherit; text-decoration: none; }
+  h2, h3 { break-after: avoid; }
+  .aside, .facts div { break-inside: avoid; }
+  img { max-height: 110mm; padding: 0; object-fit: contain; object-position: left; } }
+"""
+
+_SCRIPT = """
+for (const table of document.querySelectorAll("table[data-sortable]")) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "sort";
+    button.setAttribute("aria-label", "Sort by " + head.dataset.name);
+    button.addEventListener("click", () => {
+      const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      heads.forEach(other => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+      const key = row => row.cells[column].dataset.value;
+      const number = text => text === "inf" ? Infinity : text === "-inf" ? -Infinity : +text;
+      const compare = head.dataset.sort === "text"
+        ? (a, b) => sign * a.localeCompare(b)
+        : (a, b) => {
+            const [x, y] = [number(a), number(b)];
+            return isNaN(x) || isNaN(y) ? isNaN(x) - isNaN(y) : sign * (x > y ? 1 : x < y ? -1 : 0);
+          };
+      body.append(...[...body.rows].sort((a, b) => compare(key(a), key(b))));
+    });
+    head.querySelector(".unit").append(button);
+  });
+}
+"""

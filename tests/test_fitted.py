@@ -1,0 +1,199 @@
+"""Proposals fitted to every datum, and the estimator that chooses a way to log p(y)."""
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.evidence import Bound
+from pyro_vae.guides import Posterior
+from tests.cases import CASES
+from tests.factor_analysis import WEAK, mean_field_guide, model_of
+from tests.statistics import FACTS, FALSE_ALARM, FactorAnalysis, assert_coverage, assert_mean
+from tests.test_gaps import squared, squared_log_p
+
+pytestmark = [
+    pytest.mark.usefixtures("float64"),
+    pytest.mark.filterwarnings("ignore:log p.y. cannot be trusted"),  # some are meant not to be
+]
+
+lml = pv.log_marginal_likelihood
+
+
+def linear(y: Tensor, facts: FactorAnalysis = FACTS) -> tuple[Any, pv.Guide]:
+    """A model whose answers are known, and its best mean-field guide."""
+    model = model_of(facts)
+    return model, mean_field_guide(facts, model)
+
+
+def test_pareto_k_is_below_the_guides(seed: int) -> None:
+    """The mean-field guide's is 0.6 here; a normal of full rank, a little wider, has no tail."""
+    y = FACTS.sample(30)
+    model, guide = linear(y)
+    ours = lml(model, guide, y, pv.ImportanceSampling(2000, proposal=pv.Fitted()), seed=seed)
+    theirs = lml(model, guide, y, pv.ImportanceSampling(5000), seed=seed)
+    assert bool(ours.reliable.all())
+    assert float(ours.pareto_k.max()) < 0.2 < 0.45 < float(theirs.pareto_k.mean()) < 0.75
+    assert float(ours.ess.min()) > 1800  # (2 s^2 - 1) / s^4 of them for each latent
+    torch.testing.assert_close(ours.ess.mean() / 2000, torch.tensor(0.968), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["fitted", "tightest"])
+def test_p_is_unbiased(sampled: bool, seed: int) -> None:  # noqa: FBT001
+    """The mean of the estimates of p is p; the ELBO's exponential is not, and errors cover."""
+    y = WEAK.sample(300)
+    model, guide = linear(y, WEAK)
+    proposal = pv.Fitted(scale=1.2)
+    method = pv.ImportanceSampling(200, proposal=proposal)
+    found = lml(
+        model, guide, y, pv.Tightest(200, proposal=proposal).sampled if sampled else method,
+        seed=seed,
+    )  # fmt: skip
+    off = found.value - WEAK.log_evidence(y)
+    assert_mean(off.exp(), 1.0)
+    assert_coverage(off.abs() < norm.isf(0.1) * found.error, level=0.8)
+    elbo = pv.elbo(model, guide, y, 200, seed=seed).elbo.value - WEAK.log_evidence(y)
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean(elbo.exp(), 1.0)
+
+
+@pytest.mark.parametrize(
+    "family", [pv.FullRankNormal(), pv.LowRankNormal(2), pv.DiagonalNormal()], ids=repr
+)
+def test_every_family_proposes(family: Any, seed: int) -> None:
+    """From a guide at the prior, which is of no use itself."""
+    y = FACTS.sample(5)
+    guide = pv.Guide(model_of(FACTS), pv.GlobalParameters(), example=y)
+    method = pv.ImportanceSampling(1000, proposal=pv.Fitted(family, scale=1.3))
+    found = lml(model_of(FACTS), guide, y, method, seed=seed)
+    limit = norm.isf(FALSE_ALARM / 2 / 5)
+    assert bool(((found.value - FACTS.log_evidence(y)).abs() < limit * found.error).all())
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_scales_that_are_none(scale: float) -> None:
+    """Refused when it is made."""
+    with pytest.raises(ValueError, match="positive number"):
+        pv.Fitted(scale=scale)
+
+
+def test_numbers_out_of_range() -> None:
+    """Those of what it will call."""
+    for wrong in ({"num_samples": 1}, {"prior_share": 0.0}, {"prior_share": 1.0}, {"memory": 0.0}):
+        with pytest.raises(ValueError, match="got"):
+            pv.Tightest(**wrong)
+
+
+def test_a_flow_without_nets_is_refused() -> None:
+    """It says how to train one."""
+    y = FACTS.sample(2)
+    model, guide = linear(y)
+    method = pv.ImportanceSampling(100, proposal=pv.Fitted(pv.NormalizingFlow()))
+    with pytest.raises(ValueError, match="belong to no guide yet"):
+        lml(model, guide, y, method)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("factor-analysis", "closed form"), ("gamma", "quadrature"), ("inner-plate", "closed form")],
+)
+def test_the_way_is_chosen_by_the_program(name: str, method: str) -> None:
+    """An exact answer where there is one, by either way the same as that way alone."""
+    case, batch = CASES[name], CASES[name].data()
+    guide = pv.Guide(case.program, pv.GlobalParameters(), example=batch)
+    found = lml(case.program, guide, batch, pv.Tightest())
+    alone: Any = pv.ClosedForm() if method == "closed form" else pv.Quadrature()
+    expected = lml(case.program, guide, batch, alone)
+    assert found.method == expected.method == method
+    assert torch.equal(found.value, expected.value)
+    assert found.bound is (Bound.EXACT if method == "closed form" else Bound.TWO_SIDED)
+
+
+def test_more_latents_are_sampled(seed: int) -> None:
+    """Three that are not linear: within errors of quadrature, which can still do three."""
+    case, batch = CASES["dependent"], CASES["dependent"].data()
+    guide = pv.Guide(case.program, pv.GlobalParameters(), example=batch)
+    found = lml(case.program, guide, batch, pv.Tightest(2000), seed=seed)
+    assert (found.method, found.bound) == ("importance sampling", Bound.LOWER)
+    exact = lml(case.program, guide, batch, pv.Quadrature(tolerance=1e-3))
+    off = (found.value - exact.value).abs() - exact.error
+    # Its tails are heavier than a normal's: where Pareto k says so, nothing is promised.
+    fine = found.reliable
+    assert bool((off <= norm.isf(FALSE_ALARM / 2 / 5) * found.error)[fine].all())
+    assert bool(fine.any())
+
+
+def beside(loc: float, log_scale: float, y: Tensor, model: Any) -> pv.Guide:
+    """The same normal for all data."""
+    row = torch.tensor([loc] * 3 + [log_scale] * 3)
+    return pv.Guide(model, pv.Encoder(Fixed(row)), example=y)
+
+
+class Fixed(torch.nn.Module):
+    """A row for every datum."""
+
+    def __init__(self, row: Tensor) -> None:
+        super().__init__()
+        self.row = row
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Looks at nothing."""
+        return self.row.expand(len(y), -1)
+
+
+def test_what_is_not_trusted_is_done_again(seed: int) -> None:
+    """Two modes a latent, near ones: those data, from draws of the prior too, and no others."""
+    model, y = squared(3, 0.3), torch.tensor([[1.0, 1.5, 2.0], [0.1, 0.1, 0.1], [0.4, 0.6, 0.5]])
+    near = beside(1.0, -1.5, y, model)  # nearer to a mode than the prior: that is a saddle
+    first = lml(model, near, y, pv.ImportanceSampling(2000, proposal=pv.Fitted()), seed=seed)
+    found = lml(model, near, y, pv.Tightest(2000), seed=seed)
+    same = found.value == first.value
+    assert torch.equal(same, first.reliable)
+    assert bool(first.reliable[1])  # a broad single mode
+    off = (squared_log_p(y, 0.3) - found.value) / found.error
+    assert bool((off[found.reliable].abs() < norm.isf(FALSE_ALARM)).all())
+
+
+def heavy(y: Tensor) -> None:
+    """One mode, with tails that no normal reaches."""
+    zero = torch.zeros(3)
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.StudentT(1.5, zero, 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z.sum(-1), y.abs()), obs=y)
+
+
+def test_a_datum_has_its_own_numbers(seed: int) -> None:
+    """Whatever stands beside it, also where it is done again."""
+    y = torch.tensor([0.5, 1.0, 2.0, 20.0])
+    guide = pv.Guide(heavy, pv.GlobalParameters(), example=y)
+    narrow = pv.Fitted(scale=0.3)  # so that Pareto k is beyond its limit
+    method = pv.Tightest(300, proposal=narrow)
+    first = lml(heavy, guide, y, pv.ImportanceSampling(300, proposal=narrow), seed=seed)
+    whole = lml(heavy, guide, y, method, seed=seed)
+    assert bool((first.value != whole.value).any())
+    for row in range(4):
+        alone = lml(heavy, guide, y[row : row + 1], method, seed=seed)
+        torch.testing.assert_close(alone.value[0], whole.value[row], rtol=0, atol=1e-6)
+        torch.testing.assert_close(alone.error[0], whole.error[row], rtol=0, atol=1e-6)
+        assert alone.why_not(0) == whole.why_not(row)
+
+
+def test_the_proposal_is_asked_once() -> None:
+    """Data that are done again are drawn for from the same fit."""
+    calls: list[int] = []
+
+    class Counting(pv.Fitted):
+        def __call__(self, program: Any, posterior: Posterior, batch: Any) -> Posterior:
+            calls.append(len(batch[0]))
+            return super().__call__(program, posterior, batch)
+
+    model, y = squared(3, 0.3), torch.tensor([[1.0, 1.5, 2.0], [0.1, 0.1, 0.1]])
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    lml(model, guide, y, pv.Tightest(300, proposal=Counting()))
+    assert calls == [2]

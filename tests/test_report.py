@@ -1,0 +1,391 @@
+"""The report: a page that stands alone, says what the table says, and escapes what it is given."""
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.image
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae import report
+from pyro_vae._types import Estimate
+from pyro_vae.compare import Candidate, Comparison, Row
+from pyro_vae.compare.reporting import report_of, save_report, title_of
+from tests.conftest import SEED
+
+NASTY = '<b>"x"&'
+VOID = {"br", "hr", "img", "input", "link", "meta"}
+COMMAND = "pyro-vae compare 'a<b.npy' --out x"
+
+
+@dataclass
+class Element:
+    """A tag with its attributes, and the text inside it."""
+
+    tag: str
+    attributes: dict[str, str]
+    text: str = ""
+    inside: list[str] = field(default_factory=list)
+
+
+class Page(HTMLParser):
+    """Every element of a page, in order; fails if one is closed that was not open last."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[Element] = []
+        self.open: list[Element] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {[element.tag for element in self.open]}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        inside = [element.tag for element in self.open]
+        names = [name for name, _ in attrs]
+        assert len(set(names)) == len(names), f"{tag} has an attribute twice: {names}"
+        element = Element(tag, {name: value or "" for name, value in attrs}, inside=inside)
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_endtag(self, tag: str) -> None:
+        last = self.open.pop()
+        assert last.tag == tag, f"</{tag}> closes <{last.tag}>"
+
+    def handle_data(self, data: str) -> None:
+        for element in self.open:
+            element.text += data
+
+    def all(self, tag: str) -> list[Element]:
+        """Elements with a tag."""
+        return [element for element in self.elements if element.tag == tag]
+
+    def cells(self) -> Iterator[tuple[str, str, Element]]:
+        """What is in tables: the row's name, the column's key, and the element."""
+        for element in self.elements:
+            if "data-value" in element.attributes:
+                if element.tag == "th":
+                    row = element.attributes["data-value"]
+                yield row, element.attributes["data-key"], element
+
+
+class Program(pyro.nn.PyroModule):
+    """A program that cannot decode, so that there are few figures to draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(1, 3)
+
+    def forward(self, y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(self.net(z), 1.0).to_event(1), obs=y)
+
+
+@pytest.fixture(scope="module")
+def table() -> Comparison:
+    """A comparison of two epochs, of a guide with a name that is hard on a page and another."""
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        y = torch.randn(28, 3)
+        guides: dict[str, Candidate] = {
+            NASTY: pv.Encoder(nn.Linear(3, 2)),
+            "global": pv.GlobalParameters(),
+        }
+        return pv.compare(
+            Program(), guides, y[:20], y[20:], num_epochs=2,
+            evaluation=pv.ImportanceSampling(40), progress=False,
+            about={"command": COMMAND, "data set": "noise <i>&", "things": list(range(500))},
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text(table: Comparison) -> str:
+    """The page about it."""
+    return report_of({title_of(table): table}).html()
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    """The page, parsed."""
+    return Page(text)
+
+
+def test_page_is_well_formed(text: str, page: Page) -> None:
+    """Every tag closes, identifiers are unique, links inside the page lead somewhere."""
+    assert text.startswith('<!DOCTYPE html>\n<html lang="en">')
+    names = [meta.attributes.get("name") for meta in page.all("meta")]
+    assert "viewport" in names
+    assert page.all("meta")[0].attributes == {"charset": "utf-8"}
+    assert [len(page.all(tag)) for tag in ("title", "h1", "main")] == [1, 1, 1]
+    ids = [one.attributes["id"] for one in page.elements if "id" in one.attributes]
+    assert len(set(ids)) == len(ids)
+    links = {link.attributes["href"] for link in page.all("a")}
+    assert links
+    assert links <= {f"#{name}" for name in ids}
+
+
+def test_page_needs_nothing_else(text: str, page: Page) -> None:
+    """Nothing is loaded: no address, no file, no import; and the page forbids itself to."""
+    for element in page.elements:
+        assert element.tag not in ("link", "iframe", "object", "base")
+        for name in ("src", "href", "srcset", "action"):
+            address = element.attributes.get(name, "#")
+            assert address.startswith(("#", "data:image/png;base64,")), address
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "@import" not in text
+    assert "url(" not in text
+    policies = [meta.attributes.get("http-equiv") for meta in page.all("meta")]
+    assert "Content-Security-Policy" in policies
+
+
+def test_numbers_are_those_of_the_table(table: Comparison, page: Page) -> None:
+    """Every field of a row, in full, with its error; those of pairs are `differences()`."""
+    cells = {(row, key): cell.attributes for row, key, cell in page.cells()}
+    rows = {row.guide: row for row in table.rows()}
+    shown = {key for row, key in cells if row in rows}
+    names = {one.name for one in fields(Row) if not one.name.endswith(("_error", "_spread"))}
+    assert names - shown == {"ceiling"}, "which is said under its table"
+    for guide, row in rows.items():
+        for name in names & shown - {"guide"}:
+            found = cells[guide, name]
+            assert float(found["data-value"]) == getattr(row, name), name
+            if hasattr(row, f"{name}_error"):
+                assert float(found["data-error"]) == getattr(row, f"{name}_error"), name
+    (difference,) = table.differences()
+    pair = f"{NASTY} \N{MINUS SIGN} global"
+    for name, mean in (("elbo", difference.mean_elbo), ("log_p", difference.mean_log_p)):
+        found = cells[pair, f"{name}_difference"]
+        assert float(found["data-value"]) == float(mean.value)
+        assert float(found["data-error"]) == float(mean.error)
+    higher = float((difference.elbo.value > 0).double().mean())
+    assert float(cells[pair, "elbo_share"]["data-value"]) == pytest.approx(higher)
+
+
+def test_numbers_are_read_with_error_and_definition(page: Page) -> None:
+    """What is seen is the value to the digits that the error allows; the hover tells the rest."""
+    heads = [head.attributes for head in page.all("th") if "data-sort" in head.attributes]
+    titles = [one.attributes["title"] for one in page.all("abbr")]
+    headings = {
+        head["data-key"]: (head["data-name"], title)
+        for head, title in zip(heads, titles, strict=True)
+    }
+    estimates = [
+        (row, key, cell) for row, key, cell in page.cells() if "data-error" in cell.attributes
+    ]
+    assert len(estimates) == 2 * 8 + 2  # five of evidence, three of latents, a guide; one pair
+    for row, key, cell in estimates:
+        value, error = (float(cell.attributes[f"data-{name}"]) for name in ("value", "error"))
+        assert cell.text == report.plus_minus(value, error)
+        name, definition = headings[key]
+        assert cell.attributes["title"].startswith(f"{name}, {row}: ")
+        assert cell.attributes["title"].endswith(definition)
+
+
+def test_every_column_is_defined(page: Page) -> None:
+    """At its heading, for a hover, and in the glossary that the heading links to."""
+    terms = {term.text.split(" nats")[0].removesuffix(" s") for term in page.all("dt")}
+    headings = [abbreviation for abbreviation in page.all("abbr") if "thead" in abbreviation.inside]
+    assert len(headings) == len([th for th in page.all("th") if "data-sort" in th.attributes])
+    for heading in headings:
+        assert len(heading.attributes["title"]) > 20
+        assert heading.text in terms
+
+
+def test_tables_can_be_sorted(page: Page) -> None:
+    """Every heading says how its column sorts, and every entry what it sorts by."""
+    tables = page.all("table")
+    assert len(tables) == 4
+    assert all("data-sortable" in one.attributes for one in tables)
+    kinds = {
+        head.attributes["data-key"]: head.attributes["data-sort"]
+        for head in page.all("th")
+        if "thead" in head.inside
+    }
+    entries = [one for one in page.elements if one.tag in ("td", "th") and "tbody" in one.inside]
+    for entry in entries:
+        if kinds[entry.attributes["data-key"]] == "number":
+            float(entry.attributes["data-value"])
+    assert len(entries) == len(list(page.cells()))
+
+
+def test_what_a_user_names_is_text(text: str, page: Page) -> None:
+    """Names and notes appear as they are, in text, headings and attributes, and make no tags."""
+    assert NASTY not in text
+    assert "<i>&" not in text
+    names = [cell.text for _, key, cell in page.cells() if key == "guide"]
+    assert names == [NASTY, "global"] * 3
+    assert all(NASTY in image.attributes["alt"] for image in page.all("img"))
+    assert any(NASTY in cell.attributes["title"] for cell in page.all("td"))
+    assert {one.text for one in page.all("b")} >= {f"{NASTY}:", "global:"}
+    assert not page.all("i")
+    assert COMMAND in page.all("code")[0].text
+
+
+def test_figures_are_embedded(table: Comparison, page: Page) -> None:
+    """Those of `plot()`, as PNG that decode to a picture of the size stated."""
+    images = page.all("img")
+    assert len(images) == len(table.pictures) == len(table.plot())
+    for image, png in zip(images, table.pictures.values(), strict=True):
+        data = base64.b64decode(image.attributes["src"].partition(",")[2], validate=True)
+        assert data == png
+        height, width, _ = matplotlib.image.imread(io.BytesIO(data)).shape
+        assert int(image.attributes["width"]) == pytest.approx(width / 150 * 96, abs=1)
+        assert int(image.attributes["height"]) == pytest.approx(height / 150 * 96, abs=1)
+
+
+def test_findings_come_first(table: Comparison, text: str, page: Page) -> None:
+    """The verdict is above the first table, word for word but for the signs of print."""
+    said = " ".join(item.text for item in page.all("li"))
+    for line in table.verdict.replace(" +- ", " ± ").splitlines():
+        assert line.replace("(-", "(\N{MINUS SIGN}").replace(" -", " \N{MINUS SIGN}") in said
+    assert text.index("What was found</h2>") < text.index("<table")
+
+
+def positive(gap: Estimate) -> Estimate:
+    """A gap that no chance has put below zero."""
+    return Estimate(gap.value.abs(), gap.error)
+
+
+def judged(table: Comparison, *, doubted: int, lost: int, stopped: str) -> Comparison:
+    """The same, but no datum is doubted except the first ones under the guide "global"."""
+    results = {}
+    for name, result in table.results.items():
+        rows, number = torch.arange(len(result.means)), name == "global"
+        marginal = replace(
+            result.gap.log_marginal, doubts={"a heavy tail": rows < number * doubted}
+        )
+        gap = replace(
+            result.gap,
+            log_marginal=marginal,
+            fit_converged=rows >= number * lost,
+            inference=positive(result.gap.inference),
+            approximation=positive(result.gap.approximation),
+            amortization=positive(result.gap.amortization),
+        )
+        results[name] = replace(result, gap=gap, fit=replace(result.fit, stopped=stopped))
+    return replace(table, results=results)
+
+
+def test_doubts_are_told(table: Comparison) -> None:
+    """In words at the top, and with a dagger at every number that rests on what is doubted."""
+    clear = report_of({"": judged(table, doubted=0, lost=0, stopped="finished")}).html()
+    assert "can be trusted for all 8 held-out data under every guide" in clear
+    assert "<sup>" not in clear
+    page = Page(report_of({"": judged(table, doubted=3, lost=2, stopped="interrupted")}).html())
+    (trust,) = (one.text for one in page.all("p") if one.attributes.get("class") == "aside")
+    assert "global: log p(y) cannot be trusted for 3 of 8 data (a heavy tail: 3)" in trust
+    assert "best q of the family was not found for 2 of 8 data" in trust
+    assert f"{NASTY}: training was interrupted" in trust
+    assert "can be trusted for all" not in trust
+    marked = [(row, key) for row, key, cell in page.cells() if cell.text.endswith("†")]
+    assert marked == [("global", key) for key in ("log_p", "approximation", "amortization")]
+
+
+def test_negative_gaps_are_told(table: Comparison) -> None:
+    """A gap below zero beyond its error means that log p is too low: it is not hidden."""
+    fine = judged(table, doubted=0, lost=0, stopped="finished")
+    result = fine.results["global"]
+    below = Estimate(result.gap.approximation.value.clone(), result.gap.approximation.error)
+    below.value[0] = -100 * (1 + below.error.max())
+    wrong = replace(result, gap=replace(result.gap, approximation=below))
+    page = Page(report_of({"": replace(fine, results={**fine.results, "global": wrong})}).html())
+    said = " ".join(one.text for one in page.all("p"))
+    assert "global: a gap is negative beyond its error for 1 of 8 data" in said
+    trusted = {row: cell.text for row, key, cell in page.cells() if key == "trusted"}
+    assert trusted == {NASTY: "8 of 8", "global": "7 of 8"}
+    marked = [(row, key) for row, key, cell in page.cells() if cell.text.endswith("†")]
+    assert marked == [("global", "log_p"), ("global", "approximation")]
+
+
+def test_poor_proposals_are_counted(table: Comparison, page: Page) -> None:
+    """The share of the table, as a number of data."""
+    counts = {row: cell.text for row, key, cell in page.cells() if key == "poor_proposal"}
+    expected = {row.guide: f"{row.poor_proposal * 8:.0f} of 8" for row in table.rows()}
+    assert counts == expected
+
+
+def test_how_to_repeat_it(table: Comparison, page: Page) -> None:
+    """The command, versions and settings; long ones are cut, since run.json has them."""
+    (code,) = (one.text for one in page.all("code"))
+    assert f"pyro-vae {pv.__version__}" in code
+    assert f"torch=={torch.__version__.split('+')[0]}" in code
+    facts = dict(
+        zip(
+            (one.text for one in page.all("dt")),
+            (one.text for one in page.all("dd")),
+            strict=True,
+        )
+    )
+    assert facts["seed"] == "0"
+    assert facts["data set"] == "noise <i>&"
+    assert facts["num train"] == "20"
+    assert facts["things"].startswith("0, 1, 2, ")
+    assert facts["things"].endswith("…")
+    assert torch.__version__ in facts["versions"]
+    by_hand = replace(table, about={"optimizer": f"{object()}"})
+    text = Page(report_of({"": by_hand}).html())
+    assert "called from Python" in text.all("code")[0].text
+    assert not any(" at 0x" in one.text for one in text.all("dd"))
+
+
+def test_two_comparisons_on_one_page(table: Comparison, tmp_path: Path) -> None:
+    """Each has its findings and its section; settings that differ are told of each."""
+    fixed = replace(table, about={**table.about, "train_model": False, "num_test": 9})
+    assert title_of(table) != title_of(fixed)
+    save_report(tmp_path / "report.html", {"free": table, "held": fixed})
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert [one.text for one in page.all("h2")] == [
+        *("What was found", "free", "held", "To repeat it", "Glossary"),
+    ]
+    assert len(page.all("table")) == 8
+    paragraphs = " ".join(one.text for one in page.all("p"))
+    assert "only log p compares the models" in paragraphs
+    assert "ELBOs compare too" in paragraphs
+    assert "free: 8; held: 9" in {one.text for one in page.all("dd")}
+
+
+def test_spread_between_seeds(table: Comparison, page: Page) -> None:
+    """It has columns where there are several seeds, and it is said where there are not."""
+    assert not [key for _, key, _ in page.cells() if key.endswith("_spread")]
+    assert "one seed" in " ".join(one.text for one in page.all("p"))
+    again = Page(report_of({"": replace(table, others=(table, table))}).html())
+    spreads = [cell for _, key, cell in again.cells() if key.endswith("_spread")]
+    assert [float(cell.attributes["data-value"]) for cell in spreads] == [0.0] * 4
+    assert "spread between 3 seeds" in " ".join(one.text for one in again.all("p"))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "expected"),
+    [
+        (-25.56712, 0.0019, "\N{MINUS SIGN}25.5671 ± 0.0019"),
+        (1234.5, 130.0, "1234 ± 130"),
+        (0.5, 0.0, "0.5000 ± 0.0000"),
+        (0.5, 1e-9, "0.5000 ± <0.0001"),
+        (0.5, float("nan"), "0.500 ± nan"),
+        (float("nan"), 0.1, "\N{EM DASH}"),
+    ],
+)
+def test_digits_follow_the_error(value: float, error: float, expected: str) -> None:
+    """Two digits of the error, at most four decimals, and a bound where that shows none."""
+    assert report.plus_minus(value, error) == expected
+
+
+def test_mistakes_are_refused() -> None:
+    """A row that is too short, and a picture that is none; nan is a dash, and sorts as nan."""
+    column = report.Column("a", "a", "What a is.")
+    with pytest.raises(ValueError, match="expected 1 cells"):
+        report.Table("two", [column], [[report.words("x"), report.number(1.0)]])
+    with pytest.raises(ValueError, match="PNG file"):
+        report.Figure(b"GIF89a", "a picture")
+    missing = report.number(float("nan"), "nan")
+    assert (missing.text, str(missing.value)) == ("\N{EM DASH}", "nan")
