@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Protocol, runtime_checkable
 
-_MOST_DECIMALS = 4  # finer than the errors that anybody waits for
+from .stats import plus_minus, typeset
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXELS = 96  # an inch, as style sheets have it
 _MINUS = "\N{MINUS SIGN}"
@@ -73,28 +74,8 @@ def number(value: float, text: str = "", *, note: str = "") -> Cell:
 def estimate(value: float, error: float, *, note: str = "", doubt: str = "") -> Cell:
     """A cell with a number and its standard error."""
     exact = f"{_signed(f'{value:.8g}')} ± {error:.2g}"
-    return Cell(plus_minus(value, error), value, error, f"{exact}. {note}".strip(), doubt)
-
-
-def plus_minus(value: float, error: float) -> str:
-    """A value and its error to two digits of the error, at most four decimals.
-
-    Example:
-        >>> plus_minus(21.3024, 0.0172)
-        '21.302 ± 0.017'
-        >>> plus_minus(0.25, 3e-7)
-        '0.2500 ± <0.0001'
-    """
-    if math.isnan(value):
-        return "\N{EM DASH}"
-    if not math.isfinite(error):
-        return _signed(f"{value:.3f} ± {error}")
-    decimals = _MOST_DECIMALS
-    if error > 0:
-        decimals = min(max(1 - math.floor(math.log10(error)), 0), _MOST_DECIMALS)
-    finest = 10.0**-_MOST_DECIMALS
-    spread = f"<{finest:g}" if 0 < error < finest / 2 else f"{error:.{decimals}f}"
-    return f"{_signed(f'{value:.{decimals}f}')} ± {spread}"
+    shown = "\N{EM DASH}" if math.isnan(value) else typeset(plus_minus(value, error))
+    return Cell(shown, value, error, f"{exact}. {note}".strip(), doubt)
 
 
 def _signed(text: str) -> str:

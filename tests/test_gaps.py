@@ -414,7 +414,10 @@ def test_order_holds_on_programs_of_many_idioms(name: str, seed: int) -> None:
     for part in (gap.approximation, gap.amortization):
         assert bool((part.value > -limit * part.error - TOLERANCE).all()), part
     assert float(gap.amortization.value.max()) > 0.01  # the prior is not the posterior
-    assert bool(gap.reliable.all()), gap.why_not(int((~gap.reliable).nonzero()[0]))
+    modes = [reason for reason in gap.log_marginal.doubts if "several modes" in reason]
+    doubted = gap.log_marginal.doubts[modes[0]] if modes else torch.zeros_like(gap.reliable)
+    assert bool((gap.reliable | doubted).all())  # some of these posteriors have two
+    assert int(doubted.sum()) <= 1
 
 
 # What cannot be trusted is said.
@@ -480,7 +483,7 @@ def test_a_fit_that_was_stopped_is_said() -> None:
 def test_what_is_no_family_is_refused() -> None:
     """A flow without nets, as a further family."""
     y, guide = FACTS.sample(2), off_guide("diagonal", FACTS)
-    with pytest.raises(ValueError, match="no nets yet"):
+    with pytest.raises(ValueError, match="belong to no guide yet"):
         inference_gap(model_of(FACTS), guide, y, families={"flow": pv.NormalizingFlow()})
 
 
@@ -547,19 +550,18 @@ def test_a_normal_holds_one_mode_of_several(latents: int, seed: int) -> None:
     assert bool(gap.reliable.all())
 
 
-def test_modes_beyond_a_grid_are_a_known_limit(seed: int) -> None:
-    """With three latents, Tightest is right, says that it is not, or misses whole modes.
+def test_modes_beyond_a_grid_are_seen(seed: int) -> None:
+    """With three latents, Tightest is right, or says that there are several modes.
 
     A Gaussian on one mode of eight far ones is a perfect proposal for an eighth of p(y): no weight
-    tells. Then log p(y) is low by log 2 a latent, and the gap of the family with it. A mode more
-    or less is all that may be wrong, and never on the high side.
+    tells. Then log p(y) is low by log 2 a latent, and the gap of the family with it.
     """
     model, y = squared(3, 0.1), torch.tensor([[1.0, 1.5, 2.0], [3.0, 3.0, 3.0]])
     guide = pv.Guide(model, pv.GlobalParameters(), example=y)
     gap = inference_gap(model, guide, y, num_samples=2000, seed=seed)
     missing = (squared_log_p(y, 0.1) - gap.log_marginal.value) / math.log(2)
-    near = (missing - missing.round()).abs() < 0.05
-    assert bool((~gap.reliable | near & (missing.round() >= 0) & (missing.round() <= 3)).all())
+    assert bool((~gap.reliable | (missing.abs() < 0.05)).all())
+    assert "several modes" in gap.why_not(1)[0]
 
 
 # Trained on or held out.

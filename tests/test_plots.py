@@ -398,10 +398,10 @@ def test_estimates_are_where_they_belong(ax: Axes) -> None:
     [
         (-18.1234, 0.18, "\N{MINUS SIGN}18.12 ± 0.18"),
         (-18.1234, 0.0181, "\N{MINUS SIGN}18.123 ± 0.018"),
-        (18.1234, 1e-9, "18.1234 ± 0.0000"),
+        (18.1234, 1e-9, "18.1234 ± <0.0001"),
         (-5182.4, 12.3, "\N{MINUS SIGN}5182 ± 12"),
         (-18.1234, float("nan"), "\N{MINUS SIGN}18.12"),
-        (-18.1234, 0.0, "\N{MINUS SIGN}18.12"),
+        (-18.1234, 0.0, "\N{MINUS SIGN}18.1234 ± 0.0000"),
         (float("nan"), float("nan"), "nan"),
     ],
 )

@@ -78,7 +78,7 @@ def test_parts_can_be_told_apart_in_grey(ax: Axes) -> None:
 
 def test_a_guide_may_lack_a_part(ax: Axes) -> None:
     """The exact posterior has no amortization gap to be told of."""
-    plot_gaps({"exact": {"approximation": (0.1, 0.0)}, **PARTS}, ax=ax)
+    plot_gaps({"exact": {"approximation": (0.1, float("nan"))}, **PARTS}, ax=ax)
     assert spans(ax)[1][0] == (0.1, 0.0)
     assert ax.texts[0].get_text() == "0.10"
 

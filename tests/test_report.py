@@ -19,6 +19,7 @@ from pyro_vae import report
 from pyro_vae._types import Estimate
 from pyro_vae.compare import Candidate, Comparison, Row
 from pyro_vae.compare.reporting import report_of, save_report, title_of
+from pyro_vae.stats import plus_minus, typeset
 from tests.conftest import SEED
 
 NASTY = '<b>"x"&'
@@ -185,7 +186,7 @@ def test_numbers_are_read_with_error_and_definition(page: Page) -> None:
     assert len(estimates) == 2 * 8 + 2  # five of evidence, three of latents, a guide; one pair
     for row, key, cell in estimates:
         value, error = (float(cell.attributes[f"data-{name}"]) for name in ("value", "error"))
-        assert cell.text == report.plus_minus(value, error)
+        assert cell.text == typeset(plus_minus(value, error))
         name, definition = headings[key]
         assert cell.attributes["title"].startswith(f"{name}, {row}: ")
         assert cell.attributes["title"].endswith(definition)
@@ -371,13 +372,14 @@ def test_spread_between_seeds(table: Comparison, page: Page) -> None:
         (1234.5, 130.0, "1234 ± 130"),
         (0.5, 0.0, "0.5000 ± 0.0000"),
         (0.5, 1e-9, "0.5000 ± <0.0001"),
-        (0.5, float("nan"), "0.500 ± nan"),
-        (float("nan"), 0.1, "\N{EM DASH}"),
+        (0.5, float("inf"), "0.500 ± inf"),
+        (0.5, float("nan"), "0.50"),
+        (-1e-7, 0.001, "0.0000 ± 0.0010"),
     ],
 )
 def test_digits_follow_the_error(value: float, error: float, expected: str) -> None:
     """Two digits of the error, at most four decimals, and a bound where that shows none."""
-    assert report.plus_minus(value, error) == expected
+    assert typeset(plus_minus(value, error)) == expected
 
 
 def test_mistakes_are_refused() -> None:

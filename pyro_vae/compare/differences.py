@@ -134,4 +134,4 @@ def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[s
 
 
 def _nats(estimate: Estimate) -> str:
-    return f"{float(estimate.value):.3f} +- {float(estimate.error):.3f}"
+    return stats.plus_minus(*map(float, estimate))

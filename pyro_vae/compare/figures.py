@@ -62,10 +62,10 @@ def _gaps(results: Results) -> "Figure":
     figure = _figure(7.0, 0.9 + 0.8 * len(results))
     means = {name: result.gap.mean for name, result in results.items()}
     table = {
-        name: {"approximation gap": mean.approximation, "amortization gap": mean.amortization}
+        name: {"approximation": mean.approximation, "amortization": mean.amortization}
         for name, mean in means.items()
     }
-    plots.plot_comparison(table, ax=figure.subplots())
+    plots.plot_gaps(table, ax=figure.subplots())
     return figure
 
 

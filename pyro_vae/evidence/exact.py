@@ -5,7 +5,9 @@ A log joint that is quadratic in the latents of a datum, read off and verified b
 own answer, which they then offer as a method.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,10 +73,15 @@ class ClosedForm:
         )
 
 
-def _log_evidence(program: Program, batch: Batch) -> Tensor:
-    """From the model's method, or that of the object it is a method of; else from a quadratic."""
+def own_method(program: Program) -> Callable[..., Any] | None:
+    """The model's `log_evidence`, or that of the object it is a method of, if there is one."""
     owner = getattr(program.model, "__self__", None)
-    method = getattr(program.model, "log_evidence", getattr(owner, "log_evidence", None))
+    return getattr(program.model, "log_evidence", getattr(owner, "log_evidence", None))
+
+
+def _log_evidence(program: Program, batch: Batch) -> Tensor:
+    """From the model's method; else from a quadratic."""
+    method = own_method(program)
     if method is None:
         return _integrated(program, batch)
     value = method(*batch)

@@ -11,14 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import (
-    Block,
     Estimator,
     ImportanceSampling,
     LogMarginal,
@@ -41,9 +38,6 @@ from ..programs import Program
 from .results import FamilyGap, InferenceGap
 
 _EVIDENCE_STREAM = 0x632BE5AB  # added to the seed: log p(y) shares no draw with the ELBOs
-_FIT_STREAM = 0x2545F491  # and what chooses q* shares none with what judges it
-_START_DRAWS = 64  # a place to start from: it need not be the best
-_START_SCALE = 0.1  # standard deviation there: narrow, so that the fit sees this place alone
 
 
 def inference_gap(
@@ -124,9 +118,7 @@ def inference_gap(
     estimate = Tightest(num_samples) if estimator is None else estimator
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         family = posterior.family if isinstance(posterior, FamilyPosterior) else DiagonalNormal()
-        places = starts(program, posterior, batch, family)
-        places.append(_off_center(program, batch, family, seed + _FIT_STREAM))
-        best = how.fit(program, batch, family, places)
+        best = how.fit(program, batch, family, starts(program, posterior, batch, family))
         star = FamilyPosterior(family, best.parameters)
         marginal = estimate(program, star, batch, seed=seed + _EVIDENCE_STREAM, progress=progress)
         others = {
@@ -140,30 +132,6 @@ def inference_gap(
         averages = how.averages(program, posteriors, batch)
         given_as = program.conditions
     return _decomposed(replace(marginal, given=given_as), averages, best, others, num_samples)
-
-
-def _off_center(
-    program: Program, batch: Batch, family: Family, seed: int
-) -> Float[Tensor, "batch parameters"]:
-    """A start at the likeliest of some draws of N(0, I).
-
-    N(0, I) itself, and a guide at the prior, are a saddle of the ELBO where the posterior is
-    symmetric with modes on both sides: no step leads away from there.
-    """
-    zero = torch.zeros(program.latents, dtype=program.dtype, device=program.device)
-    rows = DiagonalNormal().initial(zero).expand(len(batch[0]), -1)
-    standard = FamilyPosterior(DiagonalNormal(), rows)
-    blocks = ImportanceSampling(_START_DRAWS).blocks(
-        program, standard, batch, seed=seed, progress=False
-    )
-    z = torch.cat([_likeliest(block) for block in blocks])
-    return torch.stack([family.initial(row, _START_SCALE) for row in z])
-
-
-def _likeliest(block: Block) -> Float[Tensor, "rows latents"]:
-    """Of every datum the draw with the largest log joint."""
-    best = (block.weights.log_prior + block.weights.log_likelihood).argmax(dim=0)
-    return block.z[best, torch.arange(len(best), device=best.device)]
 
 
 class _Average(NamedTuple):
@@ -184,9 +152,8 @@ class _How:
 
     def fit(self, program: Program, batch: Batch, family: Family, starts: list[Tensor]) -> RowFit:
         """The best member of a family."""
-        seed = self.seed + _FIT_STREAM
         return best_of_family(
-            program, batch, family, starts, self.fitting, seed=seed, progress=self.progress
+            program, batch, family, starts, self.fitting, seed=self.seed, progress=self.progress
         )
 
     def averages(

@@ -191,7 +191,7 @@ def _line(name: str, part: Estimate, spread: float) -> str:
 
 
 def _nats(part: Estimate) -> str:
-    return f"{float(part.value):.3f} +- {float(part.error):.3f}"
+    return stats.plus_minus(*map(float, part))
 
 
 def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor, " batch"]:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import pyro
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -182,6 +183,22 @@ def refine_parameters(
     problem = Problem.of(program, family, batch, start, num_particles, seed)
     with _fixed(program, family, problem.noise):
         return climb(problem, start, method).parameters
+
+
+def finite_rows(
+    program: Program,
+    family: Family,
+    batch: Batch,
+    start: Float[Tensor, "batch parameters"],
+    method: FitRows,
+    *,
+    seed: int = 0,
+) -> Bool[Tensor, " batch"]:
+    """Which data could be fitted from there: ELBO and gradient over the points are numbers."""
+    problem = Problem.of(program, family, batch, start, method.num_particles, seed)
+    pieces = _pieces(len(start), method.max_rows // problem.num_points)
+    with _fixed(program, family, problem.noise), pyro.validation_enabled(is_validate=False):
+        return torch.cat([problem.of_rows(rows)(start[rows]).is_finite for rows in pieces])
 
 
 @contextmanager

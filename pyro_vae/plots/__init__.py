@@ -26,6 +26,8 @@ from .aggregate import plot_collapse as plot_collapse
 from .calibration import plot_rank_ecdf as plot_rank_ecdf
 from .calibration import plot_rank_histograms as plot_rank_histograms
 from .comparison import plot_comparison as plot_comparison
+from .gaps import plot_gap_shares as plot_gap_shares
+from .gaps import plot_gaps as plot_gaps
 from .gradients import plot_signal_to_noise as plot_signal_to_noise
 from .latents import plot_latent_plane as plot_latent_plane
 from .learning import LearningCurve as LearningCurve
@@ -43,6 +45,8 @@ __all__ = [
     "plot_collapse",
     "plot_comparison",
     "plot_data",
+    "plot_gap_shares",
+    "plot_gaps",
     "plot_latent_plane",
     "plot_learning_curves",
     "plot_pareto_k",

@@ -2,22 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from math import floor, isfinite, log10
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..stats import plus_minus, typeset
 from .drawing import (
     Number,
-    as_numpy,
     at_least_one,
     axes_or_new,
     handles,
     legend_above,
-    listed,
     style,
-    with_minus,
+    value_and_error,
     without_box,
 )
 
@@ -54,7 +52,7 @@ def plot_comparison(
         ['21.30 ± 0.20', '22.80 ± 0.20']
     """
     numbers = {
-        guide: {name: _numbers(guide, name, pair) for name, pair in row.items()}
+        guide: {name: value_and_error(guide, name, pair) for name, pair in row.items()}
         for guide, row in at_least_one(rows).items()
     }
     quantities = list(dict.fromkeys(chain.from_iterable(numbers.values())))
@@ -75,16 +73,6 @@ def plot_comparison(
     return without_box(ax)
 
 
-def _numbers(guide: str, name: str, pair: tuple[Number, Number]) -> tuple[float, float]:
-    value, error = (as_numpy(number) for number in pair)
-    if value.size != 1 or error.size != 1:
-        raise ValueError(
-            f"expected one value and one error for {name!r} of {guide!r}, got the shapes "
-            f"{listed([value.shape, error.shape])}: average over the data first"
-        )
-    return value.item(), error.item()
-
-
 def _draw_estimates(
     ax: "Axes",
     places: NDArray[Any],
@@ -95,12 +83,6 @@ def _draw_estimates(
     ax.errorbar(values, places, xerr=errors, linestyle="none", capsize=3, markersize=6, **look)
     note: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
     for place, pair in zip(places, pairs, strict=True):
-        ax.text(1.02, place, _plus_minus(*pair), color=look["color"], fontsize="small", **note)
-
-
-def _plus_minus(value: float, error: float) -> str:
-    """The value and its error to two digits of the error, at most four decimals."""
-    known = isfinite(error) and error > 0
-    decimals = min(max(1 - floor(log10(error)), 0), 4) if known else 2
-    text = f"{value:.{decimals}f}" + (f" ± {error:.{decimals}f}" if known else "")
-    return with_minus(text)
+        ax.text(
+            1.02, place, typeset(plus_minus(*pair)), color=look["color"], fontsize="small", **note
+        )

@@ -129,3 +129,14 @@ def with_minus(text: str) -> str:
 def listed(shapes: Iterable[tuple[int, ...]]) -> str:
     """Shapes for a message."""
     return ", ".join(str(shape) for shape in shapes)
+
+
+def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple[float, float]:
+    """Two plain numbers, or a `ValueError` that names the guide and the quantity."""
+    value, error = (as_numpy(number) for number in pair)
+    if value.size != 1 or error.size != 1:
+        raise ValueError(
+            f"expected one value and one error for {name!r} of {guide!r}, got the shapes "
+            f"{listed([value.shape, error.shape])}: average over the data first"
+        )
+    return value.item(), error.item()

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Real
 from numpy.typing import NDArray
 
-from .comparison import _numbers, _plus_minus
+from ..stats import plus_minus, typeset
 from .drawing import (
     GUIDE_COLOURS,
     Array,
@@ -18,6 +18,7 @@ from .drawing import (
     axes_or_new,
     legend_above,
     style,
+    value_and_error,
     without_box,
 )
 
@@ -62,7 +63,7 @@ def plot_gaps(
         '0.130 ± 0.010 + 0.060 ± 0.010'
     """
     numbers = {
-        guide: {name: _numbers(guide, name, pair) for name, pair in row.items()}
+        guide: {name: value_and_error(guide, name, pair) for name, pair in row.items()}
         for guide, row in at_least_one(parts).items()
     }
     names = list(dict.fromkeys(chain.from_iterable(numbers.values())))
@@ -98,7 +99,7 @@ def _draw_part(ax: "Axes", starts: NDArray[Any], pairs: NDArray[Any], look: dict
 def _write_numbers(ax: "Axes", rows: list[dict[str, tuple[float, float]]]) -> None:
     note: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
     for place, row in enumerate(rows):
-        text = " + ".join(_plus_minus(*pair) for pair in row.values())
+        text = " + ".join(typeset(plus_minus(*pair)) for pair in row.values())
         ax.text(1.02, place, text, fontsize="small", **note)
 
 
