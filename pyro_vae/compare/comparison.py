@@ -138,6 +138,7 @@ class Comparison:
                 self.test,
                 num_samples=num_samples,
                 predictive_draws=predictive(result.model),
+                prior_draws=0,
             )
             for name, result in self.results.items()
         }

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from .. import diagnostics, evidence
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import Estimator, ImportanceSampling, check_data
+from ..evidence import Estimator, ImportanceSampling, LogMarginal, check_data
 from ..gaps import inference_gap
 from ..guides import Family, Guide, InferenceMap, RowFit
 from ..programs import as_batch, device_of, forked_seed, minibatch
@@ -170,13 +170,14 @@ class _Run:
         results: dict[str, GuideResult] = {}
         bar = tqdm(guides.items(), desc="guides", disable=not self.options["progress"])
         for name, candidate in bar:
-            results[name] = self.result(candidate)
+            known = next(iter(results.values()), None)
+            results[name] = self.result(candidate, known)
             if results[name].fit.stopped == "interrupted":
                 break
         return results
 
-    def result(self, candidate: Candidate) -> GuideResult:
-        """Trains a candidate and evaluates it."""
+    def result(self, candidate: Candidate, known: GuideResult | None = None) -> GuideResult:
+        """Trains a candidate and evaluates it; with log p of another one, if that is the same."""
         start = time.perf_counter()
         model, guide = self._copies(candidate)
         guide, training = self._trained(model, guide)
@@ -186,9 +187,9 @@ class _Run:
         if isinstance(guide, Guide) and guide.map.per_row:
             held_out = guide.fit_rows(self.test, seed=seed, progress=progress)
         given = {"seed": seed, "progress": progress}
-        draws = self.evaluation.num_samples
+        estimator, draws = self._estimator(known), self.evaluation.num_samples
         gap = inference_gap(
-            model, held_out, self.test, estimator=self.estimator, num_samples=draws, **given
+            model, held_out, self.test, estimator=estimator, num_samples=draws, **given
         )
         return GuideResult(
             model=model,
@@ -203,6 +204,16 @@ class _Run:
             information=diagnostics.mutual_information(model, held_out, self.test, seed=seed),
             seconds=seconds,
         )
+
+    def _estimator(self, known: GuideResult | None) -> Estimator | None:
+        """Log p of a model that is fixed is found once: guides then differ by their own draws.
+
+        Not where it is conditional on sites that all data share, which each guide infers.
+        """
+        if self.train_model or known is None or known.gap.given:
+            return self.estimator
+        answer: LogMarginal = known.gap.log_marginal
+        return lambda *_, **__: answer
 
     def _refined(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool

@@ -148,8 +148,10 @@ def _grid(
     columns = max(len(row.cells) for row in rows)
     size = (1.2 + width * columns, 0.5 + height * len(rows))
     figure = figure_or_new(figure, size, layout="compressed" if image_shape else "constrained")
+    # Images have axes of their own: each that shares its ticks would set those of all others.
+    shared = not image_shape
     axes: NDArray[Any] = figure.subplots(
-        len(rows), columns, squeeze=False, sharex=True, sharey=True
+        len(rows), columns, squeeze=False, sharex=shared, sharey=shared
     )
     for row_axes, row in zip(axes, rows, strict=True):
         for ax in row_axes[len(row.cells) :]:
