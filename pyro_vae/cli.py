@@ -165,7 +165,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         help="skip the second comparison, where the first guide's model is fixed",
     )  # fmt: skip
     _add_samples(parser, default=1000)
-    _add_output(parser, "folder for table, pictures, ArviZ files and models")
+    _add_output(parser, "folder for report.html, table, pictures, ArviZ files and models")
     parser.set_defaults(run=_compare)
 
 
