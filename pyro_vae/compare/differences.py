@@ -61,11 +61,13 @@ def _less(first: Estimate, second: Estimate) -> Estimate:
 
 def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
     """What was found, a line a guide, and how the guides differ."""
-    lines = [f"{name}: {_of_guide(result)}" for name, result in results.items()]
+    lines = [
+        f"{name}: {_of_guide(result, train_model=train_model)}" for name, result in results.items()
+    ]
     return "\n".join([*lines, *_ranking(results, train_model=train_model)])
 
 
-def _of_guide(result: GuideResult) -> str:
+def _of_guide(result: GuideResult, *, train_model: bool) -> str:
     mean, said = result.gap.mean, []
     value, error = (float(part) for part in mean.amortization)
     if value > _SEEN * error + 1e-4:  # the tolerance of a fit of rows
@@ -74,7 +76,7 @@ def _of_guide(result: GuideResult) -> str:
     else:
         said.append(f"its map costs nothing that can be seen ({_nats(mean.amortization)} nats)")
     said.append(f"its family {_nats(mean.approximation)}")
-    said += _collapse(result)
+    said += _collapse(result, train_model=train_model)
     lost, doubted = (
         int((~result.gap.converged).sum()),
         int((~result.gap.log_marginal.reliable).sum()),
@@ -102,14 +104,14 @@ def _refining(result: GuideResult) -> list[str]:
     return [f"guide.refined({REFINING_STEPS}) would win back {part:.0%} of that at test time"]
 
 
-def _collapse(result: GuideResult) -> list[str]:
+def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
     value, error = (float(part) for part in result.information.estimate)
     if value > _COLLAPSED + _SEEN * error:
         return []
-    return [
-        f"z says nothing about the datum (mutual information {value:.3f} +- {error:.3f} nats), so "
-        "a small gap is no merit of it"
-    ]
+    # A model that was trained with such a guide stops using z, and its gap is small for that.
+    so = ", so a small gap is no merit of it" if train_model else ""
+    information = stats.plus_minus(value, error)
+    return [f"z says nothing about the datum (mutual information {information} nats){so}"]
 
 
 def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[str]:
