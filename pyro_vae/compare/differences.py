@@ -92,7 +92,7 @@ def _where(result: GuideResult) -> str:
     """What part of the amortization gap the worst data hold."""
     value = result.gap.amortization.value
     number = max(1, round(_SHARE * len(value)))
-    share = float(value[result.gap.worst(number)].sum() / value.sum())
+    share = min(1.0, float(value[result.gap.worst(number)].sum() / value.sum()))
     return f", {share:.0%} of it on {_SHARE:.0%} of the data"
 
 

@@ -160,7 +160,7 @@ class InferenceGap:
         """Share of the amortization gap on the data with the largest."""
         number = max(1, round(_SHARE * len(self.amortization.value)))
         value = self.amortization.value
-        return float(value[self.worst(number)].sum() / value.sum())
+        return min(1.0, float(value[self.worst(number)].sum() / value.sum()))
 
     def summary(self) -> str:
         """The table of means, with the errors of other draws and of other data, and the verdict."""
