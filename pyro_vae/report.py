@@ -180,6 +180,7 @@ class Table:
             )
 
     def html(self) -> str:
+        """The table, in a box of its own that scrolls."""
         heads = "".join(_head(column) for column in self.columns)
         rows = "".join(f"<tr>{self._cells(row)}</tr>\n" for row in self.rows)
         doubted = any(cell.doubt for row in self.rows for cell in row)
@@ -263,6 +264,7 @@ class Figure:
             raise ValueError(f"expected the bytes of a PNG file, got {self.png[:8]!r}...")
 
     def html(self) -> str:
+        """The picture inside the page, with its words for those who cannot see it."""
         source = base64.b64encode(self.png).decode("ascii")
         # Every PNG starts with its signature and a chunk that starts with the size.
         width, height = struct.unpack(">II", self.png[16:24])
