@@ -207,6 +207,45 @@ class ConvDecoder(nn.Module):
         return output.flatten(start_dim=1) if self.flat else output
 
 
+class MissingIndicator(nn.Module):
+    """An encoder for data with holes: it sees zeros in them, and which entries were observed.
+
+    Arguments:
+        net: An encoder, made for twice as many numbers a row (or twice the channels): the data
+            with zeros for nan, and then, along the first axis of the datum, ones where an entry
+            was observed and zeros where it is missing.
+
+    References:
+        | VAEM: a Deep Generative Model for Heterogeneous Mixed Type Data (Ma et al., 2020)
+        | https://arxiv.org/abs/2006.11941
+
+    Example:
+        >>> MissingIndicator(MLPEncoder(2 * 3, hidden=(5,)))(torch.full((4, 3), torch.nan)).shape
+        torch.Size([4, 5])
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    @property
+    def num_features(self) -> int | None:
+        """That of the encoder; `None` if it has no such attribute."""
+        features: int | None = getattr(self.net, "num_features", None)
+        return features
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same architecture."""
+        return {"net": self.net}
+
+    def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
+        """The encoder's answer."""
+        observed = ~y.isnan()
+        filled = y.masked_fill(~observed, 0.0)
+        answer: Tensor = self.net(torch.cat([filled, observed.to(y)], dim=1), *given)
+        return answer
+
+
 def _check_width(name: str, flat: Tensor, expected: int, shape: tuple[int, ...]) -> None:
     if flat.shape[-1] != expected:
         raise ValueError(

@@ -105,7 +105,8 @@ def test_nan_is_named_by_row_and_column() -> None:
         ([[0.0, 1.5]], "rescale the data, or take a likelihood"),
         ([[0.0, 1000.0]], "rescale the data, or take a likelihood"),
         ([[-1.0, 255.0]], r"found -1 to 255\), at row 0, column 0; row 0, column 1, .* rescale"),
-        ([[0.0, NAN]], "1 nan and 0 inf"),
+        ([[0.0, INF]], "0 nan and 1 inf"),
+        ([[NAN, 255.0]], r"found 255 to 255\), at row 0, column 1"),
     ],
 )
 def test_range_of_a_bernoulli(y: list[list[float]], message: str) -> None:

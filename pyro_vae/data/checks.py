@@ -21,18 +21,22 @@ TEN = 10  # columns named in a warning
 DIGEST_ROWS = 4096  # rows hashed at a time: 784 columns in float64 are 26 MB
 
 
-def check_batch(*batch: object, names: Sequence[str] | None = None) -> None:
+def check_batch(
+    *batch: object, names: Sequence[str] | None = None, missing: Sequence[int] = ()
+) -> None:
     """Refuses a batch that no program could be run on.
 
     Arguments:
         batch: Tensors `(rows, *datum)`, floating or integer, with the same number of rows; any
             but the first may be a boolean mask.
         names: Names of the columns of the first tensor, for the message.
+        missing: Positions of the tensors in which a nan means "not observed".
 
     Raises:
         TypeError: If something is not a tensor, or neither floating nor integer.
         ValueError: If there is no tensor or no row, if the numbers of rows differ, or if a value
-            is nan or inf (with the count and the first places, counted from 0).
+            is nan or inf (with the count and the first places, counted from 0), or if a row of a
+            tensor in `missing` is nan throughout.
 
     Example:
         >>> check_batch(torch.ones(3, 2), torch.zeros(3))
@@ -48,7 +52,8 @@ def check_batch(*batch: object, names: Sequence[str] | None = None) -> None:
     tensors = [_check_tensor(i, tensor) for i, tensor in enumerate(batch)]
     _check_rows(tensors)
     for i, tensor in enumerate(tensors):
-        check_finite(f"batch[{i}]", tensor, names if i == 0 else None)
+        known = _check_some_observed(i, tensor) if i in missing else tensor
+        check_finite(f"batch[{i}]", known, names if i == 0 else None)
 
 
 def check_range(
@@ -69,8 +74,8 @@ def check_range(
         remedy: What to do about it; found from the values when left out.
 
     Raises:
-        ValueError: If a value is outside, nan or inf. Says how many are, what range was found,
-            the first places, and the remedy.
+        ValueError: If a value is outside, or inf; a nan is for :func:`check_batch`. Says how many
+            are, what range was found, the first places, and the remedy.
 
     Example:
         >>> check_range(torch.tensor([[0.0, 255.0]]), low=0, high=1, likelihood="Bernoulli")
@@ -78,11 +83,11 @@ def check_range(
         Traceback (most recent call last):
         ValueError: Bernoulli needs values in [0, 1], but 1 of 2 are outside (found 0 to 255), ...
     """
-    check_finite("the data", y, None)
-    outside = (y < low) | (y > high)
+    check_finite("the data", y.masked_fill(y.isnan(), 0), None)
+    outside = (y < low) | (y > high)  # false for nan, which check_batch takes or refuses
     if not outside.any():
         return
-    least, most = y.min().item(), y.max().item()
+    least, most = _extremes(y)
     raise ValueError(
         f"{likelihood} needs {_interval(low, high)}, but {outside.sum():,} of {y.numel():,} are "
         f"outside (found {least:g} to {most:g}), {_places(outside, None)}; "
@@ -238,6 +243,19 @@ def _check_tensor(index: int, tensor: object) -> Tensor:
     return tensor
 
 
+def _check_some_observed(index: int, tensor: Tensor) -> Tensor:
+    """The tensor with zeros where it is nan; refuses a row that has nothing else."""
+    missing = tensor.isnan()
+    empty = missing.reshape(len(missing), -1).all(dim=1)
+    if bool(empty.any()):
+        raise ValueError(
+            f"{int(empty.sum()):,} of {len(tensor):,} rows of batch[{index}] have no entry that is "
+            f"observed, the first at row {int(empty.nonzero()[0])}, counted from 0: drop them, "
+            "since they say nothing of the model"
+        )
+    return tensor.masked_fill(missing, 0.0)
+
+
 def _check_rows(batch: Sequence[Tensor]) -> None:
     shapes = [tuple(tensor.shape) for tensor in batch]
     if not shapes or () in shapes:
@@ -288,9 +306,15 @@ def _interval(low: float | int, high: float | int) -> str:
     return f"values in [{low:g}, {high:g}]"
 
 
+def _extremes(y: Tensor) -> tuple[float, float]:
+    """The smallest and the largest value that is no nan."""
+    known = y[~y.isnan()]
+    return float(known.min()), float(known.max())
+
+
 def _remedy(y: Tensor, low: float | int, high: float | int) -> str:
     """What the values look like, and what to do then."""
-    least, most = y.min().item(), y.max().item()
+    least, most = _extremes(y)
     if (low, high) == (0, 1) and least >= 0:
         whole = bool((y == y.round()).all())
         if whole and 1 < most <= 16:  # the grey levels of scikit-learn's digits

@@ -24,7 +24,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .._types import Batch, Data, ProgramLike
 from ..data import check_batch
 from ..guides import Posterior, given_globals, posterior_of, program_of
-from ..programs import Program, as_batch, device_of, evaluating, forked_seed
+from ..programs import (
+    Program,
+    as_batch,
+    device_of,
+    evaluating,
+    forked_seed,
+    partly_observed,
+)
 from .results import Weights
 
 _DRAWS_AT_ONCE = 4096  # fixed: the draws of a datum must not depend on the memory budget
@@ -194,8 +201,11 @@ def prepared(
 
 
 def check_data(model: ProgramLike, batch: Batch) -> None:
-    """Checks at the door: shapes, nan and inf, and the range that the likelihood asks for."""
-    check_batch(*batch)
+    """Checks at the door: shapes, nan and inf, and the range that the likelihood asks for.
+
+    A nan passes where the program says that it means "not observed" (see `PartlyObserved`).
+    """
+    check_batch(*batch, missing=partly_observed(model, batch))
     check = getattr(model, "check", None)
     if check is not None:
         check(batch[0])

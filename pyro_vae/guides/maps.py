@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._types import Batch
 from ..data import row_digests
-from ..programs import Program
+from ..programs import Program, has_missing
 from .families import Family
 
 
@@ -87,7 +87,8 @@ class Encoder(InferenceMap):
             so that the same net serves every family.
 
     Raises:
-        ValueError: When called, if the net's output does not have the shape the family needs.
+        ValueError: When called, if the net's output does not have the shape the family needs, or
+            is nan for data that have missing entries.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
@@ -121,6 +122,11 @@ class Encoder(InferenceMap):
                 f"the encoder's net must give {expected} (batch, parameters of the family), got "
                 f"{tuple(parameters.shape)}; change its last layer to {self.num_parameters} "
                 "outputs, or give it an attribute num_features to have one put on top"
+            )
+        if has_missing(parameters) and any(has_missing(part) for part in batch):
+            raise ValueError(
+                "the encoder's net answers nan to data with missing entries (nan): wrap it in "
+                "pv.nets.MissingIndicator, with twice as many inputs, or let it fill them in"
             )
         return parameters
 

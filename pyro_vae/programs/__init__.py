@@ -3,6 +3,9 @@
 from .minibatches import Minibatch as Minibatch
 from .minibatches import current_minibatch as current_minibatch
 from .minibatches import minibatch as minibatch
+from .missing import PartlyObserved as PartlyObserved
+from .missing import has_missing as has_missing
+from .missing import partly_observed as partly_observed
 from .modes import NamedModule as NamedModule
 from .modes import as_batch as as_batch
 from .modes import device_of as device_of
@@ -29,16 +32,19 @@ __all__ = [
     "LogDensities",
     "Minibatch",
     "NamedModule",
+    "PartlyObserved",
     "Program",
     "as_batch",
     "current_minibatch",
     "device_of",
     "evaluating",
     "forked_seed",
+    "has_missing",
     "local_parameters",
     "log_joint",
     "minibatch",
     "modules_of",
+    "partly_observed",
     "per_datum_log_probs",
     "repeat_rows",
     "simulate",

@@ -33,11 +33,11 @@ from ..guides import (
     SplineAutoregressive,
 )
 from ..likelihoods import Bernoulli, DecodedSigma, FixedSigma, Gaussian, LearnedSigma
-from ..models import VAE
-from ..nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, activations
+from ..models import VAE, StandardNormal
+from ..nets import ConvDecoder, ConvEncoder, MissingIndicator, MLPDecoder, MLPEncoder, activations
 
 OWN: tuple[type, ...] = (
-    *(VAE, MLPEncoder, MLPDecoder, ConvEncoder, ConvDecoder),
+    *(VAE, StandardNormal, MLPEncoder, MLPDecoder, ConvEncoder, ConvDecoder, MissingIndicator),
     *(Bernoulli, Gaussian, FixedSigma, LearnedSigma, DecodedSigma),
     *(Encoder, GlobalParameters, LocalParameters),
     *(Refined, ExactPosterior, CoordinateAscent),

@@ -1,16 +1,17 @@
-"""Generative models: Pyro programs that can also generate."""
+"""The generative half of a variational autoencoder."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ._types import Distribution
-from .likelihoods import Likelihood
-from .programs import NamedModule, evaluating, forked_seed
+from .._types import Distribution
+from ..likelihoods import Likelihood
+from ..programs import NamedModule, evaluating, forked_seed
+from .priors import Prior, StandardNormal
 
 _ROWS_AT_ONCE = 4096  # rows a decoder sees at once; only memory depends on it
 
@@ -27,6 +28,10 @@ class VAE(NamedModule):
         decoder: A module from `(batch, latents)` to what the likelihood needs a datum.
         likelihood: From the decoder's output to p(y | z).
         latent_dim: Entries of z.
+        prior: The prior of z; standard normal by default.
+
+    An entry of y that is nan was not observed, and leaves the density. Further tensors of the
+    batch, such as an exposure, are handed on to the likelihood.
 
     Raises:
         ValueError: If the decoder cannot take `latent_dim` latents; when called, if a datum does
@@ -45,11 +50,18 @@ class VAE(NamedModule):
 
     zero: Tensor
 
-    def __init__(self, decoder: nn.Module, likelihood: Likelihood, latent_dim: int) -> None:
+    def __init__(
+        self,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        latent_dim: int,
+        prior: Prior | None = None,
+    ) -> None:
         super().__init__()
         if latent_dim < 1:
             raise ValueError(f"latent_dim is the number of latents, got {latent_dim}")
         self.decoder, self.likelihood, self.latent_dim = decoder, likelihood, latent_dim
+        self.latent_prior = StandardNormal() if prior is None else prior
         like = next(decoder.parameters(), torch.zeros(()))
         self.register_buffer("zero", torch.zeros((), dtype=like.dtype, device=like.device))
         try:
@@ -64,15 +76,14 @@ class VAE(NamedModule):
         return self.decode(self.zero.new_zeros(2, self.latent_dim))
 
     def prior(self) -> Distribution:
-        """p(z), a standard normal over a vector."""
-        loc = self.zero.expand(self.latent_dim)
-        return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
+        """p(z), over a vector."""
+        return self.latent_prior(self.zero.expand(self.latent_dim))
 
-    def forward(self, y: Float[Tensor, "batch *datum"]) -> Tensor:
+    def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
         """The program; returns z."""
         with pyro.plate("data", len(y)):
             z: Tensor = pyro.sample("z", self.prior())
-            likelihood = self.likelihood(self.decoder(z))
+            likelihood = self.likelihood(self.decoder(z), *given)
             if y.shape[1:] != likelihood.event_shape:
                 raise ValueError(
                     f"the decoder gives data of shape {tuple(likelihood.event_shape)}, got data "
@@ -82,12 +93,12 @@ class VAE(NamedModule):
             pyro.sample("y", likelihood, obs=y)
         return z
 
-    def decode(self, z: Float[Tensor, "*draws latents"]) -> Float[Tensor, "..."]:
-        """Mean of p(y | z), for latents with any number of leading dimensions; no gradient."""
-        with evaluating(self), torch.no_grad():
-            outputs = [self.decoder(part) for part in self._rows(z)]
-            flat = torch.cat([self.likelihood.mean(output) for output in outputs])
-        return flat.view(*z.shape[:-1], *flat.shape[1:])
+    def decode(self, z: Float[Tensor, "*draws latents"], *given: Tensor) -> Float[Tensor, "..."]:
+        """Mean of p(y | z), for latents with any number of leading dimensions; no gradient.
+
+        What is `given` has the rows of the last dimension before the latents.
+        """
+        return self._by_rows(self.likelihood.mean, z, given)
 
     def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "draws *datum"]:
         """Draws from p(y): z from the prior, then y from p(y | z).
@@ -104,16 +115,23 @@ class VAE(NamedModule):
             z = self.prior().expand([num_samples]).sample()
         return self.sample_data(z)
 
-    def sample_data(self, z: Float[Tensor, "*draws latents"]) -> Float[Tensor, "..."]:
+    def sample_data(
+        self, z: Float[Tensor, "*draws latents"], *given: Tensor
+    ) -> Float[Tensor, "..."]:
         """Draws from p(y | z), one for each z."""
-        with evaluating(self), torch.no_grad():
-            draws = [self.likelihood(self.decoder(part)).sample() for part in self._rows(z)]
-            flat = torch.cat(draws)
-        return flat.view(*z.shape[:-1], *flat.shape[1:])
+        return self._by_rows(lambda *output: self.likelihood(*output).sample(), z, given)
 
-    def _rows(self, z: Tensor) -> tuple[Tensor, ...]:
-        """Flat rows `(rows, latents)`, in pieces; at least one, so that no draws have a shape."""
-        return z.reshape(-1, z.shape[-1]).split(_ROWS_AT_ONCE)
+    def _by_rows(
+        self, answer: Callable[..., Tensor], z: Tensor, given: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Decodes in pieces; at least one, so that no draws have a shape."""
+        draws = z.shape[:-1]
+        rows = [z.reshape(-1, z.shape[-1])]
+        rows += [part.expand(*draws, *part.shape[1:]).flatten(0, len(draws) - 1) for part in given]
+        with evaluating(self), torch.no_grad():
+            pieces = zip(*(part.split(_ROWS_AT_ONCE) for part in rows), strict=True)
+            flat = torch.cat([answer(self.decoder(part), *more) for part, *more in pieces])
+        return flat.view(*draws, *flat.shape[1:])
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
         """Refuses data that the likelihood cannot have made, with the remedy."""
@@ -130,4 +148,5 @@ class VAE(NamedModule):
             "decoder": self.decoder,
             "likelihood": self.likelihood,
             "latent_dim": self.latent_dim,
+            "prior": self.latent_prior,
         }

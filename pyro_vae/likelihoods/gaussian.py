@@ -1,9 +1,4 @@
-r"""Likelihoods: from a decoder's output to :math:`p(y \mid z)`.
-
-A likelihood is a value: it turns the output for a row into a distribution over a datum, gives its
-mean, and knows which data it can be asked about. A Gaussian's sigma is an object of its own: fixed,
-learned, or part of the decoder's output.
-"""
+"""Gaussian features, whose sigma is an object of its own: fixed, learned, or decoded from z."""
 
 from typing import Any
 
@@ -13,61 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ._types import Distribution
-from .data import check_range, warn_constant_columns
-
-
-class Likelihood(nn.Module):
-    """What a likelihood offers. A subclass defines :meth:`distribution` and :meth:`mean`."""
-
-    outputs = 1
-    """Numbers a feature that the decoder must give."""
-
-    def distribution(self, output: Tensor) -> Distribution:
-        """Independent distributions of the features, shaped like a batch of data."""
-        raise NotImplementedError
-
-    def mean(self, output: Float[Tensor, "batch *output"]) -> Float[Tensor, "batch *datum"]:
-        """Mean of p(y | z)."""
-        raise NotImplementedError
-
-    def forward(self, output: Float[Tensor, "batch *output"]) -> Distribution:
-        """p(y | z) with the datum as its event: `(batch,)` distributions."""
-        features = self.distribution(output)
-        return features.to_event(len(features.batch_shape) - 1)
-
-    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data outside the support, with the first offender and the remedy."""
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same likelihood."""
-        return {}
-
-
-class Bernoulli(Likelihood):
-    r"""Bernoulli features, :math:`\log p(y \mid z) = \sum_d y_d \eta_d - \log(1 + e^{\eta_d})`.
-
-    The decoder gives the logits :math:`\eta`; probabilities from a sigmoid saturate in float32.
-    Data may be grey, in [0, 1], as is common for images, but the value is a log probability only
-    for binary data: state the binarization beside every number.
-
-    Example:
-        >>> Bernoulli()(torch.zeros(3, 2)).log_prob(torch.ones(3, 2))
-        tensor([-1.3863, -1.3863, -1.3863])
-    """
-
-    def distribution(self, output: Tensor) -> Distribution:
-        """Bernoulli distributions with these logits."""
-        # Validation would refuse grey values; `check` refuses what lies outside [0, 1].
-        return dist.Bernoulli(logits=output, validate_args=False)
-
-    def mean(self, output: Float[Tensor, "batch *output"]) -> Float[Tensor, "batch *datum"]:
-        """Probability of a one."""
-        return output.sigmoid()
-
-    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses values outside [0, 1]."""
-        check_range(y, low=0.0, high=1.0, likelihood="Bernoulli")
+from .._types import Distribution
+from ..data import warn_constant_columns
+from .base import Likelihood
 
 
 class FixedSigma(nn.Module):
@@ -206,11 +149,13 @@ class Gaussian(Likelihood):
         if not isinstance(self.sigma, FixedSigma):
             warn_constant_columns(y, names)
 
-    def distribution(self, output: Tensor) -> Distribution:
+    def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
         """Normal distributions of the features."""
         return dist.Normal(*self.sigma(output))
 
-    def mean(self, output: Float[Tensor, "batch *output"]) -> Float[Tensor, "batch *datum"]:
+    def mean(
+        self, output: Float[Tensor, "batch *output"], *given: Tensor
+    ) -> Float[Tensor, "batch *datum"]:
         """The mean of every feature."""
         mean: Tensor = self.sigma(output)[0]
         return mean

@@ -1,0 +1,59 @@
+r"""What a likelihood is: from a decoder's output to :math:`p(y \mid z)`.
+
+A likelihood is a value: it turns the output for a row into independent distributions of the
+features of a datum, gives their means, and knows which data it can be asked about.
+"""
+
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._types import Distribution
+from ..programs import PartlyObserved
+
+
+class Likelihood(nn.Module):
+    r"""What a likelihood offers. A subclass defines :meth:`distribution`, :meth:`mean`, the rest.
+
+    .. math:: \log p(y \mid z) = \sum_{d \in O} \log p(y_d \mid \eta_d(z))
+
+    where :math:`O` are the features that were observed: an entry that is nan was not, and leaves
+    the sum. Further tensors of the batch, such as an exposure, are handed on as `given`.
+    """
+
+    outputs = 1
+    """Numbers a feature that the decoder must give, stacked along the first axis of the datum."""
+
+    placeholder: ClassVar[float] = 0.0
+    """A value on the support, at which the density of a missing entry is evaluated and dropped."""
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the decoder's output for a datum of this shape."""
+        return (self.outputs * shape[0], *shape[1:])
+
+    def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
+        """Independent distributions of the features, shaped like a batch of data."""
+        raise NotImplementedError
+
+    def mean(
+        self, output: Float[Tensor, "batch *output"], *given: Tensor
+    ) -> Float[Tensor, "batch *datum"]:
+        """Mean of p(y | z)."""
+        raise NotImplementedError
+
+    def forward(self, output: Float[Tensor, "batch *output"], *given: Tensor) -> Distribution:
+        """p(y | z) with the datum as its event: `(batch,)` distributions."""
+        features = PartlyObserved(self.distribution(output, *given), self.fill(output))
+        return features.to_event(len(features.batch_shape) - 1)
+
+    def fill(self, output: Tensor) -> Tensor | float:
+        """The placeholder of every feature, a number or a tensor that broadcasts with the data."""
+        return self.placeholder
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses data outside the support, with the first offender and the remedy."""
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same likelihood."""
+        return {}

@@ -1,0 +1,138 @@
+r"""Data with holes: an entry that is nan was not observed, and leaves the density.
+
+A likelihood that factorizes over features needs no imputation: the marginal density of the entries
+that were observed is the product of their factors,
+:math:`\log p(y_O \mid z) = \sum_{d \in O} \log p(y_d \mid z)`.
+"""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import constraints
+
+from .._types import Batch, Distribution, ProgramLike
+from .modes import evaluating, forked_seed
+
+
+class PartlyObserved(dist.TorchDistribution):
+    r"""Independent features of which some may be missing: at a nan the log density is zero.
+
+    .. math:: \log p(y_O) = \sum_{d \in O} \log p(y_d), \qquad O = \{d : y_d \text{ is no nan}\}
+
+    For programs of one's own, around the distribution of the features and inside `to_event`. The
+    data go in as they are, with their nan; draws have no holes.
+
+    Arguments:
+        features: Distributions of the features, with no event dimension.
+        placeholder: A value on their support, a number or a tensor that broadcasts with the data.
+            Where an entry is missing the density is evaluated there, and dropped.
+
+    Raises:
+        ValueError: If the distribution has event dimensions: such a density does not factorize.
+
+    References:
+        | Handling Incomplete Heterogeneous Data using VAEs (Nazabal et al., 2020)
+        | https://arxiv.org/abs/1807.03653
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> features = PartlyObserved(dist.Normal(torch.zeros(2), 1.0)).to_event(1)
+        >>> features.log_prob(torch.tensor([[0.0, float("nan")], [0.0, 0.0]]))
+        tensor([-0.9189, -1.8379])
+    """
+
+    def __init__(self, features: Distribution, placeholder: Tensor | float = 0.0) -> None:
+        if features.event_shape:
+            raise ValueError(
+                "missing entries need features that are independent, each a batch entry of the "
+                f"distribution; got event shape {tuple(features.event_shape)}: put PartlyObserved "
+                "inside .to_event(...)"
+            )
+        self.features, self.placeholder = features, placeholder
+        super().__init__(features.batch_shape, validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """None: the features check their own."""
+        return {}
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether draws carry a gradient."""
+        return bool(self.features.has_rsample)
+
+    @property
+    def support(self) -> constraints.Constraint | None:
+        """That of the features."""
+        return self.features.support
+
+    @property
+    def mean(self) -> Tensor:
+        """That of the features."""
+        mean: Tensor = self.features.mean
+        return mean
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "PartlyObserved":
+        """The same with more batch dimensions."""
+        return PartlyObserved(self.features.expand(batch_shape), self.placeholder)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+        """Draws of all features."""
+        drawn: Tensor = self.features.sample(sample_shape)
+        return drawn
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws of all features, with a gradient."""
+        drawn: Tensor = self.features.rsample(sample_shape)
+        return drawn
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each feature, zero where it is missing."""
+        log_prob: Tensor
+        if not has_missing(value):
+            log_prob = self.features.log_prob(value)
+            return log_prob
+        missing = value.isnan()
+        filled = torch.where(missing, torch.as_tensor(self.placeholder).to(value), value)
+        log_prob = self.features.log_prob(filled)
+        return log_prob.masked_fill(missing, 0.0)
+
+
+def has_missing(value: Tensor) -> bool:
+    """Whether some entry is nan."""
+    return value.is_floating_point() and bool(value.isnan().any())
+
+
+def observed_features(features: Distribution, value: Tensor) -> Distribution:
+    """The distributions themselves, where some might be missing and none is."""
+    if isinstance(features, PartlyObserved) and not has_missing(value):
+        return features.features
+    return features
+
+
+def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
+    """Positions of the tensors of a batch that a program observes, and in which it takes a nan.
+
+    The program is run on two rows, only where there are nan at all.
+    """
+    if not any(has_missing(part) for part in batch):
+        return ()
+    rows = tuple(part[:1].expand(2, *part.shape[1:]).clone() for part in batch)
+    with evaluating(model), torch.no_grad(), forked_seed(0), poutine.block():
+        trace = poutine.trace(model).get_trace(*rows)
+    sites: list[Any] = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    storages = {
+        site["value"].untyped_storage().data_ptr() for site in sites if _takes_missing(site["fn"])
+    }
+    return tuple(
+        index for index, part in enumerate(rows) if part.untyped_storage().data_ptr() in storages
+    )
+
+
+def _takes_missing(distribution: Any) -> bool:
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, PartlyObserved)
