@@ -62,6 +62,9 @@ def check_range(
     high: float | int = math.inf,
     *,
     likelihood: str,
+    names: Sequence[str] | None = None,
+    inside: bool = False,
+    whole: bool = False,
     remedy: str | None = None,
 ) -> None:
     """Refuses data outside the support of a likelihood.
@@ -71,6 +74,9 @@ def check_range(
         low: Smallest value allowed.
         high: Largest value allowed.
         likelihood: Who asks, for the message.
+        names: Names of the columns, for the message.
+        inside: Whether the bounds themselves are refused too.
+        whole: Whether only whole numbers are allowed.
         remedy: What to do about it; found from the values when left out.
 
     Raises:
@@ -83,14 +89,19 @@ def check_range(
         Traceback (most recent call last):
         ValueError: Bernoulli needs values in [0, 1], but 1 of 2 are outside (found 0 to 255), ...
     """
-    check_finite("the data", y.masked_fill(y.isnan(), 0), None)
+    check_finite("the data", y.masked_fill(y.isnan(), 0), names)
     outside = (y < low) | (y > high)  # false for nan, which check_batch takes or refuses
+    if inside:
+        outside |= (y == low) | (y == high)
+    if whole:
+        outside |= (y != y.round()) & ~y.isnan()
     if not outside.any():
         return
     least, most = _extremes(y)
     raise ValueError(
-        f"{likelihood} needs {_interval(low, high)}, but {outside.sum():,} of {y.numel():,} are "
-        f"outside (found {least:g} to {most:g}), {_places(outside, None)}; "
+        f"{likelihood} needs {'whole ' if whole else ''}{_interval(low, high, inside=inside)}, but "
+        f"{outside.sum():,} of {(~y.isnan()).sum():,} are {'others' if whole else 'outside'} "
+        f"(found {least:g} to {most:g}), {_places(outside, names)}; "
         f"{remedy or _remedy(y, low, high)}"
     )
 
@@ -298,12 +309,13 @@ def _place(place: Sequence[int], names: Sequence[str] | None) -> str:
     return text
 
 
-def _interval(low: float | int, high: float | int) -> str:
+def _interval(low: float | int, high: float | int, *, inside: bool) -> str:
     if math.isinf(high):
-        return f"values of at least {low:g}"
+        return f"values above {low:g}" if inside else f"values of at least {low:g}"
     if math.isinf(low):
-        return f"values of at most {high:g}"
-    return f"values in [{low:g}, {high:g}]"
+        return f"values below {high:g}" if inside else f"values of at most {high:g}"
+    ends = f"({low:g}, {high:g})" if inside else f"[{low:g}, {high:g}]"
+    return f"values in {ends}"
 
 
 def _extremes(y: Tensor) -> tuple[float, float]:

@@ -2,16 +2,44 @@
 
 from .base import Likelihood as Likelihood
 from .binary import Bernoulli as Bernoulli
+from .codes import Categorical as Categorical
+from .codes import Ordinal as Ordinal
+from .counts import DecodedDispersion as DecodedDispersion
+from .counts import LearnedDispersion as LearnedDispersion
+from .counts import NegativeBinomial as NegativeBinomial
+from .counts import Poisson as Poisson
+from .counts import ZeroInflated as ZeroInflated
 from .gaussian import DecodedSigma as DecodedSigma
 from .gaussian import FixedSigma as FixedSigma
 from .gaussian import Gaussian as Gaussian
 from .gaussian import LearnedSigma as LearnedSigma
+from .mixed import Mixed as Mixed
+from .real import LearnedDegrees as LearnedDegrees
+from .real import LogNormal as LogNormal
+from .real import StudentT as StudentT
+from .starting import start_from as start_from
+from .unit import Beta as Beta
+from .unit import ContinuousBernoulli as ContinuousBernoulli
 
 __all__ = [
     "Bernoulli",
+    "Beta",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DecodedDispersion",
     "DecodedSigma",
     "FixedSigma",
     "Gaussian",
+    "LearnedDegrees",
+    "LearnedDispersion",
     "LearnedSigma",
     "Likelihood",
+    "LogNormal",
+    "Mixed",
+    "NegativeBinomial",
+    "Ordinal",
+    "Poisson",
+    "StudentT",
+    "ZeroInflated",
+    "start_from",
 ]

@@ -4,6 +4,7 @@ A likelihood is a value: it turns the output for a row into independent distribu
 features of a datum, gives their means, and knows which data it can be asked about.
 """
 
+import math
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from .._types import Distribution
 from ..programs import PartlyObserved
+from .starting import start_from
 
 
 class Likelihood(nn.Module):
-    r"""What a likelihood offers. A subclass defines :meth:`distribution`, :meth:`mean`, the rest.
+    r"""What a likelihood offers. A subclass defines :meth:`distribution`, and what differs.
 
     .. math:: \log p(y \mid z) = \sum_{d \in O} \log p(y_d \mid \eta_d(z))
 
@@ -40,7 +42,8 @@ class Likelihood(nn.Module):
         self, output: Float[Tensor, "batch *output"], *given: Tensor
     ) -> Float[Tensor, "batch *datum"]:
         """Mean of p(y | z)."""
-        raise NotImplementedError
+        mean: Tensor = self.distribution(output, *given).mean
+        return mean
 
     def forward(self, output: Float[Tensor, "batch *output"], *given: Tensor) -> Distribution:
         """p(y | z) with the datum as its event: `(batch,)` distributions."""
@@ -53,6 +56,31 @@ class Likelihood(nn.Module):
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
         """Refuses data outside the support, with the first offender and the remedy."""
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """An output, the same for every datum, that suits the columns of some data one by one.
+
+        For the bias of a decoder's last layer, from which training then starts at the best model
+        that ignores z, or close to it; see :func:`start_from`. Missing entries are left out.
+        """
+        return y.new_zeros(self.output_shape(tuple(y.shape[1:])))
+
+    def output_layer(
+        self, fan_in: int, shape: int | tuple[int, ...], start: Tensor | None = None
+    ) -> nn.Module:
+        """A last layer for a decoder of one's own: linear, from its features to what is needed.
+
+        Arguments:
+            fan_in: Features that go in.
+            shape: Shape of a datum, or its number of features.
+            start: Where the bias starts, as :meth:`start` gives it.
+        """
+        output = self.output_shape((shape,) if isinstance(shape, int) else tuple(shape))
+        linear = nn.Linear(fan_in, math.prod(output))
+        layer = nn.Sequential(linear, nn.Unflatten(1, output)) if len(output) > 1 else linear
+        if start is not None:
+            start_from(layer, start)
+        return layer
 
     def config(self) -> dict[str, Any]:
         """Arguments that make the same likelihood."""

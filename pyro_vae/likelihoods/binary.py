@@ -7,6 +7,7 @@ from torch import Tensor
 from .._types import Distribution
 from ..data import check_range
 from .base import Likelihood
+from .starting import column_means
 
 
 class Bernoulli(Likelihood):
@@ -17,6 +18,7 @@ class Bernoulli(Likelihood):
     for binary data: state the binarization beside every number.
 
     Example:
+        >>> import torch
         >>> Bernoulli()(torch.zeros(3, 2)).log_prob(torch.ones(3, 2))
         tensor([-1.3863, -1.3863, -1.3863])
     """
@@ -34,4 +36,9 @@ class Bernoulli(Likelihood):
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
         """Refuses values outside [0, 1]."""
-        check_range(y, low=0.0, high=1.0, likelihood="Bernoulli")
+        check_range(y, low=0.0, high=1.0, likelihood="Bernoulli", names=names)
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """Logits of the means, drawn in by half a one and half a zero."""
+        observed = (~y.isnan()).sum(dim=0)
+        return ((column_means(y) * observed + 0.5) / (observed + 1)).logit()

@@ -1,6 +1,6 @@
 """Gaussian features, whose sigma is an object of its own: fixed, learned, or decoded from z."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -11,6 +11,8 @@ from torch.nn.functional import softplus
 from .._types import Distribution
 from ..data import warn_constant_columns
 from .base import Likelihood
+from .parameters import halves
+from .starting import column_means, column_spreads
 
 
 class FixedSigma(nn.Module):
@@ -66,8 +68,7 @@ class LearnedSigma(nn.Module):
             raise ValueError(f"sigma must start above its floor {floor}, and finite, got {initial}")
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.initial, self.floor = initial, floor
-        above = torch.tensor(initial - floor)
-        start = above + (-(-above).expm1()).log()  # inverse of softplus; exp(sigma) may overflow
+        start = _inverse_softplus(torch.tensor(initial - floor))
         self.raw = nn.Parameter(start.expand(self.shape).clone())
 
     def config(self) -> dict[str, Any]:
@@ -102,13 +103,24 @@ class DecodedSigma(nn.Module):
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and sigma, each half of the output along the first axis of the datum."""
-        if output.shape[1] % 2:
-            raise ValueError(
-                "a sigma from the decoder needs two numbers a feature, so an even first axis of "
-                f"the datum; the decoder gave {tuple(output.shape)}: make it with outputs=2"
-            )
-        loc, raw = output.chunk(2, dim=1)
+        loc, raw = halves(output, "a sigma from the decoder")
         return loc, self.floor + softplus(raw)
+
+
+Sigma: TypeAlias = float | int | FixedSigma | LearnedSigma | DecodedSigma
+"""What may be given for a sigma; a number is a fixed one."""
+
+
+def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
+    """A decoder's output with this centre and, where sigma is decoded, about this sigma."""
+    if not isinstance(sigma, DecodedSigma):
+        return centre
+    return torch.cat([centre, _inverse_softplus((spread - sigma.floor).clamp(min=sigma.floor))])
+
+
+def _inverse_softplus(x: Tensor) -> Tensor:
+    """Without the exponential of a large number, which overflows."""
+    return x + (-(-x).expm1()).log()
 
 
 def _check_floor(floor: float) -> None:
@@ -131,7 +143,7 @@ class Gaussian(Likelihood):
         tensor([-1.6121])
     """
 
-    def __init__(self, sigma: float | int | FixedSigma | LearnedSigma | DecodedSigma = 1.0) -> None:
+    def __init__(self, sigma: Sigma = 1.0) -> None:
         super().__init__()
         self.sigma = FixedSigma(float(sigma)) if isinstance(sigma, int | float) else sigma
 
@@ -159,3 +171,7 @@ class Gaussian(Likelihood):
         """The mean of every feature."""
         mean: Tensor = self.sigma(output)[0]
         return mean
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """Means, and standard deviations where sigma depends on z."""
+        return start_of_sigma(self.sigma, column_means(y), column_spreads(y))

@@ -8,6 +8,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .._types import Batch
+from .missing import has_missing
 from .modes import forked_seed
 from .plates import whole_plate
 from .program import Program
@@ -70,6 +71,8 @@ def written(program: Program, rows: Batch, drawn: dict[str, Any]) -> Batch:
                 f"site '{name}' observes something computed from the batch, so what it draws "
                 "cannot be put in its place: give the model the tensor that it observes"
             )
+        if has_missing(observed):  # what was not observed stays so
+            value = value.masked_fill(observed.isnan(), torch.nan)
         observed.copy_(value)
     return batch
 

@@ -32,13 +32,34 @@ from ..guides import (
     Refined,
     SplineAutoregressive,
 )
-from ..likelihoods import Bernoulli, DecodedSigma, FixedSigma, Gaussian, LearnedSigma
+from ..likelihoods import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    ContinuousBernoulli,
+    DecodedDispersion,
+    DecodedSigma,
+    FixedSigma,
+    Gaussian,
+    LearnedDegrees,
+    LearnedDispersion,
+    LearnedSigma,
+    LogNormal,
+    Mixed,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    StudentT,
+    ZeroInflated,
+)
 from ..models import VAE, StandardNormal
 from ..nets import ConvDecoder, ConvEncoder, MissingIndicator, MLPDecoder, MLPEncoder, activations
 
 OWN: tuple[type, ...] = (
     *(VAE, StandardNormal, MLPEncoder, MLPDecoder, ConvEncoder, ConvDecoder, MissingIndicator),
     *(Bernoulli, Gaussian, FixedSigma, LearnedSigma, DecodedSigma),
+    *(StudentT, LearnedDegrees, LogNormal, ContinuousBernoulli, Beta, Categorical, Ordinal),
+    *(Poisson, NegativeBinomial, LearnedDispersion, DecodedDispersion, ZeroInflated, Mixed),
     *(Encoder, GlobalParameters, LocalParameters),
     *(Refined, ExactPosterior, CoordinateAscent),
     *(DiagonalNormal, FullRankNormal, LowRankNormal, NormalizingFlow),

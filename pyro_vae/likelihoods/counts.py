@@ -1,0 +1,364 @@
+r"""Likelihoods of counts, with an exposure: how long, or how much, was counted.
+
+The decoder gives the logarithm of a rate, :math:`\eta`, and the mean of a count is
+:math:`\mu = t e^{\eta}` with the exposure t of its row, a further tensor of the batch:
+`model(y, exposure)`, `pv.fit(model, guide, (y, exposure))`. It is `(batch,)` or `(batch, 1)` for
+one a row, or shaped like the data; without one it is 1.
+
+A total of a row, as the library size in single-cell counts, is such an exposure,
+`exposure = y.sum(dim=1)`. Then log p is conditional on the total, as a regression's is on its
+covariates: it is no density of rows whose total is not known beforehand, and it is comparable only
+with models that are told the total as well.
+
+Beyond +-30 a log rate is taken to grow as a logarithm, so that neither a rate nor a gradient
+overflows.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn.functional import logsigmoid
+
+from .._types import Distribution
+from ..data import check_range
+from .base import Likelihood
+from .features import Features
+from .parameters import LOG_LIMIT, Learned, halves
+from .special import HALF_LOG_2_PI, soft_limit, stirling_error
+from .starting import column_means, column_shares, column_spreads
+
+_LOG_RATE_LIMIT = 30.0  # a count of 1e13
+
+
+def _log_mean(log_rate: Tensor, given: tuple[Tensor, ...]) -> Tensor:
+    """Log of the mean of each count: the log rate and that of the exposure."""
+    limited = soft_limit(log_rate, _LOG_RATE_LIMIT)
+    if not given:
+        return limited
+    return limited + _exposure(given, tuple(log_rate.shape)).to(log_rate).log()
+
+
+def _exposure(given: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
+    """The exposure, shaped so that it broadcasts with the data."""
+    exposure = given[0]
+    if exposure.dim() == 1:
+        exposure = exposure.reshape(-1, *[1] * (len(shape) - 1))
+    fits = exposure.dim() == len(shape) and all(
+        own in (1, wanted) for own, wanted in zip(exposure.shape, shape, strict=True)
+    )
+    if len(given) > 1 or not fits or len(exposure) != shape[0]:
+        raise ValueError(
+            f"counts of shape {shape} take one exposure, (batch,), (batch, 1) or shaped like them; "
+            f"got {[tuple(part.shape) for part in given]}: pass model(y, exposure)"
+        )
+    if not bool((exposure > 0).all()):
+        raise ValueError(
+            f"an exposure is positive, got {float(exposure.min()):g} as the smallest: leave out "
+            "rows in which nothing was counted on"
+        )
+    return exposure
+
+
+def _start_of_rate(y: Tensor, given: tuple[Tensor, ...]) -> Tensor:
+    """Logs of the rates of the columns, with half a count more, so that none is infinite."""
+    observed = ~y.isnan()
+    exposure = _exposure(given, tuple(y.shape)).to(y) if given else y.new_ones(())
+    total = (y.nan_to_num(nan=0.0).sum(dim=0) + 0.5).log()
+    watched = (observed * exposure).sum(dim=0).log()
+    return (total - watched).nan_to_num(posinf=0.0)
+
+
+class _Counts(Features):
+    values = constraints.nonnegative_integer
+
+
+class PoissonFeatures(_Counts):
+    """Poisson distributions, of the parameter log mean."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        return self.parameters[0].exp()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log probability, from the deviance :math:`y (e^t - 1 - t)`, :math:`t = \log \mu / y`."""
+        (log_mean,) = self.parameters
+        count = value.clamp(min=0).where(value > 0, torch.ones_like(value))
+        ratio = log_mean - count.log()
+        deviance = count * (ratio.expm1() - ratio)
+        some = -deviance - stirling_error(count) - count.log() / 2 - HALF_LOG_2_PI
+        return torch.where(value > 0, some, -log_mean.exp())
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+        """Draws."""
+        with torch.no_grad():
+            return torch.poisson(self.mean.expand(self._extended_shape(sample_shape)))
+
+
+class Poisson(Likelihood):
+    r"""Counts whose variance is their mean.
+
+    .. math:: \log p(y \mid z) = \sum_d y_d \log \mu_d - \mu_d - \log y_d!,
+        \qquad \mu_d = t e^{\eta_d(z)}
+
+    with an exposure t that may be given, see :mod:`pyro_vae.likelihoods.counts`.
+
+    Raises:
+        ValueError: When called, if an exposure is not positive or does not fit.
+
+    Example:
+        >>> Poisson()(torch.zeros(1, 1), torch.tensor([2.0])).log_prob(torch.zeros(1, 1))
+        tensor([-2.])
+    """
+
+    def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
+        """Poisson distributions of the features."""
+        return PoissonFeatures(_log_mean(output, given))
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses what is no count."""
+        check_counts(y, "Poisson", names)
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """Log rates of the columns."""
+        return _start_of_rate(y, given)
+
+
+class LearnedDispersion(Learned):
+    r"""An inverse dispersion that is a parameter of the model, :math:`r = f + e^{s}`.
+
+    Arguments:
+        shape: `()` for one for all features, or the shape of a datum for one a feature.
+        initial: Where it starts; large is close to a Poisson.
+        floor: Its lower bound.
+
+    Raises:
+        ValueError: If not `0 <= floor < initial`, and both finite.
+    """
+
+
+class DecodedDispersion(torch.nn.Module):
+    """An inverse dispersion that depends on z: its logarithm is the decoder's second output."""
+
+    outputs = 1
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same one."""
+        return {}
+
+
+class NegativeBinomialFeatures(_Counts):
+    """Negative binomials, of parameters log mean and inverse dispersion."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        return self.parameters[0].exp()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log probability, from its deviance and what Stirling's formula leaves.
+
+        With :math:`t = \log \mu / y` the deviance is
+        :math:`(r + y) \log(1 + \frac{y}{r + y} (e^t - 1)) - y t`, which is the same as
+        :math:`(r + y) \log(1 + \frac{r}{r + y} (e^{-t} - 1)) + r t`: the first keeps its digits
+        where y is less than r, and the second one where it is more.
+        """
+        log_mean, r = self.parameters
+        count = value.clamp(min=0).where(value > 0, torch.ones_like(value))
+        total, ratio = r + count, log_mean - count.log()
+        # Each branch is 0 where the other one counts, since its gradient there may be infinite.
+        less = count < r
+        few, many = ratio.where(less, 0 * ratio), ratio.where(~less, 0 * ratio)
+        deviance = total * (count / total * few.expm1()).log1p() - count * few
+        deviance = deviance + total * (r / total * (-many).expm1()).log1p() + r * many
+        left = stirling_error(total) - stirling_error(r) - stirling_error(count)
+        some = left - deviance + (r.log() - count.log() - total.log()) / 2 - HALF_LOG_2_PI
+        return torch.where(value > 0, some, -r * (log_mean.exp() / r).log1p())
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+        """Draws: Poisson counts of rates from a gamma distribution."""
+        with torch.no_grad():
+            log_mean, r = (
+                part.expand(self._extended_shape(sample_shape)) for part in self.parameters
+            )
+            return torch.poisson(torch._standard_gamma(r) * (log_mean.exp() / r))
+
+
+class NegativeBinomial(Likelihood):
+    r"""Counts that vary more than Poisson's: the variance is :math:`\mu + \mu^2 / r`.
+
+    .. math:: p(y_d \mid z) = \frac{\Gamma(y_d + r)}{\Gamma(r) \, y_d!}
+        \left(\frac{r}{r + \mu_d}\right)^{r} \left(\frac{\mu_d}{r + \mu_d}\right)^{y_d},
+        \qquad \mu_d = t e^{\eta_d(z)}
+
+    with an exposure t that may be given, see :mod:`pyro_vae.likelihoods.counts`. It is a Poisson
+    whose rate has a gamma distribution of shape r.
+
+    Arguments:
+        inverse_dispersion: r: a positive number, :class:`LearnedDispersion`, or
+            :class:`DecodedDispersion`, for which the decoder gives two numbers a feature.
+
+    Raises:
+        ValueError: If it is a number and not positive and finite; when called, if an exposure is
+            not positive or does not fit.
+
+    References:
+        | Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018)
+        | https://doi.org/10.1038/s41592-018-0229-2
+
+    Example:
+        >>> NegativeBinomial(1.0)(torch.zeros(1, 1)).log_prob(torch.ones(1, 1)).exp()
+        tensor([0.2500])
+    """
+
+    def __init__(
+        self, inverse_dispersion: float | int | LearnedDispersion | DecodedDispersion = 1.0
+    ) -> None:
+        super().__init__()
+        if isinstance(inverse_dispersion, int | float):
+            if not 0 < inverse_dispersion < math.inf:
+                raise ValueError(
+                    f"the inverse dispersion is positive and finite, got {inverse_dispersion}"
+                )
+            inverse_dispersion = float(inverse_dispersion)
+        self.inverse_dispersion = inverse_dispersion
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """Numbers a feature that the decoder must give: two if the dispersion depends on z."""
+        return 2 if isinstance(self.inverse_dispersion, DecodedDispersion) else 1
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same likelihood."""
+        return {"inverse_dispersion": self.inverse_dispersion}
+
+    def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
+        """Negative binomials of the features."""
+        dispersion = self.inverse_dispersion
+        if isinstance(dispersion, DecodedDispersion):
+            log_rate, log_r = halves(output, "a dispersion from the decoder")
+            return NegativeBinomialFeatures(
+                _log_mean(log_rate, given), soft_limit(log_r, LOG_LIMIT).exp()
+            )
+        r = dispersion() if isinstance(dispersion, Learned) else output.new_tensor(dispersion)
+        return NegativeBinomialFeatures(_log_mean(output, given), r)
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses what is no count."""
+        check_counts(y, "NegativeBinomial", names)
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """Log rates of the columns, and the inverse dispersion that has their variance."""
+        log_rate = _start_of_rate(y, given)
+        if self.outputs == 1:
+            return log_rate
+        mean, variance = column_means(y), column_spreads(y).square()
+        r = mean.square() / (variance - mean).clamp(min=1e-3)
+        return torch.cat([log_rate, r.clamp(1e-2, 1e2).log()])
+
+
+class ZeroInflatedFeatures(_Counts):
+    """Counts of which some are zero for another reason, at the rate of a gate.
+
+    Arguments:
+        counts: Distributions of the counts that are not gated.
+        gate: Logits of a zero for another reason.
+    """
+
+    def __init__(self, counts: Distribution, gate: Tensor) -> None:
+        super().__init__(gate)
+        self.counts = counts
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "ZeroInflatedFeatures":
+        """The same with more batch dimensions."""
+        gate = self.parameters[0].expand(batch_shape)
+        return ZeroInflatedFeatures(self.counts.expand(batch_shape), gate)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        mean: Tensor = self.counts.mean * (-self.parameters[0]).sigmoid()
+        return mean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log probability; a zero may have come both ways."""
+        (gate,) = self.parameters
+        counted = self.counts.log_prob(value) + logsigmoid(-gate)
+        return torch.where(value > 0, counted, torch.logaddexp(logsigmoid(gate), counted))
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+        """Draws."""
+        counted: Tensor = self.counts.sample(sample_shape)
+        closed = torch.rand_like(counted) < self.parameters[0].sigmoid()
+        return counted.masked_fill(closed, 0.0)
+
+
+class ZeroInflated(Likelihood):
+    r"""Counts with more zeros than their distribution has.
+
+    .. math:: p(y_d \mid z) = \pi_d(z) \, [y_d = 0] + (1 - \pi_d(z)) \, p_c(y_d \mid z)
+
+    The decoder gives what the counts need and then, for every feature, the logit of :math:`\pi`.
+    An exposure, if given, is for the counts.
+
+    Arguments:
+        counts: :class:`Poisson` or :class:`NegativeBinomial`.
+
+    Example:
+        >>> ZeroInflated(Poisson())(torch.zeros(1, 2)).log_prob(torch.zeros(1, 1)).exp()
+        tensor([0.6839])
+    """
+
+    def __init__(self, counts: Poisson | NegativeBinomial) -> None:
+        super().__init__()
+        self.counts = counts
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """Numbers a feature that the decoder must give: one more than the counts need."""
+        return self.counts.outputs + 1
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same likelihood."""
+        return {"counts": self.counts}
+
+    def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
+        """Zero-inflated counts of the features."""
+        of_counts, gate = self._parts(output)
+        return ZeroInflatedFeatures(self.counts.distribution(of_counts, *given), gate)
+
+    def _parts(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """What the counts need, and the logits of the gate."""
+        size, rest = divmod(output.shape[1], self.outputs)
+        if rest:
+            raise ValueError(
+                f"zero-inflated counts need {self.outputs} numbers a feature along the first axis "
+                f"of the datum; the decoder gave {tuple(output.shape)}: make it with "
+                f"outputs={self.outputs}"
+            )
+        return output[:, :-size], output[:, -size:]
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses what is no count."""
+        check_counts(y, f"ZeroInflated({type(self.counts).__name__})", names)
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """That of the counts, and the logit of the zeros that they leave over."""
+        start = self.counts.start(y, *given)
+        with torch.no_grad():
+            of_counts = self.counts.distribution(start[None].expand(len(y), *start.shape), *given)
+            zeros = of_counts.log_prob(torch.zeros_like(y)).exp().mean(dim=0)
+        excess = (column_shares(y == 0, y) - zeros) / (1 - zeros).clamp(min=1e-6)
+        return torch.cat([start, excess.clamp(0.01, 0.99).logit()])
+
+
+def check_counts(y: Tensor, likelihood: str, names: tuple[str, ...] | None) -> None:
+    """Refuses what is negative or no whole number."""
+    check_range(
+        y, low=0, whole=True, likelihood=likelihood, names=names,
+        remedy="counts are 0, 1, 2, ...; take LogNormal for positive amounts, or Gaussian",
+    )  # fmt: skip

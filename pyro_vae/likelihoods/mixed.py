@@ -1,0 +1,283 @@
+"""A likelihood for tables whose columns differ."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.func import functional_call
+
+from .._types import Distribution
+from .base import Likelihood
+from .codes import Ordinal
+from .gaussian import LearnedSigma
+from .parameters import Learned
+
+_STACKED = (LearnedSigma, Learned, Ordinal)  # whose parameters of shape () may be one a feature
+
+
+class MixedFeatures(dist.TorchDistribution):
+    """Columns of several kinds side by side, `(batch, columns)`.
+
+    Arguments:
+        parts: Distributions of the columns, `(batch, some)` each.
+        columns: Where the columns of each part stand.
+    """
+
+    def __init__(self, parts: Sequence[Distribution], columns: Sequence[Tensor]) -> None:
+        self.parts, self.columns = tuple(parts), tuple(columns)
+        self.order = torch.cat(self.columns).argsort()
+        shape = torch.Size([*self.parts[0].batch_shape[:-1], len(self.order)])
+        super().__init__(shape, validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """None: the parts know their own."""
+        return {}
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The real numbers, of which every column has its own part."""
+        return constraints.real
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "MixedFeatures":
+        """The same with more batch dimensions."""
+        rows = tuple(batch_shape)[:-1]
+        parts = [part.expand((*rows, part.batch_shape[-1])) for part in self.parts]
+        return MixedFeatures(parts, self.columns)
+
+    def _joined(self, answers: list[Tensor]) -> Tensor:
+        """Answers of the parts, in the order of the columns."""
+        return torch.cat(answers, dim=-1)[..., self.order]
+
+    @property
+    def mean(self) -> Tensor:
+        """Means of the columns."""
+        return self._joined([part.mean for part in self.parts])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each column."""
+        pairs = zip(self.parts, self.columns, strict=True)
+        return self._joined([part.log_prob(value[..., columns]) for part, columns in pairs])
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+        """Draws of all columns."""
+        return self._joined([part.sample(sample_shape) for part in self.parts])
+
+
+class Mixed(Likelihood):
+    r"""One likelihood a column, for tables of numbers, counts, shares and categories.
+
+    .. math:: \log p(y \mid z) = \sum_d \log p_d(y_d \mid \eta_d(z))
+
+    Data are one float tensor `(batch, columns)`, categories and counts as floats too. The decoder
+    gives what the columns need, one column after the other:
+    `MLPDecoder(latents, likelihood.output_shape((columns,)))`. A further tensor of the batch is
+    handed to every column, of one that is shaped like the data its own column. Columns whose
+    likelihoods have the same arguments are evaluated together, each with what it has learned.
+
+    Arguments:
+        likelihoods: A likelihood for each column, by its name, in the order of the columns; or
+            a sequence of them.
+        names: Names of the columns, where the likelihoods come as a sequence; else "0", "1", ...
+
+    Raises:
+        ValueError: If there is none, if names and likelihoods differ in number, or if a name
+            comes twice.
+        TypeError: If a column's likelihood is a Mixed itself.
+
+    References:
+        | Handling Incomplete Heterogeneous Data using VAEs (Nazabal et al., 2020)
+        | https://arxiv.org/abs/1807.03653
+
+    Example:
+        >>> from pyro_vae.likelihoods import Bernoulli, Categorical, Gaussian
+        >>> likelihood = Mixed({"age": Gaussian(), "sex": Bernoulli(), "grade": Categorical(3)})
+        >>> likelihood.output_shape((3,))
+        (5,)
+        >>> likelihood(torch.zeros(1, 5)).log_prob(torch.zeros(1, 3))
+        tensor([-2.7107])
+    """
+
+    placeholders: Tensor
+
+    def __init__(
+        self,
+        likelihoods: Mapping[str, Likelihood] | Sequence[Likelihood],
+        names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if isinstance(likelihoods, Mapping):
+            names = tuple(likelihoods)
+            likelihoods = tuple(likelihoods.values())
+        self.names = tuple(names) or tuple(str(place) for place in range(len(likelihoods)))
+        _check_columns(likelihoods, self.names)
+        self.likelihoods = nn.ModuleList(likelihoods)
+        fill = torch.tensor([likelihood.placeholder for likelihood in likelihoods])
+        self.register_buffer("placeholders", fill, persistent=False)
+        self._groups = _alike(likelihoods)
+        for number, group in enumerate(self._groups):
+            columns, places = _indices(likelihoods, group)
+            self.register_buffer(f"columns_{number}", columns, persistent=False)
+            self.register_buffer(f"places_{number}", places, persistent=False)
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """Numbers that the decoder must give for all columns together."""
+        return sum(likelihood.outputs for likelihood in self)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The likelihoods of the columns."""
+        return iter(self.likelihoods)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the decoder's output: as many numbers as all columns need."""
+        if shape != (len(self.names),):
+            raise ValueError(
+                f"a Mixed of {len(self.names)} columns {list(self.names[:10])} has data of shape "
+                f"({len(self.names)},), got {shape}"
+            )
+        return (self.outputs,)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same likelihood."""
+        return {"likelihoods": tuple(self.likelihoods), "names": self.names}
+
+    def distribution(self, output: Tensor, *given: Tensor) -> MixedFeatures:
+        """The columns side by side."""
+        if output.shape[1:] != (self.outputs,):
+            raise ValueError(
+                f"the {len(self.names)} columns need {self.outputs} numbers a row, the decoder "
+                f"gave {tuple(output.shape)}: make it with "
+                "MLPDecoder(latents, likelihood.output_shape((columns,)))"
+            )
+        return MixedFeatures(self._ask("distribution", output, given), self._columns())
+
+    def mean(
+        self, output: Float[Tensor, "batch output"], *given: Tensor
+    ) -> Float[Tensor, "batch columns"]:
+        """Mean of every column, of categories the most probable code."""
+        means = torch.cat(self._ask("mean", output, given), dim=1)
+        return means[:, torch.cat(self._columns()).argsort()]
+
+    def _columns(self) -> list[Tensor]:
+        """Positions of the columns of each group."""
+        return [getattr(self, f"columns_{number}") for number in range(len(self._groups))]
+
+    def _ask(self, method: str, output: Tensor, given: tuple[Tensor, ...]) -> list[Any]:
+        """What a method of each group's likelihood answers to its part of the output."""
+        answers = []
+        for number, (group, columns) in enumerate(zip(self._groups, self._columns(), strict=True)):
+            own = output[:, getattr(self, f"places_{number}")]
+            more = [
+                part[:, columns] if part.shape[1:] == (len(self.names),) else part for part in given
+            ]
+            answers.append(together([self.likelihoods[i] for i in group], method, own, *more))
+        return answers
+
+    def fill(self, output: Tensor) -> Tensor:
+        """The placeholder of every column."""
+        return self.placeholders.to(output)
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses columns of other names or in another order, and what a column cannot be."""
+        if names is not None and tuple(names) != self.names:
+            raise ValueError(f"the columns are {list(self.names)} in this order, got {list(names)}")
+        self.output_shape(tuple(y.shape[1:]))
+        for group, columns in zip(self._groups, self._columns(), strict=True):
+            only = torch.full_like(y, torch.nan)
+            only[:, columns] = y[:, columns]  # the others are missing, so places and names hold
+            likelihood: Any = self.likelihoods[group[0]]
+            likelihood.check(only, self.names)
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """Those of the columns, one after the other."""
+        self.output_shape(tuple(y.shape[1:]))
+        starts = []
+        for place, likelihood in enumerate(self):
+            own = slice(place, place + 1)
+            more = [part[:, own] if part.shape == y.shape else part for part in given]
+            starts.append(likelihood.start(y[:, own], *more))
+        return torch.cat(starts)
+
+
+def _check_columns(likelihoods: Sequence[Likelihood], names: tuple[str, ...]) -> None:
+    if not likelihoods or len(names) != len(likelihoods) or len(set(names)) < len(names):
+        raise ValueError(
+            "a Mixed needs a likelihood for each column, and each column a name of its own; got "
+            f"{len(likelihoods)} likelihoods for {list(names)}"
+        )
+    for name, likelihood in zip(names, likelihoods, strict=True):
+        if isinstance(likelihood, Mixed):
+            raise TypeError(
+                f"column '{name}' has a Mixed as its likelihood: give it one for a single column, "
+                "such as Gaussian()"
+            )
+
+
+def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
+    """Positions of the columns whose likelihoods are of one class and the same arguments."""
+    groups: dict[Any, list[int]] = {}
+    for place, likelihood in enumerate(likelihoods):
+        groups.setdefault(_key(likelihood, place), []).append(place)
+    return list(groups.values())
+
+
+def _key(likelihood: Likelihood, place: int) -> Any:
+    """Equal for likelihoods that can be evaluated together; the place for one that cannot."""
+    kind = type(likelihood)
+    says_all = kind.__init__ is Likelihood.__init__ or kind.config is not Likelihood.config
+    owners = [
+        part for part in likelihood.modules() if any(True for _ in part.parameters(recurse=False))
+    ]
+    stacks = all(isinstance(part, _STACKED) and part.shape == () for part in owners)
+    if not (says_all and stacks) or any(True for _ in likelihood.buffers()):
+        return place
+    return _made_of(likelihood)
+
+
+def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
+    """What a method of likelihoods that are alike answers for all their columns at once.
+
+    Their parameters are stacked, one a column, as those of a likelihood with a shape are.
+    """
+    first, *others = (dict(likelihood.named_parameters()) for likelihood in likelihoods)
+    if not others or not first:
+        return getattr(likelihoods[0], method)(*args)
+    stacked = {
+        f"likelihood.{name}": torch.stack([value, *(other[name] for other in others)])
+        for name, value in first.items()
+    }
+    return functional_call(_Asked(likelihoods[0], method), stacked, args)
+
+
+class _Asked(nn.Module):
+    """A method as a module, which is what can be called with other parameters."""
+
+    def __init__(self, likelihood: nn.Module, method: str) -> None:
+        super().__init__()
+        self.likelihood, self.method = likelihood, method
+
+    def forward(self, *args: Tensor) -> Any:
+        """The method's answer."""
+        return getattr(self.likelihood, self.method)(*args)
+
+
+def _made_of(value: Any) -> Any:
+    """A class and its arguments, down to numbers."""
+    if isinstance(value, nn.Module):
+        config: dict[str, Any] = value.config()  # type: ignore[operator]
+        return type(value), *((name, _made_of(part)) for name, part in config.items())
+    return value
+
+
+def _indices(likelihoods: Sequence[Likelihood], group: list[int]) -> tuple[Tensor, Tensor]:
+    """Columns of a group, and where its output stands: first the first number of each column."""
+    ends = torch.tensor([likelihood.outputs for likelihood in likelihoods]).cumsum(dim=0)
+    outputs = likelihoods[group[0]].outputs
+    columns = torch.tensor(group)
+    first = ends[columns] - outputs
+    return columns, (first + torch.arange(outputs)[:, None]).flatten()

@@ -1,0 +1,180 @@
+"""Likelihoods of real numbers with heavy tails, and of positive ones."""
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._types import Distribution
+from ..data import check_range, warn_constant_columns
+from .base import Likelihood
+from .features import Features
+from .gaussian import FixedSigma, Sigma, start_of_sigma
+from .parameters import Learned
+from .special import log_gamma_half_step
+from .starting import column_means
+
+
+class LearnedDegrees(Learned):
+    r"""Degrees of freedom that are a parameter of the model, :math:`\nu = f + e^{s}`.
+
+    Arguments:
+        shape: `()` for one number for all features, or the shape of a datum for one a feature.
+        initial: Where they start.
+        floor: Their lower bound; above 1 there is a mean, above 2 a variance.
+
+    Raises:
+        ValueError: If not `0 <= floor < initial`, and both finite.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...] | int = (), *, initial: float = 5.0, floor: float = 1.0
+    ) -> None:
+        super().__init__(shape, initial=initial, floor=floor)
+
+
+class StudentTFeatures(Features):
+    """Student's t, of parameters degrees of freedom, location and scale."""
+
+    has_rsample = False
+
+    @property
+    def mean(self) -> Tensor:
+        """The centre, which is the mean wherever there is one."""
+        return self.parameters[1]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density; the constant is exact for many degrees of freedom, too."""
+        df, loc, scale = self.parameters
+        standard = (value - loc) / scale
+        constant = log_gamma_half_step(df / 2) - (math.pi * df).log() / 2 - scale.log()
+        return constant - (df + 1) / 2 * (standard.square() / df).log1p()
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+        """Draws."""
+        drawn: Tensor = dist.StudentT(*self.parameters, validate_args=False).sample(sample_shape)
+        return drawn
+
+
+class StudentT(Likelihood):
+    r"""Features with heavy tails, a Gaussian that a few outliers do not pull along.
+
+    .. math:: p(y_d \mid z) = \frac{\Gamma(\frac{\nu + 1}{2})}{\Gamma(\frac{\nu}{2})
+        \sqrt{\pi \nu} \sigma} \left(1 + \frac{(y_d - \mu_d(z))^2}{\nu \sigma^2}
+        \right)^{-(\nu + 1) / 2}
+
+    Sigma is a scale and not the standard deviation, which is
+    :math:`\sigma \sqrt{\nu / (\nu - 2)}` for :math:`\nu > 2`. With :math:`\nu \le 1` there is no
+    mean, and the centre is given in its place.
+
+    Arguments:
+        df: Degrees of freedom: a positive number, or :class:`LearnedDegrees`.
+        sigma: A number for a fixed scale, or :class:`FixedSigma`, :class:`LearnedSigma`,
+            :class:`DecodedSigma`.
+
+    Raises:
+        ValueError: If `df` is a number and not positive and finite.
+
+    References:
+        | Robust Statistical Modeling Using the t Distribution (Lange, Little & Taylor, 1989)
+        | https://doi.org/10.1080/01621459.1989.10478852
+
+    Example:
+        >>> StudentT(df=1.0)(torch.zeros(1, 1)).log_prob(torch.zeros(1, 1))
+        tensor([-1.1447])
+    """
+
+    def __init__(self, df: float | int | LearnedDegrees = 4.0, sigma: Sigma = 1.0) -> None:
+        super().__init__()
+        if isinstance(df, int | float) and not 0 < df < math.inf:
+            raise ValueError(f"df, the degrees of freedom, are positive and finite, got {df}")
+        self.df = float(df) if isinstance(df, int | float) else df
+        self.sigma = FixedSigma(float(sigma)) if isinstance(sigma, int | float) else sigma
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """Numbers a feature that the decoder must give: two if sigma depends on z."""
+        return self.sigma.outputs
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same likelihood."""
+        return {"df": self.df, "sigma": self.sigma}
+
+    def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
+        """Student's t for each feature."""
+        df = output.new_tensor(self.df) if isinstance(self.df, float) else self.df()
+        return StudentTFeatures(df, *self.sigma(output))
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses inf; warns of constant columns, whose density has no bound as sigma falls."""
+        check_range(y, likelihood="StudentT", names=names)
+        if not isinstance(self.sigma, FixedSigma):
+            warn_constant_columns(y, names)
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """Medians, and median distances from them, which outliers do not move."""
+        centre = _column_medians(y)
+        return start_of_sigma(self.sigma, centre, 1.4826 * _column_medians((y - centre).abs()))
+
+
+class LogNormal(Likelihood):
+    r"""Positive features whose logarithm is Gaussian, in the unit of the data.
+
+    .. math:: \log p(y_d \mid z) =
+        \log \mathcal{N}(\log y_d \mid \mu_d(z), \sigma^2) - \log y_d
+
+    The last term is the Jacobian: with it log p is comparable with that of any other likelihood
+    of the same data. The mean is :math:`e^{\mu + \sigma^2 / 2}`; the median is :math:`e^\mu`.
+
+    Arguments:
+        sigma: Of the logarithm: a number for a fixed one, or :class:`FixedSigma`,
+            :class:`LearnedSigma`, :class:`DecodedSigma`.
+
+    Example:
+        >>> LogNormal()(torch.zeros(1, 1)).log_prob(torch.ones(1, 1))
+        tensor([-0.9189])
+    """
+
+    placeholder = 1.0
+
+    def __init__(self, sigma: Sigma = 1.0) -> None:
+        super().__init__()
+        self.sigma = FixedSigma(float(sigma)) if isinstance(sigma, int | float) else sigma
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """Numbers a feature that the decoder must give: two if sigma depends on z."""
+        return self.sigma.outputs
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same likelihood."""
+        return {"sigma": self.sigma}
+
+    def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
+        """Log-normal distributions of the features."""
+        loc, scale = self.sigma(output)
+        return dist.LogNormal(loc, scale, validate_args=False)
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses values that are not positive; warns of constant columns, as a Gaussian does."""
+        check_range(
+            y, low=0.0, inside=True, likelihood="LogNormal", names=names,
+            remedy="take Gaussian for numbers of any sign; zeros that stand for 'below what can be "
+            "measured' are missing entries: make them nan",
+        )  # fmt: skip
+        if not isinstance(self.sigma, FixedSigma):
+            warn_constant_columns(y, names)
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """Mean and standard deviation of the logarithms."""
+        log_y = y.log()
+        centre = column_means(log_y)
+        return start_of_sigma(self.sigma, centre, column_means((log_y - centre).square()).sqrt())
+
+
+def _column_medians(y: Tensor) -> Tensor:
+    """Medians of the entries that were observed; 0 where there are none."""
+    return y.nanmedian(dim=0).values.nan_to_num(nan=0.0)

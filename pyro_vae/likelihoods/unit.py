@@ -1,0 +1,193 @@
+"""Likelihoods of features between zero and one: grey levels, shares, rates."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn.functional import logsigmoid
+
+from .._types import Distribution
+from ..data import check_range
+from .base import Likelihood
+from .features import Features
+from .parameters import halves
+from .special import HALF_LOG_2_PI, soft_limit, stirling_error
+from .starting import column_spreads, inverse_of
+
+_NEAR = 0.5  # up to which the series below are exact to 1e-13
+_LOG_SINHC = (1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600)  # of a^2, a^4, ...
+_LANGEVIN = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160)  # of a, a^3, ...
+_LOGIT_LIMIT, _CONCENTRATION_LIMIT = 15.0, 12.0  # of a Beta: where its mean and log phi slow down
+
+
+def _even_series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
+    """A polynomial in the square of x, without its constant."""
+    total, square = torch.zeros_like(x), x.square()
+    for coefficient in reversed(coefficients):
+        total = (total + coefficient) * square
+    return total
+
+
+class ContinuousBernoulliFeatures(Features):
+    """Continuous Bernoulli distributions, of the parameter logit."""
+
+    values = constraints.unit_interval
+
+    @property
+    def mean(self) -> Tensor:
+        r""":math:`1 / (1 - e^{-\eta}) - 1 / \eta`, and 1/2 at 0."""
+        (logits,) = self.parameters
+        near, far = logits.clamp(-_NEAR, _NEAR), logits.abs().clamp(min=_NEAR)
+        series = 0.5 + _even_series(_LANGEVIN, near) / torch.where(near == 0, 1, near)
+        above = -1 / (-far).expm1() - 1 / far
+        direct = torch.where(logits > 0, above, 1 - above)
+        return torch.where(logits.abs() < _NEAR, series, direct)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r""":math:`y \eta - \log \int_0^1 e^{t \eta} dt`; the integral is :math:`(e^\eta - 1)/\eta`.
+
+        With :math:`a = |\eta|` its logarithm is
+        :math:`\max(\eta, 0) + \log((1 - e^{-a}) / a)`, the last term a series for small a.
+        """
+        (logits,) = self.parameters
+        size = logits.abs()
+        near, far = size.clamp(max=_NEAR), size.clamp(min=_NEAR)
+        series = _even_series(_LOG_SINHC, near) - near / 2
+        direct = (-(-far).expm1() / far).log()
+        log_total = logits.relu() + torch.where(size < _NEAR, series, direct)
+        return value * logits - log_total
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+        """Draws, through the inverse of the distribution function."""
+        with torch.no_grad():
+            logits = self.parameters[0].expand(self._extended_shape(sample_shape))
+            size = logits.abs().clamp(min=1e-20)  # of which the inverse is the uniform itself
+            low = -(torch.rand_like(logits) * (-size).expm1()).log1p() / size
+            return torch.where(logits > 0, 1 - low, low).clamp(0, 1)
+
+
+class ContinuousBernoulli(Likelihood):
+    r"""Features in [0, 1], a Bernoulli made a density: grey images as what they are.
+
+    .. math:: \log p(y \mid z) = \sum_d y_d \eta_d - \log \frac{e^{\eta_d} - 1}{\eta_d}
+
+    The decoder gives the logits :math:`\eta`. The last term makes it integrate to one; without it
+    grey values under a :class:`Bernoulli` have no log p.
+
+    References:
+        | The continuous Bernoulli: fixing a pervasive error in variational autoencoders
+          (Loaiza-Ganem & Cunningham, 2019)
+        | https://arxiv.org/abs/1907.06845
+
+    Example:
+        >>> ContinuousBernoulli()(torch.zeros(1, 2)).log_prob(torch.tensor([[0.2, 1.0]]))
+        tensor([0.])
+    """
+
+    def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
+        """Continuous Bernoulli distributions with these logits."""
+        return ContinuousBernoulliFeatures(output)
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses values outside [0, 1]."""
+        check_range(y, low=0.0, high=1.0, likelihood="ContinuousBernoulli", names=names)
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """Logits at which the mean is that of the data."""
+        means = y.nanmean(dim=0).nan_to_num(nan=0.5)
+        return inverse_of(
+            lambda logits: ContinuousBernoulliFeatures(logits).mean, means, -50.0, 50.0
+        )
+
+
+class BetaFeatures(Features):
+    """Beta distributions, of parameters mean logit and log concentration."""
+
+    values = constraints.unit_interval
+
+    def _logs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Logs of the mean, of one less the mean, and of the concentration."""
+        logits = soft_limit(self.parameters[0], _LOGIT_LIMIT)
+        concentration = soft_limit(self.parameters[1], _CONCENTRATION_LIMIT)
+        return logsigmoid(logits), logsigmoid(-logits), concentration
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        return self._logs()[0].exp()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log density, from :math:`\phi \mathrm{KL}(m \| y)` and what Stirling's formula leaves.
+
+        So it has no terms that are large and cancel when the concentration is large.
+        """
+        log_mean, log_rest, log_phi = self._logs()
+        log_y, log_not_y = value.log(), (-value).log1p()
+        log_alpha, log_beta, phi = log_mean + log_phi, log_rest + log_phi, log_phi.exp()
+        alpha, beta = log_alpha.exp(), log_beta.exp()
+        exponent = alpha * (log_y - log_mean) + beta * (log_not_y - log_rest)
+        left = stirling_error(phi) - stirling_error(alpha) - stirling_error(beta)
+        return (
+            exponent
+            + left
+            + (log_alpha + log_beta - log_phi) / 2
+            - HALF_LOG_2_PI
+            - (log_y + log_not_y)
+        )
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+        """Draws, kept off 0 and 1 by the least that the dtype can tell."""
+        with torch.no_grad():
+            log_mean, log_rest, log_phi = self._logs()
+            alpha, beta = (log_mean + log_phi).exp(), (log_rest + log_phi).exp()
+            drawn = torch.distributions.Beta(alpha, beta, validate_args=False).sample(sample_shape)
+            kind = torch.finfo(drawn.dtype)
+            return drawn.clamp(kind.tiny, 1 - kind.eps / 2)
+
+
+class Beta(Likelihood):
+    r"""Features strictly between 0 and 1, such as shares, of a mean and a concentration.
+
+    .. math:: p(y_d \mid z) = \frac{y_d^{m \phi - 1} (1 - y_d)^{(1 - m) \phi - 1}}
+        {B(m \phi, (1 - m) \phi)}, \qquad m = \mathrm{logit}^{-1}(\eta_d(z)), \quad
+        \phi = e^{\kappa_d(z)}
+
+    The variance is :math:`m (1 - m) / (1 + \phi)`. The decoder gives two numbers a feature, first
+    all logits of means and then all logs of concentrations. Beyond +-15 and +-12 both are taken to
+    grow as a logarithm, so that nothing overflows. Where :math:`(1 - m) \phi` is far below 1 draws
+    pile up closer to 1 than a float can be, and stay at the last number before it.
+
+    References:
+        | Beta Regression for Modelling Rates and Proportions (Ferrari & Cribari-Neto, 2004)
+        | https://doi.org/10.1080/0266476042000214501
+
+    Example:
+        >>> even, log_two = torch.zeros(1, 1), torch.full((1, 1), 2.0).log()
+        >>> uniform = Beta()(torch.cat([even, log_two], dim=1))
+        >>> round(uniform.log_prob(torch.tensor([[0.3]])).exp().item(), 5)
+        1.0
+    """
+
+    outputs = 2
+    placeholder = 0.5
+
+    def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
+        """Beta distributions of the features."""
+        return BetaFeatures(*halves(output, "a Beta"))
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses values outside (0, 1), and 0 and 1 themselves, where the density is 0 or inf."""
+        check_range(
+            y, low=0.0, high=1.0, inside=True, likelihood="Beta", names=names,
+            remedy="for shares with exact 0 and 1 take ContinuousBernoulli, or move them inside, "
+            "as in (y * (n - 1) + 0.5) / n with n rows",
+        )  # fmt: skip
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """The mean and the concentration that have the columns' moments."""
+        mean = y.nanmean(dim=0).nan_to_num(nan=0.5).clamp(1e-3, 1 - 1e-3)
+        variance = column_spreads(y).square().clamp(min=1e-6)
+        concentration = (mean * (1 - mean) / variance - 1).clamp(0.1, 1e4)
+        return torch.cat([mean.logit(), concentration.log()])
