@@ -9,6 +9,7 @@ from . import models as models
 from . import nets as nets
 from . import objectives as objectives
 from . import plots as plots
+from . import uses as uses
 from .compare import compare as compare
 from .evidence import AnnealedImportanceSampling as AnnealedImportanceSampling
 from .evidence import ClosedForm as ClosedForm
@@ -54,10 +55,21 @@ from .objectives import Cyclic as Cyclic
 from .objectives import DReG as DReG
 from .objectives import LinearWarmup as LinearWarmup
 from .objectives import Renyi as Renyi
+from .programs import PartlyObserved as PartlyObserved
 from .programs import log_joint as log_joint
 from .programs import minibatch as minibatch
 from .storage import load as load
 from .storage import save as save
 from .training import fit as fit
+from .uses import conditional as conditional
+from .uses import conditional_density as conditional_density
+from .uses import dependence as dependence
+from .uses import encode as encode
+from .uses import impute as impute
+from .uses import interpolate as interpolate
+from .uses import marginal as marginal
+from .uses import outliers as outliers
+from .uses import reconstruct as reconstruct
+from .uses import traverse as traverse
 
 __version__ = "0.1.0"

@@ -22,6 +22,7 @@ LAYERS = (
     ("objectives", "evidence"),
     ("training",),
     ("gaps", "diagnostics", "criticism"),
+    ("uses",),
     ("inference_data", "plots", "report", "storage"),
     ("compare",),
     ("commands",),

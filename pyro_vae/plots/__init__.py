@@ -37,6 +37,11 @@ from .predictive import plot_predictive_check as plot_predictive_check
 from .rates import plot_rate_distortion as plot_rate_distortion
 from .reconstructions import plot_data as plot_data
 from .reconstructions import plot_reconstructions as plot_reconstructions
+from .uses import plot_conditional_density as plot_conditional_density
+from .uses import plot_dependence as plot_dependence
+from .uses import plot_imputation as plot_imputation
+from .uses import plot_outliers as plot_outliers
+from .uses import plot_traversal as plot_traversal
 
 __all__ = [
     "LearningCurve",
@@ -44,11 +49,15 @@ __all__ = [
     "plot_aggregated_plane",
     "plot_collapse",
     "plot_comparison",
+    "plot_conditional_density",
     "plot_data",
+    "plot_dependence",
     "plot_gap_shares",
     "plot_gaps",
+    "plot_imputation",
     "plot_latent_plane",
     "plot_learning_curves",
+    "plot_outliers",
     "plot_pareto_k",
     "plot_predictive_check",
     "plot_rank_ecdf",
@@ -56,4 +65,5 @@ __all__ = [
     "plot_rate_distortion",
     "plot_reconstructions",
     "plot_signal_to_noise",
+    "plot_traversal",
 ]

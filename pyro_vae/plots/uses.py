@@ -1,0 +1,432 @@
+"""What a fitted model is used for: traversals, imputations, densities, outliers, dependence."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Real
+from numpy.typing import NDArray
+
+from .drawing import (
+    GUIDE_COLOURS,
+    Array,
+    Number,
+    as_numpy,
+    at_least_one,
+    axes_or_new,
+    figure_or_new,
+    legend_above,
+    style,
+    with_minus,
+    without_box,
+)
+from .reconstructions import plot_data
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+_MOST_NUMBERS = 12  # features whose pairs still have room for a number in each cell
+_MOST_TICKS = 40  # names that can be read beside one another
+_PICTURED = 3  # draws shown of an imputed image
+_BINS = 30
+
+
+def plot_traversal(
+    decoded: Float[Array, "latents steps *datum"],
+    labels: Sequence[str],
+    levels: Sequence[float],
+    image_shape: tuple[int, int] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    figure: "Figure | SubFigure | None" = None,
+) -> NDArray[Any]:
+    """Draws what the decoder makes of each latent over its range, a row or a panel a latent.
+
+    Arguments:
+        decoded: Means of p(y | z), `(latents, steps, *datum)`, as
+            :attr:`pyro_vae.uses.Traversal.decoded`; pass the first few latents only, if many.
+        labels: One a latent.
+        levels: Quantiles of the steps.
+        image_shape: Height and width of an image; `None` draws a curve over features a step,
+            darker for higher levels.
+        names: Names of the features, for data that are no images.
+        figure: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes, `(latents, steps)` for images, `(latents,)` otherwise.
+
+    Raises:
+        ValueError: If labels, levels or names do not fit.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> axes = plot_traversal(np.zeros((1, 3, 4)), ["z"], [0.1, 0.5, 0.9], figure=Figure())
+        >>> [ax.get_title(loc="left") for ax in axes]
+        ['z']
+    """
+    array = as_numpy(decoded)
+    _same("labels", labels, array.shape[0])
+    _same("levels", levels, array.shape[1])
+    if image_shape is None:
+        flat = array.reshape(*array.shape[:2], -1)
+        return _curves(flat, labels, levels, names, figure)
+    rows = dict(zip(labels, array, strict=True))
+    _same("different labels", list(rows), array.shape[0])
+    axes = plot_data(rows, image_shape, figure=figure)
+    for ax, level in zip(axes[0], levels, strict=True):
+        ax.set_title(f"{level:g}", fontsize="small")
+    return axes
+
+
+def _curves(
+    array: NDArray[Any],
+    labels: Sequence[str],
+    levels: Sequence[float],
+    names: Sequence[str] | None,
+    figure: "Figure | SubFigure | None",
+) -> NDArray[Any]:
+    from matplotlib import colormaps
+
+    places = np.arange(array.shape[2])
+    figure = figure_or_new(figure, (6.4, 0.9 + 1.5 * len(array)))
+    axes: NDArray[Any] = figure.subplots(len(array), 1, squeeze=False, sharex=True, sharey=True)[
+        :, 0
+    ]
+    shades = colormaps["viridis_r"](np.linspace(0.1, 1, len(levels)))
+    for ax, label, steps in zip(axes, labels, array, strict=True):
+        for level, curve, shade in zip(levels, steps, shades, strict=True):
+            look: dict[str, Any] = {"color": shade, "linewidth": 1.2, "label": f"{level:g}"}
+            ax.plot(places, curve, marker="o", markersize=2.5, **look)
+        without_box(ax).set_title(label, fontsize="small", loc="left")
+    _name_ticks(axes[-1], names, len(places))
+    handles = axes[0].get_legend_handles_labels()[0]
+    figure.legend(
+        handles=handles,
+        loc="outside right upper",
+        title="quantile\nof the latent",
+        frameon=False,
+        fontsize="small",
+        title_fontsize="small",
+    )
+    figure.supylabel("decoded mean", fontsize="small")
+    return axes
+
+
+def plot_imputation(
+    y: Real[Array, "..."],
+    draws: Float[Array, "..."],
+    truth: Real[Array, "..."] | None = None,
+    image_shape: tuple[int, int] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    figure: "Figure | SubFigure | None" = None,
+) -> NDArray[Any]:
+    """Draws rows with what was observed of them, and what the missing entries may have been.
+
+    Arguments:
+        y: Data with nan where entries are missing, `(rows, *datum)`; a few rows fit a page.
+        draws: Completed data, `(samples, rows, *datum)`, as :attr:`pyro_vae.uses.Imputation.draws`.
+        truth: What the entries were, where it is known.
+        image_shape: Height and width of an image: the data, the mean of the draws and three of
+            them, in rows. `None` draws a panel a row: observed entries, and the median of the
+            draws with a line over the middle 95% of them.
+        names: Names of the features, for data that are no images.
+        labels: Names of the rows of data; their positions by default.
+        figure: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes: `(5 or 6, rows)` for images, `(rows,)` otherwise.
+
+    Raises:
+        ValueError: If the shapes do not fit, or there is no row.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> y, draws = np.array([[0.0, np.nan]]), np.zeros((5, 1, 2))
+        >>> plot_imputation(y, draws, figure=Figure())[0].get_title(loc="left")
+        'row 0'
+    """
+    data, many = as_numpy(y).astype(float), as_numpy(draws)
+    known = None if truth is None else as_numpy(truth)
+    _check_completed(data, many, known)
+    if image_shape is not None:
+        pictures = {"data": data, "mean": many.mean(axis=0)}
+        pictures |= {f"draw {n + 1}": many[n] for n in range(min(_PICTURED, len(many)))}
+        return plot_data(
+            pictures if known is None else pictures | {"truth": known}, image_shape, figure=figure
+        )
+    flat = [None if part is None else part.reshape(len(data), -1) for part in (data, known)]
+    titles = [f"row {n}" for n in range(len(data))] if labels is None else list(labels)
+    _same("labels", titles, len(data))
+    figure = figure_or_new(figure, (6.4, 1.0 + 1.5 * len(data)))
+    axes: NDArray[Any] = figure.subplots(len(data), 1, squeeze=False, sharex=True)[:, 0]
+    for n, ax in enumerate(axes):
+        seen, true = (None if part is None else part[n] for part in flat)
+        _draw_row(ax, seen, many[:, n].reshape(len(many), -1), true)
+        without_box(ax).set_title(titles[n], fontsize="small", loc="left")
+    _name_ticks(axes[-1], names, many[0, 0].size)
+    figure.legend(
+        handles=axes[0].get_legend_handles_labels()[0],
+        loc="outside upper right",
+        ncols=3,
+        frameon=False,
+        fontsize="small",
+    )
+    return axes
+
+
+def _check_completed(data: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any] | None) -> None:
+    fits = draws.shape[1:] == data.shape and (truth is None or truth.shape == data.shape)
+    if not fits or not data.size or not len(draws):
+        known = "" if truth is None else f" and truth {truth.shape}"
+        raise ValueError(
+            f"expected draws of shape (samples, *{data.shape}), at least one of at least one row, "
+            f"got {draws.shape}{known}: pass the same rows of each"
+        )
+
+
+def _draw_row(
+    ax: "Axes", seen: NDArray[Any] | None, draws: NDArray[Any], truth: NDArray[Any] | None
+) -> None:
+    assert seen is not None
+    places, holes = np.arange(len(seen)), np.isnan(seen)
+    low, middle, high = np.quantile(draws[:, holes], [0.025, 0.5, 0.975], axis=0)
+    ax.plot(places[~holes], seen[~holes], "o", color="0.35", markersize=4, label="observed")
+    bars: dict[str, Any] = {"color": GUIDE_COLOURS[0], "markersize": 5, "capsize": 2}
+    label = "imputed: median and 95%"
+    ends = np.stack([middle - low, high - middle])
+    ax.errorbar(places[holes], middle, ends, fmt="s", label=label, **bars)
+    if truth is not None:
+        hollow: dict[str, Any] = {"color": GUIDE_COLOURS[1], "markersize": 7, "label": "truth"}
+        ax.plot(places[holes], truth[holes], "x", **hollow)
+
+
+def plot_conditional_density(
+    grid: Float[Array, " points"],
+    densities: Mapping[str, tuple[Array, Array]],
+    observed: Mapping[str, Number] | None = None,
+    *,
+    name: str = "feature",
+    discrete: bool = False,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws densities of one feature, each with a band of two standard errors.
+
+    Arguments:
+        grid: Values of the feature, `(points,)`.
+        densities: Density and its error, `(points,)` each, by label, as the rows of
+            :attr:`pyro_vae.uses.ConditionalDensity.density`.
+        observed: What the feature was, under the same labels: a dotted line each.
+        name: Name of the feature.
+        discrete: Whether these are probabilities of single values.
+        ax: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If there is no density, or one does not fit the grid.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> grid, ax = np.linspace(0, 1, 5), Figure().subplots()
+        >>> ax = plot_conditional_density(grid, {"a": (grid, 0 * grid)}, name="height", ax=ax)
+        >>> ax.get_xlabel()
+        'height'
+    """
+    x = as_numpy(grid)
+    ax = axes_or_new(ax, (5.4, 3.4))
+    for number, (label, pair) in enumerate(at_least_one(densities).items()):
+        value, error = (as_numpy(part) for part in pair)
+        if value.shape != x.shape or error.shape != x.shape:
+            raise ValueError(
+                f"expected a density and errors of shape {x.shape} for {label!r}, as the grid "
+                f"has, got {value.shape} and {error.shape}"
+            )
+        look = style(number)
+        if discrete:
+            beside = x + 0.12 * (number - (len(densities) - 1) / 2)
+            ax.errorbar(beside, value, 2 * error, fmt=look["marker"], color=look["color"],
+                        label=label, markersize=5)  # fmt: skip
+        else:
+            ax.plot(x, value, color=look["color"], label=label)
+            band: dict[str, Any] = {"color": look["color"], "alpha": 0.25, "linewidth": 0}
+            ax.fill_between(x, value - 2 * error, value + 2 * error, **band)
+        if observed is not None and label in observed:
+            where = float(as_numpy(observed[label]))
+            ax.axvline(where, color=look["color"], linestyle=":", linewidth=1.5)
+    without_box(ax).set(xlabel=name, ylabel="probability" if discrete else "density")
+    ax.set_ylim(bottom=0)
+    if discrete:
+        ax.locator_params(axis="x", integer=True)
+    legend_above(ax, ax.get_legend_handles_labels()[0])
+    return ax
+
+
+def plot_outliers(
+    log_p: Float[Array, "..."],
+    tail_probability: Float[Array, "..."],
+    reference: Float[Array, "..."],
+    flagged: Bool[Array, "..."],
+    *,
+    figure: "Figure | SubFigure | None" = None,
+) -> list["Axes"]:
+    """Draws where data lie among reference data, and their tail probabilities in order.
+
+    On the right, ordinary data follow the diagonal; outliers lie flat at its left, and a model
+    that does not fit bends the whole curve.
+
+    Arguments:
+        log_p: Log densities of the data, `(batch,)`, in nats.
+        tail_probability: `(batch,)`.
+        reference: Log densities of the reference data, `(reference,)`, in nats.
+        flagged: Which data are called outliers.
+        figure: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        Two axes.
+
+    Raises:
+        ValueError: If there is no datum or no reference datum, or one for another number of data.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> one = np.ones(1)
+        >>> len(plot_outliers(-3 * one, 0.1 * one, np.arange(9.0), one > 0, figure=Figure()))
+        2
+    """
+    value, p, held, flags = (as_numpy(x) for x in (log_p, tail_probability, reference, flagged))
+    if not value.size or not held.size or not value.shape == p.shape == flags.shape:
+        raise ValueError(
+            "expected log p, tail probability and flag of every datum, and reference data, got "
+            f"the shapes {value.shape}, {p.shape}, {flags.shape} and {held.shape}"
+        )
+    figure = figure_or_new(figure, (7.2, 3.2))
+    left, right = figure.subplots(1, 2)
+    _draw_reference(left, value, held, flags)
+    _draw_tails(right, p, flags)
+    return [left, right]
+
+
+def _draw_reference(
+    ax: "Axes", value: NDArray[Any], held: NDArray[Any], flags: NDArray[Any]
+) -> None:
+    look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4, "density": True}
+    ax.hist(held, bins=_BINS, color="0.8", label="reference", **look)
+    top = ax.get_ylim()[1]
+    for chosen, colour, label in (
+        (~flags, GUIDE_COLOURS[0], "data"),
+        (flags, GUIDE_COLOURS[1], "flagged"),
+    ):
+        ends: dict[str, Any] = {"colors": colour, "linewidth": 0.9, "label": label}
+        ax.vlines(value[chosen], -0.12 * top, -0.02 * top, **ends)
+    without_box(ax).set(xlabel="log p(y) (nats)", yticks=[], ylim=(-0.14 * top, 1.05 * top))
+    legend_above(ax, ax.get_legend_handles_labels()[0])
+
+
+def _draw_tails(ax: "Axes", p: NDArray[Any], flags: NDArray[Any]) -> None:
+    order = np.argsort(p, kind="stable")
+    places = (np.arange(len(p)) + 1) / len(p)
+    ax.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=0.9)
+    for chosen, number in ((~flags[order], 0), (flags[order], 1)):
+        ax.plot(places[chosen], p[order][chosen], linestyle="none", markersize=3, **style(number))
+    ax.set(xlabel="share of the data", ylabel="tail probability", xlim=(0, 1.02), ylim=(0, 1.02))
+    without_box(ax)
+
+
+def plot_dependence(
+    value: Float[Array, "features features"],
+    names: Sequence[str],
+    error: Float[Array, "features features"] | None = None,
+    *,
+    measure: str = "correlation",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws the dependence between every two features, as a heat map with their names.
+
+    Values below zero make the scale run from -1 to 1; where there are none, as for mutual
+    information, it starts at 0. Up to 12 features have their numbers in the cells, those within
+    two standard errors of zero in brackets. The diagonal is left blank.
+
+    Arguments:
+        value: `(features, features)`.
+        names: Of the features.
+        error: Standard errors.
+        measure: What it is, for the colour bar.
+        ax: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If names, values and errors do not fit.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ax = plot_dependence(np.eye(2) / 2, ["a", "b"], ax=Figure().subplots())
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['a', 'b']
+    """
+    matrix = as_numpy(value).astype(float)
+    errors = np.zeros_like(matrix) if error is None else as_numpy(error)
+    if errors.shape != matrix.shape or matrix.shape != (len(names), len(names)):
+        raise ValueError(
+            f"expected one value and one error for every two of {len(names)} names, got the "
+            f"shapes {matrix.shape} and {errors.shape}"
+        )
+    shown = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
+    signed = bool((shown < 0).any()) and measure != "mutual information (nats)"
+    largest = float(np.nanmax(np.abs(shown), initial=0.0)) or 1.0
+    span = (-1.0, 1.0) if signed else (0.0, largest)
+    inches = 2.0 + 0.45 * min(len(names), _MOST_TICKS)
+    if ax is None:
+        ax = figure_or_new(None, (inches + 1.0, inches), layout="compressed").subplots()
+    image = ax.imshow(shown, cmap="RdBu_r" if signed else "viridis", vmin=span[0], vmax=span[1])
+    _name_cells(ax, names)
+    if len(names) <= _MOST_NUMBERS:
+        _write_numbers(ax, shown, errors, span)
+    ax.figure.colorbar(image, ax=ax, label=measure, shrink=0.8)
+    return ax
+
+
+def _name_cells(ax: "Axes", names: Sequence[str]) -> None:
+    ax.spines[:].set_visible(False)
+    if len(names) > _MOST_TICKS:
+        ax.set(xlabel="feature", ylabel="feature")
+        return
+    places = np.arange(len(names))
+    ax.set_xticks(places, names, rotation=45, ha="right", fontsize="small")
+    ax.set_yticks(places, names, fontsize="small")
+
+
+def _write_numbers(
+    ax: "Axes", shown: NDArray[Any], errors: NDArray[Any], span: tuple[float, float]
+) -> None:
+    for (i, j), number in np.ndenumerate(shown):
+        if not np.isfinite(number):
+            continue
+        text = with_minus(f"{number + 0.0:.2f}")
+        dim = abs(number) <= 2 * errors[i, j]
+        share = (number - span[0]) / (span[1] - span[0])
+        # White on the dark ends of the diverging scale, and on the dark low end of the other.
+        dark = abs(share - 0.5) > 0.35 if span[0] < 0 else share < 0.6
+        colour = "white" if dark else "black"
+        ax.text(j, i, f"({text})" if dim else text, ha="center", va="center", color=colour,
+                fontsize="x-small")  # fmt: skip
+
+
+def _name_ticks(ax: "Axes", names: Sequence[str] | None, number: int) -> None:
+    """Names under the axis, if they fit."""
+    if names is None:
+        ax.set_xlabel("feature", fontsize="small")
+        return
+    _same("names", names, number)
+    if number <= _MOST_TICKS:
+        ax.set_xticks(np.arange(number), names, rotation=45, ha="right", fontsize="small")
+
+
+def _same(what: str, values: Sequence[Any], number: int) -> None:
+    if len(values) != number:
+        raise ValueError(f"expected {number} {what}, got {len(values)}")

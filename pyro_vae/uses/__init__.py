@@ -1,0 +1,60 @@
+"""What a fitted model is for: embeddings, imputation, densities, outliers, dependence.
+
+Each number that is found by chance says how far it can be trusted. Nothing here trains.
+"""
+
+from .densities import ConditionalDensity as ConditionalDensity
+from .densities import conditional as conditional
+from .densities import conditional_density as conditional_density
+from .densities import marginal as marginal
+from .dependence import Correlation as Correlation
+from .dependence import Dependence as Dependence
+from .dependence import MutualInformation as MutualInformation
+from .dependence import RankCorrelation as RankCorrelation
+from .dependence import correlation as correlation
+from .dependence import dependence as dependence
+from .embedding import encode as encode
+from .embedding import mean_reconstruction as mean_reconstruction
+from .embedding import reconstruct as reconstruct
+from .embedding import reconstruction_draws as reconstruction_draws
+from .imputation import Imputation as Imputation
+from .imputation import impute as impute
+from .outliers import FalseAlarms as FalseAlarms
+from .outliers import FalseDiscoveries as FalseDiscoveries
+from .outliers import Outliers as Outliers
+from .outliers import Tail as Tail
+from .outliers import outliers as outliers
+from .paths import Linear as Linear
+from .paths import Spherical as Spherical
+from .paths import interpolate as interpolate
+from .traversal import Traversal as Traversal
+from .traversal import traverse as traverse
+
+__all__ = [
+    "ConditionalDensity",
+    "Correlation",
+    "Dependence",
+    "FalseAlarms",
+    "FalseDiscoveries",
+    "Imputation",
+    "Linear",
+    "MutualInformation",
+    "Outliers",
+    "RankCorrelation",
+    "Spherical",
+    "Tail",
+    "Traversal",
+    "conditional",
+    "conditional_density",
+    "correlation",
+    "dependence",
+    "encode",
+    "impute",
+    "interpolate",
+    "marginal",
+    "mean_reconstruction",
+    "outliers",
+    "reconstruct",
+    "reconstruction_draws",
+    "traverse",
+]

@@ -1,0 +1,355 @@
+r"""The joint density of the features that a fitted model is: its margins and its conditionals.
+
+A likelihood that factorizes over features gives the marginal density of any of them: the others
+are left out, as if they had not been observed. Conditionals are ratios of two such margins, or,
+as a curve over one feature, the mixture of its densities given z under the posterior of z,
+
+.. math:: p(y_c \mid y_O) = \int p(y_c \mid z) \, p(z \mid y_O) \, dz
+    \approx \sum_k s_k \, p(y_c \mid z_k)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..evidence import (
+    Bound,
+    Fitted,
+    ImportanceSampling,
+    LogMarginal,
+    join,
+    log_marginal_likelihood,
+)
+from ..evidence.estimates import Estimator
+from ..programs import Program, as_batch, device_of
+from .forward import drawn, features
+from .weighted import (
+    WeightedDraws,
+    chosen,
+    entry,
+    guide_for,
+    label_of,
+    method_for,
+    prepared_with_holes,
+    require_holes,
+    weighted_draws,
+    weighted_mean,
+)
+
+_POINTS = 201  # of a grid that nobody chose
+_BEYOND = 0.1  # of the range of the draws, to either side
+_ENTRIES = 4_000_000  # densities at once: 32 MB in float64
+_MOST_VALUES = 100  # of a feature that counts, to be shown one by one
+
+
+def marginal(
+    model: ProgramLike,
+    guide: ProgramLike | None,
+    y: Data,
+    columns: Sequence[int] | Sequence[str],
+    estimator: Estimator | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> LogMarginal:
+    r"""Estimates the log density of some features of every datum, the others integrated out.
+
+    .. math:: \log p(y_A) = \log \int \prod_{d \in A} p(y_d \mid z) \, p(z) \, dz
+
+    Arguments:
+        model: A Pyro program with one plate over data, whose likelihood takes missing entries.
+        guide: A guide that was told of missing entries; `None` fits a Gaussian to every row.
+        y: The batch tensor, or a tuple of them; entries of other columns are not looked at.
+        columns: Which features, by position (over all axes of a datum) or by name.
+        estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
+        names: Names of the columns.
+        given: Values of the latent sites that all data share, by name.
+        seed: Seed of the draws.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Values in nats, `(batch,)`, with errors and what speaks against them. An entry that is
+        missing in the data leaves the density.
+
+    Warns:
+        UserWarning: If some values cannot be trusted.
+
+    Raises:
+        ValueError: If a column is unknown, model or guide refuse missing entries, or all the
+            chosen entries of a row are missing.
+
+    Example:
+        >>> from pyro_vae import ImportanceSampling, likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(1, 3), likelihoods.Gaussian(), latent_dim=1)
+        >>> y = torch.zeros(4, 3)
+        >>> marginal(model, None, y, ["height"], names=["age", "height", "size"]).value.shape
+        torch.Size([4])
+    """
+    batch = as_batch(y, device_of(model, guide or model))
+    seen = _only(batch, chosen(columns, names, batch[0]))
+    return _log_p(model, guide, seen, estimator, given, seed, progress=progress)
+
+
+def conditional(
+    model: ProgramLike,
+    guide: ProgramLike | None,
+    y: Data,
+    columns: Sequence[int] | Sequence[str],
+    on: Sequence[int] | Sequence[str] | None = None,
+    estimator: Estimator | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> LogMarginal:
+    r"""Estimates the log density of some features of every datum given others of it.
+
+    .. math:: \log p(y_A \mid y_B) = \log p(y_A, y_B) - \log p(y_B)
+
+    Both are estimated from draws of their own, each from a proposal that has seen what it needs,
+    so that the squares of the errors add.
+
+    Arguments:
+        model: A Pyro program with one plate over data, whose likelihood takes missing entries.
+        guide: A guide that was told of missing entries; `None` fits a Gaussian to every row.
+        y: The batch tensor, or a tuple of them.
+        columns: A, by position (over all axes of a datum) or by name; observed in every row.
+        on: B; all other columns by default. What is missing of them is not conditioned on.
+        estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
+        names: Names of the columns.
+        given: Values of the latent sites that all data share, by name.
+        seed: Seed of the draws.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Values in nats, `(batch,)`, with errors and what speaks against them: the smaller
+        effective sample size and the larger Pareto k of both.
+
+    Warns:
+        UserWarning: If some values cannot be trusted.
+
+    Raises:
+        ValueError: If a column is unknown, in A and B, or of A and missing; or model or guide
+            refuse missing entries.
+
+    Example:
+        >>> from pyro_vae import likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(1, 3), likelihoods.Gaussian(), latent_dim=1)
+        >>> conditional(model, None, torch.zeros(4, 3), [0], on=[1]).bound
+        <Bound.TWO_SIDED: 'on either side'>
+    """
+    batch = as_batch(y, device_of(model, guide or model))
+    of = chosen(columns, names, batch[0])
+    others = ~of if on is None else chosen(on, names, batch[0])
+    _check_sides(batch[0], of, others)
+    both = _log_p(
+        model, guide, _only(batch, of | others), estimator, given, seed, progress=progress
+    )
+    seen = _only(batch, others)
+    rows = (~seen[0].isnan()).flatten(1).any(dim=1)
+    if not bool(rows.any()):
+        return both
+    part = tuple(tensor[rows] for tensor in seen)
+    alone = _log_p(model, guide, part, estimator, given, seed, progress=progress)
+    return _ratio(both, alone, rows)
+
+
+def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
+    if bool((of & others).any()):
+        raise ValueError("a column is both in columns and in on: a feature given itself is no news")
+    lacking = (y.isnan() & of).flatten(1).any(dim=1)
+    if bool(lacking.any()):
+        row = int(lacking.nonzero()[0])
+        raise ValueError(
+            f"row {row} and {int(lacking.sum()) - 1} more lack an entry whose density is asked "
+            "for: drop these rows, or draw what is missing with pv.impute"
+        )
+
+
+def _only(batch: Batch, mask: Bool[Tensor, "*datum"]) -> Batch:
+    """The batch with all but some features unobserved."""
+    return (batch[0].masked_fill(~mask, torch.nan), *batch[1:])
+
+
+def _log_p(
+    model: ProgramLike,
+    guide: ProgramLike | None,
+    batch: Batch,
+    estimator: Estimator | None,
+    given: Mapping[str, Tensor] | None,
+    seed: int,
+    *,
+    progress: bool,
+) -> LogMarginal:
+    require_holes(model, batch)
+    proposal = guide_for(model, guide, batch, given)
+    if estimator is None and guide is None:
+        estimator = ImportanceSampling(proposal=Fitted())
+    return log_marginal_likelihood(
+        model, proposal, batch, estimator, given=given, seed=seed, progress=progress
+    )
+
+
+def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) -> LogMarginal:
+    """Log of the ratio, in the rows where there is a denominator."""
+
+    def spread(part: Tensor, elsewhere: Tensor) -> Tensor:
+        return elsewhere.clone().index_put((rows,), part)
+
+    zero, none = torch.zeros_like(both.value), torch.zeros_like(rows)
+    doubts = {reason: mask.clone() for reason, mask in both.doubts.items()}
+    for reason, mask in alone.doubts.items():
+        doubts[reason] = doubts.get(reason, none) | spread(mask, none)
+    exact = both.bound is alone.bound is Bound.EXACT
+    return replace(
+        both,
+        value=both.value - spread(alone.value, zero),
+        error=torch.hypot(both.error, spread(alone.error, zero)),
+        ess=torch.minimum(both.ess, spread(alone.ess, both.ess)),
+        pareto_k=torch.maximum(both.pareto_k, spread(alone.pareto_k, both.pareto_k)),
+        num_samples=both.num_samples + spread(alone.num_samples, zero.long()),
+        bound=Bound.EXACT if exact else Bound.TWO_SIDED,
+        method=f"ratio of two by {both.method}",
+        doubts=doubts,
+    )
+
+
+@dataclass(frozen=True)
+class ConditionalDensity:
+    """Density of one feature given what was observed of each row.
+
+    Arguments:
+        column: Name of the feature.
+        grid: Values of the feature, `(points,)`, in its unit.
+        density: `(rows, points)`, per unit of the feature (or probabilities), with the Monte
+            Carlo error of every point. Errors of neighbouring points go together.
+        evidence: Log density of what was observed, from the same weights: its effective sample
+            size, Pareto k and doubts are those of the curve.
+        given: What all is conditional on, in words; empty if on nothing.
+    """
+
+    column: str
+    grid: Float[Tensor, " points"]
+    density: Estimate
+    evidence: LogMarginal
+    given: str = ""
+
+    @property
+    def reliable(self) -> Bool[Tensor, " rows"]:
+        """Which rows can be trusted, for all that their weights can show."""
+        return self.evidence.reliable
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the grid has nothing but whole numbers: the densities are then probabilities."""
+        return bool((self.grid == self.grid.round()).all())
+
+
+def conditional_density(
+    model: ProgramLike,
+    guide: ProgramLike | None,
+    y: Data,
+    column: int | str,
+    grid: Float[Tensor, " points"] | None = None,
+    *,
+    method: ImportanceSampling | None = None,
+    names: Sequence[str] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> ConditionalDensity:
+    r"""Density of one feature on a grid, given the other observed entries of each row.
+
+    .. math:: p(y_c \mid y_O) \approx \sum_k s_k \, p(y_c \mid z_k), \qquad
+        s_k \propto \frac{p(y_O, z_k)}{q(z_k \mid y_O)}
+
+    Arguments:
+        model: A Pyro program with one plate over data, whose likelihood takes missing entries.
+        guide: A guide that was told of missing entries; `None` fits a Gaussian to every row.
+        y: The batch tensor, or a tuple of them. What a row has in that column is not looked at.
+        column: Which feature, by position (over all axes of a datum) or by name.
+        grid: Where to evaluate it; by default 201 points over the range of draws of it, or the
+            whole numbers in that range if the draws are whole.
+        method: Draws of latents a row, at least 30, and the proposal.
+        names: Names of the columns.
+        given: Values of the latent sites that all data share, by name.
+        seed: Seed of the draws.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The curve of every row, with its errors.
+
+    Raises:
+        ValueError: If the column is unknown, the features are not independent given z, or model
+            or guide refuse missing entries.
+
+    Example:
+        >>> from pyro_vae import likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(1, 3), likelihoods.Gaussian(), latent_dim=1)
+        >>> curve = conditional_density(model, None, torch.zeros(2, 3), 1)
+        >>> curve.density.value.shape, curve.column
+        (torch.Size([2, 201]), 'column 1')
+    """
+    batch = as_batch(y, device_of(model, guide or model))
+    mask = entry(column, names, batch[0])
+    seen = _only(batch, ~mask)
+    how = method_for(guide, method)
+    with prepared_with_holes(model, guide, seen, seed, given) as (program, posterior, rows):
+        blocks = list(weighted_draws(program, posterior, rows, how, seed=seed, progress=progress))
+        if grid is None:
+            torch.manual_seed(seed)
+            grid = _grid(torch.cat([_draws(program, block, rows, mask) for block in blocks]))
+        grid = grid.to(batch[0])
+        curves = [_curve(program, block, rows, mask, grid) for block in blocks]
+    evidence: LogMarginal = join([block.evidence for block in blocks])
+    return ConditionalDensity(
+        label_of(column, names), grid, join(curves), evidence, program.conditions
+    )
+
+
+def _draws(program: Program, block: WeightedDraws, batch: Batch, mask: Tensor) -> Tensor:
+    """Draws of the feature, from latents in proportion to their weights."""
+    again = torch.multinomial(block.shares.T, len(block.z), replacement=True).T.unsqueeze(-1)
+    z = block.z.gather(0, again.expand_as(block.z))
+    part = tuple(tensor[block.rows] for tensor in batch)
+    return drawn(program, z, part)[..., mask].flatten()
+
+
+def _grid(draws: Tensor) -> Tensor:
+    low, high = float(draws.min()), float(draws.max())
+    if bool((draws == draws.round()).all()) and high - low < _MOST_VALUES:
+        return torch.arange(low, high + 1)
+    more = _BEYOND * (high - low)
+    return torch.linspace(low - more, high + more, _POINTS)
+
+
+def _curve(
+    program: Program, block: WeightedDraws, batch: Batch, mask: Tensor, grid: Tensor
+) -> Estimate:
+    """Mixture density of some rows."""
+    places = range(block.rows.start, block.rows.start + block.z.shape[1])
+    rows = [
+        _densities(program, block.z[:, i], tuple(part[n : n + 1] for part in batch), mask, grid)
+        for i, n in enumerate(places)
+    ]
+    pairs = [weighted_mean(row, block.shares[:, i : i + 1]) for i, row in enumerate(rows)]
+    return Estimate(*map(torch.stack, zip(*pairs, strict=True)))
+
+
+def _densities(
+    program: Program, z: Tensor, row: Batch, mask: Tensor, grid: Tensor
+) -> Float[Tensor, "draws points"]:
+    """Density of one feature at every point given every draw."""
+    distribution = features(program, z, row)
+    values = distribution.sample()[:1].repeat(len(grid), *[1] * (row[0].dim() - 1))
+    values[:, mask] = grid.to(values).unsqueeze(-1)  # the others only have to be on the support
+    size = max(1, _ENTRIES // (len(z) * row[0].numel()))
+    parts = [distribution.log_prob(some.unsqueeze(1))[..., mask] for some in values.split(size)]
+    return torch.cat(parts)[..., 0].T.double().exp()

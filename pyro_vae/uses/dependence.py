@@ -1,0 +1,294 @@
+r"""Which features go together, as the fitted model has it.
+
+Under p(y) features depend on one another through z alone. Correlations are those of draws from
+the model; mutual information is an average over such draws of log densities that are integrals
+over z,
+
+.. math:: I(y_i; y_j) = \mathbb{E}_{p(y)} \left[ \log \frac{p(y_i, y_j)}{p(y_i) \, p(y_j)} \right],
+    \qquad p(y_i, y_j) = \mathbb{E}_{p(z)} [p(y_i \mid z) \, p(y_j \mid z)] ,
+
+zero if and only if the two are independent. One or two features seldom pin z down, so draws of
+the prior serve all integrals. Their average is low inside the logarithm by about
+:math:`c^2 / 2M` for M draws; half of the draws at a time are low by twice that, and twice the one
+less the other is free of it to first order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import stats
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..evidence.bidirectional import in_turn
+from ..evidence.proposals import prior_draws
+from ..programs import Program, as_batch, device_of, evaluating, simulate
+from .forward import features, simulating
+
+_ENTRIES = 4_000_000  # densities at once: 32 MB in float64
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """A measure of dependence between every two features."""
+
+    @property
+    def words(self) -> str:
+        """What it is called, with its unit."""
+
+    def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
+        """Value and error, each `(features, features)`."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    r"""Pearson's correlation, which sees what is linear.
+
+    .. math:: r_{ij} = \overline{u_i u_j}, \qquad \text{error}^2 = \frac{1}{S}
+        \operatorname{Var}\left[u_i u_j - \tfrac{1}{2} r_{ij} (u_i^2 + u_j^2)\right]
+
+    for S draws of standardized features u: the influence function, right whatever their
+    distribution, as long as it has a fourth moment.
+
+    Arguments:
+        num_samples: Draws of data.
+    """
+
+    num_samples: int = 10_000
+
+    @property
+    def words(self) -> str:
+        """What it is called."""
+        return "correlation"
+
+    def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
+        """Of draws from the model."""
+        return correlation(_simulated(program, row, self.num_samples, seed))
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's correlation, that of the ranks: sees what is monotonic, in any unit.
+
+    Its error is the spread over batches of the draws.
+
+    Arguments:
+        num_samples: Draws of data.
+        num_batches: Batches for the error, at least two.
+    """
+
+    num_samples: int = 10_000
+    num_batches: int = 50
+
+    @property
+    def words(self) -> str:
+        """What it is called."""
+        return "rank correlation"
+
+    def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
+        """Of draws from the model."""
+        y = _simulated(program, row, self.num_samples, seed)
+        batches = y[: len(y) // self.num_batches * self.num_batches].chunk(self.num_batches)
+        parts = torch.stack([correlation(_ranks(batch)).value for batch in batches])
+        return Estimate(correlation(_ranks(y)).value, stats.mean_estimate(parts).error)
+
+
+@dataclass(frozen=True)
+class MutualInformation:
+    """Mutual information in nats: sees every dependence, in any unit.
+
+    Value and error are those of independent replicates, each with data and latents of its own.
+    The diagonal is nan.
+
+    Arguments:
+        num_samples: Draws of data a replicate.
+        num_latents: Draws of the prior a replicate, which all its data share; an even number.
+        num_replicates: At least two.
+    """
+
+    num_samples: int = 100
+    num_latents: int = 1000
+    num_replicates: int = 20
+
+    @property
+    def words(self) -> str:
+        """What it is called."""
+        return "mutual information (nats)"
+
+    def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
+        """Of replicates."""
+        values = [self._replicate(program, row, seed + r) for r in range(self.num_replicates)]
+        return stats.mean_estimate(torch.stack(values))
+
+    def _replicate(self, program: Program, row: Batch, seed: int) -> Tensor:
+        y = _simulated(program, row, self.num_samples, seed)
+        torch.manual_seed(seed)
+        z = prior_draws(program, row, self.num_latents)[:, 0]
+        distribution = features(program, z, row)
+        size = max(1, _ENTRIES // (self.num_latents * y.shape[1]))
+        shape = row[0].shape[1:]
+        parts = []
+        for some in y.split(size):
+            values = some.to(row[0]).reshape(len(some), 1, *shape)
+            log_p = distribution.log_prob(values).flatten(2).double()  # (data, latents, features)
+            parts.append(_information(log_p))
+        information = torch.cat(parts).mean(dim=0)
+        return information.fill_diagonal_(torch.nan)
+
+
+def _information(log_p: Float[Tensor, "data latents features"]) -> Tensor:
+    """Log ratios of all pairs for every datum, with the bias of first order taken off."""
+    halves = [_log_ratio(half) for half in log_p.chunk(2, dim=1)]
+    return 2 * _log_ratio(log_p) - (halves[0] + halves[1]) / 2
+
+
+def _log_ratio(log_p: Float[Tensor, "data latents features"]) -> Tensor:
+    """Log of p(y_i, y_j) / p(y_i) p(y_j), `(data, features, features)`."""
+    peak = log_p.amax(dim=1, keepdim=True)
+    p = (log_p - peak).exp()  # both peaks drop out of the ratio
+    single = p.mean(dim=1).log()
+    both = (p.transpose(1, 2) @ p / log_p.shape[1]).log()
+    return both - single.unsqueeze(-1) - single.unsqueeze(-2)
+
+
+def correlation(y: Float[Tensor, "draws features"]) -> Estimate:
+    """Correlation matrix of independent draws, with errors; nan for a constant feature.
+
+    Arguments:
+        y: Draws, `(draws, features)`, in any unit.
+
+    Returns:
+        Value and error, each `(features, features)`, no unit.
+
+    Example:
+        >>> y = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, -1.0], [0.0, 1.0]])
+        >>> round(float(correlation(y).value[0, 1]), 6)
+        -1.0
+    """
+    centred = y.double() - y.double().mean(dim=0)
+    u = centred / centred.square().mean(dim=0).sqrt()
+    value, count = u.T @ u / len(u), len(u)
+    squares = u.square()
+    # Var[u_i u_j - r (u_i^2 + u_j^2) / 2] by moments: no tensor (draws, features, features)
+    second = squares.T @ squares / count
+    cubes = (squares * u).T @ u / count
+    fourth = squares.square().mean(dim=0)
+    variance = (
+        second
+        - value * (cubes + cubes.T)
+        + value.square() * (fourth.unsqueeze(0) + fourth.unsqueeze(1) + 2 * second) / 4
+    )
+    return Estimate(value, (variance.clamp(min=0) / count).sqrt())
+
+
+def _ranks(y: Float[Tensor, "draws features"]) -> Tensor:
+    """Ranks, the average of them where values are equal."""
+    ordered = y.T.contiguous().sort(dim=-1).values
+    values = y.T.contiguous()
+    low = torch.searchsorted(ordered, values)
+    high = torch.searchsorted(ordered, values, right=True)
+    return ((low + high).double() / 2).T
+
+
+def _simulated(program: Program, row: Batch, num_samples: int, seed: int) -> Tensor:
+    """Draws of data from the model, flat, `(draws, features)`."""
+    rows = in_turn(row, num_samples)
+    return simulate(program, rows, seed)[1][0].flatten(1)
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """Dependence between every two features, implied by a model.
+
+    Arguments:
+        estimate: Value and Monte Carlo error, each `(features, features)`.
+        names: Of the features.
+        measure: What it is, in words.
+        given: What it is conditional on, in words; empty if on nothing.
+    """
+
+    estimate: Estimate
+    names: tuple[str, ...]
+    measure: str
+    given: str = ""
+
+    def strongest(self, number: int = 10) -> list[tuple[str, str, float, float]]:
+        """The strongest pairs: two names, value and error."""
+        value, error = (part.cpu() for part in self.estimate)
+        rows, columns = torch.triu_indices(len(value), len(value), offset=1)
+        strength = value[rows, columns].abs().nan_to_num(-1.0)
+        order = strength.argsort(descending=True)[:number].tolist()
+        places = [(int(rows[place]), int(columns[place])) for place in order]
+        return [
+            (self.names[i], self.names[j], float(value[i, j]), float(error[i, j]))
+            for i, j in places
+        ]
+
+    def summary(self, number: int = 10) -> str:
+        """The strongest pairs, a line each."""
+        pairs = self.strongest(number)
+        lines = [f"{a} and {b}: {stats.plus_minus(value, error)}" for a, b, value, error in pairs]
+        return "\n".join([f"{self.measure} under the model", *lines])
+
+
+def dependence(
+    model: ProgramLike,
+    guide: ProgramLike | None = None,
+    example: Data | None = None,
+    measure: Measure | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> Dependence:
+    r"""Estimates the dependence between every two features under p(y).
+
+    It is the model's and not the data's: where both differ, the model misses something.
+
+    Arguments:
+        model: A Pyro program with one plate over data.
+        guide: Only needed where latent sites are shared by all data, for their values.
+        example: Data that say the shape, and the further tensors of the batch, whose first row is
+            taken; not needed for a model that has a `prototype()`.
+        measure: :class:`Correlation` (the default), :class:`RankCorrelation` or
+            :class:`MutualInformation`.
+        names: Names of the features; their positions by default.
+        given: Values of the latent sites that all data share, by name.
+        seed: Seed of everything.
+
+    Returns:
+        Value and error of every pair.
+
+    Raises:
+        ValueError: If names do not fit, or the program cannot be simulated.
+
+    Example:
+        >>> from pyro_vae import likelihoods, models
+        >>> net = torch.nn.Linear(1, 2, bias=False)
+        >>> _ = net.weight.data.fill_(3.0)
+        >>> model = models.VAE(net, likelihoods.Gaussian(), latent_dim=1)
+        >>> value, error = dependence(model, names=["a", "b"]).estimate
+        >>> bool((value[0, 1] - 0.9).abs() < 5 * error[0, 1])
+        True
+    """
+    row = _one_row(model, example)
+    with simulating(model, guide, row, seed, given) as program:
+        size = row[0].numel()
+        known = tuple(map(str, range(size))) if names is None else tuple(names)
+        if len(known) != size:
+            raise ValueError(f"expected {size} names, one a feature, got {len(known)}")
+        how = measure or Correlation()
+        return Dependence(how(program, row, seed), known, how.words, program.conditions)
+
+
+def _one_row(model: ProgramLike, example: Data | None) -> Batch:
+    if example is None:
+        prototype = getattr(model, "prototype", None)
+        if prototype is None:
+            raise ValueError("the model cannot say what its data look like: pass example=y[:1]")
+        with evaluating(model), torch.no_grad():
+            example = prototype()
+    return tuple(part[:1] for part in as_batch(example, device_of(model)))

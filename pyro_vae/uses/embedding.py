@@ -1,0 +1,194 @@
+r"""Embeddings of data, and what the model makes of them again.
+
+The embedding of a datum is the mean of its posterior, which is deterministic, or draws of it,
+which carry what the guide does not know. A reconstruction decodes either: at the mean, with
+:math:`\mathbb{E}[y \mid z = m_n]`; averaged over the posterior, :math:`\mathbb{E}_q \mathbb{E}[y
+\mid z]`, the mean of another measurement of the same thing; or drawn, with the noise of p(y | z).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import stats
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..data import row_seeds
+from ..evidence import posterior_means, prepared
+from ..evidence.weights import draw_rows
+from ..programs import Program
+from .forward import decoded, drawn
+
+_NOISE_STREAM = 0x27D4EB2F  # added to the seed: the noise of p(y | z) is not that of q(z | y)
+
+
+def encode(
+    model: ProgramLike,
+    guide: ProgramLike,
+    y: Data,
+    num_samples: int | None = None,
+    *,
+    seed: int = 0,
+) -> Tensor:
+    r"""Embeds data: the mean of every datum's posterior, or draws from it.
+
+    .. math:: m_n = \mathbb{E}_q [z_n] \qquad\text{or}\qquad z_n \sim q(z \mid y_n)
+
+    The mean is what to cluster, classify or plot by; what is learnt from means alone does not
+    know how uncertain each is, which draws do.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+        y: The batch tensor, or a tuple of them.
+        num_samples: Draws a datum; `None` for the mean.
+        seed: Seed of the draws; those of a datum depend on it and the datum alone.
+
+    Returns:
+        Flat unconstrained latents: `(batch, latents)` for the mean, exact where the family has
+        one in closed form; `(samples, batch, latents)` for draws.
+
+    Raises:
+        ValueError: If data, model and guide do not fit together, or no draw is asked for.
+
+    Example:
+        >>> from pyro_vae import GlobalParameters, Guide, likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(2, 3), likelihoods.Gaussian(), latent_dim=2)
+        >>> guide, y = Guide(model, GlobalParameters()), torch.zeros(4, 3)
+        >>> encode(model, guide, y).shape, encode(model, guide, y, num_samples=9).shape
+        (torch.Size([4, 2]), torch.Size([9, 4, 2]))
+    """
+    if num_samples is None:
+        return posterior_means(model, guide, y, seed=seed)
+    _check_draws(num_samples, 1)
+    with prepared(model, guide, y, seed) as (_, posterior, batch):
+        return draw_rows(posterior, 0, row_seeds(seed, *batch).tolist(), num_samples)[0]
+
+
+def reconstruct(
+    model: ProgramLike,
+    guide: ProgramLike,
+    y: Data,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> Float[Tensor, "batch *datum"]:
+    r"""Decodes the embedding of every datum, :math:`\mathbb{E}[y \mid z = m_n]`.
+
+    It is sharper than :func:`mean_reconstruction`, since it takes no notice of how uncertain z is.
+    Entries that are missing (nan) in the data are filled in from the rest of their row.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+        y: The batch tensor, or a tuple of them.
+        given: Values of the latent sites that all data share, by name.
+        seed: Seed, for guides whose mean is one of draws.
+
+    Returns:
+        Shaped like the data, in their unit; exact where the posterior's mean is.
+
+    Raises:
+        ValueError: If data, model and guide do not fit together, or p(y | z) has no mean.
+
+    Example:
+        >>> from pyro_vae import GlobalParameters, Guide, likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(2, 3), likelihoods.Gaussian(), latent_dim=2)
+        >>> reconstruct(model, Guide(model, GlobalParameters()), torch.zeros(4, 3)).shape
+        torch.Size([4, 3])
+    """
+    with prepared(model, guide, y, seed, given) as (program, posterior, batch):
+        return decoded(program, posterior.mean().unsqueeze(0), batch)[0]
+
+
+def mean_reconstruction(
+    model: ProgramLike,
+    guide: ProgramLike,
+    y: Data,
+    num_samples: int = 100,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> Estimate:
+    r"""Averages the decoded mean over every datum's posterior, :math:`\mathbb{E}_q
+    \mathbb{E}[y \mid z]`.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+        y: The batch tensor, or a tuple of them.
+        num_samples: Draws a datum, at least two.
+        given: Values of the latent sites that all data share, by name.
+        seed: Seed of the draws.
+
+    Returns:
+        Value and standard error, each shaped like the data, in their unit.
+
+    Raises:
+        ValueError: If data, model and guide do not fit together, or there are too few draws.
+
+    Example:
+        >>> from pyro_vae import GlobalParameters, Guide, likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(2, 3), likelihoods.Gaussian(), latent_dim=2)
+        >>> mean = mean_reconstruction(model, Guide(model, GlobalParameters()), torch.zeros(4, 3))
+        >>> mean.value.shape, mean.error.shape
+        (torch.Size([4, 3]), torch.Size([4, 3]))
+    """  # noqa: D205 (the formula belongs to the sentence)
+    _check_draws(num_samples, 2)
+    with prepared(model, guide, y, seed, given) as (program, posterior, batch):
+        z, _ = draw_rows(posterior, 0, row_seeds(seed, *batch).tolist(), num_samples)
+        return stats.mean_estimate(decoded(program, z, batch))
+
+
+def reconstruction_draws(
+    model: ProgramLike,
+    guide: ProgramLike,
+    y: Data,
+    num_samples: int = 1,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> Tensor:
+    r"""Draws data like every datum, :math:`z \sim q(z \mid y_n)`, then :math:`y \sim p(y \mid z)`.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+        y: The batch tensor, or a tuple of them.
+        num_samples: Draws a datum.
+        given: Values of the latent sites that all data share, by name.
+        seed: Seed of the draws.
+
+    Returns:
+        `(samples, batch, *datum)`, in the unit of the data.
+
+    Raises:
+        ValueError: If data, model and guide do not fit together, or no draw is asked for.
+
+    Example:
+        >>> from pyro_vae import GlobalParameters, Guide, likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(2, 3), likelihoods.Bernoulli(), latent_dim=2)
+        >>> guide = Guide(model, GlobalParameters())
+        >>> reconstruction_draws(model, guide, torch.zeros(4, 3), 7).shape
+        torch.Size([7, 4, 3])
+    """
+    _check_draws(num_samples, 1)
+    with prepared(model, guide, y, seed, given) as (program, posterior, batch):
+        z, _ = draw_rows(posterior, 0, row_seeds(seed, *batch).tolist(), num_samples)
+        return _noisy(program, z, batch, seed + _NOISE_STREAM)
+
+
+def _noisy(program: Program, z: Tensor, batch: Batch, seed: int) -> Tensor:
+    """Draws of p(y | z), each datum's from a stream of its own."""
+    made = []
+    for row, own in enumerate(row_seeds(seed, *batch).tolist()):
+        torch.manual_seed(own)
+        one = slice(row, row + 1)
+        made.append(drawn(program, z[:, one], tuple(part[one] for part in batch)))
+    return torch.cat(made, dim=1)
+
+
+def _check_draws(num_samples: int, fewest: int) -> None:
+    if num_samples < fewest:
+        raise ValueError(f"num_samples is at least {fewest}, got {num_samples}")

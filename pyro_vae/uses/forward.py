@@ -1,0 +1,159 @@
+r"""From latents to data: the mean of p(y | z), draws from it, and its factors by feature.
+
+A model with `decode` and `sample_data`, as :class:`pyro_vae.models.VAE`, is asked itself. Every
+other program is run with its latent sites set and nothing observed: what its observed sites would
+have drawn is a draw of y, and the means of their distributions are the mean of y.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor
+
+from .._types import Batch, Distribution, ProgramLike
+from ..evidence import no_guide
+from ..guides import given_globals, program_of
+from ..programs import (
+    Free,
+    Program,
+    evaluating,
+    forked_seed,
+    repeat_rows,
+    whole_plate,
+    written,
+)
+
+_ROWS_AT_ONCE = 4096  # of the program's batch; only memory depends on it
+
+
+@contextmanager
+def simulating(
+    model: ProgramLike,
+    guide: ProgramLike | None,
+    batch: Batch,
+    seed: int,
+    given: Mapping[str, Tensor] | None = None,
+) -> Iterator[Program]:
+    """As :func:`pyro_vae.evidence.prepared`, where a batch only says shapes and covariates.
+
+    So its data need not be ones that the likelihood can make. Of the guide nothing is asked but
+    the values of latent sites that all data share.
+    """
+    proposal = guide or no_guide
+    with evaluating(model, proposal), torch.no_grad(), forked_seed(seed), poutine.block():
+        program = program_of(model, proposal, batch)
+        yield given_globals(program, proposal, batch, given)
+
+
+def decoded(
+    program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch
+) -> Float[Tensor, "draws batch *datum"]:
+    """Mean of p(y | z) for every draw of every datum, shaped like the first tensor of a batch.
+
+    Raises:
+        ValueError: If a discrete site is summed out, or a distribution has no mean.
+    """
+    if _decodes(program):
+        answer: Tensor = program.model.decode(z, *batch[1:])  # type: ignore[attr-defined]
+        return answer
+    return _by_pieces(program, z, batch, _means)
+
+
+def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Tensor:
+    """Draws from p(y | z), `(draws, batch, *datum)`, one for each z, from torch's stream."""
+    if _decodes(program):
+        answer: Tensor = program.model.sample_data(z, *batch[1:])  # type: ignore[attr-defined]
+        return answer
+    return _by_pieces(program, z, batch, _values)
+
+
+def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) -> Distribution:
+    """p(y | z) as independent distributions of features, `(draws, *datum)`, for one row of a batch.
+
+    Raises:
+        ValueError: If the features of a datum are not independent given z, or the program has
+            several observed sites.
+    """
+    if not _decodes(program):
+        _check_continuous(program)
+    nodes = _sites(program, z.unsqueeze(1), batch)
+    names = program.observed_names
+    distribution: Any = nodes[names[0]]["fn"]
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    expected = (len(z), *batch[0].shape[1:])
+    if len(names) != 1 or distribution.event_shape or distribution.batch_shape != expected:
+        raise ValueError(
+            "densities of single features need one observed site whose features are "
+            f"independent given z, of shape {expected}; got the sites {list(names)}, the first of "
+            f"batch shape {tuple(distribution.batch_shape)} and event shape "
+            f"{tuple(distribution.event_shape)}"
+        )
+    return distribution
+
+
+def _decodes(program: Program) -> bool:
+    """Whether the model says itself what it makes of all latents of a datum, laid end to end."""
+    has_both = all(hasattr(program.model, name) for name in ("decode", "sample_data"))
+    real = all(site.is_real for site in program.latent_sites)
+    return has_both and real and not program.global_sites
+
+
+def _by_pieces(program: Program, z: Tensor, batch: Batch, read: Any) -> Tensor:
+    """Some draws of all data at a time."""
+    _check_continuous(program)
+    size = max(1, _ROWS_AT_ONCE // len(batch[0]))
+    parts = [_piece(program, piece, batch, read) for piece in z.split(size)]
+    return torch.cat(parts)
+
+
+def _check_continuous(program: Program) -> None:
+    if program.structure.enumerated:
+        raise ValueError(
+            f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so there "
+            "are no draws of them to make data from; give the model the methods decode(z) and "
+            "sample_data(z), which say what it makes of its continuous latents"
+        )
+
+
+def _piece(program: Program, z: Tensor, batch: Batch, read: Any) -> Tensor:
+    rows = repeat_rows(batch, len(z))
+    nodes = _sites(program, z, batch)
+    made = {name: {"value": read(name, nodes[name])} for name in program.observed_names}
+    first = made[program.observed_names[0]]["value"]
+    alone = len(made) == 1 and first.shape == rows[0].shape
+    flat = first if alone else written(program, rows, made)[0]
+    return flat.unflatten(0, z.shape[:2])
+
+
+def _sites(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Any:
+    """Sites of a run with these latents that observes nothing."""
+    values, _ = program.constrain(z.flatten(0, 1))
+    rows = repeat_rows(batch, len(z))
+    model = poutine.condition(program.model, data={**program.fixed, **values})
+    free = Free(frozenset(program.observed_names))
+    with poutine.block(), whole_plate(len(rows[0]), program.plate), free:
+        return poutine.trace(model).get_trace(*rows).nodes
+
+
+def _values(name: str, site: Any) -> Tensor:
+    value: Tensor = site["value"]
+    return value
+
+
+def _means(name: str, site: Any) -> Tensor:
+    try:
+        mean: Tensor = site["fn"].mean
+    except NotImplementedError:
+        mean = torch.full((1,), math.nan)
+    if bool(mean.isnan().any()):
+        raise ValueError(
+            f"the distribution {type(site['fn']).__name__} of site '{name}' has no mean; take "
+            "draws instead"
+        )
+    return mean.expand(site["value"].shape)

@@ -1,0 +1,298 @@
+r"""Data that the model would seldom make, with calibrated tail probabilities.
+
+A log density says nothing by itself: how low is low depends on the model. So each datum is held
+against reference data, made by the model or held out, scored in the same way. If the datum is
+exchangeable with the n reference data, its rank among them is uniform, and
+
+.. math:: \hat p = \frac{1 + \#\{r : s_r \le s\}}{n + 1}
+
+is at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any n and any score:
+also for estimates of log p(y) that are noisy or biased, which cost power and not validity.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..evidence import Fitted, ImportanceSampling, LogMarginal, prepared
+from ..evidence.bidirectional import in_turn
+from ..evidence.estimates import Estimator
+from ..programs import as_batch, device_of, has_missing, simulate
+from .forward import simulating
+from .weighted import guide_for, require_holes
+
+_STREAM = 0x2C1B3C6D  # added to the seed: of simulated reference data
+_REFERENCE = 1000  # simulated data: tail probabilities down to a thousandth
+
+
+class Tail(Enum):
+    """Which data are far out."""
+
+    LOW = "of low density"
+    BOTH = "of low or unusually high density"
+
+
+@runtime_checkable
+class Control(Protocol):
+    """Which tail probabilities are small enough."""
+
+    def __call__(self, p_values: Tensor) -> Tensor:
+        """Flags, shaped like the tail probabilities."""
+
+
+@dataclass(frozen=True)
+class FalseDiscoveries:
+    r"""At most this share of what is flagged is no outlier, on average (Benjamini-Hochberg).
+
+    .. math:: \hat p_{(k)} \le \frac{k}{N} \alpha
+
+    for the largest such k; valid too for data that share their reference.
+
+    Arguments:
+        rate: :math:`\alpha`, between 0 and 1.
+
+    References:
+        | Controlling the False Discovery Rate (Benjamini & Hochberg, 1995)
+        | https://doi.org/10.1111/j.2517-6161.1995.tb02031.x
+        | Testing for Outliers with Conformal p-values (Bates et al., 2023)
+        | https://arxiv.org/abs/2104.08279
+
+    Example:
+        >>> FalseDiscoveries(0.1)(torch.tensor([0.04, 0.5, 0.06]))
+        tensor([ True, False,  True])
+    """
+
+    rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate)
+
+    def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+        """Flags the data up to the last one below its line."""
+        ordered = p_values.double().sort().values
+        lines = torch.arange(1, len(ordered) + 1).to(ordered) * self.rate / len(ordered)
+        below = (ordered <= lines).nonzero()
+        if not len(below):
+            return torch.zeros_like(p_values, dtype=torch.bool)
+        return p_values.double() <= ordered[below[-1]]
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    r"""A datum that is no outlier is flagged with at most this probability, each by itself.
+
+    Arguments:
+        rate: Between 0 and 1.
+
+    Example:
+        >>> FalseAlarms(0.05)(torch.tensor([0.04, 0.5, 0.06]))
+        tensor([ True, False, False])
+    """
+
+    rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate)
+
+    def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+        """Flags tail probabilities up to the rate."""
+        return p_values <= self.rate
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 < rate < 1:
+        raise ValueError(f"a rate is a share between 0 and 1, got {rate}")
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """How far out each datum is.
+
+    Arguments:
+        tail_probability: Share of reference data as far out, `(batch,)`, with the error of having
+            so many of them, and of estimating log p of the datum.
+        log_p: Log density of every datum, with its error and how far to trust it.
+        reference: Log densities of the reference data, `(reference,)`, in nats; of those with
+            the same missing entries as each datum, `(reference, batch)`, where some are missing.
+        tail: Which data are far out.
+    """
+
+    tail_probability: Estimate
+    log_p: LogMarginal
+    reference: Tensor
+    tail: Tail = Tail.LOW
+
+    def flagged(self, control: Control | None = None) -> Bool[Tensor, " batch"]:
+        """Data that are called outliers.
+
+        Arguments:
+            control: :class:`FalseDiscoveries` at 5% by default, or :class:`FalseAlarms`.
+        """
+        return (control or FalseDiscoveries())(self.tail_probability.value)
+
+    def most_extreme(self, number: int = 10) -> Tensor:
+        """Positions of the data furthest out, the furthest first; ties by log p."""
+        by_density = self.log_p.value.argsort(stable=True)
+        order = self.tail_probability.value[by_density].argsort(stable=True)
+        return by_density[order][:number]
+
+    def summary(self, control: Control | None = None) -> str:
+        """How many are flagged, and what could have been."""
+        how = control or FalseDiscoveries()
+        number, size = int(self.flagged(how).sum()), len(self.reference)
+        lowest = self.tail_probability.value * (size + 1) <= (1 if self.tail is Tail.LOW else 2)
+        beyond = int((lowest & ~self.flagged(how)).sum())
+        more = (
+            f"; {beyond} more lie beyond all of these, which are too few to flag them"
+            if beyond
+            else ""
+        )
+        bad = int((~self.log_p.reliable).sum())
+        doubt = f"; log p of {bad} cannot be trusted, which costs power" if bad else ""
+        return (
+            f"{number} of {len(self.log_p.value)} data flagged as {self.tail.value} at {how}, "
+            f"against {size} reference data{more}{doubt}"
+        )
+
+
+def outliers(
+    model: ProgramLike,
+    guide: ProgramLike | None,
+    y: Data,
+    reference: Data | int = _REFERENCE,
+    estimator: Estimator | None = None,
+    *,
+    tail: Tail = Tail.LOW,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Outliers:
+    r"""Holds the log density of every datum against those of reference data.
+
+    .. math:: \hat p_n = \frac{1 + \#\{r : \log \hat p(y_r) \le \log \hat p(y_n)\}}{R + 1}
+
+    What the reference is decides what is asked. Data that the model simulates ask whether the
+    model makes such data: if it does not fit, ordinary data are flagged, too many of them. Held
+    out data, clean and exchangeable with ordinary ones, ask whether the datum is unlike those,
+    whatever the model; data it was trained on are too well fitted, and flag too many. A density
+    is high near the mode, where in many dimensions next to no data lie: :attr:`Tail.BOTH` flags
+    those too.
+
+    No tail probability is below 1 / (R + 1). To flag k of N data with the rate :math:`\alpha` of
+    false discoveries takes :math:`R \ge N / k \alpha`; `summary` says where R was too small.
+
+    Arguments:
+        model: A Pyro program with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or one written by hand; `None` fits a Gaussian to every
+            row.
+        y: The batch tensor, or a tuple of them.
+        reference: How many data to simulate from the model (with the further tensors of `y` over
+            and over), or held-out data, complete.
+        estimator: As in :func:`pyro_vae.log_marginal_likelihood`, the same for both.
+        tail: Which data are far out.
+        given: Values of the latent sites that all data share, by name.
+        seed: Seed of everything.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Tail probabilities with their errors; call `flagged` for a decision. Where entries are
+        missing, the reference data are scored with the same ones missing, once a pattern.
+
+    Raises:
+        ValueError: If there is no reference datum, or the program cannot be simulated.
+
+    References:
+        | Testing for Outliers with Conformal p-values (Bates et al., 2023)
+        | https://arxiv.org/abs/2104.08279
+        | Do Deep Generative Models Know What They Don't Know? (Nalisnick et al., 2019)
+        | https://arxiv.org/abs/1810.09136
+
+    Example:
+        >>> from pyro_vae import likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(1, 3), likelihoods.Gaussian(), latent_dim=1)
+        >>> y = torch.cat([model.sample(9, seed=1), 50 * torch.ones(1, 3)])
+        >>> outliers(model, None, y, reference=199).most_extreme(1)
+        tensor([9])
+    """
+    batch = as_batch(y, device_of(model, guide or model))
+    require_holes(model, batch)
+    how = estimator or _default(guide)
+    held = _reference(model, guide, batch, reference, given, seed)
+
+    def score(rows: Batch) -> LogMarginal:
+        proposal = guide_for(model, guide, rows, given)
+        with prepared(model, proposal, rows, seed, given) as (program, posterior, part):
+            return how(program, posterior, part, seed=seed, progress=progress)
+
+    patterns, which = batch[0].isnan().flatten(1).unique(dim=0, return_inverse=True)
+    scored = score(batch)
+    columns = [score(_with_holes(held, pattern)).value for pattern in patterns]
+    reference_scores = torch.stack(columns, dim=1)
+    tails = _tails(scored, reference_scores[:, which], tail)
+    shown = reference_scores[:, 0] if len(patterns) == 1 else reference_scores[:, which]
+    return Outliers(tails, scored, shown, tail)
+
+
+def _default(guide: ProgramLike | None) -> Estimator:
+    return ImportanceSampling() if guide is not None else ImportanceSampling(proposal=Fitted())
+
+
+def _reference(
+    model: ProgramLike,
+    guide: ProgramLike | None,
+    batch: Batch,
+    reference: Data | int,
+    given: Mapping[str, Tensor] | None,
+    seed: int,
+) -> Batch:
+    """Held-out data, or simulated ones."""
+    if not isinstance(reference, int):
+        held = as_batch(reference, device_of(model, guide or model))
+        if not len(held[0]) or has_missing(held[0]):
+            raise ValueError(
+                f"reference data are at least one complete row, got {len(held[0])} with "
+                f"{int(held[0].isnan().sum())} missing entries; leave out rows with nan"
+            )
+        return held
+    if reference < 1:
+        raise ValueError(f"a rank needs at least 1 reference datum, got {reference}")
+    first, *others = in_turn(batch, reference)
+    rows = (first.nan_to_num(nan=0.0), *others)  # a simulation has the holes of its rows
+    with simulating(model, guide, rows, seed, given) as program:
+        return simulate(program, rows, seed + _STREAM)[1]
+
+
+def _with_holes(batch: Batch, pattern: Bool[Tensor, " features"]) -> Batch:
+    if not bool(pattern.any()):
+        return batch
+    mask = pattern.reshape(batch[0].shape[1:])
+    return (batch[0].masked_fill(mask, torch.nan), *batch[1:])
+
+
+def _tails(
+    scored: LogMarginal, reference: Float[Tensor, "reference batch"], tail: Tail
+) -> Estimate:
+    """Tail probabilities, and by how much they could be off."""
+    size = len(reference)
+    value = _tail(scored.value, reference, tail)
+    share = value / (1 if tail is Tail.LOW else 2)
+    # Of the finite reference, and of moving log p of the datum by one standard error.
+    counted = (share * (1 - share) / size).clamp(min=0).sqrt() * (value / share)
+    moved = _tail(scored.value + scored.error, reference, tail) - _tail(
+        scored.value - scored.error, reference, tail
+    )
+    return Estimate(value, torch.hypot(counted, moved / 2))
+
+
+def _tail(score: Tensor, reference: Tensor, tail: Tail) -> Tensor:
+    below = (1 + (reference <= score).sum(dim=0)).double() / (len(reference) + 1)
+    if tail is Tail.LOW:
+        return below
+    above = (1 + (reference >= score).sum(dim=0)).double() / (len(reference) + 1)
+    return (2 * torch.minimum(below, above)).clamp(max=1)

@@ -1,0 +1,189 @@
+r"""Draws of the latents given what was observed of a row, as weighted draws of a proposal.
+
+.. math:: \mathbb{E}[f(z) \mid y_O] \approx \sum_k s_k f(z_k), \qquad
+    s_k = \frac{w_k}{\sum_j w_j}, \quad w_k = \frac{p(y_O, z_k)}{q(z_k)}, \quad z_k \sim q
+
+with the largest weights Pareto-smoothed. The guide is only the proposal: where it is off, the
+weights say so and put it right, as far as its draws reach. The error of such a ratio is the delta
+method's, :math:`\text{error}^2 = \sum_k s_k^2 (f(z_k) - \bar f)^2`, too small where the weights
+have no finite variance; so effective sample size and Pareto k come along.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .. import stats
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..evidence import (
+    PARETO_SMOOTHED,
+    Fitted,
+    ImportanceSampling,
+    LogMarginal,
+    log_marginal_of,
+    prepared,
+)
+from ..guides import GlobalParameters, Guide, Posterior
+from ..programs import Program, as_batch, device_of, has_missing, partly_observed
+
+_DRAWS = 2000  # a row: an error of a mean below 3% of the spread, with a tail to look at
+
+
+class WeightedDraws(NamedTuple):
+    """Draws for some rows, `(draws, rows, latents)`, and what each counts, `(draws, rows)`."""
+
+    rows: slice
+    z: Tensor
+    shares: Tensor
+    evidence: LogMarginal
+
+
+def weighted_draws(
+    program: Program,
+    posterior: Posterior,
+    batch: Batch,
+    method: ImportanceSampling,
+    *,
+    seed: int,
+    progress: bool,
+) -> Iterator[WeightedDraws]:
+    """Draws of every row's latents given what was observed of it, some rows at a time."""
+    proposal = method.proposal(program, posterior, batch)
+    blocks = method.blocks(program, proposal, batch, seed=seed, progress=progress)
+    for rows, z, weights in blocks:
+        evidence = log_marginal_of(weights, PARETO_SMOOTHED)
+        yield WeightedDraws(rows, z, stats.smoothed(weights.log_weights).softmax(dim=0), evidence)
+
+
+def weighted_mean(
+    values: Float[Tensor, "draws *shape"], shares: Float[Tensor, "draws *ones"]
+) -> Estimate:
+    """Self-normalized mean over the draws, and its error by the delta method."""
+    mean = (shares * values).sum(dim=0)
+    return Estimate(mean, (shares * (values - mean)).square().sum(dim=0).sqrt())
+
+
+def method_for(guide: ProgramLike | None, method: ImportanceSampling | None) -> ImportanceSampling:
+    """What was asked for; else the guide as it is, and without one a fit to every row.
+
+    Raises:
+        ValueError: If there are too few draws, or an error is to be met.
+    """
+    if method is None:
+        return (
+            ImportanceSampling(_DRAWS) if guide else ImportanceSampling(_DRAWS, proposal=Fitted())
+        )
+    if method.until is not None or method.num_samples < stats.MIN_TAIL_PARTICLES:
+        raise ValueError(
+            f"expected a fixed number of at least {stats.MIN_TAIL_PARTICLES} draws a row, got "
+            f"num_samples={method.num_samples} and until={method.until}"
+        )
+    return method
+
+
+@contextmanager
+def prepared_with_holes(
+    model: ProgramLike,
+    guide: ProgramLike | None,
+    data: Data,
+    seed: int,
+    given: Mapping[str, Tensor] | None = None,
+) -> Iterator[tuple[Program, Posterior, Batch]]:
+    """As :func:`pyro_vae.evidence.prepared`, for data with holes and perhaps no guide."""
+    batch = as_batch(data, device_of(model, guide or model))
+    require_holes(model, batch)
+    with prepared(model, guide_for(model, guide, batch, given), batch, seed, given) as ready:
+        yield ready
+
+
+def require_holes(model: ProgramLike, batch: Batch) -> None:
+    """Refuses a model that takes no missing entries in its first tensor, where there are some."""
+    if has_missing(batch[0]) and 0 not in partly_observed(model, batch):
+        raise ValueError(
+            "the model takes no missing entries (nan) in its first tensor: take a likelihood of "
+            "pv.likelihoods, or put PartlyObserved (pyro_vae.programs) around the distribution of "
+            "the features, inside .to_event(...)"
+        )
+
+
+def guide_for(
+    model: ProgramLike,
+    guide: ProgramLike | None,
+    batch: Batch,
+    given: Mapping[str, Tensor] | None = None,
+) -> ProgramLike:
+    """The guide, checked for whether it answers to these data; without one, q(z) = N(0, I).
+
+    Raises:
+        ValueError: If the guide refuses data with holes, with the remedy.
+    """
+    if guide is None:
+        example = tuple(part[:2] for part in batch)
+        fallback = Guide(model, GlobalParameters(), example=example).eval()
+        if fallback.shared is not None and given is None:
+            raise ValueError(
+                "the program has latent sites that all data share: pass a guide, which knows "
+                "their values, or given="
+            )
+        return fallback
+    if has_missing(batch[0]) and isinstance(guide, Guide) and not guide.map.per_row:
+        try:
+            guide.mean(tuple(part[:1] for part in batch))
+        except ValueError as error:
+            error.add_note(
+                "Or pass None for the guide: a proposal is then fitted to every row, which needs "
+                "no encoder."
+            )
+            raise
+    return guide
+
+
+def chosen(
+    columns: Sequence[int] | Sequence[str], names: Sequence[str] | None, like: Tensor
+) -> Bool[Tensor, "*datum"]:
+    """Which entries of a datum are meant: by position, counted over all its axes, or by name.
+
+    Raises:
+        ValueError: If a column is unknown or there is none, or names do not fit the data.
+    """
+    places = [_place(column, names, like) for column in columns]
+    if not places:
+        raise ValueError("expected at least one column, got none")
+    mask = torch.zeros(like[0].numel(), dtype=torch.bool, device=like.device)
+    mask[places] = True
+    return mask.reshape(like.shape[1:])
+
+
+def entry(column: int | str, names: Sequence[str] | None, like: Tensor) -> Bool[Tensor, "*datum"]:
+    """The same for one column."""
+    if isinstance(column, str):
+        return chosen([column], names, like)
+    return chosen([column], names, like)
+
+
+def _place(column: int | str, names: Sequence[str] | None, like: Tensor) -> int:
+    size = like[0].numel()
+    if names is not None and (len(names) != size or len(set(names)) != size):
+        raise ValueError(
+            f"expected {size} different names, one a column, got {len(names)}, "
+            f"{len(set(names))} of them different"
+        )
+    if isinstance(column, str):
+        if names is None or column not in names:
+            known = "none: pass names=" if names is None else f"{list(names)}"
+            raise ValueError(f"unknown column {column!r}; the names are {known}")
+        return list(names).index(column)
+    if not 0 <= column < size:
+        raise ValueError(f"unknown column {column}: they are counted from 0 to {size - 1}")
+    return column
+
+
+def label_of(column: int | str, names: Sequence[str] | None) -> str:
+    """The name of a column."""
+    if isinstance(column, str):
+        return column
+    return names[column] if names is not None else f"column {column}"

@@ -1,0 +1,190 @@
+"""Figures of what a model is used for hold the numbers they were given, and refuse others."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyro_vae.plots.uses import (
+    plot_conditional_density,
+    plot_dependence,
+    plot_imputation,
+    plot_outliers,
+    plot_traversal,
+)
+
+
+@pytest.fixture
+def figure() -> Figure:
+    """One that pyplot does not know."""
+    return Figure(figsize=(6, 4), layout="constrained")
+
+
+@pytest.fixture
+def ax(figure: Figure) -> Axes:
+    """Its axes."""
+    return figure.subplots()
+
+
+def lines(ax: Axes) -> list[list[float]]:
+    """Heights of all lines."""
+    return [np.asarray(line.get_ydata()).tolist() for line in ax.lines]
+
+
+def test_traversals_of_features(figure: Figure) -> None:
+    """A panel a latent, a curve a step, names below the last one."""
+    decoded = torch.arange(12.0).reshape(2, 3, 2)
+    axes = plot_traversal(
+        decoded, ["first", "second"], (0.1, 0.5, 0.9), names=["a", "b"], figure=figure
+    )
+    assert lines(axes[1]) == decoded[1].tolist()
+    assert [ax.get_title(loc="left") for ax in axes] == ["first", "second"]
+    assert [label.get_text() for label in axes[1].get_xticklabels()] == ["a", "b"]
+    entries = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert entries == ["0.1", "0.5", "0.9"]
+    colours = {str(line.get_color()) for line in axes[0].lines}
+    assert len(colours) == 3
+
+
+def test_traversals_of_images(figure: Figure) -> None:
+    """A row a latent, a picture a step, its level on top."""
+    decoded = np.random.default_rng(0).random((2, 3, 1, 2, 2))
+    axes = plot_traversal(decoded, ["first", "second"], (0.1, 0.5, 0.9), (2, 2), figure=figure)
+    assert axes.shape == (2, 3)
+    np.testing.assert_array_equal(axes[1, 2].images[0].get_array(), decoded[1, 2, 0])
+    assert [ax.get_title() for ax in axes[0]] == ["0.1", "0.5", "0.9"]
+    assert axes[1, 0].get_ylabel() == "second"
+
+
+@pytest.mark.parametrize(
+    ("labels", "levels", "names", "message"),
+    [
+        (["a"], (0.1, 0.9), None, "expected 2 labels, got 1"),
+        (["a", "b"], (0.1,), None, "expected 2 levels, got 1"),
+        (["a", "b"], (0.1, 0.9), ["x"], "expected 4 names, got 1"),
+    ],
+)
+def test_bad_traversals(
+    labels: list[str], levels: Any, names: Any, message: str, figure: Figure
+) -> None:
+    """In words."""
+    with pytest.raises(ValueError, match=message):
+        plot_traversal(np.zeros((2, 2, 4)), labels, levels, names=names, figure=figure)
+
+
+def test_imputed_rows(figure: Figure) -> None:
+    """Observed entries, the median and the middle 95% of the draws, and the truth."""
+    y = np.array([[1.0, np.nan, 3.0], [np.nan, 5.0, 6.0]])
+    truth = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    draws = np.where(np.isnan(y), np.linspace(0, 40, 41).reshape(-1, 1, 1), y)
+    axes = plot_imputation(y, draws, truth, names=["a", "b", "c"], figure=figure)
+    top = axes[0]
+    observed, median, low, high, true = (
+        np.asarray(line.get_ydata()).tolist() for line in top.lines
+    )
+    assert (observed, median, true) == ([1.0, 3.0], [20.0], [2.0])
+    assert (low, high) == ([1.0], [39.0])
+    assert [ax.get_title(loc="left") for ax in axes] == ["row 0", "row 1"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "observed",
+        "truth",
+        "imputed: median and 95%",
+    ]
+
+
+def test_imputed_images(figure: Figure) -> None:
+    """The data with their holes, the mean, draws, and the truth."""
+    y = torch.tensor([[[0.0, torch.nan], [1.0, 1.0]]])
+    draws = torch.rand(5, 1, 2, 2)
+    axes = plot_imputation(y, draws, y.nan_to_num(), (2, 2), figure=figure)
+    labels = ["data", "mean", "draw 1", "draw 2", "draw 3", "truth"]
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == labels
+    assert bool(np.ma.getmaskarray(axes[0, 0].images[0].get_array())[0, 1])
+    np.testing.assert_allclose(axes[1, 0].images[0].get_array(), draws.double().mean(dim=0)[0])
+
+
+@pytest.mark.parametrize(
+    ("draws", "truth"),
+    [
+        (np.zeros((5, 3, 2)), None),
+        (np.zeros((0, 2, 2)), None),
+        (np.zeros((5, 2, 2)), np.zeros((1, 2))),
+    ],
+)
+def test_bad_imputations(draws: Any, truth: Any, figure: Figure) -> None:
+    """Of other rows, or none."""
+    with pytest.raises(ValueError, match="pass the same rows of each"):
+        plot_imputation(np.zeros((2, 2)), draws, truth, figure=figure)
+
+
+def test_densities(ax: Axes) -> None:
+    """A curve with two errors to each side, and what the feature was."""
+    grid = np.linspace(0, 1, 5)
+    pair = (grid + 1, np.full(5, 0.25))
+    plot_conditional_density(grid, {"a": pair}, {"a": torch.tensor(0.5)}, name="size", ax=ax)
+    curve, where = ax.lines
+    assert np.asarray(curve.get_ydata()).tolist() == (grid + 1).tolist()
+    assert np.asarray(where.get_xdata()).tolist() == [0.5, 0.5]
+    band = np.asarray(ax.collections[0].get_paths()[0].vertices)
+    assert (float(np.min(band[:, 1])), float(np.max(band[:, 1]))) == (0.5, 2.5)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("size", "density")
+
+
+def test_probabilities(ax: Axes) -> None:
+    """Points side by side, not curves."""
+    grid = np.array([0.0, 1.0])
+    pairs = {"a": (grid, grid / 10), "b": (1 - grid, grid / 10)}
+    plot_conditional_density(grid, pairs, discrete=True, ax=ax)
+    places = [np.asarray(box[0].get_xdata()) for box in ax.containers]
+    assert float(places[1][0] - places[0][0]) == pytest.approx(0.12)
+    assert ax.get_ylabel() == "probability"
+
+
+def test_bad_densities(ax: Axes) -> None:
+    """None, or one of another grid."""
+    with pytest.raises(ValueError, match="at least one"):
+        plot_conditional_density(np.zeros(2), {}, ax=ax)
+    with pytest.raises(ValueError, match="as the grid has"):
+        plot_conditional_density(np.zeros(2), {"a": (np.zeros(3), np.zeros(3))}, ax=ax)
+
+
+def test_outliers(figure: Figure) -> None:
+    """Marks at every datum's density, those flagged apart; tail probabilities in order."""
+    log_p, p = torch.tensor([-1.0, -9.0, -2.0]), torch.tensor([0.9, 0.01, 0.4])
+    left, right = plot_outliers(log_p, p, torch.linspace(-4, 0, 50), p < 0.05, figure=figure)
+    ordinary, far = left.collections
+    assert [float(segment[0, 0]) for segment in ordinary.get_segments()] == [-1.0, -2.0]  # type: ignore[attr-defined]
+    assert [float(segment[0, 0]) for segment in far.get_segments()] == [-9.0]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(lines(right)[1], [0.4, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(lines(right)[2], [0.01], rtol=1e-6)
+    with pytest.raises(ValueError, match="reference data, got"):
+        plot_outliers(log_p, p[:2], log_p, p < 0, figure=figure)
+
+
+def test_dependence(ax: Axes) -> None:
+    """Cells by name; what is within two errors of zero in brackets; the diagonal blank."""
+    value = torch.tensor([[1.0, -0.5, 0.01], [-0.5, 1.0, 0.9], [0.01, 0.9, 1.0]])
+    plot_dependence(value, ["a", "b", "c"], torch.full((3, 3), 0.02), ax=ax)
+    texts = [text.get_text() for text in ax.texts]
+    assert texts[:2] == ["\N{MINUS SIGN}0.50", "(0.01)"]
+    assert len(texts) == 6
+    array: Any = ax.images[0].get_array()
+    assert bool(np.ma.getmaskarray(array).diagonal().all() or np.isnan(array.diagonal()).all())
+    assert ax.images[0].get_clim() == (-1.0, 1.0)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c"]
+
+
+def test_information_starts_at_zero(ax: Axes) -> None:
+    """And runs to the largest; many features have neither numbers nor names."""
+    value = np.full((50, 50), 0.3)
+    measure = "mutual information (nats)"
+    plot_dependence(value, [str(n) for n in range(50)], measure=measure, ax=ax)
+    assert ax.images[0].get_clim() == (0.0, 0.3)
+    assert not ax.texts
+    assert ax.get_xlabel() == "feature"
+    assert ax.figure.axes[-1].get_ylabel() == measure
+    with pytest.raises(ValueError, match="every two of 3 names"):
+        plot_dependence(np.eye(2), ["a", "b", "c"], ax=ax)

@@ -1,0 +1,140 @@
+"""Dependence between features: closed forms of the normal, each with a twin."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae.uses import Correlation, MutualInformation, RankCorrelation, correlation, dependence
+from tests.statistics import FALSE_ALARM, assert_mean
+from tests.uses import FACTORS, program, vae
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def exact_correlation() -> Tensor:
+    """Of factor analysis."""
+    covariance = FACTORS.marginal.covariance_matrix
+    scale = covariance.diagonal().sqrt()
+    return covariance / scale / scale.unsqueeze(1)
+
+
+def pairs(matrix: Tensor) -> Tensor:
+    """What is above the diagonal."""
+    return matrix[*torch.triu_indices(len(matrix), len(matrix), offset=1)]
+
+
+def largest_z(result: pv._types.Estimate, exact: Tensor) -> float:
+    """Over all pairs."""
+    return float((pairs(result.value - exact) / pairs(result.error)).abs().max())
+
+
+@pytest.mark.parametrize("model", [program, vae()], ids=["program", "vae"])
+def test_correlations(model: pv._types.ProgramLike, seed: int) -> None:
+    """Those of W W^T + Psi; without the noise they are far off."""
+    example = torch.zeros(1, 5)
+    result = dependence(model, None, example, Correlation(4000), seed=seed)
+    allowed = stats.norm.isf(FALSE_ALARM / 20)
+    assert largest_z(result.estimate, exact_correlation()) < allowed
+    noiseless = torch.corrcoef(FACTORS.loadings)
+    assert largest_z(result.estimate, noiseless) > 5 * allowed
+
+
+def test_errors_of_correlations() -> None:
+    """The spread over repetitions, also where data are far from normal; Fisher's formula is not."""
+    runs = 400
+    shared, noise = torch.randn(runs, 500, 1), torch.randn(runs, 500, 2)
+    y = (shared + 0.7 * noise).exp()  # log-normal: heavy tails, but all moments
+    results = [correlation(sample.clamp(max=20.0)) for sample in y]
+    values = torch.stack([result.value[0, 1] for result in results])
+    errors = torch.stack([result.error[0, 1] for result in results])
+    ratio = float(errors.square().mean() / values.var())
+    assert 0.7 < ratio < 1.4  # the variance of 400 is known to 7%
+    fisher = (1 - values.mean() ** 2) / 500**0.5
+    assert float(fisher**2 / values.var()) < 0.7
+
+
+def test_rank_correlations(seed: int) -> None:
+    """6 / pi arcsin(r / 2) for the normal, and the same after exponentiating."""
+    result = dependence(program, None, torch.zeros(1, 5), RankCorrelation(10_000), seed=seed)
+    exact = 6 / math.pi * (exact_correlation() / 2).asin()
+    allowed = float(stats.t.isf(FALSE_ALARM / 20, df=49))
+    assert largest_z(result.estimate, exact) < allowed
+    assert largest_z(result.estimate, -exact) > 5 * allowed
+
+
+def test_mutual_information(seed: int) -> None:
+    """Minus log(1 - r^2) / 2 for the normal; with few latents and no correction it is off."""
+    measure = MutualInformation(num_samples=100, num_latents=1000, num_replicates=20)
+    result = dependence(vae(), None, None, measure, seed=seed)
+    exact = -(1 - exact_correlation().square()).log() / 2
+    allowed = float(stats.t.isf(FALSE_ALARM / 20, df=19))
+    assert largest_z(result.estimate, exact) < allowed
+    assert float(pairs(result.estimate.error).max()) < 0.05
+    assert bool(result.estimate.value.diagonal().isnan().all())
+    assert largest_z(result.estimate, torch.zeros(5, 5)) > 2 * allowed
+    assert result.measure == "mutual information (nats)"
+
+
+def test_independent_features_have_none(seed: int) -> None:
+    """Of a decoder that ignores z: every estimate is zero to rounding."""
+    decoder = nn.Linear(1, 3)
+    with torch.no_grad():
+        decoder.weight.zero_()
+    model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=1)
+    result = dependence(model, measure=MutualInformation(50, 100, 3), seed=seed)
+    torch.testing.assert_close(pairs(result.estimate.value), torch.zeros(3), atol=1e-12, rtol=0)
+
+
+def test_coins(seed: int) -> None:
+    """Two coins that agree: log 2 nats, exactly in the limit of a steep decoder."""
+    decoder = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        decoder.weight.copy_(torch.full((2, 1), 1e4))
+    model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=1)
+    measure = MutualInformation(200, 2000, 20)
+    result = dependence(model, measure=measure, names=["left", "right"], seed=seed)
+    value, error = (float(pairs(part)) for part in result.estimate)
+    assert abs(value - math.log(2)) < max(6 * error, 0.01)
+    assert "left and right: 0.69" in result.summary()
+
+
+def test_ties_share_a_rank() -> None:
+    """As SciPy has it."""
+    y = torch.randint(0, 4, (300, 2)).double()
+    y[:, 1] += y[:, 0]
+    from pyro_vae.uses.dependence import _ranks
+
+    expected = stats.spearmanr(y.numpy()).statistic
+    assert float(correlation(_ranks(y)).value[0, 1]) == pytest.approx(expected)
+
+
+def test_strongest_pairs() -> None:
+    """By size, whatever the sign, with names."""
+    result = dependence(vae(), names=list("abcde"), measure=Correlation(2000))
+    first = result.strongest(1)[0]
+    strengths = exact_correlation().abs().fill_diagonal_(0)
+    place = divmod(int(strengths.argmax()), 5)
+    assert first[:2] == ("abcde"[min(place)], "abcde"[max(place)])
+    assert len(result.strongest()) == 10
+    assert result.summary(2).startswith("correlation under the model\n")
+
+
+def test_correlations_are_unbiased() -> None:
+    """Over seeds, to a bias of order 1 / n."""
+    runs = [
+        dependence(program, None, torch.zeros(1, 5), Correlation(1000), seed=s).estimate.value
+        for s in range(30)
+    ]
+    assert_mean(torch.stack([pairs(run) for run in runs]), pairs(exact_correlation()))
+
+
+def test_bad_input() -> None:
+    """In words."""
+    with pytest.raises(ValueError, match="expected 5 names, one a feature, got 1"):
+        dependence(vae(), names=["a"])
+    with pytest.raises(ValueError, match="pass example="):
+        dependence(program)

@@ -1,0 +1,154 @@
+"""Tail probabilities are uniform for data of the model, and raw densities are not."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.uses import FalseAlarms, FalseDiscoveries, Tail, outliers
+from tests.statistics import FALSE_ALARM
+from tests.uses import FACTORS, guide, program, vae
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+METHOD = pv.ImportanceSampling(100)  # noisy: calibration does not rest on the errors
+
+
+def uniformity(tail_probability: Tensor) -> float:
+    """P-value of the hypothesis that they are uniform."""
+    return float(stats.kstest(tail_probability.numpy(), "uniform").pvalue)
+
+
+@pytest.mark.parametrize("tail", list(Tail))
+def test_data_of_the_model(tail: Tail, seed: int) -> None:
+    """Tail probabilities are uniform on 1/(n+1) .. 1, whatever the estimator's noise."""
+    y, reference = FACTORS.sample(100), FACTORS.sample(1000)
+    result = outliers(program, guide(program), y, reference, METHOD, tail=tail, seed=seed)
+    p = result.tail_probability.value
+    # Of one reference: the ranks go together a little; two samples are what they are.
+    exact = FACTORS.log_evidence(y), FACTORS.log_evidence(reference)
+    assert float((result.log_p.value - exact[0]).abs().median()) < 0.2
+    assert uniformity(p) > FALSE_ALARM
+    assert float(p.min()) >= 1 / 1001
+    # Wrong twin: the density relative to that of the mode, read as a tail probability.
+    peak = FACTORS.log_evidence(FACTORS.mean.unsqueeze(0))
+    assert uniformity((result.log_p.value - peak).exp()) < FALSE_ALARM
+
+
+def test_simulated_reference(seed: int) -> None:
+    """Data of the model held against data that it simulates; those of another model are caught."""
+    y = FACTORS.sample(80)
+    fits = outliers(program, guide(program), y, 400, METHOD, seed=seed)
+    assert uniformity(fits.tail_probability.value) > FALSE_ALARM
+    assert len(fits.reference) == 400
+    other = outliers(program, guide(program), 1.7 * y, 400, METHOD, seed=seed)
+    assert uniformity(other.tail_probability.value) < FALSE_ALARM
+
+
+def test_ranks_are_exact(seed: int) -> None:
+    """One more than the number of reference data as far out, over one more than all."""
+    y, reference = FACTORS.sample(5), FACTORS.sample(30)
+    grid = pv.Quadrature()
+    p, error = outliers(program, guide(program), y, reference, grid, seed=seed).tail_probability
+    lower = FACTORS.log_evidence(reference) <= FACTORS.log_evidence(y).unsqueeze(1)
+    torch.testing.assert_close(p, (1 + lower.sum(dim=1)) / 31)
+    torch.testing.assert_close(error, (p * (1 - p) / 30).sqrt(), atol=0.02, rtol=0)
+    both = outliers(program, guide(program), y, reference, grid, tail=Tail.BOTH, seed=seed)
+    folded = 2 * torch.minimum(p, (31 - lower.sum(dim=1)) / 31)
+    torch.testing.assert_close(both.tail_probability.value, folded.clamp(max=1))
+
+
+def test_the_mode_is_out_of_the_ordinary(seed: int) -> None:
+    """Its density is higher than that of any datum: Tail.BOTH flags it, Tail.LOW does not."""
+    y = FACTORS.mean.unsqueeze(0)
+    low = outliers(program, guide(program), y, 300, METHOD, seed=seed)
+    both = outliers(program, guide(program), y, 300, METHOD, tail=Tail.BOTH, seed=seed)
+    assert float(low.tail_probability.value) > 0.9
+    assert float(both.tail_probability.value) < 0.1
+
+
+def test_planted_outliers_are_found(seed: int) -> None:
+    """And hardly anything else, with false discoveries controlled."""
+    y = FACTORS.sample(60)
+    y[:5] += torch.tensor([4.0, 4.0, 4.0, -4.0, 0.0])
+    result = outliers(vae(), None, y, 500, METHOD_FITTED, seed=seed)
+    flags = result.flagged()
+    assert flags[:5].tolist() == [True] * 5
+    assert int(flags[5:].sum()) <= 5  # of 55: a false alarm once in many millions
+    assert sorted(result.most_extreme(5).tolist())[:4] == [0, 1, 2, 3]
+    assert "data flagged as of low density at FalseDiscoveries(rate=0.05)" in result.summary()
+    assert "against 500 reference data" in result.summary()
+
+
+METHOD_FITTED = pv.ImportanceSampling(60, proposal=pv.Fitted())
+
+
+def test_missing_entries_are_held_against_missing_ones(seed: int) -> None:
+    """Rows with holes have higher densities: without the same holes in the reference, they pass."""
+    y = FACTORS.sample(8)
+    y[:4, 1:] = torch.nan
+    y[0, 0] = 9.0
+    result = outliers(program, guide(program), y, 200, METHOD, seed=seed)
+    assert result.reference.shape == (200, 8)
+    torch.testing.assert_close(result.reference[:, 0], result.reference[:, 3])
+    assert float(result.tail_probability.value[0]) < 0.01
+    complete = result.reference[:, 4]
+    assert float((complete <= result.log_p.value[1]).double().mean()) > 0.9
+    assert not bool((result.tail_probability.value[1:4] > 0.999).all())
+
+
+def test_false_discoveries() -> None:
+    """By hand: thresholds k alpha / N, and all below the last one that holds."""
+    control = FalseDiscoveries(0.1)
+    p = torch.tensor([0.01, 0.9, 0.04, 0.06, 0.5])  # lines 0.02, 0.04, 0.06, 0.08, 0.1
+    assert control(p).tolist() == [True, False, True, True, False]
+    assert control(torch.tensor([0.03, 0.5])).tolist() == [True, False]
+    assert control(torch.tensor([0.06, 0.5])).tolist() == [False, False]
+    assert FalseAlarms(0.05)(p).tolist() == [True, False, True, False, False]
+
+
+def test_false_discovery_rate() -> None:
+    """Over repetitions, with a common reference, the share of false ones stays below the rate."""
+    shares = []
+    for _ in range(300):
+        reference, null, far = torch.randn(200), torch.randn(40), torch.randn(10) - 4
+        score = torch.cat([null, far])
+        p = (1 + (reference.unsqueeze(1) <= score).sum(dim=0)) / 201
+        flags = FalseDiscoveries(0.2)(p)
+        shares.append(float(flags[:40].sum() / max(1, int(flags.sum()))))
+    draws = torch.tensor(shares)
+    z = (draws.mean() - 0.2) / (draws.std() / math.sqrt(len(draws)))
+    assert float(z) < stats.norm.isf(FALSE_ALARM)
+    assert float(draws.mean()) > 0.05  # it is no empty promise
+
+
+def test_too_few_reference_data_say_so(seed: int) -> None:
+    """With ten of them nothing can be flagged at one percent."""
+    y = FACTORS.sample(3) + 30
+    result = outliers(program, guide(program), y, 10, METHOD, seed=seed)
+    assert "3 more lie beyond all of these, which are too few" in result.summary(FalseAlarms(0.01))
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (0, "at least 1 reference datum"),
+        (torch.full((2, 5), torch.nan), "at least one complete row"),
+    ],
+)
+def test_bad_references(reference: Any, message: str) -> None:
+    """In words."""
+    with pytest.raises(ValueError, match=message):
+        outliers(vae(), None, FACTORS.sample(2), reference)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -1.0])
+def test_bad_rates(rate: float) -> None:
+    """In words."""
+    for control in (FalseDiscoveries, FalseAlarms):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            control(rate)

@@ -1,0 +1,164 @@
+"""What a model is for, with programs of other kinds: covariates, shared sites, labels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.programs import PartlyObserved
+from pyro_vae.uses import (
+    Correlation,
+    MutualInformation,
+    conditional_density,
+    dependence,
+    encode,
+    impute,
+    outliers,
+    reconstruct,
+    reconstruction_draws,
+)
+from tests.statistics import FALSE_ALARM
+from tests.uses import FACTORS, conditional, program, vae, with_holes
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def test_a_table_of_fitted_rows(seed: int) -> None:
+    """A guide with free parameters a row, fitted to data with holes, is a proposal too."""
+    _, y = with_holes(20)
+    start = pv.Guide(program, pv.GlobalParameters(), pv.FullRankNormal(), example=FACTORS.sample(2))
+    fitted = start.fit_rows(y)
+    filled = impute(program, fitted, y, seed=seed)
+    exact = torch.stack([conditional(row)[0] for row in y])
+    z = ((filled.mean.value - exact) / filled.mean.error)[filled.missing].abs()
+    assert float(z.max()) < stats.norm.isf(FALSE_ALARM / 2 / len(z))
+    assert float(filled.ess[filled.missing.any(dim=1)].min()) > 1900
+    assert encode(program, fitted, y).shape == (20, 2)
+    # A table belongs to its rows; dependence asks the model alone.
+    assert dependence(program, fitted, y[:1].nan_to_num(), Correlation(200)).names == (
+        *("0", "1", "2", "3", "4"),
+    )
+
+
+def regression(y: Tensor, x: Tensor) -> None:
+    """Two features whose mean moves with a covariate; the latent is common to both."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        features = PartlyObserved(dist.Normal(5 * x + z.expand(-1, 2), 0.5))
+        pyro.sample("y", features.to_event(1), obs=y)
+
+
+def test_covariates(seed: int) -> None:
+    """They go where their row goes."""
+    x = torch.linspace(-2, 2, 10).unsqueeze(1)
+    y = 5 * x + torch.randn(10, 1) + 0.5 * torch.randn(10, 2)
+    holes = y.clone()
+    holes[:, 1] = torch.nan
+    filled = impute(regression, None, (holes, x), seed=seed)
+    exact = 5 * x + (y[:, :1] - 5 * x) / 1.25  # E[z | y_0] = (y_0 - 5 x) / (1 + 0.25)
+    z = (filled.mean.value[:, 1:] - exact) / filled.mean.error[:, 1:]
+    assert float(z.abs().max()) < stats.norm.isf(FALSE_ALARM / 20)
+    curve = conditional_density(regression, None, (y, x), 1, torch.linspace(-15, 15, 301))
+    means = torch.trapezoid(curve.density.value * curve.grid, curve.grid)
+    torch.testing.assert_close(means, exact[:, 0], atol=0.1, rtol=0)
+    torch.testing.assert_close(
+        reconstruct(regression, own_guide(regression, (y, x)), (y, x)), (5 * x).expand(10, 2)
+    )
+
+
+def own_guide(model: Any, data: Any) -> pv.Guide:
+    """N(0, I) for every datum."""
+    return pv.Guide(model, pv.GlobalParameters(), example=data)
+
+
+def test_outliers_given_covariates(seed: int) -> None:
+    """A datum that is ordinary for another covariate is far out for its own."""
+    x = torch.linspace(-2, 2, 20).unsqueeze(1)
+    y = 5 * x + torch.randn(20, 1) + 0.5 * torch.randn(20, 2)
+    y[3] = -y[3]
+    method = pv.ImportanceSampling(200, proposal=pv.Fitted())
+    result = outliers(regression, None, (y, x), 500, method, seed=seed)
+    assert result.most_extreme(1).tolist() == [3]
+    assert bool(result.flagged()[3])
+
+
+def shared_mean(y: Tensor) -> None:
+    """All data share a mean."""
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        features = PartlyObserved(dist.Normal(mean + z.expand(-1, 2), 0.5))
+        pyro.sample("y", features.to_event(1), obs=y)
+
+
+def test_shared_sites(seed: int) -> None:
+    """Results are conditional on their values, and say so; without a guide they must be given."""
+    y = torch.tensor([[3.0, torch.nan], [2.0, 2.5]])
+    known = {"mean": torch.tensor([1.0, 4.0])}
+    filled = impute(shared_mean, None, y, given=known, seed=seed)
+    value, error = (float(part[0, 1]) for part in filled.mean)
+    assert abs(value - (4 + 2 / 1.25)) < 6 * error
+    assert "conditional on mean" in filled.summary()
+    with pytest.raises(ValueError, match="share: pass a guide"):
+        impute(shared_mean, None, y)
+    guide = own_guide(shared_mean, torch.zeros(2, 2))
+    assert "at the mean of their posterior" in impute(shared_mean, guide, y).given
+    result = dependence(shared_mean, None, y[1:], Correlation(2000), given=known)
+    assert float(result.estimate.value[0, 1]) == pytest.approx(0.8, abs=0.1)
+    with pytest.raises(ValueError, match="pass given="):
+        dependence(shared_mean, None, y[1:])
+
+
+def labelled(y: Tensor) -> None:
+    """A label that nobody gave, besides z."""
+    with pyro.plate("data", len(y)):
+        label = pyro.sample("label", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        loc = 10 * label.unsqueeze(-1) + z
+        pyro.sample("y", dist.Normal(loc, 0.5).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda guide, y: reconstruct(labelled, guide, y),
+        lambda guide, y: reconstruction_draws(labelled, guide, y),
+        lambda guide, y: dependence(labelled, guide, y, MutualInformation(10, 10, 2)),
+    ],
+    ids=["mean", "draws", "information"],
+)
+def test_labels_that_are_summed_out(use: Callable[..., Any]) -> None:
+    """Draws of them given the data are unknown, and the prior's would be wrong."""
+    y = torch.zeros(3, 1)
+    with pytest.raises(ValueError, match=r"\['label'\] are summed out.*decode"):
+        use(own_guide(labelled, y), y)
+
+
+def test_features_that_are_not_independent() -> None:
+    """Of a joint normal given z there is no density of one feature."""
+
+    def joint(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.MultivariateNormal(z, torch.eye(2)), obs=y)
+
+    with pytest.raises(ValueError, match="features are independent given z"):
+        dependence(joint, None, torch.zeros(1, 2), MutualInformation(10, 10, 2))
+    assert dependence(joint, None, torch.zeros(1, 2), Correlation(100)).measure == "correlation"
+
+
+def test_nothing_moves_the_stream(seed: int) -> None:
+    """Every use leaves the caller's random numbers where they were, and the model's mode."""
+    model, y = vae().train(), with_holes(3)[1]
+    before = torch.get_rng_state()
+    impute(model, None, y, 2, seed=seed)
+    dependence(model, measure=Correlation(10), seed=seed)
+    outliers(model, None, y, 5, pv.ImportanceSampling(40, proposal=pv.Fitted()), seed=seed)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training
