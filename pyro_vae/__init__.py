@@ -9,6 +9,7 @@ from . import models as models
 from . import nets as nets
 from . import objectives as objectives
 from . import plots as plots
+from . import recipes as recipes
 from . import uses as uses
 from .compare import compare as compare
 from .evidence import AnnealedImportanceSampling as AnnealedImportanceSampling
@@ -73,3 +74,12 @@ from .uses import reconstruct as reconstruct
 from .uses import traverse as traverse
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Imports `pyro_vae.sklearn`, which needs scikit-learn, when it is first asked for."""
+    if name == "sklearn":
+        from importlib import import_module
+
+        return import_module(".sklearn", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

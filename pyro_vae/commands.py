@@ -16,7 +16,7 @@ from . import data as datasets
 from . import evidence, likelihoods, recipes, storage
 from .compare import Comparison, compare
 from .compare.reporting import save_report, title_of
-from .data import Binarization, Dataset, FixedDraw, Grey, Redrawn, Threshold
+from .data import Binarization, Columns, Dataset, FixedDraw, Grey, Redrawn, Threshold
 from .data.sets import SETS
 from .evidence import ImportanceSampling
 from .guides import Guide
@@ -74,11 +74,17 @@ class ModelChoice:
         Pictures are left as they are: their pixels have a common scale already.
         """
         likelihood = self.likelihood_of(dataset)
-        if isinstance(likelihood, likelihoods.Gaussian) and dataset.image_shape is None:
+        standard = dataset.image_shape is None and dataset.columns is None
+        if isinstance(likelihood, likelihoods.Gaussian) and standard:
             dataset = dataset.standardized()
         return dataset, Architecture(self.latents, tuple(self.hidden), self.seed, likelihood)
 
     def likelihood_of(self, dataset: Dataset) -> likelihoods.Likelihood:
+        if dataset.columns is not None and self.likelihood != "auto":
+            raise ValueError(
+                f"--likelihood {self.likelihood} is for tables of numbers, but the columns are "
+                f"{dataset.columns}: leave it out, and each column gets its own"
+            )
         if self.likelihood == "bernoulli":
             return likelihoods.Bernoulli()
         if self.likelihood == "gaussian" and self.sigma is not None:
@@ -163,7 +169,8 @@ def fit_guide(which: DataChoice, how: ModelChoice, output: Output, guide_name: s
 def evaluate_saved(folder: Path, data: str | None, output: Output, seed: int) -> None:
     """Log p(y) under a saved model, by datum: of held-out rows, or of all rows of another file."""
     loaded, about = storage.load(folder), _about(folder)
-    test, name = _rows_to_evaluate(DataChoice(**about["data"]), data)
+    columns = None if about.get("columns") is None else Columns.from_json(about["columns"])
+    test, name = _rows_to_evaluate(DataChoice(**about["data"]), data, columns)
     if about["scale"] is not None:
         test = (test - torch.tensor(about["center"])) / torch.tensor(about["scale"])
     guide = loaded.guide
@@ -173,11 +180,14 @@ def evaluate_saved(folder: Path, data: str | None, output: Output, seed: int) ->
         loaded.model, guide, test, ImportanceSampling(output.samples), seed=seed,
         progress=not output.quiet,
     )  # fmt: skip
-    shift = about["log_scale"]
+    shift = torch.full((len(test),), about["log_scale"], dtype=torch.float64)
+    if columns is not None:
+        shift = columns.log_scales(test.double())
+    added = float(shift.mean())
     output.say(f"{name}\n{result.summary()}")
     output.say(
-        f"log p in the data's own units: {float(result.mean.value) + shift:.3f} nats a datum; "
-        f"ELBO {float(bound.mean.value) + shift:.3f} +- {float(bound.mean.error):.3f}"
+        f"log p in the data's own units: {float(result.mean.value) + added:.3f} nats a datum; "
+        f"ELBO {float(bound.mean.value) + added:.3f} +- {float(bound.mean.error):.3f}"
     )
     if output.out is not None:
         output.out.mkdir(parents=True, exist_ok=True)
@@ -196,11 +206,16 @@ def _about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _rows_to_evaluate(which: DataChoice, data: str | None) -> tuple[Tensor, str]:
+def _rows_to_evaluate(
+    which: DataChoice, data: str | None, columns: Columns | None
+) -> tuple[Tensor, str]:
     """Rows, treated as the training data were, and what they are called."""
     if data is None or data in SETS:
         dataset = replace(which, data=data or which.data).load()
         return _parts(dataset)[1], dataset.describe()
+    if columns is not None:
+        rows = columns.encode(datasets.read_frame(data))
+        return rows, f"{data}: {len(rows):,} rows"
     values, names = datasets.read_table(Path(data), key=which.key)
     y = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
     y = y.reshape(len(y), -1) / which.divide_by
@@ -211,7 +226,7 @@ def _rows_to_evaluate(which: DataChoice, data: str | None) -> tuple[Tensor, str]
 
 
 def _write_evaluation(
-    path: Path, bound: evidence.EvidenceLowerBound, result: evidence.LogMarginal, shift: float
+    path: Path, bound: evidence.EvidenceLowerBound, result: evidence.LogMarginal, shift: Tensor
 ) -> None:
     columns = {
         "row": torch.arange(len(result.value)),
@@ -228,19 +243,37 @@ def _write_evaluation(
 
 
 def sample_saved(folder: Path, number: int, out: Path, seed: int, output: Output) -> None:
-    """Draws from p(y) of a saved model, in the data's own units; npy or csv, and a picture."""
+    """Draws from p(y) of a saved model, in the data's own units; npy, or csv with names."""
     loaded, about = storage.load(folder), _about(folder)
     draws = loaded.model.sample(number, seed=seed)
     if about["scale"] is not None:
         draws = draws * torch.tensor(about["scale"]) + torch.tensor(about["center"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".csv":
-        np.savetxt(out, draws.flatten(start_dim=1).numpy(), delimiter=",")
+    names = about.get("feature_names")
+    if about.get("columns") is not None:
+        _write_table(Columns.from_json(about["columns"]), draws, out)
+    elif out.suffix == ".csv":
+        header = ",".join(names or ())
+        values = draws.flatten(start_dim=1).numpy()
+        np.savetxt(out, values, delimiter=",", header=header, comments="")
     elif out.suffix == ".npy":
         np.save(out, draws.numpy())
     else:
         raise ValueError(f"draws are written as .npy or .csv, got '{out}'")
     output.say(f"wrote {number} draws of shape {tuple(draws.shape[1:])} to {out}")
+
+
+def _write_table(columns: Columns, draws: Tensor, out: Path) -> None:
+    """Draws as rows of the table that the model was trained on: names, words and all."""
+    frame = columns.decode(draws)
+    if out.suffix == ".csv":
+        frame.to_csv(out, index=False)
+    elif out.suffix == ".parquet":
+        frame.to_parquet(out)
+    else:
+        raise ValueError(
+            f"the columns are {columns}, so draws are written as .csv or .parquet, got '{out}'"
+        )
 
 
 def _parts(dataset: Dataset) -> tuple[Tensor, Tensor]:
@@ -261,6 +294,8 @@ def _notes(which: DataChoice, how: ModelChoice, output: Output, dataset: Dataset
         "log_scale": dataset.log_scale,
         "center": _listed(dataset.center),
         "scale": _listed(dataset.scale),
+        "feature_names": None if dataset.feature_names is None else list(dataset.feature_names),
+        "columns": None if dataset.columns is None else dataset.columns.to_json(),
     }
 
 
@@ -269,7 +304,7 @@ def _given(which: DataChoice, how: ModelChoice, output: Output, dataset: Dataset
         "evaluation": ImportanceSampling(output.samples),
         "labels": dataset.test_labels,
         "image_shape": dataset.image_shape,
-        "log_scale": dataset.log_scale,
+        "log_scale": float(dataset.log_scales(dataset.test).mean()),
         "about": _notes(which, how, output, dataset),
         "progress": not output.quiet,
         **how.options(dataset),

@@ -413,8 +413,11 @@ def test_load_keeps_the_shape_of_a_datum(tmp_path: Path) -> None:
 def test_load_checks_at_the_door(tmp_path: Path) -> None:
     """Nan and inf, no rows, one row, values too large, a divisor that is none."""
     path = tmp_path / "y.csv"
-    path.write_text("a,b\n1,2\n3,nan\n5,6\n")
-    with pytest.raises(ValueError, match=r"y.csv' has 1 nan and 0 inf .* row 1, column 1 \('b'\)"):
+    path.write_text("a,b\n1,2\n3,inf\n5,6\n")
+    with pytest.raises(ValueError, match=r"y.csv' has 0 nan and 1 inf .* row 1, column 1 \('b'\)"):
+        load(path)
+    path.write_text("1,2\n3,nan\n5,6\n")
+    with pytest.raises(ValueError, match=r"y.csv' has 1 nan and 0 inf .* row 1, column 1"):
         load(path)
     np.save(tmp_path / "empty.npy", np.zeros((0, 3)))
     with pytest.raises(ValueError, match="is empty"):

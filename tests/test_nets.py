@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, activations
+from pyro_vae.nets import (
+    Concatenated,
+    ConvDecoder,
+    ConvEncoder,
+    GRUEncoder,
+    MLPDecoder,
+    MLPEncoder,
+    ResidualBlock,
+    ResidualDecoder,
+    ResidualEncoder,
+    activations,
+)
 
 # Odd, even, square or not, down to one pixel.
 IMAGES = [(1, 28, 28), (3, 7, 5), (1, 6, 9), (2, 1, 1), (1, 2, 3), (1, 33, 8)]
@@ -105,6 +116,17 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         r"an image has \(channels, height, width\), got \(28, 28\)",
     ),
     "not an image to decode": (lambda: ConvDecoder(2, (28,)), r"got \(28,\)"),
+    "residual encoder": (lambda: ResidualEncoder(6)(torch.zeros(2, 5)), "made for 6 .* got 5"),
+    "residual decoder": (lambda: ResidualDecoder(2, 3)(torch.zeros(5, 4)), "made for 2 .* got 4"),
+    "no block": (lambda: ResidualEncoder(6, blocks=0), "at least one block, got 0"),
+    "series of another shape": (
+        lambda: GRUEncoder(3, 4, length=5)(torch.zeros(2, 4, 3)),
+        r"made for series of shape \(5, 3\) \(times, features\), got \(4, 3\)",
+    ),
+    "different rows": (
+        lambda: Concatenated(nn.Linear(5, 2))(torch.zeros(2, 3), torch.zeros(4, 2)),
+        r"the same number of rows, got \[2, 4\]",
+    ),
 }
 
 
@@ -123,6 +145,9 @@ def test_wrong_sizes(case: str) -> None:
         MLPDecoder(2, (3, 2), (4,), outputs=2, activation=nn.ReLU),
         ConvEncoder((1, 5, 4), (3,), 7, nn.SiLU),
         ConvDecoder(2, (1, 5, 4), (3,), outputs=2, activation=nn.GELU, flat=True),
+        ResidualEncoder(6, 5, 3, nn.Tanh),
+        ResidualDecoder(2, (3, 2), 4, 1, outputs=2, activation=nn.ReLU),
+        Concatenated(MLPEncoder(20, (5,))),
     ],
     ids=lambda net: type(net).__name__,
 )
@@ -135,8 +160,94 @@ def test_config_makes_the_same(net: Any) -> None:
     assert torch.equal(again(torch.ones(2, size)), net(torch.ones(2, size)))
 
 
+def test_config_of_a_block_and_a_gru() -> None:
+    """Likewise, for networks whose input is no row of features."""
+    y, gru = torch.randn(2, 5, 3), GRUEncoder(3, 4, 5)
+    again = GRUEncoder(**gru.config())
+    again.load_state_dict(gru.state_dict())
+    assert torch.equal(again(y), gru(y))
+    assert repr(ResidualBlock(**ResidualBlock(3, nn.SiLU).config())) == repr(
+        ResidualBlock(3, nn.SiLU)
+    )
+
+
 def test_activations_can_be_named() -> None:
     """Each is torch's class of that name."""
     for name, activation in activations().items():
         assert isinstance(activation(), nn.Module)
         assert activation.__name__ == name
+
+
+# ---------------------------------------------------------------------- residual blocks
+
+
+@pytest.mark.parametrize(("shape", "outputs"), [((6,), 2), ((2, 3), 1)])
+def test_residual_networks(shape: tuple[int, ...], outputs: int) -> None:
+    """A datum in, features out, and back; every weight has a say, once blocks have moved."""
+    encoder = ResidualEncoder(6, width=5, blocks=2)
+    decoder = ResidualDecoder(5, shape, width=7, blocks=3, outputs=outputs)
+    assert encoder.num_features == 5
+    with torch.no_grad():
+        for net in (encoder, decoder):
+            for parameter in net.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    output = decoder(encoder(torch.randn(NUM_DATA, *shape)))
+    assert output.shape == (NUM_DATA, outputs * shape[0], *shape[1:])
+    assert gradients_reach_everything(nn.ModuleList([encoder, decoder]), output)
+
+
+def test_a_fresh_block_adds_nothing() -> None:
+    """However many there are, the network starts as its first and last layers."""
+    h = torch.randn(NUM_DATA, 4)
+    block = ResidualBlock(4)
+    assert torch.equal(block(h), h)
+    block(h).square().sum().backward()
+    grad = block.layers[-1].weight.grad
+    assert isinstance(grad, Tensor)
+    assert grad.abs().sum() > 0  # it can leave that place
+
+
+# ---------------------------------------------------------------------- series
+
+
+def times_that_matter(encoder: GRUEncoder, y: Tensor, time: int) -> list[bool]:
+    """Which times of the data change the features of a time."""
+    before = encoder(y).unflatten(1, (encoder.length, -1))[:, time]
+    answers = []
+    for other in range(encoder.length):
+        moved = y.clone()
+        moved[:, other] += 1
+        after = encoder(moved).unflatten(1, (encoder.length, -1))[:, time]
+        answers.append(not torch.equal(after, before))
+    return answers
+
+
+def test_gru_reads_the_future() -> None:
+    """The features of a time depend on what comes then and later, and not on the past."""
+    encoder, y = GRUEncoder(3, 8, length=4), torch.randn(NUM_DATA, 4, 3)
+    assert encoder(y).shape == (NUM_DATA, encoder.num_features) == (NUM_DATA, 32)
+    for time in range(4):
+        assert times_that_matter(encoder, y, time) == [other >= time for other in range(4)]
+    assert gradients_reach_everything(encoder, encoder(y))
+
+
+def test_gru_is_told_of_holes() -> None:
+    """No nan comes out, and a missing entry is not a zero."""
+    encoder, y = GRUEncoder(3, 8, length=4), torch.zeros(NUM_DATA, 4, 3)
+    holes = y.clone()
+    holes[:, 1, 2] = torch.nan
+    assert encoder(holes).isfinite().all()
+    assert not torch.equal(encoder(holes), encoder(y))
+
+
+# ---------------------------------------------------------------------- several tensors
+
+
+def test_concatenated() -> None:
+    """Each is flattened, in the order given; a trunk stays a trunk."""
+    net = Concatenated(MLPEncoder(8, (5,)))
+    image, x = torch.randn(NUM_DATA, 2, 3), torch.randn(NUM_DATA, 2)
+    side_by_side = torch.cat([image.flatten(1), x], dim=1)
+    assert torch.equal(net(image, x), net.net(side_by_side))
+    assert net.num_features == 5
+    assert Concatenated(nn.Linear(8, 2)).num_features is None

@@ -1,4 +1,4 @@
-"""Data: sets by name, files of numbers, binarizations, and checks at the door."""
+"""Data: sets by name, files, tables, rows on disk, binarizations, and checks at the door."""
 
 from .binarize import Binarization as Binarization
 from .binarize import FixedDraw as FixedDraw
@@ -13,6 +13,7 @@ from .checks import row_seeds as row_seeds
 from .checks import warn_constant_columns as warn_constant_columns
 from .files import Split as Split
 from .files import Table as Table
+from .files import read_frame as read_frame
 from .files import read_idx as read_idx
 from .files import read_table as read_table
 from .files import split_rows as split_rows
@@ -21,22 +22,45 @@ from .sets import digits as digits
 from .sets import fashion_mnist as fashion_mnist
 from .sets import load as load
 from .sets import squares as squares
+from .streams import OnDisk as OnDisk
+from .streams import RowReader as RowReader
+from .streams import chunks as chunks
+from .tables import Binary as Binary
+from .tables import Categories as Categories
+from .tables import Column as Column
+from .tables import Columns as Columns
+from .tables import Count as Count
+from .tables import Kind as Kind
+from .tables import Ordered as Ordered
+from .tables import Real as Real
 
 __all__ = [
     "Binarization",
+    "Binary",
+    "Categories",
+    "Column",
+    "Columns",
+    "Count",
     "Dataset",
     "FixedDraw",
     "Grey",
+    "Kind",
+    "OnDisk",
+    "Ordered",
+    "Real",
     "Redrawn",
+    "RowReader",
     "Split",
     "Table",
     "Threshold",
     "check_batch",
     "check_range",
+    "chunks",
     "constant_columns",
     "digits",
     "fashion_mnist",
     "load",
+    "read_frame",
     "read_idx",
     "read_table",
     "row_digests",

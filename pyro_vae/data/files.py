@@ -1,4 +1,4 @@
-"""Tables of numbers out of files: npy, npz, csv, parquet and idx, one row a datum.
+"""Tables out of files: npy, npz, csv, parquet, h5ad and idx, one row a datum.
 
 Nothing that is read here can run code: arrays are read without pickle, and the idx format is bytes
 behind a header (two zeros, a type, the number of axes, each axis as four bytes, big end first).
@@ -23,7 +23,9 @@ import torch
 from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 
-READABLE = "npy, npz, csv, parquet, and idx (named like train-images-idx3-ubyte) with or without gz"
+READABLE = (
+    "npy, npz, csv, parquet, h5ad, and idx (named like train-images-idx3-ubyte) with or without gz"
+)
 IDX_NAME = re.compile(r"[.-]idx\d*(-[a-z]+)?$")
 IDX_TYPES = {
     8: ">u1",
@@ -54,8 +56,9 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
     r"""Reads a table of numbers from a file, by the ending of its name.
 
     Arguments:
-        path: An npy, npz, csv, parquet or idx file. A csv file is separated by commas; a first line
-            of names, none of them a number, is its header.
+        path: An npy, npz, csv, parquet, h5ad or idx file. A csv file is separated by commas; a
+            first line of names, none of them a number, is its header. Of an h5ad file the matrix X
+            is read, dense or sparse, and the names of its variables.
         key: Name of the array in an npz file; needed only if there are several.
 
     Returns:
@@ -64,7 +67,8 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ImportError: If parquet is asked for and pandas or pyarrow is not installed.
+        ImportError: If parquet is asked for and pandas or pyarrow is not installed, or h5ad
+            and h5py is not.
         ValueError: If the file is of another kind, damaged, or holds what is not a number.
 
     Example:
@@ -157,7 +161,7 @@ def optional(module: str, *, needed_for: str) -> ModuleType:
 
 
 def file_kind(path: Path) -> str:
-    """The kind of a file by the ending of its name: npy, npz, csv, parquet or idx.
+    """The kind of a file by the ending of its name: npy, npz, csv, parquet, h5ad or idx.
 
     Raises:
         ValueError: If it is none of these; lists them.
@@ -166,11 +170,6 @@ def file_kind(path: Path) -> str:
     if IDX_NAME.search(name.removesuffix(".gz")):
         return "idx"
     kind = path.suffix.lower().removeprefix(".")
-    if kind == "h5ad":
-        raise ValueError(
-            f"'{path}': h5ad is not read yet: export its matrix to npz, "
-            "as in np.savez('counts.npz', counts=adata.to_df().to_numpy())"
-        )
     if kind != "npz" and kind not in READERS:
         raise ValueError(
             f"'{path}' is not of a kind that can be read: readable are {READABLE}; "
@@ -311,13 +310,56 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _read_parquet(path: Path) -> Table:
+def read_frame(path: str | Path) -> Any:
+    """Reads a csv or parquet file with columns of any kind as a pandas DataFrame.
+
+    Words stay words, categories stay categories, empty cells of a csv file are missing;
+    :class:`pyro_vae.data.Columns` makes numbers of them.
+
+    Arguments:
+        path: The file; a csv file has a first line of names, and lines of as many cells.
+
+    Raises:
+        ImportError: If pandas, or for parquet pyarrow, is not installed.
+        ValueError: If it is of another kind, or damaged.
+    """
+    path = Path(path)
+    if file_kind(path) == "parquet":
+        return _parquet_frame(path)
+    if file_kind(path) != "csv" or not has_named_columns(path):
+        raise ValueError(
+            f"'{path}' should be a parquet file, or a csv file with a first line of names and as "
+            "many cells in every other line, separated by commas"
+        )
+    pandas = optional("pandas", needed_for="reading columns that are not all numbers")
+    frame = pandas.read_csv(path, skipinitialspace=True, encoding="utf-8-sig")
+    return frame.rename(columns=lambda name: str(name).strip())
+
+
+def has_named_columns(path: Path) -> bool:
+    """Whether a file is a table with names, whose columns may hold other things than numbers."""
+    if file_kind(path) == "parquet":
+        return True
+    if file_kind(path) != "csv":
+        return False
+    names = _csv_header(path)
+    if not names or any(mark in name for name in names for mark in ";\t"):
+        return False
+    with _open_csv(path) as file:
+        return all(len(cells) == len(names) for _, cells in _csv_lines(file))
+
+
+def _parquet_frame(path: Path) -> Any:
     optional("pyarrow", needed_for="reading parquet")
     pandas = optional("pandas", needed_for="reading parquet")
     try:
-        frame = pandas.read_parquet(path, engine="pyarrow")
+        return pandas.read_parquet(path, engine="pyarrow")
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
         raise ValueError(f"'{path}' is no parquet file, or a damaged one ({error})") from error
+
+
+def _read_parquet(path: Path) -> Table:
+    frame = _parquet_frame(path)
     names = tuple(map(str, frame.columns))
     other = [
         name for name, dtype in zip(names, frame.dtypes, strict=True) if dtype.kind not in "biuf"
@@ -326,6 +368,38 @@ def _read_parquet(path: Path) -> Table:
         raise ValueError(f"'{path}': columns {other} do not hold numbers: drop or encode them")
     # Missing values become nan, for the check at the door to name.
     return Table(frame.to_numpy(dtype=np.float64, na_value=np.nan), names)
+
+
+def _read_h5ad(path: Path) -> Table:
+    """The matrix X of an AnnData file, and the names of its variables.
+
+    References:
+        | https://anndata.readthedocs.io/en/stable/fileformat-prose.html
+    """
+    h5py = optional("h5py", needed_for="reading h5ad")
+    try:
+        with h5py.File(path) as file:
+            values = _h5ad_matrix(path, file["X"])
+            variables = file["var"]
+            words = variables[variables.attrs["_index"]].asstr()[()]
+            return Table(values, tuple(map(str, words)))
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"'{path}' is no h5ad file with a matrix X and named variables, or a damaged one "
+            f"({error})"
+        ) from error
+
+
+def _h5ad_matrix(path: Path, matrix: Any) -> Shaped[np.ndarray, "rows columns"]:
+    encoding = str(matrix.attrs.get("encoding-type", "array"))
+    if encoding == "array":
+        return np.asarray(matrix)
+    if encoding not in ("csr_matrix", "csc_matrix"):
+        raise ValueError(f"'{path}': X should be an array, csr_matrix or csc_matrix, is {encoding}")
+    sparse = importlib.import_module("scipy.sparse")
+    parts = (matrix["data"][()], matrix["indices"][()], matrix["indptr"][()])
+    dense: np.ndarray = getattr(sparse, encoding)(parts, shape=matrix.attrs["shape"]).toarray()
+    return dense
 
 
 def _uncompressed(path: Path) -> bytes:
@@ -365,5 +439,6 @@ READERS: dict[str, Callable[[Path], Table]] = {
     "npy": _read_npy,
     "csv": _read_csv,
     "parquet": _read_parquet,
+    "h5ad": _read_h5ad,
     "idx": _read_idx_table,
 }

@@ -21,7 +21,17 @@ from torch import Tensor
 
 from .binarize import Binarization, FixedDraw, Grey
 from .checks import check_batch, check_finite, warn_constant_columns
-from .files import file_kind, optional, read_idx, read_table, split_rows
+from .files import (
+    Table,
+    file_kind,
+    has_named_columns,
+    optional,
+    read_frame,
+    read_idx,
+    read_table,
+    split_rows,
+)
+from .tables import Columns
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package `dataset-fashion-mnist` puts its files."""
@@ -47,6 +57,8 @@ class Dataset:
             units.
         center: What was subtracted from each column, if the set was standardized.
         scale: What each column was divided by, if the set was standardized.
+        columns: What the columns are, if they are of several kinds or have holes: they make
+            tables of stored rows, where nan is an entry that was not observed.
 
     Example:
         >>> squares(4, side=2, num_test=2)
@@ -64,6 +76,13 @@ class Dataset:
     log_scale: float = 0.0
     center: Float[Tensor, "*datum"] | None = None
     scale: Float[Tensor, "*datum"] | None = None
+    columns: Columns | None = None
+
+    def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
+        """`log_scale` by row: an entry that is missing has no density, and no unit."""
+        if self.columns is not None:
+            return self.columns.log_scales(y)
+        return y.new_full((len(y),), self.log_scale)
 
     def standardized(self) -> "Dataset":
         """The same set with every column at mean 0 and standard deviation 1 over training rows.
@@ -75,6 +94,8 @@ class Dataset:
         Raises:
             ValueError: If the set is binary, or has fewer than two rows to train on.
         """
+        if self.columns is not None:
+            raise ValueError(f"{self.name} has real columns that are standardized already")
         if self.binarization.binary or len(self.train) < 2:
             raise ValueError(
                 "a set is standardized over two or more rows of numbers, got "
@@ -121,6 +142,7 @@ class Dataset:
         return (
             f"{self.name}: {len(self.train):,} rows to train on, {len(self.test):,} held out, "
             f"{self.train[0].numel():,} values each{picture}, {self.binarization.describe()}"
+            + ("" if self.columns is None else f" ({self.columns})")
         )
 
     def __repr__(self) -> str:
@@ -287,7 +309,8 @@ def load(
 
     Returns:
         The data set. A one-dimensional array is read as one value a row; an idx file with three
-        axes as pictures, one flattened row each.
+        axes as pictures, one flattened row each. A csv or parquet file whose columns have names
+        and do not all hold numbers, or have holes, is encoded by :class:`Columns`.
 
     Raises:
         FileNotFoundError: If there is neither a set nor a file of this name.
@@ -346,7 +369,10 @@ SETS: dict[str, Callable[[_Options], Dataset]] = {
 def _from_file(path: Path, options: _Options) -> Dataset:
     if not (math.isfinite(options.divide_by) and options.divide_by > 0):
         raise ValueError(f"divide_by should be a positive number, got {options.divide_by:g}")
-    values, feature_names = read_table(path, key=options.key)
+    table = _numbers(path, options.key)
+    if table is None:
+        return _from_frame(path, options)
+    values, feature_names = table
     values, image_shape = _rows(path, values)
     y = _floats(values) / options.divide_by
     check_finite(f"'{path}'", y, feature_names)
@@ -363,6 +389,41 @@ def _from_file(path: Path, options: _Options) -> Dataset:
         log_scale=_log_jacobian(y, options.divide_by),
     )
     return dataset.binarized(options.binarization or Grey())
+
+
+def _numbers(path: Path, key: str | None) -> Table | None:
+    """The numbers in a file, or None where named columns hold other things, or have holes."""
+    try:
+        table = read_table(path, key=key)
+    except ValueError:
+        if not path.is_file() or not has_named_columns(path):
+            raise
+        return None
+    holes = table.values.dtype.kind == "f" and bool(np.isnan(table.values).any())
+    return None if holes and has_named_columns(path) else table
+
+
+def _from_frame(path: Path, options: _Options) -> Dataset:
+    """Columns of several kinds: scales are of the training rows, categories of all rows."""
+    if options.binarization is not None or options.divide_by != 1:
+        raise ValueError(
+            f"'{path}' has columns that are no numbers, or entries that are missing: it is taken "
+            "as a table of columns of several kinds, which are neither binarized nor divided"
+        )
+    frame = read_frame(path)
+    words = frame.select_dtypes(exclude=["number", "bool", "category"]).columns
+    for name in words[[frame[name].map(type).isin((str,)).any() for name in words]]:
+        frame[name] = frame[name].astype("category")
+    train, test = split_rows(len(frame), test_fraction=options.test_fraction, seed=options.seed)
+    columns = Columns.of(frame.iloc[train.numpy()])
+    return Dataset(
+        name=path.name,
+        train=columns.encode(frame.iloc[train.numpy()]),
+        test=columns.encode(frame.iloc[test.numpy()]),
+        feature_names=columns.names,
+        log_scale=columns.log_scale,
+        columns=columns,
+    )
 
 
 def _rows(

@@ -102,7 +102,21 @@ class Encoder(InferenceMap):
         self.num_parameters = 0
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Puts a linear layer on top of a trunk."""
+        """Puts a linear layer on top of a trunk; one that is there already is kept.
+
+        A prior made of the encoder's own posteriors has it before the guide does.
+
+        Raises:
+            ValueError: If it was set up for another number of parameters.
+        """
+        if self.num_parameters == num_parameters:
+            return
+        if self.num_parameters:
+            raise ValueError(
+                f"this Encoder was set up for {self.num_parameters} parameters a datum, by a prior "
+                f"that shares it, and the guide's family needs {num_parameters}: give both the "
+                "same family"
+            )
         self.num_parameters = num_parameters
         features = getattr(self.net, "num_features", None)
         if features is not None:

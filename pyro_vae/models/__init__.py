@@ -1,7 +1,39 @@
 """Generative models: Pyro programs that can also generate."""
 
+from .base import Generative as Generative
+from .conditional import ConditionalVAE as ConditionalVAE
+from .conditionals import NormalGiven as NormalGiven
+from .expectation_maximization import EMFit as EMFit
+from .hierarchical import HierarchicalVAE as HierarchicalVAE
+from .linear_gaussian import Diagonal as Diagonal
+from .linear_gaussian import Isotropic as Isotropic
+from .linear_gaussian import LinearGaussian as LinearGaussian
+from .mixture import MixtureVAE as MixtureVAE
+from .priors import FlowPrior as FlowPrior
+from .priors import MixtureOfNormals as MixtureOfNormals
 from .priors import Prior as Prior
 from .priors import StandardNormal as StandardNormal
+from .priors import VampPrior as VampPrior
+from .sequential import SequentialVAE as SequentialVAE
+from .sequential import padded as padded
 from .vae import VAE as VAE
 
-__all__ = ["VAE", "Prior", "StandardNormal"]
+__all__ = [
+    "VAE",
+    "ConditionalVAE",
+    "Diagonal",
+    "EMFit",
+    "FlowPrior",
+    "Generative",
+    "HierarchicalVAE",
+    "Isotropic",
+    "LinearGaussian",
+    "MixtureOfNormals",
+    "MixtureVAE",
+    "NormalGiven",
+    "Prior",
+    "SequentialVAE",
+    "StandardNormal",
+    "VampPrior",
+    "padded",
+]

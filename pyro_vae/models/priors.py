@@ -1,16 +1,40 @@
-"""Priors of a latent vector, as values."""
+r"""Priors of a latent vector, as values.
 
-from typing import Any
+The evidence of a datum rewards a prior that is close to the aggregated posterior
+:math:`\bar q(z) = \frac{1}{N} \sum_n q(z \mid y_n)`: the average rate is
+:math:`I(n; z) + \mathrm{KL}(\bar q \,\|\, p)`, and a standard normal pays the second term where
+the decoder wants another shape. The priors here learn theirs, with the model.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
+from pyro.distributions import transforms
 from torch import Tensor, nn
 
 from .._types import Distribution
+from .densities import Bent, Mixture
 
 
 class Prior(nn.Module):
     """What a prior offers: a distribution over one latent vector."""
+
+    def setup(self, zero: Tensor) -> None:
+        """Told by its model of the latents, zeros `(latents,)` with its dtype and device.
+
+        A prior that was made for another number of latents refuses it.
+        """
+        self.to(device=zero.device, dtype=zero.dtype)
+        expected = getattr(self, "latent_dim", len(zero))
+        if expected != len(zero):
+            raise ValueError(
+                f"this {type(self).__name__} was made for {expected} latent(s), and the model has "
+                f"{len(zero)}: make it with latent_dim={len(zero)}"
+            )
 
     def forward(self, zero: Tensor) -> Distribution:
         """p(z), of event shape `(latents,)`, for zeros `(latents,)` with its dtype and device."""
@@ -27,3 +51,255 @@ class StandardNormal(Prior):
     def forward(self, zero: Tensor) -> Distribution:
         """Independent standard normals."""
         return dist.Normal(zero, torch.ones_like(zero)).to_event(1)
+
+
+class MixtureOfNormals(Prior):
+    r"""Normals with learned weights, means and standard deviations.
+
+    .. math:: p(z) = \sum_{k=1}^{K} \pi_k \, \mathcal{N}(z \mid \mu_k, \operatorname{diag}
+        \sigma_k^2)
+
+    :class:`pyro_vae.models.MixtureVAE` is the same density with the component as a latent site.
+
+    Arguments:
+        components: Number of normals, :math:`K`.
+        latent_dim: Entries of z.
+        spread: Standard deviation with which the means are drawn at first. Components that start
+            at the same place would stay together.
+
+    Raises:
+        ValueError: If there is no component or no latent.
+
+    References:
+        | Stick-Breaking, Mixture and Other Priors: Approximate Inference for Deep Latent Gaussian
+          Mixtures (Nalisnick, Hertel & Smyth, 2016)
+        | http://bayesiandeeplearning.org/2016/papers/BDL_20.pdf
+
+    Example:
+        >>> prior = MixtureOfNormals(components=3, latent_dim=2)
+        >>> prior(torch.zeros(2)).log_prob(torch.zeros(5, 2)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, components: int, latent_dim: int, *, spread: float = 1.0) -> None:
+        super().__init__()
+        if components < 1 or latent_dim < 1:
+            raise ValueError(
+                "a mixture needs at least one component and one latent, got "
+                f"components={components} and latent_dim={latent_dim}"
+            )
+        self.components, self.latent_dim, self.spread = components, latent_dim, spread
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.loc = nn.Parameter(torch.zeros(components, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(components, latent_dim))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Equal weights, unit variances, and means drawn afresh."""
+        self.logits.zero_()
+        self.log_scale.zero_()
+        self.loc.normal_().mul_(self.spread)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same prior."""
+        names = ("components", "latent_dim", "spread")
+        return {name: getattr(self, name) for name in names}
+
+    def log_shares(self) -> Float[Tensor, " components"]:
+        r""":math:`\log \pi_k`."""
+        return self.logits.log_softmax(dim=-1)
+
+    def normals(self) -> Distribution:
+        """The components, of batch shape `(components,)`."""
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+
+    def forward(self, zero: Tensor) -> Distribution:
+        """The mixture."""
+        return Mixture(self.log_shares(), self.normals())
+
+
+@runtime_checkable
+class AmortizedMap(Protocol):
+    """What :class:`VampPrior` needs of an encoder; :class:`pyro_vae.Encoder` is one."""
+
+    def setup(self, num_parameters: int, initial: Tensor) -> None:
+        """Makes what it owns for a family of so many parameters."""
+
+    def __call__(self, batch: tuple[Tensor, ...], rows: None) -> Tensor:
+        """Parameters `(batch, parameters)`."""
+
+
+@runtime_checkable
+class NormalFamily(Protocol):
+    """What :class:`VampPrior` needs of a family; :class:`pyro_vae.DiagonalNormal` is one."""
+
+    def num_parameters(self, latents: int) -> int:
+        """Parameters a datum, for a flat vector of so many latents."""
+
+    def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
+        """Parameters at which the family is N(loc, scale^2 I)."""
+
+    def __call__(self, parameters: Tensor) -> Distribution:
+        """The distributions with these parameters."""
+
+
+class VampPrior(Prior):
+    r"""A mixture of an encoder's own posteriors, at learned pseudo-inputs.
+
+    .. math:: p(z) = \sum_{k=1}^{K} \pi_k \, q_\phi(z \mid u_k)
+
+    The encoder is that of the guide, the same object: make it first, hand it to the prior, and
+    then to :class:`pyro_vae.Guide` with the same family. Its parameters are then the model's and
+    the guide's, and every draw trains them in both roles. With the encoder of its own guide alone
+    the prior follows the aggregated posterior; under another guide, or in a copy of the model
+    alone, it is a mixture with an encoder of its own.
+
+    Arguments:
+        encoder: The encoder, a :class:`pyro_vae.Encoder`.
+        pseudo_inputs: Rows of data to start from, `(components, *datum)`; or that shape, for a
+            start at standard normal numbers.
+        family: The family of the guide, such as :class:`pyro_vae.DiagonalNormal`; one without
+            parameters of its own.
+
+    Raises:
+        TypeError: If the encoder or the family is none.
+        ValueError: If there is no pseudo-input, or one is not finite.
+
+    References:
+        | VAE with a VampPrior (Tomczak & Welling, 2018)
+        | https://arxiv.org/abs/1705.07120
+
+    Example:
+        >>> from pyro_vae import DiagonalNormal, Encoder, Guide, likelihoods, models, nets
+        >>> encoder = Encoder(nets.MLPEncoder(3))
+        >>> prior = VampPrior(encoder, torch.randn(5, 3), DiagonalNormal())
+        >>> model = models.VAE(nets.MLPDecoder(2, 3), likelihoods.Gaussian(), 2, prior)
+        >>> guide = Guide(model, encoder, DiagonalNormal())
+        >>> model.sample(4).shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(
+        self, encoder: nn.Module, pseudo_inputs: Tensor | Sequence[int], family: object
+    ) -> None:
+        super().__init__()
+        if not isinstance(encoder, AmortizedMap):
+            raise TypeError(
+                f"VampPrior needs an encoder, got {type(encoder).__name__}: wrap the net, as in "
+                "pv.Encoder(net), and give the same object to pv.Guide"
+            )
+        if not isinstance(family, NormalFamily) or isinstance(family, nn.Module):
+            raise TypeError(
+                "VampPrior needs a family without parameters of its own, such as "
+                f"pv.DiagonalNormal(), got {type(family).__name__}"
+            )
+        if isinstance(pseudo_inputs, Tensor):
+            start = pseudo_inputs.detach().clone()
+        else:
+            start = torch.randn(*pseudo_inputs)
+        if start.dim() < 2 or len(start) == 0 or not bool(start.isfinite().all()):
+            raise ValueError(
+                "pseudo-inputs are rows of data, (components, *datum), without nan, got shape "
+                f"{tuple(start.shape)} with {int((~start.isfinite()).sum())} that are not finite"
+            )
+        self.encoder, self.family = encoder, family
+        self.pseudo_inputs = nn.Parameter(start)
+        self.logits = nn.Parameter(start.new_zeros(len(start)))
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same prior."""
+        shape = tuple(self.pseudo_inputs.shape)
+        return {"encoder": self.encoder, "pseudo_inputs": shape, "family": self.family}
+
+    def setup(self, zero: Tensor) -> None:
+        """Sets the encoder up, for the guide to come."""
+        super().setup(zero)
+        self.encoder.setup(self.family.num_parameters(len(zero)), self.family.initial(zero))
+
+    def forward(self, zero: Tensor) -> Distribution:
+        """The mixture of the posteriors."""
+        parameters = self.encoder((self.pseudo_inputs,), None)
+        return Mixture(self.logits.log_softmax(dim=-1), self.family(parameters))
+
+
+@runtime_checkable
+class Layers(Protocol):
+    """What :class:`FlowPrior` is made of; :class:`pyro_vae.AffineAutoregressive` is one."""
+
+    def layer(self, latents: int, context: int) -> nn.Module:
+        """One of Pyro's conditional transforms, with nets of its own, near the identity."""
+
+
+class FlowPrior(Prior):
+    r"""A standard normal bent by invertible layers, :math:`z = \mu + \sigma f^{-1}(\epsilon)`.
+
+    .. math:: \log p(z) = \log \mathcal{N}(\epsilon; 0, I) + \log |\det J_f|
+        - \sum_i \log \sigma_i, \qquad \epsilon = f((z - \mu) / \sigma)
+
+    The layers run from z to noise, so that the density, which training asks for, takes one pass
+    through the nets; draws take one pass for each latent with autoregressive layers, and one with
+    couplings. It starts as N(0, I).
+
+    Arguments:
+        latent_dim: Entries of z.
+        transform: The kind of layer: :class:`pyro_vae.SplineAutoregressive`,
+            :class:`pyro_vae.AffineAutoregressive`, :class:`pyro_vae.AffineCoupling` or, of one
+            latent, :class:`pyro_vae.ElementwiseSpline`.
+        num_transforms: Layers; each takes the latents in the reverse order of the one before.
+
+    Raises:
+        TypeError: If the transform makes no layers.
+        ValueError: If there is no layer, or the transform cannot be made for so many latents.
+
+    References:
+        | Variational Lossy Autoencoder (Chen et al., 2017)
+        | https://arxiv.org/abs/1611.02731
+        | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017)
+        | https://arxiv.org/abs/1705.07057
+
+    Example:
+        >>> from pyro_vae import SplineAutoregressive
+        >>> prior = FlowPrior(2, SplineAutoregressive(hidden=(16,)))
+        >>> prior(torch.zeros(2)).log_prob(torch.zeros(5, 2)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, latent_dim: int, transform: object, num_transforms: int = 2) -> None:
+        super().__init__()
+        if not isinstance(transform, Layers):
+            raise TypeError(
+                "FlowPrior needs a kind of layer, such as pv.SplineAutoregressive() or "
+                f"pv.ElementwiseSpline(), got {type(transform).__name__}"
+            )
+        if num_transforms < 1:
+            raise ValueError(f"FlowPrior needs at least one layer, got {num_transforms}")
+        self.latent_dim, self.transform = latent_dim, transform
+        self.num_transforms = num_transforms
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+        # The layers are conditional ones; what they are given is a constant.
+        self.layers = nn.ModuleList(transform.layer(latent_dim, 1) for _ in range(num_transforms))
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same prior."""
+        names = ("latent_dim", "transform", "num_transforms")
+        return {name: getattr(self, name) for name in names}
+
+    def forward(self, zero: Tensor) -> Distribution:
+        """The flow."""
+        stack: list[Any] = []
+        for position, layer in enumerate(self.layers):
+            bend = partial(_conditioned, layer, self.loc)
+            stack += [partial(_reversal, self.loc), bend] if position > 0 else [bend]
+        return Bent(self.loc, self.log_scale.exp(), stack)
+
+
+def _conditioned(layer: Any, like: Tensor, shape: Sequence[int]) -> Any:
+    """A new transform each time, since they cache what passes through."""
+    return layer.condition(like.new_ones(*shape, 1))
+
+
+def _reversal(like: Tensor, shape: Sequence[int]) -> Any:
+    """The entries in reverse order."""
+    return transforms.Permute(torch.arange(len(like) - 1, -1, -1, device=like.device))

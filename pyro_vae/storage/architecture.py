@@ -52,11 +52,41 @@ from ..likelihoods import (
     StudentT,
     ZeroInflated,
 )
-from ..models import VAE, StandardNormal
-from ..nets import ConvDecoder, ConvEncoder, MissingIndicator, MLPDecoder, MLPEncoder, activations
+from ..models import (
+    VAE,
+    ConditionalVAE,
+    Diagonal,
+    FlowPrior,
+    HierarchicalVAE,
+    Isotropic,
+    LinearGaussian,
+    MixtureOfNormals,
+    MixtureVAE,
+    NormalGiven,
+    SequentialVAE,
+    StandardNormal,
+    VampPrior,
+)
+from ..nets import (
+    ColumnInputs,
+    Concatenated,
+    ConvDecoder,
+    ConvEncoder,
+    GRUEncoder,
+    MissingIndicator,
+    MLPDecoder,
+    MLPEncoder,
+    ResidualBlock,
+    ResidualDecoder,
+    ResidualEncoder,
+    activations,
+)
 
 OWN: tuple[type, ...] = (
-    *(VAE, StandardNormal, MLPEncoder, MLPDecoder, ConvEncoder, ConvDecoder, MissingIndicator),
+    *(VAE, ConditionalVAE, MixtureVAE, HierarchicalVAE, SequentialVAE, LinearGaussian),
+    *(StandardNormal, MixtureOfNormals, VampPrior, FlowPrior, NormalGiven, Isotropic, Diagonal),
+    *(MLPEncoder, MLPDecoder, ConvEncoder, ConvDecoder, MissingIndicator, GRUEncoder),
+    *(ColumnInputs, Concatenated, ResidualBlock, ResidualEncoder, ResidualDecoder),
     *(Bernoulli, Gaussian, FixedSigma, LearnedSigma, DecodedSigma),
     *(StudentT, LearnedDegrees, LogNormal, ContinuousBernoulli, Beta, Categorical, Ordinal),
     *(Poisson, NegativeBinomial, LearnedDispersion, DecodedDispersion, ZeroInflated, Mixed),

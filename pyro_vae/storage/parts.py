@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._types import ProgramLike
 from ..guides import Family, Guide, InferenceMap, LocalParameters
-from ..models import VAE
+from ..models import Generative
 from ..programs import forked_seed, modules_of
 from .architecture import build, check_types, described, full_name, record
 
@@ -115,7 +115,7 @@ def _record(program: ProgramLike) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such record, or not of what the program is now.
     """
-    if isinstance(program, VAE):
+    if isinstance(program, Generative):
         recorded: dict[str, Any] = record(program, "model")
         _check_same(program, build(recorded, "model"), "model")
         return recorded
@@ -166,8 +166,8 @@ def rebuild(
     assert part.architecture is not None, "the caller has looked"
     if part.role == "model":
         module = build(part.architecture, "model")
-        if not isinstance(module, VAE):
-            raise ValueError(f"the model should be a VAE, got {described(module)}")
+        if not isinstance(module, Generative):
+            raise ValueError(f"the model should be one of pv.models, got {described(module)}")
     else:
         module = _guide(part.architecture, model)
     found = differences(module, state, with_dtypes=False)

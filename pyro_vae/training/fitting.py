@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from .. import evidence
 from .._types import Batch, Data, Estimate, ProgramLike
+from ..data import RowReader
 from ..evidence import check_data
 from ..guides import FitRows, Guide, program_of
 from ..objectives import Objective
@@ -41,6 +42,7 @@ from ..programs import (
 )
 from .optimizers import OptimizerFactory, SchedulerFactory, adam, hold_then_fall
 from .results import Fit, History
+from .rows import InMemory, check_rows, head, reader_of
 from .tensors import State, frozen, leaves_of, model_leaves, named, require_finite
 
 _VALIDATION_DRAWS = 10  # the error over data is larger than that of ten draws a datum
@@ -117,7 +119,7 @@ class _Epoch(NamedTuple):
 def fit(
     model: ProgramLike,
     guide: ProgramLike,
-    data: Data,
+    data: Data | RowReader,
     *,
     num_epochs: int = 50,
     batch_size: int = 64,
@@ -145,7 +147,8 @@ def fit(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The training tensor, or a tuple of them.
+        data: The training tensor, or a tuple of them; or rows that are read when they are
+            needed, as :class:`pyro_vae.data.OnDisk` and memory-mapped arrays are.
         num_epochs: Passes over the data.
         batch_size: Rows a step; the whole data set if there are fewer rows. The last batch of an
             epoch may be smaller, and counts by its rows.
@@ -201,19 +204,17 @@ def fit(
     for module in (part for program in (model, guide) for part in modules_of(program)):
         module.to(device)
     where = device_of(model, guide)
-    batch, held_out = (
-        as_batch(data, where),
-        as_batch(validation, where) if validation is not None else None,
-    )
+    reader = reader_of(data, where)
+    held_out = None if validation is None else as_batch(validation, where)
     if patience is not None and held_out is None:
         raise ValueError("patience waits for the ELBO of held-out data: pass validation= too")
-    for part in (batch, held_out):
-        if part is not None:
-            check_data(model, part)
+    check_rows(model, guide, reader)
+    if held_out is not None:
+        check_data(model, held_out)
     with _training(model, guide, train_model=train_model), forked_seed(seed):
-        fixed = [] if train_model else model_leaves(model, guide, batch)
+        fixed = [] if train_model else model_leaves(model, guide, head(reader))
         with frozen(fixed):
-            return _Training(model, guide, batch, held_out, plan).run()
+            return _Training(model, guide, reader, held_out, plan).run()
 
 
 @contextmanager
@@ -235,22 +236,22 @@ class _Training:
         self,
         model: ProgramLike,
         guide: ProgramLike,
-        batch: Batch,
+        reader: RowReader,
         held_out: Batch | None,
         plan: _Plan,
     ) -> None:
-        self.model, self.guide, self.batch, self.plan = model, guide, batch, plan
-        self.num_data = len(batch[0])
+        self.model, self.guide, self.reader, self.plan = model, guide, reader, plan
+        self.num_data = len(reader)
         with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
-            self.program = program_of(model, guide, batch)
+            self.program = program_of(model, guide, head(reader))
         self.asked = _objective(plan.objective, self.program)
         own = isinstance(self.asked, Objective)  # it sums discrete sites out by itself
         self.objective = self.asked.at(0.0) if own else self.asked
         self.enumerated = model if own else self.program.enumerating(model)
         self.batch_size = min(plan.batch_size, self.num_data)
         self.held_out = None if held_out is None else _HeldOut(model, guide, held_out, plan.seed)
-        if isinstance(guide, Guide):
-            guide.map.remember(*batch)
+        if isinstance(guide, Guide) and isinstance(reader, InMemory):
+            guide.map.remember(*reader.batch)
         self.tensors = self._find_tensors()
         # Where rows of a table are all there is to train, the schedule still needs an optimizer.
         nothing = [torch.zeros(0, requires_grad=True)]
@@ -383,7 +384,7 @@ class _Training:
         ) from refused
 
     def _take(self, rows: Tensor) -> Batch:
-        first, *others = (part[rows.to(part.device)] for part in self.batch)
+        first, *others = self.reader.read(rows)
         return (self.plan.per_batch(first) if self.plan.per_batch else first, *others)
 
     def _descend(self, loss: Tensor, where: str) -> None:

@@ -1,0 +1,369 @@
+"""Tables of several libraries seen as named columns, and columns made into such tables again.
+
+A column comes out as float64 with nan where an entry is missing, or as objects (words, categories)
+with None there; beside it stands what is needed to give it its old dtype again.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+
+from .files import optional
+
+
+class Holds(Enum):
+    """What the entries of a column are, by its dtype."""
+
+    FLOATS = "numbers"
+    INTEGERS = "whole numbers"
+    BOOLEANS = "booleans"
+    WORDS = "words"
+
+
+class RawColumn(NamedTuple):
+    """A column as it came.
+
+    Arguments:
+        values: float64 with nan, or objects with None where an entry is missing, `(rows,)`.
+        holds: What the entries are.
+        dtype: Name of the dtype, as its library has it.
+        categories: The categories that the dtype declares, in their order, or None.
+        ordered: Whether that order means something.
+    """
+
+    values: Shaped[np.ndarray, " rows"]
+    holds: Holds
+    dtype: str
+    categories: tuple[Any, ...] | None = None
+    ordered: bool = False
+
+    @property
+    def missing(self) -> Shaped[np.ndarray, " rows"]:
+        """Where an entry is missing."""
+        if self.values.dtype == object:
+            return np.array([value is None for value in self.values], dtype=bool)
+        return np.isnan(self.values)
+
+
+class Container(ABC):
+    """A kind of table."""
+
+    @abstractmethod
+    def owns(self, frame: Any) -> bool:
+        """Whether a table is of this kind."""
+
+    @abstractmethod
+    def names(self, frame: Any) -> list[str]:
+        """Names of the columns, in order."""
+
+    @abstractmethod
+    def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        """The column at a place."""
+
+    @abstractmethod
+    def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        """A table of such columns."""
+
+
+class PandasFrame(Container):
+    """A `pandas.DataFrame`."""
+
+    def owns(self, frame: Any) -> bool:
+        return _is_from("pandas", "DataFrame", frame)
+
+    def names(self, frame: Any) -> list[str]:
+        return [str(name) for name in frame.columns]
+
+    def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        series = frame.iloc[:, place]
+        dtype = str(series.dtype)
+        if dtype == "category":
+            categories = tuple(_plain(series.cat.categories.to_numpy()))
+            objects = from_objects(series.astype(object).to_numpy(), name, dtype)
+            return objects._replace(categories=categories, ordered=bool(series.cat.ordered))
+        if series.dtype.kind in "biuf":
+            values = series.to_numpy(dtype=np.float64, na_value=np.nan)
+            return RawColumn(values, _HOLDS[series.dtype.kind], dtype)
+        if dtype.startswith(("datetime", "timedelta", "period", "interval")):
+            raise _refused(name, dtype)
+        return from_objects(series.to_numpy(dtype=object), name, dtype)
+
+    def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        pandas = optional("pandas", needed_for="a DataFrame")
+        return pandas.DataFrame({name: self._series(raw) for name, raw in columns.items()})
+
+    def _series(self, raw: RawColumn) -> Any:
+        pandas = optional("pandas", needed_for="a DataFrame")
+        if raw.dtype == "category":
+            dtype = pandas.CategoricalDtype(list(raw.categories or ()), ordered=raw.ordered)
+            return pandas.Series(list(raw.values), dtype=dtype)
+        series = pandas.Series(raw.values)
+        nullable = raw.dtype[:1].isupper() or raw.dtype == "boolean"
+        if raw.missing.any() and raw.holds in (Holds.INTEGERS, Holds.BOOLEANS):
+            # A plain column of integers or of booleans has no room for what is missing.
+            whole = series if raw.holds is Holds.INTEGERS else _objects_of_booleans(raw)
+            return series.astype(raw.dtype) if nullable else pandas.Series(whole)
+        return series.astype(raw.dtype)
+
+
+class PolarsFrame(Container):
+    """A `polars.DataFrame`."""
+
+    def owns(self, frame: Any) -> bool:
+        return _is_from("polars", "DataFrame", frame)
+
+    def names(self, frame: Any) -> list[str]:
+        return list(frame.columns)
+
+    def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        series = frame.to_series(place)
+        dtype = str(series.dtype.base_type())
+        if dtype in ("Categorical", "Enum"):
+            words = from_objects(_array(series.cast(_polars().String).to_list()), name, dtype)
+            declared = series.dtype.categories.to_list() if dtype == "Enum" else None
+            # Categories of a Categorical are shared by every column of the process.
+            found = declared or sorted({word for word in words.values if word is not None})
+            return words._replace(categories=tuple(found))
+        if series.dtype.is_numeric() or dtype == "Boolean":
+            holds = Holds.FLOATS if series.dtype.is_float() else Holds.INTEGERS
+            values = series.cast(_polars().Float64).fill_null(np.nan).to_numpy().copy()
+            return RawColumn(values, Holds.BOOLEANS if dtype == "Boolean" else holds, dtype)
+        if dtype not in ("String", "Object", "Null"):
+            raise _refused(name, dtype)
+        return from_objects(_array(series.to_list()), name, dtype)
+
+    def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        polars = _polars()
+        return polars.DataFrame([self._series(name, raw) for name, raw in columns.items()])
+
+    def _series(self, name: str, raw: RawColumn) -> Any:
+        polars = _polars()
+        values = [
+            None if gone else value
+            for gone, value in zip(raw.missing, _plain(raw.values), strict=True)
+        ]
+        if raw.dtype == "Enum":
+            return polars.Series(name, values, dtype=polars.Enum(list(raw.categories or ())))
+        if raw.dtype == "Categorical":
+            return polars.Series(name, values, dtype=polars.String).cast(polars.Categorical)
+        if raw.values.dtype == object:
+            return polars.Series(name, values)
+        return polars.Series(name, values, dtype=polars.Float64).cast(getattr(polars, raw.dtype))
+
+
+class StructuredArray(Container):
+    """A NumPy array with named fields."""
+
+    def owns(self, frame: Any) -> bool:
+        return isinstance(frame, np.ndarray) and frame.dtype.names is not None
+
+    def names(self, frame: Any) -> list[str]:
+        return list(frame.dtype.names)
+
+    def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        return from_array(frame[frame.dtype.names[place]], name)
+
+    def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        arrays = {name: to_array(raw) for name, raw in columns.items()}
+        rows = len(next(iter(arrays.values())))
+        frame = np.empty(rows, dtype=[(name, array.dtype) for name, array in arrays.items()])
+        for name, array in arrays.items():
+            frame[name] = array
+        return frame
+
+
+class ColumnsByName(Container):
+    """A dictionary of arrays or sequences."""
+
+    def owns(self, frame: Any) -> bool:
+        return isinstance(frame, Mapping)
+
+    def names(self, frame: Any) -> list[str]:
+        return [str(name) for name in frame]
+
+    def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        values = list(frame.values())[place]
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu().numpy()
+        return from_array(values if isinstance(values, np.ndarray) else _array(values), name)
+
+    def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        return {name: to_array(raw) for name, raw in columns.items()}
+
+
+class Matrix(Container):
+    """A NumPy array `(rows, columns)`, whose columns are called "0", "1", ..."""
+
+    def owns(self, frame: Any) -> bool:
+        return isinstance(frame, np.ndarray) and frame.dtype.names is None
+
+    def names(self, frame: Any) -> list[str]:
+        if frame.ndim != 2:
+            raise ValueError(f"a table has rows and columns, got an array of shape {frame.shape}")
+        return [str(place) for place in range(frame.shape[1])]
+
+    def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        return from_array(frame[:, place], name)
+
+    def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        return np.stack([to_array(raw) for raw in columns.values()], axis=1)
+
+
+class TensorMatrix(Matrix):
+    """A torch tensor `(rows, columns)`."""
+
+    def owns(self, frame: Any) -> bool:
+        return isinstance(frame, torch.Tensor)
+
+    def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        return from_array(frame[:, place].detach().cpu().numpy(), name)
+
+    def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        return torch.from_numpy(super().build(columns))
+
+
+CONTAINERS: dict[str, Container] = {
+    "pandas": PandasFrame(),
+    "polars": PolarsFrame(),
+    "structured": StructuredArray(),
+    "dict": ColumnsByName(),
+    "numpy": Matrix(),
+    "torch": TensorMatrix(),
+}
+"""Kinds of tables, by the names that a saved description has for them."""
+
+
+def container_of(frame: Any) -> str:
+    """Which of :data:`CONTAINERS` a table is.
+
+    Raises:
+        TypeError: If it is none of them.
+    """
+    for name, container in CONTAINERS.items():
+        if container.owns(frame):
+            return name
+    raise TypeError(
+        "a table is a DataFrame of pandas or polars, a dictionary of columns, a NumPy array or a "
+        f"tensor, got {type(frame).__name__}"
+    )
+
+
+def columns_of(frame: Any) -> dict[str, RawColumn]:
+    """The columns of a table, by name and in order.
+
+    Raises:
+        TypeError: If it is no table, or a column holds what has no likelihood, such as dates.
+        ValueError: If a name comes twice, the columns differ in length, or there is no row.
+    """
+    container = CONTAINERS[container_of(frame)]
+    names = container.names(frame)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"the table has more than one column of the name {_quoted(twice)}")
+    columns = {name: container.column(frame, i, name) for i, name in enumerate(names)}
+    lengths = {name: len(raw.values) for name, raw in columns.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(
+            f"a table needs columns of one length, and at least one row; got {lengths}"
+        )
+    return columns
+
+
+def from_array(values: Shaped[np.ndarray, "..."], name: str) -> RawColumn:
+    """A NumPy array as a column."""
+    if values.ndim != 1:
+        raise ValueError(f"column '{name}' should have one axis, got shape {values.shape}")
+    if values.dtype.kind in "biuf":
+        return RawColumn(values.astype(np.float64), _HOLDS[values.dtype.kind], values.dtype.str)
+    if values.dtype.kind == "U":
+        return RawColumn(_array(values.tolist()), Holds.WORDS, "object")
+    if values.dtype != object:
+        raise _refused(name, str(values.dtype))
+    return from_objects(values, name, "object")
+
+
+def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> RawColumn:
+    """An array of Python objects as a column: booleans, numbers or words, or missing."""
+    gone = np.array([_is_missing(value) for value in values], dtype=bool)
+    found = {type(value) for value in values[~gone]}
+    if found and all(issubclass(kind, bool | np.bool_) for kind in found):
+        return RawColumn(_floats(values, gone), Holds.BOOLEANS, dtype)
+    if found and all(issubclass(kind, int | np.integer) for kind in found):
+        return RawColumn(_floats(values, gone), Holds.INTEGERS, dtype)
+    if all(issubclass(kind, int | float | np.number) for kind in found):
+        return RawColumn(_floats(values, gone), Holds.FLOATS, dtype)
+    if not all(issubclass(kind, str) for kind in found):
+        kinds = sorted(kind.__name__ for kind in found)
+        raise TypeError(
+            f"column '{name}' should hold numbers, booleans or words throughout, found {kinds}"
+        )
+    return RawColumn(
+        _array([None if x else v for x, v in zip(gone, values, strict=True)]), Holds.WORDS, dtype
+    )
+
+
+def to_array(raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+    """A column as an array of its old dtype; floats where an integer or a boolean is missing."""
+    if raw.values.dtype == object or (raw.missing.any() and raw.holds is not Holds.FLOATS):
+        return raw.values
+    return raw.values.astype(_PLAIN[raw.holds] if raw.dtype == "object" else raw.dtype)
+
+
+_PLAIN = {Holds.FLOATS: float, Holds.INTEGERS: int, Holds.BOOLEANS: bool, Holds.WORDS: object}
+_HOLDS = {"b": Holds.BOOLEANS, "i": Holds.INTEGERS, "u": Holds.INTEGERS, "f": Holds.FLOATS}
+
+
+def _polars() -> Any:
+    return optional("polars", needed_for="a polars DataFrame")
+
+
+def _is_from(package: str, name: str, frame: Any) -> bool:
+    """Whether an object is of a class of a package, which need not be imported for that."""
+    kinds = type(frame).__mro__
+    return any(k.__name__ == name and k.__module__.split(".")[0] == package for k in kinds)
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+
+
+def _floats(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray, " rows"]:
+    return np.array(
+        [np.nan if x else float(v) for x, v in zip(gone, values, strict=True)], dtype=np.float64
+    )
+
+
+def _array(values: Sequence[Any]) -> Shaped[np.ndarray, " rows"]:
+    """Objects as they are, one an entry."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = list(values)
+    return array
+
+
+def _plain(values: Shaped[np.ndarray, " rows"]) -> list[Any]:
+    """Python's numbers and words in place of NumPy's."""
+    return values.tolist()
+
+
+def _objects_of_booleans(raw: RawColumn) -> list[bool | None]:
+    return [
+        None if gone else bool(value) for gone, value in zip(raw.missing, raw.values, strict=True)
+    ]
+
+
+def _refused(name: str, dtype: str) -> TypeError:
+    return TypeError(
+        f"column '{name}' has dtype {dtype}, which no likelihood describes: make it numbers (days "
+        "since a date, the hour of the day), categories, or leave it out"
+    )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

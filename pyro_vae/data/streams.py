@@ -1,0 +1,116 @@
+"""Rows that are read when they are needed, for data sets that do not fit into memory."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Shaped
+from torch import Tensor
+
+from .._types import Batch
+
+CHUNK = 2**20  # numbers read at a time when all rows are looked at: 8 MB in float64
+
+
+@runtime_checkable
+class RowReader(Protocol):
+    """Data that give any of their rows on demand: what `pv.fit` needs of a data set.
+
+    A table in a database, or a folder of files, becomes one with these two methods.
+    """
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def read(self, rows: Int64[Tensor, " batch"]) -> Batch:
+        """The tensors of these rows, in this order; the datum axis is leftmost in each."""
+
+
+class OnDisk:
+    """Arrays that are read row by row: memory-mapped npy files, datasets of h5py or zarr.
+
+    Floating numbers take torch's default dtype of the moment when this is made, and so do the
+    integers of the first array; nothing is converted before it is read.
+
+    Arguments:
+        arrays: Arrays with the same number of rows, the datum axis leftmost; all that is asked of
+            them is a shape, a dtype, and rows by an increasing array of positions.
+        transform: Applied to the first tensor of what is read, such as `lambda y: y / 255`.
+
+    Raises:
+        ValueError: If there is no array or no row, or the numbers of rows differ.
+        TypeError: If an array does not hold real numbers.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/pixels.npy"
+        >>> np.save(path, np.arange(6, dtype=np.uint8).reshape(3, 2))
+        >>> rows = OnDisk(np.load(path, mmap_mode="r"), transform=lambda y: y / 255)
+        >>> len(rows), rows.read(torch.tensor([2, 0]))[0] * 255
+        (3, tensor([[4., 5.],
+                [0., 1.]]))
+    """
+
+    def __init__(self, *arrays: Any, transform: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.arrays, self.transform = arrays, transform
+        self.dtypes = [_dtype_of(array, index) for index, array in enumerate(arrays)]
+        lengths = [len(array) for array in arrays]
+        if len(set(lengths)) != 1 or lengths[0] == 0:
+            raise ValueError(
+                "arrays on disk should have the same number of rows, and at least one; got "
+                f"{lengths} rows"
+            )
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.arrays[0])
+
+    def read(self, rows: Int64[Tensor, " batch"]) -> Batch:
+        """The tensors of these rows, in this order."""
+        positions = rows.cpu().numpy()
+        order = np.argsort(positions, kind="stable")  # files are read front to back
+        first, *others = (
+            _read(array, positions[order], np.argsort(order), dtype)
+            for array, dtype in zip(self.arrays, self.dtypes, strict=True)
+        )
+        return (first if self.transform is None else self.transform(first), *others)
+
+
+def chunks(reader: RowReader) -> Iterator[Batch]:
+    """All rows of a reader in their order, some at a time.
+
+    The marginal likelihood of a data set on disk is found chunk by chunk.
+
+    Example:
+        >>> reader = OnDisk(np.zeros((10, 2**18)))
+        >>> [len(y) for y, in chunks(reader)]
+        [4, 4, 2]
+    """
+    columns = sum(part[0].numel() for part in reader.read(torch.arange(1)))
+    size = max(1, CHUNK // max(1, columns))
+    for rows in torch.arange(len(reader)).split(size):
+        yield reader.read(rows)
+
+
+def _dtype_of(array: Any, index: int) -> torch.dtype | None:
+    """What a tensor of this array is converted to; None where it stays as it is."""
+    kind = np.dtype(array.dtype).kind
+    if kind not in "biuf":
+        raise TypeError(f"array {index} should hold real numbers, got dtype {array.dtype}")
+    return torch.get_default_dtype() if kind == "f" or index == 0 else None
+
+
+def _read(
+    array: Any,
+    positions: Shaped[np.ndarray, " batch"],
+    back: Shaped[np.ndarray, " batch"],
+    dtype: torch.dtype | None,
+) -> Tensor:
+    values = np.asarray(array[positions])[back]
+    # torch has no big-endian numbers, and no arithmetic on unsigned ones.
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if native.dtype.kind == "u" and native.dtype.itemsize > 1:
+        native = native.astype(np.int64)
+    tensor = torch.from_numpy(native)
+    return tensor if dtype is None else tensor.to(dtype)

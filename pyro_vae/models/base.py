@@ -1,0 +1,160 @@
+"""What the generative models have in common: they run, draw, decode and check."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor, nn
+
+from .._types import Distribution
+from ..likelihoods import Likelihood
+from ..programs import NamedModule, evaluating, forked_seed
+
+_ROWS_AT_ONCE = 4096  # rows a decoder sees at once; only memory depends on it
+
+
+class Generative(NamedModule):
+    """A Pyro program with one plate over data that also generates.
+
+    A subclass says how the latents of a datum are sampled (:meth:`latents`), and what the data
+    are given them (:meth:`conditional`, :meth:`expectation`). Everywhere the latents of a datum
+    are one flat vector, all sites laid end to end in the order in which they are sampled: what
+    `guide.sample(y)` gives is what `model.decode(z)` takes.
+    """
+
+    zero: Tensor
+    latent_dim: int
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("zero", torch.zeros((), dtype=like.dtype, device=like.device))
+
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+        """Samples the latent sites of so many data, inside the plate; returns the flat vectors."""
+        raise NotImplementedError
+
+    def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
+        """p(y | z) of every row, with the datum as its event."""
+        raise NotImplementedError
+
+    def expectation(
+        self, z: Float[Tensor, "rows latents"], *given: Tensor
+    ) -> Float[Tensor, "rows *datum"]:
+        """Mean of p(y | z) of every row."""
+        raise NotImplementedError
+
+    def prototype(self) -> Any:
+        """Two rows that look like data, the means at z = 0; a tuple if there are more tensors."""
+        return self.decode(self.zero.new_zeros(2, self.latent_dim))
+
+    def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
+        """The program; returns the flat latents."""
+        with pyro.plate("data", len(y)):
+            z = self.latents(len(y), *given)
+            conditional = self.conditional(z, *given)
+            if y.shape[1:] != conditional.event_shape:
+                raise ValueError(
+                    f"the decoder gives data of shape {tuple(conditional.event_shape)}, got data "
+                    f"of shape {tuple(y.shape[1:])} ({len(y)} rows): change the decoder's last "
+                    "layer, or reshape the data"
+                )
+            pyro.sample("y", conditional, obs=y)
+        return z
+
+    def decode(self, z: Float[Tensor, "*draws latents"], *given: Tensor) -> Float[Tensor, "..."]:
+        """Mean of p(y | z), for latents with any number of leading dimensions; no gradient.
+
+        What is `given` has the rows of the last dimension before the latents.
+        """
+        return self._by_rows(self.expectation, z, given)
+
+    def sample(
+        self, num_samples: int, *given: Tensor, seed: int | None = None
+    ) -> Float[Tensor, "draws *datum"]:
+        """Draws from p(y): z from the prior, then y from p(y | z).
+
+        Arguments:
+            num_samples: Number of draws.
+            given: What the program takes beside the data, a row for every draw.
+            seed: With a seed the same draws every time, and the caller's random stream is left
+                alone; without one the draws come from that stream.
+        """
+        if seed is not None:
+            with forked_seed(seed):
+                return self.sample(num_samples, *given)
+        return self.sample_data(self.sample_latents(num_samples, *given), *given)
+
+    def sample_latents(self, num_samples: int, *given: Tensor) -> Float[Tensor, "draws latents"]:
+        """Draws from the prior, as flat vectors; no gradient."""
+        if num_samples == 0:
+            return self.zero.new_zeros(0, self.latent_dim)
+        plate = pyro.plate("data", num_samples)
+        with evaluating(self), torch.no_grad(), poutine.block(), plate:
+            return self.latents(num_samples, *given)
+
+    def sample_data(
+        self, z: Float[Tensor, "*draws latents"], *given: Tensor
+    ) -> Float[Tensor, "..."]:
+        """Draws from p(y | z), one for each z."""
+        return self._by_rows(lambda *rows: self.conditional(*rows).sample(), z, given)
+
+    def _by_rows(
+        self, answer: Callable[..., Tensor], z: Tensor, given: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Decodes in pieces; at least one, so that no draws have a shape."""
+        draws = z.shape[:-1]
+        rows = [z.reshape(-1, z.shape[-1])]
+        rows += [part.expand(*draws, *part.shape[1:]).flatten(0, len(draws) - 1) for part in given]
+        with evaluating(self), torch.no_grad():
+            pieces = zip(*(part.split(_ROWS_AT_ONCE) for part in rows), strict=True)
+            flat = torch.cat([answer(part, *more) for part, *more in pieces])
+        return flat.view(*draws, *flat.shape[1:])
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses data that the model cannot have made, with the remedy."""
+        if y.dtype != self.zero.dtype:
+            raise ValueError(
+                f"the data are {y.dtype} and the model is {self.zero.dtype}: convert one of them, "
+                f"with y.to({self.zero.dtype}) or model.to({y.dtype})"
+            )
+
+
+class Decoded(Generative):
+    """A generative model with a decoder and a likelihood."""
+
+    def __init__(self, decoder: nn.Module, likelihood: Likelihood) -> None:
+        super().__init__(next(decoder.parameters(), torch.zeros(())))
+        self.decoder, self.likelihood = decoder, likelihood
+
+    def _check_decoder(self, latents: int) -> None:
+        """Decodes two rows, so that a decoder of other latents is refused at once."""
+        try:
+            self.prototype()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the decoder could not decode z of shape (2, {latents}): {error}"
+            ) from error
+
+    def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
+        """p(y | z) of every row, with the datum as its event."""
+        return self.likelihood(self.decoder(z), *given)
+
+    def expectation(
+        self, z: Float[Tensor, "rows latents"], *given: Tensor
+    ) -> Float[Tensor, "rows *datum"]:
+        """Mean of p(y | z) of every row."""
+        return self.likelihood.mean(self.decoder(z), *given)
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses data that the likelihood cannot have made, with the remedy."""
+        super().check(y, names)
+        self.likelihood.check(y, names)
+
+
+def check_latents(latent_dim: int) -> None:
+    """Refuses a model without latents."""
+    if latent_dim < 1:
+        raise ValueError(f"latent_dim is the number of latents, got {latent_dim}")

@@ -1,0 +1,136 @@
+"""A variational autoencoder of y given x."""
+
+from typing import Any
+
+import pyro
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._types import Batch, Distribution
+from ..likelihoods import Likelihood
+from ..programs import forked_seed
+from .base import Decoded, check_latents
+from .conditionals import NormalGiven, latents_of
+from .priors import Prior, StandardNormal
+
+
+class ConditionalVAE(Decoded):
+    r"""A variational autoencoder of y given covariates, a Pyro program.
+
+    .. math:: z_n \sim p(z \mid x_n), \qquad y_n \sim p_\theta(y \mid z_n, x_n)
+
+    `model(y, x)` runs the program, and guides take the same batch: the encoder's net is called
+    with `(y, x)`. :class:`pyro_vae.nets.Concatenated` makes a net of one input take both. All
+    densities are conditional on x: nothing is said of how x is distributed, and x may have no
+    missing entry.
+
+    Arguments:
+        decoder: A module called with `(z, x)`, giving what the likelihood needs a datum.
+        likelihood: From the decoder's output to p(y | z, x).
+        latent_dim: Entries of z.
+        covariates: Entries of x.
+        prior: A prior that does not depend on x, or a :class:`NormalGiven` whose net is called
+            with x; standard normal by default.
+
+    Raises:
+        ValueError: If the decoder or the prior cannot take what they are to be given; when
+            called, if the data do not have the shape that the decoder gives.
+
+    References:
+        | Learning Structured Output Representation using Deep Conditional Generative Models
+          (Sohn, Lee & Yan, 2015)
+        | https://papers.nips.cc/paper/2015/hash/8d55a249e6baa5c06772297520da2051-Abstract.html
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import likelihoods, nets
+        >>> decoder = nets.Concatenated(nets.MLPDecoder(2 + 4, shape=3))
+        >>> model = ConditionalVAE(decoder, likelihoods.Gaussian(), latent_dim=2, covariates=4)
+        >>> model.sample_given(torch.zeros(5, 4), num_samples=10).shape
+        torch.Size([10, 5, 3])
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        latent_dim: int,
+        covariates: int,
+        prior: Prior | NormalGiven | None = None,
+    ) -> None:
+        super().__init__(decoder, likelihood)
+        check_latents(latent_dim)
+        if covariates < 1:
+            raise ValueError(f"covariates is the number of entries of x, got {covariates}")
+        self.latent_dim, self.covariates = latent_dim, covariates
+        self.latent_prior = StandardNormal() if prior is None else prior
+        self._check_decoder(latent_dim)
+        self._set_up(self.latent_prior)
+
+    def _set_up(self, prior: Prior | NormalGiven) -> None:
+        """Tells a prior of the latents, or asks a net how many it gives."""
+        if isinstance(prior, Prior):
+            prior.setup(self.zero.expand(self.latent_dim))
+            return
+        found = latents_of(prior, self.zero.new_zeros(2, self.covariates))
+        if found != self.latent_dim:
+            raise ValueError(
+                f"the prior's net gives {found} latent(s) and the model has {self.latent_dim}: "
+                "change its last layer"
+            )
+
+    def prototype(self) -> Batch:
+        """Two rows that look like data, the means at z = 0 and x = 0; and those x."""
+        x = self.zero.new_zeros(2, self.covariates)
+        return self.decode(self.zero.new_zeros(2, self.latent_dim), x), x
+
+    def prior(self, x: Float[Tensor, "batch covariates"]) -> Distribution:
+        """p(z | x), over a vector."""
+        if isinstance(self.latent_prior, Prior):
+            return self.latent_prior(self.zero.expand(self.latent_dim))
+        return self.latent_prior(x)
+
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+        """Samples z."""
+        z: Tensor = pyro.sample("z", self.prior(given[0]))
+        return z
+
+    def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
+        """p(y | z, x) of every row."""
+        return self.likelihood(self.decoder(z, given[0]), *given[1:])
+
+    def expectation(
+        self, z: Float[Tensor, "rows latents"], *given: Tensor
+    ) -> Float[Tensor, "rows *datum"]:
+        """Mean of p(y | z, x) of every row."""
+        return self.likelihood.mean(self.decoder(z, given[0]), *given[1:])
+
+    def sample_given(
+        self, *given: Tensor, num_samples: int = 1, seed: int | None = None
+    ) -> Float[Tensor, "..."]:
+        """Draws from p(y | x) for every x.
+
+        Arguments:
+            given: The covariates, `(rows, covariates)`, and what the likelihood takes beside.
+            num_samples: Draws for each.
+            seed: As in :meth:`sample`, which takes an x for every draw.
+
+        Returns:
+            `(num_samples, rows, *datum)`.
+        """
+        if seed is not None:
+            with forked_seed(seed):
+                return self.sample_given(*given, num_samples=num_samples)
+        rows = len(given[0])
+        many = [part.expand(num_samples, *part.shape).flatten(0, 1) for part in given]
+        return self.sample(num_samples * rows, *many).unflatten(0, (num_samples, rows))
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same architecture."""
+        return {
+            "decoder": self.decoder,
+            "likelihood": self.likelihood,
+            "latent_dim": self.latent_dim,
+            "covariates": self.covariates,
+            "prior": self.latent_prior,
+        }

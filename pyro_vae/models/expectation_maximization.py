@@ -1,0 +1,277 @@
+r"""Maximum likelihood for linear Gaussian models: closed form, EM, and EM with longer steps.
+
+Let :math:`z \sim \mathcal{N}(0, I)`, :math:`y \mid z \sim \mathcal{N}(W z + \mu, \Psi)`, with
+:math:`\Psi` diagonal. The E-step is the exact posterior of every datum, given what was observed of
+it, :math:`P_n = I + W^\top O_n \Psi^{-1} W` and
+:math:`m_n = P_n^{-1} W^\top O_n \Psi^{-1} (y_n - \mu)`. The M-step regresses each feature on
+:math:`(z, 1)` with these moments, over the data in which it was observed.
+
+Without holes the covariance :math:`S` of the data is all that counts, and :math:`W` can be
+maximized over exactly for a given :math:`\Psi`: with :math:`U \Lambda U^\top` the largest
+eigenvalues of :math:`\Psi^{-1/2} S \Psi^{-1/2}`, it is
+:math:`\Psi^{1/2} U (\Lambda - I)_+^{1/2}`. An EM step from there,
+:math:`\Psi \leftarrow \operatorname{diag}(S - W W^\top)`, alternates with it (ECME).
+
+Either map takes small steps where little is known. Three iterates tell by how much they shrink,
+and SQUAREM jumps ahead by as much; a jump that lowers the likelihood is not made, so no step
+lowers it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class LinearGaussianParameters(NamedTuple):
+    """Loadings `(features, latents)`, mean `(features,)` and noise variances `(features,)`."""
+
+    loadings: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+class Posterior(NamedTuple):
+    """Means `(rows, latents)` and precisions `(rows or 1, latents, latents)` given the data."""
+
+    loc: Tensor
+    precision: Tensor
+
+
+def posterior(parameters: LinearGaussianParameters, y: Tensor) -> Posterior:
+    """The exact posterior of every datum, given its entries that are not nan."""
+    loadings, mean, variance = parameters
+    missing = y.isnan()
+    identity = torch.eye(loadings.shape[1], dtype=y.dtype, device=y.device)
+    residual = (y - mean).masked_fill(missing, 0.0)
+    if bool(missing.any()):
+        weights = (~missing).to(y) / variance
+        products = (loadings[:, :, None] * loadings[:, None, :]).flatten(1)
+        precision = identity + (weights @ products).unflatten(1, identity.shape)
+    else:
+        precision = (identity + loadings.mT @ (loadings / variance[:, None]))[None]
+    linear = (residual / variance) @ loadings
+    factor = torch.linalg.cholesky(precision)
+    loc = torch.cholesky_solve(linear[..., None], factor.expand(len(y), -1, -1))[..., 0]
+    return Posterior(loc, precision)
+
+
+def log_evidence(
+    parameters: LinearGaussianParameters, y: Float[Tensor, "rows features"]
+) -> Float[Tensor, " rows"]:
+    r"""Log density of what was observed of every datum, in nats.
+
+    .. math:: \log p(y_O) = -\tfrac{1}{2} \Bigl( \textstyle\sum_{d \in O} \log 2 \pi \psi_d
+        + \log \det P + \sum_{d \in O} (y_d - \mu_d - w_d^\top m)^2 / \psi_d + m^\top m \Bigr)
+
+    No two large terms cancel here, however small the noise.
+    """
+    loadings, mean, variance = parameters
+    loc, precision = posterior(parameters, y)
+    observed = ~y.isnan()
+    residual = (y - mean - loc @ loadings.mT).masked_fill(~observed, 0.0)
+    normal = observed.to(y) @ (2 * math.pi * variance).log()
+    square = (residual.square() / variance).sum(dim=-1) + loc.square().sum(dim=-1)
+    return -(normal + precision.logdet() + square) / 2
+
+
+def regression(
+    y: Float[Tensor, "rows features"], loc: Tensor, precision: Tensor, *, isotropic: bool
+) -> LinearGaussianParameters:
+    """The M-step: each feature on (z, 1), over the data in which it was observed."""
+    latents, observed = loc.shape[1], (~y.isnan()).to(y)
+    filled = y.nan_to_num(0.0)
+    with_one = torch.cat([loc, torch.ones_like(loc[:, :1])], dim=1)
+    spread = torch.nn.functional.pad(torch.linalg.inv(precision), (0, 1, 0, 1))
+    squares = (with_one[:, :, None] * with_one[:, None, :] + spread).flatten(1)
+    left = (observed.mT @ squares).unflatten(1, (latents + 1, latents + 1))
+    coefficients = torch.linalg.solve(left, (filled * observed).mT @ with_one)
+    fitted = with_one @ coefficients.mT
+    errors = (observed * (filled - fitted)).square().sum(dim=0)
+    # The uncertainty of z adds w' V w, datum by datum.
+    around = (observed.mT @ spread.expand(len(y), -1, -1).flatten(1)).unflatten(1, left.shape[1:])
+    errors = errors + ((coefficients[:, None, :] @ around)[:, 0] * coefficients).sum(dim=-1)
+    counts = observed.sum(dim=0)
+    variance = (errors.sum() / counts.sum()).expand_as(errors) if isotropic else errors / counts
+    return LinearGaussianParameters(coefficients[:, :-1], coefficients[:, -1], variance)
+
+
+class LargestVariance(NamedTuple):
+    """The loadings that maximize the likelihood for given noise, and the value a datum, in nats."""
+
+    loadings: Tensor
+    value: float
+
+
+def best_loadings(
+    covariance: Float[Tensor, "features features"],
+    variance: Float[Tensor, " features"],
+    latents: int,
+) -> LargestVariance:
+    r"""Maximizes over :math:`W`, exactly, for a given :math:`\Psi`.
+
+    .. math:: \log p = -\tfrac{1}{2} \Bigl( D \log 2 \pi + \log \det \Psi
+        + \sum_{i \le L} (\log \max(\lambda_i, 1) + \min(\lambda_i, 1)) + \sum_{i > L} \lambda_i
+        \Bigr)
+    """
+    root = variance.sqrt()
+    values, vectors = torch.linalg.eigh(covariance / (root[:, None] * root))
+    kept, left = values[-latents:], values[:-latents]
+    loadings = root[:, None] * vectors[:, -latents:] * (kept - 1).clamp(min=0).sqrt()
+    inner = kept.clamp(min=1).log().sum() + kept.clamp(max=1).sum() + left.sum()
+    total = len(root) * math.log(2 * math.pi) + variance.log().sum() + inner
+    return LargestVariance(loadings.flip(1), -float(total) / 2)
+
+
+class EMFit(NamedTuple):
+    """How EM went.
+
+    Arguments:
+        log_evidence: Mean log density a datum after every accepted step, in nats; never falls.
+        steps: Evaluations of the EM map.
+        converged: Whether two rounds in a row gained less than the tolerance.
+    """
+
+    log_evidence: Float[Tensor, " steps"]
+    steps: int
+    converged: bool
+
+
+def squarem(
+    step: Callable[[Tensor], Tensor],
+    value: Callable[[Tensor], float],
+    start: Tensor,
+    *,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[Tensor, EMFit]:
+    r"""Iterates a map that never lowers a value, with jumps that do not lower it either.
+
+    .. math:: r = F(\theta) - \theta, \quad v = F(F(\theta)) - F(\theta) - r, \quad
+        \alpha = -\|r\| / \|v\|, \quad \theta \leftarrow F(\theta - 2 \alpha r + \alpha^2 v)
+
+    Arguments:
+        step: The map :math:`F`.
+        value: What it raises, in nats a datum.
+        start: :math:`\theta` to begin with, a flat vector.
+        tolerance: Ends when two rounds in a row gain less than this.
+        max_steps: Evaluations of the map, at most.
+
+    References:
+        | Simple and Globally Convergent Methods for Accelerating the Convergence of Any EM
+          Algorithm (Varadhan & Roland, 2008)
+        | https://doi.org/10.1111/j.1467-9469.2007.00585.x
+
+    Example:
+        >>> def halve(x):
+        ...     return x / 2
+        >>> x, how = squarem(
+        ...     halve, lambda x: -float(x @ x), torch.ones(2), tolerance=1e-9, max_steps=50
+        ... )
+        >>> how.steps, how.converged
+        (5, True)
+    """
+    history, steps, quiet = [value(start)], 0, 0
+    theta = start
+    while steps < max_steps and quiet < 2:
+        once = step(theta)
+        twice = step(once)
+        candidate, steps = _jump(theta, once, twice), steps + 2
+        best = (value(twice), twice)
+        if candidate is not None:
+            jumped = step(candidate)
+            steps += 1
+            reached = value(jumped)
+            best = (reached, jumped) if reached >= best[0] else best  # false for nan
+        gain = best[0] - history[-1]
+        if gain <= 0:  # rounding
+            return theta, EMFit(torch.tensor(history, dtype=torch.float64), steps, converged=True)
+        quiet = quiet + 1 if gain < tolerance else 0
+        history.append(best[0])
+        theta = best[1]
+    return theta, EMFit(torch.tensor(history, dtype=torch.float64), steps, converged=quiet >= 2)
+
+
+def _jump(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:
+    """Where the iterates seem to go; `None` where they have come to rest."""
+    first = once - theta
+    second = twice - once - first
+    length = float(second.norm())
+    if length == 0:
+        return None
+    alpha = max(1.0, float(first.norm()) / length)
+    candidate = theta + 2 * alpha * first + alpha**2 * second
+    return candidate if bool(candidate.isfinite().all()) else None
+
+
+def em_of_covariance(
+    covariance: Float[Tensor, "features features"],
+    latents: int,
+    floor: float,
+    *,
+    isotropic: bool,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[Tensor, Tensor, EMFit]:
+    """ECME without holes: loadings, noise variances, and how it went.
+
+    References:
+        | The ECME Algorithm: A Simple Extension of EM and ECM with Faster Monotone Convergence
+          (Liu & Rubin, 1994)
+        | https://doi.org/10.1093/biomet/81.4.633
+        | Bayesian Reasoning and Machine Learning (Barber, 2012), algorithm for factor analysis
+        | http://www.cs.ucl.ac.uk/staff/d.barber/brml
+    """
+    diagonal = covariance.diagonal()
+
+    def variance_of(theta: Tensor) -> Tensor:
+        return theta.exp().expand_as(diagonal)
+
+    def step(theta: Tensor) -> Tensor:
+        loadings, _ = best_loadings(covariance, variance_of(theta), latents)
+        left = diagonal - loadings.square().sum(dim=1)
+        left = left.mean(dim=0, keepdim=True) if isotropic else left
+        return left.clamp(min=floor).log()
+
+    def value(theta: Tensor) -> float:
+        return best_loadings(covariance, variance_of(theta), latents).value
+
+    start = (diagonal.mean(dim=0, keepdim=True) if isotropic else diagonal) / 2
+    theta, how = squarem(
+        step, value, start.clamp(min=floor).log(), tolerance=tolerance, max_steps=max_steps
+    )
+    variance = variance_of(theta)
+    return best_loadings(covariance, variance, latents).loadings, variance.clone(), how
+
+
+def em_with_holes(
+    y: Float[Tensor, "rows features"],
+    start: LinearGaussianParameters,
+    floor: float,
+    *,
+    isotropic: bool,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[LinearGaussianParameters, EMFit]:
+    """EM over the entries that were observed."""
+    shape = start.loadings.shape
+
+    def unpacked(theta: Tensor) -> LinearGaussianParameters:
+        loadings, mean, log_variance = theta.split([shape.numel(), shape[0], shape[0]])
+        return LinearGaussianParameters(loadings.view(shape), mean, log_variance.exp())
+
+    def packed(parameters: LinearGaussianParameters) -> Tensor:
+        log_variance = parameters.variance.clamp(min=floor).log()
+        return torch.cat([parameters.loadings.flatten(), parameters.mean, log_variance])
+
+    def step(theta: Tensor) -> Tensor:
+        return packed(regression(y, *posterior(unpacked(theta), y), isotropic=isotropic))
+
+    def value(theta: Tensor) -> float:
+        return float(log_evidence(unpacked(theta), y).mean())
+
+    theta, how = squarem(step, value, packed(start), tolerance=tolerance, max_steps=max_steps)
+    return unpacked(theta), how

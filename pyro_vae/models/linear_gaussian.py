@@ -1,0 +1,308 @@
+"""Probabilistic PCA and factor analysis: the linear Gaussian model, whose every answer is exact."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from .._types import Distribution
+from ..data import check_batch
+from ..programs import PartlyObserved
+from . import expectation_maximization as em
+from .base import Generative, check_latents
+
+
+@dataclass(frozen=True)
+class Isotropic:
+    """The same noise for all features: with it the model is probabilistic PCA.
+
+    Arguments:
+        floor: Smallest standard deviation, in the unit of the data.
+    """
+
+    floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check_floor(self.floor)
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """Every feature with noise of its own: with it the model is factor analysis.
+
+    Arguments:
+        floor: Smallest standard deviation, in the unit of the data. Maximum likelihood may want
+            a feature without noise (a Heywood case), and a constant feature always does.
+    """
+
+    floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check_floor(self.floor)
+
+
+def _check_floor(floor: float) -> None:
+    if not 0 < floor < math.inf:
+        raise ValueError(f"the floor is the smallest sigma and must be positive, got {floor}")
+
+
+class LinearGaussian(Generative):
+    r"""Linear Gaussian model, a Pyro program: probabilistic PCA or factor analysis.
+
+    .. math:: z_n \sim \mathcal{N}(0, I), \qquad y_n \mid z_n \sim \mathcal{N}(W z_n + \mu, \Psi)
+
+    where :math:`\Psi = \sigma^2 I` (:class:`Isotropic`) or any diagonal (:class:`Diagonal`). It is
+    the VAE with a linear decoder, and the one whose every answer is known: the posterior
+    (:meth:`exact_posterior`, so that :class:`pyro_vae.ExactPosterior` and
+    :class:`pyro_vae.CoordinateAscent` work), the evidence (:meth:`log_evidence`, so
+    :class:`pyro_vae.ClosedForm` does), and for the former noise the maximum of the likelihood. An
+    entry of y that is nan was not observed, and leaves all of them.
+
+    Maximum likelihood fixes :math:`W` up to a rotation of z.
+
+    Arguments:
+        latent_dim: Entries of z.
+        features: Numbers a datum.
+        noise: :class:`Isotropic` or :class:`Diagonal`; isotropic by default.
+
+    Shapes:
+        loadings: :math:`W`, `(features, latents)`.
+        mean: :math:`\mu`, `(features,)`.
+        log_noise: Logarithm of the noise variance above its floor, `()` or `(features,)`.
+
+    Raises:
+        ValueError: If there are no latents or no features.
+
+    References:
+        | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
+        | https://doi.org/10.1111/1467-9868.00196
+        | EM Algorithms for ML Factor Analysis (Rubin & Thayer, 1982)
+        | https://doi.org/10.1007/BF02293851
+
+    Example:
+        >>> y = torch.randn(100, 4) @ torch.randn(4, 4)
+        >>> model = LinearGaussian(latent_dim=2, features=4)
+        >>> model.fit_closed_form(y)
+        >>> closed = model.log_evidence(y).mean()
+        >>> fit = model.fit_em(y)
+        >>> bool((model.log_evidence(y).mean() - closed).abs() < 1e-4)
+        True
+    """
+
+    def __init__(
+        self, latent_dim: int, features: int, noise: Isotropic | Diagonal | None = None
+    ) -> None:
+        super().__init__(torch.zeros(()))
+        check_latents(latent_dim)
+        if features < 1:
+            raise ValueError(f"features is the number of entries of a datum, got {features}")
+        self.latent_dim, self.features = latent_dim, features
+        self.noise = Isotropic() if noise is None else noise
+        shape = () if isinstance(self.noise, Isotropic) else (features,)
+        self.loadings = nn.Parameter(torch.zeros(features, latent_dim))
+        self.mean = nn.Parameter(torch.zeros(features))
+        self.log_noise = nn.Parameter(torch.zeros(shape))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Loadings drawn afresh, so that the data have about unit variance; no mean, unit noise."""
+        self.loadings.normal_().div_(math.sqrt(self.latent_dim))
+        self.mean.zero_()
+        self.log_noise.zero_()
+
+    def variance(self) -> Float[Tensor, " features"]:
+        """Noise variance of every feature."""
+        return (self.noise.floor**2 + self.log_noise.exp()).expand(self.features)
+
+    def covariance(self) -> Float[Tensor, "features features"]:
+        r"""Covariance of the data, :math:`W W^\top + \Psi`."""
+        return self.loadings @ self.loadings.mT + self.variance().diag()
+
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+        """Samples z."""
+        zero = self.zero.expand(self.latent_dim)
+        z: Tensor = pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1))
+        return z
+
+    def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
+        """p(y | z) of every row."""
+        normal = dist.Normal(self.expectation(z), self.variance().sqrt())
+        return PartlyObserved(normal).to_event(1)
+
+    def expectation(
+        self, z: Float[Tensor, "rows latents"], *given: Tensor
+    ) -> Float[Tensor, "rows features"]:
+        r""":math:`W z + \mu`."""
+        return z @ self.loadings.mT + self.mean
+
+    def exact_posterior(self, y: Float[Tensor, "batch features"]) -> MultivariateNormal:
+        r"""p(z | y) of every datum, given its entries that are not nan.
+
+        .. math:: P_n = I + W^\top O_n \Psi^{-1} W, \qquad
+            m_n = P_n^{-1} W^\top O_n \Psi^{-1} (y_n - \mu)
+        """
+        loc, precision = em.posterior(self._now(), y)
+        return MultivariateNormal(loc, precision_matrix=precision.expand(len(y), -1, -1))
+
+    def log_evidence(self, y: Float[Tensor, "batch features"]) -> Float[Tensor, " batch"]:
+        """Log density of every datum's entries that are not nan, exact, in nats."""
+        return em.log_evidence(self._now(), y)
+
+    def _now(self) -> em.LinearGaussianParameters:
+        return em.LinearGaussianParameters(self.loadings, self.mean, self.variance())
+
+    @torch.no_grad()
+    def fit_closed_form(self, y: Float[Tensor, "data features"]) -> None:
+        r"""Sets the parameters to the maximum of the likelihood, for isotropic noise.
+
+        .. math:: \sigma^2 = \frac{1}{D - L} \sum_{i > L} \lambda_i, \qquad
+            W = U_L (\Lambda_L - \sigma^2 I)^{1/2}
+
+        with the eigenvalues of the data's covariance (divided by N). Computed in float64.
+
+        Raises:
+            ValueError: If the noise is not isotropic, if there are as many latents as features, or
+                if the data have missing entries: :meth:`fit_em` takes those.
+        """
+        if not isinstance(self.noise, Isotropic) or self.latent_dim >= self.features:
+            raise ValueError(
+                "the maximum of the likelihood has a closed form for isotropic noise and fewer "
+                f"latents than features; this model has {self.noise}, {self.latent_dim} latent(s) "
+                f"and {self.features} feature(s): use fit_em(y)"
+            )
+        y = self._checked(y)
+        if bool(y.isnan().any()):
+            raise ValueError(
+                f"{int(y.isnan().sum()):,} of {y.numel():,} entries are missing (nan), and then "
+                "the maximum of the likelihood has no closed form: use fit_em(y)"
+            )
+        mean = y.mean(dim=0)
+        covariance = (y - mean).mT @ (y - mean) / len(y)
+        left = torch.linalg.eigvalsh(covariance)[: -self.latent_dim].mean()
+        variance = left.clamp(min=self.noise.floor**2).expand(self.features)
+        loadings = em.best_loadings(covariance, variance, self.latent_dim).loadings
+        self._set(em.LinearGaussianParameters(loadings, mean, variance))
+
+    @torch.no_grad()
+    def fit_em(
+        self,
+        y: Float[Tensor, "data features"],
+        *,
+        tolerance: float = 1e-9,
+        max_steps: int = 10_000,
+    ) -> em.EMFit:
+        """Sets the parameters to a maximum of the likelihood, by EM with longer steps.
+
+        It starts from the moments of the data, not from the present parameters, so it has no
+        seed. Without holes an iteration costs an eigenvalue problem of the features, whatever the
+        number of data; with holes it takes the posterior of every datum, and memory for
+        `data * latents^2` numbers. All in float64. No step lowers the likelihood, which with
+        diagonal noise may have several maxima.
+
+        Arguments:
+            y: The data; nan where an entry was not observed.
+            tolerance: Ends when two rounds in a row gain less than this, in nats a datum. What is
+                left to gain may be some times more.
+            max_steps: EM steps, at most; a warning says if they did not do.
+
+        Returns:
+            The log evidence a datum after every round, the steps, and whether it converged.
+
+        Raises:
+            ValueError: If a row or a column was not observed at all, or the data do not fit.
+
+        References:
+            | Maximum Likelihood from Incomplete Data via the EM Algorithm (Dempster, Laird & Rubin,
+              1977)
+            | https://doi.org/10.1111/j.2517-6161.1977.tb01600.x
+            | Simple and Globally Convergent Methods for Accelerating the Convergence of Any EM
+              Algorithm (Varadhan & Roland, 2008)
+            | https://doi.org/10.1111/j.1467-9469.2007.00585.x
+        """
+        y = self._checked(y)
+        mean = y.nanmean(dim=0)
+        centred = y - mean
+        filled = centred.nan_to_num(0.0)
+        options: dict[str, Any] = {
+            "isotropic": isinstance(self.noise, Isotropic),
+            "tolerance": tolerance,
+            "max_steps": max_steps,
+        }
+        latents, floor = min(self.latent_dim, self.features), self.noise.floor**2
+        if not bool(y.isnan().any()):
+            covariance = filled.mT @ filled / len(y)
+            loadings, variance, how = em.em_of_covariance(covariance, latents, floor, **options)
+            found = em.LinearGaussianParameters(loadings, mean, variance)
+        else:
+            start = _start(filled, centred, latents, floor)
+            moved, how = em.em_with_holes(centred, start, floor, **options)
+            found = moved._replace(mean=moved.mean + mean)
+        self._set(found)
+        if not how.converged:
+            warnings.warn(
+                f"EM has not converged after {how.steps} steps: the last round gained "
+                f"{float(how.log_evidence.diff()[-1]):.2g} nats a datum, more than the tolerance "
+                f"{tolerance:g}; raise max_steps=, or the noise's floor if a feature's noise "
+                "tends to zero",
+                stacklevel=2,
+            )
+        return how
+
+    def _checked(self, y: Tensor) -> Tensor:
+        """The data in float64; refuses those that say nothing of some parameter."""
+        check_batch(y, missing=(0,))
+        if y.shape[1:] != (self.features,):
+            raise ValueError(
+                f"the model has {self.features} features, got data of shape {tuple(y.shape)}"
+            )
+        unseen = y.isnan().all(dim=0).nonzero().flatten().tolist()
+        if unseen:
+            raise ValueError(
+                f"{len(unseen)} of {self.features} columns were never observed, the first is "
+                f"column {unseen[0]}: drop them, since the data say nothing of them"
+            )
+        return y.detach().double()
+
+    def _set(self, found: em.LinearGaussianParameters) -> None:
+        """Copies parameters into the module's own, with zero columns for latents without use."""
+        self.loadings.zero_()[:, : found.loadings.shape[1]] = found.loadings.to(self.loadings)
+        self.mean.copy_(found.mean)
+        least = self.noise.floor**2
+        above = (found.variance - least).clamp(min=1e-9 * least).log()
+        self.log_noise.copy_(above[0] if self.log_noise.dim() == 0 else above)
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses data of another dtype; any number has a density."""
+        super().check(y, names)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same architecture."""
+        return {"latent_dim": self.latent_dim, "features": self.features, "noise": self.noise}
+
+
+def _start(
+    filled: Tensor, centred: Tensor, latents: int, floor: float
+) -> em.LinearGaussianParameters:
+    """From the covariance of the data with means for missing entries; half of it is noise."""
+    variance = centred.square().nanmean(dim=0).clamp(min=2 * floor) / 2
+    covariance = filled.mT @ filled / len(filled)
+    loadings = em.best_loadings(covariance, variance, latents).loadings
+    # A column of zeros would stay so: directions that nothing speaks for start small instead.
+    small = 0.1 * variance.sqrt()[:, None] * _cosines(loadings)
+    return em.LinearGaussianParameters(
+        torch.where(loadings.norm(dim=0) > 0, loadings, small), torch.zeros_like(variance), variance
+    )
+
+
+def _cosines(like: Tensor) -> Tensor:
+    """Numbers in no particular direction, the same every time."""
+    row = torch.arange(1, len(like) + 1, dtype=like.dtype, device=like.device)[:, None]
+    return (row * row.new_tensor(range(1, like.shape[1] + 1))).cos()

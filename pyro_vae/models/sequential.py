@@ -1,0 +1,205 @@
+"""State-space models of series, as variational autoencoders."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._types import Distribution
+from ..likelihoods import Likelihood
+from ..programs import PartlyObserved, evaluating, forked_seed
+from .base import Decoded, check_latents
+from .conditionals import as_normal, latents_of
+from .densities import Unfolded
+from .priors import Prior, StandardNormal
+
+
+def padded(
+    series: Sequence[Tensor], length: int | None = None
+) -> Float[Tensor, "batch length *features"]:
+    """Puts series of different lengths into one tensor, with nan beyond their ends.
+
+    Arguments:
+        series: The series, each `(times, *features)`.
+        length: Times of the result; those of the longest series by default.
+
+    Raises:
+        ValueError: If there is no series, they differ in their features, or one is longer.
+
+    Example:
+        >>> padded([torch.ones(1, 2), torch.ones(3, 2)])[:, :, 0]
+        tensor([[1., nan, nan],
+                [1., 1., 1.]])
+    """
+    shapes = [tuple(part.shape) for part in series]
+    longest = max((shape[0] for shape in shapes), default=0)
+    length = longest if length is None else length
+    if longest == 0 or length < longest or len({shape[1:] for shape in shapes}) > 1:
+        raise ValueError(
+            "padded needs series of shape (times, features) with the same features, and no longer "
+            f"than length={length}, got shapes {shapes[:5]} (of {len(shapes)} series)"
+        )
+    whole = series[0].new_full((len(series), length, *shapes[0][1:]), torch.nan)
+    for row, part in zip(whole, series, strict=True):
+        row[: len(part)] = part
+    return whole
+
+
+class SequentialVAE(Decoded):
+    r"""A state-space model of series, a Pyro program: a datum is a whole series.
+
+    .. math:: z_1 \sim p(z_1), \qquad z_t \mid z_{t-1} \sim \mathcal{N}(\mu(z_{t-1}),
+        \sigma(z_{t-1})^2), \qquad y_t \mid z_t \sim p_\theta(y_t \mid z_t)
+
+    Series are independent of each other, and the times of one are not. `model(y)` takes `(batch,
+    length, *features)`, with the latent sites `z_1`, ..., `z_T` and one observed site `y`. Where y
+    is nan it was not observed: beyond the end of a shorter series (:func:`padded`), at times
+    without a measurement, or in single entries. States beyond the end are draws from the
+    prior given the last one, which integrate to one, so that the evidence of a series does not
+    depend on its padding. Bounds and importance weights do a little, for the guide has to
+    follow the prior there.
+
+    The flat vector of a datum has `length * latent_dim` entries, so mean-field and low-rank
+    families suit long series. :class:`pyro_vae.nets.GRUEncoder` reads a series from its end.
+
+    Arguments:
+        transition: What gives `z_t` from `z_{t-1}`: a :class:`NormalGiven`, or a net that gives
+            two numbers for each latent, its mean and what becomes its standard deviation.
+        decoder: A module from one state, `(batch, latents)`, to what the likelihood needs for one
+            time.
+        likelihood: From the decoder's output to p(y_t | z_t).
+        latent_dim: Entries of one state.
+        length: Times of a series, with its padding, T.
+        prior: The prior of the first state; standard normal by default.
+
+    Raises:
+        ValueError: If the length is below one, or transition and decoder do not fit the states;
+            when called, if a series does not have the shape that the model gives.
+
+    References:
+        | Structured Inference Networks for Nonlinear State Space Models
+          (Krishnan, Shalit & Sontag, 2017)
+        | https://arxiv.org/abs/1609.09869
+        | A New Approach to Linear Filtering and Prediction Problems (Kalman, 1960)
+        | https://doi.org/10.1115/1.3662552
+
+    Example:
+        >>> from pyro_vae import likelihoods
+        >>> from pyro_vae.models import NormalGiven
+        >>> walk = NormalGiven(nn.Identity(), sigma=0.1)
+        >>> model = SequentialVAE(walk, nn.Linear(2, 3), likelihoods.Gaussian(), 2, length=5)
+        >>> model.sample(4).shape, model.decode(torch.zeros(7, 10)).shape
+        (torch.Size([4, 5, 3]), torch.Size([7, 5, 3]))
+    """
+
+    def __init__(
+        self,
+        transition: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        latent_dim: int,
+        length: int,
+        prior: Prior | None = None,
+    ) -> None:
+        super().__init__(decoder, likelihood)
+        check_latents(latent_dim)
+        if length < 1:
+            raise ValueError(f"length is the number of times of a series, got {length}")
+        self.state_dim, self.length = latent_dim, length
+        self.latent_dim = length * latent_dim
+        self.transition = as_normal(transition)
+        self.latent_prior = StandardNormal() if prior is None else prior
+        found = latents_of(self.transition, self.zero.new_zeros(2, latent_dim))
+        if found != latent_dim:
+            raise ValueError(
+                f"the transition gives {found} latent(s) from a state of {latent_dim}: change its "
+                "last layer"
+            )
+        self._check_decoder(latent_dim)
+        self.latent_prior.setup(self.zero.expand(latent_dim))
+
+    def states(self, z: Float[Tensor, "*draws latents"]) -> Float[Tensor, "..."]:
+        """The states in flat latents, `(*draws, length, latent_dim)`."""
+        return z.unflatten(-1, (self.length, self.state_dim))
+
+    def prior(self) -> Distribution:
+        """p(z_1), over a vector."""
+        return self.latent_prior(self.zero.expand(self.state_dim))
+
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+        """Samples the states, one after the other."""
+        z: list[Tensor] = [pyro.sample("z_1", self.prior())]
+        for time in range(2, self.length + 1):
+            z.append(pyro.sample(f"z_{time}", self.transition(z[-1])))
+        return torch.cat(z, dim=-1)
+
+    def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
+        """p(y | z) of every series."""
+        output, more = self._at_all_times(z, given)
+        features = Unfolded(self.likelihood.distribution(output, *more), self.length)
+        placeholder = self.likelihood.fill(output)
+        if isinstance(placeholder, Tensor) and placeholder.dim() == len(features.batch_shape) - 1:
+            rows = placeholder.expand(len(output), *placeholder.shape[1:])
+            placeholder = rows.unflatten(0, (-1, self.length))
+        series = PartlyObserved(features, placeholder)
+        return series.to_event(len(series.batch_shape) - 1)
+
+    def expectation(
+        self, z: Float[Tensor, "rows latents"], *given: Tensor
+    ) -> Float[Tensor, "rows *datum"]:
+        """Mean of p(y | z) of every series."""
+        output, more = self._at_all_times(z, given)
+        return self.likelihood.mean(output, *more).unflatten(0, (-1, self.length))
+
+    def _at_all_times(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+        """The decoder's output and what is given, with a row for every time of every series."""
+        for part in given:
+            if part.shape[1:2] != (self.length,):
+                raise ValueError(
+                    "what is given beside the series has shape (batch, length, ...), with "
+                    f"length={self.length}, got {tuple(part.shape)}"
+                )
+        output: Tensor = self.decoder(self.states(z).flatten(0, 1))
+        return output, [part.flatten(0, 1) for part in given]
+
+    def forecast(
+        self, z: Float[Tensor, "*draws latents"], steps: int, *, seed: int | None = None
+    ) -> Float[Tensor, "..."]:
+        """Draws of what comes after the last time, one for each draw of the states.
+
+        With draws from the posterior of a series, `guide.sample(y, num_samples)`, these are draws
+        from the future given the past. For a series that ends earlier, states beyond its end are
+        in its draws: `model.sample_data(z)` has data for them.
+
+        Arguments:
+            z: Draws of the states, flat.
+            steps: Times to go on.
+            seed: As in :meth:`sample`.
+
+        Returns:
+            `(*draws, steps, *features)`.
+        """
+        if seed is not None:
+            with forked_seed(seed):
+                return self.forecast(z, steps)
+        draws, state = z.shape[:-1], self.states(z)[..., -1, :].reshape(-1, self.state_dim)
+        data: list[Tensor] = []
+        with evaluating(self), torch.no_grad():
+            for _ in range(steps):
+                state = self.transition(state).sample()
+                data.append(self.likelihood(self.decoder(state)).sample())
+        return torch.stack(data, dim=1).unflatten(0, draws)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same architecture."""
+        return {
+            "transition": self.transition,
+            "decoder": self.decoder,
+            "likelihood": self.likelihood,
+            "latent_dim": self.state_dim,
+            "length": self.length,
+            "prior": self.latent_prior,
+        }

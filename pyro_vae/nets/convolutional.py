@@ -1,0 +1,139 @@
+"""Convolutional networks for images."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .layers import Activation, check_width
+
+
+class ConvEncoder(nn.Module):
+    """Convolutional trunk: each layer halves height and width; ends in `num_features` features.
+
+    Arguments:
+        shape: Channels, height and width of an image; flat rows of that size are welcome too.
+        channels: Channels of each layer.
+        num_features: Features at the end.
+        activation: Class of the activation.
+
+    Example:
+        >>> import torch
+        >>> ConvEncoder((1, 28, 28))(torch.zeros(5, 784)).shape
+        torch.Size([5, 128])
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: Sequence[int] = (32, 64),
+        num_features: int = 128,
+        activation: Activation = nn.ELU,
+    ) -> None:
+        super().__init__()
+        self.shape, self.channels = _image_shape(shape), tuple(channels)
+        self.num_features, self.activation = num_features, activation
+        sizes = (self.shape[0], *self.channels)
+        convolutions = [
+            layer
+            for fan_in, fan_out in itertools.pairwise(sizes)
+            for layer in (_halve(fan_in, fan_out), activation())
+        ]
+        height, width = _halved(self.shape, len(self.channels))[-1]
+        last = nn.Linear(sizes[-1] * height * width, num_features)
+        self.layers = nn.Sequential(*convolutions, nn.Flatten(), last, activation())
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same architecture."""
+        names = ("shape", "channels", "num_features", "activation")
+        return {name: getattr(self, name) for name in names}
+
+    def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
+        """Features of each image."""
+        flat = y.flatten(start_dim=1)
+        check_width("ConvEncoder", flat, math.prod(self.shape), tuple(y.shape))
+        features: Tensor = self.layers(flat.view(-1, *self.shape))
+        return features
+
+
+class ConvDecoder(nn.Module):
+    """Convolutional decoder: each layer doubles height and width; mirrors :class:`ConvEncoder`.
+
+    Arguments:
+        latents: Entries of z.
+        shape: Channels, height and width of an image.
+        channels: Channels of each layer, first to last.
+        outputs: Numbers a pixel, stacked along the channels.
+        activation: Class of the activation.
+        flat: Give flat rows, for data that are stored so.
+
+    Example:
+        >>> import torch
+        >>> ConvDecoder(8, (1, 28, 28), flat=True)(torch.zeros(5, 8)).shape
+        torch.Size([5, 784])
+    """
+
+    def __init__(
+        self,
+        latents: int,
+        shape: Sequence[int],
+        channels: Sequence[int] = (64, 32),
+        *,
+        outputs: int = 1,
+        activation: Activation = nn.ELU,
+        flat: bool = False,
+    ) -> None:
+        super().__init__()
+        self.latents, self.shape, self.channels = latents, _image_shape(shape), tuple(channels)
+        self.outputs, self.activation, self.flat = outputs, activation, flat
+        sides = _halved(self.shape, len(self.channels))[::-1]
+        self.first = nn.Linear(latents, self.channels[0] * math.prod(sides[0]))
+        self.start = (self.channels[0], *sides[0])
+        sizes = (*self.channels, outputs * self.shape[0])
+        layers: list[nn.Module] = []
+        for index, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+            layers += [activation(), _double(fan_in, fan_out, sides[index], sides[index + 1])]
+        self.layers = nn.Sequential(*layers)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same architecture."""
+        names = ("latents", "shape", "channels", "outputs", "activation", "flat")
+        return {name: getattr(self, name) for name in names}
+
+    def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
+        """What the likelihood needs, for each z."""
+        check_width("ConvDecoder", z, self.latents, tuple(z.shape))
+        output: Tensor = self.layers(self.first(z).view(-1, *self.start))
+        return output.flatten(start_dim=1) if self.flat else output
+
+
+def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(shape) != 3:  # channels, height, width
+        raise ValueError(f"an image has (channels, height, width), got {tuple(shape)}")
+    return (shape[0], shape[1], shape[2])
+
+
+def _halved(shape: tuple[int, int, int], times: int) -> list[tuple[int, int]]:
+    """Heights and widths after 0, 1, ..., `times` halvings, rounded up."""
+    sides = [(shape[1], shape[2])]
+    for _ in range(times):
+        height, width = sides[-1]
+        sides.append((math.ceil(height / 2), math.ceil(width / 2)))
+    return sides
+
+
+def _halve(fan_in: int, fan_out: int) -> nn.Conv2d:
+    return nn.Conv2d(fan_in, fan_out, kernel_size=3, stride=2, padding=1)
+
+
+def _double(
+    fan_in: int, fan_out: int, side: tuple[int, int], target: tuple[int, int]
+) -> nn.ConvTranspose2d:
+    """The transpose of :func:`_halve`; the padding settles whether the target side is even."""
+    extra = (target[0] - (2 * side[0] - 1), target[1] - (2 * side[1] - 1))
+    return nn.ConvTranspose2d(
+        fan_in, fan_out, kernel_size=3, stride=2, padding=1, output_padding=extra
+    )

@@ -1,0 +1,93 @@
+"""What stands before a network: it puts together what the network shall see."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class MissingIndicator(nn.Module):
+    """An encoder for data with holes: it sees zeros in them, and which entries were observed.
+
+    Arguments:
+        net: An encoder, made for twice as many numbers a row (or twice the channels): the data
+            with zeros for nan, and then, along the first axis of the datum, ones where an entry
+            was observed and zeros where it is missing.
+
+    References:
+        | VAEM: a Deep Generative Model for Heterogeneous Mixed Type Data (Ma et al., 2020)
+        | https://arxiv.org/abs/2006.11941
+
+    Example:
+        >>> from pyro_vae.nets import MLPEncoder
+        >>> MissingIndicator(MLPEncoder(2 * 3, hidden=(5,)))(torch.full((4, 3), torch.nan)).shape
+        torch.Size([4, 5])
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    @property
+    def num_features(self) -> int | None:
+        """That of the encoder; `None` if it has no such attribute."""
+        features: int | None = getattr(self.net, "num_features", None)
+        return features
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same architecture."""
+        return {"net": self.net}
+
+    def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
+        """The encoder's answer."""
+        observed = ~y.isnan()
+        filled = y.masked_fill(~observed, 0.0)
+        answer: Tensor = self.net(torch.cat([filled, observed.to(y)], dim=1), *given)
+        return answer
+
+
+class Concatenated(nn.Module):
+    """A network that sees several tensors as one row of numbers: for decoders and encoders with x.
+
+    Arguments:
+        net: A network made for the numbers of all of them; each tensor is flattened, and they are
+            put side by side in the order in which they are given.
+
+    Raises:
+        ValueError: When called, if the tensors differ in their numbers of rows.
+
+    References:
+        | Learning Structured Output Representation using Deep Conditional Generative Models
+          (Sohn, Lee & Yan, 2015)
+        | https://papers.nips.cc/paper/2015/hash/8d55a249e6baa5c06772297520da2051-Abstract.html
+
+    Example:
+        >>> from pyro_vae.nets import MLPEncoder
+        >>> Concatenated(MLPEncoder(3 + 2, hidden=(5,)))(torch.zeros(4, 3), torch.zeros(4, 2)).shape
+        torch.Size([4, 5])
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    @property
+    def num_features(self) -> int | None:
+        """That of the network; `None` if it has no such attribute."""
+        features: int | None = getattr(self.net, "num_features", None)
+        return features
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same architecture."""
+        return {"net": self.net}
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """The network's answer."""
+        rows = [len(part) for part in parts]
+        if len(set(rows)) != 1:
+            raise ValueError(
+                f"the tensors to be put side by side need the same number of rows, got {rows}"
+            )
+        answer: Tensor = self.net(torch.cat([part.flatten(start_dim=1) for part in parts], dim=1))
+        return answer

@@ -1,0 +1,91 @@
+"""The rows that training reads: tensors in memory, or what is read when it is needed."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._types import Batch, Data
+from ..data import OnDisk, RowReader
+from ..data.streams import chunks
+from ..evidence import check_data
+from ..guides import Guide
+from ..programs import as_batch
+
+
+class InMemory:
+    """Tensors, as a reader of their rows."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.batch[0])
+
+    def read(self, rows: Tensor) -> Batch:
+        """The tensors of these rows."""
+        return tuple(part[rows.to(part.device)] for part in self.batch)
+
+
+class Moved:
+    """A reader whose rows are put on a device."""
+
+    def __init__(self, reader: RowReader, device: torch.device) -> None:
+        self.reader, self.device = reader, device
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.reader)
+
+    def read(self, rows: Tensor) -> Batch:
+        """The tensors of these rows, on the device."""
+        return as_batch(self.reader.read(rows), self.device)
+
+
+def reader_of(data: Data | RowReader, device: torch.device) -> RowReader:
+    """A reader of training data; memory-mapped arrays stay where they are."""
+    parts = data if isinstance(data, tuple) else (data,)
+    if any(isinstance(part, np.memmap) for part in parts):
+        data = OnDisk(*parts)
+    if isinstance(data, RowReader):
+        return Moved(data, device)
+    return InMemory(as_batch(data, device))
+
+
+def check_rows(model: Any, guide: Any, reader: RowReader) -> None:
+    """Checks all rows at the door, as :func:`pyro_vae.evidence.check_data` does.
+
+    What is on disk is read once for it, piece by piece; whether a column is constant throughout
+    is not looked at there.
+
+    Raises:
+        ValueError: If rows are refused, or the guide has parameters of its own for each row of
+            data that are on disk.
+    """
+    if isinstance(reader, InMemory):
+        check_data(model, reader.batch)
+        return
+    if isinstance(guide, Guide) and guide.map.per_row:
+        raise ValueError(
+            "a guide with free parameters for every row knows its rows by all of their content, "
+            "which has to be in memory: pass tensors, or take an amortized guide, pv.Encoder(...)"
+        )
+    first = 0
+    for batch in chunks(reader):
+        try:
+            with warnings.catch_warnings():
+                # A column may well be constant over a piece.
+                warnings.filterwarnings("ignore", r".*columns are constant over", UserWarning)
+                check_data(model, batch)
+        except ValueError as error:
+            last = first + len(batch[0]) - 1
+            raise ValueError(f"in rows {first} to {last}, counted from {first}: {error}") from error
+        first += len(batch[0])
+
+
+def head(reader: RowReader) -> Batch:
+    """Two rows, or one if there are no more: enough to see what a program is."""
+    return reader.read(torch.arange(min(2, len(reader))))

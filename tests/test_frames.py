@@ -1,0 +1,274 @@
+"""Tables of every library: encoded as one tensor, decoded as they came, refused with reasons."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+
+from pyro_vae import data
+from pyro_vae.data import Binary, Categories, Columns, Count, Ordered, Real
+
+NAN = float("nan")
+SIZES = ["small", "large", "medium", None]
+FRUIT = ["apple", "pear", None, "plum"]
+
+
+def pandas_table() -> pd.DataFrame:
+    """A column of each dtype that pandas has, with holes where it can have some."""
+    sizes = pd.CategoricalDtype(["small", "medium", "large"], ordered=True)
+    return pd.DataFrame(
+        {
+            "height": [1.5, 2.5, NAN, 2.0],
+            "weight": np.array([50, 60, 70, 80], dtype=np.int32),
+            "visits": [0, 3, 1, 2],
+            "children": pd.array([0, None, 5, 2], dtype="Int64"),
+            "smokes": [True, False, True, True],
+            "retired": pd.array([True, None, False, True], dtype="boolean"),
+            "sex": ["f", "m", "m", "f"],
+            "fruit": FRUIT,
+            "size": pd.Series(SIZES, dtype=sizes),
+            "town": pd.Series(["b", "a", "b", None], dtype=pd.CategoricalDtype(["b", "a", "c"])),
+            "coin": [0.0, 1.0, NAN, 0.0],
+        }
+    )
+
+
+def polars_table() -> pl.DataFrame:
+    """The like in polars."""
+    return pl.DataFrame(
+        {
+            "height": [1.5, 2.5, None, 2.0],
+            "weight": pl.Series([50, 60, 70, 80], dtype=pl.Int32),
+            "visits": pl.Series([0, 3, None, 2], dtype=pl.UInt8),
+            "smokes": [True, None, True, True],
+            "fruit": FRUIT,
+            "size": pl.Series(SIZES, dtype=pl.Enum(["small", "medium", "large"])),
+            "town": pl.Series(["b", "a", "b", None], dtype=pl.Categorical),
+            "narrow": pl.Series([0.5, 0.25, 0.75, 0.5], dtype=pl.Float32),
+        }
+    )
+
+
+def structured_array() -> np.ndarray:
+    """Named fields."""
+    rows = [(1.5, 0, "a"), (2.5, 2, "b"), (NAN, 1, "c")]
+    return np.array(rows, dtype=[("x", "<f8"), ("n", "<i8"), ("w", "O")])
+
+
+KINDS = {
+    "pandas": {
+        "height": Real, "weight": Real, "visits": Count, "children": Count, "smokes": Binary,
+        "retired": Binary, "sex": Binary, "fruit": Categories, "size": Ordered,
+        "town": Categories, "coin": Binary,
+    },
+    "polars": {
+        "height": Real, "weight": Real, "visits": Count, "smokes": Binary, "fruit": Categories,
+        "size": Categories, "town": Binary, "narrow": Real,
+    },
+    "structured": {"x": Real, "n": Count, "w": Categories},
+}  # fmt: skip
+TABLES: dict[str, Callable[[], Any]] = {
+    "pandas": pandas_table,
+    "polars": polars_table,
+    "structured": structured_array,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_kinds_follow_from_dtypes(name: str) -> None:
+    """Each by its rule."""
+    columns = Columns.of(TABLES[name]())
+    assert {column: type(kind) for column, kind in columns.kinds.items()} == KINDS[name]
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["learned", "saved"])
+@pytest.mark.usefixtures("float64")
+def test_a_pandas_table_comes_back(*, saved: bool) -> None:
+    """Values, dtypes, categories and holes, also through JSON."""
+    table = pandas_table()
+    columns = Columns.of(table)
+    if saved:
+        columns = Columns.from_json(json.loads(json.dumps(columns.to_json())))
+    pd.testing.assert_frame_equal(columns.decode(columns.encode(table)), table)
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["learned", "saved"])
+@pytest.mark.usefixtures("float64")
+def test_a_polars_table_comes_back(*, saved: bool) -> None:
+    """Values, dtypes, categories and holes, also through JSON."""
+    table = polars_table()
+    columns = Columns.of(table)
+    if saved:
+        columns = Columns.from_json(json.loads(json.dumps(columns.to_json())))
+    back = columns.decode(columns.encode(table))
+    # Categories of the process have no order of their own; the words must be the same.
+    assert back.schema == table.schema
+    assert back.cast({"town": pl.String}).equals(table.cast({"town": pl.String}))
+
+
+@pytest.mark.usefixtures("float64")
+def test_arrays_and_dictionaries_come_back() -> None:
+    """Structured and plain arrays, tensors, and columns by name, with their dtypes."""
+    table = structured_array()
+    columns = Columns.of(table)
+    back = columns.decode(columns.encode(table))
+    assert back.dtype == table.dtype
+    for name in ("x", "n", "w"):
+        assert back[name].tolist()[:2] == table[name].tolist()[:2]
+    for plain in (np.arange(6.0).reshape(3, 2) ** 2, torch.arange(6).reshape(3, 2) ** 2 + 1):
+        columns = Columns.of(plain)
+        back = columns.decode(columns.encode(plain))
+        assert type(back) is type(plain)
+        assert back.dtype == plain.dtype
+        assert back.tolist() == plain.tolist()
+    by_name = {"n": np.array([0, 2, 3], dtype=np.uint8), "w": ["a", None, "b"], "t": torch.ones(3)}
+    columns = Columns.of(by_name)
+    back = columns.decode(columns.encode(by_name))
+    assert back["n"].dtype == np.uint8
+    assert [list(back[name]) for name in by_name] == [[0, 2, 3], ["a", None, "b"], [1, 1, 1]]
+
+
+def test_codes_and_units() -> None:
+    """Categories in the order of the dtype; numbers standardized over what was observed."""
+    y = Columns.of(pandas_table()).encode(pandas_table())
+    columns = dict(zip(pandas_table().columns, y.T.tolist(), strict=True))
+    assert columns["size"][:3] == [0, 2, 1]
+    assert columns["town"][:3] == [0, 1, 0]
+    assert columns["fruit"][:2] == [0, 1]
+    assert columns["visits"] == [0, 3, 1, 2]
+    height = torch.tensor([1.5, 2.5, NAN, 2.0])
+    spread = float(height[[0, 1, 3]].std(correction=0))
+    torch.testing.assert_close(y[:, 0], (height - 2) / spread, equal_nan=True)
+    assert y.dtype == torch.get_default_dtype()
+
+
+@pytest.mark.usefixtures("float64")
+def test_log_scale_puts_densities_into_the_tables_units() -> None:
+    """The Jacobian of real columns; of a row with holes that of what was observed."""
+    table = pandas_table()
+    columns = Columns.of(table)
+    y = columns.encode(table)
+    spreads = [table[name].std(ddof=0) for name in ("height", "weight")]
+    assert columns.log_scale == pytest.approx(-np.log(spreads).sum(), abs=1e-12)
+    expected = [-np.log(spreads).sum()] * 2 + [-np.log(spreads[1]), -np.log(spreads).sum()]
+    torch.testing.assert_close(columns.log_scales(y), torch.tensor(expected))
+
+
+def test_columns_are_found_by_name() -> None:
+    """In any order, and from another library than they were learned from."""
+    columns = Columns.of(pandas_table()[["height", "visits", "fruit"]])
+    expected = columns.encode(pandas_table()[["height", "visits", "fruit"]])
+    shuffled = pandas_table()[["fruit", "height", "visits"]]
+    torch.testing.assert_close(columns.encode(shuffled), expected, equal_nan=True)
+    other = pl.from_dicts(
+        [{k: None if v != v else v for k, v in row.items()} for row in shuffled.to_dict("records")]
+    )
+    torch.testing.assert_close(columns.encode(other), expected, equal_nan=True)
+    assert isinstance(columns.decode(expected), pd.DataFrame)
+
+
+def test_kinds_can_be_said() -> None:
+    """By class, learned from the column, or by value."""
+    table = {"grade": ["low", "high", "mid"], "age": [30, 40, 50], "size": [1, 2, 3]}
+    kinds: dict[str, data.Kind | type[data.Kind]] = {
+        "grade": Ordered(("low", "mid", "high")),
+        "age": Count,
+        "size": Ordered,
+    }
+    columns = Columns.of(table, kinds)
+    assert columns.encode(table).tolist() == [[0, 30, 0], [2, 40, 1], [1, 50, 2]]
+    assert columns.kinds["size"] == Ordered((1, 2, 3))
+    with pytest.raises(ValueError, match=r"kinds names \['weight'\], but the columns are 'grade'"):
+        Columns.of(table, {"weight": Count})
+
+
+def test_draws_become_entries() -> None:
+    """Codes are rounded and kept within the categories, counts and integers rounded."""
+    columns = Columns.of(pandas_table()[["weight", "visits", "fruit", "smokes"]])
+    table = columns.decode(torch.tensor([[0.1, 1.6, 7.0, 0.4], [0.0, -1.0, -2.0, 0.6]]))
+    assert table["weight"].tolist() == [66, 65]
+    assert table["visits"].tolist() == [2, 0]
+    assert table["fruit"].tolist() == ["plum", "apple"]
+    assert table["smokes"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"fruit": ["fig", "pear", "fig", None]}, ValueError,
+         r"column 'fruit' has categories .* 'fig' at row 0, 'fig' at row 2, counted from 0, 2 ent"
+         r".*known are 'apple', 'pear', 'plum'"),
+        ({"visits": [0, -3, 1, 2]}, ValueError,
+         r"column 'visits' holds counts, .* 1 entries are others \(-3 at row 1, .*'visits': Real"),
+        ({"visits": [0, 0.5, 1, 2]}, ValueError, r"column 'visits' holds counts, .*0\.5 at row 1"),
+        ({"height": ["tall", "short", None, "tall"]}, TypeError,
+         r"column 'height' should hold numbers, got words \('tall' at row 0"),
+        ({"fruit": [1, 2, 3, 4]}, TypeError,
+         r"column 'fruit' should hold words, got whole numbers \(1 at row 0"),
+        ({"height": [1.0, np.inf, 2.0, 3.0]}, ValueError,
+         r"column 'height' has 1 infinite entries \(inf at row 1"),
+        ({"height": [NAN] * 4, "visits": [NAN] * 4, "fruit": [None] * 4}, ValueError,
+         r"4 of 4 rows have no entry that was observed, the first at row 0"),
+        ({"colour": ["red"] * 4}, ValueError, "has 'colour', which the training rows did not have"),
+        ({"height": pd.to_datetime(["2020-01-01"] * 4)}, TypeError,
+         r"column 'height' has dtype datetime64\[.*\], which no likelihood describes"),
+        ({"height": [1.0, "a", None, 2.0]}, TypeError,
+         r"column 'height' should hold numbers, booleans or words throughout, found \['float', 's"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_refused(
+    change: dict[str, list[Any]], error: type[Exception], message: str
+) -> None:
+    """By the name of the column, the entry and the row, with what to do."""
+    table = pandas_table()[["height", "visits", "fruit"]]
+    columns = Columns.of(table)
+    with pytest.raises(error, match=message):
+        columns.encode(table.assign(**change))
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "message"),
+    [
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), ValueError, "more than one column .* 'a'"),
+        ({"a": [None, NAN]}, ValueError, "column 'a' has no entry that was observed: drop it"),
+        ({"a": [1.0, None], "b": ["x", None]}, ValueError, r"column 'b' has 1 categories \('x'\)"),
+        ({"a": [1.0, None], "b": ["x", "y"]}, None, ""),
+        ({"a": [1.0, None, 2.0], "b": ["x", None, "y"]}, ValueError, "1 of 3 rows have no entry"),
+        ({"a": [1.0], "b": [1.0, 2.0]}, ValueError, r"columns of one length, .*'a': 1, 'b': 2"),
+        ({"a": []}, ValueError, "at least one row"),
+        ({"a": [f"row {i}" for i in range(300)]}, ValueError, "300 different entries in 300 rows"),
+        ({"a": np.zeros((2, 2))}, ValueError, r"column 'a' should have one axis"),
+        ({"a": np.array([1j])}, TypeError, "column 'a' has dtype complex128"),
+        (np.zeros(3), ValueError, r"rows and columns, got an array of shape \(3,\)"),
+        ([1, 2], TypeError, "a table is a DataFrame .* got list"),
+    ],
+)
+def test_tables_that_are_refused(table: Any, error: type[Exception] | None, message: str) -> None:
+    """When columns are learned."""
+    if error is None:
+        Columns.of(table)
+        return
+    with pytest.raises(error, match=message):
+        Columns.of(table)
+
+
+def test_missing_columns_are_named() -> None:
+    """And so is what has another number of columns."""
+    columns = Columns.of(pandas_table())
+    with pytest.raises(ValueError, match="has no column 'fruit'; expected are 11 columns: 'hei"):
+        columns.encode(pandas_table().drop(columns="fruit"))
+    with pytest.raises(ValueError, match=r"a row has 11 columns .* got shape \(2, 3\)"):
+        columns.decode(torch.zeros(2, 3))
+
+
+def test_a_description_from_elsewhere_is_refused() -> None:
+    """Only kinds that exist can be asked for."""
+    saved = Columns.of({"a": [1.0, 2.0]}).to_json()
+    saved["columns"][0]["kind"] = "os.system"
+    with pytest.raises(ValueError, match=r"column 'a' of a 'dict' table is a 'os\.system'"):
+        data.Columns.from_json(saved)

@@ -1,0 +1,286 @@
+"""The scikit-learn estimator: its checks, densities that integrate to one, units, holes, grids."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.decomposition import FactorAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+import pyro_vae as pv
+from pyro_vae.evidence import LogMarginal
+from pyro_vae.sklearn import VAE, UnreliableDensityWarning
+
+# Most estimators here are hardly trained, and say so.
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.sklearn.UnreliableDensityWarning")
+
+IRIS = load_iris().data
+EXACT = pv.Quadrature()
+
+
+def tiny(*arguments: Any, **options: Any) -> VAE:
+    """An estimator that is hardly trained, for what holds before training as well as after."""
+    given = {"max_epochs": 3, "patience": 3, "hidden": (8,), "random_state": 0}
+    return VAE(*arguments, **{**given, **options})
+
+
+def checks() -> dict[str, Callable[[], None]]:
+    """Checks of scikit-learn by name, on a fresh estimator each."""
+    found: dict[str, Callable[[], None]] = {}
+    for estimator, check in estimator_checks_generator(VAE(max_epochs=3, patience=3)):
+        options = {key: value for key, value in check.keywords.items() if key != "name"}
+        name = " ".join([check.func.__name__, *(f"{k}={v}" for k, v in options.items())])
+        found[name] = partial(check, estimator)
+    return found
+
+
+CHECKS = checks()
+ARRAYS = [name for name in CHECKS if "array_api" in name]
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if name not in ARRAYS])
+def test_check_estimator(name: str) -> None:
+    """Every check that scikit-learn has for such an estimator."""
+    CHECKS[name]()
+
+
+def test_check_estimator_of_other_arrays() -> None:
+    """SciPy reads a variable when it is imported, without which this check is skipped."""
+    script = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "from tests.test_sklearn import ARRAYS, CHECKS\n"
+        "for name in ARRAYS: CHECKS[name]()\n"
+        "print(len(ARRAYS), 'passed')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "SCIPY_ARRAY_API": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("1 passed"), done.stderr
+
+
+def test_scikit_learn_is_imported_when_it_is_asked_for() -> None:
+    """`import pyro_vae` stays light; `pv.sklearn` is there all the same."""
+    script = (
+        "import sys, pyro_vae as pv; assert 'sklearn' not in sys.modules\n"
+        "pv.sklearn.VAE; assert 'sklearn' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_densities_integrate_to_one_in_the_datas_own_units() -> None:
+    """Of a column in hundreds, exact in z and on a fine grid in x; Jacobian and all."""
+    X = np.random.default_rng(0).normal(500.0, 200.0, (40, 1))
+    vae = tiny(1, evaluation=EXACT).fit(X)
+    grid = np.linspace(-2500.0, 3500.0, 161)
+    density = np.exp(vae.score_samples(grid[:, None]))
+    assert density.sum() * (grid[1] - grid[0]) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_marginal_densities_integrate_to_one() -> None:
+    """A row with a hole has the density of what was observed, in the unit of that alone."""
+    X = np.random.default_rng(0).normal([0.0, 500.0], [0.01, 200.0], (60, 2))
+    X[::3, 0], X[1::3, 1] = np.nan, np.nan
+    vae = tiny(1, evaluation=EXACT).fit(X)
+    grid = np.linspace(-2500.0, 3500.0, 161)
+    rows = np.stack([np.full_like(grid, np.nan), grid], axis=1)
+    density = np.exp(vae.score_samples(rows))
+    assert density.sum() * (grid[1] - grid[0]) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_probabilities_of_zeros_and_ones_sum_to_one() -> None:
+    """A Bernoulli by default, which is not standardized."""
+    patterns = np.array(list(product([0.0, 1.0], repeat=3)))
+    X = np.concatenate([patterns, patterns[:4], patterns[:4]])
+    vae = tiny(1, evaluation=EXACT).fit(X)
+    assert isinstance(vae.model_.likelihood, pv.likelihoods.Bernoulli)
+    assert vae.scale_.tolist() == [1.0, 1.0, 1.0]
+    assert np.exp(vae.score_samples(patterns)).sum() == pytest.approx(1.0, abs=1e-4)
+    assert set(vae.sample(50, random_state=0).ravel()) == {0.0, 1.0}
+
+
+def test_units_change_a_density_by_their_jacobian() -> None:
+    """Eightfold numbers, whose standardized ones are the same to the last bit."""
+    small, large = tiny(2).fit(IRIS), tiny(2).fit(8 * IRIS)
+    shift = large.score_samples(8 * IRIS) - small.score_samples(IRIS)
+    np.testing.assert_allclose(shift, -4 * np.log(8), atol=1e-10)
+    np.testing.assert_array_equal(large.transform(8 * IRIS), small.transform(IRIS))
+    back = large.inverse_transform(large.transform(8 * IRIS))
+    np.testing.assert_allclose(back, 8 * small.inverse_transform(small.transform(IRIS)))
+
+
+def test_the_same_random_state_gives_the_same_numbers() -> None:
+    """And another one others; a clone is untrained and alike."""
+    vae = tiny(2).fit(IRIS)
+    again = clone(vae)
+    assert not hasattr(again, "model_")
+    np.testing.assert_array_equal(again.fit(IRIS).score_samples(IRIS), vae.score_samples(IRIS))
+    np.testing.assert_array_equal(vae.sample(5, random_state=1), vae.sample(5, random_state=1))
+    other = tiny(2, random_state=1).fit(IRIS)
+    assert np.abs(other.score_samples(IRIS) - vae.score_samples(IRIS)).max() > 0.01
+
+
+def test_a_likelihood_of_ones_own_stays_as_it_was() -> None:
+    """Training moves a copy; counts are not standardized; and their draws are counts."""
+    X = np.random.default_rng(0).poisson(30.0, (40, 3)).astype(float)
+    sigma = pv.likelihoods.LearnedSigma(4)
+    before = sigma.raw.detach().clone()
+    vae = tiny(1, likelihood=pv.likelihoods.Gaussian(sigma)).fit(IRIS)
+    assert torch.equal(sigma.raw, before)
+    moved = dict(vae.model_.named_parameters())["likelihood.sigma.raw"]
+    assert not torch.equal(moved, before.double())
+    counts = tiny(1, likelihood=pv.likelihoods.Poisson()).fit(X)
+    assert counts.scale_.tolist() == [1.0] * 3
+    draws = counts.sample(200, random_state=0)
+    np.testing.assert_array_equal(draws, np.rint(draws))
+    assert abs(draws.mean() - 30) < 5  # training starts at the columns' means
+
+
+def test_names_travel() -> None:
+    """Of columns in, of latents out; to frames where they are asked for."""
+    frame = load_iris(as_frame=True).data
+    vae = tiny(2).set_output(transform="pandas").fit(frame)
+    embedded = vae.transform(frame)
+    assert isinstance(embedded, pd.DataFrame)
+    assert list(embedded.columns) == list(vae.get_feature_names_out()) == ["vae0", "vae1"]
+    assert list(vae.feature_names_in_) == list(frame.columns)
+    with pytest.raises(ValueError, match="feature names should match"):
+        vae.transform(frame[frame.columns[::-1]])
+
+
+def test_sizes_follow_from_the_data() -> None:
+    """Half the columns as latents; one hidden layer; both can be said."""
+    vae = VAE(max_epochs=1, patience=1, random_state=0).fit(IRIS)
+    assert vae.latent_dim_ == 2
+    assert vae.model_.decoder.hidden == (32,)
+    vae = tiny(3, hidden=(16, 8)).fit(IRIS)
+    assert vae.transform(IRIS).shape == (150, 3)
+    assert vae.model_.decoder.hidden == (8, 16)
+
+
+def test_training_stops_early() -> None:
+    """Where the held-out rows say so; the best epoch is kept."""
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    vae = tiny(1, max_epochs=200, patience=2, learning_rate=0.05).fit(X)
+    assert len(vae.history_.epoch) < 200
+    assert vae.n_epochs_ == vae.history_.epoch[vae.history_.validation_elbo.argmax()]
+    assert len(tiny(1, early_stopping=False).fit(X).history_.epoch) == 3
+    assert np.isnan(tiny(1).fit(X[:19]).history_.validation_elbo).all()  # too few to hold some out
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        ([[1.0, np.nan], [np.nan, np.nan], [0.0, 1.0]], r"1 of 3 rows have no entry .* at row 1"),
+        ([[1.0, np.nan], [2.0, np.nan]], r"columns \[1\] have no entry that was observed"),
+        ([[1.0, np.inf], [2.0, 3.0]], "infinity"),
+        ([[1.0, 2.0]], "1 sample"),
+    ],
+)
+def test_rows_that_are_refused(X: list[list[float]], message: str) -> None:
+    """With where, and what to do."""
+    with pytest.raises(ValueError, match=message):
+        tiny(1).fit(X)
+
+
+def test_holes_have_to_be_learned() -> None:
+    """An encoder that never saw one does not know what to make of it; one that did fills it."""
+    holes = IRIS.copy()
+    holes[::5, 1] = np.nan
+    with pytest.raises(ValueError, match=r"X has 30 missing entries .* fit on rows with holes"):
+        tiny(2).fit(IRIS).transform(holes)
+    vae = tiny(2).fit(holes)
+    assert np.isfinite(vae.inverse_transform(vae.transform(holes))).all()
+    assert vae.transform(IRIS).shape == (150, 2)
+    with pytest.raises(ValueError, match="X should have 2 columns, one for each entry of z"):
+        vae.inverse_transform(IRIS)
+
+
+def test_a_constant_column_is_named() -> None:
+    """Once, when it is learned; not whenever a few rows agree."""
+    frame = pd.DataFrame({"a": np.arange(30.0), "b": np.full(30, 7.0)})
+    with pytest.warns(UserWarning, match=r"1 of 2 columns are constant over 30 rows: 'b'"):
+        vae = tiny(1).fit(frame)
+    vae.score_samples(frame[:2])  # warnings are errors here
+    assert vae.sample(3, random_state=0)[:, 1] == pytest.approx(7.0, abs=20.0)
+
+
+def test_what_cannot_be_trusted_is_said() -> None:
+    """With the reason, and the rows in the result."""
+
+    def doubtful(*arguments: Any, **options: Any) -> LogMarginal:
+        result = pv.ImportanceSampling(50)(*arguments, **options)
+        return replace(result, doubts={"by decree": torch.arange(len(result.value)) < 3})
+
+    vae = tiny(2, evaluation=doubtful).fit(IRIS)
+    with pytest.warns(UnreliableDensityWarning, match=r"3 of 150 rows cannot be trusted \(by decr"):
+        values = vae.score_samples(IRIS)
+    result = vae.log_marginal_likelihood(IRIS)
+    np.testing.assert_array_equal(result.value.numpy(), values)
+    assert int((~result.reliable).sum()) == 3
+
+
+def test_pipelines_and_grids() -> None:
+    """As a transformer before a classifier, and as a density whose score is searched over."""
+    pipeline = make_pipeline(StandardScaler(), tiny(2), LogisticRegression())
+    assert pipeline.fit(IRIS, load_iris().target).predict(IRIS).shape == (150,)
+    search = GridSearchCV(tiny(), {"latent_dim": [1, 2]}, cv=2).fit(IRIS)
+    assert search.best_params_["latent_dim"] in (1, 2)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def factors(rows: int) -> NDArray[np.floating]:
+    """Draws of a factor analysis with two factors and six columns of different units."""
+    random = np.random.default_rng(0)
+    loadings = random.normal(size=(6, 2))
+    noise = random.normal(size=(rows, 6)) * [0.3, 0.5, 0.4, 0.6, 0.5, 0.4]
+    scaled = random.normal(size=(rows, 2)) @ loadings.T + noise
+    return scaled * [1.0, 10.0, 0.1, 5.0, 100.0, 1.0]
+
+
+@pytest.mark.slow
+def test_score_is_that_of_factor_analysis() -> None:
+    """On its own data, held out: within 0.1 nats; a model with one latent is a nat off or more."""
+    X = factors(1600)
+    train, test = X[:800], X[800:]
+    scale = train.std(axis=0)
+    exact = FactorAnalysis(2).fit(train / scale).score(test / scale) - np.log(scale).sum()
+    assert VAE(2, random_state=0).fit(train).score(test) == pytest.approx(exact, abs=0.1)
+    assert VAE(1, random_state=0).fit(train).score(test) < exact - 0.5
+
+
+@pytest.mark.slow
+def test_a_grid_search_finds_the_latents() -> None:
+    """Two factors: two latents or more, not one."""
+    grid = {"latent_dim": [1, 2]}
+    search = GridSearchCV(VAE(random_state=0, max_epochs=150), grid, cv=2).fit(factors(600))
+    assert search.best_params_ == {"latent_dim": 2}
+
+
+@pytest.mark.slow
+def test_draws_have_the_datas_moments() -> None:
+    """Means and spreads of columns in their own units, within a fifth of a spread."""
+    X = factors(600)
+    draws = VAE(2, random_state=0).fit(X).sample(4000, random_state=0)
+    scale = X.std(axis=0)
+    np.testing.assert_allclose(draws.mean(axis=0) / scale, X.mean(axis=0) / scale, atol=0.2)
+    np.testing.assert_allclose(draws.std(axis=0) / scale, 1.0, atol=0.2)
