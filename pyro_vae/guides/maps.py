@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._types import Batch
 from ..data import row_digests
-from ..programs import Program, has_missing
+from ..programs import Program, capturing, has_missing
 from .families import Family
 
 
@@ -102,7 +102,21 @@ class Encoder(InferenceMap):
         self.num_parameters = 0
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Puts a linear layer on top of a trunk."""
+        """Puts a linear layer on top of a trunk; one that is there already is kept.
+
+        A prior made of the encoder's own posteriors has it before the guide does.
+
+        Raises:
+            ValueError: If it was set up for another number of parameters.
+        """
+        if self.num_parameters == num_parameters:
+            return
+        if self.num_parameters:
+            raise ValueError(
+                f"this Encoder was set up for {self.num_parameters} parameters a datum, by a prior "
+                f"that shares it, and the guide's family needs {num_parameters}: give both the "
+                "same family"
+            )
         self.num_parameters = num_parameters
         features = getattr(self.net, "num_features", None)
         if features is not None:
@@ -123,7 +137,7 @@ class Encoder(InferenceMap):
                 f"{tuple(parameters.shape)}; change its last layer to {self.num_parameters} "
                 "outputs, or give it an attribute num_features to have one put on top"
             )
-        if has_missing(parameters) and any(has_missing(part) for part in batch):
+        if not capturing() and has_missing(parameters) and any(map(has_missing, batch)):
             raise ValueError(
                 "the encoder's net answers nan to data with missing entries (nan): wrap it in "
                 "pv.nets.MissingIndicator, with twice as many inputs, or let it fill them in"
