@@ -281,7 +281,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _interrupted(table: Comparison) -> bool:
-    return any(result.fit.stopped == "interrupted" for result in table.results.values())
+    return any(run.interrupted for run in (table, *table.others))
 
 
 def _listed(values: Tensor | None) -> list[float] | None:

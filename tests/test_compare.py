@@ -2,8 +2,10 @@
 
 import copy
 import csv
+import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pyro
@@ -295,11 +297,48 @@ def test_seeds_start_afresh() -> None:
     assert "between the 3 seeds" in table.verdict
 
 
+def stop_in(training: int, epochs: int) -> Callable[[Tensor], Tensor]:
+    """Changes no batch; Ctrl-C in the first batch of the training of this number, from 0.
+
+    A training calls it once before the first epoch, and once an epoch, since all data are one
+    batch; the bound on its data does so once more.
+    """
+    calls = itertools.count()
+
+    def per_batch(y: Tensor) -> Tensor:
+        if next(calls) == training * (epochs + 2) + 1:
+            raise KeyboardInterrupt
+        return y
+
+    return per_batch
+
+
+def test_an_interrupt_begins_no_further_run() -> None:
+    """What there is by then is kept; the spread is between runs that were not interrupted."""
+    guides: dict[str, object] = {"a": pv.GlobalParameters(), "b": pv.GlobalParameters()}
+    cases = [  # the training that is interrupted, guides of every run, runs that are complete
+        (0, [["a"]], 0),
+        (2, [["a", "b"], ["a"]], 1),
+        (5, [["a", "b"], ["a", "b"], ["a", "b"]], 2),
+    ]
+    for training, names, complete in cases:
+        table = small(Program(), guides, num_seeds=3, per_batch=stop_in(training, 2))
+        runs = (table, *table.others)
+        assert [list(run.results) for run in runs] == names
+        assert [run.interrupted for run in runs] == [False] * (len(runs) - 1) + [True]
+        assert len(table.complete) == complete
+        assert math.isnan(table.rows()[0].elbo_spread) == (complete < 2)
+        assert ("between the 2 seeds" in table.verdict) == (complete == 2)
+
+
 def test_what_cannot_be_compared() -> None:
     """No guides, a model that cannot be copied, and a guide of another model."""
     y = torch.randn(8, 3)
     with pytest.raises(ValueError, match="at least one guide"):
         small(Program(), {})
+    for number in (0, -1):
+        with pytest.raises(ValueError, match=f"at least once, got {number}"):
+            small(Program(), {"a": by_hand}, num_seeds=number)
     with pytest.raises(TypeError, match="cannot be copied with its weights"):
         pv.compare(lambda y: None, {"a": by_hand}, y, y)
     stranger = pv.Guide(Program(), pv.GlobalParameters(), example=y)

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from pyro_vae._types import ProgramLike
 from pyro_vae.evidence import ImportanceSampling, LogMarginal, prepared
+from pyro_vae.stats import plus_minus
 from tests.statistics import FACTS, FactorAnalysis, assert_coverage
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 QUALITIES = (0.85, 0.9, 1.0, 1.2, 1.4)
-HOPELESS = 0.3  # of the right spread: k is 0.91 and more; at 1/2 it is 3/4, near the limit
+HOPELESS = 0.3  # of the right spread: k is 0.91 and more
+NEAR_THE_LIMIT = 0.5  # of the right spread: where the posterior is of the guide's family, k is 3/4
 
 
 class Family(NamedTuple):
@@ -151,10 +153,16 @@ def covered(family: Family, y: Tensor, result: LogMarginal, width: float = 1.96)
     return (result.value - family.exact(y)).abs() < width * result.error
 
 
-def assert_covers(hits: Tensor) -> None:
+def assert_covers(hits: Tensor, fewest: float = 0.93, most: float = 0.97) -> None:
     """Asserts that 93 to 97 percent hold the truth, as far as so many intervals can tell."""
     share = float(hits.double().mean())
-    assert_coverage(hits, min(max(share, 0.93), 0.97))
+    assert_coverage(hits, min(max(share, fewest), most))
+
+
+def independent(latents: int) -> Family:
+    """As many latents, each seen once: the guide is the posterior, with its spread multiplied."""
+    ones = torch.ones(latents)
+    return factor_analysis(FactorAnalysis(ones.diag(), torch.zeros(latents), ones))
 
 
 def qualities(num_data: int) -> Tensor:
@@ -208,5 +216,33 @@ def test_what_is_doubted_would_not_cover(name: str, seed: int) -> None:
         f"{hits.double().mean():.3f}; of the reliable {hits[result.reliable].double().mean():.3f}"
     )
     assert (~result.reliable).double().mean() > 0.5
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_covers(hits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("latents", "passing", "covering"),
+    [(1, (0.5, 0.6), (0.75, 0.85)), (2, (0.3, 0.4), (0.6, 0.7))],
+    ids=["one latent", "two latents"],
+)
+def test_near_the_limit_some_pass_that_do_not_cover(
+    latents: int, passing: tuple[float, float], covering: tuple[float, float], seed: int
+) -> None:
+    """Guides half as wide as the posterior: k is 0.75, and the estimate of it often below 0.7.
+
+    With one latent half of the data pass, and their intervals cover 75 to 85 percent; with two a
+    third passes, and covers 60 to 70. Those that pass are those whose draws missed the tail.
+    """
+    family = independent(latents)
+    y = family.sample(1_000)
+    result = estimate(family, y, torch.full((1_000,), NEAR_THE_LIMIT), 5_000, seed)
+    hits = covered(family, y, result)[result.reliable]
+    for name, shares in (("reliable", result.reliable), ("of these covered", hits)):
+        share = shares.double().mean()
+        error = (share * (1 - share) / len(shares)).sqrt()
+        print(f"latents: {latents}, {name} {plus_minus(share, error)}")
+    assert_covers(result.reliable, *passing)
+    assert_covers(hits, *covering)
     with pytest.raises(AssertionError, match="resolution"):
         assert_covers(hits)

@@ -11,7 +11,8 @@ from scipy.stats import norm
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import Bound
+from pyro_vae.evidence import Bound, fitted, prepared, starts
+from pyro_vae.evidence.fitted import other_modes
 from pyro_vae.guides import Posterior
 from tests.cases import CASES
 from tests.factor_analysis import WEAK, mean_field_guide, model_of
@@ -158,6 +159,52 @@ def test_what_is_not_trusted_is_done_again(seed: int) -> None:
     assert bool(first.reliable[1])  # a broad single mode
     off = (squared_log_p(y, 0.3) - found.value) / found.error
     assert bool((off[found.reliable].abs() < norm.isf(FALSE_ALARM)).all())
+
+
+def test_modes_are_seen_where_there_are_two() -> None:
+    """On a program whose marginal density of a is known: see the order on many idioms."""
+    case, y = CASES["dependent"], torch.tensor([-2.0, 0.0, 0.1, 2.0, 4.0])
+    a = torch.linspace(-3, 3, 6001).unsqueeze(-1)
+    density = dist.Normal(0.0, 1.0).log_prob(a)
+    density = density + dist.Normal(4 * a**2, (1 + a**2 / 2).sqrt()).log_prob(y)
+    higher = density.diff(dim=0) > 0
+    number = (higher[:-1] & ~higher[1:]).sum(dim=0)
+    assert number.tolist() == [1, 1, 1, 2, 2]
+    guide = pv.Guide(case.program, pv.GlobalParameters(), example=y)
+    with prepared(case.program, guide, y, 0) as (program, posterior, batch):
+        seen = other_modes(program, pv.Fitted()(program, posterior, batch), batch, pv.FitRows())
+    assert seen.tolist() == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100], ids="{} rows at once".format)
+def test_starts_do_not_depend_on_how_the_work_is_cut(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five data and 64 draws, in 320 calls, in 160, and in 4."""
+    case, batch = CASES["dependent"], CASES["dependent"].data()
+    guide = pv.Guide(case.program, pv.GlobalParameters(), example=batch)
+    with prepared(case.program, guide, batch, 0) as (program, posterior, data):
+        given = (program, posterior, data, pv.FullRankNormal())
+        whole = starts(*given)
+        monkeypatch.setattr(fitted, "_ROWS_AT_ONCE", rows)
+        for part, expected in zip(starts(*given), whole, strict=True):
+            assert torch.equal(part, expected)
+
+
+def test_a_grid_keeps_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quadrature gets the budget that the estimator was given."""
+    given: list[float] = []
+
+    def spy(method: pv.Quadrature, *args: Any, **kwargs: Any) -> Any:
+        given.append(method.memory)
+        return called(method, *args, **kwargs)
+
+    called = pv.Quadrature.__call__
+    monkeypatch.setattr(pv.Quadrature, "__call__", spy)
+    case, batch = CASES["gamma"], CASES["gamma"].data()
+    guide = pv.Guide(case.program, pv.GlobalParameters(), example=batch)
+    lml(case.program, guide, batch, pv.Tightest(memory=64.0))
+    assert given == [64.0]
 
 
 def heavy(y: Tensor) -> None:

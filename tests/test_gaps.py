@@ -414,10 +414,15 @@ def test_order_holds_on_programs_of_many_idioms(name: str, seed: int) -> None:
     for part in (gap.approximation, gap.amortization):
         assert bool((part.value > -limit * part.error - TOLERANCE).all()), part
     assert float(gap.amortization.value.max()) > 0.01  # the prior is not the posterior
-    modes = [reason for reason in gap.log_marginal.doubts if "several modes" in reason]
-    doubted = gap.log_marginal.doubts[modes[0]] if modes else torch.zeros_like(gap.reliable)
-    assert bool((gap.reliable | doubted).all())  # some of these posteriors have two
-    assert int(doubted.sum()) <= 1
+    # Of "dependent" z and -z are equally likely, and b_1 + b_2 given a is N(4 a, 1 / 2), so that
+    # y given a is N(4 a^2, 1 + a^2 / 2). Log p(a, y) is even in a, with a minimum between two equal
+    # modes where its slope in a^2 at a = 0, y^2 / 4 + 4 y - 3 / 4, is above zero. No other of
+    # these posteriors has two modes.
+    two_modes = batch[0] > 67**0.5 - 8 if name == "dependent" else torch.zeros_like(gap.reliable)
+    several = [mask for why, mask in gap.log_marginal.doubts.items() if "several modes" in why]
+    doubted = torch.stack([torch.zeros_like(gap.reliable), *several]).any(dim=0)
+    assert not bool((doubted & ~two_modes).any())
+    assert bool((gap.reliable | doubted).all())
 
 
 # What cannot be trusted is said.

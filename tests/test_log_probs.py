@@ -77,6 +77,15 @@ def test_a_subclass_is_asked_itself() -> None:
         def log_prob(self, value: Tensor) -> Tensor:
             return super().log_prob(value) / 2
 
-    datum = Tempered(torch.zeros(2, 3), 1.0).to_event(1)
-    with torch.no_grad():
-        assert torch.equal(log_prob_of(datum, torch.ones(2, 3)), datum.log_prob(torch.ones(2, 3)))
+    class Halved(dist.Independent):
+        """The same, of a whole datum."""
+
+        def log_prob(self, value: Tensor) -> Tensor:
+            return super().log_prob(value) / 2
+
+    loc, y = torch.zeros(2, 3), torch.ones(2, 3)
+    plain = dist.Normal(loc, 1.0).to_event(1)
+    for datum in (Tempered(loc, 1.0).to_event(1), Halved(dist.Normal(loc, 1.0), 1)):
+        with torch.no_grad():
+            assert torch.equal(log_prob_of(datum, y), datum.log_prob(y))
+            torch.testing.assert_close(log_prob_of(datum, y), plain.log_prob(y) / 2)

@@ -8,11 +8,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.image
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import report
@@ -21,6 +19,7 @@ from pyro_vae.compare import Candidate, Comparison, Row
 from pyro_vae.compare.reporting import report_of, save_report, title_of
 from pyro_vae.stats import plus_minus, typeset
 from tests.conftest import SEED
+from tests.test_compare import Program
 
 NASTY = '<b>"x"&'
 VOID = {"br", "hr", "img", "input", "link", "meta"}
@@ -76,19 +75,6 @@ class Page(HTMLParser):
                 if element.tag == "th":
                     row = element.attributes["data-value"]
                 yield row, element.attributes["data-key"], element
-
-
-class Program(pyro.nn.PyroModule):
-    """A program that cannot decode, so that there are few figures to draw."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(1, 3)
-
-    def forward(self, y: Tensor) -> None:
-        with pyro.plate("data", len(y)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-            pyro.sample("y", dist.Normal(self.net(z), 1.0).to_event(1), obs=y)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from pyro_vae.stats import (
     MIN_ESS,
     MIN_TAIL_PARTICLES,
     bound_curve,
+    concentration,
     effective_sample_size,
     heavy_tail_error,
     jackknife,
@@ -177,6 +178,18 @@ def test_the_two_errors_of_a_mean_over_data() -> None:
     other_data = population_mean(value)
     assert other_data.value.item() == 4
     assert other_data.error.item() == pytest.approx((20 / 3 / 4) ** 0.5, rel=1e-15)
+
+
+def test_concentration() -> None:
+    """Of ten data of which one holds two thirds, and of data that all have the same."""
+    value = torch.ones(10, dtype=torch.float64).index_fill(0, torch.tensor(7), 18.0)
+    assert concentration(value, 0.1) == pytest.approx(18 / 27)
+    assert concentration(value, 0.3) == pytest.approx(20 / 27)
+    assert concentration(value, 0.01) == concentration(value, 0.1), "at least one datum"
+    assert concentration(torch.ones(50), 0.08) == pytest.approx(0.08)
+    assert concentration(torch.tensor([3.0, -1.0]), 0.5) == 1.0
+    with pytest.raises(ValueError, match="at least 1 data, got 0"):
+        concentration(torch.zeros(0), 0.5)
 
 
 def test_exact_posterior_has_no_error() -> None:

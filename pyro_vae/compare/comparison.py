@@ -42,7 +42,7 @@ class Comparison:
         image_shape: Height and width of a datum, if it is an image.
         log_scale: Nats a datum that put log densities into the data's own units.
         about: What is needed to repeat the run.
-        others: The same comparison under other seeds.
+        others: The same comparison under other seeds; only the last may be interrupted.
     """
 
     results: Mapping[str, GuideResult]
@@ -53,16 +53,25 @@ class Comparison:
     about: Mapping[str, Any]
     others: "tuple[Comparison, ...]" = ()
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a training of this seed was stopped by hand; guides may be missing then."""
+        return any(result.fit.stopped == "interrupted" for result in self.results.values())
+
+    @property
+    def complete(self) -> "tuple[Comparison, ...]":
+        """The comparison under every seed that was not interrupted: what a spread is between."""
+        return tuple(table for table in (self, *self.others) if not table.interrupted)
+
     def rows(self) -> list[Row]:
         """The table, one row a guide; of the first seed, with the spread between seeds."""
         return [self._row(name, result) for name, result in self.results.items()]
 
     def _row(self, name: str, result: GuideResult) -> Row:
         row = row_of(name, result, self.log_scale)
-        runs = [table.results[name] for table in (self, *self.others) if name in table.results]
-        if len(runs) < 2:
+        means = [table.results[name].gap.mean for table in self.complete]
+        if len(means) < 2:
             return row
-        means = [run.gap.mean for run in runs]
         return replace(
             row,
             log_p_spread=float(torch.stack([mean.log_marginal.value for mean in means]).std()),
@@ -109,11 +118,11 @@ class Comparison:
 
     def _seeds(self) -> list[str]:
         """How much the numbers move between seeds."""
-        if not self.others:
+        if len(self.complete) < 2:
             return []
         rows = self.rows()
         spread = ", ".join(f"{row.guide} {row.log_p_spread:.3f}" for row in rows)
-        return [f"Log p moves between the {1 + len(self.others)} seeds by (sd, nats): {spread}."]
+        return [f"Log p moves between the {len(self.complete)} seeds by (sd, nats): {spread}."]
 
     def plot(self) -> "dict[str, Figure]":
         """Figures by name, for a notebook or to save; opened with no window of their own."""

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from .. import stats
 from .._types import Estimate
+from ..gaps import WORST_SHARE
 from .results import GuideResult
 
 _SEEN = 4.0  # standard errors beyond which a difference is one: false alarm 6e-5
 _COLLAPSED = 0.01  # nats of mutual information, below which z says nothing of use
-_SHARE = 0.08  # of the data, of which it is said what part of a gap they hold
 REFINING_STEPS = 20
 
 
@@ -70,12 +70,13 @@ def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
 def _of_guide(result: GuideResult, *, train_model: bool) -> str:
     mean, said = result.gap.mean, []
     value, error = (float(part) for part in mean.amortization)
+    cost = stats.plus_minus(value, error)
     if value > _SEEN * error + 1e-4:  # the tolerance of a fit of rows
-        said.append(f"its map costs {_nats(mean.amortization)} nats a datum{_where(result)}")
+        said.append(f"its map costs {cost} nats a datum{_where(result)}")
         said += _refining(result)
     else:
-        said.append(f"its map costs nothing that can be seen ({_nats(mean.amortization)} nats)")
-    said.append(f"its family {_nats(mean.approximation)}")
+        said.append(f"its map costs nothing that can be seen ({cost} nats)")
+    said.append(f"its family {stats.plus_minus(*mean.approximation)}")
     said += _collapse(result, train_model=train_model)
     lost, doubted = (
         int((~result.gap.converged).sum()),
@@ -90,10 +91,7 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
 
 def _where(result: GuideResult) -> str:
     """What part of the amortization gap the worst data hold."""
-    value = result.gap.amortization.value
-    number = max(1, round(_SHARE * len(value)))
-    share = min(1.0, float(value[result.gap.worst(number)].sum() / value.sum()))
-    return f", {share:.0%} of it on {_SHARE:.0%} of the data"
+    return f", {result.gap.concentration:.0%} of it on {WORST_SHARE:.0%} of the data"
 
 
 def _refining(result: GuideResult) -> list[str]:
@@ -129,11 +127,7 @@ def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[s
             seen = float(mean.value) > _SEEN * float(mean.error)
             verb = "is above" if seen else "cannot be told from"
             lines.append(
-                f"{name} under {best} {verb} that under {other}: by {_nats(mean)} nats a datum "
-                "(error over data)."
+                f"{name} under {best} {verb} that under {other}: by {stats.plus_minus(*mean)} "
+                "nats a datum (error over data)."
             )
     return lines
-
-
-def _nats(estimate: Estimate) -> str:
-    return stats.plus_minus(*map(float, estimate))

@@ -144,10 +144,10 @@ def _why(result: GuideResult) -> str:
 
 def _errors(table: "Comparison") -> str:
     """What ± is, and what it does not hold."""
-    seeds = 1 + len(table.others)
+    seeds = len(table.complete)
     again = (
         "how much they would move with another training was not measured (one seed)"
-        if seeds == 1
+        if seeds < 2
         else f"how much they move with another training is in the spread between {seeds} seeds"
     )
     return (
@@ -247,7 +247,7 @@ _SPREAD = (
 
 
 def _evidence(table: "Comparison", rows: Sequence[Row]) -> Table:
-    spread = _SPREAD if table.others else ()
+    spread = _SPREAD if len(table.complete) > 1 else ()
     return Table(
         "What inference costs",
         [_GUIDE, *_EVIDENCE, *spread],

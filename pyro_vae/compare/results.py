@@ -58,7 +58,8 @@ class Row:
         train_elbo_error: Its error.
         elbo: ELBO of the held-out data.
         elbo_error: Its error.
-        log_p: Importance-weighted log p(y) of the held-out data.
+        log_p: Log p(y) of the held-out data, by :class:`pyro_vae.Tightest` or the estimator that
+            was asked for.
         log_p_error: Its error.
         approximation: Log p less the ELBO of the best q of the family for every held-out datum.
         approximation_error: Its error.

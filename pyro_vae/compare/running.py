@@ -83,7 +83,8 @@ def compare(
         seed: Seed of everything.
         num_seeds: Times to run all of it. The first run is what has been said; in every other one
             networks start from weights of their own, drawn afresh by their `reset_parameters`, as
-            does the model if it is trained. The table then tells the spread between runs.
+            does the model if it is trained. The table then tells the spread between runs. Ctrl-C
+            in a training ends its run with that guide, and no further run is begun.
         progress: Whether to show progress bars.
         fit_options: Further arguments of :func:`pyro_vae.fit`.
 
@@ -91,7 +92,8 @@ def compare(
         The results by guide, as a table, pictures, ArviZ data, or a folder.
 
     Raises:
-        ValueError: If data, model and guides do not fit together.
+        ValueError: If there is no guide or no run, or if data, model and guides do not fit
+            together.
         TypeError: If a model that is to be trained cannot be copied.
 
     References:
@@ -114,6 +116,11 @@ def compare(
     """
     if not guides:
         raise ValueError("compare needs at least one guide, got an empty mapping")
+    if num_seeds < 1:
+        raise ValueError(
+            f"num_seeds is how often all of it is run, at least once, got {num_seeds}; pass 1 for "
+            "a single run, or more to see the spread between runs"
+        )
     if train_model and not isinstance(model, nn.Module):
         raise TypeError(
             f"every guide trains a copy of the model, and {type(model).__name__} "
@@ -138,14 +145,14 @@ def compare(
         "log_scale": log_scale,
         "evaluation_draws": draws.num_samples,
     }
-    first, *others = (
-        Comparison(again.results(guides), held_out, labels, image_shape, log_scale, notes)
-        for again, notes in (
-            (run.under(seed + number, fresh=number > 0), {**details, "seed": seed + number})
-            for number in range(num_seeds)
-        )
-    )
-    return replace(first, others=tuple(others))
+    tables: list[Comparison] = []
+    for number in range(num_seeds):
+        results = run.under(seed + number, fresh=number > 0).results(guides)
+        notes = {**details, "seed": seed + number}
+        tables.append(Comparison(results, held_out, labels, image_shape, log_scale, notes))
+        if tables[-1].interrupted:
+            break
+    return replace(tables[0], others=tuple(tables[1:]))
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ class Tightest:
         if exact is not None:
             return exact
         if program.latents <= _MOST_LATENTS_ON_A_GRID:
-            return Quadrature(_TOLERANCE)(program, posterior, batch, seed=seed, progress=progress)
+            quadrature = Quadrature(_TOLERANCE, memory=self.memory)
+            return quadrature(program, posterior, batch, seed=seed, progress=progress)
         return self.sampled(program, posterior, batch, seed=seed, progress=progress)
 
     def sampled(

@@ -10,6 +10,7 @@ parameters loses.
 """
 
 from .decomposition import inference_gap as inference_gap
+from .results import WORST_SHARE as WORST_SHARE
 from .results import FamilyGap as FamilyGap
 from .results import Generalization as Generalization
 from .results import InferenceGap as InferenceGap
@@ -17,5 +18,6 @@ from .results import Parts as Parts
 from .results import generalization as generalization
 
 __all__ = [
-    "FamilyGap", "Generalization", "InferenceGap", "Parts", "generalization", "inference_gap",
+    "WORST_SHARE", "FamilyGap", "Generalization", "InferenceGap", "Parts", "generalization",
+    "inference_gap",
 ]  # fmt: skip

@@ -161,14 +161,11 @@ class _How:
     ) -> list[_Average]:
         """ELBOs: of the guide, of q* beside the guide, of the other families beside q*."""
         method = ImportanceSampling(self.num_samples)
-        blocks = [
-            method.blocks(program, posterior, batch, seed=self.seed, progress=self.progress)
+        weights = [
+            method.weights(program, posterior, batch, seed=self.seed, progress=self.progress)
             for posterior in posteriors
         ]
-        pieces = (
-            [block.weights.log_weights for block in together]
-            for together in zip(*blocks, strict=True)
-        )
+        pieces = ([part.log_weights for part in parts] for parts in zip(*weights, strict=True))
         return [join(list(parts)) for parts in zip(*map(_averages, pieces), strict=True)]
 
 

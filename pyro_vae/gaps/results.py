@@ -15,7 +15,7 @@ from .._types import Estimate
 from ..evidence import LogMarginal
 
 _FALSE_ALARM = 1e-3  # that some gap of a batch is called negative though none is
-_SHARE = 0.08  # of the data, of which the verdict says what part of the amortization gap they hold
+WORST_SHARE = 0.08  # of the data, of which verdicts say what part of a gap they hold
 _ROUNDING = 1e-6  # relative; what float32 programs cannot tell
 
 
@@ -138,29 +138,28 @@ class InferenceGap:
         return self.amortization.value.argsort(descending=True)[:number]
 
     @property
+    def concentration(self) -> float:
+        """Share of the amortization gap on the 8% of the data with the largest."""
+        return stats.concentration(self.amortization.value, WORST_SHARE)
+
+    @property
     def verdict(self) -> str:
         """What inference costs here, and how far that can be trusted, in words."""
         mean, bad = self.mean, int((~self.reliable).sum())
         said = [
-            f"Inference costs {_nats(mean.inference)} nats a datum here: "
-            f"{_nats(mean.amortization)} by amortization, {_nats(mean.approximation)} by the "
-            "family."
+            f"Inference costs {stats.plus_minus(*mean.inference)} nats a datum here: "
+            f"{stats.plus_minus(*mean.amortization)} by amortization, "
+            f"{stats.plus_minus(*mean.approximation)} by the family."
         ]
         if float(mean.amortization.value) > 4 * float(mean.amortization.error):
             said.append(
-                f"{self._concentration():.0%} of the amortization gap is on {_SHARE:.0%} of the "
-                "data."
+                f"{self.concentration:.0%} of the amortization gap is on {WORST_SHARE:.0%} of "
+                "the data."
             )
         trust = "All can be trusted" if bad == 0 else f"{bad} data cannot be trusted"
         lost = int((~self.converged).sum())
         said.append(f"{trust}, of {len(self.reliable)}; the best q was not found for {lost}.")
         return " ".join(said)
-
-    def _concentration(self) -> float:
-        """Share of the amortization gap on the data with the largest."""
-        number = max(1, round(_SHARE * len(self.amortization.value)))
-        value = self.amortization.value
-        return min(1.0, float(value[self.worst(number)].sum() / value.sum()))
 
     def summary(self) -> str:
         """The table of means, with the errors of other draws and of other data, and the verdict."""
@@ -188,10 +187,6 @@ _NAMES = {
 def _line(name: str, part: Estimate, spread: float) -> str:
     population = "" if math.isnan(spread) else f"{spread:12.4f}"
     return f"{name:24}{float(part.value):12.4f}{float(part.error):12.4f}{population}".rstrip()
-
-
-def _nats(part: Estimate) -> str:
-    return stats.plus_minus(*map(float, part))
 
 
 def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor, " batch"]:

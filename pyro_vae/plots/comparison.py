@@ -1,7 +1,6 @@
 """Estimates of several guides side by side."""
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +9,11 @@ from numpy.typing import NDArray
 from ..stats import plus_minus, typeset
 from .drawing import (
     Number,
-    at_least_one,
     axes_or_new,
+    estimates_of,
     handles,
     legend_above,
     style,
-    value_and_error,
     without_box,
 )
 
@@ -51,13 +49,7 @@ def plot_comparison(
         >>> [text.get_text() for text in ax.texts]
         ['21.30 ± 0.20', '22.80 ± 0.20']
     """
-    numbers = {
-        guide: {name: value_and_error(guide, name, pair) for name, pair in row.items()}
-        for guide, row in at_least_one(rows).items()
-    }
-    quantities = list(dict.fromkeys(chain.from_iterable(numbers.values())))
-    if not quantities:
-        raise ValueError(f"expected a quantity for at least one of {list(rows)}, got none")
+    numbers, quantities = estimates_of(rows, "quantity")
     ax = axes_or_new(ax, (6.4, 1.2 + 0.3 * len(numbers) * len(quantities)))
     # Quantities share the line of their guide, spread over half the distance to the next.
     shifts = np.linspace(-0.25, 0.25, len(quantities)) if len(quantities) > 1 else np.zeros(1)

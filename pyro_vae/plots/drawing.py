@@ -8,6 +8,7 @@ References:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -129,6 +130,23 @@ def with_minus(text: str) -> str:
 def listed(shapes: Iterable[tuple[int, ...]]) -> str:
     """Shapes for a message."""
     return ", ".join(str(shape) for shape in shapes)
+
+
+def estimates_of(
+    guides: Mapping[str, Mapping[str, tuple[Number, Number]]], kind: str
+) -> tuple[dict[str, dict[str, tuple[float, float]]], list[str]]:
+    """Plain numbers by guide and name, and all names in order, of which there must be one.
+
+    `kind` is what a message calls that which has a name.
+    """
+    numbers = {
+        guide: {name: value_and_error(guide, name, pair) for name, pair in row.items()}
+        for guide, row in at_least_one(guides).items()
+    }
+    names = list(dict.fromkeys(chain.from_iterable(numbers.values())))
+    if not names:
+        raise ValueError(f"expected a {kind} for at least one of {list(guides)}, got none")
+    return numbers, names
 
 
 def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple[float, float]:

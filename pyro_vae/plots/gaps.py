@@ -1,7 +1,6 @@
 """The inference gap: its parts, guide by guide, and on how few data it is."""
 
 from collections.abc import Mapping
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +15,9 @@ from .drawing import (
     as_numpy,
     at_least_one,
     axes_or_new,
+    estimates_of,
     legend_above,
     style,
-    value_and_error,
     without_box,
 )
 
@@ -62,13 +61,7 @@ def plot_gaps(
         >>> ax.texts[0].get_text()
         '0.130 ± 0.010 + 0.060 ± 0.010'
     """
-    numbers = {
-        guide: {name: value_and_error(guide, name, pair) for name, pair in row.items()}
-        for guide, row in at_least_one(parts).items()
-    }
-    names = list(dict.fromkeys(chain.from_iterable(numbers.values())))
-    if not names:
-        raise ValueError(f"expected a part for at least one of {list(parts)}, got none")
+    numbers, names = estimates_of(parts, "part")
     ax = axes_or_new(ax, (6.4, 1.2 + 0.45 * len(numbers)))
     starts = np.zeros(len(numbers))
     for number, name in enumerate(names):

@@ -14,16 +14,19 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from .missing import observed_features
+
 _CACHED = 100_000  # entries of a piece, of which a few copies stay in a CPU's cache
 
 
 def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`distribution.log_prob(value)`, the same but for rounding."""
-    if torch.is_grad_enabled() or not isinstance(distribution, torch.distributions.Independent):
+    # These types and no subclass, which may mean something else.
+    if torch.is_grad_enabled() or type(distribution) not in _INDEPENDENT:
         log_prob: Tensor = distribution.log_prob(value, *args, **kwargs)
         return log_prob
-    features = distribution.base_dist
-    if type(features) not in _TERMS:  # these and no subclass, which may mean something else
+    features = observed_features(distribution.base_dist, value)
+    if type(features) not in _TERMS:
         return distribution.log_prob(value, *args, **kwargs)
     if features._validate_args:
         features._validate_sample(value)
@@ -58,6 +61,7 @@ def _normal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     return standard.square_().div_(-2).sub_(scale.log()).sub_(constant)
 
 
+_INDEPENDENT = (dist.Independent, torch.distributions.Independent)
 _TERMS: dict[type, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     **dict.fromkeys((dist.Bernoulli, torch.distributions.Bernoulli), (_bernoulli, ("logits",))),
     **dict.fromkeys((dist.Normal, torch.distributions.Normal), (_normal, ("loc", "scale"))),

@@ -107,7 +107,9 @@ def has_missing(value: Tensor) -> bool:
     known = known_missing()
     if known is not None:
         return known
-    return value.is_floating_point() and bool(value.isnan().any())
+    if not value.is_floating_point() or not bool(value.sum().isnan()):  # one pass, no copy
+        return False
+    return bool(value.isnan().any())  # inf - inf is nan, too
 
 
 def observed_features(features: Distribution, value: Tensor) -> Distribution:

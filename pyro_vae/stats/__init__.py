@@ -20,6 +20,7 @@ leaves the caller's tensor as it is. A nan that comes in goes out, except where 
 that it refuses it.
 """
 
+from .averages import concentration as concentration
 from .averages import effective_sample_size as effective_sample_size
 from .averages import log_marginal as log_marginal
 from .averages import log_mean_exp as log_mean_exp

@@ -214,3 +214,37 @@ def population_mean(value: Float[Tensor, "*batch"]) -> Estimate:
     """
     require_data(value.numel(), 2, "the spread over data", value)
     return mean_and_error(value.flatten())
+
+
+def concentration(values: Float[Tensor, " data"], share: float) -> float:
+    r"""Part of a sum over data that the share of them with the largest values holds.
+
+    .. math:: \frac{\sum_{n \le m} x_{(n)}}{\sum_n x_n}, \qquad x_{(1)} \ge x_{(2)} \ge \dots,
+        \qquad m = \max(1, \operatorname{round}(\text{share} \cdot N))
+
+    It means something where the sum is above zero beyond its error: noise is sorted too.
+
+    Arguments:
+        values: :math:`x_n`, `(data,)`, in any unit.
+        share: Share of the data, between 0 and 1.
+
+    Returns:
+        At most 1, also where values below zero make the rest negative. It has no error: which
+        data are the largest depends on the same draws.
+
+    Raises:
+        ValueError: If there is no datum.
+
+    References:
+        | Methods of Measuring the Concentration of Wealth (Lorenz, 1905)
+        | https://doi.org/10.2307/2276207
+
+    Example:
+        >>> import torch
+        >>> concentration(torch.tensor([1.0, 6.0, 1.0, 2.0]), share=0.25)
+        0.6
+    """
+    require_data(len(values), 1, "a concentration", values)
+    values = values.double()
+    number = max(1, round(share * len(values)))
+    return min(1.0, float(values.topk(number).values.sum() / values.sum()))

@@ -2,15 +2,17 @@
 
 import math
 
+from torch import Tensor
+
 _MOST_DECIMALS = 4  # a tenth of a millinat: finer is of no use to anybody
 _FINEST = 10.0**-_MOST_DECIMALS
 
 
-def plus_minus(value: float, error: float) -> str:
+def plus_minus(value: float | Tensor, error: float | Tensor) -> str:
     """A value and its error to two digits of the error, at most four decimals.
 
     Arguments:
-        value: In any unit.
+        value: In any unit, a single number.
         error: Its standard error, in the same unit; nan if there is none.
 
     Returns:
@@ -22,6 +24,7 @@ def plus_minus(value: float, error: float) -> str:
         >>> plus_minus(2.5, math.nan)
         '2.50'
     """
+    value, error = float(value), float(error)
     if math.isnan(error):
         return f"{value:.2f}"
     decimals = _decimals(error)
