@@ -38,6 +38,7 @@ _READS = {
     Tensor.__index__: 0,
     Tensor.tolist: [],
 }
+_SKIPPED = (__name__, "torch.", "jaxtyping", "beartype")
 _CAPTURING: ContextVar["_Capturing | None"] = ContextVar("pyro_vae_capturing", default=None)
 
 
@@ -158,7 +159,8 @@ class _NoNumbers(TorchFunctionMode):
         if func not in _READS and func is not Tensor.register_hook:
             return func(*args, **(kwargs or {}))
         frame = _calling_frame()
-        is_pyro = str(frame.f_globals.get("__name__", "")).startswith("pyro.")
+        # Not all of Pyro: a plate that is a loop reads its indices, which matter.
+        is_pyro = str(frame.f_globals.get("__name__", "")).startswith(("pyro.infer.", "pyro.util"))
         if func is Tensor.register_hook:  # Pyro's look for nan at gradients
             return None if is_pyro else func(*args, **(kwargs or {}))
         if is_pyro:
@@ -170,9 +172,9 @@ class _NoNumbers(TorchFunctionMode):
 
 
 def _calling_frame() -> Any:
-    """The first frame outside torch's own files and this one."""
-    frame: Any = sys._getframe(2)
-    while str(frame.f_globals.get("__name__", "")).startswith("torch."):
+    """The first frame outside this file and those of torch and of checks of types."""
+    frame: Any = sys._getframe(1)
+    while str(frame.f_globals.get("__name__", "")).startswith(_SKIPPED):
         frame = frame.f_back
     return frame
 

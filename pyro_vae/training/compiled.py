@@ -1,12 +1,12 @@
-r"""A whole training step as one compiled list of operations: loss, gradient, check and update.
+r"""Training steps that are compiled: programs, loss, gradient and check as one list of operations.
 
-A step runs two Pyro programs, differentiates them and moves every parameter. All of it is captured
-once for a batch of given shapes (see `pyro_vae.programs.capture`) and replayed from then on. The
-draws are those that the programs would have made. The check for numbers that are not finite is a
-part of it: such a step moves nothing, and is run once more as it was written, to name the culprit.
+A step runs two Pyro programs and differentiates them. That is captured once for a batch of given
+shapes (see `pyro_vae.programs.capture`) and replayed from then on, with the draws that the programs
+would have made. The check for numbers that are not finite is a part of it: such a step moves
+nothing, and is taken once more as it is written, to name the culprit.
 
-Adam is a part of the list, with the state that torch's optimizer keeps, so that steps of either
-kind can follow each other; another optimizer takes its own step after the list has run.
+The optimizer's state is its own, so that steps of either kind can follow each other. Adam moves all
+tensors in one fused operation of torch's; another optimizer takes its own step.
 """
 
 import time
@@ -45,10 +45,11 @@ class CompiledSteps:
         loss: Loss,
         tensors: list[Tensor],
         optimizer: torch.optim.Optimizer,
+        *,
         asked: bool | None,
     ) -> None:
         self.loss, self.tensors, self.optimizer, self.asked = loss, tensors, optimizer, asked
-        self.adam = _Adam(optimizer) if type(optimizer) is torch.optim.Adam else None
+        self.adam = _plain_adam(optimizer)
         self.reason = "" if asked is not False else "compile=False"
         self.compiled: dict[Any, _Step | None] = {}
         self.eager_steps, self.eager_seconds = 0, 0.0
@@ -86,10 +87,19 @@ class CompiledSteps:
         step = self.compiled[key]
         if step is None:
             return None
-        if not step.is_current:  # something was moved, or the optimizer was told otherwise
+        if not step.run.is_current:  # something was moved
             del self.compiled[key]
             return None
         return step(batch)
+
+    def descend(self, gradients: list[Tensor]) -> None:
+        """The optimizer's part of a step."""
+        if self.adam is not None:
+            self.adam.step(dict(zip(self.tensors, gradients, strict=True)))
+            return
+        for tensor, gradient in zip(self.tensors, gradients, strict=True):
+            tensor.grad = gradient
+        self.optimizer.step()
 
     def _pays(self, steps_left: int) -> bool:
         if self.eager_steps == 0:  # the first one makes the state of the optimizer
@@ -119,19 +129,15 @@ class _Step:
     """A compiled step for batches of some shapes."""
 
     def __init__(self, steps: CompiledSteps, batch: Batch) -> None:
-        self.steps, self.known = steps, _options(steps.optimizer)
-        with _put_back(steps.tensors, steps.optimizer):
-            captured = capture(self._flat, *batch, missing=any(map(has_missing, batch)))
+        self.steps = steps
+        stream = torch.get_rng_state()
+        captured = capture(self._flat, *batch, missing=any(map(has_missing, batch)))
+        torch.set_rng_state(stream)
         self.run: Captured = captured.compiled(*batch)
         self._check(batch)
 
-    @property
-    def is_current(self) -> bool:
-        """Whether it still does what the optimizer was told, to tensors that are still there."""
-        return self.known == _options(self.steps.optimizer) and self.run.is_current
-
     def _flat(self, *batch: Tensor) -> list[Tensor]:
-        """The step as a function of the batch alone: what is captured."""
+        """The report and the gradients as a function of the batch: what is captured."""
         with torch.enable_grad():
             loss, elbo = self.steps.loss(*batch)
             gradients = torch.autograd.grad(
@@ -139,111 +145,79 @@ class _Step:
             )
         sums = torch.stack([gradient.sum() for gradient in gradients])
         is_finite = loss.isfinite() & sums.isfinite().all()
-        report = torch.stack([elbo.detach().double(), is_finite.double()])
-        if self.steps.adam is None:
-            return [report, *gradients]
-        self.steps.adam.update(self.steps.tensors, gradients, is_finite)
-        return [report]
+        return [torch.stack([elbo.detach().double(), is_finite.double()]), *gradients]
 
     def __call__(self, batch: Batch) -> float | None:
         """Takes the step; `None`, and nothing has moved, if a number is not finite."""
-        if self.steps.adam is not None:
-            self.steps.adam.follow()
         stream = torch.get_rng_state()
         report, *gradients = self.run(*batch)
         elbo, is_finite = report.tolist()
         if not is_finite:
             torch.set_rng_state(stream)
             return None
-        if self.steps.adam is None:
-            for tensor, gradient in zip(self.steps.tensors, gradients, strict=True):
-                tensor.grad = gradient
-            self.steps.optimizer.step()
+        self.steps.descend(gradients)
         return float(elbo)
 
     def _check(self, batch: Batch) -> None:
-        """The first step is held against the programs as they are written, on the same draws."""
+        """A first run is held against the programs as they are written, on the same draws."""
         stream = torch.get_rng_state()
         with torch.no_grad():
             written = float(self.steps.loss(*batch)[1])
         torch.set_rng_state(stream)
-        with _put_back(self.steps.tensors, self.steps.optimizer):
-            elbo = self(batch)
+        found = float(self.run(*batch)[0][0])
         torch.set_rng_state(stream)
-        if elbo is None or not abs(elbo - written) <= _AGREE * (1 + abs(written)):
+        if not abs(found - written) <= _AGREE * (1 + abs(written)):
             raise NotCaptured(
-                f"a captured step gives an ELBO of {elbo} where the programs give {written}: they "
+                f"a captured step gives an ELBO of {found} where the programs give {written}: they "
                 "depend on something that is not a tensor"
             )
 
 
 class _Adam:
-    """The update of torch's Adam, on its own state, as operations without a branch."""
+    """The update of torch's Adam, on its own state, by torch's own fused operation.
+
+    `optimizer.step()` spends more time on looking at its state than a small model's step takes.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self.rates = [torch.zeros((), dtype=torch.float64) for _ in optimizer.param_groups]
-
-    def follow(self) -> None:
-        """The step sizes as the schedule has them now."""
-        for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
-            rate.fill_(group["lr"])
 
     @torch.no_grad()
-    def update(
-        self, tensors: list[Tensor], gradients: tuple[Tensor, ...], is_finite: Tensor
-    ) -> None:
-        """Moves the tensors, if all is finite.
+    def step(self, gradients: dict[Tensor, Tensor]) -> None:
+        """Moves the tensors.
 
         References:
             | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)
             | https://arxiv.org/abs/1412.6980
         """
-        found = dict(zip(tensors, gradients, strict=True))
-        for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
-            for tensor in group["params"]:
-                self._move(tensor, found[tensor], group, rate, is_finite)
-
-    def _move(
-        self, tensor: Tensor, gradient: Tensor, group: Any, rate: Tensor, is_finite: Tensor
-    ) -> None:
-        state = self.optimizer.state[tensor]
-        (first, second), step = group["betas"], state["step"] + 1
-        if group["weight_decay"]:
-            gradient = gradient + group["weight_decay"] * tensor
-        mean = state["exp_avg"].lerp(gradient, 1 - first)
-        square = second * state["exp_avg_sq"] + (1 - second) * gradient.square()
-        spread = (square / (1 - second**step)).sqrt() + group["eps"]
-        moved = tensor - (rate.to(tensor) / (1 - first**step)) * mean / spread
-        for old, new in (
-            (tensor, moved),
-            (state["exp_avg"], mean),
-            (state["exp_avg_sq"], square),
-            (state["step"], step),
-        ):
-            old.copy_(torch.where(is_finite, new.to(old.dtype), old))
+        for group in self.optimizer.param_groups:
+            tensors = group["params"]
+            states = [self.optimizer.state[tensor] for tensor in tensors]
+            steps = [state["step"] for state in states]
+            torch._foreach_add_(steps, 1)
+            torch._fused_adam_(
+                tensors,
+                [gradients[tensor] for tensor in tensors],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=group["maximize"],
+            )
 
 
-def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """All that an optimizer was told, but for the step sizes."""
-    left_out = ("params", "lr", "initial_lr")
-    return [
-        {name: value for name, value in group.items() if name not in left_out}
+def _plain_adam(optimizer: torch.optim.Optimizer) -> _Adam | None:
+    """Torch's Adam, if it is that and has no option that the fused operation lacks."""
+    plain = type(optimizer) is torch.optim.Adam and all(
+        not group["amsgrad"]
+        and not group.get("decoupled_weight_decay", False)
+        and not isinstance(group["lr"], Tensor)
         for group in optimizer.param_groups
-    ]
-
-
-@contextmanager
-def _put_back(tensors: list[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """What a trial step moves is put back: tensors, the optimizer's state, the random stream."""
-    states = [value for state in optimizer.state.values() for value in state.values()]
-    moved = [*tensors, *(value for value in states if isinstance(value, Tensor))]
-    before, stream = [tensor.detach().clone() for tensor in moved], torch.get_rng_state()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(moved, before, strict=True):
-                tensor.copy_(value)
-        torch.set_rng_state(stream)
-        optimizer.zero_grad()
+    )
+    return _Adam(optimizer) if plain else None

@@ -270,7 +270,10 @@ class _Training:
                 f"{type(self.optimizer).__name__}"
             )
         self.compiled = CompiledSteps(
-            self._captured_loss, list(self.tensors.values()), self.optimizer, plan.compile
+            self._captured_loss,
+            list(self.tensors.values()),
+            self.optimizer,
+            asked=plan.compile,
         )
         if isinstance(guide, Guide) and guide.map.per_row:
             self.compiled.reason = "the rows of a table move by themselves"
