@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._types import Batch
 from ..data import row_digests
-from ..programs import Program, has_missing
+from ..programs import Program, capturing, has_missing
 from .families import Family
 
 
@@ -137,7 +137,7 @@ class Encoder(InferenceMap):
                 f"{tuple(parameters.shape)}; change its last layer to {self.num_parameters} "
                 "outputs, or give it an attribute num_features to have one put on top"
             )
-        if has_missing(parameters) and any(has_missing(part) for part in batch):
+        if not capturing() and has_missing(parameters) and any(map(has_missing, batch)):
             raise ValueError(
                 "the encoder's net answers nan to data with missing entries (nan): wrap it in "
                 "pv.nets.MissingIndicator, with twice as many inputs, or let it fill them in"

@@ -7,6 +7,7 @@ from .bounds import STL as STL
 from .bounds import BetaELBO as BetaELBO
 from .bounds import DReG as DReG
 from .bounds import Renyi as Renyi
+from .compiled import CompiledELBO as CompiledELBO
 from .schedules import Cyclic as Cyclic
 from .schedules import LinearWarmup as LinearWarmup
 from .schedules import Schedule as Schedule
@@ -15,6 +16,7 @@ __all__ = [
     "IWAE",
     "STL",
     "BetaELBO",
+    "CompiledELBO",
     "Cyclic",
     "DReG",
     "LinearWarmup",

@@ -205,9 +205,12 @@ def _shared(program: Program, trace: Trace) -> _Shared:
 
 def _scale_of(sites: dict[str, Any]) -> float:
     """The scale that handlers gave to all of these sites."""
-    scales = {
-        name: torch.as_tensor(site["scale"], dtype=torch.float64) for name, site in sites.items()
-    }
+    scales = {name: site["scale"] for name, site in sites.items()}
+    if all(isinstance(scale, float | int) for scale in scales.values()):
+        numbers = {float(scale) for scale in scales.values()}
+        if len(numbers) < 2:
+            return numbers.pop() if numbers else 1.0
+    scales = {name: torch.as_tensor(scale, dtype=torch.float64) for name, scale in scales.items()}
     found = {float(scale) if scale.numel() == 1 else name for name, scale in scales.items()}
     if len(found) > 1 or any(scale.numel() != 1 for scale in scales.values()):
         shown = ", ".join(f"'{name}' {scale.tolist()}" for name, scale in scales.items())

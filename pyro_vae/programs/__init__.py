@@ -1,5 +1,9 @@
 """A Pyro program seen as a density: per datum, unscaled, over one flat vector of latents."""
 
+from .capture import Captured as Captured
+from .capture import NotCaptured as NotCaptured
+from .capture import capture as capture
+from .capture import capturing as capturing
 from .minibatches import Minibatch as Minibatch
 from .minibatches import current_minibatch as current_minibatch
 from .minibatches import minibatch as minibatch
@@ -26,15 +30,19 @@ from .sites import LatentSite as LatentSite
 from .sites import per_datum_log_probs as per_datum_log_probs
 
 __all__ = [
+    "Captured",
     "Free",
     "GlobalSite",
     "LatentSite",
     "LogDensities",
     "Minibatch",
     "NamedModule",
+    "NotCaptured",
     "PartlyObserved",
     "Program",
     "as_batch",
+    "capture",
+    "capturing",
     "current_minibatch",
     "device_of",
     "evaluating",

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from .capture import capturing
 from .plates import whole_plate
 
 
@@ -97,6 +98,8 @@ def minibatch(
 def _check_rows(rows: Tensor, num_data: int) -> None:
     if rows.numel() == 0:
         raise ValueError("a minibatch needs at least one row, got none")
+    if capturing():
+        return
     low, high = int(rows.min()), int(rows.max())
     if low < 0 or high >= num_data:
         raise ValueError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .._types import Batch, Distribution, ProgramLike
+from .capture import known_missing
 from .modes import evaluating, forked_seed
 
 
@@ -103,6 +104,9 @@ class PartlyObserved(dist.TorchDistribution):
 
 def has_missing(value: Tensor) -> bool:
     """Whether some entry is nan."""
+    known = known_missing()
+    if known is not None:
+        return known
     if not value.is_floating_point() or not bool(value.sum().isnan()):  # one pass, no copy
         return False
     return bool(value.isnan().any())  # inf - inf is nan, too

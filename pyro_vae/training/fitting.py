@@ -33,6 +33,7 @@ from ..objectives import Objective
 from ..programs import (
     Program,
     as_batch,
+    capturing,
     device_of,
     evaluating,
     forked_seed,
@@ -40,6 +41,7 @@ from ..programs import (
     modules_of,
     per_datum_log_probs,
 )
+from .compiled import CompiledSteps
 from .optimizers import OptimizerFactory, SchedulerFactory, adam, hold_then_fall
 from .results import Fit, History
 from .rows import InMemory, check_rows, head, reader_of
@@ -63,6 +65,7 @@ class _Plan:
     train_model: bool
     seed: int
     progress: bool
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "batch_size"):
@@ -134,6 +137,7 @@ def fit(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
+    compile: bool | None = None,
 ) -> Fit:
     r"""Trains a model and a guide by stochastic variational inference.
 
@@ -172,6 +176,10 @@ def fit(
         seed: Seed of the run.
         device: Where to train; by default where the model is.
         progress: Whether to show a progress bar.
+        compile: Whether whole steps are compiled, programs, gradient, optimizer and all, which
+            takes half a minute at first and then a fraction of a step's time. By default where
+            that pays. What cannot be compiled is run as it is written, and the result says why. A
+            program that keeps count of its calls, outside of tensors, needs `compile=False`.
 
     Returns:
         The history and how training ended. With validation data the modules hold the best
@@ -199,7 +207,7 @@ def fit(
     plan = _Plan(
         num_epochs, batch_size, objective, optimizer,
         scheduler or hold_then_fall(num_epochs),
-        patience, warmup, per_batch, train_model, seed, progress,
+        patience, warmup, per_batch, train_model, seed, progress, compile,
     )  # fmt: skip
     for module in (part for program in (model, guide) for part in modules_of(program)):
         module.to(device)
@@ -262,6 +270,14 @@ class _Training:
                 "functools.partial(torch.optim.Adam, lr=1e-3) does; got something that made a "
                 f"{type(self.optimizer).__name__}"
             )
+        self.compiled = CompiledSteps(
+            self._captured_loss,
+            list(self.tensors.values()),
+            self.optimizer,
+            asked=plan.compile,
+        )
+        if isinstance(guide, Guide) and guide.map.per_row:
+            self.compiled.reason = "the rows of a table move by themselves"
         self.first_rate = self.optimizer.param_groups[0]["lr"]
         self.scheduler = plan.scheduler(self.optimizer)
         self.epochs: list[_Epoch] = []
@@ -311,7 +327,9 @@ class _Training:
         columns = list(zip(*self.epochs, strict=True)) or [()] * len(_Epoch._fields)
         history = History(*(np.array(column) for column in columns))
         kept = best_epoch if state is not None else len(self.epochs)
-        return Fit(history, stopped, kept, self.plan.seed, tuple(self.tensors))
+        return Fit(
+            history, stopped, kept, self.plan.seed, tuple(self.tensors), self.compiled.verdict
+        )
 
     def _epoch(self, epoch: int) -> _Epoch:
         order = torch.randperm(self.num_data)
@@ -343,8 +361,16 @@ class _Training:
     def _step(self, epoch: int, rows: Tensor, weight: float) -> float:
         """One step; returns the ELBO of the batch in nats a datum, at full KL weight."""
         batch = self._take(rows)
+        if self._is_settled(weight):
+            elbo_now = self.compiled.step(batch, self._steps_left(epoch, rows))
+            if elbo_now is not None:
+                self.steps += 1
+                return elbo_now
         where = f"step {self.steps + 1} (epoch {epoch + 1}, rows {_some(rows)})"
-        with minibatch(rows, self.num_data, plate=self.program.plate):
+        with (
+            self.compiled.timed(),
+            minibatch(rows, self.num_data, plate=self.program.plate),
+        ):
             loss, elbo = self._loss(batch, rows, weight, where)
             if elbo is None:
                 with torch.no_grad():  # what is reported has full weight, whatever is optimized
@@ -354,6 +380,30 @@ class _Training:
             self._descend(loss * (len(rows) / self.batch_size), where)
             self.steps += 1
             return elbo.item()
+
+    def _is_settled(self, weight: float) -> bool:
+        """Whether the objective is the one of every step to come, which a compiled step needs."""
+        if isinstance(self.asked, Objective):
+            return bool(self.objective == self.asked.at(self.plan.num_epochs))
+        return weight == 1
+
+    def _steps_left(self, epoch: int, rows: Tensor) -> int:
+        """How many batches of this size are still to come."""
+        full = self.num_data // self.batch_size
+        return (self.plan.num_epochs - epoch) * (full if len(rows) == self.batch_size else 1)
+
+    def _captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """What a compiled step minimizes, and the ELBO, in nats a datum."""
+        size = len(batch[0])
+        # Whoever asks which rows these are cannot be captured: such a tensor has no values.
+        rows = torch.arange(size, device="meta" if capturing() else None)
+        with minibatch(rows, self.num_data, plate=self.program.plate):
+            if isinstance(self.objective, Objective):
+                loss, elbo = self.objective.progress(self.model, self.guide, *batch)
+            else:
+                loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
+                elbo = -loss
+        return loss / self.num_data * (size / self.batch_size), elbo / self.num_data
 
     def _loss(
         self, batch: Batch, rows: Tensor, weight: float, where: str

@@ -40,6 +40,7 @@ class Fit:
         seed: Seed of the run.
         trained: Names of the trained tensors; one that no module registered is named by its
             shape.
+        compiled: "compiled", or why the steps were run as they are written.
     """
 
     history: History
@@ -47,6 +48,7 @@ class Fit:
     best_epoch: int
     seed: int
     trained: tuple[str, ...]
+    compiled: str = ""
 
     def summary(self) -> str:
         """Says how training ended, in a line."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._types import Batch, ProgramLike
 from ..guides import given_globals, program_of
-from ..programs import modules_of
+from ..programs import capturing, modules_of
 
 
 @contextmanager
@@ -53,6 +53,8 @@ class State:
 
 def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None:
     """Refuses a tensor with an entry that is nan or infinite, by the name of its parameter."""
+    if capturing():  # a captured step has a check of its own
+        return
     # A sum is one pass; only where that is not finite every entry is looked at.
     if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
         raise FloatingPointError(f"the {kind} of parameter '{name}' is not finite")

@@ -1,0 +1,238 @@
+"""What does a training step cost, with the program written in Pyro?
+
+A Bernoulli VAE with one hidden layer on either side, at three sizes (features-hidden-latents,
+batch), one step of Adam on a batch that is in memory, taken by
+
+    torch         written by hand: no probabilistic program, one optimizer step
+    Pyro SVI      the program under Trace_ELBO and Pyro's Adam
+    as written    `pv.fit` with compile=False
+    compiled      `pv.fit` with compile=True, once it is compiled
+    NumPyro jit   `svi.update` compiled, a call a step
+    NumPyro scan  many steps in one compiled loop
+
+The last two only where NumPyro is installed. All take turns, repeat for repeat, so that a machine
+that slows down slows all of them; a repeat's time is the median over its steps (of the scan, its
+mean). Printed are milliseconds, medians over repeats, and ratios to `compiled` in the same repeat,
+with their range. Compiling takes up to a minute a size, which is printed as well.
+
+Run:  python benchmarks/training_step.py      (--smoke for a quick look)
+"""
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam  # type: ignore[attr-defined]
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, elu
+
+import pyro_vae as pv
+from pyro_vae.programs import local_parameters
+from pyro_vae.training.compiled import CompiledSteps
+
+SIZES = {
+    "64-64-2, 64": (64, 64, 2, 64),
+    "784-400-10, 256": (784, 400, 10, 256),
+    "784-200-50, 100": (784, 200, 50, 100),
+}
+Steps = Callable[[int], float]  # takes so many steps; seconds a step
+
+
+def timed(step: Callable[[], Any]) -> Steps:
+    """Steps one by one; the median."""
+
+    def run(number: int) -> float:
+        seconds = []
+        for _ in range(number):
+            start = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds)
+
+    return run
+
+
+def programs(features: int, hidden: int, latents: int) -> tuple[pv.models.VAE, pv.Guide]:
+    """The model and the guide of all that run Pyro."""
+    decoder = pv.nets.MLPDecoder(latents, features, (hidden,))
+    model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=latents)
+    return model, pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(features, (hidden,))))
+
+
+def by_hand(y: Tensor, hidden: int, latents: int) -> Steps:
+    """Torch without a program."""
+    features = y.shape[1]
+    layers = [(features, hidden), (hidden, 2 * latents), (latents, hidden), (hidden, features)]
+    first, head, second, last = (nn.Linear(*size) for size in layers)
+    parameters = [p for layer in (first, head, second, last) for p in layer.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=2e-3, fused=True)
+
+    def step() -> None:
+        loc, log_scale = head(elu(first(y))).chunk(2, dim=-1)
+        z = loc + log_scale.exp() * torch.randn_like(loc)
+        logits = last(elu(second(z)))
+        fit = binary_cross_entropy_with_logits(logits, y, reduction="sum")
+        rate = (z.square() - (z - loc).div(log_scale.exp()).square() - 2 * log_scale).sum() / 2
+        optimizer.zero_grad()
+        (fit + rate).backward()
+        optimizer.step()
+
+    return timed(step)
+
+
+def with_svi(y: Tensor, hidden: int, latents: int) -> Steps:
+    """Pyro's own loop."""
+    model, guide = programs(y.shape[1], hidden, latents)
+    svi = SVI(model, guide, Adam({"lr": 2e-3}), Trace_ELBO())
+    return timed(lambda: svi.step(y))
+
+
+def ours(y: Tensor, hidden: int, latents: int, *, compile: bool) -> Steps:
+    """What `pv.fit` does in a step, as it is written or compiled."""
+    model, guide = programs(y.shape[1], hidden, latents)
+    elbo, rows = Trace_ELBO(), torch.arange(len(y))
+    tensors = [*model.parameters(), *guide.parameters()]
+    optimizer = torch.optim.Adam(tensors, lr=2e-3)
+
+    def loss(*batch: Tensor) -> tuple[Tensor, Tensor]:
+        with local_parameters(model, guide), pv.minibatch(rows, len(rows), plate="data"):
+            total = elbo.differentiable_loss(model, guide, *batch) / len(rows)
+        return total, -total
+
+    def written() -> None:
+        optimizer.zero_grad()
+        loss(y)[0].backward()
+        optimizer.step()
+
+    if not compile:
+        return timed(written)
+    steps = CompiledSteps(loss, tensors, optimizer, asked=True)
+    start = time.perf_counter()
+    with steps.timed():
+        written()
+    if steps.step((y,), steps_left=1) is None:
+        raise RuntimeError(f"the step could not be compiled: {steps.reason}")
+    print(f"  compiled in {time.perf_counter() - start:.0f} s", flush=True)
+    return timed(lambda: steps.step((y,), steps_left=1))
+
+
+def numpyro_steps(y: Tensor, hidden: int, latents: int) -> dict[str, Steps]:
+    """The same model in NumPyro: a compiled update, and a compiled loop over updates."""
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro.infer import SVI as NumPyroSVI
+    from numpyro.infer import Trace_ELBO as NumPyroELBO
+
+    data = jnp.asarray(y.numpy())
+    features = data.shape[1]
+
+    def layer(name: str, fan_in: int, fan_out: int) -> Any:
+        weight = numpyro.param(f"{name}_weight", lambda key: jax.random.normal(
+            key, (fan_in, fan_out)) / fan_in**0.5)  # fmt: skip
+        bias = numpyro.param(f"{name}_bias", jnp.zeros(fan_out))
+        return lambda x: x @ weight + bias
+
+    def model(batch: Any) -> None:
+        second, last = layer("second", latents, hidden), layer("last", hidden, features)
+        with numpyro.plate("data", len(batch)):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(latents), 1.0).to_event(1))
+            logits = last(jax.nn.elu(second(z)))
+            numpyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=batch)
+
+    def guide(batch: Any) -> None:
+        first, head = layer("first", features, hidden), layer("head", hidden, 2 * latents)
+        loc, log_scale = jnp.split(head(jax.nn.elu(first(batch))), 2, axis=-1)
+        with numpyro.plate("data", len(batch)):
+            numpyro.sample("z", dist.Normal(loc, jnp.exp(log_scale)).to_event(1))
+
+    svi = NumPyroSVI(model, guide, numpyro.optim.Adam(2e-3), NumPyroELBO())
+    state = [svi.init(jax.random.PRNGKey(0), data)]
+    update = jax.jit(svi.update)
+
+    def step() -> None:
+        state[0], loss = update(state[0], data)
+        loss.block_until_ready()
+
+    def many(number: int) -> Any:
+        def loop(start: Any, batch: Any) -> Any:
+            return jax.lax.scan(lambda s, _: svi.update(s, batch), start, length=number)
+
+        return jax.jit(loop)
+
+    loops: dict[int, Any] = {}
+
+    def scan(number: int) -> float:
+        if number not in loops:
+            loops[number] = many(number)
+            loops[number](state[0], data)[1].block_until_ready()
+        start = time.perf_counter()
+        loops[number](state[0], data)[1].block_until_ready()
+        return (time.perf_counter() - start) / number
+
+    return {"NumPyro jit": timed(step), "NumPyro scan": scan}
+
+
+def peers(size: tuple[int, int, int, int]) -> dict[str, Steps]:
+    """All ways to take a step of a size, set up."""
+    features, hidden, latents, batch = size
+    torch.manual_seed(0)
+    y = (torch.rand(batch, features) < 0.5).float()
+    found = {
+        "torch": by_hand(y, hidden, latents),
+        "Pyro SVI": with_svi(y, hidden, latents),
+        "as written": ours(y, hidden, latents, compile=False),
+        "compiled": ours(y, hidden, latents, compile=True),
+    }
+    if importlib.util.find_spec("numpyro") is not None:
+        found |= numpyro_steps(y, hidden, latents)
+    return found
+
+
+def measured(size: tuple[int, int, int, int], repeats: int, steps: int) -> dict[str, list[float]]:
+    """Seconds a step of every peer, by repeat; peers take turns."""
+    found = peers(size)
+    for run in found.values():  # what is set up at first use
+        run(steps)
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(repeats):
+        for name, run in found.items():
+            seconds[name].append(run(steps))
+    pyro.clear_param_store()
+    return seconds
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="one small size, to see that it runs")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="of torch; NumPyro takes what it has"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    repeats, steps = (2, 5) if arguments.smoke else (7, 50)
+    sizes = {"8-8-2, 4": (8, 8, 2, 4)} if arguments.smoke else SIZES
+    for name, size in sizes.items():
+        print(name, flush=True)
+        seconds = measured(size, repeats, steps)
+        compiled = seconds["compiled"]
+        for peer, own in seconds.items():
+            ratios = sorted(a / b for a, b in zip(own, compiled, strict=True))
+            print(
+                f"  {peer:13} {1e3 * statistics.median(own):8.3f} ms   "
+                f"{statistics.median(ratios):6.2f} times compiled "
+                f"({ratios[0]:.2f} to {ratios[-1]:.2f})",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""A Pyro ELBO whose loss and gradient are captured, for training loops written by hand."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor
+
+from .._types import ProgramLike
+from ..programs import Captured, NotCaptured, capture, current_minibatch, has_missing
+
+_Key: TypeAlias = tuple[Any, ...]
+
+
+class CompiledELBO(ELBO):
+    """An ELBO for `pyro.infer.SVI` that runs model, guide and gradient compiled.
+
+    The first step with a batch of given shapes runs the programs as they are written, the second
+    one captures and compiles them, which takes half a minute, and every later one replays what
+    was compiled: the same draws from the same seed, the same loss and gradient, with no handler in
+    sight. A batch of other shapes is captured anew. Where that cannot be done, as for a program
+    that takes a branch on data, steps run as they are written, and :attr:`reason` says why. A
+    program that keeps count of its calls, or reads something else that is not a tensor, must not
+    be captured.
+
+    Arguments:
+        elbo: The ELBO: one of Pyro's with a differentiable loss, or one of
+            :mod:`pyro_vae.objectives`.
+
+    Example:
+        >>> import torch
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro_vae import Encoder, Guide, likelihoods, models, nets
+        >>> model = models.VAE(nets.MLPDecoder(1, 3), likelihoods.Gaussian(), latent_dim=1)
+        >>> guide = Guide(model, Encoder(nets.MLPEncoder(3)))
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), CompiledELBO(Trace_ELBO()))
+        >>> svi.step(torch.zeros(5, 3)) > 0
+        True
+    """
+
+    def __init__(self, elbo: ELBO) -> None:
+        super().__init__()
+        self.elbo: Any = elbo
+        self.reason = ""
+        self._seen: dict[_Key, _Seen] = {}
+
+    def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Tensor:
+        """The loss as the programs are written, a scalar in nats, to be differentiated."""
+        loss: Tensor = self.elbo.differentiable_loss(model, guide, *batch)
+        return loss
+
+    def loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
+        """The loss as the programs are written, in nats."""
+        return float(self.elbo.loss(model, guide, *batch))
+
+    def loss_and_grads(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
+        """The loss, in nats, after adding its gradients to those of the parameters."""
+        key = _key(model, guide, batch)
+        seen = self._seen.get(key)
+        if seen is None or self.reason or not seen.is_current:
+            return self._written(key, model, guide, batch)
+        if seen.run is None:
+            try:
+                seen.run = self._compiled(seen.tensors, model, guide, batch)
+            except NotCaptured as error:
+                self.reason = str(error)
+                return self._written(key, model, guide, batch)
+        return seen.replay(batch)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        """A trace of the guide and one of the model, for Pyro's tools that ask an ELBO for it."""
+        return self.elbo._get_trace(model, guide, args, kwargs)
+
+    def _written(
+        self, key: _Key, model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]
+    ) -> float:
+        """A step as the programs are written; remembers which parameters take part."""
+        with poutine.trace(param_only=True) as programs:
+            loss = float(self.elbo.loss_and_grads(model, guide, *batch))
+        sites: dict[str, Any] = dict(programs.trace.nodes)
+        self._seen[key] = _Seen({n: site["value"].unconstrained() for n, site in sites.items()})
+        return loss
+
+    def _compiled(
+        self,
+        tensors: dict[str, Tensor],
+        model: ProgramLike,
+        guide: ProgramLike,
+        batch: tuple[Tensor, ...],
+    ) -> Captured:
+        def function(*part: Tensor) -> list[Tensor]:
+            with torch.enable_grad():
+                loss = self.elbo.differentiable_loss(model, guide, *part)
+                gradients = torch.autograd.grad(
+                    loss, list(tensors.values()), allow_unused=True, materialize_grads=True
+                )
+            return [loss.detach(), *gradients]
+
+        stream = torch.get_rng_state()
+        try:
+            with _nameless_rows():
+                captured = capture(function, *batch, missing=any(map(has_missing, batch)))
+        finally:
+            torch.set_rng_state(stream)
+        return captured.compiled(*batch)
+
+
+@dataclass
+class _Seen:
+    """The parameters of a step, by the names that Pyro has for them, and what was compiled."""
+
+    tensors: dict[str, Tensor]
+    run: Captured | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether Pyro still has these parameters."""
+        store = pyro.get_param_store()
+        kept = dict(store.named_parameters())  # unconstrained
+        return all(kept.get(name) is tensor for name, tensor in self.tensors.items()) and (
+            self.run is None or self.run.is_current
+        )
+
+    def replay(self, batch: tuple[Tensor, ...]) -> float:
+        """The loss, after adding its gradients; Pyro is told of the parameters."""
+        assert self.run is not None
+        loss, *gradients = self.run(*batch)
+        for (name, tensor), gradient in zip(self.tensors.items(), gradients, strict=True):
+            pyro.param(name)
+            tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+        return loss.item()
+
+
+def _key(model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]) -> _Key:
+    """What a captured step is good for."""
+    current = current_minibatch()
+    rows = None if current is None else (len(current.rows), current.num_data)
+    forms = tuple((part.shape, part.dtype, has_missing(part)) for part in batch)
+    return (id(model), id(guide), rows, forms)
+
+
+@contextmanager
+def _nameless_rows() -> Iterator[None]:
+    """Whoever asks which rows a batch holds cannot be captured: they are other ones every time."""
+    current = current_minibatch()
+    if current is None:
+        yield
+        return
+    rows, current.rows = current.rows, torch.arange(len(current.rows), device="meta")
+    try:
+        yield
+    finally:
+        current.rows = rows

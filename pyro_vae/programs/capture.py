@@ -1,0 +1,201 @@
+r"""A Pyro program as a flat function of tensors: captured once, replayed with no handler in sight.
+
+Pyro's handlers cost milliseconds a call, whatever the network. What they end up doing is the same
+sequence of tensor operations every time, for given shapes. So a function that runs programs is run
+once while its operations are written down, gradients and updates in place among them; the list is
+compiled, and from then on the list is run in place of the function. Tensors that the function
+found elsewhere than in its arguments (parameters, buffers, the state of an optimizer) are held by
+reference: what changes in them is seen, and what the list changes is changed in them. Random draws
+are operations like others, made at every replay from torch's stream, in the same order and number.
+
+A list cannot take a branch. A function that reads a number out of a tensor (`.item()`, `if y > 0`)
+is not captured: :class:`NotCaptured` says which line did. Pyro's ELBOs do so for the numbers that
+they report and check; those get a zero, since the loss does not need them.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+Outputs = Sequence[Tensor]
+
+# Ways to read a number out of a tensor, and what Pyro's own code is given.
+_READS = {
+    Tensor.item: 0.0,
+    Tensor.__bool__: False,
+    Tensor.__float__: 0.0,
+    Tensor.__int__: 0,
+    Tensor.__index__: 0,
+    Tensor.tolist: [],
+}
+_SKIPPED = (__name__, "torch.", "jaxtyping", "beartype")
+_CAPTURING: ContextVar["_Capturing | None"] = ContextVar("pyro_vae_capturing", default=None)
+
+
+class NotCaptured(Exception):
+    """A function cannot be captured; the message says why, in one line."""
+
+
+@dataclass(frozen=True)
+class _Capturing:
+    """What is known beforehand of the data of the captured function."""
+
+    missing: bool
+
+
+def capturing() -> bool:
+    """Whether a function is being captured now, so that no number can be read out of a tensor."""
+    return _CAPTURING.get() is not None
+
+
+def known_missing() -> bool | None:
+    """Whether data have missing entries, where it is known because a function is captured."""
+    state = _CAPTURING.get()
+    return None if state is None else state.missing
+
+
+class Captured:
+    """A captured function: called with new arguments of the same shapes and dtypes.
+
+    Arguments:
+        graph: The operations, with what they hold as the first inputs.
+        held: Tensors that the function found elsewhere than in its arguments.
+        run: What runs the operations.
+    """
+
+    def __init__(
+        self, graph: GraphModule, held: Sequence[Tensor], run: Callable[..., Any] | None = None
+    ) -> None:
+        self.graph, self.held = graph, tuple(held)
+        self._inputs = [tensor.detach() for tensor in held]
+        self._run: Callable[..., Any] = graph if run is None else run
+
+    @torch.no_grad()
+    def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
+        """The outputs; what the function changes in place has changed."""
+        answer: Sequence[Tensor] = self._run(*self._inputs, *args)
+        return tuple(answer)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the tensors held are still where they were: `module.to(...)` moves them."""
+        return all(
+            tensor.data_ptr() == held.data_ptr()
+            for tensor, held in zip(self.held, self._inputs, strict=True)
+        )
+
+    def compiled(self, *args: Tensor) -> "Captured":
+        """The same with the operations compiled, for arguments like these.
+
+        Raises:
+            NotCaptured: If there is no compiler, or it fails.
+        """
+        from torch._inductor import config
+        from torch._inductor.compile_fx import compile_fx
+
+        try:
+            # Draws are left to torch, which makes the same ones as without a compiler.
+            with torch.no_grad(), config.patch(fallback_random=True), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the compiler's own house
+                run: Any = compile_fx(self.graph, [*self._inputs, *args])
+        except Exception as error:  # whatever a compiler raises
+            raise NotCaptured(f"it could not be compiled: {_first_line(error)}") from error
+        return Captured(self.graph, self.held, run)
+
+
+def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = False) -> Captured:
+    """Runs a function once and writes down its operations.
+
+    The run is a real one: what the function changes in place it changes now, and it draws from the
+    random stream. The caller puts back what should not have moved.
+
+    Arguments:
+        function: Called with `args`; returns a sequence of tensors. It may differentiate, and may
+            change tensors in place.
+        args: Tensors; a replay takes others of the same shapes and dtypes.
+        missing: Whether the data have entries that are nan, for "not observed".
+
+    Raises:
+        NotCaptured: If the function reads a number out of a tensor, or has an operation that
+            cannot be written down.
+
+    Example:
+        >>> weight = torch.tensor([2.0])
+        >>> double = capture(lambda y: (y * weight,), torch.zeros(3))
+        >>> _ = weight.fill_(3.0)
+        >>> double(torch.ones(3))
+        (tensor([3., 3., 3.]),)
+    """
+    token = _CAPTURING.set(_Capturing(missing))
+    try:
+        with pyro.validation_enabled(is_validate=False), _NoNumbers():
+            graph = make_fx(function, _allow_non_fake_inputs=True)(*args)
+    except NotCaptured:
+        raise
+    except Exception as error:  # whatever an operation raises that cannot be traced
+        raise NotCaptured(_first_line(error)) from error
+    finally:
+        _CAPTURING.reset(token)
+    held = _lifted(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return Captured(graph, held)
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Refuses to read a number out of a tensor; Pyro's own code gets a zero, for its reports."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _READS and func is not Tensor.register_hook:
+            return func(*args, **(kwargs or {}))
+        frame = _calling_frame()
+        # Not all of Pyro: a plate that is a loop reads its indices, which matter.
+        is_pyro = str(frame.f_globals.get("__name__", "")).startswith(("pyro.infer.", "pyro.util"))
+        if func is Tensor.register_hook:  # Pyro's look for nan at gradients
+            return None if is_pyro else func(*args, **(kwargs or {}))
+        if is_pyro:
+            return _READS[func]
+        raise NotCaptured(
+            f"{frame.f_code.co_filename}:{frame.f_lineno} reads a number out of a tensor, so what "
+            "happens depends on the data"
+        )
+
+
+def _calling_frame() -> Any:
+    """The first frame outside this file and those of torch and of checks of types."""
+    frame: Any = sys._getframe(1)
+    while str(frame.f_globals.get("__name__", "")).startswith(_SKIPPED):
+        frame = frame.f_back
+    return frame
+
+
+def _lifted(graph: GraphModule) -> list[Tensor]:
+    """Turns the tensors that a graph refers to into its first inputs; returns them."""
+    nodes = [node for node in graph.graph.nodes if node.op == "get_attr"]
+    first = next(iter(graph.graph.nodes))
+    inputs: dict[int, Any] = {}
+    held: list[Tensor] = []
+    for node in nodes:
+        tensor = getattr(graph, node.target)
+        if id(tensor) not in inputs:
+            with graph.graph.inserting_before(first):
+                inputs[id(tensor)] = graph.graph.placeholder(f"held_{len(held)}")
+            held.append(tensor)
+        node.replace_all_uses_with(inputs[id(tensor)])
+        graph.graph.erase_node(node)
+    return held
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
