@@ -97,7 +97,7 @@ def ours(y: Tensor, hidden: int, latents: int, *, compile: bool) -> Steps:
     """What `pv.fit` does in a step, as it is written or compiled."""
     model, guide = programs(y.shape[1], hidden, latents)
     elbo, rows = Trace_ELBO(), torch.arange(len(y))
-    tensors = [*model.parameters(), *guide.parameters()]
+    tensors: list[Tensor] = [*model.parameters(), *guide.parameters()]
     optimizer = torch.optim.Adam(tensors, lr=2e-3)
 
     def loss(*batch: Tensor) -> tuple[Tensor, Tensor]:
