@@ -277,7 +277,8 @@ def test_bad_sizes(name: str, value: int) -> None:
     ("y", "message"),
     [
         (torch.zeros(0, 3), "empty"),
-        (torch.tensor([[0, torch.nan, 0], [0, 0, 0]]), "row 0, column 1"),
+        (torch.tensor([[0, torch.nan, 0], [0, 0, 0]]), "MissingIndicator"),
+        (torch.tensor([[0, torch.inf, 0], [0, 0, 0]]), "row 0, column 1"),
         (255 * torch.eye(3), "divide by 255"),
     ],
 )
