@@ -108,6 +108,20 @@ def test_known_instance() -> None:
     torch.testing.assert_close(model.log_evidence(y), FACTS.log_evidence(y))
 
 
+@NOISES
+def test_single_precision(noise: Isotropic | Diagonal) -> None:
+    """Products in float32 are not symmetric to the last bit; the posterior's precision is."""
+    y = torch.tensor(datasets.load_breast_cancer().data)
+    y = ((y - y.mean(0)) / y.std(0)).float()
+    model = LinearGaussian(8, 30, noise)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # twenty steps are not all
+        model.fit_em(y, max_steps=20)
+    posterior = model.exact_posterior(y[:20])
+    assert posterior.loc.shape == (20, 8)
+    assert torch.equal(posterior.precision_matrix, posterior.precision_matrix.mT)
+
+
 @float64
 def test_coordinate_ascent() -> None:
     """CAVI ends at the best factors: the mean, and the mean-field gap of every datum."""

@@ -53,6 +53,7 @@ def posterior(parameters: LinearGaussianParameters, y: Tensor) -> Posterior:
         precision = identity + (weights @ products).unflatten(1, identity.shape)
     else:
         precision = (identity + loadings.mT @ (loadings / variance[:, None]))[None]
+    precision = (precision + precision.mT) / 2  # to the last bit, which float32 products are not
     linear = (residual / variance) @ loadings
     factor = torch.linalg.cholesky(precision)
     loc = torch.cholesky_solve(linear[..., None], factor.expand(len(y), -1, -1))[..., 0]

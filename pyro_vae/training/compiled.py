@@ -22,7 +22,8 @@ from .._types import Batch
 from ..programs import Captured, NotCaptured, capture, has_missing
 
 _TIMED = 5  # eager steps to see what one takes, after the first, which also sets things up
-_COMPILING = 30.0  # seconds that compiling a step may take on two busy cores without a cache
+_SECONDS_AN_OPERATION = 0.15  # of compiling, on two busy cores; a small VAE's step has 200
+_FEWEST = 200  # operations of a step
 _SAVED = 0.6  # share of an eager step that a compiled one saves at the least, handlers being most
 _AGREE = 1e-3  # relative difference of two sums of a batch in float32, in another order
 
@@ -81,9 +82,9 @@ class CompiledSteps:
             return None
         key = tuple((part.shape, part.dtype) for part in batch)
         if key not in self.compiled:
-            if not self._pays(steps_left):
+            if not self._pays(steps_left, _FEWEST):
                 return None
-            self.compiled[key] = self._compile(batch)
+            self.compiled[key] = self._compile(batch, steps_left)
         step = self.compiled[key]
         if step is None:
             return None
@@ -101,7 +102,8 @@ class CompiledSteps:
             tensor.grad = gradient
         self.optimizer.step()
 
-    def _pays(self, steps_left: int) -> bool:
+    def _pays(self, steps_left: int, operations: int) -> bool:
+        """Whether compiling so many operations takes less time than it saves."""
         if self.eager_steps == 0:  # the first one makes the state of the optimizer
             return False
         if self.asked:
@@ -109,11 +111,16 @@ class CompiledSteps:
         if self.eager_steps <= _TIMED:
             return False
         seconds = self.eager_seconds / (self.eager_steps - 1)
-        return steps_left * seconds * _SAVED > _COMPILING
+        return steps_left * seconds * _SAVED > operations * _SECONDS_AN_OPERATION
 
-    def _compile(self, batch: Batch) -> "_Step | None":
+    def _compile(self, batch: Batch, steps_left: int) -> "_Step | None":
+        step = _Step(self)
         try:
-            return _Step(self, batch)
+            operations = step.capture(batch)
+            if not self._pays(steps_left, operations):  # a long program, such as one of series
+                self.reason = f"compiling its {operations} operations would not have paid"
+                return None
+            step.compile(batch)
         except NotCaptured as error:
             self.reason = str(error)
             if self.asked:
@@ -123,17 +130,27 @@ class CompiledSteps:
                     stacklevel=2,
                 )
             return None
+        return step
 
 
 class _Step:
     """A compiled step for batches of some shapes."""
 
-    def __init__(self, steps: CompiledSteps, batch: Batch) -> None:
+    run: Captured
+
+    def __init__(self, steps: CompiledSteps) -> None:
         self.steps = steps
+
+    def capture(self, batch: Batch) -> int:
+        """Writes the operations down; returns how many there are."""
         stream = torch.get_rng_state()
-        captured = capture(self._flat, *batch, missing=any(map(has_missing, batch)))
+        self.run = capture(self._flat, *batch, missing=any(map(has_missing, batch)))
         torch.set_rng_state(stream)
-        self.run: Captured = captured.compiled(*batch)
+        return len(self.run.graph.graph.nodes)
+
+    def compile(self, batch: Batch) -> None:
+        """Compiles them, and holds the result against the programs."""
+        self.run = self.run.compiled(*batch)
         self._check(batch)
 
     def _flat(self, *batch: Tensor) -> list[Tensor]:
