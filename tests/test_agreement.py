@@ -49,6 +49,7 @@ def checked(seed: int, num_data: int = 40, **estimators: pv.evidence.Estimator) 
     return cross_check(MODEL, GUIDE, y, methods, num_data=num_data, seed=seed)
 
 
+@pytest.mark.slow
 def test_defaults_agree(seed: int) -> None:
     """Importance sampling, quadrature and the closed form, on factor analysis."""
     check = cross_check(MODEL, GUIDE, WEAK.sample(60), seed=seed)

@@ -384,6 +384,7 @@ def test_memory_of_very_many_draws() -> None:
     assert peak(ImportanceSampling(draws, memory=8.0), 2) < 8 + 40 * draws / 2**20
 
 
+@pytest.mark.slow
 def test_memory_that_is_not_asked_for_is_used() -> None:
     """The same measure sees what a larger budget takes."""
     assert peak(ImportanceSampling(300), 20) > peak(ImportanceSampling(300, memory=1.0), 20) + 2

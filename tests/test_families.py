@@ -594,3 +594,33 @@ def test_the_closest_full_rank_normal_of_a_stiff_posterior() -> None:
     product = factor.T @ precision @ factor
     torch.testing.assert_close(product, torch.eye(4), rtol=0, atol=0.1)
     assert_exact(family(parameters).mean, torch.zeros(2, 4))
+
+
+def test_a_factor_close_to_singular() -> None:
+    """In float32 the density of a draw is that of its noise; solving for the noise loses it."""
+    d, rows = 4, 50
+    square = torch.full((d, d), 91.0).tril(-1) + torch.full((d,), -15.0).diag()  # e^-15 = 3e-7
+    triangle = torch.cat([square[row, : row + 1] for row in range(d)])
+    q = FullRankNormal()(torch.cat([torch.zeros(d), triangle]).expand(rows, -1))
+    z = q.rsample()
+    # Log q = -|noise|^2 / 2 + 15 d - d/2 log 2 pi, and |noise|^2 has a chi-square distribution.
+    noise_square = -2 * (q.log_prob(z) - 15 * d + d / 2 * math.log(2 * math.pi))
+    assert_mean(noise_square.double(), d)
+    solved = q.log_prob(z.clone())  # the wrong twin: a density that does not know the draw
+    assert (solved - q.log_prob(z)).abs().max() > 1e3
+
+
+@float64
+def test_the_density_of_a_draw_is_the_density() -> None:
+    """Value and gradient, with many draws; and one draw does not stand for another."""
+    parameters = torch.randn(ROWS, 9, requires_grad=True)
+    q = FullRankNormal()(parameters)
+    first, second = q.rsample(torch.Size((5,))), q.rsample(torch.Size((5,)))
+    for z in (first, second):
+        expected = MultivariateNormal(q.mean, scale_tril=q.scale_tril).log_prob(z)
+        torch.testing.assert_close(q.log_prob(z), expected, rtol=1e-9, atol=1e-9)
+        grads = [
+            torch.autograd.grad(value.sum(), parameters, retain_graph=True)[0]
+            for value in (q.log_prob(z), expected)
+        ]
+        torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-8)

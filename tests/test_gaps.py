@@ -338,6 +338,7 @@ def numbers(gap: InferenceGap) -> Tensor:
     return torch.stack([torch.stack(tuple(part)) for part in gap.parts])
 
 
+@pytest.mark.slow
 def test_a_datum_has_its_own_numbers(seed: int) -> None:
     """Whatever stands beside it and where, however the work is cut; other draws on another seed."""
     y, model, guide = WEAK.sample(6), model_of(WEAK), off_guide("diagonal", WEAK)

@@ -257,6 +257,7 @@ def mean_field_optimum(y: Tensor) -> tuple[float, float]:
     return y.sum().item() / (1 + SIGMA**2) / precision, (1 / TAU**2 + len(y)) ** -0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [population, population_subsampled])
 def test_training_reaches_the_mean_field_optimum(model: Any) -> None:
     """With mini-batches: were the data not scaled, the posterior would be as wide as for four."""

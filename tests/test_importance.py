@@ -56,6 +56,7 @@ def gamma_poisson(y: Tensor) -> None:
         pyro.sample("y", dist.Poisson(rate), obs=y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proposal", PROPOSALS.values(), ids=PROPOSALS.keys())
 def test_proposals_are_unbiased(proposal: Proposal, seed: int) -> None:
     """The mean weight is p(y) for each of them; the twin whose density is off by 5% is caught."""
@@ -176,6 +177,7 @@ def stopped_on_the_way(log_weights: Tensor, until: Until) -> Tensor:
     return value
 
 
+@pytest.mark.slow
 def test_stopping_on_luck_is_caught(seed: int) -> None:
     """The twin that stops where the error of the same draws looks small is 7% low; ours is not.
 

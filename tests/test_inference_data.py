@@ -575,8 +575,11 @@ def test_data_asked_of_a_program_that_makes_none(
 
 
 def test_nan_is_refused(vae: tuple[models.VAE, Guide, Tensor]) -> None:
-    """With its place."""
+    """By an encoder that was not told of missing entries; and inf, with its place."""
     model, guide, y = vae
     y[3, 1] = torch.nan
-    with pytest.raises(ValueError, match=r"1 nan .* at row 3, column 1"):
+    with pytest.raises(ValueError, match="MissingIndicator"):
+        to_inference_data(model, guide, y)
+    y[3, 1] = torch.inf
+    with pytest.raises(ValueError, match=r"1 inf .* at row 3, column 1"):
         to_inference_data(model, guide, y)

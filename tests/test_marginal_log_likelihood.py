@@ -135,6 +135,7 @@ def test_densities_of_the_shared_sites() -> None:
     assert values(few, "diagnostics", "error").shape == (5, 8)
 
 
+@pytest.mark.slow
 def test_a_wide_guide_is_corrected() -> None:
     """Of the shared mean: plain leave-one-out is off; ArviZ 1 with both densities is not."""
     y = torch.randn(4) * WIDTH + torch.tensor([3.0, -3.0, 0.0, 0.0])

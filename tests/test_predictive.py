@@ -59,6 +59,7 @@ def test_p_values_are_exact(seed: int) -> None:
     assert rejected.double().mean() < 0.3 + 5 * (0.3 * 0.7 / repeats) ** 0.5
 
 
+@pytest.mark.slow
 def test_a_wrong_model_is_caught(seed: int) -> None:
     """Noise half as wide as that of the data: their spread is beyond all replicates."""
     y = FACTS.sample(2000)  # nine standard errors of the spread

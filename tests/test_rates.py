@@ -114,6 +114,7 @@ def trained() -> tuple[RateDistortion, Tensor]:
     return result, y
 
 
+@pytest.mark.slow
 def test_trained_curve_is_the_closed_one() -> None:
     """In three betas, in the order of their size; and the ELBO is at full weight."""
     result, y = trained()

@@ -87,6 +87,7 @@ def test_scikit_learn_is_imported_when_it_is_asked_for() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.slow
 def test_densities_integrate_to_one_in_the_datas_own_units() -> None:
     """Of a column in hundreds, exact in z and on a fine grid in x; Jacobian and all."""
     X = np.random.default_rng(0).normal(500.0, 200.0, (40, 1))
@@ -96,6 +97,7 @@ def test_densities_integrate_to_one_in_the_datas_own_units() -> None:
     assert density.sum() * (grid[1] - grid[0]) == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_marginal_densities_integrate_to_one() -> None:
     """A row with a hole has the density of what was observed, in the unit of that alone."""
     X = np.random.default_rng(0).normal([0.0, 500.0], [0.01, 200.0], (60, 2))
@@ -128,6 +130,7 @@ def test_units_change_a_density_by_their_jacobian() -> None:
     np.testing.assert_allclose(back, 8 * small.inverse_transform(small.transform(IRIS)))
 
 
+@pytest.mark.slow
 def test_the_same_random_state_gives_the_same_numbers() -> None:
     """And another one others; a clone is untrained and alike."""
     vae = tiny(2).fit(IRIS)

@@ -153,7 +153,10 @@ def put(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (put("model", "architecture", "arguments", "latent_dim", value="2"), "latent_dim should"),
         (put("model", "architecture", "arguments", value={}), "cannot be made as a VAE"),
         (put("model", "architecture", "class", value="Bernoulli"), "cannot be made as a Bernoulli"),
-        (put("model", "architecture", value={"class": "Tanh", "arguments": {}}), "should be a VAE"),
+        (
+            put("model", "architecture", value={"class": "Tanh", "arguments": {}}),
+            "should be one of pv.models",
+        ),
         (put("guide", "architecture", value={}), "guide cannot be made"),
         (put("guide", "architecture", "plate", value="other"), "cannot be made .* plate over data"),
         (put("guide", "architecture", "plate", value=0), "plate should be of type str"),

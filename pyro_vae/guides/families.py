@@ -6,12 +6,13 @@ datum. It does not know where the parameters come from.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions.utils import _standard_normal
 
 from .._types import Distribution
 
@@ -78,6 +79,38 @@ class DiagonalNormal:
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
+class FactoredNormal(dist.MultivariateNormal):
+    r"""A normal that knows the noise of its last draws, :math:`z = \mu + L \epsilon`.
+
+    .. math:: \log q(z) = -\tfrac{1}{2} \|\epsilon\|^2 - \sum_i \log L_{ii}
+        - \tfrac{d}{2} \log 2 \pi
+
+    Solving for the noise loses it to rounding where L is close to singular, and training in
+    float32 finds such places: there the entropy of q seems to be anything.
+    """
+
+    _drawn: tuple[Tensor, Tensor] | None = None
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+        """Draws, with a gradient."""
+        shape = self._extended_shape(sample_shape)
+        noise = _standard_normal(shape, dtype=self.loc.dtype, device=self.loc.device)
+        z: Tensor = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+        self._drawn = (z, noise)
+        return z
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density; of the last draws from their noise."""
+        log_prob: Tensor
+        if self._drawn is None or value is not self._drawn[0]:
+            log_prob = super().log_prob(value)
+            return log_prob
+        noise = self._drawn[1]
+        log_scales = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+        constant = noise.shape[-1] * math.log(2 * math.pi)
+        return -(noise.square().sum(dim=-1) + constant) / 2 - log_scales
+
+
 @dataclass(frozen=True)
 class FullRankNormal:
     r"""Gaussian with any covariance, :math:`q(z) = \mathcal{N}(z \mid \mu, L L^\top)`.
@@ -135,7 +168,7 @@ class FullRankNormal:
         index = (row * (row + 1) // 2).unsqueeze(-1) + row  # right in and below the diagonal
         square = triangle.index_select(-1, index.flatten()).unflatten(-1, index.shape)
         scales = square.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
-        return dist.MultivariateNormal(loc, scale_tril=square.tril(-1) + scales)
+        return FactoredNormal(loc, scale_tril=square.tril(-1) + scales)
 
 
 @dataclass(frozen=True)

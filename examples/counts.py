@@ -1,0 +1,175 @@
+"""Which distribution do counts have, when they were counted for longer or shorter?
+
+Handwritten digits (scikit-learn's): each of the 64 numbers of a picture is a count, how many of
+the 16 dots in a square of 4 x 4 bear ink. To have exposures that differ, as library sizes in
+single-cell data do, only a random share t_n of the ink of a picture is counted:
+
+    t_n ~ Uniform(0.2, 1),    y_nd ~ Binomial(ink_nd, t_n)
+
+which turns a Poisson of mean mu into one of mean t mu, and a negative binomial or zero-inflated one
+likewise. The same VAE is trained under several likelihoods, each told the exposure (but for one,
+for comparison), and they are held against each other twice: by log p(y | t) of held-out pictures,
+picture by picture, and by the share of zeros in the data sets that they make.
+
+Run:  python examples/counts.py --out figures      (--smoke for a quick look)
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.criticism import PairedDifference, paired_difference
+from pyro_vae.diagnostics import PredictiveCheck, predictive_check
+from pyro_vae.evidence import LogMarginal
+from pyro_vae.likelihoods import LearnedDispersion, Likelihood, NegativeBinomial, Poisson
+
+LATENTS = 2  # few enough for log p(y | t) by quadrature
+BLIND = "Poisson, not told t"
+
+
+def likelihoods() -> dict[str, Likelihood]:
+    """From the simplest one on; a dispersion is learned for each square."""
+    zero_inflated = pv.likelihoods.ZeroInflated
+    return {
+        BLIND: Poisson(),
+        "Poisson": Poisson(),
+        "negative binomial": NegativeBinomial(LearnedDispersion(64)),
+        "zero-inflated Poisson": zero_inflated(Poisson()),
+        "zero-inflated NB": zero_inflated(NegativeBinomial(LearnedDispersion(64))),
+    }
+
+
+def counted(grey: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Counts, `(pictures, 64)`, and the share of the ink that was counted, `(pictures, 1)`."""
+    random = torch.Generator().manual_seed(seed)
+    ink = (16 * grey).round()
+    exposure = 0.2 + 0.8 * torch.rand(len(ink), 1, generator=random)
+    return torch.binomial(ink, exposure.repeat(1, 64), generator=random), exposure
+
+
+class Result(NamedTuple):
+    """A model's held-out log p(y | t), and the zeros of the data sets that it makes."""
+
+    log_p: LogMarginal
+    zeros: PredictiveCheck
+
+
+def share_of_zeros(batch: tuple[Tensor, ...]) -> Tensor:
+    """Of all counts of a data set."""
+    return (batch[0] == 0).double().mean()
+
+
+def run(
+    likelihood: Likelihood, train: tuple[Tensor, ...], test: tuple[Tensor, ...], sizes: "Sizes"
+) -> Result:
+    """Trains a VAE, stopped by pictures of the training part, and evaluates it on the others."""
+    torch.manual_seed(0)
+    decoder = pv.nets.MLPDecoder(LATENTS, likelihood.output_shape((64,)), hidden=(128,))
+    pv.likelihoods.start_from(decoder, likelihood.start(*train))
+    model = pv.models.VAE(decoder, likelihood, latent_dim=LATENTS)
+    numbers = sum(part.shape[1] for part in train)
+    net = pv.nets.Concatenated(pv.nets.MLPEncoder(numbers, hidden=(128,)))
+    guide = pv.Guide(model, pv.Encoder(net), example=train)
+    held = len(train[0]) // 20
+    pv.fit(
+        model,
+        guide,
+        tuple(part[held:] for part in train),
+        num_epochs=sizes.epochs,
+        validation=tuple(part[:held] for part in train),
+        patience=15,
+        progress=False,
+    )
+    log_p = pv.log_marginal_likelihood(model, guide, test, pv.Quadrature())
+    statistics = {"share of zeros": share_of_zeros}
+    return Result(log_p, predictive_check(model, guide, test, statistics, num_draws=sizes.draws))
+
+
+class Sizes(NamedTuple):
+    """How much is computed."""
+
+    rows: int | None
+    epochs: int
+    draws: int
+
+
+def draw(
+    results: dict[str, Result], pairs: dict[str, PairedDifference], best: str, path: Path
+) -> None:
+    """By how much each is worse than the best, and the zeros that each makes."""
+    figure = Figure(figsize=(9.5, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    names = list(results)
+    zeros = [results[name].zeros.replicated.flatten().numpy() for name in names]
+    look: dict[str, Any] = {"orientation": "horizontal", "whis": (2.5, 97.5), "showfliers": False}
+    right.boxplot(zeros, positions=range(len(names)), **look)
+    for name, pair in pairs.items():
+        error = 2 * float(pair.mean.population_error)
+        left.errorbar(float(pair.mean.value), names.index(name), xerr=error, fmt="o", color="C0")
+    left.plot(0.0, names.index(best), "o", color="C0", mfc="none")
+    left.axvline(0.0, color="0.6", linewidth=1.0)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    left.set_xlabel(f"log p less that of {best}\n(nats a held-out picture, 2 standard errors)")
+    observed = float(results[best].zeros.observed)
+    right.axvline(observed, color="C1", label="held-out pictures")
+    right.set_xlabel("share of zeros in data sets of the model\n(quartiles and 95%)")
+    right.legend(loc="best", frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Question, model, fit, figure, sentence."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    arguments = parser.parse_args()
+    sizes = Sizes(30, 1, 20) if arguments.smoke else Sizes(None, 30, 200)
+
+    torch.set_num_threads(1)  # small tensors make threads fight
+    digits = pv.data.digits(binarization=pv.data.Grey())
+    train, test = (
+        counted(digits.train[: sizes.rows], 0),
+        counted(digits.test[: sizes.rows or 200], 1),
+    )
+    results = {}
+    for name, likelihood in likelihoods().items():
+        told = 1 if name == BLIND else 2
+        results[name] = run(likelihood, train[:told], test[:told], sizes)
+        log_p, zeros = results[name]
+        bad = int((~log_p.reliable).sum())
+        print(
+            f"{name:22s} log p {float(log_p.mean.value):9.2f} nats a picture ({bad} of "
+            f"{len(log_p.value)} unreliable); zeros: {zeros.summary().splitlines()[0]}"
+        )
+    best = max(results, key=lambda name: float(results[name].log_p.mean.value))
+    pairs = {
+        name: paired_difference(result.log_p, results[best].log_p)
+        for name, result in results.items()
+        if name != best
+    }
+    print(f"\nLess the {best}:")
+    for name, pair in pairs.items():
+        print(f"{name:22s} {pair.summary()}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    draw(results, pairs, best, arguments.out / "counts.png")
+
+    lost = (
+        f"{name} {-float(pair.mean.value):.2f} +- {float(pair.mean.population_error):.2f}"
+        for name, pair in pairs.items()
+    )
+    made = {name: float(result.zeros.replicated.mean()) for name, result in results.items()}
+    print(
+        f"\nThe {best} predicts held-out counts best; nats a picture less: {', '.join(lost)}. Of "
+        f"the held-out counts {float(results[best].zeros.observed):.1%} are zero; of its own "
+        f"{made[best]:.1%}, of the Poisson's {made['Poisson']:.1%}."
+    )
+
+
+if __name__ == "__main__":
+    main()

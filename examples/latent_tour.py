@@ -1,0 +1,151 @@
+"""What is in a latent space, and what can be done with it? A tour of eight latents.
+
+Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw) and a VAE of them. What it
+makes of a digit, at the mean of q(z | y) and at a draw of it; the way from one digit to another,
+straight or along a sphere, where the draws of the prior lie; what each latent does by itself, the
+most informative first; what it generates, from the prior and from the mean of q(z | y) over the
+data; and whether it knows what is no digit:
+
+    tail probability of y = (1 + number of R held-out digits with a log p no higher) / (R + 1)
+
+which for another held-out digit is below 0.05 with a probability of at most 0.05, however poor the
+model, or its log p(y), may be. Digits on their sides, and noise in which each pixel is as often
+dark as in digits, should be below it more often.
+
+Run:  python examples/latent_tour.py --out figures      (--smoke for a quick look)
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae import diagnostics, stats, uses
+from pyro_vae.plots import plot_data, plot_traversal
+
+LATENTS, COLUMNS, SHAPE = 8, 8, (8, 8)
+ALARMS = uses.FalseAlarms(0.05)
+
+
+def trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
+    """A VAE of digits."""
+    torch.manual_seed(0)
+    decoder = pv.nets.MLPDecoder(LATENTS, 64, hidden=(64, 64))
+    model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=LATENTS)
+    guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(64, hidden=(64, 64))))
+    pv.fit(model, guide, y, num_epochs=epochs)
+    return model, guide
+
+
+def paths(a: Tensor, b: Tensor, steps: int = COLUMNS) -> dict[str, Tensor]:
+    """Latents on the way from one digit to another, `(steps, *batch, latents)`."""
+    return {
+        "straight": uses.interpolate(a, b, steps, uses.Linear()),
+        "sphere": uses.interpolate(a, b, steps, uses.Spherical()),
+    }
+
+
+def strangers(y: Tensor) -> dict[str, Tensor]:
+    """Held-out digits, the same on their sides, and noise that is as dark in each pixel."""
+    noise = torch.rand(y.shape, generator=torch.Generator().manual_seed(0)) < y.mean(dim=0)
+    on_side = y.unflatten(1, SHAPE).rot90(dims=(1, 2)).flatten(1)
+    return {"digits": y, "on their sides": on_side, "noise": noise.float()}
+
+
+def draw(
+    rows: dict[str, dict[str, Tensor]],
+    traversal: uses.Traversal,
+    found: dict[str, tuple[Tensor, uses.Outliers]],
+    path: Path,
+) -> None:
+    """Six places of the tour."""
+    figure = Figure(figsize=(10.0, 8.6), layout="constrained")
+    places = figure.subfigures(3, 2, squeeze=False, height_ratios=(3.0, 5.0, 3.0))
+    titles = list(rows)
+    for place, title in zip((places[0, 0], places[0, 1], places[2, 0]), titles, strict=True):
+        place.suptitle(title)
+        plot_data(rows[title], SHAPE, figure=place)
+    places[1, 0].suptitle("one latent at a time, by quantile")
+    most = slice(5)  # of the latents
+    labels, pictures = traversal.labels[most], traversal.decoded[most]
+    plot_traversal(pictures, labels, traversal.levels, SHAPE, figure=places[1, 0])
+    places[1, 1].suptitle("tail probabilities")
+    ax = places[1, 1].subplots()
+    for name, (y, out) in found.items():
+        shares = torch.arange(1, len(y) + 1) / len(y)
+        ax.plot(shares, out.tail_probability.value.sort().values, label=name)
+    ax.plot([0, 1], [0, 1], color="0.7", linestyle=":")
+    ax.set(xlabel="share of the images", ylabel="tail probability")
+    ax.legend()
+    places[2, 1].suptitle("images, and their tail probabilities")
+    shown = {name: y[:COLUMNS] for name, (y, _) in found.items()}
+    grid = plot_data(shown, SHAPE, figure=places[2, 1])
+    for axes, (_, out) in zip(grid, found.values(), strict=True):
+        for ax, tail in zip(axes, out.tail_probability.value, strict=False):
+            ax.set_title(f"{float(tail):.3f}", fontsize="small", pad=2)
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    """Question, model, fit, figure, sentence."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    arguments = parser.parse_args()
+    epochs, samples, some = (2, 50, 40) if arguments.smoke else (150, 500, None)
+
+    torch.set_num_threads(1)  # small tensors make threads fight
+    digits = pv.data.digits()
+    train, reference, test = digits.train[:some], digits.test[:180][:some], digits.test[180:][:some]
+    model, guide = trained(train, epochs)
+
+    eight = test[:COLUMNS]
+    made = uses.reconstruction_draws(model, guide, eight)[0]
+    means, at_draw = (uses.encode(model, guide, eight, number) for number in (None, 1))
+    z = uses.encode(model, guide, train, 1, seed=1)[0]
+    farthest = (z - z[0]).norm(dim=-1).argmax()
+    ways = paths(z[0], z[farthest])
+    split = diagnostics.surgery(model, guide, train)
+    prior = model.sample_latents
+    torch.manual_seed(0)
+    rows = {
+        "reconstructions": {
+            "data": eight,
+            "at the mean": model.decode(means),
+            "at a draw": model.decode(at_draw[0]),
+            "data drawn": made,
+        },
+        "from one digit to another": {name: model.decode(way) for name, way in ways.items()},
+        "generated": {
+            "q(z)": model.decode(z[torch.randperm(len(z))[:COLUMNS]]),
+            "prior": model.decode(prior(COLUMNS)),
+        },
+    }
+    traversal = uses.traverse(model, guide, train)
+    found = {
+        name: (y, uses.outliers(model, guide, y, reference, pv.ImportanceSampling(samples)))
+        for name, y in strangers(test).items()
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    draw(rows, traversal, found, arguments.out / "latent_tour.png")
+
+    print(f"\n{split.summary()}\n\nlatents by information: {', '.join(traversal.labels)}\n")
+    half = len(z) // 2
+    for name, way in paths(z[:half], z[half : 2 * half], 3).items():
+        middle, error = stats.population_mean(way[1].norm(dim=-1))
+        print(f"half way, {name:9s} |z| = {float(middle):.2f} +- {float(error):.2f}")
+    typical = stats.population_mean(z.norm(dim=-1))
+    print(f"at the digits       |z| = {float(typical.value):.2f} +- {float(typical.error):.2f}")
+    said = []
+    for name, (_, out) in found.items():
+        share, error = stats.population_mean(out.flagged(ALARMS).double())
+        print(f"{name:15s} {out.log_p.summary()}")
+        said.append(f"{float(share):.1%} +- {float(error):.1%} of {name}")
+    print(f"\nBelow a tail probability of 0.05 are {', '.join(said)}.")
+
+
+if __name__ == "__main__":
+    main()
