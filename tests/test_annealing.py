@@ -202,6 +202,7 @@ def test_adapting_on_the_way_is_caught() -> None:
 # Invariance, and every idiom
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_each_other() -> None:
     """Order, other data and chunks change no number; equal rows have noise of their own."""
     y = torch.cat([FACTS.sample(2), FACTS_Y, FACTS_Y])

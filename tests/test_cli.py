@@ -29,6 +29,7 @@ def measurements(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_compare_writes_both_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One where every guide trains a model, one with the model fixed; and tells the command."""
     data = tmp_path / "ones.npy"

@@ -124,6 +124,7 @@ def test_every_guide() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_comparison() -> None:
     """Guides side by side."""

@@ -138,6 +138,7 @@ def test_every_guide() -> None:
     assert_works_under_every_guide(made(), (torch.randn(6, FEATURES),), lambda: net(FEATURES, (4,)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_comparison() -> None:
     """Guides side by side."""

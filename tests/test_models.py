@@ -300,6 +300,7 @@ def test_every_guide() -> None:
     assert_works_under_every_guide(linear(), (y,), lambda: pv.nets.MLPEncoder(3, (4,)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_comparison() -> None:
     """The VAE itself."""

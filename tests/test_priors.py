@@ -188,6 +188,7 @@ def test_every_guide(name: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_comparison() -> None:
     """Guides side by side under a learned prior."""
@@ -195,6 +196,7 @@ def test_comparison() -> None:
     assert_compares(model_with(MixtureOfNormals(3, 2)), (torch.randn(6, 3),), lambda: net(3, (4,)))
 
 
+@pytest.mark.slow
 @float64
 def test_a_better_prior_is_worth_it() -> None:
     """Latents in two clusters: the mixture finds them, and log p rises above a normal's."""
@@ -288,7 +290,9 @@ def test_another_family_is_refused() -> None:
     """The head has as many outputs as the prior's family needs."""
     mine = encoder()
     model = model_with(VampPrior(mine, (4, 3), pv.DiagonalNormal()))
-    with pytest.raises(ValueError, match=r"set up for 4 parameters .* needs 5: give both the same"):
+    with pytest.raises(
+        ValueError, match=r"set up for 4 parameters .* needs 5: make another Encoder"
+    ):
         pv.Guide(model, mine, pv.FullRankNormal())
 
 

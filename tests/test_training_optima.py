@@ -43,6 +43,7 @@ def shortfall(guide: pv.Guide, y: Tensor) -> float:
         return amortization_gap(FACTS, y, guide.parameters_of(y)).mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_an_encoder_reaches_the_optimum() -> None:
     """A linear one can be exact; the reported ELBO is the exact one, within its noise."""
