@@ -41,6 +41,7 @@ class CompiledELBO(ELBO):
         >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), CompiledELBO(Trace_ELBO()))
         >>> svi.step(torch.zeros(5, 3)) > 0
         True
+        >>> pyro.clear_param_store()
     """
 
     def __init__(self, elbo: ELBO) -> None:
