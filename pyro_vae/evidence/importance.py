@@ -94,8 +94,8 @@ class ImportanceSampling:
     Pareto k is itself an estimate, with a standard error near 0.1 at 5000 draws. Where the true k
     is a little above the limit of 0.7, those data still pass as reliable whose draws missed the
     tail. Under a guide half as wide as a Gaussian posterior, where k is 0.75, half of the data pass
-    with one latent, and their 95% intervals cover 75 to 85% only; a third passes with two latents,
-    and covers 60 to 70%. The remedy is a better proposal (:class:`pyro_vae.Fitted`), not more
+    with one latent, and their 95% intervals cover 75 to 80% only; a third passes with two latents,
+    and covers 60 to 65%. The remedy is a better proposal (:class:`pyro_vae.Fitted`), not more
     draws.
 
     Arguments:

@@ -7,7 +7,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class MissingIndicator(nn.Module):
+class _Around(nn.Module):
+    """A network behind another form of its input; as much of a trunk as that network is."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    @property
+    def num_features(self) -> int | None:
+        """That of the network; `None` if it has no such attribute."""
+        features: int | None = getattr(self.net, "num_features", None)
+        return features
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that make the same architecture."""
+        return {"net": self.net}
+
+
+class MissingIndicator(_Around):
     """An encoder for data with holes: it sees zeros in them, and which entries were observed.
 
     Arguments:
@@ -25,20 +43,6 @@ class MissingIndicator(nn.Module):
         torch.Size([4, 5])
     """
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    @property
-    def num_features(self) -> int | None:
-        """That of the encoder; `None` if it has no such attribute."""
-        features: int | None = getattr(self.net, "num_features", None)
-        return features
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        return {"net": self.net}
-
     def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
         """The encoder's answer."""
         observed = ~y.isnan()
@@ -47,7 +51,7 @@ class MissingIndicator(nn.Module):
         return answer
 
 
-class Concatenated(nn.Module):
+class Concatenated(_Around):
     """A network that sees several tensors as one row of numbers: for decoders and encoders with x.
 
     Arguments:
@@ -67,20 +71,6 @@ class Concatenated(nn.Module):
         >>> Concatenated(MLPEncoder(3 + 2, hidden=(5,)))(torch.zeros(4, 3), torch.zeros(4, 2)).shape
         torch.Size([4, 5])
     """
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    @property
-    def num_features(self) -> int | None:
-        """That of the network; `None` if it has no such attribute."""
-        features: int | None = getattr(self.net, "num_features", None)
-        return features
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        return {"net": self.net}
 
     def forward(self, *parts: Tensor) -> Tensor:
         """The network's answer."""

@@ -30,7 +30,6 @@ from .forward import drawn, features
 from .weighted import (
     WeightedDraws,
     chosen,
-    entry,
     guide_for,
     label_of,
     method_for,
@@ -298,7 +297,7 @@ def conditional_density(
         (torch.Size([2, 201]), 'column 1')
     """
     batch = as_batch(y, device_of(model, guide or model))
-    mask = entry(column, names, batch[0])
+    mask = chosen([column], names, batch[0])
     seen = _only(batch, ~mask)
     how = method_for(guide, method)
     with prepared_with_holes(model, guide, seen, seed, given) as (program, posterior, rows):

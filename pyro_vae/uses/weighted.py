@@ -143,7 +143,7 @@ def guide_for(
 
 
 def chosen(
-    columns: Sequence[int] | Sequence[str], names: Sequence[str] | None, like: Tensor
+    columns: Sequence[int | str], names: Sequence[str] | None, like: Tensor
 ) -> Bool[Tensor, "*datum"]:
     """Which entries of a datum are meant: by position, counted over all its axes, or by name.
 
@@ -156,13 +156,6 @@ def chosen(
     mask = torch.zeros(like[0].numel(), dtype=torch.bool, device=like.device)
     mask[places] = True
     return mask.reshape(like.shape[1:])
-
-
-def entry(column: int | str, names: Sequence[str] | None, like: Tensor) -> Bool[Tensor, "*datum"]:
-    """The same for one column."""
-    if isinstance(column, str):
-        return chosen([column], names, like)
-    return chosen([column], names, like)
 
 
 def _place(column: int | str, names: Sequence[str] | None, like: Tensor) -> int:
