@@ -450,3 +450,14 @@ def test_the_poisson_limit() -> None:
     torch.testing.assert_close(ours, Poisson().distribution(output).log_prob(y), rtol=0, atol=1e-3)
     t = StudentT(1e6).distribution(output).log_prob(output + 1)
     torch.testing.assert_close(t, Gaussian().distribution(output).log_prob(output + 1))
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(), Mixed({"a": Gaussian(), "b": Bernoulli()})])
+def test_no_tensor_is_left_unused(likelihood: Likelihood) -> None:
+    """Only counts take an exposure; what else is given would have had no effect."""
+    output = torch.zeros(3, 2)
+    assert likelihood(output).batch_shape == (3,)
+    with pytest.raises(ValueError, match=r"takes 0 tensor\(s\) beside the data.*ConditionalVAE"):
+        likelihood(output, torch.ones(3))
+    with pytest.raises(ValueError, match="takes 1 tensor"):
+        Mixed({"a": Gaussian(), "b": Poisson()})(output, torch.ones(3), torch.ones(3))

@@ -275,17 +275,48 @@ def test_calibration_with_holes(seed: int) -> None:
 
 
 def test_checks_and_inference_data_with_holes(seed: int) -> None:
-    """With statistics that leave holes out; the data keep theirs, and log likelihoods none."""
+    """The data and their replicates keep their holes, and log likelihoods have none."""
     factors, y = made()
-
-    def average(batch: tuple[Tensor, ...]) -> Tensor:
-        return batch[0].nanmean(dim=0)
-
-    check = pv.diagnostics.predictive_check(
-        factors, None, y, {"average": average}, num_draws=50, seed=seed
-    )
-    assert check.summary()
+    own = {"missing": lambda batch: batch[0].isnan().double().mean(dim=0)}
+    check = pv.diagnostics.predictive_check(factors, None, y, own, num_draws=5, seed=seed)
+    assert (check.replicated == check.observed).all()
+    own = {"mean": lambda batch: batch[0].mean()}
+    with pytest.raises(ValueError, match="missing entries, nan, to be left out"):
+        pv.diagnostics.predictive_check(factors, None, y, own, num_draws=5, seed=seed)
     idata = pv.to_inference_data(factors, exact_guide(factors), y[:20], num_samples=20, seed=seed)
     assert np.isnan(np.asarray(idata["observed_data"]["y"])).sum() == int(y[:20].isnan().sum())
     assert np.isfinite(np.asarray(idata["log_likelihood"]["y"])).all()
     assert np.isfinite(np.asarray(idata["posterior_predictive"]["y"])).all()
+
+
+@pytest.mark.slow
+def test_predictive_p_values_with_holes(seed: int) -> None:
+    """Data of the model are below 0.1 once in ten; with twice the noise they are always found."""
+    factors, _ = made()
+    right, wrong = [], []
+    for repeat in range(150):
+        y = with_holes(factors.sample(30))
+        noisy = y + 3 * SIGMA * torch.randn_like(y)
+        for data, p_values in ((y, right), (noisy, wrong)):
+            check = pv.diagnostics.predictive_check(
+                factors, None, data, num_draws=39, seed=seed + repeat
+            )
+            assert "sds of features (largest deviation, sd)" in check.names
+            p_values.append(check.p_values.value)
+    for column in torch.stack(right).T:
+        assert_coverage(column > 0.1001, 0.9)
+    with pytest.raises(AssertionError):
+        assert_coverage(torch.stack(wrong)[:, 1] > 0.1001, 0.9)
+
+
+def test_training_says_how_much_is_missing() -> None:
+    """A guide that does not look at the data would say nothing of a nan that slipped in."""
+    factors, y = made()
+    guide = pv.Guide(factors, pv.GlobalParameters())
+    result = pv.fit(factors, guide, y, num_epochs=1, progress=False)
+    share = float(y.isnan().double().mean())
+    assert result.missing == pytest.approx(share)
+    assert f"{share:.2%} of the entries are missing (nan)" in result.summary()
+    whole = pv.fit(factors, guide, factors.sample(20), num_epochs=1, progress=False)
+    assert whole.missing == 0
+    assert "missing" not in whole.summary()

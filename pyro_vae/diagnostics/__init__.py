@@ -25,7 +25,6 @@ from .information import log_aggregate as log_aggregate
 from .information import mutual_information as mutual_information
 from .predictive import Latents as Latents
 from .predictive import PredictiveCheck as PredictiveCheck
-from .predictive import default_statistics as default_statistics
 from .predictive import predictive_check as predictive_check
 from .rates import Beaten as Beaten
 from .rates import Curve as Curve
@@ -33,6 +32,7 @@ from .rates import RateDistortion as RateDistortion
 from .rates import TradeOff as TradeOff
 from .rates import Violation as Violation
 from .rates import rate_distortion as rate_distortion
+from .statistics import default_statistics as default_statistics
 
 __all__ = [
     "Beaten",

@@ -18,11 +18,11 @@ such a check is optimistic. It shows what the decoder cannot make with the best 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -34,17 +34,24 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import no_guide, prepared
 from ..evidence.weights import despite_nan, rows_at_once
 from ..guides import Guide, Posterior, posterior_of
-from ..programs import Free, Program, forked_seed, repeat_rows, simulate, whole_plate, written
+from ..programs import (
+    Free,
+    Program,
+    forked_seed,
+    has_missing,
+    repeat_rows,
+    simulate,
+    whole_plate,
+    written,
+)
 from ..programs.sites import is_density, log_density
 from .calibration import holm
+from .statistics import Statistic, default_statistics
 
 _REPLICATE_STREAM = 0x2545F491  # added to the seed: replicates share no draw with anything else
 _GLOBAL_STREAM = 0x1F123BB5  # nor do the latents that all data share
 _MEMORY = 256.0  # mebibytes of a program's intermediate results
 _TRIED = 4  # rows that show whether a program can be simulated
-
-Statistic: TypeAlias = Callable[[Batch], Tensor]
-"""From a data set, a tuple of tensors as the model takes them, to one number or a vector."""
 
 
 class Latents(Enum):
@@ -170,7 +177,8 @@ def predictive_check(
         y_n^{(r)} \sim p(y \mid z_n^{(r)}), \qquad
         \hat q = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
 
-    Replicates are data sets of the same size with the same covariates. Latents from the prior
+    Replicates are data sets of the same size with the same covariates, and with the same entries
+    missing (nan); statistics of one's own have to leave these out. Latents from the prior
     (the default) ask whether the model is one of these data. Latents from the guide have seen the
     data: that check is optimistic, and only what it rejects means something. P-values are exact
     for data that the model was not fitted to; for its training data they are too large.
@@ -231,59 +239,6 @@ def predictive_check(
     result = _held_against(functions, observed, replicated, keep_constant=statistics is not None)
     conditions = runs[0].program.conditions
     return PredictiveCheck(*result, latents, conditions)
-
-
-def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[str, Statistic]:
-    """Statistics that fit any data: of all entries, and of each feature.
-
-    Arguments:
-        batch: The data set.
-        observed: Which of its tensors the model observes.
-
-    Returns:
-        Mean, standard deviation, smallest and largest of all entries, share of zeros; and, where
-        a datum has several, the vectors of the features' means and standard deviations.
-
-    Example:
-        >>> y = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
-        >>> {name: function((y,)).tolist() for name, function in default_statistics((y,)).items()}
-        ... # doctest: +NORMALIZE_WHITESPACE
-        {'mean': 1.0, 'sd': 1.4142135623730951, 'smallest': 0.0, 'largest': 3.0,
-         'share of zeros': 0.5, 'means of features': [0.0, 2.0],
-         'sds of features': [0.0, 1.4142135623730951]}
-    """
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "mean": torch.mean,
-        "sd": torch.std,
-        "smallest": torch.min,
-        "largest": torch.max,
-        "share of zeros": _share_of_zeros,
-    }
-    of_features: dict[str, Callable[..., Any]] = {
-        "means of features": torch.mean,
-        "sds of features": torch.std,
-    }
-    chosen: dict[str, Statistic] = {}
-    for index in observed:
-        suffix = "" if len(observed) == 1 else f" (tensor {index})"
-        for name, function in functions.items():
-            chosen[name + suffix] = partial(_of_part, function, index)
-        if batch[index][0].numel() > 1:
-            for name, by_feature in of_features.items():
-                chosen[name + suffix] = partial(_of_features, by_feature, index)
-    return chosen
-
-
-def _share_of_zeros(part: Tensor) -> Tensor:
-    return (part == 0).double().mean()
-
-
-def _of_part(function: Callable[[Tensor], Tensor], index: int, batch: Batch) -> Tensor:
-    return function(batch[index].double())
-
-
-def _of_features(function: Callable[..., Tensor], index: int, batch: Batch) -> Tensor:
-    return function(batch[index].double().flatten(1), dim=0)
 
 
 def tail_share(
@@ -485,8 +440,14 @@ def _replicated(
     drawn = simulated_sites(program, rows, values)
     if shown.whole is None:
         return written(program, rows, drawn)
-    made = {index: drawn[name]["value"].to(rows[index].dtype) for name, index in shown.whole}
+    made = {index: _with_holes(drawn[name]["value"], rows[index]) for name, index in shown.whole}
     return tuple(made.get(index, part) for index, part in enumerate(rows))
+
+
+def _with_holes(value: Tensor, like: Tensor) -> Tensor:
+    """What was drawn, where something was observed."""
+    value = value.to(like.dtype)
+    return value.masked_fill(like.isnan(), torch.nan) if has_missing(like) else value
 
 
 class _Shown(NamedTuple):
@@ -521,12 +482,14 @@ def _shown(program: Program, batch: Batch) -> _Shown:
 
 def _values(functions: Mapping[str, Statistic], batch: Batch) -> list[Tensor]:
     """The statistics of one data set, in float64 on the CPU."""
+    holes = any(map(has_missing, batch))
     values = [torch.as_tensor(f(batch)).detach().double().cpu() for f in functions.values()]
     for name, value in zip(functions, values, strict=True):
         if value.dim() > 1 or value.numel() == 0 or not bool(value.isfinite().all()):
             raise ValueError(
                 f"the statistic '{name}' should be finite, one number or a vector; got the shape "
                 f"{tuple(value.shape)}, {int((~value.isfinite()).sum())} entries of it not finite"
+                f"{'; the data have missing entries, nan, to be left out' if holes else ''}"
             )
     return values
 

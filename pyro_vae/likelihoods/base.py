@@ -27,6 +27,9 @@ class Likelihood(nn.Module):
     outputs = 1
     """Numbers a feature that the decoder must give, stacked along the first axis of the datum."""
 
+    takes = 0
+    """Further tensors of the batch that it takes; counts take one, their exposure."""
+
     placeholder: ClassVar[float] = 0.0
     """A value on the support, at which the density of a missing entry is evaluated and dropped."""
 
@@ -47,8 +50,18 @@ class Likelihood(nn.Module):
 
     def forward(self, output: Float[Tensor, "batch *output"], *given: Tensor) -> Distribution:
         """p(y | z) with the datum as its event: `(batch,)` distributions."""
+        self.check_given(given)
         features = PartlyObserved(self.distribution(output, *given), self.fill(output))
         return features.to_event(len(features.batch_shape) - 1)
+
+    def check_given(self, given: tuple[Tensor, ...]) -> None:
+        """Refuses tensors that would be left unused, without a word."""
+        if len(given) > self.takes:
+            raise ValueError(
+                f"{type(self).__name__} takes {self.takes} tensor(s) beside the data, got "
+                f"{len(given)} of shapes {[tuple(part.shape) for part in given]}: an exposure is "
+                "for counts, and covariates are for models.ConditionalVAE"
+            )
 
     def fill(self, output: Tensor) -> Tensor | float:
         """The placeholder of every feature, a number or a tensor that broadcasts with the data."""

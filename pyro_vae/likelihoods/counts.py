@@ -116,6 +116,8 @@ class Poisson(Likelihood):
         tensor([-2.])
     """
 
+    takes = 1
+
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
         """Poisson distributions of the features."""
         return PoissonFeatures(_log_mean(output, given))
@@ -216,6 +218,8 @@ class NegativeBinomial(Likelihood):
         tensor([0.2500])
     """
 
+    takes = 1
+
     def __init__(
         self, inverse_dispersion: float | int | LearnedDispersion | DecodedDispersion = 1.0
     ) -> None:
@@ -313,6 +317,8 @@ class ZeroInflated(Likelihood):
         >>> ZeroInflated(Poisson())(torch.zeros(1, 2)).log_prob(torch.zeros(1, 1)).exp()
         tensor([0.6839])
     """
+
+    takes = 1
 
     def __init__(self, counts: Poisson | NegativeBinomial) -> None:
         super().__init__()

@@ -128,20 +128,8 @@ def _check_floor(floor: float) -> None:
         raise ValueError(f"the floor is the smallest sigma and must be positive, got {floor}")
 
 
-class Gaussian(Likelihood):
-    r"""Gaussian features, :math:`p(y \mid z) = \prod_d \mathcal{N}(y_d \mid \mu_d(z), \sigma_d^2)`.
-
-    With a fixed sigma the log density is squared error: :math:`-\|y - \mu\|^2 / 2\sigma^2` and a
-    constant.
-
-    Arguments:
-        sigma: A number for a fixed sigma, or :class:`FixedSigma`, :class:`LearnedSigma`,
-            :class:`DecodedSigma`.
-
-    Example:
-        >>> Gaussian(sigma=2.0)(torch.zeros(1, 1)).log_prob(torch.zeros(1, 1))
-        tensor([-1.6121])
-    """
+class WithSigma(Likelihood):
+    """A likelihood of real features that have a sigma, which is an object of its own."""
 
     def __init__(self, sigma: Sigma = 1.0) -> None:
         super().__init__()
@@ -160,6 +148,22 @@ class Gaussian(Likelihood):
         """Warns of constant columns, whose density grows without bound as a learned sigma falls."""
         if not isinstance(self.sigma, FixedSigma):
             warn_constant_columns(y, names)
+
+
+class Gaussian(WithSigma):
+    r"""Gaussian features, :math:`p(y \mid z) = \prod_d \mathcal{N}(y_d \mid \mu_d(z), \sigma_d^2)`.
+
+    With a fixed sigma the log density is squared error: :math:`-\|y - \mu\|^2 / 2\sigma^2` and a
+    constant.
+
+    Arguments:
+        sigma: A number for a fixed sigma, or :class:`FixedSigma`, :class:`LearnedSigma`,
+            :class:`DecodedSigma`.
+
+    Example:
+        >>> Gaussian(sigma=2.0)(torch.zeros(1, 1)).log_prob(torch.zeros(1, 1))
+        tensor([-1.6121])
+    """
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
         """Normal distributions of the features."""

@@ -125,6 +125,11 @@ class Mixed(Likelihood):
             self.register_buffer(f"places_{number}", places, persistent=False)
 
     @property
+    def takes(self) -> int:  # type: ignore[override]
+        """Further tensors that its likelihoods take."""
+        return max(likelihood.takes for likelihood in self)
+
+    @property
     def outputs(self) -> int:  # type: ignore[override]
         """Numbers that the decoder must give for all columns together."""
         return sum(likelihood.outputs for likelihood in self)

@@ -9,10 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Distribution
-from ..data import check_range, warn_constant_columns
-from .base import Likelihood
+from ..data import check_range
 from .features import Features
-from .gaussian import FixedSigma, Sigma, start_of_sigma
+from .gaussian import Sigma, WithSigma, start_of_sigma
 from .parameters import Learned
 from .special import log_gamma_half_step
 from .starting import column_means
@@ -59,7 +58,7 @@ class StudentTFeatures(Features):
         return drawn
 
 
-class StudentT(Likelihood):
+class StudentT(WithSigma):
     r"""Features with heavy tails, a Gaussian that a few outliers do not pull along.
 
     .. math:: p(y_d \mid z) = \frac{\Gamma(\frac{\nu + 1}{2})}{\Gamma(\frac{\nu}{2})
@@ -88,20 +87,14 @@ class StudentT(Likelihood):
     """
 
     def __init__(self, df: float | int | LearnedDegrees = 4.0, sigma: Sigma = 1.0) -> None:
-        super().__init__()
+        super().__init__(sigma)
         if isinstance(df, int | float) and not 0 < df < math.inf:
             raise ValueError(f"df, the degrees of freedom, are positive and finite, got {df}")
         self.df = float(df) if isinstance(df, int | float) else df
-        self.sigma = FixedSigma(float(sigma)) if isinstance(sigma, int | float) else sigma
-
-    @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Numbers a feature that the decoder must give: two if sigma depends on z."""
-        return self.sigma.outputs
 
     def config(self) -> dict[str, Any]:
         """Arguments that make the same likelihood."""
-        return {"df": self.df, "sigma": self.sigma}
+        return {"df": self.df, **super().config()}
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
         """Student's t for each feature."""
@@ -111,8 +104,7 @@ class StudentT(Likelihood):
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
         """Refuses inf; warns of constant columns, whose density has no bound as sigma falls."""
         check_range(y, likelihood="StudentT", names=names)
-        if not isinstance(self.sigma, FixedSigma):
-            warn_constant_columns(y, names)
+        super().check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Medians, and median distances from them, which outliers do not move."""
@@ -120,7 +112,7 @@ class StudentT(Likelihood):
         return start_of_sigma(self.sigma, centre, 1.4826 * _column_medians((y - centre).abs()))
 
 
-class LogNormal(Likelihood):
+class LogNormal(WithSigma):
     r"""Positive features whose logarithm is Gaussian, in the unit of the data.
 
     .. math:: \log p(y_d \mid z) =
@@ -140,19 +132,6 @@ class LogNormal(Likelihood):
 
     placeholder = 1.0
 
-    def __init__(self, sigma: Sigma = 1.0) -> None:
-        super().__init__()
-        self.sigma = FixedSigma(float(sigma)) if isinstance(sigma, int | float) else sigma
-
-    @property
-    def outputs(self) -> int:  # type: ignore[override]
-        """Numbers a feature that the decoder must give: two if sigma depends on z."""
-        return self.sigma.outputs
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same likelihood."""
-        return {"sigma": self.sigma}
-
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
         """Log-normal distributions of the features."""
         loc, scale = self.sigma(output)
@@ -165,8 +144,7 @@ class LogNormal(Likelihood):
             remedy="take Gaussian for numbers of any sign; zeros that stand for 'below what can be "
             "measured' are missing entries: make them nan",
         )  # fmt: skip
-        if not isinstance(self.sigma, FixedSigma):
-            warn_constant_columns(y, names)
+        super().check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Mean and standard deviation of the logarithms."""

@@ -134,6 +134,10 @@ class LinearGaussian(Generative):
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
         """p(y | z) of every row."""
+        if given:
+            raise ValueError(
+                f"LinearGaussian is called with the data alone, got {len(given)} further tensor(s)"
+            )
         normal = dist.Normal(self.expectation(z), self.variance().sqrt())
         return PartlyObserved(normal).to_event(1)
 

@@ -138,6 +138,7 @@ class SequentialVAE(Decoded):
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
         """p(y | z) of every series."""
+        self.likelihood.check_given(given)
         output, more = self._at_all_times(z, given)
         features = Unfolded(self.likelihood.distribution(output, *more), self.length)
         placeholder = self.likelihood.fill(output)

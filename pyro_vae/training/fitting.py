@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -216,13 +216,14 @@ def fit(
     held_out = None if validation is None else as_batch(validation, where)
     if patience is not None and held_out is None:
         raise ValueError("patience waits for the ELBO of held-out data: pass validation= too")
-    check_rows(model, guide, reader)
+    missing = check_rows(model, guide, reader)
     if held_out is not None:
         check_data(model, held_out)
     with _training(model, guide, train_model=train_model), forked_seed(seed):
         fixed = [] if train_model else model_leaves(model, guide, head(reader))
         with frozen(fixed):
-            return _Training(model, guide, reader, held_out, plan).run()
+            result = _Training(model, guide, reader, held_out, plan).run()
+    return replace(result, missing=missing)
 
 
 @contextmanager

@@ -41,6 +41,7 @@ class Fit:
         trained: Names of the trained tensors; one that no module registered is named by its
             shape.
         compiled: "compiled", or why the steps were run as they are written.
+        missing: Share of the entries that are nan, in the tensors that may have such.
     """
 
     history: History
@@ -49,13 +50,16 @@ class Fit:
     seed: int
     trained: tuple[str, ...]
     compiled: str = ""
+    missing: float = 0.0
 
     def summary(self) -> str:
         """Says how training ended, in a line."""
         epochs = len(self.history.epoch)
         if epochs == 0:
             return f"{self.stopped} before the end of the first epoch"
+        holes = f"; {self.missing:.2%} of the entries are missing (nan)" if self.missing else ""
         return (
             f"{self.stopped} after {epochs} epochs and {self.history.seconds[-1]:.1f} s; "
             f"training ELBO {self.history.elbo[-1]:.3f} nats a datum; kept epoch {self.best_epoch}"
+            f"{holes}"
         )

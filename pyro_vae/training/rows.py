@@ -12,7 +12,7 @@ from ..data import OnDisk, RowReader
 from ..data.streams import chunks
 from ..evidence import check_data
 from ..guides import Guide
-from ..programs import as_batch
+from ..programs import as_batch, has_missing
 
 
 class InMemory:
@@ -55,11 +55,14 @@ def reader_of(data: Data | RowReader, device: torch.device) -> RowReader:
     return InMemory(as_batch(data, device))
 
 
-def check_rows(model: Any, guide: Any, reader: RowReader) -> None:
+def check_rows(model: Any, guide: Any, reader: RowReader) -> float:
     """Checks all rows at the door, as :func:`pyro_vae.evidence.check_data` does.
 
     What is on disk is read once for it, piece by piece; whether a column is constant throughout
     is not looked at there.
+
+    Returns:
+        The share of entries that are missing, in the tensors that have such.
 
     Raises:
         ValueError: If rows are refused, or the guide has parameters of its own for each row of
@@ -67,13 +70,13 @@ def check_rows(model: Any, guide: Any, reader: RowReader) -> None:
     """
     if isinstance(reader, InMemory):
         check_data(model, reader.batch)
-        return
+        return _share([_missing(reader.batch)])
     if isinstance(guide, Guide) and guide.map.per_row:
         raise ValueError(
             "a guide with free parameters for every row knows its rows by all of their content, "
             "which has to be in memory: pass tensors, or take an amortized guide, pv.Encoder(...)"
         )
-    first = 0
+    first, missing = 0, []
     for batch in chunks(reader):
         try:
             with warnings.catch_warnings():
@@ -84,6 +87,20 @@ def check_rows(model: Any, guide: Any, reader: RowReader) -> None:
             last = first + len(batch[0]) - 1
             raise ValueError(f"in rows {first} to {last}, counted from {first}: {error}") from error
         first += len(batch[0])
+        missing.append(_missing(batch))
+    return _share(missing)
+
+
+def _missing(batch: Batch) -> Tensor:
+    """Missing entries and all entries of every tensor, `(tensors, 2)`."""
+    counts = [(int(part.isnan().sum()) if has_missing(part) else 0, part.numel()) for part in batch]
+    return torch.tensor(counts)
+
+
+def _share(counts: list[Tensor]) -> float:
+    total = torch.stack(counts).sum(dim=0)
+    missing, entries = total[total[:, 0] > 0].sum(dim=0).tolist()
+    return float(missing / max(1, entries))
 
 
 def head(reader: RowReader) -> Batch:
