@@ -293,7 +293,8 @@ def test_checks_and_inference_data_with_holes(seed: int) -> None:
 def test_predictive_p_values_with_holes(seed: int) -> None:
     """Data of the model are below 0.1 once in ten; with twice the noise they are always found."""
     factors, _ = made()
-    right, wrong = [], []
+    right: list[Tensor] = []
+    wrong: list[Tensor] = []
     for repeat in range(150):
         y = with_holes(factors.sample(30))
         noisy = y + 3 * SIGMA * torch.randn_like(y)

@@ -16,11 +16,11 @@ import pyro_vae as pv
 from pyro_vae.diagnostics.predictive import (
     Latents,
     PredictiveCheck,
-    default_statistics,
     draw_globals,
     predictive_check,
     tail_share,
 )
+from pyro_vae.diagnostics.statistics import default_statistics
 from pyro_vae.plots.predictive import plot_predictive_check
 from pyro_vae.programs import Program
 from tests.factor_analysis import exact_guide, model_of, prior_guide
