@@ -83,9 +83,10 @@ def draw(
     places[2, 1].suptitle("images, and their tail probabilities")
     shown = {name: y[:COLUMNS] for name, (y, _) in found.items()}
     grid = plot_data(shown, SHAPE, figure=places[2, 1])
-    for axes, (_, out) in zip(grid, found.values(), strict=True):
-        for ax, tail in zip(axes, out.tail_probability.value, strict=False):
-            ax.set_title(f"{float(tail):.3f}", fontsize="small", pad=2)
+    for ax, (_, out) in zip(grid, found.values(), strict=True):
+        tails = [f"{float(tail):.3f}" for tail in out.tail_probability.value[:COLUMNS]]
+        ax.set_xticks([place + 0.5 for place in range(len(tails))], tails, fontsize="small")
+        ax.tick_params(length=0)
     figure.savefig(path, dpi=90)
 
 

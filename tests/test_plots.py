@@ -159,9 +159,9 @@ def test_curves_of_other_shapes_are_refused(ax: Axes, curve: Curve, shapes: str)
 # Reconstructions
 
 
-def shown(axes: NDArray[Any]) -> list[NDArray[Any]]:
+def shown(ax: Any) -> list[NDArray[Any]]:
     """The images of a row."""
-    return [np.asarray(ax.images[0].get_array()) for ax in axes if ax.images]
+    return [np.asarray(image.get_array()) for image in ax.images]
 
 
 def test_images_stand_in_their_rows(rng: np.random.Generator) -> None:
@@ -170,17 +170,18 @@ def test_images_stand_in_their_rows(rng: np.random.Generator) -> None:
     reconstructions = {name: rng.random((4, 6)) * 2 for name in GUIDES[:2]}
     draws = {name: rng.random((3, 6)) - 1 for name in GUIDES[:2]}
     axes = plot_reconstructions(originals, reconstructions, draws, (2, 3), figure=Figure())
-    assert axes.shape == (5, 4)
+    assert axes.shape == (5,)
     rows = [originals.numpy(), *reconstructions.values(), *draws.values()]
-    for row_axes, row in zip(axes, rows, strict=True):
-        np.testing.assert_array_equal(shown(row_axes), row.reshape(-1, 2, 3))
-    labels = [ax.get_ylabel() for ax in axes[:, 0]]
+    for ax, row in zip(axes, rows, strict=True):
+        np.testing.assert_array_equal(shown(ax), row.reshape(-1, 2, 3))
+    labels = [ax.get_ylabel() for ax in axes]
     assert labels == ["data", "amortized", "per-datum", "amortized", "per-datum"]
-    titles = [ax.get_title() for ax in axes[:, 2]]
+    titles = [ax.get_title() for ax in axes]
     assert titles == ["", "reconstructions", "", "draws from the prior", ""]
-    limits = {image.get_clim() for ax in axes.flat for image in ax.images}
+    limits = {image.get_clim() for ax in axes for image in ax.images}
     assert limits == {(min(map(np.min, rows)), max(map(np.max, rows)))}
-    assert not any(ax.axison for ax in axes[3:, 3])  # three draws under four data
+    places = [[image.get_extent()[0] for image in ax.images] for ax in axes]
+    assert [[int(left) for left in row] for row in places] == 3 * [[0, 1, 2, 3]] + 2 * [[0, 1, 2]]
 
 
 def test_images_may_come_with_their_shape(rng: np.random.Generator) -> None:
@@ -188,16 +189,6 @@ def test_images_may_come_with_their_shape(rng: np.random.Generator) -> None:
     originals = rng.random((2, 1, 3, 3))
     axes = plot_reconstructions(originals, {}, {}, (3, 3), figure=Figure())
     np.testing.assert_array_equal(shown(axes[0]), originals[:, 0])
-
-
-def test_a_wide_title_does_not_move_the_columns(rng: np.random.Generator) -> None:
-    """Cells keep their distance where a title is wider than a cell."""
-    figure = Figure(figsize=(3.3, 3.3), layout="compressed")
-    y = rng.random((10, 4))
-    axes = plot_reconstructions(y, {"global": y}, {"global": y}, (2, 2), figure=figure)
-    figure.draw_without_rendering()
-    gaps = np.diff([ax.get_position().x0 for ax in axes[0]])
-    np.testing.assert_allclose(gaps, gaps[0], rtol=0.02)  # layouts round to pixels
 
 
 def test_other_data_are_profiles_over_the_original(rng: np.random.Generator) -> None:

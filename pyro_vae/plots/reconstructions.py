@@ -38,8 +38,9 @@ def plot_reconstructions(
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 
     Returns:
-        The axes, `(1 + reconstructions + prior draws, columns)`, rows in the order above, each
-        with its label at the left.
+        The axes, rows in the order above, each with its label at the left: for images one a row,
+        `(1 + reconstructions + prior draws,)`, where image c lies between c and c + 1; otherwise
+        one a profile, `(1 + reconstructions + prior draws, columns)`.
 
     Raises:
         ValueError: If there are no data, reconstructions are not of the shape of the originals,
@@ -51,7 +52,7 @@ def plot_reconstructions(
         >>> y = torch.eye(4)
         >>> axes = plot_reconstructions(y, {"global": y * 0 + 0.25}, {}, (2, 2), figure=Figure())
         >>> axes.shape
-        (2, 4)
+        (2,)
     """
     data = _data(as_numpy(originals), image_shape)
     rows = [Row("data", "", "0.2", data)]
@@ -63,10 +64,7 @@ def plot_reconstructions(
         array = _like(shape, f"prior_draws[{name!r}]", values)
         rows.append(Row(name, "draws from the prior", style(number)["color"], array))
     rows = [row._replace(cells=row.cells.reshape(-1, *data.shape[1:])) for row in rows]
-    axes = _grid(figure, rows, image_shape)
-    (_draw_images if image_shape else _draw_profiles)(axes, rows)
-    _label(axes, rows)
-    return axes
+    return _drawn(figure, rows, image_shape)
 
 
 def plot_data(
@@ -83,7 +81,8 @@ def plot_data(
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 
     Returns:
-        The axes, `(rows, columns)`.
+        The axes, `(rows,)` for images and `(rows, columns)` otherwise, as in
+        :func:`plot_reconstructions`.
 
     Raises:
         ValueError: If there is no row, a row is empty, or a datum does not fill `image_shape`.
@@ -92,16 +91,16 @@ def plot_data(
         >>> import torch
         >>> from matplotlib.figure import Figure
         >>> plot_data({"worst": torch.eye(4)}, (2, 2), figure=Figure()).shape
-        (1, 4)
+        (1,)
     """
     cells = [
         Row(name, "", "0.2", _data(as_numpy(values), image_shape))
         for name, values in at_least_one(rows).items()
     ]
-    axes = _grid(figure, cells, image_shape)
-    (_draw_images if image_shape else _draw_profiles)(axes, cells)
-    _label(axes, cells)
-    return axes
+    return _drawn(figure, cells, image_shape)
+
+
+_GAP = 0.04  # around an image, of its width
 
 
 class Row(NamedTuple):
@@ -141,21 +140,52 @@ def _like(shape: tuple[int, ...], name: str, values: Array) -> NDArray[Any]:
     return array
 
 
-def _grid(
+def _drawn(
     figure: "Figure | SubFigure | None", rows: Sequence[Row], image_shape: tuple[int, int] | None
 ) -> NDArray[Any]:
     width, height = (0.62, 0.62) if image_shape else (0.95, 0.75)  # inches a cell
     columns = max(len(row.cells) for row in rows)
-    size = (1.2 + width * columns, 0.5 + height * len(rows))
-    figure = figure_or_new(figure, size, layout="compressed" if image_shape else "constrained")
-    # Images have axes of their own: each that shares its ticks would set those of all others.
-    shared = not image_shape
+    figure = figure_or_new(figure, (1.2 + width * columns, 0.5 + height * len(rows)))
+    return (_images if image_shape else _profiles)(figure, rows, columns)
+
+
+def _images(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> NDArray[Any]:
+    """One axes a row: an axes for every image takes a hundred times as long to draw."""
+    axes: NDArray[Any] = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    low, high = finite_span(row.cells for row in rows)
+    group = ""
+    for ax, row in zip(axes, rows, strict=True):
+        for column, image in enumerate(row.cells):
+            _draw_image(ax, column, image, vmin=low, vmax=high)
+        height = row.cells.shape[1] / row.cells.shape[2]
+        ax.set(xlim=(0, columns), ylim=(-_GAP, height - _GAP), xticks=[], yticks=[], aspect="equal")
+        ax.spines[:].set_visible(False)
+        ax.set_ylabel(row.label, rotation=0, ha="right", va="center")
+        if row.group != group:
+            ax.set_title(row.group, fontsize="small", color="0.25")
+        group = row.group
+    return axes
+
+
+def _draw_image(ax: "Axes", column: int, image: NDArray[Any], **span: Any) -> None:
+    """An image between `column` and `column + 1`, in a frame for a white one on white paper."""
+    height = image.shape[0] / image.shape[1]
+    corners = (column + _GAP, column + 1 - _GAP, 0.0, height - 2 * _GAP)
+    ax.imshow(image, cmap="gray", interpolation="nearest", extent=corners, **span)
+    left, right, low, high = corners
+    frame = ([left, right, right, left, left], [low, low, high, high, low])
+    ax.plot(*frame, color="0.8", linewidth=0.5)
+
+
+def _profiles(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> NDArray[Any]:
     axes: NDArray[Any] = figure.subplots(
-        len(rows), columns, squeeze=False, sharex=shared, sharey=shared
+        len(rows), columns, squeeze=False, sharex=True, sharey=True
     )
     for row_axes, row in zip(axes, rows, strict=True):
         for ax in row_axes[len(row.cells) :]:
             ax.set_axis_off()
+    _draw_profiles(axes, rows)
+    _label(axes, rows)
     return axes
 
 
@@ -173,15 +203,6 @@ def _label(axes: NDArray[Any], rows: Sequence[Row]) -> None:
 
 def _cells(axes: NDArray[Any], row: Row) -> Iterator[tuple["Axes", NDArray[Any]]]:
     return zip(axes, row.cells, strict=False)  # a row may be shorter than the longest
-
-
-def _draw_images(axes: NDArray[Any], rows: Sequence[Row]) -> None:
-    low, high = finite_span(row.cells for row in rows)
-    for row_axes, row in zip(axes, rows, strict=True):
-        for ax, image in _cells(row_axes, row):
-            ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set(color="0.8", linewidth=0.5)  # a white picture on white paper
 
 
 def _draw_profiles(axes: NDArray[Any], rows: Sequence[Row]) -> None:

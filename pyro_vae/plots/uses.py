@@ -74,8 +74,9 @@ def plot_traversal(
     rows = dict(zip(labels, array, strict=True))
     _same("different labels", list(rows), array.shape[0])
     axes = plot_data(rows, image_shape, figure=figure)
-    for ax, level in zip(axes[0], levels, strict=True):
-        ax.set_title(f"{level:g}", fontsize="small")
+    axes[0].xaxis.tick_top()
+    axes[0].set_xticks(np.arange(len(levels)) + 0.5, [f"{level:g}" for level in levels])
+    axes[0].tick_params(length=0, labelsize="small")
     return axes
 
 
@@ -137,7 +138,7 @@ def plot_imputation(
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes: `(5 or 6, rows)` for images, `(rows,)` otherwise.
+        The axes: `(5 or 6,)` for images, one a line of them, and `(rows,)` otherwise.
 
     Raises:
         ValueError: If the shapes do not fit, or there is no row.
