@@ -47,12 +47,12 @@ demo: $(STAMP) ## Compare amortized, per-datum and global guides on the digits; 
 .PHONY: test
 test: lint types ## Lint, types and the fast tests: unit, doctests, README, examples at small size
 	@echo "==> running fast tests, doctests, README blocks and examples, on $(WORKERS) processes"
-	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## The tests that train models
 	@echo "==> running slow tests, on $(WORKERS) processes"
-	@$(BIN)/python -m pytest -m slow -n $(WORKERS)
+	@$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal
 
 .PHONY: bench
 bench: $(STAMP) ## Time what is said to be fast, as ratios in one run; about ten minutes

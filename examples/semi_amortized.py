@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     arguments = parser.parse_args()
-    epochs, samples, rows = (2, 20, 50) if arguments.smoke else (150, 500, None)
+    epochs, samples, rows = (2, 20, 15) if arguments.smoke else (150, 500, None)
 
     torch.set_num_threads(1)  # small tensors make threads fight
     digits = pv.data.digits()

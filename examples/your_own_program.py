@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     arguments = parser.parse_args()
-    epochs, draws = (3, 3) if arguments.smoke else (1000, 30)
+    epochs, draws = (1, 2) if arguments.smoke else (1000, 30)
 
     torch.set_num_threads(1)  # small tensors make threads fight
     torch.manual_seed(0)  # for the encoders' weights

@@ -56,6 +56,7 @@ def gap_of(facts: FactorAnalysis) -> float:
     return float(facts.mean_field_gap())
 
 
+@pytest.mark.slow
 def test_fixed_model_reaches_the_closed_forms(facts: FactorAnalysis) -> None:
     """Log p, and the ELBO of all three guides, against factor analysis; and their order."""
     y, test = facts.sample(200), facts.sample(100)
@@ -313,6 +314,7 @@ def stop_in(training: int, epochs: int) -> Callable[[Tensor], Tensor]:
     return per_batch
 
 
+@pytest.mark.slow
 def test_an_interrupt_begins_no_further_run() -> None:
     """What there is by then is kept; the spread is between runs that were not interrupted."""
     guides: dict[str, object] = {"a": pv.GlobalParameters(), "b": pv.GlobalParameters()}

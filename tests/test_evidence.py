@@ -114,6 +114,7 @@ def test_parts_add_up() -> None:
 # Known values, in standard errors
 
 
+@pytest.mark.slow
 def test_elbo_of_the_mean_field_posterior(seed: int) -> None:
     """The ELBO is below log p(y) by half the log of a ratio of determinants: 0.2229 nats."""
     elbo = mean_field_evaluation(1_500, 50, seed).bound.elbo.value
@@ -160,6 +161,7 @@ def test_bounds_from_few_draws(num_samples: int, wrong: float, seed: int) -> Non
         assert_mean(value, wrong)
 
 
+@pytest.mark.slow
 def test_errors_cover(seed: int) -> None:
     """95% intervals hold log p(y) for 93 to 97% of the data, each from its own draws.
 

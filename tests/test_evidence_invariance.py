@@ -372,6 +372,7 @@ def peak(method: Estimator, num_data: int) -> float:
         pytest.param(20_000, 50, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_memory_of_importance_sampling(num_samples: int, num_data: int) -> None:
     """Below 8 mebibytes at any number of draws and data; a larger budget is used."""
     assert 1 < peak(ImportanceSampling(num_samples, memory=8.0), num_data) < 8

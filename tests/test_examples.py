@@ -9,7 +9,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
-COMPILING = {"training_step"}  # half a minute before anything is seen
 
 
 def test_there_are_examples() -> None:
@@ -32,13 +31,8 @@ def test_example(example: Path, tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.png")), f"no .png was written\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize(
-    "benchmark",
-    [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in COMPILING else [])
-        for path in BENCHMARKS
-    ],
-)
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda benchmark: benchmark.stem)
+@pytest.mark.slow
 def test_benchmark(benchmark: Path, tmp_path: Path) -> None:
     """`python benchmarks/NAME.py --smoke` ends well and prints ratios; nothing is timed here."""
     done = subprocess.run(

@@ -148,6 +148,7 @@ print("trained on", data.nbytes)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is one of Linux")
 @pytest.mark.parametrize("how", ["disk", "memory"])
+@pytest.mark.slow
 def test_larger_than_memory(tmp_path: Path, how: str) -> None:
     """With room for 160 MiB, 256 MiB on disk are trained on; in memory they are too many."""
     path = tmp_path / "y.npy"  # a file of zeros, of which nothing is stored

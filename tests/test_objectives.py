@@ -330,6 +330,7 @@ def test_batches_average_to_the_whole(name: str, shared: bool) -> None:  # noqa:
 
 
 @float64
+@pytest.mark.slow
 def test_pyros_renyi_elbo_is_caught() -> None:
     """It has the scale inside the logarithm of a mean: with one row a batch it is no bound."""
     model, y = model_of(FACTS), FACTS.sample(12)

@@ -173,6 +173,7 @@ def test_errors_cover(known: Known) -> None:
     assert_covers(integrated(known.program, prepared_y), known.evidence(y))
 
 
+@pytest.mark.slow
 def test_kinks_are_slow_and_honest() -> None:
     """A decoder with ReLUs: the sum over pieces of a straight line is the exact answer."""
 

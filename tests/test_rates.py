@@ -248,6 +248,7 @@ def test_wrong_numbers_are_caught(short: RateDistortion) -> None:
         assert {(broken.beta, broken.data) for broken in found} == {(2.0, "training data")}
 
 
+@pytest.mark.slow
 def test_a_leak_of_the_weight_is_caught_at_every_other_beta() -> None:
     """The wrong twin of the ELBO is -D - beta R: right at 1, wrong elsewhere."""
     result, _ = trained()

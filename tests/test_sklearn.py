@@ -60,6 +60,7 @@ def test_check_estimator(name: str) -> None:
     CHECKS[name]()
 
 
+@pytest.mark.slow
 def test_check_estimator_of_other_arrays() -> None:
     """SciPy reads a variable when it is imported, without which this check is skipped."""
     script = (

@@ -74,6 +74,7 @@ def test_a_table_reaches_the_optimum() -> None:
 
 
 @pytest.mark.usefixtures("float64", "user_param_store")
+@pytest.mark.slow
 def test_a_loop_of_ones_own_reaches_the_optimum() -> None:
     """SVI with Pyro's Adam, under pv.minibatch: as good as fit, map by map."""
     y, num_steps = FACTS.sample(100), 400

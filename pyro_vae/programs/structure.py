@@ -19,7 +19,7 @@ from .plates import Subsampling, whole_plate
 from .sites import GlobalSite, LatentSite, global_site, is_density, latent_site, log_density
 
 _ROWS = (2, 3)
-_SITES = 20_000  # a program of more has probably a loop without an end
+_SITES = 10_000  # a program of more has probably a loop without an end
 _PRIOR_RUNS = 15  # as many as Pyro's automatic guides take for the median of the prior
 
 Nodes = dict[str, Any]
