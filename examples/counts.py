@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     arguments = parser.parse_args()
-    sizes = Sizes(10, 1, 20) if arguments.smoke else Sizes(None, 30, 200)
+    sizes = Sizes(20, 1, 20) if arguments.smoke else Sizes(None, 30, 200)
 
     torch.set_num_threads(1)  # small tensors make threads fight
     digits = pv.data.digits(binarization=pv.data.Grey())

@@ -26,11 +26,9 @@ def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[s
 
     Example:
         >>> y = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
-        >>> {name: function((y,)).tolist() for name, function in default_statistics((y,)).items()}
-        ... # doctest: +NORMALIZE_WHITESPACE
-        {'mean': 1.0, 'sd': 1.4142135623730951, 'smallest': 0.0, 'largest': 3.0,
-         'share of zeros': 0.5, 'means of features': [0.0, 2.0],
-         'sds of features': [0.0, 1.4142135623730951]}
+        >>> statistics = default_statistics((y,))
+        >>> float(statistics["mean"]((y,))), statistics["means of features"]((y,)).tolist()
+        (1.0, [0.0, 2.0])
     """
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "mean": torch.mean,

@@ -101,7 +101,7 @@ class ImportanceSampling:
     Arguments:
         num_samples: Draws a datum, :math:`K`; exactly so many are used, unless `until` is given.
         memory: Mebibytes that the program's intermediate results may take. What is made of the
-            weights, about 40 bytes a draw of one datum, comes on top.
+            weights, about 50 bytes a draw of one datum, comes on top.
         proposal: What to draw from: :class:`FromGuide`, :class:`Widened`, :class:`Defensive`, or
             :class:`Fitted`.
         average: How to average weights: :data:`PLAIN`, :data:`PARETO_SMOOTHED`,

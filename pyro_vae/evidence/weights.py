@@ -19,11 +19,12 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions.utils import _standard_normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._types import Batch, Data, ProgramLike
 from ..data import check_batch
-from ..guides import Posterior, given_globals, posterior_of, program_of
+from ..guides import FamilyPosterior, Posterior, given_globals, posterior_of, program_of
 from ..programs import (
     Program,
     as_batch,
@@ -50,7 +51,15 @@ _LOOK_AT = {
 def draw_rows(
     posterior: Posterior, first: int, seeds: list[int], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws of some data, each from the stream of its own seed."""
+    """Draws of some data, each from the stream of its own seed.
+
+    Where they are made of standard normals these are drawn row by row, and pushed all together.
+    """
+    some = posterior.rows(slice(first, first + len(seeds)))
+    size = some.noise_size() if isinstance(some, FamilyPosterior) else None
+    if isinstance(some, FamilyPosterior) and size is not None:
+        noise = _noise(seeds, num_samples, size, some.parameters)
+        return despite_nan(partial(some.pushed, noise))
     draws = []
     for offset, seed in enumerate(seeds):
         row = slice(first + offset, first + offset + 1)
@@ -58,6 +67,17 @@ def draw_rows(
         draws.append([torch.cat(parts) for parts in zip(*despite_nan(draw), strict=True)])
     z, log_guide = zip(*draws, strict=True)
     return torch.cat(z, dim=1), torch.cat(log_guide, dim=1)
+
+
+def _noise(seeds: list[int], num_samples: int, size: int, like: Tensor) -> Tensor:
+    """Standard normals `(particles, batch, size)`, of each datum from its own stream."""
+    rows = []
+    for seed in seeds:
+        _start_stream(seed)
+        shapes = [(part, size) for part in _pieces(num_samples)]
+        parts = [_standard_normal(shape, like.dtype, like.device) for shape in shapes]
+        rows.append(torch.cat(parts))
+    return torch.stack(rows, dim=1)
 
 
 def _draw_row(row: Posterior, seed: int, num_samples: int) -> list[tuple[Tensor, Tensor]]:

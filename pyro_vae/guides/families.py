@@ -94,7 +94,10 @@ class FactoredNormal(dist.MultivariateNormal):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Draws, with a gradient."""
         shape = self._extended_shape(sample_shape)
-        noise = _standard_normal(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.pushed(_standard_normal(shape, dtype=self.loc.dtype, device=self.loc.device))
+
+    def pushed(self, noise: Tensor) -> Tensor:
+        """The draws that this noise becomes."""
         z: Tensor = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
         self._drawn = (z, noise)
         return z

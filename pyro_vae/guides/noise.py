@@ -135,6 +135,10 @@ def _(q: MultivariateNormal) -> torch.Size:
 
 @push.register(MultivariateNormal)
 def _(q: MultivariateNormal, noise: Tensor) -> Tensor:
+    own = getattr(q, "pushed", None)  # a normal that keeps the noise of its draws
+    if own is not None:
+        z: Tensor = own(noise)
+        return z
     return q.loc + torch.einsum("...ij,k...j->k...i", q.scale_tril, noise)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from .._types import Batch, ProgramLike
 from ..programs import Program, per_datum_log_probs, repeat_rows, whole_plate
 from .families import Family
+from .noise import noise_size, push
 
 _GLOBAL_DRAWS = 200  # of sites that all data share: a point is wanted, not an estimate
 
@@ -68,6 +69,16 @@ class FamilyPosterior:
         """Reparameterized draws and their log densities."""
         q = self.family(self.parameters)
         z = q.rsample(torch.Size((num_particles,)))
+        return z, q.log_prob(z)
+
+    def noise_size(self) -> int | None:
+        """Standard normals that one draw is made of; `None` if it is not made of such."""
+        return noise_size(self.family(self.parameters[:1]))
+
+    def pushed(self, noise: Float[Tensor, "particles batch size"]) -> tuple[Tensor, Tensor]:
+        """What :meth:`draw` makes of this noise."""
+        q = self.family(self.parameters)
+        z = push(q, noise)
         return z, q.log_prob(z)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
