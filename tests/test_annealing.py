@@ -231,6 +231,7 @@ def test_idioms_agree_with_importance_sampling(name: str) -> None:
     assert (off < 6).all(), off
 
 
+@pytest.mark.slow
 def test_discrete_latents_are_summed_out() -> None:
     """A mixture over a continuous latent: a sum of normals gives the answer."""
 

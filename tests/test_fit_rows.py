@@ -351,6 +351,7 @@ def test_error_bars_cover() -> None:
 
 @float64
 @pytest.mark.parametrize("is_fresh", [True, False], ids=["fresh", "of-the-fit"])
+@pytest.mark.slow
 def test_the_value_over_the_noise_of_the_fit_is_optimistic(
     monkeypatch: pytest.MonkeyPatch,
     is_fresh: bool,  # noqa: FBT001

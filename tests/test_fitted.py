@@ -148,6 +148,7 @@ class Fixed(torch.nn.Module):
         return self.row.expand(len(y), -1)
 
 
+@pytest.mark.slow
 def test_what_is_not_trusted_is_done_again(seed: int) -> None:
     """Two modes a latent, near ones: those data, from draws of the prior too, and no others."""
     model, y = squared(3, 0.3), torch.tensor([[1.0, 1.5, 2.0], [0.1, 0.1, 0.1], [0.4, 0.6, 0.5]])

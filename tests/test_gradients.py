@@ -254,6 +254,7 @@ def test_nothing_moves() -> None:
 
 
 @float64
+@pytest.mark.slow
 def test_minibatches_are_scaled() -> None:
     """Some rows of many: the gradient of the loss a datum has the mean of all of them."""
     model, (guide, _) = model_of(FACTS), away_from_optimum()

@@ -276,6 +276,7 @@ def test_missing_entries_are_recovered() -> None:
 # ---------------------------------------------------------------------- linear VAEs
 
 
+@pytest.mark.slow
 def test_gradient_training_reaches_the_closed_form() -> None:
     """EM with gradient M-steps on a small data set: 0.01 nats a datum."""
     y = standardized("iris").float()[::3]

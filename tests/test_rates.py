@@ -269,6 +269,7 @@ def with_leak(result: RateDistortion) -> RateDistortion:
     return replace(result, points=tuple(leaked(point) for point in result.points))
 
 
+@pytest.mark.slow
 def test_a_beta_that_another_beats() -> None:
     """Solutions swapped between two betas are each better at the other's."""
     result, _ = trained()

@@ -217,7 +217,7 @@ def outliers(
         >>> from pyro_vae import likelihoods, models
         >>> model = models.VAE(torch.nn.Linear(1, 3), likelihoods.Gaussian(), latent_dim=1)
         >>> y = torch.cat([model.sample(9, seed=1), 50 * torch.ones(1, 3)])
-        >>> outliers(model, None, y, reference=199).most_extreme(1)
+        >>> outliers(model, None, y, reference=39).most_extreme(1)
         tensor([9])
     """
     batch = as_batch(y, device_of(model, guide or model))
