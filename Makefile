@@ -55,8 +55,9 @@ test-slow: $(STAMP) ## The tests that train models
 	@$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal
 
 .PHONY: bench
-bench: $(STAMP) ## Time what is said to be fast, as ratios in one run; about ten minutes
-	@for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python $$script; done
+bench: $(STAMP) ## Time what is said to be fast, as ratios in one run; writes benchmarks/RESULTS.md
+	@$(BIN)/pip install -qq --disable-pip-version-check -e ".[bench]" || echo "NumPyro is left out"
+	@$(BIN)/python benchmarks/run.py
 
 .PHONY: lint
 lint: $(STAMP) ## Check style and format with ruff

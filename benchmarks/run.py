@@ -1,0 +1,118 @@
+"""Runs every benchmark, one after the other, and writes what they print to RESULTS.md.
+
+Each benchmark measures its peers in its own process, in turns, and prints medians, ratios and
+their spread; this one adds what they were run on. Nothing else should run on the machine: `make
+bench` takes about a quarter of an hour. NumPyro is timed where it is installed
+(`pip install '.[bench]'`). With `--scale` ten million rows of parameters and a file of 20 GB come
+last.
+
+Run:  python benchmarks/run.py      (--smoke for a quick look, which writes no file)
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+LAST = ("scale",)  # asked for by name: it needs room on the disk
+PACKAGES = ("pyro-vae", "torch", "pyro-ppl", "numpy", "numpyro", "jax")
+
+
+def scripts(*, scale: bool) -> list[Path]:
+    """The benchmarks, in the order of their names."""
+    found = sorted(path for path in HERE.glob("*.py") if path != Path(__file__))
+    return [path for path in found if scale or path.stem not in LAST]
+
+
+def machine() -> list[str]:
+    """What the numbers depend on."""
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in _lines(Path("/proc/cpuinfo"))
+            if line.startswith("model name")
+        ),
+        platform.processor() or platform.machine(),
+    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    versions = [f"{name} {version}" for name in PACKAGES if (version := _version(name))]
+    return [
+        f"- processor: {model}, {os.cpu_count()} cores; GPU: {gpu}",
+        f"- Python {platform.python_version()}, {', '.join(versions)}",
+    ]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def printed(script: Path, options: list[str]) -> tuple[str, float]:
+    """What a benchmark prints, which is shown as well, and the seconds that it took."""
+    start, lines = time.perf_counter(), []
+    command = [sys.executable, str(script), *options]
+    print(f"==> {script.name}", flush=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    if running.returncode:
+        raise SystemExit(f"{script.name} ended with exit code {running.returncode}")
+    return "".join(lines), time.perf_counter() - start
+
+
+def section(script: Path, text: str, seconds: float) -> str:
+    """A part of the page: the question, and the numbers as they were printed."""
+    source = script.read_text()
+    question = source.split('"""')[1].splitlines()[0]
+    parts = (
+        f"## {script.stem}",
+        question,
+        f"```text\n{text.rstrip()}\n```",
+        f"{seconds:.0f} s in all.\n",
+    )
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Runs them and writes the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that they run")
+    parser.add_argument("--scale", action="store_true", help="ten million rows and 20 GB as well")
+    parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md", help="the page")
+    arguments = parser.parse_args()
+    options = ["--smoke"] if arguments.smoke else []
+    parts = [
+        section(script, *printed(script, options)) for script in scripts(scale=arguments.scale)
+    ]
+    if arguments.smoke:
+        return
+    head = [
+        "# What was measured",
+        "",
+        "Written by `make bench`. Ratios are within a run, peers taking turns; they carry over to",
+        "other machines better than the times do. The range is over repeats.",
+        "",
+        f"- {time.strftime('%Y-%m-%d')}",
+        *machine(),
+    ]
+    arguments.out.write_text("\n".join(head) + "\n\n" + "\n".join(parts))
+    print(f"==> written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
