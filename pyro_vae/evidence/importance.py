@@ -22,6 +22,7 @@ from .._types import Batch
 from ..data import row_seeds
 from ..guides import Posterior
 from ..programs import Program
+from .compiled import Densities
 from .proposals import FromGuide, Proposal
 from .results import Block, Bound, LogMarginal, Weights, join
 from .weights import draw_rows, rows_at_once, weigh, weigh_row
@@ -108,6 +109,9 @@ class ImportanceSampling:
             :data:`JACKKNIFED`.
         until: An error to be met. A pilot of `num_samples` draws then tells for each datum how
             often that number is to be doubled; the estimate is made afresh with so many.
+        compile: Whether the program's densities are compiled, which takes some ten seconds at first
+            and is kept with the model; by default where that pays. It changes results by rounding
+            alone. What cannot be compiled is evaluated as it is written.
 
     Raises:
         ValueError: If there are fewer than two draws, or fewer than 30 for a pilot.
@@ -127,6 +131,7 @@ class ImportanceSampling:
     proposal: Proposal = field(default_factory=FromGuide)
     average: Average = PLAIN
     until: Until | None = None
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuses too few draws."""
@@ -170,13 +175,18 @@ class ImportanceSampling:
         seeds = row_seeds(seed, *batch).tolist()
         limit = rows_at_once(program, batch, self.memory)
         size = max(1, limit // self.num_samples)
+        densities = Densities(program, asked=self.compile)
         starts = range(0, len(seeds), size)
         for first in tqdm(starts, desc="importance sampling", leave=None, disable=not progress):
             block = slice(first, first + size)
             z, log_guide = draw_rows(posterior, first, seeds[block], self.num_samples)
             part = tuple(tensor[block] for tensor in batch)
             particles = max(1, limit // z.shape[1])
-            yield Block(block, z, weigh(program, z, log_guide, part, particles, first=first))
+            weights = weigh(
+                program, z, log_guide, part, particles, first=first, densities=densities,
+                rows_left=(len(seeds) - first) * self.num_samples,
+            )  # fmt: skip
+            yield Block(block, z, weights)
 
     def weights(
         self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool

@@ -10,6 +10,7 @@ estimate depends on the datum, the programs and the seed alone: not on the order
 other data, the batch, or how the work was cut to fit into memory.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -26,6 +27,7 @@ from .._types import Batch, Data, ProgramLike
 from ..data import check_batch
 from ..guides import FamilyPosterior, Posterior, given_globals, posterior_of, program_of
 from ..programs import (
+    LogDensities,
     Program,
     as_batch,
     device_of,
@@ -33,6 +35,7 @@ from ..programs import (
     forked_seed,
     partly_observed,
 )
+from .compiled import Densities
 from .results import Weights
 
 _DRAWS_AT_ONCE = 4096  # fixed: the draws of a datum must not depend on the memory budget
@@ -146,16 +149,36 @@ def _is_numbers(answer: Any) -> bool:
 
 
 def weigh(
-    program: Program, z: Tensor, log_guide: Tensor, batch: Batch, particles: int, *, first: int = 0
+    program: Program,
+    z: Tensor,
+    log_guide: Tensor,
+    batch: Batch,
+    particles: int,
+    *,
+    first: int = 0,
+    densities: Densities | None = None,
+    rows_left: int = 0,
 ) -> Weights:
     """Log densities of given draws, so many particles at a time; checked and in float64.
 
-    Pyro validates the data with the first particles; with the others they are the same.
+    Pyro validates the data with the first particles; with the others they are the same. With
+    `densities` they may be compiled, the more so the more draws of some datum are left to come.
     """
-    head, *others = z.split(particles)
-    parts = [despite_nan(partial(program.log_densities, head, *batch))]
-    with pyro.validation_enabled(is_validate=False) if others else nullcontext():
-        parts += [program.log_densities(piece, *batch) for piece in others]
+
+    def written(head: Tensor) -> LogDensities:
+        return despite_nan(partial(program.log_densities, head, *batch))
+
+    parts = None
+    if densities is not None:
+        parts = densities(z, batch, particles, rows_left, written)
+    if parts is None:
+        start = time.perf_counter()
+        head, *others = z.split(particles)
+        parts = [written(head)]
+        with pyro.validation_enabled(is_validate=False) if others else nullcontext():
+            parts += [program.log_densities(piece, *batch) for piece in others]
+        if densities is not None:
+            densities.timed(time.perf_counter() - start, z.shape[0] * z.shape[1])
     prior, likelihood = (torch.cat(part).double() for part in zip(*parts, strict=True))
     weights = Weights(prior, likelihood, log_guide.double())
     for name in _LOOK_AT:

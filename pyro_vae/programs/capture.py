@@ -100,17 +100,23 @@ class Captured:
         Raises:
             NotCaptured: If there is no compiler, or it fails.
         """
-        from torch._inductor import config
-        from torch._inductor.compile_fx import compile_fx
-
         try:
-            # Draws are left to torch, which makes the same ones as without a compiler.
-            with torch.no_grad(), config.patch(fallback_random=True), warnings.catch_warnings():
+            with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the compiler's own house
-                run: Any = compile_fx(self.graph, [*self._inputs, *args])
+                run = _compiled(self.graph, [*self._inputs, *args])
         except Exception as error:  # whatever a compiler raises
             raise NotCaptured(f"it could not be compiled: {_first_line(error)}") from error
         return Captured(self.graph, self.held, run)
+
+
+def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx
+
+    # Draws are left to torch, which makes the same ones as without a compiler.
+    with config.patch(fallback_random=True):
+        run: Any = compile_fx(graph, inputs)
+    return run
 
 
 def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = False) -> Captured:

@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from .capture import capturing
 from .missing import observed_features
 
 _CACHED = 100_000  # entries of a piece, of which a few copies stay in a CPU's cache
@@ -38,7 +39,7 @@ def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> 
 def _by_pieces(terms: Callable[..., Tensor], tensors: tuple[Tensor, ...], event_dim: int) -> Tensor:
     """Sums over a datum, some of the leftmost batch dimension at a time, if there is one."""
     event = list(range(-event_dim, 0))
-    if tensors[0].dim() == event_dim:
+    if tensors[0].dim() == event_dim or capturing():  # a compiler makes one pass of it all
         return terms(*tensors).sum(dim=event)
     size = max(1, _CACHED // max(1, tensors[0][:1].numel()))
     pieces = zip(*(tensor.split(size) for tensor in tensors), strict=True)
