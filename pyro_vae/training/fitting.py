@@ -50,7 +50,15 @@ from .prefetch import read_ahead
 from .results import Fit, History
 from .rows import InMemory, check_rows, head, reader_of, share_missing
 from .sharding import Part, Shards, refuse_running_averages, start_equal
-from .tensors import State, frozen, leaves_of, model_leaves, named, require_finite
+from .tensors import (
+    State,
+    frozen,
+    leaves_of,
+    model_leaves,
+    named,
+    require_finite,
+    row_buffers,
+)
 
 _VALIDATION_DRAWS = 10  # the error over data is larger than that of ten draws a datum
 
@@ -515,7 +523,8 @@ class _Training:
         """Everything that training moves, by name: the leaves of the loss's graph."""
         batch = self._redrawn(head(self.reader))
         rows = torch.arange(len(batch[0]))
-        buffers = State.of(self.model, self.guide, ())  # running means of a BatchNorm
+        # Running means of a BatchNorm may move; a table of rows does not without a gradient.
+        buffers = State.of(self.model, self.guide, (), still=row_buffers(self.guide))
         with (
             minibatch(rows, self.num_data, plate=self.program.plate),
             forked_seed(self.plan.seed),

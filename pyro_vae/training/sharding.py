@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from .. import distributed
 from .._types import ProgramLike
-from ..guides import Guide
 from ..programs import forked_seed, modules_of
+from .tensors import row_buffers
 
 
 class Stream:
@@ -173,9 +173,7 @@ def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tenso
 
 def _shared(model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
     """Parameters and buffers that do not belong to rows, by name."""
-    own: set[Tensor] = set()
-    if isinstance(guide, Guide) and guide.map.per_row:
-        own = set(guide.map.buffers())
+    own = set(row_buffers(guide))
     return {
         f"{role}[{index}].{name}": value
         for role, program in (("model", model), ("guide", guide))
