@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.evidence import LogMarginal, join
+from pyro_vae.programs import Captured
 from pyro_vae.training.sharding import Shards
 from tests.factor_analysis import prior_guide
 from tests.shards import MAPS, NUM_DATA, Numbers, numbers, same_noise
@@ -157,6 +158,20 @@ def test_one_shard_is_what_there_was(name: str) -> None:
     before = torch.get_rng_state()
     fit(model, guide, y, num_epochs=1, batch_size=4, shards=2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("float64")
+def test_compiled_steps_are_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replayed without a compiler: the same numbers, also where shapes differ between parts."""
+    monkeypatch.setattr(Captured, "compiled", lambda run, *args: run)
+    y, states = data(11), []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model, guide = small(pv.likelihoods.Gaussian(0.5))
+        result = fit(model, guide, y, num_epochs=3, batch_size=4, shards=2, compile=compile)
+        states.append(state(model, guide) | {"elbo": torch.as_tensor(result.history.elbo)})
+    assert result.compiled == "compiled"
+    assert difference(states[1], states[0]) < 1e-6  # Adam's step is blown up by 1 / sqrt(v)
 
 
 @pytest.mark.parametrize(

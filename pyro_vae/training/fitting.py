@@ -52,6 +52,7 @@ from .rows import InMemory, check_rows, head, reader_of, share_missing
 from .sharding import Part, Shards, refuse_running_averages, start_equal
 from .tensors import (
     State,
+    add_to_gradients,
     frozen,
     leaves_of,
     model_leaves,
@@ -263,8 +264,6 @@ class _Training:
         )
         if isinstance(guide, Guide) and guide.map.per_row:
             self.compiled.reason = "the rows of a table move by themselves"
-        if shards.count > 1:
-            self.compiled.reason = "the gradients of shards are summed"
         self.first_rate = self.optimizer.param_groups[0]["lr"]
         self.scheduler = plan.scheduler(self.optimizer)
         self.epochs: list[_Epoch] = []
@@ -359,17 +358,16 @@ class _Training:
         if self.shards.count == 1:
             batch, rows = next(batches), parts[0].rows
             if self._is_settled(weight):
-                elbo_now = self.compiled.step(batch, self._steps_left(epoch, rows))
+                elbo_now = self.compiled.step(batch, self._steps_left(epoch, parts[0]))
                 if elbo_now is not None:
                     self.steps += 1
                     return elbo_now * len(rows)
             batches = iter([batch])
-        with self.compiled.timed():
-            self._forget_gradients()
-            with distributed.together():
-                elbos = [self._backward(epoch, part, batches, weight) for part in parts]
-            elbo = self.shards.add_up(sum(elbos, 0.0), self.tensors.values())
-            self._move(self._where(epoch, parts))
+        self._forget_gradients()
+        with distributed.together():
+            elbos = [self._backward(epoch, part, batches, weight) for part in parts]
+        elbo = self.shards.add_up(sum(elbos, 0.0), self.tensors.values())
+        self._move(self._where(epoch, parts))
         self.steps += 1
         return elbo
 
@@ -378,7 +376,15 @@ class _Training:
         rows, where = part.rows, self._where(epoch, [part])
         with part.shard.used():
             batch = next(batches)
-            with minibatch(rows, self.num_data, plate=self.program.plate):
+            if self.shards.count > 1 and self._is_settled(weight):
+                found = self.compiled.gradients(batch, self._steps_left(epoch, part))
+                if found is not None:
+                    add_to_gradients(self.tensors.values(), found[1])
+                    return found[0] * len(rows)
+            with (
+                self.compiled.timed(),
+                minibatch(rows, self.num_data, plate=self.program.plate),
+            ):
                 loss, elbo = self._loss(batch, rows, weight, where)
                 if elbo is None:
                     with torch.no_grad():  # what is reported has full weight, always
@@ -399,10 +405,11 @@ class _Training:
             return bool(self.objective == self.asked.at(self.plan.num_epochs))
         return weight == 1
 
-    def _steps_left(self, epoch: int, rows: Tensor) -> int:
+    def _steps_left(self, epoch: int, part: Part) -> int:
         """How many batches of this size are still to come."""
-        full = self.num_data // self.batch_size
-        return (self.plan.num_epochs - epoch) * (full if len(rows) == self.batch_size else 1)
+        size = self.batch_size * part.shard.size // self.num_data
+        full = part.shard.size // size if len(part.rows) == size else 1
+        return (self.plan.num_epochs - epoch) * full
 
     def _captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """What a compiled step minimizes, and the ELBO, in nats a datum."""

@@ -76,6 +76,12 @@ def row_buffers(guide: ProgramLike) -> list[Tensor]:
     return list(guide.map.buffers()) if per_row else []  # type: ignore[attr-defined]
 
 
+def add_to_gradients(tensors: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
+    """Adds as `backward()` does: the first ones are taken as they are."""
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+
+
 def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None:
     """Refuses a tensor with an entry that is nan or infinite, by the name of its parameter."""
     if capturing():  # a captured step has a check of its own
