@@ -210,7 +210,7 @@ def rows_in_a_file(sizes: Sizes, path: Path) -> bool:
             )  # fmt: skip
         watch.report()
         with timed(f"log p(y), {sizes.draws} draws a row", sizes.evaluated, "row"):
-            rows = torch.linspace(0, len(reader) - 1, sizes.evaluated).long()
+            rows = torch.arange(sizes.evaluated) * len(reader) // sizes.evaluated
             method = pv.ImportanceSampling(sizes.draws)
             found = [
                 pv.evaluate(model, guide, reader.read(some), method) for some in rows.split(500)
