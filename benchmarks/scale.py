@@ -5,7 +5,7 @@
             by their content.
     file    N images of 784 bytes are written to a file, which is mapped into memory. All of them
             are read once and checked, as `pv.fit` does with what it is given. A full epoch would
-            take hours on two cores, so a VAE is trained for one pass over every so-manieth row
+            take another half an hour, so a VAE is trained for one pass over every hundredth row,
             from the first to the last (which `pv.fit` checks once more), and importance-weighted
             log p(y) is found for some rows, a chunk at a time.
 
