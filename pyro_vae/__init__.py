@@ -3,6 +3,7 @@
 from . import criticism as criticism
 from . import data as data
 from . import diagnostics as diagnostics
+from . import distributed as distributed
 from . import gaps as gaps
 from . import likelihoods as likelihoods
 from . import models as models

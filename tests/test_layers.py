@@ -20,6 +20,7 @@ LAYERS = (
     ("guides", "models"),
     ("recipes",),
     ("objectives", "evidence"),
+    ("distributed",),
     ("training",),
     ("gaps", "diagnostics", "criticism"),
     ("uses",),

@@ -1,6 +1,6 @@
 """What estimators of evidence return: numbers per datum that say how far they can be trusted."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -150,19 +150,28 @@ class Evaluation(NamedTuple):
     log_marginal: LogMarginal
 
 
-def join(parts: list[Any]) -> Any:
+def join(parts: list[Any], merge: Callable[[list[Tensor]], Tensor] = torch.cat) -> Any:
     """Joins results of the same type along the data, field by field.
 
-    What is not a tensor, or made of tensors, is the same in all of them.
+    What is not a tensor, or made of tensors, is the same in all of them. A reason to doubt that
+    only some of them know holds for none of the others' data.
     """
     first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat(parts)
+        return merge(parts)
     if is_dataclass(first) and not isinstance(first, type):
-        names = [part.name for part in fields(first)]
-        return type(first)(*(join([getattr(part, name) for part in parts]) for name in names))
+        columns = [[getattr(part, name.name) for part in parts] for name in fields(first)]
+        return type(first)(*(join(column, merge) for column in columns))
     if isinstance(first, Mapping):
-        return {key: join([part[key] for part in parts]) for key in first}
+        keys = dict.fromkeys(key for part in parts for key in part)
+        return {key: join([_entry(part, key) for part in parts], merge) for key in keys}
     if isinstance(first, tuple):
-        return type(first)(*(join(list(entries)) for entries in zip(*parts, strict=True)))
+        columns = [list(entries) for entries in zip(*parts, strict=True)]
+        joined = [join(column, merge) for column in columns]
+        return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
     return first
+
+
+def _entry(masks: Mapping[str, Tensor], key: str) -> Tensor:
+    """The entry, or one of zeros as long as the others."""
+    return masks[key] if key in masks else torch.zeros_like(next(iter(masks.values())))

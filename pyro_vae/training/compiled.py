@@ -78,6 +78,16 @@ class CompiledSteps:
             batch: The tensors of the batch.
             steps_left: How many steps with a batch of these shapes are still to come.
         """
+        step = self._ready(batch, steps_left)
+        return None if step is None else step(batch)
+
+    def gradients(self, batch: Batch, steps_left: int) -> tuple[float, list[Tensor]] | None:
+        """The ELBO and the gradients of a compiled step, which moves nothing; else as `step`."""
+        step = self._ready(batch, steps_left)
+        return None if step is None else step.gradients(batch)
+
+    def _ready(self, batch: Batch, steps_left: int) -> "_Step | None":
+        """The compiled step for batches like this one, if there is one or it pays to make one."""
         if self.reason:
             return None
         key = tuple((part.shape, part.dtype) for part in batch)
@@ -91,7 +101,7 @@ class CompiledSteps:
         if not step.run.is_current:  # something was moved
             del self.compiled[key]
             return None
-        return step(batch)
+        return step
 
     def descend(self, gradients: list[Tensor]) -> None:
         """The optimizer's part of a step."""
@@ -166,14 +176,21 @@ class _Step:
 
     def __call__(self, batch: Batch) -> float | None:
         """Takes the step; `None`, and nothing has moved, if a number is not finite."""
+        found = self.gradients(batch)
+        if found is None:
+            return None
+        self.steps.descend(found[1])
+        return found[0]
+
+    def gradients(self, batch: Batch) -> tuple[float, list[Tensor]] | None:
+        """The ELBO and the gradients; `None`, and no stream has moved, if one is not finite."""
         stream = torch.get_rng_state()
         report, *gradients = self.run(*batch)
         elbo, is_finite = report.tolist()
         if not is_finite:
             torch.set_rng_state(stream)
             return None
-        self.steps.descend(gradients)
-        return float(elbo)
+        return float(elbo), gradients
 
     def _check(self, batch: Batch) -> None:
         """A first run is held against the programs as they are written, on the same draws."""

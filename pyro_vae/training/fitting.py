@@ -4,13 +4,15 @@ Each step draws a batch of :math:`B` rows, estimates the loss of the whole data 
 (every site in the plate over data scaled by :math:`N / B`), and takes a step of a torch optimizer
 on all leaves of the loss's autograd graph, so nothing is left untrained because nobody
 registered it. What is reported is the ELBO a datum, at full KL weight, whatever is optimized.
+A batch may come from several shards of the data, and shards from several processes: see
+`sharding`.
 """
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .. import evidence
+from .. import distributed, evidence
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import RowReader
 from ..evidence import check_data
@@ -43,56 +45,23 @@ from ..programs import (
 )
 from .compiled import CompiledSteps
 from .optimizers import OptimizerFactory, SchedulerFactory, adam, hold_then_fall
+from .plans import Plan
+from .prefetch import read_ahead
 from .results import Fit, History
-from .rows import InMemory, check_rows, head, reader_of
-from .tensors import State, frozen, leaves_of, model_leaves, named, require_finite
+from .rows import InMemory, check_rows, head, reader_of, share_missing
+from .sharding import Part, Shards, refuse_running_averages, start_equal
+from .tensors import (
+    State,
+    add_to_gradients,
+    frozen,
+    leaves_of,
+    model_leaves,
+    named,
+    require_finite,
+    row_buffers,
+)
 
 _VALIDATION_DRAWS = 10  # the error over data is larger than that of ten draws a datum
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How to train, as `fit` was told."""
-
-    num_epochs: int
-    batch_size: int
-    objective: Any  # an ELBO; the base class does not declare differentiable_loss
-    optimizer: OptimizerFactory
-    scheduler: SchedulerFactory
-    patience: int | None
-    warmup: int
-    per_batch: Callable[[Tensor], Tensor] | None
-    train_model: bool
-    seed: int
-    progress: bool
-    compile: bool | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("num_epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        if not 0 <= self.warmup < self.num_epochs:
-            raise ValueError(
-                f"the KL warm-up takes {self.warmup} of {self.num_epochs} epochs: it has to end "
-                "before training does, or the model is never trained on the ELBO"
-            )
-        if self.objective is not None and not hasattr(self.objective, "differentiable_loss"):
-            raise TypeError(
-                f"{type(self.objective).__name__} has no differentiable_loss, which fit needs; "
-                "use Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO(), or train it in a "
-                "loop of your own with pyro.infer.SVI and pv.minibatch"
-            )
-        if isinstance(self.objective, Objective):
-            if self.warmup:
-                raise ValueError(
-                    f"warmup= weighs the KL term of Pyro's ELBOs, not of {self.objective}: use "
-                    f"objective=BetaELBO(LinearWarmup({self.warmup})) in its place"
-                )
-            self.objective.check(self.num_epochs)
-
-    def kl_weight(self, epoch: float) -> float:
-        """Rises linearly to 1 during the warm-up; `epoch` counts from 0 and may be a fraction."""
-        return 1.0 if self.warmup == 0 else min(1.0, epoch / self.warmup)
 
 
 class _WeighKL(Messenger):
@@ -138,6 +107,7 @@ def fit(
     device: torch.device | str | None = None,
     progress: bool = True,
     compile: bool | None = None,
+    shards: int | None = None,
 ) -> Fit:
     r"""Trains a model and a guide by stochastic variational inference.
 
@@ -146,7 +116,7 @@ def fit(
 
     Parameters stay in their modules; Pyro's parameter store is not touched, the caller's random
     stream does not move, and the same seed gives the same result. Ctrl-C ends training after the
-    current step and returns what there is.
+    current step and returns what there is; one of several processes it ends with the rest.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -180,6 +150,11 @@ def fit(
             takes half a minute at first and then a fraction of a step's time. By default where
             that pays. What cannot be compiled is run as it is written, and the result says why. A
             program that keeps count of its calls, outside of tensors, needs `compile=False`.
+        shards: Consecutive shares of nearly equal size that the rows are cut into. Each has a
+            random stream of its own and gives its part of every batch. One in one process; under
+            torch.distributed one in each, which is given its own rows, as
+            :func:`pyro_vae.distributed.share` cuts them, and arrives at the numbers of one
+            process with as many shards, up to rounding. Validation data are cut likewise.
 
     Returns:
         The history and how training ended. With validation data the modules hold the best
@@ -188,7 +163,9 @@ def fit(
     Raises:
         ValueError: If data, model and guide do not fit together, or an argument is out of range.
         FloatingPointError: If the loss or a gradient is not finite: names the step, the epoch,
-            the batch, and the site or the parameter. The modules hold the last good state.
+            the batch, and the site or the parameter. The modules hold the last good state; of
+            rows with parameters of their own, some shards' may be a step ahead.
+        RuntimeError: If another process failed, and how.
 
     References:
         | Automated Variational Inference in Probabilistic Programming (Wingate & Weber, 2013)
@@ -204,26 +181,33 @@ def fit(
         >>> result.history.epoch
         array([1, 2])
     """
-    plan = _Plan(
+    plan = Plan(
         num_epochs, batch_size, objective, optimizer,
         scheduler or hold_then_fall(num_epochs),
-        patience, warmup, per_batch, train_model, seed, progress, compile,
+        patience, warmup, per_batch, train_model, seed, progress, compile, shards,
     )  # fmt: skip
     for module in (part for program in (model, guide) for part in modules_of(program)):
         module.to(device)
     where = device_of(model, guide)
-    reader = reader_of(data, where)
-    held_out = None if validation is None else as_batch(validation, where)
-    if patience is not None and held_out is None:
-        raise ValueError("patience waits for the ELBO of held-out data: pass validation= too")
-    missing = check_rows(model, guide, reader)
-    if held_out is not None:
-        check_data(model, held_out)
+    with distributed.together():
+        reader = reader_of(data, where)
+        held_out = None if validation is None else as_batch(validation, where)
+        if patience is not None and held_out is None:
+            raise ValueError("patience waits for the ELBO of held-out data: pass validation= too")
+        missing = check_rows(model, guide, reader)
+        if held_out is not None:
+            check_data(model, held_out)
+    distributed.require_same("what fit is told", plan.told(held_out))
+    cut = Shards.of(len(reader), shards, seed)
+    refuse_running_averages(cut.count, model, guide)
     with _training(model, guide, train_model=train_model), forked_seed(seed):
         fixed = [] if train_model else model_leaves(model, guide, head(reader))
         with frozen(fixed):
-            result = _Training(model, guide, reader, held_out, plan).run()
-    return replace(result, missing=missing)
+            with distributed.together():
+                training = _Training(model, guide, reader, held_out, plan, cut)
+            start_equal(model, guide, training.tensors)
+            result = training.run()
+    return replace(result, missing=share_missing(distributed.total(missing)))
 
 
 @contextmanager
@@ -247,10 +231,11 @@ class _Training:
         guide: ProgramLike,
         reader: RowReader,
         held_out: Batch | None,
-        plan: _Plan,
+        plan: Plan,
+        shards: Shards,
     ) -> None:
         self.model, self.guide, self.reader, self.plan = model, guide, reader, plan
-        self.num_data = len(reader)
+        self.shards, self.num_data = shards, shards.num_data
         with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
             self.program = program_of(model, guide, head(reader))
         self.asked = _objective(plan.objective, self.program)
@@ -293,7 +278,7 @@ class _Training:
             desc="fit",
             unit=" epoch",
             leave=None,  # kept, unless it is a bar within another one
-            disable=not self.plan.progress,
+            disable=not self.plan.progress or distributed.rank() > 0,
         )
         # Hooks, not a look at the gradients afterwards: backward() itself moves a table's rows,
         # which lie upstream of whatever is trained here.
@@ -310,6 +295,8 @@ class _Training:
                     stopped = "early"
                     break
         except KeyboardInterrupt:
+            if distributed.size() > 1:  # the others may be anywhere: nothing that all have is left
+                raise
             stopped = "interrupted"
         finally:
             bar.close()
@@ -333,11 +320,11 @@ class _Training:
         )
 
     def _epoch(self, epoch: int) -> _Epoch:
-        order = torch.randperm(self.num_data)
-        total, weight, batches = 0.0, 1.0, order.split(self.batch_size)
-        for index, rows in enumerate(batches):
-            weight = self._weight(epoch + index / len(batches))
-            total += self._step(epoch, rows, weight) * len(rows)
+        total, weight, steps = 0.0, 1.0, self.shards.epoch(self.batch_size)
+        with closing(self._batches(steps)) as batches:
+            for index, parts in enumerate(steps):
+                weight = self._weight(epoch + index / len(steps))
+                total += self._step(epoch, parts, batches, weight)
         rate = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step()
         self._follow_schedule()
@@ -359,28 +346,58 @@ class _Training:
             rate = self.optimizer.param_groups[0]["lr"]
             self.guide.map.scale_steps(rate / self.first_rate)
 
-    def _step(self, epoch: int, rows: Tensor, weight: float) -> float:
-        """One step; returns the ELBO of the batch in nats a datum, at full KL weight."""
-        batch = self._take(rows)
-        if self._is_settled(weight):
-            elbo_now = self.compiled.step(batch, self._steps_left(epoch, rows))
-            if elbo_now is not None:
-                self.steps += 1
-                return elbo_now
-        where = f"step {self.steps + 1} (epoch {epoch + 1}, rows {_some(rows)})"
-        with (
-            self.compiled.timed(),
-            minibatch(rows, self.num_data, plate=self.program.plate),
-        ):
-            loss, elbo = self._loss(batch, rows, weight, where)
-            if elbo is None:
-                with torch.no_grad():  # what is reported has full weight, whatever is optimized
-                    full = loss if weight == 1 else self._loss(batch, rows, 1.0, where)[0]
-                elbo = -full
-            # A smaller last batch counts by its rows: every datum has the same weight in an epoch.
-            self._descend(loss * (len(rows) / self.batch_size), where)
-            self.steps += 1
-            return elbo.item()
+    def _batches(self, steps: list[list[Part]]) -> Generator[Batch, None, None]:
+        """The batch of every part, in turn."""
+        for batch in read_ahead(self.reader, (part.rows for parts in steps for part in parts)):
+            yield self._redrawn(batch)
+
+    def _step(
+        self, epoch: int, parts: list[Part], batches: Iterator[Batch], weight: float
+    ) -> float:
+        """One step; returns the sum of its data's ELBOs in nats, at full KL weight."""
+        if self.shards.count == 1:
+            batch, rows = next(batches), parts[0].rows
+            if self._is_settled(weight):
+                elbo_now = self.compiled.step(batch, self._steps_left(epoch, parts[0]))
+                if elbo_now is not None:
+                    self.steps += 1
+                    return elbo_now * len(rows)
+            batches = iter([batch])
+        self._forget_gradients()
+        with distributed.together():
+            elbos = [self._backward(epoch, part, batches, weight) for part in parts]
+        elbo = self.shards.add_up(sum(elbos, 0.0), self.tensors.values())
+        self._move(self._where(epoch, parts))
+        self.steps += 1
+        return elbo
+
+    def _backward(self, epoch: int, part: Part, batches: Iterator[Batch], weight: float) -> float:
+        """Adds the gradient of a shard's part of a step; returns the sum of its ELBOs."""
+        rows, where = part.rows, self._where(epoch, [part])
+        with part.shard.used():
+            batch = next(batches)
+            if self.shards.count > 1 and self._is_settled(weight):
+                found = self.compiled.gradients(batch, self._steps_left(epoch, part))
+                if found is not None:
+                    add_to_gradients(self.tensors.values(), found[1])
+                    return found[0] * len(rows)
+            with (
+                self.compiled.timed(),
+                minibatch(rows, self.num_data, plate=self.program.plate),
+            ):
+                loss, elbo = self._loss(batch, rows, weight, where)
+                if elbo is None:
+                    with torch.no_grad():  # what is reported has full weight, always
+                        full = loss if weight == 1 else self._loss(batch, rows, 1.0, where)[0]
+                    elbo = -full
+                # A part of a step counts by its rows: a datum has the same weight in all of them.
+                with _naming(where):
+                    (loss * (len(rows) / self.batch_size)).backward()
+        return elbo.item() * len(rows)
+
+    def _where(self, epoch: int, parts: list[Part]) -> str:
+        rows = torch.cat([part.rows for part in parts] or [torch.arange(0)])
+        return f"step {self.steps + 1} (epoch {epoch + 1}, rows {_some(rows)})"
 
     def _is_settled(self, weight: float) -> bool:
         """Whether the objective is the one of every step to come, which a compiled step needs."""
@@ -388,10 +405,11 @@ class _Training:
             return bool(self.objective == self.asked.at(self.plan.num_epochs))
         return weight == 1
 
-    def _steps_left(self, epoch: int, rows: Tensor) -> int:
+    def _steps_left(self, epoch: int, part: Part) -> int:
         """How many batches of this size are still to come."""
-        full = self.num_data // self.batch_size
-        return (self.plan.num_epochs - epoch) * (full if len(rows) == self.batch_size else 1)
+        size = self.batch_size * part.shard.size // self.num_data
+        full = part.shard.size // size if len(part.rows) == size else 1
+        return (self.plan.num_epochs - epoch) * full
 
     def _captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """What a compiled step minimizes, and the ELBO, in nats a datum."""
@@ -434,26 +452,22 @@ class _Training:
             "this step. Try a smaller step size, or look at these rows"
         ) from refused
 
-    def _take(self, rows: Tensor) -> Batch:
-        first, *others = self.reader.read(rows)
+    def _redrawn(self, batch: Batch) -> Batch:
+        first, *others = batch
         return (self.plan.per_batch(first) if self.plan.per_batch else first, *others)
 
-    def _descend(self, loss: Tensor, where: str) -> None:
+    def _move(self, where: str) -> None:
         """A step of the optimizer, or none at all."""
-        self._forget_gradients()
         before = [tensor.detach().clone() for tensor in self.tensors.values()]
         try:
-            loss.backward()
-            self.optimizer.step()
-            for name, tensor in self.tensors.items():
-                require_finite(name, tensor, kind="new value")
-        except FloatingPointError as error:
+            with _naming(where):
+                self.optimizer.step()
+                for name, tensor in self.tensors.items():
+                    require_finite(name, tensor, kind="new value")
+        except FloatingPointError:
             for tensor, value in zip(self.tensors.values(), before, strict=True):
                 tensor.data.copy_(value)
-            raise FloatingPointError(
-                f"{error}, at {where}; the parameters are those before this step. Try a smaller "
-                "step size, or look at these rows"
-            ) from error
+            raise
 
     def _forget_gradients(self) -> None:
         for tensor in self.tensors.values():
@@ -485,7 +499,9 @@ class _Training:
         if self.held_out is None:
             return Estimate(torch.tensor(torch.nan), torch.tensor(torch.nan))
         try:
-            result = self.held_out.elbo()
+            with distributed.together():
+                bound = self.held_out.elbo()
+            result = distributed.gather(bound).mean
         except FloatingPointError as error:
             _, best_epoch, state = self.best
             if state is not None:
@@ -512,9 +528,10 @@ class _Training:
 
     def _find_tensors(self) -> dict[str, Tensor]:
         """Everything that training moves, by name: the leaves of the loss's graph."""
-        rows = torch.arange(min(2, self.num_data))  # two rows are enough to see the graph
-        batch = self._take(rows)
-        buffers = State.of(self.model, self.guide, ())  # running means of a BatchNorm
+        batch = self._redrawn(head(self.reader))
+        rows = torch.arange(len(batch[0]))
+        # Running means of a BatchNorm may move; a table of rows does not without a gradient.
+        buffers = State.of(self.model, self.guide, (), still=row_buffers(self.guide))
         with (
             minibatch(rows, self.num_data, plate=self.program.plate),
             forked_seed(self.plan.seed),
@@ -552,14 +569,25 @@ class _HeldOut:
     def __init__(self, model: ProgramLike, guide: ProgramLike, batch: Batch, seed: int) -> None:
         self.model, self.guide, self.batch, self.seed = model, guide, batch, seed
 
-    def elbo(self) -> Estimate:
-        """Mean ELBO in nats a datum; the same draws every epoch, so that epochs compare."""
+    def elbo(self) -> evidence.EvidenceLowerBound:
+        """The ELBO of every datum; the same draws every epoch, so that epochs compare."""
         guide = self.guide
         if isinstance(guide, Guide) and guide.map.per_row:
             # A rough fit: it is made anew every epoch, for a curve.
             guide = guide.fit_rows(self.batch, FitRows(tolerance=0.01), seed=self.seed)
-        bound = evidence.elbo(self.model, guide, self.batch, _VALIDATION_DRAWS, seed=self.seed)
-        return bound.mean
+        return evidence.elbo(self.model, guide, self.batch, _VALIDATION_DRAWS, seed=self.seed)
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Says where a number was not finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{error}, at {where}; the parameters are those before this step. Try a smaller step "
+            "size, or look at these rows"
+        ) from error
 
 
 def _some(rows: Tensor) -> str:

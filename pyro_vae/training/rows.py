@@ -55,14 +55,14 @@ def reader_of(data: Data | RowReader, device: torch.device) -> RowReader:
     return InMemory(as_batch(data, device))
 
 
-def check_rows(model: Any, guide: Any, reader: RowReader) -> float:
+def check_rows(model: Any, guide: Any, reader: RowReader) -> Tensor:
     """Checks all rows at the door, as :func:`pyro_vae.evidence.check_data` does.
 
     What is on disk is read once for it, piece by piece; whether a column is constant throughout
     is not looked at there.
 
     Returns:
-        The share of entries that are missing, in the tensors that have such.
+        Missing entries and all entries of every tensor, `(tensors, 2)`.
 
     Raises:
         ValueError: If rows are refused, or the guide has parameters of its own for each row of
@@ -70,13 +70,13 @@ def check_rows(model: Any, guide: Any, reader: RowReader) -> float:
     """
     if isinstance(reader, InMemory):
         check_data(model, reader.batch)
-        return _share([_missing(reader.batch)])
+        return _missing(reader.batch)
     if isinstance(guide, Guide) and guide.map.per_row:
         raise ValueError(
             "a guide with free parameters for every row knows its rows by all of their content, "
             "which has to be in memory: pass tensors, or take an amortized guide, pv.Encoder(...)"
         )
-    first, missing = 0, []
+    first, missing = 0, torch.zeros(1, 2, dtype=torch.int64)
     for batch in chunks(reader):
         try:
             with warnings.catch_warnings():
@@ -87,8 +87,8 @@ def check_rows(model: Any, guide: Any, reader: RowReader) -> float:
             last = first + len(batch[0]) - 1
             raise ValueError(f"in rows {first} to {last}, counted from {first}: {error}") from error
         first += len(batch[0])
-        missing.append(_missing(batch))
-    return _share(missing)
+        missing = missing + _missing(batch)
+    return missing
 
 
 def _missing(batch: Batch) -> Tensor:
@@ -97,8 +97,8 @@ def _missing(batch: Batch) -> Tensor:
     return torch.tensor(counts)
 
 
-def _share(counts: list[Tensor]) -> float:
-    total = torch.stack(counts).sum(dim=0)
+def share_missing(total: Tensor) -> float:
+    """The share of entries that are missing, in the tensors that have such."""
     missing, entries = total[total[:, 0] > 0].sum(dim=0).tolist()
     return float(missing / max(1, entries))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._types import Batch, ProgramLike
-from ..guides import given_globals, program_of
+from ..guides import Guide, given_globals, program_of
 from ..programs import capturing, modules_of
 
 
@@ -34,10 +34,29 @@ class State:
     loose: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, model: ProgramLike, guide: ProgramLike, tensors: Iterable[Tensor]) -> "State":
+    def of(
+        cls,
+        model: ProgramLike,
+        guide: ProgramLike,
+        tensors: Iterable[Tensor],
+        *,
+        still: Iterable[Tensor] = (),
+    ) -> "State":
+        """A copy of what two programs hold, and of further tensors.
+
+        What stands `still` until the state is put back, such as a table of many rows that nobody
+        moves in between, is held and not copied.
+        """
+        places = {tensor.data_ptr() for tensor in still}
         modules = [*modules_of(model), *modules_of(guide)]
         states = [
-            (module, {name: value.clone() for name, value in module.state_dict().items()})
+            (
+                module,
+                {
+                    name: value if value.data_ptr() in places else value.clone()
+                    for name, value in module.state_dict().items()
+                },
+            )
             for module in modules
         ]
         return cls(states, [(tensor, tensor.detach().clone()) for tensor in tensors])
@@ -49,6 +68,18 @@ class State:
             module.load_state_dict(state)
         for tensor, value in self.loose:
             tensor.copy_(value)
+
+
+def row_buffers(guide: ProgramLike) -> list[Tensor]:
+    """What belongs to rows: a table with its optimizer, of a guide with such a map."""
+    per_row = isinstance(guide, Guide) and guide.map.per_row
+    return list(guide.map.buffers()) if per_row else []  # type: ignore[attr-defined]
+
+
+def add_to_gradients(tensors: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
+    """Adds as `backward()` does: the first ones are taken as they are."""
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
 
 
 def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None:

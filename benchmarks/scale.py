@@ -1,0 +1,248 @@
+"""How many data fit? Ten million rows of local parameters, and a file of 20 GB, each on a budget.
+
+    rows    A small decoder is trained with `LocalParameters` for every one of N data (8 features,
+            2 latents), one pass in large batches. The data are in memory: a table knows its rows
+            by their content.
+    file    N images of 784 bytes are written to a file, which is mapped into memory. All of them
+            are read once and checked, as `pv.fit` does with what it is given. A full epoch would
+            take another half an hour, so a VAE is trained for one pass over every hundredth row,
+            from the first to the last (which `pv.fit` checks once more), and importance-weighted
+            log p(y) is found for some rows, a chunk at a time.
+
+What is measured is the largest anonymous memory of the process (RssAnon of Linux, every 20 ms):
+all that it allocated. Pages of the file that the system keeps while there is room are not in it.
+A run that takes more than the budget fails. Printed are times as well, and bytes a row.
+
+Run:  python benchmarks/scale.py      (--smoke for a quick look; --folder where 20 GB are free)
+"""
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import pyro_vae as pv
+from pyro_vae.data import OnDisk, RowReader, chunks
+from pyro_vae.evidence import check_data
+
+FEATURES, LATENTS = 8, 2
+PIXELS, BLOCK = 784, 2**17  # bytes of an image; images written at a time
+EVERY = 0.02  # seconds between looks at the memory
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much to compute, and what it may take, in MiB."""
+
+    rows: int
+    rows_batch: int
+    rows_budget: int
+    images: int
+    every: int
+    batch: int
+    evaluated: int
+    draws: int
+    file_budget: int
+
+
+FULL = Sizes(10_000_000, 16_384, 2048, 20 * 10**9 // PIXELS, 100, 512, 2_000, 1_000, 1024)
+SMOKE = Sizes(20_000, 1_024, 2048, 20_000, 20, 100, 20, 100, 1024)
+
+
+def anonymous() -> float:
+    """Memory that the process has allocated and holds now, in MiB."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if "RssAnon" in line) / 1024
+
+
+@dataclass
+class Peak:
+    """The largest anonymous memory while it is watched, in MiB."""
+
+    start: float = field(default_factory=anonymous)
+    most: float = 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator["Peak"]:
+        """Looks at it from a thread until the block is left."""
+        done = threading.Event()
+
+        def look() -> None:
+            while not done.wait(EVERY):
+                self.most = max(self.most, anonymous())
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        try:
+            yield self
+        finally:
+            done.set()
+            thread.join()
+
+    def report(self, budget: int) -> bool:
+        """Prints it, and says whether it is within the budget."""
+        fits = self.most <= budget
+        print(
+            f"  largest anonymous memory {self.most:,.0f} MiB ({self.start:,.0f} before), budget "
+            f"{budget:,} MiB: {'kept' if fits else 'EXCEEDED'}",
+            flush=True,
+        )
+        return fits
+
+
+@contextmanager
+def timed(what: str, count: int, unit: str) -> Iterator[None]:
+    """Prints how long a block took, and how long for each of so many."""
+    start = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - start
+    print(f"  {what}: {seconds:,.1f} s, {1e3 * seconds / count:.3g} ms a {unit}", flush=True)
+
+
+class Watch:
+    """Applied to every batch: leaves it as it is, and notes when it came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """The same batch."""
+        self.times.append(time.perf_counter())
+        return y
+
+    def report(self) -> None:
+        """Prints the median time from one step to the next; the first call is no step."""
+        steps = 1e3 * np.diff(self.times[1:])
+        low, middle, high = np.quantile(steps, [0.05, 0.5, 0.95])
+        print(
+            f"  {len(steps) + 1} steps: {middle:.2f} ms a step ({low:.2f} to {high:.2f}: the "
+            "middle 90 %)",
+            flush=True,
+        )
+
+
+def rows_in_memory(sizes: Sizes) -> bool:
+    """Trains with free parameters for every row; says whether the budget was kept."""
+    print(f"rows: LocalParameters({sizes.rows:,}), batches of {sizes.rows_batch:,}", flush=True)
+    peak, watch = Peak(), Watch()
+    with peak.watched():
+        y = torch.randn(sizes.rows, FEATURES).mul_(0.3)
+        y.addmm_(torch.randn(sizes.rows, LATENTS), torch.randn(LATENTS, FEATURES))
+        model = pv.models.VAE(
+            pv.nets.MLPDecoder(LATENTS, FEATURES, (32,)), pv.likelihoods.Gaussian(), LATENTS
+        )
+        guide = pv.Guide(model, pv.LocalParameters(sizes.rows))
+        held = sum(part.nbytes for part in guide.map.buffers()) + 8 * sizes.rows  # and digests
+        print(
+            f"  data {y.nbytes / MIB:,.0f} MiB, table with its optimizer {held / MIB:,.0f} MiB "
+            f"({held / sizes.rows:.0f} bytes a row)",
+            flush=True,
+        )
+        with timed("pv.fit in all", sizes.rows, "row"):
+            pv.fit(
+                model, guide, y, num_epochs=1, batch_size=sizes.rows_batch, per_batch=watch,
+                progress=False,
+            )  # fmt: skip
+        watch.report()
+    print(f"  peak over what is held for good: {peak.most * MIB / (held + y.nbytes):.2f} times")
+    return peak.report(sizes.rows_budget)
+
+
+def write(path: Path, num_images: int) -> None:
+    """Writes images, smooth ones of a few shapes, all moved on a little from block to block."""
+    line = torch.linspace(0, 6, 28)
+    phase = 6 * torch.rand(4, BLOCK, 1)
+    wave = [((1 + index / 3) * line + phase[index]).sin() for index in range(2)]
+    images = (wave[0].unsqueeze(-1) * wave[1].unsqueeze(-2)).reshape(BLOCK, PIXELS)
+    block = (127.5 * (1 + images)).to(torch.uint8).numpy()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, PIXELS)}
+    with path.open("wb") as file, tqdm(total=num_images, unit=" image", desc="write") as bar:
+        np.lib.format.write_array_header_1_0(file, header)
+        for index, first in enumerate(range(0, num_images, BLOCK)):
+            part = np.roll(block, index, axis=1)[: num_images - first]
+            part.tofile(file)
+            bar.update(len(part))
+
+
+class Every:
+    """One row of a reader in so many, from the first to the last."""
+
+    def __init__(self, reader: RowReader, step: int) -> None:
+        self.reader, self.step = reader, step
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.reader) // self.step
+
+    def read(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of these rows."""
+        return self.reader.read(self.step * rows)
+
+
+def rows_in_a_file(sizes: Sizes, path: Path) -> bool:
+    """Checks, trains and evaluates on a mapped file; says whether the budget was kept."""
+    reader = OnDisk(np.load(path, mmap_mode="r"), transform=lambda y: y / 255)
+    model = pv.models.VAE(
+        pv.nets.MLPDecoder(8, PIXELS, (128,)), pv.likelihoods.Gaussian(), latent_dim=8
+    )
+    guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(PIXELS, (128,))))
+    peak, watch = Peak(), Watch()
+    with peak.watched():
+        with timed("all rows read and checked", len(reader), "row"):
+            for batch in tqdm(chunks(reader), desc="check", unit=" chunk", leave=False):
+                check_data(model, batch)
+        part = Every(reader, sizes.every)
+        with timed(f"pv.fit on every {sizes.every}th row, {len(part):,}", len(part), "row"):
+            pv.fit(
+                model, guide, part, num_epochs=1, batch_size=sizes.batch, per_batch=watch,
+                progress=False,
+            )  # fmt: skip
+        watch.report()
+        with timed(f"log p(y), {sizes.draws} draws a row", sizes.evaluated, "row"):
+            rows = torch.arange(sizes.evaluated) * len(reader) // sizes.evaluated
+            method = pv.ImportanceSampling(sizes.draws)
+            found = [
+                pv.evaluate(model, guide, reader.read(some), method) for some in rows.split(500)
+            ]
+    mean = float(torch.cat([one.log_marginal.value for one in found]).mean())
+    print(f"  mean log p(y) {mean:,.1f} nats; {path.stat().st_size / MIB / peak.most:.1f} times as "
+          "large a file as the memory taken")  # fmt: skip
+    return peak.report(sizes.file_budget)
+
+
+def main() -> None:
+    """Reads the arguments, and runs both."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--smoke", action="store_true", help="few rows and a small file")
+    parser.add_argument("--folder", help="where the file is written, and deleted afterwards")
+    parser.add_argument("--only", choices=["rows", "file"], help="one of the two")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    sizes, kept = SMOKE if options.smoke else FULL, True
+    if options.only != "rows":  # first, since memory once had is not always given back
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            path = Path(folder) / "images.npy"
+            write(path, sizes.images)
+            print(f"file: {sizes.images:,} images, {path.stat().st_size / 1e9:.2f} GB", flush=True)
+            kept = rows_in_a_file(sizes, path)
+    if options.only != "file":
+        kept = rows_in_memory(sizes) and kept
+    sys.exit(0 if kept else "a run took more memory than its budget")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+r"""Several processes: each has its share of the rows, and what they find is put together.
+
+Under `torchrun` a script runs once in every process. It starts torch's process group, cuts its
+share from the data, and trains and evaluates as it would alone::
+
+    torch.distributed.init_process_group("gloo")
+    y = pv.distributed.share(y_all)                     # a memory map is cut without reading it
+    guide = pv.Guide(model, pv.LocalParameters(len(y)))  # rows live with their data
+    pv.fit(model, guide, y)
+    lml = pv.distributed.gather(pv.log_marginal_likelihood(model, guide, y))
+
+Gradients of what all data share are summed in every step, so :func:`pyro_vae.fit` gives the
+numbers of one process with `shards=` as many; what belongs to a row is never sent. An estimate for
+a datum depends on the seed and on the content of its row alone, so what is gathered is what one
+process finds for all rows, in their order. Rows that are equal are told apart by how many stand
+before them, in the data of one call: where equal rows lie in different shares, their draws are the
+same in both.
+
+Without a process group there is one process, whose share is everything.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ._types import Batch
+from .data import RowReader
+from .evidence import join
+
+__all__ = ["Share", "cuts", "gather", "rank", "share", "size"]
+
+_Result = TypeVar("_Result")
+
+
+def size() -> int:
+    """Number of processes: 1 where torch's process group was not started."""
+    return dist.get_world_size() if _is_started() else 1
+
+
+def rank() -> int:
+    """Number of this process, counted from 0."""
+    return dist.get_rank() if _is_started() else 0
+
+
+def cuts(num_data: int, shares: int) -> list[int]:
+    """Where shares of nearly equal size begin, and where the last one ends.
+
+    Arguments:
+        num_data: Rows of the data set.
+        shares: How many; the first ones have a row more where it cannot be cut evenly.
+
+    Raises:
+        ValueError: If a share would be empty.
+
+    Example:
+        >>> cuts(7, 3)
+        [0, 3, 5, 7]
+    """
+    if not 1 <= shares <= num_data:
+        raise ValueError(
+            f"{num_data} rows are cut into 1 to {num_data} shares, each with a row or more; got "
+            f"{shares}"
+        )
+    small, more = divmod(num_data, shares)
+    return [index * small + min(index, more) for index in range(shares + 1)]
+
+
+class Share:
+    """Consecutive rows of a reader, as a reader of their own; nothing else is read.
+
+    Arguments:
+        reader: The reader of all rows.
+        first: The first row.
+        stop: The row after the last one.
+    """
+
+    def __init__(self, reader: RowReader, first: int, stop: int) -> None:
+        self.reader, self.first, self.stop = reader, first, stop
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.stop - self.first
+
+    def read(self, rows: Int64[Tensor, " batch"]) -> Batch:
+        """The tensors of these rows, counted from the first one of the share."""
+        return self.reader.read(rows + self.first)
+
+
+def share(data: Any, index: int | None = None, shares: int | None = None) -> Any:
+    """The consecutive rows that one process has, cut as :func:`torch.tensor_split` would.
+
+    Arguments:
+        data: One array or tensor, a tuple of them, or a reader of rows. Arrays are sliced, so
+            that a memory map stays one and nothing is read.
+        index: Which share; that of this process unless told otherwise.
+        shares: Of how many; as many as there are processes unless told otherwise.
+
+    Returns:
+        The rows, as the same kind of data: views, or a :class:`Share` of a reader.
+
+    Raises:
+        ValueError: If a share would be empty.
+
+    Example:
+        >>> share(torch.arange(7), 1, 3)
+        tensor([3, 4])
+    """
+    index = rank() if index is None else index
+    shares = size() if shares is None else shares
+    bounds = cuts(len(data[0] if isinstance(data, tuple) else data), shares)
+    first, stop = bounds[index], bounds[index + 1]
+    if isinstance(data, RowReader):
+        return Share(data, first, stop)
+    if isinstance(data, tuple):
+        return tuple(_sliced(part, first, stop) for part in data)
+    return _sliced(data, first, stop)
+
+
+def _sliced(
+    part: Tensor | NDArray[np.generic], first: int, stop: int
+) -> Tensor | NDArray[np.generic]:
+    return part[first:stop]
+
+
+def gather(result: _Result) -> _Result:
+    """Puts the results of all processes together, along the data, in the order of the rows.
+
+    Every process calls it, and every one gets the whole.
+
+    Arguments:
+        result: What was found for the rows of this process: a tensor with the datum axis
+            leftmost, or a dataclass or tuple of such, as :class:`pyro_vae.evidence.LogMarginal`
+            and the result of :func:`pyro_vae.elbo` are. What is not a tensor, nor made of them, is
+            the same in all processes.
+
+    Returns:
+        The same for all rows, on the CPU if there are several processes. Means and totals over
+        data are then those of the whole set.
+
+    Example:
+        >>> gather(torch.arange(3))  # one process
+        tensor([0, 1, 2])
+    """
+    if size() == 1:
+        return result
+    sendable = join([result], lambda parts: parts[0].detach().cpu())
+    gathered: _Result = join(_everyones(sendable))
+    return gathered
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What fails in one process fails in all of them, so that none waits for one that is gone.
+
+    Raises:
+        FloatingPointError: If another process met numbers that are not finite.
+        RuntimeError: If it met another error; names the process, and what it said.
+    """
+    if size() == 1:
+        yield
+        return
+    failed: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    if float(total(torch.tensor([float(failed is not None)]))) == 0:
+        return
+    kind = isinstance(failed, FloatingPointError)
+    reports = _everyones(None if failed is None else (kind, f"{type(failed).__name__}: {failed}"))
+    if failed is not None:
+        raise failed
+    index, (is_number, text) = next((i, report) for i, report in enumerate(reports) if report)
+    raise (FloatingPointError if is_number else RuntimeError)(f"in process {index}: {text}")
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum over processes, in every one of them."""
+    if size() == 1:
+        return tensor
+    summed = tensor.detach().to(_wire())
+    summed = summed.clone() if summed.data_ptr() == tensor.data_ptr() else summed
+    dist.all_reduce(summed)
+    return summed.to(tensor.device)
+
+
+def sizes(num_rows: int) -> list[int]:
+    """How many rows every process has."""
+    return [int(rows) for rows in _everyones(num_rows)]
+
+
+@torch.no_grad()
+def add_gradients(tensors: Iterable[Tensor]) -> None:
+    """Sums the gradients of tensors over processes, all those of a dtype in one message.
+
+    A tensor that took part nowhere keeps none.
+    """
+    tensors = list(tensors)
+    if size() == 1 or not tensors:
+        return
+    taking_part = total(torch.tensor([float(tensor.grad is not None) for tensor in tensors]))
+    moved = [tensor for tensor, count in zip(tensors, taking_part.tolist(), strict=True) if count]
+    for dtype in sorted({tensor.dtype for tensor in moved}, key=str):
+        group = [tensor for tensor in moved if tensor.dtype == dtype]
+        parts = [torch.zeros_like(t) if t.grad is None else t.grad for t in group]
+        summed = total(torch.cat([part.to(_wire()).flatten() for part in parts]))
+        pieces = summed.split([part.numel() for part in parts])
+        for tensor, piece in zip(group, pieces, strict=True):
+            tensor.grad = piece.reshape(tensor.shape).to(tensor.device)
+
+
+@torch.no_grad()
+def start_equal(tensors: Iterable[Tensor]) -> None:
+    """Gives all processes the values that the first one has."""
+    for tensor in tensors:
+        if size() > 1 and tensor.numel() > 0:
+            value = tensor.detach().to(_wire()).contiguous()
+            dist.broadcast(value, src=0)
+            tensor.copy_(value)
+
+
+def require_same(what: str, value: Any) -> None:
+    """Refuses what differs between processes, in all of them.
+
+    Raises:
+        ValueError: If it does; names the processes, and what they have.
+    """
+    values = _everyones(value)
+    for index, other in enumerate(values):
+        if other != values[0]:
+            raise ValueError(
+                f"{what} should be the same in all processes; process 0 has {values[0]}, process "
+                f"{index} has {other}"
+            )
+
+
+def _is_started() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _wire() -> torch.device:
+    """Where tensors have to be to be sent."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def _everyones(value: Any) -> list[Any]:
+    """The values of all processes, in their order."""
+    values: list[Any] = [None] * size()
+    if size() == 1:
+        return [value]
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,213 @@
+r"""Shards: consecutive shares of the rows, from each of which a step takes its part of the batch.
+
+The data set is cut into :math:`S` shards of nearly equal size. Each has a stream of random numbers
+of its own, for the order of its rows and the noise of its part of a step, which is seeded by the
+run's seed and the shard's number. A step of about :math:`B` rows has a part
+:math:`\mathcal{B}_s` from every shard, and minimizes the sum of their losses,
+
+.. math:: \mathcal{L} = \frac{1}{B} \sum_{s=1}^{S} \sum_{n \in \mathcal{B}_s} \mathcal{L}_n
+
+(what all data share, such as the KL term of a global latent site, is in the loss of every shard
+with the weight :math:`|\mathcal{B}_s| / B`). So it does not matter where a shard is worked on: one
+process takes them in turn, several processes one each, and all arrive at the same numbers but for
+the order in which gradients are added.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, nn
+
+from .. import distributed
+from .._types import ProgramLike
+from ..programs import forked_seed, modules_of
+from .tensors import row_buffers
+
+
+class Stream:
+    """A stream of random numbers that stands still while it is not used."""
+
+    def __init__(self, seed: int) -> None:
+        with forked_seed(seed):
+            self.state = _state()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Draws come from this stream, and the one from before does not move."""
+        before = _state()
+        _set_state(self.state)
+        try:
+            yield
+        finally:
+            self.state = _state()
+            _set_state(before)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some consecutive rows of what a process has.
+
+    Arguments:
+        first: Position of the first row.
+        size: Number of rows.
+        stream: Its random numbers; with `None` they are those of the run.
+    """
+
+    first: int
+    size: int
+    stream: Stream | None = None
+
+    def used(self) -> Any:
+        """Draws come from this shard's stream."""
+        return nullcontext() if self.stream is None else self.stream.used()
+
+    def epoch(self, ends: Tensor, num_data: int) -> list[Tensor]:
+        """The rows in a new order, cut as steps that end after so many of all data are.
+
+        Arguments:
+            ends: Rows of the data set before a step, and after the last one.
+            num_data: Rows of the data set.
+        """
+        with self.used():
+            order = torch.randperm(self.size) + self.first
+        cuts = (ends * self.size).div(num_data, rounding_mode="floor").tolist()
+        return [order[start:stop] for start, stop in pairwise(cuts)]
+
+
+class Part(NamedTuple):
+    """What one shard gives to a step: rows, at least one, by their positions in the process."""
+
+    shard: Shard
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards that this process works on.
+
+    Arguments:
+        own: Those.
+        count: How many there are in all processes.
+        num_data: Rows in all processes.
+    """
+
+    own: tuple[Shard, ...]
+    count: int
+    num_data: int
+
+    @classmethod
+    def of(cls, num_rows: int, asked: int | None, seed: int) -> "Shards":
+        """As many as asked for; unless told otherwise one a process.
+
+        Raises:
+            ValueError: If there are several processes, and not as many as shards, or fewer rows
+                than shards.
+        """
+        processes = distributed.size()
+        count = processes if asked is None else asked
+        if count < 1 or (processes > 1 and count != processes):
+            many = "" if processes == 1 else f", one for each of the {processes} processes"
+            raise ValueError(f"shards is a number of at least 1{many}; got {count}")
+        if processes > 1:
+            stream = Stream(shard_seed(seed, distributed.rank()))
+            sizes = distributed.sizes(num_rows)
+            return cls((Shard(0, num_rows, stream),), count, sum(sizes))
+        if count == 1:
+            return cls((Shard(0, num_rows),), 1, num_rows)
+        cuts = enumerate(pairwise(distributed.cuts(num_rows, count)))
+        own = (Shard(a, b - a, Stream(shard_seed(seed, index))) for index, (a, b) in cuts)
+        return cls(tuple(own), count, num_rows)
+
+    def epoch(self, batch_size: int) -> list[list[Part]]:
+        """The parts of each step of an epoch, in which every row comes once.
+
+        A step ends after a multiple of the batch size, the last one with the data; a shard's part
+        of it is proportional to the shard.
+
+        Raises:
+            ValueError: If there are fewer rows in a batch than shards.
+        """
+        if batch_size < self.count:
+            raise ValueError(
+                f"{self.count} shards need batches of at least {self.count} rows, got {batch_size}"
+            )
+        ends = torch.arange(0, self.num_data, batch_size)
+        ends = torch.cat([ends, torch.tensor([self.num_data])])
+        columns = [shard.epoch(ends, self.num_data) for shard in self.own]
+        return [
+            [Part(*pair) for pair in zip(self.own, rows, strict=True) if len(pair[1]) > 0]
+            for rows in zip(*columns, strict=True)
+        ]
+
+    def add_up(self, elbo: float, tensors: Iterable[Tensor]) -> float:
+        """Sums the gradients, and the ELBO of a step, over processes."""
+        distributed.add_gradients(tensors)
+        return float(distributed.total(torch.tensor(elbo, dtype=torch.float64)))
+
+
+def shard_seed(seed: int, index: int) -> int:
+    """The seed of a shard's stream, below 2^32, which is all that NumPy takes."""
+    mixed = np.random.SeedSequence([seed % 2**64, index]).generate_state(1)
+    return int(mixed[0])
+
+
+def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tensor]) -> None:
+    """Gives what all data share the values that it has in the first process.
+
+    Raises:
+        ValueError: If the processes do not have the same tensors, with the same shapes.
+    """
+    if distributed.size() == 1:
+        return
+    shared = tensors | _shared(model, guide)
+    shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in shared.items()]
+    distributed.require_same("what is trained", shapes)
+    distributed.start_equal(shared.values())
+
+
+def _shared(model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
+    """Parameters and buffers that do not belong to rows, by name."""
+    own = set(row_buffers(guide))
+    return {
+        f"{role}[{index}].{name}": value
+        for role, program in (("model", model), ("guide", guide))
+        for index, module in enumerate(modules_of(program))
+        for name, value in [*module.named_parameters(), *module.named_buffers()]
+        if value not in own
+    }
+
+
+def refuse_running_averages(count: int, model: ProgramLike, guide: ProgramLike) -> None:
+    """Refuses layers that keep averages of the batches they saw, where there are several shards.
+
+    Raises:
+        ValueError: If there is one; names it.
+    """
+    for program in (model, guide) if count > 1 else ():
+        for module in modules_of(program):
+            for name, part in module.named_modules():
+                if isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats:
+                    raise ValueError(
+                        f"{type(part).__name__} '{name}' keeps averages of the batches it saw, "
+                        "which differ from shard to shard: use nn.LayerNorm or nn.GroupNorm in "
+                        "its place, or shards=1"
+                    )
+
+
+def _state() -> Any:
+    """Where the random streams stand: those of Python, NumPy and torch, and of accelerators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return pyro.util.get_rng_state(), cuda
+
+
+def _set_state(state: Any) -> None:
+    on_cpu, cuda = state
+    pyro.util.set_rng_state(on_cpu)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,125 @@
+"""Training and evidence in shards, as a script for torchrun and as functions for one process.
+
+`python -m torch.distributed.run --nproc-per-node 2 ... -m tests.shards FOLDER` writes what every
+process found to `FOLDER/RANK.pt`.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+import pyro_vae as pv
+
+NUM_DATA = 23  # two shards of 12 and 11
+FEATURES = 3
+
+MAPS: dict[str, Callable[[int], pv.InferenceMap]] = {
+    "encoder": lambda rows: pv.Encoder(nn.Linear(FEATURES, 4)),
+    "rows": lambda rows: pv.LocalParameters(rows),
+    "global": lambda rows: pv.GlobalParameters(),
+}
+
+Numbers = dict[str, Tensor]
+
+
+def numbers(kind: str, shards: int | None = None) -> Numbers:
+    """All that training and evaluation give, for all rows, in whichever process this is."""
+    generator = torch.Generator().manual_seed(5)
+    y, held_out = torch.randn(NUM_DATA + 7, FEATURES, generator=generator).split([NUM_DATA, 7])
+    torch.manual_seed(pv.distributed.rank())  # processes start apart, and take what 0 has
+    y, held_out = pv.distributed.share(y), pv.distributed.share(held_out)
+    model = pv.models.VAE(nn.Linear(2, FEATURES), pv.likelihoods.Gaussian(), latent_dim=2)
+    guide = pv.Guide(model, MAPS[kind](len(y)))
+    result = pv.fit(
+        model, guide, y, num_epochs=3, batch_size=8, validation=held_out, patience=2, seed=3,
+        per_batch=lambda y: y + 0.1 * torch.randn_like(y), progress=False, shards=shards,
+    )  # fmt: skip
+    found: Numbers = {name: value.detach() for name, value in model.named_parameters()}
+    found |= {f"guide.{name}": value.detach() for name, value in guide.named_parameters()}
+    if kind == "rows":
+        found |= pv.distributed.gather(dict(guide.map.named_buffers()))
+    columns = vars(result.history)
+    found |= {name: torch.as_tensor(columns[name]) for name in columns if name != "seconds"}
+    found["best epoch"] = torch.tensor(result.best_epoch)
+    return found | evidence(model, guide, y)
+
+
+def evidence(model: Any, guide: pv.Guide, y: Tensor) -> Numbers:
+    """Evidence and bound of every row, gathered."""
+    bound, lml = pv.distributed.gather(pv.evaluate(model, guide, y, pv.ImportanceSampling(40)))
+    fields = {name: getattr(lml, name) for name in ("value", "error", "ess", "pareto_k")}
+    return fields | {"elbo": bound.elbo.value, "mean elbo": bound.mean.value}
+
+
+@contextlib.contextmanager
+def unreduced() -> Iterator[None]:
+    """A wrong twin: every process goes its own way."""
+    with mock.patch("pyro_vae.distributed.add_gradients"):
+        yield
+
+
+@contextlib.contextmanager
+def same_noise() -> Iterator[None]:
+    """A wrong twin: all shards draw the same numbers."""
+    with mock.patch("pyro_vae.training.sharding.shard_seed", lambda seed, index: seed):
+        yield
+
+
+def said(call: Callable[[], object]) -> str:
+    """The error that a call ends with."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def failing(**changes: Any) -> str:
+    """What is said where the second process alone is given something bad."""
+    y = torch.arange(24.0).reshape(8, FEATURES).sin()
+    options: dict[str, Any] = {"num_epochs": 2, "batch_size": 4, "progress": False}
+    model = pv.models.VAE(nn.Linear(2, FEATURES), pv.likelihoods.Gaussian(), latent_dim=2)
+    guide = pv.Guide(model, pv.Encoder(nn.Linear(FEATURES, 4)))
+    if pv.distributed.rank() == 1:
+        options |= {name: value for name, value in changes.items() if name != "y"}
+        y = changes.get("y", y)
+    return said(lambda: pv.fit(model, guide, y, **options))
+
+
+def spoil(y: Tensor) -> Tensor:
+    """A batch with an entry that is no number."""
+    return y.index_fill(0, torch.tensor([0]), torch.inf)
+
+
+def unreadable(y: Tensor) -> Tensor:
+    """Fails as nothing does that has to do with numbers."""
+    raise OSError("the disk is gone")
+
+
+def main(folder: Path) -> None:
+    """Runs everything in one of several processes."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    found: dict[str, Any] = {kind: numbers(kind) for kind in MAPS}
+    with unreduced():
+        found["unreduced"] = numbers("encoder")
+    found["errors"] = {
+        "step": failing(per_batch=spoil),
+        "reader": failing(per_batch=unreadable),
+        "door": failing(y=torch.full((8, FEATURES), torch.inf)),
+        "told": failing(batch_size=3),
+        "shards": said(lambda: numbers("encoder", shards=3)),
+    }
+    torch.save(found, folder / f"{pv.distributed.rank()}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
