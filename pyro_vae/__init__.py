@@ -52,6 +52,7 @@ from .inference_data import marginal_log_likelihood as marginal_log_likelihood
 from .inference_data import to_inference_data as to_inference_data
 from .objectives import IWAE as IWAE
 from .objectives import STL as STL
+from .objectives import AnalyticELBO as AnalyticELBO
 from .objectives import BetaELBO as BetaELBO
 from .objectives import Cyclic as Cyclic
 from .objectives import DReG as DReG

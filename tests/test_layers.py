@@ -33,7 +33,9 @@ LAYERS = (
 DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
 
 # Seconds to import, or optional: these are imported inside the functions that use them.
-HEAVY = {"arviz", "h5netcdf", "h5py", "matplotlib", "pandas", "polars", "pyarrow", "sklearn"}
+HEAVY = {
+    *("arviz", "h5netcdf", "h5py", "matplotlib", "pandas", "polars", "pyarrow", "scipy", "sklearn"),
+}
 LAZY = ROOT / "pyro_vae" / "sklearn.py"  # imported by nobody until `pv.sklearn` is asked for
 
 

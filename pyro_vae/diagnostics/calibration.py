@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int
 from numpy.typing import NDArray
-from scipy.special import bdtr, bdtrc, gammaln
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -471,6 +470,8 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
 
 def _tails(num_data: int, num_samples: int) -> NDArray[np.float64]:
     """Two-sided tail of each count at each rank but the last, `(num_samples, num_data + 1)`."""
+    from scipy.special import bdtr, bdtrc  # a third of a second to import
+
     counts = np.arange(num_data + 1.0)
     shares = np.arange(1, num_samples + 1)[:, None] / (num_samples + 1)
     at_most, at_least = bdtr(counts, num_data, shares), bdtrc(counts - 1, num_data, shares)
@@ -480,6 +481,8 @@ def _tails(num_data: int, num_samples: int) -> NDArray[np.float64]:
 
 def _poisson(counts: NDArray[Any], rate: float) -> NDArray[np.float64]:
     """Probabilities of counts."""
+    from scipy.special import gammaln
+
     return np.exp(counts * np.log(rate) - rate - gammaln(counts + 1.0))
 
 

@@ -26,7 +26,6 @@ import pyro
 import torch
 from jaxtyping import Float, Float64
 from pyro import poutine
-from scipy.special import stdtrit
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -323,6 +322,8 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
     chain is half of that. For 16 chains with normal log weights of variance 0.05, 0.3, 1 and 2
     the intervals of 1.96 errors cover 96, 95, 93 and 91%.
     """
+    from scipy.special import stdtrit  # a third of a second to import
+
     chains = len(log_weights)
     widened = float(stdtrit(chains - 1, 0.975)) / 1.959963984540054  # the normal's quantile
     error = torch.maximum(_jackknife(log_weights), _log_normal_error(log_weights))

@@ -1,5 +1,6 @@
 """Objectives: bounds per datum that plug into `pv.fit` and into `pyro.infer.SVI`."""
 
+from .analytic import AnalyticELBO as AnalyticELBO
 from .base import Objective as Objective
 from .base import Progress as Progress
 from .bounds import IWAE as IWAE
@@ -15,6 +16,7 @@ from .schedules import Schedule as Schedule
 __all__ = [
     "IWAE",
     "STL",
+    "AnalyticELBO",
     "BetaELBO",
     "CompiledELBO",
     "Cyclic",
