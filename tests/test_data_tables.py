@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae import data, likelihoods, recipes
 from pyro_vae.cli import main
-from pyro_vae.data import Columns, Count, read_frame, read_table
+from pyro_vae.data import Columns, Count, from_anndata, read_frame, read_table
 from pyro_vae.nets.columns import ColumnInputs
 from tests.statistics import assert_mean
 
@@ -143,6 +144,23 @@ def test_h5ad_as_its_library_writes_it(tmp_path: Path) -> None:
         values, names = read_table(tmp_path / "cells.h5ad")
         assert names == ("A", "B", "C")
         np.testing.assert_array_equal(values, COUNTS)
+
+
+def test_cells_in_memory() -> None:
+    """X or a layer, sparse or not, with the names of the variables."""
+    counts = np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
+    cells = SimpleNamespace(
+        X=scipy.sparse.csr_matrix(counts), layers={"raw": 2 * counts}, var_names=["a", "b", "c"]
+    )
+    values, names = from_anndata(cells)
+    np.testing.assert_array_equal(values, counts)
+    assert names == ("a", "b", "c")
+    np.testing.assert_array_equal(from_anndata(cells, layer="raw").values, 2 * counts)
+    with pytest.raises(ValueError, match=r"no layer 'scaled', only \['raw'\]"):
+        from_anndata(cells, layer="scaled")
+    cells.X = None
+    with pytest.raises(ValueError, match="X is empty"):
+        from_anndata(cells)
 
 
 def test_damaged_h5ad(tmp_path: Path) -> None:

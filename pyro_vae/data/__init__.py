@@ -13,6 +13,7 @@ from .checks import row_seeds as row_seeds
 from .checks import warn_constant_columns as warn_constant_columns
 from .files import Split as Split
 from .files import Table as Table
+from .files import from_anndata as from_anndata
 from .files import read_frame as read_frame
 from .files import read_idx as read_idx
 from .files import read_table as read_table
@@ -59,6 +60,7 @@ __all__ = [
     "constant_columns",
     "digits",
     "fashion_mnist",
+    "from_anndata",
     "load",
     "read_frame",
     "read_idx",

@@ -91,6 +91,38 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
     return table
 
 
+def from_anndata(cells: Any, *, layer: str | None = None) -> Table:
+    """The matrix of an AnnData object in memory, dense, and the names of its variables.
+
+    Arguments:
+        cells: An `anndata.AnnData`, one row a cell.
+        layer: Which of its layers; the matrix X by default.
+
+    Returns:
+        The values in their own dtype, and the names.
+
+    Raises:
+        ValueError: If there is no such layer, or no matrix X.
+
+    References:
+        | anndata: Annotated data (Virshup et al., 2021)
+        | https://doi.org/10.1101/2021.12.16.473007
+
+    Example:
+        >>> from types import SimpleNamespace  # stands in for an AnnData object
+        >>> cells = SimpleNamespace(X=np.eye(2), layers={}, var_names=["CD3", "CD19"])
+        >>> from_anndata(cells).feature_names
+        ('CD3', 'CD19')
+    """
+    if layer is not None and layer not in cells.layers:
+        raise ValueError(f"there is no layer '{layer}', only {list(cells.layers)}, beside X")
+    matrix = cells.X if layer is None else cells.layers[layer]
+    if matrix is None:
+        raise ValueError(f"the matrix X is empty: name one of the layers {list(cells.layers)}")
+    dense = matrix.toarray() if hasattr(matrix, "toarray") else np.asarray(matrix)
+    return Table(dense, tuple(map(str, cells.var_names)))
+
+
 def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
     """Reads the array in an idx file, compressed by gzip or not.
 

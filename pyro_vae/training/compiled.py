@@ -13,7 +13,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class CompiledSteps:
         asked: bool | None,
     ) -> None:
         self.loss, self.tensors, self.optimizer, self.asked = loss, tensors, optimizer, asked
-        self.adam = _plain_adam(optimizer)
+        self.adam = _plain_adam(optimizer, tensors)
         self.reason = "" if asked is not False else "compile=False"
         self.compiled: dict[Any, _Step | None] = {}
         self.eager_steps, self.eager_seconds = 0, 0.0
@@ -106,7 +107,7 @@ class CompiledSteps:
     def descend(self, gradients: list[Tensor]) -> None:
         """The optimizer's part of a step."""
         if self.adam is not None:
-            self.adam.step(dict(zip(self.tensors, gradients, strict=True)))
+            self.adam.step(gradients)
             return
         for tensor, gradient in zip(self.tensors, gradients, strict=True):
             tensor.grad = gradient
@@ -207,46 +208,69 @@ class _Step:
             )
 
 
+class _Group(NamedTuple):
+    """Tensors that an optimizer moves alike, with their state, which stays where it is."""
+
+    options: dict[str, Any]
+    places: list[int]  # among all tensors
+    tensors: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+
+
 class _Adam:
     """The update of torch's Adam, on its own state, by torch's own fused operation.
 
     `optimizer.step()` spends more time on looking at its state than a small model's step takes.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
+    def __init__(self, optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> None:
+        self.optimizer, self.tensors = optimizer, tensors
+
+    @cached_property
+    def groups(self) -> list[_Group]:
+        """What there is to move, once a first step has made the state."""
+        places = {id(tensor): place for place, tensor in enumerate(self.tensors)}
+        groups = []
+        for group in self.optimizer.param_groups:
+            states = [self.optimizer.state[tensor] for tensor in group["params"]]
+            named = (
+                [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")
+            )
+            own = [places[id(tensor)] for tensor in group["params"]]
+            groups.append(_Group(group, own, group["params"], *named))
+        return groups
 
     @torch.no_grad()
-    def step(self, gradients: dict[Tensor, Tensor]) -> None:
+    def step(self, gradients: list[Tensor]) -> None:
         """Moves the tensors.
 
         References:
             | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)
             | https://arxiv.org/abs/1412.6980
         """
-        for group in self.optimizer.param_groups:
-            tensors = group["params"]
-            states = [self.optimizer.state[tensor] for tensor in tensors]
-            steps = [state["step"] for state in states]
-            torch._foreach_add_(steps, 1)
+        for group in self.groups:
+            options = group.options
+            torch._foreach_add_(group.steps, 1)
             torch._fused_adam_(
-                tensors,
-                [gradients[tensor] for tensor in tensors],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
+                group.tensors,
+                [gradients[place] for place in group.places],
+                group.means,
+                group.squares,
                 [],
-                steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
+                group.steps,
+                lr=options["lr"],
+                beta1=options["betas"][0],
+                beta2=options["betas"][1],
+                weight_decay=options["weight_decay"],
+                eps=options["eps"],
                 amsgrad=False,
-                maximize=group["maximize"],
+                maximize=options["maximize"],
             )
 
 
-def _plain_adam(optimizer: torch.optim.Optimizer) -> _Adam | None:
+def _plain_adam(optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> _Adam | None:
     """Torch's Adam, if it is that and has no option that the fused operation lacks."""
     plain = type(optimizer) is torch.optim.Adam and all(
         not group["amsgrad"]
@@ -254,4 +278,4 @@ def _plain_adam(optimizer: torch.optim.Optimizer) -> _Adam | None:
         and not isinstance(group["lr"], Tensor)
         for group in optimizer.param_groups
     )
-    return _Adam(optimizer) if plain else None
+    return _Adam(optimizer, tensors) if plain else None
