@@ -45,7 +45,11 @@ def test_pareto_k_is_below_the_guides(seed: int) -> None:
     torch.testing.assert_close(ours.ess.mean() / 2000, torch.tensor(0.968), rtol=0.01, atol=0)
 
 
-@pytest.mark.parametrize("sampled", [False, True], ids=["fitted", "tightest"])
+@pytest.mark.parametrize(
+    "sampled",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["fitted", "tightest"],
+)
 def test_p_is_unbiased(sampled: bool, seed: int) -> None:  # noqa: FBT001
     """The mean of the estimates of p is p; the ELBO's exponential is not, and errors cover."""
     y = WEAK.sample(300)

@@ -59,7 +59,7 @@ def draw_rows(
     Where they are made of standard normals these are drawn row by row, and pushed all together.
     """
     some = posterior.rows(slice(first, first + len(seeds)))
-    size = some.noise_size() if isinstance(some, FamilyPosterior) else None
+    size = despite_nan(some.noise_size) if isinstance(some, FamilyPosterior) else None
     if isinstance(some, FamilyPosterior) and size is not None:
         noise = _noise(seeds, num_samples, size, some.parameters)
         return despite_nan(partial(some.pushed, noise))
