@@ -263,6 +263,7 @@ def test_differences_are_by_datum() -> None:
     assert (difference.log_p.value.abs() <= 5 * difference.log_p.error).all()
 
 
+@pytest.mark.slow
 def test_verdict_names_what_was_found(facts: FactorAnalysis) -> None:
     """A guide that ignores the data is exposed, one per datum loses nothing, and the best leads."""
     y, test = facts.sample(100), facts.sample(60)

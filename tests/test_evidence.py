@@ -130,6 +130,7 @@ def test_elbo_of_the_prior(seed: int) -> None:
     assert bound.rate.value.abs().max() < 1e-12
 
 
+@pytest.mark.slow
 def test_rate_and_distortion(seed: int) -> None:
     """KL(N(m, v) || N(0, 1)), and minus the expected log likelihood, in closed form."""
     bound = mean_field_evaluation(1_500, 50, seed).bound

@@ -556,6 +556,7 @@ def test_a_normal_holds_one_mode_of_several(latents: int, seed: int) -> None:
     assert bool(gap.reliable.all())
 
 
+@pytest.mark.slow
 def test_modes_beyond_a_grid_are_seen(seed: int) -> None:
     """With three latents, Tightest is right, or says that there are several modes.
 

@@ -139,6 +139,7 @@ def test_every_guide() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_comparison() -> None:
     """Guides side by side."""
     net = pv.nets.MLPEncoder

@@ -99,6 +99,7 @@ def conditional(
     return LogMarginal(value, zero, zero, zero, torch.ones_like(value, dtype=torch.int64))
 
 
+@pytest.mark.slow
 def test_leave_one_out_is_exact() -> None:
     """From draws of the shared mean; that of log p(y | z) in its place is far off."""
     y = 1 + torch.randn(8) * WIDTH

@@ -156,6 +156,7 @@ def test_large_beta_collapses() -> None:
     assert "z says nothing about the data from beta 10000 on" in result.verdict
 
 
+@pytest.mark.slow
 def test_bounds_of_bits() -> None:
     """With probabilities H - D <= I <= R, and tight at a small beta; H is that of the rows.
 

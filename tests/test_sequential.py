@@ -212,6 +212,7 @@ def test_every_guide() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_comparison() -> None:
     """Guides side by side."""
     y = torch.randn(6, 2, FEATURES)

@@ -500,7 +500,9 @@ def test_reliability_refuses() -> None:
         weight_reliability(torch.zeros(3), torch.zeros(3), 1)
 
 
-@pytest.mark.parametrize("size", [1, 2, 10])
+@pytest.mark.parametrize(
+    "size", [2, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 10))]
+)
 def test_curve_of_exponential_weights(size: int) -> None:
     """Groups of K weights from Exp(1): digamma(K) - log K on average, and errors that hold."""
     draws = torch.empty(50, 5_000, dtype=torch.float64).exponential_().log()

@@ -66,6 +66,7 @@ def test_one_q_for_all_reaches_the_optimum() -> None:
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_a_table_reaches_the_optimum() -> None:
     """Every row its own, by its own Adam."""
     y = FACTS.sample(100)

@@ -137,6 +137,7 @@ def test_curves_of_their_own_range() -> None:
     assert not curve.is_discrete
 
 
+@pytest.mark.slow
 def test_curves_are_unbiased_under_repetition() -> None:
     """Errors are the spread over seeds, to within a third."""
     y = FACTORS.sample(1)

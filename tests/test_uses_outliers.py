@@ -39,6 +39,7 @@ def test_data_of_the_model(tail: Tail, seed: int) -> None:
     assert uniformity((result.log_p.value - peak).exp()) < FALSE_ALARM
 
 
+@pytest.mark.slow
 def test_simulated_reference(seed: int) -> None:
     """Data of the model held against data that it simulates; those of another model are caught."""
     y = FACTORS.sample(80)
