@@ -96,11 +96,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md", help="the page")
     arguments = parser.parse_args()
     options = ["--smoke"] if arguments.smoke else []
-    parts = [
-        section(script, *printed(script, options)) for script in scripts(scale=arguments.scale)
-    ]
-    if arguments.smoke:
-        return
+    parts: list[str] = []
+    for script in scripts(scale=arguments.scale):
+        parts.append(section(script, *printed(script, options)))
+        if not arguments.smoke:  # after each of them, so that a stop loses no more than one
+            arguments.out.write_text(page(parts))
+    if not arguments.smoke:
+        print(f"==> written to {arguments.out}")
+
+
+def page(parts: list[str]) -> str:
+    """The whole page."""
     head = [
         "# What was measured",
         "",
@@ -110,8 +116,7 @@ def main() -> None:
         f"- {time.strftime('%Y-%m-%d')}",
         *machine(),
     ]
-    arguments.out.write_text("\n".join(head) + "\n\n" + "\n".join(parts))
-    print(f"==> written to {arguments.out}")
+    return "\n".join(head) + "\n\n" + "\n".join(parts)
 
 
 if __name__ == "__main__":
