@@ -150,7 +150,7 @@ def _drawn(
 
 
 def _images(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> NDArray[Any]:
-    """One axes a row: an axes for every image takes a hundred times as long to draw."""
+    """One axes a row: to set up and lay out one for every image takes longer than to draw it."""
     axes: NDArray[Any] = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     low, high = finite_span(row.cells for row in rows)
     group = ""
