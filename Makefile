@@ -56,7 +56,7 @@ test-slow: $(STAMP) ## The tests that train models
 
 .PHONY: bench
 bench: $(STAMP) ## Time what is said to be fast, as ratios in one run; writes benchmarks/RESULTS.md
-	@$(BIN)/pip install -qq --disable-pip-version-check -e ".[bench]" || echo "NumPyro is left out"
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[bench]" || echo "NumPyro is left out"
 	@$(BIN)/python benchmarks/run.py
 
 .PHONY: lint

@@ -80,6 +80,7 @@ class ModelChoice:
         return dataset, Architecture(self.latents, tuple(self.hidden), self.seed, likelihood)
 
     def likelihood_of(self, dataset: Dataset) -> likelihoods.Likelihood:
+        """What was asked for, or what suits the data."""
         if dataset.columns is not None and self.likelihood != "auto":
             raise ValueError(
                 f"--likelihood {self.likelihood} is for tables of numbers, but the columns are "

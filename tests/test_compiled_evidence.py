@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.evidence import compiled
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*cannot be trusted")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be trusted")
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,7 @@ def both(model: object, guide: object, y: Tensor, num_samples: int = 60) -> tupl
     return values[0], values[1]
 
 
+@pytest.mark.slow
 def test_the_same_numbers() -> None:
     """Same draws, same densities, but for rounding; for full pieces and for what is left over."""
     model, guide, y = images()
@@ -53,6 +54,7 @@ def test_the_same_numbers() -> None:
     assert compiled._GRAPHS[model]
 
 
+@pytest.mark.slow
 def test_graphs_are_kept_and_follow_the_weights() -> None:
     """A second evaluation compiles nothing, and sees weights that have moved."""
     model, guide, y = images()
@@ -66,6 +68,7 @@ def test_graphs_are_kept_and_follow_the_weights() -> None:
     assert list(compiled._GRAPHS[model].values()) == [graph]
 
 
+@pytest.mark.slow
 def test_a_change_that_no_tensor_shows_is_caught() -> None:
     """A fixed sigma is a number in the graph: the graph is dropped, the answer right."""
     model = pv.models.VAE(nn.Linear(2, 4), pv.likelihoods.Gaussian(0.5), latent_dim=2)
@@ -79,6 +82,7 @@ def test_a_change_that_no_tensor_shows_is_caught() -> None:
     assert not compiled._GRAPHS[model]
 
 
+@pytest.mark.slow
 def test_missing_entries() -> None:
     """Data with and without holes have graphs of their own."""
     model = pv.models.VAE(nn.Linear(2, 4), pv.likelihoods.Gaussian(0.5), latent_dim=2)
@@ -92,6 +96,7 @@ def test_missing_entries() -> None:
     assert len(compiled._GRAPHS[model]) == 2
 
 
+@pytest.mark.slow
 def test_latents_that_all_data_share() -> None:
     """Their values are arguments of the graph, not parts of it."""
 
@@ -131,6 +136,7 @@ def test_what_cannot_be_compiled() -> None:
     assert torch.equal(found, written)
 
 
+@pytest.mark.slow
 def test_data_are_validated_still() -> None:
     """What a program refuses it refuses compiled, too."""
     y = torch.zeros(4, 2)

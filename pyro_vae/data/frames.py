@@ -74,12 +74,15 @@ class PandasFrame(Container):
     """A `pandas.DataFrame`."""
 
     def owns(self, frame: Any) -> bool:
+        """Whether it is one of these."""
         return _is_from("pandas", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
+        """Names of the columns, in their order."""
         return [str(name) for name in frame.columns]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        """One of the columns, by its place."""
         series = frame.iloc[:, place]
         dtype = str(series.dtype)
         if dtype == "category":
@@ -94,6 +97,7 @@ class PandasFrame(Container):
         return from_objects(series.to_numpy(dtype=object), name, dtype)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        """A table of such columns."""
         pandas = optional("pandas", needed_for="a DataFrame")
         return pandas.DataFrame({name: self._series(raw) for name, raw in columns.items()})
 
@@ -115,12 +119,15 @@ class PolarsFrame(Container):
     """A `polars.DataFrame`."""
 
     def owns(self, frame: Any) -> bool:
+        """Whether it is one of these."""
         return _is_from("polars", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
+        """Names of the columns, in their order."""
         return list(frame.columns)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        """One of the columns, by its place."""
         series = frame.to_series(place)
         dtype = str(series.dtype.base_type())
         if dtype in ("Categorical", "Enum"):
@@ -138,6 +145,7 @@ class PolarsFrame(Container):
         return from_objects(_array(series.to_list()), name, dtype)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        """A table of such columns."""
         polars = _polars()
         return polars.DataFrame([self._series(name, raw) for name, raw in columns.items()])
 
@@ -160,15 +168,19 @@ class StructuredArray(Container):
     """A NumPy array with named fields."""
 
     def owns(self, frame: Any) -> bool:
+        """Whether it is one of these."""
         return isinstance(frame, np.ndarray) and frame.dtype.names is not None
 
     def names(self, frame: Any) -> list[str]:
+        """Names of the columns, in their order."""
         return list(frame.dtype.names)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        """One of the columns, by its place."""
         return from_array(frame[frame.dtype.names[place]], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        """A table of such columns."""
         arrays = {name: to_array(raw) for name, raw in columns.items()}
         rows = len(next(iter(arrays.values())))
         frame = np.empty(rows, dtype=[(name, array.dtype) for name, array in arrays.items()])
@@ -181,18 +193,22 @@ class ColumnsByName(Container):
     """A dictionary of arrays or sequences."""
 
     def owns(self, frame: Any) -> bool:
+        """Whether it is one of these."""
         return isinstance(frame, Mapping)
 
     def names(self, frame: Any) -> list[str]:
+        """Names of the columns, in their order."""
         return [str(name) for name in frame]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        """One of the columns, by its place."""
         values = list(frame.values())[place]
         if isinstance(values, torch.Tensor):
             values = values.detach().cpu().numpy()
         return from_array(values if isinstance(values, np.ndarray) else _array(values), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        """A table of such columns."""
         return {name: to_array(raw) for name, raw in columns.items()}
 
 
@@ -200,17 +216,21 @@ class Matrix(Container):
     """A NumPy array `(rows, columns)`, whose columns are called "0", "1", ..."""
 
     def owns(self, frame: Any) -> bool:
+        """Whether it is one of these."""
         return isinstance(frame, np.ndarray) and frame.dtype.names is None
 
     def names(self, frame: Any) -> list[str]:
+        """Names of the columns, in their order."""
         if frame.ndim != 2:
             raise ValueError(f"a table has rows and columns, got an array of shape {frame.shape}")
         return [str(place) for place in range(frame.shape[1])]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        """One of the columns, by its place."""
         return from_array(frame[:, place], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        """A table of such columns."""
         return np.stack([to_array(raw) for raw in columns.values()], axis=1)
 
 
@@ -218,12 +238,15 @@ class TensorMatrix(Matrix):
     """A torch tensor `(rows, columns)`."""
 
     def owns(self, frame: Any) -> bool:
+        """Whether it is one of these."""
         return isinstance(frame, torch.Tensor)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
+        """One of the columns, by its place."""
         return from_array(frame[:, place].detach().cpu().numpy(), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
+        """A table of such columns."""
         return torch.from_numpy(super().build(columns))
 
 

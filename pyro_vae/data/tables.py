@@ -78,9 +78,11 @@ class Real(Kind):
         return cls(center, 1.0 if constant else spread)
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+        """Numbers for the entries, nan where one is missing."""
         return (_numbers(name, raw) - self.center) / self.scale
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+        """Entries for numbers, as the column had them."""
         return values * self.scale + self.center
 
 
@@ -95,6 +97,7 @@ class Count(Kind):
         return cls()
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+        """Numbers for the entries, nan where one is missing."""
         values = _numbers(name, raw)
         bad = (values < 0) | (values != np.rint(values)) & ~np.isnan(values)
         if bad.any():
@@ -106,6 +109,7 @@ class Count(Kind):
         return values
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+        """Entries for numbers, as the column had them."""
         return np.rint(values).clip(min=0)
 
 
@@ -149,6 +153,7 @@ class Categories(Kind):
         return {category: code for code, category in enumerate(self.categories)}
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+        """Numbers for the entries, nan where one is missing."""
         words = any(isinstance(category, str) for category in self.categories)
         if words != (raw.holds is Holds.WORDS) and not raw.missing.all():
             raise _other_type(name, "words" if words else "numbers", raw)
@@ -169,6 +174,7 @@ class Categories(Kind):
         return values
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+        """Entries for numbers, as the column had them."""
         objects = np.empty(len(values), dtype=object)
         last = len(self.categories) - 1
         for row, code in enumerate(values):
