@@ -26,6 +26,7 @@ import pyro
 import torch
 from jaxtyping import Float, Float64
 from pyro import poutine
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -231,13 +232,27 @@ class Prior:
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Runs the program forward, with the data observed: no draw depends on what follows it."""
+        z = self._latents(self._forward(num_particles))
+        return z, self.log_prob(z)
+
+    def weighed(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draws, and log p(y | z) of them in nats: their weights, if it is the prior that draws."""
+        trace = self._forward(num_particles)
+        z = self._latents(trace)
+        if self.program.structure.enumerated:  # a discrete site was drawn, and is to be summed out
+            return z, self.program.log_densities(z, *self.batch).likelihood
+        return z, self.program.densities_of(trace).likelihood.view(num_particles, len(self))
+
+    def _latents(self, trace: Trace) -> Float[Tensor, "particles batch latents"]:
+        nodes: dict[str, Any] = dict(trace.nodes)
+        values = {site.name: nodes[site.name]["value"] for site in self.program.latent_sites}
+        return self.program.flatten(values)[0].view(-1, len(self), self.program.latents)
+
+    def _forward(self, num_particles: int) -> Trace:
         batch = repeat_rows(self.batch, num_particles)
         model = poutine.condition(self.program.model, data=self.program.fixed)
         with poutine.block(), whole_plate(len(batch[0]), self.program.plate):
-            nodes: dict[str, Any] = dict(poutine.trace(model).get_trace(*batch).nodes)
-        values = {site.name: nodes[site.name]["value"] for site in self.program.latent_sites}
-        z = self.program.flatten(values)[0].view(num_particles, len(self), -1)
-        return z, self.log_prob(z)
+            return poutine.trace(model).get_trace(*batch)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Log density at given points."""

@@ -7,13 +7,14 @@ seen the correlations that a mean-field guide has not, and some more width gives
 An ascent ends at the optimum of the hill it starts on. So there are three starts: what the guide
 says; N(0, I); and the likeliest of some draws of N(0, I), since the first two may be a saddle of
 the ELBO where the posterior is symmetric with modes on both sides, and no step leads away from
-there. Of every datum the best fit is kept. All of it depends on the datum alone.
+there. A hundredth of a nat is enough to tell which hill is the highest, and only on that one the
+last steps are taken. All of it depends on the datum alone.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,6 +30,7 @@ from ..guides import (
     FullRankNormal,
     Posterior,
     RowFit,
+    approach,
     finite_rows,
     fit_parameters,
 )
@@ -43,6 +45,7 @@ _LEAST_SPREAD = 1e-3  # so that a guide that is a point, or nearly one, is no st
 _NARROW = 0.1  # standard deviation about the likeliest draw, so that the fit sees that place alone
 _PROBES = 4  # further places at which modes are looked for
 _FAR = 25.0  # squared distance in standard deviations: five, of both together
+_HILLS = 1e-2  # nats: enough to tell which of some hills is the highest
 _COMPARABLE = 4.6  # nats, log 100: a mode of less than a hundredth is no matter
 _MOST_CORRELATED = 50  # latents; beyond, a full-rank fit takes seconds a datum
 _WIDER = (0.1, 0.8)  # at most a tenth, and less for many latents, each of which costs draws
@@ -63,7 +66,8 @@ class Fitted:
         family: By default the full-rank Gaussian for up to 50 latents, and the mean-field one
             beyond, since the parameters of the first grow with the square of the latents.
         scale: :math:`s`, no unit; by default :math:`1 + \min(0.1, 0.8 / L)` for L latents.
-        method: How the rows are fitted.
+        method: How the rows are fitted. A hundredth of a nat is no matter to a proposal, so that is
+            the tolerance, unless told otherwise.
 
     Raises:
         ValueError: If the scale is not a positive number; when called, if the family is a flow
@@ -89,7 +93,7 @@ class Fitted:
 
     family: Family | None = None
     scale: float | None = None
-    method: FitRows = field(default_factory=FitRows)
+    method: FitRows = field(default_factory=partial(FitRows, tolerance=_HILLS))
 
     def __post_init__(self) -> None:
         """Refuses a scale that is none."""
@@ -164,7 +168,7 @@ def other_modes(
         torch.stack([family.initial(row, _NARROW) for row in rows])
         for rows in _likeliest(program, batch, first, _PROBES)
     ]
-    fits = list(_fits(program, batch, family, places, method, seed=_STREAM))
+    fits = list(_fits(program, batch, family, places, _rough(method), _STREAM))
     seen = torch.zeros_like(fits[0].converged)
     for one, other in itertools.combinations(fits, 2):
         seen |= _is_far(one, other) & ((one.elbo - other.elbo).abs() < _COMPARABLE)
@@ -205,19 +209,23 @@ def best_of_family(
     seed: int = 0,
     progress: bool = False,
 ) -> RowFit:
-    """Fits from several starts; of every datum the better fit, by the same fresh draws.
+    """Rough fits from several starts; the better one of every datum, by fresh draws, goes on.
 
     Where the ELBO is not finite at a further start, the first one takes its place.
 
     Raises:
         FloatingPointError: If the ELBO of a datum is not finite at the first start.
     """
-    best, *others = _fits(
-        program, batch, family, starts, method, seed=seed + _STREAM, progress=progress
-    )
-    for other in others:
-        best = _better(best, other)
-    return best
+    seed += _STREAM
+    start = starts[0]
+    if len(starts) > 1:
+        start = _best(_fits(program, batch, family, starts, _rough(method), seed)).parameters
+    return fit_parameters(program, family, batch, start, method, seed=seed, progress=progress)
+
+
+def _rough(method: FitRows) -> FitRows:
+    """As exact as is needed to see which hill is the highest."""
+    return replace(method, tolerance=max(method.tolerance, _HILLS))
 
 
 def _fits(
@@ -226,17 +234,20 @@ def _fits(
     family: Family,
     starts: Sequence[Float[Tensor, "batch parameters"]],
     method: FitRows,
-    *,
     seed: int,
-    progress: bool = False,
 ) -> Iterator[RowFit]:
-    """A fit from every start; where one is of no use, from the first."""
+    """A fit from every start, over one set of points; where one is of no use, from the first."""
     first, *others = starts
-    yield fit_parameters(program, family, batch, first, method, seed=seed, progress=progress)
+    yield approach(program, family, batch, first, method, seed=seed)
     for other in others:
         usable = finite_rows(program, family, batch, other, method, seed=seed)
         start = torch.where(usable.unsqueeze(-1), other, first)
-        yield fit_parameters(program, family, batch, start, method, seed=seed, progress=progress)
+        yield approach(program, family, batch, start, method, seed=seed)
+
+
+def _best(fits: Iterable[RowFit]) -> RowFit:
+    """The best of every datum."""
+    return reduce(_better, fits)
 
 
 def _better(first: RowFit, other: RowFit) -> RowFit:

@@ -17,13 +17,15 @@ unbiased for p(y): those with the largest weights were sent back. The shift is w
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .. import stats
 from .._types import Batch
+from ..data import row_seeds
 from ..guides import FitRows, Posterior
 from ..programs import Program
 from .annealing import Prior
@@ -33,6 +35,7 @@ from .importance import ImportanceSampling
 from .proposals import Defensive, FromGuide, Proposal
 from .quadrature import Quadrature
 from .results import LogMarginal
+from .weights import despite_nan, require_numbers, start_stream
 
 _MOST_LATENTS_ON_A_GRID = 2  # three take seconds a datum
 _TOLERANCE = 1e-3  # nats a datum: below the error of any ELBO that it is held against
@@ -135,14 +138,27 @@ class Tightest:
         self, program: Program, batch: Batch, result: LogMarginal, seed: int
     ) -> Bool[Tensor, " batch"]:
         """Data for which draws of the prior find more mass than the estimate has."""
-        method = ImportanceSampling(_WITNESSES, self.memory)
         prior = Prior(program, batch)
-        blocks = method.weights(program, prior, batch, seed=seed + _WITNESS_STREAM, progress=False)
-        found = [stats.log_marginal(weights.log_weights) for weights in blocks]
+        seeds = row_seeds(seed + _WITNESS_STREAM, *batch).tolist()
+        draws = (_witnesses(prior, row, own) for row, own in enumerate(seeds))
+        found = [stats.log_marginal(log_weights) for log_weights in draws]
         value, error = (torch.cat(parts) for parts in zip(*found, strict=True))
         # Relative to what the prior found: p / p_prior < 1 - 4 se, and the error of p itself.
         spread = (error.square() + result.error.square()).sqrt()
         return (result.value - value).exp() < 1 - _MORE * spread
+
+
+def _witnesses(prior: Prior, row: int, seed: int) -> Float[Tensor, "particles 1"]:
+    """Log weights of draws of the prior for one datum, each of which one run of the program gives.
+
+    Raises:
+        FloatingPointError: If one is not a number.
+    """
+    start_stream(seed)
+    own = prior.rows(slice(row, row + 1))
+    z, log_likelihood = despite_nan(partial(own.weighed, _WITNESSES))
+    require_numbers("log_likelihood", log_likelihood, z, row)
+    return log_likelihood.double()
 
 
 def _in_closed_form(program: Program, posterior: Posterior, batch: Batch) -> LogMarginal | None:

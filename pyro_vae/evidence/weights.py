@@ -76,7 +76,7 @@ def _noise(seeds: list[int], num_samples: int, size: int, like: Tensor) -> Tenso
     """Standard normals `(particles, batch, size)`, of each datum from its own stream."""
     rows = []
     for seed in seeds:
-        _start_stream(seed)
+        start_stream(seed)
         shapes = [(part, size) for part in _pieces(num_samples)]
         parts = [_standard_normal(shape, like.dtype, like.device) for shape in shapes]
         rows.append(torch.cat(parts))
@@ -85,11 +85,12 @@ def _noise(seeds: list[int], num_samples: int, size: int, like: Tensor) -> Tenso
 
 def _draw_row(row: Posterior, seed: int, num_samples: int) -> list[tuple[Tensor, Tensor]]:
     """Draws of one datum, in pieces."""
-    _start_stream(seed)
+    start_stream(seed)
     return [row.draw(size) for size in _pieces(num_samples)]
 
 
-def _start_stream(seed: int) -> None:
+def start_stream(seed: int) -> None:
+    """Seeds torch's own stream, from which programs draw."""
     # torch.manual_seed formats a stack trace for every call: 1.6 ms, more than the draws take.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available() or torch.backends.mps.is_available():
@@ -118,7 +119,7 @@ def weigh_row(
     """
     rows = slice(row, row + 1)
     own, part = posterior.rows(rows), tuple(tensor[rows] for tensor in batch)
-    _start_stream(seed)
+    start_stream(seed)
     weights = []
     for size in _pieces(num_samples):
         z, log_guide = own.draw(size)
@@ -130,7 +131,7 @@ def weigh_row(
 def despite_nan(call: Callable[[], _Answer]) -> _Answer:
     """Calls it; if a distribution refuses a nan, calls it again without Pyro's validation.
 
-    The answer then has the nan, and :func:`_require_numbers` says whose it is.
+    The answer then has the nan, and :func:`require_numbers` says whose it is.
     """
     try:
         return call()
@@ -182,11 +183,16 @@ def weigh(
     prior, likelihood = (torch.cat(part).double() for part in zip(*parts, strict=True))
     weights = Weights(prior, likelihood, log_guide.double())
     for name in _LOOK_AT:
-        _require_numbers(name, getattr(weights, name), z, first)
+        require_numbers(name, getattr(weights, name), z, first)
     return weights
 
 
-def _require_numbers(name: str, value: Tensor, z: Tensor, first: int) -> None:
+def require_numbers(name: str, value: Tensor, z: Tensor, first: int) -> None:
+    """Refuses a log density that is no number, with the datum and the draw where it is not.
+
+    Raises:
+        FloatingPointError: If there is one.
+    """
     # What was drawn has no density of 0 under the guide; under the model it may.
     legal = value.isfinite() if name == "log_guide" else value < torch.inf
     if not bool(legal.all()):

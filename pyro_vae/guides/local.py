@@ -82,7 +82,21 @@ def fit_parameters(
             points = more * method.num_particles
             again = how.fit(part, fit.parameters[rows], seeds[rows.cpu()], points)
             fit = fit.with_rows(rows, again)
-    return RowFit(fit.parameters, fit.elbo, fit.error, fit.converged, int(fit.steps.max()))
+    return fit.result()
+
+
+def approach(
+    program: Program,
+    family: Family,
+    batch: Batch,
+    start: Float[Tensor, "batch parameters"],
+    method: FitRows,
+    *,
+    seed: int = 0,
+) -> RowFit:
+    """The same over one set of points, be they too few or not: it leads to the right place."""
+    how = _How(program, family, method, seed)
+    return how.fit(batch, start, row_seeds(seed, *batch), method.num_particles).result()
 
 
 class _Fitted(NamedTuple):
@@ -99,6 +113,10 @@ class _Fitted(NamedTuple):
     def is_optimistic(self) -> Tensor:
         """Whether the points promised more than fresh draws keep: they were overfitted."""
         return self.over_points - self.elbo > 2 * self.error
+
+    def result(self) -> RowFit:
+        """What callers are told."""
+        return RowFit(self.parameters, self.elbo, self.error, self.converged, int(self.steps.max()))
 
     def with_rows(self, rows: Tensor, other: "_Fitted") -> "_Fitted":
         """Some of the data replaced; their steps add up."""

@@ -244,7 +244,7 @@ class Program:
         self._check(batch, rows, latents)
         values, jacobian = self.constrain(z.reshape(-1, latents))
         trace = self._run(values, repeat_rows(batch, num_particles))
-        prior, likelihood = (part.view(num_particles, rows) for part in self._densities(trace))
+        prior, likelihood = (part.view(num_particles, rows) for part in self.densities_of(trace))
         return LogDensities(prior + jacobian.view(num_particles, rows), likelihood), trace
 
     def log_joint(
@@ -281,8 +281,8 @@ class Program:
             config_fn=lambda site: {"enumerate": "parallel"} if site["name"] in names else {},
         )
 
-    def _densities(self, trace: Trace) -> tuple[Tensor, Tensor]:
-        """Log density of the latent sites, and of the observed ones given those, by datum."""
+    def densities_of(self, trace: Trace) -> LogDensities:
+        """Log densities of latent sites, and of observed ones given those, each `(rows,)`."""
         sites = {
             name: site
             for name, site in trace.nodes.items()
@@ -292,9 +292,9 @@ class Program:
         latent = [site.name for site in self.latent_sites]
         if self.structure.enumerated:
             prior = sum_out(trace, [*self.structure.enumerated, *latent], self.plate)
-            return prior, sum_out(trace, [*sites], self.plate) - prior
+            return LogDensities(prior, sum_out(trace, [*sites], self.plate) - prior)
         observed = [name for name in sites if name not in latent]
-        return self._total(sites, latent), self._total(sites, observed)
+        return LogDensities(self._total(sites, latent), self._total(sites, observed))
 
     def is_inside(self, site: Any) -> bool:
         """Whether a site of a trace is in the plate over data."""
