@@ -35,7 +35,7 @@ def gap_of(name: str) -> float:
 def point(name: str, y: Tensor, parameters: Tensor) -> Point:
     """ELBO and gradient of every datum."""
     program = Program(model_of(FACTS), y)
-    return Problem.of(program, FAMILIES[name], (y,), parameters, 16, 0)(parameters)
+    return Problem.of(program, FAMILIES[name], (y,), parameters, pv.FitRows(16), 0)(parameters)
 
 
 def closest(name: str, loc: Tensor, precision: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.evidence import compiled
+from pyro_vae.programs import graphs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be trusted")
 
@@ -18,9 +19,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be trusted")
 @pytest.fixture(autouse=True)
 def no_graphs() -> Iterator[None]:
     """Each test compiles its own."""
-    compiled._GRAPHS.clear()
+    graphs._KEPT.clear()
     yield
-    compiled._GRAPHS.clear()
+    graphs._KEPT.clear()
 
 
 def images(num_data: int = 6) -> tuple[pv.models.VAE, pv.Guide, Tensor]:
@@ -51,7 +52,7 @@ def test_the_same_numbers() -> None:
     for num_samples in (60, 61):
         written, found = both(model, guide, y, num_samples)
         torch.testing.assert_close(found, written, rtol=1e-6, atol=1e-6)
-    assert compiled._GRAPHS[model]
+    assert graphs._KEPT[model].graphs
 
 
 @pytest.mark.slow
@@ -59,13 +60,13 @@ def test_graphs_are_kept_and_follow_the_weights() -> None:
     """A second evaluation compiles nothing, and sees weights that have moved."""
     model, guide, y = images()
     both(model, guide, y)
-    (graph,) = compiled._GRAPHS[model].values()
+    (graph,) = graphs._KEPT[model].graphs.values()
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.5)
     written, found = both(model, guide, y)
     torch.testing.assert_close(found, written, rtol=1e-6, atol=1e-6)
-    assert list(compiled._GRAPHS[model].values()) == [graph]
+    assert list(graphs._KEPT[model].graphs.values()) == [graph]
 
 
 @pytest.mark.slow
@@ -79,7 +80,7 @@ def test_a_change_that_no_tensor_shows_is_caught() -> None:
     with pytest.warns(UserWarning, match="differ from those of the program"):
         written, found = both(model, guide, y)
     assert torch.equal(found, written)
-    assert not compiled._GRAPHS[model]
+    assert not graphs._KEPT[model].graphs
 
 
 @pytest.mark.slow
@@ -93,7 +94,7 @@ def test_missing_entries() -> None:
     for data in (y, holes, y):
         written, found = both(model, guide, data)
         torch.testing.assert_close(found, written, rtol=1e-6, atol=1e-6)
-    assert len(compiled._GRAPHS[model]) == 2
+    assert len(graphs._KEPT[model].graphs) == 2
 
 
 @pytest.mark.slow
@@ -117,7 +118,7 @@ def test_latents_that_all_data_share() -> None:
             for compile in (False, True)
         ]  # fmt: skip
         torch.testing.assert_close(values[1], values[0], rtol=1e-6, atol=1e-6)
-    assert len(compiled._GRAPHS[program]) == 1
+    assert len(graphs._KEPT[program].graphs) == 1
 
 
 def test_what_cannot_be_compiled() -> None:

@@ -281,7 +281,7 @@ def test_what_is_found_is_a_maximum(family: Family) -> None:
     assert torch.equal(torch.get_rng_state(), stream)
     assert fit.converged.all()
     program = Program(model_of(FACTS), y)
-    problem = Problem.of(program, family, (y,), at_prior(y), method.num_particles, 0)
+    problem = Problem.of(program, family, (y,), at_prior(y), method, 0)
     with torch.random.fork_rng():
         top = problem(fit.parameters)
         assert top.gradient.abs().max() < 1e-3
@@ -366,7 +366,7 @@ def test_the_value_over_the_noise_of_the_fit_is_optimistic(
     monkeypatch.setattr(climbing, "fixed_noise", plain_noise)
     excess = []
     for seed in range(40):
-        problem = Problem.of(program, pv.DiagonalNormal(), (y,), start, 8, seed)
+        problem = Problem.of(program, pv.DiagonalNormal(), (y,), start, pv.FitRows(8), seed)
         climber = climbing.climb(problem, start, few)
         if is_fresh:
             value, chance = problem.fresh_elbo(climber.parameters, [seed])[0], torch.zeros(1)
@@ -443,7 +443,7 @@ def test_never_below_the_start(
     y, model = torch.tensor([0.5, 1.0, 2.0]), factor_model(likelihood)
     start = torch.tensor([[0.3, -3.0]]).expand(3, -1)
     fit = fitted(y, start, model=model, family=family)
-    problem = Problem.of(Program(model, y), family, (y,), start, 32, 0)
+    problem = Problem.of(Program(model, y), family, (y,), start, pv.FitRows(), 0)
     assert (problem(fit.parameters).elbo > problem(start).elbo).all()
     if likelihood is square:
         assert fit.converged.all()
@@ -488,7 +488,7 @@ def test_pictures() -> None:
     fit = fitted(y, start, model=model)
     assert fit.converged.float().mean() > 0.9
     program = Program(model, y)
-    problem = Problem.of(program, pv.DiagonalNormal(), (y,), start, 32, 0)
+    problem = Problem.of(program, pv.DiagonalNormal(), (y,), start, pv.FitRows(), 0)
     with evaluating(model):
         after, before = problem(fit.parameters).elbo, problem(start).elbo
     assert (after >= before - 1e-4).all()
@@ -514,7 +514,7 @@ def test_refined_parameters() -> None:
     assert torch.equal(again, answers[1])
     assert not any(answer.requires_grad for answer in answers)
     assert torch.equal(answers[0], start)
-    problem = Problem.of(program, family, (y,), start, 8, 0)
+    problem = Problem.of(program, family, (y,), start, pv.FitRows(8), 0)
     with evaluating(model):
         values = torch.stack([problem(answer).elbo for answer in answers])
     assert (values.diff(dim=0) > -1e-4).all()

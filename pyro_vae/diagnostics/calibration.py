@@ -31,9 +31,9 @@ from tqdm.auto import tqdm
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import in_turn, prepared
-from ..evidence.weights import despite_nan, rows_at_once, weigh
+from ..evidence.weights import rows_at_once, weigh
 from ..guides import Guide, Posterior
-from ..programs import Program, as_batch, device_of, forked_seed, simulate
+from ..programs import Program, as_batch, despite_nan, device_of, forked_seed, simulate
 
 _GUIDE_STREAM = 0x9E3779B9  # added to the seed: the guide's draws are not those of the program
 _TIES_STREAM = 0x51BC  # and breaking ties is no part of either

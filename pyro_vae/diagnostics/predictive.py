@@ -32,11 +32,12 @@ from tqdm.auto import tqdm
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import no_guide, prepared
-from ..evidence.weights import despite_nan, rows_at_once
+from ..evidence.weights import rows_at_once
 from ..guides import Guide, Posterior, posterior_of
 from ..programs import (
     Free,
     Program,
+    despite_nan,
     forked_seed,
     has_missing,
     repeat_rows,

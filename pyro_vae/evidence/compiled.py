@@ -5,30 +5,21 @@ of the same shape. What is not the decoder's matrix products (sums over the feat
 with an exponential and a logarithm for each of them) costs as much again when it is done operation
 by operation. A compiler makes one pass over memory of it.
 
-The program is captured (see `pyro_vae.programs.capture`) and compiled once for a shape, and the
-result kept with the model for the next evaluation. A model may have changed since in ways that no
-tensor shows: so the first draw of every block is weighed by the program as it is written, too, and
-the two have to agree.
+The program is compiled once for a shape (see `pyro_vae.programs.graphs`). The first draw of every
+block is weighed by the program as it is written, too, and the two have to agree.
 """
 
-import warnings
 from collections.abc import Callable
-from typing import Any
-from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 
 from .._types import Batch
-from ..programs import Captured, LogDensities, NotCaptured, Program, capture, has_missing
+from ..programs import Captured, Graphs, LogDensities, Program, has_missing
 
 _COMPILING = 20.0  # seconds, on two busy cores
 _SAVED = 0.3  # share of the time that compiled densities save at the least
-_AGREE = 1e-4  # relative difference of sums over a datum in float32, in another order
 
 Written = Callable[[Tensor], LogDensities]
-
-_GRAPHS: "WeakKeyDictionary[Any, dict[Any, Captured]]" = WeakKeyDictionary()
 
 
 class Densities:
@@ -40,10 +31,9 @@ class Densities:
     """
 
     def __init__(self, program: Program, *, asked: bool | None) -> None:
-        self.program, self.asked = program, asked
+        self.program = program
         self.shared = tuple(program.fixed.values())
-        self.is_refused = asked is False
-        self.graphs = _graphs_of(program.model)
+        self.graphs = Graphs(program.model, "densities", asked=asked)
         self.seconds, self.rows = 0.0, 0
 
     def timed(self, seconds: float, rows: int) -> None:
@@ -64,7 +54,7 @@ class Densities:
             written: Evaluates a first draw as it is written, with the data validated.
         """
         size = even_pieces(len(z), particles)
-        graph = None if self.is_refused else self._graph(z[:size], batch, rows_left)
+        graph = self._graph(z[:size], batch, rows_left)
         if graph is None:
             return None
         expected = written(z[:1])
@@ -74,48 +64,18 @@ class Densities:
             else self.program.log_densities(piece, *batch)
             for piece in z.split(size)
         ]
-        return found if self._agrees(expected, found[0]) else None
+        head = [part[:1] for part in found[0]]
+        return found if self.graphs.agree(expected, head) else None
 
     def _graph(self, z: Tensor, batch: Batch, rows_left: int) -> Captured | None:
         """A graph for draws and data of these shapes, or `None` if there is to be none."""
-        tensors = (z, *self.shared, *batch)
-        shapes = tuple((part.shape, part.dtype, part.device) for part in tensors)
-        missing = any(map(has_missing, batch))
-        key = (self.program.plate, shapes, missing)
-        graph = self.graphs.get(key)
-        if graph is not None and graph.is_current:
-            return graph
-        if not self._pays(rows_left):
-            return None
-        try:
-            self.graphs[key] = self._compile(tensors, missing=missing)
-        except NotCaptured as error:
-            self._refuse(str(error))
-            return None
-        return self.graphs[key]
-
-    def _agrees(self, expected: LogDensities, found: LogDensities) -> bool:
-        """Whether a first draw has the densities that the program gives it. If not, graphs go."""
-        same = all(
-            torch.allclose(mine[:1], theirs, rtol=_AGREE, atol=_AGREE, equal_nan=True)
-            for mine, theirs in zip(found, expected, strict=True)
+        return self.graphs.of(
+            ("densities", self.program.plate),
+            self._flat,
+            (z, *self.shared, *batch),
+            missing=any(map(has_missing, batch)),
+            pays=self.rows > 0 and rows_left * self.seconds / self.rows * _SAVED > _COMPILING,
         )
-        if not same:
-            self.graphs.clear()
-            self._refuse("compiled densities differ from those of the program as it is written")
-        return same
-
-    def _pays(self, rows_left: int) -> bool:
-        if self.asked:
-            return True
-        return self.rows > 0 and rows_left * self.seconds / self.rows * _SAVED > _COMPILING
-
-    def _compile(self, tensors: Batch, *, missing: bool) -> Captured:
-        stream = torch.get_rng_state()
-        try:
-            return capture(self._flat, *tensors, missing=missing).compiled(*tensors)
-        finally:
-            torch.set_rng_state(stream)
 
     def _flat(self, z: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         """Latents, values of shared latents, and data: all that differs from call to call."""
@@ -123,22 +83,6 @@ class Densities:
         with self.program.at(values):
             prior, likelihood = self.program.log_densities(z, *rest[len(self.shared) :])
         return prior, likelihood
-
-    def _refuse(self, reason: str) -> None:
-        self.is_refused = True
-        if self.asked:
-            warnings.warn(
-                f"densities are evaluated as they are written, not compiled: {reason}",
-                UserWarning,
-                stacklevel=2,
-            )
-
-
-def _graphs_of(model: Any) -> dict[Any, Captured]:
-    try:
-        return _GRAPHS.setdefault(model, {})
-    except TypeError:  # cannot be referred to weakly, or has no hash
-        return {}
 
 
 def even_pieces(num_samples: int, most: int) -> int:

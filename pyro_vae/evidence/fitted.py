@@ -34,9 +34,9 @@ from ..guides import (
     finite_rows,
     fit_parameters,
 )
-from ..programs import Program
+from ..programs import Program, despite_nan
 from .proposals import Widened
-from .weights import despite_nan, draw_rows
+from .weights import draw_rows
 
 _STREAM = 0x2545F491  # of starts and fits: what chooses q shares no draw with what judges it
 _START_DRAWS = 64  # a start only: it need not be the best place

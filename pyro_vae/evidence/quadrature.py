@@ -32,9 +32,9 @@ from tqdm.auto import tqdm
 from .._types import Batch
 from ..data import row_seeds
 from ..guides import Posterior
-from ..programs import Program
+from ..programs import Program, despite_nan
 from .results import Bound, LogMarginal, join
-from .weights import despite_nan, draw_rows, rows_at_once
+from .weights import draw_rows, rows_at_once
 
 _MOST_LATENTS = 3  # each more multiplies the points by about ten
 _GUIDE_DRAWS = 16

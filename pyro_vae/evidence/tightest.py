@@ -27,7 +27,7 @@ from .. import stats
 from .._types import Batch
 from ..data import row_seeds
 from ..guides import FitRows, Posterior
-from ..programs import Program
+from ..programs import Program, despite_nan
 from .annealing import Prior
 from .exact import ClosedForm, own_method
 from .fitted import Fitted, other_modes
@@ -35,7 +35,7 @@ from .importance import ImportanceSampling
 from .proposals import Defensive, FromGuide, Proposal
 from .quadrature import Quadrature
 from .results import LogMarginal
-from .weights import despite_nan, require_numbers, start_stream
+from .weights import require_numbers, start_stream
 
 _MOST_LATENTS_ON_A_GRID = 2  # three take seconds a datum
 _TOLERANCE = 1e-3  # nats a datum: below the error of any ELBO that it is held against

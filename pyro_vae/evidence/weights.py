@@ -11,17 +11,15 @@ other data, the batch, or how the work was cut to fit into memory.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, TypeVar
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions.utils import _standard_normal
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._types import Batch, Data, ProgramLike
 from ..data import check_batch
@@ -30,6 +28,8 @@ from ..programs import (
     LogDensities,
     Program,
     as_batch,
+    bytes_per_row,
+    despite_nan,
     device_of,
     evaluating,
     forked_seed,
@@ -41,8 +41,6 @@ from .results import Weights
 _DRAWS_AT_ONCE = 4096  # fixed: the draws of a datum must not depend on the memory budget
 _FAST_ROWS = 2048  # fewer wait for the handlers, more leave the cache
 _MEBIBYTE = 2**20
-
-_Answer = TypeVar("_Answer")
 
 _LOOK_AT = {
     "log_guide": "the guide's parameters",
@@ -128,27 +126,6 @@ def weigh_row(
     return Weights(*(torch.cat(piece) for piece in zip(*weights, strict=True)))
 
 
-def despite_nan(call: Callable[[], _Answer]) -> _Answer:
-    """Calls it; if a distribution refuses a nan, calls it again without Pyro's validation.
-
-    The answer then has the nan, and :func:`require_numbers` says whose it is.
-    """
-    try:
-        return call()
-    except ValueError:
-        with pyro.validation_enabled(is_validate=False):
-            answer = call()
-        if _is_numbers(answer):
-            raise  # refused for another reason, such as data outside the support
-        return answer
-
-
-def _is_numbers(answer: Any) -> bool:
-    if isinstance(answer, Tensor):
-        return not bool((answer.isnan() | answer.isposinf()).any())
-    return isinstance(answer, tuple | list) and all(map(_is_numbers, answer))
-
-
 def weigh(
     program: Program,
     z: Tensor,
@@ -204,34 +181,6 @@ def require_numbers(name: str, value: Tensor, z: Tensor, first: int) -> None:
         )
 
 
-class _CountBytes(TorchDispatchMode):
-    """Sums the bytes of every tensor made: an upper bound on what is alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor):
-                self.total += tensor.numel() * tensor.element_size()
-        return out
-
-
-def _bytes_per_row(program: Program, batch: Batch) -> float:
-    """Bytes that one more row of a program's batch makes."""
-    row, totals = tuple(part[:1] for part in batch), []
-    for particles in (1, 3):
-        with _CountBytes() as count:
-            z = torch.zeros(
-                particles, 1, program.latents, dtype=program.dtype, device=row[0].device
-            )
-            despite_nan(partial(program.log_densities, z, *row))
-        totals.append(count.total)
-    return (totals[1] - totals[0]) / 2
-
-
 @contextmanager
 def prepared(
     model: ProgramLike,
@@ -262,5 +211,5 @@ def check_data(model: ProgramLike, batch: Batch) -> None:
 
 def rows_at_once(program: Program, batch: Batch, memory: float) -> int:
     """Rows of a program's batch that fit into so many mebibytes, and no more than are fast."""
-    affordable = int(memory * _MEBIBYTE / max(1, _bytes_per_row(program, batch)))
+    affordable = int(memory * _MEBIBYTE / max(1, bytes_per_row(program, batch)))
     return max(1, min(_FAST_ROWS, affordable))

@@ -25,7 +25,7 @@ is the same for all data, so what is found for one depends neither on the others
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import pyro
@@ -61,7 +61,11 @@ class FitRows:
         max_steps: Steps, at most; data that are not done by then are reported as not converged.
             Each takes one evaluation of the program and its gradient, and so does the start.
         history: Past steps that L-BFGS remembers.
-        max_rows: Data times particles in memory at once.
+        max_rows: Data times particles that the program is asked for at once.
+        compile: Whether the program's densities and slopes are compiled, which takes some ten
+            seconds at first and is kept with the model; by default once the model has cost as much
+            as it is written. It changes a value by its rounding alone, and a fit within the
+            tolerance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -72,6 +76,7 @@ class FitRows:
     max_steps: int = 100
     history: int = 8
     max_rows: int = 16_384
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
@@ -81,6 +86,10 @@ class FitRows:
                 raise ValueError(f"{name} is at least {low}, got {getattr(self, name)}")
         if not self.tolerance > 0:
             raise ValueError(f"tolerance is a gain in nats above 0, got {self.tolerance}")
+
+    def times(self, more: int) -> "FitRows":
+        """The same with so many times the points."""
+        return replace(self, num_particles=more * self.num_particles)
 
 
 class Point(NamedTuple):
@@ -117,6 +126,7 @@ class Problem:
     batch: Batch
     noise: Noise
     num_points: int
+    max_rows: int
 
     @staticmethod
     def of(
@@ -124,43 +134,54 @@ class Problem:
         family: Family,
         batch: Batch,
         start: Tensor,
-        num_particles: int,
+        method: FitRows,
         seed: int,
     ) -> "Problem":
         """With noise that fits the family."""
         q = family(start[:1].detach())
         size = noise_size(q) or q.event_shape[0]
         enough = size * (2 if hasattr(family, "closest_normal") else 4)
-        num_points = max(num_particles, enough)
+        num_points = max(method.num_particles, enough)
         noise = fixed_noise(q, num_points, start, seed=seed)
-        return Problem(program, family, batch, noise, num_points)
+        return Problem(program, family, batch, noise, num_points, method.max_rows)
 
     def of_rows(self, rows: slice | Tensor) -> "Problem":
         """Some of the data."""
         batch = tuple(part[rows] for part in self.batch)
-        return Problem(self.program, self.family, batch, self.noise, self.num_points)
+        return replace(self, batch=batch)
 
     @torch.enable_grad()
     def __call__(self, parameters: Float[Tensor, "batch parameters"]) -> Point:
         """One evaluation of the program and its gradient."""
         leaf = parameters.detach().requires_grad_()
         q, z = self.noise(self.family, leaf)
-        at = z.detach().requires_grad_()
-        log_joint = self.program.log_joint(at, *self.batch)
-        (slope,) = torch.autograd.grad(log_joint.sum(), at)
+        at = z.detach()
+        log_joint, slope = self._sloped(at)
         log_q = q.log_prob(z)
         # The chain rule by hand, since the slopes are wanted too: f = mean(log p(y, z) - log q).
         climb = ((z * slope).sum() - log_q.sum()) / len(z)
         (gradient,) = torch.autograd.grad(climb, leaf)
-        elbo = (log_joint.detach().double() - log_q.detach().double()).mean(dim=0)
-        return Point(leaf.detach(), elbo, gradient.double(), at.detach(), slope)
+        elbo = (log_joint.double() - log_q.detach().double()).mean(dim=0)
+        return Point(leaf.detach(), elbo, gradient.double(), at, slope)
+
+    def _sloped(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log joint at the points, and its slope, of as many data at once as memory allows."""
+        parts = []
+        for rows in pieces(z.shape[1], self.max_rows // self.num_points):
+            at = z[:, rows].requires_grad_()
+            log_joint = self.program.log_joint(at, *(part[rows] for part in self.batch))
+            (slope,) = torch.autograd.grad(log_joint.sum(), at)
+            parts.append((log_joint.detach(), slope))
+        log_joints, slopes = zip(*parts, strict=True)
+        return torch.cat(log_joints, dim=1), torch.cat(slopes, dim=1)
 
     @torch.no_grad()
     def fresh_elbo(self, parameters: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """The ELBO over fresh draws, each row's from its own seed, and its standard error."""
         noise = fresh_noise(self.family(parameters[:1]), FRESH_DRAWS, parameters, seeds)
-        q, z = noise(self.family, parameters)
-        draws = self.program.log_joint(z, *self.batch).double() - q.log_prob(z).double()
+        with pyro.validation_enabled(is_validate=False):  # the data were, at the start
+            q, z = noise(self.family, parameters)
+            draws = self.program.log_joint(z, *self.batch).double() - q.log_prob(z).double()
         return draws.mean(dim=0), draws.std(dim=0) / len(draws) ** 0.5
 
     @torch.enable_grad()
@@ -171,6 +192,12 @@ class Problem:
         (score,) = torch.autograd.grad(self.family(leaf).log_prob(point.z).sum(), leaf)
         information = score.double().square().mean(dim=0)
         return information.clamp(min=torch.finfo(torch.float64).tiny ** 0.5)
+
+
+def pieces(num_data: int, size: int) -> list[slice]:
+    """All data, so many at a time."""
+    size = max(1, size)
+    return [slice(first, first + size) for first in range(0, num_data, size)]
 
 
 def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:

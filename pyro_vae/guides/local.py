@@ -7,7 +7,7 @@ arrived, with more of them.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import pyro
@@ -18,11 +18,12 @@ from tqdm.auto import tqdm
 
 from .._types import Batch
 from ..data import row_seeds
-from ..programs import Program, evaluating, forked_seed
-from .climbing import FRESH_DRAWS, FitRows, Problem, climb
+from ..programs import Program, evaluating, forked_seed, sloped
+from .climbing import FRESH_DRAWS, FitRows, Problem, climb, pieces
 from .families import Family
 from .noise import Noise, Seeded
 
+_TOGETHER = 8  # times as many rows climb together as the program is asked for at once
 _MORE_POINTS = (4, 16)  # times as many, for data that the points were too few for
 
 
@@ -70,17 +71,18 @@ def fit_parameters(
         FloatingPointError: If the ELBO of a datum, or its gradient, is not finite at the start.
     """
     seeds = row_seeds(seed, *batch)
-    how = _How(program, family, method, seed)
+    how = _How.of(program, family, method, seed)
     bar = tqdm(total=len(start), desc="fit rows", leave=None, disable=not progress)
     with bar:
-        fit = how.fit(batch, start, seeds, method.num_particles, bar.update)
+        fit = how.fit(batch, start, seeds, bar.update)
         for more in _MORE_POINTS:
             rows = fit.is_optimistic.nonzero().squeeze(-1)
             if len(rows) == 0:
                 break
             part = tuple(tensor[rows] for tensor in batch)
-            points = more * method.num_particles
-            again = how.fit(part, fit.parameters[rows], seeds[rows.cpu()], points)
+            finer = replace(how, method=how.method.times(more))
+            with pyro.validation_enabled(is_validate=False):  # the data were
+                again = finer.fit(part, fit.parameters[rows], seeds[rows.cpu()])
             fit = fit.with_rows(rows, again)
     return fit.result()
 
@@ -95,8 +97,8 @@ def approach(
     seed: int = 0,
 ) -> RowFit:
     """The same over one set of points, be they too few or not: it leads to the right place."""
-    how = _How(program, family, method, seed)
-    return how.fit(batch, start, row_seeds(seed, *batch), method.num_particles).result()
+    how = _How.of(program, family, method, seed)
+    return how.fit(batch, start, row_seeds(seed, *batch)).result()
 
 
 class _Fitted(NamedTuple):
@@ -134,39 +136,37 @@ class _How:
     method: FitRows
     seed: int
 
+    @staticmethod
+    def of(program: Program, family: Family, method: FitRows, seed: int) -> "_How":
+        """With the program's densities compiled, if that pays or was asked for."""
+        return _How(_sloped(program, method), family, method, seed)
+
     def fit(
         self,
         batch: Batch,
         start: Tensor,
         seeds: Tensor,
-        num_points: int,
         report: Callable[[int], object] = lambda done: None,
     ) -> _Fitted:
         """Fits over so many points, and evaluates over fresh draws."""
-        problem = Problem.of(self.program, self.family, batch, start, num_points, self.seed)
+        problem = Problem.of(self.program, self.family, batch, start, self.method, self.seed)
         size = self.method.max_rows
         with _fixed(self.program, self.family, problem.noise):
             climbers = [
                 climb(
                     problem.of_rows(rows), start[rows], self.method, first=rows.start, report=report
                 )
-                for rows in _pieces(len(start), size // problem.num_points)
+                for rows in pieces(len(start), _TOGETHER * size // problem.num_points)
             ]
             parameters = torch.cat([climber.parameters for climber in climbers])
             values = [
                 problem.of_rows(rows).fresh_elbo(parameters[rows], seeds[rows].tolist())
-                for rows in _pieces(len(start), size // FRESH_DRAWS)
+                for rows in pieces(len(start), size // FRESH_DRAWS)
             ]
         parts = [(climber.elbo, climber.converged, climber.taken) for climber in climbers]
         over_points, converged, taken = (torch.cat(part) for part in zip(*parts, strict=True))
         elbo, error = (torch.cat(part) for part in zip(*values, strict=True))
         return _Fitted(parameters, over_points, elbo, error, converged, taken)
-
-
-def _pieces(num_data: int, size: int) -> list[slice]:
-    """All data, so many at a time."""
-    size = max(1, size)
-    return [slice(first, first + size) for first in range(0, num_data, size)]
 
 
 def refine_parameters(
@@ -198,7 +198,7 @@ def refine_parameters(
         FloatingPointError: If the ELBO of a datum, or its gradient, is not finite at the start.
     """
     method = FitRows(num_particles=num_particles, max_steps=steps)
-    problem = Problem.of(program, family, batch, start, num_particles, seed)
+    problem = Problem.of(program, family, batch, start, method, seed)
     with _fixed(program, family, problem.noise):
         return climb(problem, start, method).parameters
 
@@ -213,10 +213,15 @@ def finite_rows(
     seed: int = 0,
 ) -> Bool[Tensor, " batch"]:
     """Which data could be fitted from there: ELBO and gradient over the points are numbers."""
-    problem = Problem.of(program, family, batch, start, method.num_particles, seed)
-    pieces = _pieces(len(start), method.max_rows // problem.num_points)
+    fast = _sloped(program, method)
+    problem = Problem.of(fast, family, batch, start, method, seed)
+    parts = pieces(len(start), _TOGETHER * method.max_rows // problem.num_points)
     with _fixed(program, family, problem.noise), pyro.validation_enabled(is_validate=False):
-        return torch.cat([problem.of_rows(rows)(start[rows]).is_finite for rows in pieces])
+        return torch.cat([problem.of_rows(rows)(start[rows]).is_finite for rows in parts])
+
+
+def _sloped(program: Program, method: FitRows) -> Program:
+    return sloped(program, asked=method.compile, rows=method.max_rows)
 
 
 @contextmanager

@@ -25,9 +25,8 @@ from .._types import Batch, Data, ProgramLike
 from ..diagnostics.predictive import GlobalDraw, draw_globals
 from ..evidence import ImportanceSampling, LogMarginal, prepared
 from ..evidence.estimates import Estimator
-from ..evidence.weights import despite_nan
 from ..guides import posterior_of
-from ..programs import Program, whole_plate
+from ..programs import Program, despite_nan, whole_plate
 from ..programs.sites import log_density
 from .arrays import Attributes, Labelled, build
 from .draws import datum_labels, label, labelled, observed_arrays

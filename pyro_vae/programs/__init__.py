@@ -4,6 +4,7 @@ from .capture import Captured as Captured
 from .capture import NotCaptured as NotCaptured
 from .capture import capture as capture
 from .capture import capturing as capturing
+from .graphs import Graphs as Graphs
 from .minibatches import Minibatch as Minibatch
 from .minibatches import current_minibatch as current_minibatch
 from .minibatches import minibatch as minibatch
@@ -22,17 +23,21 @@ from .program import LogDensities as LogDensities
 from .program import Program as Program
 from .program import log_joint as log_joint
 from .program import repeat_rows as repeat_rows
+from .running import bytes_per_row as bytes_per_row
+from .running import despite_nan as despite_nan
 from .simulation import Free as Free
 from .simulation import simulate as simulate
 from .simulation import written as written
 from .sites import GlobalSite as GlobalSite
 from .sites import LatentSite as LatentSite
 from .sites import per_datum_log_probs as per_datum_log_probs
+from .sloped import sloped as sloped
 
 __all__ = [
     "Captured",
     "Free",
     "GlobalSite",
+    "Graphs",
     "LatentSite",
     "LogDensities",
     "Minibatch",
@@ -41,9 +46,11 @@ __all__ = [
     "PartlyObserved",
     "Program",
     "as_batch",
+    "bytes_per_row",
     "capture",
     "capturing",
     "current_minibatch",
+    "despite_nan",
     "device_of",
     "evaluating",
     "forked_seed",
@@ -56,6 +63,7 @@ __all__ = [
     "per_datum_log_probs",
     "repeat_rows",
     "simulate",
+    "sloped",
     "whole_plate",
     "written",
 ]
