@@ -6,7 +6,8 @@ A model of 1,000 handwritten digits (8 x 8, scikit-learn's, binarized), two late
 an encoder. Then the best diagonal normal of every digit is searched for, from the encoder's answer
 and from the prior. In one run it prints
 
-    how long an epoch of training took, and how long the fit (median and range over repeats);
+    how long an epoch of training took, and how long the fit, with the program as it is written and
+        compiled (median and range over repeats);
     how far the mean ELBO is from its converged value, that of a fit with many more points and a
     much smaller tolerance: both evaluated with the same fresh draws, so the error is that of
     the difference;
@@ -120,8 +121,7 @@ def main() -> None:
     print(f"training epoch, batches of 64: {spread(epoch, '.3f')} s")
     best = converged(guide, y, (encoded, prior))
     reference = elbo(guide, y, best, sizes.draws)
-    for name, start in (("encoder", encoded), ("prior", prior)):
-        report_fit(guide, y, name, start, epoch, reference, sizes)
+    report_fits(guide, y, {"encoder": encoded, "prior": prior}, epoch, reference, sizes)
     report_adam(guide, y, encoded, epoch, best, sizes)
     at_encoder = elbo(guide, y, encoded, sizes.draws)
     print(f"the encoder itself: short of converged by {shortfall(reference, at_encoder)}")
@@ -151,28 +151,36 @@ def converged(guide: pv.Guide, y: Tensor, starts: tuple[Tensor, ...]) -> Tensor:
     return torch.stack([fit.parameters for fit in fits])[values.argmax(dim=0), rows]
 
 
-def report_fit(
+def report_fits(
     guide: pv.Guide,
     y: Tensor,
-    name: str,
-    start: Tensor,
+    starts: dict[str, Tensor],
     epoch: list[float],
     reference: Tensor,
     sizes: Sizes,
 ) -> None:
-    """Time and quality of the library's fit."""
-    fits = []
-
-    def fit() -> None:
-        fits.append(fit_parameters(guide.program, guide.family, (y,), start, pv.FitRows()))
-
-    times = seconds(fit, sizes.repeats)
-    ratios = [time / statistics.median(epoch) for time in times]
-    found = elbo(guide, y, fits[-1].parameters, sizes.draws)
-    done = int(fits[-1].converged.sum())
-    print(f"fit from the {name}: {spread(times)} s = {spread(ratios, '.1f')} epochs")
-    print(f"    {fits[-1].steps} steps at most, {done} of {len(y)} converged")
-    print(f"    short of the converged ELBO by {shortfall(reference, found)}")
+    """Time and quality of the library's fits, as written and compiled by turns."""
+    methods = {"as written": pv.FitRows(compile=False), "compiled": pv.FitRows(compile=True)}
+    begin = time.perf_counter()
+    fit_parameters(guide.program, guide.family, (y,), starts["encoder"], methods["compiled"])
+    print(f"compiled in {time.perf_counter() - begin:.0f} s")
+    for name, start in starts.items():
+        times: dict[str, list[float]] = {how: [] for how in methods}
+        for _ in range(sizes.repeats):
+            for how, method in methods.items():
+                begin = time.perf_counter()
+                fit = fit_parameters(guide.program, guide.family, (y,), start, method)
+                times[how].append(time.perf_counter() - begin)
+        for how, values in times.items():
+            ratios = [value / statistics.median(epoch) for value in values]
+            print(
+                f"fit from the {name}, {how}: {spread(values)} s = {spread(ratios, '.1f')} epochs"
+            )
+        ratios = [w / c for w, c in zip(times["as written"], times["compiled"], strict=True)]
+        found = elbo(guide, y, fit.parameters, sizes.draws)
+        print(f"    as written takes {spread(ratios)} times as long as compiled")
+        print(f"    {fit.steps} steps at most, {int(fit.converged.sum())} of {len(y)} converged")
+        print(f"    short of the converged ELBO by {shortfall(reference, found)}")
 
 
 def report_adam(

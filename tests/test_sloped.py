@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae.evidence.annealing import Start, StartFromPrior
 from pyro_vae.guides import fit_parameters
 from pyro_vae.programs import Captured, Program, evaluating, graphs, sloped
 from tests.test_conformance import PROGRAMS
@@ -18,6 +19,9 @@ from tests.test_conformance import PROGRAMS
 MODULE: Any = importlib.import_module("pyro_vae.programs.sloped")  # the function hides it
 # These read the indices of a plate that is a loop.
 LOOPS = {"loops"}
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be trusted")
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +109,25 @@ def test_a_fit_is_the_same() -> None:
     ]
     assert bool(fits[0].converged.all() & fits[1].converged.all())
     torch.testing.assert_close(fits[1].elbo, fits[0].elbo, rtol=0, atol=1e-3)
+    assert graphs._KEPT[model].graphs
+
+
+@pytest.mark.usefixtures("float64", "uncompiled")
+@pytest.mark.parametrize("start", [StartFromPrior(), pv.StartFromGuide()], ids=["prior", "guide"])
+def test_chains_are_the_same(start: Start) -> None:
+    """Trajectories take their gradients from it: in float64 they end where they did."""
+    model, y = images()
+    guide = pv.Guide(model.double(), pv.Encoder(pv.nets.MLPEncoder(20, (16,)).double()))
+    values = [
+        pv.log_marginal_likelihood(
+            model,
+            guide,
+            y.double(),
+            pv.AnnealedImportanceSampling(4, 20, start=start, compile=compile),
+        ).value
+        for compile in (False, True)
+    ]
+    torch.testing.assert_close(values[1], values[0], rtol=0, atol=1e-8)
     assert graphs._KEPT[model].graphs
 
 

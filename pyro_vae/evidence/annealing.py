@@ -34,7 +34,7 @@ from .. import stats
 from .._types import Batch, Estimate
 from ..data import row_seeds
 from ..guides import Posterior
-from ..programs import Program, repeat_rows, whole_plate
+from ..programs import Program, repeat_rows, sloped, whole_plate
 from .hamiltonian import Noise, Path, Point, at, transition
 from .results import Bound, LogMarginal, join
 from .weights import draw_rows, rows_at_once, weigh
@@ -388,6 +388,10 @@ class AnnealedImportanceSampling:
         start: :class:`StartFromPrior` or :class:`StartFromGuide`.
         target_acceptance: What the pilot tunes the steps to, between 0 and 1.
         memory: Mebibytes that the program's intermediate results may take.
+        compile: Whether the program's densities and slopes are compiled, which takes some ten
+            seconds at first and is kept with the model; by default once the model has cost as much
+            as it is written. It changes a density by its rounding alone, which may send a chain
+            elsewhere in the end.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -418,6 +422,7 @@ class AnnealedImportanceSampling:
     start: Start = StartFromPrior()
     target_acceptance: float = 0.65
     memory: float = 512.0
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuses numbers out of range."""
@@ -459,6 +464,7 @@ class AnnealedImportanceSampling:
         # still fast for chains, which wait for one another.
         size = max(1, 4 * rows_at_once(program, batch, self.memory / 8) // self.num_chains)
         starts = range(0, len(batch[0]), size)
+        fast = sloped(program, asked=self.compile, rows=self.num_chains * min(size, len(batch[0])))
         for first in tqdm(starts, desc="annealing", leave=None, disable=not progress):
             rows = slice(first, first + size)
             seeds = [stream[rows] for stream in streams]
@@ -466,7 +472,7 @@ class AnnealedImportanceSampling:
             trial, _ = draw_rows(origin, first, seeds[0], self.num_chains)
             z, log_start = draw_rows(origin, first, seeds[1], self.num_chains)
             weigh(program, z, log_start, part, self.num_chains, first=first)  # are they numbers?
-            path = self.start.path(program, origin.rows(rows), part)
+            path = self.start.path(fast, origin.rows(rows), part)
             with pyro.validation_enabled(is_validate=False):  # a trajectory may leave the numbers
                 ladder = self._ladder(path, trial, seeds[2])
                 yield Work(rows, path, z, ladder, seeds[3], seeds[4])

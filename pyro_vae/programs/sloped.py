@@ -23,6 +23,7 @@ from .running import bytes_per_row
 
 _ROWS = 2048  # of a piece: more leave the cache, and fewer are filled up
 _BYTES = 2.0**31  # made by the program as it is written, which takes as long as compiling
+_CALL = 2.0**20  # bytes that are made in the time that handlers take for a call
 
 
 def sloped(program: Program, *, asked: bool | None, rows: int = _ROWS) -> Program:
@@ -75,7 +76,7 @@ class _Sloped(Program):
         if not self.graphs.is_refused:
             if self.bytes_per_row is None:
                 self.bytes_per_row = bytes_per_row(self.written, batch)
-            self.graphs.worked(self.bytes_per_row * z.shape[0] * z.shape[1])
+            self.graphs.worked(_CALL + self.bytes_per_row * z.shape[0] * z.shape[1])
         return self.written.log_densities(z, *batch)
 
     def _graph(self, z: Tensor, batch: Batch, *, has_slopes: bool) -> Captured | None:
