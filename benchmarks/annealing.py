@@ -3,8 +3,8 @@
 Factor analysis with 10 latents, 30 features and noise 0.25, whose log p(y) is known. Ways to it
 on the same data, which know nothing but the program, one after the other in each repeat:
 
-    annealing, HMC     AnnealedImportanceSampling from the prior, its pilot run included, as it comes
-                       (where it pays the program is compiled, which is included, too)
+    annealing, HMC     AnnealedImportanceSampling from the prior, its pilot run included, as it
+                       comes: where it pays the program is compiled, which is included, too
     as written         the same, and never compiled
     annealing, walk    annealing by a random walk (Metropolis), steps tuned in a pilot of its own
     prior              importance sampling from the prior

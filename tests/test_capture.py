@@ -215,6 +215,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @float64
+@pytest.mark.slow
+def test_arguments_of_any_layout() -> None:
+    """Compiled operations expect a table row by row in memory: a transposed one is copied."""
+    y = torch.randn(5, 4)
+    double = capture(lambda y: (2 * y,), torch.zeros(4, 5)).compiled(torch.zeros(4, 5))
+    assert torch.equal(double(y.T)[0], 2 * y.T)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_training_is_the_same(recipe: str, replayed: list[Captured]) -> None:
     """Step for step, whatever is optimized and how: history and parameters."""

@@ -24,6 +24,7 @@ from .families import Family
 from .noise import Noise, Seeded
 
 _TOGETHER = 8  # times as many rows climb together as the program is asked for at once
+_OPTIMISTIC = 3.0  # standard errors: by chance alone one datum of a thousand
 _MORE_POINTS = (4, 16)  # times as many, for data that the points were too few for
 
 
@@ -114,7 +115,7 @@ class _Fitted(NamedTuple):
     @property
     def is_optimistic(self) -> Tensor:
         """Whether the points promised more than fresh draws keep: they were overfitted."""
-        return self.over_points - self.elbo > 2 * self.error
+        return self.over_points - self.elbo > _OPTIMISTIC * self.error
 
     def result(self) -> RowFit:
         """What callers are told."""

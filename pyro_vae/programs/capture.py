@@ -83,7 +83,7 @@ class Captured:
     @torch.no_grad()
     def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
         """The outputs; what the function changes in place has changed."""
-        answer: Sequence[Tensor] = self._run(*self._inputs, *args)
+        answer: Sequence[Tensor] = self._run(*self._inputs, *_laid_out(args))
         return tuple(answer)
 
     @property
@@ -103,10 +103,15 @@ class Captured:
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the compiler's own house
-                run = _compiled(self.graph, [*self._inputs, *args])
+                run = _compiled(self.graph, [*self._inputs, *_laid_out(args)])
         except Exception as error:  # whatever a compiler raises
             raise NotCaptured(f"it could not be compiled: {_first_line(error)}") from error
         return Captured(self.graph, self.held, run)
+
+
+def _laid_out(args: Sequence[Tensor]) -> list[Tensor]:
+    """Row by row in memory, as compiled operations expect it."""
+    return [arg.contiguous() for arg in args]
 
 
 def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
@@ -160,7 +165,7 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
     token = _CAPTURING.set(_Capturing(missing))
     try:
         with pyro.validation_enabled(is_validate=False), _NoNumbers():
-            graph = make_fx(function, _allow_non_fake_inputs=True)(*args)
+            graph = make_fx(function, _allow_non_fake_inputs=True)(*_laid_out(args))
     except NotCaptured:
         raise
     except Exception as error:  # whatever an operation raises that cannot be traced
