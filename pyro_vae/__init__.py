@@ -1,6 +1,8 @@
 """Variational autoencoders as Pyro programs, with guides that can be swapped and compared."""
 
-from . import criticism as criticism
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from . import data as data
 from . import diagnostics as diagnostics
 from . import distributed as distributed
@@ -9,9 +11,6 @@ from . import likelihoods as likelihoods
 from . import models as models
 from . import nets as nets
 from . import objectives as objectives
-from . import plots as plots
-from . import recipes as recipes
-from . import uses as uses
 from .compare import compare as compare
 from .evidence import AnnealedImportanceSampling as AnnealedImportanceSampling
 from .evidence import ClosedForm as ClosedForm
@@ -64,24 +63,41 @@ from .programs import minibatch as minibatch
 from .storage import load as load
 from .storage import save as save
 from .training import fit as fit
-from .uses import conditional as conditional
-from .uses import conditional_density as conditional_density
-from .uses import dependence as dependence
-from .uses import encode as encode
-from .uses import impute as impute
-from .uses import interpolate as interpolate
-from .uses import marginal as marginal
-from .uses import outliers as outliers
-from .uses import reconstruct as reconstruct
-from .uses import traverse as traverse
+
+if TYPE_CHECKING:
+    from . import criticism as criticism
+    from . import plots as plots
+    from . import recipes as recipes
+    from . import uses as uses
+    from .uses import conditional as conditional
+    from .uses import conditional_density as conditional_density
+    from .uses import dependence as dependence  # type: ignore[no-redef]  # also a module there
+    from .uses import encode as encode
+    from .uses import impute as impute
+    from .uses import interpolate as interpolate
+    from .uses import marginal as marginal
+    from .uses import outliers as outliers  # type: ignore[no-redef]  # also a module there
+    from .uses import reconstruct as reconstruct
+    from .uses import traverse as traverse
 
 __version__ = "0.1.0"
 
+# Imported when they are first asked for: what draws or reports is no part of a training script.
+_MODULES = ("criticism", "plots", "recipes", "sklearn", "uses")
+_USES = (
+    *("conditional", "conditional_density", "dependence", "encode", "impute"),
+    *("interpolate", "marginal", "outliers", "reconstruct", "traverse"),
+)
+
 
 def __getattr__(name: str) -> object:
-    """Imports `pyro_vae.sklearn`, which needs scikit-learn, when it is first asked for."""
-    if name == "sklearn":
-        from importlib import import_module
-
-        return import_module(".sklearn", __name__)
+    """Imports a part of the library where it is asked for; `sklearn` needs scikit-learn."""
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name in _USES:
+        return getattr(import_module(".uses", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_USES})

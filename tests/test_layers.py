@@ -1,6 +1,8 @@
 """Imports inside the package point one way, by a table; and what is heavy waits until needed."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import resolve_name
 from pathlib import Path
@@ -147,3 +149,16 @@ def test_upward_imports_are_caught(file: str, source: str, caught: list[str]) ->
 def test_heavy_imports_are_caught(source: str, caught: list[str]) -> None:
     """An import counts where it runs with the module, and not inside a function."""
     assert heavy_imports(ROOT / "pyro_vae" / "plots.py", source) == caught
+
+
+def test_what_draws_waits() -> None:
+    """A fresh import loads neither figures nor reports; all that the root names is there."""
+    script = (
+        "import sys, pyro_vae as pv\n"
+        "early = {'plots', 'report', 'uses', 'sklearn'} & {n[9:] for n in sys.modules}\n"
+        "assert not early, early\n"
+        "assert all(hasattr(pv, name) for name in dir(pv) if name != 'sklearn')\n"
+        "assert not hasattr(pv, 'no_such_name')\n"
+        "from pyro_vae import encode, plots"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

@@ -14,11 +14,15 @@ import pyro_vae as pv
 from pyro_vae.evidence.annealing import Start, StartFromPrior
 from pyro_vae.guides import fit_parameters
 from pyro_vae.programs import Captured, Program, evaluating, graphs, sloped
-from tests.test_conformance import PROGRAMS
+from tests.test_conformance import PROGRAMS, REPRESENTATIVE
 
 MODULE: Any = importlib.import_module("pyro_vae.programs.sloped")  # the function hides it
 # These read the indices of a plate that is a loop.
 LOOPS = {"loops"}
+EVERY = [("dependent", 3), ("covariate", 3)] + [
+    pytest.param(name, 2048, marks=[] if name in REPRESENTATIVE else pytest.mark.slow)
+    for name in PROGRAMS
+]
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be trusted")
@@ -68,9 +72,7 @@ def compared(program: Program, fast: Program, z: Tensor, batch: Any, tolerance: 
 
 
 @pytest.mark.usefixtures("float64", "user_param_store", "uncompiled")
-@pytest.mark.parametrize(
-    ("name", "rows"), [*((name, 2048) for name in PROGRAMS), ("dependent", 3), ("covariate", 3)]
-)
+@pytest.mark.parametrize(("name", "rows"), EVERY)
 def test_every_program(name: str, rows: int) -> None:
     """In a piece that has to be filled up, and in pieces that are too few for all draws."""
     case = PROGRAMS[name]

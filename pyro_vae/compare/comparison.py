@@ -20,8 +20,6 @@ from .. import storage
 from .._types import Batch
 from ..inference_data import to_inference_data
 from .differences import Difference, differences_of, verdict_of
-from .figures import figures_of
-from .reporting import save_report, title_of
 from .results import GuideResult, Row, row_of
 
 if TYPE_CHECKING:
@@ -126,6 +124,8 @@ class Comparison:
 
     def plot(self) -> "dict[str, Figure]":
         """Figures by name, for a notebook or to save; opened with no window of their own."""
+        from .figures import figures_of  # what draws is imported where something is drawn
+
         return figures_of(self.results, self.rows(), self.test, self.labels, self.image_shape)
 
     @cached_property
@@ -162,6 +162,8 @@ class Comparison:
         Returns:
             The folder.
         """
+        from .reporting import save_report, title_of
+
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._save_table(folder / "table.csv")
