@@ -57,7 +57,9 @@ from .objectives import Cyclic as Cyclic
 from .objectives import DReG as DReG
 from .objectives import LinearWarmup as LinearWarmup
 from .objectives import Renyi as Renyi
+from .programs import BFloat16Products as BFloat16Products
 from .programs import PartlyObserved as PartlyObserved
+from .programs import TF32Products as TF32Products
 from .programs import log_joint as log_joint
 from .programs import minibatch as minibatch
 from .storage import load as load

@@ -19,6 +19,9 @@ from .modes import forked_seed as forked_seed
 from .modes import local_parameters as local_parameters
 from .modes import modules_of as modules_of
 from .plates import whole_plate as whole_plate
+from .products import BFloat16Products as BFloat16Products
+from .products import Products as Products
+from .products import TF32Products as TF32Products
 from .program import LogDensities as LogDensities
 from .program import Program as Program
 from .program import log_joint as log_joint
@@ -34,6 +37,7 @@ from .sites import per_datum_log_probs as per_datum_log_probs
 from .sloped import sloped as sloped
 
 __all__ = [
+    "BFloat16Products",
     "Captured",
     "Free",
     "GlobalSite",
@@ -44,7 +48,9 @@ __all__ = [
     "NamedModule",
     "NotCaptured",
     "PartlyObserved",
+    "Products",
     "Program",
+    "TF32Products",
     "as_batch",
     "bytes_per_row",
     "capture",

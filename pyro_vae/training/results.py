@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .._types import Estimate
+
 
 @dataclass(frozen=True)
 class History:
@@ -42,6 +44,8 @@ class Fit:
             shape.
         compiled: "compiled", or why the steps were run as they are written.
         missing: Share of the entries that are nan, in the tensors that may have such.
+        rounding: By how much the ELBO of a first batch differs under the products that training
+            was told to make with fewer bits, nats a datum, from the same draws; else `None`.
     """
 
     history: History
@@ -51,6 +55,7 @@ class Fit:
     trained: tuple[str, ...]
     compiled: str = ""
     missing: float = 0.0
+    rounding: Estimate | None = None
 
     def summary(self) -> str:
         """Says how training ended, in a line."""
@@ -61,5 +66,11 @@ class Fit:
         return (
             f"{self.stopped} after {epochs} epochs and {self.history.seconds[-1]:.1f} s; "
             f"training ELBO {self.history.elbo[-1]:.3f} nats a datum; kept epoch {self.best_epoch}"
-            f"{holes}"
+            f"{holes}{self._rounded()}"
         )
+
+    def _rounded(self) -> str:
+        if self.rounding is None:
+            return ""
+        value, error = (float(part) for part in self.rounding)
+        return f"; products of fewer bits move the ELBO by {value:+.2g} +- {error:.1g} nats a datum"
