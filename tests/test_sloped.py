@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.evidence.annealing import Start, StartFromPrior
 from pyro_vae.guides import fit_parameters
-from pyro_vae.programs import Captured, Program, evaluating, graphs, sloped
+from pyro_vae.programs import Captured, Program, capture, evaluating, graphs, sloped
 from tests.test_conformance import PROGRAMS, REPRESENTATIVE
 
 MODULE: Any = importlib.import_module("pyro_vae.programs.sloped")  # the function hides it
@@ -224,6 +224,48 @@ def test_data_are_validated_still() -> None:
     y[-1, -1] = 0.5
     with pytest.raises(ValueError, match="support"):
         fast.log_joint(z, y)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_long_program_is_left_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unasked it is not compiled, and not captured a second time; asked it is."""
+    model, y = images()
+    program, z = Program(model, y), torch.randn(3, len(y), 3)
+    monkeypatch.setattr(MODULE, "_BYTES", 0.0)
+    monkeypatch.setattr(graphs, "_MOST_OPERATIONS", 5)
+    captured = []
+
+    def counted(*args: Any, **how: Any) -> Captured:
+        captured.append(0)
+        return capture(*args, **how)
+
+    monkeypatch.setattr(graphs, "capture", counted)
+    with evaluating(model):
+        for _ in range(3):
+            compared(program, sloped(program, asked=None), z, (y,), 1e-6)
+        assert len(captured) == 2  # with slopes and without
+        compared(program, sloped(program, asked=True), z, (y,), 1e-5)
+    assert len(graphs._KEPT[model].graphs) == 2
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_program_that_counts_is_given_up() -> None:
+    """What differs from call to call agrees with no graph: unasked it is tried twice in all."""
+    calls = []
+
+    def model(y: Tensor) -> None:
+        calls.append(0)
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(z, float(len(calls))).to_event(1), obs=y)
+
+    y = torch.rand(4, 2)
+    program = Program(model, y)
+    graphs._KEPT[model] = graphs._Kept(work=1e12)
+    for tries in (1, 2, 2, 2):
+        sloped(program, asked=None).log_joint(torch.randn(3, 4, 2), y)
+        assert graphs._KEPT[model].disagreements == tries
+    assert not graphs._KEPT[model].graphs
 
 
 def test_what_cannot_be_compiled() -> None:

@@ -18,15 +18,19 @@ from torch import Tensor
 from .capture import Captured, NotCaptured, capture
 
 _AGREE = 1e-4  # relative difference of sums over a datum in float32, in another order
+_MOST_OPERATIONS = 400  # compiled unasked: a VAE has 150, and a long series takes minutes
+_SECOND_CHANCES = 1  # for a model that has changed; one that differs again always will
 
 Flat = Callable[..., Sequence[Tensor]]
 
 
 @dataclass
 class _Kept:
-    """What is known of a model: its graphs, and what it has cost as it is written."""
+    """What is known of a model: its graphs, why there are none, what it has cost as written."""
 
     graphs: dict[Any, Captured] = field(default_factory=dict)
+    refused: dict[Any, str] = field(default_factory=dict)
+    disagreements: int = 0
     work: float = 0.0
 
 
@@ -77,16 +81,36 @@ class Graphs:
             return graph
         if not (self.asked or pays):
             return None
-        stream = torch.get_rng_state()
         try:
-            graph = capture(function, *tensors, missing=missing).compiled(*tensors)
+            self._kept.graphs[key] = self._compiled(key, function, tensors, missing=missing)
         except NotCaptured as error:
             self._refuse(str(error))
             return None
+        return self._kept.graphs[key]
+
+    def _compiled(
+        self, key: Any, function: Flat, tensors: Sequence[Tensor], *, missing: bool
+    ) -> Captured:
+        """A new graph; no random stream moves.
+
+        Raises:
+            NotCaptured: If there can be none, or none that pays; the next time without a try.
+        """
+        if key in self._kept.refused and not self.asked:
+            raise NotCaptured(self._kept.refused[key])
+        stream = torch.get_rng_state()
+        try:
+            captured = capture(function, *tensors, missing=missing)
+            operations = len(captured.graph.graph.nodes)
+            if not self.asked and operations > _MOST_OPERATIONS:
+                raise NotCaptured(f"it would take long to compile its {operations} operations")
+            return captured.compiled(*tensors)
+        except NotCaptured as error:
+            if not self.asked:
+                self._kept.refused[key] = str(error)
+            raise
         finally:
             torch.set_rng_state(stream)
-        self._kept.graphs[key] = graph
-        return graph
 
     def agree(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
         """Whether a graph gives what the program gives. If not, all graphs of the model go."""
@@ -95,8 +119,12 @@ class Graphs:
             for mine, theirs in zip(found, expected, strict=True)
         )
         if not same:
+            reason = f"compiled {self.what} differ from those of the program as it is written"
+            if self._kept.disagreements >= _SECOND_CHANCES:
+                self._kept.refused.update(dict.fromkeys(self._kept.graphs, reason))
+            self._kept.disagreements += 1
             self._kept.graphs.clear()
-            self._refuse(f"compiled {self.what} differ from those of the program as it is written")
+            self._refuse(reason)
         return same
 
     def _refuse(self, reason: str) -> None:

@@ -68,7 +68,7 @@ class _Sloped(Program):
         if self.is_held and not is_validation_enabled():
             return True
         self.is_held = True
-        with torch.no_grad():
+        with torch.no_grad(), self.written.at(self.fixed):
             expected = self.written.log_densities(first, *batch)
         return self.graphs.agree(expected, self._replayed(graph, first, batch)[:2])
 
@@ -77,7 +77,8 @@ class _Sloped(Program):
             if self.bytes_per_row is None:
                 self.bytes_per_row = bytes_per_row(self.written, batch)
             self.graphs.worked(_CALL + self.bytes_per_row * z.shape[0] * z.shape[1])
-        return self.written.log_densities(z, *batch)
+        with self.written.at(self.fixed):
+            return self.written.log_densities(z, *batch)
 
     def _graph(self, z: Tensor, batch: Batch, *, has_slopes: bool) -> Captured | None:
         if self.graphs.is_refused:
