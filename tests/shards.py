@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae.programs import Captured
 
 NUM_DATA = 23  # two shards of 12 and 11
 FEATURES = 3
@@ -28,7 +29,7 @@ MAPS: dict[str, Callable[[int], pv.InferenceMap]] = {
 Numbers = dict[str, Tensor]
 
 
-def numbers(kind: str, shards: int | None = None) -> Numbers:
+def numbers(kind: str, shards: int | None = None, *, compile: bool = False) -> Numbers:
     """All that training and evaluation give, for all rows, in whichever process this is."""
     generator = torch.Generator().manual_seed(5)
     y, held_out = torch.randn(NUM_DATA + 7, FEATURES, generator=generator).split([NUM_DATA, 7])
@@ -39,7 +40,10 @@ def numbers(kind: str, shards: int | None = None) -> Numbers:
     result = pv.fit(
         model, guide, y, num_epochs=3, batch_size=8, validation=held_out, patience=2, seed=3,
         per_batch=lambda y: y + 0.1 * torch.randn_like(y), progress=False, shards=shards,
+        compile=compile,
     )  # fmt: skip
+    if compile:
+        assert result.compiled == "compiled"
     found: Numbers = {name: value.detach() for name, value in model.named_parameters()}
     found |= {f"guide.{name}": value.detach() for name, value in guide.named_parameters()}
     if kind == "rows":
@@ -68,6 +72,13 @@ def unreduced() -> Iterator[None]:
 def same_noise() -> Iterator[None]:
     """A wrong twin: all shards draw the same numbers."""
     with mock.patch("pyro_vae.training.sharding.shard_seed", lambda seed, index: seed):
+        yield
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Captured steps run without a compiler, which takes seconds."""
+    with mock.patch.object(Captured, "compiled", lambda captured, *args: captured):
         yield
 
 
@@ -108,6 +119,8 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     found: dict[str, Any] = {kind: numbers(kind) for kind in MAPS}
+    with uncompiled():
+        found["captured"] = numbers("encoder", compile=True)
     with unreduced():
         found["unreduced"] = numbers("encoder")
     found["errors"] = {

@@ -214,7 +214,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@float64
 @pytest.mark.slow
 def test_arguments_of_any_layout() -> None:
     """Compiled operations expect a table row by row in memory: a transposed one is copied."""
@@ -223,6 +222,7 @@ def test_arguments_of_any_layout() -> None:
     assert torch.equal(double(y.T)[0], 2 * y.T)
 
 
+@float64
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_training_is_the_same(recipe: str, replayed: list[Captured]) -> None:
     """Step for step, whatever is optimized and how: history and parameters."""

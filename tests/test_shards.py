@@ -249,6 +249,14 @@ def test_two_processes_are_one(processes: list[dict[str, Any]], name: str) -> No
 
 
 @pytest.mark.usefixtures("float64")
+def test_captured_steps_in_two_processes(processes: list[dict[str, Any]]) -> None:
+    """The same numbers again, of steps as they are written in one process."""
+    expected = numbers("encoder", shards=2)
+    for found in processes:
+        assert difference(found["captured"], expected) < ROUNDING
+
+
+@pytest.mark.usefixtures("float64")
 def test_wrong_twins_are_caught(processes: list[dict[str, Any]]) -> None:
     """Gradients that nobody sums, the same noise in both shards, and one shard for two."""
     expected = numbers("encoder", shards=2)

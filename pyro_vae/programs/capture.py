@@ -83,7 +83,8 @@ class Captured:
     @torch.no_grad()
     def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
         """The outputs; what the function changes in place has changed."""
-        answer: Sequence[Tensor] = self._run(*self._inputs, *_laid_out(args))
+        laid_out = args if self._run is self.graph else _laid_out(args)
+        answer: Sequence[Tensor] = self._run(*self._inputs, *laid_out)
         return tuple(answer)
 
     @property
@@ -165,7 +166,7 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
     token = _CAPTURING.set(_Capturing(missing))
     try:
         with pyro.validation_enabled(is_validate=False), _NoNumbers():
-            graph = make_fx(function, _allow_non_fake_inputs=True)(*_laid_out(args))
+            graph = make_fx(function, _allow_non_fake_inputs=True)(*args)
     except NotCaptured:
         raise
     except Exception as error:  # whatever an operation raises that cannot be traced
