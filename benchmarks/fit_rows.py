@@ -142,7 +142,9 @@ def epoch_seconds(y: Tensor, repeats: int) -> list[float]:
 
 def converged(guide: pv.Guide, y: Tensor, starts: tuple[Tensor, ...]) -> Tensor:
     """The better of long fits from all starts, for every datum."""
-    method = pv.FitRows(num_particles=512, tolerance=1e-8, max_steps=300, max_rows=65_536)
+    method = pv.FitRows(
+        num_particles=512, tolerance=1e-8, max_steps=300, max_rows=65_536, compile=False
+    )
     fits = [
         fit_parameters(guide.program, guide.family, (y,), start, method, seed=9) for start in starts
     ]

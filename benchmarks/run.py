@@ -4,9 +4,9 @@ Each benchmark measures its peers in its own process, in turns, and prints media
 their spread; this one adds what they were run on. Nothing else should run on the machine: `make
 bench` takes about a quarter of an hour. NumPyro is timed where it is installed
 (`pip install '.[bench]'`). With `--scale` ten million rows of parameters and a file of 20 GB come
-last.
+last. With names only these run, and the rest of the page stays as it was.
 
-Run:  python benchmarks/run.py      (--smoke for a quick look, which writes no file)
+Run:  python benchmarks/run.py [NAME ...]      (--smoke for a quick look, which writes no file)
 """
 
 import argparse
@@ -25,10 +25,17 @@ LAST = ("scale",)  # asked for by name: it needs room on the disk
 PACKAGES = ("pyro-vae", "torch", "pyro-ppl", "numpy", "numpyro", "jax")
 
 
-def scripts(*, scale: bool) -> list[Path]:
-    """The benchmarks, in the order of their names."""
-    found = sorted(path for path in HERE.glob("*.py") if path != Path(__file__))
-    return [path for path in found if scale or path.stem not in LAST]
+def scripts(names: list[str], *, scale: bool) -> list[Path]:
+    """The benchmarks, in the order of their names: all, or those that are named."""
+    found = {path.stem: path for path in sorted(HERE.glob("*.py")) if path != Path(__file__)}
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise SystemExit(f"no benchmark {', '.join(unknown)}; there are {', '.join(found)}")
+    return [
+        path
+        for name, path in found.items()
+        if (name in names if names else scale or name not in LAST)
+    ]
 
 
 def machine() -> list[str]:
@@ -88,19 +95,26 @@ def section(script: Path, text: str, seconds: float) -> str:
     return "\n\n".join(parts)
 
 
+def sections_of(page: Path) -> dict[str, str]:
+    """The parts of a page that was written before, by name."""
+    _, *parts = page.read_text().split("\n## ") if page.exists() else [""]
+    return {part.split("\n", 1)[0]: f"## {part.rstrip()}\n" for part in parts}
+
+
 def main() -> None:
     """Runs them and writes the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that they run")
     parser.add_argument("--scale", action="store_true", help="ten million rows and 20 GB as well")
     parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md", help="the page")
+    parser.add_argument("names", nargs="*", help="benchmarks to run; all of them by default")
     arguments = parser.parse_args()
     options = ["--smoke"] if arguments.smoke else []
-    parts: list[str] = []
-    for script in scripts(scale=arguments.scale):
-        parts.append(section(script, *printed(script, options)))
+    parts = sections_of(arguments.out) if arguments.names else {}
+    for script in scripts(arguments.names, scale=arguments.scale):
+        parts[script.stem] = section(script, *printed(script, options))
         if not arguments.smoke:  # after each of them, so that a stop loses no more than one
-            arguments.out.write_text(page(parts))
+            arguments.out.write_text(page([parts[name] for name in sorted(parts)]))
     if not arguments.smoke:
         print(f"==> written to {arguments.out}")
 
