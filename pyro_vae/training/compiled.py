@@ -216,6 +216,7 @@ class _Group(NamedTuple):
     tensors: list[Tensor]
     means: list[Tensor]
     squares: list[Tensor]
+    taken: Tensor  # all numbers of steps in one tensor, of which those of the state are parts
     steps: list[Tensor]
 
 
@@ -233,13 +234,17 @@ class _Adam:
         """What there is to move, once a first step has made the state."""
         places = {id(tensor): place for place, tensor in enumerate(self.tensors)}
         groups = []
-        for group in self.optimizer.param_groups:
+        for group in filter(lambda group: group["params"], self.optimizer.param_groups):
             states = [self.optimizer.state[tensor] for tensor in group["params"]]
-            named = (
-                [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")
+            means, squares = (
+                [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")
             )
+            taken = torch.stack([state["step"] for state in states])
+            steps = list(taken.unbind())
+            for state, step in zip(states, steps, strict=True):
+                state["step"] = step
             own = [places[id(tensor)] for tensor in group["params"]]
-            groups.append(_Group(group, own, group["params"], *named))
+            groups.append(_Group(group, own, group["params"], means, squares, taken, steps))
         return groups
 
     @torch.no_grad()
@@ -252,7 +257,7 @@ class _Adam:
         """
         for group in self.groups:
             options = group.options
-            torch._foreach_add_(group.steps, 1)
+            group.taken.add_(1)  # to add to each of them takes longer than all the rest
             torch._fused_adam_(
                 group.tensors,
                 [gradients[place] for place in group.places],
