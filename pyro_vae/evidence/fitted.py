@@ -30,7 +30,6 @@ from ..guides import (
     FullRankNormal,
     Posterior,
     RowFit,
-    approach,
     finite_rows,
     fit_parameters,
 )
@@ -237,12 +236,13 @@ def _fits(
     seed: int,
 ) -> Iterator[RowFit]:
     """A fit from every start, over one set of points; where one is of no use, from the first."""
+    fit = partial(fit_parameters, program, family, batch, method=method, seed=seed, refit=False)
     first, *others = starts
-    yield approach(program, family, batch, first, method, seed=seed)
+    yield fit(first)
     for other in others:
         usable = finite_rows(program, family, batch, other, method, seed=seed)
         start = torch.where(usable.unsqueeze(-1), other, first)
-        yield approach(program, family, batch, start, method, seed=seed)
+        yield fit(start)
 
 
 def _best(fits: Iterable[RowFit]) -> RowFit:

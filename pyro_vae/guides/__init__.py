@@ -17,7 +17,6 @@ from .flows import NormalizingFlow as NormalizingFlow
 from .flows import SplineAutoregressive as SplineAutoregressive
 from .guide import Guide as Guide
 from .local import RowFit as RowFit
-from .local import approach as approach
 from .local import finite_rows as finite_rows
 from .local import fit_parameters as fit_parameters
 from .local import refine_parameters as refine_parameters

@@ -51,6 +51,7 @@ def fit_parameters(
     *,
     seed: int = 0,
     progress: bool = False,
+    refit: bool = True,
 ) -> RowFit:
     """Maximizes every datum's ELBO over the parameters of its own q, the model fixed.
 
@@ -62,11 +63,12 @@ def fit_parameters(
         method: Points, tolerance and steps.
         seed: Seed of the points and of the fresh draws; no random stream of the caller moves.
         progress: Whether to show a bar of the data that are done.
+        refit: Whether a datum whose points promised more than the fresh draws keep is fitted
+            again on more of them; one set of points is enough to find the right place.
 
     Returns:
         The parameters; their ELBO over 64 fresh draws with its standard error, in nats, float64;
-        and whether each datum was done within the steps. A datum whose points promised more than
-        the fresh draws keep is fitted again on more of them.
+        and whether each datum was done within the steps.
 
     Raises:
         FloatingPointError: If the ELBO of a datum, or its gradient, is not finite at the start.
@@ -76,7 +78,7 @@ def fit_parameters(
     bar = tqdm(total=len(start), desc="fit rows", leave=None, disable=not progress)
     with bar:
         fit = how.fit(batch, start, seeds, bar.update)
-        for more in _MORE_POINTS:
+        for more in _MORE_POINTS if refit else ():
             rows = fit.is_optimistic.nonzero().squeeze(-1)
             if len(rows) == 0:
                 break
@@ -87,21 +89,7 @@ def fit_parameters(
             with pyro.validation_enabled(is_validate=False):  # the data were
                 again = finer.fit(part, fit.parameters[rows], others)
             fit = fit.with_rows(rows, again)
-    return fit.result()
-
-
-def approach(
-    program: Program,
-    family: Family,
-    batch: Batch,
-    start: Float[Tensor, "batch parameters"],
-    method: FitRows,
-    *,
-    seed: int = 0,
-) -> RowFit:
-    """The same over one set of points, be they too few or not: it leads to the right place."""
-    how = _How.of(program, family, method, seed)
-    return how.fit(batch, start, row_seeds(seed, *batch)).result()
+    return RowFit(fit.parameters, fit.elbo, fit.error, fit.converged, int(fit.steps.max()))
 
 
 class _Fitted(NamedTuple):
@@ -118,10 +106,6 @@ class _Fitted(NamedTuple):
     def is_optimistic(self) -> Tensor:
         """Whether the points promised more than fresh draws keep: they were overfitted."""
         return self.over_points - self.elbo > _OPTIMISTIC * self.error
-
-    def result(self) -> RowFit:
-        """What callers are told."""
-        return RowFit(self.parameters, self.elbo, self.error, self.converged, int(self.steps.max()))
 
     def with_rows(self, rows: Tensor, other: "_Fitted") -> "_Fitted":
         """Some of the data replaced; their steps add up."""
