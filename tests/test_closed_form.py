@@ -29,6 +29,7 @@ from pyro_vae.guides.closed_form import (
 )
 from pyro_vae.guides.families import Family, FullRankNormal
 from pyro_vae.programs import Program, local_parameters
+from pyro_vae.registry import arguments_of
 from tests import statistics
 from tests.cases import CASES, factor_analysis
 from tests.factor_analysis import amortization_gap, model_of
@@ -499,8 +500,8 @@ def test_copies_follow_their_model() -> None:
         copied.loadings.mul_(2)
     assert_exact(guide.mean(y), copied.facts.posterior(y).loc.detach())
     assert list(guide.state_dict()) == []
-    assert CoordinateAscent(sweeps=3).config() == {"sweeps": 3, "tolerance": 1e-6}
-    assert ExactPosterior().config() == {}
+    assert arguments_of(CoordinateAscent(sweeps=3)) == {"sweeps": 3, "tolerance": 1e-6}
+    assert arguments_of(ExactPosterior()) == {}
 
 
 # ---------------------------------------------------------------------- EM on measurements

@@ -7,6 +7,7 @@ from torch.distributions import MultivariateNormal
 
 import pyro_vae as pv
 from pyro_vae.models import ConditionalVAE, MixtureOfNormals, NormalGiven
+from pyro_vae.registry import arguments_of
 from tests.cases import normal
 from tests.statistics import assert_mean
 from tests.test_models import assert_compares, assert_works_under_every_guide
@@ -148,8 +149,8 @@ def test_what_is_refused() -> None:
         ConditionalVAE(decoder, gaussian, 2, 0)
 
 
-def test_config_makes_the_same() -> None:
+def test_arguments_make_the_same() -> None:
     """The arguments that the model was made with."""
     model = linear(given_prior())
-    again = ConditionalVAE(**model.config())
+    again = ConditionalVAE(**arguments_of(model))
     assert repr(again) == repr(model)

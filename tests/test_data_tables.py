@@ -16,6 +16,7 @@ from pyro_vae import data, likelihoods, recipes
 from pyro_vae.cli import main
 from pyro_vae.data import Columns, Count, from_anndata, read_frame, read_table
 from pyro_vae.nets.columns import ColumnInputs
+from pyro_vae.registry import arguments_of
 from tests.statistics import assert_mean
 
 
@@ -203,7 +204,7 @@ def test_encoders_see_categories_counts_and_holes() -> None:
     expected = [[0.5, 0, 1, log, 1, 1, 1], [0, 0, 0, 0, 0, 0, 1]]
     torch.testing.assert_close(seen, torch.tensor(expected))
     assert encoder(rows).shape == (2, encoder.num_features)
-    assert type(encoder)(**encoder.config()).categories == (0, 2, 0)
+    assert type(encoder)(**arguments_of(encoder)).categories == (0, 2, 0)
     with pytest.raises(ValueError, match="a row has 3 columns, got data of shape"):
         encoder(rows[:, :2])
     assert ColumnInputs.width((0, 2, 0)) == seen.shape[1]

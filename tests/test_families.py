@@ -24,6 +24,7 @@ from pyro_vae.guides.flows import (
 )
 from pyro_vae.guides.posteriors import FamilyPosterior
 from pyro_vae.programs import Program
+from pyro_vae.registry import arguments_of
 from tests.factor_analysis import model_of
 from tests.statistics import FACTS, FACTS_Y, assert_mean
 
@@ -475,7 +476,7 @@ def test_copies_and_saved_tensors(case: Case) -> None:
     if isinstance(family, NormalizingFlow):
         bend(copied)
         assert (copied(parameters).log_prob(z) != expected).any()
-        other = NormalizingFlow(**family.config())
+        other = NormalizingFlow(**arguments_of(family))
         other.setup(case.latents)
         assert (other(parameters).log_prob(z) != expected).any()
         other.load_state_dict(family.state_dict())

@@ -8,6 +8,7 @@ from torch.distributions import MultivariateNormal
 
 import pyro_vae as pv
 from pyro_vae.models import HierarchicalVAE, MixtureOfNormals, NormalGiven
+from pyro_vae.registry import arguments_of
 from tests.cases import normal
 from tests.statistics import FALSE_ALARM, assert_mean
 from tests.test_models import assert_compares, assert_works_under_every_guide
@@ -159,7 +160,7 @@ def test_what_is_refused() -> None:
         HierarchicalVAE(decoder, gaussian, 1, [nn.Linear(1, 3)])
 
 
-def test_config_makes_the_same() -> None:
+def test_arguments_make_the_same() -> None:
     """The arguments that the model was made with."""
     model = linear()
-    assert repr(HierarchicalVAE(**model.config())) == repr(model)
+    assert repr(HierarchicalVAE(**arguments_of(model))) == repr(model)

@@ -19,6 +19,7 @@ from pyro_vae.likelihoods import (
     LearnedSigma,
     Likelihood,
 )
+from pyro_vae.registry import arguments_of
 
 float64 = pytest.mark.usefixtures("float64")
 
@@ -188,9 +189,9 @@ def test_a_decoder_with_one_output() -> None:
     [Bernoulli(), FixedSigma(2.0), LearnedSigma(3, floor=0.2), DecodedSigma(floor=0.2)],
     ids=lambda value: type(value).__name__,
 )
-def test_config_makes_the_same(value: Any) -> None:
+def test_arguments_make_the_same(value: Any) -> None:
     """What a saved model is made from again."""
-    config = value.config()
+    config = arguments_of(value)
     again = type(value)(**config)
-    assert again.config() == config
+    assert arguments_of(again) == config
     assert again.state_dict().keys() == value.state_dict().keys()

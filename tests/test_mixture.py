@@ -11,6 +11,7 @@ from torch.distributions import MultivariateNormal
 
 import pyro_vae as pv
 from pyro_vae.models import VAE, MixtureVAE
+from pyro_vae.registry import arguments_of
 from tests.statistics import FALSE_ALARM, assert_coverage, assert_mean
 from tests.test_models import assert_compares, assert_works_under_every_guide
 
@@ -146,9 +147,9 @@ def test_comparison() -> None:
     assert_compares(made(), (torch.randn(6, FEATURES),), lambda: net(FEATURES, (4,)))
 
 
-def test_config_makes_the_same() -> None:
+def test_arguments_make_the_same() -> None:
     """The arguments that the model was made with."""
     model = made()
-    assert repr(MixtureVAE(**model.config())) == repr(model)
+    assert repr(MixtureVAE(**arguments_of(model))) == repr(model)
     with pytest.raises(ValueError, match="at least one component"):
         MixtureVAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), 2, 0)

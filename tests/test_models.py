@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae._types import Batch
 from pyro_vae.guides import Family
+from pyro_vae.registry import arguments_of
 from tests.cases import normal
 from tests.statistics import assert_mean
 
@@ -216,10 +217,10 @@ def test_names_are_fresh() -> None:
     assert first.training
 
 
-def test_config_makes_the_same() -> None:
+def test_arguments_make_the_same() -> None:
     """The arguments that the model was made with."""
     model = linear()
-    again = pv.models.VAE(**model.config())
+    again = pv.models.VAE(**arguments_of(model))
     assert again.decoder is model.decoder
     assert math.prod(again.prototype().shape) == 6
 

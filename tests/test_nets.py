@@ -19,6 +19,7 @@ from pyro_vae.nets import (
     ResidualEncoder,
     activations,
 )
+from pyro_vae.registry import arguments_of
 
 # Odd, even, square or not, down to one pixel.
 IMAGES = [(1, 28, 28), (3, 7, 5), (1, 6, 9), (2, 1, 1), (1, 2, 3), (1, 33, 8)]
@@ -151,22 +152,22 @@ def test_wrong_sizes(case: str) -> None:
     ],
     ids=lambda net: type(net).__name__,
 )
-def test_config_makes_the_same(net: Any) -> None:
+def test_arguments_make_the_same(net: Any) -> None:
     """The same architecture: it takes the weights and gives the same numbers."""
-    config = net.config()
+    config = arguments_of(net)
     again = type(net)(**config)
     again.load_state_dict(net.state_dict())
     size = config.get("latents", config.get("features", 20))
     assert torch.equal(again(torch.ones(2, size)), net(torch.ones(2, size)))
 
 
-def test_config_of_a_block_and_a_gru() -> None:
+def test_arguments_of_a_block_and_a_gru() -> None:
     """Likewise, for networks whose input is no row of features."""
     y, gru = torch.randn(2, 5, 3), GRUEncoder(3, 4, 5)
-    again = GRUEncoder(**gru.config())
+    again = GRUEncoder(**arguments_of(gru))
     again.load_state_dict(gru.state_dict())
     assert torch.equal(again(y), gru(y))
-    assert repr(ResidualBlock(**ResidualBlock(3, nn.SiLU).config())) == repr(
+    assert repr(ResidualBlock(**arguments_of(ResidualBlock(3, nn.SiLU)))) == repr(
         ResidualBlock(3, nn.SiLU)
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.models import FlowPrior, MixtureOfNormals, Prior, StandardNormal, VampPrior
+from pyro_vae.registry import arguments_of
 from tests.statistics import FALSE_ALARM
 from tests.test_models import assert_compares, assert_works_under_every_guide
 
@@ -339,9 +340,9 @@ def test_what_is_refused(case: str) -> None:
         make()
 
 
-def test_config_makes_the_same() -> None:
+def test_arguments_make_the_same() -> None:
     """The arguments that each was made with."""
     for name, make in TWO.items():
         prior = make(2)
-        again = type(prior)(**prior.config())
+        again = type(prior)(**arguments_of(prior))
         assert [p.shape for p in again.parameters()] == [p.shape for p in prior.parameters()], name

@@ -18,6 +18,7 @@ from pyro_vae.guides.families import FullRankNormal
 from pyro_vae.guides.flows import NormalizingFlow
 from pyro_vae.guides.refined import Refined
 from pyro_vae.programs import local_parameters
+from pyro_vae.registry import arguments_of
 from tests.cases import factor_analysis
 from tests.factor_analysis import amortization_gap, mean_field_net
 from tests.statistics import FACTS
@@ -335,7 +336,7 @@ def test_copies_and_files(tmp_path: Any) -> None:
     torch.save(copied.state_dict(), tmp_path / "guide.pt")
     guide.load_state_dict(torch.load(tmp_path / "guide.pt"))
     assert torch.equal(copied.mean(y), guide.mean(y))
-    config = guide.map.config()  # type: ignore[operator]
+    config = arguments_of(guide.map)
     assert isinstance(config.pop("map"), pv.Encoder)
     assert config == {"steps": 2, "num_particles": 16, "in_training": True}
 

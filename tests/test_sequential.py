@@ -8,6 +8,7 @@ from torch.distributions import MultivariateNormal
 
 import pyro_vae as pv
 from pyro_vae.models import NormalGiven, SequentialVAE, padded
+from pyro_vae.registry import arguments_of
 from tests.cases import normal
 from tests.statistics import FALSE_ALARM, assert_mean
 from tests.test_models import assert_compares, assert_works_under_every_guide
@@ -26,7 +27,7 @@ def linear(length: int = LENGTH) -> SequentialVAE:
 
 def shorter(model: SequentialVAE, length: int) -> SequentialVAE:
     """The same model for series of another length."""
-    return SequentialVAE(**{**model.config(), "length": length})
+    return SequentialVAE(**{**arguments_of(model), "length": length})
 
 
 def affine(net: nn.Module) -> tuple[Tensor, Tensor]:
@@ -270,7 +271,7 @@ def test_what_is_refused() -> None:
         model.decode(torch.zeros(2, STATES * LENGTH), torch.zeros(2, 4, 1))
 
 
-def test_config_makes_the_same() -> None:
+def test_arguments_make_the_same() -> None:
     """The arguments that the model was made with."""
     model = linear()
-    assert repr(SequentialVAE(**model.config())) == repr(model)
+    assert repr(SequentialVAE(**arguments_of(model))) == repr(model)

@@ -12,8 +12,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from pyro_vae.storage import load, save
-from pyro_vae.storage.architecture import CLASSES, LAYERS, OWN, build, record
+from pyro_vae import registry
+from pyro_vae.registry import ENTRIES, registered
+from pyro_vae.storage import architecture, load, save
+from pyro_vae.storage.architecture import LAYERS, build, record
 from tests.saving import (
     assert_same_state,
     plain_guide,
@@ -277,8 +279,32 @@ def test_layers_are_recorded(layer: nn.Module) -> None:
 
 def test_the_table_of_classes() -> None:
     """No two classes share a name, and every layer has an example above."""
-    assert len(CLASSES) == len(OWN) + len(LAYERS)
     assert {type(layer) for layer in EXAMPLES} == set(LAYERS)
+    with pytest.raises(ValueError, match=r"'Linear' is taken by a class of torch.nn.modules"):
+        registered()(type("Linear", (), {}))
+
+
+def test_a_class_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused until it says what it is made of; a subclass has to say so again."""
+
+    class Scaled(nn.Module):
+        def __init__(self, net: nn.Module, scale: float) -> None:
+            super().__init__()
+            self.net, self.factor = net, scale
+
+    class Twice(Scaled):
+        pass
+
+    with pytest.raises(ValueError, match=r"decoder is a `.*Scaled`"):
+        record(Scaled(nn.Linear(1, 2), 3.0), "decoder")
+    monkeypatch.setattr(registry, "_ENTRIES", dict(ENTRIES))
+    monkeypatch.setattr(architecture, "ENTRIES", registry._ENTRIES)
+    registered(scale="factor")(Scaled)
+    again = build(record(Scaled(nn.Linear(1, 2), 3.0), "decoder"), "decoder")
+    assert again.factor == 3.0
+    assert again.net.out_features == 2
+    with pytest.raises(ValueError, match=r"decoder is a `.*Twice`"):
+        record(Twice(nn.Linear(1, 2), 3.0), "decoder")
 
 
 # Where it is written.

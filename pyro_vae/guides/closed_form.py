@@ -28,6 +28,7 @@ from torch.distributions import MultivariateNormal
 
 from .._types import Batch
 from ..programs import Program, evaluating
+from ..registry import registered
 from .families import DiagonalNormal, Family
 from .maps import InferenceMap
 
@@ -269,16 +270,13 @@ class _ClosedForm(InferenceMap):
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Nothing to make: the answer follows from the model."""
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same map: none."""
-        return {}
-
     def _closest(self, loc: Tensor, precision: Tensor) -> Tensor:
         """The family's parameters, as plain numbers."""
         answer: Tensor = self._attached[1].closest_normal(loc, precision)
         return answer.detach()
 
 
+@registered()
 class ExactPosterior(_ClosedForm):
     r"""Closed-form map: :math:`\lambda_n = \arg\min_\lambda \mathrm{KL}(q_\lambda \| p(z | y_n))`.
 
@@ -393,6 +391,7 @@ def _sweep(linear: Tensor, precision: Tensor, loc: Tensor) -> Tensor:
     return loc
 
 
+@registered()
 class CoordinateAscent(_ClosedForm):
     r"""Classical mean-field map: closed-form updates of one factor after the other (CAVI).
 
@@ -434,10 +433,6 @@ class CoordinateAscent(_ClosedForm):
                 "CoordinateAscent sets independent factors, which is pv.DiagonalNormal(), got "
                 f"{type(family).__name__}; use pv.ExactPosterior() with that family"
             )
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same map."""
-        return {"sweeps": self.sweeps, "tolerance": self.tolerance}
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """The factors after the last sweep."""

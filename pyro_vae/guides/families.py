@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions.utils import _standard_normal
 
 from .._types import Distribution
+from ..registry import registered
 
 _LEAST_SHARE = 1e-3  # see LowRankNormal
 
@@ -40,6 +41,7 @@ class Family(Protocol):
         """A reparameterized distribution with event shape `(latents,)`."""
 
 
+@registered()
 @dataclass(frozen=True)
 class DiagonalNormal:
     r"""Mean-field Gaussian, :math:`q(z) = \mathcal{N}(z \mid \mu, \operatorname{diag}(\sigma^2))`.
@@ -114,6 +116,7 @@ class FactoredNormal(dist.MultivariateNormal):
         return -(noise.square().sum(dim=-1) + constant) / 2 - log_scales
 
 
+@registered()
 @dataclass(frozen=True)
 class FullRankNormal:
     r"""Gaussian with any covariance, :math:`q(z) = \mathcal{N}(z \mid \mu, L L^\top)`.
@@ -174,6 +177,7 @@ class FullRankNormal:
         return FactoredNormal(loc, scale_tril=square.tril(-1) + scales)
 
 
+@registered()
 @dataclass(frozen=True)
 class LowRankNormal:
     r"""Gaussian with few directions of correlation, :math:`\mathcal{N}(\mu, D + W W^\top)`.

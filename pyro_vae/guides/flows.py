@@ -29,6 +29,7 @@ from pyro.nn import ConditionalAutoRegressiveNN, ConditionalDenseNN, DenseNN
 from torch import Tensor, nn
 
 from .._types import Distribution
+from ..registry import arguments_of, registered
 
 _MEAN_POINTS = 512  # and as many mirrored ones; see NormalizingFlow.mean
 _VALUES_AT_ONCE = 2**18  # points times data in memory while a mean is taken
@@ -42,6 +43,7 @@ class FlowTransform(Protocol):
         """One of Pyro's conditional transforms, with nets of its own, near the identity."""
 
 
+@registered()
 @dataclass(frozen=True)
 class AffineAutoregressive:
     r"""Layers :math:`y_i = \sigma_i(x_{<i}, c) \, x_i + \mu_i(x_{<i}, c)`.
@@ -67,6 +69,7 @@ class AffineAutoregressive:
         return transforms.ConditionalAffineAutoregressive(net)
 
 
+@registered()
 @dataclass(frozen=True)
 class SplineAutoregressive:
     r"""Layers :math:`y_i = g(x_i; x_{<i}, c)`, with :math:`g` a monotonic rational spline.
@@ -104,6 +107,7 @@ class SplineAutoregressive:
         )
 
 
+@registered()
 @dataclass(frozen=True)
 class AffineCoupling:
     r"""Layers that move half of the entries: :math:`y_B = \sigma(x_A, c) x_B + \mu(x_A, c)`.
@@ -135,6 +139,7 @@ class AffineCoupling:
         return transforms.ConditionalAffineCoupling(fixed, net)
 
 
+@registered()
 @dataclass(frozen=True)
 class ElementwiseSpline:
     r"""Layers :math:`y_i = g_i(x_i; c)`: every latent is bent by itself, and none sees another.
@@ -170,6 +175,7 @@ class ElementwiseSpline:
         return transforms.ConditionalSpline(net, latents, self.bins, bound=self.bound)
 
 
+@registered()
 class NormalizingFlow(nn.Module):
     r"""A normal bent by layers of one kind, :math:`z = \mu + \sigma \odot f(\epsilon; c)`.
 
@@ -221,14 +227,9 @@ class NormalizingFlow(nn.Module):
         self.latents = 0  # not set up
         self.layers = nn.ModuleList()
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same family."""
-        names = ("transform", "num_transforms", "context")
-        return {name: getattr(self, name) for name in names}
-
     def extra_repr(self) -> str:
         """What the family was made with."""
-        return ", ".join(f"{name}={value}" for name, value in self.config().items())
+        return ", ".join(f"{name}={value}" for name, value in arguments_of(self).items())
 
     def setup(self, latents: int) -> None:
         """Makes the nets, with weights from torch's random stream.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .._types import Batch
 from ..data import row_digests
 from ..programs import Program, capturing, has_missing
+from ..registry import registered
 from .families import Family
 
 
@@ -77,6 +78,7 @@ class InferenceMap(nn.Module):
         raise NotImplementedError
 
 
+@registered()
 class Encoder(InferenceMap):
     r"""Amortized map: :math:`\lambda_n = \mathrm{net}(y_n)`, one network for all data.
 
@@ -123,10 +125,6 @@ class Encoder(InferenceMap):
             head = nn.Linear(int(features), num_parameters)
             self.head = head.to(device=initial.device, dtype=initial.dtype)
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same map."""
-        return {"net": self.net}
-
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """The network's answer."""
         parameters: Tensor = self.head(self.net(*batch))
@@ -145,6 +143,7 @@ class Encoder(InferenceMap):
         return parameters
 
 
+@registered()
 class GlobalParameters(InferenceMap):
     r"""Deliberately global map: :math:`\lambda_n = \lambda`, the same q(z) for every datum.
 
@@ -156,15 +155,12 @@ class GlobalParameters(InferenceMap):
         """One row of parameters."""
         self.value = nn.Parameter(initial.clone())
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same map: none."""
-        return {}
-
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """The same row for every datum."""
         return self.value.expand(len(batch[0]), -1)
 
 
+@registered()
 class LocalParameters(InferenceMap):
     r"""Non-amortized map: row :math:`n` of a free table, :math:`\lambda_n`; does not look at `y`.
 
@@ -247,11 +243,6 @@ class LocalParameters(InferenceMap):
             return tensor.to(fn(tensor[:0]).dtype)  # a slice asks: the table never travels
 
         return super()._apply(cast, recurse)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same map."""
-        device = None if self.device is None else str(self.device)
-        return {"num_data": self.num_data, "lr": self.lr, "decay": self.decay, "device": device}
 
     def remember(self, *batch: Tensor) -> None:
         """Notes which data the table belongs to, so that other data are not taken for them."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .._types import Batch
 from ..programs import Program, evaluating
+from ..registry import registered
 from .families import Family
 from .local import refine_parameters
 from .maps import InferenceMap
@@ -27,6 +28,7 @@ from .maps import InferenceMap
 _DRAWS_AT_ONCE = 16_384  # rows of the longer batch the program sees; only memory depends on it
 
 
+@registered()
 class Refined(InferenceMap):
     r"""Semi-amortized map: the answer of another map, improved by a few steps for every datum.
 
@@ -101,11 +103,6 @@ class Refined(InferenceMap):
         if not getattr(self.map, "_belongs", False):
             self.map._belongs = True  # type: ignore[assignment]
             self.map.setup(num_parameters, initial)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same map."""
-        names = ("map", "steps", "num_particles", "in_training")
-        return {name: getattr(self, name) for name in names}
 
     def remember(self, *batch: Tensor) -> None:
         """Tells the inner map."""

@@ -5,7 +5,7 @@ features of a datum, gives their means, and knows which data it can be asked abo
 """
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -94,7 +94,3 @@ class Likelihood(nn.Module):
         if start is not None:
             start_from(layer, start)
         return layer
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same likelihood."""
-        return {}

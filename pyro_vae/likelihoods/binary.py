@@ -6,10 +6,12 @@ from torch import Tensor
 
 from .._types import Distribution
 from ..data import check_range
+from ..registry import registered
 from .base import Likelihood
 from .starting import column_means
 
 
+@registered()
 class Bernoulli(Likelihood):
     r"""Bernoulli features, :math:`\log p(y \mid z) = \sum_d y_d \eta_d - \log(1 + e^{\eta_d})`.
 

@@ -9,6 +9,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from ..data import check_range
+from ..registry import registered
 from .base import Likelihood
 from .features import Features
 from .special import soft_limit
@@ -64,6 +65,7 @@ def _check_count(count: int, name: str) -> int:
     return count
 
 
+@registered()
 class Categorical(Likelihood):
     r"""Categories without an order, coded 0, 1, ..., C - 1 as floats.
 
@@ -92,10 +94,6 @@ class Categorical(Likelihood):
     def outputs(self) -> int:  # type: ignore[override]
         """Numbers a feature that the decoder must give: one a category."""
         return self.num_categories
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same likelihood."""
-        return {"num_categories": self.num_categories}
 
     def distribution(self, output: Tensor, *given: Tensor) -> Codes:
         """Categories of the features."""
@@ -129,6 +127,7 @@ class Categorical(Likelihood):
         return torch.cat([column_shares(y == code, y).log() for code in range(self.outputs)])
 
 
+@registered()
 class Ordinal(Likelihood):
     r"""Levels with an order, coded 0, 1, ..., C - 1 as floats: cumulative logits.
 
@@ -163,10 +162,6 @@ class Ordinal(Likelihood):
         self.first = nn.Parameter(cuts[0].expand(self.shape).clone())
         spacings = cuts.diff().log()
         self.log_spacings = nn.Parameter(spacings.expand(*self.shape, num_levels - 2).clone())
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same likelihood."""
-        return {"num_levels": self.num_levels, "shape": self.shape}
 
     @property
     def _spacings(self) -> Tensor:

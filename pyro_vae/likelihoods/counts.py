@@ -26,6 +26,7 @@ from torch.nn.functional import logsigmoid
 from .._types import Distribution
 from ..data import check_range
 from ..programs import capturing
+from ..registry import registered
 from .base import Likelihood
 from .features import Features
 from .parameters import LOG_LIMIT, Learned, halves
@@ -100,6 +101,7 @@ class PoissonFeatures(_Counts):
             return torch.poisson(self.mean.expand(self._extended_shape(sample_shape)))
 
 
+@registered()
 class Poisson(Likelihood):
     r"""Counts whose variance is their mean.
 
@@ -131,6 +133,7 @@ class Poisson(Likelihood):
         return _start_of_rate(y, given)
 
 
+@registered()
 class LearnedDispersion(Learned):
     r"""An inverse dispersion that is a parameter of the model, :math:`r = f + e^{s}`.
 
@@ -144,14 +147,11 @@ class LearnedDispersion(Learned):
     """
 
 
+@registered()
 class DecodedDispersion(torch.nn.Module):
     """An inverse dispersion that depends on z: its logarithm is the decoder's second output."""
 
     outputs = 1
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same one."""
-        return {}
 
 
 class NegativeBinomialFeatures(_Counts):
@@ -191,6 +191,7 @@ class NegativeBinomialFeatures(_Counts):
             return torch.poisson(torch._standard_gamma(r) * (log_mean.exp() / r))
 
 
+@registered()
 class NegativeBinomial(Likelihood):
     r"""Counts that vary more than Poisson's: the variance is :math:`\mu + \mu^2 / r`.
 
@@ -236,10 +237,6 @@ class NegativeBinomial(Likelihood):
     def outputs(self) -> int:  # type: ignore[override]
         """Numbers a feature that the decoder must give: two if the dispersion depends on z."""
         return 2 if isinstance(self.inverse_dispersion, DecodedDispersion) else 1
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same likelihood."""
-        return {"inverse_dispersion": self.inverse_dispersion}
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
         """Negative binomials of the features."""
@@ -302,6 +299,7 @@ class ZeroInflatedFeatures(_Counts):
         return counted.masked_fill(closed, 0.0)
 
 
+@registered()
 class ZeroInflated(Likelihood):
     r"""Counts with more zeros than their distribution has.
 
@@ -328,10 +326,6 @@ class ZeroInflated(Likelihood):
     def outputs(self) -> int:  # type: ignore[override]
         """Numbers a feature that the decoder must give: one more than the counts need."""
         return self.counts.outputs + 1
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same likelihood."""
-        return {"counts": self.counts}
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
         """Zero-inflated counts of the features."""

@@ -1,6 +1,6 @@
 """Gaussian features, whose sigma is an object of its own: fixed, learned, or decoded from z."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -10,11 +10,13 @@ from torch.nn.functional import softplus
 
 from .._types import Distribution
 from ..data import warn_constant_columns
+from ..registry import registered
 from .base import Likelihood
 from .parameters import halves
 from .starting import column_means, column_spreads
 
 
+@registered()
 class FixedSigma(nn.Module):
     """A sigma that is given and stays.
 
@@ -33,15 +35,12 @@ class FixedSigma(nn.Module):
             raise ValueError(f"sigma is a positive standard deviation, got {sigma}")
         self.sigma = float(sigma)
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same sigma."""
-        return {"sigma": self.sigma}
-
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and sigma."""
         return output, output.new_full((), self.sigma)
 
 
+@registered()
 class LearnedSigma(nn.Module):
     r"""A sigma that is a parameter of the model, :math:`\sigma = f + \mathrm{softplus}(s)`.
 
@@ -71,15 +70,12 @@ class LearnedSigma(nn.Module):
         start = _inverse_softplus(torch.tensor(initial - floor))
         self.raw = nn.Parameter(start.expand(self.shape).clone())
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same sigma."""
-        return {"shape": self.shape, "initial": self.initial, "floor": self.floor}
-
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and sigma."""
         return output, self.floor + softplus(self.raw)
 
 
+@registered()
 class DecodedSigma(nn.Module):
     r"""A sigma that depends on z: the second half of the decoder's output, through a softplus.
 
@@ -96,10 +92,6 @@ class DecodedSigma(nn.Module):
         super().__init__()
         _check_floor(floor)
         self.floor = floor
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same sigma."""
-        return {"floor": self.floor}
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and sigma, each half of the output along the first axis of the datum."""
@@ -140,16 +132,13 @@ class WithSigma(Likelihood):
         """Numbers a feature that the decoder must give: two if sigma depends on z."""
         return self.sigma.outputs
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same likelihood."""
-        return {"sigma": self.sigma}
-
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
         """Warns of constant columns, whose density grows without bound as a learned sigma falls."""
         if not isinstance(self.sigma, FixedSigma):
             warn_constant_columns(y, names)
 
 
+@registered()
 class Gaussian(WithSigma):
     r"""Gaussian features, :math:`p(y \mid z) = \prod_d \mathcal{N}(y_d \mid \mu_d(z), \sigma_d^2)`.
 

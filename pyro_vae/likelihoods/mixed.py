@@ -11,6 +11,7 @@ from torch.distributions import constraints
 from torch.func import functional_call
 
 from .._types import Distribution
+from ..registry import arguments_of, is_registered, registered
 from .base import Likelihood
 from .codes import Ordinal
 from .gaussian import LearnedSigma
@@ -68,6 +69,7 @@ class MixedFeatures(dist.TorchDistribution):
         return self._joined([part.sample(sample_shape) for part in self.parts])
 
 
+@registered()
 class Mixed(Likelihood):
     r"""One likelihood a column, for tables of numbers, counts, shares and categories.
 
@@ -146,10 +148,6 @@ class Mixed(Likelihood):
                 f"({len(self.names)},), got {shape}"
             )
         return (self.outputs,)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same likelihood."""
-        return {"likelihoods": tuple(self.likelihoods), "names": self.names}
 
     def distribution(self, output: Tensor, *given: Tensor) -> MixedFeatures:
         """The columns side by side."""
@@ -234,7 +232,7 @@ def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
 def _key(likelihood: Likelihood, place: int) -> Any:
     """Equal for likelihoods that can be evaluated together; the place for one that cannot."""
     kind = type(likelihood)
-    says_all = kind.__init__ is Likelihood.__init__ or kind.config is not Likelihood.config
+    says_all = kind.__init__ is Likelihood.__init__ or is_registered(kind)
     owners = [
         part for part in likelihood.modules() if any(True for _ in part.parameters(recurse=False))
     ]
@@ -273,10 +271,10 @@ class _Asked(nn.Module):
 
 def _made_of(value: Any) -> Any:
     """A class and its arguments, down to numbers."""
-    if isinstance(value, nn.Module):
-        config: dict[str, Any] = value.config()  # type: ignore[operator]
-        return type(value), *((name, _made_of(part)) for name, part in config.items())
-    return value
+    if not isinstance(value, nn.Module):
+        return value
+    arguments = arguments_of(value) if is_registered(type(value)) else {}
+    return type(value), *((name, _made_of(part)) for name, part in arguments.items())
 
 
 def _indices(likelihoods: Sequence[Likelihood], group: list[int]) -> tuple[Tensor, Tensor]:

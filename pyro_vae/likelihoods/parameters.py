@@ -1,7 +1,6 @@
 r"""Numbers that shape a likelihood: learned, :math:`f + e^{s}`, or a half of the output."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +36,6 @@ class Learned(nn.Module):
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.initial, self.floor = initial, floor
         self.raw = nn.Parameter(torch.full(self.shape, math.log(initial - floor)))
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same one."""
-        return {"shape": self.shape, "initial": self.initial, "floor": self.floor}
 
     def forward(self) -> Tensor:
         """The number, or one a feature."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._types import Distribution
 from ..data import check_range
+from ..registry import registered
 from .features import Features
 from .gaussian import Sigma, WithSigma, start_of_sigma
 from .parameters import Learned
@@ -17,6 +18,7 @@ from .special import log_gamma_half_step
 from .starting import column_means
 
 
+@registered()
 class LearnedDegrees(Learned):
     r"""Degrees of freedom that are a parameter of the model, :math:`\nu = f + e^{s}`.
 
@@ -58,6 +60,7 @@ class StudentTFeatures(Features):
         return drawn
 
 
+@registered()
 class StudentT(WithSigma):
     r"""Features with heavy tails, a Gaussian that a few outliers do not pull along.
 
@@ -92,10 +95,6 @@ class StudentT(WithSigma):
             raise ValueError(f"df, the degrees of freedom, are positive and finite, got {df}")
         self.df = float(df) if isinstance(df, int | float) else df
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same likelihood."""
-        return {"df": self.df, **super().config()}
-
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
         """Student's t for each feature."""
         df = output.new_tensor(self.df) if isinstance(self.df, float) else self.df()
@@ -112,6 +111,7 @@ class StudentT(WithSigma):
         return start_of_sigma(self.sigma, centre, 1.4826 * _column_medians((y - centre).abs()))
 
 
+@registered()
 class LogNormal(WithSigma):
     r"""Positive features whose logarithm is Gaussian, in the unit of the data.
 

@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from .._types import Distribution
 from ..data import check_range
+from ..registry import registered
 from .base import Likelihood
 from .features import Features
 from .parameters import halves
@@ -68,6 +69,7 @@ class ContinuousBernoulliFeatures(Features):
             return torch.where(logits > 0, 1 - low, low).clamp(0, 1)
 
 
+@registered()
 class ContinuousBernoulli(Likelihood):
     r"""Features in [0, 1], a Bernoulli made a density: grey images as what they are.
 
@@ -147,6 +149,7 @@ class BetaFeatures(Features):
             return drawn.clamp(kind.tiny, 1 - kind.eps / 2)
 
 
+@registered()
 class Beta(Likelihood):
     r"""Features strictly between 0 and 1, such as shares, of a mean and a concentration.
 

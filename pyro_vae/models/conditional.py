@@ -1,7 +1,5 @@
 """A variational autoencoder of y given x."""
 
-from typing import Any
-
 import pyro
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,11 +7,13 @@ from torch import Tensor, nn
 from .._types import Batch, Distribution
 from ..likelihoods import Likelihood
 from ..programs import forked_seed
+from ..registry import registered
 from .base import Decoded, check_latents
 from .conditionals import NormalGiven, latents_of
 from .priors import Prior, StandardNormal
 
 
+@registered(prior="latent_prior")
 class ConditionalVAE(Decoded):
     r"""A variational autoencoder of y given covariates, a Pyro program.
 
@@ -124,13 +124,3 @@ class ConditionalVAE(Decoded):
         rows = len(given[0])
         many = [part.expand(num_samples, *part.shape).flatten(0, 1) for part in given]
         return self.sample(num_samples * rows, *many).unflatten(0, (num_samples, rows))
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        return {
-            "decoder": self.decoder,
-            "likelihood": self.likelihood,
-            "latent_dim": self.latent_dim,
-            "covariates": self.covariates,
-            "prior": self.latent_prior,
-        }

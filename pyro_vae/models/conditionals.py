@@ -1,14 +1,14 @@
 """A normal whose mean, and maybe its standard deviation, is a network's answer."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from .._types import Distribution
 from ..likelihoods import DecodedSigma, FixedSigma, Gaussian, LearnedSigma
+from ..registry import registered
 
 
+@registered(sigma="normal.sigma")
 class NormalGiven(nn.Module):
     r"""A vector given what came before it, :math:`p(z \mid x) = \mathcal{N}(\mu(x), \sigma(x)^2)`.
 
@@ -35,10 +35,6 @@ class NormalGiven(nn.Module):
         super().__init__()
         self.net = net
         self.normal = Gaussian(DecodedSigma() if sigma is None else sigma)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same link."""
-        return {"net": self.net, "sigma": self.normal.sigma}
 
     def forward(self, *given: Tensor) -> Distribution:
         """The normal, of event shape `(latents,)`."""

@@ -1,7 +1,6 @@
 """A ladder of latent layers."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro
 import torch
@@ -10,11 +9,13 @@ from torch import Tensor, nn
 
 from .._types import Distribution
 from ..likelihoods import Likelihood
+from ..registry import registered
 from .base import Decoded, check_latents
 from .conditionals import as_normal, latents_of
 from .priors import Prior, StandardNormal
 
 
+@registered(latent_dim="top_dim", prior="latent_prior")
 class HierarchicalVAE(Decoded):
     r"""A variational autoencoder with a ladder of latent layers, a Pyro program.
 
@@ -67,6 +68,7 @@ class HierarchicalVAE(Decoded):
             raise ValueError("a ladder has at least one layer below the top, got none; use a VAE")
         self.layers = nn.ModuleList(map(as_normal, layers))
         self.latent_prior = StandardNormal() if prior is None else prior
+        self.top_dim = latent_dim
         self.sizes = (latent_dim, *self._sizes_below(latent_dim))
         self.latent_dim = sum(self.sizes)
         self._check_decoder(self.sizes[-1])
@@ -109,13 +111,3 @@ class HierarchicalVAE(Decoded):
     ) -> Float[Tensor, "rows *datum"]:
         """Mean of p(y | z_1) of every row."""
         return super().expectation(z[..., -self.sizes[-1] :], *given)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        return {
-            "decoder": self.decoder,
-            "likelihood": self.likelihood,
-            "latent_dim": self.sizes[0],
-            "layers": tuple(self.layers),
-            "prior": self.latent_prior,
-        }

@@ -15,10 +15,12 @@ from torch.distributions import MultivariateNormal
 from .._types import Distribution
 from ..data import check_batch
 from ..programs import PartlyObserved
+from ..registry import registered
 from . import expectation_maximization as em
 from .base import Generative, check_latents
 
 
+@registered()
 @dataclass(frozen=True)
 class Isotropic:
     """The same noise for all features: with it the model is probabilistic PCA.
@@ -33,6 +35,7 @@ class Isotropic:
         _check_floor(self.floor)
 
 
+@registered()
 @dataclass(frozen=True)
 class Diagonal:
     """Every feature with noise of its own: with it the model is factor analysis.
@@ -53,6 +56,7 @@ def _check_floor(floor: float) -> None:
         raise ValueError(f"the floor is the smallest sigma and must be positive, got {floor}")
 
 
+@registered()
 class LinearGaussian(Generative):
     r"""Linear Gaussian model, a Pyro program: probabilistic PCA or factor analysis.
 
@@ -286,10 +290,6 @@ class LinearGaussian(Generative):
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
         """Refuses data of another dtype; any number has a density."""
         super().check(y, names)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        return {"latent_dim": self.latent_dim, "features": self.features, "noise": self.noise}
 
 
 def _start(

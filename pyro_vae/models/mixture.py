@@ -1,7 +1,6 @@
 """A variational autoencoder with clusters."""
 
 import math
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -11,10 +10,12 @@ from torch import Tensor, nn
 
 from .._types import Estimate
 from ..likelihoods import Likelihood
+from ..registry import registered
 from .base import Decoded, check_latents
 from .priors import MixtureOfNormals
 
 
+@registered(spread="mixture.spread")
 class MixtureVAE(Decoded):
     r"""A variational autoencoder whose data come in clusters, a Pyro program.
 
@@ -113,13 +114,3 @@ class MixtureVAE(Decoded):
         value = (shares * probabilities).sum(dim=0)
         spread = (shares.square() * (probabilities - value).square()).sum(dim=0)
         return Estimate(value, spread.sqrt())
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        return {
-            "decoder": self.decoder,
-            "likelihood": self.likelihood,
-            "latent_dim": self.latent_dim,
-            "components": self.components,
-            "spread": self.mixture.spread,
-        }

@@ -17,6 +17,7 @@ from pyro.distributions import transforms
 from torch import Tensor, nn
 
 from .._types import Distribution
+from ..registry import registered
 from .densities import Bent, Mixture
 
 
@@ -40,11 +41,8 @@ class Prior(nn.Module):
         """p(z), of event shape `(latents,)`, for zeros `(latents,)` with its dtype and device."""
         raise NotImplementedError
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same prior."""
-        return {}
 
-
+@registered()
 class StandardNormal(Prior):
     r"""The standard normal, :math:`z \sim \mathcal{N}(0, I)`."""
 
@@ -53,6 +51,7 @@ class StandardNormal(Prior):
         return dist.Normal(zero, torch.ones_like(zero)).to_event(1)
 
 
+@registered()
 class MixtureOfNormals(Prior):
     r"""Normals with learned weights, means and standard deviations.
 
@@ -101,11 +100,6 @@ class MixtureOfNormals(Prior):
         self.log_scale.zero_()
         self.loc.normal_().mul_(self.spread)
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same prior."""
-        names = ("components", "latent_dim", "spread")
-        return {name: getattr(self, name) for name in names}
-
     def log_shares(self) -> Float[Tensor, " components"]:
         r""":math:`\log \pi_k`."""
         return self.logits.log_softmax(dim=-1)
@@ -144,6 +138,7 @@ class NormalFamily(Protocol):
         """The distributions with these parameters."""
 
 
+@registered(pseudo_inputs="pseudo_inputs.shape")
 class VampPrior(Prior):
     r"""A mixture of an encoder's own posteriors, at learned pseudo-inputs.
 
@@ -207,11 +202,6 @@ class VampPrior(Prior):
         self.pseudo_inputs = nn.Parameter(start)
         self.logits = nn.Parameter(start.new_zeros(len(start)))
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same prior."""
-        shape = tuple(self.pseudo_inputs.shape)
-        return {"encoder": self.encoder, "pseudo_inputs": shape, "family": self.family}
-
     def setup(self, zero: Tensor) -> None:
         """Sets the encoder up, for the guide to come."""
         super().setup(zero)
@@ -231,6 +221,7 @@ class Layers(Protocol):
         """One of Pyro's conditional transforms, with nets of its own, near the identity."""
 
 
+@registered()
 class FlowPrior(Prior):
     r"""A standard normal bent by invertible layers, :math:`z = \mu + \sigma f^{-1}(\epsilon)`.
 
@@ -280,11 +271,6 @@ class FlowPrior(Prior):
         self.log_scale = nn.Parameter(torch.zeros(latent_dim))
         # The layers are conditional ones; what they are given is a constant.
         self.layers = nn.ModuleList(transform.layer(latent_dim, 1) for _ in range(num_transforms))
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same prior."""
-        names = ("latent_dim", "transform", "num_transforms")
-        return {name: getattr(self, name) for name in names}
 
     def forward(self, zero: Tensor) -> Distribution:
         """The flow."""

@@ -1,7 +1,6 @@
 """State-space models of series, as variational autoencoders."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from .._types import Distribution
 from ..likelihoods import Likelihood
 from ..programs import PartlyObserved, evaluating, forked_seed
+from ..registry import registered
 from .base import Decoded, check_latents
 from .conditionals import as_normal, latents_of
 from .densities import Unfolded
@@ -48,6 +48,7 @@ def padded(
     return whole
 
 
+@registered(latent_dim="state_dim", prior="latent_prior")
 class SequentialVAE(Decoded):
     r"""A state-space model of series, a Pyro program: a datum is a whole series.
 
@@ -193,14 +194,3 @@ class SequentialVAE(Decoded):
                 state = self.transition(state).sample()
                 data.append(self.likelihood(self.decoder(state)).sample())
         return torch.stack(data, dim=1).unflatten(0, draws)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        return {
-            "transition": self.transition,
-            "decoder": self.decoder,
-            "likelihood": self.likelihood,
-            "latent_dim": self.state_dim,
-            "length": self.length,
-            "prior": self.latent_prior,
-        }

@@ -1,17 +1,17 @@
 """The generative half of a variational autoencoder."""
 
-from typing import Any
-
 import pyro
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._types import Distribution
 from ..likelihoods import Likelihood
+from ..registry import registered
 from .base import Decoded, check_latents
 from .priors import Prior, StandardNormal
 
 
+@registered(prior="latent_prior")
 class VAE(Decoded):
     r"""The generative half of a variational autoencoder, a Pyro program.
 
@@ -67,12 +67,3 @@ class VAE(Decoded):
         """Samples z."""
         z: Tensor = pyro.sample("z", self.prior())
         return z
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        return {
-            "decoder": self.decoder,
-            "likelihood": self.likelihood,
-            "latent_dim": self.latent_dim,
-            "prior": self.latent_prior,
-        }

@@ -1,14 +1,16 @@
 """Inputs of an encoder for a table with columns of several kinds."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from ..registry import registered
 
+
+@registered()
 class ColumnInputs(nn.Module):
     r"""An encoder for tables: categories as indicators, counts as logarithms, holes as such.
 
@@ -43,10 +45,6 @@ class ColumnInputs(nn.Module):
         """That of the encoder; `None` if it has no such attribute."""
         features: int | None = getattr(self.net, "num_features", None)
         return features
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        return {"net": self.net, "categories": self.categories, "counts": self.counts}
 
     def inputs(self, y: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch inputs"]:
         """What the encoder sees.

@@ -3,14 +3,15 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..registry import registered
 from .layers import Activation, check_width
 
 
+@registered()
 class ConvEncoder(nn.Module):
     """Convolutional trunk: each layer halves height and width; ends in `num_features` features.
 
@@ -46,11 +47,6 @@ class ConvEncoder(nn.Module):
         last = nn.Linear(sizes[-1] * height * width, num_features)
         self.layers = nn.Sequential(*convolutions, nn.Flatten(), last, activation())
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        names = ("shape", "channels", "num_features", "activation")
-        return {name: getattr(self, name) for name in names}
-
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Features of each image."""
         flat = y.flatten(start_dim=1)
@@ -59,6 +55,7 @@ class ConvEncoder(nn.Module):
         return features
 
 
+@registered()
 class ConvDecoder(nn.Module):
     """Convolutional decoder: each layer doubles height and width; mirrors :class:`ConvEncoder`.
 
@@ -97,11 +94,6 @@ class ConvDecoder(nn.Module):
         for index, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             layers += [activation(), _double(fan_in, fan_out, sides[index], sides[index + 1])]
         self.layers = nn.Sequential(*layers)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        names = ("latents", "shape", "channels", "outputs", "activation", "flat")
-        return {name: getattr(self, name) for name in names}
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """What the likelihood needs, for each z."""

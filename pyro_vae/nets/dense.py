@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..registry import registered
 from .layers import Activation, check_width, dense_layers
 
 
+@registered()
 class MLPEncoder(nn.Module):
     """Fully connected trunk, from the flattened datum to `num_features` features.
 
@@ -37,10 +38,6 @@ class MLPEncoder(nn.Module):
         self.num_features = self.hidden[-1]
         self.layers = dense_layers((features, *self.hidden), activation)
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        return {"features": self.features, "hidden": self.hidden, "activation": self.activation}
-
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Features of each datum."""
         flat = y.flatten(start_dim=1)
@@ -49,6 +46,7 @@ class MLPEncoder(nn.Module):
         return features
 
 
+@registered()
 class MLPDecoder(nn.Module):
     """Fully connected decoder, from the latents to `outputs` numbers a feature.
 
@@ -82,11 +80,6 @@ class MLPDecoder(nn.Module):
         sizes = (latents, *self.hidden)
         last = nn.Linear(sizes[-1], outputs * math.prod(self.shape))
         self.layers = nn.Sequential(*dense_layers(sizes, activation), last)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        names = ("latents", "shape", "hidden", "outputs", "activation")
-        return {name: getattr(self, name) for name in names}
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """What the likelihood needs, for each z."""

@@ -1,10 +1,10 @@
 """What stands before a network: it puts together what the network shall see."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ..registry import registered
 
 
 class _Around(nn.Module):
@@ -20,11 +20,8 @@ class _Around(nn.Module):
         features: int | None = getattr(self.net, "num_features", None)
         return features
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        return {"net": self.net}
 
-
+@registered()
 class MissingIndicator(_Around):
     """An encoder for data with holes: it sees zeros in them, and which entries were observed.
 
@@ -51,6 +48,7 @@ class MissingIndicator(_Around):
         return answer
 
 
+@registered()
 class Concatenated(_Around):
     """A network that sees several tensors as one row of numbers: for decoders and encoders with x.
 

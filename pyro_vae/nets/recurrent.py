@@ -1,12 +1,13 @@
 """Recurrent networks for series."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..registry import registered
 
+
+@registered()
 class GRUEncoder(nn.Module):
     r"""Recurrent trunk that reads a series from its end: :math:`h_t = \mathrm{GRU}(y_t, h_{t+1})`.
 
@@ -41,11 +42,6 @@ class GRUEncoder(nn.Module):
         self.features, self.hidden, self.length = features, hidden, length
         self.num_features = length * hidden
         self.net = nn.GRU(2 * features, hidden, batch_first=True)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        names = ("features", "hidden", "length")
-        return {name: getattr(self, name) for name in names}
 
     def forward(self, y: Float[Tensor, "batch times features"]) -> Float[Tensor, "batch all"]:
         """The states at all times, side by side."""

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..registry import registered
 from .layers import Activation, check_width
 
 
+@registered()
 class ResidualBlock(nn.Module):
     r"""Two dense layers that add to their input, :math:`h + W_2 \, a(W_1 \, a(h))`.
 
@@ -32,16 +33,13 @@ class ResidualBlock(nn.Module):
         self.width, self.activation = width, activation
         self.layers = nn.Sequential(activation(), nn.Linear(width, width), activation(), last)
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same block."""
-        return {"width": self.width, "activation": self.activation}
-
     def forward(self, h: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
         """The input, and what the layers add to it."""
         added: Tensor = self.layers(h)
         return h + added
 
 
+@registered()
 class ResidualEncoder(nn.Module):
     """Trunk of residual blocks, from the flattened datum to `width` features.
 
@@ -69,11 +67,6 @@ class ResidualEncoder(nn.Module):
         first = nn.Linear(features, width)
         self.layers = nn.Sequential(first, *_blocks(width, blocks, activation), activation())
 
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        names = ("features", "width", "blocks", "activation")
-        return {name: getattr(self, name) for name in names}
-
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Features of each datum."""
         flat = y.flatten(start_dim=1)
@@ -82,6 +75,7 @@ class ResidualEncoder(nn.Module):
         return features
 
 
+@registered()
 class ResidualDecoder(nn.Module):
     """Decoder of residual blocks, from the latents to `outputs` numbers a feature.
 
@@ -119,11 +113,6 @@ class ResidualDecoder(nn.Module):
         last = nn.Linear(width, outputs * math.prod(self.shape))
         inner = _blocks(width, blocks, activation)
         self.layers = nn.Sequential(nn.Linear(latents, width), *inner, activation(), last)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that make the same architecture."""
-        names = ("latents", "shape", "width", "blocks", "outputs", "activation")
-        return {name: getattr(self, name) for name in names}
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """What the likelihood needs, for each z."""

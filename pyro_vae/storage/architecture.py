@@ -1,101 +1,23 @@
 """What objects are made of, as JSON and back.
 
 An object is recorded as `{"class": name, "arguments": {...}}`, its arguments likewise, down to
-numbers and words. To make it again the name is looked up in the tables of this file and the
-arguments are checked against the annotations of its constructor: a file can ask for nothing
-that is not listed here, and nothing is imported by a name that stands in a file.
+numbers and words. To make it again the name is looked up among the registered classes and the
+arguments are checked against the annotations of its constructor: a file can ask for no other
+class, and nothing is imported by a name that stands in a file.
 """
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch import nn
 
-from ..guides import (
-    AffineAutoregressive,
-    AffineCoupling,
-    CoordinateAscent,
-    DiagonalNormal,
-    ElementwiseSpline,
-    Encoder,
-    ExactPosterior,
-    FullRankNormal,
-    GlobalParameters,
-    LocalParameters,
-    LowRankNormal,
-    NormalizingFlow,
-    Refined,
-    SplineAutoregressive,
-)
-from ..likelihoods import (
-    Bernoulli,
-    Beta,
-    Categorical,
-    ContinuousBernoulli,
-    DecodedDispersion,
-    DecodedSigma,
-    FixedSigma,
-    Gaussian,
-    LearnedDegrees,
-    LearnedDispersion,
-    LearnedSigma,
-    LogNormal,
-    Mixed,
-    NegativeBinomial,
-    Ordinal,
-    Poisson,
-    StudentT,
-    ZeroInflated,
-)
-from ..models import (
-    VAE,
-    ConditionalVAE,
-    Diagonal,
-    FlowPrior,
-    HierarchicalVAE,
-    Isotropic,
-    LinearGaussian,
-    MixtureOfNormals,
-    MixtureVAE,
-    NormalGiven,
-    SequentialVAE,
-    StandardNormal,
-    VampPrior,
-)
-from ..nets import (
-    ColumnInputs,
-    Concatenated,
-    ConvDecoder,
-    ConvEncoder,
-    GRUEncoder,
-    MissingIndicator,
-    MLPDecoder,
-    MLPEncoder,
-    ResidualBlock,
-    ResidualDecoder,
-    ResidualEncoder,
-    activations,
-)
-
-OWN: tuple[type, ...] = (
-    *(VAE, ConditionalVAE, MixtureVAE, HierarchicalVAE, SequentialVAE, LinearGaussian),
-    *(StandardNormal, MixtureOfNormals, VampPrior, FlowPrior, NormalGiven, Isotropic, Diagonal),
-    *(MLPEncoder, MLPDecoder, ConvEncoder, ConvDecoder, MissingIndicator, GRUEncoder),
-    *(ColumnInputs, Concatenated, ResidualBlock, ResidualEncoder, ResidualDecoder),
-    *(Bernoulli, Gaussian, FixedSigma, LearnedSigma, DecodedSigma),
-    *(StudentT, LearnedDegrees, LogNormal, ContinuousBernoulli, Beta, Categorical, Ordinal),
-    *(Poisson, NegativeBinomial, LearnedDispersion, DecodedDispersion, ZeroInflated, Mixed),
-    *(Encoder, GlobalParameters, LocalParameters),
-    *(Refined, ExactPosterior, CoordinateAscent),
-    *(DiagonalNormal, FullRankNormal, LowRankNormal, NormalizingFlow),
-    *(AffineAutoregressive, SplineAutoregressive, AffineCoupling, ElementwiseSpline),
-)
-"""Our own classes, whose `config()` (or whose fields) are the arguments that make them again."""
+from ..nets import activations
+from ..registry import ENTRIES, add, arguments_of, is_registered
 
 _CONVOLUTION = (
     *("in_channels", "out_channels", "kernel_size", "stride", "padding"),
@@ -124,21 +46,22 @@ LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 """Layers of torch, with the arguments to record; each is an attribute of the same name."""
 
-CLASSES: dict[str, type] = {cls.__name__: cls for cls in (*OWN, *LAYERS)}
-"""All that a file may name."""
+for _layer, _names in LAYERS.items():
+    add(_layer, {name: name for name in _names})
 
 
 def record(value: Any, where: str) -> Any:
     """An object as JSON.
 
     Arguments:
-        value: An object of a listed class, a number, a word, or a sequence of such.
+        value: An object of a registered class, a number, a word, or a sequence of such.
         where: What it is, for errors: "decoder.activation".
 
     Raises:
         ValueError: If it, or something in it, is of another class.
 
     Example:
+        >>> from pyro_vae import LowRankNormal
         >>> record(LowRankNormal(3), "family")
         {'class': 'LowRankNormal', 'arguments': {'rank': 3}}
     """
@@ -152,8 +75,10 @@ def record(value: Any, where: str) -> Any:
         return [record(part, where) for part in value]
     if isinstance(value, type) and value in activations().values():
         return {"activation": value.__name__}
-    if type(value) in CLASSES.values():
-        pairs = arguments_of(value).items()
+    if isinstance(value, torch.device):
+        return str(value)
+    if is_registered(type(value)):
+        pairs = _arguments(value).items()
         arguments = {name: record(part, f"{where}.{name}") for name, part in pairs}
         return {"class": type(value).__name__, "arguments": arguments}
     raise ValueError(f"{where} is {described(value)}")
@@ -172,21 +97,14 @@ def full_name(value: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def arguments_of(value: Any) -> dict[str, Any]:
-    """What to call the class of a listed object with, to have its like again."""
+def _arguments(value: Any) -> dict[str, Any]:
+    """Arguments of our own classes, of torch's layers, and of a sequence of layers."""
     if isinstance(value, nn.Sequential):
         return dict(value._modules)  # named_children would leave out a layer's second place
-    if type(value) in LAYERS:
-        return {name: _attribute(value, name) for name in LAYERS[type(value)]}
-    if is_dataclass(value):
-        return {part.name: getattr(value, part.name) for part in fields(value)}
-    arguments: dict[str, Any] = value.config()
+    arguments = arguments_of(value)
+    if type(value) in LAYERS and "bias" in arguments:  # kept as a parameter or None
+        arguments["bias"] = arguments["bias"] is not None
     return arguments
-
-
-def _attribute(layer: nn.Module, name: str) -> Any:
-    """A layer's argument; `bias` is asked for with a boolean, and kept as a parameter or None."""
-    return layer.bias is not None if name == "bias" else getattr(layer, name)
 
 
 def build(recorded: Any, where: str) -> Any:
@@ -211,7 +129,7 @@ def build(recorded: Any, where: str) -> Any:
     if set(recorded) == {"activation"}:
         return _listed(recorded["activation"], activations(), where)
     name, arguments = unpacked(recorded, where)
-    cls = _listed(name, CLASSES, where)
+    cls = _listed(name, ENTRIES, where).cls
     return _make(
         cls, {key: build(part, f"{where}.{key}") for key, part in arguments.items()}, where
     )
@@ -229,7 +147,7 @@ def unpacked(recorded: Any, where: str) -> tuple[Any, dict[str, Any]]:
     return recorded["class"], recorded["arguments"]
 
 
-def _listed(name: Any, table: dict[str, Any], where: str) -> Any:
+def _listed(name: Any, table: Mapping[str, Any], where: str) -> Any:
     if not isinstance(name, str) or name not in table:
         raise ValueError(
             f"{where} is of the class {name!r}, which is none of those that a file may name "
@@ -256,7 +174,8 @@ def check_types(cls: type, arguments: dict[str, Any]) -> None:
         ValueError: If an argument is unknown, or of another type than annotated.
     """
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]
-    known = LAYERS[cls] if cls in LAYERS else tuple(inspect.signature(cls).parameters)
+    entry = ENTRIES.get(cls.__name__)
+    known = tuple(entry.attributes if entry else inspect.signature(cls).parameters)
     for name, value in arguments.items():
         if name not in known:
             raise ValueError(f"it takes no argument {name!r}, only {list(known)}")

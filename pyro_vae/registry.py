@@ -1,0 +1,106 @@
+"""What an object is made of: the arguments of its constructor, and the attributes that hold them.
+
+A class says so where it is defined, with :func:`registered`. Saving reads the arguments from the
+attributes of an object, as they are now, and loading calls the class with them: a file can name
+registered classes and no others.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from torch import nn
+
+_Class = TypeVar("_Class", bound=type)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A class, with the attribute that holds each argument of its constructor."""
+
+    cls: type
+    attributes: dict[str, str]
+
+
+_ENTRIES: dict[str, Entry] = {}
+ENTRIES = MappingProxyType(_ENTRIES)
+"""Registered classes by their names, which is how a file names them."""
+
+
+def registered(**attributes: str) -> Callable[[_Class], _Class]:
+    """Makes a class known to :func:`pyro_vae.save` and :func:`pyro_vae.load`.
+
+    Objects of the class must hold each argument of the constructor in an attribute of the same
+    name, and have it there still when they are saved. Put this above all other decorators.
+
+    Arguments:
+        attributes: For arguments that are held elsewhere, the path of the attribute:
+            `prior="latent_prior"`, `spread="mixture.spread"`.
+
+    Raises:
+        ValueError: If another class is registered under that name.
+
+    Example:
+        >>> @registered(width="size")
+        ... class Box:
+        ...     def __init__(self, width: int) -> None:
+        ...         self.size = width
+        >>> arguments_of(Box(3))
+        {'width': 3}
+        >>> del _ENTRIES["Box"]
+    """
+
+    def register(cls: _Class) -> _Class:
+        names = [
+            name
+            for name, parameter in inspect.signature(cls).parameters.items()
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        add(cls, {name: attributes.get(name, name) for name in names})
+        return cls
+
+    return register
+
+
+def add(cls: type, attributes: dict[str, str]) -> None:
+    """Registers a class with the attribute of each argument that is recorded.
+
+    Raises:
+        ValueError: If another class is registered under that name.
+    """
+    known = _ENTRIES.get(cls.__name__)
+    if known is not None and known.cls.__module__ != cls.__module__:
+        raise ValueError(
+            f"the name {cls.__name__!r} is taken by a class of {known.cls.__module__}, and a saved "
+            f"file could not tell it from that of {cls.__module__}: rename yours"
+        )
+    _ENTRIES[cls.__name__] = Entry(cls, attributes)
+
+
+def is_registered(cls: type) -> bool:
+    """Whether this very class is registered: a subclass may be made of something else."""
+    entry = _ENTRIES.get(cls.__name__)
+    return entry is not None and entry.cls is cls
+
+
+def arguments_of(value: object) -> dict[str, Any]:
+    """What to call the class of an object with, to have its like again.
+
+    Arguments:
+        value: An object of a registered class.
+
+    Example:
+        >>> from pyro_vae import LowRankNormal
+        >>> arguments_of(LowRankNormal(3))
+        {'rank': 3}
+    """
+    attributes = _ENTRIES[type(value).__name__].attributes
+    return {name: _plain(attrgetter(path)(value)) for name, path in attributes.items()}
+
+
+def _plain(argument: Any) -> Any:
+    """A sequence of modules is kept as a `ModuleList`, so that torch finds them."""
+    return tuple(argument) if isinstance(argument, nn.ModuleList) else argument
