@@ -35,7 +35,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae import sklearn
 from pyro_vae.plots import plot_latent_plane
-from pyro_vae.uses import encode
+from pyro_vae.queries import encode
 
 LATENTS = 8
 Array = NDArray[Any]

@@ -23,11 +23,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae import diagnostics, stats, uses
+from pyro_vae import diagnostics, stats
 from pyro_vae.plots import plot_data, plot_traversal
 
 LATENTS, COLUMNS, SHAPE = 8, 8, (8, 8)
-ALARMS = uses.FalseAlarms(0.05)
+ALARMS = queries.FalseAlarms(0.05)
 
 
 def trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
@@ -43,8 +43,8 @@ def trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
 def paths(a: Tensor, b: Tensor, steps: int = COLUMNS) -> dict[str, Tensor]:
     """Latents on the way from one digit to another, `(steps, *batch, latents)`."""
     return {
-        "straight": uses.interpolate(a, b, steps, uses.Linear()),
-        "sphere": uses.interpolate(a, b, steps, uses.Spherical()),
+        "straight": queries.interpolate(a, b, steps, queries.Linear()),
+        "sphere": queries.interpolate(a, b, steps, queries.Spherical()),
     }
 
 
@@ -57,8 +57,8 @@ def strangers(y: Tensor) -> dict[str, Tensor]:
 
 def draw(
     rows: dict[str, dict[str, Tensor]],
-    traversal: uses.Traversal,
-    found: dict[str, tuple[Tensor, uses.Outliers]],
+    traversal: queries.Traversal,
+    found: dict[str, tuple[Tensor, queries.Outliers]],
     path: Path,
 ) -> None:
     """Six places of the tour."""
@@ -104,9 +104,9 @@ def main() -> None:
     model, guide = trained(train, epochs)
 
     eight = test[:COLUMNS]
-    made = uses.reconstruction_draws(model, guide, eight)[0]
-    means, at_draw = (uses.encode(model, guide, eight, number) for number in (None, 1))
-    z = uses.encode(model, guide, train, 1, seed=1)[0]
+    made = queries.reconstruction_draws(model, guide, eight)[0]
+    means, at_draw = (queries.encode(model, guide, eight, number) for number in (None, 1))
+    z = queries.encode(model, guide, train, 1, seed=1)[0]
     farthest = (z - z[0]).norm(dim=-1).argmax()
     ways = paths(z[0], z[farthest])
     split = diagnostics.surgery(model, guide, train)
@@ -125,9 +125,9 @@ def main() -> None:
             "prior": model.decode(prior(COLUMNS)),
         },
     }
-    traversal = uses.traverse(model, guide, train)
+    traversal = queries.traverse(model, guide, train)
     found = {
-        name: (y, uses.outliers(model, guide, y, reference, pv.ImportanceSampling(samples)))
+        name: (y, queries.outliers(model, guide, y, reference, pv.ImportanceSampling(samples)))
         for name, y in strangers(test).items()
     }
     arguments.out.mkdir(parents=True, exist_ok=True)

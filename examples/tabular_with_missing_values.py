@@ -36,10 +36,10 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.data import Categories, Columns
+from pyro_vae.defaults import mixed
 from pyro_vae.plots import plot_imputation
-from pyro_vae.recipes import mixed
+from pyro_vae.queries import Imputation, impute
 from pyro_vae.training.optimizers import adam_with
-from pyro_vae.uses import Imputation, impute
 
 LATENTS = 2
 REGRESSIONS = {

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae import stats, uses
+from pyro_vae import queries, stats
 from pyro_vae.likelihoods import Gaussian, LearnedSigma
 from pyro_vae.models import NormalGiven, SequentialVAE
 
@@ -180,10 +180,10 @@ def main() -> None:
             torch.zeros(len(test)).double().index_add(0, series, lml.value.double())
         )
         print(f"{width} times a row: {lml.summary()}")
-    z = uses.encode(model, guide, test, samples)
+    z = queries.encode(model, guide, test, samples)
     torch.manual_seed(0)
     ahead = torch.cat([model.sample_data(z), model.forecast(z, AHEAD)], dim=2)[..., 0]
-    filled = uses.impute(*of_rows[TIMES], test[..., 0], samples)
+    filled = queries.impute(*of_rows[TIMES], test[..., 0], samples)
     bands = {"state space, 90%": ahead, "a row of 16, 90%": filled.draws}
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw(test[..., 0], truth, bands, log_p, arguments.out / "time_series.png")

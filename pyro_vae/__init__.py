@@ -68,25 +68,25 @@ from .training import fit as fit
 
 if TYPE_CHECKING:
     from . import criticism as criticism
+    from . import defaults as defaults
     from . import plots as plots
-    from . import recipes as recipes
-    from . import uses as uses
-    from .uses import conditional as conditional
-    from .uses import conditional_density as conditional_density
-    from .uses import dependence as dependence  # type: ignore[no-redef]  # also a module there
-    from .uses import encode as encode
-    from .uses import impute as impute
-    from .uses import interpolate as interpolate
-    from .uses import marginal as marginal
-    from .uses import outliers as outliers  # type: ignore[no-redef]  # also a module there
-    from .uses import reconstruct as reconstruct
-    from .uses import traverse as traverse
+    from . import queries as queries
+    from .queries import conditional as conditional
+    from .queries import conditional_density as conditional_density
+    from .queries import dependence as dependence  # type: ignore[no-redef]  # also a module there
+    from .queries import encode as encode
+    from .queries import impute as impute
+    from .queries import interpolate as interpolate
+    from .queries import marginal as marginal
+    from .queries import outliers as outliers  # type: ignore[no-redef]  # also a module there
+    from .queries import reconstruct as reconstruct
+    from .queries import traverse as traverse
 
 __version__ = "0.1.0"
 
 # Imported when they are first asked for: what draws or reports is no part of a training script.
-_MODULES = ("criticism", "plots", "recipes", "sklearn", "uses")
-_USES = (
+_MODULES = ("criticism", "defaults", "plots", "queries", "sklearn")
+_QUERIES = (
     *("conditional", "conditional_density", "dependence", "encode", "impute"),
     *("interpolate", "marginal", "outliers", "reconstruct", "traverse"),
 )
@@ -96,10 +96,10 @@ def __getattr__(name: str) -> object:
     """Imports a part of the library where it is asked for; `sklearn` needs scikit-learn."""
     if name in _MODULES:
         return import_module(f".{name}", __name__)
-    if name in _USES:
-        return getattr(import_module(".uses", __name__), name)
+    if name in _QUERIES:
+        return getattr(import_module(".queries", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, *_USES})
+    return sorted({*globals(), *_MODULES, *_QUERIES})

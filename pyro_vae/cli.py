@@ -10,7 +10,7 @@ import torch
 
 from . import commands
 from .commands import BINARIZATIONS, DataChoice, ModelChoice, Output
-from .recipes import GUIDES
+from .defaults import GUIDES
 
 _DATA = """\
 DATA is a set by name (squares, digits, fashion-mnist) or a file: npy, npz, csv, parquet,

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from . import data as datasets
-from . import evidence, likelihoods, recipes, storage
+from . import defaults, evidence, likelihoods, storage
 from .compare import Comparison, compare
 from .compare.reporting import save_report, title_of
 from .data import Binarization, Columns, Dataset, FixedDraw, Grey, Redrawn, Threshold
 from .data.sets import SETS
+from .defaults import Architecture
 from .evidence import ImportanceSampling
 from .guides import Guide
-from .recipes import Architecture
 from .training import adam_with, fit
 
 BINARIZATIONS: dict[str, Binarization] = {
@@ -92,7 +92,7 @@ class ModelChoice:
             return likelihoods.Gaussian(self.sigma)
         if self.likelihood == "gaussian":
             return likelihoods.Gaussian(likelihoods.LearnedSigma(dataset.train.shape[1:]))
-        return recipes.default_likelihood(dataset)
+        return defaults.default_likelihood(dataset)
 
     def options(self, dataset: Dataset) -> dict[str, Any]:
         """Arguments of `fit`."""
@@ -133,8 +133,8 @@ def compare_guides(
     """Trains a model under each guide; then the guides again, with one model fixed."""
     dataset, architecture = how.prepared(which.load())
     output.say(dataset.describe())
-    model = recipes.vae(dataset, architecture)
-    maps = {name: recipes.inference_map(name, dataset, architecture) for name in guides}
+    model = defaults.vae(dataset, architecture)
+    maps = {name: defaults.inference_map(name, dataset, architecture) for name in guides}
     given = _given(which, how, output, dataset)
     table = compare(model, maps, *_parts(dataset), **given)
     output.say(f"\n{title_of(table)}\n\n{table.summary()}")
@@ -156,8 +156,8 @@ def fit_guide(which: DataChoice, how: ModelChoice, output: Output, guide_name: s
     """Trains a model under one guide and saves both."""
     dataset, architecture = how.prepared(which.load())
     output.say(dataset.describe())
-    model = recipes.vae(dataset, architecture)
-    guide = Guide(model, recipes.inference_map(guide_name, dataset, architecture))
+    model = defaults.vae(dataset, architecture)
+    guide = Guide(model, defaults.inference_map(guide_name, dataset, architecture))
     train, _ = _parts(dataset)
     result = fit(model, guide, train, progress=not output.quiet, **how.options(dataset))
     output.say(result.summary())

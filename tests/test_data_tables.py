@@ -12,7 +12,7 @@ import scipy.sparse
 import torch
 
 import pyro_vae as pv
-from pyro_vae import data, likelihoods, recipes
+from pyro_vae import data, defaults, likelihoods
 from pyro_vae.cli import main
 from pyro_vae.data import Columns, Count, from_anndata, read_frame, read_table
 from pyro_vae.nets.columns import ColumnInputs
@@ -184,20 +184,20 @@ def test_damaged_h5ad(tmp_path: Path) -> None:
 def test_each_column_has_its_likelihood() -> None:
     """By its kind; others can be chosen by name."""
     columns = Columns.of(survey())
-    found = recipes.mixed(columns, {"visits": likelihoods.Poisson()})
+    found = defaults.mixed(columns, {"visits": likelihoods.Poisson()})
     assert [type(part).__name__ for part in found] == [
         "Gaussian", "Categorical", "Poisson", "Bernoulli", "Categorical"
     ]  # fmt: skip
-    assert isinstance([*recipes.mixed(columns)][2], likelihoods.NegativeBinomial)
+    assert isinstance([*defaults.mixed(columns)][2], likelihoods.NegativeBinomial)
     assert found.names == columns.names
     with pytest.raises(ValueError, match=r"no column is called \['weight'\]; there are"):
-        recipes.mixed(columns, {"weight": likelihoods.Poisson()})
+        defaults.mixed(columns, {"weight": likelihoods.Poisson()})
 
 
 def test_encoders_see_categories_counts_and_holes() -> None:
     """Indicators, logarithms of one more than a count, zeros in holes, and which entries are."""
     columns = Columns.of({"x": [-1.0, 1.0], "c": ["a", "b"], "n": [0, 3]}, {"n": Count})
-    encoder = recipes.column_encoder(columns, (4,))
+    encoder = defaults.column_encoder(columns, (4,))
     rows = torch.tensor([[0.5, 1.0, 3.0], [torch.nan, torch.nan, 0.0]])
     seen = encoder.inputs(rows)
     log = torch.tensor(4.0).log()
@@ -213,7 +213,7 @@ def test_encoders_see_categories_counts_and_holes() -> None:
 def test_a_model_starts_at_the_columns_means(survey_file: Path, seed: int) -> None:
     """Before training: draws have about the counts of the table, which a zero bias would not."""
     dataset = data.load(survey_file)
-    model = recipes.vae(dataset, recipes.Architecture(latents=1, hidden=(4,)))
+    model = defaults.vae(dataset, defaults.Architecture(latents=1, hidden=(4,)))
     output = dict(model.decoder.named_parameters())["layers.2.bias"].detach()
     visits = dataset.train[:, 2].mean()
     mean = model.likelihood.mean(output[None])
@@ -285,9 +285,9 @@ def test_a_table_is_learned() -> None:
     dataset = data.Dataset(
         "towns", columns.encode(frame[:600]), columns.encode(frame[600:]), columns=columns
     )
-    architecture = recipes.Architecture(latents=2, hidden=(32,))
-    model = recipes.vae(dataset, architecture)
-    guide = pv.Guide(model, recipes.inference_map("amortized", dataset, architecture))
+    architecture = defaults.Architecture(latents=2, hidden=(32,))
+    model = defaults.vae(dataset, architecture)
+    guide = pv.Guide(model, defaults.inference_map("amortized", dataset, architecture))
     pv.fit(model, guide, dataset.train, num_epochs=100, progress=False)
     sampler = pv.ImportanceSampling(500, proposal=pv.Widened(1.2))
     value = pv.evaluate(model, guide, dataset.test, sampler).log_marginal.mean.value

@@ -20,12 +20,12 @@ LAYERS = (
     ("programs",),
     ("nets", "likelihoods"),
     ("guides", "models"),
-    ("recipes",),
+    ("defaults",),
     ("objectives", "evidence"),
     ("distributed",),
     ("training",),
     ("gaps", "diagnostics", "criticism"),
-    ("uses",),
+    ("queries",),
     ("inference_data", "plots", "report", "storage"),
     ("compare", "sklearn"),
     ("commands",),
@@ -155,7 +155,7 @@ def test_what_draws_waits() -> None:
     """A fresh import loads neither figures nor reports; all that the root names is there."""
     script = (
         "import sys, pyro_vae as pv\n"
-        "early = {'plots', 'report', 'uses', 'sklearn'} & {n[9:] for n in sys.modules}\n"
+        "early = {'plots', 'report', 'queries', 'sklearn'} & {n[9:] for n in sys.modules}\n"
         "assert not early, early\n"
         "assert all(hasattr(pv, name) for name in dir(pv) if name != 'sklearn')\n"
         "assert not hasattr(pv, 'no_such_name')\n"

@@ -34,14 +34,14 @@ from .learning import LearningCurve as LearningCurve
 from .learning import plot_learning_curves as plot_learning_curves
 from .pareto import plot_pareto_k as plot_pareto_k
 from .predictive import plot_predictive_check as plot_predictive_check
+from .queries import plot_conditional_density as plot_conditional_density
+from .queries import plot_dependence as plot_dependence
+from .queries import plot_imputation as plot_imputation
+from .queries import plot_outliers as plot_outliers
+from .queries import plot_traversal as plot_traversal
 from .rates import plot_rate_distortion as plot_rate_distortion
 from .reconstructions import plot_data as plot_data
 from .reconstructions import plot_reconstructions as plot_reconstructions
-from .uses import plot_conditional_density as plot_conditional_density
-from .uses import plot_dependence as plot_dependence
-from .uses import plot_imputation as plot_imputation
-from .uses import plot_outliers as plot_outliers
-from .uses import plot_traversal as plot_traversal
 
 __all__ = [
     "LearningCurve",

@@ -8,9 +8,15 @@ from scipy import stats
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.uses import Correlation, MutualInformation, RankCorrelation, correlation, dependence
+from pyro_vae.queries import (
+    Correlation,
+    MutualInformation,
+    RankCorrelation,
+    correlation,
+    dependence,
+)
+from tests.queries import FACTORS, program, vae
 from tests.statistics import FALSE_ALARM, assert_mean
-from tests.uses import FACTORS, program, vae
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -106,7 +112,7 @@ def test_ties_share_a_rank() -> None:
     """As SciPy has it."""
     y = torch.randint(0, 4, (300, 2)).double()
     y[:, 1] += y[:, 0]
-    from pyro_vae.uses.dependence import _ranks
+    from pyro_vae.queries.dependence import _ranks
 
     expected = stats.spearmanr(y.numpy()).statistic
     assert float(correlation(_ranks(y)).value[0, 1]) == pytest.approx(expected)

@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_vae.plots.uses import (
+from pyro_vae.plots.queries import (
     plot_conditional_density,
     plot_dependence,
     plot_imputation,

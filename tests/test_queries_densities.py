@@ -10,10 +10,10 @@ from torch.distributions import MultivariateNormal, Normal
 
 import pyro_vae as pv
 from pyro_vae.evidence import Bound, LogMarginal
-from pyro_vae.uses import conditional, conditional_density, marginal
+from pyro_vae.queries import conditional, conditional_density, marginal
+from tests.queries import FACTORS, guide, program, vae, with_holes
+from tests.queries import conditional as exact_conditional
 from tests.statistics import FALSE_ALARM, assert_mean
-from tests.uses import FACTORS, guide, program, vae, with_holes
-from tests.uses import conditional as exact_conditional
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -45,7 +45,7 @@ def plot_traversal(
 
     Arguments:
         decoded: Means of p(y | z), `(latents, steps, *datum)`, as
-            :attr:`pyro_vae.uses.Traversal.decoded`; pass the first few latents only, if many.
+            :attr:`pyro_vae.queries.Traversal.decoded`; pass the first few latents only, if many.
         labels: One a latent.
         levels: Quantiles of the steps.
         image_shape: Height and width of an image; `None` draws a curve over features a step,
@@ -128,7 +128,7 @@ def plot_imputation(
 
     Arguments:
         y: Data with nan where entries are missing, `(rows, *datum)`; a few rows fit a page.
-        draws: Completed data, `(samples, rows, *datum)`, as :attr:`pyro_vae.uses.Imputation.draws`.
+        draws: Completed data, `(samples, rows, *datum)`: :attr:`pyro_vae.queries.Imputation.draws`.
         truth: What the entries were, where it is known.
         image_shape: Height and width of an image: the data, the mean of the draws and three of
             them, in rows. `None` draws a panel a row: observed entries, and the median of the
@@ -218,7 +218,7 @@ def plot_conditional_density(
     Arguments:
         grid: Values of the feature, `(points,)`.
         densities: Density and its error, `(points,)` each, by label, as the rows of
-            :attr:`pyro_vae.uses.ConditionalDensity.density`.
+            :attr:`pyro_vae.queries.ConditionalDensity.density`.
         observed: What the feature was, under the same labels: a dotted line each.
         name: Name of the feature.
         discrete: Whether these are probabilities of single values.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.uses import (
+from pyro_vae.queries import (
     Linear,
     Spherical,
     encode,
@@ -20,8 +20,8 @@ from pyro_vae.uses import (
     reconstruction_draws,
     traverse,
 )
+from tests.queries import FACTORS, guide, program, vae
 from tests.statistics import assert_mean
-from tests.uses import FACTORS, guide, program, vae
 
 pytestmark = pytest.mark.usefixtures("float64")
 

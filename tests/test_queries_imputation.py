@@ -11,9 +11,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.uses import Imputation, impute, reconstruction_draws
+from pyro_vae.queries import Imputation, impute, reconstruction_draws
+from tests.queries import conditional, guide, program, vae, with_holes
 from tests.statistics import FALSE_ALARM, assert_coverage, assert_mean
-from tests.uses import conditional, guide, program, vae, with_holes
 
 pytestmark = pytest.mark.usefixtures("float64")
 

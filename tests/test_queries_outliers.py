@@ -9,9 +9,9 @@ from scipy import stats
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.uses import FalseAlarms, FalseDiscoveries, Tail, outliers
+from pyro_vae.queries import FalseAlarms, FalseDiscoveries, Tail, outliers
+from tests.queries import FACTORS, guide, program, vae
 from tests.statistics import FALSE_ALARM
-from tests.uses import FACTORS, guide, program, vae
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.programs import PartlyObserved
-from pyro_vae.uses import (
+from pyro_vae.queries import (
     Correlation,
     MutualInformation,
     conditional_density,
@@ -23,8 +23,8 @@ from pyro_vae.uses import (
     reconstruct,
     reconstruction_draws,
 )
+from tests.queries import FACTORS, conditional, program, vae, with_holes
 from tests.statistics import FALSE_ALARM
-from tests.uses import FACTORS, conditional, program, vae, with_holes
 
 pytestmark = pytest.mark.usefixtures("float64")
 
