@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae import diagnostics, stats
+from pyro_vae import diagnostics, queries, stats
 from pyro_vae.plots import plot_data, plot_traversal
 
 LATENTS, COLUMNS, SHAPE = 8, 8, (8, 8)
