@@ -98,7 +98,7 @@ def shortfall(reference: Tensor, other: Tensor) -> str:
     """By how much the mean ELBO falls short of a reference, with its standard error."""
     difference = reference - other
     error = float(difference.std()) / len(difference) ** 0.5
-    return f"{float(difference.mean()):+.5f} +- {error:.5f} nats (worst {difference.max():.4f})"
+    return f"{float(difference.mean()):+.5f} ± {error:.5f} nats (worst {difference.max():.4f})"
 
 
 def main() -> None:

@@ -88,12 +88,12 @@ def main() -> None:
             torch.manual_seed(0)
             images = model.sample_data(z[:500].float())
             scores.append(score(judge, images, samples))
-            print(f"  images from {name:9s} log p(y) = {scores[-1][0]:.2f} +- {scores[-1][1]:.2f}")
+            print(f"  images from {name:9s} log p(y) = {scores[-1][0]:.2f} ± {scores[-1][1]:.2f}")
         (aggregate, one), (prior, other) = scores
         said.append(
             f"with a weight of {beta:g} on the rate KL(q(z) || p(z)) is "
-            f"{parts.mismatch.value:.3f} +- {parts.mismatch.error:.3f} nats, and log p(y) of "
-            f"images from the prior less that of images from q(z) {prior - aggregate:+.1f} +- "
+            f"{parts.mismatch.value:.3f} ± {parts.mismatch.error:.3f} nats, and log p(y) of "
+            f"images from the prior less that of images from q(z) {prior - aggregate:+.1f} ± "
             f"{(one**2 + other**2) ** 0.5:.1f}"
         )
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -160,7 +160,7 @@ def main() -> None:
     draw(results, pairs, best, arguments.out / "counts.png")
 
     lost = (
-        f"{name} {-float(pair.mean.value):.2f} +- {float(pair.mean.population_error):.2f}"
+        f"{name} {-float(pair.mean.value):.2f} ± {float(pair.mean.population_error):.2f}"
         for name, pair in pairs.items()
     )
     made = {name: float(result.zeros.replicated.mean()) for name, result in results.items()}

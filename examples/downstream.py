@@ -118,7 +118,7 @@ def less(one: tuple[float, Array], other: tuple[float, Array]) -> tuple[float, A
 
 def shown(name: str, value: float, errors: Array) -> str:
     """A score with its error."""
-    return f"{name} {value:.3f} +- {errors.std():.3f}"
+    return f"{name} {value:.3f} ± {errors.std():.3f}"
 
 
 def draw(
@@ -174,7 +174,7 @@ def main() -> None:
             found = kmeans.predict(pair[1][0])
             clusters[name] = resampled(adjusted_rand_score, test_labels, found)
         hits = (
-            f"{part.mean():.3f} +- {part.std() / len(part) ** 0.5:.3f} from {number}"
+            f"{part.mean():.3f} ± {part.std() / len(part) ** 0.5:.3f} from {number}"
             for number, part in accuracy[name].items()
         )
         print(f"{name:14s} accuracy by labels: {', '.join(hits)}")
@@ -191,14 +191,14 @@ def main() -> None:
         for other in ("pixels", f"PCA, {LATENTS}"):
             gain = accuracy["VAE, mean"][number] - accuracy[other][number]
             error = gain.std() / len(gain) ** 0.5
-            said.append(f"{gain.mean():+.3f} +- {error:.3f} against {other} from {number} labels")
+            said.append(f"{gain.mean():+.3f} ± {error:.3f} against {other} from {number} labels")
     closer = less(clusters["VAE, mean"], clusters["pixels"])
     lost = less(scores["VAE, 4"], scores["all ten"])
     print(
         f"\nAccuracy from {LATENTS} numbers a digit, the mean of q(z | y), less that from others: "
         f"{'; '.join(said)}. Agreement of k-means on them with the digits, less that on pixels: "
-        f"{closer[0]:+.3f} +- {closer[1].std():.3f}. R^2 from four latents of a patient, less that "
-        f"from all ten columns: {lost[0]:+.3f} +- {lost[1].std():.3f}."
+        f"{closer[0]:+.3f} ± {closer[1].std():.3f}. R^2 from four latents of a patient, less that "
+        f"from all ten columns: {lost[0]:+.3f} ± {lost[1].std():.3f}."
     )
 
 

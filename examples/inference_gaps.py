@@ -51,7 +51,7 @@ def table(gaps: Gaps) -> str:
     for name, pair in gaps.items():
         parts = ["  ".join(f"{float(g.mean[i].value):8.3f}" for g in pair) for i in (4, 5)]
         value, error = generalization(*pair).amortization
-        last = f"{float(value):+.3f} +- {float(error):.3f}"
+        last = f"{float(value):+.3f} ± {float(error):.3f}"
         lines.append(f"{name:22}{parts[0]:>26}{parts[1]:>26}{last:>20}")
     return "\n".join([*lines, "(each part on data trained on, then on held-out data)"])
 

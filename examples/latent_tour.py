@@ -137,14 +137,14 @@ def main() -> None:
     half = len(z) // 2
     for name, way in paths(z[:half], z[half : 2 * half], 3).items():
         middle, error = stats.population_mean(way[1].norm(dim=-1))
-        print(f"half way, {name:9s} |z| = {float(middle):.2f} +- {float(error):.2f}")
+        print(f"half way, {name:9s} |z| = {float(middle):.2f} ± {float(error):.2f}")
     typical = stats.population_mean(z.norm(dim=-1))
-    print(f"at the digits       |z| = {float(typical.value):.2f} +- {float(typical.error):.2f}")
+    print(f"at the digits       |z| = {float(typical.value):.2f} ± {float(typical.error):.2f}")
     said = []
     for name, (_, out) in found.items():
         share, error = stats.population_mean(out.flagged(ALARMS).double())
         print(f"{name:15s} {out.log_p.summary()}")
-        said.append(f"{float(share):.1%} +- {float(error):.1%} of {name}")
+        said.append(f"{float(share):.1%} ± {float(error):.1%} of {name}")
     print(f"\nBelow a tail probability of 0.05 are {', '.join(said)}.")
 
 

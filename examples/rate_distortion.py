@@ -58,7 +58,7 @@ def draw(result: RateDistortion, held_out: Curve, path: Path) -> None:
 def said(curve: Curve, row: int) -> str:
     """One beta's numbers, in words."""
     rate, distortion, information = (
-        f"{part.value[row]:.2f} +- {part.error[row]:.2f}"
+        f"{part.value[row]:.2f} ± {part.error[row]:.2f}"
         for part in (curve.rate, curve.distortion, curve.information)
     )
     return f"a rate of {rate}, a distortion of {distortion} and an information of {information}"
@@ -84,7 +84,7 @@ def main() -> None:
 
     best, last = int(held_out.elbo.value.argmax()), len(held_out.beta) - 1
     print(
-        f"\nHeld-out digits have the greatest ELBO, {held_out.elbo.value[best]:.2f} +- "
+        f"\nHeld-out digits have the greatest ELBO, {held_out.elbo.value[best]:.2f} ± "
         f"{held_out.elbo.error[best]:.2f} nats, at beta {held_out.beta[best]:g}, with "
         f"{said(held_out, best)}; at beta {held_out.beta[0]:g} the ELBO is "
         f"{held_out.elbo.value[0]:.2f}, with {said(held_out, 0)}; at beta "

@@ -157,7 +157,7 @@ def scores(filled: Filled, truth: Array, holes: NDArray[np.bool_], top: Array) -
 def said(values: list[Array], form: str) -> str:
     """Scores with their errors; a ridge regression has no density."""
     known = [(name, v) for name, v in zip(SCORES, values, strict=True) if not np.isnan(v[0])]
-    return ", ".join(f"{name} {v[0]:{form}} +- {v[1:].std():.3f}" for name, v in known)
+    return ", ".join(f"{name} {v[0]:{form}} ± {v[1:].std():.3f}" for name, v in known)
 
 
 def draw(

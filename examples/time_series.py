@@ -122,7 +122,7 @@ def verdict(draws: Tensor, truth: Tensor, unseen: Tensor) -> str:
     held = ((low <= truth) & (truth <= high)).double()
     share, error = stats.population_mean(held[unseen])
     width = float((high - low)[unseen].mean())
-    return f"{float(share):.1%} +- {float(error):.1%} of what came, and is {width:.2f} wide"
+    return f"{float(share):.1%} ± {float(error):.1%} of what came, and is {width:.2f} wide"
 
 
 def draw(
@@ -194,8 +194,8 @@ def main() -> None:
         mean, error = stats.population_mean(value)
         less, beside = stats.population_mean(value - log_p["state space"])
         print(
-            f"{name:16s} log p = {float(mean):8.3f} +- {float(error):.3f} nats a series, "
-            f"{float(less):+.3f} +- {float(beside):.3f} beside the state space"
+            f"{name:16s} log p = {float(mean):8.3f} ± {float(error):.3f} nats a series, "
+            f"{float(less):+.3f} ± {float(beside):.3f} beside the state space"
         )
     beyond = torch.ones(len(test), AHEAD, dtype=torch.bool)
     print(

@@ -11,6 +11,7 @@ from . import likelihoods as likelihoods
 from . import models as models
 from . import nets as nets
 from . import objectives as objectives
+from ._types import Estimate as Estimate
 from .compare import compare as compare
 from .evidence import AnnealedImportanceSampling as AnnealedImportanceSampling
 from .evidence import ClosedForm as ClosedForm

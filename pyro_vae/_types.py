@@ -1,12 +1,15 @@
 """Types that every layer shares."""
 
 from collections.abc import Callable
+from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .formatting import several, typeset
 
 if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
@@ -26,7 +29,31 @@ Data: TypeAlias = Tensor | NDArray[np.generic] | tuple[Tensor | NDArray[np.gener
 
 
 class Estimate(NamedTuple):
-    """A Monte Carlo estimate and its standard error, in the same unit and shape."""
+    """A Monte Carlo estimate and its standard error, in the same unit and shape.
+
+    It prints with the digits that its error allows, and takes the format of a number.
+
+    Arguments:
+        value: The estimate, of any shape.
+        error: Its standard error, of the same shape.
+
+    Example:
+        >>> mean = Estimate(torch.tensor(-24.3148), torch.tensor(0.0172))
+        >>> mean, f"{mean:.1f}"
+        (-24.315 ± 0.017, '-24.3 ± 0.0')
+        >>> Estimate(torch.arange(100.0), torch.full((100,), 0.5))
+        [0.00 ± 0.50, 1.00 ± 0.50, 2.00 ± 0.50, …] (100,)
+    """
 
     value: Tensor
     error: Tensor
+
+    def __repr__(self) -> str:
+        return format(self)
+
+    def __format__(self, spec: str) -> str:
+        value, error = map(torch.as_tensor, (self.value, self.error))
+        return several(value, error, spec)
+
+    def _repr_html_(self) -> str:
+        return f"<span>{escape(typeset(format(self)))}</span>"

@@ -184,11 +184,12 @@ def evaluate_saved(folder: Path, data: str | None, output: Output, seed: int) ->
     shift = torch.full((len(test),), about["log_scale"], dtype=torch.float64)
     if columns is not None:
         shift = columns.log_scales(test.double())
-    added = float(shift.mean())
+    added = shift.mean()
+    own_units = (mean._replace(value=mean.value + added) for mean in (result.mean, bound.mean))
     output.say(f"{name}\n{result.summary()}")
     output.say(
-        f"log p in the data's own units: {float(result.mean.value) + added:.3f} nats a datum; "
-        f"ELBO {float(bound.mean.value) + added:.3f} +- {float(bound.mean.error):.3f}"
+        "log p and ELBO in the data's own units, nats per datum: "
+        + ", ".join(map("{:.3f}".format, own_units))
     )
     if output.out is not None:
         output.out.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ class PairedDifference(NamedTuple):
         """The mean, its errors, and what share of the data can be trusted."""
         value, error, population = (float(part) for part in self.mean)
         return (
-            f"{value:+.3f} nats a datum, +- {population:.3f} for other data, of which +- "
+            f"{value:+.3f} nats a datum, ± {population:.3f} for other data, of which ± "
             f"{error:.3f} for other draws ({len(self.reliable)} data, "
             f"{int((~self.reliable).sum())} of them unreliable under one model or both)"
         )
@@ -143,7 +143,7 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
         >>> better = LogMarginal(-one, 0.3 * one, one, one, torch.tensor([10, 10]))
         >>> worse = LogMarginal(-2 * one, 0.4 * one, one, one, torch.tensor([10, 10]))
         >>> paired_difference(better, worse).difference
-        Estimate(value=tensor([1., 1.]), error=tensor([0.5000, 0.5000]))
+        [1.00 ± 0.50, 1.00 ± 0.50] (2,)
     """
     if len(first.value) != len(second.value):
         raise ValueError(
@@ -252,7 +252,7 @@ class ModelComparison:
     def summary(self) -> str:
         """The table, in nats a datum."""
         width = max(len("model"), *(len(name) for name in self.means))
-        head = "log p(y)  +- draws   +- data  to best  +- draws   +- data  unreliable"
+        head = "log p(y)  ± draws   ± data  to best  ± draws   ± data  unreliable"
         return "\n".join(
             [f"{'model':{width}}  {head}", *(self._line(n, width) for n in self.means)]
         )
@@ -282,7 +282,7 @@ def compare_models(log_marginals: Mapping[str, LogMarginal]) -> ModelComparison:
         ...     for name, value in {"linear": -2.0, "deep": -1.0}.items()
         ... }
         >>> print(compare_models(lmls).summary())
-        model   log p(y)  +- draws   +- data  to best  +- draws   +- data  unreliable
+        model   log p(y)  ± draws   ± data  to best  ± draws   ± data  unreliable
         deep      -1.000     0.071     0.000     0.000     0.000     0.000           0
         linear    -2.000     0.071     0.000    -1.000     0.100     0.000           0
     """

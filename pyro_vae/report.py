@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Protocol, runtime_checkable
 
-from .stats import plus_minus, typeset
+from .formatting import plus_minus, typeset
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXELS = 96  # an inch, as style sheets have it
@@ -73,7 +73,7 @@ def number(value: float, text: str = "", *, note: str = "") -> Cell:
 
 def estimate(value: float, error: float, *, note: str = "", doubt: str = "") -> Cell:
     """A cell with a number and its standard error."""
-    exact = f"{_signed(f'{value:.8g}')} ± {error:.2g}"
+    exact = f"{_signed(f'{value:.8g}')}, standard error {error:.2g}"
     shown = "\N{EM DASH}" if math.isnan(value) else typeset(plus_minus(value, error))
     return Cell(shown, value, error, f"{exact}. {note}".strip(), doubt)
 

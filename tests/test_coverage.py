@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae._types import ProgramLike
 from pyro_vae.evidence import ImportanceSampling, LogMarginal, prepared
-from pyro_vae.stats import plus_minus
+from pyro_vae.formatting import plus_minus
 from tests.statistics import FACTS, FactorAnalysis, assert_coverage
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -484,7 +484,7 @@ def test_summary() -> None:
     assert result.why_not(0) == ["it looks odd"]
     assert result.why_not(1) == []
     assert result.summary() == (
-        "log p(y) = -1.500 +- 0.250 nats a datum, low on average (importance sampling, 2 data, "
+        "log p(y) = -1.500 ± 0.250 nats a datum, low on average (importance sampling, 2 data, "
         "5000 draws each; Pareto k at most 0.25, ESS at least 1000; 1 data cannot be trusted "
         "(it looks odd: 1))"
     )

@@ -15,7 +15,8 @@ FILES = sorted((ROOT / "pyro_vae").rglob("*.py"))
 # A module imports only from rows above its own. A name stands for a file or a folder; inside one
 # folder modules import each other freely. `__version__` is all that may be had from the root.
 LAYERS = (
-    ("_types", "registry", "__version__"),
+    ("formatting", "__version__"),
+    ("_types", "registry"),
     ("stats", "data"),
     ("programs",),
     ("nets", "likelihoods"),

@@ -17,7 +17,7 @@ from pyro_vae import report
 from pyro_vae._types import Estimate
 from pyro_vae.compare import Candidate, Comparison, Row
 from pyro_vae.compare.reporting import report_of, save_report, title_of
-from pyro_vae.stats import plus_minus, typeset
+from pyro_vae.formatting import plus_minus, typeset
 from tests.conftest import SEED
 from tests.test_compare import Program
 
@@ -233,7 +233,7 @@ def test_figures_are_embedded(table: Comparison, page: Page) -> None:
 def test_findings_come_first(table: Comparison, text: str, page: Page) -> None:
     """The verdict is above the first table, word for word but for the signs of print."""
     said = " ".join(item.text for item in page.all("li"))
-    for line in table.verdict.replace(" +- ", " ± ").splitlines():
+    for line in table.verdict.splitlines():
         assert line.replace("(-", "(\N{MINUS SIGN}").replace(" -", " \N{MINUS SIGN}") in said
     assert text.index("What was found</h2>") < text.index("<table")
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import storage
 from .._types import Batch
+from ..formatting import plus_minus
 from ..inference_data import to_inference_data
 from .differences import Difference, differences_of, verdict_of
 from .results import GuideResult, Row, row_of
@@ -99,7 +100,7 @@ class Comparison:
         )
         ceiling = rows[0].ceiling if rows else math.nan
         return (
-            f"Nats a datum, held-out data unless it says training; +- is one Monte Carlo standard "
+            f"Nats a datum, held-out data unless it says training; ± is one Monte Carlo standard "
             f"error; {models}.\nMutual information is at most log N = {ceiling:.2f}; "
             f"k > 0.7: data of whose posterior the guide itself misses a part.\n\n{self.verdict}"
         )
@@ -214,14 +215,14 @@ _HEADER = (
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.guide,
-        f"{row.train_elbo:.3f} +- {row.train_elbo_error:.3f}",
-        f"{row.elbo:.3f} +- {row.elbo_error:.3f}",
-        f"{row.log_p:.3f} +- {row.log_p_error:.3f}",
-        f"{row.approximation:.3f} +- {row.approximation_error:.3f}",
-        f"{row.amortization:.3f} +- {row.amortization_error:.3f}",
+        plus_minus(row.train_elbo, row.train_elbo_error, ".3f"),
+        plus_minus(row.elbo, row.elbo_error, ".3f"),
+        plus_minus(row.log_p, row.log_p_error, ".3f"),
+        plus_minus(row.approximation, row.approximation_error, ".3f"),
+        plus_minus(row.amortization, row.amortization_error, ".3f"),
         f"{row.rate:.3f}",
         str(row.active_units),
-        f"{row.mutual_information:.3f} +- {row.mutual_information_error:.3f}",
+        plus_minus(row.mutual_information, row.mutual_information_error, ".3f"),
         f"{row.poor_proposal:.0%}",
         f"{row.seconds:.1f}",
     )

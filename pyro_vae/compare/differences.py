@@ -70,13 +70,13 @@ def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
 def _of_guide(result: GuideResult, *, train_model: bool) -> str:
     mean, said = result.gap.mean, []
     value, error = (float(part) for part in mean.amortization)
-    cost = stats.plus_minus(value, error)
+    cost = mean.amortization
     if value > _SEEN * error + 1e-4:  # the tolerance of a fit of rows
         said.append(f"its map costs {cost} nats a datum{_where(result)}")
         said += _refining(result)
     else:
         said.append(f"its map costs nothing that can be seen ({cost} nats)")
-    said.append(f"its family {stats.plus_minus(*mean.approximation)}")
+    said.append(f"its family {mean.approximation}")
     said += _collapse(result, train_model=train_model)
     lost, doubted = (
         int((~result.gap.converged).sum()),
@@ -108,7 +108,7 @@ def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
         return []
     # A model that was trained with such a guide stops using z, and its gap is small for that.
     so = ", so a small gap is no merit of it" if train_model else ""
-    information = stats.plus_minus(value, error)
+    information = result.information.estimate
     return [f"z says nothing about the datum (mutual information {information} nats){so}"]
 
 
@@ -127,7 +127,7 @@ def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[s
             seen = float(mean.value) > _SEEN * float(mean.error)
             verb = "is above" if seen else "cannot be told from"
             lines.append(
-                f"{name} under {best} {verb} that under {other}: by {stats.plus_minus(*mean)} "
+                f"{name} under {best} {verb} that under {other}: by {mean} "
                 "nats a datum (error over data)."
             )
     return lines

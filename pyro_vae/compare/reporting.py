@@ -80,7 +80,7 @@ def _verdict(table: "Comparison") -> list[tuple[str, str]]:
 
 def _typeset(text: str) -> str:
     """With the signs of print in place of those of a terminal."""
-    return re.sub(r"(?<=[ (])-(?=\d)", "\N{MINUS SIGN}", text.replace(" +- ", " ± "))
+    return re.sub(r"(?<=[ (])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def _trust(results: Mapping[str, GuideResult]) -> list[str]:

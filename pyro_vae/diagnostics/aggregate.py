@@ -102,15 +102,11 @@ class Surgery:
     def summary(self) -> str:
         """The numbers, and what they mean."""
         return (
-            f"rate {_said(self.rate)} = {_said(self.information)} about which datum (at most "
-            f"log N = {self.ceiling:.2f}) + {_said(self.mismatch)} from q(z) to the prior; "
-            f"distortion {_said(self.distortion)}, ELBO {_said(self.elbo)} nats a datum "
+            f"rate {self.rate:.3f} = {self.information:.3f} about which datum (at most "
+            f"log N = {self.ceiling:.2f}) + {self.mismatch:.3f} from q(z) to the prior; "
+            f"distortion {self.distortion:.3f}, ELBO {self.elbo:.3f} nats a datum "
             f"({self.num_samples} draws each{', ' * bool(self.given)}{self.given}): {self.verdict}"
         )
-
-
-def _said(estimate: Estimate) -> str:
-    return f"{float(estimate.value):.3f} +- {float(estimate.error):.3f}"
 
 
 def surgery(

@@ -32,6 +32,7 @@ from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import in_turn, prepared
 from ..evidence.weights import rows_at_once, weigh
+from ..formatting import plus_minus
 from ..guides import Guide, Posterior
 from ..programs import Program, as_batch, despite_nan, device_of, forked_seed, simulate
 
@@ -138,8 +139,9 @@ class Calibration:
     def summary(self, false_alarm: float = 0.01) -> str:
         """One line a quantity, then the verdict."""
         lines = [
-            f"{name}: mean rank {place:.3f} +- {place_error:.3f} (1/2 if calibrated), "
-            f"spread {spread:.2f} +- {spread_error:.2f} (1), p = {p:.2g}, adjusted {adjusted:.2g}"
+            f"{name}: mean rank {plus_minus(place, place_error, '.3f')} (1/2 if calibrated), "
+            f"spread {plus_minus(spread, spread_error, '.2f')} (1), "
+            f"p = {p:.2g}, adjusted {adjusted:.2g}"
             for name, place, place_error, spread, spread_error, p, adjusted in zip(
                 self.names,
                 *(part.tolist() for part in (*self.location, *self.spread)),

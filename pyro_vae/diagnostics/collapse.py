@@ -20,6 +20,7 @@ from torch import Tensor
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import prepared
 from ..evidence.proposals import prior_draws
+from ..formatting import plus_minus
 from ..guides import Posterior
 from ..programs import Program
 from .aggregate import NEGLIGIBLE, Latents, UnknownDensity, single_latents
@@ -120,7 +121,7 @@ class Collapse:
             )
         )
         return (
-            f"{rate:8.3f}     {information:8.3f}  {mismatch:8.3f} +- {error:.3f}"
+            f"{rate:8.3f}     {information:8.3f}  {plus_minus(mismatch, error, '.3f'):>16}"
             f"  {variance:16.3f}  {self.uses[latent].value}"
         )
 

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import prepared
+from ..formatting import plus_minus
 from ..objectives import Objective
 from ..programs import Program, current_minibatch, evaluating, forked_seed, modules_of
 from ..training.tensors import State, leaves_of, named, require_finite
@@ -198,7 +199,8 @@ class GradientNoise:
         if math.isinf(value):
             return "the gradient is the same for every draw: it has no noise"
         ratio = (
-            f"signal to noise {value:.2g} +- {error:.1g} a draw, over {len(self.origin)} entries"
+            f"signal to noise {plus_minus(value, error, '.2g')} per draw, over {len(self.origin)} "
+            "entries"
         )
         if value < 2 * self.floor:
             return (
@@ -218,8 +220,8 @@ class GradientNoise:
             ratio, error = (float(field) for field in part.signal_to_noise)
             variance, spread = (float(field) for field in part.variance)
             lines.append(
-                f"{name} {tuple(shape)}: signal to noise {ratio:.3g} +- {error:.1g}, variance "
-                f"{variance:.3g} +- {spread:.1g}"
+                f"{name} {tuple(shape)}: signal to noise {plus_minus(ratio, error, '.3g')}, "
+                f"variance {plus_minus(variance, spread, '.3g')}"
             )
         return "\n".join([*lines, self.verdict])
 

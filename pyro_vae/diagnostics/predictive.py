@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import no_guide, prepared
 from ..evidence.weights import rows_at_once
+from ..formatting import plus_minus
 from ..guides import Guide, Posterior, posterior_of
 from ..programs import (
     Free,
@@ -140,7 +141,7 @@ class PredictiveCheck:
         low, high = (self.replicated.quantile(q, dim=0).tolist() for q in (0.025, 0.975))
         lines = [
             f"{name}: {value:.4g} observed, {lower:.4g} to {upper:.4g} replicated (95%), "
-            f"p = {p:.2g} +- {error:.1g}, adjusted {adjusted:.2g}"
+            f"p = {plus_minus(p, error, '.2g')}, adjusted {adjusted:.2g}"
             for name, value, lower, upper, p, error, adjusted in zip(
                 self.names,
                 self.observed.tolist(),

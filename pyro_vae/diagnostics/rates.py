@@ -101,7 +101,7 @@ class Violation(NamedTuple):
 
     def __str__(self) -> str:
         """Says it in a line."""
-        return f"beta {self.beta:g}, {self.data}: not {self.bound}, by {_said(self.excess)} nats"
+        return f"beta {self.beta:g}, {self.data}: not {self.bound}, by {self.excess:.3f} nats"
 
 
 class Beaten(NamedTuple):
@@ -121,7 +121,7 @@ class Beaten(NamedTuple):
         """Says it in a line."""
         return (
             f"beta {self.beta:g}: D + beta R is lower for what was trained with {self.by:g}, by "
-            f"{_said(self.excess)} nats"
+            f"{self.excess:.3f} nats"
         )
 
 
@@ -196,7 +196,7 @@ class RateDistortion:
         parts = {point.beta: point.held_out or point.train for point in self.points}
         best = max(parts, key=lambda beta: float(parts[beta].elbo.value))
         silent = [beta for beta, part in parts.items() if _says_nothing(part.information)]
-        said = f"the ELBO is greatest at beta {best:g}, {_said(parts[best].elbo)} nats"
+        said = f"the ELBO is greatest at beta {best:g}, {parts[best].elbo:.3f} nats"
         if silent:
             said += f"; z says nothing about the data from beta {min(silent):g} on"
         if self.points[-1].fit.stopped == "interrupted":
@@ -225,10 +225,6 @@ class RateDistortion:
         )
 
 
-def _said(estimate: Estimate) -> str:
-    return f"{float(estimate.value):.3f} +- {float(estimate.error):.3f}"
-
-
 def _curve(parts: Sequence[tuple[float, Surgery]]) -> Curve:
     betas = torch.tensor([beta for beta, _ in parts], dtype=torch.float64)
     columns = [
@@ -245,7 +241,7 @@ def _table(curve: Curve) -> list[str]:
     lines = [f"{'beta':>8s}" + "".join(f"{name:>20s}" for name in Curve._fields[1:])]
     for index, beta in enumerate(curve.beta.tolist()):
         row = [Estimate(part.value[index], part.error[index]) for part in curve[1:]]
-        lines.append(f"{beta:8g}" + "".join(f"{_said(part):>20s}" for part in row))
+        lines.append(f"{beta:8g}" + "".join(f"{format(part, '.3f'):>20}" for part in row))
     return lines
 
 

@@ -44,10 +44,9 @@ class Sandwich:
 
     def summary(self) -> str:
         """Says how far apart the bounds are, and the bounds."""
-        width, error = (float(part) for part in self.width)
         return (
             f"log p(y) of {len(self.lower.value)} simulated data is known to within "
-            f"{width:.3f} +- {error:.3f} nats a datum on average\n"
+            f"{self.width:.3f} nats a datum on average\n"
             f"lower: {self.lower.summary()}\nupper: {self.upper.summary()}"
         )
 

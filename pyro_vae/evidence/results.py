@@ -102,7 +102,7 @@ class LogMarginal:
         reasons = [f"{reason}: {int(m.sum())}" for reason, m in self.doubts.items() if m.any()]
         why = f" ({'; '.join(reasons)})" if reasons else ""
         return (
-            f"log p(y) = {float(mean.value):.3f} +- {float(mean.error):.3f} nats a datum, "
+            f"log p(y) = {mean:.3f} nats a datum, "
             f"{self.bound.value} ({self.method}, {len(self.value)} data, {self._samples()}"
             f"{self._tails()}; {bad} data cannot be trusted{why}){', ' * bool(self.given)}"
             f"{self.given}"

@@ -147,9 +147,9 @@ class InferenceGap:
         """What inference costs here, and how far that can be trusted, in words."""
         mean, bad = self.mean, int((~self.reliable).sum())
         said = [
-            f"Inference costs {stats.plus_minus(*mean.inference)} nats a datum here: "
-            f"{stats.plus_minus(*mean.amortization)} by amortization, "
-            f"{stats.plus_minus(*mean.approximation)} by the family."
+            f"Inference costs {mean.inference} nats a datum here: "
+            f"{mean.amortization} by amortization, "
+            f"{mean.approximation} by the family."
         ]
         if float(mean.amortization.value) > 4 * float(mean.amortization.error):
             said.append(
@@ -163,7 +163,7 @@ class InferenceGap:
 
     def summary(self) -> str:
         """The table of means, with the errors of other draws and of other data, and the verdict."""
-        lines = [f"{'nats a datum':24}{'mean':>12}{'+- draws':>12}{'+- data':>12}"]
+        lines = [f"{'nats a datum':24}{'mean':>12}{'± draws':>12}{'± data':>12}"]
         many = len(self.reliable) > 1
         for name, part in self.mean._asdict().items():
             spread = float(getattr(self.population, name).error) if many else math.nan

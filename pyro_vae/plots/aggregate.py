@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Real
 from numpy.typing import NDArray
 
+from ..formatting import plus_minus
 from .drawing import (
     GUIDE_COLOURS,
     MARKERS,
@@ -82,7 +83,7 @@ def plot_aggregated_marginals(
         ax.set_xlabel(name, fontsize="small")
         if mismatch is not None:
             value, error = (float(as_numpy(part)[latent]) for part in mismatch)
-            ax.set_title(with_minus(f"{value:.3f} ± {error:.3f} nats"), fontsize="small")
+            ax.set_title(with_minus(f"{plus_minus(value, error, '.3f')} nats"), fontsize="small")
     for ax in grid[::columns]:
         ax.set_ylabel("density", fontsize="small")
     _legend_over(figure, axes[0].get_legend_handles_labels()[0])

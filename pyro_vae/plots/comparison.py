@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..stats import plus_minus, typeset
+from ..formatting import plus_minus, typeset
 from .drawing import (
     Number,
     axes_or_new,

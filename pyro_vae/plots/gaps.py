@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Real
 from numpy.typing import NDArray
 
-from ..stats import plus_minus, typeset
+from ..formatting import plus_minus, typeset
 from .drawing import (
     GUIDE_COLOURS,
     Array,

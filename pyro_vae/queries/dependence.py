@@ -25,6 +25,7 @@ from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence.bidirectional import in_turn
 from ..evidence.proposals import prior_draws
+from ..formatting import plus_minus
 from ..programs import Program, as_batch, device_of, evaluating, simulate
 from .forward import features, simulating
 
@@ -230,7 +231,7 @@ class Dependence:
     def summary(self, number: int = 10) -> str:
         """The strongest pairs, a line each."""
         pairs = self.strongest(number)
-        lines = [f"{a} and {b}: {stats.plus_minus(value, error)}" for a, b, value, error in pairs]
+        lines = [f"{a} and {b}: {plus_minus(value, error)}" for a, b, value, error in pairs]
         return "\n".join([f"{self.measure} under the model", *lines])
 
 

@@ -40,5 +40,3 @@ from .tails import MIN_TAIL_PARTICLES as MIN_TAIL_PARTICLES
 from .tails import pareto_k as pareto_k
 from .tails import reliable_pareto_k as reliable_pareto_k
 from .tails import weight_reliability as weight_reliability
-from .words import plus_minus as plus_minus
-from .words import typeset as typeset

@@ -100,7 +100,7 @@ def log_marginal(log_weights: Float[Tensor, "particles *batch"]) -> Estimate:
     Example:
         >>> import torch
         >>> log_marginal(torch.tensor([0.5, 0.5, 0.5]).log())
-        Estimate(value=tensor(-0.6931, dtype=torch.float64), error=tensor(0., dtype=torch.float64))
+        -0.6931 ± 0.0000
     """
     require_particles(log_weights, 2, "a standard error")
     num_particles = log_weights.shape[0]
@@ -130,7 +130,7 @@ def mean_estimate(values: Float[Tensor, "particles *batch"]) -> Estimate:
     Example:
         >>> import torch
         >>> mean_estimate(torch.tensor([1.0, 3.0]))
-        Estimate(value=tensor(2., dtype=torch.float64), error=tensor(1., dtype=torch.float64))
+        2.0 ± 1.0
     """
     require_particles(values, 2, "a standard error")
     return mean_and_error(values)
@@ -152,7 +152,7 @@ def total(estimate: Estimate) -> Estimate:
     Example:
         >>> import torch
         >>> total(Estimate(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])))
-        Estimate(value=tensor(3., dtype=torch.float64), error=tensor(5., dtype=torch.float64))
+        3.0 ± 5.0
     """
     value, error = (part.double() for part in estimate)
     return Estimate(value.sum(), error.square().sum().sqrt())
@@ -179,7 +179,7 @@ def mean_over_data(estimate: Estimate) -> Estimate:
     Example:
         >>> import torch
         >>> mean_over_data(Estimate(torch.tensor([1.0, 3.0]), torch.tensor([6.0, 8.0])))
-        Estimate(value=tensor(2., dtype=torch.float64), error=tensor(5., dtype=torch.float64))
+        2.0 ± 5.0
     """
     num_data = estimate.value.numel()
     require_data(num_data, 1, "a mean", estimate.value)
@@ -210,7 +210,7 @@ def population_mean(value: Float[Tensor, "*batch"]) -> Estimate:
     Example:
         >>> import torch
         >>> population_mean(torch.tensor([1.0, 3.0]))
-        Estimate(value=tensor(2., dtype=torch.float64), error=tensor(1., dtype=torch.float64))
+        2.0 ± 1.0
     """
     require_data(value.numel(), 2, "the spread over data", value)
     return mean_and_error(value.flatten())

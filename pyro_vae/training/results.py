@@ -72,5 +72,4 @@ class Fit:
     def _rounded(self) -> str:
         if self.rounding is None:
             return ""
-        value, error = (float(part) for part in self.rounding)
-        return f"; products of fewer bits move the ELBO by {value:+.2g} +- {error:.1g} nats a datum"
+        return f"; products of fewer bits move the ELBO by {self.rounding:+.2g} nats per datum"

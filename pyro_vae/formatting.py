@@ -1,0 +1,79 @@
+"""How a number with its error is written: the one place, for terminals, figures and pages."""
+
+import math
+from collections.abc import Iterable
+
+from torch import Tensor
+
+_MOST_DECIMALS = 4  # a tenth of a millinat: finer is of no use to anybody
+_FINEST = 10.0**-_MOST_DECIMALS
+_SHOWN = 3  # of several estimates, how many are written out
+
+
+def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> str:
+    """A value and its error to two digits of the error, at most four decimals.
+
+    Arguments:
+        value: In any unit, a single number.
+        error: Its standard error, in the same unit; nan if there is none.
+        spec: Format of both numbers, such as `.3f`; a sign in it is the value's alone. Empty for
+            the digits that the error allows.
+
+    Returns:
+        Plain text; :func:`typeset` has the minus sign that print has.
+
+    Example:
+        >>> plus_minus(-21.3024, 0.0172), plus_minus(0.25, 3e-7), plus_minus(-1e-9, 1e-3)
+        ('-21.302 ± 0.017', '0.2500 ± <0.0001', '0.0000 ± 0.0010')
+        >>> plus_minus(2.5, math.nan), plus_minus(2.5, 0.125, "+.2f")
+        ('2.50', '+2.50 ± 0.12')
+    """
+    value, error = float(value), float(error)
+    if spec:
+        return f"{value:{spec}} ± {error:{spec.replace('+', '')}}"
+    if math.isnan(error):
+        return f"{value:.2f}"
+    decimals = _decimals(error)
+    tiny = 0 < error < _FINEST / 2
+    spread = f"<{_FINEST:g}" if tiny else f"{error:.{decimals}f}"
+    # Adding zero takes the sign from a rounded -0.
+    return f"{round(value, decimals) + 0.0:.{decimals}f} ± {spread}"
+
+
+def _decimals(error: float) -> int:
+    if error == 0:
+        return _MOST_DECIMALS
+    if not math.isfinite(error):
+        return 3
+    return min(max(1 - math.floor(math.log10(error)), 0), _MOST_DECIMALS)
+
+
+def several(value: Tensor, error: Tensor, spec: str = "") -> str:
+    """Values and errors of any shape in one line: the first ones, and how many there are.
+
+    Example:
+        >>> import torch
+        >>> several(torch.arange(4.0), torch.ones(4), ".1f")
+        '[0.0 ± 1.0, 1.0 ± 1.0, 2.0 ± 1.0, …] (4,)'
+    """
+    if value.dim() == 0:
+        return plus_minus(value, error, spec)
+    pairs = zip(value.flatten()[:_SHOWN], error.flatten()[:_SHOWN], strict=True)
+    shown = [plus_minus(*pair, spec) for pair in pairs]
+    more = ["…"] if value.numel() > _SHOWN else []
+    return f"[{', '.join(shown + more)}] {tuple(value.shape)}"
+
+
+def typeset(text: str) -> str:
+    """The same with a real minus sign, for figures and pages."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def counted(reasons: Iterable[tuple[str, int]]) -> str:
+    """Reasons, each with how many data it holds for: `tail too heavy: 3; too few draws: 1`.
+
+    Example:
+        >>> counted([("tail too heavy", 3), ("too few draws", 0)])
+        'tail too heavy: 3'
+    """
+    return "; ".join(f"{reason}: {number}" for reason, number in reasons if number)
