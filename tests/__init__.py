@@ -1,1 +1,1 @@
-"""Tests of pyro_vae; a package, so that test modules can share `tests.statistics`."""
+"""Tests of pyro_vae; a package, so that test modules can share `tests.helpers`."""

@@ -22,9 +22,9 @@ from pyro_vae.diagnostics.aggregate import (
     surgery,
 )
 from pyro_vae.guides import Family
-from tests.cases import covariate, gamma, scalar
-from tests.factor_analysis import WEAK, exact_guide, mean_field_program, model_of
-from tests.statistics import FALSE_ALARM, assert_coverage
+from tests.helpers.cases import covariate, gamma, scalar
+from tests.helpers.factor_analysis import WEAK, exact_guide, mean_field_program, model_of
+from tests.helpers.statistics import FALSE_ALARM, assert_coverage
 
 pytestmark = pytest.mark.usefixtures("float64")
 

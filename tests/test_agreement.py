@@ -14,9 +14,9 @@ from pyro_vae.evidence.exact import ClosedForm
 from pyro_vae.evidence.quadrature import Quadrature
 from pyro_vae.guides import Posterior
 from pyro_vae.programs import Program
-from tests.cases import gamma
-from tests.factor_analysis import WEAK, mean_field_program, model_of
-from tests.statistics import FACTS, FACTS_Y, FactorAnalysis
+from tests.helpers.cases import gamma
+from tests.helpers.factor_analysis import WEAK, mean_field_program, model_of
+from tests.helpers.statistics import FACTS, FACTS_Y, FactorAnalysis
 
 pytestmark = pytest.mark.usefixtures("float64")
 

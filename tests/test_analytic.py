@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.objectives import AnalyticELBO, BetaELBO, LinearWarmup
-from tests.statistics import assert_mean
-from tests.training import data, fit, small
+from tests.helpers.statistics import assert_mean
+from tests.helpers.training import data, fit, small
 
 pytestmark = pytest.mark.usefixtures("float64", "user_param_store")
 

@@ -28,9 +28,9 @@ from pyro_vae.evidence.annealing import (
 )
 from pyro_vae.evidence.bidirectional import Sandwich, bidirectional
 from pyro_vae.evidence.hamiltonian import Noise, Path, at, transition
-from tests.cases import CASES
-from tests.factor_analysis import exact_guide, mean_field_program, model_of
-from tests.statistics import FACTS, FACTS_Y, FactorAnalysis, assert_coverage, assert_mean
+from tests.helpers.cases import CASES
+from tests.helpers.factor_analysis import exact_guide, mean_field_program, model_of
+from tests.helpers.statistics import FACTS, FACTS_Y, FactorAnalysis, assert_coverage, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

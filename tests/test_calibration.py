@@ -24,9 +24,9 @@ from pyro_vae.diagnostics.calibration import (
     rank_p_value,
     simulation_based_calibration,
 )
-from tests import cases
-from tests.factor_analysis import model_of, prior_guide
-from tests.statistics import FACTS, FALSE_ALARM, assert_coverage, assert_mean
+from tests.helpers import cases
+from tests.helpers.factor_analysis import model_of, prior_guide
+from tests.helpers.statistics import FACTS, FALSE_ALARM, assert_coverage, assert_mean
 
 float64 = pytest.mark.usefixtures("float64")
 

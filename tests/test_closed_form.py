@@ -30,10 +30,10 @@ from pyro_vae.guides.closed_form import (
 from pyro_vae.guides.families import Family, FullRankNormal
 from pyro_vae.programs import Program, local_parameters
 from pyro_vae.registry import arguments_of
-from tests import statistics
-from tests.cases import CASES, factor_analysis
-from tests.factor_analysis import amortization_gap, model_of
-from tests.statistics import FACTS, FACTS_Y, assert_mean
+from tests.helpers import statistics
+from tests.helpers.cases import CASES, factor_analysis
+from tests.helpers.factor_analysis import amortization_gap, model_of
+from tests.helpers.statistics import FACTS, FACTS_Y, assert_mean
 
 float64 = pytest.mark.usefixtures("float64")
 

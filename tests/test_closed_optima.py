@@ -15,8 +15,8 @@ import pyro_vae as pv
 from pyro_vae.guides import Family
 from pyro_vae.guides.climbing import Point, Problem
 from pyro_vae.programs import Program
-from tests.factor_analysis import model_of
-from tests.statistics import FACTS
+from tests.helpers.factor_analysis import model_of
+from tests.helpers.statistics import FACTS
 
 pytestmark = pytest.mark.usefixtures("float64")
 

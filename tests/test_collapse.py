@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae._types import ProgramLike
 from pyro_vae.diagnostics.collapse import Collapse, Use, collapse
-from tests.cases import dependent, gamma
-from tests.factor_analysis import exact_guide, mean_field_guide, model_of
-from tests.statistics import FactorAnalysis
+from tests.helpers.cases import dependent, gamma
+from tests.helpers.factor_analysis import exact_guide, mean_field_guide, model_of
+from tests.helpers.statistics import FactorAnalysis
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.compare import Candidate, Comparison
-from tests.statistics import FactorAnalysis
+from tests.helpers.statistics import FactorAnalysis
 
 FEATURES, LATENTS = 6, 2
 SIGMA = 0.7

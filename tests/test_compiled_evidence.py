@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.evidence import compiled
 from pyro_vae.programs import graphs
-from tests.graphs import branching, coins, images, shared_level
+from tests.helpers.graphs import branching, coins, images, shared_level
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be trusted")
 

@@ -21,10 +21,10 @@ from pyro_vae._types import Batch
 from pyro_vae.evidence import prepared
 from pyro_vae.guides import Family
 from pyro_vae.programs import evaluating
-from tests.cases import CASES, NUM_DATA, Case, normal
-from tests.idioms import IDIOMS
+from tests.helpers.cases import CASES, NUM_DATA, Case, normal
+from tests.helpers.idioms import IDIOMS
+from tests.helpers.training import assert_same_state, fit, state
 from tests.test_guides import Net
-from tests.training import assert_same_state, fit, state
 
 pytestmark = pytest.mark.usefixtures("float64", "user_param_store")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vae._types import ProgramLike
 from pyro_vae.evidence import ImportanceSampling, LogMarginal, prepared
 from pyro_vae.formatting import plus_minus
-from tests.statistics import FACTS, FactorAnalysis, assert_coverage
+from tests.helpers.statistics import FACTS, FactorAnalysis, assert_coverage
 
 pytestmark = pytest.mark.usefixtures("float64")
 

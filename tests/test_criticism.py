@@ -18,8 +18,8 @@ from pyro_vae.criticism import (
     pointwise,
 )
 from pyro_vae.evidence import LogMarginal
-from tests.factor_analysis import WEAK, exact_guide, model_of, prior_guide
-from tests.statistics import FACTS, assert_mean
+from tests.helpers.factor_analysis import WEAK, exact_guide, model_of, prior_guide
+from tests.helpers.statistics import FACTS, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

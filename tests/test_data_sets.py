@@ -24,7 +24,7 @@ from pyro_vae.data import (
     squares,
 )
 from pyro_vae.data import sets as sets_module
-from tests.statistics import assert_mean
+from tests.helpers.statistics import assert_mean
 from tests.test_data_files import idx_bytes
 
 CHOICES: list[Binarization] = [Grey(), Threshold(), FixedDraw(seed=3), Redrawn()]

@@ -17,7 +17,7 @@ from pyro_vae.cli import main
 from pyro_vae.data import Columns, Count, from_anndata, read_frame, read_table
 from pyro_vae.nets.columns import ColumnInputs
 from pyro_vae.registry import arguments_of
-from tests.statistics import assert_mean
+from tests.helpers.statistics import assert_mean
 
 
 def survey(rows: int = 60) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pyro_vae as pv
 from pyro_vae._types import ProgramLike
 from pyro_vae.diagnostics import active_units, log_aggregate, mutual_information
 from pyro_vae.guides import FamilyPosterior
-from tests.factor_analysis import WEAK, exact_guide, mean_field_guide, model_of
+from tests.helpers.factor_analysis import WEAK, exact_guide, mean_field_guide, model_of
 
 
 def table_guide(model: pv.models.VAE, loc: Tensor, log_scale: float) -> pv.Guide:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 import pyro_vae as pv
 from pyro_vae import stats
 from pyro_vae.evidence import Bound, Evaluation, LogMarginal, Weights, evaluate, posterior_means
-from tests.factor_analysis import (
+from tests.helpers.factor_analysis import (
     WEAK,
     exact_guide,
     mean_field_guide,
@@ -29,8 +29,8 @@ from tests.factor_analysis import (
     model_of,
     prior_guide,
 )
-from tests.statistics import FACTS, FACTS_Y, assert_coverage, assert_mean
-from tests.training import layered_vae
+from tests.helpers.statistics import FACTS, FACTS_Y, assert_coverage, assert_mean
+from tests.helpers.training import layered_vae
 
 pytestmark = pytest.mark.usefixtures("float64")
 

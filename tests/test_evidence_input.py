@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.evidence import evaluate
-from tests.factor_analysis import (
+from tests.helpers.factor_analysis import (
     mean_field_program,
     model_of,
     prior_guide,
 )
-from tests.statistics import FACTS, FACTS_Y
-from tests.training import layered_vae
+from tests.helpers.statistics import FACTS, FACTS_Y
+from tests.helpers.training import layered_vae
 
 pytestmark = pytest.mark.usefixtures("float64")
 

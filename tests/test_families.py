@@ -25,8 +25,8 @@ from pyro_vae.guides.flows import (
 from pyro_vae.guides.posteriors import FamilyPosterior
 from pyro_vae.programs import Program
 from pyro_vae.registry import arguments_of
-from tests.factor_analysis import model_of
-from tests.statistics import FACTS, FACTS_Y, assert_mean
+from tests.helpers.factor_analysis import model_of
+from tests.helpers.statistics import FACTS, FACTS_Y, assert_mean
 
 float64 = pytest.mark.usefixtures("float64")
 assert_exact = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)

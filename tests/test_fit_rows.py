@@ -25,9 +25,9 @@ from pyro_vae.guides.climbing import Problem
 from pyro_vae.guides.local import RowFit, refine_parameters
 from pyro_vae.guides.noise import Pushed, even_noise, fixed_noise, noise_size, push
 from pyro_vae.programs import Program, evaluating
-from tests.cases import gamma
-from tests.factor_analysis import amortization_gap, model_of
-from tests.statistics import FACTS, FactorAnalysis, assert_coverage, assert_mean
+from tests.helpers.cases import gamma
+from tests.helpers.factor_analysis import amortization_gap, model_of
+from tests.helpers.statistics import FACTS, FactorAnalysis, assert_coverage, assert_mean
 
 float64 = pytest.mark.usefixtures("float64")
 

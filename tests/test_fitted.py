@@ -14,9 +14,15 @@ import pyro_vae as pv
 from pyro_vae.evidence import Bound, fitted, prepared, starts
 from pyro_vae.evidence.fitted import other_modes
 from pyro_vae.guides import Posterior
-from tests.cases import CASES
-from tests.factor_analysis import WEAK, mean_field_guide, model_of
-from tests.statistics import FACTS, FALSE_ALARM, FactorAnalysis, assert_coverage, assert_mean
+from tests.helpers.cases import CASES
+from tests.helpers.factor_analysis import WEAK, mean_field_guide, model_of
+from tests.helpers.statistics import (
+    FACTS,
+    FALSE_ALARM,
+    FactorAnalysis,
+    assert_coverage,
+    assert_mean,
+)
 from tests.test_gaps import squared, squared_log_p
 
 pytestmark = [

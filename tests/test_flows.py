@@ -20,7 +20,7 @@ from pyro_vae.guides.flows import (
     NormalizingFlow,
     SplineAutoregressive,
 )
-from tests.cases import CASES
+from tests.helpers.cases import CASES
 
 float64 = pytest.mark.usefixtures("float64")
 assert_exact = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)

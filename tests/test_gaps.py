@@ -18,8 +18,8 @@ from pyro_vae import stats
 from pyro_vae._types import Batch, Estimate, ProgramLike
 from pyro_vae.gaps import InferenceGap, Parts, generalization, inference_gap
 from pyro_vae.guides import Family
-from tests.cases import CASES, Case
-from tests.factor_analysis import (
+from tests.helpers.cases import CASES, Case
+from tests.helpers.factor_analysis import (
     WEAK,
     best_global,
     exact_guide,
@@ -27,8 +27,8 @@ from tests.factor_analysis import (
     mean_field_program,
     model_of,
 )
-from tests.idioms import IDIOMS
-from tests.statistics import FACTS, FALSE_ALARM, FactorAnalysis, assert_coverage
+from tests.helpers.idioms import IDIOMS
+from tests.helpers.statistics import FACTS, FALSE_ALARM, FactorAnalysis, assert_coverage
 from tests.test_global_sites import conditional, population
 
 pytestmark = pytest.mark.usefixtures("float64")

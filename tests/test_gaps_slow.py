@@ -10,10 +10,10 @@ from pyro_vae import stats
 from pyro_vae._types import Estimate
 from pyro_vae.diagnostics import collapse, mutual_information
 from pyro_vae.gaps import InferenceGap, generalization
-from tests.factor_analysis import model_of
-from tests.statistics import FACTS, FALSE_ALARM, assert_coverage
+from tests.helpers.factor_analysis import model_of
+from tests.helpers.statistics import FACTS, FALSE_ALARM, assert_coverage
+from tests.helpers.training import fit
 from tests.test_gaps import FAMILIES, GUIDES, assert_within, closed_gaps, covered, off_guide
-from tests.training import fit
 
 pytestmark = pytest.mark.slow
 

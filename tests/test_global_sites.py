@@ -16,10 +16,10 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.programs import Program, evaluating
-from tests.cases import normal
-from tests.statistics import assert_mean
+from tests.helpers.cases import normal
+from tests.helpers.statistics import assert_mean
+from tests.helpers.training import fit
 from tests.test_guides import Certain
-from tests.training import fit
 
 pytestmark = pytest.mark.usefixtures("float64")
 

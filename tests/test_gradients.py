@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae._types import Estimate, ProgramLike
 from pyro_vae.diagnostics.gradients import GradientNoise, gradient_noise, score_function
-from tests.factor_analysis import mean_field_net, model_of
-from tests.statistics import FACTS, FACTS_Y, FALSE_ALARM, assert_coverage
+from tests.helpers.factor_analysis import mean_field_net, model_of
+from tests.helpers.statistics import FACTS, FACTS_Y, FALSE_ALARM, assert_coverage
 
 float64 = pytest.mark.usefixtures("float64")
 BLOCKS = 32  # of the jackknife, where there are as many repeats

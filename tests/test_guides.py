@@ -23,8 +23,17 @@ from pyro_vae._types import Batch, ProgramLike
 from pyro_vae.guides import InferenceMap, posterior_of, program_of
 from pyro_vae.guides.posteriors import FamilyPosterior, ProgramPosterior
 from pyro_vae.programs import Program, as_batch, evaluating, per_datum_log_probs
-from tests.cases import CASES, NUM_DATA, Case, dependent, factor_analysis, gamma, normal, scalar
-from tests.statistics import assert_mean
+from tests.helpers.cases import (
+    CASES,
+    NUM_DATA,
+    Case,
+    dependent,
+    factor_analysis,
+    gamma,
+    normal,
+    scalar,
+)
+from tests.helpers.statistics import assert_mean
 
 # In float64; sums of tens of terms of size one.
 assert_exact = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)

@@ -22,14 +22,14 @@ from pyro_vae.evidence.proposals import (
     prior_log_prob,
 )
 from pyro_vae.programs import Program
-from tests.factor_analysis import (
+from tests.helpers.factor_analysis import (
     exact_guide,
     mean_field_guide,
     mean_field_program,
     model_of,
     prior_guide,
 )
-from tests.statistics import FACTS, FACTS_Y, assert_mean
+from tests.helpers.statistics import FACTS, FACTS_Y, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

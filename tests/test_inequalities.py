@@ -8,8 +8,8 @@ from scipy import stats
 from torch import Tensor
 
 import pyro_vae as pv
-from tests.statistics import FALSE_ALARM
-from tests.training import fit
+from tests.helpers.statistics import FALSE_ALARM
+from tests.helpers.training import fit
 
 DRAWS = 300
 

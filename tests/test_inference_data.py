@@ -29,7 +29,7 @@ from pyro_vae.inference_data import (
     to_inference_data,
 )
 from pyro_vae.stats import MIN_TAIL_PARTICLES
-from tests.statistics import FACTS, assert_mean
+from tests.helpers.statistics import FACTS, assert_mean
 
 NAMES = ["ash", "birch", "cedar", "daisy", "elder"]
 GROUPS = {

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.likelihoods import Likelihood, start_from
 from pyro_vae.storage.architecture import build, record
-from tests.likelihood_cases import CASES, LikelihoodCase, Reference
-from tests.statistics import FALSE_ALARM
+from tests.helpers.likelihood_cases import CASES, LikelihoodCase, Reference
+from tests.helpers.statistics import FALSE_ALARM
 
 float64 = pytest.mark.usefixtures("float64")
 every = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 import pyro_vae as pv
 from pyro_vae.models import Diagonal, Isotropic, LinearGaussian
 from pyro_vae.models import expectation_maximization as em
-from tests.statistics import FACTS, FALSE_ALARM, assert_mean
+from tests.helpers.statistics import FACTS, FALSE_ALARM, assert_mean
 from tests.test_models import assert_compares, assert_works_under_every_guide
 
 float64 = pytest.mark.usefixtures("float64")

@@ -20,8 +20,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyro_vae as pv
 from pyro_vae.programs import evaluating, local_parameters
-from tests.cases import factor_analysis, gamma
-from tests.statistics import FACTS, FACTS_Y
+from tests.helpers.cases import factor_analysis, gamma
+from tests.helpers.statistics import FACTS, FACTS_Y
 
 NUM_DATA = 20
 

@@ -19,7 +19,7 @@ from pyro_vae.guides import Posterior
 from pyro_vae.inference_data import marginal_log_likelihood, to_inference_data
 from pyro_vae.programs import Program
 from pyro_vae.stats import log_marginal
-from tests.statistics import FACTS
+from tests.helpers.statistics import FACTS
 from tests.test_inference_data import (
     NAMES,
     assert_same,

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 
 import pyro_vae as pv
 from pyro_vae.programs import PartlyObserved, Program
-from tests.statistics import FALSE_ALARM, FactorAnalysis, assert_coverage
+from tests.helpers.statistics import FALSE_ALARM, FactorAnalysis, assert_coverage
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 import pyro_vae as pv
 from pyro_vae.models import VAE, MixtureVAE
 from pyro_vae.registry import arguments_of
-from tests.statistics import FALSE_ALARM, assert_coverage, assert_mean
+from tests.helpers.statistics import FALSE_ALARM, assert_coverage, assert_mean
 from tests.test_models import assert_compares, assert_works_under_every_guide
 
 float64 = pytest.mark.usefixtures("float64")

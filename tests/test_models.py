@@ -17,8 +17,8 @@ import pyro_vae as pv
 from pyro_vae._types import Batch
 from pyro_vae.guides import Family
 from pyro_vae.registry import arguments_of
-from tests.cases import normal
-from tests.statistics import assert_mean
+from tests.helpers.cases import normal
+from tests.helpers.statistics import assert_mean
 
 NUM_DATA = 5
 

@@ -32,18 +32,18 @@ from pyro_vae.objectives import (
     Renyi,
 )
 from pyro_vae.training import constant
-from tests.cases import normal
-from tests.factor_analysis import (
+from tests.helpers.cases import normal
+from tests.helpers.factor_analysis import (
     exact_guide,
     mean_field_guide,
     mean_field_net,
     mean_field_program,
     model_of,
 )
-from tests.idioms import IDIOMS
-from tests.statistics import FACTS, FACTS_Y, assert_mean
-from tests.training import data as binary
-from tests.training import fit, sgd, small
+from tests.helpers.idioms import IDIOMS
+from tests.helpers.statistics import FACTS, FACTS_Y, assert_mean
+from tests.helpers.training import data as binary
+from tests.helpers.training import fit, sgd, small
 
 EACH: dict[str, Callable[[int], Objective]] = {
     "IWAE": IWAE,

@@ -13,8 +13,8 @@ import pyro_vae as pv
 from pyro_vae.evidence import AnnealedImportanceSampling, Linear, StartFromGuide, prepared
 from pyro_vae.objectives import IWAE
 from pyro_vae.stats import log_mean_exp, population_mean
-from tests.statistics import FALSE_ALARM
-from tests.training import fit
+from tests.helpers.statistics import FALSE_ALARM
+from tests.helpers.training import fit
 
 Trained = tuple[pv.models.VAE, pv.Guide]
 

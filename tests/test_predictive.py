@@ -23,8 +23,8 @@ from pyro_vae.diagnostics.predictive import (
 from pyro_vae.diagnostics.statistics import default_statistics
 from pyro_vae.plots.predictive import plot_predictive_check
 from pyro_vae.programs import Program
-from tests.factor_analysis import exact_guide, model_of, prior_guide
-from tests.statistics import FACTS, FactorAnalysis, assert_coverage, assert_mean
+from tests.helpers.factor_analysis import exact_guide, model_of, prior_guide
+from tests.helpers.statistics import FACTS, FactorAnalysis, assert_coverage, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

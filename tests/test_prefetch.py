@@ -11,7 +11,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.training.prefetch import read_ahead
 from pyro_vae.training.rows import InMemory
-from tests.training import assert_same_state, fit, state, stop_after
+from tests.helpers.training import assert_same_state, fit, state, stop_after
 
 ROWS = torch.rand(20, 2)
 NAME = "read_ahead"

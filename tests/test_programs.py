@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae._types import ProgramLike
 from pyro_vae.programs import Program, evaluating, forked_seed, modules_of, structure
-from tests.cases import (
+from tests.helpers.cases import (
     CASES,
     NUM_DATA,
     Case,
@@ -26,8 +26,8 @@ from tests.cases import (
     scalar,
     subsampled,
 )
-from tests.idioms import IDIOMS
-from tests.statistics import FACTS, FACTS_Y
+from tests.helpers.idioms import IDIOMS
+from tests.helpers.statistics import FACTS, FACTS_Y
 
 NUM_PARTICLES = 3
 

@@ -15,10 +15,10 @@ from pyro_vae._types import ProgramLike
 from pyro_vae.evidence import Bound, LogMarginal
 from pyro_vae.evidence.exact import ClosedForm
 from pyro_vae.evidence.quadrature import Quadrature
-from tests.cases import CASES, CONCENTRATION, gamma, missing
-from tests.factor_analysis import exact_guide, mean_field_guide, model_of, prior_guide
-from tests.idioms import CENTRES, STAY, WEIGHTS, clusters, switches
-from tests.statistics import FACTS, FACTS_Y, FactorAnalysis
+from tests.helpers.cases import CASES, CONCENTRATION, gamma, missing
+from tests.helpers.factor_analysis import exact_guide, mean_field_guide, model_of, prior_guide
+from tests.helpers.idioms import CENTRES, STAY, WEIGHTS, clusters, switches
+from tests.helpers.statistics import FACTS, FACTS_Y, FactorAnalysis
 
 pytestmark = pytest.mark.usefixtures("float64")
 

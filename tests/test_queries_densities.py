@@ -11,9 +11,9 @@ from torch.distributions import MultivariateNormal, Normal
 import pyro_vae as pv
 from pyro_vae.evidence import Bound, LogMarginal
 from pyro_vae.queries import conditional, conditional_density, marginal
-from tests.queries import FACTORS, guide, program, vae, with_holes
-from tests.queries import conditional as exact_conditional
-from tests.statistics import FALSE_ALARM, assert_mean
+from tests.helpers.queries import FACTORS, guide, program, vae, with_holes
+from tests.helpers.queries import conditional as exact_conditional
+from tests.helpers.statistics import FALSE_ALARM, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -15,8 +15,8 @@ from pyro_vae.queries import (
     correlation,
     dependence,
 )
-from tests.queries import FACTORS, program, vae
-from tests.statistics import FALSE_ALARM, assert_mean
+from tests.helpers.queries import FACTORS, program, vae
+from tests.helpers.statistics import FALSE_ALARM, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -20,8 +20,8 @@ from pyro_vae.queries import (
     reconstruction_draws,
     traverse,
 )
-from tests.queries import FACTORS, guide, program, vae
-from tests.statistics import assert_mean
+from tests.helpers.queries import FACTORS, guide, program, vae
+from tests.helpers.statistics import assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.queries import Imputation, impute, reconstruction_draws
-from tests.queries import conditional, guide, program, vae, with_holes
-from tests.statistics import FALSE_ALARM, assert_coverage, assert_mean
+from tests.helpers.queries import conditional, guide, program, vae, with_holes
+from tests.helpers.statistics import FALSE_ALARM, assert_coverage, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.queries import FalseAlarms, FalseDiscoveries, Tail, outliers
-from tests.queries import FACTORS, guide, program, vae
-from tests.statistics import FALSE_ALARM
+from tests.helpers.queries import FACTORS, guide, program, vae
+from tests.helpers.statistics import FALSE_ALARM
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -23,8 +23,8 @@ from pyro_vae.queries import (
     reconstruct,
     reconstruction_draws,
 )
-from tests.queries import FACTORS, conditional, program, vae, with_holes
-from tests.statistics import FALSE_ALARM
+from tests.helpers.queries import FACTORS, conditional, program, vae, with_holes
+from tests.helpers.statistics import FALSE_ALARM
 
 pytestmark = pytest.mark.usefixtures("float64")
 

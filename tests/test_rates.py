@@ -16,9 +16,9 @@ import pyro_vae as pv
 from pyro_vae import diagnostics
 from pyro_vae._types import Estimate, ProgramLike
 from pyro_vae.diagnostics.rates import RateDistortion, TradeOff, rate_distortion
-from tests.factor_analysis import WEAK, model_of
-from tests.statistics import FACTS, FactorAnalysis
-from tests.training import assert_same_state, state
+from tests.helpers.factor_analysis import WEAK, model_of
+from tests.helpers.statistics import FACTS, FactorAnalysis
+from tests.helpers.training import assert_same_state, state
 
 pytestmark = pytest.mark.usefixtures("float64")
 

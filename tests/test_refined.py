@@ -19,9 +19,9 @@ from pyro_vae.guides.flows import NormalizingFlow
 from pyro_vae.guides.refined import Refined
 from pyro_vae.programs import local_parameters
 from pyro_vae.registry import arguments_of
-from tests.cases import factor_analysis
-from tests.factor_analysis import amortization_gap, mean_field_net
-from tests.statistics import FACTS
+from tests.helpers.cases import factor_analysis
+from tests.helpers.factor_analysis import amortization_gap, mean_field_net
+from tests.helpers.statistics import FACTS
 
 float64 = pytest.mark.usefixtures("float64")
 

@@ -19,9 +19,9 @@ import pyro_vae as pv
 from pyro_vae.evidence import LogMarginal, join
 from pyro_vae.programs import Captured
 from pyro_vae.training.sharding import Shards
-from tests.factor_analysis import prior_guide
-from tests.shards import MAPS, NUM_DATA, Numbers, numbers, same_noise
-from tests.training import (
+from tests.helpers.factor_analysis import prior_guide
+from tests.helpers.shards import MAPS, NUM_DATA, Numbers, numbers, same_noise
+from tests.helpers.training import (
     OneParameter,
     assert_same_state,
     data,
@@ -218,8 +218,9 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = ["torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    script = "tests.helpers.shards"
     done = subprocess.run(
-        [sys.executable, "-m", *command, f"--master-port={port}", "-m", "tests.shards", folder],
+        [sys.executable, "-m", *command, f"--master-port={port}", "-m", script, folder],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

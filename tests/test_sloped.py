@@ -13,7 +13,7 @@ import pyro_vae as pv
 from pyro_vae.evidence.annealing import Start, StartFromPrior
 from pyro_vae.guides import fit_parameters
 from pyro_vae.programs import Captured, Program, capture, evaluating, graphs, sloped
-from tests.graphs import branching, coins, images, shared_level
+from tests.helpers.graphs import branching, coins, images, shared_level
 from tests.test_conformance import PROGRAMS, REPRESENTATIVE
 
 MODULE: Any = importlib.import_module("pyro_vae.programs.sloped")  # the function hides it

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
-from tests.statistics import FACTS, FACTS_Y, assert_coverage, assert_mean
+from tests.helpers.statistics import FACTS, FACTS_Y, assert_coverage, assert_mean
 
 NUM_DRAWS = 10_000
 

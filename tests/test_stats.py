@@ -36,7 +36,7 @@ from pyro_vae.stats import (
     total,
     weight_reliability,
 )
-from tests.statistics import FACTS, FACTS_Y, assert_coverage, assert_mean
+from tests.helpers.statistics import FACTS, FACTS_Y, assert_coverage, assert_mean
 
 Function = Callable[[Tensor], Tensor | Estimate]
 

@@ -26,7 +26,7 @@ from pyro_vae.likelihoods import (
 from pyro_vae.models import VAE
 from pyro_vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from pyro_vae.storage import load, read_about, save
-from tests.saving import (
+from tests.helpers.saving import (
     LATENTS,
     NUM_DATA,
     SHAPE,

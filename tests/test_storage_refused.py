@@ -16,7 +16,7 @@ from pyro_vae import registry
 from pyro_vae.registry import ENTRIES, registered
 from pyro_vae.storage import architecture, load, save
 from pyro_vae.storage.architecture import LAYERS, build, record
-from tests.saving import (
+from tests.helpers.saving import (
     assert_same_state,
     plain_guide,
     plain_model,

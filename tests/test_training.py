@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.training import constant, hold_then_fall
-from tests.factor_analysis import (
+from tests.helpers.factor_analysis import (
     amortization_gap,
     best_global,
     mean_field_guide,
     model_of,
 )
-from tests.statistics import FACTS, assert_mean
-from tests.training import (
+from tests.helpers.statistics import FACTS, assert_mean
+from tests.helpers.training import (
     OneParameter,
     Prior,
     adam,

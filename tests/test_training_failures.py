@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from tests.factor_analysis import (
+from tests.helpers.factor_analysis import (
     model_of,
     prior_guide,
 )
-from tests.statistics import FACTS
-from tests.training import (
+from tests.helpers.statistics import FACTS
+from tests.helpers.training import (
     MAPS,
     OneParameter,
     assert_same_state,

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.training import Fit
-from tests.factor_analysis import (
+from tests.helpers.factor_analysis import (
     amortization_gap,
     best_global,
     model_of,
 )
-from tests.statistics import FACTS
-from tests.training import (
+from tests.helpers.statistics import FACTS
+from tests.helpers.training import (
     adam,
     fit,
 )

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.programs import Program, evaluating
-from tests.cases import scalar
-from tests.factor_analysis import (
+from tests.helpers.cases import scalar
+from tests.helpers.factor_analysis import (
     model_of,
     prior_guide,
 )
-from tests.idioms import IDIOMS, clusters
-from tests.statistics import FACTS, FACTS_Y
-from tests.training import (
+from tests.helpers.idioms import IDIOMS, clusters
+from tests.helpers.statistics import FACTS, FACTS_Y
+from tests.helpers.training import (
     MAPS,
     adam,
     assert_same_state,

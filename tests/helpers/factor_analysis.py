@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from tests.statistics import FACTS, FACTS_Y, FactorAnalysis
+from tests.helpers.statistics import FACTS, FACTS_Y, FactorAnalysis
 
 GuideProgram = Callable[[Tensor], None]
 

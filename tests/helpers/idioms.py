@@ -12,7 +12,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
 from pyro_vae._types import Batch
-from tests.cases import NUM_DATA, Case, normal, numbers, scalar_density, vectors
+from tests.helpers.cases import NUM_DATA, Case, normal, numbers, scalar_density, vectors
 
 # Subsampling inside the program, which is called with all of its data.
 

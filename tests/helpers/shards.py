@@ -1,7 +1,7 @@
 """Training and evidence in shards, as a script for torchrun and as functions for one process.
 
-`python -m torch.distributed.run --nproc-per-node 2 ... -m tests.shards FOLDER` writes what every
-process found to `FOLDER/RANK.pt`.
+`python -m torch.distributed.run --nproc-per-node 2 ... -m tests.helpers.shards FOLDER` writes what
+every process found to `FOLDER/RANK.pt`.
 """
 
 import contextlib

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.programs import PartlyObserved
-from tests.statistics import FactorAnalysis
+from tests.helpers.statistics import FactorAnalysis
 
 FACTORS = FactorAnalysis(
     loadings=torch.tensor(

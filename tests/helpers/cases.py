@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae._types import Batch, ProgramLike
-from tests.statistics import FACTS
+from tests.helpers.statistics import FACTS
 
 NUM_DATA = 5
 

@@ -1,0 +1,1 @@
+"""Programs with known answers, and assertions in standard errors, that test modules share."""
