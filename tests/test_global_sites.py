@@ -124,7 +124,7 @@ def test_layout_of_several() -> None:
     """Positive, in a plate, dependent: to the flat vector and back, with the Jacobian."""
     program = Program(several, torch.zeros(2, 4))
     assert [site.name for site in program.global_sites] == ["scale", "noise", "weights"]
-    assert program.global_latents == 13
+    assert program.global_dim == 13
     flat = torch.randn(13)
     sites = program.constrain_globals(flat)
     (scale, jacobian), (weights, none) = sites["scale"], sites["weights"]

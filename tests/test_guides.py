@@ -355,7 +355,7 @@ def test_program_of() -> None:
     y = torch.randn(NUM_DATA)
     guide = pv.Guide(scalar, pv.GlobalParameters(), example=y)
     assert program_of(scalar, guide, (y,)) is guide.program
-    assert program_of(dependent, guide, (y,)).latents == 3
+    assert program_of(dependent, guide, (y,)).latent_dim == 3
     owner = Owner()
     guide = pv.Guide(owner.model, pv.GlobalParameters(), example=y)
     assert program_of(owner.model, guide, (y,)) is guide.program

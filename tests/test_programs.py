@@ -478,7 +478,7 @@ def test_errors_of_a_program_say_how_it_was_run() -> None:
 def test_the_plate_can_be_named() -> None:
     """Of two plates that follow the batch the named one is over data."""
     program = Program(two_plates, torch.zeros(4), plate="data")
-    assert (program.plate, program.plate_dim, program.latents) == ("data", -1, 1)
+    assert (program.plate, program.plate_dim, program.latent_dim) == ("data", -1, 1)
     y, z = torch.randn(4), torch.randn(1, 4, 1)
     expected = normal(z[..., 0], 0.0, 1.0) + normal(y, z[..., 0], 1.0)
     torch.testing.assert_close(program.log_joint(z, y), expected)

@@ -65,7 +65,7 @@ def test_every_program(name: str, rows: int) -> None:
     batch = case.data()
     program = given(Program(case.program, *batch))
     fast = sloped(program, asked=True, rows=rows)
-    z = torch.randn(4, len(batch[0]), program.latents)
+    z = torch.randn(4, len(batch[0]), program.latent_dim)
     if name in LOOPS:
         with pytest.warns(UserWarning, match="not compiled"):
             compared(program, fast, z, batch, 1e-12)

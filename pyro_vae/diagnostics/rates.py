@@ -480,7 +480,7 @@ def _gives_probabilities(program: Program, y: Tensor) -> bool:
     A density may exceed 1, a masked site leaves some of the datum out, a factor adds what is no
     distribution, and of a function of the datum the entropy is lower.
     """
-    z = torch.zeros(1, len(y), program.latents, dtype=program.dtype, device=y.device)
+    z = torch.zeros(1, len(y), program.latent_dim, dtype=program.dtype, device=y.device)
     if len(program.observed_names) != 1:
         return False
     site: Any = program.traced(z, y)[1].nodes[program.observed_names[0]]

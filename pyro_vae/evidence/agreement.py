@@ -211,7 +211,7 @@ def _chosen(number: int, wanted: int, seed: int) -> Tensor:
 
 def _defaults(program: Program) -> dict[str, Estimator]:
     methods: dict[str, Estimator] = {"importance sampling": ImportanceSampling()}
-    if program.latents <= _MOST_LATENTS:
+    if program.latent_dim <= _MOST_LATENTS:
         methods["quadrature"] = Quadrature()
     return {**methods, "closed form": ClosedForm()}
 

@@ -246,7 +246,7 @@ class Prior:
     def _latents(self, trace: Trace) -> Float[Tensor, "particles batch latents"]:
         nodes: dict[str, Any] = dict(trace.nodes)
         values = {site.name: nodes[site.name]["value"] for site in self.program.latent_sites}
-        return self.program.flatten(values)[0].view(-1, len(self), self.program.latents)
+        return self.program.flatten(values)[0].view(-1, len(self), self.program.latent_dim)
 
     def _forward(self, num_particles: int) -> Trace:
         batch = repeat_rows(self.batch, num_particles)

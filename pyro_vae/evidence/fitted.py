@@ -101,11 +101,11 @@ class Fitted:
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """The fitted posterior of every datum, spread out."""
-        family = self.family or _family_for(program.latents)
+        family = self.family or _family_for(program.latent_dim)
         places = starts(program, posterior, batch, family)
         fit = best_of_family(program, batch, family, places, self.method)
         most, share = _WIDER
-        scale = 1 + min(most, share / program.latents) if self.scale is None else self.scale
+        scale = 1 + min(most, share / program.latent_dim) if self.scale is None else self.scale
         return Widened(scale)(program, FamilyPosterior(family, fit.parameters), batch)
 
 
@@ -126,7 +126,7 @@ def starts(
         first = posterior.parameters
     else:
         first = near(family, posterior, batch)
-    prior = family.initial(first.new_zeros(program.latents))
+    prior = family.initial(first.new_zeros(program.latent_dim))
     (away,) = _likeliest(program, batch, first, 1)
     narrow = torch.stack([family.initial(row, _NARROW) for row in away])
     return [first, prior.expand_as(first).clone(), narrow]
@@ -137,7 +137,7 @@ def _likeliest(
 ) -> Float[Tensor, "number batch latents"]:
     """Of some draws of N(0, I), the same for all data, those with a datum's largest log joint."""
     stream = torch.Generator().manual_seed(_STREAM)
-    z = torch.randn(_START_DRAWS, program.latents, generator=stream, dtype=like.dtype)
+    z = torch.randn(_START_DRAWS, program.latent_dim, generator=stream, dtype=like.dtype)
     z = z.to(like.device)
     parts = zip(*(tensor.split(_ROWS_AT_ONCE) for tensor in batch), strict=True)
     log_joint = torch.cat([_log_joint(program, z, part) for part in parts], dim=1)

@@ -116,10 +116,11 @@ class Quadrature:
         progress: bool = False,
     ) -> LogMarginal:
         """Integrates per datum; the seed plays no part."""
-        if not 1 <= program.latents <= _MOST_LATENTS:
+        if not 1 <= program.latent_dim <= _MOST_LATENTS:
             raise ValueError(
-                f"Quadrature is for 1 to {_MOST_LATENTS} latents a datum, and the program has "
-                f"{program.latents}; use pv.ImportanceSampling() or pv.AnnealedImportanceSampling()"
+                f"Quadrature is for 1 to {_MOST_LATENTS} latents per datum, and the program "
+                f"has {program.latent_dim}; use pv.ImportanceSampling() or "
+                "pv.AnnealedImportanceSampling()"
             )
         seeds = row_seeds(0, *batch).tolist()  # always the same draws: starts, and no estimate
         affordable = int(self.memory * _MEBIBYTE / (_LATTICES * _POINT_BYTES * self.max_points))

@@ -105,7 +105,7 @@ class Tightest:
         exact = _in_closed_form(program, posterior, batch)
         if exact is not None:
             return exact
-        if program.latents <= _MOST_LATENTS_ON_A_GRID:
+        if program.latent_dim <= _MOST_LATENTS_ON_A_GRID:
             quadrature = Quadrature(_TOLERANCE, memory=self.memory)
             return quadrature(program, posterior, batch, seed=seed, progress=progress)
         return self.sampled(program, posterior, batch, seed=seed, progress=progress)

@@ -112,7 +112,7 @@ def quadratic_of(
                 [1.]])
     """
     names = torch.arange(len(batch[0])) if rows is None else rows
-    size = max(1, _POINTS_AT_ONCE // (program.latents + 1))
+    size = max(1, _POINTS_AT_ONCE // (program.latent_dim + 1))
     pieces = zip(*(part.split(size) for part in (names, *batch)), strict=True)
     with evaluating(program.model), poutine.block():
         parts = [_quadratic(program, tuple(piece), where) for where, *piece in pieces]
@@ -140,10 +140,10 @@ def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | No
             f"of each datum, got a {type(posterior).__name__}"
         )
     shape, expected = (*posterior.batch_shape, *posterior.event_shape), (len(batch[0]),)
-    if shape != (*expected, program.latents):
+    if shape != (*expected, program.latent_dim):
         raise ValueError(
             f"the model's exact_posterior should have batch shape {expected} and event shape "
-            f"({program.latents},), got {tuple(posterior.batch_shape)} and "
+            f"({program.latent_dim},), got {tuple(posterior.batch_shape)} and "
             f"{tuple(posterior.event_shape)}"
         )
     return posterior.loc, posterior.precision_matrix
@@ -151,7 +151,7 @@ def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | No
 
 def _read_off(program: Program, batch: Batch, names: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and precision from the gradients at zero and at the unit vectors."""
-    rows, latents = len(batch[0]), program.latents
+    rows, latents = len(batch[0]), program.latent_dim
     identity = torch.eye(latents, dtype=program.dtype, device=batch[0].device)
     points = torch.cat([torch.zeros_like(identity[:1]), identity])  # (L + 1, L)
     _, gradients = _gradients(program, points[:, None].expand(-1, rows, -1), batch)

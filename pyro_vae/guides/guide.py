@@ -91,7 +91,7 @@ class Guide(NamedModule):
         self.shared = None
         if self.program.global_sites:
             shared = DiagonalNormal() if global_family is None else global_family
-            self._take_family(shared, self.program.global_latents)
+            self._take_family(shared, self.program.global_dim)
             self.shared = GlobalPosterior(self.program, shared)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Guide":  # noqa: FBT001, FBT002  (torch's signature)
@@ -103,7 +103,7 @@ class Guide(NamedModule):
     @property
     def latents(self) -> int:
         """Entries of the flat latent vector of one datum."""
-        return self.program.latents
+        return self.program.latent_dim
 
     @property
     def model(self) -> ProgramLike:

@@ -105,12 +105,12 @@ class Program:
         return self.structure.observed
 
     @property
-    def latents(self) -> int:
+    def latent_dim(self) -> int:
         """Entries of the flat latent vector of one datum."""
         return sum(site.size for site in self.latent_sites)
 
     @property
-    def global_latents(self) -> int:
+    def global_dim(self) -> int:
         """Entries of the flat vector of the latent sites that all data share."""
         return sum(site.size for site in self.global_sites)
 
@@ -317,9 +317,9 @@ class Program:
         return torch.stack(log_probs).sum(dim=0)
 
     def _check(self, batch: Batch, rows: int, latents: int) -> None:
-        if latents != self.latents:
+        if latents != self.latent_dim:
             names = {site.name: site.inner_shape for site in self.latent_sites}
-            raise ValueError(f"z needs {self.latents} latents (sites {names}), got {latents}")
+            raise ValueError(f"z needs {self.latent_dim} latents (sites {names}), got {latents}")
         for index, part in enumerate(batch):
             if len(part) != rows:
                 raise ValueError(

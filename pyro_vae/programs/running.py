@@ -57,7 +57,7 @@ def bytes_per_row(program: Program, batch: Batch) -> float:
     for particles in (1, 3):
         with _CountBytes() as count:
             z = torch.zeros(
-                particles, 1, program.latents, dtype=program.dtype, device=row[0].device
+                particles, 1, program.latent_dim, dtype=program.dtype, device=row[0].device
             )
             despite_nan(partial(program.log_densities, z, *row))
         totals.append(count.total)

@@ -83,7 +83,7 @@ class _Sloped(Program):
     def _graph(self, z: Tensor, batch: Batch, *, has_slopes: bool) -> Captured | None:
         if self.graphs.is_refused:
             return None
-        row = z.detach().reshape(-1, self.latents)[:1]
+        row = z.detach().reshape(-1, self.latent_dim)[:1]
         return self.graphs.of(
             ("rows", has_slopes, self.plate),
             self._slopes if has_slopes else self._values,

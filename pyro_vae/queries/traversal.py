@@ -116,8 +116,8 @@ def traverse(
     with prepared(model, guide, y, seed, given) as (program, posterior, batch):
         draws = max(1, -(-_DRAWS // len(posterior)))
         z, _ = draw_rows(posterior, 0, row_seeds(seed, *batch).tolist(), draws)
-        start = z.new_zeros(program.latents) if at is None else at.to(z)
-        _check_place(start, program.latents)
+        start = z.new_zeros(program.latent_dim) if at is None else at.to(z)
+        _check_place(start, program.latent_dim)
         order = _order(uses).to(z.device)
         values = _quantiles(z, levels)[order]
         moved = _moved(start, order, values)

@@ -112,7 +112,7 @@ def model_leaves(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[T
     with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
         program = program_of(model, guide, row)
         program = given_globals(program, guide, row, None)
-        z = torch.zeros(1, 1, program.latents, dtype=program.dtype, device=row[0].device)
+        z = torch.zeros(1, 1, program.latent_dim, dtype=program.dtype, device=row[0].device)
         return leaves_of(program.log_joint(z, *row).sum())
 
 
