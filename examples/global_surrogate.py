@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 import pyro_vae as pv
-from pyro_vae.compare import Comparison
+from pyro_vae.comparisons import Comparison
 from pyro_vae.data import Dataset
 
 

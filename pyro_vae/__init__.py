@@ -3,87 +3,169 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import data as data
-from . import diagnostics as diagnostics
-from . import distributed as distributed
-from . import gaps as gaps
-from . import likelihoods as likelihoods
-from . import models as models
-from . import nets as nets
-from . import objectives as objectives
-from ._types import Estimate as Estimate
-from .compare import compare as compare
-from .evidence import AnnealedImportanceSampling as AnnealedImportanceSampling
-from .evidence import ClosedForm as ClosedForm
-from .evidence import Defensive as Defensive
-from .evidence import Fitted as Fitted
-from .evidence import ImportanceSampling as ImportanceSampling
-from .evidence import Quadrature as Quadrature
-from .evidence import StartFromGuide as StartFromGuide
-from .evidence import StartFromPrior as StartFromPrior
-from .evidence import Tightest as Tightest
-from .evidence import Until as Until
-from .evidence import Widened as Widened
-from .evidence import bidirectional as bidirectional
-from .evidence import cross_check as cross_check
-from .evidence import elbo as elbo
-from .evidence import evaluate as evaluate
-from .evidence import log_marginal_likelihood as log_marginal_likelihood
-from .evidence import log_weights as log_weights
-from .gaps import inference_gap as inference_gap
-from .guides import AffineAutoregressive as AffineAutoregressive
-from .guides import AffineCoupling as AffineCoupling
-from .guides import CoordinateAscent as CoordinateAscent
-from .guides import DiagonalNormal as DiagonalNormal
-from .guides import ElementwiseSpline as ElementwiseSpline
-from .guides import Encoder as Encoder
-from .guides import ExactPosterior as ExactPosterior
-from .guides import FitRows as FitRows
-from .guides import FullRankNormal as FullRankNormal
-from .guides import GlobalParameters as GlobalParameters
-from .guides import Guide as Guide
-from .guides import InferenceMap as InferenceMap
-from .guides import LocalParameters as LocalParameters
-from .guides import LowRankNormal as LowRankNormal
-from .guides import NormalizingFlow as NormalizingFlow
-from .guides import Refined as Refined
-from .guides import SplineAutoregressive as SplineAutoregressive
-from .inference_data import marginal_log_likelihood as marginal_log_likelihood
-from .inference_data import to_inference_data as to_inference_data
-from .objectives import IWAE as IWAE
-from .objectives import STL as STL
-from .objectives import AnalyticELBO as AnalyticELBO
-from .objectives import BetaELBO as BetaELBO
-from .objectives import Cyclic as Cyclic
-from .objectives import DReG as DReG
-from .objectives import LinearWarmup as LinearWarmup
-from .objectives import Renyi as Renyi
-from .programs import BFloat16Products as BFloat16Products
-from .programs import PartlyObserved as PartlyObserved
-from .programs import TF32Products as TF32Products
-from .programs import log_joint as log_joint
-from .programs import minibatch as minibatch
-from .storage import load as load
-from .storage import save as save
-from .training import fit as fit
+from . import (
+    data,
+    diagnostics,
+    distributed,
+    evidence,
+    gaps,
+    guides,
+    likelihoods,
+    models,
+    nets,
+    objectives,
+    programs,
+    registry,
+    stats,
+)
+from ._types import Estimate
+from .comparisons import compare
+from .evidence import (
+    AnnealedImportanceSampling,
+    ClosedForm,
+    Defensive,
+    Fitted,
+    ImportanceSampling,
+    Quadrature,
+    StartFromGuide,
+    StartFromPrior,
+    Tightest,
+    Until,
+    Widened,
+    bidirectional,
+    cross_check,
+    elbo,
+    evaluate,
+    log_marginal_likelihood,
+    log_weights,
+)
+from .gaps import inference_gap
+from .guides import (
+    AffineAutoregressive,
+    AffineCoupling,
+    CoordinateAscent,
+    DiagonalNormal,
+    ElementwiseSpline,
+    Encoder,
+    ExactPosterior,
+    FitRows,
+    FullRankNormal,
+    GlobalParameters,
+    Guide,
+    InferenceMap,
+    LocalParameters,
+    LowRankNormal,
+    NormalizingFlow,
+    Refined,
+    SplineAutoregressive,
+)
+from .inference_data import marginal_log_likelihood, to_inference_data
+from .objectives import IWAE, STL, AnalyticELBO, BetaELBO, Cyclic, DReG, LinearWarmup, Renyi
+from .programs import BFloat16Products, PartlyObserved, TF32Products, log_joint, minibatch
+from .storage import load, save
+from .training import fit
 
 if TYPE_CHECKING:
-    from . import criticism as criticism
-    from . import defaults as defaults
-    from . import plots as plots
-    from . import queries as queries
-    from .queries import conditional as conditional
-    from .queries import conditional_density as conditional_density
-    from .queries import dependence as dependence  # type: ignore[no-redef]  # also a module there
-    from .queries import encode as encode
-    from .queries import impute as impute
-    from .queries import interpolate as interpolate
-    from .queries import marginal as marginal
-    from .queries import outliers as outliers  # type: ignore[no-redef]  # also a module there
-    from .queries import reconstruct as reconstruct
-    from .queries import traverse as traverse
+    from . import criticism, defaults, plots, queries
+    from .queries import (
+        conditional,
+        conditional_density,
+        dependence,
+        encode,
+        impute,
+        interpolate,
+        marginal,
+        outliers,
+        reconstruct,
+        traverse,
+    )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "IWAE",
+    "STL",
+    "AffineAutoregressive",
+    "AffineCoupling",
+    "AnalyticELBO",
+    "AnnealedImportanceSampling",
+    "BFloat16Products",
+    "BetaELBO",
+    "ClosedForm",
+    "CoordinateAscent",
+    "Cyclic",
+    "DReG",
+    "Defensive",
+    "DiagonalNormal",
+    "ElementwiseSpline",
+    "Encoder",
+    "Estimate",
+    "ExactPosterior",
+    "FitRows",
+    "Fitted",
+    "FullRankNormal",
+    "GlobalParameters",
+    "Guide",
+    "ImportanceSampling",
+    "InferenceMap",
+    "LinearWarmup",
+    "LocalParameters",
+    "LowRankNormal",
+    "NormalizingFlow",
+    "PartlyObserved",
+    "Quadrature",
+    "Refined",
+    "Renyi",
+    "SplineAutoregressive",
+    "StartFromGuide",
+    "StartFromPrior",
+    "TF32Products",
+    "Tightest",
+    "Until",
+    "Widened",
+    "bidirectional",
+    "compare",
+    "conditional",
+    "conditional_density",
+    "criticism",
+    "cross_check",
+    "data",
+    "defaults",
+    "dependence",
+    "diagnostics",
+    "distributed",
+    "elbo",
+    "encode",
+    "evaluate",
+    "evidence",
+    "fit",
+    "gaps",
+    "guides",
+    "impute",
+    "inference_gap",
+    "interpolate",
+    "likelihoods",
+    "load",
+    "log_joint",
+    "log_marginal_likelihood",
+    "log_weights",
+    "marginal",
+    "marginal_log_likelihood",
+    "minibatch",
+    "models",
+    "nets",
+    "objectives",
+    "outliers",
+    "plots",
+    "programs",
+    "queries",
+    "reconstruct",
+    "registry",
+    "save",
+    "stats",
+    "to_inference_data",
+    "traverse",
+]
 
 # Imported when they are first asked for: what draws or reports is no part of a training script.
 _MODULES = ("criticism", "defaults", "plots", "queries", "sklearn")
@@ -103,4 +185,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, *_QUERIES})
+    """Public names alone; `sklearn` is no part of `__all__`, since it may not be installed."""
+    return sorted([*__all__, "sklearn", "__version__"])

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from . import data as datasets
 from . import defaults, evidence, likelihoods, storage
-from .compare import Comparison, compare
-from .compare.reporting import save_report, title_of
+from .comparisons import Comparison, compare
+from .comparisons.reporting import save_report, title_of
 from .data import Binarization, Columns, Dataset, FixedDraw, Grey, Redrawn, Threshold
 from .data.sets import SETS
 from .defaults import Architecture

@@ -26,8 +26,8 @@ from pyro_vae.evidence.annealing import (
     log_mean_weight,
     noise_of,
 )
-from pyro_vae.evidence.bidirectional import Sandwich, bidirectional
 from pyro_vae.evidence.hamiltonian import Noise, Path, at, transition
+from pyro_vae.evidence.sandwich import Sandwich, bidirectional
 from tests.helpers.cases import CASES
 from tests.helpers.factor_analysis import exact_guide, mean_field_program, model_of
 from tests.helpers.statistics import FACTS, FACTS_Y, FactorAnalysis, assert_coverage, assert_mean

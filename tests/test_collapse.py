@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae._types import ProgramLike
-from pyro_vae.diagnostics.collapse import Collapse, Use, collapse
+from pyro_vae.diagnostics.posterior_collapse import Collapse, Use, collapse
 from tests.helpers.cases import dependent, gamma
 from tests.helpers.factor_analysis import exact_guide, mean_field_guide, model_of
 from tests.helpers.statistics import FactorAnalysis

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.compare import Candidate, Comparison
+from pyro_vae.comparisons import Candidate, Comparison
 from tests.helpers.statistics import FactorAnalysis
 
 FEATURES, LATENTS = 6, 2

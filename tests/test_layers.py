@@ -28,7 +28,7 @@ LAYERS = (
     ("gaps", "diagnostics", "criticism"),
     ("queries",),
     ("inference_data", "plots", "report", "storage"),
-    ("compare", "sklearn"),
+    ("comparisons", "sklearn"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -119,7 +119,7 @@ def test_heavy_imports_wait(file: Path) -> None:
         ("guides.py", "from .models import VAE", ["models"]),  # the same row
         ("guides.py", "from . import Guide", ["Guide"]),  # the root imports every row
         ("guides.py", "def f():\n    from pyro_vae.training import fit", ["training"]),
-        ("guides.py", "import pyro_vae.compare", ["compare"]),
+        ("guides.py", "import pyro_vae.comparisons", ["comparisons"]),
         ("guides.py", "import pyro_vae", ["pyro_vae"]),
         ("guides/maps.py", "from ..evidence import Quadrature", ["evidence"]),
         ("guides/maps.py", "from .. import evidence", ["evidence"]),
@@ -127,7 +127,7 @@ def test_heavy_imports_wait(file: Path) -> None:
         ("guides/__init__.py", "from . import families", []),
         ("guides/maps.py", "from ..stats import ess\nfrom .._types import Estimate", []),
         ("guides.py", "from .stats import ess\nimport torch\nfrom torch import nn", []),
-        ("cli.py", "from . import __version__\nfrom .compare import compare", []),
+        ("cli.py", "from . import __version__\nfrom .comparisons import compare", []),
     ],
 )
 def test_upward_imports_are_caught(file: str, source: str, caught: list[str]) -> None:
@@ -163,3 +163,30 @@ def test_what_draws_waits() -> None:
         "from pyro_vae import encode, plots"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def shadowed(init: Path) -> list[str]:
+    """Names that an `__init__` imports from its modules and that are names of modules there."""
+    modules = {path.stem for path in init.parent.iterdir()} - {"__init__"}
+    nodes = ast.walk(ast.parse(init.read_text()))
+    imported = [
+        a.name for n in nodes if isinstance(n, ast.ImportFrom) and n.module for a in n.names
+    ]
+    return sorted(modules.intersection(imported))
+
+
+PACKAGES = [file for file in FILES if file.name == "__init__.py" and layer(file) != "programs"]
+
+
+@pytest.mark.parametrize("init", PACKAGES, ids=layer)
+def test_no_function_shadows_a_module(init: Path) -> None:
+    """`pyro_vae.gaps.x` is a module or what a module defines: which one depends on no import."""
+    assert not shadowed(init)
+
+
+def test_the_root_shows_public_names_only() -> None:
+    """What completion offers: no module or helper of the root's own making."""
+    import pyro_vae as pv
+
+    assert set(dir(pv)) == {*pv.__all__, "sklearn", "__version__"}
+    assert not {"import_module", "TYPE_CHECKING", "annotations"} & set(dir(pv))

@@ -112,7 +112,7 @@ def test_ties_share_a_rank() -> None:
     """As SciPy has it."""
     y = torch.randint(0, 4, (300, 2)).double()
     y[:, 1] += y[:, 0]
-    from pyro_vae.queries.dependence import _ranks
+    from pyro_vae.queries.measures import _ranks
 
     expected = stats.spearmanr(y.numpy()).statistic
     assert float(correlation(_ranks(y)).value[0, 1]) == pytest.approx(expected)

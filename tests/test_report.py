@@ -15,8 +15,8 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae import report
 from pyro_vae._types import Estimate
-from pyro_vae.compare import Candidate, Comparison, Row
-from pyro_vae.compare.reporting import report_of, save_report, title_of
+from pyro_vae.comparisons import Candidate, Comparison, Row
+from pyro_vae.comparisons.reporting import report_of, save_report, title_of
 from pyro_vae.formatting import plus_minus, typeset
 from tests.conftest import SEED
 from tests.test_compare import Program

@@ -12,10 +12,6 @@ from .calibration import log_likelihood as log_likelihood
 from .calibration import rank_band as rank_band
 from .calibration import rank_p_value as rank_p_value
 from .calibration import simulation_based_calibration as simulation_based_calibration
-from .collapse import Collapse as Collapse
-from .collapse import Use as Use
-from .collapse import active_units as active_units
-from .collapse import collapse as collapse
 from .gradients import GradientNoise as GradientNoise
 from .gradients import ParameterNoise as ParameterNoise
 from .gradients import gradient_noise as gradient_noise
@@ -23,6 +19,10 @@ from .gradients import score_function as score_function
 from .information import MutualInformation as MutualInformation
 from .information import log_aggregate as log_aggregate
 from .information import mutual_information as mutual_information
+from .posterior_collapse import Collapse as Collapse
+from .posterior_collapse import Use as Use
+from .posterior_collapse import active_units as active_units
+from .posterior_collapse import collapse as collapse
 from .predictive import Latents as Latents
 from .predictive import PredictiveCheck as PredictiveCheck
 from .predictive import predictive_check as predictive_check

@@ -19,10 +19,6 @@ from .annealing import Linear as Linear
 from .annealing import Sigmoid as Sigmoid
 from .annealing import StartFromGuide as StartFromGuide
 from .annealing import StartFromPrior as StartFromPrior
-from .bidirectional import Sandwich as Sandwich
-from .bidirectional import bidirectional as bidirectional
-from .bidirectional import in_turn as in_turn
-from .bidirectional import no_guide as no_guide
 from .estimates import Estimator as Estimator
 from .estimates import elbo as elbo
 from .estimates import evaluate as evaluate
@@ -53,6 +49,10 @@ from .results import EvidenceLowerBound as EvidenceLowerBound
 from .results import LogMarginal as LogMarginal
 from .results import Weights as Weights
 from .results import join as join
+from .sandwich import Sandwich as Sandwich
+from .sandwich import bidirectional as bidirectional
+from .sandwich import in_turn as in_turn
+from .sandwich import no_guide as no_guide
 from .tightest import Tightest as Tightest
 from .weights import check_data as check_data
 from .weights import prepared as prepared

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence.bidirectional import in_turn
 from ..evidence.proposals import prior_draws
+from ..evidence.sandwich import in_turn
 from ..formatting import plus_minus
 from ..programs import Program, as_batch, device_of, evaluating, simulate
 from .forward import features, simulating

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import Fitted, ImportanceSampling, LogMarginal, prepared
-from ..evidence.bidirectional import in_turn
 from ..evidence.estimates import Estimator
+from ..evidence.sandwich import in_turn
 from ..programs import as_batch, device_of, has_missing, simulate
 from .forward import simulating
 from .weighted import guide_for, require_holes
