@@ -70,15 +70,15 @@ if TYPE_CHECKING:
     from .queries import (
         conditional,
         conditional_density,
-        dependence,
         encode,
         impute,
         interpolate,
         marginal,
-        outliers,
         reconstruct,
         traverse,
     )
+    from .queries.measures import dependence
+    from .queries.tails import outliers
 
 __version__ = "0.1.0"
 
