@@ -210,7 +210,7 @@ def main() -> None:
             parts[name].append(by_regression(y, y_new, top, regression, sizes))
         result = by_vae(train, test, columns, sizes)
         print(f"fold {len(truth) + 1}: {result.summary()}")
-        value = np.where(np.isnan(top), result.mean.value, result.most_frequent)
+        value = np.where(np.isnan(top), result.value, result.most_frequent)
         parts["VAE"].append(Filled(value, result.sd.value.numpy()))
         order.append(new)
         truth.append(whole.double().numpy())

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ._types import Batch
 from .data import RowReader
-from .evidence import join
+from .results import combined, join
 
 __all__ = ["Share", "cuts", "gather", "rank", "share", "size"]
 
@@ -150,7 +150,7 @@ def gather(result: _Result) -> _Result:
     """
     if size() == 1:
         return result
-    sendable = join([result], lambda parts: parts[0].detach().cpu())
+    sendable = combined([result], lambda parts, _: parts[0].detach().cpu())
     gathered: _Result = join(_everyones(sendable))
     return gathered
 

@@ -224,7 +224,7 @@ class VAE(
         if bad:
             warnings.warn(
                 f"the log density of {bad} of {len(result.value)} rows cannot be trusted "
-                f"({'; '.join(reason for reason, mask in result.doubts.items() if mask.any())}): "
+                f"({result.reasons}): "
                 "train for longer, or pass evaluation=pv.Tightest(), which draws from a proposal "
                 "that is fitted to each row; log_marginal_likelihood(X).reliable says which rows",
                 UnreliableDensityWarning,

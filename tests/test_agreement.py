@@ -14,6 +14,7 @@ from pyro_vae.evidence.exact import ClosedForm
 from pyro_vae.evidence.quadrature import Quadrature
 from pyro_vae.guides import Posterior
 from pyro_vae.programs import Program
+from pyro_vae.results import Doubt
 from tests.helpers.cases import gamma
 from tests.helpers.factor_analysis import WEAK, mean_field_program, model_of
 from tests.helpers.statistics import FACTS, FACTS_Y, FactorAnalysis
@@ -38,7 +39,7 @@ class Planted:
         """The estimate, shifted."""
         method = pv.ImportanceSampling(self.num_samples)
         found = method(program, posterior, batch, seed=seed, progress=progress)
-        doubts = {} if self.reliable else {"planted": torch.ones_like(found.reliable)}
+        doubts = {} if self.reliable else {Doubt.OTHER: torch.ones_like(found.reliable)}
         return replace(found, value=found.value + self.shift, bound=self.bound, doubts=doubts)
 
 

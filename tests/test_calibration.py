@@ -20,10 +20,9 @@ from pyro_vae.diagnostics.calibration import (
     holm,
     log_joint,
     log_likelihood,
-    rank_band,
-    rank_p_value,
     simulation_based_calibration,
 )
+from pyro_vae.stats import rank_band, rank_p_value
 from tests.helpers import cases
 from tests.helpers.factor_analysis import model_of, prior_guide
 from tests.helpers.statistics import FACTS, FALSE_ALARM, assert_coverage, assert_mean

@@ -18,6 +18,7 @@ from pyro_vae.criticism import (
     pointwise,
 )
 from pyro_vae.evidence import LogMarginal
+from pyro_vae.results import Doubt
 from tests.helpers.factor_analysis import WEAK, exact_guide, model_of, prior_guide
 from tests.helpers.statistics import FACTS, assert_mean
 
@@ -29,7 +30,7 @@ def result(value: Tensor, error: Tensor | float = 0.1, doubted: int = 0) -> LogM
     nan = torch.full_like(value, torch.nan)
     draws = torch.full_like(value, 10, dtype=torch.int64)
     errors = torch.as_tensor(error).expand(value.shape)
-    doubts = {"planted": torch.arange(len(value)) < doubted}
+    doubts = {Doubt.OTHER: torch.arange(len(value)) < doubted}
     return LogMarginal(value, errors, nan, nan, draws, doubts=doubts)
 
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 import pyro_vae as pv
 from pyro_vae import stats
 from pyro_vae.evidence import Bound, Evaluation, LogMarginal, Weights, evaluate, posterior_means
+from pyro_vae.results import Doubt
 from tests.helpers.factor_analysis import (
     WEAK,
     exact_guide,
@@ -461,7 +462,7 @@ def test_unreliable_data_are_counted() -> None:
         result = pv.log_marginal_likelihood(MODEL, guide, y)
     assert (result.num_samples == 5_000).all()
     assert result.reliable.tolist() == [True, False, False]
-    assert "2 data cannot be trusted" in result.summary()
+    assert "2 of 3 cannot be trusted" in result.summary()
 
 
 def test_few_draws_are_unreliable() -> None:
@@ -470,23 +471,27 @@ def test_few_draws_are_unreliable() -> None:
     with pytest.warns(UserWarning, match="take more draws"):
         result = pv.log_marginal_likelihood(MODEL, MEAN_FIELD, FACTS_Y, method)
     assert result.pareto_k.isnan().all()
-    assert result.why_not(0)[0] == "fewer than 30 draws have no tail to look at"
+    assert result.why_not(0)[0] == Doubt.NO_TAIL.value
 
 
 def test_summary() -> None:
     """Value and error a datum, draws, the worst of what says how far to trust them, and why not."""
     one, two = torch.tensor([1.0, 2.0]), torch.tensor([0.3, 0.4])
-    doubts = {"it looks odd": torch.tensor([True, False]), "never": torch.tensor([False, False])}
+    doubts = {
+        Doubt.HEAVY_TAIL: torch.tensor([True, False]),
+        Doubt.NO_TAIL: torch.tensor([False, False]),
+    }
     samples = torch.tensor([5_000, 5_000])
     k = torch.tensor([torch.nan, 0.25])
     result = LogMarginal(-one, two, 1_000 * one, k, samples, doubts=doubts)
     assert result.reliable.tolist() == [False, True]
-    assert result.why_not(0) == ["it looks odd"]
+    assert result.why_not(0) == [Doubt.HEAVY_TAIL.value]
     assert result.why_not(1) == []
     assert result.summary() == (
-        "log p(y) = -1.500 ± 0.250 nats a datum, low on average (importance sampling, 2 data, "
-        "5000 draws each; Pareto k at most 0.25, ESS at least 1000; 1 data cannot be trusted "
-        "(it looks odd: 1))"
+        "log p(y) = -1.500 ± 0.250 nats per datum, low on average (importance sampling, 2 data, "
+        "5000 draws each; Pareto k at most 0.25, ESS at least 1000); 1 of 2 cannot be trusted "
+        "(the Pareto k of the weights is too high for their number: 1); without them the mean is "
+        "-2.00 ± 0.40"
     )
 
 
@@ -509,4 +514,4 @@ def test_an_estimator_of_ones_own() -> None:
 
     result = pv.log_marginal_likelihood(MODEL, MEAN_FIELD, FACTS_Y, exact)
     assert result.value.item() == pytest.approx(-8.855632020187)
-    assert "exact (by hand, 1 data, 1 draws each; 0 data cannot be trusted)" in result.summary()
+    assert "exact (by hand, 1 data, 1 draws each); all 1 can be trusted" in result.summary()

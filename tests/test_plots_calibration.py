@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from pyro_vae.diagnostics.calibration import rank_band, rank_p_value
 from pyro_vae.plots.calibration import plot_rank_ecdf, plot_rank_histograms
 from pyro_vae.plots.gradients import plot_signal_to_noise
+from pyro_vae.stats import rank_band, rank_p_value
 
 
 @pytest.fixture

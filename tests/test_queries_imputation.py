@@ -23,7 +23,7 @@ DRAWS = pv.ImportanceSampling(2000)
 def largest_z(filled: Imputation, y: Tensor) -> tuple[float, float]:
     """Largest deviation of a mean of missing entries in its errors, and what chance allows."""
     exact = torch.stack([conditional(row)[0] for row in y])
-    z = ((filled.mean.value - exact) / filled.mean.error)[filled.missing].abs()
+    z = ((filled.value - exact) / filled.error)[filled.missing].abs()
     return float(z.max()), float(stats.norm.isf(FALSE_ALARM / 2 / z.numel()))
 
 
@@ -110,7 +110,7 @@ def test_observed_entries_stay(seed: int) -> None:
     filled = impute(vae(), guide(vae()), y, 7, seed=seed)
     assert bool((filled.draws[:, 1] == y[1]).all())
     assert bool((filled.draws[:, 0, 2:] == y[0, 2:]).all())
-    assert bool((filled.mean.error[~filled.missing] == 0).all())
+    assert bool((filled.error[~filled.missing] == 0).all())
     assert bool((filled.sd.value[~filled.missing] == 0).all())
     assert filled.ess.isnan().tolist() == [False, True]
     assert filled.reliable.tolist() == [True, True]
@@ -126,7 +126,7 @@ def test_a_row_depends_on_itself_alone(seed: int) -> None:
     whole = impute(vae(), guide(vae()), y, 5, seed=seed)
     again = impute(vae(), guide(vae()), y.flip(0), 5, seed=seed)
     torch.testing.assert_close(whole.draws, again.draws.flip(1))
-    torch.testing.assert_close(whole.mean.value, again.mean.value.flip(0))
+    torch.testing.assert_close(whole.value, again.value.flip(0))
 
 
 def test_a_hopeless_proposal_says_so(seed: int) -> None:
@@ -139,7 +139,7 @@ def test_a_hopeless_proposal_says_so(seed: int) -> None:
     doubted = (~filled.reliable).nonzero().flatten().tolist()
     assert all(filled.why_not(row) for row in doubted)
     assert any("Pareto k" in reason for row in doubted for reason in filled.why_not(row))
-    assert "cannot be trusted (Pareto k" in filled.summary()
+    assert "cannot be trusted (the Pareto k" in filled.summary()
 
 
 def test_counts_and_images(seed: int) -> None:
@@ -152,7 +152,7 @@ def test_counts_and_images(seed: int) -> None:
     assert filled.draws.shape == (20, 4, 1, 2, 3)
     assert set(filled.draws.unique().tolist()) <= {0.0, 1.0}
     assert set(filled.most_frequent.unique().tolist()) <= {0.0, 1.0}
-    p, error = filled.mean
+    p, error = filled.estimate
     assert bool(((p[..., 1, 1] > 0) & (p[..., 1, 1] < 1) & (error[..., 1, 1] > 0)).all())
 
 

@@ -36,7 +36,7 @@ def test_a_table_of_fitted_rows(seed: int) -> None:
     fitted = start.fit_rows(y)
     filled = impute(program, fitted, y, seed=seed)
     exact = torch.stack([conditional(row)[0] for row in y])
-    z = ((filled.mean.value - exact) / filled.mean.error)[filled.missing].abs()
+    z = ((filled.value - exact) / filled.error)[filled.missing].abs()
     assert float(z.max()) < stats.norm.isf(FALSE_ALARM / 2 / len(z))
     assert float(filled.ess[filled.missing.any(dim=1)].min()) > 1900
     assert encode(program, fitted, y).shape == (20, 2)
@@ -62,7 +62,7 @@ def test_covariates(seed: int) -> None:
     holes[:, 1] = torch.nan
     filled = impute(regression, None, (holes, x), seed=seed)
     exact = 5 * x + (y[:, :1] - 5 * x) / 1.25  # E[z | y_0] = (y_0 - 5 x) / (1 + 0.25)
-    z = (filled.mean.value[:, 1:] - exact) / filled.mean.error[:, 1:]
+    z = (filled.value[:, 1:] - exact) / filled.error[:, 1:]
     assert float(z.abs().max()) < stats.norm.isf(FALSE_ALARM / 20)
     curve = conditional_density(regression, None, (y, x), 1, torch.linspace(-15, 15, 301))
     means = torch.trapezoid(curve.density.value * curve.grid, curve.grid)
@@ -102,7 +102,7 @@ def test_shared_sites(seed: int) -> None:
     y = torch.tensor([[3.0, torch.nan], [2.0, 2.5]])
     known = {"mean": torch.tensor([1.0, 4.0])}
     filled = impute(shared_mean, None, y, given=known, seed=seed)
-    value, error = (float(part[0, 1]) for part in filled.mean)
+    value, error = (float(part[0, 1]) for part in filled.estimate)
     assert abs(value - (4 + 2 / 1.25)) < 6 * error
     assert "conditional on mean" in filled.summary()
     with pytest.raises(ValueError, match="share: pass a guide"):

@@ -18,6 +18,7 @@ from pyro_vae._types import Estimate
 from pyro_vae.comparisons import Candidate, Comparison, Row
 from pyro_vae.comparisons.reporting import report_of, save_report, title_of
 from pyro_vae.formatting import plus_minus, typeset
+from pyro_vae.results import Doubt
 from tests.conftest import SEED
 from tests.test_compare import Program
 
@@ -249,7 +250,7 @@ def judged(table: Comparison, *, doubted: int, lost: int, stopped: str) -> Compa
     for name, result in table.results.items():
         rows, number = torch.arange(len(result.means)), name == "global"
         marginal = replace(
-            result.gap.log_marginal, doubts={"a heavy tail": rows < number * doubted}
+            result.gap.log_marginal, doubts={Doubt.HEAVY_TAIL: rows < number * doubted}
         )
         gap = replace(
             result.gap,
@@ -270,7 +271,9 @@ def test_doubts_are_told(table: Comparison) -> None:
     assert "<sup>" not in clear
     page = Page(report_of({"": judged(table, doubted=3, lost=2, stopped="interrupted")}).html())
     (trust,) = (one.text for one in page.all("p") if one.attributes.get("class") == "aside")
-    assert "global: log p(y) cannot be trusted for 3 of 8 data (a heavy tail: 3)" in trust
+    assert (
+        f"global: log p(y) cannot be trusted for 3 of 8 data ({Doubt.HEAVY_TAIL.value}: 3)" in trust
+    )
     assert "best q of the family was not found for 2 of 8 data" in trust
     assert f"{NASTY}: training was interrupted" in trust
     assert "can be trusted for all" not in trust

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.evidence import LogMarginal, join
+from pyro_vae.evidence import LogMarginal
 from pyro_vae.programs import Captured
+from pyro_vae.results import Doubt, join
 from pyro_vae.training.sharding import Shards
 from tests.helpers.factor_analysis import prior_guide
 from tests.helpers.shards import MAPS, NUM_DATA, Numbers, numbers, same_noise
@@ -199,12 +200,12 @@ def test_running_averages_are_refused() -> None:
 def test_a_doubt_that_one_part_has() -> None:
     """Joined with others it holds for none of theirs."""
     zeros, yes = torch.zeros(2), torch.ones(2, dtype=torch.bool)
-    one = LogMarginal(zeros, zeros, zeros, zeros, yes.long(), doubts={"heavy": yes})
-    two = replace(one, doubts={"heavy": yes, "few": yes})
+    one = LogMarginal(zeros, zeros, zeros, zeros, yes.long(), doubts={Doubt.HEAVY_TAIL: yes})
+    two = replace(one, doubts={Doubt.HEAVY_TAIL: yes, Doubt.FEW_EFFECTIVE_DRAWS: yes})
     for parts, few in (([one, two], [0, 0, 1, 1]), ([two, one], [1, 1, 0, 0])):
         joined = join(parts)
-        assert joined.doubts["few"].tolist() == few
-        assert joined.doubts["heavy"].tolist() == [1, 1, 1, 1]
+        assert joined.doubts[Doubt.FEW_EFFECTIVE_DRAWS].tolist() == few
+        assert joined.doubts[Doubt.HEAVY_TAIL].tolist() == [1, 1, 1, 1]
 
 
 # Two processes

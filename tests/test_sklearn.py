@@ -25,6 +25,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import pyro_vae as pv
 from pyro_vae.evidence import LogMarginal
+from pyro_vae.results import Doubt
 from pyro_vae.sklearn import VAE, UnreliableDensityWarning
 
 # Most estimators here are hardly trained, and say so.
@@ -233,10 +234,10 @@ def test_what_cannot_be_trusted_is_said() -> None:
 
     def doubtful(*arguments: Any, **options: Any) -> LogMarginal:
         result = pv.ImportanceSampling(50)(*arguments, **options)
-        return replace(result, doubts={"by decree": torch.arange(len(result.value)) < 3})
+        return replace(result, doubts={Doubt.HEAVY_TAIL: torch.arange(len(result.value)) < 3})
 
     vae = tiny(2, evaluation=doubtful).fit(IRIS)
-    with pytest.warns(UnreliableDensityWarning, match=r"3 of 150 rows cannot be trusted \(by decr"):
+    with pytest.warns(UnreliableDensityWarning, match=r"3 of 150 rows cannot be trusted \(the Par"):
         values = vae.score_samples(IRIS)
     result = vae.log_marginal_likelihood(IRIS)
     np.testing.assert_array_equal(result.value.numpy(), values)

@@ -137,9 +137,8 @@ def _reach(results: Mapping[str, GuideResult], size: int) -> str:
 
 
 def _why(result: GuideResult) -> str:
-    doubts = result.gap.log_marginal.doubts
-    reasons = [f"{reason}: {_count(mask)}" for reason, mask in doubts.items() if mask.any()]
-    return f" ({'; '.join(reasons)})" if reasons else ""
+    reasons = result.gap.log_marginal.reasons
+    return f" ({reasons})" if reasons else ""
 
 
 def _errors(table: "Comparison") -> str:

@@ -9,8 +9,6 @@ from .calibration import Calibration as Calibration
 from .calibration import holm as holm
 from .calibration import log_joint as log_joint
 from .calibration import log_likelihood as log_likelihood
-from .calibration import rank_band as rank_band
-from .calibration import rank_p_value as rank_p_value
 from .calibration import simulation_based_calibration as simulation_based_calibration
 from .gradients import GradientNoise as GradientNoise
 from .gradients import ParameterNoise as ParameterNoise
@@ -62,8 +60,6 @@ __all__ = [
     "mutual_information",
     "predictive_check",
     "prior_match",
-    "rank_band",
-    "rank_p_value",
     "rate_distortion",
     "score_function",
     "simulation_based_calibration",

@@ -48,7 +48,6 @@ from .results import Evaluation as Evaluation
 from .results import EvidenceLowerBound as EvidenceLowerBound
 from .results import LogMarginal as LogMarginal
 from .results import Weights as Weights
-from .results import join as join
 from .sandwich import Sandwich as Sandwich
 from .sandwich import bidirectional as bidirectional
 from .sandwich import in_turn as in_turn

@@ -35,8 +35,9 @@ from .._types import Batch, Estimate
 from ..data import row_seeds
 from ..guides import Posterior
 from ..programs import Program, repeat_rows, sloped, whole_plate
+from ..results import Doubt, join
 from .hamiltonian import Noise, Path, Point, at, transition
-from .results import Bound, LogMarginal, join
+from .results import Bound, LogMarginal
 from .weights import draw_rows, rows_at_once, weigh
 
 _BLOCK = 64  # transitions whose noise is drawn in one go; fixed, so that memory changes no number
@@ -491,12 +492,11 @@ class AnnealedImportanceSampling:
         has_tail = self.num_chains >= stats.MIN_TAIL_PARTICLES
         pareto_k = stats.pareto_k(log_weights) if has_tail else torch.full_like(value, torch.nan)
         limit = stats.reliable_pareto_k(self.num_chains) if has_tail else torch.inf
-        heavy = f"Pareto k is not below {limit:.2f}" if has_tail else "every weight is 0"
+        heavy = Doubt.HEAVY_TAIL if has_tail else Doubt.ZERO_WEIGHTS
         off = (acceptance - self.target_acceptance).abs() > _FAR
         doubts = {
-            f"fewer than {_LEAST_CHAINS:.0f} effective chains": ess < _LEAST_CHAINS,
-            f"chains accept {_FAR} more or less often than aimed at": off
-            & (self.num_temperatures > 1),
+            Doubt.FEW_EFFECTIVE_CHAINS: ess < _LEAST_CHAINS,
+            Doubt.ACCEPTANCE: off & (self.num_temperatures > 1),
             heavy: (pareto_k >= limit) | value.isinf(),
         }
         samples = torch.full_like(value, self.num_chains, dtype=torch.int64)

@@ -13,8 +13,9 @@ from .._types import Batch, Data, ProgramLike
 from ..data import row_seeds
 from ..guides import Posterior
 from ..programs import Program
+from ..results import join
 from .importance import ImportanceSampling, log_marginal_of
-from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights, join
+from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights
 from .weights import draw_rows, prepared, rows_at_once, weigh
 
 
@@ -202,10 +203,9 @@ def posterior_means(
 def _warn_unreliable(result: LogMarginal) -> None:
     bad = int((~result.reliable).sum())
     if bad:
-        reasons = [f"{reason} ({int(m.sum())})" for reason, m in result.doubts.items() if m.any()]
         warnings.warn(
-            f"log p(y) cannot be trusted for {bad} of {len(result.value)} data, by "
-            f"{result.method}: {'; '.join(reasons)}. Draw from a proposal that is fitted to every "
+            f"log p(y) cannot be trusted for {bad} of {len(result)} data, by "
+            f"{result.method} ({result.reasons}). Draw from a proposal that is fitted to every "
             "datum, pv.ImportanceSampling(proposal=pv.Fitted()), let the program decide, "
             "pv.Tightest(), take more draws, or train the guide for longer",
             UserWarning,

@@ -22,9 +22,10 @@ from .._types import Batch
 from ..data import row_seeds
 from ..guides import Posterior
 from ..programs import Program
+from ..results import Doubt, join
 from .compiled import Densities
 from .proposals import FromGuide, Proposal
-from .results import Block, Bound, LogMarginal, Weights, join
+from .results import Block, Bound, LogMarginal, Weights
 from .weights import draw_rows, rows_at_once, weigh, weigh_row
 
 _KEPT = 65_536  # draws a datum, beyond which their latents would fill the memory
@@ -306,21 +307,12 @@ def _figures_of(log_weights: Tensor, average: Average) -> _Figures:
 def _judged(figures: _Figures, average: Average, until: Until | None = None) -> LogMarginal:
     sizes = figures.num_samples.tolist()
     limits = figures.value.new_tensor([stats.reliable_pareto_k(size) for size in sizes])
+    heavy = Doubt.HEAVY_TAIL if max(sizes) >= stats.MIN_TAIL_PARTICLES else Doubt.NO_TAIL
     doubts = {
-        _heavy(sizes): ~(figures.pareto_k < limits),
-        f"the effective sample size is below {stats.MIN_ESS:.0f}": figures.ess < stats.MIN_ESS,
+        heavy: ~(figures.pareto_k < limits),
+        Doubt.FEW_EFFECTIVE_DRAWS: figures.ess < stats.MIN_ESS,
     }
     if until is not None:
         spent = figures.num_samples >= until.max_samples
-        unmet = f"{until.max_samples} draws were too few for an error of {until.error:g} nats"
-        doubts[unmet] = spent & (figures.error > until.error)
+        doubts[Doubt.ERROR_TARGET] = spent & (figures.error > until.error)
     return LogMarginal(*figures, bound=average.bound, method=average.method, doubts=doubts)
-
-
-def _heavy(sizes: list[int]) -> str:
-    """The doubt about the tail of the weights, in words."""
-    if max(sizes) < stats.MIN_TAIL_PARTICLES:
-        return f"fewer than {stats.MIN_TAIL_PARTICLES} draws have no tail to look at"
-    lowest, highest = (stats.reliable_pareto_k(size) for size in (min(sizes), max(sizes)))
-    limit = f"{highest:.2f}" if lowest == highest else f"{lowest:.2f} to {highest:.2f}"
-    return f"Pareto k is not below {limit}"

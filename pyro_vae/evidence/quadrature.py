@@ -33,7 +33,8 @@ from .._types import Batch
 from ..data import row_seeds
 from ..guides import Posterior
 from ..programs import Program, despite_nan
-from .results import Bound, LogMarginal, join
+from ..results import Doubt, join
+from .results import Bound, LogMarginal
 from .weights import draw_rows, rows_at_once
 
 _MOST_LATENTS = 3  # each more multiplies the points by about ten
@@ -332,10 +333,8 @@ def _result(answer: _Answer, rounding: Tensor, method: Quadrature) -> LogMargina
     error = answer.error + rounding
     missing = torch.full_like(error, torch.nan)
     doubts = {
-        f"the error is above {method.tolerance:g} nats after {method.max_points} points": ~(
-            answer.error <= rounding.clamp(min=method.tolerance)
-        ),
-        "the log joint is not a number at points next to the mass": answer.undefined,
+        Doubt.TOLERANCE: ~(answer.error <= rounding.clamp(min=method.tolerance)),
+        Doubt.UNDEFINED: answer.undefined,
     }
     return LogMarginal(
         answer.value,

@@ -1,16 +1,16 @@
 """What estimators of evidence return: numbers per datum that say how far they can be trusted."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
-import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .. import stats
 from .._types import Estimate
+from ..results import Doubts, PerDatum, Result
 
 
 class Bound(Enum):
@@ -46,8 +46,8 @@ class Block(NamedTuple):
     weights: Weights
 
 
-@dataclass(frozen=True)
-class LogMarginal:
+@dataclass(frozen=True, repr=False)
+class LogMarginal(PerDatum):
     r"""Estimates of :math:`\log p(y_n)`, each field `(batch,)`, in nats.
 
     Arguments:
@@ -59,7 +59,7 @@ class LogMarginal:
         num_samples: Draws, chains or points used for each datum.
         bound: On which side of :math:`\log p(y_n)` the estimate lies on average.
         method: The estimator, in words.
-        doubts: Reasons not to trust an estimate, in words, and the data that they hold for.
+        doubts: Reasons not to trust an estimate, and the data that they hold for.
         given: What the estimates are conditional on, in words: the latent sites that all data
             share, and whose values were taken. Empty if there are none.
     """
@@ -71,41 +71,30 @@ class LogMarginal:
     num_samples: Int64[Tensor, " batch"]
     bound: Bound = Bound.LOWER
     method: str = "importance sampling"
-    doubts: Mapping[str, Bool[Tensor, " batch"]] = field(default_factory=dict)
+    doubts: Doubts = field(default_factory=dict)
     given: str = ""
 
     @property
     def total(self) -> Estimate:
         """Log marginal likelihood of the data set, in nats: data are independent."""
-        return stats.total(Estimate(self.value, self.error))
+        return stats.total(self.estimate)
 
-    @property
-    def mean(self) -> Estimate:
-        """Mean over data, in nats a datum, with its Monte Carlo error."""
-        return stats.mean_over_data(Estimate(self.value, self.error))
-
-    @property
-    def reliable(self) -> Bool[Tensor, " batch"]:
-        """Which data have an estimate that can be trusted, for all that the estimator can see."""
-        doubted = torch.zeros_like(self.value, dtype=torch.bool)
-        for mask in self.doubts.values():
-            doubted = doubted | mask
-        return ~doubted
-
-    def why_not(self, row: int) -> list[str]:
-        """Reasons not to trust the estimate of a datum, in words; empty if there are none."""
-        return [reason for reason, mask in self.doubts.items() if bool(mask[row])]
+    def columns(self) -> dict[str, Tensor]:
+        """Log p(y) of every datum, its error, and what tells how far to trust it."""
+        return {
+            "log_p": self.value,
+            "log_p_error": self.error,
+            "ess": self.ess,
+            "pareto_k": self.pareto_k,
+            "num_samples": self.num_samples,
+        }
 
     def summary(self) -> str:
         """Says the result, and how far it can be trusted, in a line or two."""
-        mean, bad = self.mean, int((~self.reliable).sum())
-        reasons = [f"{reason}: {int(m.sum())}" for reason, m in self.doubts.items() if m.any()]
-        why = f" ({'; '.join(reasons)})" if reasons else ""
         return (
-            f"log p(y) = {mean:.3f} nats a datum, "
-            f"{self.bound.value} ({self.method}, {len(self.value)} data, {self._samples()}"
-            f"{self._tails()}; {bad} data cannot be trusted{why}){', ' * bool(self.given)}"
-            f"{self.given}"
+            f"log p(y) = {self.mean:.3f} nats per datum, {self.bound.value} ({self.method}, "
+            f"{len(self)} data, {self._samples()}{self._tails()}); {self.trust()}"
+            f"{', ' * bool(self.given)}{self.given}"
         )
 
     def _samples(self) -> str:
@@ -119,15 +108,15 @@ class LogMarginal:
         return said + (f", ESS at least {float(ess.min()):.0f}" if len(ess) > 0 else "")
 
 
-@dataclass(frozen=True)
-class EvidenceLowerBound:
+@dataclass(frozen=True, repr=False)
+class EvidenceLowerBound(PerDatum):
     r"""The ELBO and its parts, per datum: `elbo = - distortion - rate`, in nats.
 
     Arguments:
         elbo: :math:`\mathbb{E}_q \log w`, `(batch,)` value and error.
         rate: :math:`\mathrm{KL}(q(z \mid y) \,\|\, p(z))`.
         distortion: :math:`-\mathbb{E}_q \log p(y \mid z)`.
-        num_samples: Draws used a datum.
+        num_samples: Draws used per datum.
         given: What the bound is conditional on, in words, as in :class:`LogMarginal`.
     """
 
@@ -138,40 +127,68 @@ class EvidenceLowerBound:
     given: str = ""
 
     @property
-    def mean(self) -> Estimate:
-        """ELBO, mean over data, in nats a datum, with its Monte Carlo error."""
-        return stats.mean_over_data(self.elbo)
+    def value(self) -> Tensor:
+        """The ELBO of every datum."""
+        return self.elbo.value
+
+    @property
+    def error(self) -> Tensor:
+        """Its standard error."""
+        return self.elbo.error
+
+    @property
+    def doubts(self) -> Doubts:
+        """None: an average of log weights is unbiased, and its error is the spread of the draws."""
+        return {}
+
+    @property
+    def total(self) -> Estimate:
+        """ELBO of the data set, in nats."""
+        return stats.total(self.elbo)
+
+    def columns(self) -> dict[str, Tensor]:
+        """The bound and its parts, each with its error."""
+        parts = {"elbo": self.elbo, "rate": self.rate, "distortion": self.distortion}
+        return {
+            f"{name}{ending}": column
+            for name, part in parts.items()
+            for ending, column in zip(("", "_error"), part, strict=True)
+        }
+
+    def summary(self) -> str:
+        """The bound and its parts, means over data."""
+        rate, distortion = map(stats.mean_over_data, (self.rate, self.distortion))
+        return (
+            f"ELBO = {self.mean:.3f} nats per datum: - distortion {distortion:.3f} - rate "
+            f"{rate:.3f} ({len(self)} data, {self.num_samples} draws each)"
+            f"{', ' * bool(self.given)}{self.given}"
+        )
 
 
-class Evaluation(NamedTuple):
-    """The bound and the marginal likelihood, from the same draws."""
+@dataclass(frozen=True, repr=False)
+class Evaluation(Result):
+    """The bound and the marginal likelihood, from the same draws; unpacks into the two."""
 
     bound: EvidenceLowerBound
     log_marginal: LogMarginal
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.bound, self.log_marginal))
 
-def join(parts: list[Any], merge: Callable[[list[Tensor]], Tensor] = torch.cat) -> Any:
-    """Joins results of the same type along the data, field by field.
+    def to_dataframe(self) -> Any:
+        """One row per datum with the columns of both; needs pandas."""
+        return (
+            self.bound.to_dataframe()
+            .drop(columns=["reliable", "why_not"])
+            .join(self.log_marginal.to_dataframe())
+        )
 
-    What is not a tensor, or made of tensors, is the same in all of them. A reason to doubt that
-    only some of them know holds for none of the others' data.
-    """
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return merge(parts)
-    if is_dataclass(first) and not isinstance(first, type):
-        columns = [[getattr(part, name.name) for part in parts] for name in fields(first)]
-        return type(first)(*(join(column, merge) for column in columns))
-    if isinstance(first, Mapping):
-        keys = dict.fromkeys(key for part in parts for key in part)
-        return {key: join([_entry(part, key) for part in parts], merge) for key in keys}
-    if isinstance(first, tuple):
-        columns = [list(entries) for entries in zip(*parts, strict=True)]
-        joined = [join(column, merge) for column in columns]
-        return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
-    return first
+    def summary(self) -> str:
+        """Both, a line each."""
+        return f"{self.bound.summary()}\n{self.log_marginal.summary()}"
 
+    def plot(self) -> Any:
+        """Mean ELBO and log p with their errors; needs matplotlib."""
+        from ..plots import plot_comparison
 
-def _entry(masks: Mapping[str, Tensor], key: str) -> Tensor:
-    """The entry, or one of zeros as long as the others."""
-    return masks[key] if key in masks else torch.zeros_like(next(iter(masks.values())))
+        return plot_comparison({"": {"ELBO": self.bound.mean, "log p": self.log_marginal.mean}})

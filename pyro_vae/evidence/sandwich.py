@@ -17,13 +17,14 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..programs import as_batch, device_of, simulate
+from ..results import Doubts, PerDatum, either, join
 from .annealing import AnnealedImportanceSampling, StartFromGuide, Work, annealed, noise_of
-from .results import Bound, LogMarginal, join
+from .results import Bound, LogMarginal
 from .weights import prepared
 
 
-@dataclass(frozen=True)
-class Sandwich:
+@dataclass(frozen=True, repr=False)
+class Sandwich(PerDatum):
     r"""Bounds on :math:`\log p(y_n)` of simulated data, `(batch,)` each, in nats.
 
     Arguments:
@@ -38,6 +39,30 @@ class Sandwich:
     data: Batch
 
     @property
+    def value(self) -> Tensor:
+        """Upper less lower bound of every datum."""
+        return self.upper.value - self.lower.value
+
+    @property
+    def error(self) -> Tensor:
+        """Its standard error: the two runs share no draw."""
+        return torch.hypot(self.upper.error, self.lower.error)
+
+    @property
+    def doubts(self) -> Doubts:
+        """Those of either bound."""
+        return either(self.lower.doubts, self.upper.doubts)
+
+    def columns(self) -> dict[str, Tensor]:
+        """Both bounds of every datum, with their errors."""
+        return {
+            "lower": self.lower.value,
+            "lower_error": self.lower.error,
+            "upper": self.upper.value,
+            "upper_error": self.upper.error,
+        }
+
+    @property
     def width(self) -> Estimate:
         """Upper less lower bound, mean over data, with the error from their spread, in nats."""
         return stats.population_mean(self.upper.value - self.lower.value)
@@ -45,9 +70,9 @@ class Sandwich:
     def summary(self) -> str:
         """Says how far apart the bounds are, and the bounds."""
         return (
-            f"log p(y) of {len(self.lower.value)} simulated data is known to within "
-            f"{self.width:.3f} nats a datum on average\n"
-            f"lower: {self.lower.summary()}\nupper: {self.upper.summary()}"
+            f"lower: {self.lower.summary()}\nupper: {self.upper.summary()}\n"
+            f"log p(y) of {len(self)} simulated data is known to within {self.width:.3f} nats per "
+            f"datum on average; {self.trust()}"
         )
 
 

@@ -28,6 +28,7 @@ from .._types import Batch
 from ..data import row_seeds
 from ..guides import FitRows, Posterior
 from ..programs import Program, despite_nan
+from ..results import Doubt, with_rows
 from .annealing import Prior
 from .exact import ClosedForm, own_method
 from .fitted import Fitted, other_modes
@@ -42,7 +43,6 @@ _TOLERANCE = 1e-3  # nats a datum: below the error of any ELBO that it is held a
 _SECOND_STREAM = 0x51ED270B  # added to the seed: no draw is used twice
 _WITNESS_STREAM = 0x6A09E667
 _WITNESSES = 1000  # draws of the prior
-_SEVERAL = "its posterior has several modes, of which one proposal covers one"
 _MORE = 4.0  # standard errors by which they must find more
 
 
@@ -130,9 +130,10 @@ class Tightest:
             second = self._sampling(Defensive(self.prior_share))
             seed += _SECOND_STREAM
             again = second(program, fitted.rows(rows), part, seed=seed, progress=progress)
-            result = _with_rows(result, rows, again)
+            method = f"{result.method}, {len(rows)} of them with draws of the prior"
+            result = replace(with_rows(result, rows, again), method=method)
         several = other_modes(program, fitted, batch, FitRows())
-        return replace(result, doubts={**result.doubts, _SEVERAL: several})
+        return replace(result, doubts={**result.doubts, Doubt.SEVERAL_MODES: several})
 
     def _missed(
         self, program: Program, batch: Batch, result: LogMarginal, seed: int
@@ -169,18 +170,3 @@ def _in_closed_form(program: Program, posterior: Posterior, batch: Batch) -> Log
         return ClosedForm()(program, posterior, batch)
     except ValueError:
         return None
-
-
-def _with_rows(result: LogMarginal, rows: Tensor, other: LogMarginal) -> LogMarginal:
-    """Some of the data replaced."""
-    parts = {
-        name: getattr(result, name).index_copy(0, rows, getattr(other, name))
-        for name in ("value", "error", "ess", "pareto_k", "num_samples")
-    }
-    nobody = torch.zeros_like(result.reliable)
-    doubts = {
-        reason: mask.index_copy(0, rows, other.doubts.get(reason, nobody[rows]))
-        for reason, mask in result.doubts.items()
-    }
-    method = f"{result.method}, {len(rows)} of them with draws of the prior"
-    return replace(result, **parts, doubts=doubts, method=method)

@@ -21,7 +21,6 @@ from ..evidence import (
     LogMarginal,
     Tightest,
     best_of_family,
-    join,
     near,
     prepared,
     starts,
@@ -35,6 +34,7 @@ from ..guides import (
     RowFit,
 )
 from ..programs import Program
+from ..results import join
 from .results import FamilyGap, InferenceGap
 
 _EVIDENCE_STREAM = 0x632BE5AB  # added to the seed: log p(y) shares no draw with the ELBOs

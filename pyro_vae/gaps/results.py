@@ -1,9 +1,9 @@
 """What :func:`pyro_vae.inference_gap` returns: gaps per datum, that add up, with their errors."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float64
@@ -13,6 +13,7 @@ from torch.distributions import Normal
 from .. import stats
 from .._types import Estimate
 from ..evidence import LogMarginal
+from ..results import Doubt, Doubts, Mean, PerDatum, Result
 
 _FALSE_ALARM = 1e-3  # that some gap of a batch is called negative though none is
 WORST_SHARE = 0.08  # of the data, of which verdicts say what part of a gap they hold
@@ -30,8 +31,8 @@ class Parts(NamedTuple):
     amortization: Estimate
 
 
-@dataclass(frozen=True)
-class FamilyGap:
+@dataclass(frozen=True, repr=False)
+class FamilyGap(PerDatum):
     """What another family could do, per datum.
 
     Arguments:
@@ -46,9 +47,32 @@ class FamilyGap:
     gain: Estimate
     converged: Bool[Tensor, " batch"]
 
+    @property
+    def value(self) -> Tensor:
+        """The approximation gap of every datum."""
+        return self.approximation.value
 
-@dataclass(frozen=True)
-class InferenceGap:
+    @property
+    def error(self) -> Tensor:
+        """Its standard error."""
+        return self.approximation.error
+
+    @property
+    def doubts(self) -> Doubts:
+        """Data whose best member may not have been found."""
+        return {Doubt.FIT_STOPPED: ~self.converged}
+
+    def summary(self) -> str:
+        """The gap of the family, and by how much it is better than the guide's own."""
+        gain = Mean.over(self.gain, self.reliable)
+        return (
+            f"approximation gap {self.mean:.3f} nats per datum, {gain:.3f} less than that of the "
+            f"guide's family; {self.trust()}"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class InferenceGap(PerDatum):
     r"""Log p(y), two ELBOs, and the gaps between them; each `(batch,)`, in nats.
 
     Arguments:
@@ -87,6 +111,16 @@ class InferenceGap:
         )  # fmt: skip
 
     @property
+    def value(self) -> Tensor:
+        """The inference gap of every datum."""
+        return self.inference.value
+
+    @property
+    def error(self) -> Tensor:
+        """Its standard error."""
+        return self.inference.error
+
+    @property
     def total(self) -> Parts:
         """Sums over the batch, with Monte Carlo errors: data have draws of their own."""
         return Parts(*(stats.total(part) for part in self.parts))
@@ -94,7 +128,7 @@ class InferenceGap:
     @property
     def mean(self) -> Parts:
         """Means over the batch, with Monte Carlo errors: those of other draws on these data."""
-        return Parts(*(stats.mean_over_data(part) for part in self.parts))
+        return Parts(*(Mean.over(part, self.reliable) for part in self.parts))
 
     @property
     def population(self) -> Parts:
@@ -115,23 +149,31 @@ class InferenceGap:
         return self.fit_converged & ~self.suboptimal
 
     @property
-    def reliable(self) -> Bool[Tensor, " batch"]:
-        """Data of which every part can be trusted, for all that can be seen."""
-        too_high = _is_negative(self.inference, self.elbo.value)
-        too_high = too_high | _is_negative(self.approximation, self.elbo.value)
-        return self.log_marginal.reliable & self.converged & ~too_high
+    def doubts(self) -> Doubts:
+        """Those of log p(y), and what speaks against either gap."""
+        return {
+            **self.log_marginal.doubts,
+            Doubt.FIT_STOPPED: ~self.fit_converged,
+            Doubt.BEATEN: self.suboptimal,
+            Doubt.NEGATIVE_INFERENCE: _is_negative(self.inference, self.elbo.value),
+            Doubt.NEGATIVE_APPROXIMATION: _is_negative(self.approximation, self.elbo.value),
+        }
 
-    def why_not(self, row: int) -> list[str]:
-        """Reasons not to trust the gaps of a datum, in words; empty if there are none."""
-        reasons = self.log_marginal.why_not(row)
-        if not bool(self.fit_converged[row]):
-            reasons.append("the fit of q* was stopped before it was done")
-        if bool(self.suboptimal[row]):
-            reasons.append("the guide beats q*: it was not found, or is of a poorer family")
-        for name in ("inference", "approximation"):
-            if bool(_is_negative(getattr(self, name), self.elbo.value)[row]):
-                reasons.append(f"the {name} gap is negative: log p(y) is too low")
-        return reasons
+    def columns(self) -> dict[str, Tensor]:
+        """Every part of every datum with its error."""
+        return {
+            f"{name}{ending}": column
+            for name, part in self.parts._asdict().items()
+            for ending, column in zip(("", "_error"), part, strict=True)
+        }
+
+    def plot(self) -> Any:
+        """The two gaps, means over data, with their errors; needs matplotlib."""
+        from ..plots import plot_gaps
+
+        mean = self.mean
+        parts = {"approximation": mean.approximation, "amortization": mean.amortization}
+        return plot_gaps({"inference gap": parts})
 
     def worst(self, number: int) -> Tensor:
         """Rows with the largest amortization gaps, largest first."""
@@ -145,9 +187,9 @@ class InferenceGap:
     @property
     def verdict(self) -> str:
         """What inference costs here, and how far that can be trusted, in words."""
-        mean, bad = self.mean, int((~self.reliable).sum())
+        mean = self.mean
         said = [
-            f"Inference costs {mean.inference} nats a datum here: "
+            f"Inference costs {mean.inference} nats per datum here: "
             f"{mean.amortization} by amortization, "
             f"{mean.approximation} by the family."
         ]
@@ -156,14 +198,13 @@ class InferenceGap:
                 f"{self.concentration:.0%} of the amortization gap is on {WORST_SHARE:.0%} of "
                 "the data."
             )
-        trust = "All can be trusted" if bad == 0 else f"{bad} data cannot be trusted"
         lost = int((~self.converged).sum())
-        said.append(f"{trust}, of {len(self.reliable)}; the best q was not found for {lost}.")
+        said.append(f"Of these data, {self.trust()}; the best q was not found for {lost}.")
         return " ".join(said)
 
     def summary(self) -> str:
         """The table of means, with the errors of other draws and of other data, and the verdict."""
-        lines = [f"{'nats a datum':24}{'mean':>12}{'± draws':>12}{'± data':>12}"]
+        lines = [f"{'nats per datum':24}{'mean':>12}{'± draws':>12}{'± data':>12}"]
         many = len(self.reliable) > 1
         for name, part in self.mean._asdict().items():
             spread = float(getattr(self.population, name).error) if many else math.nan
@@ -197,7 +238,8 @@ def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor,
     return gap.value < -(limit.to(gap.error.device) * gap.error + rounding)
 
 
-class Generalization(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class Generalization(Result):
     """How much worse the data that were not trained on fare; means over data, nats a datum.
 
     The errors are those of other data and other draws, on both sides.
@@ -207,6 +249,19 @@ class Generalization(NamedTuple):
     inference: Estimate
     approximation: Estimate
     amortization: Estimate
+
+    def summary(self) -> str:
+        """The differences, one after the other."""
+        names = [entry.name for entry in fields(self)]
+        said = ", ".join(f"{_NAMES[name].strip()} {getattr(self, name)}" for name in names)
+        return f"held out less trained on, nats per datum: {said}"
+
+    def plot(self) -> Any:
+        """The differences with their errors; needs matplotlib."""
+        from ..plots import plot_comparison
+
+        named = {_NAMES[entry.name].strip(): getattr(self, entry.name) for entry in fields(self)}
+        return plot_comparison({"held out less trained on": named})
 
 
 def generalization(train: InferenceGap, held_out: InferenceGap) -> Generalization:
@@ -233,10 +288,14 @@ def generalization(train: InferenceGap, held_out: InferenceGap) -> Generalizatio
         | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018)
         | https://arxiv.org/abs/1801.03558
     """
-    difference: Callable[[str], Estimate] = lambda name: _difference(  # noqa: E731
-        getattr(held_out.population, name), getattr(train.population, name)
+    return Generalization(
+        *(
+            _difference(
+                getattr(held_out.population, part.name), getattr(train.population, part.name)
+            )
+            for part in fields(Generalization)
+        )
     )
-    return Generalization(*(difference(name) for name in Generalization._fields))
 
 
 def _difference(first: Estimate, second: Estimate) -> Estimate:

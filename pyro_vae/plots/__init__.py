@@ -33,6 +33,7 @@ from .latents import plot_latent_plane as plot_latent_plane
 from .learning import LearningCurve as LearningCurve
 from .learning import plot_learning_curves as plot_learning_curves
 from .pareto import plot_pareto_k as plot_pareto_k
+from .per_datum import plot_per_datum as plot_per_datum
 from .predictive import plot_predictive_check as plot_predictive_check
 from .queries import plot_conditional_density as plot_conditional_density
 from .queries import plot_dependence as plot_dependence

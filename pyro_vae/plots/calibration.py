@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Integer
 from numpy.typing import NDArray
 
-from ..diagnostics.calibration import rank_band
+from ..stats import rank_band
 from .drawing import (
     GUIDE_COLOURS,
     Array,

@@ -9,7 +9,8 @@ as a curve over one feature, the mixture of its densities given z under the post
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,11 +22,11 @@ from ..evidence import (
     Fitted,
     ImportanceSampling,
     LogMarginal,
-    join,
     log_marginal_likelihood,
 )
 from ..evidence.estimates import Estimator
 from ..programs import Program, as_batch, device_of
+from ..results import Doubts, PerDatum, either, join
 from .forward import drawn, features
 from .weighted import (
     WeightedDraws,
@@ -42,6 +43,7 @@ from .weighted import (
 _POINTS = 201  # of a grid that nobody chose
 _BEYOND = 0.1  # of the range of the draws, to either side
 _ENTRIES = 4_000_000  # densities at once: 32 MB in float64
+_CURVES = 5  # rows in a figure: more cannot be told apart
 _MOST_VALUES = 100  # of a feature that counts, to be shown one by one
 
 
@@ -203,9 +205,7 @@ def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) 
         return elsewhere.clone().index_put((rows,), part)
 
     zero, none = torch.zeros_like(both.value), torch.zeros_like(rows)
-    doubts = {reason: mask.clone() for reason, mask in both.doubts.items()}
-    for reason, mask in alone.doubts.items():
-        doubts[reason] = doubts.get(reason, none) | spread(mask, none)
+    denominator = {doubt: spread(mask, none) for doubt, mask in alone.doubts.items()}
     exact = both.bound is alone.bound is Bound.EXACT
     return replace(
         both,
@@ -216,12 +216,12 @@ def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) 
         num_samples=both.num_samples + spread(alone.num_samples, zero.long()),
         bound=Bound.EXACT if exact else Bound.TWO_SIDED,
         method=f"ratio of two by {both.method}",
-        doubts=doubts,
+        doubts=either(both.doubts, denominator),
     )
 
 
-@dataclass(frozen=True)
-class ConditionalDensity:
+@dataclass(frozen=True, repr=False)
+class ConditionalDensity(PerDatum):
     """Density of one feature given what was observed of each row.
 
     Arguments:
@@ -235,20 +235,51 @@ class ConditionalDensity:
     """
 
     column: str
-    grid: Float[Tensor, " points"]
+    grid: Float[Tensor, " points"] = field(metadata={"axis": None})
     density: Estimate
     evidence: LogMarginal
     given: str = ""
 
     @property
-    def reliable(self) -> Bool[Tensor, " rows"]:
-        """Which rows can be trusted, for all that their weights can show."""
-        return self.evidence.reliable
+    def value(self) -> Tensor:
+        """The curve of every row, `(rows, points)`."""
+        return self.density.value
+
+    @property
+    def error(self) -> Tensor:
+        """Its Monte Carlo error at every point."""
+        return self.density.error
+
+    @property
+    def doubts(self) -> Doubts:
+        """Those of the weights."""
+        return self.evidence.doubts
 
     @property
     def is_discrete(self) -> bool:
         """Whether the grid has nothing but whole numbers: the densities are then probabilities."""
         return bool((self.grid == self.grid.round()).all())
+
+    def summary(self) -> str:
+        """Of what, on which grid, and how far the curves can be trusted."""
+        low, high = float(self.grid.min()), float(self.grid.max())
+        why = f" ({self.reasons})" * bool(self.reasons)
+        trusted = f"{int(self.reliable.sum())} can be trusted{why}"
+        kind = "probabilities" if self.is_discrete else "density"
+        return (
+            f"{kind} of {self.column} from {low:.4g} to {high:.4g} given the rest of {len(self)} "
+            f"rows: {trusted}{', ' * bool(self.given)}{self.given}"
+        )
+
+    def plot(self) -> Any:
+        """The curves of the first rows with their errors; needs matplotlib."""
+        from ..plots import plot_conditional_density
+
+        shown = range(min(_CURVES, len(self)))
+        curves = {f"row {row}": (self.value[row], self.error[row]) for row in shown}
+        return plot_conditional_density(
+            self.grid, curves, name=self.column, discrete=self.is_discrete
+        )
 
 
 def conditional_density(

@@ -11,7 +11,7 @@ costs effective draws, which the result tells.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,51 +19,42 @@ from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import row_seeds
-from ..evidence import ImportanceSampling, LogMarginal, join
+from ..evidence import ImportanceSampling, LogMarginal
 from ..programs import Program
+from ..results import Doubts, PerDatum, join
 from .forward import drawn
 from .weighted import WeightedDraws, method_for, prepared_with_holes, weighted_draws, weighted_mean
 
 _STREAM = 0x165667B1  # added to the seed: what is drawn given z is not what drew z
 
 
-@dataclass(frozen=True)
-class Imputation:
+@dataclass(frozen=True, repr=False)
+class Imputation(PerDatum):
     """Data with their missing entries drawn, many times over.
 
     Arguments:
         draws: Completed data, `(samples, rows, *datum)`; observed entries are as they were.
-        mean: Mean of every entry given the observed ones, `(rows, *datum)`, with its Monte Carlo
-            error; of an observed entry itself, with none.
+        value: Mean of every entry given the observed ones, `(rows, *datum)`; of an observed entry
+            itself.
+        error: Its Monte Carlo error; 0 for an observed entry.
         sd: Standard deviation of every entry given the observed ones, with its Monte Carlo error;
             0 for an observed one.
         missing: Which entries were missing.
         ess: Effective sample size of each row's weights, `(rows,)`; nan where nothing is missing.
         pareto_k: Shape of their tail, `(rows,)`; nan where nothing is missing.
-        doubts: Reasons not to trust a row, in words, and the rows that they hold for.
+        doubts: Reasons not to trust a row, and the rows that they hold for.
         given: What all is conditional on, in words; empty if on nothing.
     """
 
-    draws: Float[Tensor, "samples rows *datum"]
-    mean: Estimate
+    draws: Float[Tensor, "samples rows *datum"] = field(metadata={"axis": 1})
+    value: Float[Tensor, "rows *datum"]
+    error: Float[Tensor, "rows *datum"]
     sd: Estimate
     missing: Bool[Tensor, "rows *datum"]
     ess: Float[Tensor, " rows"]
     pareto_k: Float[Tensor, " rows"]
-    doubts: Mapping[str, Bool[Tensor, " rows"]] = field(default_factory=dict)
+    doubts: Doubts = field(default_factory=dict)
     given: str = ""
-
-    @property
-    def reliable(self) -> Bool[Tensor, " rows"]:
-        """Which rows can be trusted, for all that their weights can show."""
-        doubted = torch.zeros_like(self.ess, dtype=torch.bool)
-        for mask in self.doubts.values():
-            doubted = doubted | mask
-        return ~doubted
-
-    def why_not(self, row: int) -> list[str]:
-        """Reasons not to trust a row, in words; empty if there are none."""
-        return [reason for reason, mask in self.doubts.items() if bool(mask[row])]
 
     def interval(self, level: float = 0.95) -> Float[Tensor, "ends rows *datum"]:
         """Lower and upper end of the central interval of every entry, by the draws.
@@ -83,18 +74,32 @@ class Imputation:
 
     def summary(self) -> str:
         """How much was missing, and how far what was drawn can be trusted."""
-        holes, bad = int(self.missing.sum()), int((~self.reliable).sum())
+        holes = int(self.missing.sum())
         rows = int(self.missing.flatten(1).any(dim=1).sum())
         share = holes / self.missing.numel()
-        reasons = [f"{reason}: {int(m.sum())}" for reason, m in self.doubts.items() if m.any()]
-        why = f" ({'; '.join(reasons)})" if reasons else ""
         worst = self.pareto_k[~self.pareto_k.isnan()]
         tail = f"; Pareto k at most {float(worst.max()):.2f}" if len(worst) else ""
         return (
-            f"{holes} missing entries ({share:.0%}) in {rows} of {len(self.ess)} rows, "
-            f"{len(self.draws)} draws each{tail}; {bad} rows cannot be trusted{why}"
+            f"{holes} missing entries ({share:.0%}) in {rows} of {len(self)} rows, "
+            f"{len(self.draws)} draws each{tail}; of the rows {self.trust()}"
             f"{', ' * bool(self.given)}{self.given}"
         )
+
+    def columns(self) -> dict[str, Tensor]:
+        """Mean and standard deviation of every entry, and what tells how far to trust them."""
+        return {
+            "mean": self.value,
+            "mean_error": self.error,
+            "sd": self.sd.value,
+            "ess": self.ess,
+            "pareto_k": self.pareto_k,
+        }
+
+    def plot(self) -> Any:
+        """Data with holes and what was drawn for them; needs matplotlib."""
+        from ..plots import plot_imputation
+
+        return plot_imputation(self.value.masked_fill(self.missing, torch.nan), self.draws)
 
 
 class _Filled(NamedTuple):
@@ -235,7 +240,8 @@ def _assembled(
     doubts = {reason: whole.index_put((rows,), mask) for reason, mask in evidence.doubts.items()}
     return Imputation(
         draws=draws.where(missing, known),
-        mean=Estimate(mean, error.where(missing, 0.0)),
+        value=mean,
+        error=error.where(missing, 0.0),
         sd=Estimate(sd.where(missing, 0.0), sd_error.where(missing, 0.0)),
         missing=missing,
         ess=ess,
@@ -250,5 +256,5 @@ def _complete(y: Tensor, num_samples: int, program: Program) -> Imputation:
     zero = torch.zeros_like(y, dtype=torch.float64)
     unknown = torch.full((len(y),), math.nan, dtype=torch.float64, device=y.device)
     draws = y.expand(num_samples, *y.shape).clone()
-    mean, sd = Estimate(y.double(), zero), Estimate(zero, zero)
-    return Imputation(draws, mean, sd, y.isnan(), unknown, unknown, {}, program.conditions)
+    known, sd = y.double(), Estimate(zero, zero)
+    return Imputation(draws, known, zero, sd, y.isnan(), unknown, unknown, {}, program.conditions)

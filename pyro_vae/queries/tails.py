@@ -11,9 +11,9 @@ also for estimates of log p(y) that are noisy or biased, which cost power and no
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +24,7 @@ from ..evidence import Fitted, ImportanceSampling, LogMarginal, prepared
 from ..evidence.estimates import Estimator
 from ..evidence.sandwich import in_turn
 from ..programs import as_batch, device_of, has_missing, simulate
+from ..results import Doubts, PerDatum
 from .forward import simulating
 from .weighted import guide_for, require_holes
 
@@ -110,23 +111,55 @@ def _check_rate(rate: float) -> None:
         raise ValueError(f"a rate is a share between 0 and 1, got {rate}")
 
 
-@dataclass(frozen=True)
-class Outliers:
+@dataclass(frozen=True, repr=False)
+class Outliers(PerDatum):
     """How far out each datum is.
 
     Arguments:
         tail_probability: Share of reference data as far out, `(batch,)`, with the error of having
             so many of them, and of estimating log p of the datum.
         log_p: Log density of every datum, with its error and how far to trust it.
-        reference: Log densities of the reference data, `(reference,)`, in nats; of those with
-            the same missing entries as each datum, `(reference, batch)`, where some are missing.
+        reference: Log densities of the reference data, `(reference, batch)`, in nats, scored with
+            the same entries missing as in each datum; all columns alike where none is missing.
         tail: Which data are far out.
     """
 
     tail_probability: Estimate
     log_p: LogMarginal
-    reference: Tensor
+    reference: Float[Tensor, "reference batch"] = field(metadata={"axis": 1})
     tail: Tail = Tail.LOW
+
+    @property
+    def value(self) -> Tensor:
+        """The tail probability of every datum."""
+        return self.tail_probability.value
+
+    @property
+    def error(self) -> Tensor:
+        """Its standard error."""
+        return self.tail_probability.error
+
+    @property
+    def doubts(self) -> Doubts:
+        """Those of log p, which cost power and not validity."""
+        return self.log_p.doubts
+
+    def columns(self) -> dict[str, Tensor]:
+        """Tail probability and log p of every datum, with errors, and whether it is flagged."""
+        return {
+            "tail_probability": self.value,
+            "tail_probability_error": self.error,
+            "log_p": self.log_p.value,
+            "log_p_error": self.log_p.error,
+            "flagged": self.flagged(),
+        }
+
+    def plot(self) -> Any:
+        """Log p beside that of the reference, and the tail probabilities; needs matplotlib."""
+        from ..plots import plot_outliers
+
+        reference = self.reference.unique(dim=1).flatten()  # once for each pattern of holes
+        return plot_outliers(self.log_p.value, self.value, reference, self.flagged())
 
     def flagged(self, control: Control | None = None) -> Bool[Tensor, " batch"]:
         """Data that are called outliers.
@@ -153,7 +186,7 @@ class Outliers:
             if beyond
             else ""
         )
-        bad = int((~self.log_p.reliable).sum())
+        bad = int((~self.reliable).sum())
         doubt = f"; log p of {bad} cannot be trusted, which costs power" if bad else ""
         return (
             f"{number} of {len(self.log_p.value)} data flagged as {self.tail.value} at {how}, "
@@ -234,9 +267,10 @@ def outliers(
     scored = score(batch)
     columns = [score(_with_holes(held, pattern)).value for pattern in patterns]
     reference_scores = torch.stack(columns, dim=1)
-    tails = _tails(scored, reference_scores[:, which], tail)
-    shown = reference_scores[:, 0] if len(patterns) == 1 else reference_scores[:, which]
-    return Outliers(tails, scored, shown, tail)
+    beside = reference_scores[:, :1].expand(-1, len(which))  # one pattern: no copy for each datum
+    if len(patterns) > 1:
+        beside = reference_scores[:, which]
+    return Outliers(_tails(scored, beside, tail), scored, beside, tail)
 
 
 def _default(guide: ProgramLike | None) -> Estimator:

@@ -1,0 +1,278 @@
+"""The contract of results: every one, by name, against all that the contract promises.
+
+A new result is one line in `PER_DATUM` or `OTHERS`.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae import evidence, gaps, queries
+from pyro_vae.results import Doubt, Mean, PerDatum, Result, join, with_rows
+
+VALUES = torch.tensor([-1.0, -2.0, -6.0], dtype=torch.float64)
+ERRORS = torch.tensor([0.3, 0.4, 1.2], dtype=torch.float64)
+LAST = torch.tensor([False, False, True])
+
+
+def log_marginal(shift: float = 0.0) -> evidence.LogMarginal:
+    """Of three data, the last of which is doubted."""
+    samples = torch.full((3,), 10)
+    doubts = {Doubt.HEAVY_TAIL: LAST, Doubt.SEVERAL_MODES: ~LAST & LAST}
+    return evidence.LogMarginal(
+        VALUES + shift, ERRORS, 2 + VALUES.exp(), ERRORS, samples, doubts=doubts, given="w = 1"
+    )
+
+
+def estimate(shift: float = 0.0) -> pv.Estimate:
+    """Of three data."""
+    return pv.Estimate(VALUES + shift, ERRORS)
+
+
+def inference_gap() -> gaps.InferenceGap:
+    """The ELBO is 3 below, 1 of it by the family."""
+    family = gaps.FamilyGap(estimate(-0.5), estimate(4.0), estimate(0.5), ~LAST)
+    zero = torch.zeros_like(VALUES)
+    return gaps.InferenceGap(
+        log_marginal(), estimate(-3.0), estimate(-1.0), pv.Estimate(zero + 1, ERRORS),
+        pv.Estimate(zero + 2, ERRORS), pv.Estimate(zero + 3, ERRORS), ~LAST, {"flow": family}, 10,
+    )  # fmt: skip
+
+
+def bound() -> evidence.EvidenceLowerBound:
+    """An ELBO; nothing speaks against it."""
+    return evidence.EvidenceLowerBound(estimate(), estimate(7.0), estimate(1.0), 10)
+
+
+def imputation() -> queries.Imputation:
+    """Three rows of two columns; the second is missing."""
+    y = torch.stack([VALUES, VALUES + 1], dim=1)
+    missing = torch.tensor([[False, True]] * 3)
+    noise = torch.arange(5.0).double().reshape(5, 1, 1) * missing
+    return queries.Imputation(
+        y + noise, y, missing * 0.5, pv.Estimate(missing * 1.0, missing * 0.1), missing, ERRORS,
+        ERRORS, {Doubt.HEAVY_TAIL: LAST},
+    )  # fmt: skip
+
+
+def curves() -> queries.ConditionalDensity:
+    """On four points."""
+    density = pv.Estimate(VALUES.exp()[:, None].expand(3, 4), ERRORS[:, None].expand(3, 4))
+    return queries.ConditionalDensity("height", torch.linspace(0, 1, 4), density, log_marginal())
+
+
+def outliers() -> queries.Outliers:
+    """Against nine reference data."""
+    tail = pv.Estimate(VALUES.exp(), ERRORS / 10)
+    return queries.Outliers(tail, log_marginal(), torch.linspace(-9, 0, 9)[:, None].expand(9, 3))
+
+
+def sandwich() -> evidence.Sandwich:
+    """Bounds one nat apart."""
+    upper = replace(log_marginal(1.0), bound=evidence.Bound.UPPER)
+    return evidence.Sandwich(log_marginal(), upper, (torch.zeros(3, 2),))
+
+
+PER_DATUM: dict[str, Callable[[], PerDatum]] = {
+    "log marginal": log_marginal,
+    "bound": bound,
+    "sandwich": sandwich,
+    "gap": inference_gap,
+    "family": lambda: inference_gap().families["flow"],
+    "imputation": imputation,
+    "curves": curves,
+    "outliers": outliers,
+}
+OTHERS: dict[str, Callable[[], Result]] = {
+    "evaluation": lambda: evidence.Evaluation(bound(), log_marginal()),
+    "generalization": lambda: gaps.generalization(inference_gap(), inference_gap()),
+}
+EVERY = {**PER_DATUM, **OTHERS}
+
+per_datum = pytest.mark.parametrize("make", PER_DATUM.values(), ids=PER_DATUM)
+every = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)
+
+
+@every
+def test_a_result_describes_itself(make: Callable[[], Result]) -> None:
+    """In words, in a line or two, and in a notebook without anything that HTML would swallow."""
+    result = make()
+    text, line, page = result.summary(), repr(result), result._repr_html_()
+    assert text.strip()
+    assert line.startswith(f"<{type(result).__name__}: ")
+    assert len(line.splitlines()) <= 2
+    assert "tensor(" not in text + line + page
+    assert page.startswith("<pre>")
+    assert page.endswith("</pre>")
+    assert "<" not in page[5:-6]
+
+
+@every
+def test_a_result_draws_itself(make: Callable[[], Result]) -> None:
+    """Whatever it draws, it draws something."""
+    import matplotlib.pyplot as plt
+
+    assert make().plot() is not None
+    assert any(figure.axes for figure in map(plt.figure, plt.get_fignums()))
+    plt.close("all")
+
+
+def counted(result: PerDatum) -> int:
+    """Data that some reason holds for."""
+    masks = [mask for mask in result.doubts.values() if mask.any()]
+    return int(torch.stack(masks).any(dim=0).sum()) if masks else 0
+
+
+@per_datum
+def test_doubts_are_masks_counts_and_words(make: Callable[[], PerDatum]) -> None:
+    """Reliable is what no reason holds for; the reasons of a row are those whose mask says so."""
+    result = make()
+    assert int((~result.reliable).sum()) == counted(result)
+    for row in range(3):
+        assert bool(result.reliable[row]) == (not result.why_not(row))
+    for doubt, count in result.doubt_counts.items():
+        assert isinstance(doubt, Doubt)
+        assert count == sum(doubt.value in result.why_not(row) for row in range(3)) > 0
+        assert f"{doubt.value}: {count}" in result.reasons
+
+
+@per_datum
+def test_rows_are_of_the_same_data(make: Callable[[], PerDatum]) -> None:
+    """By position, mask, slice and list; joined again they are the whole."""
+    result = make()
+    assert len(result) == 3
+    for rows in (torch.tensor([2]), LAST, slice(2, None), [2], 2, -1):
+        one = result[rows]
+        assert len(one) == 1
+        torch.testing.assert_close(one.value, result.value[2:], equal_nan=True)
+        torch.testing.assert_close(one.error, result.error[2:], equal_nan=True)
+        assert one.why_not(0) == result.why_not(2)
+    with pytest.raises(IndexError):
+        result[3]
+    whole = join([result[:1], result[1:]])
+    assert_same(whole, result)
+    reversed_ = result[[2, 1, 0]]
+    assert_same(with_rows(result, torch.tensor([0, 2]), reversed_[[0, 2]]), reversed_)
+
+
+def assert_same(one: PerDatum, other: PerDatum) -> None:
+    """Every column, and every doubt."""
+    for name, column in one.columns().items():
+        torch.testing.assert_close(column, other.columns()[name], equal_nan=True)
+    assert {d: m.tolist() for d, m in one.doubts.items()} == {
+        d: m.tolist() for d, m in other.doubts.items()
+    }
+
+
+@per_datum
+def test_a_frame_has_a_row_per_datum(make: Callable[[], PerDatum]) -> None:
+    """Its numbers are the result's, and it says whom not to trust."""
+    result = make()
+    frame = result.to_dataframe()
+    assert len(frame) == 3
+    assert frame["reliable"].tolist() == result.reliable.tolist()
+    assert frame["why_not"].tolist() == ["; ".join(result.why_not(row)) for row in range(3)]
+    for name, column in result.columns().items():
+        shown = [c for c in frame.columns if c == name or c.startswith(f"{name}[")]
+        torch.testing.assert_close(
+            torch.tensor(frame[shown].to_numpy()).reshape(column.shape).to(column), column
+        )
+
+
+@pytest.mark.parametrize("make", [log_marginal, sandwich, curves, outliers])
+def test_a_mean_leaves_out_nobody_in_silence(make: Callable[[], PerDatum]) -> None:
+    """It is over all data, with the error of all, and says what it is without the doubted one."""
+    result = make()
+    mean = result.mean
+    assert isinstance(mean, Mean)
+    torch.testing.assert_close(mean.value, result.value.mean(dim=0))
+    torch.testing.assert_close(mean.error, result.error.square().sum(dim=0).sqrt() / 3)
+    torch.testing.assert_close(mean.trusted.value, result.value[:2].mean(dim=0))
+    assert "1 of 3 data cannot be trusted" in repr(mean)
+    assert f"{mean.trusted} without them" in repr(mean)
+    assert "cannot be trusted" not in repr(result[:2].mean)
+    assert "cannot be trusted" not in f"{mean:.3f}"
+
+
+def test_every_part_of_a_gap_has_a_mean_that_says_so() -> None:
+    """Doubts of log p or of the fit hold for all parts."""
+    for part in inference_gap().mean:
+        assert isinstance(part, Mean)
+        assert part.num_doubted == 1
+
+
+def test_nobody_to_trust() -> None:
+    """The mean without the doubted data is no number, and is not printed as one."""
+    result = replace(log_marginal(), doubts={Doubt.NO_TAIL: ~LAST | LAST})
+    assert result.mean.trusted.value.isnan()
+    assert (
+        result.trust()
+        == "3 of 3 cannot be trusted (fewer than 30 draws have no tail to look at: 3)"
+    )
+
+
+def test_totals_add_up() -> None:
+    """Of what is in nats and independent over data."""
+    for result in (log_marginal(), bound()):
+        assert f"{result.total}" == "-9.0 ± 1.3"
+        assert float(result.total.value) == pytest.approx(-9.0)
+
+
+def test_joining_without_doubts() -> None:
+    """A part that has none of them, as one in closed form, holds nobody back."""
+    plain = replace(log_marginal(), doubts={})
+    for parts, expected in (
+        ([plain, log_marginal()], [False] * 5 + [True]),
+        ([log_marginal(), plain], [False] * 2 + [True] + [False] * 3),
+    ):
+        assert (~join(parts).reliable).tolist() == expected
+
+
+def test_replaced_rows_bring_their_doubts() -> None:
+    """Also those that the first result does not know."""
+    other = replace(log_marginal(), doubts={Doubt.NO_TAIL: LAST})
+    mended = with_rows(log_marginal(), torch.tensor([2]), other[2])
+    assert mended.why_not(2) == [Doubt.NO_TAIL.value]
+    assert mended.reliable.tolist() == [True, True, False]
+
+
+def test_a_frame_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pandas."""
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'pyro-vae\[data\]'"):
+        log_marginal().to_dataframe()
+
+
+def named(module: Any) -> set[str]:
+    """Public results of a module."""
+    return {
+        name
+        for name, entry in vars(module).items()
+        if isinstance(entry, type) and issubclass(entry, Result)
+    }
+
+
+def test_every_result_is_in_a_table() -> None:
+    """A result that is in neither would be tested by nobody."""
+    known = {type(make()).__name__ for make in EVERY.values()}
+    for module in (evidence, gaps, queries):
+        assert named(module) <= known, module.__name__
+
+
+def test_a_column_out_of_place_is_caught() -> None:
+    """The check of rows fails on a result whose rows are others'."""
+
+    class Wrong(evidence.LogMarginal):
+        def columns(self) -> dict[str, Tensor]:
+            return {**super().columns(), "log_p": self.value.flip(0)}
+
+    one = log_marginal()
+    wrong = Wrong(one.value, one.error, one.ess, one.pareto_k, one.num_samples)
+    with pytest.raises(AssertionError):
+        assert_same(wrong[:2], one[:2])
