@@ -13,7 +13,7 @@ from . import likelihoods, models, nets
 from .data import Binary, Categories, Columns, Count, Dataset, Kind, Ordered
 from .guides import Encoder, GlobalParameters, InferenceMap, LocalParameters
 from .likelihoods import Likelihood, Mixed, start_from
-from .nets.columns import ColumnInputs
+from .nets.inputs import ColumnInputs
 from .programs import forked_seed
 
 GUIDES = ("amortized", "per-datum", "global")

@@ -15,7 +15,7 @@ import pyro_vae as pv
 from pyro_vae import data, defaults, likelihoods
 from pyro_vae.cli import main
 from pyro_vae.data import Columns, Count, from_anndata, read_frame, read_table
-from pyro_vae.nets.columns import ColumnInputs
+from pyro_vae.nets.inputs import ColumnInputs
 from pyro_vae.registry import arguments_of
 from tests.helpers.statistics import assert_mean
 

@@ -211,7 +211,6 @@ def test_starts() -> None:
     shares = torch.tensor([0.5, 1 / 6, 0.5])
     expected = torch.cat([torch.tensor([2.0]), shares.log(), torch.tensor([7.75]).log()])
     torch.testing.assert_close(likelihood.start(y), expected)
-    assert likelihood.output_layer(4, 3, expected)(torch.zeros(2, 4)).shape == (2, 5)
 
 
 # ---------------------------------------------------------------------- what is refused

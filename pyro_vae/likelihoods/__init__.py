@@ -1,7 +1,7 @@
 """Likelihoods: from a decoder's output to p(y | z)."""
 
 from .base import Likelihood as Likelihood
-from .binary import Bernoulli as Bernoulli
+from .base import start_from as start_from
 from .codes import Categorical as Categorical
 from .codes import Ordinal as Ordinal
 from .counts import DecodedDispersion as DecodedDispersion
@@ -17,7 +17,7 @@ from .mixed import Mixed as Mixed
 from .real import LearnedDegrees as LearnedDegrees
 from .real import LogNormal as LogNormal
 from .real import StudentT as StudentT
-from .starting import start_from as start_from
+from .unit import Bernoulli as Bernoulli
 from .unit import Beta as Beta
 from .unit import ContinuousBernoulli as ContinuousBernoulli
 

@@ -4,15 +4,17 @@ A likelihood is a value: it turns the output for a row into independent distribu
 features of a datum, gives their means, and knows which data it can be asked about.
 """
 
-import math
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import pyro.distributions as dist
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from .._types import Distribution
 from ..programs import PartlyObserved
-from .starting import start_from
 
 
 class Likelihood(nn.Module):
@@ -78,19 +80,100 @@ class Likelihood(nn.Module):
         """
         return y.new_zeros(self.output_shape(tuple(y.shape[1:])))
 
-    def output_layer(
-        self, fan_in: int, shape: int | tuple[int, ...], start: Tensor | None = None
-    ) -> nn.Module:
-        """A last layer for a decoder of one's own: linear, from its features to what is needed.
 
-        Arguments:
-            fan_in: Features that go in.
-            shape: Shape of a datum, or its number of features.
-            start: Where the bias starts, as :meth:`start` gives it.
-        """
-        output = self.output_shape((shape,) if isinstance(shape, int) else tuple(shape))
-        linear = nn.Linear(fan_in, math.prod(output))
-        layer = nn.Sequential(linear, nn.Unflatten(1, output)) if len(output) > 1 else linear
-        if start is not None:
-            start_from(layer, start)
-        return layer
+class Features(dist.TorchDistribution):
+    """Independent features; a subclass defines `log_prob`, `sample` and `mean`.
+
+    Data are not validated here: `Likelihood.check` refuses them once, before training, with the
+    column's name.
+
+    Arguments:
+        parameters: Tensors that broadcast to the shape of a batch of data; their last `trailing`
+            dimensions, if any, are left alone.
+    """
+
+    trailing: ClassVar[int] = 0
+    values: ClassVar[constraints.Constraint] = constraints.real
+
+    def __init__(self, *parameters: Tensor) -> None:
+        self.parameters = torch.broadcast_tensors(*parameters)
+        shape = self.parameters[0].shape
+        super().__init__(shape[: len(shape) - self.trailing], validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """None: any number is a parameter."""
+        return {}
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the data are."""
+        return self.values
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Features":
+        """The same with more batch dimensions."""
+        keep = len(self.batch_shape)
+        return type(self)(
+            *(part.expand(*batch_shape, *part.shape[keep:]) for part in self.parameters)
+        )
+
+
+def start_from(decoder: nn.Module, start: Tensor) -> None:
+    """Sets the bias of a decoder's last linear layer, so that training starts from an output.
+
+    Arguments:
+        decoder: A module whose last linear layer gives its output, as that of
+            :class:`pyro_vae.nets.MLPDecoder` does.
+        start: That output for a datum, as `Likelihood.start` gives it.
+
+    Raises:
+        ValueError: If there is no such layer with a bias of that size.
+
+    Example:
+        >>> decoder, y = nn.Linear(2, 3), torch.tensor([[1.0, 2.0, 3.0], [1.0, float("nan"), 5.0]])
+        >>> from pyro_vae.likelihoods import Gaussian
+        >>> start_from(decoder, Gaussian().start(y))
+        >>> decoder.bias.tolist()
+        [1.0, 2.0, 4.0]
+    """
+    layers = [layer for layer in decoder.modules() if isinstance(layer, nn.Linear)]
+    bias = layers[-1].bias if layers else None
+    if bias is None or bias.numel() != start.numel():
+        found = "no linear layer" if bias is None else f"{bias.numel()} numbers"
+        raise ValueError(
+            f"the start has {start.numel()} numbers, so the decoder's last linear layer needs a "
+            f"bias of as many; found {found}: set the start where the decoder makes its output"
+        )
+    with torch.no_grad():
+        bias.copy_(start.flatten())
+
+
+def column_means(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
+    """Mean of the entries that were observed; 0 where there are none."""
+    return y.nanmean(dim=0).nan_to_num(nan=0.0)
+
+
+def column_spreads(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
+    """Standard deviation of the entries that were observed; 0 where there are none."""
+    return column_means((y - column_means(y)).square()).sqrt()
+
+
+def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
+    """Share of the observed entries at which `hits` is true, with half a hit and half a miss more.
+
+    So it is never 0 or 1, whose logits are infinite.
+    """
+    observed = ~y.isnan()
+    return ((hits & observed).sum(dim=0).to(y) + 0.5) / (observed.sum(dim=0).to(y) + 1)
+
+
+def inverse_of(
+    increasing: Callable[[Tensor], Tensor], value: Tensor, low: float, high: float
+) -> Tensor:
+    """Where an increasing function has this value, entry by entry, by bisection."""
+    lower, upper = torch.full_like(value, low), torch.full_like(value, high)
+    for _ in range(50):  # halvings: to rounding in float32, 1e-13 of the interval
+        middle = (lower + upper) / 2
+        below = increasing(middle) < value
+        lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
+    return (lower + upper) / 2

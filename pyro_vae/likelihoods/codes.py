@@ -10,10 +10,8 @@ from torch.nn.functional import logsigmoid
 
 from ..data import check_range
 from ..registry import registered
-from .base import Likelihood
-from .features import Features
+from .base import Features, Likelihood, column_means, column_shares, inverse_of
 from .special import soft_limit
-from .starting import column_means, column_shares, inverse_of
 
 _LOG_SPACING_LIMIT = 10.0  # two cut points are e^-10 to e^10 apart, beyond which they move slowly
 

@@ -27,11 +27,8 @@ from .._types import Distribution
 from ..data import check_range
 from ..programs import capturing
 from ..registry import registered
-from .base import Likelihood
-from .features import Features
-from .parameters import LOG_LIMIT, Learned, halves
-from .special import HALF_LOG_2_PI, soft_limit, stirling_error
-from .starting import column_means, column_shares, column_spreads
+from .base import Features, Likelihood, column_means, column_shares, column_spreads
+from .special import HALF_LOG_2_PI, LOG_LIMIT, Learned, halves, soft_limit, stirling_error
 
 _LOG_RATE_LIMIT = 30.0  # a count of 1e13
 

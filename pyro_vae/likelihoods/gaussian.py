@@ -11,9 +11,8 @@ from torch.nn.functional import softplus
 from .._types import Distribution
 from ..data import warn_constant_columns
 from ..registry import registered
-from .base import Likelihood
-from .parameters import halves
-from .starting import column_means, column_spreads
+from .base import Likelihood, column_means, column_spreads
+from .special import halves
 
 
 @registered()

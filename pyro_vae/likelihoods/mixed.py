@@ -15,7 +15,7 @@ from ..registry import arguments_of, is_registered, registered
 from .base import Likelihood
 from .codes import Ordinal
 from .gaussian import LearnedSigma
-from .parameters import Learned
+from .special import Learned
 
 _STACKED = (LearnedSigma, Learned, Ordinal)  # whose parameters of shape () may be one a feature
 

@@ -11,11 +11,9 @@ from torch import Tensor
 from .._types import Distribution
 from ..data import check_range
 from ..registry import registered
-from .features import Features
+from .base import Features, column_means
 from .gaussian import Sigma, WithSigma, start_of_sigma
-from .parameters import Learned
-from .special import log_gamma_half_step
-from .starting import column_means
+from .special import Learned, log_gamma_half_step
 
 
 @registered()

@@ -1,7 +1,8 @@
-"""Likelihoods of features between zero and one: grey levels, shares, rates."""
+"""Likelihoods of features between zero and one: bits, grey levels, shares, rates."""
 
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,11 +12,44 @@ from torch.nn.functional import logsigmoid
 from .._types import Distribution
 from ..data import check_range
 from ..registry import registered
-from .base import Likelihood
-from .features import Features
-from .parameters import halves
-from .special import HALF_LOG_2_PI, soft_limit, stirling_error
-from .starting import column_spreads, inverse_of
+from .base import Features, Likelihood, column_means, column_spreads, inverse_of
+from .special import HALF_LOG_2_PI, halves, soft_limit, stirling_error
+
+
+@registered()
+class Bernoulli(Likelihood):
+    r"""Bernoulli features, :math:`\log p(y \mid z) = \sum_d y_d \eta_d - \log(1 + e^{\eta_d})`.
+
+    The decoder gives the logits :math:`\eta`; probabilities from a sigmoid saturate in float32.
+    Data may be grey, in [0, 1], as is common for images, but the value is a log probability only
+    for binary data: state the binarization beside every number.
+
+    Example:
+        >>> import torch
+        >>> Bernoulli()(torch.zeros(3, 2)).log_prob(torch.ones(3, 2))
+        tensor([-1.3863, -1.3863, -1.3863])
+    """
+
+    def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
+        """Bernoulli distributions with these logits."""
+        # Validation would refuse grey values; `check` refuses what lies outside [0, 1].
+        return dist.Bernoulli(logits=output, validate_args=False)
+
+    def mean(
+        self, output: Float[Tensor, "batch *output"], *given: Tensor
+    ) -> Float[Tensor, "batch *datum"]:
+        """Probability of a one."""
+        return output.sigmoid()
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses values outside [0, 1]."""
+        check_range(y, low=0.0, high=1.0, likelihood="Bernoulli", names=names)
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """Logits of the means, drawn in by half a one and half a zero."""
+        observed = (~y.isnan()).sum(dim=0)
+        return ((column_means(y) * observed + 0.5) / (observed + 1)).logit()
+
 
 _NEAR = 0.5  # up to which the series below are exact to 1e-13
 _LOG_SINHC = (1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600)  # of a^2, a^4, ...

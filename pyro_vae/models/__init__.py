@@ -2,13 +2,11 @@
 
 from .base import Generative as Generative
 from .conditional import ConditionalVAE as ConditionalVAE
-from .conditionals import NormalGiven as NormalGiven
+from .conditional import NormalGiven as NormalGiven
 from .expectation_maximization import EMFit as EMFit
-from .hierarchical import HierarchicalVAE as HierarchicalVAE
 from .linear_gaussian import Diagonal as Diagonal
 from .linear_gaussian import Isotropic as Isotropic
 from .linear_gaussian import LinearGaussian as LinearGaussian
-from .mixture import MixtureVAE as MixtureVAE
 from .priors import FlowPrior as FlowPrior
 from .priors import MixtureOfNormals as MixtureOfNormals
 from .priors import Prior as Prior
@@ -17,6 +15,8 @@ from .priors import VampPrior as VampPrior
 from .sequential import SequentialVAE as SequentialVAE
 from .sequential import padded as padded
 from .vae import VAE as VAE
+from .vae import HierarchicalVAE as HierarchicalVAE
+from .vae import MixtureVAE as MixtureVAE
 
 __all__ = [
     "VAE",

@@ -12,7 +12,7 @@ from ..likelihoods import Likelihood
 from ..programs import PartlyObserved, evaluating, forked_seed
 from ..registry import registered
 from .base import Decoded, check_latents
-from .conditionals import as_normal, latents_of
+from .conditional import as_normal, latents_of
 from .densities import Unfolded
 from .priors import Prior, StandardNormal
 

@@ -1,14 +1,20 @@
-"""The generative half of a variational autoencoder."""
+"""Variational autoencoders: with one latent vector, with clusters, and with a ladder of layers."""
+
+import math
+from collections.abc import Sequence
 
 import pyro
+import pyro.distributions as dist
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .._types import Distribution
+from .._types import Distribution, Estimate
 from ..likelihoods import Likelihood
 from ..registry import registered
 from .base import Decoded, check_latents
-from .priors import Prior, StandardNormal
+from .conditional import as_normal, latents_of
+from .priors import MixtureOfNormals, Prior, StandardNormal
 
 
 @registered(prior="latent_prior")
@@ -67,3 +73,202 @@ class VAE(Decoded):
         """Samples z."""
         z: Tensor = pyro.sample("z", self.prior())
         return z
+
+
+@registered(spread="mixture.spread")
+class MixtureVAE(Decoded):
+    r"""A variational autoencoder whose data come in clusters, a Pyro program.
+
+    .. math:: c_n \sim \mathrm{Categorical}(\pi), \qquad
+        z_n \mid c_n \sim \mathcal{N}(\mu_{c_n}, \operatorname{diag} \sigma_{c_n}^2), \qquad
+        y_n \sim p_\theta(y \mid z_n)
+
+    The cluster is a discrete latent site `c`, which the library sums out exactly; guides hold z
+    alone. So p(y, z) is that of a :class:`VAE` with the prior :class:`MixtureOfNormals`, and the
+    cluster of a datum comes from Bayes' rule (:meth:`cluster_probabilities`, :meth:`clusters`).
+    Clusters have no order, and the likelihood does not know them: look at what they hold.
+
+    Arguments:
+        decoder: A module from `(batch, latents)` to what the likelihood needs a datum.
+        likelihood: From the decoder's output to p(y | z).
+        latent_dim: Entries of z.
+        components: Number of clusters.
+        spread: Standard deviation with which the clusters' means are drawn at first.
+
+    Raises:
+        ValueError: If there is no cluster, or the decoder cannot take the latents; when called,
+            if a datum does not have the shape that the decoder gives.
+
+    References:
+        | Variational Deep Embedding: An Unsupervised and Generative Approach to Clustering
+          (Jiang et al., 2017)
+        | https://arxiv.org/abs/1611.05148
+
+    Example:
+        >>> from pyro_vae import likelihoods
+        >>> model = MixtureVAE(nn.Linear(2, 3), likelihoods.Bernoulli(), latent_dim=2, components=4)
+        >>> model.cluster_probabilities(torch.zeros(10, 5, 2)).shape
+        torch.Size([10, 5, 4])
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        latent_dim: int,
+        components: int,
+        *,
+        spread: float = 1.0,
+    ) -> None:
+        super().__init__(decoder, likelihood)
+        check_latents(latent_dim)
+        self.latent_dim, self.components = latent_dim, components
+        self.mixture = MixtureOfNormals(components, latent_dim, spread=spread)
+        self._check_decoder(latent_dim)
+        self.mixture.setup(self.zero.expand(latent_dim))
+
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+        """Samples the cluster and z."""
+        mixture = self.mixture
+        c = pyro.sample("c", dist.Categorical(logits=mixture.log_shares()))
+        normal = dist.Normal(mixture.loc[c], mixture.log_scale[c].exp()).to_event(1)
+        z: Tensor = pyro.sample("z", normal)
+        return z
+
+    @torch.no_grad()
+    def cluster_probabilities(
+        self, z: Float[Tensor, "*draws latents"]
+    ) -> Float[Tensor, "*draws components"]:
+        """p(c | z), exact: given z the data say nothing more of the cluster."""
+        log_joint = self.mixture.normals().log_prob(z.unsqueeze(-2)) + self.mixture.log_shares()
+        return log_joint.softmax(dim=-1)
+
+    def clusters(
+        self,
+        draws: Float[Tensor, "draws batch latents"],
+        log_weights: Float[Tensor, "draws batch"] | None = None,
+    ) -> Estimate:
+        r"""p(c | y) of every datum, from draws of z.
+
+        .. math:: p(c \mid y_n) = \mathbb{E}_{p(z \mid y_n)} \, p(c \mid z)
+
+        Arguments:
+            draws: Draws from a guide, `guide.sample(y, num_samples)`. Without weights the answer
+                is that of the guide in place of the posterior.
+            log_weights: Their log importance weights, which make up for the difference.
+
+        Returns:
+            Probabilities and standard errors, each `(batch, components)`; the errors are of the
+            draws alone, and those with weights hold as far as a weighted average's do.
+
+        Raises:
+            ValueError: If there are fewer than two draws.
+        """
+        if len(draws) < 2:
+            raise ValueError(f"a standard error needs at least 2 draws, got {len(draws)}")
+        probabilities = self.cluster_probabilities(draws)
+        if log_weights is None:
+            error = probabilities.std(dim=0) / math.sqrt(len(draws))
+            return Estimate(probabilities.mean(dim=0), error)
+        shares = log_weights.softmax(dim=0).to(probabilities).unsqueeze(-1)
+        value = (shares * probabilities).sum(dim=0)
+        spread = (shares.square() * (probabilities - value).square()).sum(dim=0)
+        return Estimate(value, spread.sqrt())
+
+
+@registered(latent_dim="top_dim", prior="latent_prior")
+class HierarchicalVAE(Decoded):
+    r"""A variational autoencoder with a ladder of latent layers, a Pyro program.
+
+    .. math:: z_L \sim p(z_L), \qquad
+        z_l \mid z_{l+1} \sim \mathcal{N}(\mu_l(z_{l+1}), \sigma_l(z_{l+1})^2), \qquad
+        y \sim p_\theta(y \mid z_1)
+
+    The sites are `z_L`, ..., `z_1` in this order, and flat vectors hold them so: the top first.
+
+    Arguments:
+        decoder: A module from `z_1`, `(batch, latents)`, to what the likelihood needs a datum.
+        likelihood: From the decoder's output to p(y | z_1).
+        latent_dim: Entries of the top layer, `z_L`.
+        layers: From the top down, what gives `z_{L-1}`, ..., `z_1` from the layer above: a
+            :class:`NormalGiven`, or a net that gives two numbers for each latent, its mean and
+            what becomes its standard deviation.
+        prior: The prior of the top layer; standard normal by default.
+
+    Raises:
+        ValueError: If there is no layer below the top, or one cannot take the layer above; when
+            called, if a datum does not have the shape that the decoder gives.
+
+    References:
+        | Stochastic Backpropagation and Approximate Inference in Deep Generative Models
+          (Rezende, Mohamed & Wierstra, 2014)
+        | https://arxiv.org/abs/1401.4082
+        | Ladder Variational Autoencoders (Sonderby et al., 2016)
+        | https://arxiv.org/abs/1602.02282
+
+    Example:
+        >>> from pyro_vae import likelihoods
+        >>> from pyro_vae.models import NormalGiven
+        >>> layers = [NormalGiven(nn.Linear(1, 2), sigma=0.5)]
+        >>> model = HierarchicalVAE(nn.Linear(2, 3), likelihoods.Gaussian(), 1, layers)
+        >>> {name: part.shape for name, part in model.split(torch.zeros(4, 3)).items()}
+        {'z_2': torch.Size([4, 1]), 'z_1': torch.Size([4, 2])}
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        latent_dim: int,
+        layers: Sequence[nn.Module],
+        prior: Prior | None = None,
+    ) -> None:
+        super().__init__(decoder, likelihood)
+        check_latents(latent_dim)
+        if not layers:
+            raise ValueError("a ladder has at least one layer below the top, got none; use a VAE")
+        self.layers = nn.ModuleList(map(as_normal, layers))
+        self.latent_prior = StandardNormal() if prior is None else prior
+        self.top_dim = latent_dim
+        self.sizes = (latent_dim, *self._sizes_below(latent_dim))
+        self.latent_dim = sum(self.sizes)
+        self._check_decoder(self.sizes[-1])
+        self.latent_prior.setup(self.zero.expand(latent_dim))
+
+    def _sizes_below(self, latents: int) -> list[int]:
+        sizes: list[int] = []
+        for layer in self.layers:
+            latents = latents_of(layer, self.zero.new_zeros(2, latents))  # type: ignore[arg-type]
+            sizes.append(latents)
+        return sizes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the latent sites, from the top down."""
+        return tuple(f"z_{level}" for level in range(len(self.sizes), 0, -1))
+
+    def split(self, z: Float[Tensor, "*draws latents"]) -> dict[str, Tensor]:
+        """The layers in flat latents, by the name of their site."""
+        return dict(zip(self.names, z.split(self.sizes, dim=-1), strict=True))
+
+    def prior(self) -> Distribution:
+        """p(z_L), over a vector."""
+        return self.latent_prior(self.zero.expand(self.sizes[0]))
+
+    def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
+        """Samples all layers from the top down."""
+        top, *below = self.names
+        z: list[Tensor] = [pyro.sample(top, self.prior())]
+        for name, layer in zip(below, self.layers, strict=True):
+            z.append(pyro.sample(name, layer(z[-1])))
+        return torch.cat(z, dim=-1)
+
+    def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
+        """p(y | z_1) of every row."""
+        return super().conditional(z[..., -self.sizes[-1] :], *given)
+
+    def expectation(
+        self, z: Float[Tensor, "rows latents"], *given: Tensor
+    ) -> Float[Tensor, "rows *datum"]:
+        """Mean of p(y | z_1) of every row."""
+        return super().expectation(z[..., -self.sizes[-1] :], *given)

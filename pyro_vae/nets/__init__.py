@@ -5,19 +5,19 @@ linear layer of the size the family needs on top, so one encoder serves every fa
 give `outputs` numbers a feature, as many as the likelihood asks for.
 """
 
-from .columns import ColumnInputs as ColumnInputs
 from .convolutional import ConvDecoder as ConvDecoder
 from .convolutional import ConvEncoder as ConvEncoder
+from .dense import Activation as Activation
 from .dense import MLPDecoder as MLPDecoder
 from .dense import MLPEncoder as MLPEncoder
+from .dense import ResidualBlock as ResidualBlock
+from .dense import ResidualDecoder as ResidualDecoder
+from .dense import ResidualEncoder as ResidualEncoder
+from .dense import activations as activations
+from .inputs import ColumnInputs as ColumnInputs
 from .inputs import Concatenated as Concatenated
 from .inputs import MissingIndicator as MissingIndicator
-from .layers import Activation as Activation
-from .layers import activations as activations
 from .recurrent import GRUEncoder as GRUEncoder
-from .residual import ResidualBlock as ResidualBlock
-from .residual import ResidualDecoder as ResidualDecoder
-from .residual import ResidualEncoder as ResidualEncoder
 
 __all__ = [
     "Activation",

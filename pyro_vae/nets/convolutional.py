@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..registry import registered
-from .layers import Activation, check_width
+from .dense import Activation, check_width
 
 
 @registered()

@@ -1,13 +1,41 @@
-"""Fully connected networks."""
+"""Fully connected networks, plain and with blocks that add to what they are given."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..registry import registered
-from .layers import Activation, check_width, dense_layers
+
+Activation = type[nn.Module]
+
+
+def activations() -> dict[str, Activation]:
+    """Activations that a saved network may name."""
+    names = ("ELU", "GELU", "LeakyReLU", "ReLU", "SiLU", "Sigmoid", "Softplus", "Tanh")
+    return {name: getattr(torch.nn, name) for name in names}
+
+
+def dense_layers(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
+    """Linear layers of these sizes, each followed by the activation."""
+    layers = [
+        layer
+        for fan_in, fan_out in itertools.pairwise(sizes)
+        for layer in (nn.Linear(fan_in, fan_out), activation())
+    ]
+    return nn.Sequential(*layers)
+
+
+def check_width(name: str, flat: Tensor, expected: int, shape: tuple[int, ...]) -> None:
+    """Refuses rows of another width."""
+    if flat.shape[-1] != expected:
+        raise ValueError(
+            f"{name} was made for {expected} numbers a row, got {flat.shape[-1]} "
+            f"(input of shape {shape}, rows first)"
+        )
 
 
 @registered()
@@ -86,3 +114,120 @@ class MLPDecoder(nn.Module):
         check_width("MLPDecoder", z, self.latents, tuple(z.shape))
         output: Tensor = self.layers(z)
         return output.view(len(z), self.outputs * self.shape[0], *self.shape[1:])
+
+
+@registered()
+class ResidualBlock(nn.Module):
+    r"""Two dense layers that add to their input, :math:`h + W_2 \, a(W_1 \, a(h))`.
+
+    Biases aside. Its last layer starts at zero, so that a fresh block is the identity.
+
+    Arguments:
+        width: Numbers in, and out.
+        activation: Class of the activation, :math:`a`.
+
+    References:
+        | Identity Mappings in Deep Residual Networks (He et al., 2016)
+        | https://arxiv.org/abs/1603.05027
+    """
+
+    def __init__(self, width: int, activation: Activation = nn.ELU) -> None:
+        super().__init__()
+        last = nn.Linear(width, width)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.width, self.activation = width, activation
+        self.layers = nn.Sequential(activation(), nn.Linear(width, width), activation(), last)
+
+    def forward(self, h: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """The input, and what the layers add to it."""
+        added: Tensor = self.layers(h)
+        return h + added
+
+
+@registered()
+class ResidualEncoder(nn.Module):
+    """Trunk of residual blocks, from the flattened datum to `width` features.
+
+    Arguments:
+        features: Numbers a datum.
+        width: Width of the blocks.
+        blocks: Number of blocks.
+        activation: Class of the activation.
+
+    Raises:
+        ValueError: If there is no block, or, when called, if a datum has another size.
+
+    Example:
+        >>> import torch
+        >>> ResidualEncoder(784, width=50, blocks=3)(torch.zeros(5, 28, 28)).shape
+        torch.Size([5, 50])
+    """
+
+    def __init__(
+        self, features: int, width: int = 200, blocks: int = 2, activation: Activation = nn.ELU
+    ) -> None:
+        super().__init__()
+        self.features, self.width, self.blocks = features, width, blocks
+        self.activation, self.num_features = activation, width
+        first = nn.Linear(features, width)
+        self.layers = nn.Sequential(first, *_blocks(width, blocks, activation), activation())
+
+    def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
+        """Features of each datum."""
+        flat = y.flatten(start_dim=1)
+        check_width("ResidualEncoder", flat, self.features, tuple(y.shape))
+        features: Tensor = self.layers(flat)
+        return features
+
+
+@registered()
+class ResidualDecoder(nn.Module):
+    """Decoder of residual blocks, from the latents to `outputs` numbers a feature.
+
+    Arguments:
+        latents: Entries of z.
+        shape: Shape of a datum, or its number of features.
+        width: Width of the blocks.
+        blocks: Number of blocks.
+        outputs: Numbers a feature, stacked along the first axis of the datum.
+        activation: Class of the activation.
+
+    Raises:
+        ValueError: If there is no block, or, when called, if there are other latents.
+
+    Example:
+        >>> import torch
+        >>> ResidualDecoder(2, shape=(28, 28), width=50)(torch.zeros(5, 2)).shape
+        torch.Size([5, 28, 28])
+    """
+
+    def __init__(
+        self,
+        latents: int,
+        shape: int | Sequence[int],
+        width: int = 200,
+        blocks: int = 2,
+        *,
+        outputs: int = 1,
+        activation: Activation = nn.ELU,
+    ) -> None:
+        super().__init__()
+        self.latents, self.width, self.blocks, self.outputs = latents, width, blocks, outputs
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.activation = activation
+        last = nn.Linear(width, outputs * math.prod(self.shape))
+        inner = _blocks(width, blocks, activation)
+        self.layers = nn.Sequential(nn.Linear(latents, width), *inner, activation(), last)
+
+    def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
+        """What the likelihood needs, for each z."""
+        check_width("ResidualDecoder", z, self.latents, tuple(z.shape))
+        output: Tensor = self.layers(z)
+        return output.view(len(z), self.outputs * self.shape[0], *self.shape[1:])
+
+
+def _blocks(width: int, blocks: int, activation: Activation) -> list[ResidualBlock]:
+    if blocks < 1:
+        raise ValueError(f"a residual network needs at least one block, got {blocks}")
+    return [ResidualBlock(width, activation) for _ in range(blocks)]
