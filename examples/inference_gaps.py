@@ -23,7 +23,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.gaps import InferenceGap, generalization
 from pyro_vae.guides import Family
-from pyro_vae.plots.gaps import plot_gap_shares, plot_gaps
+from pyro_vae.plots.estimates import plot_gap_shares, plot_gaps
 
 LATENTS = 8
 FAMILIES: dict[str, Family] = {"mean-field": pv.DiagonalNormal(), "full rank": pv.FullRankNormal()}

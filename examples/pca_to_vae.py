@@ -28,7 +28,7 @@ import pyro_vae as pv
 from pyro_vae.evidence import LogMarginal
 from pyro_vae.gaps import InferenceGap
 from pyro_vae.models import Diagonal, LinearGaussian
-from pyro_vae.plots.gaps import plot_gaps
+from pyro_vae.plots.estimates import plot_gaps
 
 FEATURES, FLOOR = 30, 0.05  # no measurement is taken to be finer than a twentieth of its sd
 Pair = tuple[pv.models.Generative, pv.Guide]

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import pyro_vae as pv
 from pyro_vae.diagnostics.rates import Curve, RateDistortion, rate_distortion
-from pyro_vae.plots.rates import plot_rate_distortion
+from pyro_vae.plots.learning import plot_rate_distortion
 
 BETAS = (0.2, 0.5, 1, 1.5, 2, 3, 5)
 LATENTS = 8

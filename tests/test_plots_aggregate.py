@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pyro_vae.plots.aggregate import (
+from pyro_vae.plots.latents import (
     plot_aggregated_marginals,
     plot_aggregated_plane,
     plot_collapse,

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from pyro_vae.plots.calibration import plot_rank_ecdf, plot_rank_histograms
-from pyro_vae.plots.gradients import plot_signal_to_noise
+from pyro_vae.plots.checks import plot_rank_ecdf, plot_rank_histograms
+from pyro_vae.plots.learning import plot_signal_to_noise
 from pyro_vae.stats import rank_band, rank_p_value
 
 

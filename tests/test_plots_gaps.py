@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pyro_vae._types import Estimate
-from pyro_vae.plots.gaps import plot_gap_shares, plot_gaps
+from pyro_vae.plots.estimates import plot_gap_shares, plot_gaps
 
 PARTS: Any = {
     "encoder": {

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pyro_vae.plots.rates import plot_rate_distortion
+from pyro_vae.plots.learning import plot_rate_distortion
 
 BETAS = torch.tensor([0.5, 1.0, 4.0, 8.0])
 RATE = np.array([6.0, 3.0, 0.01, 0.0])

@@ -21,7 +21,7 @@ from pyro_vae.diagnostics.predictive import (
     tail_share,
 )
 from pyro_vae.diagnostics.statistics import default_statistics
-from pyro_vae.plots.predictive import plot_predictive_check
+from pyro_vae.plots.checks import plot_predictive_check
 from pyro_vae.programs import Program
 from tests.helpers.factor_analysis import exact_guide, model_of, prior_guide
 from tests.helpers.statistics import FACTS, FactorAnalysis, assert_coverage, assert_mean

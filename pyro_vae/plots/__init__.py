@@ -20,27 +20,27 @@ A guide has the same colour and marker in each figure where it stands at the sam
 mapping. The colours can be told apart by colour-blind readers, the markers in grey print.
 """
 
-from .aggregate import plot_aggregated_marginals as plot_aggregated_marginals
-from .aggregate import plot_aggregated_plane as plot_aggregated_plane
-from .aggregate import plot_collapse as plot_collapse
-from .calibration import plot_rank_ecdf as plot_rank_ecdf
-from .calibration import plot_rank_histograms as plot_rank_histograms
-from .comparison import plot_comparison as plot_comparison
-from .gaps import plot_gap_shares as plot_gap_shares
-from .gaps import plot_gaps as plot_gaps
-from .gradients import plot_signal_to_noise as plot_signal_to_noise
+from .checks import plot_pareto_k as plot_pareto_k
+from .checks import plot_predictive_check as plot_predictive_check
+from .checks import plot_rank_ecdf as plot_rank_ecdf
+from .checks import plot_rank_histograms as plot_rank_histograms
+from .estimates import plot_comparison as plot_comparison
+from .estimates import plot_gap_shares as plot_gap_shares
+from .estimates import plot_gaps as plot_gaps
+from .estimates import plot_per_datum as plot_per_datum
+from .latents import plot_aggregated_marginals as plot_aggregated_marginals
+from .latents import plot_aggregated_plane as plot_aggregated_plane
+from .latents import plot_collapse as plot_collapse
 from .latents import plot_latent_plane as plot_latent_plane
 from .learning import LearningCurve as LearningCurve
 from .learning import plot_learning_curves as plot_learning_curves
-from .pareto import plot_pareto_k as plot_pareto_k
-from .per_datum import plot_per_datum as plot_per_datum
-from .predictive import plot_predictive_check as plot_predictive_check
+from .learning import plot_rate_distortion as plot_rate_distortion
+from .learning import plot_signal_to_noise as plot_signal_to_noise
 from .queries import plot_conditional_density as plot_conditional_density
 from .queries import plot_dependence as plot_dependence
 from .queries import plot_imputation as plot_imputation
 from .queries import plot_outliers as plot_outliers
 from .queries import plot_traversal as plot_traversal
-from .rates import plot_rate_distortion as plot_rate_distortion
 from .reconstructions import plot_data as plot_data
 from .reconstructions import plot_reconstructions as plot_reconstructions
 
@@ -60,6 +60,7 @@ __all__ = [
     "plot_learning_curves",
     "plot_outliers",
     "plot_pareto_k",
+    "plot_per_datum",
     "plot_predictive_check",
     "plot_rank_ecdf",
     "plot_rank_histograms",

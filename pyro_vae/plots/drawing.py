@@ -88,6 +88,37 @@ def axes_or_new(ax: "Axes | None", size: tuple[float, float]) -> "Axes":
     return figure_or_new(None, size).subplots() if ax is None else ax
 
 
+def panels(
+    figure: "Figure | SubFigure | None",
+    number: int,
+    size: tuple[float, float],
+    *,
+    narrowest: float = 0.0,
+    sharex: bool = False,
+    sharey: bool = False,
+) -> list["Axes"]:
+    """So many axes in rows of at most four, of fewer where the figure given is narrow.
+
+    Arguments:
+        figure: Where to draw; a new figure by default.
+        number: How many axes.
+        size: Inches of each, and half an inch of the figure around them.
+        narrowest: Inches that still have room for the words of a panel.
+        sharex: Whether all have one horizontal axis.
+        sharey: Whether all have one vertical axis.
+    """
+    columns = min(number, 4)
+    width, height = 0.6 + size[0] * columns, 0.7 + size[1] * -(-number // columns)
+    figure = figure_or_new(figure, (width, height))
+    if narrowest:
+        columns = max(1, min(columns, int(inches_wide(figure) / narrowest)))
+    shape = (-(-number // columns), columns)
+    grid = figure.subplots(*shape, squeeze=False, sharex=sharex, sharey=sharey).ravel()
+    for spare in grid[number:]:
+        spare.set_axis_off()
+    return list(grid[:number])
+
+
 def without_box(ax: "Axes") -> "Axes":
     """Takes away the lines at the top and the right."""
     ax.spines[["top", "right"]].set_visible(False)

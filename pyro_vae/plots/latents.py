@@ -1,23 +1,30 @@
-"""Posterior means in a latent space of two dimensions."""
+"""The latent space: the plane of two latents, and the aggregated posterior."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Real, Shaped
 from numpy.typing import NDArray
 
+from ..formatting import plus_minus
 from .drawing import (
     CATEGORY_COLOURS,
     GUIDE_COLOURS,
+    MARKERS,
     Array,
     as_numpy,
     at_least_one,
+    axes_or_new,
     figure_or_new,
     finite_span,
     fitting_columns,
     inches_wide,
+    legend_above,
+    panels,
     style,
+    with_minus,
+    without_box,
 )
 
 if TYPE_CHECKING:
@@ -135,3 +142,269 @@ def _explain_colours(figure: "Figure | SubFigure", axes: NDArray[Any]) -> None:
     )
     if axes[0].collections[0].get_array() is not None:
         figure.colorbar(axes[0].collections[0], ax=list(axes), label="label")
+
+
+_BINS = 30
+_GRID = 80  # points a side of the plane that contours are drawn from
+_KERNELS = 2000  # draws that a density is smoothed from; more are slow and look the same
+_OUTER = 0.995  # of the draws are within the axes: one far outlier must not set the scale
+
+
+def plot_aggregated_marginals(
+    aggregate: Real[Array, "..."],
+    prior: Real[Array, "..."],
+    mismatch: tuple[Array, Array] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    figure: "Figure | SubFigure | None" = None,
+) -> NDArray[Any]:
+    """Draws histograms of the aggregated posterior over those of the prior, one panel a latent.
+
+    Where the prior has mass and the aggregated posterior has none, the model generates from what
+    it has not learnt; where it is the other way around, it never generates what it has.
+
+    Arguments:
+        aggregate: Draws of q(z), one a datum, `(draws, latents)`; any number of them.
+        prior: Draws of p(z), `(draws, latents)`.
+        mismatch: Divergence of each latent and its error, `(latents,)` each, in nats, as
+            `marginal_divergences` returns them: written over the panels.
+        names: Names of the latents; numbers from 0 unless given.
+        figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
+
+    Returns:
+        The axes, `(latents,)`.
+
+    Raises:
+        ValueError: If the arrays are not draws of the same latents.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> rng = np.random.default_rng(0)
+        >>> draws = rng.normal(size=(2, 50, 3))
+        >>> axes = plot_aggregated_marginals(draws[0] / 2, draws[1], figure=Figure())
+        >>> [ax.get_xlabel() for ax in axes]
+        ['latent 0', 'latent 1', 'latent 2']
+    """
+    draws, base = _same_latents(aggregate, prior)
+    latents = draws.shape[1]
+    axes = panels(figure, latents, (1.6, 1.4), sharey=True)
+    for latent, (ax, name) in enumerate(zip(axes, _names(names, latents), strict=True)):
+        _draw_marginal(ax, draws[:, latent], base[:, latent])
+        ax.set_xlabel(name, fontsize="small")
+        if mismatch is not None:
+            value, error = (float(as_numpy(part)[latent]) for part in mismatch)
+            ax.set_title(with_minus(f"{plus_minus(value, error, '.3f')} nats"), fontsize="small")
+    for ax in axes:
+        place = ax.get_subplotspec()
+        if place is not None and place.is_first_col():
+            ax.set_ylabel("density", fontsize="small")
+    _legend_over(axes[0].figure, axes[0].get_legend_handles_labels()[0])
+    return np.array(axes)
+
+
+def _draw_marginal(ax: "Axes", draws: NDArray[Any], prior: NDArray[Any]) -> None:
+    edges = np.linspace(*_limits(np.concatenate([draws, prior])), _BINS + 1)
+    how: dict[str, Any] = {"bins": edges, "density": True}
+    ax.hist(prior, color="0.8", label="prior", **how)
+    ax.hist(
+        draws,
+        histtype="step",
+        color=GUIDE_COLOURS[0],
+        linewidth=1.3,
+        label="aggregated posterior q(z)",
+        **how,
+    )
+    without_box(ax).tick_params(labelsize="x-small")
+
+
+def plot_aggregated_plane(
+    aggregate: Real[Array, "..."],
+    prior: Real[Array, "..."],
+    *,
+    names: Sequence[str] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Scatters draws of the aggregated posterior of two latents over contours of the prior.
+
+    The contours hold 50% and 95% of the prior's draws, by a kernel density estimate. If q(z) were
+    the prior, as many of its dots would lie within; the legend counts them.
+
+    Arguments:
+        aggregate: Draws of q(z), `(draws, 2)`: of more latents pass the two that are to be seen.
+        prior: Draws of p(z), `(draws, 2)`, at least ten of them; any prior will do.
+        names: Names of the two latents.
+        ax: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If the latents are not two, or there are too few draws for a density.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> draws = np.random.default_rng(0).normal(size=(2, 500, 2))
+        >>> ax = plot_aggregated_plane(0 * draws[0], draws[1], ax=Figure().subplots())
+        >>> [text.get_text() for text in ax.get_legend().get_texts()][1]
+        'prior, 50% (of q(z) 100%)'
+    """
+    from scipy.stats import gaussian_kde
+
+    draws, base = _same_latents(aggregate, prior)
+    if draws.shape[1] != 2 or len(base) < 10:
+        raise ValueError(
+            "expected draws of shape (draws, 2), at least ten of the prior, got "
+            f"{draws.shape} and {base.shape}: pass two columns, such as the latents of the "
+            "largest rate"
+        )
+    kernel = gaussian_kde(base[:_KERNELS].T)
+    of_prior, of_draws = kernel(base[:_KERNELS].T), kernel(draws.T)
+    ax = axes_or_new(ax, (4.4, 4.4))
+    size = float(np.clip(4000 / len(draws), 3, 25))
+    ax.scatter(
+        draws[:, 0], draws[:, 1], s=size, linewidths=0, rasterized=True, color=GUIDE_COLOURS[0]
+    )
+    entries = [_dot("draws of q(z)")]
+    for share, dashes in ((0.5, "-"), (0.95, "--")):
+        level = float(np.quantile(of_prior, 1 - share))
+        _draw_contour(ax, kernel, np.concatenate([draws, base]), level, dashes)
+        inside = f"prior, {share:.0%} (of q(z) {np.mean(of_draws >= level):.0%})"
+        entries.append(_line(inside, dashes))
+    x, y = _names(names, 2)
+    ax.set(xlabel=x, ylabel=y, aspect="equal")
+    legend_above(ax, entries)
+    return without_box(ax)
+
+
+def _draw_contour(ax: "Axes", kernel: Any, draws: NDArray[Any], level: float, dashes: str) -> None:
+    sides = [np.linspace(*_limits(column), _GRID) for column in draws.T]
+    x, y = np.meshgrid(*sides)
+    density = kernel(np.stack([x.ravel(), y.ravel()])).reshape(x.shape)
+    ax.contour(x, y, density, levels=[level], colors="0.25", linestyles=dashes, linewidths=1.0)
+    ax.set(xlim=sides[0][[0, -1]], ylim=sides[1][[0, -1]])
+
+
+def plot_collapse(
+    rate: Real[Array, "..."],
+    information: tuple[Array, Array],
+    uses: Sequence[str],
+    *,
+    names: Sequence[str] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws a bar a latent, the largest rate first: what it says, and what it costs for nothing.
+
+    A bar is as high as the rate. Its solid part is the information about which datum it is, and
+    the hatched part the distance of the aggregated posterior from the prior. A marker below each
+    bar says what has been made of the latent.
+
+    Arguments:
+        rate: Divergence of each latent's posterior from its prior, `(latents,)`, in nats; nan is
+            not drawn.
+        information: Information of each latent and its error, `(latents,)` each, in nats.
+        uses: A word or two on each latent, such as "used" or "collapsed".
+        names: Names of the latents; numbers from 0 unless given.
+        ax: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If the numbers of latents differ.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> information = (np.array([0.0, 2.0]), np.array([0.0, 0.1]))
+        >>> uses = ["collapsed", "used"]
+        >>> ax = plot_collapse(np.array([0.0, 2.5]), information, uses, ax=Figure().subplots())
+        >>> [tick.get_text() for tick in ax.get_xticklabels()]
+        ['latent 1', 'latent 0']
+    """
+    heights, known, error = (np.asarray(as_numpy(part), float) for part in (rate, *information))
+    shapes = {heights.shape, known.shape, error.shape}
+    if shapes != {(len(uses),)}:
+        raise ValueError(
+            f"expected rate, information and its error of shape ({len(uses)},), one a use, got "
+            f"{heights.shape}, {known.shape} and {error.shape}"
+        )
+    order = np.argsort(-np.nan_to_num(heights), kind="stable")
+    ax = axes_or_new(ax, (min(7.0, 1.6 + 0.4 * len(uses)), 3.4))
+    _draw_bars(ax, heights[order], known[order], error[order])
+    labels = np.array(_names(names, len(uses)))[order]
+    small = "small" if len(uses) <= 12 else "xx-small"
+    ax.set_xticks(range(len(order)), labels=labels, rotation=90, fontsize=small)
+    ax.set_ylabel("rate (nats a datum)")
+    parts = ax.get_legend_handles_labels()[0]
+    legend_above(ax, [*parts, *_mark_uses(ax, [uses[latent] for latent in order])])
+    return without_box(ax)
+
+
+def _draw_bars(
+    ax: "Axes", rate: NDArray[Any], information: NDArray[Any], error: NDArray[Any]
+) -> None:
+    solid, place = np.clip(information, 0, None), np.arange(len(rate))  # noise goes below 0
+    ax.bar(place, solid, color=GUIDE_COLOURS[0], width=0.7, label="information")
+    rest: dict[str, Any] = {"color": "white", "edgecolor": "0.25", "hatch": "////"}
+    height = np.clip(rate - solid, 0, None)
+    ax.bar(place, height, bottom=solid, width=0.7, linewidth=0.5, label="off the prior", **rest)
+    seen = error > 0.005 * np.nanmax(rate, initial=1e-9)  # smaller bars are no longer than thick
+    ax.errorbar(place[seen], solid[seen], error[seen], fmt="none", ecolor="black", elinewidth=1)
+
+
+def _mark_uses(ax: "Axes", uses: Sequence[str]) -> list[Any]:
+    """A marker a latent, just below its bar, and one for the legend a kind."""
+    low = -0.05 * ax.get_ylim()[1]
+    entries = []
+    for number, kind in enumerate(dict.fromkeys(uses)):
+        where = [place for place, use in enumerate(uses) if use == kind]
+        look: dict[str, Any] = {"marker": MARKERS[number], "linestyle": "none", "markersize": 4}
+        look |= {"color": "black", "markerfacecolor": "black" if number == 0 else "white"}
+        entries += ax.plot(where, [low] * len(where), label=kind, clip_on=False, **look)
+    ax.set_ylim(bottom=2 * low)
+    return entries
+
+
+def _same_latents(aggregate: Array, prior: Array) -> tuple[NDArray[Any], NDArray[Any]]:
+    draws, base = (np.asarray(as_numpy(part), float) for part in (aggregate, prior))
+    if draws.ndim != 2 or base.ndim != 2 or draws.shape[1] != base.shape[1] or not draws.size:
+        raise ValueError(
+            "expected draws of q(z) and of the prior of shape (draws, latents), got "
+            f"{draws.shape} and {base.shape}: pass the fields of one prior_match"
+        )
+    return draws, base
+
+
+def _names(names: Sequence[str] | None, latents: int) -> Sequence[str]:
+    names = [f"latent {number}" for number in range(latents)] if names is None else names
+    if len(names) != latents:
+        raise ValueError(f"expected a name for each of {latents} latents, got {list(names)}")
+    return names
+
+
+def _limits(draws: NDArray[Any]) -> tuple[float, float]:
+    """Where all but a few of the draws lie, with a margin."""
+    inner = np.quantile(draws[np.isfinite(draws)], [1 - _OUTER, _OUTER])
+    low, high = finite_span([inner])
+    margin = 0.15 * (high - low) or 1.0  # one unit on both sides of a constant
+    return low - margin, high + margin
+
+
+def _legend_over(figure: "Figure | SubFigure", entries: Sequence[Any]) -> None:
+    columns = fitting_columns(inches_wide(figure), entries)
+    where: dict[str, Any] = {"loc": "outside upper center", "ncols": columns}
+    figure.legend(handles=list(entries), frameon=False, fontsize="small", **where)
+
+
+def _line(label: str, dashes: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    look: dict[str, Any] = {"linestyle": dashes, "color": "0.25", "linewidth": 1.0}
+    return Line2D([], [], label=label, **look)
+
+
+def _dot(label: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D(
+        [], [], label=label, linestyle="none", marker="o", markersize=4, color=GUIDE_COLOURS[0]
+    )

@@ -1,10 +1,10 @@
-"""The inference gap: its parts, guide by guide, and on how few data it is."""
+"""Estimates: of several guides side by side, parts of the inference gap, numbers per datum."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Real
+from jaxtyping import Bool, Real
 from numpy.typing import NDArray
 
 from ..formatting import plus_minus, typeset
@@ -16,6 +16,7 @@ from .drawing import (
     at_least_one,
     axes_or_new,
     estimates_of,
+    handles,
     legend_above,
     style,
     without_box,
@@ -23,6 +24,66 @@ from .drawing import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def plot_comparison(
+    rows: Mapping[str, Mapping[str, tuple[Number, Number]]], *, ax: "Axes | None" = None
+) -> "Axes":
+    r"""Draws one line a guide, with a dot and an error bar for each quantity, and the numbers.
+
+    A guide that is far worse than the others sets the scale, and hides both the error bars and the
+    differences among the rest: the numbers at the right still tell them. Bars are one standard
+    error to each side.
+
+    Arguments:
+        rows: For each guide the quantities by name (as "ELBO" and "log p(y)"), each an
+            :class:`~pyro_vae.Estimate` or another pair of value and standard error, in nats a
+            datum. A guide may lack a quantity; an error may be nan and has no bar then.
+        ax: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes, guides from top to bottom.
+
+    Raises:
+        ValueError: If there is no guide, or a value or error is not a single number.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> rows = {"amortized": {"ELBO": (21.3, 0.2), "log p(y)": (22.8, 0.2)}}
+        >>> ax = plot_comparison(rows, ax=Figure().subplots())
+        >>> [text.get_text() for text in ax.texts]
+        ['21.30 ± 0.20', '22.80 ± 0.20']
+    """
+    numbers, quantities = estimates_of(rows, "quantity")
+    ax = axes_or_new(ax, (6.4, 1.2 + 0.3 * len(numbers) * len(quantities)))
+    # Quantities share the line of their guide, spread over half the distance to the next.
+    shifts = np.linspace(-0.25, 0.25, len(quantities)) if len(quantities) > 1 else np.zeros(1)
+    for number, (quantity, shift) in enumerate(zip(quantities, shifts, strict=True)):
+        places = [place + shift for place, row in enumerate(numbers.values()) if quantity in row]
+        pairs = [row[quantity] for row in numbers.values() if quantity in row]
+        _draw_estimates(ax, np.array(places), pairs, {"label": quantity, **style(number)})
+    ax.set_yticks(range(len(numbers)), labels=list(numbers))
+    ax.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="nats a datum (± 1 standard error)")
+    ax.grid(axis="x", color="0.9")
+    ax.set_axisbelow(True)
+    legend_above(ax, handles(quantities))
+    return without_box(ax)
+
+
+def _draw_estimates(
+    ax: "Axes",
+    places: NDArray[Any],
+    pairs: Sequence[tuple[float, float]],
+    look: dict[str, Any],
+) -> None:
+    values, errors = np.array(pairs).T
+    ax.errorbar(values, places, xerr=errors, linestyle="none", capsize=3, markersize=6, **look)
+    note: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center"}
+    for place, pair in zip(places, pairs, strict=True):
+        ax.text(
+            1.02, place, typeset(plus_minus(*pair)), color=look["color"], fontsize="small", **note
+        )
+
 
 # Blue, light orange, green, pink: neighbours differ in grey print, too, and by their hatching.
 _COLOURS = tuple(GUIDE_COLOURS[place] for place in (0, 4, 2, 3))
@@ -155,3 +216,58 @@ def _shares(name: str, values: Array) -> NDArray[Any]:
         return np.zeros(0)
     cumulative: NDArray[Any] = np.append(0.0, np.sort(gaps)[::-1].cumsum())
     return 100 * cumulative / gaps.sum()
+
+
+def plot_per_datum(
+    value: Real[Array, "..."],
+    error: Real[Array, "..."],
+    reliable: Bool[Array, " data"],
+    *,
+    name: str = "nats",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws values with errors, lowest first; data that cannot be trusted are red crosses.
+
+    Arguments:
+        value: One per datum.
+        error: Its standard error, which may be nan and has no bar then.
+        reliable: Which can be trusted.
+        name: What the values are, with their unit.
+        ax: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If there is no datum, or not one number, error and verdict for each.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> trusted = np.array([True, False])
+        >>> ax = plot_per_datum(np.ones(2), np.ones(2), trusted, ax=Figure().subplots())
+        >>> ax.get_legend_handles_labels()[1]
+        ['can be trusted: 1', 'cannot be trusted: 1']
+    """
+    values, errors, fine = (as_numpy(part) for part in (value, error, reliable))
+    if not len(values) or not values.shape == errors.shape == fine.shape == (len(values),):
+        raise ValueError(
+            "expected one value, one error and one verdict for each of at least one datum, got the "
+            f"shapes {values.shape}, {errors.shape} and {fine.shape}"
+        )
+    ax = axes_or_new(ax, (6.4, 3.6))
+    order = values.argsort(kind="stable")
+    places = np.arange(len(values))
+    looks = (
+        (fine[order], "can be trusted", GUIDE_COLOURS[0], "o"),
+        (~fine[order], "cannot be trusted", GUIDE_COLOURS[1], "x"),
+    )
+    for some, label, colour, marker in looks:
+        if some.any():
+            rows = order[some]
+            bars = np.nan_to_num(errors[rows], nan=0.0, posinf=0.0)
+            look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none"}
+            look |= {"label": f"{label}: {len(rows)}", "markersize": 4, "elinewidth": 0.8}
+            ax.errorbar(places[some], values[rows], yerr=bars, **look)
+    ax.set(xlabel="data, lowest first", ylabel=f"{name} (± 1 standard error)")
+    ax.legend(frameon=False, fontsize="small")
+    return without_box(ax)

@@ -1,0 +1,387 @@
+"""Checks: Pareto k by datum, ranks of simulation-based calibration, and predictive checks."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Integer, Real
+from numpy.typing import NDArray
+
+from ..stats import rank_band
+from .drawing import (
+    GUIDE_COLOURS,
+    Array,
+    Number,
+    as_numpy,
+    at_least_one,
+    axes_or_new,
+    finite_span,
+    legend_above,
+    panels,
+    style,
+    with_minus,
+    without_box,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+UNTRUSTED = 0.7  # no practical number of draws suffices above it (Vehtari et al., 2024)
+
+
+def plot_pareto_k(
+    k: Mapping[str, Real[Array, "..."]],
+    *,
+    threshold: float = UNTRUSTED,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    r"""Draws the Pareto k-hat of each datum's importance weights against the datum's number.
+
+    Above the threshold the marginal likelihood of that datum cannot be trusted, however small its
+    standard error. The legend counts these. Data with :math:`\hat k = -\infty` (all weights equal:
+    the guide is the posterior) lie on a line of their own at the bottom, those with
+    :math:`\hat k = \infty` (too few draws for a tail) at the top; nan cannot be drawn and is
+    counted in the legend.
+
+    Arguments:
+        k: For each guide the k-hats, `(data,)`.
+        threshold: Where the dotted line is, without unit.
+        ax: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes. Its first lines are the guides', in order.
+
+    Raises:
+        ValueError: If there is no guide, or k is not one number a datum.
+
+    References:
+        | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
+        | https://arxiv.org/abs/1507.02646
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ax = plot_pareto_k({"global": np.array([0.1, 0.9, np.nan])}, ax=Figure().subplots())
+        >>> ax.lines[0].get_label()
+        'global: 1/3 > 0.7, 1 nan'
+    """
+    hats = {name: _hats(name, values) for name, values in at_least_one(k).items()}
+    low, high = finite_span([*hats.values(), np.array([0.0, threshold])])
+    rim = 0.15 * (high - low)  # how far beyond the numbers the infinities are drawn
+    ax = axes_or_new(ax, (6.4, 4.0))
+    for number, (name, values) in enumerate(hats.items()):
+        shown = np.clip(values, low - rim, high + rim)  # moves the infinities only
+        size = float(np.clip(60 / max(len(values), 1) ** 0.5, 2, 5))
+        label = f"{name}: {_untrusted(values, threshold)}"
+        ax.plot(shown, linestyle="none", markersize=size, label=label, **style(number))
+    ax.axhline(threshold, color="0.25", linestyle=":", label=f"threshold {threshold:g}")
+    ax.set(xlabel="datum", ylabel=r"Pareto $\hat k$")
+    ax.locator_params(axis="x", integer=True)
+    _mark_infinities(ax, np.concatenate(list(hats.values())), (low, high), rim)
+    legend_above(ax, ax.get_legend_handles_labels()[0])
+    return without_box(ax)
+
+
+def _hats(name: str, values: Array) -> NDArray[Any]:
+    hats = as_numpy(values)
+    if hats.ndim != 1:
+        raise ValueError(
+            f"expected k of shape (data,) for {name!r}, got {hats.shape}: pass one k-hat a datum"
+        )
+    return hats
+
+
+def _untrusted(values: NDArray[Any], threshold: float) -> str:
+    missing = int(np.isnan(values).sum())
+    above = f"{int((values > threshold).sum())}/{len(values)} > {threshold:g}"
+    return f"{above}, {missing} nan" if missing else above
+
+
+def _mark_infinities(
+    ax: "Axes", values: NDArray[Any], span: tuple[float, float], rim: float
+) -> None:
+    """Sets limits that hold the infinities, gives these ticks of their own, and says what they are.
+
+    Without infinities the axis keeps its ordinary ticks.
+    """
+    low, high = span
+    note: dict[str, Any] = {"fontsize": "small", "color": "0.25"}
+    note["transform"] = ax.get_yaxis_transform()
+    bottom, top, ticks = low - rim / 2, high + rim / 2, {}
+    if np.isneginf(values).any():
+        bottom, ticks[r"$-\infty$"] = low - 2.2 * rim, low - rim
+        ax.text(0.01, low - 1.3 * rim, r"$-\infty$: all weights equal", va="top", **note)
+    if np.isposinf(values).any():
+        top, ticks[r"$\infty$"] = high + 2.2 * rim, high + rim
+        ax.text(0.01, high + 1.3 * rim, r"$\infty$: no tail to fit", va="bottom", **note)
+    if ticks:
+        inside = {
+            with_minus(f"{tick + 0.0:.4g}"): tick for tick in ax.get_yticks() if low <= tick <= high
+        }
+        ax.set_yticks([*ticks.values(), *inside.values()], labels=[*ticks, *inside])
+    ax.set_ylim(bottom, top)
+
+
+_MOST_RANK_BINS = 20
+_RANK_PANEL = (2.1, 2.1)  # inches
+_DATA_PER_BIN = 10  # fewer make a histogram of noise
+
+
+def plot_rank_ecdf(
+    ranks: Mapping[str, Integer[Array, " data"]],
+    num_samples: int,
+    *,
+    false_alarm: float = 0.05,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    r"""Draws the share of ranks up to each, less that of uniform ranks, with the band they stay in.
+
+    A line that rises above the band and then falls below it (an S on its side) belongs to draws
+    that are too narrow, the reverse to draws that are too wide. A line above the band throughout
+    has too many low ranks: the draws are too high; below, too low. All of a line is inside the
+    band with probability 1 - `false_alarm` if its ranks are uniform; the band is for each line,
+    not for all together.
+
+    Arguments:
+        ranks: For each quantity its ranks from 0 to `num_samples`, `(data,)`, as
+            :attr:`pyro_vae.diagnostics.Calibration.by_name`.
+        num_samples: Draws of the guide a datum.
+        false_alarm: Probability that uniform ranks leave the band.
+        ax: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes. Its first lines are the quantities', in order.
+
+    Raises:
+        ValueError: If there is no quantity, a rank is outside, or the numbers of data differ.
+
+    References:
+        | Graphical Test for Discrete Uniformity and its Applications in Goodness-of-Fit
+          Evaluation and Multiple Sample Comparison (Säilynoja, Bürkner & Vehtari, 2022)
+        | https://arxiv.org/abs/2103.10522
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ranks = {"z": np.arange(100) % 20}
+        >>> ax = plot_rank_ecdf(ranks, 19, ax=Figure().subplots())
+        >>> ax.get_legend_handles_labels()[1]
+        ['z', '95% band of uniform ranks']
+    """
+    counts = _counts(ranks, num_samples)
+    num_data = int(next(iter(counts.values())).sum())
+    shares = np.arange(1, num_samples + 1) / (num_samples + 1)
+    band = rank_band(num_data, num_samples, false_alarm)
+    ax = axes_or_new(ax, (6.4, 4.0))
+    for number, (name, count) in enumerate(counts.items()):
+        difference = count.cumsum()[:-1] / num_data - shares
+        every = max(1, num_samples // 8)
+        # Markers at other places on every line, so that lines on top of each other are told apart.
+        places = (number * every // max(1, len(counts)), every)
+        line: dict[str, Any] = {"markevery": places, "markersize": 5, "linewidth": 1.2}
+        ax.plot(shares, difference, label=name, **line, **style(number))
+    lower, upper = (np.concatenate([[0], side / num_data - shares, [0]]) for side in band)
+    label = f"{100 * (1 - false_alarm):g}% band of uniform ranks"
+    ends = np.concatenate([[0], shares, [1]])
+    ax.fill_between(ends, lower, upper, color="0.88", zorder=0, label=label)
+    ax.axhline(0, color="0.25", linewidth=0.8, linestyle=":")
+    ax.set(xlabel="rank as a share of the draws", ylabel="share of ranks up to it, less uniform")
+    ax.set_xlim(0, 1)
+    legend_above(ax, ax.get_legend_handles_labels()[0])
+    return without_box(ax)
+
+
+def plot_rank_histograms(
+    ranks: Mapping[str, Integer[Array, " data"]],
+    num_samples: int,
+    *,
+    false_alarm: float = 0.05,
+    figure: "Figure | SubFigure | None" = None,
+) -> list["Axes"]:
+    r"""Draws a histogram of the ranks of each quantity, over the counts of uniform ranks.
+
+    Bars at both ends are high where draws are too narrow, in the middle where they are too wide,
+    at the left where they are too high. The band is that of the bars of one panel together
+    (Bonferroni). Where the number of ranks has no suitable divisor, bins differ in size by one
+    rank; heights and band allow for it.
+
+    Arguments:
+        ranks: For each quantity its ranks from 0 to `num_samples`, `(data,)`.
+        num_samples: Draws of the guide a datum.
+        false_alarm: Probability that a bar of uniform ranks leaves the band, a panel.
+        figure: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        One axes for each quantity, in order.
+
+    Raises:
+        ValueError: If there is no quantity, a rank is outside, or the numbers of data differ.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> (ax,) = plot_rank_histograms({"z": np.arange(100) % 20}, 19, figure=Figure())
+        >>> {f"{bar.get_height():.3f}" for bar in ax.patches}
+        {'1.000'}
+    """
+    counts = _counts(ranks, num_samples)
+    num_data = int(next(iter(counts.values())).sum())
+    edges = _edges(num_samples + 1, num_data)
+    axes = panels(figure, len(counts), _RANK_PANEL, narrowest=1.5, sharex=True, sharey=True)
+    for ax, (name, count) in zip(axes, counts.items(), strict=True):
+        _histogram(ax, count, edges, false_alarm)
+        ax.set_title(name, fontsize="medium")
+        without_box(ax)
+    axes[0].figure.supxlabel("rank among the guide's draws", fontsize="medium")
+    axes[0].figure.supylabel("ranks over uniform ones", fontsize="medium")
+    return axes
+
+
+def _histogram(
+    ax: "Axes", count: NDArray[Any], edges: NDArray[np.int64], false_alarm: float
+) -> None:
+    from scipy.stats import binom  # takes a second to import
+
+    sizes = np.diff(edges)
+    shares, num_data = sizes / len(count), count.sum()
+    heights = np.add.reduceat(count, edges[:-1]) / (num_data * shares)
+    tail = false_alarm / len(sizes) / 2
+    band = binom.ppf([[tail], [1 - tail]], num_data, shares) / (num_data * shares)
+    lower, upper = (np.append(side, side[-1]) for side in band)
+    look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.5, "align": "edge"}
+    ax.bar(edges[:-1], heights, width=sizes, color=GUIDE_COLOURS[5], **look)
+    ax.fill_between(edges, lower, upper, step="post", color="0.2", alpha=0.25, linewidth=0)
+    ax.axhline(1, color="0.25", linewidth=0.8, linestyle=":")
+    ax.set_xlim(0, len(count))
+
+
+def _edges(num_ranks: int, num_data: int) -> NDArray[np.int64]:
+    """Edges of bins of equal size, if a good number of them divides the ranks, or nearly so."""
+    most = int(np.clip(num_data // _DATA_PER_BIN, 2, min(_MOST_RANK_BINS, num_ranks)))
+    divisors = [bins for bins in range(most, 1, -1) if num_ranks % bins == 0]
+    # Half as many as would do is still a good number; fewer show no shape.
+    bins = divisors[0] if divisors and 2 * divisors[0] >= most else most
+    return np.round(np.linspace(0, num_ranks, bins + 1)).astype(np.int64)
+
+
+def _counts(ranks: Mapping[str, Array], num_samples: int) -> dict[str, NDArray[Any]]:
+    """How often each rank occurs, for each quantity."""
+    if not ranks:
+        raise ValueError("expected the ranks of at least one quantity, got an empty mapping")
+    arrays = {name: as_numpy(values) for name, values in ranks.items()}
+    sizes = {array.shape for array in arrays.values()}
+    if len(sizes) != 1 or any(array.ndim != 1 or array.size == 0 for array in arrays.values()):
+        raise ValueError(
+            f"expected ranks of shape (data,), as many for each quantity, got {sorted(sizes)}"
+        )
+    for name, array in arrays.items():
+        if array.min() < 0 or array.max() > num_samples:
+            raise ValueError(
+                f"expected ranks from 0 to num_samples={num_samples} for {name!r}, got "
+                f"{array.min()} to {array.max()}"
+            )
+    return {name: np.bincount(array, minlength=num_samples + 1) for name, array in arrays.items()}
+
+
+_CHECK_PANEL = (2.4, 2.0)  # inches
+_NARROWEST = 1.7  # inches of a panel that still has room for its words
+_DRAWS_PER_BIN = 15  # fewer make a histogram of noise
+_MOST_BINS = 25
+
+
+def plot_predictive_check(
+    observed: Mapping[str, Number],
+    replicated: Mapping[str, Float[Array, " draws"]],
+    p_values: Mapping[str, Number] | None = None,
+    *,
+    figure: "Figure | SubFigure | None" = None,
+) -> list["Axes"]:
+    """Draws a histogram of each statistic of replicated data sets, and a line at the observed one.
+
+    Each statistic has its own unit, which is that of its horizontal axis.
+
+    Arguments:
+        observed: Statistics of the observed data set, by name, as
+            :attr:`pyro_vae.diagnostics.PredictiveCheck.observed_by_name`.
+        replicated: Those of the replicated data sets, `(draws,)` each, under the same names.
+        p_values: To be written beside the names.
+        figure: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        One axes for each statistic, in order.
+
+    Raises:
+        ValueError: If there is no statistic, names differ, or a number is not finite.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> observed, replicated = {"mean": 3.0}, {"mean": np.linspace(-1, 1, 100)}
+        >>> (ax,) = plot_predictive_check(observed, replicated, {"mean": 0.02}, figure=Figure())
+        >>> ax.get_title(), ax.lines[0].get_xdata()[0]
+        ('mean (p = 0.02)', 3.0)
+    """
+    values, draws = _checked(observed, replicated)
+    axes = panels(figure, len(values), _CHECK_PANEL, narrowest=_NARROWEST)
+    for ax, (name, value) in zip(axes, values.items(), strict=True):
+        _panel(ax, value, draws[name])
+        p = "" if p_values is None else f"p = {float(as_numpy(p_values[name])):.2g}"
+        # Long names take a line of their own; panels are narrow.
+        gap = "\n" if len(name) > 12 else " "
+        ax.set_title(f"{_broken(name)}{gap}({p})" if p else _broken(name), fontsize="small")
+        without_box(ax)
+    axes[0].figure.supxlabel("statistic, in its own unit (line: observed data)", fontsize="small")
+    axes[0].figure.supylabel("replicated data sets", fontsize="small")
+    return axes
+
+
+def _panel(ax: "Axes", value: float, draws: NDArray[Any]) -> None:
+    bins = int(np.clip(len(draws) / _DRAWS_PER_BIN, 5, _MOST_BINS))
+    distinct = np.unique(draws)
+    edges: Any = bins
+    if len(distinct) <= bins:  # counts and ties: a bar each, not bins that split or join them
+        width = np.diff(distinct).min() if len(distinct) > 1 else max(1e-3, abs(distinct[0]) / 20)
+        middles = np.arange(distinct[0], distinct[-1] + width / 2, width)
+        few = len(middles) <= _MOST_BINS
+        edges = np.append(middles - width / 2, middles[-1] + width / 2) if few else bins
+    look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4}
+    ax.hist(draws, bins=edges, color=GUIDE_COLOURS[5], **look)
+    ax.axvline(value, color="black", linewidth=1.8)
+    ax.set_ylim(top=1.15 * ax.get_ylim()[1])  # room for the number
+    ax.locator_params(axis="x", nbins=4)
+    ax.tick_params(labelsize="small")
+    ax.set_yticks([])
+    text = with_minus(f"{value:.3g}")
+    right = value > (min(value, draws.min()) + max(value, draws.max())) / 2
+    ax.annotate(
+        text,
+        (value, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3 if right else 3, -2),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        va="top",
+        fontsize="small",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
+    )
+
+
+def _broken(name: str) -> str:
+    """A long name on two lines, at its bracket."""
+    return name.replace(" (", "\n(")
+
+
+def _checked(
+    observed: Mapping[str, Number], replicated: Mapping[str, Array]
+) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+    if not observed or sorted(observed) != sorted(replicated):
+        raise ValueError(
+            "expected at least one statistic, observed and replicated under the same names, got "
+            f"{sorted(observed)} and {sorted(replicated)}"
+        )
+    values = {name: float(as_numpy(value)) for name, value in observed.items()}
+    draws = {name: as_numpy(array).astype(float) for name, array in replicated.items()}
+    for name, value in values.items():
+        if not np.isfinite(value) or draws[name].ndim != 1 or not np.isfinite(draws[name]).all():
+            raise ValueError(
+                f"expected a finite number and replicated ones (draws,) of '{name}', got {value} "
+                f"and the shape {draws[name].shape}"
+            )
+    return values, draws
