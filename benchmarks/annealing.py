@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evidence import log_weights, prepared
-from pyro_vae.evidence.annealing import AnnealedImportanceSampling, Prior
+from pyro_vae.evidence.annealing import AnnealedImportanceSampling
+from pyro_vae.programs import Prior
 from pyro_vae.stats import log_mean_exp
 
 LATENTS, FEATURES, NOISE, CHAINS = 10, 30, 0.25, 16

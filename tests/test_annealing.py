@@ -28,6 +28,7 @@ from pyro_vae.evidence.annealing import (
 )
 from pyro_vae.evidence.hamiltonian import Noise, Path, at, transition
 from pyro_vae.evidence.sandwich import Sandwich, bidirectional
+from pyro_vae.programs import Prior
 from tests.helpers.cases import CASES
 from tests.helpers.factor_analysis import exact_guide, mean_field_program, model_of
 from tests.helpers.statistics import FACTS, FACTS_Y, FactorAnalysis, assert_coverage, assert_mean
@@ -224,7 +225,7 @@ def test_idioms_agree_with_importance_sampling(name: str) -> None:
     batch = case.data()
     method = AnnealedImportanceSampling(30, num_temperatures=30, leapfrog_steps=3)
     with pv.evidence.prepared(case.program, case.program, batch, 0) as (program, _, rows):
-        origin = annealing.Prior(program, rows)
+        origin = Prior(program, rows)
         ours = method(program, origin, rows, seed=0)
         theirs = pv.ImportanceSampling(20_000)(program, origin, rows, seed=0)
     off = (ours.value - theirs.value).abs() / (ours.error**2 + theirs.error**2).sqrt()

@@ -7,7 +7,6 @@ import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -22,7 +21,7 @@ import pyro_vae as pv
 from pyro_vae._types import Batch, ProgramLike
 from pyro_vae.guides import InferenceMap, posterior_of, program_of
 from pyro_vae.guides.posteriors import FamilyPosterior, ProgramPosterior
-from pyro_vae.programs import Program, as_batch, evaluating, per_datum_log_probs
+from pyro_vae.programs import Program, as_batch, evaluating
 from tests.helpers.cases import (
     CASES,
     NUM_DATA,
@@ -74,8 +73,7 @@ def vae(latents: int = 2, features: int = 3) -> pv.models.VAE:
 def at_same_draw(guide: ProgramLike, program: Program, batch: Batch, seed: int) -> Tensor:
     """The flat latents `(1, batch, latents)` that a run of the guide draws at this seed."""
     pyro.set_rng_seed(seed)
-    nodes: dict[str, Any] = dict(poutine.trace(guide).get_trace(*batch).nodes)
-    values = {site.name: nodes[site.name]["value"] for site in program.latent_sites}
+    values = program.run_guide(guide, batch).values(site.name for site in program.latent_sites)
     return program.flatten(values)[0][None]
 
 
@@ -89,17 +87,14 @@ def test_trace_has_the_density_of_the_family(case: Case) -> None:
     batch = case.data()
     guide = amortized(case, batch)
     with evaluating(guide):
-        nodes: dict[str, Any] = dict(poutine.trace(guide).get_trace(*batch).nodes)
+        run = guide.program.run_guide(guide, batch)
         posterior = guide.posterior(*batch)
-    values = {site.name: nodes[site.name]["value"] for site in guide.program.latent_sites}
+    values = run.values(site.name for site in guide.program.latent_sites)
     z, log_jacobian = guide.program.flatten(values)
     loc, log_scale = posterior.parameters.chunk(2, dim=-1)
     expected = normal(z, loc, log_scale.exp()).sum(-1) - log_jacobian
-    log_q = sum(
-        per_datum_log_probs(site, guide.program.plate_dim)
-        for site in nodes.values()
-        if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
-    )
+    dim = guide.program.plate_dim
+    log_q = sum(site.log_prob_by_datum(dim) for site in run.sites.values())
     assert_exact(log_q, expected)
 
 

@@ -18,10 +18,8 @@ from pyro_vae.evidence.proposals import (
     Proposal,
     Widened,
     WidenedPosterior,
-    prior_draws,
-    prior_log_prob,
 )
-from pyro_vae.programs import Program
+from pyro_vae.programs import Prior, Program
 from pyro_vae.results import Doubt
 from tests.helpers.factor_analysis import (
     exact_guide,
@@ -87,10 +85,11 @@ def test_prior_draws_have_the_prior_density(seed: int) -> None:
     """Over the log of a Gamma(2, 1) variable: mean digamma(2), density with its Jacobian."""
     y = torch.tensor([3.0, 0.0])
     program = Program(gamma_poisson, y)
-    z = prior_draws(program, (y,), 2_000)
+    prior = Prior(program, (y,))
+    z = prior.sample(2_000)
     assert z.shape == (2_000, 2, 1)
     assert_mean(z[..., 0], torch.digamma(torch.tensor(2.0)))
-    log_p = prior_log_prob(program, (y,), z)
+    log_p = prior.log_prob(z)
     torch.testing.assert_close(log_p, (2 * z - z.exp())[..., 0])  # Gamma(2) = 1
 
 

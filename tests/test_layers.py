@@ -192,3 +192,16 @@ def test_the_root_shows_public_names_only() -> None:
 
     assert set(dir(pv)) == {*pv.__all__, "sklearn", "__version__"}
     assert not {"import_module", "TYPE_CHECKING", "annotations"} & set(dir(pv))
+
+
+def test_one_module_makes_traces() -> None:
+    """Programs run in one place, so that plates, parameters and densities are treated alike."""
+    found = {file.name for file in FILES if "get_trace" in calls(file)}
+    assert found == {"traces.py"}
+
+
+def calls(file: Path) -> set[str]:
+    """Names of the methods that a file calls."""
+    nodes = ast.walk(ast.parse(file.read_text()))
+    functions = [node.func for node in nodes if isinstance(node, ast.Call)]
+    return {function.attr for function in functions if isinstance(function, ast.Attribute)}

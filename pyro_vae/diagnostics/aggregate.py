@@ -32,9 +32,8 @@ from torch.distributions import MultivariateNormal
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import ImportanceSampling, prepared
-from ..evidence.proposals import prior_draws, prior_log_prob
 from ..guides import Posterior
-from ..programs import Program
+from ..programs import Prior, Program
 from .information import density, draws_a_datum, log_aggregate
 
 # Nats. A latent whose means vary by 0.01 of the prior's variance, where active units begin, says
@@ -186,7 +185,7 @@ def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> 
     """
     z, _ = posterior.draw(1)
     others = tuple(part.roll(1, 0) for part in batch)
-    own, other = (prior_log_prob(program, rows, z) for rows in (batch, others))
+    own, other = (Prior(program, rows).log_prob(z) for rows in (batch, others))
     if not torch.allclose(own, other, rtol=1e-4, atol=1e-4):
         raise ValueError(
             "the prior of this program depends on the datum (on a covariate, or on what was "
@@ -306,7 +305,7 @@ def _posterior_normals(posterior: Posterior) -> Normals:
 
 def _prior_normals(program: Program, batch: Batch) -> Normals:
     row = tuple(part[:1] for part in batch)
-    points = prior_draws(program, row, _CHECKED_POINTS)
+    points = Prior(program, row).sample(_CHECKED_POINTS)
     normals = normals_of(lambda z: program.log_densities(z, *row).prior, points)
     if normals is None:
         raise UnknownDensity(
@@ -483,7 +482,7 @@ def prior_match(
             raise ValueError(f"these tests need at least {_FEWEST} data, got {len(posterior)}")
         _require_one_prior(program, posterior, batch)
         aggregate = posterior.draw(1)[0][0].double().cpu()
-        prior = prior_draws(program, batch, 1)[0].double().cpu()
+        prior = Prior(program, batch).sample(1)[0].double().cpu()
         joint = _energy_test(aggregate, prior, num_permutations)
     distances, p_values = _kolmogorov_smirnov(aggregate, prior)
     return PriorMatch(joint, holm(p_values), distances, aggregate, prior)

@@ -30,7 +30,7 @@ from ..evidence import in_turn, prepared
 from ..evidence.weights import rows_at_once, weigh
 from ..formatting import plus_minus
 from ..guides import Guide, Posterior
-from ..programs import Program, as_batch, despite_nan, device_of, forked_seed, simulate
+from ..programs import Program, as_batch, device_of, forked_seed, retry_unvalidated, simulate
 
 _GUIDE_STREAM = 0x9E3779B9  # added to the seed: the guide's draws are not those of the program
 _TIES_STREAM = 0x51BC  # and breaking ties is no part of either
@@ -316,7 +316,7 @@ class _Ranked:
         return below, equal
 
     def _drawn(self, num_particles: int) -> Tensor:
-        z, _ = despite_nan(partial(self.posterior.draw, num_particles))
+        z, _ = retry_unvalidated(partial(self.posterior.draw, num_particles))
         return _values(_weighed(self.program, z, self.batch), self.functions)
 
 

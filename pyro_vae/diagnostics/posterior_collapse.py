@@ -19,10 +19,9 @@ from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import prepared
-from ..evidence.proposals import prior_draws
 from ..formatting import plus_minus
 from ..guides import Posterior
-from ..programs import Program
+from ..programs import Prior, Program
 from .aggregate import NEGLIGIBLE, Latents, UnknownDensity, single_latents
 
 ACTIVE_VARIANCE = 0.01  # the threshold of Burda et al., who saw the variances fall into two groups
@@ -189,7 +188,7 @@ def collapse(
 def _means_alone(program: Program, posterior: Posterior, batch: Batch) -> Latents:
     """What is known of every guide; the rest is nan."""
     row = tuple(part[:1] for part in batch)
-    prior = prior_draws(program, row, _PRIOR_DRAWS)[:, 0].double()
+    prior = Prior(program, row).sample(_PRIOR_DRAWS)[:, 0].double()
     nan = torch.full_like(prior[0], torch.nan)
     nothing = Estimate(nan, nan)
     return Latents(nothing, nothing, nothing, posterior.mean().double(), prior.var(dim=0))

@@ -22,11 +22,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
-from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -36,17 +35,15 @@ from ..evidence.weights import rows_at_once
 from ..formatting import plus_minus
 from ..guides import Guide, Posterior, posterior_of
 from ..programs import (
-    Free,
     Program,
-    despite_nan,
     forked_seed,
     has_missing,
     repeat_rows,
+    retry_unvalidated,
     simulate,
-    whole_plate,
-    written,
+    total_log_prob,
+    with_observed,
 )
-from ..programs.sites import is_density, log_density
 from .calibration import holm
 from .statistics import Statistic, default_statistics
 
@@ -313,28 +310,9 @@ def _own_draw(guide: Guide, values: dict[str, Tensor]) -> GlobalDraw:
 
 
 def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDraw:
-    with poutine.block(), whole_plate(len(batch[0]), program.plate):
-        nodes: dict[str, Any] = dict(poutine.trace(guide).get_trace(*batch).nodes)
-    outside = [site for site in nodes.values() if is_density(site) and not program.is_inside(site)]
-    parts = [log_density(site).sum() for site in outside]
-    values = {site.name: nodes[site.name]["value"] for site in program.global_sites}
-    return GlobalDraw(values, torch.stack(parts).sum() if parts else torch.zeros(()))
-
-
-def simulated_sites(
-    program: Program, rows: Batch, values: Mapping[str, Tensor] | None = None
-) -> dict[str, Any]:
-    """Sites of a run that observes nothing, from torch's stream as it stands.
-
-    Arguments:
-        program: Its global sites must have values.
-        rows: Shapes and covariates.
-        values: Latents of the rows; what is not named is drawn.
-    """
-    model = poutine.condition(program.model, data={**program.fixed, **(values or {})})
-    free = Free(frozenset(program.observed_names))
-    with poutine.block(), whole_plate(len(rows[0]), program.plate), free:
-        return dict(poutine.trace(model).get_trace(*rows).nodes)
+    run = program.run_guide(guide, batch)
+    values = run.values(site.name for site in program.global_sites)
+    return GlobalDraw(values, total_log_prob(run.outside.values(), torch.zeros(())))
 
 
 @dataclass(frozen=True)
@@ -437,12 +415,12 @@ def _replicated(
     rows = repeat_rows(batch, count)
     values: dict[str, Tensor] = {}
     if posterior is not None:
-        z, _ = despite_nan(partial(posterior.draw, count))
+        z, _ = retry_unvalidated(partial(posterior.draw, count))
         values, _ = program.constrain(z.flatten(0, 1))
-    drawn = simulated_sites(program, rows, values)
+    drawn = program.run_forward(rows, values)
     if shown.whole is None:
-        return written(program, rows, drawn)
-    made = {index: _with_holes(drawn[name]["value"], rows[index]) for name, index in shown.whole}
+        return with_observed(program, rows, drawn.values(program.observed_names))
+    made = {index: _with_holes(drawn[name].value, rows[index]) for name, index in shown.whole}
     return tuple(made.get(index, part) for index, part in enumerate(rows))
 
 
@@ -468,10 +446,7 @@ class _Shown(NamedTuple):
 def _shown(program: Program, batch: Batch) -> _Shown:
     """What its own trace shows that the program observes."""
     rows = tuple(part[:_TRIED].clone() for part in batch)
-    with poutine.block(), whole_plate(len(rows[0]), program.plate):
-        model = poutine.condition(program.model, data=program.fixed)
-        nodes: dict[str, Any] = dict(poutine.trace(model).get_trace(*rows).nodes)
-    values = {name: nodes[name]["value"] for name in program.observed_names}
+    values = program.run(rows).values(program.observed_names)
     places = {part.untyped_storage().data_ptr(): index for index, part in enumerate(rows)}
     parts = {name: places[value.untyped_storage().data_ptr()] for name, value in values.items()}
     same = all(

@@ -42,7 +42,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import check_data, prepared
 from ..guides import Guide
 from ..objectives import BetaELBO
-from ..programs import Program, as_batch, device_of, minibatch
+from ..programs import Program, TracedSite, as_batch, device_of, minibatch
 from ..training import Fit, adam, fit
 from ..training.optimizers import OptimizerFactory
 from .aggregate import NEGLIGIBLE, Surgery, surgery
@@ -483,15 +483,14 @@ def _gives_probabilities(program: Program, y: Tensor) -> bool:
     z = torch.zeros(1, len(y), program.latent_dim, dtype=program.dtype, device=y.device)
     if len(program.observed_names) != 1:
         return False
-    site: Any = program.traced(z, y)[1].nodes[program.observed_names[0]]
-    discrete = bool(getattr(site["fn"].support, "is_discrete", False))
-    whole = site["value"].shape == y.shape and bool((site["value"] == y).all())
-    return discrete and whole and not _is_masked(site)
+    site = program.traced(z, y)[1][program.observed_names[0]]
+    whole = site.value.shape == y.shape and bool((site.value == y).all())
+    return site.is_discrete and whole and not _is_masked(site)
 
 
-def _is_masked(site: Any) -> bool:
+def _is_masked(site: TracedSite) -> bool:
     """By a handler, or by a distribution that wraps others."""
-    function = site["fn"]
+    function: Any = site.distribution
     while function is not None and not isinstance(function, MaskedDistribution):
         function = getattr(function, "base_dist", None)
-    return function is not None or site["mask"] is not None
+    return function is not None or site.mask is not None

@@ -18,15 +18,13 @@ schedule come from a pilot run with a random stream of its own, and are then fro
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import pyro
 import torch
 from jaxtyping import Float, Float64
-from pyro import poutine
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -34,7 +32,7 @@ from .. import stats
 from .._types import Batch, Estimate
 from ..data import row_seeds
 from ..guides import Posterior
-from ..programs import Program, repeat_rows, sloped, whole_plate
+from ..programs import Prior, Program, sloped
 from ..results import Doubt, join
 from .hamiltonian import Noise, Path, Point, at, transition
 from .results import Bound, LogMarginal
@@ -214,54 +212,6 @@ class StartFromGuide:
             return log_guide, program.log_joint(z, *batch) - log_guide
 
         return path
-
-
-@dataclass(frozen=True)
-class Prior:
-    """The prior of the latents of some data, as a program draws them."""
-
-    program: Program
-    batch: Batch
-
-    def __len__(self) -> int:
-        """Number of data."""
-        return len(self.batch[0])
-
-    def rows(self, rows: slice | Tensor) -> "Prior":
-        """The prior of some of the data: covariates may play a part in it."""
-        return replace(self, batch=tuple(part[rows] for part in self.batch))
-
-    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Runs the program forward, with the data observed: no draw depends on what follows it."""
-        z = self._latents(self._forward(num_particles))
-        return z, self.log_prob(z)
-
-    def weighed(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws, and log p(y | z) of them in nats: their weights, if it is the prior that draws."""
-        trace = self._forward(num_particles)
-        z = self._latents(trace)
-        if self.program.structure.enumerated:  # a discrete site was drawn, and is to be summed out
-            return z, self.program.log_densities(z, *self.batch).likelihood
-        return z, self.program.densities_of(trace).likelihood.view(num_particles, len(self))
-
-    def _latents(self, trace: Trace) -> Float[Tensor, "particles batch latents"]:
-        nodes: dict[str, Any] = dict(trace.nodes)
-        values = {site.name: nodes[site.name]["value"] for site in self.program.latent_sites}
-        return self.program.flatten(values)[0].view(-1, len(self), self.program.latent_dim)
-
-    def _forward(self, num_particles: int) -> Trace:
-        batch = repeat_rows(self.batch, num_particles)
-        model = poutine.condition(self.program.model, data=self.program.fixed)
-        with poutine.block(), whole_plate(len(batch[0]), self.program.plate):
-            return poutine.trace(model).get_trace(*batch)
-
-    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Log density at given points."""
-        return self.program.log_densities(z, *self.batch).prior
-
-    def mean(self) -> Float[Tensor, "batch latents"]:
-        """Mean of draws: a program has no other way."""
-        return self.draw(1000)[0].mean(dim=0)
 
 
 # Chains

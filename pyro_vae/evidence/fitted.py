@@ -33,7 +33,7 @@ from ..guides import (
     finite_rows,
     fit_parameters,
 )
-from ..programs import Program, despite_nan
+from ..programs import Program, retry_unvalidated
 from .proposals import Widened
 from .weights import draw_rows
 
@@ -149,7 +149,9 @@ def _log_joint(
 ) -> Float[Tensor, "draws batch"]:
     """Of the same draws for all data, as many at a time as are :data:`_ROWS_AT_ONCE` rows."""
     draws = z.unsqueeze(1).expand(-1, len(batch[0]), -1).split(_ROWS_AT_ONCE // len(batch[0]))
-    return torch.cat([despite_nan(partial(program.log_joint, some, *batch)) for some in draws])
+    return torch.cat(
+        [retry_unvalidated(partial(program.log_joint, some, *batch)) for some in draws]
+    )
 
 
 def other_modes(

@@ -18,23 +18,20 @@ every error and Pareto k assume.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 
 from .._types import Batch
 from ..guides import Posterior
-from ..programs import Program, repeat_rows, whole_plate
+from ..programs import Prior, Program
 
 # Draws of the prior run the whole program. So many rows at a time, whatever the memory budget is:
 # the draws of a datum must not depend on it.
-_ROWS_AT_ONCE = 256
 
 
 @runtime_checkable
@@ -119,7 +116,7 @@ class Defensive:
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """The mixture."""
         base = self.base(program, posterior, batch)
-        return DefensivePosterior(base, program, batch, self.prior_share)
+        return DefensivePosterior(base, Prior(program, batch), self.prior_share)
 
 
 @dataclass(frozen=True)
@@ -170,8 +167,7 @@ class DefensivePosterior:
     """A mixture of another posterior and the program's prior."""
 
     base: Posterior
-    program: Program
-    batch: Batch
+    prior: Prior
     prior_share: float
 
     def __len__(self) -> int:
@@ -180,13 +176,12 @@ class DefensivePosterior:
 
     def rows(self, rows: slice | Tensor) -> "DefensivePosterior":
         """That of some of the data."""
-        batch = tuple(part[rows] for part in self.batch)
-        return replace(self, base=self.base.rows(rows), batch=batch)
+        return replace(self, base=self.base.rows(rows), prior=self.prior.rows(rows))
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Draws, each of either part, and the log densities of the mixture."""
         from_base, _ = self.base.draw(num_particles)
-        from_prior = prior_draws(self.program, self.batch, num_particles)
+        from_prior = self.prior.sample(num_particles)
         of_prior = torch.rand(from_base.shape[:2], device=from_base.device) < self.prior_share
         z = torch.where(of_prior.unsqueeze(-1), from_prior, from_base)
         return z, self.log_prob(z)
@@ -194,13 +189,12 @@ class DefensivePosterior:
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Log density of the mixture at given points."""
         log_base = density_at(self.base, z) + math.log1p(-self.prior_share)
-        log_prior = prior_log_prob(self.program, self.batch, z) + math.log(self.prior_share)
+        log_prior = self.prior.log_prob(z) + math.log(self.prior_share)
         return torch.logaddexp(log_base, log_prior)
 
     def mean(self) -> Float[Tensor, "batch latents"]:
         """Mean of every datum's mixture; that of the prior from draws."""
-        prior = prior_draws(self.program, self.batch, 1000).mean(dim=0)  # as a guide program's
-        return torch.lerp(self.base.mean(), prior, self.prior_share)
+        return torch.lerp(self.base.mean(), self.prior.mean(), self.prior_share)
 
 
 def density_at(posterior: Posterior, z: Float[Tensor, "particles batch latents"]) -> Tensor:
@@ -216,38 +210,3 @@ def density_at(posterior: Posterior, z: Float[Tensor, "particles batch latents"]
             f"the density of this guide at a given point is not available ({error!r}): its flow "
             "cannot be inverted; take Widened(scale), which needs none, or another family"
         ) from error
-
-
-def prior_draws(
-    program: Program, batch: Batch, num_particles: int
-) -> Float[Tensor, "particles batch latents"]:
-    """Draws of the flat latents from the program's prior, by running it forward.
-
-    Observed sites keep their data, so that where the prior of one site depends on an earlier
-    observation these are draws of the density that :func:`prior_log_prob` has.
-    """
-    model = poutine.condition(program.model, data=program.fixed)
-
-    def run(size: int) -> Tensor:
-        rows = repeat_rows(batch, size)
-        with poutine.block(), whole_plate(len(rows[0]), program.plate):
-            nodes: dict[str, Any] = dict(poutine.trace(model).get_trace(*rows).nodes)
-        values = {site.name: nodes[site.name]["value"] for site in program.latent_sites}
-        return program.flatten(values)[0].view(size, len(batch[0]), -1)
-
-    return torch.cat([run(size) for size in _pieces(num_particles, batch)])
-
-
-def prior_log_prob(
-    program: Program, batch: Batch, z: Float[Tensor, "particles batch latents"]
-) -> Float[Tensor, "particles batch"]:
-    """Log prior of flat latents, with the Jacobian of the change of variables."""
-    density: Callable[[Tensor], Tensor] = lambda part: program.log_densities(part, *batch).prior  # noqa: E731
-    return torch.cat([density(part) for part in z.split(_pieces(len(z), batch))])
-
-
-def _pieces(num_particles: int, batch: Batch) -> list[int]:
-    """Particles of each run."""
-    size = max(1, _ROWS_AT_ONCE // len(batch[0]))
-    whole, rest = divmod(num_particles, size)
-    return [size] * whole + [rest] * (rest > 0)

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from .._types import Batch
 from ..data import row_seeds
 from ..guides import Posterior
-from ..programs import Program, despite_nan
+from ..programs import Program, retry_unvalidated
 from ..results import Doubt, join
 from .results import Bound, LogMarginal
 from .weights import draw_rows, rows_at_once
@@ -132,7 +132,7 @@ class Quadrature:
             rows = slice(first, first + size)
             z, _ = draw_rows(posterior, first, seeds[rows], _GUIDE_DRAWS)
             part = tuple(tensor[rows] for tensor in batch)
-            despite_nan(partial(program.log_joint, z[:1], *part))  # refuses illegal data
+            retry_unvalidated(partial(program.log_joint, z[:1], *part))  # refuses illegal data
             with pyro.validation_enabled(is_validate=False):  # far out anything may overflow
                 parts.append(_integrate(_Integrand(program, part, limit), z.double(), self))
         return join(parts)

@@ -27,9 +27,8 @@ from .. import stats
 from .._types import Batch
 from ..data import row_seeds
 from ..guides import FitRows, Posterior
-from ..programs import Program, despite_nan
+from ..programs import Prior, Program, retry_unvalidated
 from ..results import Doubt, with_rows
-from .annealing import Prior
 from .exact import ClosedForm, own_method
 from .fitted import Fitted, other_modes
 from .importance import ImportanceSampling
@@ -157,7 +156,7 @@ def _witnesses(prior: Prior, row: int, seed: int) -> Float[Tensor, "particles 1"
     """
     start_stream(seed)
     own = prior.rows(slice(row, row + 1))
-    z, log_likelihood = despite_nan(partial(own.weighed, _WITNESSES))
+    z, log_likelihood = retry_unvalidated(partial(own.weighed, _WITNESSES))
     require_numbers("log_likelihood", log_likelihood, z, row)
     return log_likelihood.double()
 

@@ -29,11 +29,11 @@ from ..programs import (
     Program,
     as_batch,
     bytes_per_row,
-    despite_nan,
     device_of,
     evaluating,
     forked_seed,
     partly_observed,
+    retry_unvalidated,
 )
 from .compiled import Densities
 from .results import Weights
@@ -57,15 +57,15 @@ def draw_rows(
     Where they are made of standard normals these are drawn row by row, and pushed all together.
     """
     some = posterior.rows(slice(first, first + len(seeds)))
-    size = despite_nan(some.noise_size) if isinstance(some, FamilyPosterior) else None
+    size = retry_unvalidated(some.noise_size) if isinstance(some, FamilyPosterior) else None
     if isinstance(some, FamilyPosterior) and size is not None:
         noise = _noise(seeds, num_samples, size, some.parameters)
-        return despite_nan(partial(some.pushed, noise))
+        return retry_unvalidated(partial(some.pushed, noise))
     draws = []
     for offset, seed in enumerate(seeds):
         row = slice(first + offset, first + offset + 1)
         draw = partial(_draw_row, posterior.rows(row), seed, num_samples)
-        draws.append([torch.cat(parts) for parts in zip(*despite_nan(draw), strict=True)])
+        draws.append([torch.cat(parts) for parts in zip(*retry_unvalidated(draw), strict=True)])
     z, log_guide = zip(*draws, strict=True)
     return torch.cat(z, dim=1), torch.cat(log_guide, dim=1)
 
@@ -144,7 +144,7 @@ def weigh(
     """
 
     def written(head: Tensor) -> LogDensities:
-        return despite_nan(partial(program.log_densities, head, *batch))
+        return retry_unvalidated(partial(program.log_densities, head, *batch))
 
     parts = None
     if densities is not None:
@@ -193,7 +193,7 @@ def prepared(
     batch = as_batch(data, device_of(model, guide))
     check_data(model, batch)
     with evaluating(model, guide), torch.no_grad(), forked_seed(seed), poutine.block():
-        program = despite_nan(partial(program_of, model, guide, batch))
+        program = retry_unvalidated(partial(program_of, model, guide, batch))
         program = given_globals(program, guide, batch, given)
         yield program, posterior_of(guide, program, batch), batch
 

@@ -11,12 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..programs import Program, per_datum_log_probs, repeat_rows, whole_plate
+from ..programs import Program, Run, TracedSite, repeat_rows
 from .families import Family
 from .noise import noise_size, push
 
@@ -144,22 +143,21 @@ class ProgramPosterior:
     def only(self) -> "SitePosterior | None":
         """The guide's distribution, if it draws nothing but one site, by datum and unmasked."""
         with torch.random.fork_rng():  # the draw of this run is no draw of anybody's
-            nodes = self._trace(self.guide, 1)
-        names, (latent, *others) = self._sampled(nodes), self.program.latent_sites
-        site = nodes[latent.name]
-        by_datum = site["fn"].batch_shape[:1] == (len(self),) and latent.axis == 0
-        if others or len(names) > 1 or not by_datum or site["mask"] is not None:
+            run = self._run(1)
+        names, (latent, *others) = self._sampled(run), self.program.latent_sites
+        site = run[latent.name]
+        by_datum = site.distribution.batch_shape[:1] == (len(self),) and latent.axis == 0
+        if others or len(names) > 1 or not by_datum or site.mask is not None:
             return None
-        return SitePosterior(self.program, site["fn"])
+        return SitePosterior(self.program, site.distribution)
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Runs the guide on repeated rows; returns flat draws and their log densities."""
         if self.only is not None:
             return self.only.draw(num_particles)
-        nodes = self._trace(self.guide, num_particles)
-        values = {site.name: nodes[site.name]["value"] for site in self.program.latent_sites}
-        z, jacobian = self.program.flatten(values)
-        log_q = jacobian + self._log_probs(nodes, len(z))
+        run = self._run(num_particles)
+        z, jacobian = self.program.flatten(run.values(s.name for s in self.program.latent_sites))
+        log_q = jacobian + self._log_probs(run, len(z))
         return z.view(num_particles, len(self), -1), log_q.view(num_particles, len(self))
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
@@ -171,57 +169,48 @@ class ProgramPosterior:
         if self.only is not None:
             return self.only.log_prob(z)
         values, jacobian = self.program.constrain(z.reshape(-1, z.shape[-1]))
-        nodes = self._trace(poutine.condition(self.guide, data=values), len(z))
-        auxiliary = [name for name in self._sampled(nodes) if name not in values]
+        run = self._run(len(z), values)
+        auxiliary = [name for name in self._sampled(run) if name not in values]
         if auxiliary:
             raise ValueError(
                 f"the density of this guide at a given point is unknown, since it has the "
                 f"auxiliary site(s) {auxiliary}; sample the model's sites from distributions "
                 "of their own (a TransformedDistribution), or use pv.Guide"
             )
-        return (jacobian + self._log_probs(nodes, len(jacobian))).view(len(z), len(self))
+        return (jacobian + self._log_probs(run, len(jacobian))).view(len(z), len(self))
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
         """Mean of every datum's posterior: a program has no other way than the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
-    def _trace(self, guide: ProgramLike, num_particles: int) -> dict[str, Any]:
+    def _run(self, num_particles: int, values: Mapping[str, Tensor] | None = None) -> Run:
         batch = repeat_rows(self.batch, num_particles)
-        conditioned = poutine.condition(guide, data=self.program.fixed)
-        with poutine.block(), whole_plate(len(batch[0]), self.program.plate):
-            nodes = dict(poutine.trace(conditioned).get_trace(*batch).nodes)
-        missing = [site.name for site in self.program.latent_sites if site.name not in nodes]
+        run = self.program.run_guide(self.guide, batch, {**self.program.fixed, **(values or {})})
+        missing = [site.name for site in self.program.latent_sites if site.name not in run]
         if missing:
             raise ValueError(
                 f"the guide misses the latent site(s) {missing} of the model; it samples "
-                f"{self._sampled(nodes)}: add pyro.sample({missing[0]!r}, ...) to the guide"
+                f"{self._sampled(run)}: add pyro.sample({missing[0]!r}, ...) to the guide"
             )
-        return nodes
+        return run
 
-    def _sampled(self, nodes: dict[str, Any]) -> list[str]:
-        return [
-            name
-            for name, site in nodes.items()
-            if site["type"] == "sample"
-            and not poutine.util.site_is_subsample(site)
-            and name not in self.program.fixed
-        ]
+    def _sampled(self, run: Run) -> list[str]:
+        return [name for name in run.sites if name not in self.program.fixed]
 
-    def _log_probs(self, nodes: dict[str, Any], rows: int) -> Tensor:
-        return torch.stack([self._site(nodes[name], rows) for name in self._sampled(nodes)]).sum(0)
+    def _log_probs(self, run: Run, rows: int) -> Tensor:
+        return torch.stack([self._site(run[name], rows) for name in self._sampled(run)]).sum(0)
 
-    def _site(self, site: Any, rows: int) -> Tensor:
+    def _site(self, site: TracedSite, rows: int) -> Tensor:
         known = {latent.name for latent in self.program.latent_sites}
-        auxiliary = site["infer"].get("is_auxiliary", False)
-        if site["name"] not in known and not auxiliary:
+        if site.name not in known and not site.is_auxiliary:
             raise ValueError(
-                f"the guide samples '{site['name']}', which the model does not have (its latent "
+                f"the guide samples '{site.name}', which the model does not have (its latent "
                 f"sites are {sorted(known)}); rename it, or mark it infer={{'is_auxiliary': True}}"
             )
-        log_prob = per_datum_log_probs(site, self.program.plate_dim)
+        log_prob = site.log_prob_by_datum(self.program.plate_dim)
         if log_prob.shape != (rows,):
             raise ValueError(
-                f"site '{site['name']}' of the guide has a log density of shape "
+                f"site '{site.name}' of the guide has a log density of shape "
                 f"{tuple(log_prob.shape)} a batch of {rows} rows: sample it inside "
                 f"pyro.plate('{self.program.plate}', len(y)), with the event dimensions of "
                 "the model's site (.to_event)"
@@ -248,16 +237,15 @@ def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[st
     row = tuple(part[:1] for part in batch)
     means: dict[str, list[Tensor]] = {site.name: [] for site in program.global_sites}
     for _ in range(_GLOBAL_DRAWS):
-        with poutine.block(), whole_plate(1, program.plate):
-            nodes: dict[str, Any] = dict(poutine.trace(guide).get_trace(*row).nodes)
-        missing = [name for name in means if name not in nodes]
+        run = program.run_guide(guide, row)
+        missing = [name for name in means if name not in run]
         if missing:
             raise ValueError(
                 f"the guide misses the latent site(s) {missing} of the model, which all data "
                 f"share: add pyro.sample({missing[0]!r}, ...) to it, outside the plate over data"
             )
         for site in program.global_sites:
-            means[site.name].append(site.flatten(nodes[site.name]["value"]))
+            means[site.name].append(site.flatten(run[site.name].value))
     flat = torch.cat([torch.stack(draws).mean(dim=0) for draws in means.values()])
     return {name: value for name, (value, _) in program.constrain_globals(flat).items()}
 

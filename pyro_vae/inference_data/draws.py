@@ -17,16 +17,14 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
 from ..data import row_seeds
-from ..diagnostics.predictive import simulated_sites
 from ..evidence import ImportanceSampling, Weights, log_marginal_of, prepared
 from ..guides import Posterior
-from ..programs import Program, repeat_rows, simulate, whole_plate
+from ..programs import Program, repeat_rows, simulate
 from .arrays import Attributes, Labelled, build
 
 _PREDICTIVE_STREAM = 2**63  # added to the seed: no caller's seed is as large
@@ -212,11 +210,9 @@ def _drawn(values: dict[str, Tensor], word: str | None) -> dict[str, Labelled]:
 
 def observed_arrays(program: Program, batch: Batch) -> dict[str, Labelled]:
     """Every observed site, as the program shows it: it may have made it from the batch."""
-    with poutine.block(), whole_plate(len(batch[0]), program.plate):
-        nodes: dict[str, Any] = dict(poutine.trace(program.model).get_trace(*batch).nodes)
-    sites = {}
+    run, sites = program.run(batch), {}
     for name in program.observed_names:
-        value = _by_datum(nodes[name], program.plate_dim)
+        value = run[name].value_by_datum(program.plate_dim)
         axes = _site_axes(name, value.dim() - 1, _observed_word(program))
         sites[label(name)] = labelled(value, "datum", *axes)
     return sites
@@ -261,19 +257,11 @@ def _simulation(
     draws = drawn if isinstance(drawn, int) else len(drawn)
     values = {} if isinstance(drawn, int) else program.constrain(drawn)[0]
     _seed_stream(seed)
-    nodes = simulated_sites(
-        program, repeat_rows(tuple(part[row : row + 1] for part in batch), draws), values
+    run = program.run_forward(
+        repeat_rows(tuple(part[row : row + 1] for part in batch), draws), values
     )
     names = [*(site.name for site in program.latent_sites), *program.observed_names]
-    return {name: _by_datum(nodes[name], program.plate_dim) for name in names}
-
-
-def _by_datum(site: Any, plate_dim: int) -> Tensor:
-    """The value of a site of a trace, with the datum axis leftmost."""
-    value, function = site["value"], site["fn"]
-    value = value.expand(torch.broadcast_shapes(value.shape, function.shape()))
-    by_datum: Tensor = value.movedim(value.dim() - function.event_dim + plate_dim, 0)
-    return by_datum
+    return {name: run[name].value_by_datum(program.plate_dim) for name in names}
 
 
 def _seed_stream(seed: int) -> None:

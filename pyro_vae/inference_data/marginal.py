@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from .. import stats
@@ -26,8 +25,7 @@ from ..diagnostics.predictive import GlobalDraw, draw_globals
 from ..evidence import ImportanceSampling, LogMarginal, prepared
 from ..evidence.estimates import Estimator
 from ..guides import posterior_of
-from ..programs import Program, despite_nan, whole_plate
-from ..programs.sites import log_density
+from ..programs import Program, retry_unvalidated, total_log_prob
 from .arrays import Attributes, Labelled, build
 from .draws import datum_labels, label, labelled, observed_arrays
 
@@ -163,11 +161,8 @@ def _estimate(
 def _log_prior(program: Program, batch: Batch) -> Tensor:
     """Log prior density of the latent sites that all data share, in their units."""
     row = tuple(part[:1] for part in batch)
-    model = poutine.condition(program.model, data=program.fixed)
-    with poutine.block(), whole_plate(1, program.plate):
-        nodes = despite_nan(lambda: dict(poutine.trace(model).get_trace(*row).nodes))
-    parts = [log_density(nodes[site.name]).sum() for site in program.global_sites]
-    return torch.stack(parts).sum() if parts else torch.zeros(())
+    run = retry_unvalidated(partial(program.run, row))
+    return total_log_prob((run[site.name] for site in program.global_sites), torch.zeros(()))
 
 
 def _groups(program: Program, draws: list[_Draw]) -> dict[str, dict[str, Labelled]]:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, constraints, kl_divergence
 
 from .._types import Batch
 from ..guides import FamilyPosterior, Posterior, ProgramPosterior
-from ..programs import repeat_rows
+from ..programs import Run, repeat_rows
 from .base import Particles
 from .bounds import BetaELBO
 from .draws import Draws
@@ -61,12 +60,12 @@ class AnalyticELBO(BetaELBO):
 
     beta: float | Schedule = 1.0
 
-    def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Trace]:
+    def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
         """Weighs the draws; in place of their own KL term each has that of the distributions."""
-        (densities, trace), count = draws.program.traced(draws.z, *batch), len(draws.z)
-        kl = _divergence(_posterior(draws, batch, count), _prior(draws, trace))
+        (densities, run), count = draws.program.traced(draws.z, *batch), len(draws.z)
+        kl = _divergence(_posterior(draws, batch, count), _prior(draws, run))
         kl = kl.view(count, -1)
-        return Particles(-kl, densities.likelihood, torch.zeros_like(kl), draws.z), trace
+        return Particles(-kl, densities.likelihood, torch.zeros_like(kl), draws.z), run
 
 
 def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
@@ -85,7 +84,7 @@ def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
     )
 
 
-def _prior(draws: Draws, trace: Trace) -> Any:
+def _prior(draws: Draws, run: Run) -> Any:
     """The prior of every row of the longer batch."""
     sites = draws.program.latent_sites
     if len(sites) > 1 or draws.program.structure.enumerated:
@@ -94,7 +93,7 @@ def _prior(draws: Draws, trace: Trace) -> Any:
             f"AnalyticELBO is for programs with one latent site of a datum, got {names}, whose "
             "priors may depend on one another's draws: take Trace_ELBO()"
         )
-    prior: Any = trace.nodes[sites[0].name]["fn"]
+    prior: Any = run[sites[0].name].distribution
     support = prior.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint

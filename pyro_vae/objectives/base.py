@@ -27,13 +27,11 @@ from typing import Any, NamedTuple
 import torch
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from ..guides import program_of
-from ..programs import Program, current_minibatch, minibatch
-from ..programs.sites import is_density, log_density
+from ..programs import Program, Run, TracedSite, current_minibatch, minibatch, total_log_prob
 from .draws import Draws, draw
 
 
@@ -92,10 +90,10 @@ class Objective(ELBO):
     def bound(self, particles: Particles) -> Tensor:
         """The bound of every datum, `(batch,)`, in nats."""
 
-    def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Trace]:
+    def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
         """Weighs the draws, with all their gradients."""
-        densities, trace = draws.program.traced(draws.z, *batch)
-        return Particles(*densities, draws.log_guide, draws.z), trace
+        densities, run = draws.program.traced(draws.z, *batch)
+        return Particles(*densities, draws.log_guide, draws.z), run
 
     @property
     def kl_weight(self) -> float:
@@ -127,8 +125,8 @@ class Objective(ELBO):
         program = self._program(model, guide, batch)
         with _rows(program, batch) as (taken, scale):
             draws = draw(guide, program, taken, self.num_particles)
-            particles, trace = self.particles(draws, taken)
-            shared = _shared(draws.program, trace)
+            particles, run = self.particles(draws, taken)
+            shared = _shared(draws.program, run)
             local = (self.bound(particles) + draws.surrogate).sum()
             plain = particles.log_weights.detach().mean(dim=0).sum()
         scale = scale * shared.inside_scale
@@ -189,31 +187,30 @@ def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
         yield taken, size / len(positions)
 
 
-def _shared(program: Program, trace: Trace) -> _Shared:
-    sites = {name: site for name, site in trace.nodes.items() if is_density(site)}
-    outside = {name: site for name, site in sites.items() if not program.is_inside(site)}
-    inside = {name: site for name, site in sites.items() if name not in outside}
-    latent = {site.name for site in program.global_sites}
+def _shared(program: Program, run: Run) -> _Shared:
+    outside, names = run.outside, {site.name for site in program.global_sites}
+    latent = [site for name, site in outside.items() if name in names]
+    observed = [site for name, site in outside.items() if name not in names]
     zero = torch.zeros((), dtype=program.dtype, device=program.device)
     return _Shared(
-        sum((log_density(outside[name]).sum() for name in outside if name in latent), zero),
-        sum((log_density(outside[name]).sum() for name in outside if name not in latent), zero),
+        total_log_prob(latent, zero),
+        total_log_prob(observed, zero),
         _scale_of(outside),
-        _scale_of(inside),
+        _scale_of(run.inside),
     )
 
 
-def _scale_of(sites: dict[str, Any]) -> float:
+def _scale_of(sites: dict[str, TracedSite]) -> float:
     """The scale that handlers gave to all of these sites."""
-    scales = {name: site["scale"] for name, site in sites.items()}
+    scales = {name: site.scale for name, site in sites.items()}
     if all(isinstance(scale, float | int) for scale in scales.values()):
         numbers = {float(scale) for scale in scales.values()}
         if len(numbers) < 2:
             return numbers.pop() if numbers else 1.0
-    scales = {name: torch.as_tensor(scale, dtype=torch.float64) for name, scale in scales.items()}
-    found = {float(scale) if scale.numel() == 1 else name for name, scale in scales.items()}
-    if len(found) > 1 or any(scale.numel() != 1 for scale in scales.values()):
-        shown = ", ".join(f"'{name}' {scale.tolist()}" for name, scale in scales.items())
+    tensors = {name: torch.as_tensor(scale, dtype=torch.float64) for name, scale in scales.items()}
+    found = {float(scale) if scale.numel() == 1 else name for name, scale in tensors.items()}
+    if len(found) > 1 or any(scale.numel() != 1 for scale in tensors.values()):
+        shown = ", ".join(f"'{name}' {scale.tolist()}" for name, scale in tensors.items())
         raise ValueError(
             f"the sites of the model have different scales ({shown}), so their weights are no "
             "longer those of a density: scale all of them by one number, and use "

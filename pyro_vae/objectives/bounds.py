@@ -24,10 +24,10 @@ gradient falls as :math:`K^{-1/2}`. The gradient by :math:`\theta` is the same f
 import math
 from dataclasses import dataclass, replace
 
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from .._types import Batch
+from ..programs import Run
 from .base import Objective, Particles
 from .draws import Draws
 from .schedules import Schedule
@@ -120,7 +120,7 @@ class STL(Objective):
     def __post_init__(self) -> None:
         _check_particles(self.num_particles)
 
-    def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Trace]:
+    def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
         """Weighs the draws; the guide's density is differentiated by the draws alone."""
         return _by_path(draws, batch, draws.z)
 
@@ -161,7 +161,7 @@ class DReG(Objective):
     def __post_init__(self) -> None:
         _check_particles(self.num_particles)
 
-    def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Trace]:
+    def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
         """Weighs a view of the draws, where :meth:`bound` can change the gradient on its way."""
         return _by_path(draws, batch, draws.z.view_as(draws.z))
 
@@ -174,9 +174,9 @@ class DReG(Objective):
         return _log_mean_exp(log_weights)
 
 
-def _by_path(draws: Draws, batch: Batch, z: Tensor) -> tuple[Particles, Trace]:
-    densities, trace = draws.program.traced(z, *batch)
-    return Particles(*densities, draws.log_guide_path(z), z), trace
+def _by_path(draws: Draws, batch: Batch, z: Tensor) -> tuple[Particles, Run]:
+    densities, run = draws.program.traced(z, *batch)
+    return Particles(*densities, draws.log_guide_path(z), z), run
 
 
 @dataclass(frozen=True)

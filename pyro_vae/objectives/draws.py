@@ -7,17 +7,14 @@ guide registers, and nothing else of it, so that Pyro's SVI trains them.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.nn import pyro_method
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from ..guides import Guide, Posterior, ProgramPosterior, posterior_of
-from ..programs import Program, per_datum_log_probs, repeat_rows, whole_plate
-from ..programs.sites import is_density, log_density
+from ..programs import Program, TracedSite, repeat_rows, total_log_prob
 
 
 @dataclass(frozen=True)
@@ -86,25 +83,21 @@ def _from_guide(guide: Guide, program: Program, batch: Batch, num_particles: int
 
 def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_particles: int) -> Draws:
     rows = repeat_rows(batch, num_particles)
-    with poutine.block(expose_types=["param"]), whole_plate(len(rows[0]), program.plate):
-        nodes: dict[str, Any] = dict(poutine.trace(guide).get_trace(*rows).nodes)
+    run = program.run_guide(guide, rows)
     latent = {site.name for site in program.latent_sites}
     shared = {site.name for site in program.global_sites}
-    missing = sorted((latent | shared) - set(nodes))
+    missing = sorted((latent | shared) - set(run.sites))
     if missing:
         raise ValueError(
             f"the guide misses the latent site(s) {missing} of the model; add "
             f"pyro.sample({missing[0]!r}, ...) to the guide"
         )
-    sites = {name: site for name, site in nodes.items() if is_density(site)}
-    _check_sites(sites, latent | shared)
-    inside = [site for site in sites.values() if program.is_inside(site)]
-    outside = [site for site in sites.values() if not program.is_inside(site)]
-    z, jacobian = program.flatten({name: nodes[name]["value"] for name in latent})
-    log_guide = jacobian + sum(_by_row(site, program, len(rows[0])) for site in inside)
-    zero = log_guide.new_zeros(())
-    log_shared = sum((log_density(site).sum() for site in outside), zero)
-    given = program.given({name: nodes[name]["value"] for name in shared})
+    _check_sites(run.sites, latent | shared)
+    z, jacobian = program.flatten(run.values(latent))
+    by_row = (_by_row(site, program, len(rows[0])) for site in run.inside.values())
+    log_guide = jacobian + sum(by_row)
+    log_shared = total_log_prob(run.outside.values(), log_guide.new_zeros(()))
+    given = program.given(run.values(shared))
     size = len(batch[0])
     return Draws(
         given,
@@ -116,27 +109,27 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
     )
 
 
-def _check_sites(sites: dict[str, Any], known: set[str]) -> None:
+def _check_sites(sites: dict[str, TracedSite], known: set[str]) -> None:
     """Refuses sites that the model lacks, and draws that would lose their gradient."""
     for name, site in sites.items():
-        if name not in known and not site["infer"].get("is_auxiliary", False):
+        if name not in known and not site.is_auxiliary:
             raise ValueError(
                 f"the guide samples '{name}', which the model does not have (its latent sites "
                 f"are {sorted(known)}); rename it, or mark it infer={{'is_auxiliary': True}}"
             )
-        if not site["fn"].has_rsample and log_density(site).requires_grad:
+        if not site.distribution.has_rsample and site.log_prob.requires_grad:
             raise ValueError(
-                f"site '{name}' of the guide ({type(site['fn']).__name__}) cannot be "
+                f"site '{name}' of the guide ({type(site.distribution).__name__}) cannot be "
                 "reparameterized, so its gradient would be lost; use a distribution with rsample, "
                 "or Trace_ELBO(), which has a score-function gradient"
             )
 
 
-def _by_row(site: Any, program: Program, rows: int) -> Tensor:
-    log_prob = per_datum_log_probs(site, program.plate_dim)
+def _by_row(site: TracedSite, program: Program, rows: int) -> Tensor:
+    log_prob = site.log_prob_by_datum(program.plate_dim)
     if log_prob.shape != (rows,):
         raise ValueError(
-            f"site '{site['name']}' of the guide has a log density of shape "
+            f"site '{site.name}' of the guide has a log density of shape "
             f"{tuple(log_prob.shape)} for {rows} rows: sample it inside "
             f"pyro.plate('{program.plate}', len(y)), with the event dimensions of the model's site"
         )

@@ -10,7 +10,6 @@ from .minibatches import current_minibatch as current_minibatch
 from .minibatches import minibatch as minibatch
 from .missing import PartlyObserved as PartlyObserved
 from .missing import has_missing as has_missing
-from .missing import partly_observed as partly_observed
 from .modes import NamedModule as NamedModule
 from .modes import as_batch as as_batch
 from .modes import device_of as device_of
@@ -25,21 +24,24 @@ from .products import TF32Products as TF32Products
 from .program import LogDensities as LogDensities
 from .program import Program as Program
 from .program import log_joint as log_joint
-from .program import repeat_rows as repeat_rows
 from .running import bytes_per_row as bytes_per_row
-from .running import despite_nan as despite_nan
-from .simulation import Free as Free
+from .simulation import Prior as Prior
 from .simulation import simulate as simulate
-from .simulation import written as written
+from .simulation import with_observed as with_observed
 from .sites import GlobalSite as GlobalSite
 from .sites import LatentSite as LatentSite
-from .sites import per_datum_log_probs as per_datum_log_probs
 from .sloped import sloped as sloped
+from .structure import partly_observed as partly_observed
+from .traces import Run as Run
+from .traces import TracedSite as TracedSite
+from .traces import repeat_rows as repeat_rows
+from .traces import retry_unvalidated as retry_unvalidated
+from .traces import run as run
+from .traces import total_log_prob as total_log_prob
 
 __all__ = [
     "BFloat16Products",
     "Captured",
-    "Free",
     "GlobalSite",
     "Graphs",
     "LatentSite",
@@ -48,15 +50,17 @@ __all__ = [
     "NamedModule",
     "NotCaptured",
     "PartlyObserved",
+    "Prior",
     "Products",
     "Program",
+    "Run",
     "TF32Products",
+    "TracedSite",
     "as_batch",
     "bytes_per_row",
     "capture",
     "capturing",
     "current_minibatch",
-    "despite_nan",
     "device_of",
     "evaluating",
     "forked_seed",
@@ -66,10 +70,12 @@ __all__ = [
     "minibatch",
     "modules_of",
     "partly_observed",
-    "per_datum_log_probs",
     "repeat_rows",
+    "retry_unvalidated",
+    "run",
     "simulate",
     "sloped",
+    "total_log_prob",
     "whole_plate",
-    "written",
+    "with_observed",
 ]

@@ -9,13 +9,11 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from .._types import Batch, Distribution, ProgramLike
+from .._types import Distribution
 from .capture import known_missing
-from .modes import evaluating, forked_seed
 
 
 class PartlyObserved(dist.TorchDistribution):
@@ -117,28 +115,3 @@ def observed_features(features: Distribution, value: Tensor) -> Distribution:
     if isinstance(features, PartlyObserved) and not has_missing(value):
         return features.features
     return features
-
-
-def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
-    """Positions of the tensors of a batch that a program observes, and in which it takes a nan.
-
-    The program is run on two rows, only where there are nan at all.
-    """
-    if not any(has_missing(part) for part in batch):
-        return ()
-    rows = tuple(part[:1].expand(2, *part.shape[1:]).clone() for part in batch)
-    with evaluating(model), torch.no_grad(), forked_seed(0), poutine.block():
-        trace = poutine.trace(model).get_trace(*rows)
-    sites: list[Any] = [site for site in trace.nodes.values() if site["type"] == "sample"]
-    storages = {
-        site["value"].untyped_storage().data_ptr() for site in sites if _takes_missing(site["fn"])
-    }
-    return tuple(
-        index for index, part in enumerate(rows) if part.untyped_storage().data_ptr() in storages
-    )
-
-
-def _takes_missing(distribution: Any) -> bool:
-    while isinstance(distribution, torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return isinstance(distribution, PartlyObserved)

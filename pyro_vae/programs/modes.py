@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.nn.module import _Context
 from torch import Tensor, nn
@@ -120,13 +121,13 @@ def device_of(*programs: ProgramLike) -> torch.device:
 
 @contextmanager
 def evaluating(*programs: ProgramLike) -> Iterator[None]:
-    """Runs the programs in evaluation mode, with parameters in modules; restores every mode."""
+    """Runs the programs in evaluation mode, parameters in modules, unseen by outer handlers."""
     modules = {part for program in programs for m in modules_of(program) for part in m.modules()}
     modes = {module: module.training for module in modules}
     try:
         for module in modules:
             module.training = False
-        with local_parameters(*programs):
+        with local_parameters(*programs), poutine.block():
             yield
     finally:
         for module, mode in modes.items():

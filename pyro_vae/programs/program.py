@@ -12,20 +12,19 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from .enumeration import sum_out
 from .modes import evaluating
-from .plates import whole_plate
-from .sites import GlobalSite, LatentSite, is_density, per_datum_log_probs, sum_but
+from .sites import GlobalSite, LatentSite
 from .structure import structure_of
+from .traces import Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
 
 
 class LogDensities(NamedTuple):
@@ -33,13 +32,6 @@ class LogDensities(NamedTuple):
 
     prior: Tensor
     likelihood: Tensor
-
-
-def repeat_rows(batch: Batch, num_particles: int) -> Batch:
-    """Repeats a batch for its particles: `(batch, ...)` to `(particles * batch, ...)`."""
-    return tuple(
-        part.expand(num_particles, *part.shape).reshape(-1, *part.shape[1:]) for part in batch
-    )
 
 
 class Program:
@@ -234,32 +226,45 @@ class Program:
 
     def traced(
         self, z: Float[Tensor, "particles batch latents"], *batch: Tensor
-    ) -> tuple[LogDensities, Trace]:
-        """The same as :meth:`log_densities`, with the trace of the run on the longer batch.
+    ) -> tuple[LogDensities, Run]:
+        """The same as :meth:`log_densities`, with the sites of the run on the longer batch.
 
         For objectives: outer handlers see the parameters that the program registers, and nothing
-        else of it, so that Pyro's SVI trains them. The trace has the sites outside the plate.
+        else of it, so that Pyro's SVI trains them.
         """
         num_particles, rows, latents = z.shape
         self._check(batch, rows, latents)
         values, jacobian = self.constrain(z.reshape(-1, latents))
-        trace = self._run(values, repeat_rows(batch, num_particles))
-        prior, likelihood = (part.view(num_particles, rows) for part in self.densities_of(trace))
-        return LogDensities(prior + jacobian.view(num_particles, rows), likelihood), trace
+        values.update(self._globals())
+        run = run_rows(self.enumerated, repeat_rows(batch, num_particles), self.plate, values)
+        prior, likelihood = (part.view(num_particles, rows) for part in self.densities_of(run))
+        return LogDensities(prior + jacobian.view(num_particles, rows), likelihood), run
+
+    def run(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
+        """Runs the program on rows, its data observed, and draws the latent sites not set."""
+        return run_rows(self.model, batch, self.plate, {**self.fixed, **(values or {})})
+
+    def run_forward(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
+        """Runs the program on rows of which nothing is observed, so that its data are drawn.
+
+        Arguments:
+            batch: Shapes and covariates.
+            values: Values of some latent sites; the others are drawn.
+        """
+        model = Unobserved(self.observed_names)(self.model)
+        return run_rows(model, batch, self.plate, {**self.fixed, **(values or {})})
+
+    def run_guide(
+        self, guide: ProgramLike, batch: Batch, values: Mapping[str, Tensor] | None = None
+    ) -> Run:
+        """Runs a guide of the program on rows, with some sites set."""
+        return run_rows(guide, batch, self.plate, values)
 
     def log_joint(
         self, z: Float[Tensor, "particles batch latents"], *batch: Tensor
     ) -> Float[Tensor, "particles batch"]:
         r""":math:`\log p(y_n, z_{kn})` per particle and datum, `(particles, batch)`, in nats."""
         return sum(self.log_densities(z, *batch))  # type: ignore[return-value]
-
-    def _run(self, values: dict[str, Tensor], batch: Batch) -> Trace:
-        """Runs the program with its latent sites set; outer handlers see its parameters alone."""
-        model = poutine.condition(self.model, data={**values, **self._globals()})
-        if self.structure.enumerated:
-            model = poutine.enum(self.enumerating(model), -1 - self.structure.nesting)
-        with poutine.block(expose_types=["param"]), whole_plate(len(batch[0]), self.plate):
-            return poutine.trace(model).get_trace(*batch)
 
     def _globals(self) -> dict[str, Tensor]:
         missing = [site.name for site in self.global_sites if site.name not in self.fixed]
@@ -271,6 +276,13 @@ class Program:
             )
         return self.fixed
 
+    @property
+    def enumerated(self) -> ProgramLike:
+        """The model, with every value of its discrete latent sites run in parallel."""
+        if not self.structure.enumerated:
+            return self.model
+        return poutine.enum(self.enumerating(self.model), -1 - self.structure.nesting)
+
     def enumerating(self, model: ProgramLike) -> ProgramLike:
         """A program with this one's discrete latent sites marked to be summed out."""
         names = self.structure.enumerated
@@ -281,29 +293,21 @@ class Program:
             config_fn=lambda site: {"enumerate": "parallel"} if site["name"] in names else {},
         )
 
-    def densities_of(self, trace: Trace) -> LogDensities:
+    def densities_of(self, run: Run) -> LogDensities:
         """Log densities of latent sites, and of observed ones given those, each `(rows,)`."""
-        sites = {
-            name: site
-            for name, site in trace.nodes.items()
-            if is_density(site) and name not in self.fixed and self.is_inside(site)
-        }
+        sites = {name: site for name, site in run.inside.items() if name not in self.fixed}
         self._check_sites(sites)
         latent = [site.name for site in self.latent_sites]
         if self.structure.enumerated:
-            prior = sum_out(trace, [*self.structure.enumerated, *latent], self.plate)
-            return LogDensities(prior, sum_out(trace, [*sites], self.plate) - prior)
+            prior = sum_out(run.trace, [*self.structure.enumerated, *latent], self.plate)
+            return LogDensities(prior, sum_out(run.trace, [*sites], self.plate) - prior)
         observed = [name for name in sites if name not in latent]
         return LogDensities(self._total(sites, latent), self._total(sites, observed))
 
-    def is_inside(self, site: Any) -> bool:
-        """Whether a site of a trace is in the plate over data."""
-        return any(frame.name == self.plate for frame in site["cond_indep_stack"])
-
-    def _check_sites(self, sites: dict[str, Any]) -> None:
+    def _check_sites(self, sites: dict[str, TracedSite]) -> None:
         """Refuses a run with other sites than the first one had."""
         expected = {site.name for site in self.latent_sites} | set(self.structure.enumerated)
-        sampled = {name for name, site in sites.items() if not site["is_observed"]}
+        sampled = {name for name, site in sites.items() if not site.is_observed}
         found = {name for name in expected if name in sites}
         if found != expected or not sampled <= expected:
             raise ValueError(
@@ -311,9 +315,9 @@ class Program:
                 f"time has {sorted(found | sampled)}: a datum needs the same sites for every draw"
             )
 
-    def _total(self, sites: dict[str, Any], names: list[str]) -> Tensor:
+    def _total(self, sites: dict[str, TracedSite], names: list[str]) -> Tensor:
         """Log densities of some sites, summed by datum."""
-        log_probs = [per_datum_log_probs(sites[name], self.plate_dim) for name in names]
+        log_probs = [sites[name].log_prob_by_datum(self.plate_dim) for name in names]
         return torch.stack(log_probs).sum(dim=0)
 
     def _check(self, batch: Batch, rows: int, latents: int) -> None:

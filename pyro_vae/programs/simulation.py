@@ -1,17 +1,84 @@
-"""Programs run forward: latents and the data that they simulate."""
+r"""Programs run forward: draws of the prior, and latents with the data that they simulate."""
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
+from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch
 from .missing import has_missing
 from .modes import forked_seed
-from .plates import whole_plate
 from .program import Program
+from .traces import Run, repeat_rows
+
+_ROWS_AT_ONCE = 256  # of the program's batch; only memory depends on it
+
+
+@dataclass(frozen=True)
+class Prior:
+    r"""The prior of the latents of some data, drawn by running the program forward.
+
+    Observed sites keep their data. So where the prior of one site depends on an earlier
+    observation, draws and densities belong together: both are :math:`\prod_s p(z_s \mid
+    \text{what the program samples or observes before})`.
+
+    Arguments:
+        program: The model; its shared latents have their values.
+        batch: The data, among them covariates that the prior may depend on.
+    """
+
+    program: Program
+    batch: Batch
+
+    def __len__(self) -> int:
+        """Number of data."""
+        return len(self.batch[0])
+
+    def rows(self, rows: slice | Tensor) -> "Prior":
+        """The prior of some of the data."""
+        return replace(self, batch=tuple(part[rows] for part in self.batch))
+
+    def sample(self, num_particles: int) -> Float[Tensor, "particles batch latents"]:
+        """Draws, so many for every datum; some particles are drawn at a time."""
+        runs = (self._run(size) for size in self._pieces(num_particles))
+        return torch.cat([self._latents(run) for run in runs])
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draws, and their log densities `(particles, batch)`."""
+        z = self.sample(num_particles)
+        return z, self.log_prob(z)
+
+    def weighed(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draws, and log p(y | z) of them in nats: their weights, if it is the prior that draws."""
+        run = self._run(num_particles)
+        z = self._latents(run)
+        if self.program.structure.enumerated:  # a discrete site was drawn, and is to be summed out
+            return z, self.program.log_densities(z, *self.batch).likelihood
+        return z, self.program.densities_of(run).likelihood.view(num_particles, len(self))
+
+    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
+        """Log density of flat latents, with the Jacobian of the change of variables."""
+        parts = z.split(self._pieces(len(z)))
+        return torch.cat([self.program.log_densities(part, *self.batch).prior for part in parts])
+
+    def mean(self) -> Float[Tensor, "batch latents"]:
+        """Mean of draws: a program has no other way."""
+        return self.sample(1000).mean(dim=0)
+
+    def _run(self, num_particles: int) -> Run:
+        return self.program.run(repeat_rows(self.batch, num_particles))
+
+    def _latents(self, run: Run) -> Float[Tensor, "particles batch latents"]:
+        values = run.values(site.name for site in self.program.latent_sites)
+        return self.program.flatten(values)[0].view(-1, len(self), self.program.latent_dim)
+
+    def _pieces(self, num_particles: int) -> list[int]:
+        """Particles of each run."""
+        size = max(1, _ROWS_AT_ONCE // len(self))
+        whole, rest = divmod(num_particles, size)
+        return [size] * whole + [rest] * (rest > 0)
 
 
 def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
@@ -20,52 +87,29 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
     Run again on its own simulation, with the same random numbers, the program must draw the
     same; if not, it reads its data elsewhere, and the latents are no draw from the posterior.
     """
-    first = _forward(program, rows, seed)
-    batch = written(program, rows, first)
-    second = _forward(program, batch, seed)
-    names = [*(site.name for site in program.latent_sites), *program.observed_names]
-    for name in names:
-        same = torch.equal(first[name]["value"], second[name]["value"])
-        if not same or not torch.equal(first[name]["log_prob"], second[name]["log_prob"]):
+    latent = [site.name for site in program.latent_sites]
+    with forked_seed(seed):
+        first = program.run_forward(rows)
+    batch = with_observed(program, rows, first.values(program.observed_names))
+    with forked_seed(seed):
+        second = program.run_forward(batch)
+    for name in [*latent, *program.observed_names]:
+        one, two = first[name], second[name]
+        if not torch.equal(one.value, two.value) or not torch.equal(one.log_prob, two.log_prob):
             raise ValueError(
                 f"site '{name}' depends on data that the program observes, by another way than "
                 "its own draws, so the program cannot be simulated row by row; let later sites "
                 "use the values that pyro.sample returns instead of the batch's"
             )
-    values = {site.name: first[site.name]["value"] for site in program.latent_sites}
-    return program.flatten(values)[0], batch
+    return program.flatten(first.values(latent))[0], batch
 
 
-def _forward(program: Program, rows: Batch, seed: int) -> dict[str, Any]:
-    """Sites of the program with nothing observed."""
-    model = poutine.condition(program.model, data=program.fixed)
-    free = Free(frozenset(program.observed_names))
-    with forked_seed(seed), poutine.block(), whole_plate(len(rows[0]), program.plate), free:
-        trace = poutine.trace(model).get_trace(*rows)
-    trace.compute_log_prob()
-    return dict(trace.nodes)
-
-
-class Free(Messenger):
-    """Lets named sites be drawn, whatever the program says it observes there."""
-
-    def __init__(self, names: frozenset[str]) -> None:
-        super().__init__()
-        self.names = names
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names:
-            msg.update(is_observed=False, value=None, done=False)
-
-
-def written(program: Program, rows: Batch, drawn: dict[str, Any]) -> Batch:
-    """The batch with what was drawn in place of what is observed."""
+def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -> Batch:
+    """The batch with other values in place of what the program observes."""
     batch = tuple(part.clone() for part in rows)
-    with poutine.block(), whole_plate(len(batch[0]), program.plate):
-        model = poutine.condition(program.model, data=program.fixed)
-        nodes: dict[str, Any] = dict(poutine.trace(model).get_trace(*batch).nodes)
+    run = program.run(batch)
     for name in program.observed_names:
-        observed, value = nodes[name]["value"], drawn[name]["value"]
+        observed, value = run[name].value, values[name]
         if not _is_part(observed, batch) or observed.shape != value.shape:
             raise ValueError(
                 f"site '{name}' observes something computed from the batch, so what it draws "

@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .log_probs import log_prob_of
+from .traces import TracedSite
 
 
 @dataclass(frozen=True)
@@ -95,60 +93,30 @@ class LatentSite:
         return unconstrained.movedim(self.axis, 0).reshape(rows, self.size), log_jacobian
 
 
-def sum_but(tensor: Tensor, axis: int) -> Tensor:
-    """Sums over all dimensions but one, given from the left."""
-    others = [dim for dim in range(tensor.dim()) if dim != axis]
-    return tensor.sum(dim=others) if others else tensor
-
-
-def is_density(site: Any) -> bool:
-    """Whether a site of a trace carries a density: not a plate's subsample, not deterministic."""
-    return (
-        site["type"] == "sample"
-        and not poutine.util.site_is_subsample(site)
-        and not site["infer"].get("_deterministic", False)
-    )
-
-
-def log_density(site: Any) -> Tensor:
-    """One site's log density: masked, but never scaled by a plate or a handler."""
-    log_prob = log_prob_of(site["fn"], site["value"], *site["args"], **site["kwargs"])
-    return scale_and_mask(log_prob, 1.0, site["mask"])
-
-
-def per_datum_log_probs(site: Any, plate_dim: int) -> Tensor:
-    """One site's log density `(rows,)`: masked, but never scaled by a plate or a handler.
-
-    Of another shape if the site is not in the plate over data; the caller looks.
-    """
-    log_prob = log_density(site)
-    return sum_but(log_prob, log_prob.dim() + plate_dim)
-
-
-def global_site(site: Any) -> GlobalSite:
-    """The layout of a latent site of a trace that is outside the plate over data."""
-    transform = biject_to(site["fn"].support)
+def global_site(site: TracedSite) -> GlobalSite:
+    """The layout of a latent site that is outside the plate over data."""
+    transform = biject_to(site.distribution.support)
     with torch.no_grad():
-        unconstrained = transform.inv(site["value"])
+        unconstrained = transform.inv(site.value)
     return GlobalSite(
-        name=site["name"],
+        name=site.name,
         shape=tuple(unconstrained.shape),
         transform=transform,
-        event_dim=site["fn"].event_dim,
+        event_dim=site.distribution.event_dim,
         plates=_plates(site),
     )
 
 
-def latent_site(site: Any, plate: str, plate_dim: int) -> LatentSite:
-    """The layout of a latent site of a trace that is in the plate over data."""
-    function, value = site["fn"], site["value"]
+def latent_site(site: TracedSite, plate: str, plate_dim: int) -> LatentSite:
+    """The layout of a latent site that is in the plate over data."""
+    function, value = site.distribution, site.value
     transform = biject_to(function.support)
     axis = value.dim() - function.event_dim + plate_dim
-    _check_support(site["name"], function.support, value.shape[axis:])
+    _check_support(site.name, function.support, value.shape[axis:])
     with torch.no_grad():
         unconstrained = transform.inv(value)
     return LatentSite(
-        name=site["name"],
+        name=site.name,
         axis=axis,
         inner_shape=tuple(unconstrained.movedim(axis, 0).shape[1:]),
         transform=transform,
@@ -158,10 +126,9 @@ def latent_site(site: Any, plate: str, plate_dim: int) -> LatentSite:
     )
 
 
-def _plates(site: Any) -> tuple[tuple[str, int, int], ...]:
+def _plates(site: TracedSite) -> tuple[tuple[str, int, int], ...]:
     """The plates a site is in; one that is a loop has no dimension and is left out."""
-    frames = [frame for frame in site["cond_indep_stack"] if frame.dim is not None]
-    return tuple((frame.name, frame.size, frame.dim) for frame in frames)
+    return tuple((f.name, f.size, f.dim) for f in site.frames if f.dim is not None)
 
 
 def _base(support: Any) -> Any:

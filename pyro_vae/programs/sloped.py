@@ -18,8 +18,9 @@ from .._types import Batch
 from .capture import Captured
 from .graphs import Graphs
 from .missing import has_missing
-from .program import LogDensities, Program, repeat_rows
+from .program import LogDensities, Program
 from .running import bytes_per_row
+from .traces import repeat_rows
 
 _ROWS = 2048  # of a piece: more leave the cache, and fewer are filled up
 _BYTES = 2.0**31  # made by the program as it is written, which takes as long as compiling

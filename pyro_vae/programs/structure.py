@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
+from .missing import PartlyObserved, has_missing
 from .modes import evaluating, forked_seed
 from .plates import Subsampling, whole_plate
-from .sites import GlobalSite, LatentSite, global_site, is_density, latent_site, log_density
+from .sites import GlobalSite, LatentSite, global_site, latent_site
+from .traces import TracedSite, run
 
 _ROWS = (2, 3)
 _SITES = 10_000  # a program of more has probably a loop without an end
 _PRIOR_RUNS = 15  # as many as Pyro's automatic guides take for the median of the prior
 
-Nodes = dict[str, Any]
+Sites = dict[str, TracedSite]
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,16 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     _check_plates(two, frame.name)
     inside, outside = _split(two, frame.name)
     _check_outside(outside, three, frame.name)
-    latent = [site for site in inside if not site["is_observed"]]
-    for site in [*latent, *(site for site in outside if not site["is_observed"])]:
+    latent = [site for site in inside if not site.is_observed]
+    for site in [*latent, *(site for site in outside if not site.is_observed)]:
         _check_latent(site)
-    enumerated = tuple(site["name"] for site in latent if _is_discrete(site))
-    continuous = [site for site in latent if site["name"] not in enumerated]
-    observed = tuple(site["name"] for site in inside if site["is_observed"])
+    enumerated = tuple(site.name for site in latent if site.is_discrete)
+    continuous = [site for site in latent if site.name not in enumerated]
+    observed = tuple(site.name for site in inside if site.is_observed)
     _check_roles(continuous, enumerated, observed, frame.name)
     shared = _global_sites(outside)
-    first = continuous[0]["value"]
-    dims = [f.dim for site in [*inside, *outside] for f in site["cond_indep_stack"] if f.vectorized]
+    first = continuous[0].value
+    dims = [f.dim for site in [*inside, *outside] for f in site.frames if f.vectorized]
     return Structure(
         plate=frame.name,
         plate_dim=frame.dim,
@@ -107,7 +108,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     )
 
 
-_Run = tuple[Nodes, dict[str, Subsampling]]
+_Run = tuple[Sites, dict[str, Subsampling]]
 
 
 def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, _Run]:
@@ -150,12 +151,10 @@ def _run(
         evaluating(model),
         torch.no_grad(),
         forked_seed(seed),
-        poutine.block(),
         whole_plate(rows if whole else None, plate) as asked,
-        _CountSites(),
     ):
         try:
-            trace = poutine.trace(model).get_trace(*batch)
+            sites = run(_CountSites()(model), batch).sites
         except Exception as error:
             error.add_note(
                 f"This came while the program was run on {rows} copies of the first row of data, "
@@ -164,7 +163,7 @@ def _run(
                 "value to decide what is sampled."
             )
             raise
-    return {name: site for name, site in trace.nodes.items() if is_density(site)}, asked
+    return sites, asked
 
 
 def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampling | None:
@@ -174,11 +173,11 @@ def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampl
     return Subsampling(*(a if a == b else None for a, b in zip(two, three, strict=True)))
 
 
-def _frames(nodes: Nodes) -> dict[str, Any]:
-    return {frame.name: frame for site in nodes.values() for frame in site["cond_indep_stack"]}
+def _frames(sites: Sites) -> dict[str, Any]:
+    return {frame.name: frame for site in sites.values() for frame in site.frames}
 
 
-def _following(two: Nodes, three: Nodes) -> dict[str, Any]:
+def _following(two: Sites, three: Sites) -> dict[str, Any]:
     """Frames of the plates whose size follows the batch."""
     first, second = _frames(two), _frames(three)
     return {
@@ -188,7 +187,7 @@ def _following(two: Nodes, three: Nodes) -> dict[str, Any]:
     }
 
 
-def _data_plate(two: Nodes, three: Nodes, plate: str | None) -> Any:
+def _data_plate(two: Sites, three: Sites, plate: str | None) -> Any:
     """The frame of the plate whose size is 2 in one trace and 3 in the other."""
     found = _following(two, three)
     if plate is not None:
@@ -208,7 +207,7 @@ def _data_plate(two: Nodes, three: Nodes, plate: str | None) -> Any:
     return frame
 
 
-def _check_same_sites(two: Nodes, three: Nodes) -> None:
+def _check_same_sites(two: Sites, three: Sites) -> None:
     """Refuses a program whose sites are not the same in every run."""
     differ = sorted(set(two) ^ set(three))
     if differ:
@@ -219,10 +218,10 @@ def _check_same_sites(two: Nodes, three: Nodes) -> None:
         )
 
 
-def _check_plates(nodes: Nodes, plate: str) -> None:
+def _check_plates(sites: Sites, plate: str) -> None:
     """Refuses densities that do not lie in their plates, and inner plates that subsample."""
-    for name, site in nodes.items():
-        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    for name, site in sites.items():
+        frames = [frame for frame in site.frames if frame.vectorized]
         for frame in frames:
             if frame.name != plate and frame.full_size not in (None, frame.size):
                 raise ValueError(
@@ -230,7 +229,7 @@ def _check_plates(nodes: Nodes, plate: str) -> None:
                     f"{frame.full_size}: only the plate over data '{plate}' may subsample, or a "
                     "datum has no exact density; leave out its subsample_size"
                 )
-        shape = log_density(site).shape
+        shape = site.log_prob.shape
         sizes = {frame.dim: frame.size for frame in frames}
         expected = tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
         more = len(shape) - len(expected)  # dimensions of size one on the left do no harm
@@ -244,22 +243,18 @@ def _check_plates(nodes: Nodes, plate: str) -> None:
             )
 
 
-def _split(nodes: Nodes, plate: str) -> tuple[list[Any], list[Any]]:
+def _split(sites: Sites, plate: str) -> tuple[list[TracedSite], list[TracedSite]]:
     """Sites inside and outside the plate over data."""
-    inside: list[Any] = []
-    outside: list[Any] = []
-    for site in nodes.values():
-        names = [frame.name for frame in site["cond_indep_stack"]]
-        (inside if plate in names else outside).append(site)
-    return inside, outside
+    inside = [site for site in sites.values() if site.is_in(plate)]
+    return inside, [site for site in sites.values() if not site.is_in(plate)]
 
 
-def _check_outside(outside: list[Any], three: Nodes, plate: str) -> None:
+def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
     """Refuses a site whose shape follows the batch and that no plate says is a datum's."""
     for site in outside:
-        name, shape = site["name"], site["value"].shape
-        if shape != three[name]["value"].shape:
-            kind = "observed" if site["is_observed"] else "latent"
+        name, shape = site.name, site.value.shape
+        if shape != three[name].value.shape:
+            kind = "observed" if site.is_observed else "latent"
             raise ValueError(
                 f"{kind} site '{name}' is outside the plate over data '{plate}', but its value "
                 f"follows the batch (shape {tuple(shape)} for {_ROWS[0]} rows): move it into the "
@@ -267,20 +262,16 @@ def _check_outside(outside: list[Any], three: Nodes, plate: str) -> None:
             )
 
 
-def _is_discrete(site: Any) -> bool:
-    return bool(getattr(site["fn"].support, "is_discrete", False))
-
-
-def _check_latent(site: Any) -> None:
+def _check_latent(site: TracedSite) -> None:
     """Refuses latent sites that no guide can hold."""
-    name, function = site["name"], site["fn"]
-    if isinstance(site["mask"], Tensor) or site["mask"] is False:
+    name, function = site.name, site.distribution
+    if isinstance(site.mask, Tensor) or site.mask is False:
         raise ValueError(
             f"latent site '{name}' is masked, so its density does not integrate to one where the "
             "mask is off; sample it unmasked and mask only what is observed, which leaves log "
             "p(y) the same (for obs_mask=, use poutine.mask around the observed site)"
         )
-    if _is_discrete(site) and not function.has_enumerate_support:
+    if site.is_discrete and not function.has_enumerate_support:
         raise ValueError(
             f"latent site '{name}' is discrete ({type(function).__name__}) and cannot be summed "
             "out, since its support has no end or is too large; use a continuous latent, or a "
@@ -289,23 +280,23 @@ def _check_latent(site: Any) -> None:
 
 
 def _check_roles(
-    continuous: list[Any], enumerated: tuple[str, ...], observed: tuple[str, ...], plate: str
+    continuous: list[TracedSite], enumerated: tuple[str, ...], observed: tuple[str, ...], plate: str
 ) -> None:
     if not continuous or not observed:
         summed = f" (and {list(enumerated)}, which are summed out)" if enumerated else ""
         raise ValueError(
             f"a program needs a latent and an observed site in plate '{plate}', got "
-            f"latent {[site['name'] for site in continuous]}{summed} and observed "
+            f"latent {[site.name for site in continuous]}{summed} and observed "
             f"{list(observed)}; was the data passed on as obs=?"
         )
 
 
-def _global_sites(outside: list[Any]) -> tuple[GlobalSite, ...]:
-    latent = [site for site in outside if not site["is_observed"]]
+def _global_sites(outside: list[TracedSite]) -> tuple[GlobalSite, ...]:
+    latent = [site for site in outside if not site.is_observed]
     for site in latent:
-        if _is_discrete(site):
+        if site.is_discrete:
             raise ValueError(
-                f"latent site '{site['name']}' is discrete ({type(site['fn']).__name__}) and "
+                f"latent site '{site.name}' is discrete ({type(site.distribution).__name__}) and "
                 "shared by all data: guides hold continuous latents; make it a continuous one, "
                 "or fix its value with pyro.condition and compare"
             )
@@ -323,6 +314,32 @@ def _prior_median(
         return like.new_zeros(0)
     draws = []
     for seed in range(_PRIOR_RUNS):
-        nodes, _ = _run(model, row, _ROWS[0], plate, seed=seed)
-        draws.append(torch.cat([site.flatten(nodes[site.name]["value"]) for site in sites]))
+        drawn, _ = _run(model, row, _ROWS[0], plate, seed=seed)
+        draws.append(torch.cat([site.flatten(drawn[site.name].value) for site in sites]))
     return torch.stack(draws).median(dim=0).values
+
+
+def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
+    """Positions of the tensors of a batch that a program observes, and in which it takes a nan.
+
+    The program is run on two rows, only where there are nan at all.
+    """
+    if not any(has_missing(part) for part in batch):
+        return ()
+    rows = tuple(part[:1].expand(2, *part.shape[1:]).clone() for part in batch)
+    with evaluating(model), torch.no_grad(), forked_seed(0):
+        sites = run(model, rows).sites.values()
+    storages = {
+        site.value.untyped_storage().data_ptr()
+        for site in sites
+        if _takes_missing(site.distribution)
+    }
+    return tuple(
+        index for index, part in enumerate(rows) if part.untyped_storage().data_ptr() in storages
+    )
+
+
+def _takes_missing(distribution: Any) -> bool:
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, PartlyObserved)

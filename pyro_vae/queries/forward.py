@@ -6,9 +6,8 @@ have drawn is a draw of y, and the means of their distributions are the mean of 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,16 +18,18 @@ from .._types import Batch, Distribution, ProgramLike
 from ..evidence import no_guide
 from ..guides import given_globals, program_of
 from ..programs import (
-    Free,
     Program,
+    Run,
+    TracedSite,
     evaluating,
     forked_seed,
     repeat_rows,
-    whole_plate,
-    written,
+    with_observed,
 )
 
 _ROWS_AT_ONCE = 4096  # of the program's batch; only memory depends on it
+
+_Read = Callable[[TracedSite], Tensor]
 
 
 @contextmanager
@@ -61,7 +62,7 @@ def decoded(
     if _decodes(program):
         answer: Tensor = program.model.decode(z, *batch[1:])  # type: ignore[attr-defined]
         return answer
-    return _by_pieces(program, z, batch, _means)
+    return _by_pieces(program, z, batch, _mean)
 
 
 def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Tensor:
@@ -69,7 +70,7 @@ def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batc
     if _decodes(program):
         answer: Tensor = program.model.sample_data(z, *batch[1:])  # type: ignore[attr-defined]
         return answer
-    return _by_pieces(program, z, batch, _values)
+    return _by_pieces(program, z, batch, _value)
 
 
 def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) -> Distribution:
@@ -81,9 +82,8 @@ def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) 
     """
     if not _decodes(program):
         _check_continuous(program)
-    nodes = _sites(program, z.unsqueeze(1), batch)
     names = program.observed_names
-    distribution: Any = nodes[names[0]]["fn"]
+    distribution = _run(program, z.unsqueeze(1), batch)[names[0]].distribution
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     expected = (len(z), *batch[0].shape[1:])
@@ -104,7 +104,7 @@ def _decodes(program: Program) -> bool:
     return has_both and real and not program.global_sites
 
 
-def _by_pieces(program: Program, z: Tensor, batch: Batch, read: Any) -> Tensor:
+def _by_pieces(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
     """Some draws of all data at a time."""
     _check_continuous(program)
     size = max(1, _ROWS_AT_ONCE // len(batch[0]))
@@ -121,39 +121,34 @@ def _check_continuous(program: Program) -> None:
         )
 
 
-def _piece(program: Program, z: Tensor, batch: Batch, read: Any) -> Tensor:
+def _piece(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
     rows = repeat_rows(batch, len(z))
-    nodes = _sites(program, z, batch)
-    made = {name: {"value": read(name, nodes[name])} for name in program.observed_names}
-    first = made[program.observed_names[0]]["value"]
+    run = _run(program, z, batch)
+    made = {name: read(run[name]) for name in program.observed_names}
+    first = made[program.observed_names[0]]
     alone = len(made) == 1 and first.shape == rows[0].shape
-    flat = first if alone else written(program, rows, made)[0]
+    flat = first if alone else with_observed(program, rows, made)[0]
     return flat.unflatten(0, z.shape[:2])
 
 
-def _sites(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Any:
-    """Sites of a run with these latents that observes nothing."""
+def _run(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Run:
+    """A run with these latents that observes nothing."""
     values, _ = program.constrain(z.flatten(0, 1))
-    rows = repeat_rows(batch, len(z))
-    model = poutine.condition(program.model, data={**program.fixed, **values})
-    free = Free(frozenset(program.observed_names))
-    with poutine.block(), whole_plate(len(rows[0]), program.plate), free:
-        return poutine.trace(model).get_trace(*rows).nodes
+    return program.run_forward(repeat_rows(batch, len(z)), values)
 
 
-def _values(name: str, site: Any) -> Tensor:
-    value: Tensor = site["value"]
-    return value
+def _value(site: TracedSite) -> Tensor:
+    return site.value
 
 
-def _means(name: str, site: Any) -> Tensor:
+def _mean(site: TracedSite) -> Tensor:
     try:
-        mean: Tensor = site["fn"].mean
+        mean: Tensor = site.distribution.mean
     except NotImplementedError:
         mean = torch.full((1,), math.nan)
     if bool(mean.isnan().any()):
         raise ValueError(
-            f"the distribution {type(site['fn']).__name__} of site '{name}' has no mean; take "
-            "draws instead"
+            f"the distribution {type(site.distribution).__name__} of site '{site.name}' has no "
+            "mean; take draws instead"
         )
-    return mean.expand(site["value"].shape)
+    return mean.expand(site.value.shape)

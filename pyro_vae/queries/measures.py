@@ -23,10 +23,9 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence.proposals import prior_draws
 from ..evidence.sandwich import in_turn
 from ..formatting import plus_minus
-from ..programs import Program, as_batch, device_of, evaluating, simulate
+from ..programs import Prior, Program, as_batch, device_of, evaluating, simulate
 from .forward import features, simulating
 
 _ENTRIES = 4_000_000  # densities at once: 32 MB in float64
@@ -127,7 +126,7 @@ class MutualInformation:
     def _replicate(self, program: Program, row: Batch, seed: int) -> Tensor:
         y = _simulated(program, row, self.num_samples, seed)
         torch.manual_seed(seed)
-        z = prior_draws(program, row, self.num_latents)[:, 0]
+        z = Prior(program, row).sample(self.num_latents)[:, 0]
         distribution = features(program, z, row)
         size = max(1, _ENTRIES // (self.num_latents * y.shape[1]))
         shape = row[0].shape[1:]

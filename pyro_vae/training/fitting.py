@@ -39,7 +39,7 @@ from ..programs import (
     forked_seed,
     minibatch,
     modules_of,
-    per_datum_log_probs,
+    run,
 )
 from .compiled import CompiledSteps
 from .losses import WeighKL, objective_of
@@ -489,12 +489,11 @@ class _Training:
             if not bool(tensor.isfinite().all()):
                 return f": parameter '{name}' is not finite"
         with torch.no_grad(), pyro.validation_enabled(is_validate=False):
-            guide = poutine.trace(self.guide).get_trace(*batch)
-            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*batch)
-            for role, trace in (("guide", guide), ("model", model)):
-                sites = poutine.util.prune_subsample_sites(trace)
-                for name in [*sites.stochastic_nodes, *sites.observation_nodes]:
-                    log_prob = per_datum_log_probs(sites.nodes[name], self.program.plate_dim)
+            guide = run(self.guide, batch)
+            model = run(poutine.replay(self.model, trace=guide.trace), batch)
+            for role, sites in (("guide", guide.sites), ("model", model.sites)):
+                for name, site in sites.items():
+                    log_prob = site.log_prob_by_datum(self.program.plate_dim)
                     bad = (~log_prob.isfinite()).cpu()
                     if bool(bad.any()):  # a site that all data share has no rows
                         which = f" for rows {_some(rows[bad])}" if bad.shape == rows.shape else ""

@@ -1,0 +1,232 @@
+"""Running a program: the one place that makes traces, and what a trace says, typed.
+
+A program is run on rows that are repeated for their particles, with some sites set. Its plate over
+data holds exactly the rows given, outer handlers see the parameters that it registers and nothing
+else of it, and what comes back are the sites that carry a density.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from .._types import Batch, Distribution, ProgramLike
+from .log_probs import log_prob_of
+from .plates import whole_plate
+
+_Answer = TypeVar("_Answer")
+
+
+def repeat_rows(batch: Batch, num_particles: int) -> Batch:
+    """Repeats a batch for its particles: `(batch, ...)` to `(particles * batch, ...)`."""
+    return tuple(
+        part.expand(num_particles, *part.shape).reshape(-1, *part.shape[1:]) for part in batch
+    )
+
+
+def sum_but(tensor: Tensor, axis: int) -> Tensor:
+    """Sums over all dimensions but one, given from the left."""
+    others = [dim for dim in range(tensor.dim()) if dim != axis]
+    return tensor.sum(dim=others) if others else tensor
+
+
+@dataclass(frozen=True)
+class TracedSite:
+    """One site of a run that carries a density.
+
+    Arguments:
+        node: What Pyro's trace holds of it.
+    """
+
+    node: Any
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        name: str = self.node["name"]
+        return name
+
+    @property
+    def distribution(self) -> Distribution:
+        """What it was drawn from, or observed under."""
+        distribution: Distribution = self.node["fn"]
+        return distribution
+
+    @property
+    def value(self) -> Tensor:
+        """Its value."""
+        value: Tensor = self.node["value"]
+        return value
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether its value was given, by the program or by a handler."""
+        return bool(self.node["is_observed"])
+
+    @property
+    def is_auxiliary(self) -> bool:
+        """Whether a guide marks it as a site that the model lacks."""
+        return bool(self.node["infer"].get("is_auxiliary", False))
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether its values are discrete."""
+        support: Any = self.distribution.support
+        return support is not None and bool(support.is_discrete)
+
+    @property
+    def scale(self) -> float | Tensor:
+        """What handlers multiply its log density by; no density here has it."""
+        scale: float | Tensor = self.node["scale"]
+        return scale
+
+    @property
+    def mask(self) -> bool | Tensor | None:
+        """The mask that handlers gave it."""
+        mask: bool | Tensor | None = self.node["mask"]
+        return mask
+
+    @property
+    def frames(self) -> tuple[Any, ...]:
+        """The plates around it, as Pyro's frames."""
+        return tuple(self.node["cond_indep_stack"])
+
+    @property
+    def log_prob(self) -> Tensor:
+        """Its log density: masked, but never scaled by a plate or a handler."""
+        value, args, kwargs = self.value, self.node["args"], self.node["kwargs"]
+        log_prob = log_prob_of(self.distribution, value, *args, **kwargs)
+        return scale_and_mask(log_prob, 1.0, self.mask)
+
+    def is_in(self, plate: str) -> bool:
+        """Whether it is in a plate."""
+        return any(frame.name == plate for frame in self.frames)
+
+    def log_prob_by_datum(self, plate_dim: int) -> Tensor:
+        """Its log density summed over all but the plate's dimension, `(rows,)`.
+
+        Of another shape if the site is not in the plate over data; the caller looks.
+        """
+        log_prob = self.log_prob
+        return sum_but(log_prob, log_prob.dim() + plate_dim)
+
+    def value_by_datum(self, plate_dim: int) -> Tensor:
+        """Its value with the datum axis leftmost."""
+        shape = torch.broadcast_shapes(self.value.shape, self.node["fn"].shape())
+        axis = len(shape) - self.node["fn"].event_dim + plate_dim
+        return self.value.expand(shape).movedim(axis, 0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The sites of one run that carry a density: no subsample of a plate, nothing deterministic.
+
+    Arguments:
+        trace: Pyro's trace of it.
+        plate: Name of the plate over data.
+    """
+
+    trace: Trace
+    plate: str = ""
+    sites: dict[str, TracedSite] = field(init=False)
+
+    def __post_init__(self) -> None:
+        nodes = self.trace.nodes.items()
+        sites = {name: TracedSite(node) for name, node in nodes if _is_density(node)}
+        object.__setattr__(self, "sites", sites)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the run has a site of this name."""
+        return name in self.sites
+
+    def __getitem__(self, name: str) -> TracedSite:
+        """The site of this name."""
+        return self.sites[name]
+
+    @property
+    def inside(self) -> dict[str, TracedSite]:
+        """Sites of a datum: those in the plate over data."""
+        return {name: site for name, site in self.sites.items() if site.is_in(self.plate)}
+
+    @property
+    def outside(self) -> dict[str, TracedSite]:
+        """Sites that all data share."""
+        return {name: site for name, site in self.sites.items() if not site.is_in(self.plate)}
+
+    def values(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Values of some sites."""
+        return {name: self[name].value for name in names}
+
+
+def _is_density(node: Any) -> bool:
+    return (
+        node["type"] == "sample"
+        and not poutine.util.site_is_subsample(node)
+        and not node["infer"].get("_deterministic", False)
+    )
+
+
+def total_log_prob(sites: Iterable[TracedSite], zero: Tensor) -> Tensor:
+    """Log densities of sites that all data share, added to a zero of their dtype: a scalar."""
+    return sum((site.log_prob.sum() for site in sites), zero)
+
+
+def run(program: ProgramLike, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
+    """Runs a program as it is, with the plates that it opens; some sites may be set.
+
+    Arguments:
+        program: A model or a guide, within handlers of its own if need be.
+        batch: What it is called with.
+        values: Values of some of its sites, which then count as observed.
+    """
+    with poutine.block(expose_types=["param"]):
+        trace = poutine.trace(poutine.condition(program, data=dict(values or {})))
+        return Run(trace.get_trace(*batch))
+
+
+def run_rows(
+    program: ProgramLike, batch: Batch, plate: str, values: Mapping[str, Tensor] | None = None
+) -> Run:
+    """Runs a program whose plate over data holds the rows of the batch, all of them."""
+    with whole_plate(len(batch[0]), plate):
+        return Run(run(program, batch, values).trace, plate)
+
+
+class Unobserved(Messenger):
+    """Lets named sites be drawn, whatever the program says it observes there."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.names = frozenset(names)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            msg.update(is_observed=False, value=None, done=False)
+
+
+def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
+    """Calls it; if a distribution refuses a nan, calls it again without Pyro's validation.
+
+    The answer then has the nan, and :func:`require_numbers` says whose it is.
+    """
+    try:
+        return call()
+    except ValueError:
+        with pyro.validation_enabled(is_validate=False):
+            answer = call()
+        if _is_numbers(answer):
+            raise  # refused for another reason, such as data outside the support
+        return answer
+
+
+def _is_numbers(answer: Any) -> bool:
+    if isinstance(answer, Tensor):
+        return not bool((answer.isnan() | answer.isposinf()).any())
+    return isinstance(answer, tuple | list) and all(map(_is_numbers, answer))
