@@ -22,7 +22,7 @@ export MPLBACKEND := Agg
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then \
@@ -48,6 +48,16 @@ demo: $(STAMP) ## Compare amortized, per-datum and global guides on the digits; 
 test: lint types ## Lint, types and the fast tests: unit, doctests, README, examples at small size
 	@echo "==> running fast tests, doctests, README blocks and examples, on $(WORKERS) processes"
 	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+
+.PHONY: test-isa
+test-isa: $(STAMP) ## The fast tests under another instruction set, whose sums are rounded otherwise
+	@echo "==> running fast tests under the instruction set of any x86-64 or ARM, on $(WORKERS) processes"
+	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+
+.PHONY: test-threads
+test-threads: $(STAMP) ## The fast tests in one process, with two threads in each operation
+	@echo "==> running fast tests with two threads, in one process"
+	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow"
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## The tests that train models

@@ -14,7 +14,8 @@ import pyro
 import pytest
 import torch
 
-torch.set_num_threads(1)  # tensors in tests are small: threads only wait for each other
+# Tensors in tests are small: threads only wait for each other, unless they are asked for.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 SEED = int(os.environ.get("PYRO_VAE_SEED", "0"))
 

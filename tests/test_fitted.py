@@ -172,6 +172,22 @@ def test_what_is_not_trusted_is_done_again(seed: int) -> None:
     assert bool((off[found.reliable].abs() < norm.isf(FALSE_ALARM)).all())
 
 
+def test_no_mass_is_missed_where_the_prior_is_the_posterior(seed: int) -> None:
+    """Both estimates are exact: no rounding sends a datum back for more draws."""
+
+    def unused(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y.new_zeros(3), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(y.new_zeros(5), 0.3).to_event(1), obs=y)
+
+    y = torch.randn(40, 5)
+    guide = pv.Guide(unused, pv.GlobalParameters(), example=y)
+    with prepared(unused, guide, y, seed) as (program, posterior, batch):
+        result = pv.Tightest(200).sampled(program, posterior, batch, seed=seed)
+    assert result.method == "importance sampling"
+    assert bool(result.reliable.all())
+
+
 def test_modes_are_seen_where_there_are_two() -> None:
     """On a program whose marginal density of a is known: see the order on many idioms."""
     case, y = CASES["dependent"], torch.tensor([-2.0, 0.0, 0.1, 2.0, 4.0])

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
@@ -110,6 +112,32 @@ def test_false_discoveries() -> None:
     assert control(torch.tensor([0.03, 0.5])).tolist() == [True, False]
     assert control(torch.tensor([0.06, 0.5])).tolist() == [False, False]
     assert FalseAlarms(0.05)(p).tolist() == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_false_discoveries_on_their_lines(dtype: torch.dtype) -> None:
+    """Ranks over R + 1 that stand on their lines count, however the quotients are rounded."""
+    for number in range(1, 200):
+        p = torch.arange(1, number + 1, dtype=dtype) / (20 * number)
+        assert FalseDiscoveries(0.05)(p).all()
+        assert not FalseDiscoveries(0.05)(p * 1.001).any()
+
+
+def test_equal_data_tie(seed: int) -> None:
+    """A datum among its own copies is at least as likely as all, whatever batch each stood in."""
+
+    def coins(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+            logits = z @ torch.tensor([[1.0, -0.5, 0.3], [0.2, 0.7, -1.0]])
+            pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=y)
+
+    y = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    own = y[0].expand(37, -1)  # of another length than the data
+    result = outliers(coins, None, y, own, pv.Quadrature(), seed=seed)
+    assert result.tail_probability.value[0] == 1
+    both = outliers(coins, None, y, own, pv.Quadrature(), tail=Tail.BOTH, seed=seed)
+    assert both.tail_probability.value[0] == 1
 
 
 def test_false_discovery_rate() -> None:

@@ -33,6 +33,7 @@ from pyro_vae.stats import (
     smoothed,
     smoothed_log_mean,
     tails,
+    too_few_effective,
     total,
     weight_reliability,
 )
@@ -98,6 +99,22 @@ def test_equal_weights(offset: float, dtype: torch.dtype) -> None:
     assert value.tolist() == [offset, offset]
     assert error.tolist() == [0, 0]
     assert effective_sample_size(log_weights).tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_weights_up_to_rounding(dtype: torch.dtype) -> None:
+    """K of them are worth K, whichever way a processor rounds them; one of zero is one less.
+
+    The rounding of log weights near -100 is drawn a thousand times, some units in the last place.
+    """
+    units = torch.randint(-3, 4, (100, 1_000)) * torch.finfo(dtype).eps * 100
+    log_weights = (units - 100).to(dtype).double()
+    assert not too_few_effective(effective_sample_size(log_weights), 100.0).any()
+    log_weights[0] = -torch.inf
+    assert too_few_effective(effective_sample_size(log_weights), 100.0).all()
+    assert not too_few_effective(effective_sample_size(log_weights), 99.0).any()
+    error = log_marginal((units - 100).double()).error  # 10 units of 1e-14 nats, or 1e-5
+    assert (error < torch.finfo(dtype).eps * 100).all()
 
 
 @pytest.mark.parametrize("offset", OFFSETS)

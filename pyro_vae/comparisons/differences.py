@@ -122,9 +122,10 @@ def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[s
     lines = []
     for other in results:
         if other != best:
-            parts = (getattr(results[one].gap.parts, what) for one in (best, other))
-            mean = stats.population_mean(_less(*parts).value)
-            seen = float(mean.value) > _SEEN * float(mean.error)
+            first, second = (getattr(results[one].gap.parts, what) for one in (best, other))
+            mean = stats.population_mean(_less(first, second).value)
+            slack = stats.rounding(first.value).mean()
+            seen = bool(mean.value > _SEEN * mean.error + slack)
             verb = "is above" if seen else "cannot be told from"
             lines.append(
                 f"{name} under {best} {verb} that under {other}: by {mean} "

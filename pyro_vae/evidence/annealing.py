@@ -445,7 +445,7 @@ class AnnealedImportanceSampling:
         heavy = Doubt.HEAVY_TAIL if has_tail else Doubt.ZERO_WEIGHTS
         off = (acceptance - self.target_acceptance).abs() > _FAR
         doubts = {
-            Doubt.FEW_EFFECTIVE_CHAINS: ess < _LEAST_CHAINS,
+            Doubt.FEW_EFFECTIVE_CHAINS: stats.too_few_effective(ess, _LEAST_CHAINS),
             Doubt.ACCEPTANCE: off & (self.num_temperatures > 1),
             heavy: (pareto_k >= limit) | value.isinf(),
         }

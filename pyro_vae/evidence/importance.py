@@ -310,7 +310,7 @@ def _judged(figures: _Figures, average: Average, until: Until | None = None) -> 
     heavy = Doubt.HEAVY_TAIL if max(sizes) >= stats.MIN_TAIL_PARTICLES else Doubt.NO_TAIL
     doubts = {
         heavy: ~(figures.pareto_k < limits),
-        Doubt.FEW_EFFECTIVE_DRAWS: figures.ess < stats.MIN_ESS,
+        Doubt.FEW_EFFECTIVE_DRAWS: stats.too_few_effective(figures.ess, stats.MIN_ESS),
     }
     if until is not None:
         spent = figures.num_samples >= until.max_samples

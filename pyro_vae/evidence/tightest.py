@@ -145,7 +145,7 @@ class Tightest:
         value, error = (torch.cat(parts) for parts in zip(*found, strict=True))
         # Relative to what the prior found: p / p_prior < 1 - 4 se, and the error of p itself.
         spread = (error.square() + result.error.square()).sqrt()
-        return (result.value - value).exp() < 1 - _MORE * spread
+        return (result.value - value).exp() < 1 - _MORE * spread - stats.rounding(value)
 
 
 def _witnesses(prior: Prior, row: int, seed: int) -> Float[Tensor, "particles 1"]:

@@ -17,7 +17,6 @@ from ..results import Doubt, Doubts, Mean, PerDatum, Result
 
 _FALSE_ALARM = 1e-3  # that some gap of a batch is called negative though none is
 WORST_SHARE = 0.08  # of the data, of which verdicts say what part of a gap they hold
-_ROUNDING = 1e-6  # relative; what float32 programs cannot tell
 
 
 class Parts(NamedTuple):
@@ -193,7 +192,8 @@ class InferenceGap(PerDatum):
             f"{mean.amortization} by amortization, "
             f"{mean.approximation} by the family."
         ]
-        if float(mean.amortization.value) > 4 * float(mean.amortization.error):
+        value, error = mean.amortization
+        if bool(value > 4 * error + stats.rounding(mean.elbo.value)):
             said.append(
                 f"{self.concentration:.0%} of the amortization gap is on {WORST_SHARE:.0%} of "
                 "the data."
@@ -234,8 +234,7 @@ def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor,
     """Whether gaps are below zero by more than chance over the whole batch, and rounding."""
     quantile = torch.tensor(1 - _FALSE_ALARM / max(1, len(gap.value)), dtype=torch.float64)
     limit = Normal(torch.zeros_like(quantile), torch.ones_like(quantile)).icdf(quantile)
-    rounding = _ROUNDING * (1 + near.abs())
-    return gap.value < -(limit.to(gap.error.device) * gap.error + rounding)
+    return gap.value < -(limit.to(gap.error.device) * gap.error + stats.rounding(near))
 
 
 @dataclass(frozen=True, repr=False)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .. import stats
 from .._types import Batch
 from ..data import row_seeds
 from ..programs import Program, evaluating, forked_seed, sloped
@@ -105,7 +106,9 @@ class _Fitted(NamedTuple):
     @property
     def is_optimistic(self) -> Tensor:
         """Whether the points promised more than fresh draws keep: they were overfitted."""
-        return self.over_points - self.elbo > _OPTIMISTIC * self.error
+        # An exact family has no error: there rounding would ask for more points.
+        slack = _OPTIMISTIC * self.error + stats.rounding(self.elbo)
+        return self.over_points - self.elbo > slack
 
     def with_rows(self, rows: Tensor, other: "_Fitted") -> "_Fitted":
         """Some of the data replaced; their steps add up."""

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import Fitted, ImportanceSampling, LogMarginal, prepared
 from ..evidence.estimates import Estimator
@@ -78,7 +79,8 @@ class FalseDiscoveries:
         """Flags the data up to the last one below its line."""
         ordered = p_values.double().sort().values
         lines = torch.arange(1, len(ordered) + 1).to(ordered) * self.rate / len(ordered)
-        below = (ordered <= lines).nonzero()
+        # Ranks over R + 1 can stand on their lines exactly, and count; float32 rounds them.
+        below = (ordered <= lines * (1 + torch.finfo(p_values.dtype).eps)).nonzero()
         if not len(below):
             return torch.zeros_like(p_values, dtype=torch.bool)
         return p_values.double() <= ordered[below[-1]]
@@ -325,8 +327,9 @@ def _tails(
 
 
 def _tail(score: Tensor, reference: Tensor, tail: Tail) -> Tensor:
-    below = (1 + (reference <= score).sum(dim=0)).double() / (len(reference) + 1)
+    slack = stats.rounding(score)  # the same datum ties with itself, whatever batch it stood in
+    below = (1 + (reference <= score + slack).sum(dim=0)).double() / (len(reference) + 1)
     if tail is Tail.LOW:
         return below
-    above = (1 + (reference >= score).sum(dim=0)).double() / (len(reference) + 1)
+    above = (1 + (reference >= score - slack).sum(dim=0)).double() / (len(reference) + 1)
     return (2 * torch.minimum(below, above)).clamp(max=1)

@@ -28,6 +28,7 @@ from .averages import mean_estimate as mean_estimate
 from .averages import mean_over_data as mean_over_data
 from .averages import population_mean as population_mean
 from .averages import total as total
+from .checks import rounding as rounding
 from .curves import BoundCurve as BoundCurve
 from .curves import bound_curve as bound_curve
 from .curves import jackknife as jackknife
@@ -42,4 +43,5 @@ from .tails import MIN_ESS as MIN_ESS
 from .tails import MIN_TAIL_PARTICLES as MIN_TAIL_PARTICLES
 from .tails import pareto_k as pareto_k
 from .tails import reliable_pareto_k as reliable_pareto_k
+from .tails import too_few_effective as too_few_effective
 from .tails import weight_reliability as weight_reliability

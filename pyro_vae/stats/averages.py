@@ -63,10 +63,19 @@ def effective_sample_size(
         tensor(1.6000, dtype=torch.float64)
     """
     require_particles(log_weights, 1, "an effective sample size")
+    return len(log_weights) / (1 + relative_variance(log_weights))
+
+
+def relative_variance(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
+    r"""Variance of the weights over the square of their mean, :math:`K / \text{ESS} - 1`.
+
+    About their mean, so that it is 0 and ESS is :math:`K` where weights differ by rounding alone;
+    infinite where every weight is zero.
+    """
     weights, _ = relative_weights(log_weights)
-    sum_of_weights = weights.sum(dim=0)
-    ess = sum_of_weights.square() / weights.square().sum(dim=0)
-    return ess.where(sum_of_weights != 0, 0.0)
+    mean = weights.mean(dim=0)
+    ratio = (weights / mean - 1).square().mean(dim=0)
+    return ratio.where(mean != 0, float("inf"))
 
 
 def log_marginal(log_weights: Float[Tensor, "particles *batch"]) -> Estimate:
@@ -103,10 +112,7 @@ def log_marginal(log_weights: Float[Tensor, "particles *batch"]) -> Estimate:
         -0.6931 ± 0.0000
     """
     require_particles(log_weights, 2, "a standard error")
-    num_particles = log_weights.shape[0]
-    relative_variance = num_particles / effective_sample_size(log_weights) - 1
-    # Rounding can put ESS a hair above K when the weights are nearly equal.
-    error = (relative_variance / (num_particles - 1)).clamp(min=0).sqrt()
+    error = (relative_variance(log_weights) / (len(log_weights) - 1)).sqrt()
     return Estimate(log_mean_exp(log_weights), error)
 
 

@@ -4,6 +4,8 @@ from torch import Tensor
 
 from .._types import Estimate
 
+_ROUNDING = 1e-6  # relative: some units in the last place of float32
+
 
 def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weights over the largest of them, so that equal ones are exactly 1, and its logarithm."""
@@ -11,6 +13,15 @@ def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     largest = log_weights.amax(dim=0)
     peak = largest.where(largest.isfinite(), 0.0)  # -inf - -inf would be nan, not a zero weight
     return (log_weights - peak).exp(), peak
+
+
+def rounding(value: Tensor) -> Tensor:
+    """What programs in float32 cannot tell apart at log densities of this size, in nats.
+
+    An exact case has an error of 0: a verdict that some difference is seen where it exceeds so
+    many errors needs this besides, or the last bit decides.
+    """
+    return _ROUNDING * (1 + value.abs())
 
 
 def mean_and_error(values: Tensor) -> Estimate:

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from .averages import effective_sample_size, log_mean_exp, mean_estimate
+from .averages import log_mean_exp, mean_estimate, relative_variance
 from .checks import relative_weights, require_legal, require_particles
 from .tails import MIN_TAIL_PARTICLES, pareto_k
 
@@ -87,7 +87,7 @@ def bound_curve(log_weights: Float[Tensor, "particles *batch"], sizes: Sequence[
     estimates = [mean_estimate(_log_group_means(log_weights, size)) for size in sizes]
     value, error = (torch.stack(parts) for parts in zip(*estimates, strict=True))
     num_particles = torch.tensor(sizes, device=value.device)
-    per_draw = len(log_weights) / effective_sample_size(log_weights) - 1
+    per_draw = relative_variance(log_weights)
     ratio = per_draw / num_particles.reshape(-1, *[1] * per_draw.dim())
     refused = _refusals(log_weights, ratio)
     allowed = ~torch.stack([*refused.values()]).any(dim=0)

@@ -160,7 +160,16 @@ def weight_reliability(
             f"pareto_k and ess must have one element a datum each, got the shapes "
             f"{tuple(pareto_k.shape)} and {tuple(ess.shape)}; make both from the same log weights"
         )
-    return (pareto_k < reliable_pareto_k(num_particles)) & (ess >= MIN_ESS)
+    return (pareto_k < reliable_pareto_k(num_particles)) & ~too_few_effective(ess, MIN_ESS)
+
+
+def too_few_effective(ess: Float[Tensor, "*batch"], least: float) -> Bool[Tensor, "*batch"]:
+    """Whether an effective sample size is below `least`, by more than rounding takes from it.
+
+    K equal weights have one of K. Where rounding spreads their logarithms, by a thousandth of a
+    nat at most, it is lower by the square of that, as a share.
+    """
+    return ess < least * (1 - _MAX_ROUNDING**2)
 
 
 def rounding_of(rows: NDArray[np.float64], eps: float) -> NDArray[np.float64]:
