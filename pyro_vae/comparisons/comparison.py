@@ -20,6 +20,7 @@ from .. import storage
 from .._types import Batch
 from ..formatting import plus_minus
 from ..inference_data import to_inference_data
+from ..programs import hooks_of
 from .differences import Difference, differences_of, verdict_of
 from .results import GuideResult, Row, row_of
 
@@ -138,7 +139,7 @@ class Comparison:
         """ArviZ data of the held-out data, by guide."""
 
         def predictive(model: Any) -> int | None:
-            simulates = hasattr(model, "sample_data")
+            simulates = hooks_of(model).sample_data is not None
             return min(num_samples, _PREDICTIVE_DRAWS) if simulates else None
 
         return {

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import plots
 from .._types import Batch
-from ..programs import forked_seed
+from ..programs import forked_seed, hooks_of
 from .results import GuideResult, Row
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def figures_of(
         "gaps": lambda: _gaps(results),
         "pareto_k": lambda: _pareto_k(results),
     }
-    if all(hasattr(result.model, "decode") for result in results.values()):
+    if all(hooks_of(result.model).decode for result in results.values()):
         drawn["reconstructions"] = lambda: _reconstructions(results, test[0], image_shape)
         drawn["worst"] = lambda: _worst(results, test[0], image_shape)
     if all(result.means.shape[1] == 2 for result in results.values()):  # a plane
@@ -82,12 +82,18 @@ def _reconstructions(results: Results, y: Tensor, image_shape: tuple[int, int] |
     reconstructions, draws = {}, {}
     for name, result in results.items():
         means = result.means[:_PICTURES].to(first.device, first.dtype)
-        reconstructions[name] = result.model.decode(means).cpu()
+        reconstructions[name] = _decoded(result, means)
         with forked_seed(0):
-            draws[name] = result.model.decode(torch.randn_like(means)).cpu()
+            draws[name] = _decoded(result, torch.randn_like(means))
     figure = _figure(8.0, 0.85 * (1 + 2 * len(results)), layout="compressed")
     plots.plot_reconstructions(first.cpu(), reconstructions, draws, image_shape, figure=figure)
     return figure
+
+
+def _decoded(result: GuideResult, z: Tensor) -> Tensor:
+    decode = hooks_of(result.model).decode
+    assert decode is not None  # these figures are of models that have it
+    return decode(z).cpu()
 
 
 def _worst(results: Results, y: Tensor, image_shape: tuple[int, int] | None) -> "Figure":
@@ -96,7 +102,7 @@ def _worst(results: Results, y: Tensor, image_shape: tuple[int, int] | None) -> 
     for name, result in results.items():
         rows = result.gap.inference.value.argsort(descending=True)[:_PICTURES]
         means = result.means[rows.to(result.means.device)].to(y.device, y.dtype)
-        parts[name] = (y[rows.to(y.device)].cpu(), result.model.decode(means).cpu())
+        parts[name] = (y[rows.to(y.device)].cpu(), _decoded(result, means))
     figure = _figure(8.0, 0.3 + 0.65 * 2 * len(parts), layout="compressed")
     plots.plot_data(
         {

@@ -5,9 +5,7 @@ A log joint that is quadratic in the latents of a datum, read off and verified b
 own answer, which they then offer as a method.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from torch import Tensor
 from .._types import Batch
 from ..guides import Posterior
 from ..guides.closed_form import quadratic_of
-from ..programs import Program
+from ..programs import Program, hooks_of
 from .results import Bound, LogMarginal
 
 _ROUNDINGS = 16.0  # units in the last place that a log density of many terms may be off by
@@ -73,15 +71,9 @@ class ClosedForm:
         )
 
 
-def own_method(program: Program) -> Callable[..., Any] | None:
-    """The model's `log_evidence`, or that of the object it is a method of, if there is one."""
-    owner = getattr(program.model, "__self__", None)
-    return getattr(program.model, "log_evidence", getattr(owner, "log_evidence", None))
-
-
 def _log_evidence(program: Program, batch: Batch) -> Tensor:
     """From the model's method; else from a quadratic."""
-    method = own_method(program)
+    method = hooks_of(program.model).log_evidence
     if method is None:
         return _integrated(program, batch)
     value = method(*batch)

@@ -27,9 +27,9 @@ from .. import stats
 from .._types import Batch
 from ..data import row_seeds
 from ..guides import FitRows, Posterior
-from ..programs import Prior, Program, retry_unvalidated
+from ..programs import Prior, Program, hooks_of, retry_unvalidated
 from ..results import Doubt, with_rows
-from .exact import ClosedForm, own_method
+from .exact import ClosedForm
 from .fitted import Fitted, other_modes
 from .importance import ImportanceSampling
 from .proposals import Defensive, FromGuide, Proposal
@@ -163,7 +163,7 @@ def _witnesses(prior: Prior, row: int, seed: int) -> Float[Tensor, "particles 1"
 
 def _in_closed_form(program: Program, posterior: Posterior, batch: Batch) -> LogMarginal | None:
     """The exact answer, if there is one; what a model's own method raises is raised."""
-    if own_method(program) is not None:
+    if hooks_of(program.model).log_evidence is not None:
         return ClosedForm()(program, posterior, batch)
     try:
         return ClosedForm()(program, posterior, batch)

@@ -17,7 +17,6 @@ from functools import partial
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions.utils import _standard_normal
 
@@ -32,6 +31,7 @@ from ..programs import (
     device_of,
     evaluating,
     forked_seed,
+    hooks_of,
     partly_observed,
     retry_unvalidated,
 )
@@ -192,7 +192,7 @@ def prepared(
     """Checks the data; runs the block in evaluation mode, without gradients, on its own seed."""
     batch = as_batch(data, device_of(model, guide))
     check_data(model, batch)
-    with evaluating(model, guide), torch.no_grad(), forked_seed(seed), poutine.block():
+    with evaluating(model, guide), torch.no_grad(), forked_seed(seed):
         program = retry_unvalidated(partial(program_of, model, guide, batch))
         program = given_globals(program, guide, batch, given)
         yield program, posterior_of(guide, program, batch), batch
@@ -204,7 +204,7 @@ def check_data(model: ProgramLike, batch: Batch) -> None:
     A nan passes where the program says that it means "not observed" (see `PartlyObserved`).
     """
     check_batch(*batch, missing=partly_observed(model, batch))
-    check = getattr(model, "check", None)
+    check = hooks_of(model).check
     if check is not None:
         check(batch[0])
 

@@ -22,12 +22,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from .._types import Batch
-from ..programs import Program, evaluating
+from ..programs import Program, evaluating, hooks_of
 from ..registry import registered
 from .families import DiagonalNormal, Family
 from .maps import InferenceMap
@@ -114,7 +113,7 @@ def quadratic_of(
     names = torch.arange(len(batch[0])) if rows is None else rows
     size = max(1, _POINTS_AT_ONCE // (program.latent_dim + 1))
     pieces = zip(*(part.split(size) for part in (names, *batch)), strict=True)
-    with evaluating(program.model), poutine.block():
+    with evaluating(program.model):
         parts = [_quadratic(program, tuple(piece), where) for where, *piece in pieces]
     return Quadratic(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -128,8 +127,7 @@ def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
 
 def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | None:
     """Mean and precision from the model's method, or that of the object it is a method of."""
-    owner = getattr(program.model, "__self__", None)
-    method = getattr(program.model, "exact_posterior", getattr(owner, "exact_posterior", None))
+    method = hooks_of(program.model).exact_posterior
     if method is None:
         return None
     with torch.no_grad():

@@ -5,6 +5,8 @@ from .capture import NotCaptured as NotCaptured
 from .capture import capture as capture
 from .capture import capturing as capturing
 from .graphs import Graphs as Graphs
+from .hooks import ModelHooks as ModelHooks
+from .hooks import hooks_of as hooks_of
 from .minibatches import Minibatch as Minibatch
 from .minibatches import current_minibatch as current_minibatch
 from .minibatches import minibatch as minibatch
@@ -47,6 +49,7 @@ __all__ = [
     "LatentSite",
     "LogDensities",
     "Minibatch",
+    "ModelHooks",
     "NamedModule",
     "NotCaptured",
     "PartlyObserved",
@@ -65,6 +68,7 @@ __all__ = [
     "evaluating",
     "forked_seed",
     "has_missing",
+    "hooks_of",
     "local_parameters",
     "log_joint",
     "minibatch",

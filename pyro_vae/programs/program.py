@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from .enumeration import sum_out
+from .hooks import hooks_of
 from .modes import evaluating
 from .sites import GlobalSite, LatentSite
 from .structure import structure_of
@@ -124,7 +125,7 @@ class Program:
         )
 
     def _own_prototype(self) -> Batch:
-        prototype = getattr(self.model, "prototype", None)
+        prototype = hooks_of(self.model).prototype
         if prototype is None:
             name = getattr(self.model, "__name__", type(self.model).__name__)
             raise ValueError(

@@ -11,18 +11,19 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 
 from .._types import Batch, Distribution, ProgramLike
 from ..evidence import no_guide
 from ..guides import given_globals, program_of
 from ..programs import (
+    ModelHooks,
     Program,
     Run,
     TracedSite,
     evaluating,
     forked_seed,
+    hooks_of,
     repeat_rows,
     with_observed,
 )
@@ -46,7 +47,7 @@ def simulating(
     the values of latent sites that all data share.
     """
     proposal = guide or no_guide
-    with evaluating(model, proposal), torch.no_grad(), forked_seed(seed), poutine.block():
+    with evaluating(model, proposal), torch.no_grad(), forked_seed(seed):
         program = program_of(model, proposal, batch)
         yield given_globals(program, proposal, batch, given)
 
@@ -59,17 +60,17 @@ def decoded(
     Raises:
         ValueError: If a discrete site is summed out, or a distribution has no mean.
     """
-    if _decodes(program):
-        answer: Tensor = program.model.decode(z, *batch[1:])  # type: ignore[attr-defined]
-        return answer
+    decode = _own_methods(program).decode
+    if decode is not None:
+        return decode(z, *batch[1:])
     return _by_pieces(program, z, batch, _mean)
 
 
 def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Tensor:
     """Draws from p(y | z), `(draws, batch, *datum)`, one for each z, from torch's stream."""
-    if _decodes(program):
-        answer: Tensor = program.model.sample_data(z, *batch[1:])  # type: ignore[attr-defined]
-        return answer
+    sample_data = _own_methods(program).sample_data
+    if sample_data is not None:
+        return sample_data(z, *batch[1:])
     return _by_pieces(program, z, batch, _value)
 
 
@@ -80,7 +81,7 @@ def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) 
         ValueError: If the features of a datum are not independent given z, or the program has
             several observed sites.
     """
-    if not _decodes(program):
+    if _own_methods(program).decode is None:
         _check_continuous(program)
     names = program.observed_names
     distribution = _run(program, z.unsqueeze(1), batch)[names[0]].distribution
@@ -97,11 +98,12 @@ def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) 
     return distribution
 
 
-def _decodes(program: Program) -> bool:
-    """Whether the model says itself what it makes of all latents of a datum, laid end to end."""
-    has_both = all(hasattr(program.model, name) for name in ("decode", "sample_data"))
-    real = all(site.is_real for site in program.latent_sites)
-    return has_both and real and not program.global_sites
+def _own_methods(program: Program) -> ModelHooks:
+    """The model's methods, if both are there and take the latents of a datum laid end to end."""
+    hooks = hooks_of(program.model)
+    has_both = hooks.decode is not None and hooks.sample_data is not None
+    is_flat = not program.global_sites and all(site.is_real for site in program.latent_sites)
+    return hooks if has_both and is_flat else ModelHooks()
 
 
 def _by_pieces(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:

@@ -25,7 +25,7 @@ from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence.sandwich import in_turn
 from ..formatting import plus_minus
-from ..programs import Prior, Program, as_batch, device_of, evaluating, simulate
+from ..programs import Prior, Program, as_batch, device_of, evaluating, hooks_of, simulate
 from .forward import features, simulating
 
 _ENTRIES = 4_000_000  # densities at once: 32 MB in float64
@@ -286,7 +286,7 @@ def dependence(
 
 def _one_row(model: ProgramLike, example: Data | None) -> Batch:
     if example is None:
-        prototype = getattr(model, "prototype", None)
+        prototype = hooks_of(model).prototype
         if prototype is None:
             raise ValueError("the model cannot say what its data look like: pass example=y[:1]")
         with evaluating(model), torch.no_grad():

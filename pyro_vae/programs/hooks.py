@@ -1,0 +1,35 @@
+"""What a model may offer besides being a program, and where it is looked for."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .._types import Batch, ProgramLike
+
+
+class ModelHooks(NamedTuple):
+    """Methods that a model may have; `None` where it has not.
+
+    Arguments:
+        prototype: `()`: a few rows of data, with which the program is run to find its sites.
+        check: `(y)`: refuses data that the likelihood cannot have made.
+        decode: `(z, *covariates)`: mean of p(y | z).
+        sample_data: `(z, *covariates)`: draws from p(y | z).
+        exact_posterior: `(*batch)`: p(z | y) as a `MultivariateNormal`.
+        log_evidence: `(*batch)`: log p(y), `(batch,)`, in nats.
+    """
+
+    prototype: Callable[[], Tensor | Batch] | None = None
+    check: Callable[[Tensor], None] | None = None
+    decode: Callable[..., Tensor] | None = None
+    sample_data: Callable[..., Tensor] | None = None
+    exact_posterior: Callable[..., Any] | None = None
+    log_evidence: Callable[..., Any] | None = None
+
+
+def hooks_of(model: ProgramLike) -> ModelHooks:
+    """The methods that a model has, or else the object that the model is a bound method of."""
+    owner = getattr(model, "__self__", None)
+    names = ModelHooks._fields
+    return ModelHooks(*(getattr(model, name, getattr(owner, name, None)) for name in names))
