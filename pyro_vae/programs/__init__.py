@@ -7,9 +7,6 @@ from .capture import capturing as capturing
 from .graphs import Graphs as Graphs
 from .hooks import ModelHooks as ModelHooks
 from .hooks import hooks_of as hooks_of
-from .minibatches import Minibatch as Minibatch
-from .minibatches import current_minibatch as current_minibatch
-from .minibatches import minibatch as minibatch
 from .missing import PartlyObserved as PartlyObserved
 from .missing import has_missing as has_missing
 from .modes import NamedModule as NamedModule
@@ -19,6 +16,9 @@ from .modes import evaluating as evaluating
 from .modes import forked_seed as forked_seed
 from .modes import local_parameters as local_parameters
 from .modes import modules_of as modules_of
+from .plates import Minibatch as Minibatch
+from .plates import current_minibatch as current_minibatch
+from .plates import minibatch as minibatch
 from .plates import whole_plate as whole_plate
 from .products import BFloat16Products as BFloat16Products
 from .products import Products as Products

@@ -20,8 +20,8 @@ from pyro import poutine
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from .enumeration import sum_out
 from .hooks import hooks_of
+from .log_probs import sum_out
 from .modes import evaluating
 from .sites import GlobalSite, LatentSite
 from .structure import structure_of
