@@ -29,9 +29,8 @@ _Some = TypeVar("_Some")
 class Doubt(Enum):
     """Why an estimate cannot be trusted: every reason there is, in the words that people read."""
 
-    HEAVY_TAIL = "the Pareto k of the weights is too high for their number"
+    HEAVY_TAIL = "a few weights carry the estimate, and larger ones may not have been drawn"
     NO_TAIL = "fewer than 30 draws have no tail to look at"
-    FEW_EFFECTIVE_DRAWS = "the effective sample size is too low"
     ERROR_TARGET = "the most draws allowed were too few for the error asked for"
     ZERO_WEIGHTS = "every weight is 0"
     FEW_EFFECTIVE_CHAINS = "too few effective chains"

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pyro_vae._types import ProgramLike
 from pyro_vae.evidence import ImportanceSampling, LogMarginal, prepared
-from pyro_vae.formatting import plus_minus
 from tests.helpers.statistics import FACTS, FactorAnalysis, assert_coverage
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -134,10 +133,11 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 }
 
 
-# Shares called reliable were 0.97, 0.99, 0.68 and 0.49, and less with fewer draws. A normal guide
+# Shares called reliable were 0.6, 0.5, 0.5 and 0.4 with 5,000 draws. Half of the guides are too
+# narrow by a fifth or more, and their weights carry the estimate in a few. A normal guide
 # has lighter tails than the posterior of the nonlinear program, and a log-normal one than a gamma
 # on the left: weights are heavy however good the moments.
-RELIABLE = {"two-latents": 0.8, "ten-latents": 0.8, "nonlinear": 0.5, "counts": 0.3}
+RELIABLE = {"two-latents": 0.3, "ten-latents": 0.3, "nonlinear": 0.3, "counts": 0.3}
 
 
 def estimate(
@@ -178,10 +178,10 @@ def qualities(num_data: int) -> Tensor:
     ],
 )
 def test_reliable_intervals_cover(name: str, seed: int) -> None:
-    """Of 600 data with 1,000 draws; intervals half as wide are caught."""
+    """Of 1,000 data with 2,000 draws; intervals half as wide are caught."""
     family = FAMILIES[name]()
-    y, quality = family.sample(600), qualities(600)
-    result = estimate(family, y, quality, 1_000, seed)
+    y, quality = family.sample(1_000), qualities(1_000)
+    result = estimate(family, y, quality, 2_000, seed)
     assert result.reliable.double().mean() > RELIABLE[name]
     assert_covers(covered(family, y, result)[result.reliable])
     with pytest.raises(AssertionError, match="resolution"):
@@ -221,28 +221,17 @@ def test_what_is_doubted_would_not_cover(name: str, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("latents", "passing", "covering"),
-    [(1, (0.5, 0.6), (0.75, 0.85)), (2, (0.3, 0.4), (0.6, 0.7))],
-    ids=["one latent", "two latents"],
-)
-def test_near_the_limit_some_pass_that_do_not_cover(
-    latents: int, passing: tuple[float, float], covering: tuple[float, float], seed: int
-) -> None:
-    """Guides half as wide as the posterior: k is 0.75, and the estimate of it often below 0.7.
+@pytest.mark.parametrize("latents", [1, 2])
+def test_near_the_limit_none_passes(latents: int, seed: int) -> None:
+    """Guides half as wide as the posterior: k is 0.75, and its estimate often below 0.7.
 
-    With one latent half of the data pass, and their intervals cover 75 to 85 percent; with two a
-    third passes, and covers 60 to 70. Those that pass are those whose draws missed the tail.
+    The twin that goes by that estimate lets through those data whose draws missed the tail.
     """
     family = independent(latents)
-    y = family.sample(1_000)
-    result = estimate(family, y, torch.full((1_000,), NEAR_THE_LIMIT), 5_000, seed)
-    hits = covered(family, y, result)[result.reliable]
-    for name, shares in (("reliable", result.reliable), ("of these covered", hits)):
-        share = shares.double().mean()
-        error = (share * (1 - share) / len(shares)).sqrt()
-        print(f"latents: {latents}, {name} {plus_minus(share, error)}")
-    assert_covers(result.reliable, *passing)
-    assert_covers(hits, *covering)
+    y = family.sample(500)
+    result = estimate(family, y, torch.full((500,), NEAR_THE_LIMIT), 5_000, seed)
+    assert result.reliable.double().mean() < 0.02
+    passed = result.pareto_k < 0.7
+    assert passed.double().mean() > 0.25
     with pytest.raises(AssertionError, match="resolution"):
-        assert_covers(hits)
+        assert_covers(covered(family, y, result, 1.0)[passed], 0.68, 0.72)

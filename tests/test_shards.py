@@ -201,10 +201,10 @@ def test_a_doubt_that_one_part_has() -> None:
     """Joined with others it holds for none of theirs."""
     zeros, yes = torch.zeros(2), torch.ones(2, dtype=torch.bool)
     one = LogMarginal(zeros, zeros, zeros, zeros, yes.long(), doubts={Doubt.HEAVY_TAIL: yes})
-    two = replace(one, doubts={Doubt.HEAVY_TAIL: yes, Doubt.FEW_EFFECTIVE_DRAWS: yes})
+    two = replace(one, doubts={Doubt.HEAVY_TAIL: yes, Doubt.SEVERAL_MODES: yes})
     for parts, few in (([one, two], [0, 0, 1, 1]), ([two, one], [1, 1, 0, 0])):
         joined = join(parts)
-        assert joined.doubts[Doubt.FEW_EFFECTIVE_DRAWS].tolist() == few
+        assert joined.doubts[Doubt.SEVERAL_MODES].tolist() == few
         assert joined.doubts[Doubt.HEAVY_TAIL].tolist() == [1, 1, 1, 1]
 
 

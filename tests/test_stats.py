@@ -21,7 +21,6 @@ from pyro_vae.stats import (
     bound_curve,
     concentration,
     effective_sample_size,
-    heavy_tail_error,
     jackknife,
     log_marginal,
     log_mean_exp,
@@ -37,7 +36,7 @@ from pyro_vae.stats import (
     total,
     weight_reliability,
 )
-from tests.helpers.statistics import FACTS, FACTS_Y, assert_coverage, assert_mean
+from tests.helpers.statistics import FACTS, FACTS_Y, assert_mean
 
 Function = Callable[[Tensor], Tensor | Estimate]
 
@@ -589,25 +588,3 @@ def test_smoothing_is_less_noisy() -> None:
     assert smooth.std() < plain.std()
     with pytest.raises(AssertionError, match="resolution"):
         assert_mean(smooth, 1.0)
-
-
-@pytest.mark.parametrize("k", [0.3, 0.5])
-def test_heavy_tail_error_covers(k: float) -> None:
-    """Of Pareto weights with the mean 1; the delta method's does not cover at 1/2."""
-    log_weights = pareto_log_weights(k, (2_000, 1_500)) + math.log(1 - k)
-    value, delta = log_marginal(log_weights)
-    error = heavy_tail_error(log_weights, pareto_k(log_weights))
-    hits = value.abs() < 1.96 * error
-    assert_coverage(hits, min(max(float(hits.double().mean()), 0.93), 0.97))
-    assert (error >= delta).all()
-    if k == 0.5:
-        with pytest.raises(AssertionError, match="resolution"):
-            assert_coverage(value.abs() < 1.96 * delta)
-
-
-def test_heavy_tail_error_without_a_tail() -> None:
-    """Where the fit has no answer the error is the delta method's."""
-    log_weights = torch.randn(100, 2, dtype=torch.float64)
-    for k in (math.nan, -math.inf):
-        error = heavy_tail_error(log_weights, torch.full((2,), k))
-        assert torch.equal(error, log_marginal(log_weights).error)

@@ -32,10 +32,12 @@ from .checks import rounding as rounding
 from .curves import BoundCurve as BoundCurve
 from .curves import bound_curve as bound_curve
 from .curves import jackknife as jackknife
+from .excess import MAX_SKEWNESS as MAX_SKEWNESS
+from .excess import TailError as TailError
+from .excess import tail_error as tail_error
 from .ranks import Band as Band
 from .ranks import rank_band as rank_band
 from .ranks import rank_p_value as rank_p_value
-from .smoothing import heavy_tail_error as heavy_tail_error
 from .smoothing import smoothed as smoothed
 from .smoothing import smoothed_log_mean as smoothed_log_mean
 from .tails import MAX_PARETO_K as MAX_PARETO_K

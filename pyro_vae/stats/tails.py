@@ -172,6 +172,14 @@ def too_few_effective(ess: Float[Tensor, "*batch"], least: float) -> Bool[Tensor
     return ess < least * (1 - _MAX_ROUNDING**2)
 
 
+def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
+    """Spread in nats that rounding alone can give log weights of this size and dtype."""
+    finite = log_weights.where(log_weights.isfinite(), 0.0)
+    magnitude = finite.abs().amax(dim=0).double().clamp(min=1)
+    eps = torch.finfo(log_weights.dtype).eps
+    return (_ROUNDING_UNITS * eps * magnitude).clamp(max=_MAX_ROUNDING)
+
+
 def rounding_of(rows: NDArray[np.float64], eps: float) -> NDArray[np.float64]:
     """Spread in nats that rounding alone can give each row, `(data,)`, as `eps` was on entry."""
     magnitude = np.abs(rows, where=np.isfinite(rows), out=np.zeros_like(rows)).max(axis=1)

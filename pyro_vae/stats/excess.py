@@ -1,0 +1,181 @@
+r"""What the draws that were not made may hold: an error that counts them, and whether it covers.
+
+An average of :math:`K` weights is normal, and its error the delta method's, unless a few weights
+carry it. Whether some do shows in the largest. The :math:`M` largest, those above a cutoff
+:math:`u`, are described on the scale of nats, by a generalized Pareto distribution of the *log*
+excess:
+
+.. math:: \log w(t) = \log u + \frac{s}{\xi} (e^{\xi t} - 1), \quad t \sim \mathrm{Exp}(1),
+    \qquad \hat\xi = \frac{1}{2} \Big(1 - \frac{m^2}{v}\Big), \quad \hat s = m (1 - \hat\xi)
+
+with :math:`m` and :math:`v` the mean and the variance of the log excesses. At :math:`\xi = 0` the
+weights have a power-law tail, :math:`P(w > x) \propto x^{-1/s}`, of Pareto shape :math:`s`; below
+it a lighter one, as log-normal weights do. Unlike a Pareto shape, which is fitted to the excess of
+the weights and has no scale, :math:`s` is in nats: weights that are nearly equal have one near 0,
+however irregular their tail.
+
+With the tail so described, cut where one of eight such runs would have a draw, the weights have a
+variance :math:`V` and a third central moment :math:`T`, and the average has the skewness
+
+.. math:: g = \frac{T}{V^{3/2} \sqrt K} .
+
+The verdict takes it at the heaviest plausible tail, :math:`\hat\xi + 1.5 / \sqrt M` and
+:math:`\hat s (1 + 1.5 / \sqrt M)`: the draws of a run that missed large weights look harmless, and
+to call those reliable that look harmless selects just such runs. That is also why an error that
+is called reliable is wider than a likely one, the more so the closer it came to being doubted.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .averages import log_marginal
+from .checks import relative_weights, require_legal, require_particles
+from .tails import FEWEST_IN_TAIL, MIN_TAIL_PARTICLES, rounding_units, tail_size
+
+MAX_SKEWNESS = 0.3
+"""Skewness of the average up to which its error covers: see :func:`tail_error`."""
+
+MILLINAT = 1e-3
+"""An error with the heaviest plausible tail in it that is below this is small enough as it is."""
+
+_RUNS_AHEAD = 8  # the tail is cut where one of so many runs would have a draw
+_NODES = 160  # of the integral over the tail: its error is below 1e-3 of the variance
+# Standard errors of shape and scale, which are near 1 / sqrt(M), above their estimates. That the
+# likely tail is above them, too, is for the asymmetry: the error grows faster than it shrinks.
+_LIKELY, _HEAVIEST = 0.5, 1.5
+_STRAIGHT = 1e-6  # a shape closer to 0 than this is taken for it: expm1(x t) / x loses digits
+_HIGHEST = 300.0  # log weights beside the mean: squares and cubes stay finite
+
+
+class TailError(NamedTuple):
+    """Standard error of a log mean weight, in nats, and the verdict on it."""
+
+    error: Tensor
+    skewness: Tensor
+    covers: Tensor
+
+
+class _Tail(NamedTuple):
+    """Log weights beside their mean, and their largest as a distribution above a cutoff."""
+
+    relative: Tensor  # weights over their mean, (particles, *batch)
+    cutoff: Tensor  # logarithm, beside the mean
+    size: Tensor  # how many lie above it
+    above: Tensor  # sum of (w - 1)^2 and (w - 1)^3 of those, (2, *batch)
+    shape: Tensor
+    scale: Tensor
+    is_flat: Tensor
+
+
+def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
+    r"""Standard error of the log mean weight with the tail that was not drawn, and its skewness.
+
+    .. math:: \text{error} = \text{error}_0 + \min(1, g / 0.3) \,
+        (\text{error}_+ - \text{error}_0)
+
+    where it covers, and :math:`\text{error}_0` elsewhere. The variance of :math:`\text{error}_0`
+    has a likely tail in it, that of :math:`\text{error}_+` the heaviest plausible one (see the
+    module's derivation); neither is below the delta method's.
+
+    It covers where the skewness :math:`g` is below :data:`MAX_SKEWNESS`, or :math:`\text{error}_+`
+    below :data:`MILLINAT`: 1.96 errors to either side then hold the truth 95 to 97 percent of the
+    time at 5,000 draws, for Gaussian guides that are too narrow by up to a fifth, shifted, or too
+    wide, for log-normal weights, and for power laws up to a shape of 0.35. The heavier the tail,
+    the fewer runs pass (at a shape of 0.5 one in fifty), but these few cover less. Elsewhere they
+    do so in 92 to 97 percent of all runs up to a shape of 0.6, and less beyond. No weight tells of
+    a region that the proposal misses altogether.
+
+    Arguments:
+        log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
+
+    Returns:
+        Error, in nats, skewness, no unit, and whether the error covers, each `(*batch,)`, float64
+        and bool. Weights that are equal up to rounding have a skewness of 0; where fewer than six
+        weights are as large as their mean it is infinite, and where every weight is zero nan.
+
+    Raises:
+        ValueError: If a log weight is nan or +inf, or there are fewer than
+            :data:`MIN_TAIL_PARTICLES` particles.
+
+    References:
+        | Parameter and Quantile Estimation for the Generalized Pareto Distribution
+          (Hosking & Wallis, 1987)
+        | https://doi.org/10.1080/00401706.1987.10488243
+        | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
+        | https://arxiv.org/abs/1507.02646
+
+    Example:
+        >>> quantiles = (torch.arange(5000.0) + 0.5) / 5000
+        >>> exponential = -torch.log1p(-quantiles)
+        >>> tail_error(0.1 * exponential).covers  # P(w > x) = x^(-1 / 0.1)
+        tensor(True)
+        >>> tail_error(0.6 * exponential).covers
+        tensor(False)
+    """
+    require_particles(log_weights, MIN_TAIL_PARTICLES, "a fit to the tail of the weights")
+    require_legal(log_weights)
+    num_particles = len(log_weights)
+    delta, tail = log_marginal(log_weights).error, _tail_of(log_weights)
+    variance, _ = _moments(tail, _LIKELY)
+    heaviest, third = _moments(tail, _HEAVIEST)
+    likely, wide = ((part / num_particles).sqrt().maximum(delta) for part in (variance, heaviest))
+    skewness = third / heaviest.clamp(min=torch.finfo(heaviest.dtype).tiny) ** 1.5
+    skewness = (skewness / math.sqrt(num_particles)).where(~tail.is_flat, 0.0)
+    seen = tail.is_flat | (tail.size >= FEWEST_IN_TAIL)
+    skewness = skewness.where(seen | tail.cutoff.isnan(), torch.inf)
+    covers = (skewness < MAX_SKEWNESS) | (seen & (wide < MILLINAT))
+    share = (skewness / MAX_SKEWNESS).clamp(0, 1).where(covers, 0.0)
+    error = (likely + share * (wide - likely)).where(seen & ~tail.is_flat, delta)
+    return TailError(error, skewness, covers)
+
+
+def _tail_of(log_weights: Tensor) -> _Tail:
+    """The tail: the largest weights, as many as :func:`tail_size` says, not below the mean."""
+    num_particles = len(log_weights)
+    weights, peak = relative_weights(log_weights)
+    mean = weights.mean(dim=0)
+    top = log_weights.double().topk(tail_size(num_particles) + 1, dim=0).values
+    top = top - peak - mean.log()
+    # Weights far below the mean carry none of it, and their distance to the others is no tail.
+    size = (top >= 0).sum(dim=0) - 1
+    cutoff = top.gather(0, size.clamp(min=0).unsqueeze(0)).squeeze(0)
+    places = torch.arange(len(top), device=top.device).reshape(-1, *[1] * cutoff.dim())
+    inside = places < size
+    excess = (top - cutoff).where(inside, 0.0)
+    first = excess.sum(dim=0) / size
+    spread = ((excess - first).square().where(inside, 0.0)).sum(dim=0) / (size - 1)
+    shape = (1 - first.square() / spread) / 2
+    far = (top.clamp(max=_HIGHEST).exp() - 1).where(inside, 0.0)
+    return _Tail(
+        weights / mean,
+        cutoff,
+        size,
+        torch.stack([far.square().sum(dim=0), far.pow(3).sum(dim=0)]),
+        shape,
+        first * (1 - shape),
+        top[0] - top[-1] <= rounding_units(log_weights),
+    )
+
+
+def _moments(tail: _Tail, margin: float) -> tuple[Tensor, Tensor]:
+    """Second and third central moments of the weights over their mean, with the fitted tail.
+
+    Its shape and its scale are so many standard errors above their estimates.
+    """
+    above = margin / tail.size.clamp(min=1).sqrt()
+    shape, scale = tail.shape + above, tail.scale * (1 + above)
+    limit = (_RUNS_AHEAD * tail.size.clamp(min=1)).log()
+    nodes = (torch.arange(_NODES, dtype=shape.dtype, device=shape.device) + 0.5) / _NODES
+    t = nodes.reshape(-1, *[1] * shape.dim()) * limit
+    shape = shape.where(shape.abs() > _STRAIGHT, _STRAIGHT)
+    log_weight = tail.cutoff + scale / shape * torch.expm1(shape * t)
+    far = log_weight.clamp(max=_HIGHEST).exp() - 1
+    share = (-t).exp() * limit / _NODES * tail.size
+    second, third = (((far**power) * share).sum(dim=0) for power in (2, 3))
+    near = tail.relative - 1
+    body = torch.stack([near.square().sum(dim=0), near.pow(3).sum(dim=0)]) - tail.above
+    return (second + body[0].clamp(min=0)) / len(near), (third + body[1]) / len(near)

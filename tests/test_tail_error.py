@@ -1,0 +1,185 @@
+"""The error that counts the tail which was not drawn, and its verdict, against exact means."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_vae.stats import (
+    MAX_SKEWNESS,
+    MIN_TAIL_PARTICLES,
+    log_marginal,
+    log_mean_exp,
+    pareto_k,
+    tail_error,
+)
+from tests.helpers.statistics import assert_coverage
+
+DRAWS, DATA = 5_000, 800
+FLOAT = torch.float64
+
+Weights = Callable[[], Tensor]
+
+
+def exponential() -> Tensor:
+    """Standard exponential draws, `(particles, data)`."""
+    return torch.empty(DRAWS, DATA, dtype=FLOAT).exponential_()
+
+
+def power_law(k: float) -> Tensor:
+    """Log weights with `P(w > x)` like `x^(-1 / k)` and the mean 1."""
+    return k * exponential() + math.log1p(-k)
+
+
+def log_normal(sd: float) -> Tensor:
+    """Log weights of a proposal that is shifted by `sd`: the mean is 1."""
+    return sd * torch.randn(DRAWS, DATA, dtype=FLOAT) - sd**2 / 2
+
+
+def narrow(width: float, latents: int = 1) -> Tensor:
+    """Log weights of a Gaussian guide that is too narrow (or too wide, beyond 1): the mean is 1."""
+    squares = torch.zeros(DRAWS, DATA, dtype=FLOAT)
+    for _ in range(latents):
+        squares += torch.randn(DRAWS, DATA, dtype=FLOAT).square()
+    return (1 - width**2) / 2 * squares + latents * math.log(width)
+
+
+def mean_field(latents: int, correlation: float) -> Tensor:
+    """Log weights of the best mean-field guide of a Gaussian with equal correlations."""
+    covariance = torch.full((latents, latents), correlation, dtype=FLOAT)
+    covariance.fill_diagonal_(1.0)
+    precision = torch.linalg.inv(covariance)
+    scale = precision.diagonal().rsqrt()
+    scaled = scale[:, None] * precision * scale  # of z = scale * noise
+    noise = torch.randn(DRAWS, 200, latents, dtype=FLOAT)
+    quadratic = noise.square().sum(-1) - ((noise @ scaled) * noise).sum(-1)
+    return (quadratic + torch.logdet(scaled)) / 2
+
+
+def skewed(slope: float) -> Tensor:
+    """Log weights of a guide that is right but for a little skewness: a cubic in its noise."""
+    grid = torch.linspace(-8, 8, 40_001, dtype=FLOAT)
+    log_mass = -grid.square() / 2 + slope * (grid**3 - 3 * grid)
+    step = grid[1] - grid[0]
+    log_mean = (log_mass - math.log(2 * math.pi) / 2).logsumexp(0) + step.log()
+    noise = torch.randn(DRAWS, DATA, dtype=FLOAT)
+    return slope * (noise**3 - 3 * noise) - log_mean
+
+
+def rare(share: float) -> Tensor:
+    """Log weights of which a small share carries everything, as of a prior that is too wide."""
+    is_in = torch.rand(DRAWS, DATA, dtype=FLOAT) < share
+    inside = 0.3 * torch.randn(DRAWS, DATA, dtype=FLOAT) - 0.045 - math.log(share)
+    return inside.where(is_in, -1_000 - 500 * torch.rand(DRAWS, DATA, dtype=FLOAT))
+
+
+COVERED: dict[str, tuple[Weights, float]] = {  # and how many of them must be called reliable
+    "power law 0.1": (lambda: power_law(0.1), 0.98),
+    "power law 0.25": (lambda: power_law(0.25), 0.5),
+    "log-normal 0.01": (lambda: log_normal(0.01), 1.0),
+    "log-normal 0.6": (lambda: log_normal(0.6), 0.98),
+    "log-normal 1": (lambda: log_normal(1.0), 0.6),
+    "0.9 times as wide": (lambda: narrow(0.9), 0.8),
+    "0.9 times as wide, 5 latents": (lambda: narrow(0.9, 5), 0.8),
+    "twice as wide": (lambda: narrow(2.0), 1.0),
+    "a little skewed": (lambda: skewed(0.003), 0.98),
+    "one in a hundred": (lambda: rare(0.01), 0.95),
+}
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_reliable_errors_cover(name: str) -> None:
+    """Where the error is said to cover, 93 to 97 percent of the intervals hold 0.
+
+    Any rate between these is right; that one outside looks so has a probability of 1e-6.
+    """
+    make, share = COVERED[name]
+    log_weights = make()
+    error, _, reliable = tail_error(log_weights)
+    assert reliable.double().mean() >= share
+    hits = (log_mean_exp(log_weights).abs() < 1.96 * error)[reliable]
+    assert_coverage(hits, min(max(float(hits.double().mean()), 0.93), 0.97))
+
+
+HEAVY: dict[str, Weights] = {
+    "power law 0.6": lambda: power_law(0.6),
+    "0.6 times as wide": lambda: narrow(0.6),
+    "mean field, 3 latents": lambda: mean_field(3, 0.8),
+    "mean field, 10 latents": lambda: mean_field(10, 0.8),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_heavy_tails_are_not_reliable(name: str) -> None:
+    """At most one run in fifty passes, and so few are those that missed the tail."""
+    log_weights = HEAVY[name]()
+    error, _, covers = tail_error(log_weights)
+    assert covers.double().mean() <= 0.02
+    assert (error >= log_marginal(log_weights).error).all()
+
+
+def test_limit_on_pareto_k_is_caught() -> None:
+    """The twin that asks for a Pareto k below 0.7 picks the runs that missed the tail."""
+    log_weights = power_law(0.7)
+    value, error = log_marginal(log_weights)
+    passed = pareto_k(log_weights) < 0.7
+    assert passed.double().mean() > 0.4
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_coverage((value.abs() < 1.96 * error)[passed])
+
+
+def test_irregular_tails_of_nearly_equal_weights_are_reliable() -> None:
+    """In nats they are harmless; the twin, a Pareto k, has no scale and doubts them."""
+    log_weights = skewed(0.003)[:, :100]
+    assert tail_error(log_weights).covers.double().mean() > 0.95
+    assert (pareto_k(log_weights) < 0.7).double().mean() < 0.95
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("level", [0.0, -123.456, 1e4])
+def test_equal_weights_have_no_tail(dtype: torch.dtype, level: float) -> None:
+    """Equal up to rounding, at any level: an error of nothing, a skewness of 0."""
+    log_weights = torch.full((1_000, 3), level, dtype=dtype)
+    log_weights += torch.finfo(dtype).eps * max(1.0, abs(level)) * torch.randn(1_000, 3)
+    error, skewness, covers = tail_error(log_weights)
+    assert (error < 1e-4).all()
+    assert covers.all()
+    assert (skewness < MAX_SKEWNESS / 2).all()  # 0, but for rounding beyond a thousandth of a nat
+
+
+def test_what_cannot_be_judged() -> None:
+    """One weight that carries everything is no tail; zero weights alone are nothing."""
+    log_weights = torch.zeros(1_000, 2, dtype=FLOAT)
+    log_weights[0, 0] = 50.0
+    log_weights[:, 1] = -math.inf
+    _, skewness, covers = tail_error(log_weights)
+    assert math.isinf(float(skewness[0]))
+    assert math.isnan(float(skewness[1]))
+    assert not covers.any()
+
+
+@pytest.mark.parametrize(("k", "inside"), [(0.2, 0.1), (0.3, 0.15)])
+def test_variance_of_a_power_law(k: float, inside: float) -> None:
+    """At exact quantiles the error is that of the exact variance, `k^2 / (1 - 2 k)`, within 15%."""
+    quantiles = (torch.arange(20_000, dtype=FLOAT) + 0.5) / 20_000
+    error = tail_error(-k * torch.log1p(-quantiles)).error
+    exact = k / math.sqrt((1 - 2 * k) * 20_000)
+    assert 1 <= error / exact < 1 + inside
+
+
+def test_shift_and_order_do_not_matter() -> None:
+    """A constant in the log weights cancels, and draws may come in any order."""
+    log_weights = power_law(0.3)[:, :20]
+    error, skewness, _ = tail_error(log_weights)
+    for other in (log_weights - 750.0, log_weights[torch.randperm(DRAWS)]):
+        again = tail_error(other)
+        torch.testing.assert_close(again.error, error, rtol=1e-9, atol=0)
+        torch.testing.assert_close(again.skewness, skewness, rtol=1e-9, atol=0)
+
+
+def test_too_few_particles_are_refused() -> None:
+    """With the number that is needed."""
+    with pytest.raises(ValueError, match=f"at least {MIN_TAIL_PARTICLES} particles, got 29"):
+        tail_error(torch.zeros(29, 2))
