@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae._types import Estimate, ProgramLike
-from pyro_vae.diagnostics.gradients import GradientNoise, gradient_noise, score_function
+from pyro_vae.diagnostics.gradients import GradientNoise, _Sums, gradient_noise, score_function
 from tests.helpers.factor_analysis import mean_field_net, model_of
 from tests.helpers.statistics import FACTS, FACTS_Y, FALSE_ALARM, assert_coverage
 
@@ -110,6 +110,13 @@ def away_from_optimum() -> tuple[ProgramLike, Tensor]:
     return guide, parameters
 
 
+def norm_ratio(sums: _Sums) -> Tensor:
+    """Length of the mean gradient, without its noise, over the root of the summed variances."""
+    noise = sums.variance.sum()
+    signal = (sums.mean.square().sum() - noise / sums.count).clamp(min=0)
+    return (signal / noise).sqrt()
+
+
 def slope(make: Callable[[int], ELBO], counts: list[int], copies: int) -> Estimate:
     """Slope of the logarithm of the ratio over that of K, by weighted least squares.
 
@@ -118,7 +125,7 @@ def slope(make: Callable[[int], ELBO], counts: list[int], copies: int) -> Estima
     model, (guide, _) = model_of(FACTS), away_from_optimum()
     y = FACTS_Y.expand(copies, -1)
     ratios = [
-        gradient_noise(make(particles), model, guide, y, num_repeats=64).norm_ratio
+        gradient_noise(make(particles), model, guide, y, num_repeats=64)._estimate(norm_ratio)
         for particles in counts
     ]
     logs = torch.stack([ratio.value.log() for ratio in ratios])

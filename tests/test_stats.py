@@ -16,7 +16,6 @@ from torch.distributions import MultivariateNormal, Normal
 from pyro_vae._types import Estimate
 from pyro_vae.stats import (
     MAX_PARETO_K,
-    MIN_ESS,
     MIN_TAIL_PARTICLES,
     bound_curve,
     concentration,
@@ -34,7 +33,6 @@ from pyro_vae.stats import (
     tails,
     too_few_effective,
     total,
-    weight_reliability,
 )
 from tests.helpers.statistics import FACTS, FACTS_Y, assert_mean
 
@@ -402,14 +400,14 @@ def test_no_sound_fit_is_nan() -> None:
     two_values[:40] = 1
     k_hat = pareto_k(torch.stack([four, two_values], dim=1))
     assert k_hat.isnan().all()
-    assert not weight_reliability(k_hat, torch.full_like(k_hat, 900.0), 1_000).any()
+    assert not (k_hat < reliable_pareto_k(1_000)).any()
 
 
 def test_weights_beyond_the_range_of_floats() -> None:
     """With a spread of 400 nats nearly all weights vanish beside the largest: never trusted."""
     log_weights = 400 * torch.randn(5_000, 200, dtype=torch.float64)
     k_hat = pareto_k(log_weights)
-    assert not weight_reliability(k_hat, torch.full_like(k_hat, 900.0), 5_000).any()
+    assert not (k_hat < reliable_pareto_k(5_000)).any()
 
 
 @pytest.mark.parametrize("num_particles", [30, 31, 100, 225, 226, 1_000, 4_999])
@@ -490,15 +488,6 @@ def test_illegal_weights_are_named(illegal: float) -> None:
         pareto_k(log_weights[..., None])
 
 
-def test_reliability() -> None:
-    """Both must pass, the limits are as published, and nan is never trusted."""
-    k = torch.tensor([0.1, 0.69, 0.7, 0.1, -math.inf, math.nan, math.inf])
-    ess = torch.tensor([MIN_ESS, 500, 500, 99.9, 500, 500, 500])
-    expected = [True, True, False, False, True, False, False]
-    assert weight_reliability(k, ess, 5_000).tolist() == expected
-    assert weight_reliability(k[:2], ess[:2], 1_000).tolist() == [True, False]  # the limit is 2/3
-
-
 @pytest.mark.parametrize(
     ("num_particles", "limit"),
     [(10, 0.0), (100, 0.5), (1_000, 2 / 3), (2_000, 0.697064), (10**6, MAX_PARETO_K)],
@@ -508,12 +497,10 @@ def test_limit_on_k(num_particles: int, limit: float) -> None:
     assert reliable_pareto_k(num_particles) == pytest.approx(limit, abs=1e-6)
 
 
-def test_reliability_refuses() -> None:
-    """Shapes that differ, and a number of draws that has no limit."""
-    with pytest.raises(ValueError, match=r"got the shapes \(3,\) and \(4,\)"):
-        unwrap(weight_reliability)(torch.zeros(3), torch.zeros(4), 1_000)
+def test_no_limit_on_k() -> None:
+    """One draw has none."""
     with pytest.raises(ValueError, match="at least 2 particles, got 1"):
-        weight_reliability(torch.zeros(3), torch.zeros(3), 1)
+        reliable_pareto_k(1)
 
 
 @pytest.mark.parametrize(

@@ -175,17 +175,6 @@ class GradientNoise:
         return self._estimate(lambda sums: sums.signal_to_noise.nanmean())
 
     @property
-    def norm_ratio(self) -> Estimate:
-        r"""Length of the mean gradient over the root of the summed variances.
-
-        .. math:: \sqrt{\max\Big(0, \sum_i \bar g_i^2 - s_i^2 / R\Big) \Big/ \sum_i s_i^2}
-
-        The noise of the means is taken off, so that it has no floor. Entries with large gradients
-        count most.
-        """
-        return self._estimate(_norm_ratio)
-
-    @property
     def floor(self) -> float:
         r"""What the ratio of an entry without signal is on average, :math:`\sqrt{2 / (\pi R)}`."""
         return math.sqrt(2 / (math.pi * self.num_repeats))
@@ -224,12 +213,6 @@ class GradientNoise:
                 f"variance {plus_minus(variance, spread, '.3g')}"
             )
         return "\n".join([*lines, self.verdict])
-
-
-def _norm_ratio(sums: _Sums) -> Tensor:
-    noise = sums.variance.sum()
-    signal = (sums.mean.square().sum() - noise / sums.count).clamp(min=0)
-    return (signal / noise).sqrt()
 
 
 def gradient_noise(

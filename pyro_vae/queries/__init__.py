@@ -8,7 +8,6 @@ from .densities import conditional as conditional
 from .densities import conditional_density as conditional_density
 from .densities import marginal as marginal
 from .embedding import encode as encode
-from .embedding import mean_reconstruction as mean_reconstruction
 from .embedding import reconstruct as reconstruct
 from .embedding import reconstruction_draws as reconstruction_draws
 from .imputation import Imputation as Imputation
@@ -52,7 +51,6 @@ __all__ = [
     "impute",
     "interpolate",
     "marginal",
-    "mean_reconstruction",
     "outliers",
     "reconstruct",
     "reconstruction_draws",

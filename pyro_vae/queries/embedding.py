@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import stats
-from .._types import Batch, Data, Estimate, ProgramLike
+from .._types import Batch, Data, ProgramLike
 from ..data import row_seeds
 from ..evidence import posterior_means, prepared
 from ..evidence.weights import draw_rows
@@ -76,7 +75,8 @@ def reconstruct(
 ) -> Float[Tensor, "batch *datum"]:
     r"""Decodes the embedding of every datum, :math:`\mathbb{E}[y \mid z = m_n]`.
 
-    It is sharper than :func:`mean_reconstruction`, since it takes no notice of how uncertain z is.
+    It is sharper than the mean of p(y | z) over draws of z, :func:`reconstruction_draws`, since it
+    takes no notice of how uncertain z is.
     Entries that are missing (nan) in the data are filled in from the rest of their row.
 
     Arguments:
@@ -100,45 +100,6 @@ def reconstruct(
     """
     with prepared(model, guide, y, seed, given) as (program, posterior, batch):
         return decoded(program, posterior.mean().unsqueeze(0), batch)[0]
-
-
-def mean_reconstruction(
-    model: ProgramLike,
-    guide: ProgramLike,
-    y: Data,
-    num_samples: int = 100,
-    *,
-    given: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
-) -> Estimate:
-    r"""Averages the decoded mean over every datum's posterior, :math:`\mathbb{E}_q
-    \mathbb{E}[y \mid z]`.
-
-    Arguments:
-        model: A Pyro program `model(*batch)` with one plate over data.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        y: The batch tensor, or a tuple of them.
-        num_samples: Draws a datum, at least two.
-        given: Values of the latent sites that all data share, by name.
-        seed: Seed of the draws.
-
-    Returns:
-        Value and standard error, each shaped like the data, in their unit.
-
-    Raises:
-        ValueError: If data, model and guide do not fit together, or there are too few draws.
-
-    Example:
-        >>> from pyro_vae import GlobalParameters, Guide, likelihoods, models
-        >>> model = models.VAE(torch.nn.Linear(2, 3), likelihoods.Gaussian(), latent_dim=2)
-        >>> mean = mean_reconstruction(model, Guide(model, GlobalParameters()), torch.zeros(4, 3))
-        >>> mean.value.shape, mean.error.shape
-        (torch.Size([4, 3]), torch.Size([4, 3]))
-    """  # noqa: D205 (the formula belongs to the sentence)
-    _check_draws(num_samples, 2)
-    with prepared(model, guide, y, seed, given) as (program, posterior, batch):
-        z, _ = draw_rows(posterior, 0, row_seeds(seed, *batch).tolist(), num_samples)
-        return stats.mean_estimate(decoded(program, z, batch))
 
 
 def reconstruction_draws(

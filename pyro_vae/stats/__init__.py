@@ -46,4 +46,3 @@ from .tails import MIN_TAIL_PARTICLES as MIN_TAIL_PARTICLES
 from .tails import pareto_k as pareto_k
 from .tails import reliable_pareto_k as reliable_pareto_k
 from .tails import too_few_effective as too_few_effective
-from .tails import weight_reliability as weight_reliability

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
     A generalized Pareto distribution is fitted by ArviZ to the excess of the largest
     :math:`\min(K / 5, 3 \sqrt K)` weights over the next one, :math:`u`. Moments of order
     :math:`1/k` and above are infinite: with :math:`k < 1/2` the weights have a variance, with
-    :math:`k < 1` a mean. :func:`weight_reliability` says where to draw the line.
+    :math:`k < 1` a mean. :func:`reliable_pareto_k` says where to draw the line.
 
     The fit shrinks towards 1/2 by ten pseudo-draws and, over a tail that is not yet a power law,
     often reads low. One :math:`k` from 1,000 draws has a standard deviation near 0.15: ask for
@@ -124,43 +124,6 @@ def reliable_pareto_k(num_particles: int) -> float:
             "of draws behind each estimate"
         )
     return min(1 - 1 / math.log10(num_particles), MAX_PARETO_K)
-
-
-def weight_reliability(
-    pareto_k: Float[Tensor, "*batch"], ess: Float[Tensor, "*batch"], num_particles: int
-) -> Bool[Tensor, "*batch"]:
-    r"""Says where an importance-sampling estimate and its error can be trusted.
-
-    .. math:: k < \min\left(1 - \frac{1}{\log_{10} K}, 0.7\right)
-        \quad \text{and} \quad \text{ESS} \ge 100
-
-    Both can pass where the proposal misses a region altogether: no weight tells of it.
-
-    Arguments:
-        pareto_k: :math:`k` of each estimate, `(*batch,)`, no unit; nan is unreliable.
-        ess: Effective sample size of each estimate, `(*batch,)`, in draws.
-        num_particles: Draws behind each estimate, :math:`K`.
-
-    Returns:
-        `(*batch,)`, true where the estimate can be trusted.
-
-    Raises:
-        ValueError: If the shapes differ or there are fewer than two particles.
-
-    References:
-        | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
-        | https://arxiv.org/abs/1507.02646
-
-    Example:
-        >>> weight_reliability(torch.tensor([0.2, 0.8]), torch.tensor([900.0, 900.0]), 5000)
-        tensor([ True, False])
-    """
-    if pareto_k.shape != ess.shape:
-        raise ValueError(
-            f"pareto_k and ess must have one element a datum each, got the shapes "
-            f"{tuple(pareto_k.shape)} and {tuple(ess.shape)}; make both from the same log weights"
-        )
-    return (pareto_k < reliable_pareto_k(num_particles)) & ~too_few_effective(ess, MIN_ESS)
 
 
 def too_few_effective(ess: Float[Tensor, "*batch"], least: float) -> Bool[Tensor, "*batch"]:
