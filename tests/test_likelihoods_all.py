@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.likelihoods import Likelihood, start_from
-from pyro_vae.storage.architecture import build, record
+from pyro_vae.storage.parts import build, record
 from tests.helpers.likelihood_cases import CASES, LikelihoodCase, Reference
 from tests.helpers.statistics import FALSE_ALARM
 

@@ -30,7 +30,7 @@ from pyro_vae.likelihoods import (
     StudentT,
     ZeroInflated,
 )
-from pyro_vae.storage.architecture import build, record
+from pyro_vae.storage.parts import build, record
 
 float64 = pytest.mark.usefixtures("float64")
 NAN = math.nan

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.training.prefetch import read_ahead
-from pyro_vae.training.rows import InMemory
+from pyro_vae.training.rows import InMemory, read_ahead
 from tests.helpers.training import assert_same_state, fit, state, stop_after
 
 ROWS = torch.rand(20, 2)

@@ -14,8 +14,8 @@ from torch import nn
 
 from pyro_vae import registry
 from pyro_vae.registry import ENTRIES, registered
-from pyro_vae.storage import architecture, load, save
-from pyro_vae.storage.architecture import LAYERS, build, record
+from pyro_vae.storage import load, parts, save
+from pyro_vae.storage.parts import LAYERS, build, record
 from tests.helpers.saving import (
     assert_same_state,
     plain_guide,
@@ -298,7 +298,7 @@ def test_a_class_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"decoder is a `.*Scaled`"):
         record(Scaled(nn.Linear(1, 2), 3.0), "decoder")
     monkeypatch.setattr(registry, "_ENTRIES", dict(ENTRIES))
-    monkeypatch.setattr(architecture, "ENTRIES", registry._ENTRIES)
+    monkeypatch.setattr(parts, "ENTRIES", registry._ENTRIES)
     registered(scale="factor")(Scaled)
     again = build(record(Scaled(nn.Linear(1, 2), 3.0), "decoder"), "decoder")
     assert again.factor == 3.0

@@ -1,7 +1,7 @@
 """Draws of a guide, with what their weights say, as ArviZ keeps, summarizes and plots them."""
 
-from .arrays import Labelled as Labelled
-from .arrays import build as build
+from .draws import Labelled as Labelled
+from .draws import build as build
 from .draws import to_inference_data as to_inference_data
 from .marginal import marginal_log_likelihood as marginal_log_likelihood
 

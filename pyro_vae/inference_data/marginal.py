@@ -26,8 +26,7 @@ from ..evidence import ImportanceSampling, LogMarginal, prepared
 from ..evidence.estimates import Estimator
 from ..guides import posterior_of
 from ..programs import Program, retry_unvalidated, total_log_prob
-from .arrays import Attributes, Labelled, build
-from .draws import datum_labels, label, labelled, observed_arrays
+from .draws import Attributes, Labelled, build, datum_labels, label, labelled, observed_arrays
 
 _GLOBAL_STREAM = 0x1F123BB5  # added to the seed: shared latents have a stream of their own
 

@@ -13,8 +13,7 @@ from ..programs import PartlyObserved, evaluating, forked_seed
 from ..registry import registered
 from .base import Decoded, check_latents
 from .conditional import as_normal, latents_of
-from .densities import Unfolded
-from .priors import Prior, StandardNormal
+from .priors import Prior, StandardNormal, Unfolded
 
 
 def padded(

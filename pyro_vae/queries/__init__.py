@@ -18,15 +18,15 @@ from .measures import MutualInformation as MutualInformation
 from .measures import RankCorrelation as RankCorrelation
 from .measures import correlation as correlation
 from .measures import dependence as dependence
-from .paths import Linear as Linear
-from .paths import Spherical as Spherical
-from .paths import interpolate as interpolate
 from .tails import FalseAlarms as FalseAlarms
 from .tails import FalseDiscoveries as FalseDiscoveries
 from .tails import Outliers as Outliers
 from .tails import Tail as Tail
 from .tails import outliers as outliers
+from .traversal import Linear as Linear
+from .traversal import Spherical as Spherical
 from .traversal import Traversal as Traversal
+from .traversal import interpolate as interpolate
 from .traversal import traverse as traverse
 
 __all__ = [

@@ -42,12 +42,17 @@ from ..programs import (
     run,
 )
 from .compiled import CompiledSteps
-from .losses import WeighKL, objective_of
-from .optimizers import OptimizerFactory, SchedulerFactory, adam, hold_then_fall
+from .optimizers import (
+    OptimizerFactory,
+    SchedulerFactory,
+    WeighKL,
+    adam,
+    hold_then_fall,
+    objective_of,
+)
 from .plans import Plan
-from .prefetch import read_ahead
 from .results import Fit, History
-from .rows import InMemory, check_rows, head, reader_of, share_missing
+from .rows import InMemory, check_rows, head, read_ahead, reader_of, share_missing
 from .sharding import Part, Shards, refuse_running_averages, start_equal
 from .tensors import (
     State,

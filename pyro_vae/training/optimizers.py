@@ -1,11 +1,17 @@
-"""Optimizers and schedules: functions that make them, so that a choice is a value."""
+"""What is minimized, and by what: objectives, optimizers and schedules."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from ..objectives import Objective
+from ..programs import Program
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -47,3 +53,29 @@ def hold_then_fall(num_epochs: int) -> SchedulerFactory:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+class WeighKL(Messenger):
+    """Scales the latent sites of model and guide, which is their KL term."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            msg["scale"] = msg["scale"] * self.weight
+
+
+def objective_of(asked: Any, program: Program) -> Any:
+    """The objective; one that sums discrete sites out where there are such."""
+    names = program.structure.enumerated
+    if asked is None:
+        nesting = program.structure.nesting
+        return TraceEnum_ELBO(max_plate_nesting=nesting) if names else Trace_ELBO()
+    if names and not isinstance(asked, TraceEnum_ELBO | Objective):
+        raise ValueError(
+            f"{type(asked).__name__} would draw the discrete latent site(s) {list(names)} from "
+            "the prior; use TraceEnum_ELBO, which sums them out, or leave objective= out"
+        )
+    return asked
