@@ -21,7 +21,7 @@ import pyro_vae as pv
 from pyro_vae._types import Batch, ProgramLike
 from pyro_vae.guides import InferenceMap, posterior_of, program_of
 from pyro_vae.guides.posteriors import FamilyPosterior, ProgramPosterior
-from pyro_vae.programs import Program, as_batch, evaluating
+from pyro_vae.programs import Program, as_batch, evaluating, run
 from tests.helpers.cases import (
     CASES,
     NUM_DATA,
@@ -73,7 +73,7 @@ def vae(latents: int = 2, features: int = 3) -> pv.models.VAE:
 def at_same_draw(guide: ProgramLike, program: Program, batch: Batch, seed: int) -> Tensor:
     """The flat latents `(1, batch, latents)` that a run of the guide draws at this seed."""
     pyro.set_rng_seed(seed)
-    values = program.run_guide(guide, batch).values(site.name for site in program.latent_sites)
+    values = run(guide, batch).values(site.name for site in program.latent_sites)
     return program.flatten(values)[0][None]
 
 

@@ -268,6 +268,10 @@ class _ClosedForm(InferenceMap):
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Nothing to make: the answer follows from the model."""
 
+    def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
+        """The answer for a program without sites that all data share."""
+        return self.infer(self._attached[0], batch, rows)
+
     def _closest(self, loc: Tensor, precision: Tensor) -> Tensor:
         """The family's parameters, as plain numbers."""
         answer: Tensor = self._attached[1].closest_normal(loc, precision)
@@ -313,9 +317,9 @@ class ExactPosterior(_ClosedForm):
                 [1.]])
     """
 
-    def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
+    def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """The family's member closest to every datum's posterior."""
-        exact = quadratic_of(self._attached[0], batch, rows)
+        exact = quadratic_of(program, batch, rows)
         return self._closest(exact.loc, exact.precision)
 
 
@@ -432,9 +436,9 @@ class CoordinateAscent(_ClosedForm):
                 f"{type(family).__name__}; use pv.ExactPosterior() with that family"
             )
 
-    def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
+    def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """The factors after the last sweep."""
-        exact = quadratic_of(self._attached[0], batch, rows)
+        exact = quadratic_of(program, batch, rows)
         answer = coordinate_ascent(
             exact.linear, exact.precision, sweeps=self.sweeps, tolerance=self.tolerance
         )

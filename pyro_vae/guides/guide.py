@@ -133,23 +133,34 @@ class Guide(NamedModule):
         )
 
     def parameters_of(
-        self, *batch: Tensor, rows: Tensor | None = None
+        self,
+        *batch: Tensor,
+        rows: Tensor | None = None,
+        given: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "batch parameters"]:
-        """The map's answer for a batch, in the mode the guide is in."""
+        """The map's answer for a batch, in the mode the guide is in.
+
+        Arguments:
+            batch: What the guide is called with.
+            rows: Positions of the batch in the data set, unless a minibatch says them.
+            given: Values of the latent sites that all data share, for a map that looks at the
+                model; by default the mean of their posterior. No gradient goes back to them.
+        """
         current = current_minibatch()
         rows = rows if current is None else current.rows
+        values = self.global_values() if given is None else given
+        program = self.program.given({name: value.detach() for name, value in values.items()})
         if torch.is_grad_enabled() or self.map.per_row:
-            return self.map(batch, rows)
+            return self.map.infer(program, batch, rows)
         parts = zip(*(part.split(_ROWS_AT_ONCE) for part in batch), strict=True)
-        return torch.cat([self.map(part, None) for part in parts])
+        return torch.cat([self.map.infer(program, part, None) for part in parts])
 
     def forward(self, *batch: Tensor) -> None:
         """Samples the model's latent sites; a Pyro program."""
         plates = Plates()
         shared = {} if self.shared is None else self.shared.sample_sites(self.program, plates)
         plate, rows, batch = self._take(batch)
-        with self.program.at(shared):
-            parameters = self.parameters_of(*batch, rows=rows)
+        parameters = self.parameters_of(*batch, rows=rows, given=shared)
         # The plate may stand left of inner ones: (batch, P) -> (batch, 1, ..., 1, P)
         ones = (1,) * (-self.program.plate_dim - 1)
         posterior = self.family(parameters.reshape(len(parameters), *ones, -1))
@@ -201,8 +212,7 @@ class Guide(NamedModule):
         A map that looks at the model does so with the sites that all data share at the `given`
         values, or at the mean of their posterior.
         """
-        with self.program.at(self.global_values() if given is None else given):
-            return FamilyPosterior(self.family, self.parameters_of(*batch))
+        return FamilyPosterior(self.family, self.parameters_of(*batch, given=given))
 
     def sample(
         self, data: Data, num_samples: int = 1, *, seed: int | None = None

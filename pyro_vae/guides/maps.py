@@ -77,6 +77,21 @@ class InferenceMap(nn.Module):
         """
         raise NotImplementedError
 
+    def infer(
+        self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None
+    ) -> Float[Tensor, "batch parameters"]:
+        """The same for values of the latent sites that all data share.
+
+        A map that does not look at the model has the same answer for all of them.
+
+        Arguments:
+            program: The model, with these values given.
+            batch: The tensors the guide was called with.
+            rows: Their positions in the data set, or `None` where nobody said.
+        """
+        answer: Tensor = self(batch, rows)
+        return answer
+
 
 @registered()
 class Encoder(InferenceMap):

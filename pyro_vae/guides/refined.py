@@ -124,21 +124,25 @@ class Refined(InferenceMap):
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """The inner map's answer, refined unless it is training alone."""
+        return self.infer(self._attached[0], batch, rows)
+
+    def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
+        """The same, towards the posterior at given values of the sites that all data share."""
         self._surrogate = None  # of an earlier call that nobody asked for
-        start = self._started(batch, rows)
+        start = self._started(program, batch, rows)
         if self.training and not self.in_training:
             return start
-        program, family = self._attached
+        family = self._attached[1]
         if self.training and torch.is_grad_enabled() and start.requires_grad:
             gradient = _gradient(program, family, batch, start, self.num_particles)
             self._surrogate = (gradient * (start - start.detach())).sum(dim=-1)
-        return self._refined(batch, start.detach())
+        return self._refined(program, batch, start.detach())
 
-    def _refined(self, batch: Batch, start: Tensor) -> Tensor:
+    def _refined(self, program: Program, batch: Batch, start: Tensor) -> Tensor:
         """The answer after the steps, some rows at a time."""
         size = max(1, _DRAWS_AT_ONCE // self.num_particles)
         pieces = zip(*(part.split(size) for part in (start, *batch)), strict=True)
-        program, family = self._attached
+        family = self._attached[1]
         refined = [
             refine_parameters(
                 program, family, tuple(piece), first, self.steps, num_particles=self.num_particles
@@ -147,8 +151,8 @@ class Refined(InferenceMap):
         ]
         return torch.cat(refined)
 
-    def _started(self, batch: Batch, rows: Tensor | None) -> Tensor:
-        start: Tensor = self.map(batch, rows)
+    def _started(self, program: Program, batch: Batch, rows: Tensor | None) -> Tensor:
+        start = self.map.infer(program, batch, rows)
         if start.shape[-1] != self.num_parameters:
             raise ValueError(
                 f"the family needs {self.num_parameters} parameters a datum, and the "
