@@ -88,9 +88,9 @@ def main() -> None:
     amortized, surrogate = tables["squares"].rows()
     print(
         f"\nSquares: the best any global q can do is -{side**2} log 2 = "
-        f"{-(side**2) * math.log(2):.2f} nats; it got {surrogate.elbo:.2f}, with a rate of "
-        f"{surrogate.rate:.4f}. The encoder got {amortized.elbo:.2f}; with exact inference the "
-        f"limit is -log 2 = {-math.log(2):.2f}."
+        f"{-(side**2) * math.log(2):.2f} nats; it got {surrogate.number('elbo'):.2f}, with a rate "
+        f"of {surrogate.number('rate'):.4f}. The encoder got {amortized.number('elbo'):.2f}; with "
+        f"exact inference the limit is -log 2 = {-math.log(2):.2f}."
     )
 
 

@@ -76,13 +76,13 @@ def main() -> None:
     figure = table.plot()["reconstructions"]
     figure.savefig(arguments.out / "quickstart.png", dpi=150)
 
-    best = max(table.rows(), key=lambda row: row.log_p)
+    best = max(table.rows(), key=lambda row: row.number("log_p"))
     worst = next(row for row in table.rows() if row.guide == "global")
     print(
         f"\nThe best model was trained under the {best.guide} guide: "
-        f"{best.log_p - worst.log_p:.1f} nats a digit above the one under the global guide, whose "
-        f"rate is {worst.rate:.3f} nats: it uses no latent, and every reconstruction is the mean "
-        "digit."
+        f"{best.number('log_p') - worst.number('log_p'):.1f} nats per digit above the one "
+        f"under the global guide, whose rate is {worst.number('rate'):.3f} nats: it uses no "
+        "latent, and every reconstruction is the mean digit."
     )
 
 

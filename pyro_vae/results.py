@@ -183,13 +183,6 @@ class PerDatum(Result):
 
     def to_dataframe(self) -> Any:
         """One row per datum: numbers, whether to trust them, and why not; needs pandas."""
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                "to_dataframe() needs pandas, which is not installed: pip install 'pyro-vae[data]'"
-            ) from error
-
         shown = {
             name: part
             for column, tensor in self.columns().items()
@@ -197,13 +190,28 @@ class PerDatum(Result):
         }
         numbers = {name: column.numpy() for name, column in shown.items()}
         why = ["; ".join(self.why_not(row)) for row in range(len(self))]
-        return pd.DataFrame({**numbers, "reliable": self.reliable.cpu().numpy(), "why_not": why})
+        return data_frame({**numbers, "reliable": self.reliable.cpu().numpy(), "why_not": why})
 
     def plot(self) -> Any:
         """Values with errors, lowest first, and which of them cannot be trusted."""
         from .plots import plot_per_datum
 
         return plot_per_datum(self.value, self.error, self.reliable)
+
+
+def data_frame(data: Any) -> Any:
+    """A pandas data frame.
+
+    Raises:
+        ImportError: If pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError(
+            "to_dataframe() needs pandas, which is not installed: pip install 'pyro-vae[data]'"
+        ) from error
+    return pd.DataFrame(data)
 
 
 def _flat(name: str, column: Shaped[Tensor, "batch *datum"]) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
 """Guides side by side: the same model and start, the same held-out data and estimator."""
 
+from .columns import COLUMNS as COLUMNS
+from .columns import Row as Row
 from .comparison import Comparison as Comparison
 from .differences import Difference as Difference
 from .results import GuideResult as GuideResult
-from .results import Row as Row
 from .running import Candidate as Candidate
 from .running import compare as compare
 

@@ -7,22 +7,23 @@ import math
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from .. import storage
 from .._types import Batch
-from ..formatting import plus_minus
 from ..inference_data import to_inference_data
 from ..programs import hooks_of
+from ..results import data_frame
+from .columns import COLUMNS, Entry, Row, row_of
 from .differences import Difference, differences_of, verdict_of
-from .results import GuideResult, Row, row_of
+from .results import GuideResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +32,7 @@ _INFERENCE_DRAWS = 100  # draws in the ArviZ data that are saved
 _PREDICTIVE_DRAWS = 20  # of these, how many come with simulated data, which are large
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Guides side by side.
 
@@ -63,34 +64,44 @@ class Comparison:
         """The comparison under every seed that was not interrupted: what a spread is between."""
         return tuple(table for table in (self, *self.others) if not table.interrupted)
 
+    @property
+    def entries(self) -> list[Entry]:
+        """What the rows are made of, one per guide."""
+        return [
+            Entry(name, result, self.log_scale, tuple(one.results[name] for one in self.complete))
+            for name, result in self.results.items()
+        ]
+
     def rows(self) -> list[Row]:
         """The table, one row a guide; of the first seed, with the spread between seeds."""
-        return [self._row(name, result) for name, result in self.results.items()]
+        return [row_of(entry) for entry in self.entries]
 
-    def _row(self, name: str, result: GuideResult) -> Row:
-        row = row_of(name, result, self.log_scale)
-        means = [table.results[name].gap.mean for table in self.complete]
-        if len(means) < 2:
-            return row
-        return replace(
-            row,
-            log_p_spread=float(torch.stack([mean.log_marginal.value for mean in means]).std()),
-            elbo_spread=float(torch.stack([mean.elbo.value for mean in means]).std()),
-        )
+    def to_dataframe(self) -> Any:
+        """The table, one row per guide, with the columns of `table.csv`; needs pandas."""
+        return data_frame([row.record() for row in self.rows()])
 
     def summary(self) -> str:
         """The table as text, with a line on how to read it."""
-        cells = [_HEADER, *(_cells(row) for row in self.rows())]
-        widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADER))]
+        shown = [column for column in COLUMNS if column.short]
+        rows = [[column.text(row.values[column.key]) for column in shown] for row in self.rows()]
+        cells = [[column.short for column in shown], *rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
             "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+                cell.ljust(width) if place == 0 else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in cells
         ]
         rule = "-" * max(len(line) for line in lines)
         return "\n".join([lines[0], rule, *lines[1:], "", self._notes()])
+
+    def __repr__(self) -> str:
+        number = len(self.test[0])
+        return f"<Comparison of {', '.join(self.results)} on {number} held-out data>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.summary())}</pre>"
 
     def _notes(self) -> str:
         rows = self.rows()
@@ -99,9 +110,9 @@ class Comparison:
             if self.about.get("train_model", True)
             else "the model is fixed, so ELBOs compare too"
         )
-        ceiling = rows[0].ceiling if rows else math.nan
+        ceiling = rows[0].number("ceiling") if rows else math.nan
         return (
-            f"Nats a datum, held-out data unless it says training; ± is one Monte Carlo standard "
+            f"Nats per datum, held-out data unless it says training; ± is one Monte Carlo standard "
             f"error; {models}.\nMutual information is at most log N = {ceiling:.2f}; "
             f"k > 0.7: data of whose posterior the guide itself misses a part.\n\n{self.verdict}"
         )
@@ -121,7 +132,7 @@ class Comparison:
         if len(self.complete) < 2:
             return []
         rows = self.rows()
-        spread = ", ".join(f"{row.guide} {row.log_p_spread:.3f}" for row in rows)
+        spread = ", ".join(f"{row.guide} {row.number('log_p_spread'):.3f}" for row in rows)
         return [f"Log p moves between the {len(self.complete)} seeds by (sd, nats): {spread}."]
 
     def plot(self) -> "dict[str, Figure]":
@@ -168,7 +179,7 @@ class Comparison:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._save_table(folder / "table.csv")
+        self.save_table(folder / "table.csv")
         (folder / "summary.txt").write_text(self.summary() + "\n")
         (folder / "run.json").write_text(json.dumps(self.provenance(), indent=2) + "\n")
         for name, png in self.pictures.items():
@@ -182,12 +193,13 @@ class Comparison:
             storage.save(place, model=result.model, guide=result.guide, about=about)
         return folder
 
-    def _save_table(self, path: Path) -> None:
-        names = [field.name for field in fields(Row)]
+    def save_table(self, path: Path) -> None:
+        """Writes the table as csv: a row per guide, errors after the numbers they are of."""
+        records = [row.record() for row in self.rows()]
         with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(names)
-            writer.writerows([getattr(row, name) for name in names] for row in self.rows())
+            writer = csv.DictWriter(file, list(records[0]))
+            writer.writeheader()
+            writer.writerows(records)
 
     def provenance(self) -> dict[str, Any]:
         """What is needed to repeat the run: notes, and versions of packages; plain JSON."""
@@ -205,28 +217,6 @@ def _png(figure: "Figure") -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
-
-
-_HEADER = (
-    "guide", "training ELBO", "ELBO", "log p", "approximation", "amortization", "rate", "active",
-    "information", "k > 0.7", "seconds",
-)  # fmt: skip
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        row.guide,
-        plus_minus(row.train_elbo, row.train_elbo_error, ".3f"),
-        plus_minus(row.elbo, row.elbo_error, ".3f"),
-        plus_minus(row.log_p, row.log_p_error, ".3f"),
-        plus_minus(row.approximation, row.approximation_error, ".3f"),
-        plus_minus(row.amortization, row.amortization_error, ".3f"),
-        f"{row.rate:.3f}",
-        str(row.active_units),
-        plus_minus(row.mutual_information, row.mutual_information_error, ".3f"),
-        f"{row.poor_proposal:.0%}",
-        f"{row.seconds:.1f}",
-    )
 
 
 def _slug(name: str) -> str:

@@ -78,10 +78,7 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
         said.append(f"its map costs nothing that can be seen ({cost} nats)")
     said.append(f"its family {mean.approximation}")
     said += _collapse(result, train_model=train_model)
-    lost, doubted = (
-        int((~result.gap.converged).sum()),
-        int((~result.gap.log_marginal.reliable).sum()),
-    )
+    doubted, lost, _ = result.untrusted
     if lost:
         said.append(f"the best q was not found for {lost} data")
     if doubted:
@@ -107,7 +104,7 @@ def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
     if value > _COLLAPSED + _SEEN * error:
         return []
     # A model that was trained with such a guide stops using z, and its gap is small for that.
-    so = ", so a small gap is no merit of it" if train_model else ""
+    so = ", so a small gap does not mean that the guide is good" if train_model else ""
     information = result.information.estimate
     return [f"z says nothing about the datum (mutual information {information} nats){so}"]
 

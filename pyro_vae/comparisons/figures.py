@@ -9,7 +9,8 @@ from torch import Tensor
 from .. import plots
 from .._types import Batch
 from ..programs import forked_seed, hooks_of
-from .results import GuideResult, Row
+from .columns import Row
+from .results import GuideResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,8 +52,7 @@ def _learning_curves(results: Results) -> "Figure":
 def _comparison(rows: list[Row]) -> "Figure":
     figure = _figure(7.0, 0.9 + 0.8 * len(rows))
     table = {
-        row.guide: {"ELBO": (row.elbo, row.elbo_error), "log p": (row.log_p, row.log_p_error)}
-        for row in rows
+        row.guide: {"ELBO": row.estimate("elbo"), "log p": row.estimate("log_p")} for row in rows
     }
     plots.plot_comparison(table, ax=figure.subplots())
     return figure

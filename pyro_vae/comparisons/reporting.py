@@ -2,7 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,9 @@ from ..report import (
     number,
     words,
 )
+from .columns import EVIDENCE, GUIDE, LATENTS, TRUST, columns_of
 from .differences import Difference
-from .results import POOR, GuideResult, Row
+from .results import GuideResult
 
 if TYPE_CHECKING:
     from .comparison import Comparison
@@ -99,7 +101,7 @@ def _trust(results: Mapping[str, GuideResult]) -> list[str]:
 def _doubts(result: GuideResult) -> list[str]:
     """Reasons for care with the numbers of a guide, in words."""
     size, said = len(result.means), []
-    doubted, lost, negative = _untrusted(result)
+    doubted, lost, negative = result.untrusted
     if doubted:
         said.append(f"log p(y) cannot be trusted for {doubted} of {size} data{_why(result)}")
     if lost:
@@ -117,17 +119,10 @@ def _doubts(result: GuideResult) -> list[str]:
     return said
 
 
-def _untrusted(result: GuideResult) -> tuple[int, int, int]:
-    """Data with log p(y) doubted, with the best q not found, and what only the gaps' sign tells."""
-    gap = result.gap
-    negative = ~gap.reliable & gap.log_marginal.reliable & gap.converged
-    return _count(~gap.log_marginal.reliable), _count(~gap.converged), _count(negative)
-
-
 def _reach(results: Mapping[str, GuideResult], size: int) -> str:
     """Which guides miss a part of posteriors, and how log p is had all the same."""
     methods = ", ".join(dict.fromkeys(one.gap.log_marginal.method for one in results.values()))
-    poor = ", ".join(f"{name} {_poor(one)}" for name, one in results.items() if _poor(one))
+    poor = ", ".join(f"{name} {one.poor}" for name, one in results.items() if one.poor)
     if not poor:
         return f"Every guide reaches all of every posterior (k <= 0.7). Log p(y) is by {methods}."
     return (
@@ -155,18 +150,24 @@ def _errors(table: "Comparison") -> str:
     )
 
 
-def _count(mask: Any) -> int:
-    return int(mask.sum())
-
-
-def _poor(result: GuideResult) -> int:
-    """Data whose posterior the guide's own weights do not reach; unknown counts as such."""
-    return _count(~(result.test.log_marginal.pareto_k <= POOR))
-
-
 def _details(table: "Comparison") -> list[Block]:
-    rows = table.rows()
-    tables = [_evidence(table, rows), _latents(table, rows), _trust_table(table, rows)]
+    ceiling = table.rows()[0].number("ceiling")
+    tables = [
+        _table(
+            table,
+            EVIDENCE,
+            "What inference costs",
+            "Means over held-out data, in nats per datum, unless it says training; "
+            "log p = ELBO + approximation gap + amortization gap.",
+        ),
+        _table(
+            table,
+            LATENTS,
+            "What the latents carry, and what training took",
+            f"Mutual information is at most log N = {ceiling:.2f} nats.",
+        ),
+        _table(table, TRUST, "How far the numbers can be trusted"),
+    ]
     if len(table.results) > 1:
         tables.insert(1, _differences(table))
     names = ", ".join(table.results)
@@ -175,6 +176,13 @@ def _details(table: "Comparison") -> list[Block]:
         *tables,
         *(_figure(*pair, names) for pair in table.pictures.items()),
     ]
+
+
+def _table(table: "Comparison", which: str, title: str, note: str = "") -> Table:
+    """One of the tables of the page."""
+    columns = [GUIDE, *columns_of(which, table.rows())]
+    rows = [[column.cell(entry) for column in columns] for entry in table.entries]
+    return Table(title, columns, rows, note)
 
 
 def _scope(table: "Comparison") -> str:
@@ -186,291 +194,75 @@ def _scope(table: "Comparison") -> str:
     return "The model is the same and fixed, only inference differs. So ELBOs compare too."
 
 
-_GUIDE = Column(
-    "guide",
-    "guide",
-    "A way to find q(z | y), the posterior's approximation.",
-    is_number=False,
-)
-_EVIDENCE = (
-    Column(
-        "train_elbo",
-        "training ELBO",
-        "ELBO of the data that were trained on, mean over data. Far above the held-out one, it "
-        "tells of overfitting.",
-        "nats",
-    ),
-    Column(
-        "elbo",
-        "ELBO",
-        "Evidence lower bound of held-out data, E_q[log p(y, z) - log q(z | y)], mean over data: "
-        "log p(y) less what inference loses. Higher is better.",
-        "nats",
-    ),
-    Column(
-        "log_p",
-        "log p",
-        "Log marginal likelihood log p(y) of held-out data under the model, mean over data, by the "
-        "tightest estimator there is. Higher is better.",
-        "nats",
-    ),
-    Column(
-        "approximation",
-        "approximation gap",
-        "Log p(y) less the ELBO of the best q of the guide's family for every datum: what the "
-        "family costs.",
-        "nats",
-    ),
-    Column(
-        "amortization",
-        "amortization gap",
-        "ELBO of the best q of the family for every datum, less the guide's: what is lost because "
-        "q comes from a map instead. With the approximation gap it adds up to log p - ELBO.",
-        "nats",
-    ),
-)
-_SPREAD = (
-    Column(
-        "log_p_spread",
-        "log p, sd of seeds",
-        "Standard deviation of log p between runs that differ in nothing but the seed.",
-        "nats",
-    ),
-    Column(
-        "elbo_spread",
-        "ELBO, sd of seeds",
-        "Standard deviation of the ELBO between runs that differ in nothing but the seed.",
-        "nats",
-    ),
-)
+@dataclass(frozen=True, kw_only=True)
+class _OfPair(Column):
+    """A column about two guides; `of_models` if it says nothing where the model is fixed."""
+
+    cell: Callable[[Difference], Cell]
+    of_models: bool = False
 
 
-def _evidence(table: "Comparison", rows: Sequence[Row]) -> Table:
-    spread = _SPREAD if len(table.complete) > 1 else ()
-    return Table(
-        "What inference costs",
-        [_GUIDE, *_EVIDENCE, *spread],
-        [
-            [
-                words(row.guide),
-                *(_from_row(row, column, table.results[row.guide]) for column in _EVIDENCE),
-                *(
-                    number(getattr(row, column.key), f"{getattr(row, column.key):.3f}")
-                    for column in spread
-                ),
-            ]
-            for row in rows
-        ],
-        "Means over held-out data, in nats a datum, unless it says training; "
-        "log p = ELBO + approximation gap + amortization gap.",
-    )
+def _mean(mean: Estimate, by_datum: Estimate) -> Cell:
+    draws = float(stats.mean_over_data(by_datum).error)
+    value, error = (float(part) for part in mean)
+    return estimate(value, error, note=f"Of the error, {draws:.2g} is that of the draws")
 
 
-def _from_row(row: Row, column: Column, result: GuideResult) -> Cell:
-    """An estimate of the table's row, marked if it cannot be trusted for some data."""
-    value, error = (getattr(row, name) for name in (column.key, f"{column.key}_error"))
-    return estimate(value, error, doubt=_cell_doubt(column.key, result))
+def _higher(by_datum: Estimate) -> Cell:
+    """On what share of the data a difference is positive."""
+    above, size = int((by_datum.value > 0).sum()), len(by_datum.value)
+    return number(above / size, f"{above / size:.0%}", note=f"{above} of {size} data")
 
 
-def _cell_doubt(key: str, result: GuideResult) -> str:
-    """What stands against a number, by what it is made of."""
-    doubted, lost, negative = _untrusted(result)
-    said = []
-    if doubted + negative and key in ("log_p", "approximation"):
-        said.append(f"log p(y) cannot be trusted for {doubted + negative} data")
-    if lost and key in ("approximation", "amortization"):
-        said.append(f"the best q of the family was not found for {lost} data")
-    return "; ".join(said)
-
-
-_DIFFERENCES = (
-    Column(
-        "pair", "guides", "The first of the two less the second, datum by datum.", is_number=False
+_PAIRS = (
+    _OfPair(
+        key="pair",
+        name="guides",
+        definition="The first of the two less the second, datum by datum.",
+        is_number=False,
+        cell=lambda one: words(f"{one.first} \N{MINUS SIGN} {one.second}"),
     ),
-    Column(
-        "elbo_difference",
-        "ELBO difference",
-        "Mean over held-out data of the first guide's ELBO less the second's. The error is over "
-        "data: how much other held-out data would move it. It is smaller than that of either "
-        "mean, since both guides saw the same data.",
-        "nats",
+    _OfPair(
+        key="elbo_difference",
+        name="ELBO difference",
+        definition="Mean over held-out data of the first guide's ELBO less the second's. The error "
+        "is over data: how much other held-out data would move it. It is smaller than that of "
+        "either mean, since both guides saw the same data.",
+        unit="nats",
+        cell=lambda one: _mean(one.mean_elbo, one.elbo),
     ),
-    Column(
-        "elbo_share",
-        "ELBO higher",
-        "Share of held-out data on which the first has the higher ELBO.",
+    _OfPair(
+        key="elbo_share",
+        name="ELBO higher",
+        definition="Share of held-out data on which the first has the higher ELBO.",
+        cell=lambda one: _higher(one.elbo),
     ),
-    Column(
-        "log_p_difference",
-        "log p difference",
-        "The same for log p(y), which compares the models. With the model fixed it is zero but "
-        "for Monte Carlo errors.",
-        "nats",
+    _OfPair(
+        key="log_p_difference",
+        name="log p difference",
+        definition="The same for log p(y), which compares the models.",
+        unit="nats",
+        cell=lambda one: _mean(one.mean_log_p, one.log_p),
+        of_models=True,
     ),
-    Column(
-        "log_p_share",
-        "log p higher",
-        "Share of held-out data to which the first gives the higher log p.",
+    _OfPair(
+        key="log_p_share",
+        name="log p higher",
+        definition="Share of held-out data to which the first gives the higher log p.",
+        cell=lambda one: _higher(one.log_p),
+        of_models=True,
     ),
 )
 
 
 def _differences(table: "Comparison") -> Table:
-    fixed = not _trained(table)
+    columns = [column for column in _PAIRS if _trained(table) or not column.of_models]
     return Table(
         "Differences between guides, datum by datum",
-        _DIFFERENCES[: 3 if fixed else 5],
-        [_difference(one)[: 3 if fixed else 5] for one in table.differences()],
+        columns,
+        [[column.cell(one) for column in columns] for one in table.differences()],
         "± is one standard error over the held-out data, which holds that of the draws.",
     )
-
-
-def _difference(one: Difference) -> list[Cell]:
-    return [
-        words(f"{one.first} \N{MINUS SIGN} {one.second}"),
-        *_paired(one.mean_elbo, one.elbo),
-        *_paired(one.mean_log_p, one.log_p),
-    ]
-
-
-def _paired(mean: Estimate, by_datum: Estimate) -> tuple[Cell, Cell]:
-    """A mean difference, and on what share of the data it is positive."""
-    draws = float(stats.mean_over_data(by_datum).error)
-    value, error = (float(part) for part in mean)
-    above, size = _count(by_datum.value > 0), len(by_datum.value)
-    return (
-        estimate(value, error, note=f"Of it, {draws:.2g} is the error of the draws"),
-        _share(above / size, above, size),
-    )
-
-
-def _share(value: float, count: int, size: int) -> Cell:
-    return number(value, f"{value:.0%}", note=f"{count} of {size} data")
-
-
-_LATENTS = (
-    Column(
-        "rate",
-        "rate",
-        "KL(q(z | y) || p(z)), mean over held-out data: what it costs to say z.",
-        "nats",
-    ),
-    Column(
-        "distortion",
-        "distortion",
-        "-E_q[log p(y | z)], mean over held-out data: what is left to say about y once z is "
-        "known. ELBO = -distortion - rate.",
-        "nats",
-    ),
-    Column(
-        "mutual_information",
-        "mutual information",
-        "What z says about which held-out datum it came from; at most log N for N of them. Zero: "
-        "q is the same for all data, and a small gap is no merit.",
-        "nats",
-    ),
-    Column(
-        "active_units",
-        "active units",
-        "Latents whose posterior mean varies over held-out data (variance above 0.01).",
-    ),
-    Column("seconds", "training time", "Seconds that training took, without evaluation.", "s"),
-    Column(
-        "epochs",
-        "epochs",
-        "Passes over the training data; rounds, where rows were fitted with the model fixed.",
-    ),
-)
-
-
-def _latents(table: "Comparison", rows: Sequence[Row]) -> Table:
-    return Table(
-        "What the latents carry, and what training took",
-        [_GUIDE, *_LATENTS],
-        [_latents_of(row, table.results[row.guide]) for row in rows],
-        f"Mutual information is at most log N = {rows[0].ceiling:.2f} nats.",
-    )
-
-
-def _latents_of(row: Row, result: GuideResult) -> list[Cell]:
-    bound, ceiling = result.test.bound, f"At most {row.ceiling:.3f}"
-    rate, distortion = (
-        float(stats.mean_over_data(part).error) for part in (bound.rate, bound.distortion)
-    )
-    return [
-        words(row.guide),
-        estimate(row.rate, rate),
-        estimate(row.distortion, distortion),
-        estimate(row.mutual_information, row.mutual_information_error, note=ceiling),
-        number(
-            float(row.active_units), note=f"{row.active_units} of {result.means.shape[1]} latents"
-        ),
-        number(row.seconds, f"{row.seconds:.1f}"),
-        number(float(row.epochs)),
-    ]
-
-
-_TRUST = (
-    Column(
-        "method",
-        "log p by",
-        "How log p(y) was estimated, and on which side of the truth that lies on average.",
-        is_number=False,
-    ),
-    Column(
-        "unreliable",
-        "log p doubted",
-        "Held-out data whose log p(y) cannot be trusted, by what its estimator can see.",
-    ),
-    Column(
-        "lost",
-        "best q not found",
-        "Held-out data for which the search for the family's best q was not done, or the guide "
-        "beat its result. The two gaps of such a datum are split wrongly; their sum is right.",
-    ),
-    Column(
-        "poor_proposal",
-        "k > 0.7",
-        "Held-out data with a Pareto k above 0.7, of the guide's own importance weights: the "
-        "guide misses a part of their posterior, and no practical number of its draws would "
-        "give log p(y).",
-    ),
-    Column(
-        "trusted",
-        "all trusted",
-        "Held-out data of which log p(y), both ELBOs and both gaps can be trusted, for all that "
-        "can be seen: not doubted, with a best q, and with no gap below zero beyond its error.",
-    ),
-    Column(
-        "stopped",
-        "training",
-        "How training ended: finished, early (validation no longer improved) or interrupted.",
-        is_number=False,
-    ),
-)
-
-
-def _trust_table(table: "Comparison", rows: Sequence[Row]) -> Table:
-    return Table(
-        "How far the numbers can be trusted",
-        [_GUIDE, *_TRUST],
-        [_trust_of(row, table.results[row.guide]) for row in rows],
-    )
-
-
-def _trust_of(row: Row, result: GuideResult) -> list[Cell]:
-    marginal, size = result.gap.log_marginal, len(result.means)
-    doubted, lost, _ = _untrusted(result)
-    trusted = _count(result.gap.reliable)
-    return [
-        words(row.guide),
-        words(f"{marginal.method} ({marginal.bound.value})"),
-        number(row.unreliable, f"{doubted} of {size}", note=_why(result).strip(" ()")),
-        number(lost / size, f"{lost} of {size}"),
-        number(row.poor_proposal, f"{_poor(result)} of {size}"),
-        number(trusted / size, f"{trusted} of {size}"),
-        words(result.fit.stopped),
-    ]
 
 
 # Title, caption and what is to be seen, by the figure's name.

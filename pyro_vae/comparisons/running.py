@@ -208,6 +208,7 @@ class _Run:
             gap=gap,
             refined=self._refined(model, held_out, **given),
             means=evidence.posterior_means(model, held_out, self.test, seed=seed),
+            prior_variance=diagnostics.prior_variance(model, held_out, self.test, seed=seed),
             information=diagnostics.mutual_information(model, held_out, self.test, seed=seed),
             seconds=seconds,
         )

@@ -21,6 +21,7 @@ from .posterior_collapse import Collapse as Collapse
 from .posterior_collapse import Use as Use
 from .posterior_collapse import active_units as active_units
 from .posterior_collapse import collapse as collapse
+from .posterior_collapse import prior_variance as prior_variance
 from .predictive import Latents as Latents
 from .predictive import PredictiveCheck as PredictiveCheck
 from .predictive import predictive_check as predictive_check
@@ -60,6 +61,7 @@ __all__ = [
     "mutual_information",
     "predictive_check",
     "prior_match",
+    "prior_variance",
     "rate_distortion",
     "score_function",
     "simulation_based_calibration",

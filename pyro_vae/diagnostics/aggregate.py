@@ -276,7 +276,7 @@ def single_latents(
         ValueError: If the prior is not the same for all data.
     """
     _require_one_prior(program, posterior, batch)
-    prior = _prior_normals(program, batch)
+    prior = prior_normals(program, batch)
     normals = _posterior_normals(posterior)
     num_data, latents = normals.mean.shape
     draws = num_samples or max(2, min(100, _TERMS_IN_ALL // (num_data**2 * latents)))
@@ -303,7 +303,12 @@ def _posterior_normals(posterior: Posterior) -> Normals:
     return normals
 
 
-def _prior_normals(program: Program, batch: Batch) -> Normals:
+def prior_normals(program: Program, batch: Batch) -> Normals:
+    """The prior of the first datum, latent by latent.
+
+    Raises:
+        UnknownDensity: If it is not normal.
+    """
     row = tuple(part[:1] for part in batch)
     points = Prior(program, row).sample(_CHECKED_POINTS)
     normals = normals_of(lambda z: program.log_densities(z, *row).prior, points)

@@ -1,0 +1,420 @@
+"""What a comparison reports of every guide: the one list of its columns.
+
+The printed table, the csv file, the data frame and the page are all made from :data:`COLUMNS`: a
+quantity is defined once, with its heading, unit and definition, how it is found, and what speaks
+against it.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .. import diagnostics, stats
+from .._types import Estimate
+from ..report import Cell, Column, estimate, number, words
+from .results import GuideResult
+
+EVIDENCE, LATENTS, TRUST, NOWHERE = "evidence", "latents", "trust", ""  # tables of the page
+
+
+class Share(NamedTuple):
+    """Some of the data."""
+
+    number: int
+    size: int
+
+
+Value: TypeAlias = Estimate | Share | float | str
+
+
+class Entry(NamedTuple):
+    """What a guide's row is made of.
+
+    Arguments:
+        name: Of the guide.
+        result: Under the first seed.
+        log_scale: Nats per datum that put log densities into the data's own units.
+        seeds: Results under every seed that was not interrupted.
+    """
+
+    name: str
+    result: GuideResult
+    log_scale: float
+    seeds: tuple[GuideResult, ...]
+
+    def shifted(self, density: Estimate) -> Estimate:
+        """A log density in the data's own units."""
+        return Estimate(density.value + self.log_scale, density.error)
+
+
+def _nothing(_: Entry) -> str:
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported(Column):
+    """A column of a comparison.
+
+    Arguments:
+        of: What it says of a guide.
+        table: The page's table that it is in; none if it is in the file and the frame alone.
+        short: Its heading on a terminal; empty for columns that are not printed there.
+        spec: Format of its numbers, where they have no error.
+        note: More about an entry.
+        doubt: What speaks against an entry; empty if nothing.
+    """
+
+    of: Callable[[Entry], Value]
+    table: str
+    short: str = ""
+    spec: str = "g"
+    note: Callable[[Entry], str] = _nothing
+    doubt: Callable[[Entry], str] = _nothing
+
+    def cell(self, entry: Entry) -> Cell:
+        """An entry of the page."""
+        value, note, doubt = self.of(entry), self.note(entry), self.doubt(entry)
+        if isinstance(value, Estimate):
+            return estimate(float(value.value), float(value.error), note=note, doubt=doubt)
+        if isinstance(value, Share):
+            return number(_number(value), f"{value.number} of {value.size}", note=note)
+        if isinstance(value, str):
+            return words(value)
+        return number(value, f"{value:{self.spec}}" if _is_known(value) else "", note=note)
+
+    def text(self, value: Value) -> str:
+        """An entry on a terminal: three decimals, so that columns of numbers line up."""
+        if isinstance(value, Estimate):
+            return f"{value:.3f}"
+        return value if isinstance(value, str) else f"{_number(value):{self.spec}}"
+
+    def record(self, value: Value) -> dict[str, float | str]:
+        """An entry of the file and the frame: its name, and that of its error if it has one."""
+        if isinstance(value, Estimate):
+            return {self.key: float(value.value), f"{self.key}_error": float(value.error)}
+        return {self.key: value if isinstance(value, str) else _number(value)}
+
+
+def _number(value: Share | float) -> float:
+    return value.number / value.size if isinstance(value, Share) else float(value)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One guide's row of the table.
+
+    Arguments:
+        guide: Its name.
+        values: By the key of the column, in order.
+    """
+
+    guide: str
+    values: Mapping[str, Value]
+
+    def estimate(self, key: str) -> Estimate:
+        """A quantity with its error.
+
+        Raises:
+            KeyError: If there is no such quantity, or it has no error.
+        """
+        value = self.values[key]
+        if not isinstance(value, Estimate):
+            raise KeyError(f"'{key}' has no error: row.number({key!r}) is the number")
+        return value
+
+    def error(self, key: str) -> float:
+        """The error of a quantity that has one."""
+        return float(self.estimate(key).error)
+
+    def number(self, key: str) -> float:
+        """A quantity as a plain number.
+
+        Raises:
+            KeyError: If there is no such quantity, or it is a text.
+        """
+        value = self.values[key]
+        if isinstance(value, str):
+            raise KeyError(f"'{key}' is a text: {value!r}")
+        return float(value.value) if isinstance(value, Estimate) else _number(value)
+
+    def record(self) -> dict[str, float | str]:
+        """All of it, flat, as a row of a file: errors follow the numbers that they are of."""
+        return {
+            name: part
+            for column in COLUMNS
+            for name, part in column.record(self.values[column.key]).items()
+        }
+
+
+def row_of(entry: Entry) -> Row:
+    """Everything that is reported of a guide."""
+    return Row(entry.name, {column.key: column.of(entry) for column in COLUMNS})
+
+
+def columns_of(table: str, rows: list[Row]) -> list[Reported]:
+    """The columns of a table of the page, but for those that have no number for any guide."""
+    return [
+        column
+        for column in COLUMNS
+        if column.table == table and any(_is_known(row.values[column.key]) for row in rows)
+    ]
+
+
+def _is_known(value: Value) -> bool:
+    return not (isinstance(value, float) and math.isnan(value))
+
+
+def _log_p_doubt(entry: Entry) -> str:
+    doubted, _, negative = entry.result.untrusted
+    return f"log p(y) cannot be trusted for {doubted + negative} data" if doubted + negative else ""
+
+
+def _split_doubt(entry: Entry) -> str:
+    lost = entry.result.untrusted.lost
+    return f"the best q of the family was not found for {lost} data" if lost else ""
+
+
+def _approximation_doubt(entry: Entry) -> str:
+    return "; ".join(filter(None, (_log_p_doubt(entry), _split_doubt(entry))))
+
+
+def _spread(values: list[Tensor]) -> float:
+    """Standard deviation between seeds; nan for one."""
+    return float(torch.stack(values).std()) if len(values) > 1 else math.nan
+
+
+def _distortion(entry: Entry) -> Estimate:
+    mean = stats.mean_over_data(entry.result.test.bound.distortion)
+    return Estimate(mean.value - entry.log_scale, mean.error)
+
+
+def _active_units(entry: Entry) -> float:
+    return float(diagnostics.active_units(entry.result.means, entry.result.prior_variance)[0])
+
+
+def _method(entry: Entry) -> str:
+    marginal = entry.result.gap.log_marginal
+    return f"{marginal.method} ({marginal.bound.value})"
+
+
+def _trusted(entry: Entry) -> Share:
+    reliable = entry.result.gap.reliable
+    return Share(int(reliable.sum()), len(reliable))
+
+
+def _epochs(entry: Entry) -> float:
+    epoch = entry.result.fit.history.epoch
+    return float(epoch[-1]) if len(epoch) else 0.0
+
+
+GUIDE = Reported(
+    key="guide",
+    name="guide",
+    definition="A way to find q(z | y), the posterior's approximation.",
+    is_number=False,
+    of=lambda entry: entry.name,
+    table=NOWHERE,  # it names the rows of every table
+    short="guide",
+)
+COLUMNS = (
+    GUIDE,
+    Reported(
+        key="train_elbo",
+        name="training ELBO",
+        definition="ELBO of the data that were trained on, mean over data. Far above the held-out "
+        "one, it tells of overfitting.",
+        unit="nats",
+        of=lambda entry: entry.shifted(entry.result.train_bound.mean),
+        table=EVIDENCE,
+        short="training ELBO",
+    ),
+    Reported(
+        key="elbo",
+        name="ELBO",
+        definition="Evidence lower bound of held-out data, E_q[log p(y, z) - log q(z | y)], mean "
+        "over data: log p(y) less what inference loses. Higher is better.",
+        unit="nats",
+        of=lambda entry: entry.shifted(entry.result.gap.mean.elbo),
+        table=EVIDENCE,
+        short="ELBO",
+    ),
+    Reported(
+        key="log_p",
+        name="log p",
+        definition="Log marginal likelihood log p(y) of held-out data under the model, mean over "
+        "data, by the tightest estimator there is. Higher is better.",
+        unit="nats",
+        of=lambda entry: entry.shifted(entry.result.gap.mean.log_marginal),
+        table=EVIDENCE,
+        short="log p",
+        doubt=_log_p_doubt,
+    ),
+    Reported(
+        key="approximation",
+        name="approximation gap",
+        definition="Log p(y) less the ELBO of the best q of the guide's family for every datum: "
+        "what the family costs.",
+        unit="nats",
+        of=lambda entry: entry.result.gap.mean.approximation,
+        table=EVIDENCE,
+        short="approximation",
+        doubt=_approximation_doubt,
+    ),
+    Reported(
+        key="amortization",
+        name="amortization gap",
+        definition="ELBO of the best q of the family for every datum, less the guide's: what is "
+        "lost because q comes from a map instead. With the approximation gap it adds up to "
+        "log p - ELBO.",
+        unit="nats",
+        of=lambda entry: entry.result.gap.mean.amortization,
+        table=EVIDENCE,
+        short="amortization",
+        doubt=_split_doubt,
+    ),
+    Reported(
+        key="log_p_spread",
+        name="log p, sd of seeds",
+        definition="Standard deviation of log p between runs that differ in nothing but the seed.",
+        unit="nats",
+        of=lambda entry: _spread([one.gap.mean.log_marginal.value for one in entry.seeds]),
+        table=EVIDENCE,
+        spec=".3f",
+    ),
+    Reported(
+        key="elbo_spread",
+        name="ELBO, sd of seeds",
+        definition="Standard deviation of the ELBO between runs that differ in nothing but the "
+        "seed.",
+        unit="nats",
+        of=lambda entry: _spread([one.gap.mean.elbo.value for one in entry.seeds]),
+        table=EVIDENCE,
+        spec=".3f",
+    ),
+    Reported(
+        key="rate",
+        name="rate",
+        definition="KL(q(z | y) || p(z)), mean over held-out data: what it costs to say z.",
+        unit="nats",
+        of=lambda entry: stats.mean_over_data(entry.result.test.bound.rate),
+        table=LATENTS,
+        short="rate",
+    ),
+    Reported(
+        key="distortion",
+        name="distortion",
+        definition="-E_q[log p(y | z)], mean over held-out data: what is left to say about y once "
+        "z is known. ELBO = -distortion - rate.",
+        unit="nats",
+        of=_distortion,
+        table=LATENTS,
+    ),
+    Reported(
+        key="active_units",
+        name="active units",
+        definition="Latents whose posterior mean varies over held-out data, by more than 0.01 of "
+        "the prior's variance.",
+        of=_active_units,
+        table=LATENTS,
+        short="active",
+        note=lambda entry: f"{_active_units(entry):g} of {entry.result.means.shape[1]} latents",
+    ),
+    Reported(
+        key="mutual_information",
+        name="mutual information",
+        definition="What z says about which held-out datum it came from; at most log N for N of "
+        "them. Zero: q is the same for all data, and a small gap does not mean that the guide is "
+        "good.",
+        unit="nats",
+        of=lambda entry: entry.result.information.estimate,
+        table=LATENTS,
+        short="information",
+        note=lambda entry: f"At most {entry.result.information.ceiling:.3f}",
+    ),
+    Reported(
+        key="ceiling",
+        name="log N",
+        definition="What the mutual information cannot exceed.",
+        unit="nats",
+        of=lambda entry: entry.result.information.ceiling,
+        table=NOWHERE,  # it is said under the table of the latents
+    ),
+    Reported(
+        key="seconds",
+        name="training time",
+        definition="Seconds that training took, without evaluation.",
+        unit="s",
+        of=lambda entry: entry.result.seconds,
+        table=LATENTS,
+        short="seconds",
+        spec=".1f",
+    ),
+    Reported(
+        key="epochs",
+        name="epochs",
+        definition="Passes over the training data; rounds, where rows were fitted with the model "
+        "fixed.",
+        of=_epochs,
+        table=LATENTS,
+    ),
+    Reported(
+        key="method",
+        name="log p by",
+        definition="How log p(y) was estimated, and on which side of the truth that lies on "
+        "average.",
+        is_number=False,
+        of=_method,
+        table=TRUST,
+    ),
+    Reported(
+        key="unreliable",
+        name="log p doubted",
+        definition="Held-out data whose log p(y) cannot be trusted, by what its estimator can see.",
+        of=lambda entry: Share(entry.result.untrusted.doubted, len(entry.result.means)),
+        table=TRUST,
+        note=lambda entry: entry.result.gap.log_marginal.reasons,
+    ),
+    Reported(
+        key="lost",
+        name="best q not found",
+        definition="Held-out data for which the search for the family's best q was not done, or "
+        "the guide beat its result. The two gaps of such a datum are split wrongly; their sum is "
+        "right.",
+        of=lambda entry: Share(entry.result.untrusted.lost, len(entry.result.means)),
+        table=TRUST,
+    ),
+    Reported(
+        key="poor_proposal",
+        name="k > 0.7",
+        definition="Held-out data with a Pareto k above 0.7, of the guide's own importance "
+        "weights: the guide misses a part of their posterior, and no practical number of its "
+        "draws would give log p(y).",
+        of=lambda entry: Share(entry.result.poor, len(entry.result.means)),
+        table=TRUST,
+        short="k > 0.7",
+        spec=".0%",
+    ),
+    Reported(
+        key="trusted",
+        name="all trusted",
+        definition="Held-out data of which log p(y), both ELBOs and both gaps can be trusted, for "
+        "all that can be seen: not doubted, with a best q, and with no gap below zero beyond its "
+        "error.",
+        of=_trusted,
+        table=TRUST,
+    ),
+    Reported(
+        key="stopped",
+        name="training",
+        definition="How training ended: finished, early (validation no longer improved) or "
+        "interrupted.",
+        is_number=False,
+        of=lambda entry: entry.result.fit.stopped,
+        table=TRUST,
+    ),
+)
+"""Every quantity, in the order of the file."""
