@@ -2,12 +2,32 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 _MOST_DECIMALS = 4  # a tenth of a millinat: finer is of no use to anybody
 _FINEST = 10.0**-_MOST_DECIMALS
 _SHOWN = 3  # of several estimates, how many are written out
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Arguments:
+        key: Name for programs that read the report, unique in its table.
+        name: Heading.
+        definition: What its numbers are, in a sentence or two.
+        unit: Such as "nats"; empty for none.
+        is_number: Whether it sorts as numbers.
+    """
+
+    key: str
+    name: str
+    definition: str
+    unit: str = ""
+    is_number: bool = True
 
 
 def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> str:

@@ -15,30 +15,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Protocol, runtime_checkable
 
+from .formatting import Column as Column
 from .formatting import plus_minus, typeset
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXELS = 96  # an inch, as style sheets have it
 _MINUS = "\N{MINUS SIGN}"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Arguments:
-        key: Name for programs that read the report, unique in its table.
-        name: Heading.
-        definition: What its numbers are, in a sentence or two.
-        unit: Such as "nats"; empty for none.
-        is_number: Whether it sorts as numbers.
-    """
-
-    key: str
-    name: str
-    definition: str
-    unit: str = ""
-    is_number: bool = True
 
 
 @dataclass(frozen=True)

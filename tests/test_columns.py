@@ -19,7 +19,7 @@ import pyro_vae as pv
 from pyro_vae import diagnostics, evidence
 from pyro_vae.comparisons import COLUMNS, Comparison, GuideResult
 from pyro_vae.comparisons.columns import Entry, Reported
-from pyro_vae.comparisons.reporting import report_of
+from pyro_vae.comparisons.reporting import cell_of, report_of
 from pyro_vae.results import Doubt
 from tests.test_compare import Program
 from tests.test_report import Page
@@ -301,5 +301,5 @@ def test_an_entry_is_plain(table: Comparison) -> None:
         of=lambda entry: 2 * entry.result.seconds,
     )  # fmt: skip
     entry: Entry = table.entries[0]
-    assert mine.cell(entry).text == "69.0"
+    assert cell_of(mine, entry).text == "69.0"
     assert mine.record(mine.of(entry)) == {"mine": 69.0}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import diagnostics, stats
 from .._types import Estimate
-from ..report import Cell, Column, estimate, number, words
+from ..formatting import Column
 from .results import GuideResult
 
 EVIDENCE, LATENTS, TRUST, NOWHERE = "evidence", "latents", "trust", ""  # tables of the page
@@ -75,31 +75,21 @@ class Reported(Column):
     note: Callable[[Entry], str] = _nothing
     doubt: Callable[[Entry], str] = _nothing
 
-    def cell(self, entry: Entry) -> Cell:
-        """An entry of the page."""
-        value, note, doubt = self.of(entry), self.note(entry), self.doubt(entry)
-        if isinstance(value, Estimate):
-            return estimate(float(value.value), float(value.error), note=note, doubt=doubt)
-        if isinstance(value, Share):
-            return number(_number(value), f"{value.number} of {value.size}", note=note)
-        if isinstance(value, str):
-            return words(value)
-        return number(value, f"{value:{self.spec}}" if _is_known(value) else "", note=note)
-
     def text(self, value: Value) -> str:
         """An entry on a terminal: three decimals, so that columns of numbers line up."""
         if isinstance(value, Estimate):
             return f"{value:.3f}"
-        return value if isinstance(value, str) else f"{_number(value):{self.spec}}"
+        return value if isinstance(value, str) else f"{plain(value):{self.spec}}"
 
     def record(self, value: Value) -> dict[str, float | str]:
         """An entry of the file and the frame: its name, and that of its error if it has one."""
         if isinstance(value, Estimate):
             return {self.key: float(value.value), f"{self.key}_error": float(value.error)}
-        return {self.key: value if isinstance(value, str) else _number(value)}
+        return {self.key: value if isinstance(value, str) else plain(value)}
 
 
-def _number(value: Share | float) -> float:
+def plain(value: Share | float) -> float:
+    """The number itself."""
     return value.number / value.size if isinstance(value, Share) else float(value)
 
 
@@ -139,7 +129,7 @@ class Row:
         value = self.values[key]
         if isinstance(value, str):
             raise KeyError(f"'{key}' is a text: {value!r}")
-        return float(value.value) if isinstance(value, Estimate) else _number(value)
+        return float(value.value) if isinstance(value, Estimate) else plain(value)
 
     def record(self) -> dict[str, float | str]:
         """All of it, flat, as a row of a file: errors follow the numbers that they are of."""
@@ -160,11 +150,12 @@ def columns_of(table: str, rows: list[Row]) -> list[Reported]:
     return [
         column
         for column in COLUMNS
-        if column.table == table and any(_is_known(row.values[column.key]) for row in rows)
+        if column.table == table and any(is_known(row.values[column.key]) for row in rows)
     ]
 
 
-def _is_known(value: Value) -> bool:
+def is_known(value: Value) -> bool:
+    """Whether there is a number, or a text."""
     return not (isinstance(value, float) and math.isnan(value))
 
 

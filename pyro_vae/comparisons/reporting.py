@@ -26,7 +26,18 @@ from ..report import (
     number,
     words,
 )
-from .columns import EVIDENCE, GUIDE, LATENTS, TRUST, columns_of
+from .columns import (
+    EVIDENCE,
+    GUIDE,
+    LATENTS,
+    TRUST,
+    Entry,
+    Reported,
+    Share,
+    columns_of,
+    is_known,
+    plain,
+)
 from .differences import Difference
 from .results import GuideResult
 
@@ -181,7 +192,7 @@ def _details(table: "Comparison") -> list[Block]:
 def _table(table: "Comparison", which: str, title: str, note: str = "") -> Table:
     """One of the tables of the page."""
     columns = [GUIDE, *columns_of(which, table.rows())]
-    rows = [[column.cell(entry) for column in columns] for entry in table.entries]
+    rows = [[cell_of(column, entry) for column in columns] for entry in table.entries]
     return Table(title, columns, rows, note)
 
 
@@ -192,6 +203,18 @@ def _scope(table: "Comparison") -> str:
             "compares the models; an ELBO and its gaps are about the guide's own model."
         )
     return "The model is the same and fixed, only inference differs. So ELBOs compare too."
+
+
+def cell_of(column: Reported, entry: Entry) -> Cell:
+    """What a column says of a guide, as an entry of the page."""
+    value, note, doubt = column.of(entry), column.note(entry), column.doubt(entry)
+    if isinstance(value, Estimate):
+        return estimate(float(value.value), float(value.error), note=note, doubt=doubt)
+    if isinstance(value, Share):
+        return number(plain(value), f"{value.number} of {value.size}", note=note)
+    if isinstance(value, str):
+        return words(value)
+    return number(value, f"{value:{column.spec}}" if is_known(value) else "", note=note)
 
 
 @dataclass(frozen=True, kw_only=True)
