@@ -56,7 +56,7 @@ def active_units(
         >>> active_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
         (1, tensor([0., 2.], dtype=torch.float64))
         >>> active_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]), prior_variance=1e4)
-        (0, tensor([0.0000e+00, 2.0000e-04], dtype=torch.float64))
+        (0, tensor([0.0000, 0.0002], dtype=torch.float64))
     """
     if len(means) < 2:
         raise ValueError(f"a variance over data needs at least 2 data, got {len(means)}")
