@@ -127,7 +127,7 @@ class VAE(
     verbose: bool
 
     @no_type_check  # scikit-learn wants no argument looked at before `fit`, by anybody
-    def __init__(
+    def __init__(  # noqa: PLR0913 (scikit-learn sets every choice by a name of its own)
         self,
         latent_dim: int | None = None,
         *,

@@ -33,7 +33,7 @@ Candidate: TypeAlias = InferenceMap | tuple[InferenceMap, Family] | Guide | Prog
 _TRAIN_DRAWS = 100  # draws a datum for the ELBO of the training data
 
 
-def compare(
+def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
     model: ProgramLike,
     guides: Mapping[str, Candidate],
     train: Data,

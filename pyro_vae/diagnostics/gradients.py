@@ -129,7 +129,7 @@ class GradientNoise:
             lambda sums: sums.variance,
             lambda sums: sums.signal_to_noise,
         )
-        estimates = (part._estimate(statistic) for statistic in statistics)
+        estimates = (part._estimate(statistic) for statistic in statistics)  # noqa: SLF001 (of its own class)
         shaped = (Estimate(*(field.view(shape) for field in pair)) for pair in estimates)
         return ParameterNoise(*shaped)
 

@@ -284,7 +284,7 @@ def _beaten(point: TradeOff, other: TradeOff) -> Beaten | None:
     return Beaten(beta, other.beta, excess) if clear else None
 
 
-def rate_distortion(
+def rate_distortion(  # noqa: PLR0913 (what fit and the evaluation are told)
     model: ProgramLike,
     guide: ProgramLike,
     data: Data,

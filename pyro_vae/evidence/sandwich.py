@@ -147,7 +147,7 @@ def bidirectional(
     return Sandwich(replace(lower, given=conditions), replace(upper, given=conditions), made)
 
 
-def no_guide(*batch: Tensor) -> None:
+def no_guide(*_batch: Tensor) -> None:
     """Stands for a guide that nobody gave: refuses to be asked for shared sites."""
     raise ValueError(
         "the program has latent sites that all data share, and no guide that says their values: "

@@ -452,6 +452,6 @@ def _conditioned(layer: Any, like: Tensor, shape: Sequence[int]) -> Any:
     return layer.condition(like.new_ones(*shape, 1))
 
 
-def _reversal(like: Tensor, shape: Sequence[int]) -> Any:
+def _reversal(like: Tensor, _shape: Sequence[int]) -> Any:
     """The entries in reverse order."""
     return transforms.Permute(torch.arange(len(like) - 1, -1, -1, device=like.device))

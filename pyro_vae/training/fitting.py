@@ -80,7 +80,7 @@ class _Epoch(NamedTuple):
     seconds: float
 
 
-def fit(
+def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     model: ProgramLike,
     guide: ProgramLike,
     data: Data | RowReader,
