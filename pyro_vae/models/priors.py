@@ -190,17 +190,19 @@ def _at_least(value: Tensor, shape: torch.Size) -> Tensor:
 class Prior(nn.Module):
     """What a prior offers: a distribution over one latent vector."""
 
+    latent_dim: int | None = None
+    """Entries of z that it was made for, if it was."""
+
     def setup(self, zero: Tensor) -> None:
         """Told by its model of the latents, zeros `(latents,)` with its dtype and device.
 
         A prior that was made for another number of latents refuses it.
         """
         self.to(device=zero.device, dtype=zero.dtype)
-        expected = getattr(self, "latent_dim", len(zero))
-        if expected != len(zero):
+        if self.latent_dim not in (None, len(zero)):
             raise ValueError(
-                f"this {type(self).__name__} was made for {expected} latent(s), and the model has "
-                f"{len(zero)}: make it with latent_dim={len(zero)}"
+                f"this {type(self).__name__} was made for {self.latent_dim} latent(s), and the model "
+                f"has {len(zero)}: make it with latent_dim={len(zero)}"
             )
 
     def forward(self, zero: Tensor) -> Distribution:

@@ -18,10 +18,9 @@ from torch.distributions import Independent, MultivariateNormal, Normal, constra
 from .._types import Batch
 from ..guides import FamilyPosterior, Posterior, ProgramPosterior
 from ..programs import Run, repeat_rows
-from .base import Particles
+from .base import Particles, Schedule
 from .bounds import BetaELBO
 from .draws import Draws
-from .schedules import Schedule
 
 
 @dataclass(frozen=True)

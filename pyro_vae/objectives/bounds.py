@@ -28,9 +28,8 @@ from torch import Tensor
 
 from .._types import Batch
 from ..programs import Run
-from .base import Objective, Particles
+from .base import Objective, Particles, Schedule
 from .draws import Draws
-from .schedules import Schedule
 
 
 def _check_particles(num_particles: int) -> None:

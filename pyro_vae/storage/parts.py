@@ -91,15 +91,19 @@ def record(value: Any, where: str) -> Any:
 
 def described(value: Any) -> str:
     """Says what an object is: "a `my_models.Decoder`"."""
-    named = hasattr(value, "__qualname__")
-    article = "a" if not named else "the class" if isinstance(value, type) else "the function"
+    kind = "the class" if inspect.isclass(value) else "the function"
+    article = kind if _is_named(value) else "a"
     return f"{article} `{full_name(value)}`"
 
 
 def full_name(value: Any) -> str:
     """Where a class or function, or the class of an object, is defined: "my_models.Decoder"."""
-    named = value if hasattr(value, "__qualname__") else type(value)
+    named = value if _is_named(value) else type(value)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def _is_named(value: object) -> bool:
+    return inspect.isclass(value) or inspect.isroutine(value)
 
 
 def _arguments(value: Any) -> dict[str, Any]:
