@@ -201,8 +201,8 @@ class Prior(nn.Module):
         self.to(device=zero.device, dtype=zero.dtype)
         if self.latent_dim not in (None, len(zero)):
             raise ValueError(
-                f"this {type(self).__name__} was made for {self.latent_dim} latent(s), and the model "
-                f"has {len(zero)}: make it with latent_dim={len(zero)}"
+                f"this {type(self).__name__} was made for {self.latent_dim} latent(s), and the "
+                f"model has {len(zero)}: make it with latent_dim={len(zero)}"
             )
 
     def forward(self, zero: Tensor) -> Distribution:
