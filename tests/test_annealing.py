@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import Bound, LogMarginal, annealing
+from pyro_vae.evidence import Bound, LogMarginal, annealing, hamiltonian
 from pyro_vae.evidence.annealing import (
     Adaptive,
     AnnealedImportanceSampling,
@@ -356,3 +356,62 @@ def test_guide_needs_a_tenth_of_the_temperatures() -> None:
             value = method(program, posterior, batch, seed=0).value
         errors.append((value - facts.log_evidence(y)).square().mean().sqrt())
     assert errors[0] < errors[1]
+
+
+# The steps of a chain
+
+
+def test_a_weight_is_taken_before_its_transition() -> None:
+    """E w = Z for any number of temperatures; taken where the chain has moved to, it is not.
+
+    From N(0, 1) to N(0, 1 / 4) times Z, in three temperatures, where the order matters.
+    """
+
+    def path(z: Tensor) -> tuple[Tensor, Tensor]:
+        square = z.square().sum(dim=-1)
+        return -square / 2 - math.log(2 * math.pi) / 2, -3 * square / 2
+
+    def noise(chains: int) -> Any:
+        while True:
+            yield Noise(torch.randn(chains, 1, 1), *torch.rand(2, chains, 1))
+
+    chains, places = 40_000, torch.tensor([[0.0], [0.3], [0.7], [1.0]])
+    ladder = annealing.Ladder(places, torch.tensor([[0.0, 1.0]]), torch.full((2, 1, 1), -0.7))
+    z = torch.randn(chains, 1, 1)
+    log_weights, _ = annealed(path, z, ladder, noise(chains), 2)
+    assert_mean((log_weights + math.log(2)).exp(), torch.ones(1))
+    late, point = torch.zeros(chains, 1), at(path, z)
+    for (before, place), drawn in zip(pairwise(places), noise(chains), strict=False):
+        point, _ = transition(path, point, place, ladder.step(place), drawn, 2)
+        late += (place - before) * point.log_ratio
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean((late + math.log(2)).exp(), torch.ones(1))
+
+
+def bent(z: Tensor) -> tuple[Tensor, Tensor]:
+    """A path between two densities that are not Gaussian."""
+    return -z.square().sum(dim=-1) / 2, 3 * (z[..., 0].sin() * (z[..., 1] - z[..., 0]).cos())
+
+
+@pytest.mark.parametrize("leapfrog_steps", [1, 2, 7])
+def test_trajectories_are_reversible_and_keep_volume(leapfrog_steps: int) -> None:
+    """With its momentum turned around a chain comes back; the map's determinant is 1."""
+    beta, step = torch.tensor([0.6]), torch.tensor([[0.3, 0.2]])
+
+    def walk(state: Tensor) -> Tensor:
+        ends = hamiltonian._trajectory(
+            bent, state[..., :2], state[..., 2:], beta, step, leapfrog_steps
+        )
+        return torch.cat(ends, dim=-1)
+
+    start = torch.randn(50, 1, 4)
+    turn = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    end = walk(start)
+    assert (end - start).abs().max() > 0.1
+    torch.testing.assert_close(walk(end * turn) * turn, start, rtol=0, atol=1e-9)
+    with pytest.raises(AssertionError):  # as it is not for a chain that goes on
+        torch.testing.assert_close(walk(end), start, rtol=0, atol=1e-9)
+    shifts = 1e-5 * torch.eye(4)
+    columns = [(walk(start + shift) - walk(start - shift)) / 2e-5 for shift in shifts]
+    determinant = torch.linalg.det(torch.stack(columns, dim=-1))
+    torch.testing.assert_close(determinant, torch.ones(50, 1), rtol=0, atol=1e-6)

@@ -143,3 +143,23 @@ def test_one_datum_is_refused() -> None:
     """A variance over data needs two."""
     with pytest.raises(ValueError, match="at least 2 data, got 1"):
         made_to_order(torch.zeros(1, 2), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 50.0])
+def test_units_are_active_beside_their_prior(scale: float) -> None:
+    """Whatever the unit of z: half of a prior's variance is active, a thousandth of it is not."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), scale).to_event(1))
+            loc = torch.cat([z, z], dim=-1)
+            pyro.sample("y", dist.Normal(loc, 1.0).to_event(1), obs=y)
+
+    means = torch.randn(60, 2) * torch.tensor([0.5**0.5, 0.001**0.5])
+    means = (means - means.mean(dim=0)) / means.std(dim=0) * torch.tensor([0.5**0.5, 0.001**0.5])
+    log_scales = torch.tensor([0.5, 1.0]).log().expand(60, 2) + math.log(scale)
+    y = torch.cat([means * scale, log_scales], dim=-1)
+    result = collapse(model, pv.Guide(model, pv.Encoder(nn.Identity()), example=y), y)
+    torch.testing.assert_close(result.variances, torch.tensor([0.5, 0.001]), rtol=1e-6, atol=0)
+    assert result.active == 1
+    assert result.uses == (Use.USED, Use.COLLAPSED)

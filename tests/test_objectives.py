@@ -583,3 +583,43 @@ def test_discrete_sites_are_summed_out() -> None:
     assert BetaELBO(1.0).loss(case.program, guide, *batch) == pytest.approx(expected, rel=1e-10)
     result = fit(case.program, guide, batch[0], num_epochs=2, objective=DReG(4))
     assert np.isfinite(result.history.elbo).all()
+
+
+def strength(y: Tensor) -> None:
+    """A positive site that all data share, and that no datum depends on."""
+    pyro.sample("strength", dist.LogNormal(0.3, 0.7))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(y.new_zeros(1), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+
+def exact_strength(y: Tensor) -> None:
+    """Its posterior, by hand."""
+    pyro.sample("strength", dist.LogNormal(0.3, 0.7))
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(y / 2, math.sqrt(0.5)).to_event(1))
+
+
+def learnt_strength() -> pv.Guide:
+    """The same from a family and an encoder: over the logarithm of the strength."""
+    net = nn.Linear(1, 2, dtype=torch.float64)
+    guide = pv.Guide(strength, pv.Encoder(net), example=torch.zeros(2, 1, dtype=torch.float64))
+    assert guide.shared is not None
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.5], [0.0]]))
+        net.bias.copy_(torch.tensor([0.0, math.log(0.5) / 2]))
+        guide.shared.value.copy_(torch.tensor([0.3, math.log(0.7)]))
+    return guide
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("objective", [IWAE(3), STL(3), DReG(3), BetaELBO(1.0)], ids=repr)
+@pytest.mark.parametrize("guide", [exact_strength, None], ids=["program", "guide"])
+def test_a_shared_site_with_a_constrained_support(objective: Objective, guide: Any) -> None:
+    """Under the posterior of everything each draw gives log p(y): the Jacobian is in log q."""
+    y = torch.randn(7, 1)
+    exact = normal(y, 0.0, math.sqrt(2)).sum()
+    for _ in range(5):
+        loss, elbo = objective.progress(strength, guide or learnt_strength(), y)
+        torch.testing.assert_close(elbo, exact)
+        torch.testing.assert_close(-loss, exact)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.queries import Imputation, impute, reconstruction_draws
+from pyro_vae.queries.weighted import weighted_mean
 from tests.helpers.queries import conditional, guide, program, vae, with_holes
 from tests.helpers.statistics import FALSE_ALARM, assert_coverage, assert_mean
 
@@ -198,3 +199,38 @@ def test_rows_with_nothing_observed() -> None:
     filled = impute(vae(), None, torch.tensor([[torch.nan, 1.0, 1.0, 1.0, 1.0]]), 3)
     with pytest.raises(ValueError, match="probability"):
         filled.interval(1.0)
+
+
+def test_errors_of_weighted_means() -> None:
+    """By hand; of equal shares the textbook's; and the same wherever the zero of the unit is."""
+    values, shares = torch.tensor([1.0, 3.0]), torch.tensor([0.25, 0.75])
+    mean, error = weighted_mean(values, shares)
+    assert float(mean) == pytest.approx(2.5)
+    assert float(error) == pytest.approx(math.hypot(0.25 * 1.5, 0.75 * 0.5))
+    draws = torch.randn(500, dtype=torch.float64)
+    equal = torch.full((500,), 1 / 500, dtype=torch.float64)
+    for offset in (0.0, 1e3):
+        estimate = weighted_mean(draws + offset, equal)
+        exact = draws.std(correction=0) / math.sqrt(500)
+        torch.testing.assert_close(estimate.error, exact, rtol=1e-9, atol=0)
+
+
+def test_spread_and_its_error_do_not_depend_on_the_zero_of_the_unit(seed: int) -> None:
+    """A column that lies a thousand units off is filled as well as one that does not."""
+
+    def model_at(offset: float) -> Any:
+        def model(y: Tensor) -> None:
+            with pyro.plate("data", len(y)):
+                z = pyro.sample("z", dist.Normal(y.new_zeros(1), 1.0).to_event(1))
+                features = pv.PartlyObserved(dist.Normal(offset + z.expand(-1, 2), 0.5))
+                pyro.sample("y", features.to_event(1), obs=y)
+
+        return model
+
+    y = torch.tensor([[0.7, torch.nan]], dtype=torch.float64)
+    near, far = (impute(model_at(at), None, y + at, seed=seed).sd for at in (0.0, 1e3))
+    exact = math.sqrt(1 / (1 + 4) + 0.25)
+    for value, error in (near, far):
+        assert abs(float(value[0, 1]) - exact) < 5 * float(error[0, 1])
+    for one, other in zip(near, far, strict=True):
+        assert float(other[0, 1]) == pytest.approx(float(one[0, 1]), rel=0.2)

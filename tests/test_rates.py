@@ -249,6 +249,24 @@ def test_wrong_numbers_are_caught(short: RateDistortion) -> None:
         assert {(broken.beta, broken.data) for broken in found} == {(2.0, "training data")}
 
 
+def test_held_out_data_have_an_entropy_of_their_own(short: RateDistortion) -> None:
+    """Bounds of either data are held against the entropy of those very rows."""
+    points = tuple(replace(point, held_out=point.train) for point in short.points)
+    both = replace(short, points=points, held_out_entropy=short.entropy)
+    assert both.violations == ()
+    wrong = {"held out": {"held_out_entropy": 50.0}, "training data": {"entropy": 50.0}}
+    for data, entropy in wrong.items():
+        broken = replace(both, **entropy).violations  # type: ignore[arg-type]
+        assert {violation.data for violation in broken} == {data}
+        assert {violation.beta for violation in broken} == {0.5, 2.0}
+    model, guide, y = binary()
+    result = rate_distortion(
+        model, guide, y, (1,), held_out=y[[0, 1, 1, 1]], num_epochs=1, progress=False
+    )
+    assert result.entropy == pytest.approx(math.log(8))
+    assert result.held_out_entropy == pytest.approx(0.5623351446)  # of 1/4 and 3/4
+
+
 @pytest.mark.slow
 def test_a_leak_of_the_weight_is_caught_at_every_other_beta() -> None:
     """The wrong twin of the ELBO is -D - beta R: right at 1, wrong elsewhere."""
