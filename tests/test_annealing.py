@@ -26,10 +26,11 @@ from pyro_vae.evidence.annealing import (
     log_mean_weight,
     noise_of,
 )
-from pyro_vae.evidence.hamiltonian import Noise, Path, at, transition
+from pyro_vae.evidence.hamiltonian import Noise, at, transition
 from pyro_vae.evidence.sandwich import Sandwich, bidirectional
 from pyro_vae.programs import Prior
 from tests.helpers.cases import CASES
+from tests.helpers.chains import adapting
 from tests.helpers.factor_analysis import exact_guide, mean_field_program, model_of
 from tests.helpers.statistics import FACTS, FACTS_Y, FactorAnalysis, assert_coverage, assert_mean
 
@@ -160,18 +161,6 @@ def test_forgetting_to_accept_is_caught(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(annealing, "noise_of", lambda *args: always(drawn(*args)))
     with pytest.raises(AssertionError):
         assert_mean((estimate(y, method).value - LOG_P).exp(), 1.0)
-
-
-def adapting(path: Path, z: Tensor, places: Tensor, noise: Any) -> Tensor:
-    """Weights of chains whose steps react to their own last acceptance: wrong."""
-    point, log_weights = at(path, z), torch.zeros(z.shape[:2])
-    step = torch.full_like(z[..., :1], 0.5)
-    for before, place in pairwise(places[:-1]):
-        log_weights += (place - before) * point.log_ratio
-        moved = transition(path, point, place, step, next(noise), 1)
-        accepted = (moved.point.z != point.z).any(dim=-1)[..., None]
-        point, step = moved.point, step * torch.where(accepted, 3.0, 0.2)
-    return log_weights + (places[-1] - places[-2]) * point.log_ratio
 
 
 @pytest.mark.slow

@@ -27,9 +27,9 @@ from pyro_vae.evidence import (
 )
 from pyro_vae.evidence.annealing import Ladder, annealed, noise_of
 from pyro_vae.stats import log_mean_exp
+from tests.helpers.chains import adapting
 from tests.helpers.factor_analysis import mean_field_guide, model_of
 from tests.helpers.statistics import FACTS, FACTS_Y, FALSE_ALARM
-from tests.test_annealing import adapting
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -17,8 +17,8 @@ import pyro_vae as pv
 from pyro_vae._types import Batch
 from pyro_vae.objectives import Objective
 from pyro_vae.programs import Captured, NotCaptured, capture, local_parameters
+from tests.helpers.conformance import REPRESENTATIVE, made, triples
 from tests.helpers.training import assert_same_state, data, fit, sgd, small, state
-from tests.test_conformance import REPRESENTATIVE, made, triples
 
 float64 = pytest.mark.usefixtures("float64")
 

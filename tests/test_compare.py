@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.comparisons import Candidate, Comparison
+from tests.helpers.programs import Program
 from tests.helpers.statistics import FactorAnalysis
 
 FEATURES, LATENTS = 6, 2
@@ -108,19 +109,6 @@ def test_fixed_model_reaches_the_closed_forms(facts: FactorAnalysis) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert encoder.weight.grad is None, "compare trains copies"
-
-
-class Program(pyro.nn.PyroModule):
-    """A program of a user's own, without the methods that pictures need."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Linear(1, 3)
-
-    def forward(self, y: Tensor) -> None:
-        with pyro.plate("data", len(y)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-            pyro.sample("y", dist.Normal(self.net(z), 1.0).to_event(1), obs=y)
 
 
 def by_hand(y: Tensor) -> None:

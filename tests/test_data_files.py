@@ -2,7 +2,6 @@
 
 import gzip
 import pickle
-import struct
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -13,19 +12,11 @@ import pytest
 import torch
 
 from pyro_vae.data import Split, read_idx, read_table, split_rows
-from pyro_vae.data.files import IDX_TYPES, file_kind, optional
+from pyro_vae.data.files import file_kind, optional
+from tests.helpers.files import idx_bytes
 
 VALUES = np.array([[1.0, 2.5], [-3.0, 4e-3], [0.0, 6.0]])
 NAMES = ("height", "width")
-
-
-def idx_bytes(values: np.ndarray) -> bytes:
-    """An idx file of `values`, written by the description of the format."""
-    code = {np.dtype(name).newbyteorder("="): code for code, name in IDX_TYPES.items()}[
-        values.dtype
-    ]
-    header = struct.pack(f">BBBB{values.ndim}I", 0, 0, code, values.ndim, *values.shape)
-    return header + values.astype(values.dtype.newbyteorder(">")).tobytes()
 
 
 def csv_text(header: str = "height,width\n") -> str:

@@ -24,8 +24,8 @@ from pyro_vae.data import (
     squares,
 )
 from pyro_vae.data import sets as sets_module
+from tests.helpers.files import idx_bytes
 from tests.helpers.statistics import assert_mean
-from tests.test_data_files import idx_bytes
 
 CHOICES: list[Binarization] = [Grey(), Threshold(), FixedDraw(seed=3), Redrawn()]
 GREYS = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])

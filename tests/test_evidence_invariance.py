@@ -40,8 +40,8 @@ from pyro_vae.evidence.weights import weigh
 from pyro_vae.guides import Posterior
 from pyro_vae.programs import Program
 from tests.helpers.factor_analysis import mean_field_net
+from tests.helpers.memory import LiveBytes
 from tests.helpers.statistics import FACTS, FactorAnalysis
-from tests.test_evidence import LiveBytes
 
 pytestmark = pytest.mark.usefixtures("float64")
 

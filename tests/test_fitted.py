@@ -16,6 +16,7 @@ from pyro_vae.evidence.fitted import other_modes
 from pyro_vae.guides import Posterior
 from tests.helpers.cases import CASES
 from tests.helpers.factor_analysis import WEAK, mean_field_guide, model_of
+from tests.helpers.gaps import squared, squared_log_p
 from tests.helpers.statistics import (
     FACTS,
     FALSE_ALARM,
@@ -23,7 +24,6 @@ from tests.helpers.statistics import (
     assert_coverage,
     assert_mean,
 )
-from tests.test_gaps import squared, squared_log_p
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),

@@ -11,9 +11,9 @@ from pyro_vae._types import Estimate
 from pyro_vae.diagnostics import collapse, mutual_information
 from pyro_vae.gaps import InferenceGap, generalization
 from tests.helpers.factor_analysis import model_of
+from tests.helpers.gaps import FAMILIES, GUIDES, assert_within, closed_gaps, covered, off_guide
 from tests.helpers.statistics import FACTS, FALSE_ALARM, assert_coverage
 from tests.helpers.training import fit
-from tests.test_gaps import FAMILIES, GUIDES, assert_within, closed_gaps, covered, off_guide
 
 pytestmark = pytest.mark.slow
 

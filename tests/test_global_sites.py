@@ -1,7 +1,6 @@
 """Latent sites that all data share: scaled, trained, and given to a density per datum."""
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +16,13 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.programs import Program, evaluating
 from tests.helpers.cases import normal
+from tests.helpers.guides import Certain
+from tests.helpers.shared_sites import SIGMA, TAU, conditional, population
 from tests.helpers.statistics import assert_mean
 from tests.helpers.training import fit
-from tests.test_guides import Certain
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-TAU, SIGMA = 2.0, 0.5
 user_param_store = pytest.mark.usefixtures("user_param_store")
 ENOUGH = pv.ImportanceSampling(200)  # draws, not to be warned of too few
 
@@ -31,14 +30,6 @@ ENOUGH = pv.ImportanceSampling(200)  # draws, not to be warned of too few
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     """Equal to within so much."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
-
-
-def population(y: Tensor) -> None:
-    """A mean that all data share, an effect for each, and its measurement."""
-    mean = pyro.sample("mean", dist.Normal(0.0, TAU))
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Normal(mean, 1.0))
-        pyro.sample("y", dist.Normal(z, SIGMA), obs=y)
 
 
 def population_subsampled(y: Tensor) -> None:
@@ -75,11 +66,6 @@ def several(y: Tensor) -> None:
     with pyro.plate("data", len(y)):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(z @ weights.T, 1.0).to_event(1), obs=y)
-
-
-def conditional(y: Tensor, mean: Tensor) -> Tensor:
-    """Log p(y_n | mean), exactly."""
-    return normal(y, mean, math.sqrt(1 + SIGMA**2))
 
 
 def encoder(parameters: int = 2) -> pv.Encoder:

@@ -6,7 +6,6 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
@@ -32,6 +31,7 @@ from tests.helpers.cases import (
     normal,
     scalar,
 )
+from tests.helpers.guides import Certain, Net
 from tests.helpers.statistics import assert_mean
 
 # In float64; sums of tens of terms of size one.
@@ -39,24 +39,6 @@ assert_exact = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e
 UNSCALED = {name: case for name, case in CASES.items() if not name.startswith("scaled")}
 
 float64 = pytest.mark.usefixtures("float64")
-
-
-class Net(nn.Module):
-    """A linear layer on all that a datum has, of any dtype and shape."""
-
-    def __init__(self, batch: Batch, outputs: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(self.flat(*batch).shape[1], outputs)
-
-    @staticmethod
-    def flat(*batch: Tensor) -> Tensor:
-        """All numbers of a datum side by side."""
-        parts = [part.reshape(len(part), -1).to(torch.get_default_dtype()) for part in batch]
-        return torch.cat(parts, dim=1)
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        """Parameters of the family."""
-        return self.linear(self.flat(*batch))
 
 
 def amortized(case: Case, batch: Batch) -> pv.Guide:
@@ -409,23 +391,6 @@ def test_the_map_of_the_docstring() -> None:
 
 
 # ---------------------------------------------------------------------- minibatches and SVI
-
-
-@dataclass(frozen=True)
-class Certain:
-    """A family without noise, whose log density is a parameter: sums over it are exact."""
-
-    def num_parameters(self, latents: int) -> int:
-        """A point, and a log density."""
-        return latents + 1
-
-    def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
-        """A point."""
-        return torch.cat([loc, loc.new_zeros(1)])
-
-    def __call__(self, parameters: Tensor) -> dist.Delta:
-        """The point, as if it had this log density."""
-        return dist.Delta(parameters[..., :-1], log_density=parameters[..., -1], event_dim=1)
 
 
 def certain(model: ProgramLike, y: Tensor) -> pv.Guide:

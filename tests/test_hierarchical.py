@@ -10,8 +10,8 @@ import pyro_vae as pv
 from pyro_vae.models import HierarchicalVAE, MixtureOfNormals, NormalGiven
 from pyro_vae.registry import arguments_of
 from tests.helpers.cases import normal
+from tests.helpers.models import assert_compares, assert_works_under_every_guide
 from tests.helpers.statistics import FALSE_ALARM, assert_mean
-from tests.test_models import assert_compares, assert_works_under_every_guide
 
 float64 = pytest.mark.usefixtures("float64")
 SIZES, FEATURES = (1, 2, 2), 3

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "pyro_vae").rglob("*.py"))
 
 # A module imports only from rows above its own. A name stands for a file or a folder; inside one
-# folder modules import each other freely. `__version__` is all that may be had from the root.
+# folder no imports go in a circle. `__version__` is all that may be had from the root.
 LAYERS = (
     ("formatting", "__version__"),
     ("_types", "registry"),
@@ -76,6 +76,14 @@ def upward_imports(file: Path, source: str) -> list[str]:
     return [name for name in names if name != own and DEPTH.get(name, len(LAYERS)) >= DEPTH[own]]
 
 
+def at_run_time(node: ast.AST) -> Iterator[ast.AST]:
+    """Walks what runs at some time: not what is for type checkers."""
+    yield node
+    if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+        for child in ast.iter_child_nodes(node):
+            yield from at_run_time(child)
+
+
 def at_import(node: ast.AST) -> Iterator[ast.AST]:
     """Walks what runs when a module is imported: not functions, nor what is for type checkers."""
     yield node
@@ -95,22 +103,70 @@ def heavy_imports(file: Path, source: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_imports_point_up(file: Path) -> None:
-    """Every module has a row, and imports from rows above it only; the root imports them all."""
-    if file != ROOT / "pyro_vae" / "__init__.py":
-        assert layer(file) in DEPTH, f"{file.name} has no row in LAYERS: give it one"
-        upward = upward_imports(file, file.read_text())
-        assert not upward, f"{file.name} imports {upward}, which are not in a row above it"
+def siblings(file: Path, source: str) -> set[str]:
+    """Modules of the same folder that `source`, the text of `file`, imports at some time."""
+    package = package_of(file) + "."
+    found = {
+        name.removeprefix(package).split(".")[0]
+        for node in at_run_time(ast.parse(source))
+        for name in imports(node, package_of(file))
+        if name.startswith(package)
+    }
+    return {name for name in found if (file.parent / f"{name}.py").exists()}
 
 
-@pytest.mark.parametrize(
-    "file", [f for f in FILES if f != LAZY], ids=lambda file: str(file.relative_to(ROOT))
-)
-def test_heavy_imports_wait(file: Path) -> None:
+def cycles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import themselves by way of others."""
+
+    def reached(name: str) -> set[str]:
+        seen: set[str] = set()
+        todo = list(graph[name])
+        while todo:
+            other = todo.pop()
+            if other not in seen:
+                seen.add(other)
+                todo += graph.get(other, ())
+        return seen
+
+    return sorted(name for name in graph if name in reached(name))
+
+
+def test_imports_point_up() -> None:
+    """Every module has a row, and imports from rows above it; in one folder none in a circle.
+
+    The root imports them all.
+    """
+    root, wrong = ROOT / "pyro_vae" / "__init__.py", {}
+    folders: dict[Path, dict[str, set[str]]] = {}
+    for file in FILES:
+        source = file.read_text()
+        folders.setdefault(file.parent, {})[file.stem] = siblings(file, source)
+        if file != root:
+            assert layer(file) in DEPTH, f"{file.name} has no row in LAYERS: give it one"
+            wrong[str(file.relative_to(ROOT))] = upward_imports(file, source)
+    upward = {name: imported for name, imported in wrong.items() if imported}
+    assert not upward, f"these import what is not in a row above them: {upward}"
+    circles = {str(folder): cycles(graph) for folder, graph in folders.items() if cycles(graph)}
+    assert not circles, f"these import each other in a circle: {circles}"
+
+
+def test_heavy_imports_wait() -> None:
     """`import pyro_vae` loads torch and Pyro, and no library that only some functions need."""
-    heavy = heavy_imports(file, file.read_text())
-    assert not heavy, f"{file.name} imports {heavy}: move that into the functions that use it"
+    found = {str(f.relative_to(ROOT)): heavy_imports(f, f.read_text()) for f in FILES if f != LAZY}
+    heavy = {name: libraries for name, libraries in found.items() if libraries}
+    assert not heavy, f"move these into the functions that use them: {heavy}"
+
+
+def test_circles_are_caught() -> None:
+    """A circle of two or three, and none in a chain."""
+    chain = {"a": {"b", "c"}, "b": {"c"}, "c": set[str]()}
+    assert cycles(chain) == []
+    assert cycles({**chain, "c": {"a"}}) == ["a", "b", "c"]
+    file = ROOT / "pyro_vae" / "guides" / "__init__.py"
+    assert siblings(file, "from .maps import Encoder\nfrom . import families") == {
+        "maps", "families",
+    }  # fmt: skip
+    assert siblings(file, "from ..stats import total\nimport torch") == set()
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from torch.distributions import MultivariateNormal
 import pyro_vae as pv
 from pyro_vae.models import Diagonal, Isotropic, LinearGaussian
 from pyro_vae.models import expectation_maximization as em
+from tests.helpers.models import assert_compares, assert_works_under_every_guide
 from tests.helpers.statistics import FACTS, FALSE_ALARM, assert_mean
-from tests.test_models import assert_compares, assert_works_under_every_guide
 
 float64 = pytest.mark.usefixtures("float64")
 NOISES = pytest.mark.parametrize("noise", [Isotropic(), Diagonal()], ids=["isotropic", "diagonal"])

@@ -19,8 +19,7 @@ from pyro_vae.guides import Posterior
 from pyro_vae.inference_data import marginal_log_likelihood, to_inference_data
 from pyro_vae.programs import Program
 from pyro_vae.stats import log_marginal
-from tests.helpers.statistics import FACTS
-from tests.test_inference_data import (
+from tests.helpers.inference_data import (
     NAMES,
     assert_same,
     facts_guide,
@@ -29,6 +28,7 @@ from tests.test_inference_data import (
     values,
     wide_guide,
 )
+from tests.helpers.statistics import FACTS
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -12,8 +12,8 @@ from torch.distributions import MultivariateNormal
 import pyro_vae as pv
 from pyro_vae.models import VAE, MixtureVAE
 from pyro_vae.registry import arguments_of
+from tests.helpers.models import assert_compares, assert_works_under_every_guide
 from tests.helpers.statistics import FALSE_ALARM, assert_coverage, assert_mean
-from tests.test_models import assert_compares, assert_works_under_every_guide
 
 float64 = pytest.mark.usefixtures("float64")
 LATENTS, FEATURES, COMPONENTS = 2, 3, 3

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.models import FlowPrior, MixtureOfNormals, Prior, StandardNormal, VampPrior
 from pyro_vae.registry import arguments_of
+from tests.helpers.models import assert_compares, assert_works_under_every_guide
 from tests.helpers.statistics import FALSE_ALARM
-from tests.test_models import assert_compares, assert_works_under_every_guide
 
 float64 = pytest.mark.usefixtures("float64")
 

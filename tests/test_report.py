@@ -20,7 +20,7 @@ from pyro_vae.comparisons.reporting import report_of, save_report, title_of
 from pyro_vae.formatting import plus_minus, typeset
 from pyro_vae.results import Doubt
 from tests.conftest import SEED
-from tests.test_compare import Program
+from tests.helpers.programs import Program
 
 NASTY = '<b>"x"&'
 VOID = {"br", "hr", "img", "input", "link", "meta"}

@@ -13,8 +13,8 @@ import pyro_vae as pv
 from pyro_vae.evidence.annealing import Start, StartFromPrior
 from pyro_vae.guides import fit_parameters
 from pyro_vae.programs import Captured, Program, capture, evaluating, graphs, sloped
+from tests.helpers.conformance import PROGRAMS, REPRESENTATIVE
 from tests.helpers.graphs import branching, coins, images, shared_level
-from tests.test_conformance import PROGRAMS, REPRESENTATIVE
 
 MODULE: Any = importlib.import_module("pyro_vae.programs.sloped")  # the function hides it
 # These read the indices of a plate that is a loop.
