@@ -21,7 +21,7 @@ from pyro_vae.comparisons import COLUMNS, Comparison, GuideResult
 from pyro_vae.comparisons.columns import Entry, Reported
 from pyro_vae.comparisons.reporting import cell_of, report_of
 from pyro_vae.results import Doubt
-from tests.test_compare import Program
+from tests.helpers.programs import Program
 from tests.test_report import Page
 
 NUM_DATA = 8
