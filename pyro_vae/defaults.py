@@ -14,7 +14,7 @@ from .data import Binary, Categories, Columns, Count, Dataset, Kind, Ordered
 from .guides import Encoder, GlobalParameters, InferenceMap, LocalParameters
 from .likelihoods import Likelihood, Mixed, start_from
 from .nets.inputs import ColumnInputs
-from .programs import forked_seed
+from .randomness import forked_seed
 
 GUIDES = ("amortized", "per-datum", "global")
 """Names of the maps that :func:`inference_map` makes."""

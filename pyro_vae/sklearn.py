@@ -37,7 +37,7 @@ from .evidence import ImportanceSampling, LogMarginal, Widened, log_marginal_lik
 from .evidence.estimates import Estimator, posterior_means
 from .guides import Encoder, Family, Guide
 from .likelihoods import Likelihood, start_from
-from .programs import forked_seed
+from .randomness import forked_seed
 from .training import Fit, adam_with, fit
 
 # A fifth wider than the trained posterior, whose tails are too light: on iris no row is unreliable

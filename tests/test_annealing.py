@@ -177,7 +177,7 @@ def test_adapting_on_the_way_is_caught() -> None:
     chains, count = 20_000, 30
     exact = -math.log(400) / 2
     places = (torch.linspace(0, 1, count + 1) ** 3)[:, None]
-    noise = partial(noise_of, [int(torch.randint(2**62, ()))], count)
+    noise = partial(noise_of, torch.randint(2**62, (1,)), count)
     z = torch.randn(chains, 1, 1)
     wrong = adapting(path, z, places, noise(z))
     grid = torch.linspace(0, 1, 200)[None]

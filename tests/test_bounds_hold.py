@@ -148,7 +148,7 @@ def test_steps_that_follow_their_own_chain_are_caught() -> None:
     count = 30
     z = torch.randn(500 * REPEATS, 1, 1)
     places = (torch.linspace(0, 1, count + 1) ** 3)[:, None]
-    noise = partial(noise_of, [int(torch.randint(2**62, ()))], count)
+    noise = partial(noise_of, torch.randint(2**62, (1,)), count)
     grid = torch.linspace(0, 1, 200)[None]
     ladder = Ladder(places, grid, -(1 + 399 * grid.T[..., None]).log() / 2)
     exact = -torch.tensor(400.0).log() / 2

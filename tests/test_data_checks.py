@@ -1,7 +1,6 @@
-"""Checks at the door, and seeds that move with the rows."""
+"""Checks at the door."""
 
 import warnings
-from hashlib import blake2b
 
 import numpy as np
 import pytest
@@ -12,11 +11,8 @@ from pyro_vae.data import (
     check_batch,
     check_range,
     constant_columns,
-    row_digests,
-    row_seeds,
     warn_constant_columns,
 )
-from pyro_vae.data.checks import DIGEST_ROWS
 
 NAN, INF = float("nan"), float("inf")
 
@@ -155,88 +151,3 @@ def test_constant_columns_are_named_ten_at_most() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_constant_columns(torch.eye(3))
-
-
-def test_digests_are_of_numbers() -> None:
-    """Neither dtype nor layout nor the sign of a zero plays a part; every number does."""
-    y = torch.randint(-3, 4, (20, 6)).float()
-    expected = row_digests(y)
-    wide = torch.empty(20, 12)
-    wide[:, ::2] = y
-    for same in (
-        y.double(),
-        y.half(),
-        y.long(),
-        y.T.contiguous().T,
-        wide[:, ::2],
-        y.flip(0).flip(0),
-    ):
-        assert torch.equal(row_digests(same), expected)
-    assert torch.equal(row_digests(y[:, :2], y[:, 2:]), expected)
-    assert torch.equal(row_digests(-torch.zeros(1, 2)), row_digests(torch.zeros(1, 2)))
-    changed = y.clone()
-    changed[3, 4] = torch.nextafter(changed[3, 4], torch.tensor(9.0))
-    assert torch.equal(row_digests(changed) != expected, torch.arange(20) == 3)
-
-
-def test_digests_and_seeds_stay_what_they_are() -> None:
-    """Numbers that depend on a seed can be repeated by later versions."""
-    y = torch.tensor([[0.5, -1.0], [0.5, -1.0]])
-    digest = row_digests(y)[0].item()
-    assert digest == int.from_bytes(_blake2b(np.array([0.5, -1.0], "<f8")), "little", signed=True)
-    keys = [np.array([7, digest, nth], "<i8") for nth in range(2)]
-    seeds = [int.from_bytes(_blake2b(key), "little") % 2**63 for key in keys]
-    assert row_seeds(7, y).tolist() == seeds
-
-
-def _blake2b(values: np.ndarray) -> bytes:
-    return blake2b(values.tobytes(), digest_size=8).digest()
-
-
-def test_seeds_move_with_their_rows() -> None:
-    """A seed follows its row through a permutation and into any chunk."""
-    y, x = torch.randn(50, 3), torch.randn(50)
-    seeds = row_seeds(0, y, x)
-    order = torch.randperm(50)
-    assert torch.equal(row_seeds(0, y[order], x[order]), seeds[order])
-    assert torch.equal(
-        torch.cat([row_seeds(0, y[i : i + 7], x[i : i + 7]) for i in range(0, 50, 7)]), seeds
-    )
-    assert len(seeds.unique()) == 50
-    assert not (row_seeds(1, y, x) == seeds).any()
-    assert not (row_seeds(0, y) == seeds).any()  # what stands beside y is part of the datum
-
-
-def test_equal_rows_get_seeds_of_their_own() -> None:
-    """However the rows are ordered, a row and its twins have the same set of seeds between them."""
-    y = torch.tensor([[1.0], [2.0], [1.0], [3.0], [1.0], [2.0]])
-    seeds = row_seeds(0, y)
-    assert len(seeds.unique()) == 6
-    order = torch.randperm(6)
-    permuted = row_seeds(0, y[order])
-    for value in (1, 2, 3):
-        twins = (y == value).flatten()
-        assert torch.equal(seeds[twins], permuted[twins[order]])  # first twin, second twin, ...
-
-
-def test_more_rows_than_are_hashed_at_a_time() -> None:
-    """The digest of a row does not depend on where the hashing is cut."""
-    y = torch.arange(DIGEST_ROWS + 3.0)
-    digests = row_digests(y)
-    assert torch.equal(digests[-3:], row_digests(y[-3:]))
-    assert len(digests.unique()) == len(y)
-
-
-@pytest.mark.parametrize("seed", [0, -1, 2**63, 2**64 - 1])
-def test_seeds_fit_a_generator(seed: int) -> None:
-    """Any integer is a seed, and what comes out is one for torch."""
-    seeds = row_seeds(seed, torch.randn(1000, 2))
-    assert seeds.dtype == torch.int64
-    assert (seeds >= 0).all()
-    torch.Generator().manual_seed(int(seeds[0]))
-
-
-def test_digests_need_rows_that_match() -> None:
-    """Tensors of one batch have the same number of rows."""
-    with pytest.raises(ValueError, match="same number of rows"):
-        row_digests(torch.zeros(2), torch.zeros(3))

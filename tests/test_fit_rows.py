@@ -369,7 +369,10 @@ def test_the_value_over_the_noise_of_the_fit_is_optimistic(
         problem = Problem.of(program, pv.DiagonalNormal(), (y,), start, pv.FitRows(8), seed)
         climber = climbing.climb(problem, start, few)
         if is_fresh:
-            value, chance = problem.fresh_elbo(climber.parameters, [seed])[0], torch.zeros(1)
+            value, chance = (
+                problem.fresh_elbo(climber.parameters, torch.tensor([seed]))[0],
+                torch.zeros(1),
+            )
         else:
             value, chance = climber.elbo, problem(best).elbo - exact_elbo(y, best)
         excess.append(value - exact_elbo(y, climber.parameters) - chance)

@@ -293,7 +293,8 @@ def test_several_sites_have_their_names_and_supports(float64: None) -> None:
     torch.testing.assert_close(values(idata, "observed_data", "size"), y[:, 4:])
     simulated = values(idata, "posterior_predictive", "count")
     assert simulated.shape == (30, 5, 4)
-    assert_mean((simulated - mean) / mean.sqrt(), 0.0)
+    total = (simulated - mean).sum() / mean.expand_as(simulated).sum().sqrt()
+    assert abs(total) < 5  # a sum of Poisson counts: a false alarm in a million
     assert_mean(values(idata, "posterior_predictive", "size") - level, 0.0)
     assert idata["prior"]["level"].dims == ("chain", "draw", "datum", "level_dim")
     assert idata["prior_predictive"]["size"].shape == (1, 30, 5, 4)

@@ -16,7 +16,7 @@ FILES = sorted((ROOT / "pyro_vae").rglob("*.py"))
 # folder no imports go in a circle. `__version__` is all that may be had from the root.
 LAYERS = (
     ("formatting", "__version__"),
-    ("_types", "registry"),
+    ("_types", "registry", "randomness"),
     ("stats", "data"),
     ("plots",),
     ("results",),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae._types import ProgramLike
-from pyro_vae.programs import Program, evaluating, forked_seed, modules_of, structure
+from pyro_vae.programs import Program, evaluating, modules_of, structure
 from tests.helpers.cases import (
     CASES,
     NUM_DATA,
@@ -190,17 +190,6 @@ def test_modes_are_restored_after_an_error() -> None:
     with pytest.raises(ValueError, match="rows"):
         pv.log_joint(model, torch.zeros(1, 2, 2), torch.zeros(3, 4))
     assert all(module.training for module in model.modules())
-
-
-def test_forked_seed_leaves_the_stream() -> None:
-    """The same draws inside every time; the caller's stream goes on as if nothing had been."""
-    state = torch.get_rng_state()
-    inside = []
-    for _ in range(2):
-        with forked_seed(3):
-            inside.append(torch.rand(2))
-    assert torch.equal(*inside)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 NET = nn.Linear(1, 1)

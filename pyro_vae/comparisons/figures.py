@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .. import plots
 from .._types import Batch
-from ..programs import forked_seed, hooks_of
+from ..programs import hooks_of
+from ..randomness import forked_seed
 from .columns import Row
 from .results import GuideResult
 

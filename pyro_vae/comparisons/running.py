@@ -21,7 +21,8 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import Estimator, ImportanceSampling, LogMarginal, check_data
 from ..gaps import inference_gap
 from ..guides import Family, Guide, InferenceMap, RowFit
-from ..programs import as_batch, device_of, forked_seed, minibatch
+from ..programs import as_batch, device_of, minibatch
+from ..randomness import forked_seed
 from ..training import Fit, History, fit
 from .comparison import Comparison
 from .differences import REFINING_STEPS

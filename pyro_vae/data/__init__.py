@@ -8,8 +8,6 @@ from .binarize import Threshold as Threshold
 from .checks import check_batch as check_batch
 from .checks import check_range as check_range
 from .checks import constant_columns as constant_columns
-from .checks import row_digests as row_digests
-from .checks import row_seeds as row_seeds
 from .checks import warn_constant_columns as warn_constant_columns
 from .files import Split as Split
 from .files import Table as Table
@@ -65,8 +63,6 @@ __all__ = [
     "read_frame",
     "read_idx",
     "read_table",
-    "row_digests",
-    "row_seeds",
     "split_rows",
     "squares",
     "warn_constant_columns",

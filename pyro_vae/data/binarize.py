@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from ..randomness import generator
 from .checks import check_range
 
 
@@ -142,9 +143,9 @@ class FixedDraw(Binarization):
         self, y: Shaped[Tensor, "rows *datum"], *, part: int = 0
     ) -> Shaped[Tensor, "rows *datum"]:
         grey = super().fixed(y)
-        generator = torch.Generator().manual_seed(_stream(self.seed, part))
+        draws = generator(_stream(self.seed, part))
         # float32 whatever the data are: the same draw for a data set in float64.
-        uniform = torch.rand(grey.shape, generator=generator, dtype=torch.float32)
+        uniform = torch.rand(grey.shape, generator=draws, dtype=torch.float32)
         return _zeros_and_ones(uniform.to(grey.device) < grey, like=grey)
 
     def describe(self) -> str:

@@ -1,24 +1,22 @@
-"""Checks at the door: what a batch must be before a program sees it, and what each row is known by.
+"""Checks at the door: what a batch must be before a program sees it.
 
 A batch is one or several tensors with the datum axis leftmost. A nan, a row too many or pixels that
 run to 255 under a Bernoulli cost hours when they come out as a strange loss, so they are refused
-here, with the place and the remedy. A Monte Carlo estimate of a datum must not depend on where the
-datum stands or on how the rows were cut into chunks; :func:`row_seeds` gives each row its own seed.
+here, with the place and the remedy.
 """
 
-import hashlib
 import math
 import warnings
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Int64, Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
+
+from ..randomness import check_rows
 
 FEW = 5  # places named in an error: enough to see a pattern, short enough to read
 TEN = 10  # columns named in a warning
-DIGEST_ROWS = 4096  # rows hashed at a time: 784 columns in float64 are 26 MB
 
 
 def check_batch(
@@ -50,7 +48,7 @@ def check_batch(
             "a batch needs at least one tensor, got none: pass the data, as in model(y)"
         )
     tensors = [_check_tensor(i, tensor) for i, tensor in enumerate(batch)]
-    _check_rows(tensors)
+    check_rows(tensors)
     for i, tensor in enumerate(tensors):
         known = _check_some_observed(i, tensor) if i in missing else tensor
         check_finite(f"batch[{i}]", known, names if i == 0 else None)
@@ -175,69 +173,6 @@ def warn_constant_columns(
     )
 
 
-def row_digests(*batch: Tensor) -> Int64[Tensor, " rows"]:
-    """A 64-bit digest of the numbers in each row, over all tensors of the batch.
-
-    Equal numbers have equal digests: every value is hashed as a little-endian float64, which holds
-    each float32, float16 and integer up to 2^53 exactly, so neither dtype nor device, strides or
-    the sign of a zero plays a part. Rows that differ share a digest with probability 2^-64 a pair.
-
-    Arguments:
-        batch: Tensors `(rows, *datum)`; a row is its values in all of them, in order.
-
-    Returns:
-        Digests, `(rows,)`, on the CPU.
-
-    Raises:
-        ValueError: If there is no tensor or no row, or the numbers of rows differ.
-
-    References:
-        | BLAKE2: simpler, smaller, fast as MD5 (Aumasson et al., 2013)
-        | https://www.blake2.net/blake2.pdf
-
-    Example:
-        >>> one, two, three = row_digests(torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]]))
-        >>> bool(one == two), bool(one == three)
-        (True, False)
-    """
-    _check_rows(batch)
-    parts = [
-        _hashed(_row_numbers([tensor[start : start + DIGEST_ROWS] for tensor in batch]))
-        for start in range(0, len(batch[0]), DIGEST_ROWS)
-    ]
-    return torch.from_numpy(np.concatenate(parts))
-
-
-def row_seeds(seed: int, *batch: Tensor) -> Int64[Tensor, " rows"]:
-    """A seed for each row that moves with the row.
-
-    It depends on `seed`, on the numbers in the row and on how many equal rows stand before it in
-    this batch, and on nothing else: an estimate drawn with it is the same wherever the row stands.
-    Equal rows get different seeds, so their errors are independent; that takes the whole data set
-    in one call, before it is cut into chunks.
-
-    Arguments:
-        seed: Any integer; taken modulo 2^64.
-        batch: Tensors `(rows, *datum)`; a row is its values in all of them.
-
-    Returns:
-        Seeds from 0 to 2^63 - 1, `(rows,)`, on the CPU; each fits `torch.Generator.manual_seed`.
-
-    Raises:
-        ValueError: If there is no tensor or no row, or the numbers of rows differ.
-
-    Example:
-        >>> y = torch.tensor([[1.0], [2.0], [1.0]])
-        >>> seeds = row_seeds(0, y)
-        >>> bool(seeds[0] == seeds[2]), bool((row_seeds(0, y[1:])[0] == seeds[1]))
-        (False, True)
-    """
-    digests = row_digests(*batch).numpy()
-    start = np.full_like(digests, np.uint64(seed % 2**64).astype(np.int64))
-    keys = np.stack([start, digests, _occurrences(digests)], axis=1)  # (rows, 3)
-    return torch.from_numpy(_hashed(keys.astype("<i8")) & np.int64(2**63 - 1))
-
-
 def _check_tensor(index: int, tensor: object) -> Tensor:
     label = f"batch[{index}]"
     if not isinstance(tensor, Tensor):
@@ -265,25 +200,6 @@ def _check_some_observed(index: int, tensor: Tensor) -> Tensor:
             "since they say nothing of the model"
         )
     return tensor.masked_fill(missing, 0.0)
-
-
-def _check_rows(batch: Sequence[Tensor]) -> None:
-    shapes = [tuple(tensor.shape) for tensor in batch]
-    if not shapes or () in shapes:
-        raise ValueError(
-            "every tensor of a batch needs rows, with the datum axis leftmost; "
-            f"got shapes {shapes}: use y[None] for a single datum"
-        )
-    if len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(
-            "the tensors of a batch should have the same number of rows, one per datum; "
-            f"got {[shape[0] for shape in shapes]} (shapes {shapes})"
-        )
-    if any(0 in shape for shape in shapes):
-        raise ValueError(
-            f"the batch is empty (shapes {shapes}): expected at least one row, and a value in it; "
-            "look at the selection that made it"
-        )
 
 
 def _num_rows(bad: Bool[Tensor, "rows *datum"]) -> int:
@@ -334,26 +250,3 @@ def _remedy(y: Tensor, low: float | int, high: float | int) -> str:
         if 16 < most <= 255:  # the grey levels of a byte
             return "if these are grey levels 0..255, divide by 255: y / 255"
     return "rescale the data, or take a likelihood for such values (Gaussian has any real number)"
-
-
-def _row_numbers(batch: Sequence[Tensor]) -> Shaped[np.ndarray, "rows columns"]:
-    """All values of a row side by side as little-endian float64."""
-    # To the CPU before float64, which some accelerators lack.
-    columns = [tensor.detach().cpu().double().reshape(len(tensor), -1) for tensor in batch]
-    numbers = torch.cat(columns, dim=1) + 0.0  # -0.0 + 0.0 is 0.0
-    return np.ascontiguousarray(numbers.numpy(), dtype="<f8")
-
-
-def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " rows"]:
-    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
-    return np.frombuffer(digests, dtype="<i8").astype(np.int64)
-
-
-def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-    """How many equal values stand before each."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    ranks = np.arange(len(values)) - np.searchsorted(ordered, ordered)  # from the first equal one
-    counts = np.empty_like(values)
-    counts[order] = ranks
-    return counts

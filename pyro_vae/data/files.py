@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 
+from ..randomness import generator
+
 READABLE = (
     "npy, npz, csv, parquet, h5ad, and idx (named like train-images-idx3-ubyte) with or without gz"
 )
@@ -177,7 +179,7 @@ def split_rows(num_data: int, *, test_fraction: float = 0.2, seed: int = 0) -> S
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction should be above 0 and below 1, got {test_fraction:g}")
     num_test = min(max(round(num_data * test_fraction), 1), num_data - 1)
-    order = torch.randperm(num_data, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(num_data, generator=generator(seed))
     return Split(order[num_test:], order[:num_test])
 
 

@@ -30,10 +30,9 @@ from ..evidence import in_turn, prepared
 from ..evidence.weights import rows_at_once, weigh
 from ..formatting import plus_minus
 from ..guides import Guide, Posterior
-from ..programs import Program, as_batch, device_of, forked_seed, retry_unvalidated, simulate
+from ..programs import Program, as_batch, device_of, retry_unvalidated, simulate
+from ..randomness import forked, generator, stream
 
-_GUIDE_STREAM = 0x9E3779B9  # added to the seed: the guide's draws are not those of the program
-_TIES_STREAM = 0x51BC  # and breaking ties is no part of either
 _MEMORY = 256.0  # mebibytes of a program's intermediate results
 
 # To first order, for a Gaussian posterior: d E[12 (u - 1/2)^2] / d log(sd of truth / of guide) is
@@ -308,7 +307,7 @@ class _Ranked:
         size = max(1, limit // len(self.batch[0]))  # draws at once; all data always are
         below = equal = torch.zeros(truth.shape[1:], dtype=torch.int64, device=truth.device)
         starts = range(0, self.num_samples, size)
-        with forked_seed(seed + _GUIDE_STREAM):
+        with forked(seed, "calibration.guide"):
             for first in tqdm(starts, desc="calibration", leave=None, disable=not progress):
                 drawn = self._drawn(min(size, self.num_samples - first))
                 below = below + (drawn < truth).sum(dim=0)
@@ -338,8 +337,8 @@ def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
 
 def _ties_broken(below: Tensor, equal: Tensor, seed: int) -> Tensor:
     """Ranks: among its equals the truth has each place with the same probability."""
-    generator = torch.Generator().manual_seed(seed + _TIES_STREAM)
-    uniform = torch.rand(below.shape, generator=generator, dtype=torch.float64)
+    draws = generator(stream(seed, "calibration.ties"))
+    uniform = torch.rand(below.shape, generator=draws, dtype=torch.float64)
     return below + (uniform * (equal + 1)).long()
 
 

@@ -31,7 +31,8 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import prepared
 from ..formatting import plus_minus
 from ..objectives import Objective
-from ..programs import Program, current_minibatch, evaluating, forked_seed, modules_of
+from ..programs import Program, current_minibatch, evaluating, modules_of
+from ..randomness import forked
 from ..training.tensors import State, leaves_of, named, require_finite
 
 _BLOCKS = 32  # of repeats, for errors by leaving one out; its error is then known to an eighth
@@ -274,7 +275,7 @@ def gradient_noise(
         raise ValueError(f"errors of a variance need at least 3 repeats, got {num_repeats}")
     with prepared(model, guide, data, seed) as (program, _, batch):
         pass  # the data and the guide fit
-    with _as_in_training(model, guide), forked_seed(seed):
+    with _as_in_training(model, guide), forked(seed, "gradients"):
         gradients = _Gradients(objective, model, guide, batch, program)
         return _measured(gradients, num_repeats, progress=progress)
 

@@ -19,6 +19,7 @@ from .. import stats
 from .._types import Data, Estimate, ProgramLike
 from ..evidence import prepared
 from ..guides import Posterior
+from ..randomness import seeded, stream
 
 _PAIRS_AT_ONCE = 200_000  # points times data; bounds the memory of the aggregated posterior
 _PAIRS_IN_ALL = 20_000_000  # so many densities take seconds; beyond, fewer draws a datum
@@ -84,7 +85,7 @@ def mutual_information(
     with prepared(model, guide, data, seed) as (_, posterior, batch):
         num_data = len(batch[0])
         draws = draws_a_datum(num_samples, num_data)
-        torch.manual_seed(seed)
+        seeded(stream(seed, "information"))
         z, log_q = posterior.draw(draws)
         information = log_q.double() - log_aggregate(posterior, z)
     estimate = stats.mean_over_data(stats.mean_estimate(information))

@@ -36,7 +36,6 @@ from ..formatting import plus_minus
 from ..guides import Guide, Posterior, posterior_of
 from ..programs import (
     Program,
-    forked_seed,
     has_missing,
     repeat_rows,
     retry_unvalidated,
@@ -44,11 +43,10 @@ from ..programs import (
     total_log_prob,
     with_observed,
 )
+from ..randomness import forked
 from .calibration import holm
 from .statistics import Statistic, default_statistics
 
-_REPLICATE_STREAM = 0x2545F491  # added to the seed: replicates share no draw with anything else
-_GLOBAL_STREAM = 0x1F123BB5  # nor do the latents that all data share
 _MEMORY = 256.0  # mebibytes of a program's intermediate results
 _TRIED = 4  # rows that show whether a program can be simulated
 
@@ -231,7 +229,7 @@ def predictive_check(
         runs = _runs(program, proposal, batch, num_draws, given, latents, seed)
         shown = _shown(program, batch)
         functions = default_statistics(batch, shown.parts) if statistics is None else statistics
-        replicates = _replicates(runs, batch, shown, seed + _REPLICATE_STREAM)
+        replicates = _replicates(runs, batch, shown, seed)
         bar = tqdm(replicates, "replicates", num_draws, leave=None, disable=not progress)
         observed = _values(functions, batch)
         replicated = [_values(functions, replicate) for replicate in bar]
@@ -294,7 +292,7 @@ def draw_globals(
     """
     if isinstance(guide, Guide):
         return [_own_draw(guide, v) for v in guide.sample_globals(num_draws, seed=seed)]
-    with forked_seed(seed):
+    with forked(seed, "globals"):
         return [_traced_draw(program, guide, batch) for _ in range(num_draws)]
 
 
@@ -390,7 +388,7 @@ def _runs(
     if given is not None or not program.global_sites or guide is None:
         return [run(program, num_draws)]
     own = guide.guide if isinstance(guide, _SharedOnly) else guide
-    draws = draw_globals(program, own, batch, num_draws, seed + _GLOBAL_STREAM)
+    draws = draw_globals(program, own, batch, num_draws, seed)
     return [run(program.given(d.values, "draws of their posterior"), 1) for d in draws]
 
 
@@ -401,7 +399,7 @@ def _replicates(runs: list[_Run], batch: Batch, shown: "_Shown", seed: int) -> I
     for program, posterior, num_draws in runs:
         for first in range(0, num_draws, size):
             count = min(size, num_draws - first)
-            with forked_seed(seed + number):
+            with forked(seed, f"replicate.{number}"):
                 whole = _replicated(program, posterior, batch, shown, count)
             parts = [part.unflatten(0, (count, -1)) for part in whole]
             yield from zip(*parts, strict=True)

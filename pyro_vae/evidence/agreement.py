@@ -21,6 +21,7 @@ from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..guides import Posterior
 from ..programs import Program, as_batch, device_of
+from ..randomness import generator, stream
 from .estimates import Estimator
 from .exact import ClosedForm
 from .importance import ImportanceSampling
@@ -205,8 +206,8 @@ def cross_check(
 
 def _chosen(number: int, wanted: int, seed: int) -> Tensor:
     """Rows at random, in their order."""
-    stream = torch.Generator().manual_seed(seed % 2**63)
-    return torch.randperm(number, generator=stream)[:wanted].sort().values
+    draws = generator(stream(seed, "cross_check.rows"))
+    return torch.randperm(number, generator=draws)[:wanted].sort().values
 
 
 def _defaults(program: Program) -> dict[str, Estimator]:
@@ -228,9 +229,10 @@ def _results(
     """Runs every estimator on a seed of its own; a default that does not apply is left out."""
     results: dict[str, LogMarginal] = {}
     skipped: dict[str, str] = {}
-    for offset, (name, method) in enumerate(methods.items()):
+    for name, method in methods.items():
+        own = stream(seed, f"cross_check.{name}")
         try:
-            result = method(program, posterior, batch, seed=seed + offset, progress=False)
+            result = method(program, posterior, batch, seed=own, progress=False)
             results[name] = replace(result, given=program.conditions)
         except ValueError as error:
             if strict or name == "importance sampling":
@@ -238,7 +240,7 @@ def _results(
             skipped[name] = str(error).partition(";")[0]
     if len(results) == 1:
         fewer = ImportanceSampling(_FEWER_DRAWS)
-        answer = fewer(program, posterior, batch, seed=seed + len(methods))
+        answer = fewer(program, posterior, batch, seed=stream(seed, "cross_check.fewer draws"))
         results["fewer draws"] = replace(answer, given=program.conditions)
     return results, skipped
 

@@ -24,22 +24,22 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import pyro
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import stats
 from .._types import Batch, Estimate
-from ..data import row_seeds
 from ..guides import Posterior
 from ..programs import Prior, Program, sloped
+from ..randomness import normals, row_keys, uniforms
 from ..results import Doubt, join
 from .hamiltonian import Noise, Path, Point, at, transition
 from .results import Bound, LogMarginal
 from .weights import draw_rows, rows_at_once, weigh
 
-_BLOCK = 64  # transitions whose noise is drawn in one go; fixed, so that memory changes no number
-_STREAM = 0x9E3779B97F4A7C15  # odd and large: seeds that users count up never meet
+_BLOCK = 64  # transitions whose noise is drawn in one go
+_PARTS = ("pilot.start", "start", "pilot", "forward", "backward")  # each draws from its own stream
 _LEAST_CHAINS = 4.0  # effective ones; with fewer a single chain carries the estimate
 _FAR = 0.25  # from the acceptance aimed at: the pilot's steps do not fit the run
 _EVEN = 0.2  # share of an adaptive schedule that follows the pilot's own places
@@ -243,21 +243,15 @@ class Ladder(NamedTuple):
         return torch.lerp(*ends, share).exp()
 
 
-def noise_of(seeds: list[int], count: int, z: Tensor) -> Iterator[Noise]:
-    """Noise for so many transitions of chains like `z`; every datum has a stream of its own."""
+def noise_of(keys: Int64[Tensor, " rows"], count: int, z: Tensor) -> Iterator[Noise]:
+    """Noise for so many transitions of chains like `z`, each datum's from its own key."""
     chains, _, latents = z.shape
-    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
     for done in range(0, count, _BLOCK):
-        size = min(_BLOCK, count - done)
-        normals, uniforms = zip(*(_drawn(s, size, chains, latents) for s in streams), strict=True)
-        momenta, levels = torch.stack(normals, dim=2).to(z), torch.stack(uniforms, dim=2).to(z)
-        for momentum, level in zip(momenta, levels, strict=True):
+        number, first = chains * min(_BLOCK, count - done), chains * done
+        momenta = normals(keys, number, latents, z, first=first)
+        levels = uniforms(keys, number, 2, z, first=first)
+        for momentum, level in zip(momenta.split(chains), levels.split(chains), strict=True):
             yield Noise(momentum, *level.unbind(dim=-1))
-
-
-def _drawn(stream: torch.Generator, size: int, chains: int, latents: int) -> tuple[Tensor, Tensor]:
-    momentum = torch.randn(size, chains, latents, generator=stream, dtype=torch.float64)
-    return momentum, torch.rand(size, chains, 2, generator=stream, dtype=torch.float64)
 
 
 def annealed(
@@ -408,9 +402,9 @@ class AnnealedImportanceSampling:
     def works(
         self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
     ) -> Iterator["Work"]:
-        """Some data at a time, as many as fit: starts, path, frozen ladder and seeds."""
+        """Some data at a time, as many as fit: starts, path, frozen ladder and keys."""
         origin = self.start.origin(program, posterior, batch)
-        streams = [row_seeds(seed + k * _STREAM, *batch).tolist() for k in range(5)]
+        keys = [row_keys(seed, f"annealing.{part}", *batch) for part in _PARTS]
         # Half of the budget is for gradients; several times what is fastest for one density is
         # still fast for chains, which wait for one another.
         size = max(1, 4 * rows_at_once(program, batch, self.memory / 8) // self.num_chains)
@@ -418,18 +412,18 @@ class AnnealedImportanceSampling:
         fast = sloped(program, asked=self.compile, rows=self.num_chains * min(size, len(batch[0])))
         for first in tqdm(starts, desc="annealing", leave=None, disable=not progress):
             rows = slice(first, first + size)
-            seeds = [stream[rows] for stream in streams]
+            trial_start, start, pilot, forward, backward = (part[rows] for part in keys)
             part = tuple(tensor[rows] for tensor in batch)
-            trial, _ = draw_rows(origin, first, seeds[0], self.num_chains)
-            z, log_start = draw_rows(origin, first, seeds[1], self.num_chains)
+            trial, _ = draw_rows(origin, first, trial_start, self.num_chains)
+            z, log_start = draw_rows(origin, first, start, self.num_chains)
             weigh(program, z, log_start, part, self.num_chains, first=first)  # are they numbers?
             path = self.start.path(fast, origin.rows(rows), part)
             with pyro.validation_enabled(is_validate=False):  # a trajectory may leave the numbers
-                ladder = self._ladder(path, trial, seeds[2])
-                yield Work(rows, path, z, ladder, seeds[3], seeds[4])
+                ladder = self._ladder(path, trial, pilot)
+                yield Work(rows, path, z, ladder, forward, backward)
 
     def _forward(self, work: "Work") -> LogMarginal:
-        noise = noise_of(work.seeds, self.num_temperatures, work.z)
+        noise = noise_of(work.keys, self.num_temperatures, work.z)
         log_weights, acceptance = annealed(
             work.path, work.z, work.ladder, noise, self.leapfrog_steps
         )
@@ -455,9 +449,9 @@ class AnnealedImportanceSampling:
         value = -value if upper else value
         return LogMarginal(value, error, ess, pareto_k, samples, bound, method, doubts)
 
-    def _ladder(self, path: Path, z: Tensor, seeds: list[int]) -> Ladder:
+    def _ladder(self, path: Path, z: Tensor, keys: Tensor) -> Ladder:
         """The pilot run: tunes steps and scales along the path, pooled over its chains."""
-        stages = list(_pilot(path, z, seeds, self.leapfrog_steps, self.target_acceptance))
+        stages = list(_pilot(path, z, keys, self.leapfrog_steps, self.target_acceptance))
         grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
         places = self.schedule.places(self.num_temperatures, grid, spread)
         return Ladder(places, grid.T.contiguous(), log_step)
@@ -470,8 +464,8 @@ class Work(NamedTuple):
     path: Path
     z: Tensor
     ladder: Ladder
-    seeds: list[int]
-    backward_seeds: list[int]
+    keys: Tensor
+    backward_keys: Tensor
 
 
 class Stage(NamedTuple):
@@ -483,7 +477,7 @@ class Stage(NamedTuple):
 
 
 def _pilot(
-    path: Path, z: Tensor, seeds: list[int], leapfrog_steps: int, target: float
+    path: Path, z: Tensor, keys: Tensor, leapfrog_steps: int, target: float
 ) -> Iterator[Stage]:
     """Walks chains to the posterior, resampled on the way, at a pace that each datum sets.
 
@@ -494,7 +488,7 @@ def _pilot(
     place = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
     common = torch.full_like(moments[:, :1], -math.log(leapfrog_steps) / 2)
     settled, spread = common, _spread(point.log_ratio)
-    for index, noise in enumerate(noise_of(seeds, _LONGEST, z)):
+    for index, noise in enumerate(noise_of(keys, _LONGEST, z)):
         scale = moments.clamp(min=torch.finfo(z.dtype).tiny).log() / 2
         if index >= _WARM_UP:
             yield Stage(place, settled + scale, spread)

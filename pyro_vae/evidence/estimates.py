@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..data import row_seeds
 from ..guides import Posterior
 from ..programs import Program
+from ..randomness import row_keys
 from ..results import join
 from .importance import ImportanceSampling, log_marginal_of
 from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights
@@ -64,9 +64,9 @@ def log_weights(
     if num_particles < 1:
         raise ValueError(f"num_particles is at least 1, got {num_particles}")
     with prepared(model, guide, batch, seed, given) as (program, posterior, rows):
-        seeds = row_seeds(seed, *rows).tolist()
-        z, log_guide = draw_rows(posterior, 0, seeds, num_particles)
-        particles = max(1, rows_at_once(program, rows, method.memory) // len(seeds))
+        keys = row_keys(seed, "importance", *rows)
+        z, log_guide = draw_rows(posterior, 0, keys, num_particles)
+        particles = max(1, rows_at_once(program, rows, method.memory) // len(keys))
         return weigh(program, z, log_guide, rows, particles).log_weights
 
 

@@ -21,7 +21,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .._types import Batch
-from ..data import row_seeds
 from ..guides import (
     DiagonalNormal,
     Family,
@@ -34,10 +33,10 @@ from ..guides import (
     fit_parameters,
 )
 from ..programs import Program, retry_unvalidated
+from ..randomness import generator, row_keys, stream
 from .proposals import Widened
 from .weights import draw_rows
 
-_STREAM = 0x2545F491  # of starts and fits: what chooses q shares no draw with what judges it
 _START_DRAWS = 64  # a start only: it need not be the best place
 _ROWS_AT_ONCE = 4096  # of the program's batch: as many as are fast, and of images a few mebibytes
 _LEAST_SPREAD = 1e-3  # so that a guide that is a point, or nearly one, is no start without width
@@ -136,8 +135,8 @@ def _likeliest(
     program: Program, batch: Batch, like: Tensor, number: int
 ) -> Float[Tensor, "number batch latents"]:
     """Of some draws of N(0, I), the same for all data, those with a datum's largest log joint."""
-    stream = torch.Generator().manual_seed(_STREAM)
-    z = torch.randn(_START_DRAWS, program.latent_dim, generator=stream, dtype=like.dtype)
+    draws = generator(stream(0, "fit.starts"))
+    z = torch.randn(_START_DRAWS, program.latent_dim, generator=draws, dtype=like.dtype)
     z = z.to(like.device)
     parts = zip(*(tensor.split(_ROWS_AT_ONCE) for tensor in batch), strict=True)
     log_joint = torch.cat([_log_joint(program, z, part) for part in parts], dim=1)
@@ -169,7 +168,7 @@ def other_modes(
         torch.stack([family.initial(row, _NARROW) for row in rows])
         for rows in _likeliest(program, batch, first, _PROBES)
     ]
-    fits = list(_fits(program, batch, family, places, _rough(method), _STREAM))
+    fits = list(_fits(program, batch, family, places, _rough(method), stream(0, "fit.modes")))
     seen = torch.zeros_like(fits[0].converged)
     for one, other in itertools.combinations(fits, 2):
         seen |= _is_far(one, other) & ((one.elbo - other.elbo).abs() < _COMPARABLE)
@@ -190,7 +189,7 @@ def near(family: Family, posterior: Posterior, batch: Batch) -> Float[Tensor, "b
     From draws of every datum's own stream, so that they do not depend on the other data.
     """
     _require_ready(family)
-    z, _ = draw_rows(posterior, 0, row_seeds(_STREAM, *batch).tolist(), _START_DRAWS)
+    z, _ = draw_rows(posterior, 0, row_keys(0, "fit.near", *batch), _START_DRAWS)
     loc, scale = z.mean(dim=0), z.std(dim=0).clamp(min=_LEAST_SPREAD)
     closest = getattr(family, "closest_normal", None)
     if closest is not None:
@@ -217,10 +216,10 @@ def best_of_family(
     Raises:
         FloatingPointError: If the ELBO of a datum is not finite at the first start.
     """
-    seed += _STREAM
     start = starts[0]
     if len(starts) > 1:
-        start = _best(_fits(program, batch, family, starts, _rough(method), seed)).parameters
+        rough = _rough(method), stream(seed, "fit.rough")  # what chooses q does not judge it
+        start = _best(_fits(program, batch, family, starts, *rough)).parameters
     return fit_parameters(program, family, batch, start, method, seed=seed, progress=progress)
 
 

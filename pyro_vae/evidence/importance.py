@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 
 from .. import stats
 from .._types import Batch
-from ..data import row_seeds
 from ..guides import Posterior
 from ..programs import Program
+from ..randomness import row_keys, stream
 from ..results import Doubt, join
 from .compiled import Densities
 from .proposals import FromGuide, Proposal
@@ -29,7 +29,6 @@ from .results import Block, Bound, LogMarginal, Weights
 from .weights import draw_rows, rows_at_once, weigh, weigh_row
 
 _KEPT = 65_536  # draws a datum, beyond which their latents would fill the memory
-_PILOT_STREAM = 0x9E3779B9  # added to the seed: a pilot's draws are no part of the estimate
 
 
 class Average(NamedTuple):
@@ -171,19 +170,19 @@ class ImportanceSampling:
 
         All particles of each; the proposal is what is passed in.
         """
-        seeds = row_seeds(seed, *batch).tolist()
+        keys = row_keys(seed, "importance", *batch)
         limit = rows_at_once(program, batch, self.memory)
         size = max(1, limit // self.num_samples)
         densities = Densities(program, asked=self.compile)
-        starts = range(0, len(seeds), size)
+        starts = range(0, len(keys), size)
         for first in tqdm(starts, desc="importance sampling", leave=None, disable=not progress):
             block = slice(first, first + size)
-            z, log_guide = draw_rows(posterior, first, seeds[block], self.num_samples)
+            z, log_guide = draw_rows(posterior, first, keys[block], self.num_samples)
             part = tuple(tensor[block] for tensor in batch)
             particles = max(1, limit // z.shape[1])
             weights = weigh(
                 program, z, log_guide, part, particles, first=first, densities=densities,
-                rows_left=(len(seeds) - first) * self.num_samples,
+                rows_left=(len(keys) - first) * self.num_samples,
             )  # fmt: skip
             yield Block(block, z, weights)
 
@@ -196,8 +195,8 @@ class ImportanceSampling:
             yield from (block.weights for block in blocks)
             return
         limit = rows_at_once(program, batch, self.memory)
-        seeds = row_seeds(seed, *batch).tolist()
-        bar = tqdm(seeds, desc="importance sampling", leave=None, disable=not progress)
+        keys = row_keys(seed, "importance", *batch)
+        bar = tqdm(keys.split(1), desc="importance sampling", leave=None, disable=not progress)
         for row, own in enumerate(bar):
             yield weigh_row(program, posterior, batch, row, own, self.num_samples, limit)
 
@@ -212,8 +211,8 @@ class ImportanceSampling:
         progress: bool,
     ) -> Int64[Tensor, " batch"]:
         """Draws that each datum needs, from draws that nothing else is made of."""
-        stream = seed + _PILOT_STREAM
-        weights = self.weights(program, proposal, batch, seed=stream, progress=progress)
+        own = stream(seed, "importance.pilot")
+        weights = self.weights(program, proposal, batch, seed=own, progress=progress)
         error = torch.cat([figures.error for figures in map(self._figures, weights)])
         # An infinite or unknown error asks for the whole budget.
         most = math.log2(until.max_samples / self.num_samples) + 1
@@ -233,13 +232,14 @@ class ImportanceSampling:
     ) -> "_Figures":
         """Figures of every datum with its own number of draws, as many data at once as fit."""
         limit = rows_at_once(program, batch, self.memory)
-        seeds = row_seeds(seed, *batch).tolist()
+        keys = row_keys(seed, "importance", *batch)
         groups = list(_alike(sizes, limit))
         figures = []
         for rows in tqdm(groups, desc="draws as needed", leave=None, disable=not progress):
             size = int(sizes[rows[0]])
-            draws = [draw_rows(proposal, row, [seeds[row]], size) for row in rows]
-            z, log_guide = (torch.cat(parts, dim=1) for parts in zip(*draws, strict=True))
+            places = torch.tensor(rows)
+            chosen = proposal.rows(places.to(batch[0].device))
+            z, log_guide = draw_rows(chosen, 0, keys[places], size)
             weights = _weighed(program, z, log_guide, batch, rows, max(1, limit // len(rows)))
             # Each datum's weights side by side in memory: it is added up as if it were alone.
             log_weights = weights.log_weights.T.contiguous().T

@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .._types import Batch
@@ -40,6 +40,19 @@ class Proposal(Protocol):
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """The distribution to draw from, for the same data."""
+
+
+@runtime_checkable
+class Keyed(Posterior, Protocol):
+    """A posterior that may draw many data at once, each from a key of its own."""
+
+    def is_keyed(self) -> bool:
+        """Whether it can: whether its draws are made of standard normals."""
+
+    def draw_keyed(
+        self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log densities, from the `first` draw of every key on."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +158,22 @@ class WidenedPosterior:
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Draws and their log densities."""
-        center = self.center
-        z, log_density = self.base.draw(num_particles)
-        return center + self.scale * (z - center), log_density - self._log_volume(z)
+        _ = self.center  # before the draws: it may be a mean of draws itself
+        return self._spread(*self.base.draw(num_particles))
+
+    def is_keyed(self) -> bool:
+        """Whether the base can draw many data at once, each from a key of its own."""
+        return isinstance(self.base, Keyed) and self.base.is_keyed()
+
+    def draw_keyed(
+        self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Draws of the base, spread out."""
+        assert isinstance(self.base, Keyed)
+        return self._spread(*self.base.draw_keyed(keys, num_particles, first=first))
+
+    def _spread(self, z: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        return self.center + self.scale * (z - self.center), log_density - self._log_volume(z)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Log density at given points."""

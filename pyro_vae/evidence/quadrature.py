@@ -30,9 +30,9 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from .._types import Batch
-from ..data import row_seeds
 from ..guides import Posterior
 from ..programs import Program, retry_unvalidated
+from ..randomness import row_keys
 from ..results import Doubt, join
 from .results import Bound, LogMarginal
 from .weights import draw_rows, rows_at_once
@@ -123,14 +123,14 @@ class Quadrature:
                 f"has {program.latent_dim}; use pv.ImportanceSampling() or "
                 "pv.AnnealedImportanceSampling()"
             )
-        seeds = row_seeds(0, *batch).tolist()  # always the same draws: starts, and no estimate
+        keys = row_keys(0, "quadrature.starts", *batch)  # always the same: they enter no estimate
         affordable = int(self.memory * _MEBIBYTE / (_LATTICES * _POINT_BYTES * self.max_points))
         size = max(1, min(_DATA_AT_ONCE, affordable))
         limit, parts = rows_at_once(program, batch, self.memory), []
-        starts = range(0, len(seeds), size)
+        starts = range(0, len(keys), size)
         for first in tqdm(starts, desc="quadrature", leave=None, disable=not progress):
             rows = slice(first, first + size)
-            z, _ = draw_rows(posterior, first, seeds[rows], _GUIDE_DRAWS)
+            z, _ = draw_rows(posterior, first, keys[rows], _GUIDE_DRAWS)
             part = tuple(tensor[rows] for tensor in batch)
             retry_unvalidated(partial(program.log_joint, z[:1], *part))  # refuses illegal data
             with pyro.validation_enabled(is_validate=False):  # far out anything may overflow

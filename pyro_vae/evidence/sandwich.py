@@ -168,8 +168,8 @@ def _bounds(
     method: AnnealedImportanceSampling, work: Work, z: Tensor
 ) -> tuple[LogMarginal, LogMarginal]:
     """Both directions on the same ladder; `z`, `(rows, latents)`, has simulated the data."""
-    forwards = noise_of(work.seeds, method.num_temperatures, work.z)
-    backwards = noise_of(work.backward_seeds, method.num_temperatures, work.z)
+    forwards = noise_of(work.keys, method.num_temperatures, work.z)
+    backwards = noise_of(work.backward_keys, method.num_temperatures, work.z)
     steps, start = method.leapfrog_steps, z.expand_as(work.z)
     lower = annealed(work.path, work.z, work.ladder, forwards, steps)
     upper = annealed(work.path, start, work.ladder.backwards(), backwards, steps)

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch
-from ..data import row_seeds
 from ..guides import FitRows, Posterior
 from ..programs import Prior, Program, hooks_of, retry_unvalidated
+from ..randomness import row_keys, seeded, stream
 from ..results import Doubt, with_rows
 from .exact import ClosedForm
 from .fitted import Fitted, other_modes
@@ -35,12 +35,10 @@ from .importance import ImportanceSampling
 from .proposals import Defensive, FromGuide, Proposal
 from .quadrature import Quadrature
 from .results import LogMarginal
-from .weights import require_numbers, start_stream
+from .weights import require_numbers
 
 _MOST_LATENTS_ON_A_GRID = 2  # three take seconds a datum
 _TOLERANCE = 1e-3  # nats a datum: below the error of any ELBO that it is held against
-_SECOND_STREAM = 0x51ED270B  # added to the seed: no draw is used twice
-_WITNESS_STREAM = 0x6A09E667
 _WITNESSES = 1000  # draws of the prior
 _MORE = 4.0  # standard errors by which they must find more
 
@@ -127,8 +125,8 @@ class Tightest:
         if len(rows) > 0:
             part = tuple(tensor[rows] for tensor in batch)
             second = self._sampling(Defensive(self.prior_share))
-            seed += _SECOND_STREAM
-            again = second(program, fitted.rows(rows), part, seed=seed, progress=progress)
+            own = stream(seed, "tightest.second")
+            again = second(program, fitted.rows(rows), part, seed=own, progress=progress)
             method = f"{result.method}, {len(rows)} of them with draws of the prior"
             result = replace(with_rows(result, rows, again), method=method)
         several = other_modes(program, fitted, batch, FitRows())
@@ -139,8 +137,8 @@ class Tightest:
     ) -> Bool[Tensor, " batch"]:
         """Data for which draws of the prior find more mass than the estimate has."""
         prior = Prior(program, batch)
-        seeds = row_seeds(seed + _WITNESS_STREAM, *batch).tolist()
-        draws = (_witnesses(prior, row, own) for row, own in enumerate(seeds))
+        keys = row_keys(seed, "tightest.witnesses", *batch).tolist()
+        draws = (_witnesses(prior, row, own) for row, own in enumerate(keys))
         found = [stats.log_marginal(log_weights) for log_weights in draws]
         value, error = (torch.cat(parts) for parts in zip(*found, strict=True))
         # Relative to what the prior found: p / p_prior < 1 - 4 se, and the error of p itself.
@@ -148,13 +146,13 @@ class Tightest:
         return (result.value - value).exp() < 1 - _MORE * spread - stats.rounding(value)
 
 
-def _witnesses(prior: Prior, row: int, seed: int) -> Float[Tensor, "particles 1"]:
+def _witnesses(prior: Prior, row: int, key: int) -> Float[Tensor, "particles 1"]:
     """Log weights of draws of the prior for one datum, each of which one run of the program gives.
 
     Raises:
         FloatingPointError: If one is not a number.
     """
-    start_stream(seed)
+    seeded(key)
     own = prior.rows(slice(row, row + 1))
     z, log_likelihood = retry_unvalidated(partial(own.weighed, _WITNESSES))
     require_numbers("log_likelihood", log_likelihood, z, row)

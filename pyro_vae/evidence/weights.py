@@ -5,7 +5,7 @@ With draws :math:`z_k \sim q(z \mid y_n)` the importance weights are
 estimates the ELBO, and the logarithm of the mean of :math:`w_{kn}` estimates
 :math:`\log p(y_n)`, which is what :mod:`pyro_vae.stats` does. Here the weights are made.
 
-Every datum draws from a stream of its own, seeded by the seed and the content of its row. So an
+Every datum draws from a key of its own, made of the seed and the content of its row. So an
 estimate depends on the datum, the programs and the seed alone: not on the order of the rows, the
 other data, the batch, or how the work was cut to fit into memory.
 """
@@ -14,15 +14,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import accumulate
+from typing import TypeGuard
 
 import pyro
 import torch
+from jaxtyping import Int64
 from torch import Tensor
-from torch.distributions.utils import _standard_normal
 
 from .._types import Batch, Data, ProgramLike
 from ..data import check_batch
-from ..guides import FamilyPosterior, Posterior, given_globals, posterior_of, program_of
+from ..guides import Posterior, given_globals, posterior_of, program_of
 from ..programs import (
     LogDensities,
     Program,
@@ -30,12 +32,13 @@ from ..programs import (
     bytes_per_row,
     device_of,
     evaluating,
-    forked_seed,
     hooks_of,
     partly_observed,
     retry_unvalidated,
 )
+from ..randomness import forked, seeded
 from .compiled import Densities
+from .proposals import Keyed
 from .results import Weights
 
 _DRAWS_AT_ONCE = 4096  # fixed: the draws of a datum must not depend on the memory budget
@@ -50,49 +53,46 @@ _LOOK_AT = {
 
 
 def draw_rows(
-    posterior: Posterior, first: int, seeds: list[int], num_samples: int
+    posterior: Posterior, first: int, keys: Int64[Tensor, " rows"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws of some data, each from the stream of its own seed.
-
-    Where they are made of standard normals these are drawn row by row, and pushed all together.
-    """
-    some = posterior.rows(slice(first, first + len(seeds)))
-    size = retry_unvalidated(some.noise_size) if isinstance(some, FamilyPosterior) else None
-    if isinstance(some, FamilyPosterior) and size is not None:
-        noise = _noise(seeds, num_samples, size, some.parameters)
-        return retry_unvalidated(partial(some.pushed, noise))
-    draws = []
-    for offset, seed in enumerate(seeds):
-        row = slice(first + offset, first + offset + 1)
-        draw = partial(_draw_row, posterior.rows(row), seed, num_samples)
-        draws.append([torch.cat(parts) for parts in zip(*retry_unvalidated(draw), strict=True)])
-    z, log_guide = zip(*draws, strict=True)
-    return torch.cat(z, dim=1), torch.cat(log_guide, dim=1)
+    """Draws of some data, from the first on, each from its own key: all together if it can be."""
+    some = posterior.rows(slice(first, first + len(keys)))
+    if _is_keyed(some):
+        return _drawn(some, keys, [num_samples])
+    rows = (posterior.rows(slice(row, row + 1)) for row in range(first, first + len(keys)))
+    sizes = _pieces(num_samples)
+    draws = [_drawn(row, key, sizes) for row, key in zip(rows, keys.split(1), strict=True)]
+    z, log_guide = (torch.cat(parts, dim=1) for parts in zip(*draws, strict=True))
+    return z, log_guide
 
 
-def _noise(seeds: list[int], num_samples: int, size: int, like: Tensor) -> Tensor:
-    """Standard normals `(particles, batch, size)`, of each datum from its own stream."""
-    rows = []
-    for seed in seeds:
-        start_stream(seed)
-        shapes = [(part, size) for part in _pieces(num_samples)]
-        parts = [_standard_normal(shape, like.dtype, like.device) for shape in shapes]
-        rows.append(torch.cat(parts))
-    return torch.stack(rows, dim=1)
+def _drawn(
+    posterior: Posterior, keys: Int64[Tensor, " rows"], sizes: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Draws, in one piece."""
+    pieces = retry_unvalidated(lambda: list(_row_draws(posterior, keys, sizes)))
+    if len(pieces) == 1:  # no copy of what may be large
+        return pieces[0]
+    z, log_guide = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return z, log_guide
 
 
-def _draw_row(row: Posterior, seed: int, num_samples: int) -> list[tuple[Tensor, Tensor]]:
-    """Draws of one datum, in pieces."""
-    start_stream(seed)
-    return [row.draw(size) for size in _pieces(num_samples)]
+def _is_keyed(posterior: Posterior) -> TypeGuard[Keyed]:
+    return isinstance(posterior, Keyed) and retry_unvalidated(posterior.is_keyed)
 
 
-def start_stream(seed: int) -> None:
-    """Seeds torch's own stream, from which programs draw."""
-    # torch.manual_seed formats a stack trace for every call: 1.6 ms, more than the draws take.
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        torch.manual_seed(seed)
+def _row_draws(
+    posterior: Posterior, keys: Int64[Tensor, " rows"], sizes: list[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draws in pieces; of one datum only, if it draws from torch's generator."""
+    if _is_keyed(posterior):
+        starts = accumulate(sizes, initial=0)
+        for first, size in zip(starts, sizes, strict=False):
+            yield posterior.draw_keyed(keys, size, first=first)
+        return
+    seeded(int(keys))
+    for size in sizes:
+        yield posterior.draw(size)
 
 
 def _pieces(num_samples: int) -> list[int]:
@@ -106,7 +106,7 @@ def weigh_row(
     posterior: Posterior,
     batch: Batch,
     row: int,
-    seed: int,
+    key: Int64[Tensor, " 1"],
     num_samples: int,
     limit: int,
 ) -> Weights:
@@ -117,10 +117,8 @@ def weigh_row(
     """
     rows = slice(row, row + 1)
     own, part = posterior.rows(rows), tuple(tensor[rows] for tensor in batch)
-    start_stream(seed)
     weights = []
-    for size in _pieces(num_samples):
-        z, log_guide = own.draw(size)
+    for z, log_guide in _row_draws(own, key, _pieces(num_samples)):
         with torch.random.fork_rng():
             weights.append(weigh(program, z, log_guide, part, limit, first=row))
     return Weights(*(torch.cat(piece) for piece in zip(*weights, strict=True)))
@@ -192,7 +190,7 @@ def prepared(
     """Checks the data; runs the block in evaluation mode, without gradients, on its own seed."""
     batch = as_batch(data, device_of(model, guide))
     check_data(model, batch)
-    with evaluating(model, guide), torch.no_grad(), forked_seed(seed):
+    with evaluating(model, guide), torch.no_grad(), forked(seed, "unnamed"):
         program = retry_unvalidated(partial(program_of, model, guide, batch))
         program = given_globals(program, guide, batch, given)
         yield program, posterior_of(guide, program, batch), batch

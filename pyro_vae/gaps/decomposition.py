@@ -34,10 +34,9 @@ from ..guides import (
     RowFit,
 )
 from ..programs import Program
+from ..randomness import stream
 from ..results import join
 from .results import FamilyGap, InferenceGap
-
-_EVIDENCE_STREAM = 0x632BE5AB  # added to the seed: log p(y) shares no draw with the ELBOs
 
 
 def inference_gap(
@@ -120,7 +119,8 @@ def inference_gap(
         family = posterior.family if isinstance(posterior, FamilyPosterior) else DiagonalNormal()
         best = how.fit(program, batch, family, starts(program, posterior, batch, family))
         star = FamilyPosterior(family, best.parameters)
-        marginal = estimate(program, star, batch, seed=seed + _EVIDENCE_STREAM, progress=progress)
+        apart = stream(seed, "evidence")  # log p(y) shares no draw with the ELBOs
+        marginal = estimate(program, star, batch, seed=apart, progress=progress)
         others = {
             name: how.fit(program, batch, other, [near(other, star, batch)])
             for name, other in (families or {}).items()

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from .._types import Batch
 from ..programs import Program
+from ..randomness import stream
 from .families import Family
 from .noise import Noise, fixed_noise, fresh_noise, noise_size
 
@@ -142,7 +143,7 @@ class Problem:
         size = noise_size(q) or q.event_shape[0]
         enough = size * (2 if hasattr(family, "closest_normal") else 4)
         num_points = max(method.num_particles, enough)
-        noise = fixed_noise(q, num_points, start, seed=seed)
+        noise = fixed_noise(q, num_points, start, seed=stream(seed, "fit.points"))
         return Problem(program, family, batch, noise, num_points, method.max_rows)
 
     def of_rows(self, rows: slice | Tensor) -> "Problem":
@@ -176,9 +177,9 @@ class Problem:
         return torch.cat(log_joints, dim=1), torch.cat(slopes, dim=1)
 
     @torch.no_grad()
-    def fresh_elbo(self, parameters: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """The ELBO over fresh draws, each row's from its own seed, and its standard error."""
-        noise = fresh_noise(self.family(parameters[:1]), FRESH_DRAWS, parameters, seeds)
+    def fresh_elbo(self, parameters: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """The ELBO over fresh draws, each row's from its own key, and its standard error."""
+        noise = fresh_noise(self.family(parameters[:1]), FRESH_DRAWS, parameters, keys)
         with pyro.validation_enabled(is_validate=False):  # the data were, at the start
             q, z = noise(self.family, parameters)
             draws = self.program.log_joint(z, *self.batch).double() - q.log_prob(z).double()

@@ -27,6 +27,7 @@ from torch.distributions import MultivariateNormal
 
 from .._types import Batch
 from ..programs import Program, evaluating, hooks_of
+from ..randomness import generator, stream
 from ..registry import registered
 from .families import DiagonalNormal, Family
 from .maps import InferenceMap
@@ -179,9 +180,9 @@ def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -
 def _direction(factor: Tensor) -> Tensor:
     """A generic step in units of every datum's posterior, `(batch, latents)`: always the same."""
     latents = factor.shape[-1]
-    stream = torch.Generator().manual_seed(0)
-    sizes = 1 + torch.rand(latents, generator=stream) / 2  # at 1 to 3 standard deviations
-    signs = torch.randint(2, (latents,), generator=stream) * 2 - 1
+    draws = generator(stream(0, "closed form.directions"))
+    sizes = 1 + torch.rand(latents, generator=draws) / 2  # at 1 to 3 standard deviations
+    signs = torch.randint(2, (latents,), generator=draws) * 2 - 1
     unit = (sizes * signs).to(factor).expand(len(factor), -1)
     return torch.linalg.solve_triangular(factor.mT, unit[..., None], upper=True)[..., 0]
 

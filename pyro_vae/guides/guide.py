@@ -17,8 +17,8 @@ from ..programs import (
     as_batch,
     current_minibatch,
     evaluating,
-    forked_seed,
 )
+from ..randomness import forked
 from .climbing import FitRows
 from .families import DiagonalNormal, Family
 from .local import RowFit, fit_parameters
@@ -231,7 +231,7 @@ class Guide(NamedModule):
         posterior = self._evaluated(data)
         if seed is None:
             return posterior.draw(num_samples)[0].detach()
-        with forked_seed(seed):
+        with forked(seed, "guide.sample"):
             return posterior.draw(num_samples)[0].detach()
 
     def mean(self, data: Data) -> Float[Tensor, "batch latents"]:
@@ -265,7 +265,7 @@ class Guide(NamedModule):
         """
         if self.shared is None:
             return [{} for _ in range(num_samples)]
-        with forked_seed(seed), evaluating(self, self.model):
+        with forked(seed, "globals"), evaluating(self, self.model):
             return [values_of(self.program, flat) for flat in self.shared.draw(num_samples)]
 
     def fit_rows(
@@ -299,7 +299,8 @@ class Guide(NamedModule):
         """
         batch = as_batch(data, self.program.device)
         start = self._start(batch, given)
-        with forked_seed(seed):  # for the mean of a global posterior that has none in closed form
+        # For the mean of a global posterior that has none in closed form.
+        with forked(seed, "fit_rows.globals"):
             program = given_globals(self.program, self, batch, given)
         how = method or FitRows()
         fit = fit_parameters(program, self.family, batch, start, how, seed=seed, progress=progress)

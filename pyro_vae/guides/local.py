@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from .. import stats
 from .._types import Batch
-from ..data import row_seeds
-from ..programs import Program, evaluating, forked_seed, sloped
+from ..programs import Program, evaluating, sloped
+from ..randomness import forked, row_keys
 from .climbing import FRESH_DRAWS, FitRows, Problem, climb, pieces
 from .families import Family
 from .noise import Noise, Seeded
@@ -74,11 +74,11 @@ def fit_parameters(
     Raises:
         FloatingPointError: If the ELBO of a datum, or its gradient, is not finite at the start.
     """
-    seeds = row_seeds(seed, *batch)
+    keys = row_keys(seed, "fit.judge", *batch)
     how = _How.of(program, family, method, seed)
     bar = tqdm(total=len(start), desc="fit rows", leave=None, disable=not progress)
     with bar:
-        fit = how.fit(batch, start, seeds, bar.update)
+        fit = how.fit(batch, start, keys, bar.update)
         for more in _MORE_POINTS if refit else ():
             rows = fit.is_optimistic.nonzero().squeeze(-1)
             if len(rows) == 0:
@@ -86,7 +86,7 @@ def fit_parameters(
             part = tuple(tensor[rows] for tensor in batch)
             finer = replace(how, method=how.method.times(more))
             # Other draws: what seemed optimistic by chance will not do so again.
-            others = row_seeds(seed + more, *batch)[rows.cpu()]
+            others = row_keys(seed, f"fit.judge.{more}", *batch)[rows.cpu()]
             with pyro.validation_enabled(is_validate=False):  # the data were
                 again = finer.fit(part, fit.parameters[rows], others)
             fit = fit.with_rows(rows, again)
@@ -135,7 +135,7 @@ class _How:
         self,
         batch: Batch,
         start: Tensor,
-        seeds: Tensor,
+        keys: Tensor,
         report: Callable[[int], object] = lambda done: None,
     ) -> _Fitted:
         """Fits over so many points, and evaluates over fresh draws."""
@@ -150,7 +150,7 @@ class _How:
             ]
             parameters = torch.cat([climber.parameters for climber in climbers])
             values = [
-                problem.of_rows(rows).fresh_elbo(parameters[rows], seeds[rows].tolist())
+                problem.of_rows(rows).fresh_elbo(parameters[rows], keys[rows])
                 for rows in pieces(len(start), size // FRESH_DRAWS)
             ]
         parts = [(climber.elbo, climber.converged, climber.taken) for climber in climbers]
@@ -219,7 +219,7 @@ def _fixed(program: Program, family: Family, noise: Noise) -> Iterator[None]:
     """Nothing is trained, and no random stream of the caller moves."""
     with evaluating(program.model, family):
         if isinstance(noise, Seeded):
-            with forked_seed(0):
+            with forked(0, "fit.points"):
                 yield
         else:
             yield

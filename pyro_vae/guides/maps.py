@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .._types import Batch
-from ..data import row_digests
 from ..programs import Program, capturing, has_missing
+from ..randomness import row_digests
 from ..registry import registered
 from .families import Family
 

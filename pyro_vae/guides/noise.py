@@ -16,7 +16,7 @@ from functools import singledispatch
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.distributions import (
     Independent,
@@ -27,6 +27,7 @@ from torch.distributions import (
 )
 
 from .._types import Distribution
+from ..randomness import normals, seeded
 
 
 def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, "points size"]:
@@ -207,15 +208,12 @@ class Seeded:
         """One row after another."""
         seeds = list(self.seeds) * len(parameters) if len(self.seeds) == 1 else self.seeds
         rows = zip(parameters.split(1), seeds, strict=True)
-        draws = [_seeded(family(row), self.num_points, seed) for row, seed in rows]
+        draws = [_drawn(family(row), self.num_points, key) for row, key in rows]
         return family(parameters), torch.cat(draws, dim=1)
 
 
-def _seeded(q: Distribution, num_points: int, seed: int) -> Tensor:
-    # torch.manual_seed formats a stack trace for every call: 1.6 ms, more than the draws take.
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        torch.manual_seed(seed)
+def _drawn(q: Distribution, num_points: int, key: int) -> Tensor:
+    seeded(key)
     return q.rsample(torch.Size((num_points,)))
 
 
@@ -245,14 +243,11 @@ def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0
     return Pushed(even_noise(num_points, size, seed=seed).unsqueeze(1).to(like))
 
 
-def fresh_noise(q: Distribution, num_points: int, like: Tensor, seeds: Sequence[int]) -> Noise:
-    """Independent noise for every row, which depends on the row's own seed alone."""
+def fresh_noise(
+    q: Distribution, num_points: int, like: Tensor, keys: Int64[Tensor, " rows"]
+) -> Noise:
+    """Independent noise for every row, which depends on the row's own key alone."""
     size = noise_size(q)
     if size is None:
-        return Seeded(num_points, tuple(seeds))
-    shape, generator = (num_points, size), torch.Generator()
-    points = [
-        torch.randn(shape, generator=generator.manual_seed(seed), dtype=like.dtype)
-        for seed in seeds
-    ]
-    return Pushed(torch.stack(points, dim=1).to(like))
+        return Seeded(num_points, tuple(keys.tolist()))
+    return Pushed(normals(keys, num_points, size, like))

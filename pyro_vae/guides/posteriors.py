@@ -10,14 +10,15 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from ..programs import Program, Run, TracedSite, repeat_rows
+from ..randomness import normals
 from .families import Family
-from .noise import noise_size, push
+from .noise import noise_shape, noise_size, push
 
 _GLOBAL_DRAWS = 200  # of sites that all data share: a point is wanted, not an estimate
 
@@ -70,14 +71,18 @@ class FamilyPosterior:
         z = q.rsample(torch.Size((num_particles,)))
         return z, q.log_prob(z)
 
-    def noise_size(self) -> int | None:
-        """Standard normals that one draw is made of; `None` if it is not made of such."""
-        return noise_size(self.family(self.parameters[:1]))
+    def is_keyed(self) -> bool:
+        """Whether a draw is made of standard normals, so that each datum's can have its own key."""
+        return noise_size(self.family(self.parameters[:1])) is not None
 
-    def pushed(self, noise: Float[Tensor, "particles batch size"]) -> tuple[Tensor, Tensor]:
-        """What :meth:`draw` makes of this noise."""
+    def draw_keyed(
+        self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Draws as by :meth:`draw`, of each datum from its own key, from the `first` draw on."""
         q = self.family(self.parameters)
-        z = push(q, noise)
+        size = noise_size(q)
+        assert size is not None
+        z = push(q, normals(keys, num_particles, size, self.parameters, first=first))
         return z, q.log_prob(z)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
@@ -98,7 +103,24 @@ class SitePosterior:
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Flat draws and their log densities."""
-        value = self.distribution(torch.Size((num_particles,)))
+        return self._flat(self.distribution(torch.Size((num_particles,))))
+
+    def noise_shape(self) -> torch.Size | None:
+        """Shape of the normals that a draw of one datum is made of; `None` if not of such."""
+        shape = noise_shape(self.distribution) if _is_known(self.distribution) else None
+        return None if shape is None else self.distribution.batch_shape[1:] + shape
+
+    def draw_keyed(
+        self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Draws as by :meth:`draw`, of each datum from its own key, from the `first` draw on."""
+        shape = self.noise_shape()
+        assert shape is not None
+        like = self.distribution.mean
+        noise = normals(keys, num_particles, shape.numel(), like, first=first)
+        return self._flat(push(self.distribution, noise.reshape(*noise.shape[:2], *shape)))
+
+    def _flat(self, value: Tensor) -> tuple[Tensor, Tensor]:
         flat, jacobian = self.program.flatten({self._name: value.flatten(0, 1)})
         log_q = self._log_prob(value)
         return flat.view(*log_q.shape, -1), log_q + jacobian.view(log_q.shape)
@@ -116,6 +138,12 @@ class SitePosterior:
     def _log_prob(self, value: Tensor) -> Tensor:
         log_prob: Tensor = self.distribution.log_prob(value)
         return log_prob.flatten(2).sum(dim=-1) if log_prob.dim() > 2 else log_prob
+
+
+def _is_known(q: Any) -> bool:
+    """Whether it is of torch or Pyro throughout: somebody's subclass may draw in its own way."""
+    own = type(q).__module__.startswith(("torch.distributions.", "pyro.distributions."))
+    return own and (not hasattr(q, "base_dist") or _is_known(q.base_dist))
 
 
 @dataclass(frozen=True)
@@ -150,6 +178,17 @@ class ProgramPosterior:
         if others or len(names) > 1 or not by_datum or site.mask is not None:
             return None
         return SitePosterior(self.program, site.distribution)
+
+    def is_keyed(self) -> bool:
+        """Whether its one site is drawn from standard normals: then each datum can have a key."""
+        return self.only is not None and self.only.noise_shape() is not None
+
+    def draw_keyed(
+        self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Draws of each datum from its own key, from the `first` draw on."""
+        assert self.only is not None
+        return self.only.draw_keyed(keys, num_particles, first=first)
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Runs the guide on repeated rows; returns flat draws and their log densities."""

@@ -30,7 +30,6 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..data import row_seeds
 from ..evidence import ImportanceSampling, Weights, log_marginal_of, prepared
 from ..guides import Posterior
 from ..programs import Program, repeat_rows, simulate
@@ -145,8 +144,8 @@ def _container(datasets: dict[str, Any], attrs: Attributes) -> Any:
     return arviz.InferenceData(attrs=attrs, **datasets)
 
 
-_PREDICTIVE_STREAM = 2**63  # added to the seed: no caller's seed is as large
-_PRIOR_STREAM = 2**62  # for the draws that do not look at the data
+from ..randomness import row_keys, seeded
+
 _PREDICTIVE_BYTES = 2**28  # of simulated data, unless a number of draws is asked for
 _TRIED = 4  # rows that show whether a program can be simulated
 
@@ -154,13 +153,13 @@ _Groups: TypeAlias = dict[str, dict[str, Labelled]]
 
 
 class _Block(NamedTuple):
-    """Some of the data, draws for them `(draws, rows, latents)`, and seeds, two a row."""
+    """Some of the data, draws for them `(draws, rows, latents)`, and keys, two a row."""
 
     batch: Batch
     z: Tensor
     weights: Weights
-    predictive_seeds: list[int]
-    prior_seeds: list[int]
+    predictive_keys: list[int]
+    prior_keys: list[int]
 
 
 class _Sizes(NamedTuple):
@@ -279,12 +278,12 @@ def _blocks(
     progress: bool,
 ) -> Iterator[_Block]:
     """Draws and weights of some data at a time, within the estimator's memory budget."""
-    predictive_seeds = row_seeds(seed + _PREDICTIVE_STREAM, *batch).tolist()
-    prior_seeds = row_seeds(seed + _PRIOR_STREAM, *batch).tolist()
+    predictive = row_keys(seed, "posterior predictive", *batch).tolist()
+    prior = row_keys(seed, "prior predictive", *batch).tolist()
     for block in method.blocks(program, posterior, batch, seed=seed, progress=progress):
         part = tuple(tensor[block.rows] for tensor in batch)
-        seeds = predictive_seeds[block.rows], prior_seeds[block.rows]
-        yield _Block(part, block.z, block.weights, *seeds)
+        keys = predictive[block.rows], prior[block.rows]
+        yield _Block(part, block.z, block.weights, *keys)
 
 
 def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
@@ -341,8 +340,8 @@ def _predictive(program: Program, block: _Block, draws: int) -> dict[str, Labell
     if draws == 0:
         return {}
     rows = [
-        _simulation(program, block.batch, row, seed, block.z[:draws, row])
-        for row, seed in enumerate(block.predictive_seeds)
+        _simulation(program, block.batch, row, key, block.z[:draws, row])
+        for row, key in enumerate(block.predictive_keys)
     ]
     observed = {name: torch.stack([r[name] for r in rows], 1) for name in program.observed_names}
     return _drawn(observed, _observed_word(program))
@@ -353,8 +352,8 @@ def _prior(program: Program, block: _Block, draws: int) -> _Groups:
     if draws == 0:
         return {}
     rows = [
-        _simulation(program, block.batch, row, seed, draws)
-        for row, seed in enumerate(block.prior_seeds)
+        _simulation(program, block.batch, row, key, draws)
+        for row, key in enumerate(block.prior_keys)
     ]
     stacked = {name: torch.stack([r[name] for r in rows], dim=1) for name in rows[0]}
     latents = {site.name: stacked[site.name] for site in program.latent_sites}
@@ -366,7 +365,7 @@ def _prior(program: Program, block: _Block, draws: int) -> _Groups:
 
 
 def _simulation(
-    program: Program, batch: Batch, row: int, seed: int, drawn: Tensor | int
+    program: Program, batch: Batch, row: int, key: int, drawn: Tensor | int
 ) -> dict[str, Tensor]:
     """One datum made again and again, from given latents `(draws, latents)` or so many new ones.
 
@@ -374,19 +373,12 @@ def _simulation(
     """
     draws = drawn if isinstance(drawn, int) else len(drawn)
     values = {} if isinstance(drawn, int) else program.constrain(drawn)[0]
-    _seed_stream(seed)
+    seeded(key)
     run = program.run_forward(
         repeat_rows(tuple(part[row : row + 1] for part in batch), draws), values
     )
     names = [*(site.name for site in program.latent_sites), *program.observed_names]
     return {name: run[name].value_by_datum(program.plate_dim) for name in names}
-
-
-def _seed_stream(seed: int) -> None:
-    # torch.manual_seed formats a stack trace for every call, which takes longer than the draws.
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        torch.manual_seed(seed)
 
 
 def _sizes(

@@ -26,9 +26,8 @@ from ..evidence import ImportanceSampling, LogMarginal, prepared
 from ..evidence.estimates import Estimator
 from ..guides import posterior_of
 from ..programs import Program, retry_unvalidated, total_log_prob
+from ..randomness import stream
 from .draws import Attributes, Labelled, build, datum_labels, label, labelled, observed_arrays
-
-_GLOBAL_STREAM = 0x1F123BB5  # added to the seed: shared latents have a stream of their own
 
 
 class _Draw(NamedTuple):
@@ -127,7 +126,9 @@ def marginal_log_likelihood(
         number = num_draws if program.global_sites else 1
         shared = _shared(program, guide, batch, number, seed)
         estimate = partial(_estimate, program, guide, batch, method, progress=progress)
-        draws = [estimate(draw, seed + place) for place, draw in enumerate(shared)]
+        draws = [
+            estimate(draw, stream(seed, f"marginal.{place}")) for place, draw in enumerate(shared)
+        ]
         groups = _groups(program, draws) | {"observed_data": observed_arrays(program, batch)}
         coords = {"datum": datum_labels(names, len(batch[0]))}
     return build(groups, coords, _attributes(groups, draws, seed))
@@ -138,7 +139,7 @@ def _shared(
 ) -> list[GlobalDraw]:
     if not program.global_sites:
         return [GlobalDraw({}, torch.zeros(()))]
-    return draw_globals(program, guide, batch, number, seed + _GLOBAL_STREAM)
+    return draw_globals(program, guide, batch, number, seed)
 
 
 def _estimate(

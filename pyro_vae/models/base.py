@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from .._types import Distribution
 from ..likelihoods import Likelihood
-from ..programs import NamedModule, evaluating, forked_seed
+from ..programs import NamedModule, evaluating
+from ..randomness import forked
 
 _ROWS_AT_ONCE = 4096  # rows a decoder sees at once; only memory depends on it
 
@@ -83,7 +84,7 @@ class Generative(NamedModule):
                 alone; without one the draws come from that stream.
         """
         if seed is not None:
-            with forked_seed(seed):
+            with forked(seed, "sample"):
                 return self.sample(num_samples, *given)
         return self.sample_data(self.sample_latents(num_samples, *given), *given)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .._types import Batch, Distribution
 from ..likelihoods import DecodedSigma, FixedSigma, Gaussian, LearnedSigma, Likelihood
-from ..programs import forked_seed
+from ..randomness import forked
 from ..registry import registered
 from .base import Decoded, check_latents
 from .priors import Prior, StandardNormal
@@ -177,7 +177,7 @@ class ConditionalVAE(Decoded):
             `(num_samples, rows, *datum)`.
         """
         if seed is not None:
-            with forked_seed(seed):
+            with forked(seed, "sample"):
                 return self.sample_given(*given, num_samples=num_samples)
         rows = len(given[0])
         many = [part.expand(num_samples, *part.shape).flatten(0, 1) for part in given]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .._types import Distribution
 from ..likelihoods import Likelihood
-from ..programs import PartlyObserved, evaluating, forked_seed
+from ..programs import PartlyObserved, evaluating
+from ..randomness import forked
 from ..registry import registered
 from .base import Decoded, check_latents
 from .conditional import as_normal, latents_of
@@ -184,7 +185,7 @@ class SequentialVAE(Decoded):
             `(*draws, steps, *features)`.
         """
         if seed is not None:
-            with forked_seed(seed):
+            with forked(seed, "sample"):
                 return self.forecast(z, steps)
         draws, state = z.shape[:-1], self.states(z)[..., -1, :].reshape(-1, self.state_dim)
         data: list[Tensor] = []

@@ -13,7 +13,6 @@ from .modes import NamedModule as NamedModule
 from .modes import as_batch as as_batch
 from .modes import device_of as device_of
 from .modes import evaluating as evaluating
-from .modes import forked_seed as forked_seed
 from .modes import local_parameters as local_parameters
 from .modes import modules_of as modules_of
 from .plates import Minibatch as Minibatch
@@ -66,7 +65,6 @@ __all__ = [
     "current_minibatch",
     "device_of",
     "evaluating",
-    "forked_seed",
     "has_missing",
     "hooks_of",
     "local_parameters",

@@ -154,18 +154,6 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def forked_seed(seed: int) -> Iterator[None]:
-    """Seeds Python, NumPy, torch and Pyro inside the block; the caller's streams do not move."""
-    state = pyro.util.get_rng_state()
-    with torch.random.fork_rng():  # for accelerators, which Pyro's state leaves out
-        try:
-            pyro.set_rng_seed(seed)
-            yield
-        finally:
-            pyro.util.set_rng_state(state)
-
-
 def as_batch(data: Data, device: torch.device | None = None) -> Batch:
     """Makes a tuple of tensors from an array, a tensor, or a tuple of them.
 

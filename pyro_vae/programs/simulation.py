@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch
+from ..randomness import forked
 from .missing import has_missing
-from .modes import forked_seed
 from .program import Program
 from .traces import Run, repeat_rows
 
@@ -88,10 +88,10 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
     same; if not, it reads its data elsewhere, and the latents are no draw from the posterior.
     """
     latent = [site.name for site in program.latent_sites]
-    with forked_seed(seed):
+    with forked(seed, "simulate"):
         first = program.run_forward(rows)
     batch = with_observed(program, rows, first.values(program.observed_names))
-    with forked_seed(seed):
+    with forked(seed, "simulate"):
         second = program.run_forward(batch)
     for name in [*latent, *program.observed_names]:
         one, two = first[name], second[name]

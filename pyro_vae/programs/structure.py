@@ -13,8 +13,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
+from ..randomness import forked
 from .missing import PartlyObserved, has_missing
-from .modes import evaluating, forked_seed
+from .modes import evaluating
 from .plates import Subsampling, whole_plate
 from .sites import GlobalSite, LatentSite, global_site, latent_site
 from .traces import TracedSite, run
@@ -150,7 +151,7 @@ def _run(
     with (
         evaluating(model),
         torch.no_grad(),
-        forked_seed(seed),
+        forked(seed, "structure"),
         whole_plate(rows if whole else None, plate) as asked,
     ):
         try:
@@ -327,7 +328,7 @@ def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
     if not any(has_missing(part) for part in batch):
         return ()
     rows = tuple(part[:1].expand(2, *part.shape[1:]).clone() for part in batch)
-    with evaluating(model), torch.no_grad(), forked_seed(0):
+    with evaluating(model), torch.no_grad(), forked(0, "missing"):
         sites = run(model, rows).sites.values()
     storages = {
         site.value.untyped_storage().data_ptr()

@@ -26,6 +26,7 @@ from ..evidence import (
 )
 from ..evidence.estimates import Estimator
 from ..programs import Program, as_batch, device_of
+from ..randomness import seeded, stream
 from ..results import Doubts, PerDatum, either, join
 from .forward import drawn, features
 from .weighted import (
@@ -334,7 +335,7 @@ def conditional_density(
     with prepared_with_holes(model, guide, seen, seed, given) as (program, posterior, rows):
         blocks = list(weighted_draws(program, posterior, rows, how, seed=seed, progress=progress))
         if grid is None:
-            torch.manual_seed(seed)
+            seeded(stream(seed, "densities.grid"))
             grid = _grid(torch.cat([_draws(program, block, rows, mask) for block in blocks]))
         grid = grid.to(batch[0])
         curves = [_curve(program, block, rows, mask, grid) for block in blocks]

@@ -13,13 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch, Data, ProgramLike
-from ..data import row_seeds
 from ..evidence import posterior_means, prepared
 from ..evidence.weights import draw_rows
 from ..programs import Program
+from ..randomness import row_keys, seeded
 from .forward import decoded, drawn
-
-_NOISE_STREAM = 0x27D4EB2F  # added to the seed: the noise of p(y | z) is not that of q(z | y)
 
 
 def encode(
@@ -62,7 +60,7 @@ def encode(
         return posterior_means(model, guide, y, seed=seed)
     _check_draws(num_samples, 1)
     with prepared(model, guide, y, seed) as (_, posterior, batch):
-        return draw_rows(posterior, 0, row_seeds(seed, *batch).tolist(), num_samples)[0]
+        return draw_rows(posterior, 0, row_keys(seed, "latents", *batch), num_samples)[0]
 
 
 def reconstruct(
@@ -136,15 +134,15 @@ def reconstruction_draws(
     """
     _check_draws(num_samples, 1)
     with prepared(model, guide, y, seed, given) as (program, posterior, batch):
-        z, _ = draw_rows(posterior, 0, row_seeds(seed, *batch).tolist(), num_samples)
-        return _noisy(program, z, batch, seed + _NOISE_STREAM)
+        z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), num_samples)
+        return _noisy(program, z, batch, seed)
 
 
 def _noisy(program: Program, z: Tensor, batch: Batch, seed: int) -> Tensor:
     """Draws of p(y | z), each datum's from a stream of its own."""
     made = []
-    for row, own in enumerate(row_seeds(seed, *batch).tolist()):
-        torch.manual_seed(own)
+    for row, key in enumerate(row_keys(seed, "data", *batch).tolist()):
+        seeded(key)
         one = slice(row, row + 1)
         made.append(drawn(program, z[:, one], tuple(part[one] for part in batch)))
     return torch.cat(made, dim=1)

@@ -22,11 +22,11 @@ from ..programs import (
     Run,
     TracedSite,
     evaluating,
-    forked_seed,
     hooks_of,
     repeat_rows,
     with_observed,
 )
+from ..randomness import forked
 
 _ROWS_AT_ONCE = 4096  # of the program's batch; only memory depends on it
 
@@ -47,7 +47,7 @@ def simulating(
     the values of latent sites that all data share.
     """
     proposal = guide or no_guide
-    with evaluating(model, proposal), torch.no_grad(), forked_seed(seed):
+    with evaluating(model, proposal), torch.no_grad(), forked(seed, "unnamed"):
         program = program_of(model, proposal, batch)
         yield given_globals(program, proposal, batch, given)
 

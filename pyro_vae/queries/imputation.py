@@ -18,14 +18,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..data import row_seeds
 from ..evidence import ImportanceSampling, LogMarginal
 from ..programs import Program
+from ..randomness import row_keys, seeded
 from ..results import Doubts, PerDatum, join
 from .forward import drawn
 from .weighted import WeightedDraws, method_for, prepared_with_holes, weighted_draws, weighted_mean
-
-_STREAM = 0x165667B1  # added to the seed: what is drawn given z is not what drew z
 
 
 @dataclass(frozen=True, repr=False)
@@ -182,8 +180,7 @@ def impute(
             program, posterior.rows(rows), part, chosen, seed=seed, progress=progress
         )
         pieces = [
-            (_filled(program, block, part, num_samples, seed + _STREAM), block.evidence)
-            for block in weighted
+            (_filled(program, block, part, num_samples, seed), block.evidence) for block in weighted
         ]
     filled, evidence = (join(list(side)) for side in zip(*pieces, strict=True))
     return _assembled(batch[0], rows, filled, evidence, program.conditions)
@@ -194,19 +191,19 @@ def _filled(
 ) -> _Filled:
     """Moments and draws of some rows, each from its own stream."""
     part = tuple(tensor[block.rows] for tensor in batch)
-    seeds = row_seeds(seed, *batch)[block.rows].tolist()
+    keys = row_keys(seed, "imputation", *batch)[block.rows].tolist()
     rows = [
-        _filled_row(program, block, tuple(p[i : i + 1] for p in part), i, num_samples, own)
-        for i, own in enumerate(seeds)
+        _filled_row(program, block, tuple(p[i : i + 1] for p in part), i, num_samples, key)
+        for i, key in enumerate(keys)
     ]
     return _Filled(*map(torch.stack, zip(*rows, strict=True)))
 
 
 def _filled_row(
-    program: Program, block: WeightedDraws, row: Batch, place: int, num_samples: int, seed: int
+    program: Program, block: WeightedDraws, row: Batch, place: int, num_samples: int, key: int
 ) -> _Filled:
     """One row: a y for each weighted draw, and then new ones for those that are drawn again."""
-    torch.manual_seed(seed)
+    seeded(key)
     z, shares = block.z[:, place : place + 1], block.shares[:, place]
     again = torch.multinomial(shares, num_samples, replacement=True)
     y = drawn(program, torch.cat([z, z[again]]), row)[:, 0]

@@ -26,6 +26,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence.sandwich import in_turn
 from ..formatting import plus_minus
 from ..programs import Prior, Program, as_batch, device_of, evaluating, hooks_of, simulate
+from ..randomness import seeded, stream
 from .forward import features, simulating
 
 _ENTRIES = 4_000_000  # densities at once: 32 MB in float64
@@ -120,12 +121,15 @@ class MutualInformation:
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
         """Of replicates."""
-        values = [self._replicate(program, row, seed + r) for r in range(self.num_replicates)]
+        values = [
+            self._replicate(program, row, stream(seed, f"dependence.{r}"))
+            for r in range(self.num_replicates)
+        ]
         return stats.mean_estimate(torch.stack(values))
 
     def _replicate(self, program: Program, row: Batch, seed: int) -> Tensor:
         y = _simulated(program, row, self.num_samples, seed)
-        torch.manual_seed(seed)
+        seeded(stream(seed, "dependence.latents"))  # not those that made the data
         z = Prior(program, row).sample(self.num_latents)[:, 0]
         distribution = features(program, z, row)
         size = max(1, _ENTRIES // (self.num_latents * y.shape[1]))

@@ -25,11 +25,11 @@ from ..evidence import Fitted, ImportanceSampling, LogMarginal, prepared
 from ..evidence.estimates import Estimator
 from ..evidence.sandwich import in_turn
 from ..programs import as_batch, device_of, has_missing, simulate
+from ..randomness import stream
 from ..results import Doubts, PerDatum
 from .forward import simulating
 from .weighted import guide_for, require_holes
 
-_STREAM = 0x2C1B3C6D  # added to the seed: of simulated reference data
 _REFERENCE = 1000  # simulated data: tail probabilities down to a thousandth
 
 
@@ -301,7 +301,7 @@ def _reference(
     first, *others = in_turn(batch, reference)
     rows = (first.nan_to_num(nan=0.0), *others)  # a simulation has the holes of its rows
     with simulating(model, guide, rows, seed, given) as program:
-        return simulate(program, rows, seed + _STREAM)[1]
+        return simulate(program, rows, stream(seed, "outliers.reference"))[1]
 
 
 def _with_holes(batch: Batch, pattern: Bool[Tensor, " features"]) -> Batch:

@@ -18,11 +18,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..data import row_seeds
 from ..diagnostics import Collapse, collapse
 from ..evidence import prepared
 from ..evidence.weights import draw_rows
 from ..programs import repeat_rows
+from ..randomness import row_keys
 from .forward import decoded
 
 _ANTIPODAL = 1e-6  # radians short of half a turn, where rounding chooses the way
@@ -217,7 +217,7 @@ def traverse(
     uses = collapse(model, guide, y, seed=seed)
     with prepared(model, guide, y, seed, given) as (program, posterior, batch):
         draws = max(1, -(-_DRAWS // len(posterior)))
-        z, _ = draw_rows(posterior, 0, row_seeds(seed, *batch).tolist(), draws)
+        z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), draws)
         start = z.new_zeros(program.latent_dim) if at is None else at.to(z)
         _check_place(start, program.latent_dim)
         order = _order(uses).to(z.device)

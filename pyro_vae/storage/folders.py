@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .._types import ProgramLike
 from ..guides import Guide
-from ..programs import forked_seed
+from ..randomness import forked_seed
 from .parts import Part, check_types, describe, differences, fill, module_of, rebuild, tensors_of
 
 JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] | None

@@ -21,7 +21,8 @@ from .._types import ProgramLike
 from ..guides import Family, Guide, InferenceMap, LocalParameters
 from ..models import Generative
 from ..nets import activations
-from ..programs import forked_seed, modules_of
+from ..programs import modules_of
+from ..randomness import forked_seed
 from ..registry import ENTRIES, add, arguments_of, is_registered
 
 _CONVOLUTION = (

@@ -36,11 +36,11 @@ from ..programs import (
     capturing,
     device_of,
     evaluating,
-    forked_seed,
     minibatch,
     modules_of,
     run,
 )
+from ..randomness import forked_seed
 from .compiled import CompiledSteps
 from .optimizers import (
     OptimizerFactory,

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from .. import distributed
 from .._types import ProgramLike
-from ..programs import forked_seed, modules_of
+from ..programs import modules_of
+from ..randomness import forked_seed
 from .tensors import row_buffers
 
 

@@ -1,0 +1,371 @@
+r"""All randomness: named streams, keys of rows, and noise made of a key and a counter.
+
+A seed is what a user passes. From it and a *name* comes a stream, :func:`stream`, by a
+cryptographic hash: streams of different names, and those of seeds that are counted up, share
+nothing. So two quantities are independent exactly when their streams have different names.
+
+A Monte Carlo estimate of a datum must not depend on where the datum stands or on how the rows were
+cut into chunks. So every row has a key of its own, :func:`row_keys`, made of the stream and of the
+numbers in the row. Noise of many rows at once is counter-based, :func:`normals`: with
+:math:`s, \gamma` derived from the row's key (:math:`\gamma` odd) and a bijective mixing function,
+
+.. math:: u_i = \operatorname{mix}(s + i \gamma \bmod 2^{64}), \qquad i = 0, 1, \ldots
+
+is the sequence of SplitMix64. Each of its elements can be computed without the others, so all rows
+are drawn in one go, in any order, in pieces of any size. Programs that draw by themselves use
+torch's own generator, which :func:`seeded` and :func:`forked` set.
+
+References:
+    | Fast Splittable Pseudorandom Number Generators (Steele, Lea & Flood, 2014)
+    | https://doi.org/10.1145/2714064.2660195
+    | Parallel Random Numbers: As Easy as 1, 2, 3 (Salmon et al., 2011)
+    | https://doi.org/10.1145/2063384.2063405
+"""
+
+import hashlib
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyro
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+DIGEST_ROWS = 4096  # rows hashed at a time: 784 columns in float64 are 26 MB
+_POSITIVE = 2**63 - 1  # what fits a signed integer and any generator
+
+# SplitMix64: increment, multipliers and shifts of Steele, Lea & Flood (their "variant 13").
+_INCREMENT = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, made odd
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_ALTERNATING = 0xAAAAAAAAAAAAAAAA
+_FEWEST_TRANSITIONS = 24  # between bits of an increment that are alike: fewer mix badly
+_NORMAL, _UNIFORM = 0, 2  # numbers of one kind share no bit with those of another
+_AT_ONCE = 2**15  # numbers computed at a time: the buffers stay in the cache of a core
+
+
+# Streams
+
+
+def stream(seed: int, name: str) -> int:
+    """The stream of a name under a seed: itself a seed, from 0 to 2^63 - 1.
+
+    Arguments:
+        seed: Any integer, taken modulo 2^64; or another stream, of which this is a part.
+        name: What is drawn from it, as in `"importance.pilot"`.
+
+    Example:
+        >>> stream(0, "pilot") == stream(0, "pilot"), stream(0, "pilot") == stream(1, "pilot")
+        (True, False)
+    """
+    start = (seed % 2**64).to_bytes(8, "little")
+    digest = hashlib.blake2b(start + name.encode(), digest_size=8).digest()
+    key = int.from_bytes(digest, "little") & _POSITIVE
+    _heard(key, name)
+    return key
+
+
+def generator(seed: int) -> torch.Generator:
+    """A generator of its own on the CPU, for what is drawn in order."""
+    return torch.Generator().manual_seed(seed % 2**64)
+
+
+def seeded(key: int) -> None:
+    """Seeds torch's own generator, from which programs draw; call it inside :func:`forked`."""
+    # torch.manual_seed formats a stack trace for every call: 1.6 ms, more than most draws take.
+    torch.default_generator.manual_seed(key)
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        torch.manual_seed(key)
+
+
+@contextmanager
+def forked_seed(seed: int) -> Iterator[None]:
+    """Seeds Python, NumPy, torch and Pyro inside the block; the caller's streams do not move."""
+    state = pyro.util.get_rng_state()
+    with torch.random.fork_rng():  # for accelerators, which Pyro's state leaves out
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 (programs may draw from it)
+            torch.manual_seed(seed)
+            yield
+        finally:
+            pyro.util.set_rng_state(state)
+
+
+@contextmanager
+def forked(seed: int, name: str) -> Iterator[None]:
+    """:func:`forked_seed` on the stream of a name."""
+    with forked_seed(stream(seed, name)):
+        yield
+
+
+# Keys of rows
+
+
+def check_rows(batch: Sequence[Tensor]) -> None:
+    """Refuses tensors that do not have the same rows.
+
+    Raises:
+        ValueError: If there is no tensor or no row, or the numbers of rows differ.
+    """
+    shapes = [tuple(tensor.shape) for tensor in batch]
+    if not shapes or () in shapes:
+        raise ValueError(
+            "every tensor of a batch needs rows, with the datum axis leftmost; "
+            f"got shapes {shapes}: use y[None] for a single datum"
+        )
+    if len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(
+            "the tensors of a batch should have the same number of rows, one per datum; "
+            f"got {[shape[0] for shape in shapes]} (shapes {shapes})"
+        )
+    if any(0 in shape for shape in shapes):
+        raise ValueError(
+            f"the batch is empty (shapes {shapes}): expected at least one row, and a value in it; "
+            "check the filter or slice that made it"
+        )
+
+
+def row_digests(*batch: Tensor) -> Int64[Tensor, " rows"]:
+    """A 64-bit digest of the numbers in each row, over all tensors of the batch.
+
+    Equal numbers have equal digests: every value is hashed as a little-endian float64, which holds
+    each float32, float16 and integer up to 2^53 exactly, so neither dtype nor device, strides or
+    the sign of a zero plays a part. Rows that differ share a digest with probability 2^-64 a pair.
+
+    Arguments:
+        batch: Tensors `(rows, *datum)`; a row is its values in all of them, in order.
+
+    Returns:
+        Digests, `(rows,)`, on the CPU.
+
+    Raises:
+        ValueError: If there is no tensor or no row, or the numbers of rows differ.
+
+    References:
+        | BLAKE2: simpler, smaller, fast as MD5 (Aumasson et al., 2013)
+        | https://www.blake2.net/blake2.pdf
+
+    Example:
+        >>> one, two, three = row_digests(torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]]))
+        >>> bool(one == two), bool(one == three)
+        (True, False)
+    """
+    check_rows(batch)
+    parts = [
+        _hashed(_row_numbers([tensor[start : start + DIGEST_ROWS] for tensor in batch]))
+        for start in range(0, len(batch[0]), DIGEST_ROWS)
+    ]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def row_keys(seed: int, name: str, *batch: Tensor) -> Int64[Tensor, " rows"]:
+    """A key for each row that moves with the row.
+
+    It depends on the stream, on the numbers in the row and on how many equal rows stand before it
+    in this batch, and on nothing else: what is drawn with it is the same wherever the row stands.
+    Equal rows get different keys, so their errors are independent; that takes the whole data set
+    in one call, before it is cut into chunks.
+
+    Arguments:
+        seed: Any integer.
+        name: What is drawn, as in :func:`stream`.
+        batch: Tensors `(rows, *datum)`; a row is its values in all of them.
+
+    Returns:
+        Keys from 0 to 2^63 - 1, `(rows,)`, on the CPU; each is a seed, too.
+
+    Raises:
+        ValueError: If there is no tensor or no row, or the numbers of rows differ.
+
+    Example:
+        >>> y = torch.tensor([[1.0], [2.0], [1.0]])
+        >>> keys = row_keys(0, "elbo", y)
+        >>> bool(keys[0] == keys[2]), bool(row_keys(0, "elbo", y[1:])[0] == keys[1])
+        (False, True)
+    """
+    digests = row_digests(*batch).numpy()
+    start = np.full_like(digests, stream(seed, name))
+    parts = np.stack([start, digests, _occurrences(digests)], axis=1)  # (rows, 3)
+    keys = torch.from_numpy(_hashed(parts.astype("<i8")) & np.int64(_POSITIVE))
+    _heard(keys, name)
+    return keys
+
+
+def _row_numbers(batch: Sequence[Tensor]) -> Shaped[np.ndarray, "rows columns"]:
+    """All values of a row side by side as little-endian float64."""
+    # To the CPU before float64, which some accelerators lack.
+    columns = [tensor.detach().cpu().double().reshape(len(tensor), -1) for tensor in batch]
+    numbers = torch.cat(columns, dim=1) + 0.0  # -0.0 + 0.0 is 0.0
+    return np.ascontiguousarray(numbers.numpy(), dtype="<f8")
+
+
+def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " rows"]:
+    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    return np.frombuffer(digests, dtype="<i8").astype(np.int64)
+
+
+def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
+    """How many equal values stand before each."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    ranks = np.arange(len(values)) - np.searchsorted(ordered, ordered)  # from the first equal one
+    counts = np.empty_like(values)
+    counts[order] = ranks
+    return counts
+
+
+# Counter-based noise
+
+
+def normals(
+    keys: Int64[Tensor, " rows"], num: int, size: int, like: Tensor, *, first: int = 0
+) -> Float[Tensor, "num rows size"]:
+    r"""Standard normals of many rows, each from its own key, by Box and Muller's transformation.
+
+    .. math:: \epsilon_{2j}, \epsilon_{2j+1} = \sqrt{-2 \log u}\, (\cos 2 \pi v, \sin 2 \pi v)
+
+    with :math:`u, v` the upper and lower 32 bits of one element of the row's sequence. A number
+    depends on the key, on its place, on which draw of its row it is, and on `size`: not on other
+    rows, on how many draws there are, nor on the dtype but for rounding.
+
+    Arguments:
+        keys: Of the rows, `(rows,)`.
+        num: Draws of each row.
+        size: Numbers of each draw.
+        like: A tensor of the dtype and on the device wanted.
+        first: Place of the first draw in the row's sequence of draws.
+
+    References:
+        | A Note on the Generation of Random Normal Deviates (Box & Muller, 1958)
+        | https://doi.org/10.1214/aoms/1177706645
+
+    Example:
+        >>> keys = torch.tensor([3, 4])
+        >>> some = normals(keys, 5, 2, torch.zeros(0))
+        >>> bool((normals(keys[1:], 2, 2, torch.zeros(0), first=3) == some[3:, 1:]).all())
+        True
+    """
+    _drawn(keys)
+    noise = like.new_empty(num, len(keys), size)
+    for part, bits in _pieces(keys, num, (size + 1) // 2, noise, kind=_NORMAL, first=first):
+        upper = _shifted(bits, 32).double().add_(0.5).mul_(2.0**-32)  # never 0
+        radius = upper.log_().mul_(-2).sqrt_().to(noise.dtype)
+        angle = bits.bitwise_and_(2**32 - 1).double().mul_(2 * math.pi * 2.0**-32).to(noise.dtype)
+        part[..., 0::2] = radius * angle.cos()
+        part[..., 1::2] = (radius * angle.sin())[..., : size // 2]
+    return noise
+
+
+def uniforms(
+    keys: Int64[Tensor, " rows"], num: int, size: int, like: Tensor, *, first: int = 0
+) -> Float[Tensor, "num rows size"]:
+    """Uniform numbers in (0, 1) of many rows; arguments are those of :func:`normals`.
+
+    They have 53 random bits in float64 and are rounded from those in other dtypes.
+    """
+    _drawn(keys)
+    noise = like.new_empty(num, len(keys), size)
+    for part, bits in _pieces(keys, num, size, noise, kind=_UNIFORM, first=first):
+        part.copy_(_shifted(bits, 11).double().add_(0.5).mul_(2.0**-53))
+    # Rounded to few bits, the largest may be 1.
+    return noise.clamp_(max=1 - torch.finfo(noise.dtype).eps / 2)
+
+
+def _pieces(
+    keys: Tensor, num: int, size: int, noise: Tensor, *, kind: int, first: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of `noise` and the random bits for them, `(draws, rows, size)`, so many at a time."""
+    starts, increments = (part.to(noise.device) for part in _sequences(keys, kind))
+    rows_at_once = max(1, _AT_ONCE // size)
+    for row in range(0, len(keys), rows_at_once):
+        rows = slice(row, row + rows_at_once)
+        step = increments[rows, None]
+        places = torch.arange(size, device=noise.device)
+        base = starts[rows, None] + (first * size + places) * step  # (rows, size)
+        draws_at_once = max(1, _AT_ONCE // base.numel())
+        for draw in range(0, num, draws_at_once):
+            part = noise[draw : draw + draws_at_once, rows]
+            draws = torch.arange(draw, draw + len(part), device=noise.device) * size
+            yield part, mixed(torch.addcmul(base, draws[:, None, None], step))
+
+
+def _sequences(keys: Tensor, kind: int) -> tuple[Tensor, Tensor]:
+    """Where a sequence of each key starts, and its increment: odd, with bits well mixed."""
+    start, step = (mixed(keys.cpu() + _signed((kind + n) * _INCREMENT)) for n in (1, 2))
+    step |= 1
+    transitions = _count_bits(step ^ _shifted(step, 1))
+    return start, torch.where(transitions < _FEWEST_TRANSITIONS, step ^ _signed(_ALTERNATING), step)
+
+
+def mixed(bits: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
+    """The mixing function of SplitMix64, a bijection of 64 bits; in place.
+
+    Example:
+        >>> state = torch.tensor([-7046029254386353131])  # its increment: the first state of seed 0
+        >>> hex(int(mixed(state)) % 2**64)
+        '0xe220a8397b1dcdaf'
+    """
+    for shift, factor in _MIX:
+        bits ^= _shifted(bits, shift)
+        bits *= _signed(factor)
+    bits ^= _shifted(bits, 31)
+    return bits
+
+
+def _shifted(bits: Tensor, shift: int) -> Tensor:
+    """A logical shift to the right: torch's own copies the sign."""
+    return (bits >> shift).bitwise_and_((1 << (64 - shift)) - 1)
+
+
+def _signed(value: int) -> int:
+    """The signed integer with the same 64 bits."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _count_bits(bits: Tensor) -> Tensor:
+    return ((bits[:, None] >> torch.arange(64)) & 1).sum(dim=1)
+
+
+# Listening
+
+
+@dataclass
+class Heard:
+    """What was drawn while somebody listened: names of keys, and the keys that noise was made of.
+
+    Arguments:
+        names: Of streams and keys of rows.
+        drawn: Keys of counter-based noise, once for every time that it was made.
+    """
+
+    names: dict[int, str] = field(default_factory=dict)
+    drawn: list[int] = field(default_factory=list)
+
+
+_LISTENERS: list[Heard] = []
+
+
+@contextmanager
+def listening() -> Iterator[Heard]:
+    """Records streams and keys, for tests of independence."""
+    heard = Heard()
+    _LISTENERS.append(heard)
+    try:
+        yield heard
+    finally:
+        _LISTENERS.remove(heard)
+
+
+def _heard(keys: Tensor | int, name: str) -> None:
+    for listener in _LISTENERS:
+        some = [keys] if isinstance(keys, int) else keys.tolist()
+        listener.names.update(dict.fromkeys(some, name))
+
+
+def _drawn(keys: Tensor) -> None:
+    for listener in _LISTENERS:
+        listener.drawn.extend(keys.tolist())
