@@ -27,7 +27,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .._types import Batch
-from ..guides import Posterior
+from ..guides import FamilyPosterior, Posterior
 from ..programs import Prior, Program
 
 # Draws of the prior run the whole program. So many rows at a time, whatever the memory budget is:
@@ -162,8 +162,8 @@ class WidenedPosterior:
         return self._spread(*self.base.draw(num_particles))
 
     def is_keyed(self) -> bool:
-        """Whether the base can draw many data at once, each from a key of its own."""
-        return isinstance(self.base, Keyed) and self.base.is_keyed()
+        """Whether the base is, and has a mean that is not one of draws, which have no key."""
+        return isinstance(self.base, FamilyPosterior) and self.base.is_keyed()
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
