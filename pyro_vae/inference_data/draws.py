@@ -33,6 +33,7 @@ from .._types import Batch, Data, ProgramLike
 from ..evidence import ImportanceSampling, Weights, log_marginal_of, prepared
 from ..guides import Posterior
 from ..programs import Program, repeat_rows, simulate
+from ..randomness import row_keys, seeded
 
 
 class Labelled(NamedTuple):
@@ -143,8 +144,6 @@ def _container(datasets: dict[str, Any], attrs: Attributes) -> Any:
         arviz = import_module("arviz")
     return arviz.InferenceData(attrs=attrs, **datasets)
 
-
-from ..randomness import row_keys, seeded
 
 _PREDICTIVE_BYTES = 2**28  # of simulated data, unless a number of draws is asked for
 _TRIED = 4  # rows that show whether a program can be simulated
