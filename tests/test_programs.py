@@ -373,6 +373,22 @@ def masked_latent(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
+def masked_distribution(y: Tensor) -> None:
+    """The same, said by the latent's distribution."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample(
+            "z", dist.Normal(torch.zeros(len(y), 1), 1.0).mask(y[:, None] > 0).to_event(1)
+        )
+        pyro.sample("y", dist.Normal(z[:, 0], 1.0), obs=y)
+
+
+def masked_observation(y: Tensor) -> None:
+    """What the refusal of both asks for."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(y), 1), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z, 1.0).mask(y[:, None] > 0).to_event(1), obs=y[:, None])
+
+
 def partly_observed(y: Tensor) -> None:
     """Pyro makes a masked latent site of what was not seen."""
     with pyro.plate("data", len(y)):
@@ -418,6 +434,7 @@ REFUSED = {
     "until": (until, r"sites of the program differ from run to run: \['.*fixed number of steps"),
     "inner subsample": (inner_subsample, r"plate 'features' .* holds 4 of 10: only the plate over"),
     "masked latent": (masked_latent, r"latent site 'z' is masked, .* mask only what is observed"),
+    "masked distribution": (masked_distribution, r"latent site 'z' is masked, .* mask only what"),
     "partly observed": (
         partly_observed,
         r"'y_unobserved' is masked, .*obs_mask=, use poutine.mask",
@@ -493,6 +510,14 @@ def test_shapes_are_checked() -> None:
         program.log_joint(torch.zeros(1, 4, 2), torch.zeros(4))
     with pytest.raises(ValueError, match=r"z has 5 data .* tensor 0 of the batch has 4 rows"):
         program.log_joint(torch.zeros(1, 5, 3), torch.zeros(4))
+
+
+def test_a_masked_observation_counts_where_it_was_made() -> None:
+    """The remedy for masked latents: log N(z; 0, 1), and log N(y; z, 1) where y > 0."""
+    y, z = torch.tensor([1.0, -1.0]), torch.tensor([[[0.5], [0.25]]])
+    prior, likelihood = dist.Normal(0.0, 1.0).log_prob(z[..., 0]), dist.Normal(z[..., 0], 1.0)
+    expected = prior + likelihood.log_prob(y) * (y > 0)
+    torch.testing.assert_close(pv.log_joint(masked_observation, z, y), expected)
 
 
 # ---------------------------------------------------------------------- minibatches

@@ -34,7 +34,6 @@ from itertools import permutations
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import MaskedDistribution
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -42,7 +41,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import check_data, prepared
 from ..guides import Guide
 from ..objectives import BetaELBO
-from ..programs import Program, TracedSite, as_batch, device_of, minibatch
+from ..programs import Program, as_batch, device_of, minibatch
 from ..training import Fit, adam, fit
 from ..training.optimizers import OptimizerFactory
 from .aggregate import NEGLIGIBLE, Surgery, surgery
@@ -485,12 +484,4 @@ def _gives_probabilities(program: Program, y: Tensor) -> bool:
         return False
     site = program.traced(z, y)[1][program.observed_names[0]]
     whole = site.value.shape == y.shape and bool((site.value == y).all())
-    return site.is_discrete and whole and not _is_masked(site)
-
-
-def _is_masked(site: TracedSite) -> bool:
-    """By a handler, or by a distribution that wraps others."""
-    function: Any = site.distribution
-    while function is not None and not isinstance(function, MaskedDistribution):
-        function = getattr(function, "base_dist", None)
-    return function is not None or site.mask is not None
+    return site.is_discrete and whole and not site.is_masked

@@ -118,7 +118,7 @@ class Program:
         return self.structure.device
 
     def moved(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Told that the model was moved to another dtype or device, by what does so to a tensor."""
+        """Updates the cached dtype and device after `module.to()`; `fn` is what torch applies."""
         start = fn(self.structure.global_start)
         self.structure = replace(
             self.structure, global_start=start, dtype=start.dtype, device=start.device

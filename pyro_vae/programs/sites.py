@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from .traces import TracedSite
 
@@ -120,7 +120,7 @@ def latent_site(site: TracedSite, plate: str, plate_dim: int) -> LatentSite:
         axis=axis,
         inner_shape=tuple(unconstrained.movedim(axis, 0).shape[1:]),
         transform=transform,
-        is_real=_base(function.support) is torch.distributions.constraints.real,
+        is_real=_base(function.support) is constraints.real,
         event_dim=function.event_dim,
         plates=tuple(inner for inner in _plates(site) if inner[0] != plate),
     )
@@ -133,7 +133,7 @@ def _plates(site: TracedSite) -> tuple[tuple[str, int, int], ...]:
 
 def _base(support: Any) -> Any:
     """The constraint on one entry."""
-    while hasattr(support, "base_constraint"):
+    while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support
 

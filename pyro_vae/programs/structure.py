@@ -266,7 +266,7 @@ def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
 def _check_latent(site: TracedSite) -> None:
     """Refuses latent sites that no guide can hold."""
     name, function = site.name, site.distribution
-    if isinstance(site.mask, Tensor) or site.mask is False:
+    if site.is_masked:
         raise ValueError(
             f"latent site '{name}' is masked, so its density does not integrate to one where the "
             "mask is off; sample it unmasked and mask only what is observed, which leaves log "

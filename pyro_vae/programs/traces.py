@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -92,6 +93,14 @@ class TracedSite:
         """The mask that handlers gave it."""
         mask: bool | Tensor | None = self.node["mask"]
         return mask
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether some of its density is left out, by a handler or by its distribution."""
+        inner: Any = self.distribution
+        while inner is not None and not isinstance(inner, MaskedDistribution):
+            inner = getattr(inner, "base_dist", None)
+        return inner is not None or isinstance(self.mask, Tensor) or self.mask is False
 
     @property
     def frames(self) -> tuple[Any, ...]:
