@@ -447,7 +447,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_programs_are_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has no density a datum is refused by the name of the plate or site at fault."""
+    """What has no density per datum is refused by the name of the plate or site at fault."""
     monkeypatch.setattr(structure, "_SITES", 300)  # ten thousand take a quarter of a minute
     program, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):

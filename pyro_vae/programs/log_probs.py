@@ -40,8 +40,8 @@ def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> 
         return distribution.log_prob(value, *args, **kwargs)
     if features._validate_args:
         features._validate_sample(value)
-    terms, names = _TERMS[type(features)]
-    tensors = torch.broadcast_tensors(value, *(getattr(features, name) for name in names))
+    terms, parameters = _TERMS[type(features)]
+    tensors = torch.broadcast_tensors(value, *parameters(features))
     return _by_pieces(terms, tensors, distribution.reinterpreted_batch_ndims)
 
 
@@ -72,9 +72,14 @@ def _normal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
 
 _INDEPENDENT = (dist.Independent, torch.distributions.Independent)
-_TERMS: dict[type, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
-    **dict.fromkeys((dist.Bernoulli, torch.distributions.Bernoulli), (_bernoulli, ("logits",))),
-    **dict.fromkeys((dist.Normal, torch.distributions.Normal), (_normal, ("loc", "scale"))),
+_Terms = tuple[Callable[..., Tensor], Callable[[Any], tuple[Tensor, ...]]]
+_TERMS: dict[type, _Terms] = {
+    **dict.fromkeys(
+        (dist.Bernoulli, torch.distributions.Bernoulli), (_bernoulli, lambda d: (d.logits,))
+    ),
+    **dict.fromkeys(
+        (dist.Normal, torch.distributions.Normal), (_normal, lambda d: (d.loc, d.scale))
+    ),
 }
 
 

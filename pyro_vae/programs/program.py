@@ -2,7 +2,7 @@ r"""A Pyro program as a density per datum.
 
 A program with one plate over data factorizes, :math:`\log p(y, z) = \sum_n \log p(y_n, z_n)`. Its
 trace holds every site's log density by datum already: it is the site's log density summed over all
-dimensions but the plate's. For :math:`K` particles a datum the program is not asked to vectorize
+dimensions but the plate's. For :math:`K` particles per datum the program is not asked to vectorize
 anything: each row of the batch is repeated :math:`K` times and the program is called once on the
 longer batch. All latent sites of a datum are laid end to end, unconstrained, in one flat vector;
 the density of that vector has the Jacobian of the change of variables put in.

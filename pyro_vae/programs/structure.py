@@ -2,7 +2,7 @@
 
 The program is run on one row repeated twice and three times. The plate over data is the one whose
 size follows; a site inside it belongs to a datum, and one outside to all of them. What has no
-density a datum is refused here, by the name of the site or plate at fault.
+density per datum is refused here, by the name of the site or plate at fault.
 """
 
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     """Runs a program on copies of the first row of a batch, and looks at its sites.
 
     Raises:
-        ValueError: If the program has no density a datum.
+        ValueError: If the program has no density per datum.
     """
     row = tuple(part[:1] for part in batch)
     (two, asked), (three, more) = _two_runs(model, row, plate)

@@ -17,6 +17,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import Independent, TransformedDistribution
 
 from .._types import Batch, Distribution, ProgramLike
 from .log_probs import log_prob_of
@@ -98,9 +99,10 @@ class TracedSite:
     def is_masked(self) -> bool:
         """Whether some of its density is left out, by a handler or by its distribution."""
         inner: Any = self.distribution
-        while inner is not None and not isinstance(inner, MaskedDistribution):
-            inner = getattr(inner, "base_dist", None)
-        return inner is not None or isinstance(self.mask, Tensor) or self.mask is False
+        while isinstance(inner, Independent | TransformedDistribution):
+            inner = inner.base_dist
+        by_itself = isinstance(inner, MaskedDistribution)
+        return by_itself or isinstance(self.mask, Tensor) or self.mask is False
 
     @property
     def frames(self) -> tuple[Any, ...]:
