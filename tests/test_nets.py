@@ -157,7 +157,7 @@ def test_arguments_make_the_same(net: Any) -> None:
     config = arguments_of(net)
     again = type(net)(**config)
     again.load_state_dict(net.state_dict())
-    size = config.get("latents", config.get("features", 20))
+    size = config.get("latent_dim", config.get("features", 20))
     assert torch.equal(again(torch.ones(2, size)), net(torch.ones(2, size)))
 
 

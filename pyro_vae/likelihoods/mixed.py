@@ -77,7 +77,7 @@ class Mixed(Likelihood):
 
     Data are one float tensor `(batch, columns)`, categories and counts as floats too. The decoder
     gives what the columns need, one column after the other:
-    `MLPDecoder(latents, likelihood.output_shape((columns,)))`. A further tensor of the batch is
+    `MLPDecoder(latent_dim, likelihood.output_shape((columns,)))`. A further tensor of the batch is
     handed to every column, of one that is shaped like the data its own column. Columns whose
     likelihoods have the same arguments are evaluated together, each with what it has learned.
 
@@ -155,7 +155,7 @@ class Mixed(Likelihood):
             raise ValueError(
                 f"the {len(self.names)} columns need {self.outputs} numbers a row, the decoder "
                 f"gave {tuple(output.shape)}: make it with "
-                "MLPDecoder(latents, likelihood.output_shape((columns,)))"
+                "MLPDecoder(latent_dim, likelihood.output_shape((columns,)))"
             )
         return MixedFeatures(self._ask("distribution", output, given), self._columns())
 

@@ -60,7 +60,7 @@ class ConvDecoder(nn.Module):
     """Convolutional decoder: each layer doubles height and width; mirrors :class:`ConvEncoder`.
 
     Arguments:
-        latents: Entries of z.
+        latent_dim: Entries of z.
         shape: Channels, height and width of an image.
         channels: Channels of each layer, first to last.
         outputs: Numbers a pixel, stacked along the channels.
@@ -75,7 +75,7 @@ class ConvDecoder(nn.Module):
 
     def __init__(
         self,
-        latents: int,
+        latent_dim: int,
         shape: Sequence[int],
         channels: Sequence[int] = (64, 32),
         *,
@@ -84,10 +84,11 @@ class ConvDecoder(nn.Module):
         flat: bool = False,
     ) -> None:
         super().__init__()
-        self.latents, self.shape, self.channels = latents, _image_shape(shape), tuple(channels)
+        self.latent_dim = latent_dim
+        self.shape, self.channels = _image_shape(shape), tuple(channels)
         self.outputs, self.activation, self.flat = outputs, activation, flat
         sides = _halved(self.shape, len(self.channels))[::-1]
-        self.first = nn.Linear(latents, self.channels[0] * math.prod(sides[0]))
+        self.first = nn.Linear(latent_dim, self.channels[0] * math.prod(sides[0]))
         self.start = (self.channels[0], *sides[0])
         sizes = (*self.channels, outputs * self.shape[0])
         layers: list[nn.Module] = []
@@ -97,7 +98,7 @@ class ConvDecoder(nn.Module):
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """What the likelihood needs, for each z."""
-        check_width("ConvDecoder", z, self.latents, tuple(z.shape))
+        check_width("ConvDecoder", z, self.latent_dim, tuple(z.shape))
         output: Tensor = self.layers(self.first(z).view(-1, *self.start))
         return output.flatten(start_dim=1) if self.flat else output
 

@@ -79,7 +79,7 @@ class MLPDecoder(nn.Module):
     """Fully connected decoder, from the latents to `outputs` numbers a feature.
 
     Arguments:
-        latents: Entries of z.
+        latent_dim: Entries of z.
         shape: Shape of a datum, or its number of features.
         hidden: Width of each hidden layer.
         outputs: Numbers a feature: 1 for most likelihoods, 2 where sigma depends on z. They are
@@ -94,7 +94,7 @@ class MLPDecoder(nn.Module):
 
     def __init__(
         self,
-        latents: int,
+        latent_dim: int,
         shape: int | Sequence[int],
         hidden: Sequence[int] = (200,),
         *,
@@ -102,16 +102,16 @@ class MLPDecoder(nn.Module):
         activation: Activation = nn.ELU,
     ) -> None:
         super().__init__()
-        self.latents, self.hidden, self.outputs = latents, tuple(hidden), outputs
+        self.latent_dim, self.hidden, self.outputs = latent_dim, tuple(hidden), outputs
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.activation = activation
-        sizes = (latents, *self.hidden)
+        sizes = (latent_dim, *self.hidden)
         last = nn.Linear(sizes[-1], outputs * math.prod(self.shape))
         self.layers = nn.Sequential(*dense_layers(sizes, activation), last)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """What the likelihood needs, for each z."""
-        check_width("MLPDecoder", z, self.latents, tuple(z.shape))
+        check_width("MLPDecoder", z, self.latent_dim, tuple(z.shape))
         output: Tensor = self.layers(z)
         return output.view(len(z), self.outputs * self.shape[0], *self.shape[1:])
 
@@ -186,7 +186,7 @@ class ResidualDecoder(nn.Module):
     """Decoder of residual blocks, from the latents to `outputs` numbers a feature.
 
     Arguments:
-        latents: Entries of z.
+        latent_dim: Entries of z.
         shape: Shape of a datum, or its number of features.
         width: Width of the blocks.
         blocks: Number of blocks.
@@ -204,7 +204,7 @@ class ResidualDecoder(nn.Module):
 
     def __init__(
         self,
-        latents: int,
+        latent_dim: int,
         shape: int | Sequence[int],
         width: int = 200,
         blocks: int = 2,
@@ -213,16 +213,16 @@ class ResidualDecoder(nn.Module):
         activation: Activation = nn.ELU,
     ) -> None:
         super().__init__()
-        self.latents, self.width, self.blocks, self.outputs = latents, width, blocks, outputs
+        self.latent_dim, self.width, self.blocks, self.outputs = latent_dim, width, blocks, outputs
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.activation = activation
         last = nn.Linear(width, outputs * math.prod(self.shape))
         inner = _blocks(width, blocks, activation)
-        self.layers = nn.Sequential(nn.Linear(latents, width), *inner, activation(), last)
+        self.layers = nn.Sequential(nn.Linear(latent_dim, width), *inner, activation(), last)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """What the likelihood needs, for each z."""
-        check_width("ResidualDecoder", z, self.latents, tuple(z.shape))
+        check_width("ResidualDecoder", z, self.latent_dim, tuple(z.shape))
         output: Tensor = self.layers(z)
         return output.view(len(z), self.outputs * self.shape[0], *self.shape[1:])
 

@@ -71,7 +71,7 @@ def save(
     Example:
         >>> import tempfile
         >>> from pyro_vae import likelihoods, models, nets
-        >>> decoder = nets.MLPDecoder(latents=2, shape=3)
+        >>> decoder = nets.MLPDecoder(latent_dim=2, shape=3)
         >>> model = models.VAE(decoder, likelihoods.Bernoulli(), latent_dim=2)
         >>> folder = Path(tempfile.mkdtemp()) / "my_model"
         >>> save(folder, model=model, about={"data": "three coins"})
@@ -133,7 +133,7 @@ def load(
     Example:
         >>> import tempfile
         >>> from pyro_vae import Encoder, likelihoods, models, nets
-        >>> decoder = nets.MLPDecoder(latents=2, shape=3)
+        >>> decoder = nets.MLPDecoder(latent_dim=2, shape=3)
         >>> model = models.VAE(decoder, likelihoods.Bernoulli(), latent_dim=2)
         >>> guide = Guide(model, Encoder(nets.MLPEncoder(3)))
         >>> folder = Path(tempfile.mkdtemp()) / "my_model"
