@@ -5,7 +5,7 @@ on the same data, which know nothing but the program, one after the other in eac
 
     annealing, HMC     AnnealedImportanceSampling from the prior, its pilot run included, as it
                        comes: where it pays the program is compiled, which is included, too
-    as written         the same, and never compiled
+    eager              the same, and never compiled
     annealing, walk    annealing by a random walk (Metropolis), steps tuned in a pilot of its own
     prior              importance sampling from the prior
 
@@ -141,7 +141,7 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)
     names: dict[str, Answer] = {
         "annealing, HMC": hmc(temperatures, compile=None),
-        "as written": hmc(temperatures, compile=False),
+        "eager": hmc(temperatures, compile=False),
         "annealing, walk": walk,
         "prior": importance,
     }

@@ -6,7 +6,7 @@ A model of 1,000 handwritten digits (8 x 8, scikit-learn's, binarized), two late
 an encoder. Then the best diagonal normal of every digit is searched for, from the encoder's answer
 and from the prior. In one run it prints
 
-    how long an epoch of training took, and how long the fit, with the program as it is written and
+    how long an epoch of training took, and how long the fit, with the program eager and
         compiled (median and range over repeats);
     how far the mean ELBO is from its converged value, that of a fit with many more points and a
     much smaller tolerance: both evaluated with the same fresh draws, so the error is that of
@@ -161,8 +161,8 @@ def report_fits(
     reference: Tensor,
     sizes: Sizes,
 ) -> None:
-    """Time and quality of the library's fits, as written and compiled by turns."""
-    methods = {"as written": pv.FitRows(compile=False), "compiled": pv.FitRows(compile=True)}
+    """Time and quality of the library's fits, eager and compiled by turns."""
+    methods = {"eager": pv.FitRows(compile=False), "compiled": pv.FitRows(compile=True)}
     begin = time.perf_counter()
     fit_parameters(guide.program, guide.family, (y,), starts["encoder"], methods["compiled"])
     print(f"compiled in {time.perf_counter() - begin:.0f} s")
@@ -178,9 +178,9 @@ def report_fits(
             print(
                 f"fit from the {name}, {how}: {spread(values)} s = {spread(ratios, '.1f')} epochs"
             )
-        ratios = [w / c for w, c in zip(times["as written"], times["compiled"], strict=True)]
+        ratios = [w / c for w, c in zip(times["eager"], times["compiled"], strict=True)]
         found = elbo(guide, y, fit.parameters, sizes.draws)
-        print(f"    as written takes {spread(ratios)} times as long as compiled")
+        print(f"    eager takes {spread(ratios)} times as long as compiled")
         print(f"    {fit.steps} steps at most, {int(fit.converged.sum())} of {len(y)} converged")
         print(f"    short of the converged ELBO by {shortfall(reference, found)}")
 

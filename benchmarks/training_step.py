@@ -5,7 +5,7 @@ batch), one step of Adam on a batch that is in memory, taken by
 
     torch         written by hand: no probabilistic program, one optimizer step
     Pyro SVI      the program under Trace_ELBO and Pyro's Adam
-    as written    `pv.fit` with compile=False
+    eager         `pv.fit` with compile=False
     compiled      `pv.fit` with compile=True, once it is compiled
     NumPyro jit   `svi.update` compiled, a call a step
     NumPyro scan  many steps in one compiled loop
@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, elu
 
 import pyro_vae as pv
+from pyro_vae.compiling import CompiledSteps
 from pyro_vae.programs import local_parameters
-from pyro_vae.training.compiled import CompiledSteps
 
 SIZES = {
     "64-64-2, 64": (64, 64, 2, 64),
@@ -95,7 +95,7 @@ def with_svi(y: Tensor, hidden: int, latents: int) -> Steps:
 
 
 def ours(y: Tensor, hidden: int, latents: int, *, compile: bool) -> Steps:
-    """What `pv.fit` does in a step, as it is written or compiled."""
+    """What `pv.fit` does in a step, eagerly or compiled."""
     model, guide = programs(y.shape[1], hidden, latents)
     elbo, rows = Trace_ELBO(), torch.arange(len(y))
     tensors: list[Tensor] = [*model.parameters(), *guide.parameters()]
@@ -106,17 +106,17 @@ def ours(y: Tensor, hidden: int, latents: int, *, compile: bool) -> Steps:
             total = elbo.differentiable_loss(model, guide, *batch) / len(rows)
         return total, -total
 
-    def written() -> None:
+    def eager() -> None:
         optimizer.zero_grad()
         loss(y)[0].backward()
         optimizer.step()
 
     if not compile:
-        return timed(written)
-    steps = CompiledSteps(loss, tensors, optimizer, asked=True)
+        return timed(eager)
+    steps = CompiledSteps(loss, tensors, optimizer, compile=True)
     start = time.perf_counter()
-    with steps.timed():
-        written()
+    with steps.counted():
+        eager()
     if steps.step((y,), steps_left=1) is None:
         raise RuntimeError(f"the step could not be compiled: {steps.reason}")
     print(f"  compiled in {time.perf_counter() - start:.0f} s", flush=True)
@@ -198,7 +198,7 @@ def peers(size: tuple[int, int, int, int]) -> dict[str, Steps]:
     found = {
         "torch": by_hand(y, hidden, latents),
         "Pyro SVI": with_svi(y, hidden, latents),
-        "as written": ours(y, hidden, latents, compile=False),
+        "eager": ours(y, hidden, latents, compile=False),
         "compiled": ours(y, hidden, latents, compile=True),
     }
     if importlib.util.find_spec("numpyro") is not None:

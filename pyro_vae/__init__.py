@@ -61,9 +61,9 @@ from .guides import (
 )
 from .inference_data import marginal_log_likelihood, to_inference_data
 from .objectives import IWAE, STL, AnalyticELBO, BetaELBO, Cyclic, DReG, LinearWarmup, Renyi
-from .programs import BFloat16Products, PartlyObserved, TF32Products, log_joint, minibatch
+from .programs import PartlyObserved, log_joint, minibatch
 from .storage import load, save
-from .training import fit
+from .training import BFloat16Products, TF32Products, fit
 
 if TYPE_CHECKING:
     from . import criticism, defaults, plots, queries

@@ -61,14 +61,6 @@ def seed() -> int:
     return SEED
 
 
-@pytest.fixture(autouse=True)
-def no_graphs() -> None:
-    """What a program cost in other tests does not decide whether it is compiled in this one."""
-    from pyro_vae.programs import graphs
-
-    graphs._KEPT.clear()
-
-
 @pytest.fixture
 def float64() -> Iterator[None]:
     """Makes float64 the default dtype for one test."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae._types import Batch
+from pyro_vae.compiling import Captured, NotCaptured, capture
 from pyro_vae.objectives import Objective
-from pyro_vae.programs import Captured, NotCaptured, capture, local_parameters
+from pyro_vae.programs import local_parameters
 from tests.helpers.conformance import REPRESENTATIVE, made, triples
 from tests.helpers.training import assert_same_state, data, fit, sgd, small, state
 
@@ -234,7 +235,7 @@ def test_training_is_the_same(recipe: str, replayed: list[Captured]) -> None:
         options = {"num_epochs": 4, "batch_size": 8, "compile": compile, **RECIPES[recipe]}
         result = fit(model, guide, y, **options)
         results.append((result.history.elbo, state(model, guide)))
-        assert result.compiled == ("compiled" if compile else "as written: compile=False")
+        assert result.compiled == ("compiled" if compile else "eager: compile=False")
     assert replayed
     (eager, eager_state), (fast, fast_state) = results
     assert np.allclose(fast, eager, rtol=1e-9, atol=0)
@@ -243,7 +244,7 @@ def test_training_is_the_same(recipe: str, replayed: list[Captured]) -> None:
 
 
 @float64
-def test_a_table_runs_as_written(replayed: list[Captured]) -> None:
+def test_a_table_runs_eagerly(replayed: list[Captured]) -> None:
     """With the reason, and a warning only where compiling was asked for."""
     model, guide = small(map=pv.LocalParameters(10))
     assert "rows of a table" in fit(model, guide, data(), num_epochs=1).compiled
@@ -251,7 +252,7 @@ def test_a_table_runs_as_written(replayed: list[Captured]) -> None:
 
 
 @float64
-def test_a_program_that_branches_runs_as_written(replayed: list[Captured]) -> None:
+def test_a_program_that_branches_runs_eagerly(replayed: list[Captured]) -> None:
     """The line is named in a warning and in the result, and training is what it was."""
 
     class Branches(pv.models.VAE):
@@ -288,7 +289,7 @@ def test_a_program_that_counts_is_caught(replayed: list[Captured]) -> None:
 
 @float64
 def test_what_is_not_finite_moves_nothing(replayed: list[Captured]) -> None:
-    """The step is taken again as it is written, which names the culprit."""
+    """The step is taken again eagerly, which names the culprit."""
     model, guide = small(pv.likelihoods.Gaussian())
     calls, before = [0], {}
 
@@ -337,7 +338,7 @@ def test_svi(elbo: Any, replayed: list[Captured]) -> None:
 @float64
 @pytest.mark.usefixtures("user_param_store")
 def test_svi_with_rows(replayed: list[Captured]) -> None:
-    """A table's rows are others in every batch: as written, with the reason."""
+    """A table's rows are others in every batch: eager, with the reason."""
     model, guide = small(map=pv.LocalParameters(10))
     elbo = pv.objectives.CompiledELBO(Trace_ELBO())
     svi = SVI(model, guide, PyroAdam({"lr": 0.01}), elbo)
@@ -361,7 +362,7 @@ def test_compiling_has_to_pay(replayed: list[Captured]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [None, pv.IWAE(3)], ids=["Trace_ELBO", "IWAE"])
 def test_compiled_training(objective: Objective | None) -> None:
-    """The compiler and all, in float32: as written, up to rounding."""
+    """The compiler and all, in float32: as eagerly, up to rounding."""
     results = []
     y = (torch.rand(40, 6) < 0.5).float()
     for compile in (False, True):

@@ -21,6 +21,7 @@ LAYERS = (
     ("plots",),
     ("results",),
     ("programs",),
+    ("compiling",),
     ("nets", "likelihoods"),
     ("guides", "models"),
     ("defaults",),

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import pyro_vae as pv
+from pyro_vae.compiling import Captured
 from pyro_vae.evidence import elbo
-from pyro_vae.programs import Captured
 
 ROUNDINGS = {
     "linear": lambda x, w: functional.linear(x, w, torch.ones(6)),

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae.compiling import Captured
 from pyro_vae.evidence import LogMarginal
-from pyro_vae.programs import Captured
 from pyro_vae.results import Doubt, join
 from pyro_vae.training.sharding import Shards
 from tests.helpers.factor_analysis import prior_guide

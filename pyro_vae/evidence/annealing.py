@@ -30,8 +30,9 @@ from tqdm.auto import tqdm
 
 from .. import stats
 from .._types import Batch, Estimate
+from ..compiling import CompiledDensity
 from ..guides import Posterior
-from ..programs import Prior, Program, sloped
+from ..programs import Density, Prior, Program
 from ..randomness import normals, row_keys, uniforms
 from ..results import Doubt, join
 from .hamiltonian import Noise, Path, Point, at, transition
@@ -174,7 +175,7 @@ class Start(Protocol):
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """The normalized density that chains start from."""
 
-    def path(self, program: Program, origin: Posterior, batch: Batch) -> Path:
+    def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
         """Log density of the start, and of the joint density over it."""
 
 
@@ -186,7 +187,7 @@ class StartFromPrior:
         """The prior."""
         return Prior(program, batch)
 
-    def path(self, program: Program, origin: Posterior, batch: Batch) -> Path:
+    def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
         """Log prior and log likelihood."""
         return lambda z: tuple(program.log_densities(z, *batch))  # type: ignore[return-value]
 
@@ -204,7 +205,7 @@ class StartFromGuide:
         """The guide."""
         return posterior
 
-    def path(self, program: Program, origin: Posterior, batch: Batch) -> Path:
+    def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
         """Log density of the guide, and log weight."""
 
         def path(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -333,9 +334,9 @@ class AnnealedImportanceSampling:
         start: :class:`StartFromPrior` or :class:`StartFromGuide`.
         target_acceptance: What the pilot tunes the steps to, between 0 and 1.
         memory: Mebibytes that the program's intermediate results may take.
-        compile: Whether the program's densities and slopes are compiled, which takes some ten
-            seconds at first and is kept with the model; by default once the model has cost as much
-            as it is written. It changes a density by its rounding alone, which may send a chain
+        compile: Whether the program's densities and gradients are compiled, which takes some ten
+            seconds at first and is kept with the model; by default where that
+            pays. It changes a density by its rounding alone, which may send a chain
             elsewhere in the end.
 
     Raises:
@@ -409,7 +410,13 @@ class AnnealedImportanceSampling:
         # still fast for chains, which wait for one another.
         size = max(1, 4 * rows_at_once(program, batch, self.memory / 8) // self.num_chains)
         starts = range(0, len(batch[0]), size)
-        fast = sloped(program, asked=self.compile, rows=self.num_chains * min(size, len(batch[0])))
+        density = CompiledDensity(
+            program,
+            compile=self.compile,
+            rows=self.num_chains * min(size, len(batch[0])),
+            memory=self.memory,
+            calls_left=self.num_temperatures * (self.leapfrog_steps + 1) * len(starts),
+        )
         for first in tqdm(starts, desc="annealing", leave=None, disable=not progress):
             rows = slice(first, first + size)
             trial_start, start, pilot, forward, backward = (part[rows] for part in keys)
@@ -417,7 +424,7 @@ class AnnealedImportanceSampling:
             trial, _ = draw_rows(origin, first, trial_start, self.num_chains)
             z, log_start = draw_rows(origin, first, start, self.num_chains)
             weigh(program, z, log_start, part, self.num_chains, first=first)  # are they numbers?
-            path = self.start.path(fast, origin.rows(rows), part)
+            path = self.start.path(density, origin.rows(rows), part)
             with pyro.validation_enabled(is_validate=False):  # a trajectory may leave the numbers
                 ladder = self._ladder(path, trial, pilot)
                 yield Work(rows, path, z, ladder, forward, backward)

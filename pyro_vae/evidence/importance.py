@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from .. import stats
 from .._types import Batch
+from ..compiling import DrawDensities
 from ..guides import Posterior
 from ..programs import Program
 from ..randomness import row_keys, stream
 from ..results import Doubt, join
-from .compiled import Densities
 from .proposals import FromGuide, Proposal
 from .results import Block, Bound, LogMarginal, Weights
 from .weights import draw_rows, rows_at_once, weigh, weigh_row
@@ -109,7 +109,8 @@ class ImportanceSampling:
             often that number is to be doubled; the estimate is made afresh with so many.
         compile: Whether the program's densities are compiled, which takes some ten seconds at first
             and is kept with the model; by default where that pays. It changes results by rounding
-            alone. What cannot be compiled is evaluated as it is written.
+            alone. What cannot be compiled is evaluated eagerly, and so is, unless asked, everything
+            within a budget that does not hold the compiler (300 mebibytes).
 
     Raises:
         ValueError: If there are fewer than two draws, or fewer than 30 for a pilot.
@@ -173,7 +174,7 @@ class ImportanceSampling:
         keys = row_keys(seed, "importance", *batch)
         limit = rows_at_once(program, batch, self.memory)
         size = max(1, limit // self.num_samples)
-        densities = Densities(program, asked=self.compile)
+        densities = DrawDensities(program, compile=self.compile, memory=self.memory)
         starts = range(0, len(keys), size)
         for first in tqdm(starts, desc="importance sampling", leave=None, disable=not progress):
             block = slice(first, first + size)

@@ -10,23 +10,21 @@ estimate depends on the datum, the programs and the seed alone: not on the order
 other data, the batch, or how the work was cut to fit into memory.
 """
 
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
 from typing import TypeGuard
 
-import pyro
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from .._types import Batch, Data, ProgramLike
+from ..compiling import DrawDensities
 from ..data import check_batch
 from ..guides import Posterior, given_globals, posterior_of, program_of
 from ..programs import (
-    LogDensities,
     Program,
     as_batch,
     bytes_per_row,
@@ -37,7 +35,6 @@ from ..programs import (
     retry_unvalidated,
 )
 from ..randomness import forked, seeded
-from .compiled import Densities
 from .proposals import Keyed
 from .results import Weights
 
@@ -132,7 +129,7 @@ def weigh(
     particles: int,
     *,
     first: int = 0,
-    densities: Densities | None = None,
+    densities: DrawDensities | None = None,
     rows_left: int = 0,
 ) -> Weights:
     """Log densities of given draws, so many particles at a time; checked and in float64.
@@ -140,23 +137,10 @@ def weigh(
     Pyro validates the data with the first particles; with the others they are the same. With
     `densities` they may be compiled, the more so the more draws of some datum are left to come.
     """
-
-    def written(head: Tensor) -> LogDensities:
-        return retry_unvalidated(partial(program.log_densities, head, *batch))
-
-    parts = None
-    if densities is not None:
-        parts = densities(z, batch, particles, rows_left, written)
-    if parts is None:
-        start = time.perf_counter()
-        head, *others = z.split(particles)
-        parts = [written(head)]
-        with pyro.validation_enabled(is_validate=False) if others else nullcontext():
-            parts += [program.log_densities(piece, *batch) for piece in others]
-        if densities is not None:
-            densities.timed(time.perf_counter() - start, z.shape[0] * z.shape[1])
-    prior, likelihood = (torch.cat(part).double() for part in zip(*parts, strict=True))
-    weights = Weights(prior, likelihood, log_guide.double())
+    if densities is None:
+        densities = DrawDensities(program, compile=False)
+    prior, likelihood = densities(z, batch, particles, rows_left)
+    weights = Weights(prior.double(), likelihood.double(), log_guide.double())
     for name in _LOOK_AT:
         require_numbers(name, getattr(weights, name), z, first)
     return weights

@@ -34,7 +34,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from .._types import Batch
-from ..programs import Program
+from ..programs import Density
 from ..randomness import stream
 from .families import Family
 from .noise import Noise, fixed_noise, fresh_noise, noise_size
@@ -63,10 +63,9 @@ class FitRows:
             Each takes one evaluation of the program and its gradient, and so does the start.
         history: Past steps that L-BFGS remembers.
         max_rows: Data times particles that the program is asked for at once.
-        compile: Whether the program's densities and slopes are compiled, which takes some ten
-            seconds at first and is kept with the model; by default once the model has cost as much
-            as it is written. It changes a value by its rounding alone, and a fit within the
-            tolerance.
+        compile: Whether the program's densities and gradients are compiled, which takes some ten
+            seconds at first and is kept with the model; by default once that would have paid. It
+            changes a value by its rounding alone, and a fit within the tolerance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -122,7 +121,7 @@ class Point(NamedTuple):
 class Problem:
     """The ELBO of some data over fixed noise, as a function of their parameters."""
 
-    program: Program
+    program: Density
     family: Family
     batch: Batch
     noise: Noise
@@ -131,7 +130,7 @@ class Problem:
 
     @staticmethod
     def of(
-        program: Program,
+        program: Density,
         family: Family,
         batch: Batch,
         start: Tensor,
@@ -157,7 +156,7 @@ class Problem:
         leaf = parameters.detach().requires_grad_()
         q, z = self.noise(self.family, leaf)
         at = z.detach()
-        log_joint, slope = self._sloped(at)
+        log_joint, slope = self._with_gradient(at)
         log_q = q.log_prob(z)
         # The chain rule by hand, since the slopes are wanted too: f = mean(log p(y, z) - log q).
         climb = ((z * slope).sum() - log_q.sum()) / len(z)
@@ -165,7 +164,7 @@ class Problem:
         elbo = (log_joint.double() - log_q.detach().double()).mean(dim=0)
         return Point(leaf.detach(), elbo, gradient.double(), at, slope)
 
-    def _sloped(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log joint at the points, and its slope, of as many data at once as memory allows."""
         parts = []
         for rows in pieces(z.shape[1], self.max_rows // self.num_points):

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from .. import stats
 from .._types import Batch
-from ..programs import Program, evaluating, sloped
+from ..compiling import CompiledDensity
+from ..programs import Density, Program, evaluating
 from ..randomness import forked, row_keys
 from .climbing import FRESH_DRAWS, FitRows, Problem, climb, pieces
 from .families import Family
@@ -121,7 +122,7 @@ class _Fitted(NamedTuple):
 class _How:
     """What is the same for every fit of a program's data."""
 
-    program: Program
+    program: Density
     family: Family
     method: FitRows
     seed: int
@@ -129,7 +130,7 @@ class _How:
     @staticmethod
     def of(program: Program, family: Family, method: FitRows, seed: int) -> "_How":
         """With the program's densities compiled, if that pays or was asked for."""
-        return _How(_sloped(program, method), family, method, seed)
+        return _How(_compiled(program, method), family, method, seed)
 
     def fit(
         self,
@@ -203,19 +204,18 @@ def finite_rows(
     seed: int = 0,
 ) -> Bool[Tensor, " batch"]:
     """Which data could be fitted from there: ELBO and gradient over the points are numbers."""
-    fast = _sloped(program, method)
-    problem = Problem.of(fast, family, batch, start, method, seed)
+    problem = Problem.of(_compiled(program, method), family, batch, start, method, seed)
     parts = pieces(len(start), _TOGETHER * method.max_rows // problem.num_points)
     with _fixed(program, family, problem.noise), pyro.validation_enabled(is_validate=False):
         return torch.cat([problem.of_rows(rows)(start[rows]).is_finite for rows in parts])
 
 
-def _sloped(program: Program, method: FitRows) -> Program:
-    return sloped(program, asked=method.compile, rows=method.max_rows)
+def _compiled(program: Program, method: FitRows) -> CompiledDensity:
+    return CompiledDensity(program, compile=method.compile, rows=method.max_rows)
 
 
 @contextmanager
-def _fixed(program: Program, family: Family, noise: Noise) -> Iterator[None]:
+def _fixed(program: Density, family: Family, noise: Noise) -> Iterator[None]:
     """Nothing is trained, and no random stream of the caller moves."""
     with evaluating(program.model, family):
         if isinstance(noise, Seeded):

@@ -1,5 +1,6 @@
 """Objectives: bounds per datum that plug into `pv.fit` and into `pyro.infer.SVI`."""
 
+from ..compiling import CompiledELBO as CompiledELBO
 from .analytic import AnalyticELBO as AnalyticELBO
 from .base import Cyclic as Cyclic
 from .base import LinearWarmup as LinearWarmup
@@ -11,7 +12,6 @@ from .bounds import STL as STL
 from .bounds import BetaELBO as BetaELBO
 from .bounds import DReG as DReG
 from .bounds import Renyi as Renyi
-from .compiled import CompiledELBO as CompiledELBO
 
 __all__ = [
     "IWAE",

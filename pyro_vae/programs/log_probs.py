@@ -23,8 +23,8 @@ from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from .capture import capturing
 from .missing import observed_features
+from .modes import capturing
 
 _CACHED = 100_000  # entries of a piece, of which a few copies stay in a CPU's cache
 

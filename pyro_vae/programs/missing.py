@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .._types import Distribution
-from .capture import known_missing
+from .modes import known_missing
 
 
 class PartlyObserved(dist.TorchDistribution):

@@ -9,6 +9,7 @@ import inspect
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from .._types import Batch, Data, ProgramLike
 
 _COUNTER = itertools.count(1)
+_CAPTURED_DATA_MISS: ContextVar[bool | None] = ContextVar("pyro_vae_capturing", default=None)
 
 
 class NamedModule(PyroModule):
@@ -152,6 +154,29 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
                 _give_local_state(part)
     with pyro.settings.context(module_local_params=True):
         yield
+
+
+@contextmanager
+def capturing_data(*, missing: bool) -> Iterator[None]:
+    """While the operations of a program are written down: no number can be read out of a tensor.
+
+    Whether the data have missing entries is the one thing that programs need to know of them.
+    """
+    token = _CAPTURED_DATA_MISS.set(missing)
+    try:
+        yield
+    finally:
+        _CAPTURED_DATA_MISS.reset(token)
+
+
+def capturing() -> bool:
+    """Whether a program is being captured now, so that no number can be read out of a tensor."""
+    return _CAPTURED_DATA_MISS.get() is not None
+
+
+def known_missing() -> bool | None:
+    """Whether data have missing entries, where it is known because a program is captured."""
+    return _CAPTURED_DATA_MISS.get()
 
 
 def as_batch(data: Data, device: torch.device | None = None) -> Batch:

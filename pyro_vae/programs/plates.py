@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 
-from .capture import capturing
+from .modes import capturing
 
 
 class Subsampling(NamedTuple):

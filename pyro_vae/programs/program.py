@@ -9,10 +9,9 @@ the density of that vector has the Jacobian of the change of variables put in.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -33,6 +32,21 @@ class LogDensities(NamedTuple):
 
     prior: Tensor
     likelihood: Tensor
+
+
+@runtime_checkable
+class Density(Protocol):
+    """What fits of rows and chains ask of a program, or of what stands in for it."""
+
+    @property
+    def model(self) -> ProgramLike:
+        """The model."""
+
+    def log_densities(self, z: Tensor, *batch: Tensor) -> LogDensities:
+        """Log prior and log likelihood, each `(particles, batch)`, in nats."""
+
+    def log_joint(self, z: Tensor, *batch: Tensor) -> Tensor:
+        """Their sum."""
 
 
 class Program:
@@ -67,7 +81,7 @@ class Program:
     """
 
     def __init__(self, model: ProgramLike, *batch: Tensor, plate: str | None = None) -> None:
-        self.model = model
+        self.model: ProgramLike = model
         self.structure = structure_of(model, _checked(batch) or self._own_prototype(), plate)
         self.fixed: dict[str, Tensor] = {}
         self.conditions = ""
@@ -161,19 +175,6 @@ class Program:
         other.fixed = dict(values)
         other.conditions = f"conditional on {', '.join(names)} at {source}" if names else ""
         return other
-
-    @contextmanager
-    def at(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside the block this very program has its global sites at these values.
-
-        For inference maps, which hold the program: their answer is for these values.
-        """
-        before = self.fixed
-        self.fixed = {name: value.detach() for name, value in values.items()}
-        try:
-            yield
-        finally:
-            self.fixed = before
 
     def _global_shape(self, site: GlobalSite) -> tuple[int, ...]:
         start = torch.zeros(site.size, dtype=self.dtype, device=self.device)

@@ -12,18 +12,19 @@ from .program import Program
 from .traces import retry_unvalidated
 
 
-class _CountBytes(TorchDispatchMode):
-    """Sums the bytes of every tensor made: an upper bound on what is alive at once."""
+class Counted(TorchDispatchMode):
+    """Counts operations, and the bytes of all results: a bound on what is alive at once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.operations = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.operations += 1
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, Tensor):
-                self.total += tensor.numel() * tensor.element_size()
+                self.bytes += tensor.numel() * tensor.element_size()
         return out
 
 
@@ -31,10 +32,10 @@ def bytes_per_row(program: Program, batch: Batch) -> float:
     """Bytes that one more row of a program's batch makes: what it costs, and a bound on memory."""
     row, totals = tuple(part[:1] for part in batch), []
     for particles in (1, 3):
-        with _CountBytes() as count:
+        with Counted() as count:
             z = torch.zeros(
                 particles, 1, program.latent_dim, dtype=program.dtype, device=row[0].device
             )
             retry_unvalidated(partial(program.log_densities, z, *row))
-        totals.append(count.total)
+        totals.append(count.bytes)
     return (totals[1] - totals[0]) / 2

@@ -26,12 +26,12 @@ from tqdm.auto import tqdm
 
 from .. import distributed, evidence, stats
 from .._types import Batch, Data, Estimate, ProgramLike
+from ..compiling import CompiledSteps
 from ..data import RowReader
 from ..evidence import check_data
 from ..guides import FitRows, Guide, program_of
 from ..objectives import Objective
 from ..programs import (
-    Products,
     as_batch,
     capturing,
     device_of,
@@ -41,7 +41,6 @@ from ..programs import (
     run,
 )
 from ..randomness import forked_seed
-from .compiled import CompiledSteps
 from .optimizers import (
     OptimizerFactory,
     SchedulerFactory,
@@ -51,6 +50,7 @@ from .optimizers import (
     objective_of,
 )
 from .plans import Plan
+from .products import Products
 from .results import Fit, History
 from .rows import InMemory, check_rows, head, read_ahead, reader_of, share_missing
 from .sharding import Part, Shards, refuse_running_averages, start_equal
@@ -141,7 +141,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         progress: Whether to show a progress bar.
         compile: Whether whole steps are compiled, programs, gradient, optimizer and all, which
             takes half a minute at first and then a fraction of a step's time. By default where
-            that pays. What cannot be compiled is run as it is written, and the result says why. A
+            that pays. What cannot be compiled runs eagerly, and the result says why. A
             program that keeps count of its calls, outside of tensors, needs `compile=False`.
         shards: Consecutive shares of nearly equal size that the rows are cut into. Each has a
             random stream of its own and gives its part of every batch. One in one process; under
@@ -257,7 +257,7 @@ class _Training:
             self._captured_loss,
             list(self.tensors.values()),
             self.optimizer,
-            asked=plan.compile,
+            compile=plan.compile,
         )
         if isinstance(guide, Guide) and guide.map.per_row:
             self.compiled.reason = "the rows of a table move by themselves"
@@ -397,7 +397,7 @@ class _Training:
                     add_to_gradients(self.tensors.values(), found[1])
                     return found[0] * len(rows)
             with (
-                self.compiled.timed(),
+                self.compiled.counted(),
                 minibatch(rows, self.num_data, plate=self.program.plate),
             ):
                 loss, elbo = self._loss(batch, rows, weight, where)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .._types import Batch
 from ..objectives import Objective
-from ..programs import Products
 from .optimizers import OptimizerFactory, SchedulerFactory
+from .products import Products
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Fit:
         seed: Seed of the run.
         trained: Names of the trained tensors; one that no module registered is named by its
             shape.
-        compiled: "compiled", or why the steps were run as they are written.
+        compiled: "compiled", or why the steps ran eagerly.
         missing: Share of the entries that are nan, in the tensors that may have such.
         rounding: By how much the ELBO of a first batch differs under the products that training
             was told to make with fewer bits, nats a datum, from the same draws; else `None`.

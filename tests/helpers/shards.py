@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.programs import Captured
+from pyro_vae.compiling import Captured
 
 NUM_DATA = 23  # two shards of 12 and 11
 FEATURES = 3

@@ -12,7 +12,9 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from .._types import ProgramLike
-from ..programs import Captured, NotCaptured, capture, current_minibatch, has_missing
+from ..programs import current_minibatch, has_missing
+from .capturing import Captured, NotCaptured
+from .graphs import compiled
 
 _Key: TypeAlias = tuple[Any, ...]
 
@@ -20,13 +22,11 @@ _Key: TypeAlias = tuple[Any, ...]
 class CompiledELBO(ELBO):
     """An ELBO for `pyro.infer.SVI` that runs model, guide and gradient compiled.
 
-    The first step with a batch of given shapes runs the programs as they are written, the second
-    one captures and compiles them, which takes half a minute, and every later one replays what
-    was compiled: the same draws from the same seed, the same loss and gradient, with no handler in
-    sight. A batch of other shapes is captured anew. Where that cannot be done, as for a program
-    that takes a branch on data, steps run as they are written, and :attr:`reason` says why. A
-    program that keeps count of its calls, or reads something else that is not a tensor, must not
-    be captured.
+    The first step with a batch of given shapes runs eagerly, the second one captures and compiles
+    the programs, which takes half a minute, and every later one replays what was compiled: the
+    same draws from the same seed, the same loss and gradient, without Pyro's handlers. A batch of
+    other shapes is captured anew. Where that cannot be done, as for a program that takes a branch
+    on data or counts its calls, steps run eagerly, and :attr:`reason` says why.
 
     Arguments:
         elbo: The ELBO: one of Pyro's with a differentiable loss, or one of
@@ -51,12 +51,12 @@ class CompiledELBO(ELBO):
         self._seen: dict[_Key, _Seen] = {}
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Tensor:
-        """The loss as the programs are written, a scalar in nats, to be differentiated."""
+        """The eager loss, a scalar in nats, to be differentiated."""
         loss: Tensor = self.elbo.differentiable_loss(model, guide, *batch)
         return loss
 
     def loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
-        """The loss as the programs are written, in nats."""
+        """The eager loss, in nats."""
         return float(self.elbo.loss(model, guide, *batch))
 
     def loss_and_grads(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
@@ -64,23 +64,23 @@ class CompiledELBO(ELBO):
         key = _key(model, guide, batch)
         seen = self._seen.get(key)
         if seen is None or self.reason or not seen.is_current:
-            return self._written(key, model, guide, batch)
+            return self._eager(key, model, guide, batch)
         if seen.run is None:
             try:
                 seen.run = self._compiled(seen.tensors, model, guide, batch)
             except NotCaptured as error:
                 self.reason = str(error)
-                return self._written(key, model, guide, batch)
+                return self._eager(key, model, guide, batch)
         return seen.replay(batch)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         """A trace of the guide and one of the model, for Pyro's tools that ask an ELBO for it."""
         return self.elbo._get_trace(model, guide, args, kwargs)
 
-    def _written(
+    def _eager(
         self, key: _Key, model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]
     ) -> float:
-        """A step as the programs are written; remembers which parameters take part."""
+        """An eager step; remembers which parameters take part."""
         with poutine.trace(param_only=True) as programs:
             loss = float(self.elbo.loss_and_grads(model, guide, *batch))
         sites: dict[str, Any] = dict(programs.trace.nodes)
@@ -102,13 +102,8 @@ class CompiledELBO(ELBO):
                 )
             return [loss.detach(), *gradients]
 
-        stream = torch.get_rng_state()
-        try:
-            with _nameless_rows():
-                captured = capture(function, *batch, missing=any(map(has_missing, batch)))
-        finally:
-            torch.set_rng_state(stream)
-        return captured.compiled(*batch)
+        with _nameless_rows():
+            return compiled(function, batch, missing=any(map(has_missing, batch)), check=True)
 
 
 @dataclass

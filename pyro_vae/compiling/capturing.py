@@ -16,8 +16,6 @@ they report and check; those get a zero, since the loss does not need them.
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -26,6 +24,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
+
+from ..programs import capturing_data
 
 Outputs = Sequence[Tensor]
 
@@ -39,29 +39,10 @@ _READS = {
     Tensor.tolist: [],
 }
 _SKIPPED = (__name__, "torch.", "jaxtyping", "beartype")
-_CAPTURING: ContextVar["_Capturing | None"] = ContextVar("pyro_vae_capturing", default=None)
 
 
 class NotCaptured(Exception):
     """A function cannot be captured; the message says why, in one line."""
-
-
-@dataclass(frozen=True)
-class _Capturing:
-    """What is known beforehand of the data of the captured function."""
-
-    missing: bool
-
-
-def capturing() -> bool:
-    """Whether a function is being captured now, so that no number can be read out of a tensor."""
-    return _CAPTURING.get() is not None
-
-
-def known_missing() -> bool | None:
-    """Whether data have missing entries, where it is known because a function is captured."""
-    state = _CAPTURING.get()
-    return None if state is None else state.missing
 
 
 class Captured:
@@ -163,16 +144,17 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
         >>> double(torch.ones(3))
         (tensor([3., 3., 3.]),)
     """
-    token = _CAPTURING.set(_Capturing(missing))
     try:
-        with pyro.validation_enabled(is_validate=False), _NoNumbers():
+        with (
+            capturing_data(missing=missing),
+            pyro.validation_enabled(is_validate=False),
+            _NoNumbers(),
+        ):
             graph = make_fx(function, _allow_non_fake_inputs=True)(*args)
     except NotCaptured:
         raise
     except Exception as error:  # whatever an operation raises that cannot be traced
         raise NotCaptured(_first_line(error)) from error
-    finally:
-        _CAPTURING.reset(token)
     held = _lifted(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()

@@ -1,0 +1,21 @@
+"""Programs compiled: one capture, one cost model, one check against the program."""
+
+from .capturing import Captured as Captured
+from .capturing import NotCaptured as NotCaptured
+from .capturing import capture as capture
+from .densities import CompiledDensity as CompiledDensity
+from .densities import DrawDensities as DrawDensities
+from .graphs import Graphs as Graphs
+from .objectives import CompiledELBO as CompiledELBO
+from .steps import CompiledSteps as CompiledSteps
+
+__all__ = [
+    "Captured",
+    "CompiledDensity",
+    "CompiledELBO",
+    "CompiledSteps",
+    "DrawDensities",
+    "Graphs",
+    "NotCaptured",
+    "capture",
+]

@@ -1,0 +1,254 @@
+r"""A program's log densities, and their gradients in the latents, from compiled graphs.
+
+Fits of rows and Hamiltonian trajectories climb :math:`\log p(z) + \beta \log p(y \mid z)` in z,
+with the model fixed, for numbers of data that change from step to step. So the draws of all data
+are laid in a row and cut into pieces of one size, for which there are two graphs
+(:class:`CompiledDensity`): of both log densities of every draw, and of these with the gradients of
+both, from which any combination is differentiated.
+
+Importance sampling asks for the densities of piece after piece of draws, without gradients, all of
+the same shape (:class:`DrawDensities`). What is not the decoder's matrix products (sums over the
+features of a datum, with an exponential and a logarithm for each of them) costs as much again when
+it is done operation by operation. A compiler makes one pass over memory of it.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor
+
+from .._types import Batch, ProgramLike
+from ..programs import LogDensities, Program, has_missing, repeat_rows, retry_unvalidated
+from .capturing import Captured
+from .graphs import Graphs
+
+_ROWS = 2048  # of a piece: more leave the cache, and fewer are filled up
+
+
+class _Densities:
+    """What is captured: densities as a function of latents, values of shared latents, and data."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.shared = program, tuple(program.fixed.values())
+
+    def __call__(self, z: Tensor, *rest: Tensor) -> list[Tensor]:
+        """Log prior and log likelihood of every draw, in nats."""
+        count = len(self.shared)
+        values = dict(zip(self.program.fixed, rest[:count], strict=True))
+        program = self.program.given(values) if values else self.program
+        return list(program.log_densities(z, *rest[count:]))
+
+    @torch.enable_grad()
+    def with_gradients(self, z: Tensor, *rest: Tensor) -> list[Tensor]:
+        """The same, with the gradients of both in the latents."""
+        z = z.detach().requires_grad_()
+        densities = self(z, *rest)
+        gradients = [
+            torch.autograd.grad(
+                part.sum(), z, retain_graph=True, allow_unused=True, materialize_grads=True
+            )[0]
+            for part in densities
+        ]
+        return [*(part.detach() for part in densities), *gradients]
+
+
+class CompiledDensity:
+    """A program's densities, to be differentiated in the latents alone, from compiled graphs.
+
+    It stands in for the program where nothing but :meth:`log_densities` and :meth:`log_joint` is
+    asked of it, and evaluates the program itself where there is no graph. The model's weights get
+    no gradient from a graph.
+
+    Arguments:
+        program: The model; its shared latents have their values, and its weights stay.
+        compile: True to compile at once, False never, None where it pays.
+        rows: The most of a piece.
+        memory: Budget in mebibytes; see :class:`Graphs`.
+        calls_left: Calls that are known to come.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        compile: bool | None,
+        rows: int = _ROWS,
+        memory: float = torch.inf,
+        calls_left: int = 0,
+    ) -> None:
+        self.program, self.rows, self.calls_left = program, min(rows, _ROWS), calls_left
+        self.graphs = Graphs(program.model, "log densities", compile=compile, memory=memory)
+        self._densities = _Densities(program)
+        self._is_checked = False  # against the program, in this evaluation
+
+    @property
+    def model(self) -> ProgramLike:
+        """That of the program."""
+        return self.program.model
+
+    def log_joint(self, z: Tensor, *batch: Tensor) -> Tensor:
+        r""":math:`\log p(y_n, z_{kn})` per particle and datum, `(particles, batch)`, in nats."""
+        return sum(self.log_densities(z, *batch))  # type: ignore[return-value]
+
+    def log_densities(self, z: Tensor, *batch: Tensor) -> LogDensities:
+        """Log prior and log likelihood, as :meth:`Program.log_densities` gives them."""
+        with_gradients = torch.is_grad_enabled() and z.requires_grad
+        name, rows = ("rows", with_gradients, self.program.plate), z.shape[0] * z.shape[1]
+        graph = None if self.graphs.is_off else self._graph(name, z, batch, rows)
+        if graph is None or not self._agrees(graph, z.detach()[:1], batch):
+            with self.graphs.counted(name, rows, with_backward=with_gradients):
+                return self.program.log_densities(z, *batch)
+        if with_gradients:
+            return LogDensities(*_Differentiable.apply(z, self, graph, batch))
+        return LogDensities(*self.replayed(graph, z, batch))
+
+    def _graph(self, name: Any, z: Tensor, batch: Batch, rows: int) -> Captured | None:
+        _, with_gradients, _ = name
+        one = z.detach().reshape(-1, z.shape[-1])[:1]
+        return self.graphs.of(
+            name,
+            self._densities.with_gradients if with_gradients else self._densities,
+            self._piece(one, [part[:1] for part in batch]),
+            missing=any(map(has_missing, batch)),
+            rows=rows,
+            calls_left=self.calls_left,
+        )
+
+    def _agrees(self, graph: Captured, first: Tensor, batch: Batch) -> bool:
+        """Whether it agrees with the program on a first draw of all data, which are validated."""
+        if self._is_checked and not is_validation_enabled():
+            return True
+        self._is_checked = True
+        with torch.no_grad():
+            expected = self.program.log_densities(first, *batch)
+        return self.graphs.agree(expected, self.replayed(graph, first, batch)[:2])
+
+    def _piece(self, z: Tensor, batch: Iterable[Tensor]) -> list[Tensor]:
+        """Arguments of the graph: draws `(1, rows, latents)` and data, the last repeated."""
+        data = (_filled(part, self.rows) for part in batch)
+        return [_filled(z, self.rows)[None], *self._densities.shared, *data]
+
+    def replayed(self, graph: Captured, z: Tensor, batch: Batch) -> list[Tensor]:
+        """Densities `(particles, batch)`; gradients, if any, `(particles, batch, latents)`."""
+        particles, data, latents = z.shape
+        flat, long = z.reshape(-1, latents), repeat_rows(batch, particles)
+        cuts = zip(*(part.split(self.rows) for part in (flat, *long)), strict=True)
+        answers = [graph(*self._piece(draws, rows)) for draws, *rows in cuts]
+        joined = [torch.cat(parts, dim=1)[0, : len(flat)] for parts in zip(*answers, strict=True)]
+        return [part.view(particles, data, *part.shape[1:]) for part in joined]
+
+
+def _filled(part: Tensor, rows: int) -> Tensor:
+    """So many rows, the last one repeated if there are fewer."""
+    lacking = rows - len(part)
+    return part if lacking == 0 else torch.cat([part, part[-1:].expand(lacking, *part.shape[1:])])
+
+
+class _Differentiable(torch.autograd.Function):
+    """Densities of a graph, with the gradient in the latents that it gives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, density: CompiledDensity, graph: Captured, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        prior, likelihood, *gradients = density.replayed(graph, z.detach(), batch)
+        ctx.save_for_backward(*gradients)
+        return prior, likelihood
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *weights: Tensor) -> tuple[Tensor | None, ...]:
+        prior, likelihood = (
+            weight.unsqueeze(-1) * gradient
+            for weight, gradient in zip(weights, ctx.saved_tensors, strict=True)
+        )
+        return prior + likelihood, None, None, None
+
+
+class DrawDensities:
+    """A program's log densities of very many draws, in pieces, compiled where that pays.
+
+    The first draw of every call is evaluated eagerly too, with the data validated.
+
+    Arguments:
+        program: The model; its shared latents have their values.
+        compile: True to compile at once, False never, None where it pays.
+        memory: Budget in mebibytes; see :class:`Graphs`.
+    """
+
+    def __init__(
+        self, program: Program, *, compile: bool | None, memory: float = torch.inf
+    ) -> None:
+        self.program = program
+        self.graphs = Graphs(program.model, "densities", compile=compile, memory=memory)
+        self._name = ("draws", program.plate)
+        self._densities = _Densities(program)
+
+    def __call__(self, z: Tensor, batch: Batch, particles: int, rows_left: int = 0) -> LogDensities:
+        """Log prior and log likelihood, `(particles, batch)`, in nats.
+
+        Arguments:
+            z: Draws `(particles, batch, latents)`.
+            batch: Their data.
+            particles: The most of a piece.
+            rows_left: How many draws of some datum are still to be weighed.
+        """
+        size = even_pieces(len(z), particles)
+        graph = None if self.graphs.is_off else self._graph(z[:size], batch, rows_left)
+        if graph is not None:
+            expected = self._validated(z[:1], batch)
+            found = [
+                graph(piece, *self._densities.shared, *batch)
+                if len(piece) == size
+                else self.program.log_densities(piece, *batch)
+                for piece in z.split(size)
+            ]
+            if self.graphs.agree(expected, [part[:1] for part in found[0]]):
+                return _joined(found)
+        return _joined(self._eager(z, batch, particles))
+
+    def _eager(self, z: Tensor, batch: Batch, particles: int) -> list[LogDensities]:
+        """Pyro validates the data with the first piece; with the others they are the same."""
+        found: list[LogDensities] = []
+        for piece in z.split(particles):
+            with self.graphs.counted(self._name, piece.shape[0] * piece.shape[1]):
+                if not found:
+                    found.append(self._validated(piece, batch))
+                    continue
+                with pyro.validation_enabled(is_validate=False):
+                    found.append(self.program.log_densities(piece, *batch))
+        return found
+
+    def _validated(self, z: Tensor, batch: Batch) -> LogDensities:
+        return retry_unvalidated(partial(self.program.log_densities, z, *batch))
+
+    def _graph(self, z: Tensor, batch: Batch, rows_left: int) -> Captured | None:
+        rows = z.shape[0] * z.shape[1]
+        return self.graphs.of(
+            self._name,
+            self._densities,
+            (z, *self._densities.shared, *batch),
+            missing=any(map(has_missing, batch)),
+            rows=rows,
+            calls_left=rows_left // rows,
+        )
+
+
+def _joined(pieces: Sequence[Sequence[Tensor]]) -> LogDensities:
+    return LogDensities(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+
+
+def even_pieces(num_samples: int, most: int) -> int:
+    """Draws of a piece, no more than `most`: where possible all pieces are of one size.
+
+    Example:
+        >>> even_pieces(5000, 2048), even_pieces(100, 2048), even_pieces(4999, 2048)
+        (1250, 100, 2048)
+    """
+    divisors = (size for size in range(min(most, num_samples), 0, -1) if num_samples % size == 0)
+    largest = next(divisors)
+    return largest if 2 * largest > min(most, num_samples) else min(most, num_samples)

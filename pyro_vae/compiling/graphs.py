@@ -1,0 +1,243 @@
+r"""What is compiled, what that costs and saves, and the graphs that are kept with a model.
+
+Evaluations ask a program for the same function of tensors hundreds of times. It is captured (see
+`capture`) and compiled once for tensors of given shapes. A model may have changed since in ways
+that no tensor shows: so whoever uses a graph compares it with the eager program at the start of
+every evaluation.
+
+Whether compiling pays is decided by counts, never by the clock, so that it does not hang on what
+else a machine does. An eager call makes :math:`n` operations, each with its share of Pyro's
+handlers and of torch's dispatcher, and :math:`m` bytes of results. A graph has no handlers, and
+makes fewer passes over memory; matrix products stay as they are. To compile it takes a time
+proportional to :math:`n`. So with :math:`c` calls it pays where
+
+.. math:: c\, (s_n n + s_m m) > t\, n .
+
+Where the calls to come are not known, those that were made stand for them: compiling then costs at
+the most as much again as was lost by waiting.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor
+
+from ..programs import Counted
+from .capturing import Captured, NotCaptured, capture
+
+# Seconds on one core of a Xeon of 2023, as measured; what matters is their ratios.
+_COMPILING = 0.1  # an operation: a log density has 70 of a VAE, its training step 300
+_SAVED = 17e-6  # an operation: most of its time
+_SAVED_BYTE = 0.08e-9  # of results, which take 0.3 eagerly
+COMPILER_MEMORY = 300.0  # mebibytes that the compiler itself takes
+
+_AGREE = 1e-4  # relative difference of sums over a datum in float32, in another order
+_AGREE_BATCH = 1e-3  # of sums over a batch
+_DISAGREEMENTS = 2  # a model that has changed is compiled once more; one that always differs is not
+_ATTRIBUTE = "_pyro_vae_graphs"
+
+Flat = Callable[..., Sequence[Tensor]]
+
+
+class Cost(NamedTuple):
+    """Operations of an eager call, and the bytes of results that each of its rows makes."""
+
+    operations: int
+    bytes_per_row: float
+
+    @staticmethod
+    def of(count: Counted, rows: int, *, with_backward: bool = False) -> "Cost":
+        """From the counts of one call; a backward pass to come makes about as much again."""
+        passes = 2 if with_backward else 1
+        return Cost(passes * count.operations, passes * count.bytes / rows)
+
+    def seconds_saved(self, rows: int, calls: int = 1) -> float:
+        """What so many calls with so many rows would save if they were compiled."""
+        return calls * (_SAVED * self.operations + _SAVED_BYTE * self.bytes_per_row * rows)
+
+    @property
+    def seconds_to_compile(self) -> float:
+        """What compiling takes."""
+        return _COMPILING * self.operations
+
+
+@dataclass
+class _Kept:
+    """What is known of a model: its graphs, what its calls cost, and why some have no graph."""
+
+    owner: "ReferenceType[Any]"
+    graphs: dict[Any, Captured] = field(default_factory=dict)
+    refused: dict[Any, str] = field(default_factory=dict)
+    costs: dict[Any, Cost] = field(default_factory=dict)
+    lost: dict[Any, float] = field(default_factory=dict)  # seconds, by eager calls
+    disagreements: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied or saved with its model it is `None`: graphs are of this very model."""
+        return type(None), ()
+
+
+def kept_with(model: Any) -> _Kept:
+    """What is known of a model, in an attribute of the object or function that it is.
+
+    A bound method keeps it with its object. What has no attributes keeps nothing.
+    """
+    owner = getattr(model, "__self__", model)
+    try:
+        attributes, new = vars(owner), _Kept(ref(owner))
+    except TypeError:
+        return _Kept(lambda: None)  # type: ignore[arg-type]
+    kept = attributes.get(_ATTRIBUTE)
+    # functools.wraps and copy.copy hand attributes on to others.
+    if not isinstance(kept, _Kept) or kept.owner() is not owner:
+        kept = attributes[_ATTRIBUTE] = new
+    return kept
+
+
+class Graphs:
+    """Compiled functions of one model, made where that pays or was asked for.
+
+    Arguments:
+        model: With which they are kept.
+        what: What they give, in words, for a warning.
+        compile: True to compile at once, False never, None where it pays.
+        memory: Budget in mebibytes. Unless asked nothing is compiled where it does not hold the
+            compiler.
+    """
+
+    def __init__(
+        self, model: Any, what: str, *, compile: bool | None, memory: float = torch.inf
+    ) -> None:
+        self.what, self.is_asked = what, bool(compile)
+        self.is_off = compile is False or (compile is None and memory < COMPILER_MEMORY)
+        self._method = getattr(model, "__name__", "")  # an object may have several
+        self._kept = kept_with(model)
+
+    @contextmanager
+    def counted(self, name: Any, rows: int, *, with_backward: bool = False) -> Iterator[None]:
+        """Around an eager call, whose operations are counted the first time."""
+        if self.is_off:
+            yield
+            return
+        name, costs = (self._method, name), self._kept.costs
+        if name in costs:
+            yield
+        else:
+            with Counted() as count:
+                yield
+            costs[name] = Cost.of(count, rows, with_backward=with_backward)
+        lost = self._kept.lost.get(name, 0.0)
+        self._kept.lost[name] = lost + costs[name].seconds_saved(rows)
+
+    def of(
+        self,
+        name: Any,
+        function: Flat,
+        tensors: Sequence[Tensor],
+        *,
+        missing: bool,
+        rows: int,
+        calls_left: int = 0,
+    ) -> Captured | None:
+        """The graph of a function for tensors of these shapes, or `None` if there is to be none.
+
+        Arguments:
+            name: What tells the function from others of the model.
+            function: What is captured, if it was not.
+            tensors: Its arguments: all that differs between its calls.
+            missing: Whether data have entries that are nan, for "not observed".
+            rows: Rows of an eager call.
+            calls_left: Calls that are known to come.
+        """
+        if self.is_off:
+            return None
+        name = (self._method, name)
+        shapes = tuple((part.shape, part.dtype, part.device) for part in tensors)
+        key = (name, shapes, missing)
+        graph = self._kept.graphs.get(key)
+        if graph is not None and graph.is_current:
+            return graph
+        if not (self.is_asked or self._pays(name, rows, calls_left)):
+            return None
+        try:
+            if key in self._kept.refused and not self.is_asked:
+                raise NotCaptured(self._kept.refused[key])
+            self._kept.graphs[key] = compiled(function, tensors, missing=missing)
+        except NotCaptured as error:
+            self._kept.refused[key] = str(error)
+            self._turn_off(str(error))
+            return None
+        return self._kept.graphs[key]
+
+    def _pays(self, name: Any, rows: int, calls_left: int) -> bool:
+        cost = self._kept.costs.get(name)
+        if cost is None:  # the first call is eager
+            return False
+        saved = self._kept.lost[name] + cost.seconds_saved(rows, calls_left)
+        return saved > cost.seconds_to_compile
+
+    def agree(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+        """Whether a graph gives what the program gives. If not, all graphs of the model go."""
+        if _agree(expected, found, _AGREE):
+            return True
+        reason = f"compiled {self.what} differ from those of the eager program"
+        self._kept.disagreements += 1
+        if self._kept.disagreements >= _DISAGREEMENTS:
+            self._kept.refused.update(dict.fromkeys(self._kept.graphs, reason))
+        self._kept.graphs.clear()
+        self._turn_off(reason)
+        return False
+
+    def _turn_off(self, reason: str) -> None:
+        self.is_off = True
+        if self.is_asked:
+            warnings.warn(
+                f"{self.what} are evaluated eagerly, not compiled: {reason}",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def compiled(
+    function: Flat, tensors: Sequence[Tensor], *, missing: bool, check: bool = False
+) -> Captured:
+    """Captures and compiles a function for tensors of these shapes; no random stream moves.
+
+    Arguments:
+        function: Called with `tensors`.
+        tensors: All that differs between its calls.
+        missing: Whether data have entries that are nan, for "not observed".
+        check: Whether the first output, a sum over a batch, is compared with the function's own on
+            the same draws. Otherwise the caller compares (:meth:`Graphs.agree`).
+
+    Raises:
+        NotCaptured: If it cannot be captured or compiled, or gives something else.
+    """
+    stream = torch.get_rng_state()
+    try:
+        graph = capture(function, *tensors, missing=missing).compiled(*tensors)
+        if check:
+            torch.set_rng_state(stream)
+            expected = function(*tensors)[0].detach()
+            torch.set_rng_state(stream)
+            found = graph(*tensors)[0]
+            if not _agree([expected], [found], _AGREE_BATCH):
+                raise NotCaptured(
+                    f"the graph gives {found.tolist()} where the programs give "
+                    f"{expected.tolist()}: they depend on something that is not a tensor"
+                )
+    finally:
+        torch.set_rng_state(stream)
+    return graph
+
+
+def _agree(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> bool:
+    return all(
+        torch.allclose(mine, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
+        for mine, theirs in zip(found, expected, strict=True)
+    )
