@@ -27,6 +27,7 @@ from torch import Tensor
 from . import stats
 from ._types import Estimate
 from .evidence import LogMarginal
+from .results import Result
 
 
 class MeanOverData(NamedTuple):
@@ -235,8 +236,8 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
     )
 
 
-@dataclass(frozen=True)
-class ModelComparison:
+@dataclass(frozen=True, repr=False)
+class ModelComparison(Result):
     """Held-out log p(y) of several models on the same data, best first.
 
     Arguments:
@@ -248,6 +249,13 @@ class ModelComparison:
     means: Mapping[str, MeanOverData]
     to_best: Mapping[str, PairedDifference]
     unreliable: Mapping[str, int]
+
+    def plot(self) -> Any:
+        """Mean log p of every model, with the error of other data; needs matplotlib."""
+        from .plots import plot_comparison
+
+        means = {n: {"log p": (m.value, m.population_error)} for n, m in self.means.items()}
+        return plot_comparison(means)
 
     def summary(self) -> str:
         """The table, in nats a datum."""

@@ -3,17 +3,19 @@
 A new result is one line in `PER_DATUM` or `OTHERS`.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae import evidence, gaps, queries
+from pyro_vae import criticism, diagnostics, evidence, gaps, queries, training
 from pyro_vae.results import Doubt, Mean, PerDatum, Result, join, with_rows
 
 VALUES = torch.tensor([-1.0, -2.0, -6.0], dtype=torch.float64)
@@ -73,6 +75,16 @@ def outliers() -> queries.Outliers:
     return queries.Outliers(tail, log_marginal(), torch.linspace(-9, 0, 9)[:, None].expand(9, 3))
 
 
+def one(value: float) -> pv.Estimate:
+    """A number with an error."""
+    return pv.Estimate(torch.tensor(float(value)), torch.tensor(0.1))
+
+
+def two() -> pv.Estimate:
+    """Of two latents."""
+    return pv.Estimate(torch.tensor([1.0, 2.0]), torch.tensor([0.1, 0.1]))
+
+
 def sandwich() -> evidence.Sandwich:
     """Bounds one nat apart."""
     upper = replace(log_marginal(1.0), bound=evidence.Bound.UPPER)
@@ -93,6 +105,53 @@ OTHERS: dict[str, Callable[[], Result]] = {
     "evaluation": lambda: evidence.Evaluation(bound(), log_marginal()),
     "generalization": lambda: gaps.generalization(inference_gap(), inference_gap()),
 }
+OTHERS |= {
+    "collapse": lambda: diagnostics.Collapse(
+        two(), two(), two(), torch.ones(2), (diagnostics.Use.USED,) * 2, ("z[0]", "z[1]")
+    ),
+    "surgery": lambda: diagnostics.Surgery(one(1), one(2), one(3), one(4), one(-7), 2.5, 10),
+    "information": lambda: diagnostics.MutualInformation(one(1), 2.5, 10),
+    "prior match": lambda: diagnostics.PriorMatch(
+        0.5, torch.ones(2), torch.ones(2), torch.randn(20, 2), torch.randn(20, 2)
+    ),
+    "calibration": lambda: diagnostics.Calibration(
+        torch.arange(20).reshape(20, 1), ("z",), 19, (torch.zeros(20),)
+    ),
+    "predictive": lambda: diagnostics.PredictiveCheck(
+        ("mean",), torch.zeros(1).double(), torch.linspace(-1, 1, 50).double()[:, None],
+        pv.Estimate(torch.tensor([0.5]).double(), torch.tensor([0.1]).double()),
+    ),
+    "gradients": lambda: diagnostics.GradientNoise(
+        20, {"guide.w": torch.Size([2])}, (10, 10), torch.ones(2).double(),
+        torch.tensor([[0.1, 0.2], [0.3, -0.1]]).double(), torch.ones(2, 2).double(),
+    ),
+    "fit": lambda: training.Fit(training.History(*[np.ones(3)] * 7), "finished", 3, 0, ("w",)),
+    "check": lambda: evidence.CrossCheck(
+        torch.arange(3), {"a": log_marginal(), "b": log_marginal()},
+        (
+            evidence.Comparison(
+                "a", "b", one(0), torch.zeros(3), 0.0, ~LAST, -math.inf, 4.0
+            ),
+        ), {}, 1e-3,
+    ),
+    "rate and distortion": lambda: diagnostics.RateDistortion(
+        tuple(
+            diagnostics.TradeOff(
+                beta, diagnostics.Surgery(one(1), one(2), one(3), one(4), one(-7), 2.5, 10), None,
+                None, None, training.Fit(training.History(*[np.ones(3)] * 7), "early", 3, 0, ()),
+            )
+            for beta in (0.5, 1.0)
+        ), 9.0,
+    ),
+    "dependence": lambda: queries.Dependence(
+        pv.Estimate(torch.eye(2), torch.zeros(2, 2)), ("age", "size"), "correlation"
+    ),
+    "traversal": lambda: queries.Traversal(
+        torch.arange(2), ("z[0]", "z[1]"), two(), (0.1, 0.9), torch.zeros(2, 2),
+        torch.randn(2, 2, 3), torch.zeros(2),
+    ),
+    "models": lambda: criticism.compare_models({"x": log_marginal(), "y": log_marginal(-1.0)}),
+}  # fmt: skip
 EVERY = {**PER_DATUM, **OTHERS}
 
 per_datum = pytest.mark.parametrize("make", PER_DATUM.values(), ids=PER_DATUM)
@@ -254,14 +313,14 @@ def named(module: Any) -> set[str]:
     return {
         name
         for name, entry in vars(module).items()
-        if isinstance(entry, type) and issubclass(entry, Result)
+        if isinstance(entry, type) and issubclass(entry, Result) and entry not in (Result, PerDatum)
     }
 
 
 def test_every_result_is_in_a_table() -> None:
     """A result that is in neither would be tested by nobody."""
     known = {type(make()).__name__ for make in EVERY.values()}
-    for module in (evidence, gaps, queries):
+    for module in (criticism, diagnostics, evidence, gaps, queries, training):
         assert named(module) <= known, module.__name__
 
 

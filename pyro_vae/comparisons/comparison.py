@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from .. import storage
 from .._types import Batch
 from ..inference_data import to_inference_data
 from ..programs import hooks_of
-from ..results import data_frame
+from ..results import Result, data_frame
 from .columns import COLUMNS, Entry, Row, row_of
 from .differences import Difference, differences_of, verdict_of
 from .results import GuideResult
@@ -33,7 +32,7 @@ _PREDICTIVE_DRAWS = 20  # of these, how many come with simulated data, which are
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Result):
     """Guides side by side.
 
     Arguments:
@@ -99,9 +98,6 @@ class Comparison:
     def __repr__(self) -> str:
         number = len(self.test[0])
         return f"<Comparison of {', '.join(self.results)} on {number} held-out data>"
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(self.summary())}</pre>"
 
     def _notes(self) -> str:
         rows = self.rows()

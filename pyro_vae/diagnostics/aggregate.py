@@ -22,7 +22,7 @@ its density is that of :math:`q` at every other point as well, which is checked.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import ImportanceSampling, prepared
 from ..guides import Posterior
 from ..programs import Prior, Program
+from ..results import Result
 from .information import density, draws_a_datum, log_aggregate
 
 # Nats. A latent whose means vary by 0.01 of the prior's variance, where active units begin, says
@@ -47,8 +48,8 @@ _JOINT_DRAWS = 1000  # whose distances, and 999 permutations of them, take half 
 _FEWEST = 10  # draws: of fewer no permutation test can be significant at any level in use
 
 
-@dataclass(frozen=True)
-class Surgery:
+@dataclass(frozen=True, repr=False)
+class Surgery(Result):
     r"""The parts of the ELBO, in nats a datum, with Monte Carlo errors for these very data.
 
     :math:`\mathrm{ELBO} = -\mathrm{distortion} - \mathrm{rate}` and
@@ -74,6 +75,13 @@ class Surgery:
     ceiling: float
     num_samples: int
     given: str = ""
+
+    def plot(self) -> Any:
+        """The parts with their errors; needs matplotlib."""
+        from ..plots import plot_comparison
+
+        names = ("rate", "information", "mismatch", "distortion")
+        return plot_comparison({"parts": {name: getattr(self, name) for name in names}})
 
     @property
     def verdict(self) -> str:
@@ -395,8 +403,8 @@ def marginal_divergences(
         return single_latents(program, posterior, batch, num_samples).mismatch
 
 
-@dataclass(frozen=True, eq=False)
-class PriorMatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class PriorMatch(Result):
     r"""Tests of whether draws of q(z) could be draws of the prior.
 
     Arguments:
@@ -412,6 +420,16 @@ class PriorMatch:
     distances: Float[Tensor, " latents"]
     aggregate: Float[Tensor, "draws latents"]
     prior: Float[Tensor, "draws latents"]
+
+    def summary(self) -> str:
+        """Both tests, and what they say."""
+        return f"all latents together: p = {self.joint:.2g}\n{self.verdict}"
+
+    def plot(self) -> Any:
+        """The aggregated posterior of each latent beside the prior; needs matplotlib."""
+        from ..plots import plot_aggregated_marginals
+
+        return plot_aggregated_marginals(self.aggregate, self.prior)
 
     @property
     def p_value(self) -> float:

@@ -16,7 +16,7 @@ such as :math:`\log p(y \mid z)`, show that it did not look at its datum.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from ..formatting import plus_minus
 from ..guides import Guide, Posterior
 from ..programs import Program, as_batch, device_of, retry_unvalidated, simulate
 from ..randomness import forked, generator, stream
+from ..results import Result
 
 _MEMORY = 256.0  # mebibytes of a program's intermediate results
 
@@ -71,8 +72,8 @@ def log_joint(draws: Draws) -> Tensor:
     return draws.log_prior + draws.log_likelihood
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(Result):
     """Ranks of what was simulated among the guide's draws, and what they say.
 
     Arguments:
@@ -88,6 +89,12 @@ class Calibration:
     num_samples: int
     data: Batch
     given: str = ""
+
+    def plot(self) -> Any:
+        """The distribution of the ranks and its band; needs matplotlib."""
+        from ..plots import plot_rank_ecdf
+
+        return plot_rank_ecdf(self.by_name, self.num_samples)
 
     @property
     def by_name(self) -> dict[str, Tensor]:

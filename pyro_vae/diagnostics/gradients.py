@@ -33,6 +33,7 @@ from ..formatting import plus_minus
 from ..objectives import Objective
 from ..programs import Program, current_minibatch, evaluating, modules_of
 from ..randomness import forked
+from ..results import Result
 from ..training.tensors import State, leaves_of, named, require_finite
 
 _BLOCKS = 32  # of repeats, for errors by leaving one out; its error is then known to an eighth
@@ -78,8 +79,8 @@ class ParameterNoise:
     signal_to_noise: Estimate
 
 
-@dataclass(frozen=True)
-class GradientNoise:
+@dataclass(frozen=True, repr=False)
+class GradientNoise(Result):
     r"""Mean, variance and signal-to-noise ratio of draws of a gradient.
 
     Arguments:
@@ -97,6 +98,15 @@ class GradientNoise:
     origin: Float64[Tensor, " entries"]
     first: Float64[Tensor, "blocks entries"]
     second: Float64[Tensor, "blocks entries"]
+
+    def plot(self) -> Any:
+        """Signal to noise of the gradient by each parameter; needs matplotlib."""
+        from ..plots import plot_comparison
+
+        ratios = {name: self.of(name, exactly=True).signal_to_noise for name in self.shapes}
+        ax = plot_comparison({name: {"signal to noise": ratio} for name, ratio in ratios.items()})
+        ax.set_xlabel("signal to noise of one draw (± 1 standard error)")
+        return ax
 
     @cached_property
     def _all(self) -> _Sums:

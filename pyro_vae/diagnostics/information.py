@@ -10,6 +10,7 @@ what z says about which datum it came from, and how far the aggregate is from th
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,13 +21,14 @@ from .._types import Data, Estimate, ProgramLike
 from ..evidence import prepared
 from ..guides import Posterior
 from ..randomness import seeded, stream
+from ..results import Result
 
 _PAIRS_AT_ONCE = 200_000  # points times data; bounds the memory of the aggregated posterior
 _PAIRS_IN_ALL = 20_000_000  # so many densities take seconds; beyond, fewer draws a datum
 
 
-@dataclass(frozen=True)
-class MutualInformation:
+@dataclass(frozen=True, repr=False)
+class MutualInformation(Result):
     """What z says about which datum it came from, in nats.
 
     Arguments:
@@ -38,6 +40,21 @@ class MutualInformation:
     estimate: Estimate
     ceiling: float
     num_samples: int
+
+    def summary(self) -> str:
+        """The estimate, and what it cannot exceed."""
+        return (
+            f"z says {self.estimate} nats about which datum it came from, at most log N = "
+            f"{self.ceiling:.2f} ({self.num_samples} draws each)"
+        )
+
+    def plot(self) -> Any:
+        """The estimate beside its ceiling; needs matplotlib."""
+        from ..plots import plot_comparison
+
+        ceiling = Estimate(torch.tensor(self.ceiling), torch.tensor(math.nan))
+        shown = {"information": self.estimate, "log N": ceiling}
+        return plot_comparison({"mutual information": shown})
 
 
 def mutual_information(

@@ -12,6 +12,7 @@ a rate and without information is constant but off the prior: it costs nats for 
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,7 @@ from ..evidence import prepared
 from ..formatting import plus_minus
 from ..guides import Posterior
 from ..programs import Prior, Program
+from ..results import Result
 from .aggregate import NEGLIGIBLE, Latents, UnknownDensity, prior_normals, single_latents
 
 ACTIVE_VARIANCE = 0.01  # the threshold of Burda et al., who saw the variances fall into two groups
@@ -109,8 +111,8 @@ class Use(Enum):
     UNDECIDED = "of no use in its mean; its density is unknown"
 
 
-@dataclass(frozen=True)
-class Collapse:
+@dataclass(frozen=True, repr=False)
+class Collapse(Result):
     """What a guide makes of each latent, `(latents,)` each: rate = information + mismatch.
 
     Arguments:
@@ -130,6 +132,13 @@ class Collapse:
     uses: tuple[Use, ...]
     names: tuple[str, ...]
     unknown: str = ""
+
+    def plot(self) -> Any:
+        """Rate, information and use of each latent; needs matplotlib."""
+        from ..plots import plot_collapse
+
+        uses = [use.value for use in self.uses]
+        return plot_collapse(self.rate.value, self.information, uses, names=self.names)
 
     @property
     def active(self) -> int:

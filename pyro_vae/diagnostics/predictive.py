@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -44,6 +44,7 @@ from ..programs import (
     with_observed,
 )
 from ..randomness import forked
+from ..results import Result
 from .calibration import holm
 from .statistics import Statistic, default_statistics
 
@@ -64,8 +65,8 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class PredictiveCheck:
+@dataclass(frozen=True, repr=False)
+class PredictiveCheck(Result):
     """Statistics of the observed data set, and of replicated ones.
 
     Of a statistic that has several entries the largest deviation is kept, in standard deviations,
@@ -87,6 +88,13 @@ class PredictiveCheck:
     p_values: Estimate
     latents: Latents = Latents.PRIOR
     given: str = ""
+
+    def plot(self) -> Any:
+        """Observed statistics among replicated ones; needs matplotlib."""
+        from ..plots import plot_predictive_check
+
+        p_values = dict(zip(self.names, self.p_values.value.tolist(), strict=True))
+        return plot_predictive_check(self.observed_by_name, self.replicated_by_name, p_values)
 
     @property
     def adjusted(self) -> Float64[Tensor, " statistics"]:

@@ -42,6 +42,7 @@ from ..evidence import check_data, prepared
 from ..guides import Guide
 from ..objectives import BetaELBO
 from ..programs import Program, as_batch, device_of, minibatch
+from ..results import Result
 from ..training import Fit, adam, fit
 from ..training.optimizers import OptimizerFactory
 from .aggregate import NEGLIGIBLE, Surgery, surgery
@@ -124,8 +125,8 @@ class Beaten(NamedTuple):
         )
 
 
-@dataclass(frozen=True, eq=False)
-class RateDistortion:
+@dataclass(frozen=True, eq=False, repr=False)
+class RateDistortion(Result):
     """Rate and distortion over beta, ascending.
 
     Arguments:
@@ -138,6 +139,15 @@ class RateDistortion:
     points: tuple[TradeOff, ...]
     entropy: float | None
     held_out_entropy: float | None = None
+
+    def plot(self) -> Any:
+        """Distortion against rate, of the held-out data too if there are such; needs matplotlib."""
+        from ..plots import plot_rate_distortion
+
+        curves = {"training data": self.train, "held out": self.held_out}
+        known = {name: curve for name, curve in curves.items() if curve is not None}
+        pairs = {name: (curve.rate, curve.distortion) for name, curve in known.items()}
+        return plot_rate_distortion(self.train.beta, pairs)
 
     @property
     def models(self) -> dict[float, Any]:

@@ -10,7 +10,7 @@ contradicts another estimate only from above; two lower bounds never contradict 
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -22,6 +22,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..guides import Posterior
 from ..programs import Program, as_batch, device_of
 from ..randomness import generator, stream
+from ..results import Result
 from .estimates import Estimator
 from .exact import ClosedForm
 from .importance import ImportanceSampling
@@ -78,8 +79,8 @@ class Comparison(NamedTuple):
         return float(sizes.nan_to_num(nan=0.0).max())
 
 
-@dataclass(frozen=True)
-class CrossCheck:
+@dataclass(frozen=True, repr=False)
+class CrossCheck(Result):
     """Several estimates of the same data, and how they differ.
 
     Arguments:
@@ -95,6 +96,12 @@ class CrossCheck:
     comparisons: tuple[Comparison, ...]
     skipped: Mapping[str, str]
     false_alarm: float
+
+    def plot(self) -> Any:
+        """Every estimator's mean with its error; needs matplotlib."""
+        from ..plots import plot_comparison
+
+        return plot_comparison({n: {"log p": one.mean} for n, one in self.results.items()})
 
     @property
     def contradictions(self) -> tuple[Comparison, ...]:

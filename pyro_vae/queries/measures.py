@@ -15,7 +15,7 @@ less the other is free of it to first order.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ from ..evidence.sandwich import in_turn
 from ..formatting import plus_minus
 from ..programs import Prior, Program, as_batch, device_of, evaluating, hooks_of, simulate
 from ..randomness import seeded, stream
+from ..results import Result
 from .forward import features, simulating
 
 _ENTRIES = 4_000_000  # densities at once: 32 MB in float64
@@ -203,8 +204,8 @@ def _simulated(program: Program, row: Batch, num_samples: int, seed: int) -> Ten
     return simulate(program, rows, seed)[1][0].flatten(1)
 
 
-@dataclass(frozen=True)
-class Dependence:
+@dataclass(frozen=True, repr=False)
+class Dependence(Result):
     """Dependence between every two features, implied by a model.
 
     Arguments:
@@ -218,6 +219,13 @@ class Dependence:
     names: tuple[str, ...]
     measure: str
     given: str = ""
+
+    def plot(self) -> Any:
+        """The matrix of all pairs; needs matplotlib."""
+        from ..plots import plot_dependence
+
+        value, error = self.estimate
+        return plot_dependence(value, self.names, error, measure=self.measure)
 
     def strongest(self, number: int = 10) -> list[tuple[str, str, float, float]]:
         """The strongest pairs: two names, value and error."""

@@ -11,7 +11,7 @@ the decoder has seldom been there. A path along the sphere stays among them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -23,6 +23,7 @@ from ..evidence import prepared
 from ..evidence.weights import draw_rows
 from ..programs import repeat_rows
 from ..randomness import row_keys
+from ..results import Result
 from .forward import decoded
 
 _ANTIPODAL = 1e-6  # radians short of half a turn, where rounding chooses the way
@@ -127,8 +128,8 @@ LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 _DRAWS = 2000  # of the aggregated posterior: quantiles at 2.5% to within 0.4%
 
 
-@dataclass(frozen=True)
-class Traversal:
+@dataclass(frozen=True, repr=False)
+class Traversal(Result):
     """Decoded means along each latent, the most informative latent first.
 
     Arguments:
@@ -150,6 +151,16 @@ class Traversal:
     values: Float[Tensor, "latents steps"]
     decoded: Float[Tensor, "latents steps *datum"]
     at: Float[Tensor, " latents"]
+
+    def summary(self) -> str:
+        """The latents and what each says, the most informative first."""
+        return f"decoded along {len(self.names)} latents: {', '.join(self.labels)}"
+
+    def plot(self) -> Any:
+        """What is decoded along each latent; needs matplotlib."""
+        from ..plots import plot_traversal
+
+        return plot_traversal(self.decoded, self.labels, self.levels)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
 """What training gave: a history, epoch by epoch, and how it ended."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._types import Estimate
+from ..results import Result
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class History:
     seconds: NDArray[np.generic]
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, repr=False)
+class Fit(Result):
     """What training gave; model and guide hold the result.
 
     Arguments:
@@ -56,6 +58,12 @@ class Fit:
     compiled: str = ""
     missing: float = 0.0
     rounding: Estimate | None = None
+
+    def plot(self) -> Any:
+        """ELBO by epoch; needs matplotlib."""
+        from ..plots import plot_learning_curves
+
+        return plot_learning_curves({"fit": self.history})
 
     def summary(self) -> str:
         """Says how training ended, in a line."""
