@@ -1,7 +1,16 @@
-"""Models and guides for a data set from a few choices, for the command line and for beginners.
+"""What is chosen when nobody chooses: likelihood, sizes, nets and maps for a data set.
 
-Everything here can be written out by hand in a few lines with `pv.models`, `pv.nets` and
-`pv.Guide`; these are the choices that are made when nobody makes them.
+The command line, :class:`pyro_vae.sklearn.VAE` and Python alike take these choices. Everything here
+can be written out by hand in a few lines with `pv.models`, `pv.nets` and `pv.Guide`.
+
+| of a data set | choice |
+| --- | --- |
+| zeros and ones throughout, or pictures in [0, 1] | `Bernoulli` |
+| other numbers throughout | `Gaussian`, one learned sigma per column |
+| a real column among others | `Gaussian`, a learned sigma of at least 1/100 of its spread |
+| counts; two values; categories | `NegativeBinomial`; `Bernoulli`; `Categorical` or `Ordinal` |
+| D columns | half of D latents, from 1 to 10; a hidden layer of 4 D, from 32 to 256 |
+| several kinds of columns, or holes | an encoder that sees indicators, logarithms and holes |
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,10 +19,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from . import likelihoods, models, nets
-from .data import Binary, Categories, Columns, Count, Dataset, Kind, Ordered
-from .guides import Encoder, GlobalParameters, InferenceMap, LocalParameters
+from .data import Binary, Categories, Columns, Count, Dataset, Kind, Ordered, Real
+from .guides import Encoder, Family, GlobalParameters, Guide, InferenceMap, LocalParameters
 from .likelihoods import Likelihood, Mixed, start_from
-from .nets.inputs import ColumnInputs
 from .randomness import forked_seed
 
 GUIDES = ("amortized", "per-datum", "global")
@@ -22,42 +30,54 @@ GUIDES = ("amortized", "per-datum", "global")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a fully connected VAE.
+    """Sizes of a fully connected VAE; what is None follows from the data.
 
     Arguments:
-        latents: Entries of z.
+        latent_dim: Entries of z.
         hidden: Widths of the encoder's hidden layers; the decoder's are the same, reversed.
         seed: Seed of the weights.
+        likelihood: What the decoder's output means.
     """
 
-    latents: int = 2
-    hidden: Sequence[int] = (128,)
+    latent_dim: int | None = None
+    hidden: Sequence[int] | None = None
     seed: int = 0
     likelihood: Likelihood | None = field(default=None)
 
+    def of(self, dataset: Dataset) -> tuple[int, tuple[int, ...]]:
+        """Entries of z, and widths of the encoder's hidden layers, for a data set.
+
+        Example:
+            >>> from pyro_vae import data
+            >>> Architecture().of(data.squares(4, side=2, num_test=2))
+            (2, (32,))
+        """
+        width = dataset.train[0].numel()
+        latent_dim = self.latent_dim or max(1, min(10, width // 2))
+        return latent_dim, tuple(self.hidden or (max(32, min(256, 4 * width)),))
+
 
 def default_likelihood(dataset: Dataset) -> Likelihood:
-    """Bernoulli for zeros and ones, or for pictures in [0, 1]; else a Gaussian.
-
-    The Gaussian has one learned sigma a column, in units of the data as they are stored. Columns
-    of several kinds get a likelihood each: see :func:`mixed`.
-    """
-    y = dataset.train
-    if dataset.columns is not None:
-        return mixed(dataset.columns)
-    binary = bool(((y == 0) | (y == 1)).all())
-    inside = bool(((y >= 0) & (y <= 1)).all())
+    """The likelihood for the rows of a data set, by the table at the head of this module."""
+    y, columns = dataset.train, dataset.columns
+    if columns is not None and not (_are(columns, Real) or _are(columns, Binary)):
+        return mixed(columns)
+    known = y[~y.isnan()]
+    binary = bool(((known == 0) | (known == 1)).all())
+    inside = bool(((known >= 0) & (known <= 1)).all())
+    if columns is not None and _are(columns, Real):  # standardized, if they are not as they were
+        binary &= bool((columns.scale == 1).all() and (columns.center == 0).all())
     if binary or (inside and dataset.image_shape is not None):
         return likelihoods.Bernoulli()
     return likelihoods.Gaussian(likelihoods.LearnedSigma(y.shape[1:]))
 
 
+def _are(columns: Columns, kind: type[Kind]) -> bool:
+    return all(type(found) is kind for found in columns.kinds.values())
+
+
 def mixed(columns: Columns, chosen: Mapping[str, Likelihood] | None = None) -> Mixed:
     """A likelihood for every column of a table, by what the column is.
-
-    Real columns are Gaussian with a learned sigma, of at least a hundredth of their spread; counts
-    are negative binomial with a learned dispersion; columns of two values are Bernoulli, others
-    categorical, and ordinal where the categories have an order.
 
     Arguments:
         columns: The columns of a table.
@@ -92,28 +112,31 @@ def _likelihood_of(kind: Kind) -> Likelihood:
     return likelihoods.Gaussian(likelihoods.LearnedSigma())
 
 
-def vae(dataset: Dataset, architecture: Architecture) -> models.VAE:
-    """A VAE for the rows of a data set.
+def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models.VAE:
+    """A VAE for the rows of a data set, which starts from the means of its columns.
 
     Example:
         >>> from pyro_vae import data
-        >>> vae(data.squares(4, side=2, num_test=2), Architecture(latents=1)).sample(3).shape
+        >>> vae(data.squares(4, side=2, num_test=2)).sample(3).shape
         torch.Size([3, 4])
     """
     likelihood = architecture.likelihood or default_likelihood(dataset)
+    latent_dim, hidden = architecture.of(dataset)
     with forked_seed(architecture.seed):
         decoder = nets.MLPDecoder(
-            architecture.latents,
-            likelihood.output_shape(tuple(dataset.train.shape[1:])),
-            tuple(reversed(architecture.hidden)),
+            latent_dim, likelihood.output_shape(tuple(dataset.train.shape[1:])), hidden[::-1]
         )
     decoder, likelihood = decoder.to(dataset.train.dtype), likelihood.to(dataset.train.dtype)
     if dataset.columns is not None:
         start_from(decoder, likelihood.start(dataset.train))
-    return models.VAE(decoder, likelihood, architecture.latents)
+    return models.VAE(decoder, likelihood, latent_dim)
 
 
-def inference_map(name: str, dataset: Dataset, architecture: Architecture) -> InferenceMap:
+def inference_map(
+    name: str,
+    dataset: Dataset,
+    architecture: Architecture = Architecture(),
+) -> InferenceMap:
     """The map that a name on the command line stands for.
 
     Raises:
@@ -121,7 +144,7 @@ def inference_map(name: str, dataset: Dataset, architecture: Architecture) -> In
     """
     if name == "amortized":
         with forked_seed(architecture.seed):
-            return Encoder(_encoder(dataset, tuple(architecture.hidden)).to(dataset.train.dtype))
+            return _encoder_map(dataset, architecture)
     if name == "per-datum":
         return LocalParameters(len(dataset.train))
     if name == "global":
@@ -129,13 +152,51 @@ def inference_map(name: str, dataset: Dataset, architecture: Architecture) -> In
     raise ValueError(f"'{name}' is no guide; there are {', '.join(GUIDES)}")
 
 
-def _encoder(dataset: Dataset, hidden: tuple[int, ...]) -> nn.Module:
-    if dataset.columns is None:
-        return nets.MLPEncoder(dataset.train[0].numel(), hidden)
-    return column_encoder(dataset.columns, hidden)
+def guide(
+    model: models.VAE,
+    dataset: Dataset,
+    architecture: Architecture = Architecture(),
+    family: Family | None = None,
+) -> Guide:
+    """An amortized posterior for a model of a data set.
+
+    Example:
+        >>> from pyro_vae import data
+        >>> table = data.from_frame({"age": [31.5, 47.0, None, 22.0], "sex": ["f", "m", "m", "f"]})
+        >>> model = vae(table)
+        >>> guide(model, table).mean(table.train).shape
+        torch.Size([3, 1])
+    """
+    with forked_seed(architecture.seed):  # the layer on top of the encoder is made by the guide
+        return Guide(model, _encoder_map(dataset, architecture), family)
 
 
-def column_encoder(columns: Columns, hidden: tuple[int, ...]) -> ColumnInputs:
+def _encoder_map(dataset: Dataset, architecture: Architecture) -> Encoder:
+    net = encoder(dataset, architecture.of(dataset)[1])
+    return Encoder(net.to(dataset.train.dtype))
+
+
+def batch_size(num_data: int) -> int:
+    """Rows per step: a tenth of the rows, from 32 to 256.
+
+    Example:
+        >>> batch_size(150), batch_size(1_000), batch_size(60_000)
+        (32, 100, 256)
+    """
+    return max(32, min(256, num_data // 10))
+
+
+def encoder(dataset: Dataset, hidden: tuple[int, ...]) -> nn.Module:
+    """A fully connected encoder for the rows of a data set."""
+    y, columns = dataset.train, dataset.columns
+    if columns is not None:
+        plain = _are(columns, Real) or _are(columns, Binary)
+        if not plain or bool(y.isnan().any()) or bool(dataset.test.isnan().any()):
+            return column_encoder(columns, hidden)
+    return nets.MLPEncoder(y[0].numel(), hidden)
+
+
+def column_encoder(columns: Columns, hidden: tuple[int, ...]) -> nets.ColumnInputs:
     """A fully connected encoder for the rows of a table, which may have holes.
 
     Arguments:
@@ -145,4 +206,5 @@ def column_encoder(columns: Columns, hidden: tuple[int, ...]) -> ColumnInputs:
     kinds = list(columns.kinds.values())
     categories = [len(kind.categories) if isinstance(kind, Categories) else 0 for kind in kinds]
     counts = [place for place, kind in enumerate(kinds) if isinstance(kind, Count)]
-    return ColumnInputs(nets.MLPEncoder(ColumnInputs.width(categories), hidden), categories, counts)
+    net = nets.MLPEncoder(nets.ColumnInputs.width(categories), hidden)
+    return nets.ColumnInputs(net, categories, counts)

@@ -1,5 +1,6 @@
 r"""A variational autoencoder as a scikit-learn estimator: embedding, density and sampler in one.
 
+A table is taken as :class:`pyro_vae.data.Columns` takes it, words, categories and holes included.
 Each real column is centered by its mean and divided by its standard deviation over the training
 rows, :math:`y_d = (x_d - m_d) / s_d`, and the model is of :math:`y`. Densities that come out are of
 :math:`x`, in the data's own units:
@@ -13,7 +14,7 @@ This module needs scikit-learn, and is imported when `pyro_vae.sklearn` is first
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, no_type_check
@@ -31,13 +32,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
-from . import likelihoods, models, nets
-from .data import split_rows, warn_constant_columns
+from . import defaults, likelihoods
+from .data import Columns, Dataset, Kind, Real, split_rows, warn_constant_columns
+from .data.frames import Holds, columns_of, container_of
 from .evidence import ImportanceSampling, LogMarginal, Widened, log_marginal_likelihood
 from .evidence.estimates import Estimator, posterior_means
-from .guides import Encoder, Family, Guide
-from .likelihoods import Likelihood, start_from
-from .randomness import forked_seed
+from .guides import Family
+from .likelihoods import Likelihood, Mixed
 from .training import Fit, adam_with, fit
 
 # A fifth wider than the trained posterior, whose tails are too light: on iris no row is unreliable
@@ -68,31 +69,34 @@ class VAE(
     means. Rows to be embedded may have holes only if the training rows had some.
 
     Arguments:
-        latent_dim: Entries of z; half the columns unless told otherwise, from 1 to 10.
-        hidden: Widths of the encoder's hidden layers; the decoder's are the same, reversed. One
-            layer of four times the columns unless told otherwise, from 32 to 256.
+        latent_dim: Entries of z; by :mod:`pyro_vae.defaults` unless told otherwise.
+        hidden: Widths of the encoder's hidden layers; the decoder's are the same, reversed. By
+            :mod:`pyro_vae.defaults` unless told otherwise.
+        kinds: What some columns of a data frame are, by name, where the rules of
+            :class:`pyro_vae.data.Columns` do not say it.
         likelihood: What the decoder's output means, as a value of :mod:`pyro_vae.likelihoods`. By
-            default Bernoulli if the training rows are zeros and ones throughout, else a Gaussian
-            with one learned sigma a column, at least a hundredth of the column's spread.
+            :mod:`pyro_vae.defaults` unless told otherwise: Bernoulli for zeros and ones, Gaussian
+            for numbers, one by column for columns of several kinds.
         family: Of q(z | x); a mean-field Gaussian unless told otherwise.
-        standardize: Whether columns are standardized inside; by default they are where the
+        standardize: Whether numbers are standardized inside; by default they are where their
             likelihood is Gaussian.
         max_epochs: The most passes over the training rows.
-        batch_size: Rows a step; a tenth of the rows unless told otherwise, from 32 to 256.
+        batch_size: Rows per step; by :mod:`pyro_vae.defaults` unless told otherwise.
         learning_rate: Of Adam.
         early_stopping: Whether some rows are held out to say when to stop; with fewer than 20
             rows none are.
         validation_fraction: Share of the rows held out for that.
         patience: Epochs without a better held-out ELBO before training stops.
         evaluation: How log densities are estimated, a value of :mod:`pyro_vae.evidence`;
-            importance sampling with 1000 draws a row unless told otherwise, from a posterior that
+            importance sampling with 1000 draws per row unless told otherwise, from a posterior that
             is a fifth wider than the trained one.
         random_state: Seed of the weights, of training and of every estimate.
         verbose: Whether to show progress bars.
 
     Attributes:
         model_: The Pyro program; `guide_`: its amortized posterior. Both are of standardized rows.
-        center_: What is subtracted from the columns; `scale_`: what they are divided by.
+        columns_: What the columns are; `center_`: what is subtracted from them; `scale_`: what they
+            are divided by.
         latent_dim_: Entries of z.
         history_: What happened in each epoch; `n_epochs_`: the epoch that was kept.
         n_features_in_: Number of columns; `feature_names_in_`: their names, where they had some.
@@ -113,6 +117,7 @@ class VAE(
 
     latent_dim: int | None
     hidden: Sequence[int] | None
+    kinds: Mapping[str, Kind | type[Kind]] | None
     likelihood: Likelihood | None
     family: Family | None
     standardize: bool | None
@@ -132,6 +137,7 @@ class VAE(
         latent_dim: int | None = None,
         *,
         hidden: Sequence[int] | None = None,
+        kinds: Mapping[str, Kind | type[Kind]] | None = None,
         likelihood: Likelihood | None = None,
         family: Family | None = None,
         standardize: bool | None = None,
@@ -147,6 +153,7 @@ class VAE(
     ) -> None:
         self.latent_dim = latent_dim
         self.hidden = hidden
+        self.kinds = kinds
         self.likelihood = likelihood
         self.family = family
         self.standardize = standardize
@@ -170,27 +177,25 @@ class VAE(
         """Trains model and posterior on the rows of a table.
 
         Arguments:
-            X: Numbers, `(n_samples, n_features)`; nan where an entry was not observed.
+            X: Numbers, `(n_samples, n_features)`, nan where an entry was not observed; or a data
+                frame of pandas or polars, with columns of numbers, words or categories.
             y: Not looked at.
 
         Raises:
+            TypeError: If a column holds what has no likelihood, such as dates.
             ValueError: If there are fewer than two rows, a row or a column has no entry that was
                 observed, or a value is infinite.
         """
-        X = validate_data(
-            self, X, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2
-        )
-        self._check_columns(X)
-        rows = torch.from_numpy(np.array(X))  # a copy: what came in may be read-only
+        table, _ = self._table(X, reset=True)
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
-        likelihood = self._likelihood(rows)
-        self._set_units(X, likelihood)
-        standardized = self._standardized(rows)
-        if isinstance(likelihood, likelihoods.Gaussian):
-            names = getattr(self, "feature_names_in_", None)
-            warn_constant_columns(standardized, None if names is None else list(map(str, names)))
-        self._make(likelihood.double(), standardized)
-        self.history_, self.n_epochs_ = self._trained(standardized)
+        self.columns_ = Columns.of(table, self._kinds(table))
+        self.center_, self.scale_ = self.columns_.center.numpy(), self.columns_.scale.numpy()
+        rows = self.columns_.encode(table, dtype=torch.float64)
+        self._sees_holes = bool(rows.isnan().any())
+        self._make(Dataset("X", rows, rows[:0], columns=self.columns_))
+        if isinstance(self.model_.likelihood, likelihoods.Gaussian | Mixed):
+            warn_constant_columns(rows, self.columns_.names)
+        self.history_, self.n_epochs_ = self._trained(rows)
         return self
 
     def transform(self, X: Any) -> NDArray[np.floating]:
@@ -200,8 +205,13 @@ class VAE(
             means = posterior_means(self.model_, self.guide_, rows, seed=self.seed_)
         return means.numpy().astype(dtype)
 
-    def inverse_transform(self, X: Any) -> NDArray[np.floating]:
-        """The mean of p(x | z) for latents `(n_samples, latent_dim_)`, in the data's own units."""
+    def inverse_transform(self, X: Any) -> Any:
+        """The mean of p(x | z) for latents `(n_samples, latent_dim_)`, in the data's own units.
+
+        Returns:
+            An array; if the table of `fit` held words or categories, a table like it, in which the
+            most probable of them stand.
+        """
         check_is_fitted(self)
         z = check_array(X, dtype=[np.float64, np.float32])
         if z.shape[1] != self.latent_dim_:
@@ -210,7 +220,8 @@ class VAE(
                 f"it has {z.shape[1]}"
             )
         means = self.model_.decode(torch.from_numpy(np.array(z, dtype=np.float64)))
-        return self._own_units(means).numpy().astype(z.dtype)
+        found = self._own_units(means)
+        return found.astype(z.dtype) if isinstance(found, np.ndarray) else found
 
     def score_samples(self, X: Any) -> NDArray[np.floating]:
         """Log density of every row, `(n_samples,)`, in nats, in the data's own units.
@@ -241,15 +252,16 @@ class VAE(
             result = log_marginal_likelihood(
                 self.model_, self.guide_, rows, method, seed=self.seed_, progress=bool(self.verbose)
             )
-        shift = (~rows.isnan()).to(rows) @ self._scale.log()
-        return replace(result, value=result.value - shift)
+        return replace(result, value=result.value + self.columns_.log_scales(rows))
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean log density of the rows, in nats: higher is better, as for grid search."""
         return float(self.score_samples(X).mean())
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> NDArray[np.floating]:
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """Draws of new rows from p(x), `(n_samples, n_features_in_)`, in the data's own units.
+
+        They are an array; if the table of `fit` held words or categories, a table like it.
 
         Arguments:
             n_samples: Number of rows.
@@ -257,7 +269,7 @@ class VAE(
         """
         check_is_fitted(self)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
-        return self._own_units(self.model_.sample(n_samples, seed=seed)).numpy()
+        return self._own_units(self.model_.sample(n_samples, seed=seed))
 
     @property
     def _n_features_out(self) -> int:
@@ -265,69 +277,65 @@ class VAE(
         return self.latent_dim_
 
     def _rows(self, X: Any) -> tuple[Tensor, np.dtype[Any]]:
-        """Standardized rows, and the dtype they came in."""
+        """Rows as the model has them, and the dtype of what is made of them."""
         check_is_fitted(self)
-        X = validate_data(
-            self,
-            X,
-            reset=False,
-            dtype=[np.float64, np.float32],
-            ensure_all_finite="allow-nan",
-        )
-        holes = np.isnan(X)
-        if holes.any() and not self._sees_holes:
+        table, dtype = self._table(X, reset=False)
+        rows = self.columns_.encode(table, dtype=torch.float64)
+        holes = int(rows.isnan().sum())
+        if holes and not self._sees_holes:
             raise ValueError(
-                f"X has {int(holes.sum())} missing entries (nan), but the rows of `fit` had none, "
+                f"X has {holes} missing entries (nan), but the rows of `fit` had none, "
                 "so the encoder has not learned what to make of them: fit on rows with holes, or "
                 "fill these in"
             )
-        _check_observed(holes)
-        return self._standardized(torch.from_numpy(np.array(X, dtype=np.float64))), X.dtype
+        return rows, dtype
 
-    def _check_columns(self, X: NDArray[np.floating]) -> None:
-        holes = np.isnan(X)
-        _check_observed(holes)
-        empty = np.flatnonzero(holes.all(axis=0))
-        if len(empty):
-            names = getattr(self, "feature_names_in_", None)
-            named = [int(i) if names is None else str(names[i]) for i in empty[:10]]
-            raise ValueError(
-                f"columns {named} have no entry that was observed (all nan): drop them"
-            )
-        self._sees_holes = bool(holes.any())
+    @no_type_check  # scikit-learn publishes no types
+    def _table(self, X: Any, *, reset: bool) -> tuple[Any, np.dtype[Any]]:
+        """A data frame as it is, once its names are checked; anything else as an array."""
+        fewest = 2 if reset else 1
+        if _is_frame(X) and (reset or self.columns_.named):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            if len(X) < fewest:
+                raise ValueError(
+                    f"Found array with {len(X)} sample(s) (shape={X.shape}) while a minimum of "
+                    f"{fewest} is required by VAE."
+                )
+            return X, np.dtype(np.float64)
+        X = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=[np.float64, np.float32],
+            ensure_all_finite="allow-nan",
+            ensure_min_samples=fewest,
+        )
+        table = np.array(X)  # a copy: what came in may be read-only
+        if not reset and self.columns_.named:
+            return dict(zip(self.columns_.names, table.T, strict=True)), table.dtype
+        return table, table.dtype
 
-    def _likelihood(self, rows: Tensor) -> Likelihood:
-        """A copy of what was asked for: training must not change a parameter of the estimator."""
-        if self.likelihood is not None:
-            return copy.deepcopy(self.likelihood)
-        if bool(((rows == 0) | (rows == 1) | rows.isnan()).all()):
-            return likelihoods.Bernoulli()
-        return likelihoods.Gaussian(likelihoods.LearnedSigma(rows.shape[1:]))
-
-    def _set_units(self, X: NDArray[np.floating], likelihood: Likelihood) -> None:
-        standardize = self.standardize
+    def _kinds(self, table: Any) -> dict[str, Kind | type[Kind]]:
+        """What columns are said to be: numbers for a likelihood of one's own."""
+        given, standardize = dict(self.kinds or {}), self.standardize
         if standardize is None:
-            standardize = isinstance(likelihood, likelihoods.Gaussian)
-        center, spread = np.zeros(X.shape[1]), np.ones(X.shape[1])
-        if standardize:
-            center, spread = np.nanmean(X, axis=0), np.nanstd(X, axis=0)
-        # Rounding leaves a spread of 1e-17 in a column that is constant.
-        constant = spread <= 10 * np.finfo(np.float64).eps * np.abs(center)
-        self.center_, self.scale_ = center, np.where(constant, 1.0, spread)
+            if self.likelihood is None or isinstance(self.likelihood, Mixed):
+                return given  # by the rules
+            standardize = isinstance(self.likelihood, likelihoods.Gaussian)
+        numbers = [
+            name
+            for name, raw in columns_of(table).items()
+            if raw.holds is not Holds.WORDS and raw.categories is None
+        ]
+        return {**dict.fromkeys(numbers, Real if standardize else Real()), **given}
 
-    def _make(self, likelihood: Likelihood, rows: Tensor) -> None:
-        columns: int = self.n_features_in_
-        self.latent_dim_ = self.latent_dim or max(1, min(10, columns // 2))
-        hidden = tuple(self.hidden or (max(32, min(256, 4 * columns)),))
-        with forked_seed(self.seed_):
-            decoder = nets.MLPDecoder(
-                self.latent_dim_, likelihood.output_shape((columns,)), hidden[::-1]
-            )
-            net = nets.MLPEncoder(2 * columns if self._sees_holes else columns, hidden)
-            start_from(decoder.double(), likelihood.start(rows))
-            self.model_ = models.VAE(decoder, likelihood, self.latent_dim_)
-            encoder = Encoder(nets.MissingIndicator(net) if self._sees_holes else net)
-            self.guide_ = Guide(self.model_, encoder.double(), copy.deepcopy(self.family))
+    def _make(self, dataset: Dataset) -> None:
+        """Model and posterior; a likelihood of one's own is copied, for training moves it."""
+        likelihood = copy.deepcopy(self.likelihood)
+        sizes = defaults.Architecture(self.latent_dim, self.hidden, self.seed_, likelihood)
+        self.latent_dim_, _ = sizes.of(dataset)
+        self.model_ = defaults.vae(dataset, sizes)
+        self.guide_ = defaults.guide(self.model_, dataset, sizes, copy.deepcopy(self.family))
 
     def _trained(self, rows: Tensor) -> tuple[Any, int]:
         train, held_out = rows, None
@@ -340,7 +348,7 @@ class VAE(
                 self.guide_,
                 train,
                 num_epochs=self.max_epochs,
-                batch_size=self.batch_size or max(32, min(256, len(train) // 10)),
+                batch_size=self.batch_size or defaults.batch_size(len(train)),
                 optimizer=adam_with(self.learning_rate),
                 validation=held_out,
                 patience=None if held_out is None else self.patience,
@@ -349,24 +357,19 @@ class VAE(
             )
         return result.history, result.best_epoch
 
-    @property
-    def _scale(self) -> Tensor:
-        return torch.from_numpy(self.scale_)
+    def _own_units(self, rows: Tensor) -> Any:
+        """An array of numbers, or a table where the training rows held words."""
+        if self.columns_.numeric:
+            numbers: NDArray[np.floating] = (
+                rows.double() * self.columns_.scale + self.columns_.center
+            ).numpy()
+            return numbers
+        return self.columns_.decode(rows)
 
-    def _standardized(self, rows: Tensor) -> Tensor:
-        return (rows - torch.from_numpy(self.center_)) / self._scale
 
-    def _own_units(self, rows: Tensor) -> Tensor:
-        return rows * self._scale + torch.from_numpy(self.center_)
-
-
-def _check_observed(holes: NDArray[np.bool_]) -> None:
-    empty = np.flatnonzero(holes.all(axis=1))
-    if len(empty):
-        raise ValueError(
-            f"{len(empty)} of {len(holes)} rows have no entry that was observed (all nan), the "
-            f"first at row {empty[0]}, counted from 0: drop them"
-        )
+def _is_frame(X: Any) -> bool:
+    """Whether something is a data frame of pandas or polars."""
+    return hasattr(X, "columns") and container_of(X) in ("pandas", "polars")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pyro_vae as pv
 from pyro_vae import data, defaults, likelihoods
 from pyro_vae.cli import main
 from pyro_vae.data import Columns, Count, from_anndata, read_frame, read_table
-from pyro_vae.nets.inputs import ColumnInputs
+from pyro_vae.nets import ColumnInputs
 from pyro_vae.registry import arguments_of
 from tests.helpers.statistics import assert_mean
 
@@ -73,38 +73,40 @@ def test_parquet_keeps_dtypes(tmp_path: Path) -> None:
 
 
 def test_numbers_with_holes(tmp_path: Path) -> None:
-    """An empty cell of a file with names is missing; a file of numbers alone is as it was."""
+    """An empty cell of a file is missing; the columns are what they are without it."""
     (tmp_path / "y.csv").write_text("a,b\n1.5,2\n2.5,\n3.5,7.5\n4.5,1\n")
     dataset = data.load(tmp_path / "y.csv")
     rows = torch.cat([dataset.train, dataset.test])
     assert int(rows.isnan().sum()) == 1
     (tmp_path / "full.csv").write_text("a,b\n1.5,2\n2.5,3\n3.5,7.5\n")
-    assert data.load(tmp_path / "full.csv").columns is None
+    assert repr(data.load(tmp_path / "full.csv").columns) == repr(dataset.columns)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1,2\n3,x\n", "line 2, column 2: 'x' is not a number"),
-        ("a;b\n1;2\n", "cells should be separated by commas"),
-        ("a,b\n1,x\n3\n", r"line 2, column 2 \('b'\): 'x' is not a number"),
+        ("1,2\n3,x\n", r"column '1' holds 1 numbers and 1 other entries \('x' in line 2"),
+        ("a,b\n1,x\n3\n", "line 3 has 1 cells, expected 2"),
     ],
 )
 def test_files_that_are_no_tables(text: str, message: str, tmp_path: Path) -> None:
-    """Without names, or with lines of different lengths, a word is a mistake, as it was."""
+    """Columns that are neither numbers nor words, and lines of different lengths."""
     (tmp_path / "y.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         data.load(tmp_path / "y.csv")
-    with pytest.raises(ValueError, match="should be a parquet file, or a csv file with a first"):
-        read_frame(tmp_path / "y.csv")
+    np.save(tmp_path / "y.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="should be a parquet file, or a text of cells"):
+        read_frame(tmp_path / "y.npy")
 
 
 def test_options_of_numbers_are_refused(survey_file: Path) -> None:
     """Words are not divided by 255."""
-    with pytest.raises(ValueError, match="which are neither binarized nor divided"):
+    with pytest.raises(ValueError, match=r"column 2 \('town'\): '.*' is not a number"):
         data.load(survey_file, divide_by=255)
-    with pytest.raises(ValueError, match="has real columns that are standardized already"):
-        data.load(survey_file).standardized()
+    with pytest.raises(ValueError, match=r"drop and kinds are for columns, but .* grey levels"):
+        data.load(survey_file, divide_by=255, drop=["town"])
+    dataset = data.load(survey_file)
+    assert dataset.standardized() is dataset  # its real columns are already
 
 
 COUNTS = np.array([[0, 3, 0], [2, 0, 0]], dtype=np.float32)
@@ -213,7 +215,7 @@ def test_encoders_see_categories_counts_and_holes() -> None:
 def test_a_model_starts_at_the_columns_means(survey_file: Path, seed: int) -> None:
     """Before training: draws have about the counts of the table, which a zero bias would not."""
     dataset = data.load(survey_file)
-    model = defaults.vae(dataset, defaults.Architecture(latents=1, hidden=(4,)))
+    model = defaults.vae(dataset, defaults.Architecture(latent_dim=1, hidden=(4,)))
     output = dict(model.decoder.named_parameters())["layers.2.bias"].detach()
     visits = dataset.train[:, 2].mean()
     mean = model.likelihood.mean(output[None])
@@ -285,7 +287,7 @@ def test_a_table_is_learned() -> None:
     dataset = data.Dataset(
         "towns", columns.encode(frame[:600]), columns.encode(frame[600:]), columns=columns
     )
-    architecture = defaults.Architecture(latents=2, hidden=(32,))
+    architecture = defaults.Architecture(latent_dim=2, hidden=(32,))
     model = defaults.vae(dataset, architecture)
     guide = pv.Guide(model, defaults.inference_map("amortized", dataset, architecture))
     pv.fit(model, guide, dataset.train, num_epochs=100, progress=False)

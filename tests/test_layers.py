@@ -32,7 +32,6 @@ LAYERS = (
     ("queries",),
     ("inference_data", "report", "storage"),
     ("comparisons", "sklearn"),
-    ("commands",),
     ("cli",),
     ("__main__",),
 )

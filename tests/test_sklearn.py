@@ -196,7 +196,7 @@ def test_training_stops_early() -> None:
     ("X", "message"),
     [
         ([[1.0, np.nan], [np.nan, np.nan], [0.0, 1.0]], r"1 of 3 rows have no entry .* at row 1"),
-        ([[1.0, np.nan], [2.0, np.nan]], r"columns \[1\] have no entry that was observed"),
+        ([[1.0, np.nan], [2.0, np.nan]], r"column '1' has no entry that was observed"),
         ([[1.0, np.inf], [2.0, 3.0]], "infinity"),
         ([[1.0, 2.0]], "1 sample"),
     ],

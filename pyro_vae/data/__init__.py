@@ -19,6 +19,7 @@ from .files import split_rows as split_rows
 from .sets import Dataset as Dataset
 from .sets import digits as digits
 from .sets import fashion_mnist as fashion_mnist
+from .sets import from_frame as from_frame
 from .sets import load as load
 from .sets import squares as squares
 from .streams import OnDisk as OnDisk
@@ -32,6 +33,8 @@ from .tables import Count as Count
 from .tables import Kind as Kind
 from .tables import Ordered as Ordered
 from .tables import Real as Real
+from .tables import describe as describe
+from .text import Layout as Layout
 
 __all__ = [
     "Binarization",
@@ -44,6 +47,7 @@ __all__ = [
     "FixedDraw",
     "Grey",
     "Kind",
+    "Layout",
     "OnDisk",
     "Ordered",
     "Real",
@@ -56,9 +60,11 @@ __all__ = [
     "check_range",
     "chunks",
     "constant_columns",
+    "describe",
     "digits",
     "fashion_mnist",
     "from_anndata",
+    "from_frame",
     "load",
     "read_frame",
     "read_idx",

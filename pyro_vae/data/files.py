@@ -1,32 +1,31 @@
-"""Tables out of files: npy, npz, csv, parquet, h5ad and idx, one row a datum.
+"""Tables out of files: npy, npz, csv, parquet, h5ad and idx, one row per datum.
 
 Nothing that is read here can run code: arrays are read without pickle, and the idx format is bytes
 behind a header (two zeros, a type, the number of axes, each axis as four bytes, big end first).
 """
 
-import csv
-import gzip
 import importlib
 import math
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any, NamedTuple, TextIO
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64, Shaped
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from ..randomness import generator
+from .frames import Holds, PandasFrame, optional
+from .text import Layout, columns_of_text, number, read_cells, uncompressed
 
 READABLE = (
-    "npy, npz, csv, parquet, h5ad, and idx (named like train-images-idx3-ubyte) with or without gz"
+    "npy, npz, csv, tsv, txt, parquet, h5ad, and idx (named like train-images-idx3-ubyte); texts "
+    "and idx with or without gz"
 )
 IDX_NAME = re.compile(r"[.-]idx\d*(-[a-z]+)?$")
 IDX_TYPES = {
@@ -37,7 +36,8 @@ IDX_TYPES = {
     13: ">f4",
     14: ">f8",
 }  # as the format has them
-GZIP_MAGIC = b"\x1f\x8b"
+TEXT = dict.fromkeys(("csv", "tsv", "txt", "tab"), "csv")
+"""Endings of texts, with or without gz."""
 
 
 class Table(NamedTuple):
@@ -58,9 +58,9 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
     r"""Reads a table of numbers from a file, by the ending of its name.
 
     Arguments:
-        path: An npy, npz, csv, parquet, h5ad or idx file. A csv file is separated by commas; a
-            first line of names, none of them a number, is its header. Of an h5ad file the matrix X
-            is read, dense or sparse, and the names of its variables.
+        path: An npy, npz, csv, parquet, h5ad or idx file. How a csv file is cut into columns and
+            names :mod:`pyro_vae.data.text` says. Of an h5ad file the matrix X is read, dense or
+            sparse, and the names of its variables.
         key: Name of the array in an npz file; needed only if there are several.
 
     Returns:
@@ -141,7 +141,7 @@ def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
         | The MNIST Database of Handwritten Digits (LeCun et al., 1998), "File formats"
     """
     path = Path(path)
-    content = _uncompressed(path)
+    content = uncompressed(path)
     shape, dtype, start = _idx_header(path, content)
     expected = start + math.prod(shape) * dtype.itemsize
     if len(content) != expected:
@@ -183,17 +183,6 @@ def split_rows(num_data: int, *, test_fraction: float = 0.2, seed: int = 0) -> S
     return Split(order[num_test:], order[:num_test])
 
 
-def optional(module: str, *, needed_for: str) -> ModuleType:
-    """Imports a module that only some uses need, or says what to install."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{needed_for} needs {module.partition('.')[0]}, which cannot be imported ({error}): "
-            "pip install 'pyro-vae[data]'"
-        ) from error
-
-
 def file_kind(path: Path) -> str:
     """The kind of a file by the ending of its name: npy, npz, csv, parquet, h5ad or idx.
 
@@ -203,7 +192,7 @@ def file_kind(path: Path) -> str:
     name = path.name.lower()
     if IDX_NAME.search(name.removesuffix(".gz")):
         return "idx"
-    kind = path.suffix.lower().removeprefix(".")
+    kind = TEXT.get(name.removesuffix(".gz").rpartition(".")[2]) or path.suffix.lower()[1:]
     if kind != "npz" and kind not in READERS:
         raise ValueError(
             f"'{path}' is not of a kind that can be read: readable are {READABLE}; "
@@ -259,99 +248,35 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
 
 
 def _read_csv(path: Path) -> Table:
-    try:
-        names = _csv_header(path)
-        values = _csv_values(path, names)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"'{path}' is no csv file: expected text in UTF-8 ({error})") from error
-    if names and values.shape[1] != len(names):
-        raise ValueError(f"'{path}': line 1 has {len(names)} names for {values.shape[1]} columns")
-    return Table(values, names)
-
-
-def _csv_header(path: Path) -> tuple[str, ...] | None:
-    """The names in the first line, or None where it has a number; refuses a file without data."""
-    with _open_csv(path) as file:
-        lines = _csv_lines(file)
-        first = next(lines, (0, []))[1]
-        numbers = any(map(_is_number, first))
-        if not first or (not numbers and next(lines, None) is None):
-            raise ValueError(f"'{path}' has no rows: expected lines of numbers separated by commas")
-    return None if numbers else tuple(name.strip() for name in first)
-
-
-def _csv_values(path: Path, names: tuple[str, ...] | None) -> Float64[np.ndarray, "rows columns"]:
-    with _open_csv(path) as file:
-        if names:
-            next(_csv_lines(file))
-        try:
-            values: np.ndarray = np.loadtxt(
-                file, delimiter=",", comments=None, quotechar='"', ndmin=2
+    """Numbers of a text file; what is no number is named by its place."""
+    cells = read_cells(path)
+    columns = columns_of_text(path)
+    for place, (name, column) in enumerate(columns.items(), start=1):
+        if column.holds is Holds.WORDS and not column.missing.all():
+            row = int(np.flatnonzero([not _is_number(word) for word in column.values])[0])
+            named = "" if cells.names is None else f" ({name!r})"
+            raise ValueError(
+                f"'{path}': line {cells.lines[row]}, column {place}{named}: "
+                f"{column.values[row]!r} is not a number"
             )
-        except UnicodeDecodeError:  # a ValueError, but not one of a cell
-            raise
-        except ValueError as error:
-            raise ValueError(f"'{path}': {_csv_fault(path, names) or error}") from error
-    return values
+    values = np.stack([column.values.astype(np.float64) for column in columns.values()], axis=1)
+    return Table(values, cells.names)
 
 
-def _csv_fault(path: Path, names: tuple[str, ...] | None) -> str | None:
-    """The first cell that is not a number, or line of another length, in words."""
-    with _open_csv(path) as file:
-        lines = _csv_lines(file)
-        first = next(lines)
-        rest = lines if names else chain([first], lines)
-        faults = (_line_fault(line, cells, len(first[1]), names) for line, cells in rest)
-        return next(filter(None, faults), None)
+def _is_number(word: str | None) -> bool:
+    return word is None or number(word, comma=False) is not None
 
 
-def _line_fault(
-    line: int, cells: list[str], width: int, names: tuple[str, ...] | None
-) -> str | None:
-    for column, cell in enumerate(cells, start=1):
-        if not _is_number(cell):
-            name = f" ({names[column - 1]!r})" if names and column <= len(names) else ""
-            hint = _csv_hint(line, cell)
-            return f"line {line}, column {column}{name}: {cell!r} is not a number{hint}"
-    if len(cells) != width:
-        return f"line {line} has {len(cells)} cells, expected {width}"
-    return None
-
-
-def _csv_hint(line: int, cell: str) -> str:
-    if ";" in cell or "\t" in cell:
-        return "; cells should be separated by commas"
-    if not cell.strip():
-        return "; drop the row, or fill in the value"
-    return "; a header has names only, no numbers" if line == 1 else ""
-
-
-def _open_csv(path: Path) -> TextIO:
-    return path.open(encoding="utf-8-sig", newline="")  # -sig: spreadsheets write a byte order mark
-
-
-def _csv_lines(file: TextIO) -> Iterator[tuple[int, list[str]]]:
-    """Lines that are not blank, with their number in the file (from 1, as an editor shows it)."""
-    reader = csv.reader(file)
-    return ((reader.line_num, cells) for cells in reader if cells)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def read_frame(path: str | Path) -> Any:
+def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B008 (frozen)
     """Reads a csv or parquet file with columns of any kind as a pandas DataFrame.
 
     Words stay words, categories stay categories, empty cells of a csv file are missing;
-    :class:`pyro_vae.data.Columns` makes numbers of them.
+    :class:`pyro_vae.data.Columns` makes numbers of them. :mod:`pyro_vae.data.text` says how a text
+    is cut into cells.
 
     Arguments:
-        path: The file; a csv file has a first line of names, and lines of as many cells.
+        path: The file.
+        layout: How a text is cut, where it should not be found from the text.
 
     Raises:
         ImportError: If pandas, or for parquet pyarrow, is not installed.
@@ -360,27 +285,9 @@ def read_frame(path: str | Path) -> Any:
     path = Path(path)
     if file_kind(path) == "parquet":
         return _parquet_frame(path)
-    if file_kind(path) != "csv" or not has_named_columns(path):
-        raise ValueError(
-            f"'{path}' should be a parquet file, or a csv file with a first line of names and as "
-            "many cells in every other line, separated by commas"
-        )
-    pandas = optional("pandas", needed_for="reading columns that are not all numbers")
-    frame = pandas.read_csv(path, skipinitialspace=True, encoding="utf-8-sig")
-    return frame.rename(columns=lambda name: str(name).strip())
-
-
-def has_named_columns(path: Path) -> bool:
-    """Whether a file is a table with names, whose columns may hold other things than numbers."""
-    if file_kind(path) == "parquet":
-        return True
     if file_kind(path) != "csv":
-        return False
-    names = _csv_header(path)
-    if not names or any(mark in name for name in names for mark in ";\t"):
-        return False
-    with _open_csv(path) as file:
-        return all(len(cells) == len(names) for _, cells in _csv_lines(file))
+        raise ValueError(f"'{path}' should be a parquet file, or a text of cells, such as csv")
+    return PandasFrame().build(columns_of_text(path, layout))
 
 
 def _parquet_frame(path: Path) -> Any:
@@ -434,19 +341,6 @@ def _h5ad_matrix(path: Path, matrix: Any) -> Shaped[np.ndarray, "rows columns"]:
     parts = (matrix["data"][()], matrix["indices"][()], matrix["indptr"][()])
     dense: np.ndarray = getattr(sparse, encoding)(parts, shape=matrix.attrs["shape"]).toarray()
     return dense
-
-
-def _uncompressed(path: Path) -> bytes:
-    content = path.read_bytes()
-    if not content.startswith(GZIP_MAGIC):
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"'{path}' is truncated or damaged ({error}; {len(content):,} bytes were found): "
-            "fetch it again"
-        ) from error
 
 
 def _idx_header(path: Path, content: bytes) -> tuple[tuple[int, ...], "np.dtype[Any]", int]:

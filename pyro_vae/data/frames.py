@@ -4,16 +4,27 @@ A column comes out as float64 with nan where an entry is missing, or as objects 
 with None there; beside it stands what is needed to give it its old dtype again.
 """
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Shaped
 
-from .files import optional
+
+def optional(module: str, *, needed_for: str) -> ModuleType:
+    """Imports a module that only some tables need, or says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{needed_for} needs {module.partition('.')[0]}, which cannot be imported ({error}): "
+            "pip install 'pyro-vae[data]'"
+        ) from error
 
 
 class Holds(Enum):
@@ -48,6 +59,17 @@ class RawColumn(NamedTuple):
         if self.values.dtype == object:
             return np.array([value is None for value in self.values], dtype=bool)
         return np.isnan(self.values)
+
+    @property
+    def whole(self) -> bool:
+        """Whether its numbers are whole: by dtype, or floats that are only since some are missing.
+
+        Most libraries turn a column of integers into floats where one is missing.
+        """
+        if self.holds is not Holds.FLOATS:
+            return self.holds is Holds.INTEGERS
+        known = self.values[~self.missing]
+        return len(known) < len(self.values) and bool((known == np.rint(known)).all())
 
 
 class Container(ABC):
@@ -383,8 +405,8 @@ def _objects_of_booleans(raw: RawColumn) -> list[bool | None]:
 
 def _refused(name: str, dtype: str) -> TypeError:
     return TypeError(
-        f"column '{name}' has dtype {dtype}, which no likelihood describes: make it numbers (days "
-        "since a date, the hour of the day), categories, or leave it out"
+        f"column '{name}' has dtype {dtype}, which no likelihood describes: drop it "
+        f"(drop=['{name}'], --drop {name}), or make it numbers, such as days since the first"
     )
 
 

@@ -10,9 +10,10 @@ have a probability instead of a density, which no unit changes: there `log_scale
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +23,15 @@ from torch import Tensor
 from .binarize import Binarization, FixedDraw, Grey
 from .checks import check_batch, check_finite, warn_constant_columns
 from .files import (
-    Table,
     file_kind,
-    has_named_columns,
-    optional,
     read_frame,
     read_idx,
     read_table,
     split_rows,
 )
-from .tables import Columns
+from .frames import columns_of, optional
+from .tables import Columns, Kind, kind_of_matrix
+from .text import Layout
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package `dataset-fashion-mnist` puts its files."""
@@ -57,8 +57,8 @@ class Dataset:
             units.
         center: What was subtracted from each column, if the set was standardized.
         scale: What each column was divided by, if the set was standardized.
-        columns: What the columns are, if they are of several kinds or have holes: they make
-            tables of stored rows, where nan is an entry that was not observed.
+        columns: What the columns are, if the rows come from a table: they make tables of stored
+            rows, where nan is an entry that was not observed.
 
     Example:
         >>> squares(4, side=2, num_test=2)
@@ -89,24 +89,26 @@ class Dataset:
 
         Returns:
             A new set, whose `log_scale` has the Jacobian: densities stay in the data's own units.
-            A constant column is centered and not scaled.
+            A constant column is centered and not scaled. The real columns of a table are
+            standardized already.
 
         Raises:
             ValueError: If the set is binary, or has fewer than two rows to train on.
         """
         if self.columns is not None:
-            raise ValueError(f"{self.name} has real columns that are standardized already")
+            return self
         if self.binarization.binary or len(self.train) < 2:
             raise ValueError(
                 "a set is standardized over two or more rows of numbers, got "
                 f"{len(self.train)} rows, {self.binarization.describe()}"
             )
-        center, spread = self.train.mean(dim=0), self.train.std(dim=0)
+        train, test, dtype = self.train.double(), self.test.double(), self.train.dtype
+        center, spread = train.mean(dim=0), train.std(dim=0, correction=0)
         scale = torch.where(spread > 0, spread, 1.0)
         return replace(
             self,
-            train=(self.train - center) / scale,
-            test=(self.test - center) / scale,
+            train=((train - center) / scale).to(dtype),
+            test=((test - center) / scale).to(dtype),
             log_scale=self.log_scale - float(scale.double().log().sum()),
             center=center,
             scale=scale,
@@ -284,6 +286,9 @@ class _Options:
     seed: int
     key: str | None
     divide_by: float | int
+    kinds: Mapping[str, Kind | type[Kind]]
+    drop: Sequence[str]
+    layout: Layout
 
 
 def load(
@@ -294,6 +299,9 @@ def load(
     seed: int = 0,
     key: str | None = None,
     divide_by: float | int = 1,
+    kinds: Mapping[str, Kind | type[Kind]] | None = None,
+    drop: Sequence[str] = (),
+    layout: Layout = Layout(),  # noqa: B008 (frozen: one value serves every call)
 ) -> Dataset:
     """Loads a set by its name, or the rows of a file.
 
@@ -301,26 +309,31 @@ def load(
         source: `squares`, `digits`, `fashion-mnist`, or a file that :func:`read_table` reads. A
             name wins over a file of that name; write `./digits` for the file.
         binarization: What is done to grey levels in [0, 1]; the set's own choice unless given,
-            nothing for a file.
+            nothing for a file. `Grey()` says that a table of a file holds grey levels.
         test_fraction: Share of the rows held out, where the source does not come in two parts.
         seed: Seed of that split.
         key: Name of the array in an npz file that has several.
         divide_by: A file's values are divided by this, as by 255 for pixels of a byte.
+        kinds: What some columns of a table are, where the rules of :class:`Columns` do not say it.
+        drop: Names of columns that are left out.
+        layout: How a text is cut into cells, where it should not be found from the text.
 
     Returns:
-        The data set. A one-dimensional array is read as one value a row; an idx file with three
-        axes as pictures, one flattened row each. A csv or parquet file whose columns have names
-        and do not all hold numbers, or have holes, is encoded by :class:`Columns`.
+        The data set. The columns of a file are encoded by :class:`Columns`, real ones standardized,
+        with `log_scale` to bring densities into the file's own units. Grey levels stay as they are:
+        pictures in an idx file, data of more axes, and whatever is divided or binarized.
 
     Raises:
         FileNotFoundError: If there is neither a set nor a file of this name.
-        ValueError: If the file cannot be read, holds nan or inf, or an option does not fit.
+        ValueError: If the file cannot be read, holds inf, or an option does not fit.
 
     Example:
         >>> load("squares").train.shape
         torch.Size([1000, 784])
     """
-    options = _Options(binarization, test_fraction, seed, key, divide_by)
+    options = _Options(
+        binarization, test_fraction, seed, key, divide_by, kinds or {}, tuple(drop), layout
+    )
     if str(source) in SETS and not isinstance(source, Path):
         return _named(str(source), options)
     path = Path(source)
@@ -333,9 +346,11 @@ def load(
 
 
 def _named(name: str, options: _Options) -> Dataset:
-    if options.key is not None or options.divide_by != 1:
+    if options.key is not None or options.divide_by != 1 or options.kinds or options.drop:
         exists = f"; './{name}' reads the file of that name" if Path(name).exists() else ""
-        raise ValueError(f"key and divide_by are for files, but '{name}' names a set{exists}")
+        raise ValueError(
+            f"key, divide_by, kinds and drop are for files, but '{name}' names a set{exists}"
+        )
     return SETS[name](options)
 
 
@@ -366,70 +381,122 @@ SETS: dict[str, Callable[[_Options], Dataset]] = {
 }
 
 
+def from_frame(
+    frame: Any,
+    *,
+    kinds: Mapping[str, Kind | type[Kind]] | None = None,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    name: str = "table",
+) -> Dataset:
+    """Splits a table into rows to train on and rows held out, and makes numbers of its columns.
+
+    Arguments:
+        frame: A table, as for :meth:`Columns.of`.
+        kinds: What some columns are, as there.
+        test_fraction: Share of the rows held out.
+        seed: Seed of the split.
+        name: What the set is called.
+
+    Returns:
+        The data set; its `columns` make tables of its rows again.
+
+    Example:
+        >>> table = {"height": [1.6, 1.8, None, 1.7, 1.5], "sex": ["f", "m", "m", "f", "f"]}
+        >>> from_frame(table)
+        table: 4 rows to train on, 1 held out, 2 values each, not binarized (height: Real, ...
+    """
+    num_data = len(next(iter(columns_of(frame).values())).values)
+    train, test = split_rows(num_data, test_fraction=test_fraction, seed=seed)
+    columns = Columns.of(frame, kinds, rows=train.numpy())
+    y = columns.encode(frame)
+    warn_constant_columns(y[train], columns.names)
+    return Dataset(
+        name=name,
+        train=y[train],
+        test=y[test],
+        feature_names=columns.names if columns.named else None,
+        log_scale=columns.log_scale,
+        center=columns.center,
+        scale=columns.scale,
+        columns=columns,
+    )
+
+
 def _from_file(path: Path, options: _Options) -> Dataset:
     if not (math.isfinite(options.divide_by) and options.divide_by > 0):
         raise ValueError(f"divide_by should be a positive number, got {options.divide_by:g}")
-    table = _numbers(path, options.key)
-    if table is None:
-        return _from_frame(path, options)
-    values, feature_names = table
+    grey = options.binarization is not None or options.divide_by != 1
+    frame = None if grey else table_of(path, options.key, options.layout)
+    if frame is None:
+        return _from_grey(path, options)
+    frame, kinds = without(frame, options.drop), options.kinds
+    if isinstance(frame, dict):  # a matrix whose columns have names
+        kind = kind_of_matrix(np.stack(list(frame.values()), axis=1))
+        kinds = {**dict.fromkeys(frame, kind), **kinds}
+    return from_frame(
+        frame,
+        kinds=kinds,
+        test_fraction=options.test_fraction,
+        seed=options.seed,
+        name=path.name,
+    )
+
+
+def table_of(path: Path, key: str | None, layout: Layout) -> Any:
+    """The columns of a file as a table, or None where it holds pictures, or data of more axes."""
+    if path.is_file() and file_kind(path) in ("csv", "parquet"):
+        return read_frame(path, layout)
+    values, names = read_table(path, key=key)
+    values, image_shape = _rows(path, values)
+    if values.ndim != 2 or image_shape is not None or not values.size:
+        return None
+    return values if names is None else dict(zip(names, values.T, strict=True))
+
+
+def without(frame: Any, names: Sequence[str]) -> Any:
+    """A table without some of its columns.
+
+    Raises:
+        ValueError: If one of them is not there.
+    """
+    if not names:
+        return frame
+    found = list(columns_of(frame))
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise ValueError(f"drop names {unknown}, but the columns are {found}")
+    kept = [name for name in found if name not in names]
+    if isinstance(frame, np.ndarray):
+        return {name: frame[:, int(name)] for name in kept}
+    return {name: frame[name] for name in kept} if isinstance(frame, dict) else frame[kept]
+
+
+def _from_grey(path: Path, options: _Options) -> Dataset:
+    """Grey levels, pictures, and data of more axes, as they are but for the division."""
+    if options.drop or options.kinds:
+        raise ValueError(f"drop and kinds are for columns, but '{path}' is taken as grey levels")
+    values, names = read_table(path, key=options.key)
     values, image_shape = _rows(path, values)
     y = _floats(values) / options.divide_by
-    check_finite(f"'{path}'", y, feature_names)
+    check_finite(f"'{path}'", y, names)
     check_batch(y)
     train, test = split_rows(len(y), test_fraction=options.test_fraction, seed=options.seed)
-    if image_shape is None:  # the margin of a picture is constant, and no news
-        warn_constant_columns(y[train], feature_names)
     dataset = Dataset(
         name=path.name,
         train=y[train],
         test=y[test],
-        feature_names=feature_names,
+        feature_names=names,
         image_shape=image_shape,
         log_scale=_log_jacobian(y, options.divide_by),
     )
     return dataset.binarized(options.binarization or Grey())
 
 
-def _numbers(path: Path, key: str | None) -> Table | None:
-    """The numbers in a file, or None where named columns hold other things, or have holes."""
-    try:
-        table = read_table(path, key=key)
-    except ValueError:
-        if not path.is_file() or not has_named_columns(path):
-            raise
-        return None
-    holes = table.values.dtype.kind == "f" and bool(np.isnan(table.values).any())
-    return None if holes and has_named_columns(path) else table
-
-
-def _from_frame(path: Path, options: _Options) -> Dataset:
-    """Columns of several kinds: scales are of the training rows, categories of all rows."""
-    if options.binarization is not None or options.divide_by != 1:
-        raise ValueError(
-            f"'{path}' has columns that are no numbers, or entries that are missing: it is taken "
-            "as a table of columns of several kinds, which are neither binarized nor divided"
-        )
-    frame = read_frame(path)
-    words = frame.select_dtypes(exclude=["number", "bool", "category"]).columns
-    for name in words[[frame[name].map(type).isin((str,)).any() for name in words]]:
-        frame[name] = frame[name].astype("category")
-    train, test = split_rows(len(frame), test_fraction=options.test_fraction, seed=options.seed)
-    columns = Columns.of(frame.iloc[train.numpy()])
-    return Dataset(
-        name=path.name,
-        train=columns.encode(frame.iloc[train.numpy()]),
-        test=columns.encode(frame.iloc[test.numpy()]),
-        feature_names=columns.names,
-        log_scale=columns.log_scale,
-        columns=columns,
-    )
-
-
 def _rows(
     path: Path, values: Shaped[np.ndarray, "rows ..."]
 ) -> tuple[Shaped[np.ndarray, "rows *datum"], tuple[int, int] | None]:
-    """One row a datum, and the shape of the pictures where the file holds some."""
+    """One row per datum, and the shape of the pictures where the file holds some."""
     if file_kind(path) == "idx" and values.ndim == 3:
         return values.reshape(len(values), math.prod(values.shape[1:])), values.shape[1:]
     return (values[:, None] if values.ndim == 1 else values), None
@@ -443,7 +510,7 @@ def _floats(values: Shaped[np.ndarray, "rows *datum"]) -> Float[Tensor, "rows *d
 
 
 def _log_jacobian(y: Float[Tensor, "rows *datum"], divisor: float | int) -> float:
-    """`-D log s` for data that were divided by `s`, in nats a datum."""
+    """`-D log s` for data that were divided by `s`, in nats per datum."""
     return -y[0].numel() * math.log(divisor)
 
 

@@ -9,27 +9,39 @@ What a column is follows from its dtype and its entries, by these rules, the fir
 | booleans | `Binary` | 0 or 1 |
 | words | `Categories` in alphabetical order, or `Binary` of two | its code |
 | zeros and ones, in whichever dtype | `Binary` | 0 or 1 |
-| integers, the smallest of them 0 | `Count` | itself |
+| whole numbers, the smallest of them 0 | `Count` | itself |
 | other numbers | `Real` | :math:`(x - m) / s`, standardized over the training rows |
 
 Counts start at 0 as a rule; ages, years and sizes do not. Where the rule is wrong, say what the
-column is. A missing entry (nan, None, NA, NaT) is nan, which a likelihood takes as not observed.
+column is. Names of rows, dates and running numbers have no distribution: they are refused by name.
+A plain array has one kind throughout: `Binary` where it is zeros and ones, else `Real`. A missing
+entry (nan, None, NA, NaT) is nan, which a likelihood takes as not observed.
+
+What a column is, and its categories, come from all rows of the table; centre and scale from those
+to train on. Both are applied in float64, before anything is rounded to torch's default dtype.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-from .frames import CONTAINERS, Holds, RawColumn, columns_of, container_of
+from .frames import CONTAINERS, Holds, Matrix, RawColumn, columns_of, container_of
 
-_MANY = 100  # distinct words, above which a column that hardly repeats them is taken for names
+Rows = Shaped[np.ndarray, " train"] | slice
+EVERY = slice(None)
+_FEW = 20  # rows, below which different words, or numbers in order, say little of what they are
+_DATE = re.compile(
+    r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([ T]\d.*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}([ T]\d.*)?|"
+    r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?"
+)
 _SHOWN = 6  # categories, names or rows listed in a message
 
 
@@ -39,8 +51,8 @@ class Kind(ABC):
 
     @classmethod
     @abstractmethod
-    def learn(cls, name: str, raw: RawColumn) -> "Kind":
-        """The kind of these training rows."""
+    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Kind":
+        """The kind of a column; what is estimated, from these rows of it."""
 
     @abstractmethod
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
@@ -69,9 +81,14 @@ class Real(Kind):
     scale: float = 1.0
 
     @classmethod
-    def learn(cls, name: str, raw: RawColumn) -> "Real":
+    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Real":
         """Mean and standard deviation of what was observed; a constant column is not scaled."""
-        values = _numbers(name, raw)
+        values = _numbers(name, raw)[rows]
+        if np.isnan(values).all():
+            raise ValueError(
+                f"column '{name}' has no entry that was observed in the {len(values):,} rows to "
+                "train on: drop it, or split the rows by another seed"
+            )
         center, spread = float(np.nanmean(values)), float(np.nanstd(values))
         # Rounding leaves a spread of 1e-17 in a column that is constant.
         constant = spread <= 10 * np.finfo(np.float64).eps * abs(center)
@@ -91,7 +108,7 @@ class Count(Kind):
     """Whole numbers from 0 on, as they are."""
 
     @classmethod
-    def learn(cls, name: str, raw: RawColumn) -> "Count":
+    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Count":
         """Nothing is to be learned."""
         cls().encode(name, raw)
         return cls()
@@ -126,7 +143,7 @@ class Categories(Kind):
     most: ClassVar[float] = np.inf
 
     @classmethod
-    def learn(cls, name: str, raw: RawColumn) -> "Categories":
+    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Categories":
         """The categories that the dtype declares, else those found, in their order."""
         entries = raw.values[~raw.missing].tolist()
         found = raw.categories or tuple(sorted(set(entries)))
@@ -140,11 +157,11 @@ class Categories(Kind):
                 f"kind ({cls.__name__}) needs {'exactly' if cls.most == 2 else 'at least'} 2; "
                 "drop it, or declare its categories"
             )
-        if raw.categories is None and len(found) > max(_MANY, len(entries) / 2):
+        if raw.categories is None and len(found) > max(_FEW, len(entries) / 2):
             raise ValueError(
                 f"column '{name}' has {len(found):,} different entries in {len(entries):,} rows "
-                f"({_listed(found)}): names of rows have no distribution, so drop it, or merge "
-                "rare categories"
+                f"({_listed(found)}): names of rows have no distribution, so {_drop(name)}, or "
+                "merge rare categories"
             )
         return cls(found)
 
@@ -201,21 +218,81 @@ KINDS: dict[str, type[Kind]] = {
 """Kinds of columns, by name."""
 
 
-def kind_of(name: str, raw: RawColumn) -> Kind:
-    """What a column is by the rules at the head of this module."""
-    if raw.ordered:
-        return Ordered.learn(name, raw)
-    if raw.categories is not None or raw.holds is Holds.WORDS:
-        number = len(raw.categories or set(raw.values[~raw.missing].tolist()))
-        return (Binary if number == 2 else Categories).learn(name, raw)
+class Choice(NamedTuple):
+    """What a column is taken for, and why."""
+
+    kind: type[Kind] | Kind
+    why: str
+
+
+def kind_of(name: str, raw: RawColumn) -> Choice:
+    """What a column is by the rules at the head of this module.
+
+    Raises:
+        ValueError: If it holds dates, or a running number.
+    """
     found = raw.values[~raw.missing]
+    if raw.ordered:
+        return Choice(Ordered, "its dtype has an order")
+    if raw.categories is not None or raw.holds is Holds.WORDS:
+        return _kind_of_words(name, raw, set(found.tolist()))
     if raw.holds is Holds.BOOLEANS:
-        return Binary((False, True))
+        return Choice(Binary((False, True)), "booleans")
     if set(found.tolist()) == {0.0, 1.0}:
-        return Binary((0, 1))
-    if raw.holds is Holds.INTEGERS and found.min() == 0:
-        return Count()
-    return Real.learn(name, raw)
+        return Choice(Binary((0, 1)), "zeros and ones")
+    if not raw.whole:
+        return Choice(Real, "numbers")
+    if len(found) >= _FEW and found[0] in (0, 1) and bool((np.diff(found) == 1).all()):
+        raise ValueError(
+            f"column '{name}' counts the rows ({found[0]:g}, {found[1]:g}, ..., {found[-1]:g}): "
+            f"{_drop(name)}, or say what it is: kinds={{'{name}': Real}}, --kinds {name}=Real"
+        )
+    if found.min() == 0:
+        return Choice(Count, "whole numbers, the smallest of them 0")
+    return Choice(Real, f"whole numbers from {found.min():g} on; Count, if they are counts")
+
+
+def _kind_of_words(name: str, raw: RawColumn, found: set[Any]) -> Choice:
+    number = len(raw.categories or found)
+    dates = [word for word in found if isinstance(word, str) and _DATE.fullmatch(word)]
+    if dates and len(dates) == len(found):
+        raise ValueError(
+            f"column '{name}' holds dates or times ({_listed(sorted(dates))}), which no "
+            f"likelihood describes: {_drop(name)}, or make it numbers, such as days since the first"
+        )
+    return Choice(Binary if number == 2 else Categories, f"{number} different entries")
+
+
+def _drop(name: str) -> str:
+    return f"drop it (drop=['{name}'], --drop {name})"
+
+
+def describe(frame: Any, kinds: Mapping[str, Kind | type[Kind]] | None = None) -> str:
+    """What each column of a table is taken for and why, and what is refused: before any training.
+
+    Arguments:
+        frame: A table, as for :meth:`Columns.of`.
+        kinds: What some columns are, as there.
+
+    Example:
+        >>> print(describe({"age": [30, 41], "when": ["2024-05-01", "2024-05-02"]}))
+        age   Real     2 of 2 observed; whole numbers from 30 on; Count, if they are counts
+        when  refused  column 'when' holds dates or times ('2024-05-01', '2024-05-02'), ...
+    """
+    raw, kinds = columns_of(frame), kinds or {}
+    rows = [(name, *_described(name, column, kinds.get(name))) for name, column in raw.items()]
+    widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
+    return "\n".join(f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {why}" for name, kind, why in rows)
+
+
+def _described(name: str, raw: RawColumn, kind: Kind | type[Kind] | None) -> tuple[str, str]:
+    try:
+        column = Column.of(name, raw, kind)
+        why = "as said" if kind is not None else kind_of(name, raw).why
+    except (TypeError, ValueError) as error:
+        return "refused", str(error)
+    observed = f"{int((~raw.missing).sum()):,} of {len(raw.values):,} observed"
+    return type(column.kind).__name__, f"{observed}; {why}"
 
 
 @dataclass(frozen=True)
@@ -235,15 +312,16 @@ class Column:
     dtype: str
 
     @classmethod
-    def of(cls, name: str, raw: RawColumn, kind: Kind | type[Kind] | None) -> "Column":
-        """A column, learned from its training rows."""
+    def of(
+        cls, name: str, raw: RawColumn, kind: Kind | type[Kind] | None, rows: Rows = EVERY
+    ) -> "Column":
+        """A column: its kind from all rows, what is estimated from some."""
         if raw.missing.all():
             raise ValueError(f"column '{name}' has no entry that was observed: drop it")
-        if kind is None:
-            kind = kind_of(name, raw)
-        elif isinstance(kind, type):
-            kind = kind.learn(name, raw)
-        return cls(name, kind, raw.holds, raw.dtype)
+        chosen = kind_of(name, raw).kind if kind is None else kind
+        if isinstance(chosen, type):
+            chosen = chosen.learn(name, raw, rows)
+        return cls(name, chosen, raw.holds, raw.dtype)
 
     def restored(self, values: Shaped[np.ndarray, " rows"]) -> RawColumn:
         """Floats as the column that they stand for."""
@@ -284,8 +362,14 @@ class Columns:
     container: str
 
     @classmethod
-    def of(cls, frame: Any, kinds: Mapping[str, Kind | type[Kind]] | None = None) -> "Columns":
-        """Learns columns from training rows.
+    def of(
+        cls,
+        frame: Any,
+        kinds: Mapping[str, Kind | type[Kind]] | None = None,
+        *,
+        rows: Rows = EVERY,
+    ) -> "Columns":
+        """Learns what the columns of a table are.
 
         Arguments:
             frame: A DataFrame of pandas or polars, a dictionary of columns, a structured or plain
@@ -293,21 +377,43 @@ class Columns:
             kinds: What some columns are, where the rules would not say it: a class, such as
                 `Count`, or a value, such as `Ordered(("low", "high"))`. Columns of arrays without
                 names are called "0", "1", ...
+            rows: Positions of the rows to train on, over which real columns are centred and
+                scaled; all unless given.
 
         Raises:
             TypeError: If this is no table, or a column holds what has no likelihood.
-            ValueError: If a column is missing throughout, has one category only, or does not fit
-                what `kinds` says of it; if two columns have the same name; if a row is missing
-                throughout; or if `kinds` names a column that is not there.
+            ValueError: If a column is missing throughout, has one category only, names rows, holds
+                dates, or does not fit what `kinds` says of it; if two columns have the same name;
+                if a row is missing throughout; or if `kinds` names a column that is not there.
         """
-        raw, kinds = columns_of(frame), kinds or {}
+        raw, kinds, container = columns_of(frame), dict(kinds or {}), container_of(frame)
         unknown = [name for name in kinds if name not in raw]
         if unknown:
             raise ValueError(f"kinds names {unknown}, but the columns are {_listed(list(raw))}")
-        columns = tuple(Column.of(name, column, kinds.get(name)) for name, column in raw.items())
-        learned = cls(columns, container_of(frame))
+        if isinstance(CONTAINERS[container], Matrix):
+            kinds = (
+                dict.fromkeys(raw, kind_of_matrix(np.stack([c.values for c in raw.values()])))
+                | kinds
+            )
+        columns = tuple(
+            Column.of(name, column, kinds.get(name), rows) for name, column in raw.items()
+        )
+        learned = cls(columns, container)
         learned._encoded(raw)
         return learned
+
+    @property
+    def named(self) -> bool:
+        """Whether the names are the table's own."""
+        return not isinstance(CONTAINERS[self.container], Matrix)
+
+    @property
+    def numeric(self) -> bool:
+        """Whether every entry of the table is a number or a boolean."""
+        return not any(
+            column.holds is Holds.WORDS or column.dtype in ("category", "Enum", "Categorical")
+            for column in self.columns
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -319,10 +425,16 @@ class Columns:
         """What each column is, by name."""
         return {column.name: column.kind for column in self.columns}
 
-    def encode(self, frame: Any) -> Float[Tensor, "rows columns"]:
-        """A table as floats, in torch's default dtype, nan where an entry is missing.
+    def encode(
+        self, frame: Any, *, dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "rows columns"]:
+        """A table as floats, nan where an entry is missing.
 
         Columns that have names may come in any order.
+
+        Arguments:
+            frame: A table with the columns that this was learned from.
+            dtype: What the floats are rounded to; torch's default dtype unless given.
 
         Raises:
             TypeError: If a column holds words where the training rows had numbers, or the reverse.
@@ -340,9 +452,9 @@ class Columns:
                 f"the table {' and '.join(says)}; expected are {len(self.names)} columns: "
                 f"{_listed(self.names)}"
             )
-        return self._encoded(raw)
+        return self._encoded(raw).to(dtype or torch.get_default_dtype())
 
-    def _encoded(self, raw: Mapping[str, RawColumn]) -> Float[Tensor, "rows columns"]:
+    def _encoded(self, raw: Mapping[str, RawColumn]) -> Float64[Tensor, "rows columns"]:
         arrays = [column.kind.encode(column.name, raw[column.name]) for column in self.columns]
         values = np.stack(arrays, axis=1)
         empty = np.flatnonzero(np.isnan(values).all(axis=1))
@@ -351,7 +463,7 @@ class Columns:
                 f"{len(empty):,} of {len(values):,} rows have no entry that was observed, the "
                 f"first at row {empty[0]}, counted from 0: drop them"
             )
-        return torch.from_numpy(values).to(torch.get_default_dtype())
+        return torch.from_numpy(values)
 
     def decode(self, y: Float[Tensor, "rows columns"]) -> Any:
         """Floats as a table of the kind and with the dtypes that the columns came from.
@@ -372,17 +484,32 @@ class Columns:
         return CONTAINERS[self.container].build(restored)
 
     @property
+    def center(self) -> Float64[Tensor, " columns"]:
+        """What is subtracted from each column: 0 but for real ones."""
+        return torch.tensor(
+            [kind.center if isinstance(kind, Real) else 0.0 for kind in self.kinds.values()],
+            dtype=torch.float64,
+        )
+
+    @property
+    def scale(self) -> Float64[Tensor, " columns"]:
+        """What each column is divided by: 1 but for real ones."""
+        return torch.tensor(
+            [kind.scale if isinstance(kind, Real) else 1.0 for kind in self.kinds.values()],
+            dtype=torch.float64,
+        )
+
+    @property
     def log_scale(self) -> float:
         r"""What brings the log density of an encoded row without holes into the table's units.
 
         To be added, in nats: :math:`-\sum_d \log s_d` over real columns.
         """
-        return -sum(np.log(kind.scale) for kind in self.kinds.values() if isinstance(kind, Real))
+        return -float(self.scale.log().sum())
 
     def log_scales(self, y: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
         """The same for each row: entries that are missing have no density, and no unit."""
-        scales = [kind.scale if isinstance(kind, Real) else 1.0 for kind in self.kinds.values()]
-        return -((~y.isnan()).to(y) @ torch.tensor(scales, dtype=y.dtype, device=y.device).log())
+        return -((~y.isnan()).to(y) @ self.scale.log().to(y))
 
     def to_json(self) -> dict[str, Any]:
         """All of it in lists, words and numbers; :meth:`from_json` makes it again."""
@@ -418,6 +545,12 @@ class Columns:
 
     def __repr__(self) -> str:
         return ", ".join(f"{name}: {type(kind).__name__}" for name, kind in self.kinds.items())
+
+
+def kind_of_matrix(values: Shaped[np.ndarray, "rows columns"]) -> Kind | type[Kind]:
+    """One kind for all of an array, so that no column's hangs on the rows that are there."""
+    binary = bool(((values == 0) | (values == 1) | (values != values)).all())
+    return Binary((0, 1)) if binary else Real
 
 
 def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:

@@ -111,7 +111,7 @@ class ColumnInputs(_Around):
 
     @staticmethod
     def width(categories: Sequence[int]) -> int:
-        """Numbers a row that the encoder sees."""
+        """Numbers per row that the encoder sees."""
         return sum(max(1, number) for number in categories) + len(categories)
 
     def inputs(self, y: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch inputs"]:

@@ -1,0 +1,255 @@
+"""Each option of each command reaches the argument that it is for."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae import cli
+from pyro_vae.cli import main
+from pyro_vae.data import FixedDraw, Grey, Layout, Real, Redrawn
+from pyro_vae.likelihoods import Bernoulli, Gaussian
+
+
+class Reached(Exception):
+    """A planted value arrived."""
+
+
+def arrival(monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[str]) -> dict[str, Any]:
+    """What a function of the command line is called with: by its position, or its name."""
+
+    def caught(*given: Any, **named: Any) -> NoReturn:
+        seen.update({str(place): value for place, value in enumerate(given)}, **named)
+        raise Reached
+
+    seen: dict[str, Any] = {}
+    owner, _, attribute = name.rpartition(".")
+    monkeypatch.setattr(getattr(cli, owner) if owner else cli, attribute, caught)
+    with pytest.raises(Reached):
+        main(arguments)
+    return seen
+
+
+LOADED: dict[str, tuple[list[str], str, Any]] = {
+    "data": (["x.csv"], "0", "x.csv"),
+    "--binarize": (["x", "--binarize", "fixed"], "binarization", FixedDraw()),
+    "--divide-by": (["x", "--divide-by", "7"], "divide_by", 7.0),
+    "--key": (["x", "--key", "rows"], "key", "rows"),
+    "--test-fraction": (["x", "--test-fraction", "0.37"], "test_fraction", 0.37),
+    "--drop": (["x", "--drop", "id,when"], "drop", ("id", "when")),
+    "--kinds": (["x", "--kinds", "age=Real"], "kinds", {"age": Real}),
+    "--sep": (["x", "--sep", "semicolon"], "layout", Layout(separator=";")),
+    "--header": (["x", "--no-header"], "layout", Layout(header=False)),
+    "--seed": (["x", "--seed", "31"], "seed", 31),
+    "--likelihood": (["x", "--likelihood", "bernoulli"], "binarization", Grey()),
+}
+"""Options of data: what is typed, and which argument of `data.load` has which value then."""
+
+
+@pytest.mark.parametrize("command", ["fit", "compare"])
+@pytest.mark.parametrize("option", LOADED)
+def test_options_of_data(option: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They arrive where data are loaded."""
+    typed, argument, value = LOADED[option]
+    assert arrival(monkeypatch, "datasets.load", [command, *typed])[argument] == value
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> str:
+    """A table of numbers, and of holes in none."""
+    path = tmp_path / "numbers.csv"
+    values = np.random.default_rng(0).normal(100.0, 5.0, size=(40, 3))
+    np.savetxt(path, values, delimiter=",", header="a,b,c", comments="")
+    return str(path)
+
+
+TRAINED: dict[str, tuple[list[str], str, Any]] = {
+    "--epochs": (["--epochs", "17"], "num_epochs", 17),
+    "--batch-size": (["--batch-size", "19"], "batch_size", 19),
+    "--warmup": (["--warmup", "5"], "warmup", 5),
+    "--seed": (["--seed", "31"], "seed", 31),
+    "--quiet": (["--quiet"], "progress", False),
+}
+"""Options of training: what is typed, and which argument of `fit` and `compare` it becomes."""
+
+
+@pytest.mark.parametrize("command", ["fit", "compare"])
+@pytest.mark.parametrize("option", TRAINED)
+def test_options_of_training(
+    option: str, command: str, numbers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They arrive where a model is trained."""
+    typed, argument, value = TRAINED[option]
+    assert arrival(monkeypatch, command, [command, numbers, *typed])[argument] == value
+
+
+@pytest.mark.parametrize("command", ["fit", "compare"])
+def test_options_of_the_model(command: str, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes, likelihood and learning rate, in the model that is trained."""
+    typed = ["--latents", "3", "--hidden", "7,5", "--lr", "0.125", "--likelihood", "gaussian"]
+    seen = arrival(monkeypatch, command, [command, numbers, *typed, "--sigma", "0.75"])
+    model = seen["0"]
+    assert model.latent_dim == 3
+    assert model.decoder.hidden == (5, 7)
+    assert isinstance(model.likelihood, Gaussian)
+    assert float(model.likelihood.sigma.sigma) == 0.75
+    optimizer = seen["optimizer"]([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    assert optimizer.param_groups[0]["lr"] == 0.125
+    bits = Path(numbers).with_name("bits.npy")
+    np.save(bits, np.random.default_rng(0).integers(0, 2, (40, 3)))
+    given = [command, str(bits), "--likelihood", "bernoulli", "--binarize", "redrawn"]
+    seen = arrival(monkeypatch, command, given)
+    assert isinstance(seen["0"].likelihood, Bernoulli)
+    assert seen["per_batch"] == Redrawn()
+
+
+def weights(seen: Mapping[str, Any]) -> torch.Tensor:
+    """All weights of the model that would be trained."""
+    return torch.cat([weight.detach().flatten() for weight in seen["0"].parameters()])
+
+
+@pytest.mark.parametrize("command", ["fit", "compare"])
+def test_the_seed_is_that_of_the_weights(
+    command: str, numbers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seeds start from two models, one from one."""
+    one, two, again = (
+        weights(arrival(monkeypatch, command, [command, numbers, "--seed", seed]))
+        for seed in ("1", "2", "1")
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, two)
+
+
+def test_guides_and_samples_of_a_comparison(
+    numbers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which guides, how many samples, where to, and whether the model is fixed then."""
+    seen = arrival(
+        monkeypatch, "compare", ["compare", numbers, "--guides", "global", "--samples", "321"]
+    )
+    assert list(seen["1"]) == ["global"]
+    assert seen["evaluation"].num_samples == 321
+    calls: list[Any] = []
+    table = SimpleNamespace(
+        results={"global": SimpleNamespace(model=None)},         summary=str, save=calls.append,
+    )  # fmt: skip
+
+    def compared(*_: Any, train_model: bool = True, **__: Any) -> Any:
+        calls.append(train_model)
+        return table
+
+    monkeypatch.setattr(cli, "compare", compared)
+    monkeypatch.setattr(cli, "title_of", str)
+    monkeypatch.setattr(cli, "_interrupted", lambda _: False)
+    monkeypatch.setattr(cli, "save_report", lambda path, _: calls.append(path))
+    main(["compare", numbers, "--no-fixed", "--quiet"])
+    assert calls == [True]
+    calls.clear()
+    main(["compare", numbers, "--quiet", "--out", str(tmp_path / "r")])
+    out = tmp_path / "r"
+    assert calls == [True, out, False, out / "fixed_model", out / "report.html"]
+
+
+def test_options_of_a_fit(numbers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which guide, and where it is saved."""
+    seen = arrival(monkeypatch, "fit", ["fit", numbers, "--guide", "global"])
+    assert type(seen["1"].map).__name__ == "GlobalParameters"
+    monkeypatch.undo()
+    monkeypatch.setattr(cli, "fit", lambda *_, **__: SimpleNamespace(summary=str))
+    out = tmp_path / "saved"
+    seen = arrival(monkeypatch, "storage.save", ["fit", numbers, "--quiet", "--out", str(out)])
+    assert seen["0"] == out
+
+
+@pytest.fixture
+def saved(numbers: str, tmp_path: Path) -> str:
+    """A model that was hardly trained."""
+    out = str(tmp_path / "saved")
+    main(["fit", numbers, "--epochs", "1", "--hidden", "4", "--quiet", "--out", out])
+    return out
+
+
+def test_options_of_an_evaluation(
+    saved: str, numbers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which data, how many samples, which seed; and where the rows are written."""
+    typed = ["evaluate", saved, numbers, "--samples", "321", "--seed", "31", "--quiet"]
+    seen = arrival(monkeypatch, "evidence.evaluate", typed)
+    assert len(seen["2"]) == 40
+    assert seen["3"].num_samples == 321
+    assert (seen["seed"], seen["progress"]) == (31, False)
+    assert len(arrival(monkeypatch, "evidence.evaluate", ["evaluate", saved])["2"]) == 8
+    monkeypatch.undo()
+    main(["evaluate", saved, "--samples", "20", "--quiet", "--out", str(tmp_path / "rows")])
+    assert (tmp_path / "rows" / "log_p.csv").is_file()
+
+
+def test_options_of_draws(saved: str, tmp_path: Path) -> None:
+    """How many, from which seed, and where to."""
+    draws = {}
+    for name, seed in {"one": "1", "two": "2", "again": "1"}.items():
+        out = tmp_path / f"{name}.npy"
+        main(["sample", saved, "-n", "13", "--seed", seed, "--out", str(out), "--quiet"])
+        draws[name] = np.load(out)
+    assert draws["one"].shape == (13, 3)
+    np.testing.assert_array_equal(draws["one"], draws["again"])
+    assert not np.array_equal(draws["one"], draws["two"])
+
+
+def test_options_of_a_description(
+    numbers: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Columns that are dropped, and kinds that are said."""
+    main(["describe", numbers, "--drop", "a", "--kinds", "b=Real"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["b", "c"]
+    assert "as said" in lines[0]
+    seen = arrival(monkeypatch, "table_of", ["describe", "x", "--sep", "tab", "--key", "k"])
+    assert (seen["1"], seen["2"]) == ("k", Layout(separator="\t"))
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_threads(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many while the command runs, as before afterwards."""
+    before, seen = torch.get_num_threads(), []
+    _, groups, *texts = cli.COMMANDS[command]
+
+    def acted(*_: Any) -> None:
+        seen.append(torch.get_num_threads())
+
+    monkeypatch.setitem(cli.COMMANDS, command, (acted, groups, *texts))
+    main([command, "x", "--threads", str(before + 1)])
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+LISTENED = {
+    "fit": {*LOADED, *TRAINED, "--latents", "--hidden", "--lr", "--sigma", "--guide", "--out"},
+    "compare": {
+        *(*LOADED, *TRAINED, "--latents", "--hidden", "--lr", "--sigma", "--guides"),
+        *("--samples", "--no-fixed", "--out"),
+    },
+    "evaluate": {"folder", "data", "--samples", "--seed", "--quiet", "--out"},
+    "sample": {"folder", "-n", "--seed", "--quiet", "--out"},
+    "describe": {*LOADED} - {"--likelihood"} | {"--quiet"},
+}
+"""What the tests of this file follow, by command; `--threads` of all of them."""
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_option_is_followed(command: str) -> None:
+    """A new option needs a line here, and a test that says where it arrives."""
+    (subparsers,) = (
+        action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    options = {
+        action.option_strings[0] if action.option_strings else action.dest
+        for action in subparsers.choices[command]._actions
+    }
+    assert options - {"-h", "--threads"} == LISTENED[command]
