@@ -97,7 +97,7 @@ def test_options_of_the_model(command: str, numbers: str, monkeypatch: pytest.Mo
     assert model.latent_dim == 3
     assert model.decoder.hidden == (5, 7)
     assert isinstance(model.likelihood, Gaussian)
-    assert float(model.likelihood.sigma.sigma) == 0.75
+    assert model.likelihood.sigma.sigma == 0.75
     optimizer = seen["optimizer"]([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
     assert optimizer.param_groups[0]["lr"] == 0.125
     bits = Path(numbers).with_name("bits.npy")
@@ -136,9 +136,8 @@ def test_guides_and_samples_of_a_comparison(
     assert list(seen["1"]) == ["global"]
     assert seen["evaluation"].num_samples == 321
     calls: list[Any] = []
-    table = SimpleNamespace(
-        results={"global": SimpleNamespace(model=None)},         summary=str, save=calls.append,
-    )  # fmt: skip
+    results = {"global": SimpleNamespace(model=None)}
+    table = SimpleNamespace(results=results, summary=str, save=calls.append)
 
     def compared(*_: Any, train_model: bool = True, **__: Any) -> Any:
         calls.append(train_model)
