@@ -4,7 +4,7 @@ Each group of options is a dataclass, and each option a field of it: its flag, i
 help stand there once, and a command receives the dataclass.
 """
 
-# ruff: noqa: ARG001, RUF009 (commands are called alike; `option` makes a field of a dataclass)
+# ruff: noqa: RUF009 (`option` makes a field of a dataclass)
 
 import argparse
 import csv
