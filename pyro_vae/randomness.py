@@ -249,7 +249,7 @@ def normals(
         >>> bool((normals(keys[1:], 2, 2, torch.zeros(0), first=3) == some[3:, 1:]).all())
         True
     """
-    _drawn(keys)
+    _drawn(keys, _NORMAL, first)
     noise = like.new_empty(num, len(keys), size)
     for part, bits in _pieces(keys, num, (size + 1) // 2, noise, kind=_NORMAL, first=first):
         upper = _shifted(bits, 32).double().add_(0.5).mul_(2.0**-32)  # never 0
@@ -267,7 +267,7 @@ def uniforms(
 
     They have 53 random bits in float64 and are rounded from those in other dtypes.
     """
-    _drawn(keys)
+    _drawn(keys, _UNIFORM, first)
     noise = like.new_empty(num, len(keys), size)
     for part, bits in _pieces(keys, num, size, noise, kind=_UNIFORM, first=first):
         part.copy_(_shifted(bits, 11).double().add_(0.5).mul_(2.0**-53))
@@ -339,11 +339,12 @@ class Heard:
 
     Arguments:
         names: Of streams and keys of rows.
-        drawn: Keys of counter-based noise, once for every time that it was made.
+        drawn: Keys of counter-based noise, once for every time that it was made, with the kind of
+            numbers and the first draw.
     """
 
     names: dict[int, str] = field(default_factory=dict)
-    drawn: list[int] = field(default_factory=list)
+    drawn: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 _LISTENERS: list[Heard] = []
@@ -366,6 +367,6 @@ def _heard(keys: Tensor | int, name: str) -> None:
         listener.names.update(dict.fromkeys(some, name))
 
 
-def _drawn(keys: Tensor) -> None:
+def _drawn(keys: Tensor, kind: int, first: int) -> None:
     for listener in _LISTENERS:
-        listener.drawn.extend(keys.tolist())
+        listener.drawn.extend((key, kind, first) for key in keys.tolist())
