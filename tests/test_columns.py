@@ -21,8 +21,8 @@ from pyro_vae.comparisons import COLUMNS, Comparison, GuideResult
 from pyro_vae.comparisons.columns import Entry, Reported
 from pyro_vae.comparisons.reporting import cell_of, report_of
 from pyro_vae.results import Doubt
+from tests.helpers.pages import Page
 from tests.helpers.programs import Program
-from tests.test_report import Page
 
 NUM_DATA = 8
 SCALE = -100.0  # nats per datum, added to log densities and to nothing else
