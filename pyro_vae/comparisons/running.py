@@ -20,7 +20,7 @@ from .. import diagnostics, evidence
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import Estimator, ImportanceSampling, LogMarginal, check_data
 from ..gaps import inference_gap
-from ..guides import Family, Guide, InferenceMap, RowFit
+from ..guides import Family, Guide, InferenceMap, RowFit, for_new_rows, is_tied_to_rows
 from ..programs import as_batch, device_of, minibatch
 from ..randomness import forked_seed
 from ..training import Fit, History, fit
@@ -191,9 +191,7 @@ class _Run:
         guide, training = self._trained(model, guide)
         seconds = time.perf_counter() - start
         seed, progress = self.options["seed"], self.options["progress"]
-        held_out = guide
-        if isinstance(guide, Guide) and guide.map.per_row:
-            held_out = guide.fit_rows(self.test, seed=seed, progress=progress)
+        held_out = for_new_rows(guide, self.test, seed=seed, progress=progress)
         given = {"seed": seed, "progress": progress}
         estimator, draws = self._estimator(known), self.evaluation.num_samples
         gap = inference_gap(
@@ -228,7 +226,7 @@ class _Run:
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool
     ) -> Estimate | None:
         """ELBO of held-out data after some steps from the guide's answer, if it is a map's."""
-        if not isinstance(guide, Guide) or guide.map.per_row or _has_nothing(guide):
+        if not isinstance(guide, Guide) or is_tied_to_rows(guide) or _has_nothing(guide):
             return None
         refined = guide.refined(REFINING_STEPS)
         draws = self.evaluation.num_samples
@@ -304,7 +302,9 @@ class _Run:
 
 def _has_only_rows(guide: Guide) -> bool:
     """Whether nothing of a guide is shared by all data: no nets of its family, no global sites."""
-    return guide.map.per_row and guide.shared is None and not isinstance(guide.family, nn.Module)
+    return (
+        is_tied_to_rows(guide) and guide.shared is None and not isinstance(guide.family, nn.Module)
+    )
 
 
 def _has_nothing(guide: Guide) -> bool:

@@ -29,7 +29,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import in_turn, prepared
 from ..evidence.weights import rows_at_once, weigh
 from ..formatting import plus_minus
-from ..guides import Guide, Posterior
+from ..guides import Guide, Posterior, is_tied_to_rows
 from ..programs import Program, as_batch, device_of, retry_unvalidated, simulate
 from ..randomness import forked, generator, stream
 from ..results import Result
@@ -253,7 +253,7 @@ def simulation_based_calibration(
     functions = {"log p(y | z)": log_likelihood} if quantities is None else dict(quantities)
     examples = in_turn(as_batch(data, device_of(model, guide)), num_data)
     _check_sizes(len(examples[0]), num_samples)
-    table = guide if isinstance(guide, Guide) and guide.map.per_row else None
+    table = guide if isinstance(guide, Guide) and is_tied_to_rows(guide) else None
     if table is not None:
         given = table.global_values() if given is None else given
         guide = _Program(table.program)

@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import check_data, prepared
-from ..guides import Guide
+from ..guides import is_tied_to_rows
 from ..objectives import BetaELBO
 from ..programs import Program, as_batch, device_of, minibatch
 from ..results import Result
@@ -365,7 +365,7 @@ def rate_distortion(  # noqa: PLR0913 (what fit and the evaluation are told)
         | https://arxiv.org/abs/1804.03599
 
     Example:
-        >>> from pyro_vae import Encoder, likelihoods, models, nets
+        >>> from pyro_vae import Encoder, Guide, likelihoods, models, nets
         >>> model = models.VAE(nets.MLPDecoder(1, 4), likelihoods.Bernoulli(), latent_dim=1)
         >>> guide = Guide(model, Encoder(nets.MLPEncoder(4)))
         >>> y = torch.eye(4).repeat(2, 1)
@@ -415,7 +415,7 @@ def _require_copies(model: ProgramLike, guide: ProgramLike, *, train_model: bool
 
 
 def _require_encoder(guide: ProgramLike, held_out: Batch | None) -> None:
-    if held_out is not None and isinstance(guide, Guide) and guide.map.per_row:
+    if held_out is not None and is_tied_to_rows(guide):
         raise ValueError(
             "held-out data have no row in this guide, and rows fitted to them would maximize the "
             "ELBO at full weight, whatever beta is: pass an amortized guide, or no held_out="

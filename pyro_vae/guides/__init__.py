@@ -5,6 +5,10 @@ from .closed_form import CoordinateAscent as CoordinateAscent
 from .closed_form import ExactPosterior as ExactPosterior
 from .closed_form import Quadratic as Quadratic
 from .closed_form import quadratic_of as quadratic_of
+from .entry import for_new_rows as for_new_rows
+from .entry import is_tied_to_rows as is_tied_to_rows
+from .entry import maps_of as maps_of
+from .entry import row_buffers as row_buffers
 from .families import DiagonalNormal as DiagonalNormal
 from .families import Family as Family
 from .families import FullRankNormal as FullRankNormal
@@ -59,9 +63,13 @@ __all__ = [
     "SplineAutoregressive",
     "finite_rows",
     "fit_parameters",
+    "for_new_rows",
     "given_globals",
+    "is_tied_to_rows",
+    "maps_of",
     "posterior_of",
     "program_of",
     "quadratic_of",
     "refine_parameters",
+    "row_buffers",
 ]

@@ -27,7 +27,7 @@ from ..evidence import (
     log_marginal_of,
     prepared,
 )
-from ..guides import GlobalParameters, Guide, Posterior
+from ..guides import GlobalParameters, Guide, Posterior, is_tied_to_rows
 from ..programs import Program, as_batch, device_of, has_missing, partly_observed
 
 _DRAWS = 2000  # a row: an error of a mean below 3% of the spread, with a tail to look at
@@ -130,7 +130,7 @@ def guide_for(
                 "their values, or given="
             )
         return fallback
-    if has_missing(batch[0]) and isinstance(guide, Guide) and not guide.map.per_row:
+    if has_missing(batch[0]) and isinstance(guide, Guide) and not is_tied_to_rows(guide):
         try:
             guide.mean(tuple(part[:1] for part in batch))
         except ValueError as error:

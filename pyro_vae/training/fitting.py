@@ -29,7 +29,14 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..compiling import CompiledSteps
 from ..data import RowReader
 from ..evidence import check_data
-from ..guides import FitRows, Guide, program_of
+from ..guides import (
+    FitRows,
+    for_new_rows,
+    is_tied_to_rows,
+    maps_of,
+    program_of,
+    row_buffers,
+)
 from ..objectives import Objective
 from ..programs import (
     as_batch,
@@ -62,7 +69,6 @@ from .tensors import (
     model_leaves,
     named,
     require_finite,
-    row_buffers,
 )
 
 _VALIDATION_DRAWS = 10  # the error over data is larger than that of ten draws a datum
@@ -171,7 +177,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         | https://arxiv.org/abs/1312.6114
 
     Example:
-        >>> from pyro_vae import Encoder, likelihoods, models, nets
+        >>> from pyro_vae import Encoder, Guide, likelihoods, models, nets
         >>> model = models.VAE(nets.MLPDecoder(1, 3), likelihoods.Gaussian(), latent_dim=1)
         >>> guide = Guide(model, Encoder(nets.MLPEncoder(3)))
         >>> result = fit(model, guide, torch.randn(20, 3), num_epochs=2, progress=False)
@@ -241,8 +247,9 @@ class _Training:
         self.enumerated = model if own else self.program.enumerating(model)
         self.batch_size = min(plan.batch_size, self.num_data)
         self.held_out = None if held_out is None else _HeldOut(model, guide, held_out, plan.seed)
-        if isinstance(guide, Guide) and isinstance(reader, InMemory):
-            guide.map.remember(*reader.batch)
+        if isinstance(reader, InMemory):
+            for map in maps_of(guide):
+                map.remember(*reader.batch)
         self.tensors = self._find_tensors()
         # Where rows of a table are all there is to train, the schedule still needs an optimizer.
         nothing = [torch.zeros(0, requires_grad=True)]
@@ -259,7 +266,7 @@ class _Training:
             self.optimizer,
             compile=plan.compile,
         )
-        if isinstance(guide, Guide) and guide.map.per_row:
+        if is_tied_to_rows(guide):
             self.compiled.reason = "the rows of a table move by themselves"
         self.first_rate = self.optimizer.param_groups[0]["lr"]
         self.scheduler = plan.scheduler(self.optimizer)
@@ -300,8 +307,8 @@ class _Training:
             for hook in hooks:
                 hook.remove()
             self._forget_gradients()
-            if isinstance(self.guide, Guide):
-                self.guide.map.scale_steps(1.0)  # a loop of the user's own may follow
+            for map in maps_of(self.guide):
+                map.scale_steps(1.0)  # a loop of the user's own may follow
         return self._finish(stopped)
 
     def _finish(self, stopped: str) -> Fit:
@@ -357,9 +364,9 @@ class _Training:
 
     def _follow_schedule(self) -> None:
         """The rows of a table follow the schedule of the rest."""
-        if isinstance(self.guide, Guide) and self.first_rate > 0:
-            rate = self.optimizer.param_groups[0]["lr"]
-            self.guide.map.scale_steps(rate / self.first_rate)
+        rate = self.optimizer.param_groups[0]["lr"]
+        for map in maps_of(self.guide) if self.first_rate > 0 else ():
+            map.scale_steps(rate / self.first_rate)
 
     def _batches(self, steps: list[list[Part]]) -> Generator[Batch, None, None]:
         """The batch of every part, in turn."""
@@ -554,8 +561,8 @@ class _Training:
             loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
             leaves = leaves_of(loss)
         buffers.restore()
-        own = getattr(self.guide, "map", None)
-        free = [leaf for leaf in leaves if own is None or not own.owns(leaf)]
+        maps = maps_of(self.guide)
+        free = [leaf for leaf in leaves if not any(map.owns(leaf) for map in maps)]
         if not free and len(free) == len(leaves):
             raise ValueError(
                 "nothing to train: no tensor with requires_grad takes part in the loss"
@@ -571,10 +578,8 @@ class _HeldOut:
 
     def elbo(self) -> evidence.EvidenceLowerBound:
         """The ELBO of every datum; the same draws every epoch, so that epochs compare."""
-        guide = self.guide
-        if isinstance(guide, Guide) and guide.map.per_row:
-            # A rough fit: it is made anew every epoch, for a curve.
-            guide = guide.fit_rows(self.batch, FitRows(tolerance=0.01), seed=self.seed)
+        rough = FitRows(tolerance=0.01)  # it is made anew every epoch, for a curve
+        guide = for_new_rows(self.guide, self.batch, rough, seed=self.seed)
         return evidence.elbo(self.model, guide, self.batch, _VALIDATION_DRAWS, seed=self.seed)
 
 

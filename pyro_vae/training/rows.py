@@ -13,7 +13,7 @@ from .._types import Batch, Data
 from ..data import OnDisk, RowReader
 from ..data.streams import chunks
 from ..evidence import check_data
-from ..guides import Guide
+from ..guides import is_tied_to_rows
 from ..programs import as_batch, has_missing
 
 
@@ -73,7 +73,7 @@ def check_rows(model: Any, guide: Any, reader: RowReader) -> Tensor:
     if isinstance(reader, InMemory):
         check_data(model, reader.batch)
         return _missing(reader.batch)
-    if isinstance(guide, Guide) and guide.map.per_row:
+    if is_tied_to_rows(guide):
         raise ValueError(
             "a guide with free parameters for every row knows its rows by all of their content, "
             "which has to be in memory: pass tensors, or take an amortized guide, pv.Encoder(...)"

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from .. import distributed
 from .._types import ProgramLike
+from ..guides import row_buffers
 from ..programs import modules_of
 from ..randomness import forked_seed
-from .tensors import row_buffers
 
 
 class Stream:

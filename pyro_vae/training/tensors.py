@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._types import Batch, ProgramLike
-from ..guides import Guide, given_globals, program_of
+from ..guides import given_globals, program_of
 from ..programs import capturing, modules_of
 
 
@@ -68,12 +68,6 @@ class State:
             module.load_state_dict(state)
         for tensor, value in self.loose:
             tensor.copy_(value)
-
-
-def row_buffers(guide: ProgramLike) -> list[Tensor]:
-    """What belongs to rows: a table with its optimizer, of a guide with such a map."""
-    per_row = isinstance(guide, Guide) and guide.map.per_row
-    return list(guide.map.buffers()) if per_row else []  # type: ignore[attr-defined]
 
 
 def add_to_gradients(tensors: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
