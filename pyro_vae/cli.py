@@ -40,7 +40,7 @@ BINARIZATIONS: dict[str, Binarization] = {
     "fixed": FixedDraw(),
     "redrawn": Redrawn(),
 }
-SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|"}
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}
 Options = TypeVar("Options")
 
 

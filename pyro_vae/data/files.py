@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..randomness import generator
 from .frames import Holds, PandasFrame, optional
-from .text import Layout, columns_of_text, number, read_cells, uncompressed
+from .text import Layout, columns_of_cells, columns_of_text, number, read_cells, uncompressed
 
 READABLE = (
     "npy, npz, csv, tsv, txt, parquet, h5ad, and idx (named like train-images-idx3-ubyte); texts "
@@ -250,7 +250,7 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
 def _read_csv(path: Path) -> Table:
     """Numbers of a text file; what is no number is named by its place."""
     cells = read_cells(path)
-    columns = columns_of_text(path)
+    columns = columns_of_cells(path, cells)
     for place, (name, column) in enumerate(columns.items(), start=1):
         if column.holds is Holds.WORDS and not column.missing.all():
             row = int(np.flatnonzero([not _is_number(word) for word in column.values])[0])

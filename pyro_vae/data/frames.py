@@ -62,14 +62,14 @@ class RawColumn(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether its numbers are whole: by dtype, or floats that are only since some are missing.
+        """Whether its numbers are whole, by dtype or not.
 
         Most libraries turn a column of integers into floats where one is missing.
         """
         if self.holds is not Holds.FLOATS:
             return self.holds is Holds.INTEGERS
         known = self.values[~self.missing]
-        return len(known) < len(self.values) and bool((known == np.rint(known)).all())
+        return bool((known == np.rint(known)).all())
 
 
 class Container(ABC):

@@ -1,20 +1,23 @@
 r"""Tables out of text files, as people and their instruments write them.
 
 The text is decoded (UTF-8, UTF-16, else Windows-1252; compressed by gzip or not), cut into cells at
-the separator that cuts most lines alike (`;`, tab, `,`, `|`), and its first lines are told apart:
+the separator that cuts most lines alike (`;`, tab, `,`, `|`, else spaces), and its first lines are
+told apart:
 
 | what stands there | what is made of it |
 | --- | --- |
 | `# ...`, `sep=;` | skipped |
 | a first line with a word above numbers, or with words alone | names of the columns |
-| whole numbers that rise from left to right, outside the ranges below them | names of the columns |
+| numbers that rise or fall from left to right, far from those below, or in equal steps | names |
 | a second line of words above numbers | units, skipped |
-| a first column without a name that counts the lines | an index, skipped |
+| a first column without a name, whose entries all differ | an index, skipped |
 
-A column is numbers if nine in ten of its entries are, or all but one: `1.5`, `1,5`, `1,234`, `46%`,
-`$46`, `46 kW` (each unit throughout). The few that are not, such as `<47` or `?`, are missing, with
-a warning that names their lines. A column of `true` and `false` is booleans; one with fewer numbers
-than other entries is words; anything between is refused.
+Names that are numbers, and units, are guesses: a warning names them, and how to overrule it.
+
+A column is numbers if nine in ten of its entries are, or all but one: `1.5`, `1,5`, `1,234`,
+`1 234`, `46%`, `$46`, `46 kW` (each unit throughout). The few that are not, such as `<47` or `?`,
+are missing, with a warning that names their lines. A column of `true` and `false` is booleans; one
+with fewer numbers than other entries is words; anything between is refused.
 """
 
 import csv
@@ -25,7 +28,6 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +37,17 @@ from .frames import Holds, RawColumn
 GZIP_MAGIC = b"\x1f\x8b"
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat"}
 SEPARATORS = ";\t,|"  # the first of equals: a comma may be a decimal one
+UNNAMED = ("", "Unnamed: 0")  # of a first column: as spreadsheets and R, and as pandas have it
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
 _WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
+_DOTTED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
-_WITH_UNIT = re.compile(r"([$€£]?)\s*([+-]?[\d.,]+(?:[eE][+-]?\d+)?)\s*(%|[°µA-Za-z][\w°µ/^*-]*)?")
+_SPACED = re.compile(r"[+-]?\d{1,3}([ \u00a0\u202f'\u2019]\d{3})+([.,]\d*)?")
+_WITH_UNIT = re.compile(
+    r"([$€£]?)\s*([+-]?[\d.,]+(?:[eE][+-]?\d+)?)\s*([%$€£]|[°µA-Za-z][\w°µ/^*-]*)?"
+)
+_NO_UNIT = {"-", "1", "text"}  # above a number without one, as CF has it, or above words
 _ODD = 0.1  # share of a column of numbers that may be none, such as `<47`
 _SAMPLED = 200  # lines looked at to find the separator and the header
 _SHOWN = 4  # cells named in a warning
@@ -115,7 +123,16 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
         ]
     except csv.Error as error:
         raise ValueError(f"'{path}' is no csv file: expected text ({error})") from error
-    return _below_names(path, found, layout, comma=separator != ",")
+    comma = separator != "," and _has_decimal_commas(found, by_default=separator == ";")
+    return _below_names(path, found, layout, comma=comma)
+
+
+def _has_decimal_commas(found: list[tuple[int, list[str]]], *, by_default: bool) -> bool:
+    """Whether commas are decimal: one has not three digits behind, or no number has a point."""
+    cells = [cell for _, row in found for cell in row if "," in cell or "." in cell]
+    if any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells):
+        return True
+    return by_default and not any("." in c and _NUMBER.fullmatch(c) for c in cells)
 
 
 def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
@@ -130,6 +147,8 @@ def _decoded(path: Path) -> str:
     content = uncompressed(path)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings = ["utf-16"]
+    elif b"\0" in content[:2]:  # UTF-16 without a mark at its start
+        encodings = ["utf-16-le" if content[1:2] == b"\0" else "utf-16-be"]
     else:
         encodings = ["utf-8-sig", "cp1252"]
     for encoding in encodings:
@@ -143,7 +162,7 @@ def _decoded(path: Path) -> str:
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """What cuts most lines into the same number of cells, two or more; else a comma."""
+    """What cuts most lines into the same number of cells, two or more; else spaces or a comma."""
     sample = [line for line in lines if line.strip()][:_SAMPLED]
 
     def alike(separator: str) -> int:
@@ -152,7 +171,9 @@ def _separator(lines: Sequence[str]) -> str:
         return number if width > 1 else 0
 
     best = max(SEPARATORS, key=alike)
-    return best if alike(best) else ","
+    if alike(best):
+        return best
+    return " " if alike(" ") == len(sample) else ","
 
 
 def _below_names(
@@ -165,76 +186,131 @@ def _below_names(
         rows = [row[:-1] for row in rows]  # every line ends with a separator
     header = layout.header
     if header is None and rows:
-        header = _is_header(rows, comma=comma)
+        header = _is_header(path, rows, comma=comma)
+    if header and _has_names_of_rows(rows):
+        rows[0] = ["", *rows[0]]
+    _check_widths(path, lines, rows, header=bool(header))
     start = int(bool(header))
     if header and len(rows) > 2 and _is_units(rows[1], rows[2:], comma=comma):
+        _say(path, f"line {lines[1]} ({_shown(rows[1])}) is taken for units, and skipped: if it is "
+             "a row, take the line of names away, and say header=False, --no-header")  # fmt: skip
         start = 2
     if len(rows) <= start:
         raise ValueError(f"'{path}' has no rows: expected lines of cells, separated by commas")
-    _check_widths(path, lines, rows, header=bool(header))
-    names = tuple(rows[0]) if header else None
-    return _without_index(Cells(names, rows[start:], lines[start:], comma))
+    names = tuple(name or str(place) for place, name in enumerate(rows[0])) if header else None
+    cells = Cells(names, rows[start:], lines[start:], comma)
+    return _without_index(cells) if header and rows[0][0] in UNNAMED else cells
+
+
+def _has_names_of_rows(rows: list[list[str]]) -> bool:
+    """Whether a first column of words, or of 1, 2, ..., goes without a name, as R writes it."""
+    if len(rows[0]) < 2 or {len(row) for row in rows[1:]} != {len(rows[0]) + 1}:
+        return False
+    first = [row[0] for row in rows[1:]]
+    words = all(number(cell, comma=False) is None for cell in first)
+    return words or first == [str(i) for i in range(1, len(rows))]
+
+
+def _say(path: Path, what: str) -> None:
+    """Warns of what was guessed."""
+    warnings.warn(f"'{path}': {what}", UserWarning, stacklevel=2)
+
+
+def _shown(cells: Sequence[str]) -> str:
+    return ", ".join(map(repr, cells[:_SHOWN])) + (", ..." if len(cells) > _SHOWN else "")
 
 
 def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header: bool) -> None:
-    width = len(rows[0])
+    width = len(rows[0]) if rows else 0
     for line, row in zip(lines, rows, strict=True):
         if len(row) != width:
             why = f", as many as line {lines[0]} has names" if header else ""
             raise ValueError(
                 f"'{path}': line {line} has {len(row)} cells, expected {width}{why}: mend the "
-                "line, or say what stands between cells (separator, --sep)"
+                "line, start lines above the names with #, or say what stands between cells "
+                "(separator, --sep)"
             )
 
 
-def _is_header(rows: list[list[str]], *, comma: bool) -> bool:
+def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
     first, below = rows[0], rows[1:_SAMPLED]
     words = [bool(cell) and number(cell, comma=comma) is None for cell in first]
     if any(words):
         cells = [(word, [row[i] for row in below if i < len(row)]) for i, word in enumerate(words)]
         under = any(word and _mostly_numbers(cell, comma=comma) for word, cell in cells)
         return under or all(w or c.lower() in MISSING for w, c in zip(words, first, strict=True))
-    return _are_numeric_names(first, below, comma=comma)
+    if not _are_numeric_names(first, below, comma=comma):
+        return False
+    _say(path, f"the first line ({_shown(first)}) is taken for names of columns: if it is a row, "
+         "say header=False, --no-header")  # fmt: skip
+    return True
 
 
 def _are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Whole numbers that rise, such as wavelengths, years or 0, 1, 2, ..., unlike those below."""
-    names = [name for name in first if name]
-    if len(names) < 2 or not all(_WHOLE.fullmatch(name) for name in names) or len(below) < 2:
+    """Numbers in order, such as wavelengths, years or 0, 1, 2, ..., unlike those below.
+
+    They are names where nearly all are further from what stands below them than that is wide, or
+    where they, and no line below them, are 0, 1, 2, ..., or five or more in equal steps.
+    """
+    values, steps = _steps(first, comma=comma)
+    if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
         return False
-    values = [int(name) for name in names]
-    if any(b <= a for a, b in pairwise(values)):
-        return False
-    if values == list(range(len(values))) and any(
-        not _WHOLE.fullmatch(row[-1]) for row in below if row
-    ):
+    counting = values == list(range(len(values)))
+    if counting and any(not _WHOLE.fullmatch(row[-1]) for row in below if row):
         return True
-    outside = 0
-    for place in range(len(first)):
-        parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
-        column = [x for x in parsed if x is not None]
-        if first[place] and column and not min(column) <= float(first[place]) <= max(column):
-            outside += 1
-    return outside > 0.8 * len(names)
+    few = 2 if counting else 4
+    if len(values) > few and _are_equal(steps) and not _are_equal(_steps(below[0], comma=comma)[1]):
+        return True
+    far = [_is_far(name, place, below, comma=comma) for place, name in enumerate(first) if name]
+    return sum(far) > 0.8 * len(values)
+
+
+def _are_equal(steps: np.ndarray) -> bool:
+    return len(steps) > 0 and bool(np.allclose(steps, steps[0]))
+
+
+def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
+    """The numbers of a line without its index, and their steps; none where one is no number."""
+    found = [number(cell, comma=comma) for cell in line[int(not line[0]) :]]
+    values = [] if None in found else [x for x in found if x is not None]
+    return values, np.diff(values)
+
+
+def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bool:
+    """Whether a number is further from those of its column than they are from each other."""
+    parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
+    column, value = [x for x in parsed if x is not None], number(name, comma=comma)
+    if not column or value is None:
+        return False
+    low, high = min(column), max(column)
+    return max(low - value, value - high) > high - low
 
 
 def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Words, or nothing, above columns that are numbers."""
-    words = [bool(cell) and number(cell, comma=comma) is None for cell in second]
-    if not any(words) or any(cell and not word for cell, word in zip(second, words, strict=True)):
+    """Words, or signs of no unit, above columns that are numbers; nothing, or new, above others."""
+    columns = [[row[i] for row in below[:_SAMPLED]] for i in range(len(second))]
+    numbers = [_mostly_numbers(column, comma=comma) for column in columns]
+    above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]
+    if not all(number(cell, comma=comma) is None or cell in _NO_UNIT for cell in above):
         return False
-    columns = [[row[i] for row in below[:_SAMPLED]] for i, word in enumerate(words) if word]
-    return all(_mostly_numbers(column, comma=comma) for column in columns) and not any(
-        cell.lower() in MISSING | {"?", "-", "."} for cell in second if cell
-    )
+    others = zip(second, columns, numbers, strict=True)
+    if any(cell in column for cell, column, counted in others if cell and not counted):
+        return False
+    odd = MISSING | _NO_UNIT | {"?", "."}
+    named = [cell for cell in above if cell.lower() not in odd and not re.match("[<>=*#]", cell)]
+    return 2 * len(named) > len(above) - above.count("-")
 
 
 def _without_index(cells: Cells) -> Cells:
-    """Without a first column that counts the rows, and has no name."""
-    if cells.names is None or len(cells.names) < 2 or cells.names[0] not in ("", "Unnamed: 0"):
+    """Without a first column that has no name, and another whole number or word in each row."""
+    column = cells.column(0)
+    whole = all(_WHOLE.fullmatch(x) for x in column)
+    words = not any(
+        number(x, comma=cells.comma) is not None or x.lower() in MISSING for x in column
+    )
+    if cells.names is None or len(cells.names) < 2 or len(set(column)) < len(column):
         return cells
-    counted = [int(x) if _WHOLE.fullmatch(x) else None for x in cells.column(0)]
-    if counted[0] not in (0, 1) or counted != list(range(counted[0], counted[0] + len(counted))):
+    if not whole and not words:
         return cells
     return Cells(cells.names[1:], [row[1:] for row in cells.rows], cells.lines, cells.comma)
 
@@ -253,17 +329,39 @@ def _mostly_numbers(cells: Sequence[str], *, comma: bool) -> bool:
 
 def number(cell: str, *, comma: bool) -> float | None:
     """The number that a cell is, or None; with a decimal comma where commas separate nothing."""
-    if _NUMBER.fullmatch(cell):
-        return float(cell)
+    text = _plain(cell, comma=comma)
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def _plain(cell: str, *, comma: bool, dotted: bool = False) -> str:
+    """A number as Python writes it, where the cell is one.
+
+    Arguments:
+        cell: What stands there.
+        comma: Whether a comma is the decimal sign, and not that of thousands.
+        dotted: Whether a point is the sign of thousands.
+    """
+    cell = _ungrouped(cell)
     if comma and _DECIMAL_COMMA.fullmatch(cell):
-        return float(cell.replace(".", "").replace(",", "."))
-    if _THOUSANDS.fullmatch(cell):
-        return float(cell.replace(",", ""))
-    return None
+        return cell.replace(".", "").replace(",", ".")
+    if dotted and _DOTTED.fullmatch(cell):
+        return cell.replace(".", "")
+    return cell.replace(",", "") if not comma and _THOUSANDS.fullmatch(cell) else cell
+
+
+def _ungrouped(cell: str) -> str:
+    """Without a typographer's minus, and without spaces or apostrophes between thousands."""
+    cell = cell.replace("\u2212", "-")
+    return re.sub("[ \u00a0\u202f'\u2019]", "", cell) if _SPACED.fullmatch(cell) else cell
 
 
 def columns_of_text(path: Path, layout: Layout = Layout()) -> dict[str, RawColumn]:
-    """The columns of a text file, by name; "0", "1", ... where it has no names.
+    """The columns of a text file, as :func:`columns_of_cells` has them."""
+    return columns_of_cells(path, read_cells(path, layout))
+
+
+def columns_of_cells(path: Path, cells: Cells) -> dict[str, RawColumn]:
+    """The columns of a text, by name; "0", "1", ... where it has no names.
 
     Raises:
         ValueError: If two columns have one name, or a row has no entry.
@@ -271,7 +369,6 @@ def columns_of_text(path: Path, layout: Layout = Layout()) -> dict[str, RawColum
     Warns:
         UserWarning: If entries of a column of numbers are none: they are missing then.
     """
-    cells = read_cells(path, layout)
     names = cells.names or tuple(str(place) for place in range(len(cells.rows[0])))
     twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
@@ -284,26 +381,26 @@ def columns_of_text(path: Path, layout: Layout = Layout()) -> dict[str, RawColum
 
 def _column(path: Path, name: str, cells: Cells, place: int) -> RawColumn:
     found = cells.column(place)
-    plain, comma = _without_units(found), cells.comma or _writes_decimal_commas(found)
-    if _mostly_numbers(plain, comma=comma):
-        values = [number(cell, comma=comma) for cell in plain]
+    plain = _numerals(found, comma=cells.comma)
+    good, odd = _counted(plain, comma=False)
+    if _mostly_numbers(plain, comma=False):
+        values = [number(cell, comma=False) for cell in plain]
         _warn_of_odd(path, name, found, values, cells.lines)
         return _numbers(plain, values)
-    good, odd = _counted(plain, comma=comma)
     if good >= odd > 0:
-        where = _odd(found, [number(cell, comma=comma) for cell in plain], cells.lines)
+        where = _odd(found, [number(cell, comma=False) for cell in plain], cells.lines)
         raise ValueError(
             f"'{path}': column '{name}' holds {good} numbers and {odd} other entries "
             f"({where[0]}, ...): leave these cells empty, or write words throughout"
         )
-    gone = [cell.lower() in MISSING for cell in plain]
-    known = {cell.lower() for cell, missing in zip(plain, gone, strict=True) if not missing}
+    gone = [cell.lower() in MISSING for cell in found]
+    known = {cell.lower() for cell, missing in zip(found, gone, strict=True) if not missing}
     if known and known <= {"true", "false"}:
         truth = {"true": 1.0, "false": 0.0}
-        values = [truth.get(cell.lower()) for cell in plain]
+        values = [truth.get(cell.lower()) for cell in found]
         dtype = "boolean" if any(gone) else "bool"
         return RawColumn(np.array(values, dtype=np.float64), Holds.BOOLEANS, dtype)
-    words = np.empty(len(plain), dtype=object)
+    words = np.empty(len(found), dtype=object)
     words[:] = [None if m else c for c, m in zip(found, gone, strict=True)]
     return RawColumn(words, Holds.WORDS, "object")
 
@@ -312,28 +409,29 @@ def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
     """A column of numbers: whole ones, if all of them are written so."""
     array = np.array(values, dtype=np.float64)  # None becomes nan
     known = [cell for cell, value in zip(cells, values, strict=True) if value is not None]
-    if all(_WHOLE.fullmatch(cell) or _THOUSANDS.fullmatch(cell) for cell in known):
+    if all(_WHOLE.fullmatch(cell) for cell in known):
         dtype = "Int64" if np.isnan(array).any() else "int64"
         return RawColumn(array, Holds.INTEGERS, dtype)
     return RawColumn(array, Holds.FLOATS, "float64")
 
 
-def _writes_decimal_commas(cells: Sequence[str]) -> bool:
-    """Whether a column in quotes has commas that no thousands have: `46,0`, `1,25`."""
-    known = [cell for cell in cells if cell.lower() not in MISSING]
-    commas = [cell for cell in known if _DECIMAL_COMMA.fullmatch(cell)]
-    return any(not _THOUSANDS.fullmatch(cell) for cell in commas) and not any(
-        "." in cell for cell in known
-    )
+def _numerals(cells: Sequence[str], *, comma: bool) -> list[str]:
+    """The cells of a column with its numbers as Python writes them."""
+    bare = [_ungrouped(cell) for cell in _without_units(cells)]
+    points = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in bare)
+    commas = [c for c in bare if _DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c)]
+    # In quotes, between commas, too: 46,0 is no thousands.
+    comma = comma or (bool(commas) and not points)
+    return [_plain(cell, comma=comma, dotted=comma and not points) for cell in bare]
 
 
 def _without_units(cells: Sequence[str]) -> list[str]:
-    """Numbers in place of `46%`, `$46` and `46 kW`, where nine in ten have the same unit."""
+    """Numbers in place of `46%`, `$46` and `46 kW`, where more than half have the same unit."""
     matches = [_WITH_UNIT.fullmatch(cell) for cell in cells]
     units = Counter((m[1], m[3]) for m in matches if m)
     known = sum(cell.lower() not in MISSING for cell in cells)
     (unit, times), *_ = units.most_common(1) or [(("", None), 0)]
-    if unit == ("", None) or times < (1 - _ODD) * known:
+    if unit == ("", None) or 2 * times <= known:
         return list(cells)
     return [
         m[2] if m and (m[1], m[3]) == unit else cell for m, cell in zip(matches, cells, strict=True)

@@ -1,0 +1,375 @@
+"""Texts as people and instruments write them: read right, or refused with a remedy."""
+
+import gzip
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyro_vae import data
+from pyro_vae.data import Columns, Layout, Real, describe, read_frame, read_table
+from pyro_vae.data.text import columns_of_text
+
+NUMBERS = np.random.default_rng(0).normal(2.0, 0.1, (30, 3)).round(3)
+COUNTS = np.random.default_rng(0).poisson(20.0, (30, 3))
+GUESSED = pytest.mark.filterwarnings("ignore:.* is taken for")
+ODD = pytest.mark.filterwarnings("ignore:.* holds numbers, but")
+
+
+def lines(values: Any, separator: str = ",") -> str:
+    """Rows of a text."""
+    return "".join(separator.join(map(str, row)) + "\n" for row in np.asarray(values).tolist())
+
+
+def frame_of(folder: Path, text: str | bytes, layout: Layout = Layout()) -> pd.DataFrame:  # noqa: B008
+    """What a text is read as."""
+    path = folder / "y.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    frame = read_frame(path, layout)
+    assert isinstance(frame, pd.DataFrame)
+    return frame
+
+
+def column_of(folder: Path, cells: Sequence[str]) -> pd.Series:
+    """What a column `a` is read as, beside one of numbers."""
+    quoted = "".join(f'{i % 7}.5,"{cell}"\n' for i, cell in enumerate(cells))
+    return frame_of(folder, "z,a\n" + quoted)["a"]
+
+
+@GUESSED
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        ("0,1,2", NUMBERS),  # as pandas names columns without names
+        ("400,402,404", NUMBERS),  # wavelengths
+        ("400.5,402.25,404.0", NUMBERS),
+        ("9.98,9.96,9.94", NUMBERS),  # parts per million fall
+        ("-1.5,0.0,1.5", NUMBERS + 10),
+        ("2019,2020,2021", COUNTS),
+        ("2021,2020,2019", COUNTS),
+        ("0,1,2", COUNTS),
+        ("10,20,30,40,50", np.hstack([COUNTS, COUNTS[:, :2]])),  # equal steps, amid the numbers
+        ("400nm,402nm,404nm", NUMBERS),
+        ("1_1,1_2,2_1", NUMBERS),
+        ("a,inf,nan", NUMBERS),
+    ],
+)
+def test_names_that_are_numbers(names: str, values: Any, tmp_path: Path) -> None:
+    """No first line of names becomes a row, and with an index neither."""
+    frame = frame_of(tmp_path, f"{names}\n{lines(values)}")
+    assert list(frame.columns) == names.split(",")
+    np.testing.assert_array_equal(frame.to_numpy(), values)
+    indexed = lines(np.hstack([np.arange(30)[:, None].astype(object), values.astype(object)]))
+    assert list(frame_of(tmp_path, f",{names}\n{indexed}").columns) == names.split(",")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        NUMBERS,
+        COUNTS,
+        np.arange(40).reshape(8, 5),  # every row in equal steps
+        np.vstack([[0.0, 1.0, 5.0], np.cumsum(np.ones((20, 3)), axis=0) / 10 + [0, 1, 5]]),
+        np.vstack([[1, 2, 3], COUNTS % 9]),
+        np.vstack([[0, 1], COUNTS[:, :2] % 2]),
+    ],
+)
+def test_a_first_row_is_a_row(values: Any, tmp_path: Path) -> None:
+    """The wrong twin: rows that rise, series that start lowest, without names."""
+    np.testing.assert_array_equal(frame_of(tmp_path, lines(values)).to_numpy(), values)
+
+
+def test_names_that_were_guessed_are_said(tmp_path: Path) -> None:
+    """With the remedy that overrules them, which works."""
+    text = f"0,1,2\n{lines(COUNTS)}"
+    with pytest.warns(UserWarning, match=r"the first line \('0', '1', '2'\) .* header=False, --no"):
+        frame_of(tmp_path, text)
+    assert len(frame_of(tmp_path, text, Layout(header=False))) == 31
+    assert len(frame_of(tmp_path, text, Layout(header=True))) == 30
+    text = f"a,b,c\nmm,kg,s\n{lines(NUMBERS)}"
+    with pytest.warns(UserWarning, match=r"line 2 \('mm', 'kg', 's'\) is taken for units"):
+        frame_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("first", "index"),
+    [
+        (",", range(30)),
+        ("Unnamed: 0,", range(30)),
+        ('"",', range(1, 31)),  # as R writes it
+        ("", range(1, 31)),  # as R's write.table does, with a name less than there are columns
+        ("", [f"car {i}" for i in range(30)]),
+        (",", range(7, 607, 20)),  # rows left over from a longer table
+        (",", [f"gene{i}" for i in range(30)]),
+    ],
+)
+def test_indices_are_left_out(first: str, index: Sequence[Any], tmp_path: Path) -> None:
+    """First columns without a name, whose entries all differ."""
+    rows = "".join(f"{i},{row}\n" for i, row in zip(index, lines(NUMBERS).split(), strict=True))
+    frame = frame_of(tmp_path, f"{first}a,b,c\n{rows}")
+    assert list(frame.columns) == ["a", "b", "c"]
+    np.testing.assert_array_equal(frame.to_numpy(), NUMBERS)
+
+
+def test_a_first_column_that_is_no_index_stays(tmp_path: Path) -> None:
+    """The wrong twin: it has a name, or entries that come again, or numbers."""
+    assert "a" in frame_of(tmp_path, "a,b\n" + lines(np.c_[np.arange(30), NUMBERS[:, 0]]))
+    words = "".join(f"{'xy'[i % 2]},{x}\n" for i, x in enumerate(NUMBERS[:, 0]))
+    assert list(frame_of(tmp_path, ",b\n" + words)["0"][:2]) == ["x", "y"]
+    assert len(frame_of(tmp_path, ",b\n" + lines(NUMBERS[:, :2])).columns) == 2
+
+
+@GUESSED
+@pytest.mark.parametrize(
+    "units",
+    ["mm,kg,", "(mm),[kg],", "mm,-,text", ",kg,", "°C,µg/L,name", "$,%,"],
+)
+def test_rows_of_units_are_skipped(units: str, tmp_path: Path) -> None:
+    """Above numbers, beside a column of words."""
+    rows = "".join(f"{i}.5,{2 * i},{'xy'[i % 2]}\n" for i in range(20))
+    frame = frame_of(tmp_path, f"a,b,c\n{units}\n{rows}")
+    assert [dtype.kind for dtype in frame.dtypes[:2]] == ["f", "i"]
+    assert frame["c"].unique().tolist() == ["x", "y"]
+
+
+@ODD
+@pytest.mark.parametrize("row", ["?,0.5,x", "<3,<2,y", "0.5,unknown,x", ".,.,x", "NA,NA,y"])
+def test_a_second_row_is_a_row(row: str, tmp_path: Path) -> None:
+    """The wrong twin: odd cells in the first row."""
+    rows = "".join(f"{i}.5,{2 * i},{'xy'[i % 2]}\n" for i in range(20))
+    assert len(frame_of(tmp_path, f"a,b,c\n{row}\n{rows}")) == 21
+
+
+@pytest.mark.parametrize(
+    "cell", ["?", "-", "unknown", ".", "<47", "> 100", "n.d.", "#REF!", "below LOD", "1.2.3", "*"]
+)
+def test_one_odd_cell_among_numbers(cell: str, tmp_path: Path) -> None:
+    """It is missing, with a warning that names its line; the column stays numbers."""
+    cells = [str(x) for x in NUMBERS[:, 0]]
+    cells[5] = cell
+    named = re.escape(f"but 1 of 30 entries are none: {cell!r} in line 7")
+    with pytest.warns(UserWarning, match=f"column 'a' holds numbers, {named}"):
+        column = column_of(tmp_path, cells)
+    assert column.isna().tolist() == [i == 5 for i in range(30)]
+    # The remedy: to mend the cell.
+    cells[5] = ""
+    pd.testing.assert_series_equal(column_of(tmp_path, cells), column)
+
+
+@pytest.mark.parametrize("cell", ["", "NA", "N/A", "nan", "null", "None", "NaT", "#N/A"])
+def test_empty_cells_are_missing(cell: str, tmp_path: Path) -> None:
+    """Among numbers and among words, with no warning."""
+    assert column_of(tmp_path, ["1.5", cell, "2.5"]).isna().tolist() == [False, True, False]
+    assert column_of(tmp_path, ["x", cell, "y"]).isna().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        (["1.5", "1,234"], [1.5, 1234.0]),
+        (["1,234", "2,345,678"], [1234, 2345678]),
+        (["1,234.5", "12"], [1234.5, 12.0]),
+        (["46%", "5%"], [46, 5]),
+        (["46 kW", "5 kW"], [46, 5]),
+        (["$46", "$1,046"], [46, 1046]),
+        (["46 €", "5€"], [46, 5]),
+        (["21.5 °C", "-3 °C"], [21.5, -3.0]),
+        (["1.5e3 m/s", "2 m/s"], [1500.0, 2.0]),
+        (["46,0", "5,25"], [46.0, 5.25]),  # in quotes, between commas
+        (["-1,5", "1.234,5", "1.234"], [-1.5, 1234.5, 1234.0]),
+        (["1 234", "12 345,5"], [1234.0, 12345.5]),
+        (["1'234", "12'345"], [1234, 12345]),
+        (["1\u00a0234", "\u22125"], [1234, -5]),
+        (["+3", ".5"], [3.0, 0.5]),
+    ],
+)
+def test_numbers_as_they_are_written(
+    cells: list[str], numbers: list[float], tmp_path: Path
+) -> None:
+    """With units, signs of thousands, decimal commas."""
+    column = column_of(tmp_path, cells)
+    assert column.tolist() == numbers
+    assert column.dtype.kind == ("i" if all(isinstance(x, int) for x in numbers) else "f")
+
+
+@pytest.mark.parametrize(
+    ("cells", "named"),
+    [
+        (["1", "2", "x"] * 10, r"20 numbers and 10 other entries \('x' in line 4"),
+        (["5", "6 kg", "7"] * 10, r"20 numbers and 10 other entries \('6 kg' in line 3"),
+        (["46%", "5%", "?"] * 10, r"20 numbers and 10 other entries \('\?' in line 4"),
+        (["1.5"] * 7 + ["<1"] * 3, r"7 numbers and 3 other entries \('<1' in line 9"),
+        (["3", "many"], r"1 numbers and 1 other entries \('many' in line 3"),
+    ],
+)
+def test_neither_numbers_nor_words(cells: list[str], named: str, tmp_path: Path) -> None:
+    """Refused with the first cell; leaving these cells empty is a remedy, and words throughout."""
+    with pytest.raises(ValueError, match=rf"column 'a' holds {named}, ...\): leave these cells"):
+        column_of(tmp_path, cells)
+    bad = {"x", "6 kg", "?", "<1", "many"}
+    assert column_of(tmp_path, ["" if cell in bad else cell for cell in cells]).dtype.kind in "if"
+    assert column_of(tmp_path, [f"w{cell}" for cell in cells]).dtype == object
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        (["red", "", "blue", "NA"], "Binary"),
+        (["red", "green", "blue", ""], "Categories"),
+        (["yes", "no", ""], "Binary"),
+        (["TRUE", "FALSE", ""], "Binary"),
+        (["1", "0", ""], "Binary"),
+        (["1", "0"], "Binary"),
+        (["1", "2", "", "0", "3"], "Count"),
+        (["1", "2", "0", "3"], "Count"),
+        (["1.0", "2.0", "", "0.0", "3.0"], "Count"),  # as pandas writes counts with a hole
+        (["1.0", "2.0", "0.0", "3.0"], "Count"),
+        (["1", "2", "4"], "Real"),
+        (["1", "2", "", "4"], "Real"),
+        (["1.5", "2", "", "0"], "Real"),
+        (["1.5", "2", "0"], "Real"),
+    ],
+)
+def test_kinds_do_not_hang_on_holes(cells: list[str], kind: str, tmp_path: Path) -> None:
+    """With a hole and without one a column is the same, and so it is as a frame."""
+    frame = column_of(tmp_path, cells).to_frame()
+    frame["z"] = 0.5
+    assert type(Columns.of(frame).kinds["a"]).__name__ == kind
+    assert type(Columns.of(frame.dropna()).kinds["a"]).__name__ == kind
+    assert type(Columns.of(frame.convert_dtypes()).kinds["a"]).__name__ == kind
+
+
+def test_counts_without_a_zero_can_be_said(tmp_path: Path) -> None:
+    """The description says how, and that they can be."""
+    frame = column_of(tmp_path, ["1", "2", "4"]).to_frame()
+    assert "Count, if they are counts" in describe(frame)
+    assert "Count  3 of 3 observed; as said" in describe(frame, {"a": data.Count})
+
+
+def test_kinds_do_not_hang_on_the_split(tmp_path: Path) -> None:
+    """One zero in 200 counts, wherever it is: among rows held out or not."""
+    visits = np.random.default_rng(0).poisson(4, 200).clip(1)
+    visits[7] = 0
+    path = tmp_path / "v.csv"
+    pd.DataFrame({"g": ["a", "b"] * 100, "visits": visits}).to_csv(path, index=False)
+    found = {repr(data.load(path, seed=seed).columns) for seed in range(12)}
+    assert found == {"g: Binary, visits: Count"}
+
+
+def plain(separator: str, *, decimal: str = ".") -> str:
+    """The numbers with names, cut otherwise."""
+    text = pd.DataFrame(NUMBERS, columns=["a", "b", "c"]).to_csv(
+        index=False, sep=separator, decimal=decimal
+    )
+    assert isinstance(text, str)
+    return text
+
+
+DIALECTS: dict[str, str | bytes] = {
+    "semicolons": plain(";"),
+    "semicolons, decimal commas": plain(";", decimal=","),
+    "tabs": plain("\t"),
+    "tabs, decimal commas": plain("\t", decimal=","),
+    "bars": plain("|"),
+    "spaces": plain(" "),
+    "columns of spaces": plain(" ").replace(" ", "   "),
+    "a space behind each comma": plain(",").replace(",", ", "),
+    "quotes": "\n".join(
+        ",".join(f'"{cell}"' for cell in line.split(",")) for line in plain(",").split()
+    ),
+    "carriage returns": plain(",").replace("\n", "\r\n"),
+    "old carriage returns": plain(",").replace("\n", "\r"),
+    "a comma at every end": plain(",").replace("\n", ",\n"),
+    "empty lines at the end": plain(",") + "\n\n,,\n",
+    "a comment": "# made by the lab\n" + plain(","),
+    "the separator said": "sep=;\n" + plain(";"),
+    "utf-8": plain(",").encode(),
+    "utf-8 with a mark": plain(",").encode("utf-8-sig"),
+    "utf-16": plain(",").encode("utf-16"),
+    "utf-16, little end": plain(",").encode("utf-16-le"),
+    "utf-16, big end": plain(",").encode("utf-16-be"),
+    "gzip": gzip.compress(plain(",").encode()),
+    "gzip of utf-16": gzip.compress(plain(";", decimal=",").encode("utf-16")),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_dialects(name: str, tmp_path: Path) -> None:
+    """However it is cut and encoded: the same table, read for any columns and for numbers."""
+    frame = frame_of(tmp_path, DIALECTS[name])
+    assert list(frame.columns) == ["a", "b", "c"]
+    np.testing.assert_array_equal(frame.to_numpy(), NUMBERS)
+    np.testing.assert_array_equal(read_table(tmp_path / "y.csv").values, NUMBERS)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "txt", "csv.gz", "txt.gz"])
+def test_encodings(encoding: str, ending: str, tmp_path: Path) -> None:
+    """Words that are not ASCII, in names and in cells."""
+    content = "straße,größe\nMünchen,1.5\nKøbenhavn,2.5\nMünchen,3.5\n".encode(encoding)
+    path = tmp_path / f"y.{ending}"
+    path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    frame = read_frame(path)
+    assert list(frame.columns) == ["straße", "größe"]
+    assert frame["straße"].tolist() == ["München", "København", "München"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "mend"),
+    [
+        ("a,a,b\n1,2,3\n", "more than one column of the name 'a': rename one", ("a,a", "a,c")),
+        ("a, a,b\n1,2,3\n", "more than one column of the name 'a': rename one", (" a", "c")),
+        ('"a","b","b"\n1,2,3\n', "of the name 'b': rename one", ('"b","b"', '"b","c"')),
+        ("a;b;a\n1;2;3\n", "of the name 'a': rename one", ("b;a", "b;c")),
+        ("x\tx\ty\n1\t2\t3\n", "of the name 'x': rename one", ("x\tx", "x\tz")),
+        ("a,b,c\n1,2,3\n4,5\n", "line 3 has 2 cells, expected 3", ("4,5\n", "4,5,6\n")),
+        ("the lab\na,b,c\n1,2,3\n", "start lines above the names with #", ("the", "# the")),
+        ("a,b,c\n1,2,3\n,,\n4,5,6\n", "line 3 has no entry .*: drop it", (",,\n", "")),
+    ],
+)
+def test_refusals_say_what_to_do(
+    text: str, message: str, mend: tuple[str, str], tmp_path: Path
+) -> None:
+    """And it helps."""
+    with pytest.raises(ValueError, match=message):
+        frame_of(tmp_path, text)
+    assert len(frame_of(tmp_path, text.replace(*mend)).columns) == 3
+
+
+IDS: dict[str, Callable[[int], str]] = {
+    "names of rows": "sample_{:03d}".format,
+    "running numbers": str,
+    "running from one": lambda i: str(i + 1),
+    "codes": lambda i: f"{(i * 2654435761) % 2**32:08x}-q",
+    "names of people": lambda i: "".join(chr(97 + (i * k) % 26) for k in (1, 3, 5, 7)),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_are_offered_for_dropping(name: str, tmp_path: Path) -> None:
+    """By name; the rest is read then, and described before."""
+    cells = [IDS[name](i) for i in range(30)]
+    frame = frame_of(tmp_path, "id,x\n" + "".join(f"{c},{i % 4}.5\n" for i, c in enumerate(cells)))
+    path = tmp_path / "y.csv"
+    with pytest.raises(ValueError, match=r"column 'id' .* drop it \(drop=\['id'\], --drop id\)"):
+        data.load(path)
+    assert describe(frame).splitlines()[0].split()[:2] == ["id", "refused"]
+    assert data.load(path, drop=["id"]).feature_names == ("x",)
+    if name.startswith("running"):
+        assert data.load(path, kinds={"id": Real}).feature_names == ("id", "x")
+
+
+def test_a_text_is_read_as_it_says(tmp_path: Path) -> None:
+    """The separator can be said, and is obeyed."""
+    path = tmp_path / "y.csv"
+    path.write_text("a;b\n1,5;2\n3,5;4\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(columns_of_text(path)) == ["a", "b"]
+    with pytest.raises(ValueError, match="line 2 has 2 cells, expected 1"):
+        columns_of_text(path, Layout(separator=","))
