@@ -14,8 +14,8 @@ are an ELBO term of their own: weights that held them would be joint over all da
 
 The rows come from :func:`pyro_vae.minibatch`, or from a plate that subsamples by itself. A scale
 that `poutine.scale` gives all sites of the model in the plate multiplies the bound of every datum,
-and one around those outside multiplies their term; scales in the guide, and handlers around the
-call, are not looked at.
+and one around those outside multiplies their term, in what is minimized and not in the ELBO beside
+it; scales in the guide, and handlers around the call, are not looked at.
 """
 
 from abc import abstractmethod
@@ -152,7 +152,8 @@ class Progress(NamedTuple):
 
     Arguments:
         loss: What is minimized: minus the bound, with its gradient.
-        elbo: The plain ELBO at full KL weight, higher is better; no gradient.
+        elbo: The plain ELBO at full KL weight and without scales of the program's own, higher is
+            better; no gradient.
     """
 
     loss: Tensor
@@ -241,10 +242,10 @@ class Objective(ELBO):
             shared = _shared(draws.program, run)
             local = (self.bound(particles) + draws.surrogate).sum()
             plain = particles.log_weights.detach().mean(dim=0).sum()
-        scale = scale * shared.inside_scale
         kl = shared.prior - draws.log_shared
-        total = scale * local + shared.scale * (self.kl_weight * kl + shared.likelihood)
-        elbo = scale * plain + shared.scale * (kl + shared.likelihood).detach()
+        outer = shared.scale * (self.kl_weight * kl + shared.likelihood)
+        total = scale * shared.inside_scale * local + outer
+        elbo = scale * plain + (kl + shared.likelihood).detach()  # reported: never scaled
         return Progress(-total, elbo)
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from ..guides import (
     program_of,
     row_buffers,
 )
-from ..objectives import Objective
+from ..objectives import Objective, Progress
 from ..programs import (
     as_batch,
     capturing,
@@ -49,8 +49,10 @@ from ..programs import (
 )
 from ..randomness import forked_seed
 from .optimizers import (
+    NoteScales,
     OptimizerFactory,
     SchedulerFactory,
+    Unscaled,
     WeighKL,
     adam,
     hold_then_fall,
@@ -408,10 +410,6 @@ class _Training:
                 minibatch(rows, self.num_data, plate=self.program.plate),
             ):
                 loss, elbo = self._loss(batch, rows, weight, where)
-                if elbo is None:
-                    with torch.no_grad():  # what is reported has full weight, always
-                        full = loss if weight == 1 else self._loss(batch, rows, 1.0, where)[0]
-                    elbo = -full
                 # A part of a step counts by its rows: a datum has the same weight in all of them.
                 with _naming(where):
                     (loss * (len(rows) / self.batch_size)).backward()
@@ -439,32 +437,35 @@ class _Training:
         # Whoever asks which rows these are cannot be captured: such a tensor has no values.
         rows = torch.arange(size, device="meta" if capturing() else None)
         with minibatch(rows, self.num_data, plate=self.program.plate):
-            if isinstance(self.objective, Objective):
-                loss, elbo = self.objective.progress(self.model, self.guide, *batch)
-            else:
-                loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
-                elbo = -loss
+            loss, elbo = self._progress(batch, 1.0)
         return loss / self.num_data * (size / self.batch_size), elbo / self.num_data
 
-    def _loss(
-        self, batch: Batch, rows: Tensor, weight: float, where: str
-    ) -> tuple[Tensor, Tensor | None]:
-        """What is minimized, in nats a datum, and the plain ELBO where the objective tells it.
+    def _progress(self, batch: Batch, weight: float) -> Progress:
+        """What is minimized, and the ELBO, in nats over the data set.
 
-        A loss that is not finite is traced to its source.
+        The ELBO has full weight, and no scale of the program's own, whatever is minimized.
         """
+        if isinstance(self.objective, Objective):
+            return self.objective.progress(self.model, self.guide, *batch)
+        with WeighKL(weight), NoteScales() as scales:
+            loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
+        if scales.found:
+            self.compiled.reason = "poutine.scale in a program may change from step to step"
+        elif weight == 1:
+            return Progress(loss, -loss.detach())
+        with torch.no_grad(), Unscaled():
+            full = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
+        return Progress(loss, -full)
+
+    def _loss(self, batch: Batch, rows: Tensor, weight: float, where: str) -> Progress:
+        """The same, in nats a datum; what is not finite is traced to its source."""
         draws, refused = torch.get_rng_state(), None
-        elbo: Tensor | None = None
         try:
-            if isinstance(self.objective, Objective):
-                loss, elbo = self.objective.progress(self.model, self.guide, *batch)
-            else:
-                with WeighKL(weight):
-                    loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
+            loss, elbo = self._progress(batch, weight)
         except ValueError as error:  # a distribution refuses parameters that are nan
-            loss, refused = torch.tensor(torch.nan), error
-        if bool(torch.isfinite(loss)):
-            return loss / self.num_data, None if elbo is None else elbo / self.num_data
+            loss, elbo, refused = torch.tensor(torch.nan), torch.tensor(torch.nan), error
+        if bool(torch.isfinite(loss + elbo)):
+            return Progress(loss / self.num_data, elbo / self.num_data)
         torch.set_rng_state(draws)  # the same draws once more
         culprit = self._culprit(batch, rows)
         if culprit is None and refused is not None:

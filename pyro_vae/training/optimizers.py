@@ -67,6 +67,29 @@ class WeighKL(Messenger):
             msg["scale"] = msg["scale"] * self.weight
 
 
+class NoteScales(Messenger):
+    """Notes whether a program scales a site by itself, as `poutine.scale` and KL annealing do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg):
+            scale = msg["scale"]
+            self.found |= isinstance(scale, Tensor) or scale != 1
+
+
+class Unscaled(Messenger):
+    """Takes away every scale that a program gives its sites: what is reported has none.
+
+    The factor N / B of a mini-batch stands further out, and stays.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] = 1.0
+
+
 def objective_of(asked: Any, program: Program) -> Any:
     """The objective; one that sums discrete sites out where there are such."""
     names = program.structure.enumerated
