@@ -19,7 +19,11 @@ import pyro_vae as pv
 
 Y = torch.tensor([-1.0, 0.5, 2.0, 0.0, 3.0, -2.0])
 EXACT = dist.Normal(0.0, 2**0.5).log_prob(Y).mean().item()
-STILL = {"num_epochs": 1, "progress": False, "optimizer": pv.training.optimizers.adam_with(0.0)}
+STILL: dict[str, Any] = {
+    "num_epochs": 1,
+    "progress": False,
+    "optimizer": pv.training.optimizers.adam_with(0.0),
+}
 
 
 def site_scaled(scale: float) -> Callable[[Tensor], None]:
