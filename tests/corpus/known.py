@@ -1,0 +1,78 @@
+"""Cells that are not right yet, or never will be: what comes of each, and why.
+
+Whoever mends one takes its line away; `python -m tests.corpus` prints what comes of every cell.
+"""
+
+from typing import NamedTuple
+
+ALL = "*"
+
+
+class Known(NamedTuple):
+    """What may come of a cell, and the reason."""
+
+    kinds: tuple[str, ...]
+    reason: str
+
+
+RIGHT = Known(("right",), "numbers of a supported program")
+
+MASKED = Known(("refused",), "a masked latent is refused; unmasked, as the refusal says, it runs")
+LOOP = Known(("refused",), "a loop over data is refused; a plate, as the refusal says, runs")
+DISCRETE = Known(("refused",), "latents are all discrete: log p is known and not returned yet")
+BROADCAST = Known(("failed",), "enumeration asks of a net that it broadcasts")
+LABEL = Known(("refused",), "a discrete site that the guide samples is not seen as the model's")
+OBSERVED = Known(("wrong",), "what the guide observes or factors counts in log q")
+FORWARD = Known(("failed",), "pyro.param in the forward of a PyroModule, or in an EasyGuide")
+REFINED = Known(("failed",), "pyro.module or pyro.param in a function, refined in training")
+TIED = Known(("refused",), "Pyro's guide is tied to positions in a batch")
+UNTIED = Known(("failed",), "Pyro's guide is tied to positions in a batch, not refused by name")
+ROWS = Known(("failed",), "parameters of all rows, called with some of them")
+RUNS = RIGHT._replace(reason="Pyro alone runs this")
+
+KNOWN: dict[tuple[str, str, str], Known] = {
+    ("auxiliary", "author", "elbo"): Known(("wrong",), "the auxiliary density counts in log q"),
+    ("auxiliary", "author", "compare"): Known(("refused",), "no density at a given point"),
+    ("heteroscedastic", "author", "evidence"): Known(("wrong",), "reliable, 5.3 errors off"),
+    ("mixed_effect_hmm", "refined", "svi"): Known(("failed",), "refined steps under enumeration"),
+    ("factor_analysis", "refined", "svi"): Known(("failed",), "refined steps of a PyroParam"),
+    ("capture_recapture", ALL, ALL): Known(("wrong",), "the remedy has only discrete latents"),
+    ("cevae", "author", "elbo"): OBSERVED,
+    ("cevae", "author", "evidence"): OBSERVED,
+    ("cevae", "author", "gap"): OBSERVED,
+    ("scanvi_labelled", "author", "evidence"): OBSERVED,
+    ("scanvi_labelled", "author", "gap"): OBSERVED,
+    ("parameters_of_all", "author", "evidence"): ROWS,
+    ("parameters_of_all", "author", "fit"): ROWS,
+    ("parameters_of_all", "author", "compare"): ROWS,
+    ("parameters_of_all", "author", "svi"): ROWS,
+    ("ss_vae_broadcast", "author", ALL): LABEL,
+    ("ss_vae_broadcast", "author", "fit"): RIGHT,
+    ("ss_vae_broadcast", "author", "svi"): RIGHT,
+}
+for _name in ("deep_markov", "observed_in_part", "air"):
+    KNOWN[_name, ALL, ALL] = MASKED
+for _name in ("hmm", "gaussian_mixture", "fixed_mixture"):
+    KNOWN[_name, ALL, ALL] = DISCRETE
+for _name in ("ss_vae_enumerated", "scanvi_unlabelled"):
+    KNOWN[_name, ALL, ALL] = BROADCAST
+for _name in ("autonormal", "autodiagonal"):
+    KNOWN[_name, "author", ALL] = TIED
+    KNOWN[_name, "author", "fit"] = UNTIED
+KNOWN["sequential_plate", ALL, ALL] = LOOP
+KNOWN["param_in_forward", ALL, ALL] = FORWARD
+KNOWN["easy_guide", "author", ALL] = FORWARD
+for _name in (
+    "prod_lda", "zero_inflated", "vae", "vae_methods", "vae_convolutional", "vae_annealed",
+    "vae_scaled", "autonormal", "autodiagonal", "ss_vae_observed", "ss_vae_broadcast",
+    "scanvi_labelled", "mixture_vae",
+):  # fmt: skip
+    KNOWN[_name, "refined", "fit"] = REFINED
+for _name, _, _ in list(KNOWN):
+    KNOWN.setdefault((_name, "author", "svi"), RUNS)
+
+
+def expected(name: str, guide: str, question: str) -> Known:
+    """What a cell must come to: the most particular line of the table, or right."""
+    lines = ((name, guide, question), (name, guide, ALL), (name, ALL, question), (name, ALL, ALL))
+    return next((KNOWN[line] for line in lines if line in KNOWN), RIGHT)

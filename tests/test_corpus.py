@@ -1,0 +1,64 @@
+"""Programs as Pyro's users write them: every number is right, or the program is refused by name."""
+
+import pytest
+import torch
+
+from tests.corpus import PROGRAMS
+from tests.corpus.case import Case
+from tests.corpus.cells import GUIDES, QUESTIONS, ask, attempt, cells
+from tests.corpus.known import KNOWN, expected
+
+
+def check(name: str, guide: str, question: str) -> None:
+    """Asserts that a cell is right, or what the table of exceptions says of it."""
+    outcome = ask(name, guide, question)
+    kinds, reason = expected(name, guide, question)
+    assert outcome.kind in kinds, (
+        f"{name}, {guide}, {question}: {outcome.kind}, expected {' or '.join(kinds)} ({reason}): "
+        f"{outcome.words}; where the library was mended, mend tests/corpus/known.py"
+    )
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_one_cell_of_every_program(name: str) -> None:
+    """Log p under the author's guide."""
+    check(name, "author", "evidence")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "guide", "question"), list(cells(PROGRAMS)))
+def test_every_cell(name: str, guide: str, question: str) -> None:
+    """All guides, all questions."""
+    check(name, guide, question)
+
+
+def test_a_wrong_truth_is_seen() -> None:
+    """The wrong twins: a truth that is half a nat lower or higher than log p fails its cells."""
+    case = PROGRAMS["vae"]()
+    for shift, question in ((-0.5, "evidence"), (0.5, "evidence"), (-5.0, "elbo")):
+        off = Case(case.model, case.guide, case.data, case.log_prob + shift)
+        assert attempt(off, "author", question).kind == "wrong", (shift, question)
+
+
+def test_an_error_from_inside_torch_is_no_refusal() -> None:
+    """Only the library's own errors refuse."""
+    case = PROGRAMS["vae"]()
+    broken = Case(lambda y: torch.ones(2) @ torch.ones(3), case.guide, case.data, case.log_prob)
+    assert attempt(broken, "author", "elbo").kind == "failed"
+
+
+def test_the_table_of_exceptions_names_cells() -> None:
+    """What it lists exists."""
+    for name, guide, question in KNOWN:
+        assert name in PROGRAMS, name
+        assert guide in {*GUIDES, "*"}, guide
+        assert question in {*QUESTIONS, "*"}, question
+
+
+def test_programs_are_made_alike_twice() -> None:
+    """The same data and the same truth, whatever was drawn before."""
+    first = PROGRAMS["vae"]()
+    torch.randn(3)
+    second = PROGRAMS["vae"]()
+    assert torch.equal(first.data[0], second.data[0])
+    assert torch.equal(first.log_prob, second.log_prob)
