@@ -1,5 +1,8 @@
 """Topics, cells, players, patients: counts, simplexes, positive supports, masks."""
 
+# Programs as their authors write them, of which Pyro declares no types.
+# mypy: disable-error-code="call-overload,arg-type,untyped-decorator"
+
 import pyro
 import pyro.distributions as dist
 import torch

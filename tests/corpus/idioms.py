@@ -1,5 +1,8 @@
 """Ways of writing the same small program: arguments, parameters, plates, guides."""
 
+# Programs as their authors write them, of which Pyro declares no types.
+# mypy: disable-error-code="index,arg-type"
+
 import pyro
 import pyro.distributions as dist
 import torch

@@ -19,6 +19,8 @@ RIGHT = Known(("right",), "numbers of a supported program")
 
 MASKED = Known(("refused",), "a masked latent is refused; unmasked, as the refusal says, it runs")
 LOOP = Known(("refused",), "a loop over data is refused; a plate, as the refusal says, runs")
+PLATES = Known(("refused",), "a plate at -2 over vectors without to_event, which Pyro lets pass")
+SIZE = Known(("refused",), "a plate without a size says of no axis that it is the data's")
 DISCRETE = Known(("refused",), "latents are all discrete: log p is known and not returned yet")
 BROADCAST = Known(("failed",), "enumeration asks of a net that it broadcasts")
 LABEL = Known(("refused",), "a discrete site that the guide samples is not seen as the model's")
@@ -39,13 +41,17 @@ KNOWN: dict[tuple[str, str, str], Known] = {
     ("capture_recapture", ALL, ALL): Known(("wrong",), "the remedy has only discrete latents"),
     ("cevae", "author", "elbo"): OBSERVED,
     ("cevae", "author", "evidence"): OBSERVED,
-    ("cevae", "author", "gap"): OBSERVED,
     ("scanvi_labelled", "author", "evidence"): OBSERVED,
-    ("scanvi_labelled", "author", "gap"): OBSERVED,
     ("parameters_of_all", "author", "evidence"): ROWS,
     ("parameters_of_all", "author", "fit"): ROWS,
     ("parameters_of_all", "author", "compare"): ROWS,
     ("parameters_of_all", "author", "svi"): ROWS,
+    ("ss_vae_enumerated", "author", "gap"): LABEL,
+    ("ss_vae_enumerated", "author", "fit"): RIGHT,
+    ("scanvi_unlabelled", "author", "gap"): LABEL,
+    ("scanvi_unlabelled", "encoder", "svi"): RUNS,
+    ("scanvi_unlabelled", "local", "svi"): RUNS,
+    ("scanvi_unlabelled", "global", "svi"): RUNS,
     ("ss_vae_broadcast", "author", ALL): LABEL,
     ("ss_vae_broadcast", "author", "fit"): RIGHT,
     ("ss_vae_broadcast", "author", "svi"): RIGHT,
@@ -59,6 +65,9 @@ for _name in ("ss_vae_enumerated", "scanvi_unlabelled"):
 for _name in ("autonormal", "autodiagonal"):
     KNOWN[_name, "author", ALL] = TIED
     KNOWN[_name, "author", "fit"] = UNTIED
+for _name in ("cvae", "plate_without_size"):
+    KNOWN[_name, ALL, ALL] = SIZE
+KNOWN["cell2location", ALL, ALL] = PLATES
 KNOWN["sequential_plate", ALL, ALL] = LOOP
 KNOWN["param_in_forward", ALL, ALL] = FORWARD
 KNOWN["easy_guide", "author", ALL] = FORWARD

@@ -1,5 +1,8 @@
 """Time steps, hidden Markov chains, capture and recapture."""
 
+# Programs as their authors write them, of which Pyro declares no types.
+# mypy: disable-error-code="call-overload,untyped-decorator"
+
 import itertools
 
 import pyro

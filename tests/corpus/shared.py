@@ -1,5 +1,8 @@
 """Hierarchies: latents that all data share, covariates, items, schools, weights."""
 
+# Programs as their authors write them, of which Pyro declares no types.
+# mypy: disable-error-code="call-arg,arg-type"
+
 from typing import Any
 
 import pyro

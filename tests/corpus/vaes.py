@@ -1,5 +1,8 @@
 """Variational autoencoders, supervised, semi-supervised, conditional, laddered, causal."""
 
+# Programs as their authors write them, of which Pyro declares no types.
+# mypy: disable-error-code="call-overload,arg-type,untyped-decorator"
+
 from collections.abc import Callable
 from typing import Any
 
@@ -228,9 +231,9 @@ class SemiSupervised(nn.Module):
         pyro.module("ss_vae", self)
         with pyro.plate("data", xs.size(0)):
             options = {"dtype": xs.dtype, "device": xs.device}
-            zeros = torch.zeros(xs.size(0), 1, **options)  # type: ignore[arg-type]
+            zeros = torch.zeros(xs.size(0), 1, **options)
             zs = pyro.sample("z", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
-            prior = torch.ones(xs.size(0), 3, **options) / 3  # type: ignore[arg-type]
+            prior = torch.ones(xs.size(0), 3, **options) / 3
             ys = pyro.sample("y", dist.OneHotCategorical(prior), obs=ys)
             logits = self.decoder(self.cat(zs, ys))
             pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=xs)
@@ -437,8 +440,7 @@ def scanvi_labelled() -> Case:
 def scanvi_unlabelled() -> Case:
     """ScANVI without labels: the guide samples the label, nets of torch.cat([z, y], -1)."""
     both, x = ScANVI(), torch.randint(0, 4, (ROWS, PIXELS)).float()
-    guide = config_enumerate(both.guide)
-    return Case(both.model, guide, (x,), both.log_joint(x).logsumexp(0), discrete=True)
+    return Case(both.model, both.guide, (x,), both.log_joint(x).logsumexp(0))
 
 
 @program
