@@ -31,7 +31,7 @@ from .data.sets import SETS, table_of, without
 from .data.tables import KINDS, describe
 from .defaults import GUIDES, Architecture
 from .evidence import ImportanceSampling
-from .guides import Guide
+from .guides import Guide, for_new_rows
 from .training import adam_with, fit
 
 BINARIZATIONS: dict[str, Binarization] = {
@@ -341,9 +341,7 @@ def evaluate_saved(choice: EvaluateChoice, run: Run, command: str) -> None:
     loaded, about = storage.load(choice.folder), _about(choice.folder)
     columns = None if about["columns"] is None else Columns.from_json(about["columns"])
     test, name = _rows_to_evaluate(about, choice.data, columns)
-    guide = loaded.guide
-    if isinstance(guide, Guide) and guide.map.per_row:
-        guide = guide.fit_rows(test, seed=run.seed, progress=not run.quiet)
+    guide = for_new_rows(loaded.guide, test, seed=run.seed, progress=not run.quiet)
     bound, result = evidence.evaluate(
         loaded.model,
         guide,

@@ -307,7 +307,7 @@ def joint_over_rows(y: Tensor) -> None:
     [
         (misses, r"misses the latent site\(s\) \['b'\] .* it samples \['a'\]: add pyro\.sample"),
         (adds, r"samples 'c', which the model does not have .*\['a', 'b'\].*is_auxiliary"),
-        (joint_over_rows, r"site 'a' of the guide .* a batch of 14 rows: sample it inside "),
+        (joint_over_rows, r"site 'a' of the guide .* for 14 rows: sample it inside "),
     ],
 )
 def test_programs_that_do_not_fit(guide: ProgramLike, message: str) -> None:

@@ -7,6 +7,7 @@ and a guide that somebody wrote by hand as a Pyro program are the same to them.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from .._types import Batch, ProgramLike
 from ..programs import Program, Run, TracedSite, repeat_rows
 from ..randomness import normals
+from .contract import check_density, check_sites, density_sites, log_density, unmasked
 from .families import Family
 from .noise import noise_shape, noise_size, push
 
@@ -152,7 +154,8 @@ class ProgramPosterior:
 
     It is run on a longer batch, rows repeated for their particles, so it must treat rows
     independently of one another and of their position. A guide with one site is run on the batch
-    as it is, and its distribution is asked for all particles.
+    as it is, and its distribution is asked for all particles. What it observes, and its factors,
+    are no part of the density; masks and scales leave nothing of it out.
     """
 
     program: Program
@@ -172,12 +175,13 @@ class ProgramPosterior:
         """The guide's distribution, if it draws nothing but one site, by datum and unmasked."""
         with torch.random.fork_rng():  # the draw of this run is no draw of anybody's
             run = self._run(1)
-        names, (latent, *others) = self._sampled(run), self.program.latent_sites
-        site = run[latent.name]
-        by_datum = site.distribution.batch_shape[:1] == (len(self),) and latent.axis == 0
-        if others or len(names) > 1 or not by_datum or site.mask is not None:
+        latent, *others = self.program.latent_sites
+        distribution = unmasked(run[latent.name].distribution)
+        by_datum = distribution.batch_shape[:1] == (len(self),) and latent.axis == 0
+        if others or not by_datum or set(run.sites) - {latent.name, *self.program.fixed}:
             return None
-        return SitePosterior(self.program, site.distribution)
+        check_density([run[latent.name]])
+        return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
         """Whether its one site is drawn from standard normals: then each datum can have a key."""
@@ -209,14 +213,15 @@ class ProgramPosterior:
             return self.only.log_prob(z)
         values, jacobian = self.program.constrain(z.reshape(-1, z.shape[-1]))
         run = self._run(len(z), values)
-        auxiliary = [name for name in self._sampled(run) if name not in values]
+        auxiliary = [site.name for site in self._sites(run, values) if site.name not in values]
         if auxiliary:
             raise ValueError(
                 f"the density of this guide at a given point is unknown, since it has the "
                 f"auxiliary site(s) {auxiliary}; sample the model's sites from distributions "
                 "of their own (a TransformedDistribution), or use pv.Guide"
             )
-        return (jacobian + self._log_probs(run, len(jacobian))).view(len(z), len(self))
+        log_q = jacobian + self._log_probs(run, len(jacobian), values)
+        return log_q.view(len(z), len(self))
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
         """Mean of every datum's posterior: a program has no other way than the mean of draws."""
@@ -224,37 +229,22 @@ class ProgramPosterior:
 
     def _run(self, num_particles: int, values: Mapping[str, Tensor] | None = None) -> Run:
         batch = repeat_rows(self.batch, num_particles)
-        run = self.program.run_guide(self.guide, batch, {**self.program.fixed, **(values or {})})
-        missing = [site.name for site in self.program.latent_sites if site.name not in run]
-        if missing:
-            raise ValueError(
-                f"the guide misses the latent site(s) {missing} of the model; it samples "
-                f"{self._sampled(run)}: add pyro.sample({missing[0]!r}, ...) to the guide"
-            )
+        given = {**self.program.fixed, **(values or {})}
+        run = self.program.run_guide(self.guide, batch, given)
+        check_sites(self.program, run, [site.name for site in self.program.latent_sites], given)
         return run
 
-    def _sampled(self, run: Run) -> list[str]:
-        return [name for name in run.sites if name not in self.program.fixed]
+    def _sites(self, run: Run, values: Mapping[str, Tensor]) -> list[TracedSite]:
+        """Sites that make up the density of a datum's latents."""
+        sites = density_sites(run, values)
+        return [site for site in sites if site.name not in self.program.fixed]
 
-    def _log_probs(self, run: Run, rows: int) -> Tensor:
-        return torch.stack([self._site(run[name], rows) for name in self._sampled(run)]).sum(0)
-
-    def _site(self, site: TracedSite, rows: int) -> Tensor:
-        known = {latent.name for latent in self.program.latent_sites}
-        if site.name not in known and not site.is_auxiliary:
-            raise ValueError(
-                f"the guide samples '{site.name}', which the model does not have (its latent "
-                f"sites are {sorted(known)}); rename it, or mark it infer={{'is_auxiliary': True}}"
-            )
-        log_prob = site.log_prob_by_datum(self.program.plate_dim)
-        if log_prob.shape != (rows,):
-            raise ValueError(
-                f"site '{site.name}' of the guide has a log density of shape "
-                f"{tuple(log_prob.shape)} a batch of {rows} rows: sample it inside "
-                f"pyro.plate('{self.program.plate}', len(y)), with the event dimensions of "
-                "the model's site (.to_event)"
-            )
-        return log_prob
+    def _log_probs(
+        self, run: Run, rows: int, values: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Tensor:
+        sites = self._sites(run, values)
+        check_density(sites)
+        return torch.stack([log_density(self.program, site, rows) for site in sites]).sum(0)
 
 
 def given_globals(
@@ -277,12 +267,7 @@ def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[st
     means: dict[str, list[Tensor]] = {site.name: [] for site in program.global_sites}
     for _ in range(_GLOBAL_DRAWS):
         run = program.run_guide(guide, row)
-        missing = [name for name in means if name not in run]
-        if missing:
-            raise ValueError(
-                f"the guide misses the latent site(s) {missing} of the model, which all data "
-                f"share: add pyro.sample({missing[0]!r}, ...) to it, outside the plate over data"
-            )
+        check_sites(program, run, means)
         for site in program.global_sites:
             means[site.name].append(site.flatten(run[site.name].value))
     flat = torch.cat([torch.stack(draws).mean(dim=0) for draws in means.values()])

@@ -3,7 +3,9 @@
 Latent sites that all data share are drawn once; the particles of a datum are conditional on that
 draw. A guide of ours is asked once a datum, and one that was written by hand is run on a longer
 batch, each row repeated for its particles. Either way outer handlers see the parameters that the
-guide registers, and nothing else of it, so that Pyro's SVI trains them.
+guide registers, and nothing else of it, so that Pyro's SVI trains them. What a guide observes and
+its `pyro.factor` terms count as Pyro has it: with the sign of log q, so that minus their sum is
+added to the ELBO of training. No reported number has them.
 """
 
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from ..guides import Guide, Posterior, ProgramPosterior, posterior_of
+from ..guides.contract import check_sites, density_sites, require_by_datum
 from ..programs import Program, TracedSite, repeat_rows, total_log_prob
 
 
@@ -86,13 +89,8 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
     run = program.run_guide(guide, rows)
     latent = {site.name for site in program.latent_sites}
     shared = {site.name for site in program.global_sites}
-    missing = sorted((latent | shared) - set(run.sites))
-    if missing:
-        raise ValueError(
-            f"the guide misses the latent site(s) {missing} of the model; add "
-            f"pyro.sample({missing[0]!r}, ...) to the guide"
-        )
-    _check_sites(run.sites, latent | shared)
+    check_sites(program, run, latent | shared)
+    _check_reparameterized(density_sites(run))
     z, jacobian = program.flatten(run.values(latent))
     by_row = (_by_row(site, program, len(rows[0])) for site in run.inside.values())
     log_guide = jacobian + sum(by_row)
@@ -109,17 +107,12 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
     )
 
 
-def _check_sites(sites: dict[str, TracedSite], known: set[str]) -> None:
-    """Refuses sites that the model lacks, and draws that would lose their gradient."""
-    for name, site in sites.items():
-        if name not in known and not site.is_auxiliary:
-            raise ValueError(
-                f"the guide samples '{name}', which the model does not have (its latent sites "
-                f"are {sorted(known)}); rename it, or mark it infer={{'is_auxiliary': True}}"
-            )
+def _check_reparameterized(sites: list[TracedSite]) -> None:
+    """Refuses draws that would lose their gradient."""
+    for site in sites:
         if not site.distribution.has_rsample and site.log_prob.requires_grad:
             raise ValueError(
-                f"site '{name}' of the guide ({type(site.distribution).__name__}) cannot be "
+                f"site '{site.name}' of the guide ({type(site.distribution).__name__}) cannot be "
                 "reparameterized, so its gradient would be lost; use a distribution with rsample, "
                 "or Trace_ELBO(), which has a score-function gradient"
             )
@@ -127,10 +120,5 @@ def _check_sites(sites: dict[str, TracedSite], known: set[str]) -> None:
 
 def _by_row(site: TracedSite, program: Program, rows: int) -> Tensor:
     log_prob = site.log_prob_by_datum(program.plate_dim)
-    if log_prob.shape != (rows,):
-        raise ValueError(
-            f"site '{site.name}' of the guide has a log density of shape "
-            f"{tuple(log_prob.shape)} for {rows} rows: sample it inside "
-            f"pyro.plate('{program.plate}', len(y)), with the event dimensions of the model's site"
-        )
+    require_by_datum(program, site, log_prob, rows)
     return log_prob

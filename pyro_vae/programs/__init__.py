@@ -33,6 +33,7 @@ from .traces import TracedSite as TracedSite
 from .traces import repeat_rows as repeat_rows
 from .traces import retry_unvalidated as retry_unvalidated
 from .traces import run as run
+from .traces import sum_but as sum_but
 from .traces import total_log_prob as total_log_prob
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "retry_unvalidated",
     "run",
     "simulate",
+    "sum_but",
     "total_log_prob",
     "whole_plate",
     "with_observed",

@@ -1,0 +1,137 @@
+"""What a guide may contain, checked by the names of its sites, and which of them make up log q.
+
+A guide samples the latent sites of the model and no others unless they are auxiliary. What it
+*observes*, and its `pyro.factor` terms, are terms of a training objective: they are no part of its
+density. Masks and scales weigh an objective too; a site that is drawn has its whole density.
+"""
+
+from collections.abc import Collection
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
+from torch import Tensor
+
+from .._types import Distribution
+from ..programs import Program, Run, TracedSite, sum_but
+
+
+def density_sites(run: Run, given: Collection[str] = ()) -> list[TracedSite]:
+    """Sites that make up log q: those that the guide drew, and those that were set for it.
+
+    Arguments:
+        run: A run of the guide.
+        given: Names of the sites that were set, which a run says are observed.
+    """
+    return [
+        site
+        for site in run.sites.values()
+        if site.name in given or not (site.is_observed or is_factor(site))
+    ]
+
+
+def is_factor(site: TracedSite) -> bool:
+    """Whether it is a `pyro.factor` term, which draws nothing."""
+    return isinstance(site.distribution, dist.Unit)
+
+
+def check_sites(
+    program: Program, run: Run, needed: Collection[str], given: Collection[str] = ()
+) -> None:
+    """Refuses a guide that does not sample the latent sites of the model, or samples others.
+
+    Arguments:
+        program: The model.
+        run: A run of the guide.
+        needed: Names of the latent sites that it has to have.
+        given: Names of the sites that were set.
+
+    Raises:
+        ValueError: With the name of the site, and what to do.
+    """
+    sampled = density_sites(run, given)
+    missing = sorted(set(needed) - {site.name for site in sampled})
+    if missing:
+        raise ValueError(
+            f"the guide misses the latent site(s) {missing} of the model; it samples "
+            f"{[site.name for site in sampled]}: add pyro.sample({missing[0]!r}, ...) to the "
+            "guide, without obs="
+        )
+    for site in sampled:
+        if site.name not in given:
+            _check_site(program, site)
+
+
+def _check_site(program: Program, site: TracedSite) -> None:
+    latent = [known.name for known in (*program.latent_sites, *program.global_sites)]
+    if site.name in program.structure.enumerated:
+        raise ValueError(
+            f"the guide samples '{site.name}', a discrete site of the model, which is summed out "
+            "exactly: leave it out of the guide, and sample the other sites given the data alone; "
+            "what depended on it becomes a mixture, as in dist.MixtureSameFamily(weights, parts)"
+        )
+    if site.name not in latent and not site.is_auxiliary:
+        raise ValueError(
+            f"the guide samples '{site.name}', which the model does not have (its latent sites "
+            f"are {sorted(latent)}); rename it, or mark it infer={{'is_auxiliary': True}}"
+        )
+
+
+def check_density(sites: Collection[TracedSite]) -> None:
+    """Refuses a guide that is a point: it has no density, so no number can be reported.
+
+    Raises:
+        ValueError: With the name of the site.
+    """
+    if any(site.is_auxiliary for site in sites):
+        return  # what it makes of the auxiliary draw has that draw's density
+    for site in sites:
+        if is_point(site.distribution):
+            raise ValueError(
+                f"the guide puts site '{site.name}' at a point (Delta), which has no density: an "
+                "ELBO or log p would hang on the unit of the site; sample it from a distribution "
+                "with a spread, as in dist.Normal(value, 0.1), or use pv.Guide"
+            )
+
+
+def is_point(distribution: Distribution) -> bool:
+    """Whether it is a `Delta` that was given no density of its own."""
+    while isinstance(distribution, dist.Independent | torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, dist.Delta) and not bool(distribution.log_density.any())
+
+
+def unmasked(distribution: Distribution) -> Distribution:
+    """The distribution that is drawn from; a mask leaves out of the density what was drawn.
+
+    Raises:
+        ValueError: If a mask is inside a transformation.
+    """
+    if isinstance(distribution, MaskedDistribution):
+        return unmasked(distribution.base_dist)
+    if isinstance(distribution, dist.Independent):
+        return unmasked(distribution.base_dist).to_event(distribution.reinterpreted_batch_ndims)
+    return distribution
+
+
+def log_density(program: Program, site: TracedSite, rows: int) -> Tensor:
+    """Whole log density of a site of a guide, by datum, `(rows,)`: neither masked nor scaled.
+
+    Raises:
+        ValueError: If the site is not in the plate over data.
+    """
+    log_prob = unmasked(site.distribution).log_prob(site.value)
+    log_prob = sum_but(log_prob, log_prob.dim() + program.plate_dim)
+    require_by_datum(program, site, log_prob, rows)
+    return log_prob
+
+
+def require_by_datum(program: Program, site: TracedSite, log_prob: Tensor, rows: int) -> None:
+    """Refuses a log density of a site that has not one value for every row."""
+    if log_prob.shape != (rows,):
+        raise ValueError(
+            f"site '{site.name}' of the guide has a log density of shape "
+            f"{tuple(log_prob.shape)} for {rows} rows: sample it inside "
+            f"pyro.plate('{program.plate}', len(y)), with the event dimensions of the model's "
+            "site (.to_event)"
+        )
