@@ -66,7 +66,8 @@ def with_observed(y: Tensor) -> None:
 
 def masked(y: Tensor) -> None:
     """With a mask by a handler: what is drawn has a density all the same."""
-    with pyro.plate("data", len(y)), poutine.mask(mask=y > 0.5):
+    seen: Any = y > 0.5  # Pyro's types ask for a BoolTensor
+    with pyro.plate("data", len(y)), poutine.mask(mask=seen):
         pyro.sample("z", dist.Normal(y / 2, SD))
 
 
@@ -111,7 +112,8 @@ def with_all(y: Tensor) -> None:
         pyro.factor("loss", 3.0 * torch.ones(len(y)), has_rsample=False)
         a = pyro.sample("a", dist.Normal(y / 4, spread**0.5))
         pyro.sample("t", dist.Normal(0.0, 2.0), obs=y)
-        with poutine.mask(mask=y > 0.5):
+        seen: Any = y > 0.5
+        with poutine.mask(mask=seen):
             sd = (spread - slope**2 * spread) ** 0.5
             pyro.sample("b", dist.Normal(y / 4 + slope * (a - y / 4), sd))
 

@@ -63,7 +63,7 @@ def check_sites(
 
 
 def _check_site(program: Program, site: TracedSite) -> None:
-    latent = [known.name for known in (*program.latent_sites, *program.global_sites)]
+    latent = [s.name for s in program.latent_sites] + [s.name for s in program.global_sites]
     if site.name in program.structure.enumerated:
         raise ValueError(
             f"the guide samples '{site.name}', a discrete site of the model, which is summed out "
