@@ -19,6 +19,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
+from ..randomness import forked
 from .hooks import hooks_of
 from .log_probs import sum_out
 from .modes import evaluating
@@ -82,9 +83,12 @@ class Program:
 
     def __init__(self, model: ProgramLike, *batch: Tensor, plate: str | None = None) -> None:
         self.model: ProgramLike = model
-        self.structure = structure_of(model, _checked(batch) or self._own_prototype(), plate)
+        rows = _checked(batch) or self._own_prototype()
+        self.structure = structure_of(model, rows, plate)
         self.fixed: dict[str, Tensor] = {}
         self.conditions = ""
+        if self.structure.combinations is not None and self._broadcasts(rows):
+            self.structure = replace(self.structure, combinations=None)
 
     @property
     def plate(self) -> str:
@@ -137,6 +141,9 @@ class Program:
         self.structure = replace(
             self.structure, global_start=start, dtype=start.dtype, device=start.device
         )
+        if self.structure.combinations is not None:
+            values = self.structure.combinations.to(start)
+            self.structure = replace(self.structure, combinations=values)
 
     def _own_prototype(self) -> Batch:
         prototype = hooks_of(self.model).prototype
@@ -236,11 +243,17 @@ class Program:
         """
         num_particles, rows, latents = z.shape
         self._check(batch, rows, latents)
-        values, jacobian = self.constrain(z.reshape(-1, latents))
+        combined = self.structure.combinations
+        copies = 1 if combined is None else len(combined)
+        values, jacobian = self.constrain(z.reshape(-1, latents).repeat(copies, 1))
         values.update(self._globals())
-        run = run_rows(self.enumerated, repeat_rows(batch, num_particles), self.plate, values)
+        if combined is not None:
+            values.update(combined.of_rows(num_particles * rows))
+        longer = repeat_rows(batch, copies * num_particles)
+        run = run_rows(self.enumerated, longer, self.plate, values)
         prior, likelihood = (part.view(num_particles, rows) for part in self.densities_of(run))
-        return LogDensities(prior + jacobian.view(num_particles, rows), likelihood), run
+        jacobian = jacobian[: num_particles * rows].view(num_particles, rows)
+        return LogDensities(prior + jacobian, likelihood), run
 
     def run(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
         """Runs the program on rows, its data observed, and draws the latent sites not set."""
@@ -280,8 +293,8 @@ class Program:
 
     @property
     def enumerated(self) -> ProgramLike:
-        """The model, with every value of its discrete latent sites run in parallel."""
-        if not self.structure.enumerated:
+        """The model, with its discrete latent sites enumerated where that is by broadcasting."""
+        if not self.structure.enumerated or self.structure.combinations is not None:
             return self.model
         return poutine.enum(self.enumerating(self.model), -1 - self.structure.nesting)
 
@@ -296,15 +309,43 @@ class Program:
         )
 
     def densities_of(self, run: Run) -> LogDensities:
-        """Log densities of latent sites, and of observed ones given those, each `(rows,)`."""
+        """Log densities of latent sites, and of observed ones given those, each `(rows,)`.
+
+        Rows that were repeated for the values of discrete sites are summed over.
+        """
         sites = {name: site for name, site in run.inside.items() if name not in self.fixed}
         self._check_sites(sites)
         latent = [site.name for site in self.latent_sites]
+        if self.structure.combinations is not None:
+            shape = (len(self.structure.combinations), -1)
+            drawn = self._total(sites, [*self.structure.enumerated, *latent]).view(shape)
+            prior = drawn.logsumexp(dim=0)
+            return LogDensities(
+                prior, self._total(sites, [*sites]).view(shape).logsumexp(0) - prior
+            )
         if self.structure.enumerated:
             prior = sum_out(run.trace, [*self.structure.enumerated, *latent], self.plate)
             return LogDensities(prior, sum_out(run.trace, [*sites], self.plate) - prior)
         observed = [name for name in sites if name not in latent]
         return LogDensities(self._total(sites, latent), self._total(sites, observed))
+
+    def _broadcasts(self, batch: Batch) -> bool:
+        """Whether enumeration by broadcasting gives what rows that are repeated give.
+
+        Not where the program cannot broadcast, nor where it does so wrongly.
+        """
+        other = copy.copy(self)
+        other.structure = replace(self.structure, combinations=None)
+        with evaluating(self.model), torch.no_grad():
+            with forked(0, "enumeration"):
+                expected = _tried(self, batch)
+            if expected is None:  # an error of its own, and not for the reason looked for here
+                return True
+            with forked(0, "enumeration"):
+                got = _tried(other, batch)
+        return got is not None and torch.allclose(
+            got, expected, rtol=1e-4, atol=1e-4, equal_nan=True
+        )
 
     def _check_sites(self, sites: dict[str, TracedSite]) -> None:
         """Refuses a run with other sites than the first one had."""
@@ -332,6 +373,19 @@ class Program:
                     f"z has {rows} data (shape particles, data, latents) but tensor {index} of "
                     f"the batch has {len(part)} rows"
                 )
+
+
+def _tried(program: Program, batch: Batch) -> Tensor | None:
+    """Log densities at some latents of a few rows; `None` if the program raises."""
+    flat = program.constrain_globals(program.structure.global_start)
+    program = program.given({name: value for name, (value, _) in flat.items()})
+    rows = tuple(part[:2] for part in batch)
+    shape = (3, len(rows[0]), program.latent_dim)
+    try:
+        z = torch.randn(shape, device=program.device, dtype=program.dtype)
+        return torch.cat(program.log_densities(z, *rows))
+    except Exception:  # whatever a program that cannot broadcast raises
+        return None
 
 
 def _checked(batch: Batch) -> Batch:

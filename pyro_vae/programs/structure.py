@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from ..randomness import forked
+from .enumeration import Combinations, combinations
 from .missing import PartlyObserved, has_missing
 from .modes import evaluating
 from .plates import Subsampling, whole_plate
@@ -38,6 +39,8 @@ class Structure:
         subsampling: What the plate was asked to subsample, if anything.
         latent_sites: Continuous latent sites of a datum.
         enumerated: Discrete latent sites of a datum, which are summed out.
+        combinations: All their values, where rows are repeated for them; `None` where they are
+            enumerated by broadcasting.
         global_sites: Latent sites that all data share.
         global_start: A draw from about the middle of their prior, flat and unconstrained.
         observed: Names of the observed sites of a datum.
@@ -51,6 +54,7 @@ class Structure:
     subsampling: Subsampling | None
     latent_sites: tuple[LatentSite, ...]
     enumerated: tuple[str, ...]
+    combinations: Combinations | None
     global_sites: tuple[GlobalSite, ...]
     global_start: Tensor
     observed: tuple[str, ...]
@@ -101,6 +105,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
         subsampling=_subsampling(asked.get(frame.name), more.get(frame.name)),
         latent_sites=tuple(latent_site(site, frame.name, frame.dim) for site in continuous),
         enumerated=enumerated,
+        combinations=combinations((two[name] for name in enumerated), frame.dim),
         global_sites=shared,
         global_start=_prior_median(model, row, frame.name, shared, first),
         observed=observed,

@@ -243,7 +243,7 @@ class _Training:
         self.shards, self.num_data = shards, shards.num_data
         with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
             self.program = program_of(model, guide, head(reader))
-        self.asked = objective_of(plan.objective, self.program)
+        self.asked = objective_of(plan.objective, self.program, plan.warmup)
         own = isinstance(self.asked, Objective)  # it sums discrete sites out by itself
         self.objective = self.asked.at(0.0) if own else self.asked
         self.enumerated = model if own else self.program.enumerating(model)

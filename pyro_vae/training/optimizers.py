@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..objectives import Objective
+from ..objectives import BetaELBO, LinearWarmup, Objective
 from ..programs import Program
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -90,12 +90,27 @@ class Unscaled(Messenger):
         msg["scale"] = 1.0
 
 
-def objective_of(asked: Any, program: Program) -> Any:
-    """The objective; one that sums discrete sites out where there are such."""
+def objective_of(asked: Any, program: Program, warmup: int) -> Any:
+    """The objective; one that sums discrete sites out where there are such.
+
+    Arguments:
+        asked: What the caller asked for, if anything.
+        program: The program.
+        warmup: Epochs over which the weight of the KL term rises from 0 to 1.
+    """
     names = program.structure.enumerated
+    by_rows = program.structure.combinations is not None
+    if asked is None and by_rows:
+        return BetaELBO(LinearWarmup(warmup) if warmup else 1.0)
     if asked is None:
         nesting = program.structure.nesting
         return TraceEnum_ELBO(max_plate_nesting=nesting) if names else Trace_ELBO()
+    if by_rows and isinstance(asked, TraceEnum_ELBO):
+        raise ValueError(
+            f"TraceEnum_ELBO enumerates {list(names)} along dimensions of their own, over which "
+            "this program does not broadcast; leave objective= out, or use "
+            "pv.objectives.BetaELBO(1.0), which repeats rows for their values"
+        )
     if names and not isinstance(asked, TraceEnum_ELBO | Objective):
         raise ValueError(
             f"{type(asked).__name__} would draw the discrete latent site(s) {list(names)} from "

@@ -1,0 +1,103 @@
+r"""All values of the discrete sites of a datum, as rows of a longer batch.
+
+Pyro enumerates a discrete site along a dimension of its own, left of the plates, and a program has
+to broadcast over it: `table[y]` does, `torch.cat([z, y], -1)` and a convolution do not. Rows that
+are repeated for every combination of values, as they are for particles, ask nothing of a program:
+
+.. math:: \log p(y_n, z_n) = \log \sum_c p(y_n, z_n, c)
+
+with the sum over rows. Broadcasting evaluates what does not depend on a value once, so it stays
+where it gives the same.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .traces import TracedSite
+
+_MOST = 4096  # combinations of a datum, each of which is a row
+
+
+@dataclass(frozen=True)
+class Combinations:
+    """Every combination of the values of some discrete sites of a datum.
+
+    Arguments:
+        values: By name, `(combinations, *shape)`, with the shape of one datum's value.
+        axes: Where the datum axis stands in each site's value.
+    """
+
+    values: Mapping[str, Tensor]
+    axes: Mapping[str, int]
+
+    def __len__(self) -> int:
+        """Their number."""
+        return len(next(iter(self.values.values())))
+
+    def of_rows(self, rows: int) -> dict[str, Tensor]:
+        """Values for a batch that is repeated for them, so many rows for each combination."""
+        return {
+            name: value.repeat_interleave(rows, dim=0).movedim(0, self.axes[name])
+            for name, value in self.values.items()
+        }
+
+    def to(self, like: Tensor) -> "Combinations":
+        """The same on another device, those of floating point in another dtype."""
+        moved = {
+            name: value.to(like.device, like.dtype if value.is_floating_point() else None)
+            for name, value in self.values.items()
+        }
+        return replace(self, values=moved)
+
+
+def combinations(sites: Iterable[TracedSite], plate_dim: int) -> Combinations | None:
+    """The combinations of the sites' values; `None` if they are too many to be rows.
+
+    Arguments:
+        sites: Discrete sites of a run.
+        plate_dim: Dimension of the plate over data, counted from the right.
+    """
+    found = [_Support.of(site, plate_dim) for site in sites]
+    if math.prod(len(part.support) ** part.entries for part in found) > _MOST:
+        return None
+    indices = [torch.arange(len(part.support)) for part in found for _ in range(part.entries)]
+    grid = torch.cartesian_prod(*indices).reshape(-1, len(indices))
+    columns = grid.split([part.entries for part in found], dim=1)
+    return Combinations(
+        {part.name: part.values(index) for part, index in zip(found, columns, strict=True)},
+        {part.name: part.axis for part in found},
+    )
+
+
+@dataclass(frozen=True)
+class _Support:
+    """The values of one entry of a site, and how a datum's entries are laid out."""
+
+    name: str
+    support: Tensor
+    inner_shape: torch.Size
+    axis: int
+
+    @classmethod
+    def of(cls, site: TracedSite, plate_dim: int) -> "_Support":
+        function, value = site.distribution, site.value
+        axis = value.dim() - function.event_dim + plate_dim
+        support = function.enumerate_support(expand=False)
+        event = value.shape[value.dim() - function.event_dim :]
+        batch = value.shape[: value.dim() - function.event_dim]
+        inner = batch[:axis] + batch[axis + 1 :]
+        return cls(site.name, support.reshape(-1, *event), inner, axis)
+
+    @property
+    def entries(self) -> int:
+        """How many values a datum has: one for each place in its inner plates."""
+        return math.prod(self.inner_shape)
+
+    def values(self, index: Tensor) -> Tensor:
+        """`(combinations, *shape)`, from the positions of the entries in the support."""
+        chosen = self.support[index.to(self.support.device)]
+        return chosen.reshape(len(index), *self.inner_shape, *self.support.shape[1:])

@@ -1,0 +1,159 @@
+"""Discrete latent sites in programs whose networks do not broadcast: rows are repeated for them.
+
+Everything is conjugate, so that the exact answer is a sum of normal densities over the values of
+the discrete sites, written down by hand.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae.programs import Program
+
+Model = Callable[[Tensor], None]
+WEIGHTS, LOCS = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([-2.0, 0.5, 3.0])
+Y = torch.tensor([[-1.0], [0.3], [2.0], [4.0]])
+
+
+def concatenated(y: Tensor) -> None:
+    """The idiom of semi-supervised VAEs: y ~ N(z + loc[c], 1), z ~ N(0, 1), by concatenation."""
+    table = torch.cat([torch.ones(1), LOCS])
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        c = pyro.sample("c", dist.OneHotCategorical(WEIGHTS))
+        mean = torch.cat([z, c], -1) @ table[:, None]
+        pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+
+def broadcasting(y: Tensor) -> None:
+    """The same, by a table that broadcasts."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        c = pyro.sample("c", dist.Categorical(WEIGHTS))
+        pyro.sample("y", dist.Normal(z + LOCS[c][..., None], 1.0).to_event(1), obs=y)
+
+
+def flattened(y: Tensor) -> None:
+    """A program that would broadcast wrongly and in silence: it takes as many labels as rows."""
+    with pyro.plate("data", len(y)):
+        c = pyro.sample("c", dist.Categorical(WEIGHTS))
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        labels = c.reshape(-1)[torch.arange(len(y)) % c.numel()]
+        mean = z + LOCS[labels][:, None]
+        pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+
+def in_a_plate(y: Tensor) -> None:
+    """Two switches a datum in an inner plate, and a third one: y ~ N(z + sum, 1)."""
+    data = pyro.plate("data", len(y), dim=-1)
+    with data:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        last = pyro.sample("last", dist.Bernoulli(0.25))
+    with data, pyro.plate("inner", 2, dim=-2):
+        switches = pyro.sample("switches", dist.Bernoulli(0.5))
+    with data:
+        mean = torch.stack([z, last, *switches.reshape(2, len(y))], -1).sum(-1)
+        pyro.sample("y", dist.Normal(mean[:, None], 1.0).to_event(1), obs=y)
+
+
+def mixed(weights: Tensor, locs: Tensor, y: Tensor) -> Tensor:
+    """Log density of a mixture of N(loc, 2), `(rows,)`."""
+    parts: Tensor = dist.Normal(locs, 2**0.5).log_prob(y) + weights.log()
+    return parts.logsumexp(dim=-1)
+
+
+SUMS = torch.tensor([0.1875, 0.4375, 0.3125, 0.0625])  # of two fair coins and one of a quarter
+CASES: dict[str, tuple[Model, bool, Tensor]] = {
+    "concatenated": (concatenated, True, mixed(WEIGHTS, LOCS, Y)),
+    "broadcasting": (broadcasting, False, mixed(WEIGHTS, LOCS, Y)),
+    "flattened": (flattened, True, mixed(WEIGHTS, LOCS, Y)),
+    "in a plate": (in_a_plate, True, mixed(SUMS, torch.arange(4.0), Y)),
+}
+each = pytest.mark.parametrize("name", CASES)
+
+
+@each
+def test_evidence(name: str) -> None:
+    """Quadrature over the one continuous latent gives the mixture exactly."""
+    model, by_rows, exact = CASES[name]
+    program = Program(model, Y)
+    assert (program.structure.combinations is not None) == by_rows
+    guide = pv.Guide(model, pv.GlobalParameters(), example=Y)
+    lml = pv.log_marginal_likelihood(model, guide, Y, pv.Quadrature())
+    torch.testing.assert_close(lml.value, exact.double(), rtol=0, atol=1e-4)
+
+
+@each
+def test_density_and_gradient(name: str) -> None:
+    """Log p(y, z) at points, and its slope in z, against the sum over values by hand."""
+    model, _, _ = CASES[name]
+    weights, locs = (WEIGHTS, LOCS) if name != "in a plate" else (SUMS, torch.arange(4.0))
+    z = torch.randn(5, len(Y), 1, requires_grad=True)
+    got = Program(model, Y).log_joint(z, Y)
+    normal = dist.Normal(z + locs, 1.0).log_prob(Y) + weights.log()
+    expected = dist.Normal(0.0, 1.0).log_prob(z)[..., 0] + normal.logsumexp(dim=-1)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    slopes = [torch.autograd.grad(part.sum(), z)[0] for part in (got, expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-4)
+
+
+def test_the_wrong_twin_is_caught() -> None:
+    """Broadcast in silence, the flattened program takes the first value for all of them."""
+    program = Program(flattened, Y)
+    assert program.structure.combinations is not None
+    wrong = Program(broadcasting, Y).log_joint(torch.zeros(1, 4, 1), Y)
+    torch.testing.assert_close(program.log_joint(torch.zeros(1, 4, 1), Y), wrong)
+    program.structure = replace(program.structure, combinations=None)
+    assert not torch.allclose(program.log_joint(torch.zeros(1, 4, 1), Y), wrong, atol=0.1)
+
+
+class Decoder(nn.Module):
+    """The location of a VAE's pixels from a latent and a label, put side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            c = pyro.sample("c", dist.OneHotCategorical(WEIGHTS))
+            mean = self.net(torch.cat([z, c], -1))
+            pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_fit(warmup: int) -> None:
+    """Training sums the labels out, and its ELBO is the one that is reported afterwards."""
+    torch.manual_seed(0)
+    model, y = Decoder(), torch.randn(64, 1)
+    guide = pv.Guide(model, pv.Encoder(nn.Linear(1, 2)), example=y)
+    result = pv.fit(
+        model, guide, y, num_epochs=3, batch_size=32, warmup=warmup, validation=y, progress=False
+    )
+    bound = pv.elbo(model, guide, y, 200).mean
+    shift = abs(result.history.validation_elbo[-1] - bound.value.item())
+    assert shift < 5 * (result.history.validation_error[-1] + bound.error.item())
+    lml = pv.log_marginal_likelihood(model, guide, y, pv.Quadrature())
+    assert bound.value < lml.mean.value + 4 * bound.error
+
+
+def test_enumerating_objectives_say_what_to_use() -> None:
+    """Pyro's TraceEnum_ELBO cannot enumerate such a program; the remedy that is named runs."""
+    model, y = Decoder(), torch.randn(8, 1)
+    guide = pv.Guide(model, pv.Encoder(nn.Linear(1, 2)), example=y)
+
+    def train(objective: Any) -> Any:
+        return pv.fit(model, guide, y, num_epochs=1, objective=objective, progress=False)
+
+    with pytest.raises(ValueError, match=r"does not broadcast.*BetaELBO\(1.0\)"):
+        train(pyro.infer.TraceEnum_ELBO(max_plate_nesting=1))
+    assert math.isfinite(train(pv.objectives.BetaELBO(1.0)).history.elbo[-1])
