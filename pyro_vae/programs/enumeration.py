@@ -55,14 +55,14 @@ class Combinations:
 
 
 def combinations(sites: Iterable[TracedSite], plate_dim: int) -> Combinations | None:
-    """The combinations of the sites' values; `None` if they are too many to be rows.
+    """The combinations of the sites' values; `None` if they are too many to be rows, or none.
 
     Arguments:
         sites: Discrete sites of a run.
         plate_dim: Dimension of the plate over data, counted from the right.
     """
     found = [_Support.of(site, plate_dim) for site in sites]
-    if math.prod(len(part.support) ** part.entries for part in found) > _MOST:
+    if not found or math.prod(len(part.support) ** part.entries for part in found) > _MOST:
         return None
     indices = [torch.arange(len(part.support)) for part in found for _ in range(part.entries)]
     grid = torch.cartesian_prod(*indices).reshape(-1, len(indices))
