@@ -22,7 +22,7 @@ from . import likelihoods, models, nets
 from .data import Binary, Categories, Columns, Count, Dataset, Kind, Ordered, Real
 from .guides import Encoder, Family, GlobalParameters, Guide, InferenceMap, LocalParameters
 from .likelihoods import Likelihood, Mixed, start_from
-from .randomness import forked_seed
+from .randomness import forked
 
 GUIDES = ("amortized", "per-datum", "global")
 """Names of the maps that :func:`inference_map` makes."""
@@ -122,7 +122,7 @@ def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models
     """
     likelihood = architecture.likelihood or default_likelihood(dataset)
     latent_dim, hidden = architecture.of(dataset)
-    with forked_seed(architecture.seed):
+    with forked(architecture.seed, "weights.decoder"):
         decoder = nets.MLPDecoder(
             latent_dim, likelihood.output_shape(tuple(dataset.train.shape[1:])), hidden[::-1]
         )
@@ -143,7 +143,7 @@ def inference_map(
         ValueError: If the name is none of :data:`GUIDES`.
     """
     if name == "amortized":
-        with forked_seed(architecture.seed):
+        with forked(architecture.seed, "weights.encoder"):
             return _encoder_map(dataset, architecture)
     if name == "per-datum":
         return LocalParameters(len(dataset.train))
@@ -167,7 +167,7 @@ def guide(
         >>> guide(model, table).mean(table.train).shape
         torch.Size([3, 1])
     """
-    with forked_seed(architecture.seed):  # the layer on top of the encoder is made by the guide
+    with forked(architecture.seed, "weights.encoder"):  # and those of a layer on top
         return Guide(model, _encoder_map(dataset, architecture), family)
 
 

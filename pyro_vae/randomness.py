@@ -23,8 +23,10 @@ References:
 """
 
 import hashlib
+import inspect
 import math
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,24 +84,21 @@ def seeded(key: int) -> None:
 
 
 @contextmanager
-def forked_seed(seed: int) -> Iterator[None]:
-    """Seeds Python, NumPy, torch and Pyro inside the block; the caller's streams do not move."""
+def forked(seed: int, name: str) -> Iterator[None]:
+    """Seeds Python, NumPy, torch and Pyro inside the block with the stream of a name.
+
+    The caller's streams do not move.
+    """
+    key = stream(seed, name)
     state = pyro.util.get_rng_state()
     with torch.random.fork_rng():  # for accelerators, which Pyro's state leaves out
         try:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 (programs may draw from it)
-            torch.manual_seed(seed)
+            random.seed(key)
+            np.random.seed(key % 2**32)  # noqa: NPY002 (programs may draw from it)
+            torch.manual_seed(key)
             yield
         finally:
             pyro.util.set_rng_state(state)
-
-
-@contextmanager
-def forked(seed: int, name: str) -> Iterator[None]:
-    """:func:`forked_seed` on the stream of a name."""
-    with forked_seed(stream(seed, name)):
-        yield
 
 
 # Keys of rows
@@ -249,7 +248,6 @@ def normals(
         >>> bool((normals(keys[1:], 2, 2, torch.zeros(0), first=3) == some[3:, 1:]).all())
         True
     """
-    _drawn(keys, _NORMAL, first)
     noise = like.new_empty(num, len(keys), size)
     for part, bits in _pieces(keys, num, (size + 1) // 2, noise, kind=_NORMAL, first=first):
         upper = _shifted(bits, 32).double().add_(0.5).mul_(2.0**-32)  # never 0
@@ -267,7 +265,6 @@ def uniforms(
 
     They have 53 random bits in float64 and are rounded from those in other dtypes.
     """
-    _drawn(keys, _UNIFORM, first)
     noise = like.new_empty(num, len(keys), size)
     for part, bits in _pieces(keys, num, size, noise, kind=_UNIFORM, first=first):
         part.copy_(_shifted(bits, 11).double().add_(0.5).mul_(2.0**-53))
@@ -279,6 +276,7 @@ def _pieces(
     keys: Tensor, num: int, size: int, noise: Tensor, *, kind: int, first: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Parts of `noise` and the random bits for them, `(draws, rows, size)`, so many at a time."""
+    _drawn(keys, kind, first * size, (first + num) * size)
     starts, increments = (part.to(noise.device) for part in _sequences(keys, kind))
     rows_at_once = max(1, _AT_ONCE // size)
     for row in range(0, len(keys), rows_at_once):
@@ -339,12 +337,14 @@ class Heard:
 
     Arguments:
         names: Of streams and keys of rows.
+        askers: The functions that made each of them.
         drawn: Keys of counter-based noise, once for every time that it was made, with the kind of
-            numbers and the first draw.
+            numbers and where in their sequence these start and stop.
     """
 
     names: dict[int, str] = field(default_factory=dict)
-    drawn: list[tuple[int, int, int]] = field(default_factory=list)
+    askers: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    drawn: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
 _LISTENERS: list[Heard] = []
@@ -363,10 +363,22 @@ def listening() -> Iterator[Heard]:
 
 def _heard(keys: Tensor | int, name: str) -> None:
     for listener in _LISTENERS:
-        some = [keys] if isinstance(keys, int) else keys.tolist()
-        listener.names.update(dict.fromkeys(some, name))
+        for key in [keys] if isinstance(keys, int) else keys.tolist():
+            listener.names[key] = name
+            listener.askers[key].add(_asker())
 
 
-def _drawn(keys: Tensor, kind: int, first: int) -> None:
+def _asker() -> str:
+    """The function of this package, outside this module, that asks for a stream."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        module = frame.f_globals["__name__"]
+        if module.startswith(f"{__package__}.") and module != __name__:
+            return f"{module.removeprefix(f'{__package__}.')}.{frame.f_code.co_qualname}"
+        frame = frame.f_back
+    return "a caller"
+
+
+def _drawn(keys: Tensor, kind: int, start: int, stop: int) -> None:
     for listener in _LISTENERS:
-        listener.drawn.extend((key, kind, first) for key in keys.tolist())
+        listener.drawn.extend((key, kind, start, stop) for key in keys.tolist())

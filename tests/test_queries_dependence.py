@@ -14,7 +14,9 @@ from pyro_vae.queries import (
     RankCorrelation,
     correlation,
     dependence,
+    measures,
 )
+from pyro_vae.randomness import stream
 from tests.helpers.queries import FACTORS, program, vae
 from tests.helpers.statistics import FALSE_ALARM, assert_mean
 
@@ -83,6 +85,45 @@ def test_mutual_information(seed: int) -> None:
     assert bool(result.estimate.value.diagonal().isnan().all())
     assert largest_z(result.estimate, torch.zeros(5, 5)) > 2 * allowed
     assert result.measure == "mutual information (nats)"
+
+
+def narrow(latent_dim: int, sd: float) -> tuple[pv.models.LinearGaussian, float]:
+    """Two features with little noise, and their mutual information."""
+    torch.manual_seed(1)
+    model = pv.models.LinearGaussian(latent_dim, 2)
+    with torch.no_grad():
+        model.log_noise.fill_(2 * math.log(sd))
+    covariance = model.covariance().detach()
+    share = covariance[0, 1].square() / covariance.diagonal().prod()
+    return model, float(-(1 - share).log() / 2)
+
+
+def replicates_off(latent_dim: int, seed: int) -> float:
+    """By how many of its errors mutual information is off the closed form."""
+    model, exact = narrow(latent_dim, 0.1)
+    estimate = dependence(model, measure=MutualInformation(100, 500, 60), seed=seed).estimate
+    return float((estimate.value - exact)[0, 1] / estimate.error[0, 1])
+
+
+@pytest.mark.parametrize("latent_dim", [2, 5])
+def test_data_are_not_weighed_by_their_own_latents(
+    latent_dim: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With little noise a datum's own latents among the draws of the prior would be too good."""
+    allowed = float(stats.t.isf(FALSE_ALARM / 2, df=59))
+    assert abs(replicates_off(latent_dim, seed)) < allowed
+    wrong = {"dependence.latents": "simulate"}
+    monkeypatch.setattr(measures, "stream", lambda seed, name: stream(seed, wrong.get(name, name)))
+    assert replicates_off(latent_dim, seed) > allowed
+
+
+def test_data_that_no_latents_explain() -> None:
+    """Noise so narrow that no draw of the prior is near: nan, and what to do; not infinite."""
+    model, _ = narrow(2, 1e-4)
+    with pytest.warns(UserWarning, match="is nan: none of 100 draws .* try num_latents=1000"):
+        estimate = dependence(model, measure=MutualInformation(20, 100, 3)).estimate
+    assert bool(estimate.value.isnan().all())
+    assert bool(estimate.error.isnan().all())
 
 
 def test_independent_features_have_none(seed: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import plots
 from .._types import Batch
 from ..programs import hooks_of
-from ..randomness import forked_seed
+from ..randomness import forked
 from .columns import Row
 from .results import GuideResult
 
@@ -84,7 +84,7 @@ def _reconstructions(results: Results, y: Tensor, image_shape: tuple[int, int] |
     for name, result in results.items():
         means = result.means[:_PICTURES].to(first.device, first.dtype)
         reconstructions[name] = _decoded(result, means)
-        with forked_seed(0):
+        with forked(0, "figures"):
             draws[name] = _decoded(result, torch.randn_like(means))
     figure = _figure(8.0, 0.85 * (1 + 2 * len(results)), layout="compressed")
     plots.plot_reconstructions(first.cpu(), reconstructions, draws, image_shape, figure=figure)

@@ -22,7 +22,7 @@ from ..evidence import Estimator, ImportanceSampling, LogMarginal, check_data
 from ..gaps import inference_gap
 from ..guides import Family, Guide, InferenceMap, RowFit, for_new_rows, is_tied_to_rows
 from ..programs import as_batch, device_of, minibatch
-from ..randomness import forked_seed
+from ..randomness import forked
 from ..training import Fit, History, fit
 from .comparison import Comparison
 from .differences import REFINING_STEPS
@@ -242,7 +242,7 @@ class _Run:
         first, *others = self.train
         change = self.options.get("per_batch")
         if change is not None:
-            with forked_seed(seed):
+            with forked(seed, "compare.per_batch"):
                 first = change(first)
         rows = torch.arange(len(first))
         with minibatch(rows, len(first)):
@@ -256,30 +256,33 @@ class _Run:
             if candidate.model is not self.model:
                 raise ValueError("a pv.Guide in compare must have been made for the same model")
             copied: tuple[ProgramLike, ProgramLike] = copy.deepcopy((self.model, candidate))
-            for part in copied if self.train_model else copied[1:]:
-                self._restart(part)
+            if self.train_model:
+                self._restart(copied[0], "model")
+            self._restart(copied[1], "guide")
             return copied
         model = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model
         if self.train_model:
-            self._restart(model)
+            self._restart(model, "model")
         pair = candidate if isinstance(candidate, tuple) else (candidate, None)
         if isinstance(pair[0], InferenceMap):
             example = tuple(part[:1] for part in self.train)
             parts = copy.deepcopy(pair)
-            self._restart(parts[0])
-            with forked_seed(self.options["seed"]):  # for the layer put on top of a trunk
+            self._restart(parts[0], "guide")
+            with forked(
+                self.options["seed"], "weights.trunk"
+            ):  # for the layer put on top of a trunk
                 guide = Guide(model, *parts, example=example)
             return model, guide.to(example[0].device)
         program: ProgramLike = pair[0]
         program = copy.deepcopy(program) if isinstance(program, nn.Module) else program
-        self._restart(program)
+        self._restart(program, "guide")
         return model, program
 
-    def _restart(self, part: Any) -> None:
+    def _restart(self, part: Any, role: str) -> None:
         """Draws the weights of networks afresh, from the run's seed, if this run is to."""
         if not self.fresh or not isinstance(part, nn.Module):
             return
-        with forked_seed(self.options["seed"]):
+        with forked(self.options["seed"], f"weights.{role}"):
             for module in part.modules():
                 reset = getattr(module, "reset_parameters", None)
                 if callable(reset):

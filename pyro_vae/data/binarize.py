@@ -17,12 +17,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ..randomness import generator
+from ..randomness import generator, stream
 from .checks import check_range
 
 
@@ -143,7 +142,7 @@ class FixedDraw(Binarization):
         self, y: Shaped[Tensor, "rows *datum"], *, part: int = 0
     ) -> Shaped[Tensor, "rows *datum"]:
         grey = super().fixed(y)
-        draws = generator(_stream(self.seed, part))
+        draws = generator(stream(self.seed, f"binarize.{part}"))
         # float32 whatever the data are: the same draw for a data set in float64.
         uniform = torch.rand(grey.shape, generator=draws, dtype=torch.float32)
         return _zeros_and_ones(uniform.to(grey.device) < grey, like=grey)
@@ -174,12 +173,6 @@ class Redrawn(Binarization):
 
     def describe(self) -> str:
         return "binarized anew in each batch"
-
-
-def _stream(seed: int, part: int) -> int:
-    """A 64-bit seed for one part of a data set, unrelated to those of the other parts."""
-    state = np.random.SeedSequence([seed % 2**64, part]).generate_state(1, np.uint64)
-    return int(state[0])
 
 
 def _float_dtype(y: Tensor) -> torch.dtype:

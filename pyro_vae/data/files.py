@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from ..randomness import generator
+from ..randomness import generator, stream
 from .frames import Holds, PandasFrame, optional
 from .text import Layout, columns_of_cells, columns_of_text, number, read_cells, uncompressed
 
@@ -179,7 +179,7 @@ def split_rows(num_data: int, *, test_fraction: float = 0.2, seed: int = 0) -> S
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction should be above 0 and below 1, got {test_fraction:g}")
     num_test = min(max(round(num_data * test_fraction), 1), num_data - 1)
-    order = torch.randperm(num_data, generator=generator(seed))
+    order = torch.randperm(num_data, generator=generator(stream(seed, "split")))
     return Split(order[num_test:], order[:num_test])
 
 

@@ -174,7 +174,7 @@ def prepared(
     """Checks the data; runs the block in evaluation mode, without gradients, on its own seed."""
     batch = as_batch(data, device_of(model, guide))
     check_data(model, batch)
-    with evaluating(model, guide), torch.no_grad(), forked(seed, "unnamed"):
+    with evaluating(model, guide), torch.no_grad(), forked(seed, "evidence.unkeyed"):
         program = retry_unvalidated(partial(program_of, model, guide, batch))
         program = given_globals(program, guide, batch, given)
         yield program, posterior_of(guide, program, batch), batch

@@ -47,7 +47,7 @@ def simulating(
     the values of latent sites that all data share.
     """
     proposal = guide or no_guide
-    with evaluating(model, proposal), torch.no_grad(), forked(seed, "unnamed"):
+    with evaluating(model, proposal), torch.no_grad(), forked(seed, "queries.unkeyed"):
         program = program_of(model, proposal, batch)
         yield given_globals(program, proposal, batch, given)
 

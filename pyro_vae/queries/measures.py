@@ -13,6 +13,7 @@ the prior serve all integrals. Their average is low inside the logarithm by abou
 less the other is free of it to first order.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -103,7 +104,8 @@ class MutualInformation:
     """Mutual information in nats: sees every dependence, in any unit.
 
     Value and error are those of independent replicates, each with data and latents of its own.
-    The diagonal is nan.
+    The diagonal is nan, and so are pairs that no draw of the prior explains: noise that is
+    narrow next to the spread of a feature takes many latents, and the error says so before.
 
     Arguments:
         num_samples: Draws of data a replicate.
@@ -126,7 +128,20 @@ class MutualInformation:
             self._replicate(program, row, stream(seed, f"dependence.{r}"))
             for r in range(self.num_replicates)
         ]
-        return stats.mean_estimate(torch.stack(values))
+        return self._finite(stats.mean_estimate(torch.stack(values)))
+
+    def _finite(self, estimate: Estimate) -> Estimate:
+        """Warns of pairs some of whose data are explained by none of the latents."""
+        lost = ~estimate.value.isfinite() | ~estimate.error.isfinite()
+        pairs = int(lost.triu(diagonal=1).sum())
+        if pairs > 0:
+            warnings.warn(
+                f"mutual information of {pairs} pair(s) is nan: none of {self.num_latents} draws "
+                f"of the prior explains some datum; try num_latents={10 * self.num_latents}",
+                UserWarning,
+                stacklevel=4,
+            )
+        return Estimate(*(part.masked_fill(lost, torch.nan) for part in estimate))
 
     def _replicate(self, program: Program, row: Batch, seed: int) -> Tensor:
         y = _simulated(program, row, self.num_samples, seed)

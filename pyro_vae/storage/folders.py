@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .._types import ProgramLike
 from ..guides import Guide
-from ..randomness import forked_seed
+from ..randomness import forked
 from .parts import Part, check_types, describe, differences, fill, module_of, rebuild, tensors_of
 
 JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] | None
@@ -156,7 +156,7 @@ def load(
             _check_fit(folder, role, program, states[role])
             module_of(program).to(device)
     made: dict[str, Any] = dict(given)
-    with forked_seed(0):  # first values, to be overwritten, are drawn
+    with forked(0, "unused"):  # first values, to be overwritten, are drawn
         for role in (role for role in parts if given[role] is None):
             part, _ = parts[role]
             made[role] = _rebuilt(folder, part, states[role], made["model"], device)

@@ -22,7 +22,7 @@ from ..guides import Family, Guide, InferenceMap, LocalParameters
 from ..models import Generative
 from ..nets import activations
 from ..programs import modules_of
-from ..randomness import forked_seed
+from ..randomness import forked
 from ..registry import ENTRIES, add, arguments_of, is_registered
 
 _CONVOLUTION = (
@@ -279,7 +279,7 @@ def _described(role: str, program: ProgramLike, names: dict[int, str]) -> Part:
     module, architecture, reason = module_of(program), None, ""
     try:
         _check_unshared(role, module, names)
-        with forked_seed(0):  # first values, of what is made to compare, are drawn
+        with forked(0, "unused"):  # first values, of what is made to compare, are drawn
             architecture = _record(program)
     except ValueError as error:
         reason = str(error)

@@ -47,7 +47,7 @@ from ..programs import (
     modules_of,
     run,
 )
-from ..randomness import forked_seed
+from ..randomness import forked
 from .optimizers import (
     NoteScales,
     OptimizerFactory,
@@ -205,7 +205,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     distributed.require_same("what fit is told", plan.told(held_out))
     cut = Shards.of(len(reader), shards, seed)
     refuse_running_averages(cut.count, model, guide)
-    with _training(model, guide, train_model=train_model), forked_seed(seed):
+    with _training(model, guide, train_model=train_model), forked(seed, "fit"):
         fixed = [] if train_model else model_leaves(model, guide, head(reader))
         with frozen(fixed):
             with distributed.together():
@@ -556,7 +556,7 @@ class _Training:
         buffers = State.of(self.model, self.guide, (), still=row_buffers(self.guide))
         with (
             minibatch(rows, self.num_data, plate=self.program.plate),
-            forked_seed(self.plan.seed),
+            forked(self.plan.seed, "fit.tensors"),
             pyro.validation_enabled(is_validate=False),  # the first step says what is nan
         ):
             loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)

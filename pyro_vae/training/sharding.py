@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -28,14 +27,14 @@ from .. import distributed
 from .._types import ProgramLike
 from ..guides import row_buffers
 from ..programs import modules_of
-from ..randomness import forked_seed
+from ..randomness import forked
 
 
 class Stream:
-    """A stream of random numbers that stands still while it is not used."""
+    """Random numbers of one shard, which stand still while they are not used."""
 
-    def __init__(self, seed: int) -> None:
-        with forked_seed(seed):
+    def __init__(self, seed: int, index: int) -> None:
+        with forked(seed, f"fit.shard.{index}"):
             self.state = _state()
 
     @contextmanager
@@ -116,13 +115,13 @@ class Shards:
             many = "" if processes == 1 else f", one for each of the {processes} processes"
             raise ValueError(f"shards is a number of at least 1{many}; got {count}")
         if processes > 1:
-            stream = Stream(shard_seed(seed, distributed.rank()))
+            stream = Stream(seed, distributed.rank())
             sizes = distributed.sizes(num_rows)
             return cls((Shard(0, num_rows, stream),), count, sum(sizes))
         if count == 1:
             return cls((Shard(0, num_rows),), 1, num_rows)
         cuts = enumerate(pairwise(distributed.cuts(num_rows, count)))
-        own = (Shard(a, b - a, Stream(shard_seed(seed, index))) for index, (a, b) in cuts)
+        own = (Shard(a, b - a, Stream(seed, index)) for index, (a, b) in cuts)
         return cls(tuple(own), count, num_rows)
 
     def epoch(self, batch_size: int) -> list[list[Part]]:
@@ -150,12 +149,6 @@ class Shards:
         """Sums the gradients, and the ELBO of a step, over processes."""
         distributed.add_gradients(tensors)
         return float(distributed.total(torch.tensor(elbo, dtype=torch.float64)))
-
-
-def shard_seed(seed: int, index: int) -> int:
-    """The seed of a shard's stream, below 2^32, which is all that NumPy takes."""
-    mixed = np.random.SeedSequence([seed % 2**64, index]).generate_state(1)
-    return int(mixed[0])
 
 
 def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.compiling import Captured
+from pyro_vae.randomness import forked
 
 NUM_DATA = 23  # two shards of 12 and 11
 FEATURES = 3
@@ -71,7 +72,7 @@ def unreduced() -> Iterator[None]:
 @contextlib.contextmanager
 def same_noise() -> Iterator[None]:
     """A wrong twin: all shards draw the same numbers."""
-    with mock.patch("pyro_vae.training.sharding.shard_seed", lambda seed, index: seed):
+    with mock.patch("pyro_vae.training.sharding.forked", lambda seed, name: forked(seed, "shard")):
         yield
 
 
