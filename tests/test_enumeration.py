@@ -157,3 +157,138 @@ def test_enumerating_objectives_say_what_to_use() -> None:
     with pytest.raises(ValueError, match=r"does not broadcast.*BetaELBO\(1.0\)"):
         train(pyro.infer.TraceEnum_ELBO(max_plate_nesting=1))
     assert math.isfinite(train(pv.objectives.BetaELBO(1.0)).history.elbo[-1])
+
+
+# Programs with only discrete latent sites of a datum: their log p is a sum, exactly.
+
+
+def mixture(y: Tensor) -> None:
+    """A mixture with nothing else: y ~ N(loc[c], 1)."""
+    with pyro.plate("data", len(y)):
+        c = pyro.sample("c", dist.Categorical(WEIGHTS))
+        pyro.sample("y", dist.Normal(LOCS[c], 1.0), obs=y)
+
+
+def concatenated_mixture(y: Tensor) -> None:
+    """The same in a form that does not broadcast."""
+    with pyro.plate("data", len(y)):
+        c = pyro.sample("c", dist.OneHotCategorical(WEIGHTS))
+        mean = torch.cat([c, torch.zeros(len(y), 1)], -1)[:, :3] @ LOCS
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def global_mixture(y: Tensor) -> None:
+    """The same about a location that all data share."""
+    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        c = pyro.sample("c", dist.Categorical(WEIGHTS))
+        pyro.sample("y", dist.Normal(LOCS[c] + shift, 1.0), obs=y)
+
+
+START, MOVES = torch.tensor([0.7, 0.3]), torch.tensor([[0.9, 0.1], [0.4, 0.6]])
+
+
+def chain(y: Tensor) -> None:
+    """A hidden Markov chain of so many steps."""
+    with pyro.plate("data", len(y)):
+        state: Any = None
+        for step in pyro.markov(range(y.shape[1])):
+            chances = START if state is None else MOVES[state]
+            state = pyro.sample(f"state_{step}", dist.Categorical(chances))
+            pyro.sample(f"y_{step}", dist.Normal(LOCS[state], 1.0), obs=y[:, step])
+
+
+def forward_algorithm(y: Tensor) -> Tensor:
+    """Log p of a chain, step by step, in float64."""
+    emitted = dist.Normal(LOCS[:2].double(), 1.0).log_prob(y.double()[..., None])
+    log_state = START.double().log() + emitted[:, 0]
+    for step in range(1, y.shape[1]):
+        moved = (log_state[:, :, None] + MOVES.double().log()).logsumexp(dim=1)
+        log_state = moved + emitted[:, step]
+    return log_state.logsumexp(dim=-1)
+
+
+def nothing(*batch: Tensor) -> None:
+    """The guide of a program that has nothing to guide."""
+
+
+ROW = Y[:, 0]
+PARTS = dist.Normal(LOCS.double(), 1.0).log_prob(Y.double()) + WEIGHTS.double().log()
+SERIES = torch.linspace(-3, 3, 4 * 15).reshape(4, 15).roll(3, 1)  # more paths than can be rows
+DISCRETE: dict[str, tuple[Model, Tensor, Tensor]] = {
+    "mixture": (mixture, ROW, PARTS.logsumexp(-1)),
+    "concatenated": (concatenated_mixture, ROW, PARTS.logsumexp(-1)),
+    "chain": (chain, SERIES[:, :3], forward_algorithm(SERIES[:, :3])),
+    "long chain": (chain, SERIES, forward_algorithm(SERIES)),
+}
+
+
+@pytest.mark.parametrize("guided", ["by hand", "by a map"])
+@pytest.mark.parametrize("name", DISCRETE)
+def test_only_discrete_sites(name: str, guided: str) -> None:
+    """Evidence, bound and density are the sum over values, exactly; a gap is refused by name."""
+    model, y, exact = DISCRETE[name]
+    guide: Any = nothing
+    if guided == "by a map":
+        guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    lml = pv.log_marginal_likelihood(model, guide, y)
+    assert lml.method == "enumeration"
+    assert lml.reliable.all()
+    torch.testing.assert_close(lml.value, exact, rtol=1e-5, atol=1e-5)
+    assert bool(((lml.value - exact).abs() <= lml.error).all())
+    bound = pv.elbo(model, guide, y)
+    torch.testing.assert_close(bound.value, exact, rtol=1e-5, atol=1e-5)
+    both = pv.evidence.evaluate(model, guide, y)
+    assert torch.equal(both.bound.value, both.log_marginal.value)
+    with pytest.raises(ValueError, match=r"all discrete and summed out.*log_marginal_likelihood"):
+        pv.inference_gap(model, guide, y)
+    with pytest.raises(ValueError, match="all discrete and summed out"):
+        pv.to_inference_data(model, guide, y, num_samples=5)
+
+
+@pytest.mark.parametrize("name", ["mixture", "concatenated"])
+def test_only_discrete_sites_with_the_wrong_weights(name: str) -> None:
+    """The wrong twin: other weights are seen."""
+    model, y, _ = DISCRETE[name]
+    wrong = (PARTS - WEIGHTS.double().log() + WEIGHTS.flip(0).double().log()).logsumexp(-1)
+    lml = pv.log_marginal_likelihood(model, nothing, y)
+    assert bool(((lml.value - wrong).abs() > 100 * lml.error).all())
+
+
+def test_only_discrete_sites_given_shared_ones() -> None:
+    """Log p(y_n | shift) at a given value; fit trains the posterior of the shared site."""
+    guide = pv.Guide(global_mixture, pv.GlobalParameters(), example=ROW)
+    given = {"shift": torch.tensor(0.5)}
+    lml = pv.log_marginal_likelihood(global_mixture, guide, ROW, given=given)
+    parts = dist.Normal(LOCS.double() + 0.5, 1.0).log_prob(Y.double()) + WEIGHTS.double().log()
+    torch.testing.assert_close(lml.value, parts.logsumexp(-1), rtol=1e-5, atol=1e-5)
+    assert "shift" in lml.given
+    result = pv.fit(global_mixture, guide, ROW, num_epochs=2, validation=ROW, progress=False)
+    assert math.isfinite(result.history.elbo[-1])
+    own = pv.objectives.BetaELBO(1.0)
+    result = pv.fit(global_mixture, guide, ROW, num_epochs=2, objective=own, progress=False)
+    assert math.isfinite(result.history.elbo[-1])
+
+
+class Mixture(nn.Module):
+    """A mixture whose places are learned, written so that it does not broadcast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.locs = nn.Parameter(torch.tensor([-1.0, 1.0]))
+
+    def forward(self, y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            c = pyro.sample("c", dist.OneHotCategorical(torch.tensor([0.5, 0.5])))
+            mean = torch.cat([c, c], -1)[:, :2] @ self.locs
+            pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+
+def test_a_mixture_is_learned() -> None:
+    """Training a mixture with no guide at all is maximum likelihood, which finds its places."""
+    model, y = Mixture(), torch.tensor([-3.0, -3.1, -2.9, 2.0, 2.1, 1.9])
+    fast = pv.training.adam_with(0.1)
+    result = pv.fit(model, nothing, y, num_epochs=150, optimizer=fast, progress=False)
+    torch.testing.assert_close(model.locs.data, torch.tensor([-3.0, 2.0]), rtol=0, atol=0.02)
+    lml = pv.log_marginal_likelihood(model, nothing, y)
+    assert result.history.elbo[-1] == pytest.approx(lml.mean.value.item(), abs=1e-3)

@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import stats
-from .._types import Batch, Data, ProgramLike
+from .._types import Batch, Data, Estimate, ProgramLike
 from ..guides import Posterior
 from ..programs import Program
 from ..randomness import row_keys
 from ..results import join
+from .exact import summed_out
 from .importance import ImportanceSampling, log_marginal_of
 from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights
 from .weights import draw_rows, prepared, rows_at_once, weigh
@@ -104,8 +105,11 @@ def elbo(
     """
     method = ImportanceSampling(num_samples)
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
-        weights = method.weights(program, posterior, batch, seed=seed, progress=progress)
-        bound: EvidenceLowerBound = join(list(map(_bound, weights)))
+        if not program.latent_sites:
+            bound = _bound_of(summed_out(program, batch), num_samples)
+        else:
+            weights = method.weights(program, posterior, batch, seed=seed, progress=progress)
+            bound = join(list(map(_bound, weights)))
     return replace(bound, given=program.conditions)
 
 
@@ -120,6 +124,9 @@ def log_marginal_likelihood(
     progress: bool = False,
 ) -> LogMarginal:
     r"""Estimates :math:`\log p(y_n)` of every datum, with its error and its reliability.
+
+    Where the latent sites of a datum are all discrete they are summed out, which is exact, and
+    neither the guide nor the estimator plays a part (`method` is "enumeration").
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -159,7 +166,10 @@ def log_marginal_likelihood(
     """
     method = ImportanceSampling() if estimator is None else estimator
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
-        result = method(program, posterior, batch, seed=seed, progress=progress)
+        if not program.latent_sites:
+            result = summed_out(program, batch)
+        else:
+            result = method(program, posterior, batch, seed=seed, progress=progress)
     result = replace(result, given=program.conditions)
     _warn_unreliable(result)
     return result
@@ -182,6 +192,10 @@ def evaluate(
     """
     method = ImportanceSampling() if method is None else method
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+        if not program.latent_sites:
+            marginal = replace(summed_out(program, batch), given=program.conditions)
+            bound = _bound_of(marginal, method.num_samples)
+            return Evaluation(replace(bound, given=program.conditions), marginal)
         # The bound is of the guide itself, whatever proposal the marginal likelihood is from.
         plain = ImportanceSampling(method.num_samples, method.memory)
         weights = plain.weights(program, posterior, batch, seed=seed, progress=progress)
@@ -211,6 +225,17 @@ def _warn_unreliable(result: LogMarginal) -> None:
             UserWarning,
             stacklevel=3,  # the caller of the entry point
         )
+
+
+def _bound_of(marginal: LogMarginal, num_samples: int) -> EvidenceLowerBound:
+    """The bound of a program with no latents to guide: log p itself."""
+    nothing = marginal.value.new_zeros(len(marginal))
+    return EvidenceLowerBound(
+        elbo=Estimate(marginal.value, marginal.error),
+        rate=Estimate(nothing, nothing),
+        distortion=Estimate(-marginal.value, marginal.error),
+        num_samples=num_samples,
+    )
 
 
 def _bound(weights: Weights) -> EvidenceLowerBound:

@@ -15,7 +15,9 @@ from ..guides import Posterior
 from ..guides.closed_form import quadratic_of
 from ..programs import Program, hooks_of
 from .results import Bound, LogMarginal
+from .weights import rows_at_once
 
+_MEMORY = 256.0  # mebibytes
 _ROUNDINGS = 16.0  # units in the last place that a log density of many terms may be off by
 
 
@@ -62,13 +64,38 @@ class ClosedForm:
         progress: bool = False,
     ) -> LogMarginal:
         """Computes it per datum; neither the guide nor the seed plays a part."""
-        value = _log_evidence(program, batch).detach().double()
-        error = _ROUNDINGS * torch.finfo(program.dtype).eps * (1 + value.abs())
-        missing = torch.full_like(value, torch.nan)
-        points = torch.full_like(value, 1, dtype=torch.int64)
-        return LogMarginal(
-            value, error, missing, missing, points, bound=Bound.EXACT, method="closed form"
+        return _exact(_log_evidence(program, batch).detach().double(), program, "closed form")
+
+
+def summed_out(program: Program, batch: Batch) -> LogMarginal:
+    r"""Log p(y) of a program whose latent sites of a datum are all discrete: their sum, exactly.
+
+    .. math:: \log p(y_n) = \log \sum_c p(y_n, c)
+
+    The error is that of rounding.
+    """
+    size = rows_at_once(program, batch, _MEMORY)
+    pieces = zip(*(part.split(size) for part in batch), strict=True)
+    values = []
+    for piece in pieces:
+        nothing = torch.zeros(1, len(piece[0]), 0, dtype=program.dtype, device=program.device)
+        values.append(program.log_joint(nothing, *piece)[0])
+    value = torch.cat(values).detach().double()
+    if bool((value.isnan() | (value == torch.inf)).any()):
+        row = int((value.isnan() | (value == torch.inf)).nonzero()[0])
+        raise FloatingPointError(
+            f"log p(y) is {float(value[row])} for datum {row}: a log density must be a number; "
+            "look at the parameters of the observed sites there"
         )
+    return _exact(value, program, "enumeration")
+
+
+def _exact(value: Tensor, program: Program, method: str) -> LogMarginal:
+    """Values that are right but for rounding."""
+    error = _ROUNDINGS * torch.finfo(program.dtype).eps * (1 + value.abs())
+    missing = torch.full_like(value, torch.nan)
+    points = torch.full_like(value, 1, dtype=torch.int64)
+    return LogMarginal(value, error, missing, missing, points, bound=Bound.EXACT, method=method)
 
 
 def _log_evidence(program: Program, batch: Batch) -> Tensor:

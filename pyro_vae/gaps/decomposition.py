@@ -116,6 +116,7 @@ def inference_gap(
     how = _How(fitting or FitRows(), num_samples, seed, progress)
     estimate = Tightest(num_samples) if estimator is None else estimator
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+        program.require_latents()
         family = posterior.family if isinstance(posterior, FamilyPosterior) else DiagonalNormal()
         best = how.fit(program, batch, family, starts(program, posterior, batch, family))
         star = FamilyPosterior(family, best.parameters)

@@ -5,6 +5,7 @@ from .closed_form import CoordinateAscent as CoordinateAscent
 from .closed_form import ExactPosterior as ExactPosterior
 from .closed_form import Quadratic as Quadratic
 from .closed_form import quadratic_of as quadratic_of
+from .empty import NoLatents as NoLatents
 from .entry import for_new_rows as for_new_rows
 from .entry import is_tied_to_rows as is_tied_to_rows
 from .entry import maps_of as maps_of
@@ -54,6 +55,7 @@ __all__ = [
     "InferenceMap",
     "LocalParameters",
     "LowRankNormal",
+    "NoLatents",
     "NormalizingFlow",
     "Posterior",
     "ProgramPosterior",

@@ -160,6 +160,8 @@ class Guide(NamedModule):
         plates = Plates()
         shared = {} if self.shared is None else self.shared.sample_sites(self.program, plates)
         plate, rows, batch = self._take(batch)
+        if not self.program.latent_sites:
+            return
         parameters = self.parameters_of(*batch, rows=rows, given=shared)
         # The plate may stand left of inner ones: (batch, P) -> (batch, 1, ..., 1, P)
         ones = (1,) * (-self.program.plate_dim - 1)

@@ -259,6 +259,7 @@ def to_inference_data(
     """
     method = ImportanceSampling(num_samples)
     with prepared(model, guide, data, seed) as (program, posterior, batch):
+        program.require_latents()
         coords = {"datum": datum_labels(names, len(batch[0]))}
         sizes = _sizes(program, batch, num_samples, predictive_draws, prior_draws)
         blocks = _blocks(method, program, posterior, batch, seed=seed, progress=progress)

@@ -15,7 +15,7 @@ from pyro.nn import pyro_method
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..guides import Guide, Posterior, ProgramPosterior, posterior_of
+from ..guides import Guide, NoLatents, Posterior, ProgramPosterior, posterior_of
 from ..guides.contract import check_sites, density_sites, require_by_datum
 from ..programs import Program, TracedSite, repeat_rows, total_log_prob
 
@@ -63,7 +63,8 @@ def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int)
     """
     if isinstance(guide, Guide):
         return pyro_method(_from_guide)(guide, program, batch, num_particles)
-    posterior_of(guide, program, batch)  # refuses what belongs to no datum
+    if program.latent_sites:
+        posterior_of(guide, program, batch)  # refuses what belongs to no datum
     return _from_program(guide, program, batch, num_particles)
 
 
@@ -76,6 +77,8 @@ def _from_guide(guide: Guide, program: Program, batch: Batch, num_particles: int
         sites = program.constrain_globals(flat)
         values = {name: value for name, (value, _) in sites.items()}
         log_shared = q.log_prob(flat) - torch.stack([j.sum() for _, j in sites.values()]).sum()
+    if not program.latent_sites:
+        return _of_nothing(program.given(values), batch, log_shared, num_particles)
     posterior = guide.posterior(*batch, given=values or None)
     surrogate = guide.map.surrogate()
     z, log_guide = posterior.draw(num_particles)
@@ -91,6 +94,10 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
     shared = {site.name for site in program.global_sites}
     check_sites(program, run, latent | shared)
     _check_reparameterized(density_sites(run))
+    if not latent:
+        log_shared = total_log_prob(run.outside.values(), torch.zeros((), device=program.device))
+        given = program.given(run.values(shared))
+        return _of_nothing(given, batch, log_shared, num_particles)
     z, jacobian = program.flatten(run.values(latent))
     by_row = (_by_row(site, program, len(rows[0])) for site in run.inside.values())
     log_guide = jacobian + sum(by_row)
@@ -105,6 +112,13 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
         log_shared,
         log_guide.new_zeros(size),
     )
+
+
+def _of_nothing(program: Program, batch: Batch, log_shared: Tensor, num_particles: int) -> Draws:
+    """Draws for a program whose latent sites of a datum are all summed out."""
+    empty = torch.zeros(len(batch[0]), 0, dtype=program.dtype, device=program.device)
+    z, log_guide = NoLatents(empty).draw(num_particles)
+    return Draws(program, z, log_guide, NoLatents(empty), log_shared, log_guide[0])
 
 
 def _check_reparameterized(sites: list[TracedSite]) -> None:

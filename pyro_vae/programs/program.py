@@ -197,6 +197,8 @@ class Program:
 
     def split(self, z: Float[Tensor, "rows latents"]) -> list[Tensor]:
         """The part of each latent site in flat vectors, each `(rows, size)`."""
+        if not self.latent_sites:
+            return []
         return list(z.split([site.size for site in self.latent_sites], dim=-1))
 
     def constrain(self, z: Float[Tensor, "rows latents"]) -> tuple[dict[str, Tensor], Tensor]:
@@ -209,12 +211,26 @@ class Program:
 
     def flatten(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Flat vectors `(rows, latents)` for values of the latent sites, and the log Jacobian."""
+        self.require_latents()
         pairs = [site.flatten(values[site.name]) for site in self.latent_sites]
         jacobians = [
             sum_but(log_jacobian, site.axis)
             for site, (_, log_jacobian) in zip(self.latent_sites, pairs, strict=True)
         ]
         return torch.cat([flat for flat, _ in pairs], dim=-1), torch.stack(jacobians).sum(dim=0)
+
+    def require_latents(self) -> None:
+        """Refuses a program with nothing to draw: its discrete sites are all summed out.
+
+        Raises:
+            ValueError: If it has no continuous latent site.
+        """
+        if not self.latent_sites:
+            raise ValueError(
+                f"the latent sites of a datum, {list(self.structure.enumerated)}, are all discrete "
+                "and summed out, so there is nothing to draw or to fit for a datum, and no gap: "
+                "log p(y) is exact, pv.log_marginal_likelihood(model, guide, data)"
+            )
 
     def log_densities(
         self, z: Float[Tensor, "particles batch latents"], *batch: Tensor
@@ -245,7 +261,7 @@ class Program:
         self._check(batch, rows, latents)
         combined = self.structure.combinations
         copies = 1 if combined is None else len(combined)
-        values, jacobian = self.constrain(z.reshape(-1, latents).repeat(copies, 1))
+        values, jacobian = self.constrain(z.flatten(0, 1).repeat(copies, 1))
         values.update(self._globals())
         if combined is not None:
             values.update(combined.of_rows(num_particles * rows))

@@ -96,7 +96,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     observed = tuple(site.name for site in inside if site.is_observed)
     _check_roles(continuous, enumerated, observed, frame.name)
     shared = _global_sites(outside)
-    first = continuous[0].value
+    first = continuous[0].value if continuous else inside[0].log_prob
     dims = [f.dim for site in [*inside, *outside] for f in site.frames if f.vectorized]
     return Structure(
         plate=frame.name,
@@ -288,12 +288,11 @@ def _check_latent(site: TracedSite) -> None:
 def _check_roles(
     continuous: list[TracedSite], enumerated: tuple[str, ...], observed: tuple[str, ...], plate: str
 ) -> None:
-    if not continuous or not observed:
-        summed = f" (and {list(enumerated)}, which are summed out)" if enumerated else ""
+    latent = [site.name for site in continuous] + list(enumerated)
+    if not latent or not observed:
         raise ValueError(
             f"a program needs a latent and an observed site in plate '{plate}', got "
-            f"latent {[site.name for site in continuous]}{summed} and observed "
-            f"{list(observed)}; was the data passed on as obs=?"
+            f"latent {latent} and observed {list(observed)}; was the data passed on as obs=?"
         )
 
 
