@@ -9,9 +9,9 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae._types import Batch
 from pyro_vae.evidence import Bound, LogMarginal
-from pyro_vae.evidence.agreement import CrossCheck, cross_check
 from pyro_vae.evidence.exact import ClosedForm
 from pyro_vae.evidence.quadrature import Quadrature
+from pyro_vae.evidence.validation import CrossCheck, cross_check
 from pyro_vae.guides import Posterior
 from pyro_vae.programs import Program
 from pyro_vae.results import Doubt

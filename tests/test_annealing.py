@@ -27,7 +27,7 @@ from pyro_vae.evidence.annealing import (
     noise_of,
 )
 from pyro_vae.evidence.hamiltonian import Noise, at, transition
-from pyro_vae.evidence.sandwich import Sandwich, bidirectional
+from pyro_vae.evidence.validation import Sandwich, bidirectional
 from pyro_vae.programs import Prior
 from tests.helpers.cases import CASES
 from tests.helpers.chains import adapting

@@ -3,7 +3,7 @@
 from .columns import COLUMNS as COLUMNS
 from .columns import Row as Row
 from .comparison import Comparison as Comparison
-from .differences import Difference as Difference
+from .results import Difference as Difference
 from .results import GuideResult as GuideResult
 from .running import Candidate as Candidate
 from .running import compare as compare

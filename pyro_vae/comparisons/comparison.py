@@ -21,8 +21,7 @@ from ..inference_data import to_inference_data
 from ..programs import hooks_of
 from ..results import Result, data_frame
 from .columns import COLUMNS, Entry, Row, row_of
-from .differences import Difference, differences_of, verdict_of
-from .results import GuideResult
+from .results import Difference, GuideResult, differences_of, verdict_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

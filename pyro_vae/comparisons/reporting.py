@@ -38,8 +38,7 @@ from .columns import (
     is_known,
     plain,
 )
-from .differences import Difference
-from .results import GuideResult
+from .results import Difference, GuideResult
 
 if TYPE_CHECKING:
     from .comparison import Comparison

@@ -1,17 +1,23 @@
-"""What a comparison keeps of every guide."""
+"""What a comparison keeps of every guide, how guides differ, and what that says in plain words."""
 
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .. import stats
 from .._types import Estimate
 from ..diagnostics import MutualInformation
 from ..evidence import Evaluation, EvidenceLowerBound
-from ..gaps import InferenceGap
+from ..gaps import WORST_SHARE, InferenceGap
 from ..training import Fit
 
 POOR = 0.7  # Pareto k above which no practical number of draws suffices
+_SEEN = 4.0  # standard errors beyond which a difference is one: false alarm 6e-5
+_COLLAPSED = 0.01  # nats of mutual information, below which z says nothing of use
+REFINING_STEPS = 20
 
 
 class Untrusted(NamedTuple):
@@ -67,3 +73,120 @@ class GuideResult:
     def poor(self) -> int:
         """Data whose posterior the guide's own weights do not reach; unknown counts as such."""
         return int((~(self.test.log_marginal.pareto_k <= POOR)).sum())
+
+
+class Difference(NamedTuple):
+    """One guide less another on the same held-out data, in nats.
+
+    Arguments:
+        first: Name of one guide.
+        second: Name of the other.
+        elbo: Difference of ELBOs, `(batch,)`, with Monte Carlo errors.
+        log_p: Difference of log p(y), `(batch,)`; zero, but for errors, if the model is fixed.
+    """
+
+    first: str
+    second: str
+    elbo: Estimate
+    log_p: Estimate
+
+    @property
+    def mean_elbo(self) -> Estimate:
+        """Mean over data, with the error that other data would bring, which holds the draws'."""
+        return stats.population_mean(self.elbo.value)
+
+    @property
+    def mean_log_p(self) -> Estimate:
+        """The same for log p."""
+        return stats.population_mean(self.log_p.value)
+
+
+def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
+    """Of every pair of guides."""
+    return [
+        Difference(
+            first,
+            second,
+            _less(results[first].gap.elbo, results[second].gap.elbo),
+            _less(results[first].gap.parts.log_marginal, results[second].gap.parts.log_marginal),
+        )
+        for first, second in itertools.combinations(results, 2)
+    ]
+
+
+def _less(first: Estimate, second: Estimate) -> Estimate:
+    """Errors as if of independent draws: for common ones that is a little too wide."""
+    error = (first.error.square() + second.error.square()).sqrt()
+    return Estimate(first.value - second.value, error)
+
+
+def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
+    """What was found, a line a guide, and how the guides differ."""
+    lines = [
+        f"{name}: {_of_guide(result, train_model=train_model)}" for name, result in results.items()
+    ]
+    return "\n".join([*lines, *_ranking(results, train_model=train_model)])
+
+
+def _of_guide(result: GuideResult, *, train_model: bool) -> str:
+    mean, said = result.gap.mean, []
+    value, error = (float(part) for part in mean.amortization)
+    cost = mean.amortization
+    if value > _SEEN * error + 1e-4:  # the tolerance of a fit of rows
+        said.append(f"its map costs {cost} nats a datum{_where(result)}")
+        said += _refining(result)
+    else:
+        said.append(f"its map costs nothing that can be seen ({cost} nats)")
+    said.append(f"its family {mean.approximation}")
+    said += _collapse(result, train_model=train_model)
+    doubted, lost, _ = result.untrusted
+    if lost:
+        said.append(f"the best q was not found for {lost} data")
+    if doubted:
+        said.append(f"log p cannot be trusted for {doubted} data")
+    return "; ".join(said) + "."
+
+
+def _where(result: GuideResult) -> str:
+    """What part of the amortization gap the worst data hold."""
+    return f", {result.gap.concentration:.0%} of it on {WORST_SHARE:.0%} of the data"
+
+
+def _refining(result: GuideResult) -> list[str]:
+    if result.refined is None:
+        return []
+    won = stats.mean_over_data(_less(result.refined, result.gap.elbo))
+    part = float(won.value / result.gap.mean.amortization.value)
+    return [f"guide.refined({REFINING_STEPS}) would win back {part:.0%} of that at test time"]
+
+
+def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
+    value, error = (float(part) for part in result.information.estimate)
+    if value > _COLLAPSED + _SEEN * error:
+        return []
+    # A model that was trained with such a guide stops using z, and its gap is small for that.
+    so = ", so a small gap does not mean that the guide is good" if train_model else ""
+    information = result.information.estimate
+    return [f"z says nothing about the datum (mutual information {information} nats){so}"]
+
+
+def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[str]:
+    """Every guide against the best one, by what compares: log p of models, ELBO of guides."""
+    if len(results) < 2 or any(len(one.means) < 2 for one in results.values()):
+        return []
+    what = "log_marginal" if train_model else "elbo"
+    best = max(results, key=lambda name: float(getattr(results[name].gap.mean, what).value))
+    name = "log p(y)" if train_model else "ELBO"
+    lines = []
+    for other in results:
+        if other != best:
+            first, second = (getattr(results[one].gap.parts, what) for one in (best, other))
+            mean = stats.population_mean(_less(first, second).value)
+            slack = stats.rounding(first.value).mean()
+            seen = bool(mean.value > _SEEN * mean.error + slack)
+            verb = "is above" if seen else "cannot be told from"
+            lines.append(
+                f"{name} under {best} {verb} that under {other}: by {mean} "
+                "nats a datum (error over data)."
+            )
+    return lines

@@ -25,8 +25,7 @@ from ..programs import as_batch, device_of, minibatch
 from ..randomness import forked
 from ..training import Fit, History, fit
 from .comparison import Comparison
-from .differences import REFINING_STEPS
-from .results import GuideResult
+from .results import REFINING_STEPS, GuideResult
 
 Candidate: TypeAlias = InferenceMap | tuple[InferenceMap, Family] | Guide | ProgramLike
 """A map, a map with a family, a guide of this model, or a guide program written by hand."""

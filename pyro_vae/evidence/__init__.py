@@ -10,9 +10,6 @@ estimate depends on the datum, the programs and the seed alone: not on the order
 other data, the batch, or how the work was cut to fit into memory.
 """
 
-from .agreement import Comparison as Comparison
-from .agreement import CrossCheck as CrossCheck
-from .agreement import cross_check as cross_check
 from .annealing import Adaptive as Adaptive
 from .annealing import AnnealedImportanceSampling as AnnealedImportanceSampling
 from .annealing import Linear as Linear
@@ -48,10 +45,13 @@ from .results import Evaluation as Evaluation
 from .results import EvidenceLowerBound as EvidenceLowerBound
 from .results import LogMarginal as LogMarginal
 from .results import Weights as Weights
-from .sandwich import Sandwich as Sandwich
-from .sandwich import bidirectional as bidirectional
-from .sandwich import in_turn as in_turn
-from .sandwich import no_guide as no_guide
 from .tightest import Tightest as Tightest
+from .validation import Comparison as Comparison
+from .validation import CrossCheck as CrossCheck
+from .validation import Sandwich as Sandwich
+from .validation import bidirectional as bidirectional
+from .validation import cross_check as cross_check
+from .validation import in_turn as in_turn
+from .validation import no_guide as no_guide
 from .weights import check_data as check_data
 from .weights import prepared as prepared

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence.sandwich import in_turn
+from ..evidence import in_turn
 from ..formatting import plus_minus
 from ..programs import Prior, Program, as_batch, device_of, evaluating, hooks_of, simulate
 from ..randomness import seeded, stream

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import Fitted, ImportanceSampling, LogMarginal, prepared
+from ..evidence import Fitted, ImportanceSampling, LogMarginal, in_turn, prepared
 from ..evidence.estimates import Estimator
-from ..evidence.sandwich import in_turn
 from ..programs import as_batch, device_of, has_missing, simulate
 from ..randomness import stream
 from ..results import Doubts, PerDatum
