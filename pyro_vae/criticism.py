@@ -151,10 +151,9 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
             f"a paired difference needs the same data in the same order under both models, got "
             f"{len(first.value)} and {len(second.value)} data"
         )
-    value = first.value - second.value
-    error = (first.error.square() + second.error.square()).sqrt()
+    difference = stats.difference(first.estimate, second.estimate)
     reliable = first.reliable & second.reliable
-    return PairedDifference(Estimate(value, error), _mean_over_data(value, error), reliable)
+    return PairedDifference(difference, _mean_over_data(*difference), reliable)
 
 
 def pointwise(log_marginal: LogMarginal) -> dict[str, NDArray[np.generic]]:

@@ -16,8 +16,9 @@ pair is alike. Log p(y) has draws of its own, and so an independent error.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,19 +27,19 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from . import stats
-from ._types import Batch, Data, Estimate, ProgramLike
+from ._types import Data, Estimate, ProgramLike
 from .evidence import (
     Estimator,
     ImportanceSampling,
     LogMarginal,
     Tightest,
+    Weights,
     best_of_family,
     near,
     prepared,
     starts,
 )
-from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, Posterior, RowFit
-from .programs import Program
+from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, RowFit
 from .randomness import stream
 from .results import Doubt, Doubts, Mean, PerDatum, Result, join
 
@@ -135,10 +136,9 @@ class InferenceGap(PerDatum):
     @property
     def parts(self) -> Parts:
         """All terms, per datum."""
-        marginal = Estimate(self.log_marginal.value, self.log_marginal.error)
         return Parts(
-            marginal, self.elbo, self.best_elbo, self.inference, self.approximation,
-            self.amortization,
+            self.log_marginal.estimate, self.elbo, self.best_elbo,
+            self.inference, self.approximation, self.amortization,
         )  # fmt: skip
 
     @property
@@ -343,26 +343,33 @@ def inference_gap(
         >>> ((gap.amortization.value - exact).abs() < 5 * gap.amortization.error).tolist()
         [True, True]
     """
-    how = _How(fitting or FitRows(), num_samples, seed, progress)
     estimate = Tightest(num_samples) if estimator is None else estimator
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         program.require_latents()
+        fit = partial(
+            best_of_family, program, batch,
+            method=fitting or FitRows(), seed=seed, progress=progress,
+        )  # fmt: skip
         family = posterior.family if isinstance(posterior, FamilyPosterior) else DiagonalNormal()
-        best = how.fit(program, batch, family, starts(program, posterior, batch, family))
+        best = fit(family, starts(program, posterior, batch, family))
         star = FamilyPosterior(family, best.parameters)
         apart = stream(seed, "evidence")  # log p(y) shares no draw with the ELBOs
         marginal = estimate(program, star, batch, seed=apart, progress=progress)
         others = {
-            name: how.fit(program, batch, other, [near(other, star, batch)])
-            for name, other in (families or {}).items()
+            name: fit(other, [near(other, star, batch)]) for name, other in (families or {}).items()
         }
         posteriors = [posterior, star] + [
             FamilyPosterior(other, others[name].parameters)
             for name, other in (families or {}).items()
         ]
-        averages = how.averages(program, posteriors, batch)
-        given_as = program.conditions
-    return _decomposed(replace(marginal, given=given_as), averages, best, others, num_samples)
+        weigh = partial(
+            ImportanceSampling(num_samples).weights, program, batch=batch, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+        pieces = zip(*(weigh(posterior=one) for one in posteriors), strict=True)
+        averages = [join(list(parts)) for parts in zip(*map(_averages, pieces), strict=True)]
+    marginal = replace(marginal, given=program.conditions)
+    return _decomposed(marginal, averages, best, others, num_samples)
 
 
 class _Average(NamedTuple):
@@ -372,39 +379,11 @@ class _Average(NamedTuple):
     gain: Estimate
 
 
-@dataclass(frozen=True)
-class _How:
-    """What is the same for every fit and every average."""
-
-    fitting: FitRows
-    num_samples: int
-    seed: int
-    progress: bool
-
-    def fit(self, program: Program, batch: Batch, family: Family, starts: list[Tensor]) -> RowFit:
-        """The best member of a family."""
-        return best_of_family(
-            program, batch, family, starts, self.fitting, seed=self.seed, progress=self.progress
-        )
-
-    def averages(
-        self, program: Program, posteriors: list[Posterior], batch: Batch
-    ) -> list[_Average]:
-        """ELBOs: of the guide, of q* beside the guide, of the other families beside q*."""
-        method = ImportanceSampling(self.num_samples)
-        weights = [
-            method.weights(program, posterior, batch, seed=self.seed, progress=self.progress)
-            for posterior in posteriors
-        ]
-        pieces = ([part.log_weights for part in parts] for parts in zip(*weights, strict=True))
-        return [join(list(parts)) for parts in zip(*map(_averages, pieces), strict=True)]
-
-
-def _averages(log_weights: list[Tensor]) -> Iterator[_Average]:
-    """Of each its mean, and the mean of its difference to its reference."""
-    guide, best, *others = log_weights
-    references = [guide, guide, *([best] * len(others))]
-    for own, reference in zip(log_weights, references, strict=True):
+def _averages(weights: Sequence[Weights]) -> Iterator[_Average]:
+    """ELBOs: of the guide, of q* beside the guide, of the other families beside q*."""
+    guide, best, *others = (part.log_weights for part in weights)
+    pairs = [(guide, guide), (best, guide), *((other, best) for other in others)]
+    for own, reference in pairs:
         yield _Average(stats.mean_estimate(own), stats.mean_estimate(own - reference))
 
 
@@ -416,7 +395,8 @@ def _decomposed(
     num_samples: int,
 ) -> InferenceGap:
     guide, star, *rest = averages
-    approximation = _approximation(marginal, star.elbo)
+    log_p = marginal.estimate
+    approximation = stats.difference(log_p, star.elbo)
     return InferenceGap(
         log_marginal=marginal,
         elbo=guide.elbo,
@@ -424,27 +404,18 @@ def _decomposed(
         approximation=approximation,
         amortization=star.gain,
         inference=Estimate(
-            approximation.value + star.gain.value, _apart(marginal, guide.elbo.error)
+            approximation.value + star.gain.value, stats.difference(log_p, guide.elbo).error
         ),
         fit_converged=best.converged,
         families={
             name: FamilyGap(
-                own.elbo, _approximation(marginal, own.elbo), own.gain, others[name].converged
+                own.elbo, stats.difference(log_p, own.elbo), own.gain, others[name].converged
             )
             for name, own in zip(others, rest, strict=True)
         },
         num_samples=num_samples,
         given=marginal.given,
     )
-
-
-def _approximation(marginal: LogMarginal, elbo: Estimate) -> Estimate:
-    return Estimate(marginal.value - elbo.value, _apart(marginal, elbo.error))
-
-
-def _apart(marginal: LogMarginal, error: Tensor) -> Tensor:
-    """Error of log p(y) less something from other draws."""
-    return (marginal.error.square() + error.square()).sqrt()
 
 
 @dataclass(frozen=True, repr=False)
@@ -499,14 +470,9 @@ def generalization(train: InferenceGap, held_out: InferenceGap) -> Generalizatio
     """
     return Generalization(
         *(
-            _difference(
+            stats.difference(
                 getattr(held_out.population, part.name), getattr(train.population, part.name)
             )
             for part in fields(Generalization)
         )
     )
-
-
-def _difference(first: Estimate, second: Estimate) -> Estimate:
-    error = (first.error.square() + second.error.square()).sqrt()
-    return Estimate(first.value - second.value, error)

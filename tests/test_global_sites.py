@@ -285,8 +285,7 @@ def test_subsampling_losses_average_to_the_whole() -> None:
         population_subsampled, encoder(2), family=Certain(), global_family=Certain(), example=y
     )
     whole_guide = copy.deepcopy(guide)
-    whole_guide.program.model = population
-    whole_guide.program.structure = Program(population, y).structure
+    whole_guide.program = Program(population, y)
     with evaluating(guide, whole_guide):
         whole = Trace_ELBO().loss(population, whole_guide, y)
         losses = [Trace_ELBO().loss(population_subsampled, guide, y) for _ in range(400)]

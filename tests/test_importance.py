@@ -217,11 +217,13 @@ def test_until_names_the_datum_that_has_no_density() -> None:
             pyro.factor("term", torch.where(y[:, 0] == 7, torch.nan, -z.square().sum(-1)))
 
     y = torch.arange(5.0, 10.0)[:, None].expand(-1, 4)
-    method = ImportanceSampling(30, until=Until(0.1, 240))
     with prepared(broken, prior_guide, y, 0) as (program, posterior, batch):
-        sizes = torch.full((5,), 60)
+        sampling = ImportanceSampling(30)._sampling(
+            program, posterior, batch, seed=0, progress=False
+        )
+        assert len(list(sampling.of_rows(torch.tensor([4, 1])).weights(60))) == 1
         with pytest.raises(FloatingPointError, match="of datum 2,"):
-            method._sized(program, posterior, batch, sizes, seed=0, progress=False)
+            list(sampling.of_rows(torch.tensor([4, 2])).weights(60))
 
 
 def test_until_says_when_the_budget_is_spent(seed: int) -> None:

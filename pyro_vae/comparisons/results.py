@@ -102,22 +102,18 @@ class Difference(NamedTuple):
 
 
 def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
-    """Of every pair of guides."""
+    """Of every pair of guides; with common draws the errors are a little too wide."""
     return [
         Difference(
             first,
             second,
-            _less(results[first].gap.elbo, results[second].gap.elbo),
-            _less(results[first].gap.parts.log_marginal, results[second].gap.parts.log_marginal),
+            stats.difference(results[first].gap.elbo, results[second].gap.elbo),
+            stats.difference(
+                results[first].gap.parts.log_marginal, results[second].gap.parts.log_marginal
+            ),
         )
         for first, second in itertools.combinations(results, 2)
     ]
-
-
-def _less(first: Estimate, second: Estimate) -> Estimate:
-    """Errors as if of independent draws: for common ones that is a little too wide."""
-    error = (first.error.square() + second.error.square()).sqrt()
-    return Estimate(first.value - second.value, error)
 
 
 def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
@@ -155,7 +151,7 @@ def _where(result: GuideResult) -> str:
 def _refining(result: GuideResult) -> list[str]:
     if result.refined is None:
         return []
-    won = stats.mean_over_data(_less(result.refined, result.gap.elbo))
+    won = stats.mean_over_data(stats.difference(result.refined, result.gap.elbo))
     part = float(won.value / result.gap.mean.amortization.value)
     return [f"guide.refined({REFINING_STEPS}) would win back {part:.0%} of that at test time"]
 
@@ -181,7 +177,7 @@ def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[s
     for other in results:
         if other != best:
             first, second = (getattr(results[one].gap.parts, what) for one in (best, other))
-            mean = stats.population_mean(_less(first, second).value)
+            mean = stats.population_mean(stats.difference(first, second).value)
             slack = stats.rounding(first.value).mean()
             seen = bool(mean.value > _SEEN * mean.error + slack)
             verb = "is above" if seen else "cannot be told from"

@@ -423,7 +423,8 @@ class AnnealedImportanceSampling:
             part = tuple(tensor[rows] for tensor in batch)
             trial, _ = draw_rows(origin, first, trial_start, self.num_chains)
             z, log_start = draw_rows(origin, first, start, self.num_chains)
-            weigh(program, z, log_start, part, self.num_chains, first=first)  # are they numbers?
+            places = range(first, first + z.shape[1])
+            weigh(program, z, log_start, part, self.num_chains, places=places)  # are they numbers?
             path = self.start.path(density, origin.rows(rows), part)
             with pyro.validation_enabled(is_validate=False):  # a trajectory may leave the numbers
                 ladder = self._ladder(path, trial, pilot)

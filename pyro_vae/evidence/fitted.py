@@ -12,7 +12,7 @@ last steps are taken. All of it depends on the datum alone.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 
@@ -100,16 +100,13 @@ class Fitted:
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """The fitted posterior of every datum, spread out."""
-        family = self.family or _family_for(program.latent_dim)
+        correlated = program.latent_dim <= _MOST_CORRELATED
+        family = self.family or (FullRankNormal() if correlated else DiagonalNormal())
         places = starts(program, posterior, batch, family)
         fit = best_of_family(program, batch, family, places, self.method)
         most, share = _WIDER
         scale = 1 + min(most, share / program.latent_dim) if self.scale is None else self.scale
         return Widened(scale)(program, FamilyPosterior(family, fit.parameters), batch)
-
-
-def _family_for(latents: int) -> Family:
-    return FullRankNormal() if latents <= _MOST_CORRELATED else DiagonalNormal()
 
 
 def starts(
@@ -219,7 +216,7 @@ def best_of_family(
     start = starts[0]
     if len(starts) > 1:
         rough = _rough(method), stream(seed, "fit.rough")  # what chooses q does not judge it
-        start = _best(_fits(program, batch, family, starts, *rough)).parameters
+        start = reduce(_better, _fits(program, batch, family, starts, *rough)).parameters
     return fit_parameters(program, family, batch, start, method, seed=seed, progress=progress)
 
 
@@ -246,12 +243,8 @@ def _fits(
         yield fit(start)
 
 
-def _best(fits: Iterable[RowFit]) -> RowFit:
-    """The best of every datum."""
-    return reduce(_better, fits)
-
-
 def _better(first: RowFit, other: RowFit) -> RowFit:
+    """The better one of every datum."""
     wins = (other.elbo > first.elbo) | first.elbo.isnan()
     parameters = torch.where(wins.unsqueeze(-1), other.parameters, first.parameters)
     elbo, error, converged = (

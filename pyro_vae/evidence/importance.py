@@ -8,8 +8,8 @@ estimate is made from other draws (Stein's two stages).
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -157,12 +157,16 @@ class ImportanceSampling:
     ) -> LogMarginal:
         """Estimates per datum."""
         proposal = self.proposal(program, posterior, batch)
+        sampling = self._sampling(program, proposal, batch, seed=seed, progress=progress)
         if self.until is None:
-            weights = self.weights(program, proposal, batch, seed=seed, progress=progress)
-            return _judged(join(list(map(self._figures, weights))), self.average)
-        sizes = self._pilot(program, proposal, batch, self.until, seed=seed, progress=progress)
-        figures = self._sized(program, proposal, batch, sizes, seed=seed, progress=progress)
-        return _judged(figures, self.average, self.until)
+            figures = [
+                _figures_of(weights.log_weights, self.average)
+                for weights in sampling.weights(self.num_samples)
+            ]
+            return _judged(join(figures), self.average)
+        own = row_keys(stream(seed, "importance.pilot"), "importance", *batch)
+        sizes = self._sizes(replace(sampling, keys=own), self.until)
+        return _judged(self._sized(sampling, sizes), self.average, self.until)
 
     def blocks(
         self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
@@ -171,109 +175,114 @@ class ImportanceSampling:
 
         All particles of each; the proposal is what is passed in.
         """
-        keys = row_keys(seed, "importance", *batch)
-        limit = rows_at_once(program, batch, self.memory)
-        size = max(1, limit // self.num_samples)
-        densities = DrawDensities(program, compile=self.compile, memory=self.memory)
-        starts = range(0, len(keys), size)
-        for first in tqdm(starts, desc="importance sampling", leave=None, disable=not progress):
-            block = slice(first, first + size)
-            z, log_guide = draw_rows(posterior, first, keys[block], self.num_samples)
-            part = tuple(tensor[block] for tensor in batch)
-            particles = max(1, limit // z.shape[1])
-            weights = weigh(
-                program, z, log_guide, part, particles, first=first, densities=densities,
-                rows_left=(len(keys) - first) * self.num_samples,
-            )  # fmt: skip
-            yield Block(block, z, weights)
+        sampling = self._sampling(program, posterior, batch, seed=seed, progress=progress)
+        return sampling.blocks(self.num_samples)
 
     def weights(
         self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
     ) -> Iterator[Weights]:
         """The weights of :meth:`blocks`; of very many draws nothing but them is kept."""
-        if self.num_samples <= _KEPT:
-            blocks = self.blocks(program, posterior, batch, seed=seed, progress=progress)
-            yield from (block.weights for block in blocks)
-            return
-        limit = rows_at_once(program, batch, self.memory)
-        keys = row_keys(seed, "importance", *batch)
-        bar = tqdm(keys.split(1), desc="importance sampling", leave=None, disable=not progress)
-        for row, own in enumerate(bar):
-            yield weigh_row(program, posterior, batch, row, own, self.num_samples, limit)
+        sampling = self._sampling(program, posterior, batch, seed=seed, progress=progress)
+        return sampling.weights(self.num_samples)
 
-    def _pilot(
-        self,
-        program: Program,
-        proposal: Posterior,
-        batch: Batch,
-        until: Until,
-        *,
-        seed: int,
-        progress: bool,
-    ) -> Int64[Tensor, " batch"]:
+    def _sampling(
+        self, program: Program, proposal: Posterior, batch: Batch, *, seed: int, progress: bool
+    ) -> "_Sampling":
+        return _Sampling(
+            program, proposal, batch,
+            keys=row_keys(seed, "importance", *batch),
+            places=range(len(batch[0])),
+            limit=rows_at_once(program, batch, self.memory),
+            densities=DrawDensities(program, compile=self.compile, memory=self.memory),
+            progress=progress,
+        )  # fmt: skip
+
+    def _sizes(self, pilot: "_Sampling", until: Until) -> Int64[Tensor, " batch"]:
         """Draws that each datum needs, from draws that nothing else is made of."""
-        own = stream(seed, "importance.pilot")
-        weights = self.weights(program, proposal, batch, seed=own, progress=progress)
-        error = torch.cat([figures.error for figures in map(self._figures, weights)])
+        weights = pilot.weights(self.num_samples)
+        error = torch.cat([_figures_of(w.log_weights, self.average).error for w in weights])
         # An infinite or unknown error asks for the whole budget.
         most = math.log2(until.max_samples / self.num_samples) + 1
         doublings = (2 * (error / until.error).log2()).ceil().nan_to_num(most, most, 0.0)
         sizes = self.num_samples * 2 ** doublings.clamp(0, max(0, math.ceil(most)))
         return sizes.long().clamp(max=until.max_samples).cpu()
 
-    def _sized(
-        self,
-        program: Program,
-        proposal: Posterior,
-        batch: Batch,
-        sizes: Int64[Tensor, " batch"],
-        *,
-        seed: int,
-        progress: bool,
-    ) -> "_Figures":
-        """Figures of every datum with its own number of draws, as many data at once as fit."""
-        limit = rows_at_once(program, batch, self.memory)
-        keys = row_keys(seed, "importance", *batch)
-        groups = list(_alike(sizes, limit))
-        figures = []
-        for rows in tqdm(groups, desc="draws as needed", leave=None, disable=not progress):
-            size = int(sizes[rows[0]])
-            places = torch.tensor(rows)
-            chosen = proposal.rows(places.to(batch[0].device))
-            z, log_guide = draw_rows(chosen, 0, keys[places], size)
-            weights = _weighed(program, z, log_guide, batch, rows, max(1, limit // len(rows)))
+    def _sized(self, sampling: "_Sampling", sizes: Int64[Tensor, " batch"]) -> "_Figures":
+        """Figures of every datum with its own number of draws."""
+        groups = {size: (sizes == size).nonzero()[:, 0] for size in sizes.unique().tolist()}
+        figures = [
             # Each datum's weights side by side in memory: it is added up as if it were alone.
-            log_weights = weights.log_weights.T.contiguous().T
-            figures.append(_figures_of(log_weights, self.average))
-        places = torch.tensor([row for rows in groups for row in rows]).argsort()
+            _figures_of(weights.log_weights.T.contiguous().T, self.average)
+            for size, rows in groups.items()
+            for weights in sampling.of_rows(rows).weights(size)
+        ]
+        order = torch.cat(list(groups.values())).argsort()
         joined: _Figures = join(figures)
-        return _Figures(*(part[places.to(part.device)] for part in joined))
-
-    def _figures(self, weights: Weights) -> "_Figures":
-        return _figures_of(weights.log_weights, self.average)
+        return _Figures(*(part[order.to(part.device)] for part in joined))
 
 
-def _alike(sizes: Int64[Tensor, " batch"], limit: int) -> Iterator[list[int]]:
-    """Rows with the same number of draws, as many as fit at once."""
-    for size in sizes.unique().tolist():
-        rows = (sizes == size).nonzero()[:, 0]
-        yield from (some.tolist() for some in rows.split(max(1, limit // size)))
+@dataclass(frozen=True)
+class _Sampling:
+    """Data whose draws are to be weighed.
 
+    Arguments:
+        program: The model.
+        proposal: What is drawn from, for these data.
+        batch: The data.
+        keys: Of the draws of each datum.
+        places: Of the data in the data set, for messages.
+        limit: Rows of the program's batch that fit at once.
+        densities: The program's, compiled where that pays.
+        progress: Whether to show a progress bar.
+    """
 
-def _weighed(
-    program: Program, z: Tensor, log_guide: Tensor, batch: Batch, rows: list[int], particles: int
-) -> Weights:
-    """Weights of some rows, wherever they stand."""
-    part = tuple(tensor[rows] for tensor in batch)
-    try:
-        return weigh(program, z, log_guide, part, particles)
-    except FloatingPointError:
-        # Its message counts rows from the first: once more, one by one, for their own places.
-        for column, row in enumerate(rows):
-            one = tuple(tensor[row : row + 1] for tensor in batch)
-            own = slice(column, column + 1)
-            weigh(program, z[:, own], log_guide[:, own], one, particles, first=row)
-        raise
+    program: Program
+    proposal: Posterior
+    batch: Batch
+    keys: Int64[Tensor, " batch"]
+    places: Sequence[int]
+    limit: int
+    densities: DrawDensities
+    progress: bool
+
+    def of_rows(self, rows: Int64[Tensor, " some"]) -> "_Sampling":
+        """The same for some of the data."""
+        own = rows.to(self.batch[0].device)
+        return replace(
+            self,
+            proposal=self.proposal.rows(own),
+            batch=tuple(tensor[own] for tensor in self.batch),
+            keys=self.keys[rows],
+            places=rows.tolist(),
+        )
+
+    def blocks(self, num_samples: int) -> Iterator[Block]:
+        """Draws and weights, as many data at once as fit with all their draws."""
+        size = max(1, self.limit // num_samples)
+        for first in self._bar(range(0, len(self.keys), size)):
+            rows = slice(first, first + size)
+            z, log_guide = draw_rows(self.proposal, first, self.keys[rows], num_samples)
+            weights = weigh(
+                self.program, z, log_guide, tuple(tensor[rows] for tensor in self.batch),
+                max(1, self.limit // z.shape[1]), places=self.places[rows],
+                densities=self.densities, rows_left=(len(self.keys) - first) * num_samples,
+            )  # fmt: skip
+            yield Block(rows, z, weights)
+
+    def weights(self, num_samples: int) -> Iterator[Weights]:
+        """The weights of the blocks; of very many draws nothing but them is kept."""
+        if num_samples <= _KEPT:
+            for block in self.blocks(num_samples):
+                yield block.weights
+            return
+        for row in self._bar(range(len(self.keys))):
+            yield weigh_row(
+                self.program, self.proposal, self.batch, row, self.keys[row : row + 1],
+                num_samples, self.limit, self.places[row],
+            )  # fmt: skip
+
+    def _bar(self, steps: range) -> Iterable[int]:
+        return tqdm(steps, desc="importance sampling", leave=None, disable=not self.progress)
 
 
 class _Figures(NamedTuple):

@@ -155,7 +155,7 @@ def _witnesses(prior: Prior, row: int, key: int) -> Float[Tensor, "particles 1"]
     seeded(key)
     own = prior.rows(slice(row, row + 1))
     z, log_likelihood = retry_unvalidated(partial(own.weighed, _WITNESSES))
-    require_numbers("log_likelihood", log_likelihood, z, row)
+    require_numbers("log_likelihood", log_likelihood, z, [row])
     return log_likelihood.double()
 
 

@@ -275,9 +275,8 @@ def _pair(
 ) -> Comparison:
     """Differences where both are reliable."""
     compared = one.reliable & other.reliable & one.value.isfinite() & other.value.isfinite()
-    difference = one.value - other.value
-    rounding = _ROUNDING * (1 + one.value.abs())
-    error = (one.error.square() + other.error.square()).sqrt().clamp(min=rounding)
+    difference, error = stats.difference(one.estimate, other.estimate)
+    error = error.clamp(min=_ROUNDING * (1 + one.value.abs()))
     z = (difference / error).where(compared, torch.nan)
     mean = _mean(difference[compared], error[compared])
     mean_z = float(mean.value / mean.error) if bool(compared.any()) else float("nan")

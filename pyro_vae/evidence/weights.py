@@ -10,10 +10,9 @@ estimate depends on the datum, the programs and the seed alone: not on the order
 other data, the batch, or how the work was cut to fit into memory.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
 from typing import TypeGuard
 
 import torch
@@ -55,21 +54,19 @@ def draw_rows(
     """Draws of some data, from the first on, each from its own key: all together if it can be."""
     some = posterior.rows(slice(first, first + len(keys)))
     if _is_keyed(some):
-        return _drawn(some, keys, [num_samples])
+        return retry_unvalidated(partial(some.draw_keyed, keys, num_samples))
     rows = (posterior.rows(slice(row, row + 1)) for row in range(first, first + len(keys)))
-    sizes = _pieces(num_samples)
-    draws = [_drawn(row, key, sizes) for row, key in zip(rows, keys.split(1), strict=True)]
+    pairs = zip(rows, keys.split(1), strict=True)
+    draws = [_drawn_alone(row, key, num_samples) for row, key in pairs]
     z, log_guide = (torch.cat(parts, dim=1) for parts in zip(*draws, strict=True))
     return z, log_guide
 
 
-def _drawn(
-    posterior: Posterior, keys: Int64[Tensor, " rows"], sizes: list[int]
+def _drawn_alone(
+    posterior: Posterior, key: Int64[Tensor, " 1"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws, in one piece."""
-    pieces = retry_unvalidated(lambda: list(_row_draws(posterior, keys, sizes)))
-    if len(pieces) == 1:  # no copy of what may be large
-        return pieces[0]
+    """Draws of one datum."""
+    pieces = retry_unvalidated(lambda: list(_row_draws(posterior, key, num_samples)))
     z, log_guide = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return z, log_guide
 
@@ -79,23 +76,16 @@ def _is_keyed(posterior: Posterior) -> TypeGuard[Keyed]:
 
 
 def _row_draws(
-    posterior: Posterior, keys: Int64[Tensor, " rows"], sizes: list[int]
+    posterior: Posterior, key: Int64[Tensor, " 1"], num_samples: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draws in pieces; of one datum only, if it draws from torch's generator."""
-    if _is_keyed(posterior):
-        starts = accumulate(sizes, initial=0)
-        for first, size in zip(starts, sizes, strict=False):
-            yield posterior.draw_keyed(keys, size, first=first)
-        return
-    seeded(int(keys))
-    for size in sizes:
-        yield posterior.draw(size)
-
-
-def _pieces(num_samples: int) -> list[int]:
-    """Draws of each piece."""
-    starts = range(0, num_samples, _DRAWS_AT_ONCE)
-    return [min(_DRAWS_AT_ONCE, num_samples - done) for done in starts]
+    """Draws of one datum, in pieces."""
+    seeded(int(key))
+    for first in range(0, num_samples, _DRAWS_AT_ONCE):
+        size = min(_DRAWS_AT_ONCE, num_samples - first)
+        if _is_keyed(posterior):
+            yield posterior.draw_keyed(key, size, first=first)
+        else:
+            yield posterior.draw(size)
 
 
 def weigh_row(
@@ -106,6 +96,7 @@ def weigh_row(
     key: Int64[Tensor, " 1"],
     num_samples: int,
     limit: int,
+    place: int,
 ) -> Weights:
     """Weights of one datum, whose draws are forgotten piece by piece: for very many of them.
 
@@ -115,9 +106,9 @@ def weigh_row(
     rows = slice(row, row + 1)
     own, part = posterior.rows(rows), tuple(tensor[rows] for tensor in batch)
     weights = []
-    for z, log_guide in _row_draws(own, key, _pieces(num_samples)):
+    for z, log_guide in _row_draws(own, key, num_samples):
         with torch.random.fork_rng():
-            weights.append(weigh(program, z, log_guide, part, limit, first=row))
+            weights.append(weigh(program, z, log_guide, part, limit, places=[place]))
     return Weights(*(torch.cat(piece) for piece in zip(*weights, strict=True)))
 
 
@@ -128,7 +119,7 @@ def weigh(
     batch: Batch,
     particles: int,
     *,
-    first: int = 0,
+    places: Sequence[int] | None = None,
     densities: DrawDensities | None = None,
     rows_left: int = 0,
 ) -> Weights:
@@ -136,17 +127,18 @@ def weigh(
 
     Pyro validates the data with the first particles; with the others they are the same. With
     `densities` they may be compiled, the more so the more draws of some datum are left to come.
+    `places` are those of the rows in the data set, for a message, if they are not the first ones.
     """
     if densities is None:
         densities = DrawDensities(program, compile=False)
     prior, likelihood = densities(z, batch, particles, rows_left)
     weights = Weights(prior.double(), likelihood.double(), log_guide.double())
     for name in _LOOK_AT:
-        require_numbers(name, getattr(weights, name), z, first)
+        require_numbers(name, getattr(weights, name), z, places or range(z.shape[1]))
     return weights
 
 
-def require_numbers(name: str, value: Tensor, z: Tensor, first: int) -> None:
+def require_numbers(name: str, value: Tensor, z: Tensor, places: Sequence[int]) -> None:
     """Refuses a log density that is no number, with the datum and the draw where it is not.
 
     Raises:
@@ -158,7 +150,7 @@ def require_numbers(name: str, value: Tensor, z: Tensor, first: int) -> None:
         particle, datum = (~legal).nonzero()[0].tolist()
         raise FloatingPointError(
             f"{name} is {float(value[particle, datum])} for particle {particle} of datum "
-            f"{first + datum}, at z = {z[particle, datum].tolist()}: a log density must be a "
+            f"{places[datum]}, at z = {z[particle, datum].tolist()}: a log density must be a "
             f"number; look at {_LOOK_AT[name]} there"
         )
 

@@ -23,8 +23,8 @@ from ..randomness import forked
 from .hooks import hooks_of
 from .log_probs import sum_out
 from .modes import evaluating
-from .sites import GlobalSite, LatentSite
-from .structure import structure_of
+from .sites import GlobalSite
+from .structure import Structure, structure_of
 from .traces import Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
 
 
@@ -59,6 +59,12 @@ class Program:
     latent sites are shared by all data, their values have to be given (:meth:`given`) before
     there is a density per datum, which is conditional on them.
 
+    What it has found are attributes: `plate`, the name of the plate over data, and `plate_dim`, its
+    dimension counted from the right; `latent_sites` of a datum and `global_sites` that all data
+    share, in the order of their flat vectors, with `latent_dim` and `global_dim` entries;
+    `observed_names` of a datum's observed sites; `dtype` and `device` of the latents; and the
+    `structure` with the rest.
+
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         batch: A few rows to run it on. May be left out for a model that has a method
@@ -84,62 +90,27 @@ class Program:
     def __init__(self, model: ProgramLike, *batch: Tensor, plate: str | None = None) -> None:
         self.model: ProgramLike = model
         rows = _checked(batch) or self._own_prototype()
-        self.structure = structure_of(model, rows, plate)
+        self._take(structure_of(model, rows, plate))
         self.fixed: dict[str, Tensor] = {}
         self.conditions = ""
         if self.structure.combinations is not None and self._broadcasts(rows):
             self.structure = replace(self.structure, combinations=None)
 
-    @property
-    def plate(self) -> str:
-        """Name of the plate over data."""
-        return self.structure.plate
-
-    @property
-    def plate_dim(self) -> int:
-        """Dimension of the plate over data, counted from the right."""
-        return self.structure.plate_dim
-
-    @property
-    def latent_sites(self) -> tuple[LatentSite, ...]:
-        """Continuous latent sites of a datum, in the order of the flat vector."""
-        return self.structure.latent_sites
-
-    @property
-    def global_sites(self) -> tuple[GlobalSite, ...]:
-        """Latent sites that all data share, in the order of their flat vector."""
-        return self.structure.global_sites
-
-    @property
-    def observed_names(self) -> tuple[str, ...]:
-        """Observed sites of a datum."""
-        return self.structure.observed
-
-    @property
-    def latent_dim(self) -> int:
-        """Entries of the flat latent vector of one datum."""
-        return sum(site.size for site in self.latent_sites)
-
-    @property
-    def global_dim(self) -> int:
-        """Entries of the flat vector of the latent sites that all data share."""
-        return sum(site.size for site in self.global_sites)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the latents."""
-        return self.structure.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """That of the latents."""
-        return self.structure.device
+    def _take(self, structure: Structure) -> None:
+        """Looks up once what every call asks for."""
+        self.structure = structure
+        self.plate, self.plate_dim = structure.plate, structure.plate_dim
+        self.latent_sites, self.global_sites = structure.latent_sites, structure.global_sites
+        self.latent_dim = sum(site.size for site in structure.latent_sites)
+        self.global_dim = sum(site.size for site in structure.global_sites)
+        self.observed_names = structure.observed
+        self.dtype, self.device = structure.dtype, structure.device
 
     def moved(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Updates the cached dtype and device after `module.to()`; `fn` is what torch applies."""
         start = fn(self.structure.global_start)
-        self.structure = replace(
-            self.structure, global_start=start, dtype=start.dtype, device=start.device
+        self._take(
+            replace(self.structure, global_start=start, dtype=start.dtype, device=start.device)
         )
         if self.structure.combinations is not None:
             values = self.structure.combinations.to(start)

@@ -189,17 +189,23 @@ def total_log_prob(sites: Iterable[TracedSite], zero: Tensor) -> Tensor:
     return sum((site.log_prob.sum() for site in sites), zero)
 
 
-def run(program: ProgramLike, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
+def run(
+    program: ProgramLike,
+    batch: Batch,
+    values: Mapping[str, Tensor] | None = None,
+    plate: str = "",
+) -> Run:
     """Runs a program as it is, with the plates that it opens; some sites may be set.
 
     Arguments:
         program: A model or a guide, within handlers of its own if need be.
         batch: What it is called with.
         values: Values of some of its sites, which then count as observed.
+        plate: Name of the plate over data, if it is known.
     """
     with poutine.block(expose_types=["param"]):
         trace = poutine.trace(poutine.condition(program, data=dict(values or {})))
-        return Run(trace.get_trace(*batch))
+        return Run(trace.get_trace(*batch), plate)
 
 
 def run_rows(
@@ -207,7 +213,7 @@ def run_rows(
 ) -> Run:
     """Runs a program whose plate over data holds the rows of the batch, all of them."""
     with whole_plate(len(batch[0]), plate):
-        return Run(run(program, batch, values).trace, plate)
+        return run(program, batch, values, plate)
 
 
 class Unobserved(Messenger):

@@ -21,6 +21,7 @@ that it refuses it.
 """
 
 from .averages import concentration as concentration
+from .averages import difference as difference
 from .averages import effective_sample_size as effective_sample_size
 from .averages import log_marginal as log_marginal
 from .averages import log_mean_exp as log_mean_exp

@@ -164,6 +164,31 @@ def total(estimate: Estimate) -> Estimate:
     return Estimate(value.sum(), error.square().sum().sqrt())
 
 
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    r"""Difference of two independent estimates, element by element.
+
+    .. math:: x - y, \qquad \text{error}^2 = \text{error}_x^2 + \text{error}_y^2
+
+    Of estimates that share draws the error is another one, as a rule smaller: take the mean of the
+    differences of the draws.
+
+    Arguments:
+        first: Values and errors, each `(*batch,)`.
+        second: The same, of other draws.
+
+    Returns:
+        Value and error, each `(*batch,)`, in their unit.
+
+    Example:
+        >>> import torch
+        >>> difference(Estimate(torch.tensor(3.0), torch.tensor(3.0)), Estimate(
+        ...     torch.tensor(1.0), torch.tensor(4.0)))
+        2.0 ± 5.0
+    """
+    error = (first.error.square() + second.error.square()).sqrt()
+    return Estimate(first.value - second.value, error)
+
+
 def mean_over_data(estimate: Estimate) -> Estimate:
     r"""Mean of independent estimates over these data, with the Monte Carlo error alone.
 
