@@ -87,6 +87,8 @@ class Program:
         tensor([[-1.8379, -1.8379]])
     """
 
+    structure: Structure
+
     def __init__(self, model: ProgramLike, *batch: Tensor, plate: str | None = None) -> None:
         self.model: ProgramLike = model
         rows = _checked(batch) or self._own_prototype()
