@@ -146,6 +146,32 @@ def parts_of_gap(case: Case, guide: Any, estimator: Any) -> None:
     agrees(result.log_marginal, case.log_prob)
 
 
+def other_rows(case: Case, name: str) -> None:
+    """The ELBO of some rows in another order is what it was: q depends on a row's content alone.
+
+    A guide that is tied to rows says so, and is told which ones they are.
+    """
+    guide, some = guide_of(case, name), torch.tensor([2, 1])
+    data = tuple(part[some] for part in case.data)
+    before = elbo_of(case, guide, case.data)
+    try:
+        after = elbo_of(case, guide, data)
+    except ValueError as refusal:
+        if "pv.minibatch" not in str(refusal):
+            raise
+        with pv.minibatch(some, num_data=len(case.data[0])):
+            after = elbo_of(case, guide, data)
+    off = after.value - before.value[some]
+    error = (before.error[some] ** 2 + after.error**2).sqrt()
+    close = off.abs() <= ERRORS * error + slack(case.log_prob[some])
+    require(close, f"ELBO of rows 2 and 1 after - before = {off} ± {error}")
+
+
+def elbo_of(case: Case, guide: Any, data: tuple[Tensor, ...]) -> Any:
+    """The ELBO of some data."""
+    return pv.elbo(case.model, guide, data, 100, given=case.given or None)
+
+
 def parts_of(*objects: Any) -> Iterator[nn.Module]:
     """The modules in programs, whether they are modules, methods or closures."""
     for item in objects:
@@ -212,8 +238,8 @@ def state_of(guide: Any, case: Case) -> list[Tensor]:
 
 
 QUESTIONS: dict[str, Callable[[Case, str], None]] = {
-    "elbo": bound, "evidence": evidence, "gap": gap, "fit": fit, "compare": compare,
-    "arviz": arviz, "svi": svi,
+    "elbo": bound, "rows": other_rows, "evidence": evidence, "gap": gap, "fit": fit,
+    "compare": compare, "arviz": arviz, "svi": svi,
 }  # fmt: skip
 
 

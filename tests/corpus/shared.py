@@ -293,7 +293,7 @@ def heteroscedastic() -> Case:
     def likelihood(z: Tensor) -> Tensor:
         return normal(y.double(), z[..., :1], (0.5 * z[..., 1:]).exp()).sum(-1)
 
-    return Case(model, guide, (y,), over_normals(likelihood, 2, 161))
+    return Case(model, guide, (y,), over_normals(likelihood, 2))
 
 
 @program

@@ -423,7 +423,7 @@ class ScANVI(nn.Module):
                 log_rate = decoder(loc + log_scale.exp() * z[..., 1:])
                 return (counts * log_rate - log_rate.exp() - (counts + 1).lgamma()).sum(-1)
 
-            return over_normals(likelihood, 2, 161)
+            return over_normals(likelihood, 2)
 
         return torch.stack([of(label) for label in torch.eye(3).double()]) - torch.tensor(3.0).log()
 
@@ -473,7 +473,7 @@ def ladder() -> Case:
         loc, log_scale = upper(z[..., :1]).chunk(2, -1)
         return bernoulli(pixels, lower(loc + log_scale.exp() * z[..., 1:])).sum(-1)
 
-    return Case(model, guide, (y,), over_normals(likelihood, 2, 161))
+    return Case(model, guide, (y,), over_normals(likelihood, 2))
 
 
 @program
@@ -600,7 +600,7 @@ def air() -> Case:
 
         return Case(model, guide, (y,), truth, discrete=True)
 
-    truth = over_normals(lambda z: air_likelihood(z, y, basis, present), 2, 161)
+    truth = over_normals(lambda z: air_likelihood(z, y, basis, present), 2)
     return Case(model, guide, (y,), truth, remedies={"where_0": unmasked}, discrete=True)
 
 
@@ -625,7 +625,7 @@ def vae_two_sites() -> Case:
             pyro.sample("a", dist.Normal(out[:, 0], out[:, 1].exp()))
             pyro.sample("b", dist.LogNormal(out[:, 2], out[:, 3].exp()))
 
-    z = plane(2, points=161)
+    z = plane(2)
     values = torch.stack([z[..., 0], (z[..., 0] / 2 + 0.5 * z[..., 1]).exp()], -1)
     density = normal(z).sum(-1) + normal(y.double(), values @ weight.double(), 0.6).sum(-1)
     return Case(model, guide, (y,), integral(density, z))
