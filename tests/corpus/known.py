@@ -23,8 +23,7 @@ PLATES = Known(("refused",), "a plate at -2 over vectors without to_event, which
 SIZE = Known(("refused",), "a plate without a size says of no axis that it is the data's")
 DISCRETE = Known(("refused",), "latents are all discrete: log p is known and not returned yet")
 BROADCAST = Known(("failed",), "enumeration asks of a net that it broadcasts")
-LABEL = Known(("refused",), "a discrete site that the guide samples is not seen as the model's")
-OBSERVED = Known(("wrong",), "what the guide observes or factors counts in log q")
+LABEL = Known(("refused",), "the guide samples a discrete site of the model, which is summed out")
 FORWARD = Known(("failed",), "pyro.param in the forward of a PyroModule, or in an EasyGuide")
 REFINED = Known(("failed",), "pyro.module or pyro.param in a function, refined in training")
 TIED = Known(("refused",), "Pyro's guide is tied to positions in a batch")
@@ -39,9 +38,6 @@ KNOWN: dict[tuple[str, str, str], Known] = {
     ("mixed_effect_hmm", "refined", "svi"): Known(("failed",), "refined steps under enumeration"),
     ("factor_analysis", "refined", "svi"): Known(("failed",), "refined steps of a PyroParam"),
     ("capture_recapture", ALL, ALL): Known(("wrong",), "the remedy has only discrete latents"),
-    ("cevae", "author", "elbo"): OBSERVED,
-    ("cevae", "author", "evidence"): OBSERVED,
-    ("scanvi_labelled", "author", "evidence"): OBSERVED,
     ("parameters_per_datum", "author", "rows"): Known(("wrong",), "other rows' parameters"),
     ("parameters_of_all", "author", "rows"): ROWS,
     ("parameters_of_all", "author", "evidence"): ROWS,

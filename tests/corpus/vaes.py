@@ -285,7 +285,18 @@ def ss_vae_broadcast() -> Case:
     """Semi-supervised VAE, labels enumerated in the guide, nets that broadcast."""
     both, xs = SemiSupervised(broadcast=True), pictures()
     guide = config_enumerate(both.guide, "parallel", expand=True)
-    return Case(both.model, guide, (xs,), both.log_joint(xs).logsumexp(0), discrete=True)
+    truth = both.log_joint(xs).logsumexp(0)
+
+    def alone(xs: Tensor) -> None:
+        with pyro.plate("data", xs.size(0)):
+            loc, log_scale = both.encoder(both.cat(xs, xs.new_zeros(3))).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    def summed_out() -> Case:
+        return Case(both.model, alone, (xs,), truth, discrete=True)
+
+    remedies = {"leave it out": summed_out}
+    return Case(both.model, guide, (xs,), truth, discrete=True, remedies=remedies)
 
 
 @program
