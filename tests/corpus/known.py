@@ -21,8 +21,9 @@ MASKED = Known(("refused",), "a masked latent is refused; unmasked, as the refus
 LOOP = Known(("refused",), "a loop over data is refused; a plate, as the refusal says, runs")
 PLATES = Known(("refused",), "a plate at -2 over vectors without to_event, which Pyro lets pass")
 SIZE = Known(("refused",), "a plate without a size says of no axis that it is the data's")
-DISCRETE = Known(("refused",), "latents are all discrete: log p is known and not returned yet")
+DISCRETE = Known(("refused",), "no latent to draw or to fit; log p is exact, says the refusal")
 BROADCAST = Known(("failed",), "Pyro's own TraceEnum_ELBO asks of a net that it broadcasts")
+UNLIKE = Known(("wrong",), "the remedy of a masked latent has only discrete ones, without draws")
 MOVED = Known(("wrong",), "log p is .006 off after compare(train_model=False), reliable")
 LABEL = Known(("refused",), "the guide samples a discrete site of the model, which is summed out")
 FORWARD = Known(("failed",), "pyro.param in the forward of a PyroModule, or in an EasyGuide")
@@ -38,7 +39,6 @@ KNOWN: dict[tuple[str, str, str], Known] = {
     ("heteroscedastic", "author", "evidence"): Known(("wrong",), "reliable, 5.3 errors off"),
     ("mixed_effect_hmm", "refined", "svi"): Known(("failed",), "refined steps under enumeration"),
     ("factor_analysis", "refined", "svi"): Known(("failed",), "refined steps of a PyroParam"),
-    ("capture_recapture", ALL, ALL): Known(("wrong",), "the remedy has only discrete latents"),
     ("parameters_per_datum", "author", "rows"): Known(("wrong",), "other rows' parameters"),
     ("parameters_of_all", "author", "rows"): ROWS,
     ("parameters_of_all", "author", "evidence"): ROWS,
@@ -58,7 +58,8 @@ KNOWN: dict[tuple[str, str, str], Known] = {
 for _name in ("deep_markov", "observed_in_part", "air"):
     KNOWN[_name, ALL, ALL] = MASKED
 for _name in ("hmm", "gaussian_mixture", "fixed_mixture"):
-    KNOWN[_name, ALL, ALL] = DISCRETE
+    for _question in ("gap", "arviz", "compare", "svi"):
+        KNOWN[_name, ALL, _question] = DISCRETE
 for _name in ("autonormal", "autodiagonal"):
     KNOWN[_name, "author", ALL] = TIED
     KNOWN[_name, "author", "fit"] = UNTIED
@@ -66,6 +67,10 @@ for _name in ("autonormal", "autodiagonal"):
 for _name in ("cvae", "plate_without_size"):
     KNOWN[_name, ALL, ALL] = SIZE
 KNOWN["cell2location", ALL, ALL] = PLATES
+KNOWN["capture_recapture", ALL, ALL] = MASKED
+for _question in ("gap", "arviz", "compare", "svi"):
+    KNOWN["capture_recapture", ALL, _question] = UNLIKE
+KNOWN["fixed_mixture", ALL, "fit"] = Known(("failed",), "nothing to train, said by Pyro")
 KNOWN["sequential_plate", ALL, ALL] = LOOP
 KNOWN["param_in_forward", ALL, ALL] = FORWARD
 KNOWN["easy_guide", "author", ALL] = FORWARD
