@@ -26,7 +26,6 @@ from pyro_vae.diagnostics import (
     surgery,
 )
 from pyro_vae.evidence import annealing, bidirectional, cross_check, importance, tightest
-from pyro_vae.gaps import decomposition
 from pyro_vae.guides import local
 from pyro_vae.inference_data import marginal, marginal_log_likelihood, to_inference_data
 from pyro_vae.queries import measures
@@ -262,7 +261,7 @@ def simulated(seed: int, name: str) -> int:
         ("an error to be met", importance, "stream", one_stream, "importance"),  # and its pilot
         ("annealing", annealing, "row_keys", named("annealing"), "annealing"),
         ("bidirectional", annealing, "row_keys", named("annealing"), "annealing"),
-        ("inference_gap", decomposition, "stream", one_stream, "importance"),  # and the bounds
+        ("inference_gap", pv.gaps, "stream", one_stream, "importance"),  # and the bounds
         ("dependence", measures, "stream", simulated, "simulate"),  # data that weigh themselves
         ("fitted", local, "row_keys", named("importance"), "importance"),
         ("several sites, tightest", tightest, "stream", one_stream, "importance"),  # and second run
