@@ -323,7 +323,7 @@ def fit_guide(
     dataset, architecture = how.prepared(which, run.seed)
     run.say(dataset.describe())
     model = defaults.vae(dataset, architecture)
-    guide = Guide(model, defaults.inference_map(choice.guide, dataset, architecture))
+    guide = defaults.guide(model, dataset, architecture, name=choice.guide)
     train, _ = _parts(dataset)
     result = fit(model, guide, train, progress=not run.quiet, **how.fitting(dataset, run.seed))
     run.say(result.summary())

@@ -142,9 +142,14 @@ def inference_map(
     Raises:
         ValueError: If the name is none of :data:`GUIDES`.
     """
+    with forked(architecture.seed, "weights.encoder"):
+        return _map(name, dataset, architecture)
+
+
+def _map(name: str, dataset: Dataset, architecture: Architecture) -> InferenceMap:
     if name == "amortized":
-        with forked(architecture.seed, "weights.encoder"):
-            return _encoder_map(dataset, architecture)
+        net = encoder(dataset, architecture.of(dataset)[1])
+        return Encoder(net.to(dataset.train.dtype))
     if name == "per-datum":
         return LocalParameters(len(dataset.train))
     if name == "global":
@@ -156,9 +161,18 @@ def guide(
     model: models.VAE,
     dataset: Dataset,
     architecture: Architecture = Architecture(),
+    *,
+    name: str = GUIDES[0],
     family: Family | None = None,
 ) -> Guide:
-    """An amortized posterior for a model of a data set.
+    """A posterior for a model of a data set; all that is drawn for it follows from one seed.
+
+    Arguments:
+        model: The model.
+        dataset: Its data.
+        architecture: Sizes of the encoder, and the seed of its weights.
+        name: One of :data:`GUIDES`, as for :func:`inference_map`.
+        family: Of q(z | y); a mean-field Gaussian unless told otherwise.
 
     Example:
         >>> from pyro_vae import data
@@ -168,12 +182,7 @@ def guide(
         torch.Size([3, 1])
     """
     with forked(architecture.seed, "weights.encoder"):  # and those of a layer on top
-        return Guide(model, _encoder_map(dataset, architecture), family)
-
-
-def _encoder_map(dataset: Dataset, architecture: Architecture) -> Encoder:
-    net = encoder(dataset, architecture.of(dataset)[1])
-    return Encoder(net.to(dataset.train.dtype))
+        return Guide(model, _map(name, dataset, architecture), family)
 
 
 def batch_size(num_data: int) -> int:

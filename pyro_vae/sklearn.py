@@ -335,7 +335,8 @@ class VAE(
         sizes = defaults.Architecture(self.latent_dim, self.hidden, self.seed_, likelihood)
         self.latent_dim_, _ = sizes.of(dataset)
         self.model_ = defaults.vae(dataset, sizes)
-        self.guide_ = defaults.guide(self.model_, dataset, sizes, copy.deepcopy(self.family))
+        family = copy.deepcopy(self.family)
+        self.guide_ = defaults.guide(self.model_, dataset, sizes, family=family)
 
     def _trained(self, rows: Tensor) -> tuple[Any, int]:
         train, held_out = rows, None

@@ -4,10 +4,12 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import pyro_vae as pv
+from pyro_vae import data
+from pyro_vae.cli import main
+from pyro_vae.data import split_rows
 from pyro_vae.evidence import LogMarginal
 from pyro_vae.results import Doubt
 from pyro_vae.sklearn import VAE, UnreliableDensityWarning
@@ -236,6 +241,103 @@ def test_holes_have_to_be_learned() -> None:
     assert vae.transform(IRIS).shape == (150, 2)
     with pytest.raises(ValueError, match="X should have 2 columns, one for each entry of z"):
         vae.inverse_transform(IRIS)
+
+
+def test_units_of_what_was_not_observed_cost_nothing() -> None:
+    """Eightfold numbers in one column: rows in which it is missing keep their density."""
+    holes = IRIS[:40].copy()
+    holes[::4, 1] = np.nan
+    large = holes * [1, 8, 1, 1]
+    one, other = tiny(2).fit(holes), tiny(2).fit(large)
+    shift = other.score_samples(large) - one.score_samples(holes)
+    np.testing.assert_allclose(shift, np.where(np.isnan(holes[:, 1]), 0, -np.log(8)), atol=1e-10)
+
+
+def test_rows_that_say_when_to_stop_are_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth is held out, the others are trained on, and no row is both."""
+    seen: dict[str, Any] = {}
+
+    def caught(_: Any, __: Any, train: torch.Tensor, **options: Any) -> Any:
+        seen.update(options, train=train)
+        return SimpleNamespace(history=None, best_epoch=0)
+
+    monkeypatch.setattr("pyro_vae.sklearn.fit", caught)
+    X = np.arange(80.0).reshape(40, 2)
+    vae = tiny(1).fit(X)
+    train, held_out = (
+        set(np.rint(part[:, 0].numpy() * vae.scale_[0] + vae.center_[0]).astype(int).tolist())
+        for part in (seen["train"], seen["validation"])
+    )
+    assert not train & held_out
+    assert train | held_out == set(range(0, 80, 2))
+    assert len(held_out) == 4
+
+
+def mixed(rows: int = 40) -> pd.DataFrame:
+    """Numbers, words, counts, booleans and ordered categories, each with holes."""
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "depth": random.normal(300.0, 20.0, rows),
+            "site": random.choice(["north", "south", "east"], rows),
+            "visits": random.poisson(3.0, rows).astype(float),
+            "wet": pd.Series(random.random(rows) < 0.4).astype("boolean"),
+            "grade": pd.Categorical(
+                random.choice(["low", "mid", "high"], rows), ["low", "mid", "high"], ordered=True
+            ),
+        }
+    )
+    for place in range(5):
+        frame.iloc[random.choice(rows, 5, replace=False), place] = None
+    frame.loc[0, "visits"] = 0.0  # a count has a zero
+    return frame.dropna(how="all", ignore_index=True)
+
+
+@pytest.fixture
+def _double() -> Iterator[None]:
+    """The default dtype that scikit-learn's estimator has."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("_double")
+def test_a_mixed_frame_is_that_of_the_command_line(tmp_path: Path) -> None:
+    """Words, categories and holes: fitted, embedded and imputed as `pyro-vae fit` would."""
+    frame, path, out = mixed(), tmp_path / "mixed.parquet", tmp_path / "model"
+    frame.to_parquet(path)
+    seed = tiny().fit(frame).seed_  # of the random state
+    train = data.load(path, seed=seed)
+    rows = frame.iloc[split_rows(len(frame), seed=seed).train].reset_index(drop=True)
+    vae = tiny(early_stopping=False).fit(rows)
+    given = ["--epochs", "3", "--hidden", "8", "--seed", str(seed), "--quiet", "--out", str(out)]
+    main(["fit", str(path), *given])
+    loaded, columns = pv.load(out), train.columns
+    assert columns is not None
+    assert repr(vae.columns_) == repr(columns)
+    embedded = vae.transform(rows)
+    expected = loaded.guide.mean(train.train)
+    np.testing.assert_allclose(embedded, expected.numpy(), rtol=1e-6, atol=1e-8)
+    imputed = vae.inverse_transform(embedded)
+    pd.testing.assert_frame_equal(imputed, columns.decode(loaded.model.decode(expected)))
+    assert imputed.notna().all(axis=None)
+    assert dict(imputed.dtypes) == dict(frame.assign(wet=frame["wet"]).dtypes)
+    assert np.isfinite(vae.score_samples(rows)).all()
+
+
+def test_a_mixed_frame_needs_its_words() -> None:
+    """Other words are refused by name and row, another order of columns by scikit-learn."""
+    frame = mixed()
+    vae = tiny().fit(frame)
+    assert vae.transform(frame[:3]).shape == (3, vae.latent_dim_)
+    with pytest.raises(ValueError, match=r"column 'site' has categories .* 'moon' at row 1"):
+        vae.transform(frame[:3].assign(site=["east", "moon", "north"]))
+    with pytest.raises(ValueError, match="feature names should match"):
+        vae.transform(frame[frame.columns[::-1]])
+    drawn = vae.sample(50, random_state=0)
+    assert set(drawn["site"]) <= {"north", "south", "east"}
+    assert drawn["visits"].min() >= 0
 
 
 def test_a_constant_column_is_named() -> None:
