@@ -26,7 +26,7 @@ from . import data as datasets
 from .comparisons import Comparison, compare
 from .comparisons.reporting import save_report, title_of
 from .data import Binarization, Columns, Dataset, FixedDraw, Grey, Layout, Redrawn, Threshold
-from .data.frames import columns_of
+from .data.frames import columns_of, optional
 from .data.sets import SETS, table_of, without
 from .data.tables import KINDS, describe
 from .defaults import GUIDES, Architecture
@@ -280,7 +280,12 @@ class SampleChoice:
         MISSING, "what `pyro-vae fit` saved", "folder", type=Path, metavar="FOLDER"
     )
     number: int = option(100, "draws (default %(default)s)", "-n", "--number", type=_positive)
-    out: Path = option(Path("draws.npy"), "a .npy, .csv or .parquet file", type=Path)
+    out: Path | None = option(
+        None,
+        "a .csv, .parquet or .npy file (default: draws.csv if columns have names, else draws.npy)",
+        type=Path,
+        metavar="FILE",
+    )
 
 
 def compare_guides(
@@ -367,31 +372,36 @@ def evaluate_saved(choice: EvaluateChoice, run: Run, command: str) -> None:
 
 
 def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
-    """Draws from p(y) of a saved model, in the data's own units; npy, or csv with names."""
+    """Draws from p(y) of a saved model, in the data's own units; names and words where it has."""
     loaded, about = storage.load(choice.folder), _about(choice.folder)
-    draws = loaded.model.sample(choice.number, seed=run.seed)
-    choice.out.parent.mkdir(parents=True, exist_ok=True)
     columns = None if about["columns"] is None else Columns.from_json(about["columns"])
-    if columns is None and about["scale"] is not None:
-        draws = draws * torch.tensor(about["scale"]) + torch.tensor(about["center"])
-    elif columns is not None and columns.numeric:
-        draws = draws.double() * columns.scale + columns.center
-    if columns is not None and choice.out.suffix in (".csv", ".parquet") and columns.named:
-        _write_table(columns, loaded.model.sample(choice.number, seed=run.seed), choice.out)
-    elif columns is not None and not columns.numeric:
-        raise ValueError(
-            f"the columns are {columns}, so draws are written as .csv or .parquet, got "
-            f"'{choice.out}'"
-        )
-    elif choice.out.suffix == ".csv":
-        header = ",".join(about["feature_names"] or ())
-        values = draws.flatten(start_dim=1).numpy()
-        np.savetxt(choice.out, values, delimiter=",", header=header, comments="")
-    elif choice.out.suffix == ".npy":
-        np.save(choice.out, draws.numpy())
+    endings = _endings(columns)
+    out = choice.out or Path(f"draws{endings[0]}")
+    if out.suffix not in endings:
+        of = "" if columns is None else f"the columns are {columns}, so "
+        raise ValueError(f"{of}draws are written as {' or '.join(endings)}, got '{out}'")
+    draws = loaded.model.sample(choice.number, seed=run.seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if columns is not None and columns.named and out.suffix != ".npy":
+        _write_table(columns, draws, out)
     else:
-        raise ValueError(f"draws are written as .npy or .csv, got '{choice.out}'")
-    run.say(f"wrote {choice.number} draws of shape {tuple(draws.shape[1:])} to {choice.out}")
+        _write_numbers(_unscaled(draws, columns, about), about["feature_names"], out)
+    run.say(f"wrote {choice.number} draws of shape {tuple(draws.shape[1:])} to {out}")
+
+
+def _endings(columns: Columns | None) -> tuple[str, ...]:
+    """Files that draws can be written to, the default first; words are no numbers of an array."""
+    if columns is None or not columns.named:
+        return ".npy", ".csv"
+    return (".csv", ".parquet", ".npy") if columns.numeric else (".csv", ".parquet")
+
+
+def _unscaled(draws: Tensor, columns: Columns | None, about: dict[str, Any]) -> Tensor:
+    if columns is not None:
+        return draws.double() * columns.scale + columns.center
+    if about["scale"] is None:
+        return draws
+    return draws * torch.tensor(about["scale"]) + torch.tensor(about["center"])
 
 
 def describe_data(which: DataChoice, run: Run, command: str) -> None:
@@ -445,6 +455,7 @@ examples:
 
 examples:
   pyro-vae fit digits --latents 8 --out model
+  pyro-vae fit patients.csv --drop id --kinds visits=Count --out model
   pyro-vae fit pixels.npy --divide-by 255 --binarize fixed --out model
 """,
     ),
@@ -464,7 +475,7 @@ examples:
         "draw new data from a saved model",
         """\
 examples:
-  pyro-vae sample model -n 1000 --out draws.npy
+  pyro-vae sample model -n 1000 --out draws.csv
 """,
     ),
 }
@@ -604,15 +615,21 @@ def _write_evaluation(
 def _write_table(columns: Columns, draws: Tensor, out: Path) -> None:
     """Draws as rows of the table that the model was trained on: names, words and all."""
     frame = columns.decode(draws)
-    if out.suffix == ".parquet" and not isinstance(frame, dict):
-        frame.to_parquet(out)
-    elif out.suffix == ".csv" and not isinstance(frame, dict):
-        frame.to_csv(out, index=False)
-    else:
-        with out.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(frame)
-            writer.writerows(zip(*frame.values(), strict=True))
+    if out.suffix == ".parquet":
+        optional("pandas", needed_for="parquet").DataFrame(frame).to_parquet(out)
+        return
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns.names)
+        writer.writerows(zip(*(list(frame[name]) for name in columns.names), strict=True))
+
+
+def _write_numbers(draws: Tensor, names: Sequence[str] | None, out: Path) -> None:
+    if out.suffix == ".npy":
+        np.save(out, draws.numpy())
+        return
+    values, header = draws.flatten(start_dim=1).numpy(), ",".join(names or ())
+    np.savetxt(out, values, delimiter=",", header=header, comments="")
 
 
 def _parts(dataset: Dataset) -> tuple[Tensor, Tensor]:

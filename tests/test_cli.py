@@ -1,15 +1,19 @@
 """The command line: what it writes, what it says, and its exit status."""
 
 import csv
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from pyro_vae.cli import main
+from pyro_vae import cli
+from pyro_vae.cli import COMMANDS, main
+from pyro_vae.data.sets import SETS
 
 TINY = ["--epochs", "2", "--hidden", "8", "--quiet"]
 
@@ -136,7 +140,7 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("guide", ["amortized", "per-datum", "global"])
 def test_the_seed_fixes_everything(guide: str, tmp_path: Path, mixed: Path) -> None:
     """The same seed gives identical files, wherever torch's own stream stands; another does not."""
-    saved = {}
+    saved: dict[str, dict[str, bytes]] = {}
     for name, seed in (("one", "7"), ("again", "7"), ("other", "8")):
         torch.rand(len(saved) + 1)
         given = [*TINY, "--guide", guide, "--seed", seed, "--out", str(tmp_path / name)]
@@ -146,3 +150,93 @@ def test_the_seed_fixes_everything(guide: str, tmp_path: Path, mixed: Path) -> N
     assert saved["one"] == saved["again"]
     assert saved["one"].keys() == saved["other"].keys()
     assert all(saved["one"][file] != saved["other"][file] for file in saved["one"])
+
+
+def test_columns_are_matched_by_name(
+    tmp_path: Path, mixed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows to be evaluated may have their columns in any order, and no others."""
+    model, path = str(tmp_path / "model"), tmp_path / "new.csv"
+    main(["fit", str(mixed), *TINY, "--out", model])
+    frame = pd.read_csv(mixed)
+    how = ["--samples", "20", "--quiet", "--out", str(tmp_path)]
+    found = []
+    for columns in (list(frame), list(frame)[::-1]):
+        frame[columns].to_csv(path, index=False)
+        main(["evaluate", model, str(path), *how])
+        found.append((tmp_path / "log_p.csv").read_text())
+    assert found[0] == found[1]
+    assert len(found[0].splitlines()) == len(frame) + 1
+    for other, message in {
+        "depth": "has no column 'depth'; expected are 5 columns: 'site', 'depth', ",
+        "height": "has no column 'depth' and has 'height', which the training rows did not have",
+    }.items():
+        changed = frame.drop(columns="depth") if other == "depth" else frame
+        changed.rename(columns={"depth": other}).to_csv(path, index=False)
+        assert message in str(status(["evaluate", model, str(path), *how]))
+    frame.assign(extra=1.5).to_csv(path, index=False)
+    refused = str(status(["evaluate", model, str(path), *how]))
+    assert "has 'extra', which the training rows did not have" in refused
+    assert "leave others out" in refused
+    frame.to_csv(path, index=False, header=False)
+    assert "has no column 'site', " in str(status(["evaluate", model, str(path), *how]))
+    assert "taken for" not in capsys.readouterr().err
+
+
+EXAMPLES = [
+    line.split("   ")[0].strip()
+    for *_, text in COMMANDS.values()
+    for line in text.splitlines()
+    if line.startswith("  pyro-vae ")
+]
+
+
+def shortened(example: str) -> list[str]:
+    """The words of an example, on a mixed table in place of a set, with little work to do."""
+    words = shlex.split(example)[1:]
+    words = ["patients.csv" if word in SETS else word for word in words]
+    known = cli.parser().parse_args(words)
+    tiny = {"epochs": "1", "hidden": "4", "samples": "20"}
+    return [*words, "--quiet", *(f"--{k}={v}" for k, v in tiny.items() if hasattr(known, k))]
+
+
+@pytest.fixture
+def _files(tmp_path: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with the files that examples name, and a model."""
+    monkeypatch.chdir(tmp_path)
+    header, *rows = mixed.read_text().splitlines()
+    visits = [f"{i},{i % 3},{row}" for i, row in enumerate(rows)]
+    Path("patients.csv").write_text("\n".join([f"id,visits,{header}", *visits]) + "\n")
+    for name in ("measurements.csv", "new.csv"):
+        Path(name).write_text(mixed.read_text())
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 4), dtype=np.uint8)
+    np.save("pixels.npy", pixels)
+    main(["fit", "measurements.csv", *TINY, "--out", "model"])
+
+
+@pytest.mark.usefixtures("_files")
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(line, marks=pytest.mark.slow if " compare " in line else ())
+        for line in EXAMPLES
+    ],
+)
+def test_examples_of_the_help_run_on_a_mixed_table(
+    example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With names of rows dropped where the example does not do so itself."""
+    words = shortened(example)
+    if "patients.csv" in words and "--drop" not in words and words[0] != "describe":
+        assert "column 'id' counts the rows" in str(status(words))
+        words += ["--drop", "id"]
+    main(words)
+    out = words[words.index("--out") + 1] if "--out" in words else None
+    assert out is None or Path(out).exists()
+    if words[0] == "describe":
+        assert "depth" in capsys.readouterr().out
+
+
+def test_every_command_has_examples() -> None:
+    """The test above follows them all."""
+    assert {shlex.split(line)[1] for line in EXAMPLES} == set(COMMANDS)

@@ -450,7 +450,7 @@ class Columns:
             says += [f"has {_listed(extra)}, which the training rows did not have"] * bool(extra)
             raise ValueError(
                 f"the table {' and '.join(says)}; expected are {len(self.names)} columns: "
-                f"{_listed(self.names)}"
+                f"{_listed(self.names)}. Name them so, in any order, and leave others out"
             )
         return self._encoded(raw).to(dtype or torch.get_default_dtype())
 
