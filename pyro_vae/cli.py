@@ -31,7 +31,7 @@ from .data.sets import SETS, table_of, without
 from .data.tables import KINDS, describe
 from .defaults import GUIDES, Architecture
 from .evidence import ImportanceSampling
-from .guides import Guide, for_new_rows
+from .guides import for_new_rows
 from .training import adam_with, fit
 
 BINARIZATIONS: dict[str, Binarization] = {
