@@ -31,10 +31,10 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import prepared
 from ..formatting import plus_minus
 from ..objectives import Objective
-from ..programs import Program, current_minibatch, evaluating, modules_of
+from ..programs import Program, current_minibatch, evaluating, leaves_of, modules_of
 from ..randomness import forked
 from ..results import Result
-from ..training.tensors import State, leaves_of, named, require_finite
+from ..training.tensors import State, named, require_finite
 
 _BLOCKS = 32  # of repeats, for errors by leaving one out; its error is then known to an eighth
 

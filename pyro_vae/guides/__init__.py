@@ -7,8 +7,11 @@ from .closed_form import Quadratic as Quadratic
 from .closed_form import quadratic_of as quadratic_of
 from .empty import NoLatents as NoLatents
 from .entry import for_new_rows as for_new_rows
+from .entry import given_globals as given_globals
 from .entry import is_tied_to_rows as is_tied_to_rows
 from .entry import maps_of as maps_of
+from .entry import posterior_of as posterior_of
+from .entry import program_of as program_of
 from .entry import row_buffers as row_buffers
 from .families import DiagonalNormal as DiagonalNormal
 from .families import Family as Family
@@ -32,9 +35,6 @@ from .maps import LocalParameters as LocalParameters
 from .posteriors import FamilyPosterior as FamilyPosterior
 from .posteriors import Posterior as Posterior
 from .posteriors import ProgramPosterior as ProgramPosterior
-from .posteriors import given_globals as given_globals
-from .posteriors import posterior_of as posterior_of
-from .posteriors import program_of as program_of
 from .refined import Refined as Refined
 
 __all__ = [

@@ -8,7 +8,6 @@ density. Masks and scales weigh an objective too; a site that is drawn has its w
 from collections.abc import Collection
 
 import pyro.distributions as dist
-import torch
 from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
@@ -96,9 +95,20 @@ def check_density(sites: Collection[TracedSite]) -> None:
 
 def is_point(distribution: Distribution) -> bool:
     """Whether it is a `Delta` that was given no density of its own."""
-    while isinstance(distribution, dist.Independent | torch.distributions.Independent):
+    base = base_of(distribution)
+    return isinstance(base, dist.Delta) and not bool(base.log_density.any())
+
+
+def is_delta(distribution: Distribution) -> bool:
+    """Whether its value follows from what was drawn before."""
+    return isinstance(base_of(distribution), dist.Delta)
+
+
+def base_of(distribution: Distribution) -> Distribution:
+    """The distribution without its event dimensions and masks."""
+    while isinstance(distribution, dist.Independent | MaskedDistribution):
         distribution = distribution.base_dist
-    return isinstance(distribution, dist.Delta) and not bool(distribution.log_density.any())
+    return distribution
 
 
 def unmasked(distribution: Distribution) -> Distribution:

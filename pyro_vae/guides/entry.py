@@ -3,13 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from .._types import Data, ProgramLike
-from ..programs import modules_of
+from .._types import Batch, Data, ProgramLike
+from ..programs import Program, modules_of
 from .climbing import FitRows
+from .contract import check_sites
 from .guide import Guide
 from .maps import InferenceMap
+from .posteriors import Posterior
+from .shared import values_of
+from .tied import REMEDY, automatic_globals, automatic_posterior, program_posterior
+
+_GLOBAL_DRAWS = 200  # of sites that all data share: a point is wanted, not an estimate
 
 
 def maps_of(guide: ProgramLike) -> list[InferenceMap]:
@@ -20,7 +28,7 @@ def maps_of(guide: ProgramLike) -> list[InferenceMap]:
 
 def is_tied_to_rows(guide: ProgramLike) -> bool:
     """Whether a guide, or one that it delegates to, answers only for its training rows."""
-    return any(map.per_row for map in maps_of(guide))
+    return isinstance(guide, AutoGuide) or any(map.per_row for map in maps_of(guide))
 
 
 def row_buffers(guide: ProgramLike) -> list[Tensor]:
@@ -56,6 +64,8 @@ def for_new_rows(
     """
     if not is_tied_to_rows(guide):
         return guide
+    if isinstance(guide, AutoGuide):
+        raise TypeError(f"{type(guide).__name__} is tied to its rows: {REMEDY}")
     if not isinstance(guide, Guide):
         raise TypeError(
             f"{type(guide).__name__} holds a pv.Guide with free parameters for every training row, "
@@ -63,3 +73,67 @@ def for_new_rows(
             "fitted to new data, or put an amortized guide, pv.Encoder(net), inside"
         )
     return guide.fit_rows(data, method, given=given, seed=seed, progress=progress)
+
+
+def given_globals(
+    program: Program, guide: ProgramLike, batch: Batch, values: Mapping[str, Tensor] | None
+) -> Program:
+    """The program with its global sites at given values, or at the mean of their posterior.
+
+    For a guide written by hand that is the mean of draws, of the unconstrained values.
+    """
+    if values is not None or not program.global_sites:
+        return program.given(values or {})
+    return program.given(_mean_globals(program, guide, batch), "the mean of their posterior")
+
+
+@torch.no_grad()
+def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[str, Tensor]:
+    own = getattr(guide, "global_values", None)
+    if own is not None:
+        values: dict[str, Tensor] = own()
+        return values
+    if isinstance(guide, AutoGuide):
+        return values_of(program, automatic_globals(program, guide)[0])
+    return values_of(program, _mean_of_draws(program, guide, batch))
+
+
+def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor:
+    rows = tuple(part[:1] for part in batch)
+    try:
+        program.run_guide(guide, rows)
+    except Exception:  # it is tied to all of its rows
+        rows = batch
+    means: dict[str, list[Tensor]] = {site.name: [] for site in program.global_sites}
+    for _ in range(_GLOBAL_DRAWS):
+        run = program.run_guide(guide, rows)
+        check_sites(program, run, means)
+        for site in program.global_sites:
+            means[site.name].append(site.flatten(run[site.name].value))
+    return torch.cat([torch.stack(draws).mean(dim=0) for draws in means.values()])
+
+
+def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
+    """The structure of a model; a guide made for that very model knows it already."""
+    program = getattr(guide, "program", None)
+    if isinstance(program, Program) and program.model == model:  # methods are never the same
+        return program
+    return Program(model, *batch)
+
+
+def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterior:
+    """What a guide says about a batch, whoever made it; checked by calling it on a few rows.
+
+    Raises:
+        TypeError: If the guide is an automatic guide of Pyro's that is not mean-field.
+        ValueError: If the guide is tied to rows and these are not all of them.
+    """
+    if isinstance(guide, AutoGuide):
+        return automatic_posterior(program, guide, len(batch[0]))
+    posterior = getattr(guide, "posterior", None)
+    if posterior is None:
+        return program_posterior(program, guide, batch)
+    # A map of ours may look at the model, with its global sites at the same values.
+    given = {"given": program.fixed} if program.fixed else {}
+    answer: Posterior = posterior(*batch, **given)
+    return answer

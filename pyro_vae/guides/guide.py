@@ -23,7 +23,7 @@ from .climbing import FitRows
 from .families import DiagonalNormal, Family
 from .local import RowFit, fit_parameters
 from .maps import InferenceMap, LocalParameters
-from .posteriors import FamilyPosterior, given_globals
+from .posteriors import FamilyPosterior
 from .refined import Refined
 from .shared import GlobalPosterior, Plates, values_of
 
@@ -303,7 +303,8 @@ class Guide(NamedModule):
         start = self._start(batch, given)
         # For the mean of a global posterior that has none in closed form.
         with forked(seed, "fit_rows.globals"):
-            program = given_globals(self.program, self, batch, given)
+            values = self.global_values() if given is None else given
+        program = self.program.given(values, "the mean of their posterior")
         how = method or FitRows()
         fit = fit_parameters(program, self.family, batch, start, how, seed=seed, progress=progress)
         rows = LocalParameters(len(start))

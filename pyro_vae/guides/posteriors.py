@@ -7,12 +7,10 @@ and a guide that somebody wrote by hand as a Pyro program are the same to them.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
@@ -21,8 +19,6 @@ from ..randomness import normals
 from .contract import check_density, check_sites, density_sites, log_density, unmasked
 from .families import Family
 from .noise import noise_shape, noise_size, push
-
-_GLOBAL_DRAWS = 200  # of sites that all data share: a point is wanted, not an estimate
 
 
 @runtime_checkable
@@ -174,7 +170,7 @@ class ProgramPosterior:
     def only(self) -> "SitePosterior | None":
         """The guide's distribution, if it draws nothing but one site, by datum and unmasked."""
         with torch.random.fork_rng():  # the draw of this run is no draw of anybody's
-            run = self._run(1)
+            run = self.run(1)
         latent, *others = self.program.latent_sites
         distribution = unmasked(run[latent.name].distribution)
         by_datum = distribution.batch_shape[:1] == (len(self),) and latent.axis == 0
@@ -198,9 +194,9 @@ class ProgramPosterior:
         """Runs the guide on repeated rows; returns flat draws and their log densities."""
         if self.only is not None:
             return self.only.draw(num_particles)
-        run = self._run(num_particles)
+        run = self.run(num_particles)
         z, jacobian = self.program.flatten(run.values(s.name for s in self.program.latent_sites))
-        log_q = jacobian + self._log_probs(run, len(z))
+        log_q = jacobian + self._log_probs(run, len(z), {})
         return z.view(num_particles, len(self), -1), log_q.view(num_particles, len(self))
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
@@ -212,7 +208,7 @@ class ProgramPosterior:
         if self.only is not None:
             return self.only.log_prob(z)
         values, jacobian = self.program.constrain(z.reshape(-1, z.shape[-1]))
-        run = self._run(len(z), values)
+        run = self.run(len(z), values)
         auxiliary = [site.name for site in self._sites(run, values) if site.name not in values]
         if auxiliary:
             raise ValueError(
@@ -220,14 +216,14 @@ class ProgramPosterior:
                 f"auxiliary site(s) {auxiliary}; sample the model's sites from distributions "
                 "of their own (a TransformedDistribution), or use pv.Guide"
             )
-        log_q = jacobian + self._log_probs(run, len(jacobian), values)
-        return log_q.view(len(z), len(self))
+        return (jacobian + self._log_probs(run, len(jacobian), values)).view(len(z), len(self))
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
         """Mean of every datum's posterior: a program has no other way than the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
-    def _run(self, num_particles: int, values: Mapping[str, Tensor] | None = None) -> Run:
+    def run(self, num_particles: int, values: Mapping[str, Tensor] | None = None) -> Run:
+        """Runs the guide on repeated rows, with some sites set, and checks its sites."""
         batch = repeat_rows(self.batch, num_particles)
         given = {**self.program.fixed, **(values or {})}
         run = self.program.run_guide(self.guide, batch, given)
@@ -239,65 +235,7 @@ class ProgramPosterior:
         sites = density_sites(run, values)
         return [site for site in sites if site.name not in self.program.fixed]
 
-    def _log_probs(
-        self, run: Run, rows: int, values: Mapping[str, Tensor] = MappingProxyType({})
-    ) -> Tensor:
+    def _log_probs(self, run: Run, rows: int, values: Mapping[str, Tensor]) -> Tensor:
         sites = self._sites(run, values)
         check_density(sites)
         return torch.stack([log_density(self.program, site, rows) for site in sites]).sum(0)
-
-
-def given_globals(
-    program: Program, guide: ProgramLike, batch: Batch, values: Mapping[str, Tensor] | None
-) -> Program:
-    """The program with its global sites at given values, or at the mean of their posterior.
-
-    For a guide written by hand that is the mean of draws, of the unconstrained values.
-    """
-    if values is not None or not program.global_sites:
-        return program.given(values or {})
-    own = getattr(guide, "global_values", None)
-    mean = _mean_globals(program, guide, batch) if own is None else own()
-    return program.given(mean, "the mean of their posterior")
-
-
-@torch.no_grad()
-def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[str, Tensor]:
-    row = tuple(part[:1] for part in batch)
-    means: dict[str, list[Tensor]] = {site.name: [] for site in program.global_sites}
-    for _ in range(_GLOBAL_DRAWS):
-        run = program.run_guide(guide, row)
-        check_sites(program, run, means)
-        for site in program.global_sites:
-            means[site.name].append(site.flatten(run[site.name].value))
-    flat = torch.cat([torch.stack(draws).mean(dim=0) for draws in means.values()])
-    return {name: value for name, (value, _) in program.constrain_globals(flat).items()}
-
-
-def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
-    """The structure of a model; a guide made for that very model knows it already."""
-    program = getattr(guide, "program", None)
-    if isinstance(program, Program) and program.model == model:  # methods are never the same
-        return program
-    return Program(model, *batch)
-
-
-def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterior:
-    """What a guide says about a batch, be it a `Guide` or a program written by hand.
-
-    Raises:
-        TypeError: If the guide is one of Pyro's automatic guides, whose parameters belong to a
-            position in the batch and not to a datum.
-    """
-    if isinstance(guide, AutoGuide):
-        raise TypeError(
-            f"{type(guide).__name__} ties its parameters to positions in the batch, so its "
-            "draws belong to no datum on another batch; use pv.Guide(model, "
-            "pv.LocalParameters(num_data)) for free parameters a datum"
-        )
-    posterior = getattr(guide, "posterior", None)
-    if posterior is None:
-        return ProgramPosterior(program, guide, batch)
-    # A map of ours may look at the model, with its global sites at the same values.
-    given = {"given": program.fixed} if program.fixed else {}
-    return posterior(*batch, **given)

@@ -22,6 +22,7 @@ from .program import Program as Program
 from .program import log_joint as log_joint
 from .running import Counted as Counted
 from .running import bytes_per_row as bytes_per_row
+from .running import leaves_of as leaves_of
 from .simulation import Prior as Prior
 from .simulation import simulate as simulate
 from .simulation import with_observed as with_observed
@@ -59,6 +60,7 @@ __all__ = [
     "evaluating",
     "has_missing",
     "hooks_of",
+    "leaves_of",
     "local_parameters",
     "log_joint",
     "minibatch",

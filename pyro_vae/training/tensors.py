@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._types import Batch, ProgramLike
 from ..guides import given_globals, program_of
-from ..programs import capturing, modules_of
+from ..programs import capturing, leaves_of, modules_of
 
 
 @contextmanager
@@ -83,21 +83,6 @@ def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None
     # A sum is one pass; only where that is not finite every entry is looked at.
     if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
         raise FloatingPointError(f"the {kind} of parameter '{name}' is not finite")
-
-
-def leaves_of(loss: Tensor) -> dict[Tensor, None]:
-    """Leaf tensors that a loss depends on and that want a gradient, in the order of the graph."""
-    found: dict[Tensor, None] = {}
-    seen, stack = set(), [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found[node.variable] = None
-        stack.extend(parent for parent, _ in node.next_functions)
-    return found
 
 
 def model_leaves(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[Tensor, None]:

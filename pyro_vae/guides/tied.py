@@ -1,0 +1,401 @@
+r"""Guides written by hand that are tied to rows: whether one is, and what it says about its rows.
+
+In a guide of a datum :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for
+every row, or a mean over the batch, makes it depend on where the row stands or on the others. That
+is told by calling the guide on a few rows, rearranged, repeated and alone: with the latents at the
+same points the log density of every site must be the same, and so must the gradient of a weighted
+sum of them (parameters of rows that are all equal still give themselves away by their gradient).
+A guide that is tied to rows is asked about all of them together, and about no others.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Int64
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoNormal
+from torch import Tensor
+
+from .._types import Batch, ProgramLike
+from ..programs import Program, Run, TracedSite, leaves_of, modules_of
+from ..randomness import forked
+from .contract import density_sites, is_delta, log_density, unmasked
+from .families import DiagonalNormal
+from .posteriors import FamilyPosterior, ProgramPosterior
+
+_FEW = 3  # rows, of which some move and one does not
+_TOLERANCE = 1e-2  # relative: rounding in float32 is less, another row's parameters change more
+_MOST_ROWS = 10**6  # no table of parameters is tried that has more
+
+REMEDY = (
+    "free parameters for every row answer for all rows that they were trained on, together; for "
+    "other data take pv.Guide(model, pv.LocalParameters(num_data)), whose fit_rows(y) gives new "
+    "rows parameters, or an amortized guide, pv.Guide(model, pv.Encoder(net))"
+)
+
+
+def program_posterior(
+    program: Program, guide: ProgramLike, batch: Batch
+) -> "ProgramPosterior | SitesPosterior | RepeatedCalls":
+    """The posterior of a guide written by hand, after a look whether it is tied to rows.
+
+    Raises:
+        ValueError: If it is, and these are not all of its rows, with the remedy.
+    """
+    site = tied_site(program, guide, batch)
+    if site is None:
+        return ProgramPosterior(program, guide, batch)
+    num_data = len(batch[0])
+    if not _can_be_run(program, guide, batch):
+        _refuse_other_number(program, guide, batch)
+    elif _can_be_run(program, guide, _taken(batch, torch.arange(num_data + 1) % num_data)):
+        raise ValueError(
+            f"q of site '{site}' in the guide depends on where a row stands in the batch, or on "
+            f"other rows, and the guide takes other numbers of rows than these {num_data}: whose "
+            f"posterior it is cannot be known; {REMEDY}"
+        )
+    calls = RepeatedCalls(program, guide, batch, torch.arange(num_data))
+    runs = [ProgramPosterior(program, guide, batch).run(1) for _ in range(2)]
+    return _independent(program, *runs) or calls
+
+
+def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> FamilyPosterior:
+    """The posterior of a mean-field automatic guide of Pyro's: normals with free parameters by row.
+
+    Raises:
+        TypeError: If it is another automatic guide, or was never called.
+        ValueError: If it was made for another number of rows.
+    """
+    moments = _moments(guide)
+    parts = []
+    for values in zip(*(moments[site.name] for site in program.latent_sites), strict=True):
+        flat = [
+            value.movedim(site.axis, 0).reshape(value.shape[site.axis], -1)
+            for site, value in zip(program.latent_sites, values, strict=True)
+        ]
+        parts.append(torch.cat(flat, dim=-1))
+    loc, scale = parts
+    if len(loc) != num_data:
+        raise ValueError(
+            f"{type(guide).__name__} is tied to {len(loc)} rows, and got {num_data}: {REMEDY}"
+        )
+    return FamilyPosterior(DiagonalNormal(), torch.cat([loc, scale.log()], dim=-1))
+
+
+def automatic_globals(program: Program, guide: AutoGuide) -> tuple[Tensor, Tensor]:
+    """Mean and scale of the flat vector of the sites that all data share, each `(size,)`."""
+    moments = _moments(guide)
+    pairs = [moments[site.name] for site in program.global_sites]
+    loc, scale = (torch.cat([part.flatten() for part in parts]) for parts in zip(*pairs, strict=True))
+    return loc, scale
+
+
+def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
+    """Location and scale of every site's unconstrained value."""
+    name = type(guide).__name__
+    if type(guide) not in (AutoNormal, AutoDiagonalNormal):
+        raise TypeError(
+            f"{name} ties its parameters to positions in the batch, and has no density of one "
+            "row's latents: take AutoNormal, AutoDiagonalNormal, or "
+            "pv.Guide(model, pv.LocalParameters(num_data)), with a family of your choice"
+        )
+    if guide.prototype_trace is None:
+        raise TypeError(
+            f"{name} has no parameters before it is called: train it first, with pv.fit or "
+            "pyro.infer.SVI on all of its rows"
+        )
+    if isinstance(guide, AutoDiagonalNormal):
+        unpack = guide._unpack_latent  # noqa: SLF001 (Pyro has no other way to one site's part)
+        pairs = (unpack(part) for part in (guide.loc, guide.scale))
+        return {site["name"]: (loc, scale) for (site, loc), (_, scale) in zip(*pairs, strict=True)}
+    names = [name for name, _ in guide.prototype_trace.iter_stochastic_nodes()]
+    moments = guide._get_loc_and_scale  # noqa: SLF001 (names may have dots, which it resolves)
+    return {name: moments(name) for name in names}
+
+
+def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
+    """A site whose q(z_n) depends on more than the content of row n; `None` if there is none.
+
+    Also `None` if the guide cannot be run on these rows for another reason: whoever asks it next
+    will see which.
+
+    Raises:
+        ValueError: If the guide can be run on another number of rows only.
+    """
+    size = min(_FEW, len(batch[0]))
+    back = torch.arange(size - 1, -1, -1)
+    try:
+        with _apart():
+            drawn = _Call.of(program, guide, tuple(part[:size] for part in batch))
+            base = drawn.again(torch.arange(size))  # no gradient comes by way of the draws
+            calls = [base.again(order) for order in (torch.cat([back, back.flip(0)]), back[:1])]
+    except Exception:  # shapes that do not fit lead to one of many
+        if _can_be_run(program, guide, batch):
+            return program.latent_sites[0].name
+        _refuse_other_number(program, guide, batch)
+        return None
+    return next(filter(None, (base.differs_from(call) for call in calls)), None)
+
+
+def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
+    """Refuses these rows if the guide can be run on as many as a parameter of its own has."""
+    num_data, tensors = len(batch[0]), [p for m in modules_of(guide) for p in m.parameters()]
+    tensors += [param for _, param in pyro.get_param_store().named_parameters()]
+    sizes = {size for tensor in tensors for size in tensor.shape} - {0, 1, num_data}
+    for rows in sorted(sizes, reverse=True):
+        some = torch.arange(rows) % num_data
+        if rows <= _MOST_ROWS and _can_be_run(program, guide, _taken(batch, some)):
+            raise ValueError(f"the guide is tied to {rows} rows, and got {num_data}: {REMEDY}")
+
+
+def _can_be_run(program: Program, guide: ProgramLike, batch: Batch) -> bool:
+    try:
+        with _apart():
+            _Call.of(program, guide, batch)
+    except Exception:  # whatever the reason
+        return False
+    return True
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """A look at the guide: no draw is anybody's, and no parameter is left in Pyro's store."""
+    store = pyro.get_param_store()
+    known = set(store.keys())
+    try:
+        with torch.enable_grad(), pyro.validation_enabled(is_validate=False), forked(0, "contract"):
+            yield
+    finally:
+        for name in set(store.keys()) - known:
+            del store[name]
+
+
+def _taken(batch: Batch, rows: Tensor) -> Batch:
+    return tuple(part[rows.to(part.device)] for part in batch)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a guide on some rows, with its sites at some points."""
+
+    program: Program
+    guide: ProgramLike
+    batch: Batch
+    rows: Int64[Tensor, " rows"]
+    sites: tuple[TracedSite, ...]
+    log_probs: dict[str, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        guide: ProgramLike,
+        batch: Batch,
+        values: Mapping[str, Tensor] | None = None,
+        rows: Tensor | None = None,
+    ) -> "_Call":
+        """Calls it, with sites at the given values; of rows that are these of another call."""
+        given = {**program.fixed, **(values or {})}
+        run = program.run_guide(guide, batch, given)
+        rows = torch.arange(len(batch[0])) if rows is None else rows
+        inside = [s for s in density_sites(run, values or ()) if s.is_in(program.plate)]
+        log_probs = {site.name: _answer(program, site, len(rows)) for site in inside}
+        return cls(program, guide, batch, rows, tuple(inside), log_probs)
+
+    def again(self, order: Tensor) -> "_Call":
+        """Calls it on these rows in another order, with the latents of each where they were."""
+        # What follows from other draws, as a Delta does, follows again.
+        values = {s.name: self._taken(s, order) for s in self.sites if not is_delta(s.distribution)}
+        return _Call.of(self.program, self.guide, _taken(self.batch, order), values, order)
+
+    def _taken(self, site: TracedSite, rows: Tensor) -> Tensor:
+        value = site.value_by_datum(self.program.plate_dim).detach()
+        axis = site.distribution.event_dim - self.program.plate_dim
+        return value[rows.to(value.device)].movedim(0, value.dim() - axis)
+
+    def differs_from(self, other: "_Call") -> str | None:
+        """The first site whose log densities, or their gradients, are not those of another call."""
+        for name, here in self.log_probs.items():
+            there = other.log_probs[name]
+            expected = here[other.rows.to(here.device)]
+            scale = 1 + expected.detach().abs()
+            off = (there - expected).detach().abs() / scale
+            if bool((off > _TOLERANCE).any()) or _gradients_differ(expected, there, other.rows):
+                return name
+        return None
+
+
+def _answer(program: Program, site: TracedSite, rows: int) -> Tensor:
+    """Log density of a site, by datum; where its value follows from other draws, that too."""
+    log_prob = log_density(program, site, rows)
+    if not is_delta(site.distribution):
+        return log_prob
+    value = site.value_by_datum(program.plate_dim).reshape(rows, -1)
+    return log_prob + value @ torch.linspace(1, 2, value.shape[-1]).to(value)
+
+
+def _gradients_differ(one: Tensor, other: Tensor, rows: Tensor) -> bool:
+    """Whether a sum with a weight for each row has another gradient."""
+    weights = (1.0 + rows).to(one)
+    leaves = list(leaves_of((one + other).sum()))
+    if not leaves:
+        return False
+    gradients = [
+        torch.autograd.grad((weights * part).sum(), leaves, allow_unused=True, retain_graph=True)
+        for part in (one, other)
+    ]
+    pairs = [
+        (torch.zeros_like(leaf) if a is None else a, torch.zeros_like(leaf) if b is None else b)
+        for leaf, a, b in zip(leaves, *gradients, strict=True)
+    ]
+    off = sum(float((a - b).square().sum()) for a, b in pairs)
+    return off > _TOLERANCE**2 * sum(float(a.square().sum() + b.square().sum()) for a, b in pairs)
+
+
+@dataclass(frozen=True)
+class SitesPosterior:
+    """Sites of some data that do not depend on one another: their distributions, asked by row.
+
+    Arguments:
+        program: The model.
+        sites: A distribution for each latent site, in the plates of the model.
+    """
+
+    program: Program
+    sites: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        """Number of data."""
+        first = next(iter(self.sites.values()))
+        return int(first.batch_shape[self.program.plate_dim])
+
+    def rows(self, rows: slice | Tensor) -> "SitesPosterior":
+        """The posterior of some of the data."""
+        chosen, dim = torch.arange(len(self))[rows], self.program.plate_dim
+        return replace(self, sites={n: _rows_of(q, chosen, dim) for n, q in self.sites.items()})
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draws `(particles, batch, latents)` and their log densities `(particles, batch)`."""
+        shape = torch.Size((num_particles,))
+        values = {name: q.sample(shape) for name, q in self.sites.items()}
+        together = {
+            site.name: values[site.name].movedim(0, site.axis).flatten(site.axis, site.axis + 1)
+            for site in self.program.latent_sites
+        }
+        z, jacobian = self.program.flatten(together)
+        log_q = self._log_probs(values) + jacobian.view(num_particles, len(self))
+        return z.view(num_particles, len(self), -1), log_q
+
+    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
+        """Log density at given points, `(particles, batch)`, in nats."""
+        together, jacobian = self.program.constrain(z.flatten(0, 1))
+        values = {
+            site.name: together[site.name].unflatten(site.axis, z.shape[:2]).movedim(site.axis, 0)
+            for site in self.program.latent_sites
+        }
+        return self._log_probs(values) + jacobian.view(z.shape[:2])
+
+    def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
+        """Mean of every datum's posterior: the mean of draws."""
+        return self.draw(num_samples)[0].mean(dim=0)
+
+    def _log_probs(self, values: Mapping[str, Tensor]) -> Tensor:
+        parts = []
+        for name, q in self.sites.items():
+            log_prob = q.log_prob(values[name])
+            axis = log_prob.dim() + self.program.plate_dim
+            others = [dim for dim in range(1, log_prob.dim()) if dim != axis]
+            parts.append(log_prob.sum(dim=others) if others else log_prob)
+        return torch.stack(parts).sum(dim=0)
+
+
+def _rows_of(q: Any, rows: Tensor, dim: int) -> Any:
+    """A distribution for some entries of a batch dimension, counted from the right."""
+    if isinstance(q, dist.Independent):
+        inner = q.reinterpreted_batch_ndims
+        return _rows_of(q.base_dist, rows, dim - inner).to_event(inner)
+    taken = {}
+    for name in _parameters(q):
+        value, event = getattr(q, name), q.arg_constraints[name].event_dim
+        full = value.expand(q.batch_shape + value.shape[value.dim() - event :])
+        axis = len(q.batch_shape) + dim
+        taken[name] = full.index_select(axis, rows.to(full.device))
+    return type(q)(**taken, validate_args=False)
+
+
+def _parameters(q: Any) -> tuple[str, ...]:
+    normal = isinstance(q, torch.distributions.MultivariateNormal)  # it takes one of three
+    return ("loc", "scale_tril") if normal else tuple(q.arg_constraints)
+
+
+def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | None:
+    """The sites' distributions, if those of two runs are the same and can be asked by row."""
+    names = [site.name for site in program.latent_sites]
+    if {site.name for site in density_sites(one)} - {*names, *program.fixed}:
+        return None
+    try:
+        sites = {name: unmasked(one[name].distribution) for name in names}
+        back = torch.arange(len(SitesPosterior(program, sites)) - 1, -1, -1)
+        for name, q in sites.items():
+            value, again = other[name].value, unmasked(other[name].distribution)
+            axis = value.dim() - q.event_dim + program.plate_dim
+            log_prob, turned = q.log_prob(value), back.to(value.device)
+            moved = _rows_of(q, back, program.plate_dim).log_prob(value.index_select(axis, turned))
+            torch.testing.assert_close(again.log_prob(value), log_prob)
+            turned_back = log_prob.index_select(log_prob.dim() + program.plate_dim, turned)
+            torch.testing.assert_close(moved, turned_back)
+    except Exception:  # one that is made in another way: the guide is called again and again
+        return None
+    return SitesPosterior(program, sites)
+
+
+@dataclass(frozen=True)
+class RepeatedCalls:
+    """What a guide that is tied to rows says about some of them: called once for each particle.
+
+    Arguments:
+        program: The model.
+        guide: The guide.
+        batch: All of its rows.
+        chosen: Positions of the rows that are asked for.
+    """
+
+    program: Program
+    guide: ProgramLike
+    batch: Batch
+    chosen: Int64[Tensor, " rows"]
+
+    def __len__(self) -> int:
+        """Number of data."""
+        return len(self.chosen)
+
+    def rows(self, rows: slice | Tensor) -> "RepeatedCalls":
+        """The posterior of some of the data."""
+        return replace(self, chosen=self.chosen[rows if isinstance(rows, slice) else rows.cpu()])
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draws `(particles, batch, latents)` and their log densities `(particles, batch)`."""
+        every, chosen = self._every, self.chosen.to(self.batch[0].device)
+        calls = [every.draw(1) for _ in range(num_particles)]
+        z, log_q = (torch.cat(parts)[:, chosen] for parts in zip(*calls, strict=True))
+        return z, log_q
+
+    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
+        """Log density at given points, `(particles, batch)`, in nats."""
+        every, chosen = self._every, self.chosen.to(z.device)
+        with forked(0, "contract"):  # of the rows that are not asked for
+            start = every.draw(1)[0]
+        points = start.repeat(len(z), 1, 1).index_copy(1, chosen, z)
+        return torch.cat([every.log_prob(point[None]) for point in points])[:, chosen]
+
+    def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
+        """Mean of every datum's posterior: the mean of draws."""
+        return self.draw(num_samples)[0].mean(dim=0)
+
+    @property
+    def _every(self) -> ProgramPosterior:
+        return ProgramPosterior(self.program, self.guide, self.batch)

@@ -1,0 +1,280 @@
+"""Guides tied to rows: right on their own rows, refused with a remedy on others, told from others.
+
+The model is z ~ N(0, 1), y ~ N(z, 1): the posterior is N(y / 2, sqrt 1/2), and log p(y) is that of
+N(0, sqrt 2). With the posterior of every row in its parameters a guide has no gap.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae.guides import posterior_of
+from pyro_vae.guides.tied import RepeatedCalls, SitesPosterior, tied_site
+from pyro_vae.programs import Program
+
+SD, POSITIVE = 0.5**0.5, dist.constraints.positive
+Y = torch.linspace(-4.0, 4.0, 6)
+EXACT = torch.distributions.Normal(0.0, 2**0.5).log_prob(Y).double()
+
+pytestmark = pytest.mark.usefixtures("user_param_store")
+
+
+def model(y: Tensor) -> None:
+    """Z ~ N(0, 1), y ~ N(z, 1)."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def subsampled(y: Tensor) -> None:
+    """The same with a plate that subsamples."""
+    with pyro.plate("data", len(Y), subsample_size=2) as rows:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y[rows])
+
+
+def two(y: Tensor) -> None:
+    """The same with z = a + b."""
+    with pyro.plate("data", len(y)):
+        a, b = (pyro.sample(name, dist.Normal(0.0, SD)) for name in "ab")
+        pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+
+def locs() -> Tensor:
+    """A free parameter for every row."""
+    return pyro.param("loc", Y / 2)
+
+
+def scales() -> Tensor:
+    """Another one, positive."""
+    return pyro.param("scale", torch.full((len(Y),), SD), constraint=POSITIVE)
+
+
+def whole(y: Tensor) -> None:
+    """On all rows."""
+    loc, scale = locs(), scales()
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(loc, scale))
+
+
+def indexed(y: Tensor) -> None:
+    """By the rows of a plate that subsamples."""
+    loc, scale = locs(), scales()
+    with pyro.plate("data", len(Y), subsample_size=2) as rows:
+        pyro.sample("z", dist.Normal(loc[rows], scale[rows]))
+
+
+def unlike(y: Tensor) -> None:
+    """By a distribution that is not rebuilt by row."""
+    loc, scale = locs(), scales()
+    affine = torch.distributions.AffineTransform(loc, scale)
+    with pyro.plate("data", len(y)):
+        standard = dist.Normal(torch.zeros(len(Y)), 1.0)
+        pyro.sample("z", dist.TransformedDistribution(standard, [affine]))
+
+
+class Table(nn.Module):
+    """Parameters in a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(Y / 2)
+
+    def forward(self, y: Tensor) -> None:
+        """A program."""
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(self.loc, SD))
+
+
+def dependent(y: Tensor) -> None:
+    """Of `two`, whose posterior has the covariance 1/2 I - 1/8: b depends on a."""
+    slope = -1 / 3
+    loc = pyro.param("loc", Y / 4)
+    with pyro.plate("data", len(y)):
+        a = pyro.sample("a", dist.Normal(loc, (3 / 8) ** 0.5))
+        mean = loc + slope * (a - loc)
+        pyro.sample("b", dist.Normal(mean, (3 / 8 * (1 - slope**2)) ** 0.5))
+
+
+def by_noise(y: Tensor) -> None:
+    """By an auxiliary site: only the value of z says whose parameters it has."""
+    loc, log_density = locs(), -torch.tensor(SD).log()
+    with pyro.plate("data", len(Y), subsample_size=2) as rows:
+        noise = pyro.sample("noise", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(loc[rows] + SD * noise, log_density=log_density))
+
+
+Pair = tuple[Callable[..., Any], Callable[[], Any]]
+PAIRS: dict[str, Pair] = {
+    "on all rows": (model, lambda: whole),
+    "in a subsampling plate": (subsampled, lambda: indexed),
+    "in a module": (model, Table),
+    "unlike others": (model, lambda: unlike),
+    "two dependent sites": (two, lambda: dependent),
+}
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
+    """A model and a guide that is tied to the rows of Y."""
+    program, make = PAIRS[request.param]
+    return program, make()
+
+
+def test_own_rows_are_exact(pair: tuple[Any, Any]) -> None:
+    """ELBO and log p of every row, none of them with the parameters of another."""
+    value = pv.elbo(*pair, Y, 10).elbo.value
+    torch.testing.assert_close(value, EXACT, rtol=0, atol=1e-5)
+    found = pv.log_marginal_likelihood(*pair, Y, pv.ImportanceSampling(100))
+    torch.testing.assert_close(found.value, EXACT, rtol=0, atol=1e-5)
+    assert found.reliable.all()
+
+
+def test_other_rows_are_refused(pair: tuple[Any, Any]) -> None:
+    """Fewer rows and more, before a number is made of them."""
+    program, guide = pair
+    pv.elbo(program, guide, Y, 2)  # its parameters are there
+    for other in (Y[3:], Y[:1], torch.cat([Y, Y]), torch.zeros(7)):
+        for ask in (pv.elbo, pv.log_marginal_likelihood, pv.to_inference_data):
+            with pytest.raises(ValueError, match=r"pv\.LocalParameters\(num_data\).*fit_rows"):
+                ask(program, guide, other)
+
+
+def test_parts_and_points(pair: tuple[Any, Any]) -> None:
+    """A part of the rows keeps its own parameters; the density is that of the draws."""
+    program, guide = pair
+    structure = Program(program, Y)
+    posterior: Any = posterior_of(guide, structure, (Y,))
+    assert isinstance(posterior, SitesPosterior | RepeatedCalls)
+    z, log_q = posterior.draw(5)
+    torch.testing.assert_close(posterior.log_prob(z), log_q)
+    rows = torch.tensor([4, 1])
+    part = posterior.rows(rows)
+    assert len(part) == 2
+    torch.testing.assert_close(part.log_prob(z[:, rows]), log_q[:, rows])
+    torch.testing.assert_close(part.rows(slice(1, 2)).log_prob(z[:, 1:2]), log_q[:, 1:2])
+    drawn, _ = part.draw(5)
+    assert drawn.shape == (5, 2, structure.latent_dim)
+
+
+def test_equal_parameters_are_told_by_their_gradient() -> None:
+    """Before training all rows have the same q: the gradient says whose parameters are whose."""
+
+    def fresh(y: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(len(Y)))
+        with pyro.plate("data", len(Y), subsample_size=2) as rows:
+            pyro.sample("z", dist.Normal(loc[rows], 1.0))
+
+    program = Program(subsampled, Y)
+    assert tied_site(program, fresh, (Y,)) == "z"
+    assert set(pyro.get_param_store().keys()) == set()  # a look leaves nothing behind
+
+
+def amortized(y: Tensor) -> None:
+    """The posterior, by a weight that all rows share."""
+    weight = pyro.param("weight", torch.tensor(0.5))
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(weight * y, SD))
+
+
+def amortized_in_a_plate(y: Tensor) -> None:
+    """The same in a plate that subsamples."""
+    weight = pyro.param("weight", torch.tensor(0.5))
+    with pyro.plate("data", len(Y), subsample_size=2) as rows:
+        pyro.sample("z", dist.Normal(weight * y[rows], SD))
+
+
+def auxiliary(y: Tensor) -> None:
+    """The same by way of a standard normal."""
+    weight = pyro.param("weight", torch.tensor(0.5))
+    with pyro.plate("data", len(y)):
+        noise = pyro.sample("noise", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(weight * y + SD * noise, log_density=-torch.tensor(SD).log()))
+
+
+@pytest.mark.parametrize(
+    ("program", "guide"),
+    [(model, amortized), (subsampled, amortized_in_a_plate), (model, auxiliary)],
+    ids=["plain", "subsampling", "auxiliary"],
+)
+def test_guides_of_a_datum_are_let_be(program: Any, guide: Any) -> None:
+    """The wrong twin of all this: q(z_n) that depends on row n alone answers for any rows."""
+    assert tied_site(Program(program, Y), guide, (Y,)) is None
+    for rows in (Y, Y[:1], Y.flip(0)[2:], torch.cat([Y, Y])):
+        expected = torch.distributions.Normal(0.0, 2**0.5).log_prob(rows).double()
+        value = pv.elbo(program, guide, rows, 10).elbo.value
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-5)
+
+
+def test_an_auxiliary_site() -> None:
+    """Its rows have their own parameters, too."""
+    value = pv.elbo(subsampled, by_noise, Y, 10).elbo.value
+    torch.testing.assert_close(value, EXACT, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"pv\.LocalParameters\(num_data\).*fit_rows"):
+        pv.elbo(subsampled, by_noise, Y[3:])
+
+
+def test_a_guide_of_the_batch_is_refused() -> None:
+    """A q that looks at the mean of the batch belongs to no datum."""
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal((y - y.mean()) / 2, SD))
+
+    with pytest.raises(
+        ValueError, match=r"site 'z' .* depends on where a row stands .* other rows"
+    ):
+        pv.elbo(model, guide, Y + 1)
+
+
+def set_to_posterior(guide: Any) -> None:
+    """Gives an automatic guide the posterior of every row."""
+    if isinstance(guide, AutoNormal):
+        guide.locs.z, guide.scales.z = Y / 2, torch.full((len(Y),), SD)
+    else:
+        guide.loc.data.copy_(Y / 2)
+        guide.scale = torch.full((len(Y),), SD)
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal])
+def test_automatic_guides_on_their_rows(kind: Any) -> None:
+    """With the posterior's parameters they are exact; on other rows they are refused."""
+    guide = kind(model)
+    with pytest.raises(TypeError, match="train it first"):
+        pv.elbo(model, guide, Y)
+    loss = SVI(model, guide, pyro.optim.Adam({"lr": 0.0}), Trace_ELBO()).step(Y)  # type: ignore[no-untyped-call]
+    assert loss > 0
+    set_to_posterior(guide)
+    value = pv.elbo(model, guide, Y, 10).elbo.value
+    torch.testing.assert_close(value, EXACT, rtol=0, atol=1e-5)
+    posterior = posterior_of(guide, Program(model, Y), (Y,))
+    torch.testing.assert_close(posterior.rows(slice(3, 6)).mean().squeeze(-1), Y[3:] / 2)
+    with pytest.raises(ValueError, match=r"is tied to 6 rows, and got 3: .*fit_rows"):
+        pv.elbo(model, guide, Y[3:])
+
+
+@pytest.mark.parametrize("kind", [AutoDelta, AutoMultivariateNormal])
+def test_other_automatic_guides_are_refused(kind: Any) -> None:
+    """A point has no density, and a joint normal none of one row alone."""
+    guide = kind(model)
+    guide(Y)
+    with pytest.raises(TypeError, match="has no density of one row's latents"):
+        pv.elbo(model, guide, Y)
+
+
+def test_remedies() -> None:
+    """Free parameters of ours are fitted to new rows; an encoder answers for any."""
+    local = pv.Guide(model, pv.LocalParameters(len(Y)), example=Y).fit_rows(Y + 1)
+    exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(Y + 1).double()
+    value = pv.elbo(model, local, Y + 1, 100).elbo
+    torch.testing.assert_close(value.value, exact, rtol=0, atol=2e-3)
+    net = nn.Sequential(nn.Unflatten(-1, (-1, 1)), nn.Linear(1, 2))
+    pv.elbo(model, pv.Guide(model, pv.Encoder(net), example=Y), Y + 1)
