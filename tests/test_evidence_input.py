@@ -7,7 +7,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -124,12 +123,6 @@ def test_guide_that_does_not_fit(make: Callable[[], Any], message: str) -> None:
     """What is missing or too much, by its name, and what to do."""
     with pytest.raises(ValueError, match=message):
         pv.elbo(MODEL, make(), FACTS_Y, 5)
-
-
-def test_automatic_guides_are_refused() -> None:
-    """Their parameters belong to positions in a batch."""
-    with pytest.raises(TypeError, match="LocalParameters"):
-        pv.elbo(MODEL, AutoNormal(MODEL), FACTS_Y, 5)
 
 
 @pytest.mark.parametrize(

@@ -318,15 +318,6 @@ def test_programs_that_do_not_fit(guide: ProgramLike, message: str) -> None:
         posterior.draw(2)
 
 
-@pytest.mark.usefixtures("user_param_store")
-def test_automatic_guides_are_refused() -> None:
-    """Their parameters belong to a position in the batch: silently wrong on another batch."""
-    guide = pyro.infer.autoguide.AutoNormal(scalar)
-    y = torch.randn(NUM_DATA)
-    with pytest.raises(TypeError, match=r"AutoNormal ties .* use pv\.Guide\(model, pv\.Local"):
-        posterior_of(guide, Program(scalar, y), (y,))
-
-
 def test_program_of() -> None:
     """A guide knows the structure of its own model, be it a method; of no other."""
     y = torch.randn(NUM_DATA)

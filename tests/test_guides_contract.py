@@ -188,6 +188,43 @@ def test_remedy_for_a_discrete_site() -> None:
     torch.testing.assert_close(value, exact, rtol=0, atol=1e-5)
 
 
+def noisy(y: Tensor) -> None:
+    """An auxiliary site moves z, which has a distribution given it."""
+    with pyro.plate("data", len(y)):
+        a = pyro.sample("a", dist.Normal(0.0, 0.5), infer=AUXILIARY)
+        pyro.sample("z", dist.Normal(y / 2 + a, 0.7))
+
+
+def test_an_auxiliary_site_gives_a_lower_bound() -> None:
+    """E[log p(y, z) - log q(z | a)]: what the auxiliary site adds to the gap is its spread.
+
+    With e = z - y / 2 - a, of variance .49, the posterior (variance 1/2) is missed by a + e.
+    """
+    exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(Y).double()
+    log_q = -0.5 * math.log(2 * math.pi * 0.49) - 0.5
+    log_posterior = -0.5 * math.log(2 * math.pi * 0.5) - (0.25 + 0.49)
+    value, error = pv.elbo(model, noisy, Y, 4000).elbo
+    expected = exact + log_posterior - log_q
+    assert ((value - expected).abs() < 6 * error).all()  # false alarm 1e-8
+    assert (value + 6 * error < exact).all()
+    found = pv.log_marginal_likelihood(model, noisy, Y, pv.ImportanceSampling(4000))
+    assert ((found.value - exact).abs() < 6 * found.error).all()
+
+
+def mixed(y: Tensor) -> None:
+    """One site follows from the auxiliary one, the other has a distribution."""
+    with pyro.plate("data", len(y)):
+        a = pyro.sample("noise", dist.Normal(0.0, 0.5), infer=AUXILIARY)
+        pyro.sample("a", dist.Delta(a))
+        pyro.sample("b", dist.Normal(y / 2 - a, 0.7))
+
+
+def test_mixed_auxiliary_sites_are_refused() -> None:
+    """Which of them make up the density cannot be known."""
+    with pytest.raises(ValueError, match=r"\['a'\] of the guide follow .* \['b'\] do not"):
+        pv.elbo(two, mixed, Y)
+
+
 def point(y: Tensor) -> None:
     """A point in place of a distribution, as AutoDelta makes it."""
     with pyro.plate("data", len(y)):

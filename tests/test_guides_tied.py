@@ -5,6 +5,7 @@ N(0, sqrt 2). With the posterior of every row in its parameters a guide has no g
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pyro
@@ -168,11 +169,6 @@ def test_parts_and_points(pair: tuple[Any, Any]) -> None:
 def test_equal_parameters_are_told_by_their_gradient() -> None:
     """Before training all rows have the same q: the gradient says whose parameters are whose."""
 
-    def fresh(y: Tensor) -> None:
-        loc = pyro.param("loc", torch.zeros(len(Y)))
-        with pyro.plate("data", len(Y), subsample_size=2) as rows:
-            pyro.sample("z", dist.Normal(loc[rows], 1.0))
-
     program = Program(subsampled, Y)
     assert tied_site(program, fresh, (Y,)) == "z"
     assert set(pyro.get_param_store().keys()) == set()  # a look leaves nothing behind
@@ -278,3 +274,64 @@ def test_remedies() -> None:
     torch.testing.assert_close(value.value, exact, rtol=0, atol=2e-3)
     net = nn.Sequential(nn.Unflatten(-1, (-1, 1)), nn.Linear(1, 2))
     pv.elbo(model, pv.Guide(model, pv.Encoder(net), example=Y), Y + 1)
+
+
+def test_rows_of_a_minibatch_keep_their_parameters() -> None:
+    """Whoever says which rows these are gets their own parameters; else they are refused."""
+    rows = torch.tensor([4, 1])
+    with pytest.raises(ValueError, match=r"pv\.LocalParameters"):
+        pv.elbo(subsampled, indexed, Y[rows], 10)
+    automatic = AutoNormal(model)
+    automatic(Y)
+    set_to_posterior(automatic)
+    for program, guide in ((subsampled, indexed), (two, dependent), (model, automatic)):
+        with pv.minibatch(rows, len(Y)):
+            value = pv.elbo(program, guide, Y[rows], 10).elbo.value
+        torch.testing.assert_close(value, EXACT[rows], rtol=0, atol=1e-5)
+
+
+def fresh(y: Tensor) -> None:
+    """Parameters of all rows, before training."""
+    loc = pyro.param("loc", torch.zeros(len(Y)))
+    scale = pyro.param("scale", torch.ones(len(Y)), constraint=POSITIVE)
+    with pyro.plate("data", len(Y), subsample_size=2) as rows:
+        pyro.sample("z", dist.Normal(loc[rows], scale[rows]))
+
+
+def by_hand() -> Any:
+    """A guide whose parameters are made when it is called."""
+    return fresh
+
+
+def automatic_guide() -> Any:
+    """One of Pyro's, not called yet."""
+    return AutoNormal(model)
+
+
+MAKERS = pytest.mark.parametrize("make", [by_hand, automatic_guide])
+
+
+@MAKERS
+def test_fit_trains_them_on_all_rows(make: Callable[[], Any]) -> None:
+    """A step has all rows, in their order: every row moves towards its own posterior."""
+    guide = make()
+    pv.fit(
+        model, guide, Y, num_epochs=200, batch_size=len(Y), progress=False,
+        optimizer=partial(torch.optim.Adam, lr=0.1),
+    )  # fmt: skip
+    value = pv.elbo(model, guide, Y, 200).elbo.value
+    assert (EXACT - value < 0.1).all()  # at the start it is 4 nats and more below at the ends
+    assert value[0] < value[2]
+
+
+@MAKERS
+def test_what_they_cannot_do_is_refused_before_training(make: Callable[[], Any]) -> None:
+    """Batches of some rows, and data that are held out: nothing has moved when it is said."""
+    guide = make()
+    with pytest.raises(ValueError, match=r"tied to its 6 rows, and a step has 2 .*batch_size=6"):
+        pv.fit(model, guide, Y, batch_size=2, num_epochs=1, progress=False)
+    with pytest.raises(TypeError, match=r"tied to its rows: .*pv\.LocalParameters"):
+        pv.fit(model, guide, Y, validation=Y[:2], num_epochs=1, progress=False)
+    with pytest.raises(TypeError, match=r"tied to its rows: .*pv\.LocalParameters"):
+        pv.compare(model, {"encoder": pv.GlobalParameters(), "tied": guide}, Y, Y[:2], num_epochs=1)
+    assert not list(pyro.get_param_store().keys())

@@ -20,7 +20,7 @@ from .. import diagnostics, evidence
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import Estimator, ImportanceSampling, LogMarginal, check_data
 from ..gaps import inference_gap
-from ..guides import Family, Guide, InferenceMap, RowFit, for_new_rows, is_tied_to_rows
+from ..guides import Family, Guide, InferenceMap, RowFit, for_new_rows, is_tied_to_rows, require_new_rows
 from ..programs import as_batch, device_of, minibatch
 from ..randomness import forked
 from ..training import Fit, History, fit
@@ -174,6 +174,8 @@ class _Run:
 
     def results(self, guides: Mapping[str, Candidate]) -> dict[str, GuideResult]:
         """Trains and evaluates every guide; after an interrupt, those that there are."""
+        for candidate in guides.values():
+            self._require_new_rows(candidate)
         results: dict[str, GuideResult] = {}
         bar = tqdm(guides.items(), desc="guides", disable=not self.options["progress"])
         for name, candidate in bar:
@@ -182,6 +184,12 @@ class _Run:
             if results[name].fit.stopped == "interrupted":
                 break
         return results
+
+    def _require_new_rows(self, candidate: Candidate) -> None:
+        """Refuses a guide that could not be evaluated on held-out data, before any is trained."""
+        guide = candidate[0] if isinstance(candidate, tuple) else candidate
+        if not isinstance(guide, InferenceMap):
+            require_new_rows(self.model, guide, self.train)
 
     def result(self, candidate: Candidate, known: GuideResult | None = None) -> GuideResult:
         """Trains a candidate and evaluates it; with log p of another one, if that is the same."""

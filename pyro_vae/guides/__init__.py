@@ -5,13 +5,17 @@ from .closed_form import CoordinateAscent as CoordinateAscent
 from .closed_form import ExactPosterior as ExactPosterior
 from .closed_form import Quadratic as Quadratic
 from .closed_form import quadratic_of as quadratic_of
+from .draws import Draws as Draws
+from .draws import draw as draw
 from .empty import NoLatents as NoLatents
 from .entry import for_new_rows as for_new_rows
 from .entry import given_globals as given_globals
 from .entry import is_tied_to_rows as is_tied_to_rows
 from .entry import maps_of as maps_of
 from .entry import posterior_of as posterior_of
+from .entry import prepare_training as prepare_training
 from .entry import program_of as program_of
+from .entry import require_new_rows as require_new_rows
 from .entry import row_buffers as row_buffers
 from .families import DiagonalNormal as DiagonalNormal
 from .families import Family as Family
@@ -42,6 +46,7 @@ __all__ = [
     "AffineCoupling",
     "CoordinateAscent",
     "DiagonalNormal",
+    "Draws",
     "ElementwiseSpline",
     "Encoder",
     "ExactPosterior",
@@ -63,6 +68,7 @@ __all__ = [
     "Refined",
     "RowFit",
     "SplineAutoregressive",
+    "draw",
     "finite_rows",
     "fit_parameters",
     "for_new_rows",
@@ -70,8 +76,10 @@ __all__ = [
     "is_tied_to_rows",
     "maps_of",
     "posterior_of",
+    "prepare_training",
     "program_of",
     "quadratic_of",
     "refine_parameters",
+    "require_new_rows",
     "row_buffers",
 ]

@@ -76,21 +76,43 @@ def _check_site(program: Program, site: TracedSite) -> None:
         )
 
 
-def check_density(sites: Collection[TracedSite]) -> None:
-    """Refuses a guide that is a point: it has no density, so no number can be reported.
+def without_auxiliary(sites: Collection[TracedSite]) -> list[TracedSite]:
+    r"""Sites of a datum that make up log q, given those that were drawn for it.
+
+    An auxiliary site a, of which the model knows nothing, is a mere source of noise where the
+    model's sites have distributions given it: with :math:`z \sim q(z \mid a)` the weight
+    :math:`p(y, z) / q(z \mid a)` has the mean p(y), and its logarithm is a lower bound. Where the
+    model's sites follow from it (`Delta`, with the log Jacobian), their density is that of a.
 
     Raises:
-        ValueError: With the name of the site.
+        ValueError: If some of the model's sites follow from auxiliary ones and some do not, or one
+            is a point; with the name of the site.
     """
-    if any(site.is_auxiliary for site in sites):
-        return  # what it makes of the auxiliary draw has that draw's density
-    for site in sites:
-        if is_point(site.distribution):
-            raise ValueError(
-                f"the guide puts site '{site.name}' at a point (Delta), which has no density: an "
-                "ELBO or log p would hang on the unit of the site; sample it from a distribution "
-                "with a spread, as in dist.Normal(value, 0.1), or use pv.Guide"
-            )
+    model = [site for site in sites if not site.is_auxiliary]
+    deltas = [site for site in model if is_delta(site.distribution)]
+    if not deltas:
+        return model
+    if len(model) == len(sites):
+        for site in deltas:
+            _refuse_point(site)
+        return model
+    if len(deltas) < len(model):
+        others = [site.name for site in model if site not in deltas]
+        raise ValueError(
+            f"site(s) {[site.name for site in deltas]} of the guide follow from its auxiliary ones "
+            f"(Delta) and {others} do not, so which of those are part of the density cannot be "
+            "known: sample all of them from distributions of their own, or none"
+        )
+    return list(sites)
+
+
+def _refuse_point(site: TracedSite) -> None:
+    if is_point(site.distribution):
+        raise ValueError(
+            f"the guide puts site '{site.name}' at a point (Delta), which has no density: an ELBO "
+            "or log p would hang on the unit of the site; sample it from a distribution with a "
+            "spread, as in dist.Normal(value, 0.1), or use pv.Guide"
+        )
 
 
 def is_point(distribution: Distribution) -> bool:

@@ -4,18 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from .._types import Batch, Data, ProgramLike
-from ..programs import Program, modules_of
+from ..programs import Program, evaluating, modules_of
 from .climbing import FitRows
 from .contract import check_sites
 from .guide import Guide
 from .maps import InferenceMap
 from .posteriors import Posterior
 from .shared import values_of
-from .tied import REMEDY, automatic_globals, automatic_posterior, program_posterior
+from .tied import REMEDY, automatic_globals, automatic_posterior, program_posterior, tied_site
 
 _GLOBAL_DRAWS = 200  # of sites that all data share: a point is wanted, not an estimate
 
@@ -137,3 +138,64 @@ def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterio
     given = {"given": program.fixed} if program.fixed else {}
     answer: Posterior = posterior(*batch, **given)
     return answer
+
+
+def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> None:
+    """Refuses a guide that has no answer for other data than its own, before it is trained.
+
+    Arguments:
+        model: The model.
+        guide: The guide, which may not have been called yet.
+        rows: All rows that it is for.
+
+    Raises:
+        TypeError: If it is tied to these rows and has no way of fitting others; with the remedy.
+    """
+    if isinstance(guide, Guide):
+        return
+    if is_tied_to_rows(guide):
+        for_new_rows(guide, rows)
+    elif getattr(guide, "posterior", None) is None:
+        program = program_of(model, guide, rows)
+        with evaluating(model, guide):
+            site = tied_site(program, guide, rows)
+        if site is not None:
+            raise TypeError(f"q of site '{site}' in the guide is tied to its rows: {REMEDY}")
+
+
+def prepare_training(
+    program: Program, guide: ProgramLike, rows: Batch, batch_size: int
+) -> bool:
+    """Gets a guide that is tied to rows ready to be trained on them.
+
+    Arguments:
+        program: The model.
+        guide: The guide.
+        rows: All rows that it is trained on.
+        batch_size: Rows of a step.
+
+    Returns:
+        Whether it has to be called with all rows, in their order: it is tied to them, and made by
+        hand or by Pyro.
+
+    Raises:
+        ValueError: If it is, and a step has fewer rows.
+    """
+    for map in maps_of(guide):
+        map.remember(*rows)
+    if maps_of(guide):
+        return False
+    automatic = isinstance(guide, AutoGuide)
+    with evaluating(guide):
+        site = "" if automatic else tied_site(program, guide, rows)
+    if site is None:
+        return False
+    if batch_size < len(rows[0]):
+        raise ValueError(
+            f"the guide is tied to its {len(rows[0])} rows, and a step has {batch_size} of them: "
+            f"pass batch_size={len(rows[0])}; or, {REMEDY}"
+        )
+    if automatic and guide.prototype_trace is None:
+        with poutine.block():
+            guide(*rows)  # makes its parameters
+    return True

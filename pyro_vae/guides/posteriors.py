@@ -16,7 +16,7 @@ from torch import Tensor
 from .._types import Batch, ProgramLike
 from ..programs import Program, Run, TracedSite, repeat_rows
 from ..randomness import normals
-from .contract import check_density, check_sites, density_sites, log_density, unmasked
+from .contract import check_sites, density_sites, log_density, unmasked, without_auxiliary
 from .families import Family
 from .noise import noise_shape, noise_size, push
 
@@ -176,7 +176,7 @@ class ProgramPosterior:
         by_datum = distribution.batch_shape[:1] == (len(self),) and latent.axis == 0
         if others or not by_datum or set(run.sites) - {latent.name, *self.program.fixed}:
             return None
-        check_density([run[latent.name]])
+        without_auxiliary([run[latent.name]])
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
@@ -236,6 +236,5 @@ class ProgramPosterior:
         return [site for site in sites if site.name not in self.program.fixed]
 
     def _log_probs(self, run: Run, rows: int, values: Mapping[str, Tensor]) -> Tensor:
-        sites = self._sites(run, values)
-        check_density(sites)
+        sites = without_auxiliary(self._sites(run, values))
         return torch.stack([log_density(self.program, site, rows) for site in sites]).sum(0)

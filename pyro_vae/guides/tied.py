@@ -21,7 +21,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoNormal
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..programs import Program, Run, TracedSite, leaves_of, modules_of
+from ..programs import Program, Run, TracedSite, current_minibatch, leaves_of, modules_of
 from ..randomness import forked
 from .contract import density_sites, is_delta, log_density, unmasked
 from .families import DiagonalNormal
@@ -49,6 +49,20 @@ def program_posterior(
     site = tied_site(program, guide, batch)
     if site is None:
         return ProgramPosterior(program, guide, batch)
+    current = current_minibatch()
+    if current is None or len(current.rows) != len(batch[0]):
+        return _tied_posterior(program, guide, batch, site)
+    # The guide needs all rows; what the others are called with is no part of the answer.
+    places = torch.zeros(current.num_data, dtype=torch.int64)
+    places[current.rows.cpu()] = torch.arange(len(current.rows))
+    every = _tied_posterior(program, guide, _taken(batch, places), site)
+    return every.rows(current.rows)
+
+
+def _tied_posterior(
+    program: Program, guide: ProgramLike, batch: Batch, site: str
+) -> "SitesPosterior | RepeatedCalls":
+    """The posterior of all rows of a guide that is tied to them."""
     num_data = len(batch[0])
     if not _can_be_run(program, guide, batch):
         _refuse_other_number(program, guide, batch)
@@ -79,18 +93,24 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
         ]
         parts.append(torch.cat(flat, dim=-1))
     loc, scale = parts
+    posterior = FamilyPosterior(DiagonalNormal(), torch.cat([loc, scale.log()], dim=-1))
+    current = current_minibatch()
+    if current is not None and current.num_data == len(loc) and len(current.rows) == num_data:
+        return posterior.rows(current.rows.to(loc.device))
     if len(loc) != num_data:
         raise ValueError(
             f"{type(guide).__name__} is tied to {len(loc)} rows, and got {num_data}: {REMEDY}"
         )
-    return FamilyPosterior(DiagonalNormal(), torch.cat([loc, scale.log()], dim=-1))
+    return posterior
 
 
 def automatic_globals(program: Program, guide: AutoGuide) -> tuple[Tensor, Tensor]:
     """Mean and scale of the flat vector of the sites that all data share, each `(size,)`."""
     moments = _moments(guide)
     pairs = [moments[site.name] for site in program.global_sites]
-    loc, scale = (torch.cat([part.flatten() for part in parts]) for parts in zip(*pairs, strict=True))
+    loc, scale = (
+        torch.cat([part.flatten() for part in parts]) for parts in zip(*pairs, strict=True)
+    )
     return loc, scale
 
 

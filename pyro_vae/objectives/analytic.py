@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, constraints, kl_divergence
 
 from .._types import Batch
-from ..guides import FamilyPosterior, Posterior, ProgramPosterior
+from ..guides import Draws, FamilyPosterior, Posterior, ProgramPosterior
 from ..programs import Run, repeat_rows
 from .base import Particles, Schedule
 from .bounds import BetaELBO
-from .draws import Draws
 
 
 @dataclass(frozen=True)

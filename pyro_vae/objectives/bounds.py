@@ -27,9 +27,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from .._types import Batch
+from ..guides import Draws
 from ..programs import Run
 from .base import Objective, Particles, Schedule
-from .draws import Draws
 
 
 def _check_particles(num_particles: int) -> None:

@@ -34,7 +34,9 @@ from ..guides import (
     for_new_rows,
     is_tied_to_rows,
     maps_of,
+    prepare_training,
     program_of,
+    require_new_rows,
     row_buffers,
 )
 from ..objectives import Objective, Progress
@@ -202,6 +204,8 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         missing = check_rows(model, guide, reader)
         if held_out is not None:
             check_data(model, held_out)
+            if isinstance(reader, InMemory):
+                require_new_rows(model, guide, reader.batch)
     distributed.require_same("what fit is told", plan.told(held_out))
     cut = Shards.of(len(reader), shards, seed)
     refuse_running_averages(cut.count, model, guide)
@@ -249,9 +253,9 @@ class _Training:
         self.enumerated = model if own else self.program.enumerating(model)
         self.batch_size = min(plan.batch_size, self.num_data)
         self.held_out = None if held_out is None else _HeldOut(model, guide, held_out, plan.seed)
-        if isinstance(reader, InMemory):
-            for map in maps_of(guide):
-                map.remember(*reader.batch)
+        self.in_order = isinstance(reader, InMemory) and prepare_training(
+            self.program, guide, reader.batch, self.batch_size // shards.count
+        )
         self.tensors = self._find_tensors()
         # Where rows of a table are all there is to train, the schedule still needs an optimizer.
         nothing = [torch.zeros(0, requires_grad=True)]
@@ -550,7 +554,9 @@ class _Training:
 
     def _find_tensors(self) -> dict[str, Tensor]:
         """Everything that training moves, by name: the leaves of the loss's graph."""
-        batch = self._redrawn(head(self.reader))
+        # A guide that is tied to its rows is called with all of them.
+        first = self.reader.read(torch.arange(self.num_data)) if self.in_order else None
+        batch = self._redrawn(first or head(self.reader))
         rows = torch.arange(len(batch[0]))
         # Running means of a BatchNorm may move; a table of rows does not without a gradient.
         buffers = State.of(self.model, self.guide, (), still=row_buffers(self.guide))

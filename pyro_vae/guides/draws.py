@@ -11,13 +11,16 @@ added to the ELBO of training. No reported number has them.
 from dataclasses import dataclass
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.nn import pyro_method
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..guides import Guide, NoLatents, Posterior, ProgramPosterior, posterior_of
-from ..guides.contract import check_sites, density_sites, require_by_datum
 from ..programs import Program, TracedSite, repeat_rows, total_log_prob
+from .contract import check_sites, density_sites, require_by_datum
+from .empty import NoLatents
+from .guide import Guide
+from .posteriors import Posterior, ProgramPosterior
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,11 @@ def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int)
     """
     if isinstance(guide, Guide):
         return pyro_method(_from_guide)(guide, program, batch, num_particles)
-    if program.latent_sites:
-        posterior_of(guide, program, batch)  # refuses what belongs to no datum
+    if isinstance(guide, AutoGuide):
+        raise TypeError(
+            f"{type(guide).__name__} has no draws of one row that keep their gradient: train it by "
+            "Trace_ELBO(), or take pv.Guide(model, pv.LocalParameters(num_data))"
+        )
     return _from_program(guide, program, batch, num_particles)
 
 
