@@ -20,7 +20,15 @@ from .. import diagnostics, evidence
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import Estimator, ImportanceSampling, LogMarginal, check_data
 from ..gaps import inference_gap
-from ..guides import Family, Guide, InferenceMap, RowFit, for_new_rows, is_tied_to_rows, require_new_rows
+from ..guides import (
+    Family,
+    Guide,
+    InferenceMap,
+    RowFit,
+    for_new_rows,
+    is_tied_to_rows,
+    require_new_rows,
+)
 from ..programs import as_batch, device_of, minibatch
 from ..randomness import forked
 from ..training import Fit, History, fit

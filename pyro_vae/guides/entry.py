@@ -163,9 +163,7 @@ def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> Non
             raise TypeError(f"q of site '{site}' in the guide is tied to its rows: {REMEDY}")
 
 
-def prepare_training(
-    program: Program, guide: ProgramLike, rows: Batch, batch_size: int
-) -> bool:
+def prepare_training(program: Program, guide: ProgramLike, rows: Batch, batch_size: int) -> bool:
     """Gets a guide that is tied to rows ready to be trained on them.
 
     Arguments:
@@ -185,9 +183,8 @@ def prepare_training(
         map.remember(*rows)
     if maps_of(guide):
         return False
-    automatic = isinstance(guide, AutoGuide)
     with evaluating(guide):
-        site = "" if automatic else tied_site(program, guide, rows)
+        site = "" if isinstance(guide, AutoGuide) else tied_site(program, guide, rows)
     if site is None:
         return False
     if batch_size < len(rows[0]):
@@ -195,7 +192,7 @@ def prepare_training(
             f"the guide is tied to its {len(rows[0])} rows, and a step has {batch_size} of them: "
             f"pass batch_size={len(rows[0])}; or, {REMEDY}"
         )
-    if automatic and guide.prototype_trace is None:
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         with poutine.block():
             guide(*rows)  # makes its parameters
     return True

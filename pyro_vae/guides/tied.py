@@ -46,17 +46,24 @@ def program_posterior(
     Raises:
         ValueError: If it is, and these are not all of its rows, with the remedy.
     """
-    site = tied_site(program, guide, batch)
+    every, rows = _all_rows(batch)
+    site = tied_site(program, guide, every)
     if site is None:
         return ProgramPosterior(program, guide, batch)
+    return _tied_posterior(program, guide, every, site).rows(rows)
+
+
+def _all_rows(batch: Batch) -> tuple[Batch, Tensor | slice]:
+    """All rows of the data set, and which of them these are: within a minibatch it says so.
+
+    What the others are called with is no part of the answer: it is the first row.
+    """
     current = current_minibatch()
     if current is None or len(current.rows) != len(batch[0]):
-        return _tied_posterior(program, guide, batch, site)
-    # The guide needs all rows; what the others are called with is no part of the answer.
+        return batch, slice(None)
     places = torch.zeros(current.num_data, dtype=torch.int64)
     places[current.rows.cpu()] = torch.arange(len(current.rows))
-    every = _tied_posterior(program, guide, _taken(batch, places), site)
-    return every.rows(current.rows)
+    return _taken(batch, places), current.rows
 
 
 def _tied_posterior(
@@ -163,7 +170,8 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
     """Refuses these rows if the guide can be run on as many as a parameter of its own has."""
-    num_data, tensors = len(batch[0]), [p for m in modules_of(guide) for p in m.parameters()]
+    num_data = len(batch[0])
+    tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     tensors += [param for _, param in pyro.get_param_store().named_parameters()]
     sizes = {size for tensor in tensors for size in tensor.shape} - {0, 1, num_data}
     for rows in sorted(sizes, reverse=True):

@@ -28,22 +28,20 @@ MOVED = Known(("wrong",), "log p is .006 off after compare(train_model=False), r
 LABEL = Known(("refused",), "the guide samples a discrete site of the model, which is summed out")
 FORWARD = Known(("failed",), "pyro.param in the forward of a PyroModule, or in an EasyGuide")
 REFINED = Known(("failed",), "pyro.module or pyro.param in a function, refined in training")
-TIED = Known(("refused",), "Pyro's guide is tied to positions in a batch")
-UNTIED = Known(("failed",), "Pyro's guide is tied to positions in a batch, not refused by name")
+TIED = Known(("refused",), "the guide is tied to its rows, all of which it needs, once trained")
+ASKED = Known(("right", "refused"), "right on all rows or in pv.minibatch, else refused by name")
 ROWS = Known(("failed",), "parameters of all rows, called with some of them")
 RUNS = RIGHT._replace(reason="Pyro alone runs this")
 
 KNOWN: dict[tuple[str, str, str], Known] = {
-    ("auxiliary", "author", "elbo"): Known(("wrong",), "the auxiliary density counts in log q"),
     ("auxiliary", "author", "compare"): Known(("refused",), "no density at a given point"),
     ("heteroscedastic", "author", "evidence"): Known(("wrong",), "reliable, 5.3 errors off"),
     ("mixed_effect_hmm", "refined", "svi"): Known(("failed",), "refined steps under enumeration"),
     ("factor_analysis", "refined", "svi"): Known(("failed",), "refined steps of a PyroParam"),
-    ("parameters_per_datum", "author", "rows"): Known(("wrong",), "other rows' parameters"),
-    ("parameters_of_all", "author", "rows"): ROWS,
-    ("parameters_of_all", "author", "evidence"): ROWS,
-    ("parameters_of_all", "author", "fit"): ROWS,
-    ("parameters_of_all", "author", "compare"): ROWS,
+    ("parameters_per_datum", "author", "rows"): ASKED,
+    ("parameters_of_all", "author", "rows"): ASKED,
+    ("parameters_of_all", "author", "fit"): TIED,
+    ("parameters_of_all", "author", "compare"): TIED,
     ("parameters_of_all", "author", "svi"): ROWS,
     ("ss_vae_broadcast", ALL, "compare"): MOVED,
     ("ss_vae_broadcast", "author", "compare"): MOVED,
@@ -62,8 +60,6 @@ for _name in ("hmm", "gaussian_mixture", "fixed_mixture"):
         KNOWN[_name, ALL, _question] = DISCRETE
 for _name in ("autonormal", "autodiagonal"):
     KNOWN[_name, "author", ALL] = TIED
-    KNOWN[_name, "author", "fit"] = UNTIED
-    KNOWN[_name, "author", "compare"] = UNTIED
 for _name in ("cvae", "plate_without_size"):
     KNOWN[_name, ALL, ALL] = SIZE
 KNOWN["cell2location", ALL, ALL] = PLATES
