@@ -102,7 +102,8 @@ def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[st
 def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor:
     rows = tuple(part[:1] for part in batch)
     try:
-        program.run_guide(guide, rows)
+        with torch.random.fork_rng():  # the draw of this run is no draw of anybody's
+            program.run_guide(guide, rows)
     except Exception:  # it is tied to all of its rows
         rows = batch
     means: dict[str, list[Tensor]] = {site.name: [] for site in program.global_sites}

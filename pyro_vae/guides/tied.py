@@ -153,6 +153,8 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     Raises:
         ValueError: If the guide can be run on another number of rows only.
     """
+    if not program.latent_sites:
+        return None
     size = min(_FEW, len(batch[0]))
     back = torch.arange(size - 1, -1, -1)
     try:
