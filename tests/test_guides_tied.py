@@ -98,7 +98,7 @@ class Table(nn.Module):
 def dependent(y: Tensor) -> None:
     """Of `two`, whose posterior has the covariance 1/2 I - 1/8: b depends on a."""
     slope = -1 / 3
-    loc = pyro.param("loc", Y / 4)
+    loc = pyro.param("quarter", Y / 4)
     with pyro.plate("data", len(y)):
         a = pyro.sample("a", dist.Normal(loc, (3 / 8) ** 0.5))
         mean = loc + slope * (a - loc)
