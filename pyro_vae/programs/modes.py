@@ -7,6 +7,7 @@ nothing for its caller: not the mode of a module, not a weight, not a random str
 import functools
 import inspect
 import itertools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,11 +19,16 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.nn.module import _Context
+from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 
 from .._types import Batch, Data, ProgramLike
 
 _COUNTER = itertools.count(1)
+_ONE_STORE: ContextVar[bool] = ContextVar("pyro_vae_one_store", default=False)
+_scope = ParamStoreDict.scope
+_lock = threading.Lock()
+_blocks = 0  # of local parameters that are being executed, in all threads
 _CAPTURED_DATA_MISS: ContextVar[bool | None] = ContextVar("pyro_vae_capturing", default=None)
 
 
@@ -146,14 +152,40 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
     """Keeps parameters in modules while the programs run, so Pyro's store is not touched.
 
     A PyroModule that was made under Pyro's default setting lacks the state that the local mode
-    needs, and would raise; it is given an empty one.
+    needs, and would raise; it is given an empty one. In the local mode Pyro has a store for each
+    module, and refuses `pyro.param` and `pyro.module` in the `forward` of one: here what such a
+    statement names is the parameter of that name in the one store that a program sees outside.
     """
     for program in programs:
         for module in modules_of(program):
             for part in module.modules():
                 _give_local_state(part)
-    with pyro.settings.context(module_local_params=True):
-        yield
+    token = _ONE_STORE.set(True)
+    _count_blocks(+1)
+    try:
+        with pyro.settings.context(module_local_params=True):
+            yield
+    finally:
+        _count_blocks(-1)
+        _ONE_STORE.reset(token)
+
+
+def _count_blocks(change: int) -> None:
+    """Counts blocks, so that Pyro's own function is back when the last one ends."""
+    global _blocks
+    with _lock:
+        _blocks += change
+        ParamStoreDict.scope = _scope_of_modules if _blocks > 0 else _scope
+
+
+@contextmanager
+def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
+    """Stands in for the scope that a module opens with its own state, and opens none."""
+    if _ONE_STORE.get() and state is not None:
+        yield state
+        return
+    with _scope(store, state) as scoped:
+        yield scoped
 
 
 @contextmanager
