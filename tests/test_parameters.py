@@ -10,6 +10,7 @@ import pytest
 import torch
 from pyro.contrib.easyguide import EasyGuide
 from pyro.nn import PyroModule
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -28,7 +29,7 @@ def body(module: Any, use: str, y: Tensor) -> None:
     """Y ~ N(net(z), sigma), z ~ N(0, 1), with a statement of Pyro's or none."""
     if use == "pyro.module":
         pyro.module("net", module.net)
-    sigma = 2.0
+    sigma: Any = 2.0
     if use == "pyro.param":
         sigma = pyro.param("sigma", torch.tensor(2.0), constraint=POSITIVE)
     with pyro.plate("data", len(y)):
@@ -83,8 +84,8 @@ class Easy(EasyGuide):
 
 
 USES = ["nothing", "pyro.param", "pyro.module"]
-FORMS = {"forward": InForward, "method": lambda use: Owner(use).model}
-MAPS = {
+FORMS: dict[str, Any] = {"forward": InForward, "method": lambda use: Owner(use).model}
+MAPS: dict[str, Any] = {
     "encoder": lambda: pv.Encoder(nn.Linear(1, 2)),
     "global": pv.GlobalParameters,
     "local": lambda: pv.LocalParameters(len(Y)),
@@ -130,7 +131,9 @@ def test_a_users_own_training_is_what_is_evaluated() -> None:
     """A parameter that a loop of one's own has trained is the one that evidence sees."""
     model = InForward("pyro.param")
     guide = GuideInForward()
-    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), pyro.infer.Trace_ELBO())
+    svi = pyro.infer.SVI(
+        model, guide, PyroOptim(torch.optim.Adam, {"lr": 0.1}), pyro.infer.Trace_ELBO()
+    )
     for _ in range(3):
         svi.step(Y)
     sigma = pyro.param("sigma").item()

@@ -175,7 +175,8 @@ def _count_blocks(change: int) -> None:
     global _blocks
     with _lock:
         _blocks += change
-        ParamStoreDict.scope = _scope_of_modules if _blocks > 0 else _scope
+        function: Any = _scope_of_modules if _blocks > 0 else _scope
+        ParamStoreDict.scope = function  # type: ignore[method-assign]
 
 
 @contextmanager
