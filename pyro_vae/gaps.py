@@ -35,6 +35,7 @@ from .evidence import (
     Tightest,
     Weights,
     best_of_family,
+    edge_doubts,
     near,
     prepared,
     starts,
@@ -368,7 +369,9 @@ def inference_gap(
         )  # fmt: skip
         pieces = zip(*(weigh(posterior=one) for one in posteriors), strict=True)
         averages = [join(list(parts)) for parts in zip(*map(_averages, pieces), strict=True)]
-    marginal = replace(marginal, given=program.conditions)
+        edges = edge_doubts(program, batch)
+    doubts = {**marginal.doubts, **edges}
+    marginal = replace(marginal, given=program.conditions, doubts=doubts)
     return _decomposed(marginal, averages, best, others, num_samples)
 
 

@@ -42,6 +42,7 @@ class Doubt(Enum):
     BEATEN = "the guide beats q*: it was not found, or is of a poorer family"
     NEGATIVE_INFERENCE = "the inference gap is negative: log p(y) is too low"
     NEGATIVE_APPROXIMATION = "the approximation gap is negative: log p(y) is too low"
+    SATURATED = "a latent rounds to an edge of its support: the prior is too sparse for its numbers"
     OTHER = "an estimator of your own says so"
 
 

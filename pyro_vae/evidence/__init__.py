@@ -45,6 +45,7 @@ from .results import Evaluation as Evaluation
 from .results import EvidenceLowerBound as EvidenceLowerBound
 from .results import LogMarginal as LogMarginal
 from .results import Weights as Weights
+from .saturation import edge_doubts as edge_doubts
 from .tightest import Tightest as Tightest
 from .validation import Comparison as Comparison
 from .validation import CrossCheck as CrossCheck

@@ -17,6 +17,7 @@ from ..results import join
 from .exact import summed_out
 from .importance import ImportanceSampling, log_marginal_of
 from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights
+from .saturation import edge_doubts
 from .weights import draw_rows, prepared, rows_at_once, weigh
 
 
@@ -110,6 +111,7 @@ def elbo(
         else:
             weights = method.weights(program, posterior, batch, seed=seed, progress=progress)
             bound = join(list(map(_bound, weights)))
+        bound = replace(bound, doubts={**bound.doubts, **edge_doubts(program, batch)})
     return replace(bound, given=program.conditions)
 
 
@@ -170,6 +172,7 @@ def log_marginal_likelihood(
             result = summed_out(program, batch)
         else:
             result = method(program, posterior, batch, seed=seed, progress=progress)
+        result = replace(result, doubts={**result.doubts, **edge_doubts(program, batch)})
     result = replace(result, given=program.conditions)
     _warn_unreliable(result)
     return result
@@ -202,6 +205,9 @@ def evaluate(
         bound, marginal = join(list(map(_evaluation, weights)))
         if not method.is_plain:
             marginal = method(program, posterior, batch, seed=seed, progress=progress)
+        edges = edge_doubts(program, batch)
+        bound = replace(bound, doubts={**bound.doubts, **edges})
+        marginal = replace(marginal, doubts={**marginal.doubts, **edges})
     given_as = program.conditions
     return Evaluation(replace(bound, given=given_as), replace(marginal, given=given_as))
 

@@ -118,6 +118,8 @@ class EvidenceLowerBound(PerDatum):
         distortion: :math:`-\mathbb{E}_q \log p(y \mid z)`.
         num_samples: Draws used per datum.
         given: What the bound is conditional on, in words, as in :class:`LogMarginal`.
+        doubts: Reasons not to trust a bound. Draws are none: it is unbiased, and its error is
+            their spread.
     """
 
     elbo: Estimate
@@ -125,6 +127,7 @@ class EvidenceLowerBound(PerDatum):
     distortion: Estimate
     num_samples: int
     given: str = ""
+    doubts: Doubts = field(default_factory=dict)
 
     @property
     def value(self) -> Tensor:
@@ -135,11 +138,6 @@ class EvidenceLowerBound(PerDatum):
     def error(self) -> Tensor:
         """Its standard error."""
         return self.elbo.error
-
-    @property
-    def doubts(self) -> Doubts:
-        """None: an average of log weights is unbiased, and its error is the spread of the draws."""
-        return {}
 
     @property
     def total(self) -> Estimate:
