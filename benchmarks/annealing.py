@@ -105,7 +105,7 @@ def importance(loadings: Tensor, y: Tensor, seconds: float) -> Tensor:
     parts: list[Tensor] = []
     model, start = model_of(loadings), time.perf_counter()
     while not parts or time.perf_counter() - start < seconds:
-        draws = log_weights(model, prior_of, y, num_particles=DRAWS, seed=len(parts))
+        draws = log_weights(model, prior_of, y, num_samples=DRAWS, seed=len(parts))
         parts.append(log_mean_exp(draws))
     return log_mean_exp(torch.stack(parts))
 

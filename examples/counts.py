@@ -87,7 +87,7 @@ def run(
     )
     log_p = pv.log_marginal_likelihood(model, guide, test, pv.Quadrature())
     statistics = {"share of zeros": share_of_zeros}
-    return Result(log_p, predictive_check(model, guide, test, statistics, num_draws=sizes.draws))
+    return Result(log_p, predictive_check(model, guide, test, statistics, num_samples=sizes.draws))
 
 
 class Sizes(NamedTuple):

@@ -136,7 +136,7 @@ def by_vae(train: Tensor, test: Tensor, columns: Columns, sizes: "Sizes") -> Imp
         optimizer=optimizer,
         progress=False,
     )
-    return impute(model, guide, test, 200, method=pv.ImportanceSampling(sizes.samples))
+    return impute(model, guide, test, 200, estimator=pv.ImportanceSampling(sizes.samples))
 
 
 def scores(filled: Filled, truth: Array, holes: NDArray[np.bool_], top: Array) -> list[Array]:

@@ -269,7 +269,7 @@ def test_the_exact_posterior_has_no_gap() -> None:
     """Every weight is the evidence, whatever the draw; mean-field, the gap is the known one."""
     y = torch.cat([FACTS_Y, FACTS.sample(4)])
     model = model_of(FACTS)
-    weights = pv.log_weights(model, exact_guide(model, y), y, num_particles=3)
+    weights = pv.log_weights(model, exact_guide(model, y), y, num_samples=3)
     assert_exact(weights, FACTS.log_evidence(y).expand(3, -1))
     mean_field = pv.Guide(model, ExactPosterior(), example=y)
     assert_exact(amortization_gap(FACTS, y, mean_field.parameters_of(y)), torch.zeros(5))

@@ -59,7 +59,7 @@ def test_the_evidence_is_exact(prior: type | None) -> None:
     found = pv.log_marginal_likelihood(model, guide, (y, x), pv.ClosedForm()).value
     torch.testing.assert_close(found, moments(model, x).log_prob(y), rtol=1e-9, atol=1e-9)
     assert (found - moments(model, x.flip(0)).log_prob(y)).abs().max() > 0.01
-    weights = pv.log_weights(model, guide, y, x, num_particles=3)
+    weights = pv.log_weights(model, guide, y, x, num_samples=3)
     torch.testing.assert_close(weights, found.expand(3, -1), rtol=1e-7, atol=1e-7)
 
 

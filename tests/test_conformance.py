@@ -38,7 +38,7 @@ def weights(case: Case, guide: pv.Guide, batch: Batch, rows: Tensor, seed: int =
     """Log weights of some rows of the data."""
     part = tuple(tensor[rows] for tensor in batch)
     with pv.minibatch(rows, NUM_DATA):
-        return pv.log_weights(case.program, guide, *part, num_particles=3, seed=seed)
+        return pv.log_weights(case.program, guide, *part, num_samples=3, seed=seed)
 
 
 ALL = torch.arange(NUM_DATA)
@@ -175,6 +175,6 @@ def test_save_and_load(map: str, family: str, tmp_path: Path) -> None:
     guide.map.remember(y)
     pv.save(tmp_path / "folder", model=model, guide=guide)
     loaded: tuple[Any, Any] = pv.load(tmp_path / "folder")
-    expected = pv.log_weights(model, guide, y, num_particles=3)
-    assert torch.equal(pv.log_weights(*loaded, y, num_particles=3), expected)
+    expected = pv.log_weights(model, guide, y, num_samples=3)
+    assert torch.equal(pv.log_weights(*loaded, y, num_samples=3), expected)
     assert math.isfinite(expected.sum())

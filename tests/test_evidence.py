@@ -72,10 +72,10 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 def test_exact_posterior_has_equal_weights(num_particles: int) -> None:
     """With q = p(z | y) each weight is p(y), whatever was drawn; a wider q has other weights."""
     y = FACTS.sample(7)
-    log_w = pv.log_weights(MODEL, exact_guide(FACTS), y, num_particles=num_particles)
+    log_w = pv.log_weights(MODEL, exact_guide(FACTS), y, num_samples=num_particles)
     exact = FACTS.log_evidence(y).expand(num_particles, -1)
     torch.testing.assert_close(log_w, exact, rtol=0, atol=1e-10)
-    other = pv.log_weights(MODEL, MEAN_FIELD, y, num_particles=num_particles)
+    other = pv.log_weights(MODEL, MEAN_FIELD, y, num_samples=num_particles)
     assert (other - exact).abs().max() > 1e-3
 
 
@@ -301,7 +301,7 @@ def test_draws_used_are_draws_asked_for(num_samples: int) -> None:
     # The guide is run twice a datum to be read: with all data, and by itself.
     assert sum(drawn) == (num_samples + 2) * 2
     assert (result.num_samples == num_samples).all()
-    log_w = pv.log_weights(MODEL, guide, y, num_particles=num_samples, seed=3)
+    log_w = pv.log_weights(MODEL, guide, y, num_samples=num_samples, seed=3)
     assert log_w.shape == (num_samples, 2)
     assert_same(result.value, stats.log_marginal(log_w).value)
     assert result.pareto_k.isnan().all() == (num_samples < stats.MIN_TAIL_PARTICLES)
@@ -336,7 +336,7 @@ ENTRY_POINTS: dict[str, Callable[[Any, Any, Tensor], Any]] = {
     "log_marginal_likelihood": lambda model, guide, y: (
         pv.log_marginal_likelihood(model, guide, y, pv.ImportanceSampling(5_000)).value
     ),
-    "log_weights": lambda model, guide, y: pv.log_weights(model, guide, y, num_particles=5),
+    "log_weights": lambda model, guide, y: pv.log_weights(model, guide, y, num_samples=5),
     "posterior_means": posterior_means,
 }
 

@@ -144,8 +144,8 @@ def test_evidence_at_the_mean_of_the_posterior() -> None:
     assert ((lml.value - middle).abs() <= (high - low).abs() + 1e-4).all()
     guide = pv.Guide(population, encoder(), example=y)
     at = guide.global_values()["mean"]
-    weights = pv.log_weights(population, guide, y, num_particles=3)
-    same = pv.log_weights(population, guide, y, num_particles=3, given={"mean": at})
+    weights = pv.log_weights(population, guide, y, num_samples=3)
+    same = pv.log_weights(population, guide, y, num_samples=3, given={"mean": at})
     assert torch.equal(weights, same)
 
 

@@ -187,7 +187,7 @@ def test_stopping_on_luck_is_caught(seed: int) -> None:
     ours = estimate(ImportanceSampling(30, until=until), y, seed)
     exact = FACTS.log_evidence(y)
     assert_mean((ours.value - exact).exp(), 1.0)
-    log_weights = pv.log_weights(MODEL, MEAN_FIELD, y, num_particles=480, seed=seed)
+    log_weights = pv.log_weights(MODEL, MEAN_FIELD, y, num_samples=480, seed=seed)
     with pytest.raises(AssertionError, match="resolution"):
         assert_mean((stopped_on_the_way(log_weights, until) - exact).exp(), 1.0)
 

@@ -178,7 +178,7 @@ def test_exact_posterior_weighs_the_evidence(facts_y: Tensor) -> None:
 def test_draws_are_those_of_the_evidence(facts_y: Tensor) -> None:
     """The weights of `log_weights` and the diagnostics of `evaluate`, to the last bit."""
     idata = to_inference_data(facts_model, wide_guide, facts_y, num_samples=50, seed=7)
-    weights = log_weights(facts_model, wide_guide, facts_y, num_particles=50, seed=7)
+    weights = log_weights(facts_model, wide_guide, facts_y, num_samples=50, seed=7)
     result = evaluate(facts_model, wide_guide, facts_y, ImportanceSampling(50), seed=7)
     for group, name, expected in (
         ("sample_stats", "log_weight", weights),
@@ -208,7 +208,13 @@ def test_simulated_data_are_of_the_model(vae: tuple[models.VAE, Guide, Tensor]) 
     """Given its z each y has the mean of p(y | z); latents of the prior are as they should be."""
     model, guide, y = vae
     idata = to_inference_data(
-        model, guide, y, num_samples=2000, prior_draws=4000, predictive_draws=1500, seed=5
+        model,
+        guide,
+        y,
+        num_samples=2000,
+        num_prior_samples=4000,
+        num_predictive_samples=1500,
+        seed=5,
     )
     z, simulated = values(idata, "posterior", "z"), values(idata, "posterior_predictive", "y")
     assert simulated.shape == (1500, 5, 3)
@@ -361,7 +367,7 @@ def test_predictive_draws_fit_into_memory(
     model, guide, y = vae
 
     def draws(asked: int | None = None) -> int:
-        idata = to_inference_data(model, guide, y, num_samples=40, predictive_draws=asked)
+        idata = to_inference_data(model, guide, y, num_samples=40, num_predictive_samples=asked)
         if "posterior_predictive" not in group_names(idata):
             return 0
         return int(idata["posterior_predictive"].sizes["draw"])
@@ -370,12 +376,12 @@ def test_predictive_draws_fit_into_memory(
     monkeypatch.setattr("pyro_vae.inference_data.draws._PREDICTIVE_BYTES", 12 * y.nbytes)
     assert draws() == 12
     assert draws(30) == 30
-    idata = to_inference_data(model, guide, y, num_samples=40, predictive_draws=7)
+    idata = to_inference_data(model, guide, y, num_samples=40, num_predictive_samples=7)
     assert idata["prior_predictive"].sizes["draw"] == 7
     assert draws(0) == 0
     monkeypatch.setattr("pyro_vae.inference_data.draws._PREDICTIVE_BYTES", 1)
     assert draws() == 1
-    idata = to_inference_data(model, guide, y, num_samples=40, prior_draws=0)
+    idata = to_inference_data(model, guide, y, num_samples=40, num_prior_samples=0)
     assert not {"prior", "prior_predictive"} & group_names(idata)
 
 
@@ -480,9 +486,12 @@ def test_arviz_plots() -> None:
         ({"names": NAMES[:3]}, "names label the data, one each: expected 5, got 3"),
         ({"names": ["a", "b", "a", "c", "d"]}, "names must be different.*'a' stands 2 times"),
         ({"num_samples": 1}, "at least 2 draws, got 1"),
-        ({"predictive_draws": 41}, "at most num_samples=40, got 41"),
-        ({"predictive_draws": -1}, "predictive_draws is a number of draws, 0 for none, got -1"),
-        ({"prior_draws": -1}, "prior_draws is a number of draws, 0 for none, got -1"),
+        ({"num_predictive_samples": 41}, "at most num_samples=40, got 41"),
+        (
+            {"num_predictive_samples": -1},
+            "num_predictive_samples is a number of draws, 0 for none, got -1",
+        ),
+        ({"num_prior_samples": -1}, "num_prior_samples is a number of draws, 0 for none, got -1"),
     ],
 )
 def test_bad_arguments(
@@ -514,9 +523,9 @@ def mixture(y: Tensor) -> None:
 @pytest.mark.parametrize(
     ("model", "asked", "reason"),
     [
-        (peeking, {"predictive_draws": 3}, "cannot be simulated row by row"),
-        (peeking, {"prior_draws": 3}, "cannot be simulated row by row"),
-        (mixture, {"predictive_draws": 3}, r"no draws of the site\(s\) \['kind'\]"),
+        (peeking, {"num_predictive_samples": 3}, "cannot be simulated row by row"),
+        (peeking, {"num_prior_samples": 3}, "cannot be simulated row by row"),
+        (mixture, {"num_predictive_samples": 3}, r"no draws of the site\(s\) \['kind'\]"),
     ],
 )
 def test_data_asked_of_a_program_that_makes_none(

@@ -198,7 +198,7 @@ def test_in_a_model(seed: int) -> None:
     assert np.isfinite(result.history.elbo).all()
     for name, value in likelihood.state_dict().items():
         assert not torch.equal(value, before[name]), name
-    assert pv.log_weights(model, guide, holes, num_particles=3).isfinite().all()
+    assert pv.log_weights(model, guide, holes, num_samples=3).isfinite().all()
     assert model.decode(torch.zeros(2, 2)).shape == (2, 14)
     copied = copy.deepcopy(model)
     assert torch.equal(copied.decode(torch.zeros(2, 2)), model.decode(torch.zeros(2, 2)))
@@ -362,8 +362,8 @@ def test_exposure_in_a_model(make: Callable[[], Likelihood], seed: int) -> None:
     pv.likelihoods.start_from(decoder, likelihood.start(y, exposure))
     guide = pv.Guide(model, pv.Encoder(First()), example=(y[1:3], exposure[1:3]))
     pv.fit(model, guide, (y, exposure), num_epochs=2, seed=seed, progress=False)
-    with_it = pv.log_weights(model, guide, y, exposure, num_particles=3)
-    without = pv.log_weights(model, guide, y, torch.ones(40), num_particles=3)
+    with_it = pv.log_weights(model, guide, y, exposure, num_samples=3)
+    without = pv.log_weights(model, guide, y, torch.ones(40), num_samples=3)
     assert with_it.isfinite().all()
     assert not torch.allclose(with_it, without)
     assert model.decode(torch.zeros(7, 40, 2), exposure).shape == (7, 40, 3)

@@ -111,7 +111,7 @@ def test_leave_one_out_is_exact() -> None:
     torch.testing.assert_close(log_likelihood, expected)
     assert float(deviations(leave_one_out(idata), left_out(y), log_likelihood).max()) < 6
     local = to_inference_data(
-        population, guide, y, num_samples=500, prior_draws=0, predictive_draws=0
+        population, guide, y, num_samples=500, num_prior_samples=0, num_predictive_samples=0
     )
     given_z = leave_one_out(local)
     assert float((given_z - left_out(y)).abs().max()) > 0.3
@@ -178,7 +178,7 @@ def test_a_program_that_shares_nothing_has_one_draw(tmp_path: Path) -> None:
     idata = marginal_log_likelihood(facts_model, facts_guide, facts_y, 7, names=NAMES)
     found = values(idata, "log_likelihood", "y")
     torch.testing.assert_close(found, FACTS.log_evidence(facts_y)[None])
-    assert idata.attrs["num_draws"] == 1
+    assert idata.attrs["num_samples"] == 1
     assert idata.attrs["share_unreliable"] == 0
     assert "pareto_k_of_shared" not in idata.attrs
     assert_same(idata, round_trip(idata, tmp_path / "marginal.nc"))
@@ -201,5 +201,5 @@ def test_a_guide_of_ours_has_shared_draws() -> None:
     error = values(idata, "diagnostics", "error")
     expected = dist.Normal(mean[:, None], WIDTH).log_prob(y)
     assert float(((found - expected) / error).abs().max()) < 7
-    with pytest.raises(ValueError, match="num_draws is at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_samples is at least 1, got 0"):
         marginal_log_likelihood(population, guide, y, 0)

@@ -88,7 +88,7 @@ def test_conditional_means() -> None:
     guide = exact_guide(factors)
     evidence, means = exact(factors, y)
     torch.testing.assert_close(guide.mean(y), means, rtol=1e-9, atol=1e-9)
-    weights = pv.log_weights(factors, guide, y, num_particles=3)
+    weights = pv.log_weights(factors, guide, y, num_samples=3)
     torch.testing.assert_close(weights, evidence.expand(3, -1), rtol=1e-8, atol=1e-8)
 
 
@@ -278,11 +278,11 @@ def test_checks_and_inference_data_with_holes(seed: int) -> None:
     """The data and their replicates keep their holes, and log likelihoods have none."""
     factors, y = made()
     own = {"missing": lambda batch: batch[0].isnan().double().mean(dim=0)}
-    check = pv.diagnostics.predictive_check(factors, None, y, own, num_draws=5, seed=seed)
+    check = pv.diagnostics.predictive_check(factors, None, y, own, num_samples=5, seed=seed)
     assert (check.replicated == check.observed).all()
     own = {"mean": lambda batch: batch[0].mean()}
     with pytest.raises(ValueError, match="missing entries, nan, to be left out"):
-        pv.diagnostics.predictive_check(factors, None, y, own, num_draws=5, seed=seed)
+        pv.diagnostics.predictive_check(factors, None, y, own, num_samples=5, seed=seed)
     idata = pv.to_inference_data(factors, exact_guide(factors), y[:20], num_samples=20, seed=seed)
     assert np.isnan(np.asarray(idata["observed_data"]["y"])).sum() == int(y[:20].isnan().sum())
     assert np.isfinite(np.asarray(idata["log_likelihood"]["y"])).all()
@@ -300,7 +300,7 @@ def test_predictive_p_values_with_holes(seed: int) -> None:
         noisy = y + 3 * SIGMA * torch.randn_like(y)
         for data, p_values in ((y, right), (noisy, wrong)):
             check = pv.diagnostics.predictive_check(
-                factors, None, data, num_draws=39, seed=seed + repeat
+                factors, None, data, num_samples=39, seed=seed + repeat
             )
             assert "sds of features (largest deviation, sd)" in check.names
             p_values.append(check.p_values.value)

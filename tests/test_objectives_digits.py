@@ -32,12 +32,12 @@ def trained(objective: Any, num_epochs: int, seed: int) -> Trained:
 
 def log_p(model: Any, guide: pv.Guide, y: Tensor, particles: int) -> Tensor:
     """The importance-weighted bound of every datum, `(batch,)`."""
-    return log_mean_exp(pv.log_weights(model, guide, y, num_particles=particles))
+    return log_mean_exp(pv.log_weights(model, guide, y, num_samples=particles))
 
 
 def bound(model: Any, guide: pv.Guide, y: Tensor, particles: int) -> Tensor:
     """The mean of forty such bounds; those of other sizes come from other draws."""
-    log_w = pv.log_weights(model, guide, y, num_particles=40 * particles, seed=particles)
+    log_w = pv.log_weights(model, guide, y, num_samples=40 * particles, seed=particles)
     return log_mean_exp(log_w.view(particles, 40, -1)).mean(dim=0)
 
 

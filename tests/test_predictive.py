@@ -46,7 +46,7 @@ def test_p_values_are_exact(seed: int) -> None:
     repeats, number = 240, 12
     data = FACTS.sample(repeats * number).view(repeats, number, 4)
     results = [
-        check(FACTS, y, num_draws=39, seed=seed + place) for place, y in enumerate(data.unbind())
+        check(FACTS, y, num_samples=39, seed=seed + place) for place, y in enumerate(data.unbind())
     ]
     p_values = torch.stack([result.p_values.value for result in results])
     assert results[0].names == (
@@ -63,7 +63,7 @@ def test_p_values_are_exact(seed: int) -> None:
 def test_a_wrong_model_is_caught(seed: int) -> None:
     """Noise half as wide as that of the data: their spread is beyond all replicates."""
     y = FACTS.sample(2000)  # nine standard errors of the spread
-    right, wrong = (check(facts, y, num_draws=400, seed=seed) for facts in (FACTS, TIGHT))
+    right, wrong = (check(facts, y, num_samples=400, seed=seed) for facts in (FACTS, TIGHT))
     place = wrong.names.index("sd")
     assert float(wrong.p_values.value[place]) == pytest.approx(2 / 401)
     assert float(wrong.adjusted.min()) < 0.05
@@ -71,7 +71,7 @@ def test_a_wrong_model_is_caught(seed: int) -> None:
     assert "sd of" in wrong.verdict()
     assert "above 100.0% of theirs" in wrong.verdict()
     assert float(right.adjusted.min()) > 1e-6
-    assert right.verdict(1e-9).endswith("take num_draws=12000000000")
+    assert right.verdict(1e-9).endswith("take num_samples=12000000000")
     assert len(wrong.summary().splitlines()) == len(wrong.names) + 1
 
 
@@ -80,7 +80,7 @@ def test_latents_of_the_guide_are_optimistic(seed: int) -> None:
     narrow = FactorAnalysis(FACTS.loadings / 3, FACTS.mean, FACTS.noise_variance)
     y = FACTS.sample(100) * torch.tensor([1.2, 1.2, 1.0, 1.2])
     guide = exact_guide(FACTS)
-    by_prior = predictive_check(model_of(narrow), guide, y, num_draws=200, seed=seed)
+    by_prior = predictive_check(model_of(narrow), guide, y, num_samples=200, seed=seed)
 
     def model(y: Tensor) -> None:
         with pyro.plate("data", len(y)):
@@ -89,7 +89,7 @@ def test_latents_of_the_guide_are_optimistic(seed: int) -> None:
             pyro.sample("y", dist.Normal(loc, FACTS.noise_variance.sqrt()).to_event(1), obs=y)
 
     results = {
-        latents: predictive_check(model, guide, y, num_draws=200, latents=latents, seed=seed)
+        latents: predictive_check(model, guide, y, num_samples=200, latents=latents, seed=seed)
         for latents in Latents
     }
     place = by_prior.names.index("sd")
@@ -103,7 +103,7 @@ def test_latents_of_the_guide_are_optimistic(seed: int) -> None:
         guide,
         y,
         {"size": lambda batch: batch[0].mean()},
-        num_draws=50,
+        num_samples=50,
         latents=Latents.GUIDE,
     )
     assert "which flatters the model" in easy.verdict(1e-9)
@@ -146,7 +146,7 @@ def test_own_statistics_and_vectors(seed: int) -> None:
     """Functions of the data set; of a vector the entry that is furthest off counts."""
     y = FACTS.sample(50) + torch.tensor([0.0, 0.0, 5.0, 0.0])
     own = {"third": lambda batch: batch[0][:, 2].mean(), "each": lambda batch: batch[0].mean(0)}
-    result = predictive_check(model_of(FACTS), None, y, own, num_draws=100, seed=seed)
+    result = predictive_check(model_of(FACTS), None, y, own, num_samples=100, seed=seed)
     assert result.names == ("third", "each (largest deviation, sd)")
     assert result.p_values.value.tolist() == pytest.approx([2 / 101, 1 / 101])
     assert float(result.observed[0]) == pytest.approx(float(y[:, 2].mean()))
@@ -169,9 +169,9 @@ def test_covariates_stay(seed: int) -> None:
     exposure = torch.tensor([0.1, 10.0]).repeat(30)
     y = torch.poisson(4 * exposure[:, None].expand(60, 3))
     low = {"low": lambda b: b[0][b[1] < 1].mean(), "high": lambda b: b[0][b[1] > 1].mean()}
-    result = predictive_check(exposed, None, (y, exposure), low, num_draws=400, seed=seed)
+    result = predictive_check(exposed, None, (y, exposure), low, num_samples=400, seed=seed)
     assert_mean(result.replicated, torch.tensor([0.4, 40.0]))
-    names = predictive_check(exposed, None, (y, exposure), num_draws=10).names
+    names = predictive_check(exposed, None, (y, exposure), num_samples=10).names
     assert "mean" in names  # of the counts alone: no other tensor is observed
     assert "share of zeros" in names
     assert not any("tensor" in name for name in names)
@@ -201,7 +201,7 @@ def test_shared_latents_are_drawn_for_every_data_set(latents: Latents, seed: int
     drawn, fixed = (
         predictive_check(
             population, population_guide, y, average,
-            num_draws=200, latents=latents, given=given, seed=seed,
+            num_samples=200, latents=latents, given=given, seed=seed,
         )
         for given in (None, {"mean": torch.tensor(1.0)})
     )  # fmt: skip
@@ -249,12 +249,12 @@ def test_a_guide_of_ours_and_of_a_table() -> None:
     model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Bernoulli(), latent_dim=2)
     y = torch.bernoulli(torch.full((30, 3), 0.5))
     guide = pv.Guide(model, pv.LocalParameters(5))
-    result = predictive_check(model, guide, y, num_draws=20)
+    result = predictive_check(model, guide, y, num_samples=20)
     assert "largest" not in result.names  # 1 in all data sets: it says nothing
     guide = pv.Guide(model, pv.GlobalParameters())
-    again = predictive_check(model, guide, y, num_draws=20)
+    again = predictive_check(model, guide, y, num_samples=20)
     torch.testing.assert_close(again.replicated, result.replicated)
-    other = predictive_check(model, guide, y, num_draws=20, seed=1)
+    other = predictive_check(model, guide, y, num_samples=20, seed=1)
     assert not torch.equal(other.replicated, result.replicated)
 
 
@@ -263,7 +263,7 @@ def test_chunks_keep_data_sets_apart(monkeypatch: pytest.MonkeyPatch, seed: int)
     y = FACTS.sample(10)
     monkeypatch.setattr("pyro_vae.diagnostics.predictive._MEMORY", 1e-9)
     count = {"count": lambda batch: torch.tensor(float(len(batch[0]))), "sd": lambda b: b[0].std()}
-    result = predictive_check(model_of(FACTS), None, y, count, num_draws=15, seed=seed)
+    result = predictive_check(model_of(FACTS), None, y, count, num_samples=15, seed=seed)
     assert result.replicated[:, 0].tolist() == [10.0] * 15
     assert len(result.replicated[:, 1].unique()) == 15
 
@@ -275,13 +275,13 @@ def test_bad_arguments() -> None:
     """What was expected, and what came."""
     y = FACTS.sample(5)
     with pytest.raises(ValueError, match="at least 2 replicated data sets, got 1"):
-        check(FACTS, y, num_draws=1)
+        check(FACTS, y, num_samples=1)
     with pytest.raises(ValueError, match="needs a guide, got None"):
         check(FACTS, y, latents=Latents.GUIDE)
     with pytest.raises(ValueError, match="at least 2 data"):
         check(FACTS, y[:1])
     with pytest.raises(ValueError, match="'void' should be finite"):
-        check(FACTS, y, statistics={"void": lambda batch: batch[0].sum() / 0}, num_draws=5)
+        check(FACTS, y, statistics={"void": lambda batch: batch[0].sum() / 0}, num_samples=5)
     with pytest.raises(ValueError, match="at least one statistic"):
         check(FACTS, y, statistics={})
 
@@ -302,12 +302,12 @@ def test_programs_that_cannot_be_simulated() -> None:
 
     y = torch.randn(20)
     with pytest.raises(ValueError, match="cannot be simulated row by row"):
-        predictive_check(peeking, None, y, num_draws=5)
+        predictive_check(peeking, None, y, num_samples=5)
     guide = pv.Guide(mixture, pv.GlobalParameters(), example=y)
     with pytest.raises(ValueError, match=r"\['kind'\] are summed out"):
-        predictive_check(mixture, guide, y, num_draws=5, latents=Latents.GUIDE)
+        predictive_check(mixture, guide, y, num_samples=5, latents=Latents.GUIDE)
     means = {"mean": lambda batch: batch[0].mean()}
-    replicated = predictive_check(mixture, None, y, means, num_draws=300).replicated
+    replicated = predictive_check(mixture, None, y, means, num_samples=300).replicated
     assert_mean(replicated, torch.tensor([1.5]))
 
 
@@ -321,7 +321,7 @@ def heights(ax: Any) -> list[float]:
 
 def test_the_plot_shows_the_check() -> None:
     """Every replicate is in a bar, and the line stands at the observed value."""
-    result = check(FACTS, FACTS.sample(40), num_draws=60)
+    result = check(FACTS, FACTS.sample(40), num_samples=60)
     p_values = dict(zip(result.names, result.p_values.value, strict=True))
     figure = Figure(figsize=(8, 5), layout="constrained")
     panels = plot_predictive_check(
@@ -359,7 +359,7 @@ def test_a_guide_that_is_the_prior() -> None:
     model = model_of(FACTS)
     pair = [
         predictive_check(
-            model, prior_guide, y, sd, num_draws=300, latents=latents, seed=place
+            model, prior_guide, y, sd, num_samples=300, latents=latents, seed=place
         ).replicated
         for place, latents in enumerate(Latents)
     ]

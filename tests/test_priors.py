@@ -281,8 +281,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     pv.save(tmp_path / "saved", model=model, guide=guide)
     other, other_guide, _ = shared()
     pv.load(tmp_path / "saved", model=other, guide=other_guide)
-    expected = pv.log_weights(model, guide, y, num_particles=3)
-    assert torch.equal(pv.log_weights(other, other_guide, y, num_particles=3), expected)
+    expected = pv.log_weights(model, guide, y, num_samples=3)
+    assert torch.equal(pv.log_weights(other, other_guide, y, num_samples=3), expected)
     prior: Any = other.latent_prior
     assert prior.encoder is other_guide.map
 

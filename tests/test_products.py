@@ -77,7 +77,7 @@ def images() -> tuple[pv.models.VAE, pv.Guide, Tensor]:
 def test_the_stated_error_is_right() -> None:
     """It is the difference of the ELBOs of the first batch, which evidence finds by other draws."""
     model, guide, y = images()
-    result = pv.fit(model, guide, y, num_epochs=2, progress=False, products=pv.BFloat16Products())
+    result = pv.fit(model, guide, y, num_epochs=2, progress=False, precision=pv.BFloat16Products())
     assert result.rounding is not None
     assert "products of fewer bits move the ELBO" in result.summary()
     full = elbo(model, guide, y, 200)
@@ -95,7 +95,7 @@ def test_nothing_changes_where_nothing_is_rounded() -> None:
     for products in (None, pv.TF32Products()):
         torch.manual_seed(0)
         model, guide, y = images()
-        result = pv.fit(model, guide, y, num_epochs=2, progress=False, products=products)
+        result = pv.fit(model, guide, y, num_epochs=2, progress=False, precision=products)
         results.append(result)
     assert (results[0].history.elbo == results[1].history.elbo).all()
     assert results[0].rounding is None
@@ -108,7 +108,7 @@ def test_validation_is_in_full_precision() -> None:
     model, guide, y = images()
     result = pv.fit(
         model, guide, y, num_epochs=1, validation=y, progress=False,
-        products=pv.BFloat16Products(),
+        precision=pv.BFloat16Products(),
     )  # fmt: skip
     again = elbo(model, guide, y, 10, seed=0)
     assert float(again.mean.value) == pytest.approx(result.history.validation_elbo[-1], rel=1e-9)
@@ -126,7 +126,7 @@ def test_captured_steps_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(0)
         model, guide, y = images()
         result = pv.fit(
-            model, guide, y, num_epochs=2, progress=False, compile=compile, products=products
+            model, guide, y, num_epochs=2, progress=False, compile=compile, precision=products
         )
         histories.append(result.history.elbo[-1])
     assert result.compiled == "compiled"

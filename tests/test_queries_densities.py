@@ -143,7 +143,7 @@ def test_curves_are_unbiased_under_repetition() -> None:
     y = FACTORS.sample(1)
     grid = torch.tensor([1.0, 2.0])
     runs = [
-        conditional_density(program, guide(program), y, 2, grid, method=METHOD, seed=s)
+        conditional_density(program, guide(program), y, 2, grid, estimator=METHOD, seed=s)
         for s in range(40)
     ]
     values = torch.stack([run.density.value[0] for run in runs])

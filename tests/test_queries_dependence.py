@@ -187,5 +187,5 @@ def test_bad_input() -> None:
     """In words."""
     with pytest.raises(ValueError, match="expected 5 names, one a feature, got 1"):
         dependence(vae(), names=["a"])
-    with pytest.raises(ValueError, match="pass example="):
+    with pytest.raises(ValueError, match="pass data="):
         dependence(program)

@@ -32,7 +32,7 @@ def largest_z(filled: Imputation, y: Tensor) -> tuple[float, float]:
 def test_conditional_means(model: Any, seed: int) -> None:
     """With 30% removed, every mean is the closed form's within its error; so is the spread."""
     _, y = with_holes(40)
-    filled = impute(model, guide(model), y, method=DRAWS, seed=seed)
+    filled = impute(model, guide(model), y, estimator=DRAWS, seed=seed)
     assert filled.reliable.double().mean() > 0.8  # the guide is mean-field
     worst, allowed = largest_z(filled, y)
     assert worst < allowed
@@ -47,7 +47,7 @@ def test_other_proposals(proposal: Any, seed: int) -> None:
     _, y = with_holes(25)
     off = guide(program, width=0.7, shift=0.3)
     method = pv.ImportanceSampling(2000, proposal=proposal)
-    worst, allowed = largest_z(impute(program, off, y, method=method, seed=seed), y)
+    worst, allowed = largest_z(impute(program, off, y, estimator=method, seed=seed), y)
     assert worst < allowed
 
 
@@ -65,7 +65,7 @@ def test_without_weights_it_is_caught(seed: int) -> None:
     """Wrong twin: what the guide decodes to, unweighted, is off by many errors where it is off."""
     _, y = with_holes(25)
     off = guide(program, shift=0.5)
-    filled = impute(program, off, y, method=DRAWS, seed=seed)
+    filled = impute(program, off, y, estimator=DRAWS, seed=seed)
     worst, allowed = largest_z(filled, y)
     assert worst < allowed
     draws = reconstruction_draws(program, off, y, 2000, seed=seed)
@@ -77,7 +77,7 @@ def test_without_weights_it_is_caught(seed: int) -> None:
 def test_draws_are_of_the_conditional(seed: int) -> None:
     """Intervals of the draws hold the entries that were removed; correlations are kept."""
     truth, y = with_holes(160, share=0.5)
-    filled = impute(vae(), guide(vae()), y, 200, method=pv.ImportanceSampling(500), seed=seed)
+    filled = impute(vae(), guide(vae()), y, 200, estimator=pv.ImportanceSampling(500), seed=seed)
     exact = [conditional(row) for row in y]
     # One missing entry a row: those of one row go together.
     rows, columns = filled.missing.nonzero().T
@@ -134,7 +134,7 @@ def test_a_hopeless_proposal_says_so(seed: int) -> None:
     """A guide that is far too narrow: rows are doubted, in words."""
     _, y = with_holes(20)
     narrow = guide(program, width=0.2)
-    filled = impute(program, narrow, y, method=DRAWS, seed=seed)
+    filled = impute(program, narrow, y, estimator=DRAWS, seed=seed)
     holed = filled.missing.any(dim=1)
     assert float((~filled.reliable)[holed].double().mean()) > 0.5
     doubted = (~filled.reliable).nonzero().flatten().tolist()

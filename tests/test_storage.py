@@ -271,10 +271,10 @@ def test_a_hand_written_decoder_and_guide_are_filled(tmp_path: Path) -> None:
     assert loaded.guide is fresh[1]
     assert_same_state(model, loaded.model)
     assert torch.equal(model.decode(torch.ones(1, LATENTS)), fresh[0].decode(torch.ones(1, 2)))
-    assert torch.equal(*(pv.log_weights(*pair, y, num_particles=2) for pair in (fresh, loaded)))
+    assert torch.equal(*(pv.log_weights(*pair, y, num_samples=2) for pair in (fresh, loaded)))
     assert torch.equal(
-        pv.log_weights(model, guide, y, num_particles=2),
-        pv.log_weights(*loaded, y, num_particles=2),
+        pv.log_weights(model, guide, y, num_samples=2),
+        pv.log_weights(*loaded, y, num_samples=2),
     )
 
 

@@ -154,8 +154,8 @@ class Comparison(Result):
                 result.held_out_guide,
                 self.test,
                 num_samples=num_samples,
-                predictive_draws=predictive(result.model),
-                prior_draws=0,
+                num_predictive_samples=predictive(result.model),
+                num_prior_samples=0,
             )
             for name, result in self.results.items()
         }

@@ -165,10 +165,10 @@ def surgery(
     with prepared(model, guide, data, seed) as (program, posterior, batch):
         _require_one_prior(program, posterior, batch)
         draws = draws_a_datum(num_samples, len(posterior))
-        method = ImportanceSampling(draws)
+        estimator = ImportanceSampling(draws)
         blocks = [
             (log_aggregate(posterior, block.z), block.weights)
-            for block in method.blocks(program, posterior, batch, seed=seed, progress=progress)
+            for block in estimator.blocks(program, posterior, batch, seed=seed, progress=progress)
         ]
     aggregate = torch.cat([part for part, _ in blocks], dim=1)
     prior, likelihood, log_q = (

@@ -137,7 +137,7 @@ class PredictiveCheck(Result):
         needed = math.ceil(2 * len(self.names) / false_alarm)  # for Holm to reject the first
         if len(self.replicated) + 1 > needed:
             return ""
-        return f"; with {len(self.replicated)} draws nothing could: take num_draws={needed}"
+        return f"; with {len(self.replicated)} draws nothing could: take num_samples={needed}"
 
     def summary(self, false_alarm: float = 0.05) -> str:
         """One line a statistic, then the verdict."""
@@ -170,7 +170,7 @@ def predictive_check(
     data: Data,
     statistics: Mapping[str, Statistic] | None = None,
     *,
-    num_draws: int = 1000,
+    num_samples: int = 1000,
     latents: Latents = Latents.PRIOR,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
@@ -199,7 +199,7 @@ def predictive_check(
         data: The observed data set: the batch tensor, or a tuple of them.
         statistics: Functions from a data set (a tuple of tensors, as the model takes them) to one
             number or a vector, by name; :func:`default_statistics` by default.
-        num_draws: Replicated data sets, :math:`R`.
+        num_samples: Replicated data sets, :math:`R`.
         latents: Where the latents of the replicates come from.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of everything; the caller's random stream is left alone.
@@ -226,19 +226,19 @@ def predictive_check(
         ...     with pyro.plate("data", len(y)):
         ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
         ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
-        >>> check = predictive_check(model, None, 9 * torch.ones(50), num_draws=100)
+        >>> check = predictive_check(model, None, 9 * torch.ones(50), num_samples=100)
         >>> "mean of 9 is above 100.0% of theirs" in check.verdict(false_alarm=0.2)
         True
     """
-    _check_asked(guide, num_draws, latents, statistics)
+    _check_asked(guide, num_samples, latents, statistics)
     proposal = guide if latents is Latents.GUIDE else _shared_only(guide)
     with prepared(model, proposal or no_guide, data, seed, given) as (program, _, batch):
         _check_simulable(program, batch, latents, seed)
-        runs = _runs(program, proposal, batch, num_draws, given, latents, seed)
+        runs = _runs(program, proposal, batch, num_samples, given, latents, seed)
         shown = _shown(program, batch)
         functions = default_statistics(batch, shown.parts) if statistics is None else statistics
         replicates = _replicates(runs, batch, shown, seed)
-        bar = tqdm(replicates, "replicates", num_draws, leave=None, disable=not progress)
+        bar = tqdm(replicates, "replicates", num_samples, leave=None, disable=not progress)
         observed = _values(functions, batch)
         replicated = [_values(functions, replicate) for replicate in bar]
     result = _held_against(functions, observed, replicated, keep_constant=statistics is not None)
@@ -284,7 +284,7 @@ class GlobalDraw(NamedTuple):
 
 
 def draw_globals(
-    program: Program, guide: ProgramLike, batch: Batch, num_draws: int, seed: int
+    program: Program, guide: ProgramLike, batch: Batch, num_samples: int, seed: int
 ) -> list[GlobalDraw]:
     """Draws the latent sites that all data share from a guide of ours or one written by hand.
 
@@ -292,16 +292,16 @@ def draw_globals(
         program: The model; it says which sites these are.
         guide: Has a posterior of them.
         batch: Data that a guide written by hand is run on; it may look at all of them.
-        num_draws: Number of draws.
+        num_samples: Number of draws.
         seed: Seed of the draws.
 
     Returns:
         Draws with their log densities, scalars in nats, in the units of the sites.
     """
     if isinstance(guide, Guide):
-        return [_own_draw(guide, v) for v in guide.sample_globals(num_draws, seed=seed)]
+        return [_own_draw(guide, v) for v in guide.sample_globals(num_samples, seed=seed)]
     with forked(seed, "globals"):
-        return [_traced_draw(program, guide, batch) for _ in range(num_draws)]
+        return [_traced_draw(program, guide, batch) for _ in range(num_samples)]
 
 
 def _own_draw(guide: Guide, values: dict[str, Tensor]) -> GlobalDraw:
@@ -344,7 +344,7 @@ class _Run(NamedTuple):
 
     program: Program
     posterior: Posterior | None
-    num_draws: int
+    num_samples: int
 
 
 def _shared_only(guide: ProgramLike | None) -> ProgramLike | None:
@@ -353,12 +353,12 @@ def _shared_only(guide: ProgramLike | None) -> ProgramLike | None:
 
 def _check_asked(
     guide: ProgramLike | None,
-    num_draws: int,
+    num_samples: int,
     latents: Latents,
     statistics: Mapping[str, Statistic] | None,
 ) -> None:
-    if num_draws < 2:
-        raise ValueError(f"a p-value needs at least 2 replicated data sets, got {num_draws}")
+    if num_samples < 2:
+        raise ValueError(f"a p-value needs at least 2 replicated data sets, got {num_samples}")
     if statistics is not None and not statistics:
         raise ValueError("expected at least one statistic, got an empty mapping")
     if guide is None and latents is Latents.GUIDE:
@@ -382,7 +382,7 @@ def _runs(
     program: Program,
     guide: ProgramLike | None,
     batch: Batch,
-    num_draws: int,
+    num_samples: int,
     given: Mapping[str, Tensor] | None,
     latents: Latents,
     seed: int,
@@ -394,9 +394,9 @@ def _runs(
         return _Run(at, posterior_of(guide, at, batch) if asked else None, number)  # type: ignore[arg-type]
 
     if given is not None or not program.global_sites or guide is None:
-        return [run(program, num_draws)]
+        return [run(program, num_samples)]
     own = guide.guide if isinstance(guide, _SharedOnly) else guide
-    draws = draw_globals(program, own, batch, num_draws, seed)
+    draws = draw_globals(program, own, batch, num_samples, seed)
     return [run(program.given(d.values, "draws of their posterior"), 1) for d in draws]
 
 
@@ -404,9 +404,9 @@ def _replicates(runs: list[_Run], batch: Batch, shown: "_Shown", seed: int) -> I
     """Replicated data sets, some at a time for the program and one at a time for the caller."""
     size = max(1, rows_at_once(runs[0].program, batch, _MEMORY) // len(batch[0]))
     number = 0
-    for program, posterior, num_draws in runs:
-        for first in range(0, num_draws, size):
-            count = min(size, num_draws - first)
+    for program, posterior, num_samples in runs:
+        for first in range(0, num_samples, size):
+            count = min(size, num_samples - first)
             with forked(seed, f"replicate.{number}"):
                 whole = _replicated(program, posterior, batch, shown, count)
             parts = [part.unflatten(0, (count, -1)) for part in whole]

@@ -35,7 +35,7 @@ def log_weights(
     model: ProgramLike,
     guide: ProgramLike,
     *batch: Tensor,
-    num_particles: int,
+    num_samples: int,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Float[Tensor, "particles batch"]:
@@ -50,7 +50,7 @@ def log_weights(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         batch: The data, the datum axis leftmost in each.
-        num_particles: Draws a datum.
+        num_samples: Draws a datum.
         given: Values of the latent sites that all data share, as in
             :func:`log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
@@ -62,13 +62,13 @@ def log_weights(
         ValueError: If data, model and guide do not fit together.
         FloatingPointError: If a log density is nan or plus infinity.
     """
-    method = ImportanceSampling(max(2, num_particles))
-    if num_particles < 1:
-        raise ValueError(f"num_particles is at least 1, got {num_particles}")
+    estimator = ImportanceSampling(max(2, num_samples))
+    if num_samples < 1:
+        raise ValueError(f"num_samples is at least 1, got {num_samples}")
     with prepared(model, guide, batch, seed, given) as (program, posterior, rows):
         keys = row_keys(seed, "importance", *rows)
-        z, log_guide = draw_rows(posterior, 0, keys, num_particles)
-        particles = max(1, rows_at_once(program, rows, method.memory) // len(keys))
+        z, log_guide = draw_rows(posterior, 0, keys, num_samples)
+        particles = max(1, rows_at_once(program, rows, estimator.memory) // len(keys))
         return weigh(program, z, log_guide, rows, particles).log_weights
 
 
@@ -104,12 +104,12 @@ def elbo(
         ValueError: If data, model and guide do not fit together.
         FloatingPointError: If a log density is nan or plus infinity.
     """
-    method = ImportanceSampling(num_samples)
+    estimator = ImportanceSampling(num_samples)
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         if not program.latent_sites:
             bound = _bound_of(summed_out(program, batch), num_samples)
         else:
-            weights = method.weights(program, posterior, batch, seed=seed, progress=progress)
+            weights = estimator.weights(program, posterior, batch, seed=seed, progress=progress)
             bound = join(list(map(_bound, weights)))
         bound = replace(bound, doubts={**bound.doubts, **edge_doubts(program, batch)})
     return replace(bound, given=program.conditions)
@@ -128,7 +128,7 @@ def log_marginal_likelihood(
     r"""Estimates :math:`\log p(y_n)` of every datum, with its error and its reliability.
 
     Where the latent sites of a datum are all discrete they are summed out, which is exact, and
-    neither the guide nor the estimator plays a part (`method` is "enumeration").
+    neither the guide nor the estimator plays a part (`estimator` is "enumeration").
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -166,12 +166,12 @@ def log_marginal_likelihood(
         >>> lml.value.shape, lml.num_samples
         (torch.Size([4]), tensor([500, 500, 500, 500]))
     """
-    method = ImportanceSampling() if estimator is None else estimator
+    estimator = ImportanceSampling() if estimator is None else estimator
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         if not program.latent_sites:
             result = summed_out(program, batch)
         else:
-            result = method(program, posterior, batch, seed=seed, progress=progress)
+            result = estimator(program, posterior, batch, seed=seed, progress=progress)
         result = replace(result, doubts={**result.doubts, **edge_doubts(program, batch)})
     result = replace(result, given=program.conditions)
     _warn_unreliable(result)
@@ -182,7 +182,7 @@ def evaluate(
     model: ProgramLike,
     guide: ProgramLike,
     data: Data,
-    method: ImportanceSampling | None = None,
+    estimator: ImportanceSampling | None = None,
     *,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
@@ -193,18 +193,18 @@ def evaluate(
     Arguments and errors are those of :func:`log_marginal_likelihood`; it does not warn, since
     the result carries its reliability.
     """
-    method = ImportanceSampling() if method is None else method
+    estimator = ImportanceSampling() if estimator is None else estimator
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         if not program.latent_sites:
             marginal = replace(summed_out(program, batch), given=program.conditions)
-            bound = _bound_of(marginal, method.num_samples)
+            bound = _bound_of(marginal, estimator.num_samples)
             return Evaluation(replace(bound, given=program.conditions), marginal)
         # The bound is of the guide itself, whatever proposal the marginal likelihood is from.
-        plain = ImportanceSampling(method.num_samples, method.memory)
+        plain = ImportanceSampling(estimator.num_samples, estimator.memory)
         weights = plain.weights(program, posterior, batch, seed=seed, progress=progress)
         bound, marginal = join(list(map(_evaluation, weights)))
-        if not method.is_plain:
-            marginal = method(program, posterior, batch, seed=seed, progress=progress)
+        if not estimator.is_plain:
+            marginal = estimator(program, posterior, batch, seed=seed, progress=progress)
         edges = edge_doubts(program, batch)
         bound = replace(bound, doubts={**bound.doubts, **edges})
         marginal = replace(marginal, doubts={**marginal.doubts, **edges})

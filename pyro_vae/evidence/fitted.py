@@ -64,7 +64,7 @@ class Fitted:
         family: By default the full-rank Gaussian for up to 50 latents, and the mean-field one
             beyond, since the parameters of the first grow with the square of the latents.
         scale: :math:`s`, no unit; by default :math:`1 + \min(0.1, 0.8 / L)` for L latents.
-        method: How the rows are fitted. A hundredth of a nat is no matter to a proposal, so that is
+        fitting: How the rows are fitted. 0.01 nats is accurate enough for a proposal, so that is
             the tolerance, unless told otherwise.
 
     Raises:
@@ -91,7 +91,7 @@ class Fitted:
 
     family: Family | None = None
     scale: float | None = None
-    method: FitRows = field(default_factory=partial(FitRows, tolerance=_HILLS))
+    fitting: FitRows = field(default_factory=partial(FitRows, tolerance=_HILLS))
 
     def __post_init__(self) -> None:
         """Refuses a scale that is none."""
@@ -103,7 +103,7 @@ class Fitted:
         correlated = program.latent_dim <= _MOST_CORRELATED
         family = self.family or (FullRankNormal() if correlated else DiagonalNormal())
         places = starts(program, posterior, batch, family)
-        fit = best_of_family(program, batch, family, places, self.method)
+        fit = best_of_family(program, batch, family, places, self.fitting)
         most, share = _WIDER
         scale = 1 + min(most, share / program.latent_dim) if self.scale is None else self.scale
         return Widened(scale)(program, FamilyPosterior(family, fit.parameters), batch)
@@ -151,7 +151,7 @@ def _log_joint(
 
 
 def other_modes(
-    program: Program, posterior: Posterior, batch: Batch, method: FitRows
+    program: Program, posterior: Posterior, batch: Batch, fitting: FitRows
 ) -> Bool[Tensor, " batch"]:
     r"""Data whose posterior is seen to have several modes.
 
@@ -165,7 +165,7 @@ def other_modes(
         torch.stack([family.initial(row, _NARROW) for row in rows])
         for rows in _likeliest(program, batch, first, _PROBES)
     ]
-    fits = list(_fits(program, batch, family, places, _rough(method), stream(0, "fit.modes")))
+    fits = list(_fits(program, batch, family, places, _rough(fitting), stream(0, "fit.modes")))
     seen = torch.zeros_like(fits[0].converged)
     for one, other in itertools.combinations(fits, 2):
         seen |= _is_far(one, other) & ((one.elbo - other.elbo).abs() < _COMPARABLE)
@@ -201,7 +201,7 @@ def best_of_family(
     batch: Batch,
     family: Family,
     starts: Sequence[Float[Tensor, "batch parameters"]],
-    method: FitRows,
+    fitting: FitRows,
     *,
     seed: int = 0,
     progress: bool = False,
@@ -215,14 +215,14 @@ def best_of_family(
     """
     start = starts[0]
     if len(starts) > 1:
-        rough = _rough(method), stream(seed, "fit.rough")  # what chooses q does not judge it
+        rough = _rough(fitting), stream(seed, "fit.rough")  # what chooses q does not judge it
         start = reduce(_better, _fits(program, batch, family, starts, *rough)).parameters
-    return fit_parameters(program, family, batch, start, method, seed=seed, progress=progress)
+    return fit_parameters(program, family, batch, start, fitting, seed=seed, progress=progress)
 
 
-def _rough(method: FitRows) -> FitRows:
+def _rough(fitting: FitRows) -> FitRows:
     """As exact as is needed to see which hill is the highest."""
-    return replace(method, tolerance=max(method.tolerance, _HILLS))
+    return replace(fitting, tolerance=max(fitting.tolerance, _HILLS))
 
 
 def _fits(
@@ -230,15 +230,15 @@ def _fits(
     batch: Batch,
     family: Family,
     starts: Sequence[Float[Tensor, "batch parameters"]],
-    method: FitRows,
+    fitting: FitRows,
     seed: int,
 ) -> Iterator[RowFit]:
     """A fit from every start, over one set of points; where one is of no use, from the first."""
-    fit = partial(fit_parameters, program, family, batch, method=method, seed=seed, refit=False)
+    fit = partial(fit_parameters, program, family, batch, fitting=fitting, seed=seed, refit=False)
     first, *others = starts
     yield fit(first)
     for other in others:
-        usable = finite_rows(program, family, batch, other, method, seed=seed)
+        usable = finite_rows(program, family, batch, other, fitting, seed=seed)
         start = torch.where(usable.unsqueeze(-1), other, first)
         yield fit(start)
 

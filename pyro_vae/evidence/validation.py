@@ -359,7 +359,7 @@ def bidirectional(
     model: ProgramLike,
     guide: ProgramLike | None,
     data: Data,
-    method: AnnealedImportanceSampling | None = None,
+    estimator: AnnealedImportanceSampling | None = None,
     *,
     num_data: int | None = None,
     given: Mapping[str, Tensor] | None = None,
@@ -376,10 +376,10 @@ def bidirectional(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observed sites are
             given tensors of the batch or parts of them.
-        guide: A guide to start from, for a method with `start=StartFromGuide()`; else `None`.
+        guide: A guide to start from, for an estimator with `start=StartFromGuide()`; else `None`.
         data: Rows that say the shapes, and the covariates. What the model observes of them is
             replaced by what it simulates.
-        method: :class:`AnnealedImportanceSampling` with its defaults unless told otherwise.
+        estimator: :class:`AnnealedImportanceSampling` with its defaults unless told otherwise.
         num_data: Data to simulate; the rows are taken in turn. As many as rows by default.
         given: Values of the latent sites that all data share.
         seed: Seed of everything; the caller's random stream is left alone.
@@ -404,13 +404,13 @@ def bidirectional(
         ...     with pyro.plate("data", len(y)):
         ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
         ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
-        >>> method = AnnealedImportanceSampling(num_temperatures=50)
-        >>> sandwich = bidirectional(model, None, torch.zeros(8), method)
+        >>> estimator = AnnealedImportanceSampling(num_temperatures=50)
+        >>> sandwich = bidirectional(model, None, torch.zeros(8), estimator)
         >>> bool(sandwich.width.value.abs() < 1)
         True
     """
-    method = AnnealedImportanceSampling() if method is None else method
-    if guide is None and isinstance(method.start, StartFromGuide):
+    estimator = AnnealedImportanceSampling() if estimator is None else estimator
+    if guide is None and isinstance(estimator.start, StartFromGuide):
         raise ValueError(
             "start=StartFromGuide() needs a guide, got None: pass one, or StartFromPrior()"
         )
@@ -419,8 +419,8 @@ def bidirectional(
     with prepared(model, proposal, examples, seed, given) as (program, _, rows):
         z, made = simulate(program, rows, seed)
     with prepared(model, proposal, made, seed, given) as (program, posterior, batch):
-        works = method.works(program, posterior, batch, seed=seed, progress=progress)
-        pairs = [_bounds(method, work, z[work.rows]) for work in works]
+        works = estimator.works(program, posterior, batch, seed=seed, progress=progress)
+        pairs = [_bounds(estimator, work, z[work.rows]) for work in works]
         lower, upper = (join(list(side)) for side in zip(*pairs, strict=True))
     conditions = program.conditions
     return Sandwich(replace(lower, given=conditions), replace(upper, given=conditions), made)
@@ -444,12 +444,12 @@ def in_turn(batch: Batch, num_data: int | None) -> Batch:
 
 
 def _bounds(
-    method: AnnealedImportanceSampling, work: Work, z: Tensor
+    estimator: AnnealedImportanceSampling, work: Work, z: Tensor
 ) -> tuple[LogMarginal, LogMarginal]:
     """Both directions on the same ladder; `z`, `(rows, latents)`, has simulated the data."""
-    forwards = noise_of(work.keys, method.num_temperatures, work.z)
-    backwards = noise_of(work.backward_keys, method.num_temperatures, work.z)
-    steps, start = method.leapfrog_steps, z.expand_as(work.z)
+    forwards = noise_of(work.keys, estimator.num_temperatures, work.z)
+    backwards = noise_of(work.backward_keys, estimator.num_temperatures, work.z)
+    steps, start = estimator.leapfrog_steps, z.expand_as(work.z)
     lower = annealed(work.path, work.z, work.ladder, forwards, steps)
     upper = annealed(work.path, start, work.ladder.backwards(), backwards, steps)
-    return method.result_of(*lower, Bound.LOWER), method.result_of(*upper, Bound.UPPER)
+    return estimator.result_of(*lower, Bound.LOWER), estimator.result_of(*upper, Bound.UPPER)

@@ -134,16 +134,16 @@ class Problem:
         family: Family,
         batch: Batch,
         start: Tensor,
-        method: FitRows,
+        fitting: FitRows,
         seed: int,
     ) -> "Problem":
         """With noise that fits the family."""
         q = family(start[:1].detach())
         size = noise_size(q) or q.event_shape[0]
         enough = size * (2 if hasattr(family, "closest_normal") else 4)
-        num_points = max(method.num_particles, enough)
+        num_points = max(fitting.num_particles, enough)
         noise = fixed_noise(q, num_points, start, seed=stream(seed, "fit.points"))
-        return Problem(program, family, batch, noise, num_points, method.max_rows)
+        return Problem(program, family, batch, noise, num_points, fitting.max_rows)
 
     def of_rows(self, rows: slice | Tensor) -> "Problem":
         """Some of the data."""
@@ -222,17 +222,17 @@ def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
 def climb(
     problem: Problem,
     start: Tensor,
-    method: FitRows,
+    fitting: FitRows,
     *,
     first: int = 0,
     report: Callable[[int], object] = lambda done: None,
 ) -> "Climber":
     """Newton's method where the family offers it, then L-BFGS for what is not done."""
-    climber = Climber(problem, _checked_start(problem, start, first), method, report)
+    climber = Climber(problem, _checked_start(problem, start, first), fitting, report)
     with pyro.validation_enabled(is_validate=False):  # a trial may be nan: it is taken back
         if hasattr(problem.family, "closest_normal"):
-            climber.climb(_Newton(problem, method.tolerance), _NEWTON_STEPS)
-        climber.climb(_QuasiNewton(problem, method, climber.parameters), method.max_steps)
+            climber.climb(_Newton(problem, fitting.tolerance), _NEWTON_STEPS)
+        climber.climb(_QuasiNewton(problem, fitting, climber.parameters), fitting.max_steps)
     report(int((~climber.converged).sum()))
     return climber
 
@@ -320,9 +320,9 @@ def _positive(matrix: Float64[Tensor, "batch latents latents"]) -> Tensor:
 class _QuasiNewton:
     """L-BFGS, every datum with its own memory, in the metric of q's Fisher information."""
 
-    def __init__(self, problem: Problem, method: FitRows, start: Tensor) -> None:
-        self.problem, self.tolerance = problem, method.tolerance
-        shape = (method.history, *start.shape)
+    def __init__(self, problem: Problem, fitting: FitRows, start: Tensor) -> None:
+        self.problem, self.tolerance = problem, fitting.tolerance
+        shape = (fitting.history, *start.shape)
         self.moves = torch.zeros(shape, dtype=torch.float64, device=start.device)
         self.changes = torch.zeros_like(self.moves)
         self.weights = self.moves.new_zeros(shape[:-1])  # 0 for a pair that is not to be used
@@ -387,9 +387,9 @@ class Climber:
     """Where some data are, how far they have come, and the line search of each."""
 
     def __init__(
-        self, problem: Problem, start: Point, method: FitRows, report: Callable[[int], object]
+        self, problem: Problem, start: Point, fitting: FitRows, report: Callable[[int], object]
     ) -> None:
-        self.problem, self.method, self.report = problem, method, report
+        self.problem, self.fitting, self.report = problem, fitting, report
         self.start = start
         self.taken = torch.zeros_like(start.elbo, dtype=torch.int64)  # steps, of each
         self.parameters = start.parameters.clone()
@@ -401,7 +401,7 @@ class Climber:
 
     def climb(self, direct: _Direct, max_steps: int) -> None:
         """All data that are not done take steps, at most so many, each by its own line search."""
-        last = (self.taken + max_steps).clamp(max=self.method.max_steps)
+        last = (self.taken + max_steps).clamp(max=self.fitting.max_steps)
         going = ~self.converged & ((self.taken < last) | (self.taken == 0))
         rows = going.nonzero().squeeze(-1)
         if len(rows) == 0:

@@ -40,7 +40,7 @@ def row_buffers(guide: ProgramLike) -> list[Tensor]:
 def for_new_rows(
     guide: ProgramLike,
     data: Data,
-    method: FitRows | None = None,
+    fitting: FitRows | None = None,
     *,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
@@ -51,7 +51,7 @@ def for_new_rows(
     Arguments:
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        method: How to fit; see :class:`FitRows`.
+        fitting: How to fit; see :class:`FitRows`.
         given: Values of the latent sites that all data share.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar.
@@ -73,7 +73,7 @@ def for_new_rows(
             "which has no parameters for other data: pass that pv.Guide itself, whose rows are "
             "fitted to new data, or put an amortized guide, pv.Encoder(net), inside"
         )
-    return guide.fit_rows(data, method, given=given, seed=seed, progress=progress)
+    return guide.fit_rows(data, fitting, given=given, seed=seed, progress=progress)
 
 
 def given_globals(

@@ -273,7 +273,7 @@ class Guide(NamedModule):
     def fit_rows(
         self,
         data: Data,
-        method: FitRows | None = None,
+        fitting: FitRows | None = None,
         *,
         given: Mapping[str, Tensor] | None = None,
         seed: int = 0,
@@ -289,7 +289,7 @@ class Guide(NamedModule):
 
         Arguments:
             data: The batch tensor, or a tuple of them.
-            method: How to optimize; see :class:`FitRows`.
+            fitting: How to optimize; see :class:`FitRows`.
             given: Values of the latent sites that all data share; by default the mean of their
                 posterior.
             seed: Seed of the draws; the caller's random stream is left alone.
@@ -305,7 +305,7 @@ class Guide(NamedModule):
         with forked(seed, "fit_rows.globals"):
             values = self.global_values() if given is None else given
         program = self.program.given(values, "the mean of their posterior")
-        how = method or FitRows()
+        how = fitting or FitRows()
         fit = fit_parameters(program, self.family, batch, start, how, seed=seed, progress=progress)
         rows = LocalParameters(len(start))
         guide = self._with(rows)

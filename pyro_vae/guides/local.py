@@ -49,7 +49,7 @@ def fit_parameters(
     family: Family,
     batch: Batch,
     start: Float[Tensor, "batch parameters"],
-    method: FitRows,
+    fitting: FitRows,
     *,
     seed: int = 0,
     progress: bool = False,
@@ -62,7 +62,7 @@ def fit_parameters(
         family: The family of q.
         batch: The data.
         start: Where to start, `(batch, parameters)`.
-        method: Points, tolerance and steps.
+        fitting: Points, tolerance and steps.
         seed: Seed of the points and of the fresh draws; no random stream of the caller moves.
         progress: Whether to show a bar of the data that are done.
         refit: Whether a datum whose points promised more than the fresh draws keep is fitted
@@ -76,7 +76,7 @@ def fit_parameters(
         FloatingPointError: If the ELBO of a datum, or its gradient, is not finite at the start.
     """
     keys = row_keys(seed, "fit.judge", *batch)
-    how = _How.of(program, family, method, seed)
+    how = _How.of(program, family, fitting, seed)
     bar = tqdm(total=len(start), desc="fit rows", leave=None, disable=not progress)
     with bar:
         fit = how.fit(batch, start, keys, bar.update)
@@ -85,7 +85,7 @@ def fit_parameters(
             if len(rows) == 0:
                 break
             part = tuple(tensor[rows] for tensor in batch)
-            finer = replace(how, method=how.method.times(more))
+            finer = replace(how, fitting=how.fitting.times(more))
             # Other draws: what seemed optimistic by chance will not do so again.
             others = row_keys(seed, f"fit.judge.{more}", *batch)[rows.cpu()]
             with pyro.validation_enabled(is_validate=False):  # the data were
@@ -124,13 +124,13 @@ class _How:
 
     program: Density
     family: Family
-    method: FitRows
+    fitting: FitRows
     seed: int
 
     @staticmethod
-    def of(program: Program, family: Family, method: FitRows, seed: int) -> "_How":
+    def of(program: Program, family: Family, fitting: FitRows, seed: int) -> "_How":
         """With the program's densities compiled, if that pays or was asked for."""
-        return _How(_compiled(program, method), family, method, seed)
+        return _How(_compiled(program, fitting), family, fitting, seed)
 
     def fit(
         self,
@@ -140,12 +140,16 @@ class _How:
         report: Callable[[int], object] = lambda done: None,
     ) -> _Fitted:
         """Fits over so many points, and evaluates over fresh draws."""
-        problem = Problem.of(self.program, self.family, batch, start, self.method, self.seed)
-        size = self.method.max_rows
+        problem = Problem.of(self.program, self.family, batch, start, self.fitting, self.seed)
+        size = self.fitting.max_rows
         with _fixed(self.program, self.family, problem.noise):
             climbers = [
                 climb(
-                    problem.of_rows(rows), start[rows], self.method, first=rows.start, report=report
+                    problem.of_rows(rows),
+                    start[rows],
+                    self.fitting,
+                    first=rows.start,
+                    report=report,
                 )
                 for rows in pieces(len(start), _TOGETHER * size // problem.num_points)
             ]
@@ -188,10 +192,10 @@ def refine_parameters(
     Raises:
         FloatingPointError: If the ELBO of a datum, or its gradient, is not finite at the start.
     """
-    method = FitRows(num_particles=num_particles, max_steps=steps)
-    problem = Problem.of(program, family, batch, start, method, seed)
+    fitting = FitRows(num_particles=num_particles, max_steps=steps)
+    problem = Problem.of(program, family, batch, start, fitting, seed)
     with _fixed(program, family, problem.noise):
-        return climb(problem, start, method).parameters
+        return climb(problem, start, fitting).parameters
 
 
 def finite_rows(
@@ -199,19 +203,19 @@ def finite_rows(
     family: Family,
     batch: Batch,
     start: Float[Tensor, "batch parameters"],
-    method: FitRows,
+    fitting: FitRows,
     *,
     seed: int = 0,
 ) -> Bool[Tensor, " batch"]:
     """Which data could be fitted from there: ELBO and gradient over the points are numbers."""
-    problem = Problem.of(_compiled(program, method), family, batch, start, method, seed)
-    parts = pieces(len(start), _TOGETHER * method.max_rows // problem.num_points)
+    problem = Problem.of(_compiled(program, fitting), family, batch, start, fitting, seed)
+    parts = pieces(len(start), _TOGETHER * fitting.max_rows // problem.num_points)
     with _fixed(program, family, problem.noise), pyro.validation_enabled(is_validate=False):
         return torch.cat([problem.of_rows(rows)(start[rows]).is_finite for rows in parts])
 
 
-def _compiled(program: Program, method: FitRows) -> CompiledDensity:
-    return CompiledDensity(program, compile=method.compile, rows=method.max_rows)
+def _compiled(program: Program, fitting: FitRows) -> CompiledDensity:
+    return CompiledDensity(program, compile=fitting.compile, rows=fitting.max_rows)
 
 
 @contextmanager

@@ -177,8 +177,8 @@ def to_inference_data(
     num_samples: int = 500,
     seed: int = 0,
     names: Sequence[str] | None = None,
-    predictive_draws: int | None = None,
-    prior_draws: int | None = None,
+    num_predictive_samples: int | None = None,
+    num_prior_samples: int | None = None,
     progress: bool = False,
 ) -> Any:
     r"""Draws latents of every datum from a guide, for ArviZ to summarize, plot and store.
@@ -226,10 +226,10 @@ def to_inference_data(
         num_samples: Draws a datum, at least 2; Pareto k is nan for fewer than 30.
         seed: Seed of the draws; the caller's random stream is left alone.
         names: Labels of the data, one each and all different; numbered from 0 when left out.
-        predictive_draws: Draws of data a datum, from the first so many of its latents; 0 for
+        num_predictive_samples: Draws of data a datum, from the first so many of its latents; 0 for
             none. By default all that fit into 256 mebibytes.
-        prior_draws: Draws from the model itself a datum, 0 for none; by default as many as
-            `predictive_draws` says, or as fit.
+        num_prior_samples: Draws from the model itself a datum, 0 for none; by default as many as
+            `num_predictive_samples` says, or as fit.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -257,19 +257,19 @@ def to_inference_data(
         >>> dict(idata["posterior"]["z"].sizes)
         {'chain': 1, 'draw': 100, 'datum': 4, 'latent': 2}
     """
-    method = ImportanceSampling(num_samples)
+    estimator = ImportanceSampling(num_samples)
     with prepared(model, guide, data, seed) as (program, posterior, batch):
         program.require_latents()
         coords = {"datum": datum_labels(names, len(batch[0]))}
-        sizes = _sizes(program, batch, num_samples, predictive_draws, prior_draws)
-        blocks = _blocks(method, program, posterior, batch, seed=seed, progress=progress)
+        sizes = _sizes(program, batch, num_samples, num_predictive_samples, num_prior_samples)
+        blocks = _blocks(estimator, program, posterior, batch, seed=seed, progress=progress)
         groups = _joined([_groups(program, block, sizes) for block in blocks])
     attributes = _attributes(groups, num_samples, seed, program, sizes.missing)
     return build(groups, coords, attributes)
 
 
 def _blocks(
-    method: ImportanceSampling,
+    estimator: ImportanceSampling,
     program: Program,
     posterior: Posterior,
     batch: Batch,
@@ -280,7 +280,7 @@ def _blocks(
     """Draws and weights of some data at a time, within the estimator's memory budget."""
     predictive = row_keys(seed, "posterior predictive", *batch).tolist()
     prior = row_keys(seed, "prior predictive", *batch).tolist()
-    for block in method.blocks(program, posterior, batch, seed=seed, progress=progress):
+    for block in estimator.blocks(program, posterior, batch, seed=seed, progress=progress):
         part = tuple(tensor[block.rows] for tensor in batch)
         keys = predictive[block.rows], prior[block.rows]
         yield _Block(part, block.z, block.weights, *keys)
@@ -387,8 +387,8 @@ def _sizes(
     """Draws of data: as many as asked for; or as fit into the budget, if any can be made."""
     if predictive is not None and predictive > num_samples:
         raise ValueError(
-            f"predictive_draws are made from the draws of z, at most num_samples={num_samples}, "
-            f"got {predictive}; raise num_samples"
+            "num_predictive_samples are made from the draws of z, at most "
+            f"num_samples={num_samples}, got {predictive}; raise num_samples"
         )
     affordable = max(1, min(num_samples, _PREDICTIVE_BYTES // batch[0].nbytes))
     no_prior = _why_not(program, batch)

@@ -42,7 +42,7 @@ def marginal_log_likelihood(
     model: ProgramLike,
     guide: ProgramLike,
     data: Data,
-    num_draws: int = 100,
+    num_samples: int = 100,
     estimator: Estimator | None = None,
     *,
     names: Sequence[str] | None = None,
@@ -81,7 +81,7 @@ def marginal_log_likelihood(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them: all the data that the guide was fitted to,
             if they are to be left out.
-        num_draws: Draws of the latent sites that all data share.
+        num_samples: Draws of the latent sites that all data share.
         estimator: Of the marginal likelihood; :class:`pyro_vae.ImportanceSampling` with 1,000
             draws unless told otherwise.
         names: Labels of the data; numbered from 0 when left out.
@@ -115,17 +115,17 @@ def marginal_log_likelihood(
         ...         z = pyro.sample("z", pyro.distributions.Normal(mean, 1.0))
         ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
         >>> guide = Guide(model, GlobalParameters(), example=torch.zeros(2))
-        >>> idata = marginal_log_likelihood(model, guide, torch.zeros(4), num_draws=5)
+        >>> idata = marginal_log_likelihood(model, guide, torch.zeros(4), num_samples=5)
         >>> dict(idata["log_likelihood"]["y"].sizes)
         {'chain': 1, 'draw': 5, 'datum': 4}
     """
-    if num_draws < 1:
-        raise ValueError(f"num_draws is at least 1, got {num_draws}")
-    method = ImportanceSampling(1000) if estimator is None else estimator
+    if num_samples < 1:
+        raise ValueError(f"num_samples is at least 1, got {num_samples}")
+    estimator = ImportanceSampling(1000) if estimator is None else estimator
     with prepared(model, guide, data, seed) as (program, _, batch):
-        number = num_draws if program.global_sites else 1
+        number = num_samples if program.global_sites else 1
         shared = _shared(program, guide, batch, number, seed)
-        estimate = partial(_estimate, program, guide, batch, method, progress=progress)
+        estimate = partial(_estimate, program, guide, batch, estimator, progress=progress)
         draws = [
             estimate(draw, stream(seed, f"marginal.{place}")) for place, draw in enumerate(shared)
         ]
@@ -146,7 +146,7 @@ def _estimate(
     program: Program,
     guide: ProgramLike,
     batch: Batch,
-    method: Estimator,
+    estimator: Estimator,
     shared: GlobalDraw,
     seed: int,
     *,
@@ -154,7 +154,7 @@ def _estimate(
 ) -> _Draw:
     at = program.given(shared.values, "a draw of their posterior")
     posterior = posterior_of(guide, at, batch)
-    marginal = method(at, posterior, batch, seed=seed, progress=progress)
+    marginal = estimator(at, posterior, batch, seed=seed, progress=progress)
     return _Draw(shared, _log_prior(at, batch), marginal)
 
 
@@ -207,7 +207,7 @@ def _attributes(
     return {
         "inference_library": "pyro_vae",
         "inference_library_version": __version__,
-        "num_draws": len(draws),
+        "num_samples": len(draws),
         "seed": seed,
         "method": draws[0].marginal.method,
         "draws": (

@@ -32,9 +32,9 @@ from .forward import drawn, features
 from .weighted import (
     WeightedDraws,
     chosen,
+    estimator_for,
     guide_for,
     label_of,
-    method_for,
     prepared_with_holes,
     require_holes,
     weighted_draws,
@@ -51,7 +51,7 @@ _MOST_VALUES = 100  # of a feature that counts, to be shown one by one
 def marginal(
     model: ProgramLike,
     guide: ProgramLike | None,
-    y: Data,
+    data: Data,
     columns: Sequence[int] | Sequence[str],
     estimator: Estimator | None = None,
     *,
@@ -67,7 +67,7 @@ def marginal(
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
         guide: A guide that was told of missing entries; `None` fits a Gaussian to every row.
-        y: The batch tensor, or a tuple of them; entries of other columns are not looked at.
+        data: The batch tensor, or a tuple of them; entries of other columns are not looked at.
         columns: Which features, by position (over all axes of a datum) or by name.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
         names: Names of the columns.
@@ -93,7 +93,7 @@ def marginal(
         >>> marginal(model, None, y, ["height"], names=["age", "height", "size"]).value.shape
         torch.Size([4])
     """
-    batch = as_batch(y, device_of(model, guide or model))
+    batch = as_batch(data, device_of(model, guide or model))
     seen = _only(batch, chosen(columns, names, batch[0]))
     return _log_p(model, guide, seen, estimator, given, seed, progress=progress)
 
@@ -101,7 +101,7 @@ def marginal(
 def conditional(
     model: ProgramLike,
     guide: ProgramLike | None,
-    y: Data,
+    data: Data,
     columns: Sequence[int] | Sequence[str],
     on: Sequence[int] | Sequence[str] | None = None,
     estimator: Estimator | None = None,
@@ -121,7 +121,7 @@ def conditional(
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
         guide: A guide that was told of missing entries; `None` fits a Gaussian to every row.
-        y: The batch tensor, or a tuple of them.
+        data: The batch tensor, or a tuple of them.
         columns: A, by position (over all axes of a datum) or by name; observed in every row.
         on: B; all other columns by default. What is missing of them is not conditioned on.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
@@ -147,7 +147,7 @@ def conditional(
         >>> conditional(model, None, torch.zeros(4, 3), [0], on=[1]).bound
         <Bound.TWO_SIDED: 'on either side'>
     """
-    batch = as_batch(y, device_of(model, guide or model))
+    batch = as_batch(data, device_of(model, guide or model))
     of = chosen(columns, names, batch[0])
     others = ~of if on is None else chosen(on, names, batch[0])
     _check_sides(batch[0], of, others)
@@ -286,11 +286,11 @@ class ConditionalDensity(PerDatum):
 def conditional_density(
     model: ProgramLike,
     guide: ProgramLike | None,
-    y: Data,
+    data: Data,
     column: int | str,
     grid: Float[Tensor, " points"] | None = None,
     *,
-    method: ImportanceSampling | None = None,
+    estimator: ImportanceSampling | None = None,
     names: Sequence[str] | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
@@ -304,11 +304,11 @@ def conditional_density(
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
         guide: A guide that was told of missing entries; `None` fits a Gaussian to every row.
-        y: The batch tensor, or a tuple of them. What a row has in that column is not looked at.
+        data: The batch tensor, or a tuple of them. What a row has in that column is not looked at.
         column: Which feature, by position (over all axes of a datum) or by name.
         grid: Where to evaluate it; by default 201 points over the range of draws of it, or the
             whole numbers in that range if the draws are whole.
-        method: Draws of latents a row, at least 30, and the proposal.
+        estimator: Draws of latents a row, at least 30, and the proposal.
         names: Names of the columns.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the draws.
@@ -328,10 +328,10 @@ def conditional_density(
         >>> curve.density.value.shape, curve.column
         (torch.Size([2, 201]), 'column 1')
     """
-    batch = as_batch(y, device_of(model, guide or model))
+    batch = as_batch(data, device_of(model, guide or model))
     mask = chosen([column], names, batch[0])
     seen = _only(batch, ~mask)
-    how = method_for(guide, method)
+    how = estimator_for(guide, estimator)
     with prepared_with_holes(model, guide, seen, seed, given) as (program, posterior, rows):
         blocks = list(weighted_draws(program, posterior, rows, how, seed=seed, progress=progress))
         if grid is None:

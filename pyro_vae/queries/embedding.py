@@ -23,7 +23,7 @@ from .forward import decoded, drawn
 def encode(
     model: ProgramLike,
     guide: ProgramLike,
-    y: Data,
+    data: Data,
     num_samples: int | None = None,
     *,
     seed: int = 0,
@@ -38,7 +38,7 @@ def encode(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        y: The batch tensor, or a tuple of them.
+        data: The batch tensor, or a tuple of them.
         num_samples: Draws a datum; `None` for the mean.
         seed: Seed of the draws; those of a datum depend on it and the datum alone.
 
@@ -57,16 +57,16 @@ def encode(
         (torch.Size([4, 2]), torch.Size([9, 4, 2]))
     """
     if num_samples is None:
-        return posterior_means(model, guide, y, seed=seed)
+        return posterior_means(model, guide, data, seed=seed)
     _check_draws(num_samples, 1)
-    with prepared(model, guide, y, seed) as (_, posterior, batch):
+    with prepared(model, guide, data, seed) as (_, posterior, batch):
         return draw_rows(posterior, 0, row_keys(seed, "latents", *batch), num_samples)[0]
 
 
 def reconstruct(
     model: ProgramLike,
     guide: ProgramLike,
-    y: Data,
+    data: Data,
     *,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
@@ -80,7 +80,7 @@ def reconstruct(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        y: The batch tensor, or a tuple of them.
+        data: The batch tensor, or a tuple of them.
         given: Values of the latent sites that all data share, by name.
         seed: Seed, for guides whose mean is one of draws.
 
@@ -96,14 +96,14 @@ def reconstruct(
         >>> reconstruct(model, Guide(model, GlobalParameters()), torch.zeros(4, 3)).shape
         torch.Size([4, 3])
     """
-    with prepared(model, guide, y, seed, given) as (program, posterior, batch):
+    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         return decoded(program, posterior.mean().unsqueeze(0), batch)[0]
 
 
 def reconstruction_draws(
     model: ProgramLike,
     guide: ProgramLike,
-    y: Data,
+    data: Data,
     num_samples: int = 1,
     *,
     given: Mapping[str, Tensor] | None = None,
@@ -114,7 +114,7 @@ def reconstruction_draws(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        y: The batch tensor, or a tuple of them.
+        data: The batch tensor, or a tuple of them.
         num_samples: Draws a datum.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the draws.
@@ -133,7 +133,7 @@ def reconstruction_draws(
         torch.Size([7, 4, 3])
     """
     _check_draws(num_samples, 1)
-    with prepared(model, guide, y, seed, given) as (program, posterior, batch):
+    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), num_samples)
         return _noisy(program, z, batch, seed)
 

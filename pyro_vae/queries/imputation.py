@@ -23,7 +23,13 @@ from ..programs import Program
 from ..randomness import row_keys, seeded
 from ..results import Doubts, PerDatum, join
 from .forward import drawn
-from .weighted import WeightedDraws, method_for, prepared_with_holes, weighted_draws, weighted_mean
+from .weighted import (
+    WeightedDraws,
+    estimator_for,
+    prepared_with_holes,
+    weighted_draws,
+    weighted_mean,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,10 +119,10 @@ class _Filled(NamedTuple):
 def impute(
     model: ProgramLike,
     guide: ProgramLike | None,
-    y: Data,
+    data: Data,
     num_samples: int = 100,
     *,
-    method: ImportanceSampling | None = None,
+    estimator: ImportanceSampling | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -136,9 +142,9 @@ def impute(
         guide: A guide that was told of missing entries, as an encoder in
             `pv.nets.MissingIndicator` is. `None` fits a Gaussian to every row instead
             (:class:`pyro_vae.Fitted`), which needs no encoder.
-        y: The batch tensor, or a tuple of them; nan in the first one is filled in.
+        data: The batch tensor, or a tuple of them; nan in the first one is filled in.
         num_samples: Completed data sets.
-        method: Draws of latents a row, at least 30, and the proposal; 2,000 from the guide by
+        estimator: Draws of latents a row, at least 30, and the proposal; 2,000 from the guide by
             default. Its `average` is not used: weights are Pareto-smoothed.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the draws; those of a row depend on it and the row alone.
@@ -169,8 +175,8 @@ def impute(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is at least 1, got {num_samples}")
-    chosen = method_for(guide, method)
-    with prepared_with_holes(model, guide, y, seed, given) as (program, posterior, batch):
+    chosen = estimator_for(guide, estimator)
+    with prepared_with_holes(model, guide, data, seed, given) as (program, posterior, batch):
         holes = batch[0].isnan()
         rows = holes.flatten(1).any(dim=1).nonzero()[:, 0]
         if not len(rows):

@@ -264,7 +264,7 @@ class Dependence(Result):
 def dependence(
     model: ProgramLike,
     guide: ProgramLike | None = None,
-    example: Data | None = None,
+    data: Data | None = None,
     measure: Measure | None = None,
     *,
     names: Sequence[str] | None = None,
@@ -278,7 +278,7 @@ def dependence(
     Arguments:
         model: A Pyro program with one plate over data.
         guide: Only needed where latent sites are shared by all data, for their values.
-        example: Data that say the shape, and the further tensors of the batch, whose first row is
+        data: Data that say the shape, and the further tensors of the batch, whose first row is
             taken; not needed for a model that has a `prototype()`.
         measure: :class:`Correlation` (the default), :class:`RankCorrelation` or
             :class:`MutualInformation`.
@@ -301,7 +301,7 @@ def dependence(
         >>> bool((value[0, 1] - 0.9).abs() < 5 * error[0, 1])
         True
     """
-    row = _one_row(model, example)
+    row = _one_row(model, data)
     with simulating(model, guide, row, seed, given) as program:
         size = row[0].numel()
         known = tuple(map(str, range(size))) if names is None else tuple(names)
@@ -311,11 +311,11 @@ def dependence(
         return Dependence(how(program, row, seed), known, how.words, program.conditions)
 
 
-def _one_row(model: ProgramLike, example: Data | None) -> Batch:
-    if example is None:
+def _one_row(model: ProgramLike, data: Data | None) -> Batch:
+    if data is None:
         prototype = hooks_of(model).prototype
         if prototype is None:
-            raise ValueError("the model cannot say what its data look like: pass example=y[:1]")
+            raise ValueError("the model cannot say what its data look like: pass data=y[:1]")
         with evaluating(model), torch.no_grad():
-            example = prototype()
-    return tuple(part[:1] for part in as_batch(example, device_of(model)))
+            data = prototype()
+    return tuple(part[:1] for part in as_batch(data, device_of(model)))

@@ -198,7 +198,7 @@ class Outliers(PerDatum):
 def outliers(
     model: ProgramLike,
     guide: ProgramLike | None,
-    y: Data,
+    data: Data,
     reference: Data | int = _REFERENCE,
     estimator: Estimator | None = None,
     *,
@@ -225,8 +225,8 @@ def outliers(
         model: A Pyro program with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or one written by hand; `None` fits a Gaussian to every
             row.
-        y: The batch tensor, or a tuple of them.
-        reference: How many data to simulate from the model (with the further tensors of `y` over
+        data: The batch tensor, or a tuple of them.
+        reference: How many data to simulate from the model (with the further tensors of `data` over
             and over), or held-out data, complete.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`, the same for both.
         tail: Which data are far out.
@@ -254,7 +254,7 @@ def outliers(
         >>> outliers(model, None, y, reference=39).most_extreme(1)
         tensor([9])
     """
-    batch = as_batch(y, device_of(model, guide or model))
+    batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)
     how = estimator or _default(guide)
     held = _reference(model, guide, batch, reference, given, seed)

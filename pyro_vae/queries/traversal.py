@@ -179,7 +179,7 @@ class Traversal(Result):
 def traverse(
     model: ProgramLike,
     guide: ProgramLike,
-    y: Data,
+    data: Data,
     *,
     at: Float[Tensor, " latents"] | None = None,
     levels: tuple[float, ...] = LEVELS,
@@ -198,7 +198,7 @@ def traverse(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        y: The data whose aggregated posterior gives the ranges, at least two.
+        data: The data whose aggregated posterior gives the ranges, at least two.
         at: Where the other latents stay, `(latents,)`, such as `encode(model, guide, y)[n]`;
             zeros by default.
         levels: Quantiles, between 0 and 1.
@@ -225,8 +225,8 @@ def traverse(
         torch.Size([2, 7, 3])
     """
     _check_levels(levels)
-    uses = collapse(model, guide, y, seed=seed)
-    with prepared(model, guide, y, seed, given) as (program, posterior, batch):
+    uses = collapse(model, guide, data, seed=seed)
+    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         draws = max(1, -(-_DRAWS // len(posterior)))
         z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), draws)
         start = z.new_zeros(program.latent_dim) if at is None else at.to(z)

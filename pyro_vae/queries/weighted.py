@@ -46,14 +46,14 @@ def weighted_draws(
     program: Program,
     posterior: Posterior,
     batch: Batch,
-    method: ImportanceSampling,
+    estimator: ImportanceSampling,
     *,
     seed: int,
     progress: bool,
 ) -> Iterator[WeightedDraws]:
     """Draws of every row's latents given what was observed of it, some rows at a time."""
-    proposal = method.proposal(program, posterior, batch)
-    blocks = method.blocks(program, proposal, batch, seed=seed, progress=progress)
+    proposal = estimator.proposal(program, posterior, batch)
+    blocks = estimator.blocks(program, proposal, batch, seed=seed, progress=progress)
     for rows, z, weights in blocks:
         evidence = log_marginal_of(weights, PARETO_SMOOTHED)
         yield WeightedDraws(rows, z, stats.smoothed(weights.log_weights).softmax(dim=0), evidence)
@@ -67,22 +67,24 @@ def weighted_mean(
     return Estimate(mean, (shares * (values - mean)).square().sum(dim=0).sqrt())
 
 
-def method_for(guide: ProgramLike | None, method: ImportanceSampling | None) -> ImportanceSampling:
+def estimator_for(
+    guide: ProgramLike | None, estimator: ImportanceSampling | None
+) -> ImportanceSampling:
     """What was asked for; else the guide as it is, and without one a fit to every row.
 
     Raises:
         ValueError: If there are too few draws, or an error is to be met.
     """
-    if method is None:
+    if estimator is None:
         return (
             ImportanceSampling(_DRAWS) if guide else ImportanceSampling(_DRAWS, proposal=Fitted())
         )
-    if method.until is not None or method.num_samples < stats.MIN_TAIL_PARTICLES:
+    if estimator.until is not None or estimator.num_samples < stats.MIN_TAIL_PARTICLES:
         raise ValueError(
             f"expected a fixed number of at least {stats.MIN_TAIL_PARTICLES} draws a row, got "
-            f"num_samples={method.num_samples} and until={method.until}"
+            f"num_samples={estimator.num_samples} and until={estimator.until}"
         )
-    return method
+    return estimator
 
 
 @contextmanager

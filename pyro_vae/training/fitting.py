@@ -110,7 +110,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     progress: bool = True,
     compile: bool | None = None,
     shards: int | None = None,
-    products: Products | None = None,
+    precision: Products | None = None,
 ) -> Fit:
     r"""Trains a model and a guide by stochastic variational inference.
 
@@ -158,7 +158,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             torch.distributed one in each, which is given its own rows, as
             :func:`pyro_vae.distributed.share` cuts them, and arrives at the numbers of one
             process with as many shards, up to rounding. Validation data are cut likewise.
-        products: :class:`BFloat16Products` or :class:`TF32Products`, for hardware that is faster
+        precision: :class:`BFloat16Products` or :class:`TF32Products`, for hardware that is faster
             so. Gradients are then those of a slightly other ELBO; by how much it differs is
             measured at the end, on the same draws (`Fit.rounding`). Validation is in full
             precision.
@@ -191,7 +191,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     plan = Plan(
         num_epochs, batch_size, objective, optimizer,
         scheduler or hold_then_fall(num_epochs),
-        patience, warmup, per_batch, train_model, seed, progress, compile, shards, products,
+        patience, warmup, per_batch, train_model, seed, progress, compile, shards, precision,
     )  # fmt: skip
     for module in (part for program in (model, guide) for part in modules_of(program)):
         module.to(device)
@@ -332,7 +332,7 @@ class _Training:
 
     def _rounding(self) -> Estimate | None:
         """By how much fewer bits move the ELBO of the first rows, nats a datum, from same draws."""
-        if self.plan.products is None:
+        if self.plan.precision is None:
             return None
         rows = torch.arange(min(self.batch_size, len(self.reader)))
         batch, moved = self._redrawn(self.reader.read(rows)), []

@@ -30,7 +30,7 @@ class Plan:
     progress: bool
     compile: bool | None = None
     shards: int | None = None
-    products: Products | None = None
+    precision: Products | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "batch_size"):
@@ -58,11 +58,11 @@ class Plan:
     def told(self, held_out: Batch | None) -> list[object]:
         """What has to be the same in all processes."""
         numbers = (self.num_epochs, self.batch_size, self.patience, self.warmup, self.seed)
-        return [*numbers, self.train_model, self.shards, self.products, held_out is None]
+        return [*numbers, self.train_model, self.shards, self.precision, held_out is None]
 
     def rounded(self) -> AbstractContextManager[None]:
         """Around training steps: products are made as was asked for."""
-        return nullcontext() if self.products is None else self.products.active()
+        return nullcontext() if self.precision is None else self.precision.active()
 
     def kl_weight(self, epoch: float) -> float:
         """Rises linearly to 1 during the warm-up; `epoch` counts from 0 and may be a fraction."""

@@ -44,7 +44,7 @@ def assert_same(before: tuple[Any, Any], after: tuple[Any, Any], y: Tensor) -> N
     for old, new in zip(before, after, strict=True):
         assert_same_state(old, new)
     assert torch.equal(before[1].mean(y), after[1].mean(y))
-    weights = [pv.log_weights(model, guide, y, num_particles=3) for model, guide in (before, after)]
+    weights = [pv.log_weights(model, guide, y, num_samples=3) for model, guide in (before, after)]
     assert torch.equal(*weights)
 
 
