@@ -349,7 +349,7 @@ def inference_gap(
         program.require_latents()
         fit = partial(
             best_of_family, program, batch,
-            method=fitting or FitRows(), seed=seed, progress=progress,
+            fitting=fitting or FitRows(), seed=seed, progress=progress,
         )  # fmt: skip
         family = posterior.family if isinstance(posterior, FamilyPosterior) else DiagonalNormal()
         best = fit(family, starts(program, posterior, batch, family))

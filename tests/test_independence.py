@@ -192,18 +192,18 @@ CALLS: dict[str, Callable[[], object]] = {
     "several sites": evidence(FEW, two_sites, by_hand, Y[:, 0]),
     "several sites, tightest": evidence(pv.Tightest(50).sampled, two_sites, by_hand, Y[:, 0]),
     "shared sites": lambda: marginal_log_likelihood(
-        population, SHARED, Y[:, 0], num_draws=3, estimator=FEW
+        population, SHARED, Y[:, 0], num_samples=3, estimator=FEW
     ),
-    "shared sites, check": lambda: predictive_check(population, SHARED, Y[:, 0], num_draws=9),
-    "predictive check": lambda: predictive_check(MODEL, GUIDE, Y, num_draws=9),
+    "shared sites, check": lambda: predictive_check(population, SHARED, Y[:, 0], num_samples=9),
+    "predictive check": lambda: predictive_check(MODEL, GUIDE, Y, num_samples=9),
     "check of the guide": lambda: predictive_check(
-        MODEL, GUIDE, Y, num_draws=9, latents=Latents.GUIDE
+        MODEL, GUIDE, Y, num_samples=9, latents=Latents.GUIDE
     ),
     "inference_gap": lambda: pv.inference_gap(MODEL, GUIDE, Y, estimator=FEW, num_samples=50),
     "cross_check": lambda: cross_check(MODEL, GUIDE, Y),
     "bidirectional": lambda: bidirectional(MODEL, None, Y, ANNEALED),
     "dependence": lambda: dependence(MODEL, measure=MutualInformation(20, 20, 3)),
-    "impute": lambda: impute(MODEL, None, HOLES, 10, method=pv.ImportanceSampling(50)),
+    "impute": lambda: impute(MODEL, None, HOLES, 10, estimator=pv.ImportanceSampling(50)),
     "outliers": lambda: outliers(MODEL, GUIDE, Y, 20, FEW),
     "outliers, fitted": lambda: outliers(
         MODEL, None, Y, 20, pv.ImportanceSampling(50, proposal=pv.Fitted())

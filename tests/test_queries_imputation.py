@@ -182,8 +182,8 @@ def test_programs_that_refuse() -> None:
     ("arguments", "message"),
     [
         ({"num_samples": 0}, "at least 1"),
-        ({"method": pv.ImportanceSampling(10)}, "at least 30 draws"),
-        ({"method": pv.ImportanceSampling(100, until=pv.Until(0.1))}, "fixed number"),
+        ({"estimator": pv.ImportanceSampling(10)}, "at least 30 draws"),
+        ({"estimator": pv.ImportanceSampling(100, until=pv.Until(0.1))}, "fixed number"),
     ],
 )
 def test_bad_arguments(arguments: Any, message: str) -> None:
