@@ -404,7 +404,7 @@ def _num_draws(asked: int | None, default: int, name: str, why_not: str) -> int:
     if asked is None:
         return 0 if why_not else default
     if asked < 0:
-        raise ValueError(f"{name}_draws is a number of draws, 0 for none, got {asked}")
+        raise ValueError(f"num_{name}_samples is a number of draws, 0 for none, got {asked}")
     if asked and why_not:
         raise ValueError(
             f"{name}_draws={asked} cannot be had: {why_not}; leave it out, or say {name}_draws=0"
