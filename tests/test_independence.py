@@ -64,7 +64,7 @@ COMMON = {
     "fit.points": Common("guides.climbing.Problem.of"),
     "fit.judge": Common("guides.local.fit_parameters"),
 }
-WEIGHTS = Common("evidence.importance.ImportanceSampling.blocks", times=2)
+WEIGHTS = Common("evidence.importance.ImportanceSampling._sampling", times=2)
 # Several models or guides are held against one another over the same draws.
 COMPARED = {
     "fit": Common("training.fitting.fit", times=2),

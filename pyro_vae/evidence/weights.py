@@ -79,13 +79,11 @@ def _row_draws(
     posterior: Posterior, key: Int64[Tensor, " 1"], num_samples: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Draws of one datum, in pieces."""
+    keyed = posterior if _is_keyed(posterior) else None  # asked first: it may call the guide
     seeded(int(key))
     for first in range(0, num_samples, _DRAWS_AT_ONCE):
         size = min(_DRAWS_AT_ONCE, num_samples - first)
-        if _is_keyed(posterior):
-            yield posterior.draw_keyed(key, size, first=first)
-        else:
-            yield posterior.draw(size)
+        yield posterior.draw(size) if keyed is None else keyed.draw_keyed(key, size, first=first)
 
 
 def weigh_row(
