@@ -300,13 +300,6 @@ def loop(y: Tensor) -> None:
         pyro.sample(f"y_{n}", dist.Normal(z, 1.0), obs=y[int(n)])
 
 
-def discrete(y: Tensor) -> None:
-    """A mixture with its label latent, and nothing for a guide to do."""
-    with pyro.plate("data", len(y)):
-        cluster = pyro.sample("cluster", dist.Categorical(torch.ones(3)))
-        pyro.sample("y", dist.Normal(cluster * 1.0, 1.0), obs=y)
-
-
 def counts(y: Tensor) -> None:
     """A discrete latent without an end."""
     with pyro.plate("data", len(y)):
@@ -422,7 +415,6 @@ REFUSED = {
     "outside": (outside, r"latent site 'shift' is outside the plate over data 'data', but .*batch"),
     "observed outside": (observed_outside, r"observed site 'y' is outside the plate .* move it"),
     "loop": (loop, r"'data' is a loop; use it as a context manager"),
-    "discrete": (discrete, r"got latent \[\] \(and \['cluster'\], which are summed out\)"),
     "counts": (counts, r"latent site 'count' is discrete \(Poisson\) and cannot be summed out"),
     "global label": (global_label, r"site 'label' is discrete \(Bernoulli\) and shared by all"),
     "wrong dimension": (wrong_dimension, r"'y' has .* shape \(2, 2\).* \(2, 1\): 'data' \(dim -2"),

@@ -51,10 +51,12 @@ def check_sites(
     sampled = density_sites(run, given)
     missing = sorted(set(needed) - {site.name for site in sampled})
     if missing:
+        shared = missing[0] in [site.name for site in program.global_sites]
+        where = ", which all data share, outside the plate over data" if shared else ""
         raise ValueError(
             f"the guide misses the latent site(s) {missing} of the model; it samples "
             f"{[site.name for site in sampled]}: add pyro.sample({missing[0]!r}, ...) to the "
-            "guide, without obs="
+            f"guide{where}, without obs="
         )
     for site in sampled:
         if site.name not in given:
