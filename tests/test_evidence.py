@@ -298,8 +298,8 @@ def test_draws_used_are_draws_asked_for(num_samples: int) -> None:
 
     y = FACTS.sample(2)
     result = evaluate(MODEL, guide, y, pv.ImportanceSampling(num_samples), seed=3).log_marginal
-    # The guide is run twice a datum to be read: with all data, and by itself.
-    assert sum(drawn) == (num_samples + 2) * 2
+    # To be read the guide is run twice on all data, and once per datum by itself.
+    assert sum(drawn) == (num_samples + 3) * 2
     assert (result.num_samples == num_samples).all()
     log_w = pv.log_weights(MODEL, guide, y, num_samples=num_samples, seed=3)
     assert log_w.shape == (num_samples, 2)

@@ -21,7 +21,15 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoNormal
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..programs import Program, Run, TracedSite, current_minibatch, leaves_of, modules_of
+from ..programs import (
+    Program,
+    Run,
+    TracedSite,
+    current_minibatch,
+    leaves_of,
+    modules_of,
+    outside_minibatch,
+)
 from ..randomness import forked
 from .contract import density_sites, is_delta, log_density, unmasked
 from .families import DiagonalNormal
@@ -197,7 +205,12 @@ def _apart() -> Iterator[None]:
     store = pyro.get_param_store()
     known = set(store.keys())
     try:
-        with torch.enable_grad(), pyro.validation_enabled(is_validate=False), forked(0, "contract"):
+        with (
+            torch.enable_grad(),
+            pyro.validation_enabled(is_validate=False),
+            forked(0, "contract"),
+            outside_minibatch(),
+        ):
             yield
     finally:
         for name in set(store.keys()) - known:

@@ -15,6 +15,7 @@ from .modes import modules_of as modules_of
 from .plates import Minibatch as Minibatch
 from .plates import current_minibatch as current_minibatch
 from .plates import minibatch as minibatch
+from .plates import outside_minibatch as outside_minibatch
 from .plates import whole_plate as whole_plate
 from .program import Density as Density
 from .program import LogDensities as LogDensities
@@ -65,6 +66,7 @@ __all__ = [
     "log_joint",
     "minibatch",
     "modules_of",
+    "outside_minibatch",
     "partly_observed",
     "repeat_rows",
     "retry_unvalidated",

@@ -175,6 +175,16 @@ def minibatch(
         _MINIBATCH.reset(token)
 
 
+@contextmanager
+def outside_minibatch() -> Iterator[None]:
+    """Hides the minibatch that the caller is in, for runs on other rows than it holds."""
+    token = _MINIBATCH.set(None)
+    try:
+        yield
+    finally:
+        _MINIBATCH.reset(token)
+
+
 def _check_rows(rows: Tensor, num_data: int) -> None:
     if rows.numel() == 0:
         raise ValueError("a minibatch needs at least one row, got none")

@@ -26,7 +26,6 @@ BROADCAST = Known(("failed",), "Pyro's own TraceEnum_ELBO asks of a net that it 
 UNLIKE = Known(("wrong",), "the remedy of a masked latent has only discrete ones, without draws")
 MOVED = Known(("wrong",), "log p is .006 off after compare(train_model=False), reliable")
 LABEL = Known(("refused",), "the guide samples a discrete site of the model, which is summed out")
-FORWARD = Known(("failed",), "pyro.param in the forward of a PyroModule, or in an EasyGuide")
 REFINED = Known(("failed",), "pyro.module or pyro.param in a function, refined in training")
 TIED = Known(("refused",), "the guide is tied to its rows, all of which it needs, once trained")
 ASKED = Known(("right", "refused"), "right on all rows or in pv.minibatch, else refused by name")
@@ -68,8 +67,6 @@ for _question in ("gap", "arviz", "compare", "svi"):
     KNOWN["capture_recapture", ALL, _question] = UNLIKE
 KNOWN["fixed_mixture", ALL, "fit"] = Known(("failed",), "nothing to train, said by Pyro")
 KNOWN["sequential_plate", ALL, ALL] = LOOP
-KNOWN["param_in_forward", ALL, ALL] = FORWARD
-KNOWN["easy_guide", "author", ALL] = FORWARD
 for _name in (
     "prod_lda", "zero_inflated", "vae", "vae_methods", "vae_convolutional", "vae_annealed",
     "vae_scaled", "autonormal", "autodiagonal", "ss_vae_observed", "ss_vae_broadcast",
