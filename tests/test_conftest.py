@@ -7,7 +7,7 @@ import pyro
 import pytest
 import torch
 
-from tests.conftest import assert_untouched, global_state
+from conftest import assert_untouched, global_state
 
 CHANGES: dict[str, Callable[[], object]] = {
     "parameter store": lambda: pyro.param("left_behind", torch.zeros(1)),

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
+from conftest import SEED
 from pyro_vae import report
 from pyro_vae._types import Estimate
 from pyro_vae.comparisons import COLUMNS, Candidate, Comparison
 from pyro_vae.comparisons.reporting import report_of, save_report, title_of
 from pyro_vae.formatting import plus_minus, typeset
 from pyro_vae.results import Doubt
-from tests.conftest import SEED
 from tests.helpers.pages import Page
 from tests.helpers.programs import Program
 
