@@ -150,6 +150,18 @@ def test_imports_point_up() -> None:
     assert not circles, f"these import each other in a circle: {circles}"
 
 
+def test_modules_of_tests() -> None:
+    """No test module imports another: what two of them need is in `tests/helpers` or the corpus."""
+    borrowed = {
+        f"{file.name}: {name}"
+        for file in sorted((ROOT / "tests").glob("test_*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        for name in imports(node, package_of(file))
+        if name.startswith("tests.test_")
+    }
+    assert not borrowed, f"move what these share into tests/helpers: {sorted(borrowed)}"
+
+
 def test_heavy_imports_wait() -> None:
     """`import pyro_vae` loads torch and Pyro, and no library that only some functions need."""
     found = {str(f.relative_to(ROOT)): heavy_imports(f, f.read_text()) for f in FILES if f != LAZY}
