@@ -207,6 +207,11 @@ class Run:
         1, "threads of torch (default 1: for small tensors more are slower)", type=_positive
     )
 
+    @property
+    def progress(self) -> bool | None:
+        """Whether bars are shown: on terminals, unless told to be quiet."""
+        return False if self.quiet else None
+
     def say(self, text: str) -> None:
         """Prints, unless told to be quiet."""
         if not self.quiet:
@@ -302,7 +307,7 @@ def compare_guides(
         "image_shape": dataset.image_shape,
         "log_scale": float(dataset.log_scales(dataset.test).mean()),
         "about": _notes(which, how, run, command, dataset),
-        "progress": not run.quiet,
+        "progress": run.progress,
         **how.fitting(dataset, run.seed),
     }
     table = compare(model, maps, *_parts(dataset), **given)
@@ -330,7 +335,7 @@ def fit_guide(
     model = defaults.vae(dataset, architecture)
     guide = defaults.guide(model, dataset, architecture, name=choice.guide)
     train, _ = _parts(dataset)
-    result = fit(model, guide, train, progress=not run.quiet, **how.fitting(dataset, run.seed))
+    result = fit(model, guide, train, progress=run.progress, **how.fitting(dataset, run.seed))
     run.say(result.summary())
     if choice.out is not None:
         about = _notes(which, how, run, command, dataset)
@@ -346,14 +351,14 @@ def evaluate_saved(choice: EvaluateChoice, run: Run, command: str) -> None:
     loaded, about = storage.load(choice.folder), _about(choice.folder)
     columns = None if about["columns"] is None else Columns.from_json(about["columns"])
     test, name = _rows_to_evaluate(about, choice.data, columns)
-    guide = for_new_rows(loaded.guide, test, seed=run.seed, progress=not run.quiet)
+    guide = for_new_rows(loaded.guide, test, seed=run.seed, progress=run.progress)
     bound, result = evidence.evaluate(
         loaded.model,
         guide,
         test,
         ImportanceSampling(choice.samples),
         seed=run.seed,
-        progress=not run.quiet,
+        progress=run.progress,
     )
     shift = torch.full((len(test),), about["log_scale"], dtype=torch.float64)
     if columns is not None:

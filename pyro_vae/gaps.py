@@ -281,7 +281,7 @@ def inference_gap(
     fitting: FitRows | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> InferenceGap:
     r"""Takes the gap between log p(y) and a guide's ELBO apart, per datum and with errors.
 
@@ -311,7 +311,7 @@ def inference_gap(
         given: Values of the latent sites that all data share, as in
             :func:`pyro_vae.log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
-        progress: Whether to show progress bars.
+        progress: Whether to show progress bars; by default on terminals and in notebooks.
 
     Returns:
         The terms per datum, with standard errors, in nats. `inference` is exactly the sum of

@@ -34,7 +34,13 @@ class Planted:
     reliable: bool = True
 
     def __call__(
-        self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
+        self,
+        program: Program,
+        posterior: Posterior,
+        batch: Batch,
+        *,
+        seed: int,
+        progress: bool | None,
     ) -> LogMarginal:
         """The estimate, shifted."""
         method = pv.ImportanceSampling(self.num_samples)

@@ -477,7 +477,7 @@ def test_an_estimator_of_ones_own() -> None:
     """Anything that can be called as an estimator is one."""
 
     def exact(
-        program: Any, posterior: Any, batch: Any, *, seed: int, progress: bool
+        program: Any, posterior: Any, batch: Any, *, seed: int, progress: bool | None
     ) -> LogMarginal:
         value = FACTS.log_evidence(batch[0])
         nothing = torch.full_like(value, torch.nan)

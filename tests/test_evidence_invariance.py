@@ -241,7 +241,7 @@ def test_changes_do_not_matter(name: str, change: str, seed: int) -> None:
 
 
 def one_stream(
-    program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
+    program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool | None
 ) -> LogMarginal:
     """Importance sampling with one stream for all data: wrong."""
     torch.manual_seed(seed)

@@ -91,7 +91,12 @@ FEW = ImportanceSampling(2)
 
 
 def conditional(
-    program: Program, posterior: Posterior, batch: tuple[Tensor, ...], *, seed: int, progress: bool
+    program: Program,
+    posterior: Posterior,
+    batch: tuple[Tensor, ...],
+    *,
+    seed: int,
+    progress: bool | None,
 ) -> LogMarginal:
     """Log p(y_n | mean), exactly: an estimator for tests that need many draws of the mean."""
     value = dist.Normal(program.fixed["mean"], WIDTH).log_prob(batch[0])

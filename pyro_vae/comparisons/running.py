@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .. import diagnostics, evidence
 from .._types import Batch, Data, Estimate, ProgramLike
@@ -30,6 +29,7 @@ from ..guides import (
     require_new_rows,
 )
 from ..programs import as_batch, device_of, minibatch
+from ..progress import progress_bar
 from ..randomness import forked
 from ..training import Fit, History, fit
 from .comparison import Comparison
@@ -57,7 +57,7 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
     about: Mapping[str, Any] | None = None,
     seed: int = 0,
     num_seeds: int = 1,
-    progress: bool = True,
+    progress: bool | None = None,
     **fit_options: Any,
 ) -> Comparison:
     r"""Compares guides of one model: trains a copy of it under each, evaluates all alike.
@@ -93,7 +93,7 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
             networks start from weights of their own, drawn afresh by their `reset_parameters`, as
             does the model if it is trained. The table then tells the spread between runs. Ctrl-C
             in a training ends its run with that guide, and no further run is begun.
-        progress: Whether to show progress bars.
+        progress: Whether to show progress bars; by default on terminals and in notebooks.
         fit_options: Further arguments of :func:`pyro_vae.fit`.
 
     Returns:
@@ -185,7 +185,7 @@ class _Run:
         for candidate in guides.values():
             self._require_new_rows(candidate)
         results: dict[str, GuideResult] = {}
-        bar = tqdm(guides.items(), desc="guides", disable=not self.options["progress"])
+        bar = progress_bar(guides.items(), show=self.options["progress"], desc="guides")
         for name, candidate in bar:
             known = next(iter(results.values()), None)
             results[name] = self.result(candidate, known)
@@ -238,7 +238,7 @@ class _Run:
         return lambda *_, **__: answer
 
     def _refined(
-        self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool
+        self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> Estimate | None:
         """ELBO of held-out data after some steps from the guide's answer, if it is a map's."""
         if not isinstance(guide, Guide) or is_tied_to_rows(guide) or _has_nothing(guide):
@@ -248,7 +248,7 @@ class _Run:
         return evidence.elbo(model, refined, self.test, draws, seed=seed, progress=progress).elbo
 
     def _train_bound(
-        self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool
+        self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> evidence.EvidenceLowerBound:
         """ELBO of the training data, as the guide saw them: changed once, if each batch was.
 

@@ -123,7 +123,7 @@ def surgery(
     num_samples: int | None = None,
     *,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Surgery:
     r"""Splits the ELBO of some data into distortion, information and mismatch with the prior.
 
@@ -141,7 +141,7 @@ def surgery(
         num_samples: Draws a datum, at least two; by default as many as take seconds. With as many
             draws and the same seed, :func:`pyro_vae.elbo` has the same rate and distortion.
         seed: Seed of the draws; the caller's random stream is left alone.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         The parts, in nats a datum, with their Monte Carlo errors.

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
@@ -31,6 +30,7 @@ from ..evidence.weights import rows_at_once, weigh
 from ..formatting import plus_minus
 from ..guides import Guide, Posterior, is_tied_to_rows
 from ..programs import Program, as_batch, device_of, retry_unvalidated, simulate
+from ..progress import progress_bar
 from ..randomness import forked, generator, stream
 from ..results import Result
 
@@ -193,7 +193,7 @@ def simulation_based_calibration(
     quantities: Mapping[str, Quantity] | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Calibration:
     r"""Ranks simulated latents among the guide's draws for the data that they simulate.
 
@@ -221,7 +221,7 @@ def simulation_based_calibration(
         given: Values of the latent sites that all data share; by default the mean of their
             posterior. Latents and data are simulated given these.
         seed: Seed of everything; the caller's random stream is left alone.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         Ranks, exact p-values and a verdict. Discrete latents are summed out and have no rank.
@@ -308,14 +308,14 @@ class _Ranked:
     functions: Mapping[str, Quantity]
     num_samples: int
 
-    def counts(self, truth: Tensor, seed: int, *, progress: bool) -> tuple[Tensor, Tensor]:
+    def counts(self, truth: Tensor, seed: int, *, progress: bool | None) -> tuple[Tensor, Tensor]:
         """How many draws lie below the truth and how many equal it, `(batch, quantities)`."""
         limit = rows_at_once(self.program, self.batch, _MEMORY)
         size = max(1, limit // len(self.batch[0]))  # draws at once; all data always are
         below = equal = torch.zeros(truth.shape[1:], dtype=torch.int64, device=truth.device)
         starts = range(0, self.num_samples, size)
         with forked(seed, "calibration.guide"):
-            for first in tqdm(starts, desc="calibration", leave=None, disable=not progress):
+            for first in progress_bar(starts, show=progress, desc="calibration"):
                 drawn = self._drawn(min(size, self.num_samples - first))
                 below = below + (drawn < truth).sum(dim=0)
                 equal = equal + (drawn == truth).sum(dim=0)

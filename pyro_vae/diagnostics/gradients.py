@@ -25,13 +25,13 @@ from jaxtyping import Float64
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import prepared
 from ..formatting import plus_minus
 from ..objectives import Objective
 from ..programs import Program, current_minibatch, evaluating, leaves_of, modules_of
+from ..progress import progress_bar
 from ..randomness import forked
 from ..results import Result
 from ..training.tensors import State, named, require_finite
@@ -234,7 +234,7 @@ def gradient_noise(
     *,
     num_repeats: int = 100,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> GradientNoise:
     r"""Measures the noise of an objective's gradient, by repeating it at the same parameters.
 
@@ -256,7 +256,7 @@ def gradient_noise(
         num_repeats: Draws of the gradient, :math:`R`. A ratio below :math:`1 / \sqrt R` cannot be
             told from none.
         seed: Seed of the draws; the caller's random stream is left alone.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         Mean, variance and ratio for every entry, by parameter and on average, with errors. It
@@ -369,10 +369,10 @@ class _Gradients:
                 tensor.grad = gradient
 
 
-def _measured(gradients: _Gradients, num_repeats: int, *, progress: bool) -> GradientNoise:
+def _measured(gradients: _Gradients, num_repeats: int, *, progress: bool | None) -> GradientNoise:
     """Sums over the repeats, block by block."""
     blocks = min(_BLOCKS, num_repeats)
-    bar = tqdm(range(num_repeats), desc="gradients", leave=None, disable=not progress)
+    bar = progress_bar(range(num_repeats), show=progress, desc="gradients")
     origin = first = second = torch.zeros(0)
     counts = [0] * blocks
     for repeat in bar:

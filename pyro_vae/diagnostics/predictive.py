@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import no_guide, prepared
@@ -43,6 +42,7 @@ from ..programs import (
     total_log_prob,
     with_observed,
 )
+from ..progress import progress_bar
 from ..randomness import forked
 from ..results import Result
 from .calibration import holm
@@ -174,7 +174,7 @@ def predictive_check(
     latents: Latents = Latents.PRIOR,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> PredictiveCheck:
     r"""Holds statistics of a data set against those of data sets that the model makes.
 
@@ -203,7 +203,7 @@ def predictive_check(
         latents: Where the latents of the replicates come from.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of everything; the caller's random stream is left alone.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         Statistics, p-values with their Monte Carlo error, and a verdict.
@@ -238,7 +238,7 @@ def predictive_check(
         shown = _shown(program, batch)
         functions = default_statistics(batch, shown.parts) if statistics is None else statistics
         replicates = _replicates(runs, batch, shown, seed)
-        bar = tqdm(replicates, "replicates", num_samples, leave=None, disable=not progress)
+        bar = progress_bar(replicates, show=progress, desc="replicates", total=num_samples)
         observed = _values(functions, batch)
         replicated = [_values(functions, replicate) for replicate in bar]
     result = _held_against(functions, observed, replicated, keep_constant=statistics is not None)

@@ -35,13 +35,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import check_data, prepared
 from ..guides import is_tied_to_rows
 from ..objectives import BetaELBO
 from ..programs import Program, as_batch, device_of, minibatch
+from ..progress import progress_bar
 from ..results import Result
 from ..training import Fit, adam, fit
 from ..training.optimizers import OptimizerFactory
@@ -306,7 +306,7 @@ def rate_distortion(  # noqa: PLR0913 (what fit and the evaluation are told)
     optimizer: OptimizerFactory = adam,
     num_samples: int | None = None,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> RateDistortion:
     r"""Trains copies of a model and a guide for several weights of the rate, and evaluates all.
 
@@ -344,7 +344,7 @@ def rate_distortion(  # noqa: PLR0913 (what fit and the evaluation are told)
         num_samples: Draws a datum for the evaluation, at least two; by default as many as take
             seconds.
         seed: Seed of training and of evaluation, which has the same draws for every beta.
-        progress: Whether to show progress bars.
+        progress: Whether to show progress bars; by default on terminals and in notebooks.
 
     Returns:
         Rate, distortion, ELBO at full weight and information for each beta, with Monte Carlo
@@ -445,13 +445,13 @@ class _Run:
         few, draws = tuple(part[:2] for part in self.train), 2 if self.draws is None else self.draws
         # By their positions, since the table of a guide tied to rows does not know the data yet.
         with minibatch(torch.arange(len(few[0])), len(self.train[0])):
-            surgery(*_copies(model, guide), few, draws, seed=self.seed)
+            surgery(*_copies(model, guide), few, draws, seed=self.seed, progress=False)
 
     def points(
         self, model: ProgramLike, guide: ProgramLike, betas: list[float]
     ) -> Iterator[TradeOff]:
         """Trains and evaluates, beta by beta, until all are done or Ctrl-C."""
-        bar = tqdm(betas, desc="betas", disable=not self.options["progress"])
+        bar = progress_bar(betas, show=self.options["progress"], desc="betas")
         for number, beta in enumerate(bar):
             model, guide = _copies(model, guide)
             try:

@@ -26,13 +26,13 @@ import pyro
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .. import stats
 from .._types import Batch, Estimate
 from ..compiling import CompiledDensity
 from ..guides import Posterior
 from ..programs import Density, Prior, Program
+from ..progress import progress_bar
 from ..randomness import normals, row_keys, uniforms
 from ..results import Doubt, join
 from .hamiltonian import Noise, Path, Point, at, transition
@@ -393,7 +393,7 @@ class AnnealedImportanceSampling:
         batch: Batch,
         *,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> LogMarginal:
         """Estimates per datum."""
         works = self.works(program, posterior, batch, seed=seed, progress=progress)
@@ -401,7 +401,13 @@ class AnnealedImportanceSampling:
         return result
 
     def works(
-        self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
+        self,
+        program: Program,
+        posterior: Posterior,
+        batch: Batch,
+        *,
+        seed: int,
+        progress: bool | None,
     ) -> Iterator["Work"]:
         """Some data at a time, as many as fit: starts, path, frozen ladder and keys."""
         origin = self.start.origin(program, posterior, batch)
@@ -417,7 +423,7 @@ class AnnealedImportanceSampling:
             memory=self.memory,
             calls_left=self.num_temperatures * (self.leapfrog_steps + 1) * len(starts),
         )
-        for first in tqdm(starts, desc="annealing", leave=None, disable=not progress):
+        for first in progress_bar(starts, show=progress, desc="annealing"):
             rows = slice(first, first + size)
             trial_start, start, pilot, forward, backward = (part[rows] for part in keys)
             part = tuple(tensor[rows] for tensor in batch)

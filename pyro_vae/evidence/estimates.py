@@ -26,7 +26,13 @@ class Estimator(Protocol):
     """A way to estimate log p(y_n)."""
 
     def __call__(
-        self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
+        self,
+        program: Program,
+        posterior: Posterior,
+        batch: Batch,
+        *,
+        seed: int,
+        progress: bool | None,
     ) -> LogMarginal:
         """Estimates per datum, whose draws depend on the seed and the datum alone."""
 
@@ -80,7 +86,7 @@ def elbo(
     *,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> EvidenceLowerBound:
     r"""Estimates the evidence lower bound of every datum, with its rate and distortion.
 
@@ -95,7 +101,7 @@ def elbo(
         given: Values of the latent sites that all data share, as in
             :func:`log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         ELBO, rate and distortion, each `(batch,)` with standard errors, in nats.
@@ -123,7 +129,7 @@ def log_marginal_likelihood(
     *,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> LogMarginal:
     r"""Estimates :math:`\log p(y_n)` of every datum, with its error and its reliability.
 
@@ -141,7 +147,7 @@ def log_marginal_likelihood(
             posterior call this once for each of `guide.sample_globals(num_samples)`. The
             result's `given` says which.
         seed: Seed of the draws; the caller's random stream is left alone.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         Value, error, effective sample size and Pareto k, each `(batch,)`; nats.
@@ -186,7 +192,7 @@ def evaluate(
     *,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Evaluation:
     """The bound and the marginal likelihood of every datum, from the same draws.
 

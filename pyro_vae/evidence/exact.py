@@ -61,7 +61,7 @@ class ClosedForm:
         batch: Batch,
         *,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> LogMarginal:
         """Computes it per datum; neither the guide nor the seed plays a part."""
         return _exact(_log_evidence(program, batch).detach().double(), program, "closed form")

@@ -103,7 +103,7 @@ class Fitted:
         correlated = program.latent_dim <= _MOST_CORRELATED
         family = self.family or (FullRankNormal() if correlated else DiagonalNormal())
         places = starts(program, posterior, batch, family)
-        fit = best_of_family(program, batch, family, places, self.fitting)
+        fit = best_of_family(program, batch, family, places, self.fitting, progress=False)
         most, share = _WIDER
         scale = 1 + min(most, share / program.latent_dim) if self.scale is None else self.scale
         return Widened(scale)(program, FamilyPosterior(family, fit.parameters), batch)
@@ -204,7 +204,7 @@ def best_of_family(
     fitting: FitRows,
     *,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> RowFit:
     """Rough fits from several starts; the better one of every datum, by fresh draws, goes on.
 

@@ -15,13 +15,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .. import stats
 from .._types import Batch
 from ..compiling import DrawDensities
 from ..guides import Posterior
 from ..programs import Program
+from ..progress import progress_bar
 from ..randomness import row_keys, stream
 from ..results import Doubt, join
 from .proposals import FromGuide, Proposal
@@ -153,7 +153,7 @@ class ImportanceSampling:
         batch: Batch,
         *,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> LogMarginal:
         """Estimates per datum."""
         proposal = self.proposal(program, posterior, batch)
@@ -169,7 +169,13 @@ class ImportanceSampling:
         return _judged(self._sized(sampling, sizes), self.average, self.until)
 
     def blocks(
-        self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
+        self,
+        program: Program,
+        posterior: Posterior,
+        batch: Batch,
+        *,
+        seed: int,
+        progress: bool | None,
     ) -> Iterator[Block]:
         """Draws of `posterior` and their weights, some data at a time, within the budget.
 
@@ -179,14 +185,26 @@ class ImportanceSampling:
         return sampling.blocks(self.num_samples)
 
     def weights(
-        self, program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool
+        self,
+        program: Program,
+        posterior: Posterior,
+        batch: Batch,
+        *,
+        seed: int,
+        progress: bool | None,
     ) -> Iterator[Weights]:
         """The weights of :meth:`blocks`; of very many draws nothing but them is kept."""
         sampling = self._sampling(program, posterior, batch, seed=seed, progress=progress)
         return sampling.weights(self.num_samples)
 
     def _sampling(
-        self, program: Program, proposal: Posterior, batch: Batch, *, seed: int, progress: bool
+        self,
+        program: Program,
+        proposal: Posterior,
+        batch: Batch,
+        *,
+        seed: int,
+        progress: bool | None,
     ) -> "_Sampling":
         return _Sampling(
             program, proposal, batch,
@@ -233,7 +251,7 @@ class _Sampling:
         places: Of the data in the data set, for messages.
         limit: Rows of the program's batch that fit at once.
         densities: The program's, compiled where that pays.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
     """
 
     program: Program
@@ -243,7 +261,7 @@ class _Sampling:
     places: Sequence[int]
     limit: int
     densities: DrawDensities
-    progress: bool
+    progress: bool | None
 
     def of_rows(self, rows: Int64[Tensor, " some"]) -> "_Sampling":
         """The same for some of the data."""
@@ -282,7 +300,8 @@ class _Sampling:
             )  # fmt: skip
 
     def _bar(self, steps: range) -> Iterable[int]:
-        return tqdm(steps, desc="importance sampling", leave=None, disable=not self.progress)
+        bar: Iterable[int] = progress_bar(steps, show=self.progress, desc="importance sampling")
+        return bar
 
 
 class _Figures(NamedTuple):

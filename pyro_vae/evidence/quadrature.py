@@ -27,11 +27,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from .._types import Batch
 from ..guides import Posterior
 from ..programs import Program, retry_unvalidated
+from ..progress import progress_bar
 from ..randomness import row_keys
 from ..results import Doubt, join
 from .results import Bound, LogMarginal
@@ -114,7 +114,7 @@ class Quadrature:
         batch: Batch,
         *,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> LogMarginal:
         """Integrates per datum; the seed plays no part."""
         if not 1 <= program.latent_dim <= _MOST_LATENTS:
@@ -128,7 +128,7 @@ class Quadrature:
         size = max(1, min(_DATA_AT_ONCE, affordable))
         limit, parts = rows_at_once(program, batch, self.memory), []
         starts = range(0, len(keys), size)
-        for first in tqdm(starts, desc="quadrature", leave=None, disable=not progress):
+        for first in progress_bar(starts, show=progress, desc="quadrature"):
             rows = slice(first, first + size)
             z, _ = draw_rows(posterior, first, keys[rows], _GUIDE_DRAWS)
             part = tuple(tensor[rows] for tensor in batch)

@@ -96,7 +96,7 @@ class Tightest:
         batch: Batch,
         *,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> LogMarginal:
         """Estimates per datum."""
         exact = _in_closed_form(program, posterior, batch)
@@ -114,7 +114,7 @@ class Tightest:
         batch: Batch,
         *,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> LogMarginal:
         """By importance sampling alone."""
         fitted = self.proposal(program, posterior, batch)

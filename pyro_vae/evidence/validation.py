@@ -364,7 +364,7 @@ def bidirectional(
     num_data: int | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Sandwich:
     r"""Bounds the marginal likelihood of data that the model simulates from both sides.
 
@@ -383,7 +383,7 @@ def bidirectional(
         num_data: Data to simulate; the rows are taken in turn. As many as rows by default.
         given: Values of the latent sites that all data share.
         seed: Seed of everything; the caller's random stream is left alone.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         Both bounds and the simulated data. The width needs at least two of them.

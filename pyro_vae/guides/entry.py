@@ -44,7 +44,7 @@ def for_new_rows(
     *,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Any:
     """The guide for data it was not trained on: fitted to them if it is tied to rows.
 
@@ -54,7 +54,7 @@ def for_new_rows(
         fitting: How to fit; see :class:`FitRows`.
         given: Values of the latent sites that all data share.
         seed: Seed of the draws; the caller's random stream is left alone.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         A guide that is not tied to rows as it is, else one with parameters for every new row.
@@ -155,7 +155,7 @@ def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> Non
     if isinstance(guide, Guide):
         return
     if is_tied_to_rows(guide):
-        for_new_rows(guide, rows)
+        for_new_rows(guide, rows, progress=False)
     elif getattr(guide, "posterior", None) is None:
         program = program_of(model, guide, rows)
         with evaluating(model, guide):

@@ -277,7 +277,7 @@ class Guide(NamedModule):
         *,
         given: Mapping[str, Tensor] | None = None,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> "Guide":
         r"""Fits free parameters to every datum, with the model and the family fixed.
 
@@ -293,7 +293,7 @@ class Guide(NamedModule):
             given: Values of the latent sites that all data share; by default the mean of their
                 posterior.
             seed: Seed of the draws; the caller's random stream is left alone.
-            progress: Whether to show a progress bar.
+            progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
         Returns:
             A new guide for these data and this model, with `LocalParameters`, and the result of

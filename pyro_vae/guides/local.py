@@ -14,12 +14,12 @@ import pyro
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .. import stats
 from .._types import Batch
 from ..compiling import CompiledDensity
 from ..programs import Density, Program, evaluating
+from ..progress import progress_bar
 from ..randomness import forked, row_keys
 from .climbing import FRESH_DRAWS, FitRows, Problem, climb, pieces
 from .families import Family
@@ -52,7 +52,7 @@ def fit_parameters(
     fitting: FitRows,
     *,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
     refit: bool = True,
 ) -> RowFit:
     """Maximizes every datum's ELBO over the parameters of its own q, the model fixed.
@@ -77,7 +77,7 @@ def fit_parameters(
     """
     keys = row_keys(seed, "fit.judge", *batch)
     how = _How.of(program, family, fitting, seed)
-    bar = tqdm(total=len(start), desc="fit rows", leave=None, disable=not progress)
+    bar = progress_bar(show=progress, total=len(start), desc="fit rows")
     with bar:
         fit = how.fit(batch, start, keys, bar.update)
         for more in _MORE_POINTS if refit else ():

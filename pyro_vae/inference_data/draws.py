@@ -179,7 +179,7 @@ def to_inference_data(
     names: Sequence[str] | None = None,
     num_predictive_samples: int | None = None,
     num_prior_samples: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Any:
     r"""Draws latents of every datum from a guide, for ArviZ to summarize, plot and store.
 
@@ -230,7 +230,7 @@ def to_inference_data(
             none. By default all that fit into 256 mebibytes.
         num_prior_samples: Draws from the model itself a datum, 0 for none; by default as many as
             `num_predictive_samples` says, or as fit.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x, log densities and
@@ -275,7 +275,7 @@ def _blocks(
     batch: Batch,
     *,
     seed: int,
-    progress: bool,
+    progress: bool | None,
 ) -> Iterator[_Block]:
     """Draws and weights of some data at a time, within the estimator's memory budget."""
     predictive = row_keys(seed, "posterior predictive", *batch).tolist()

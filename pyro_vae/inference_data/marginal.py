@@ -47,7 +47,7 @@ def marginal_log_likelihood(
     *,
     names: Sequence[str] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Any:
     r"""Estimates log p(y_n | beta) for draws of what all data share, in ArviZ's groups.
 
@@ -150,7 +150,7 @@ def _estimate(
     shared: GlobalDraw,
     seed: int,
     *,
-    progress: bool,
+    progress: bool | None,
 ) -> _Draw:
     at = program.given(shared.values, "a draw of their posterior")
     posterior = posterior_of(guide, at, batch)

@@ -58,7 +58,7 @@ def marginal(
     names: Sequence[str] | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> LogMarginal:
     r"""Estimates the log density of some features of every datum, the others integrated out.
 
@@ -73,7 +73,7 @@ def marginal(
         names: Names of the columns.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the draws.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         Values in nats, `(batch,)`, with errors and what speaks against them. An entry that is
@@ -109,7 +109,7 @@ def conditional(
     names: Sequence[str] | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> LogMarginal:
     r"""Estimates the log density of some features of every datum given others of it.
 
@@ -128,7 +128,7 @@ def conditional(
         names: Names of the columns.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the draws.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         Values in nats, `(batch,)`, with errors and what speaks against them: the smaller
@@ -188,7 +188,7 @@ def _log_p(
     given: Mapping[str, Tensor] | None,
     seed: int,
     *,
-    progress: bool,
+    progress: bool | None,
 ) -> LogMarginal:
     require_holes(model, batch)
     proposal = guide_for(model, guide, batch, given)
@@ -294,7 +294,7 @@ def conditional_density(
     names: Sequence[str] | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> ConditionalDensity:
     r"""Density of one feature on a grid, given the other observed entries of each row.
 
@@ -312,7 +312,7 @@ def conditional_density(
         names: Names of the columns.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the draws.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         The curve of every row, with its errors.

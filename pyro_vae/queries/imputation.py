@@ -125,7 +125,7 @@ def impute(
     estimator: ImportanceSampling | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Imputation:
     r"""Draws the missing entries of data, which are nan, given the observed ones.
 
@@ -148,7 +148,7 @@ def impute(
             default. Its `average` is not used: weights are Pareto-smoothed.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the draws; those of a row depend on it and the row alone.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         Draws, mean with its Monte Carlo error, standard deviation, and which rows to trust.

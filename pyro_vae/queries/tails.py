@@ -205,7 +205,7 @@ def outliers(
     tail: Tail = Tail.LOW,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Outliers:
     r"""Holds the log density of every datum against those of reference data.
 
@@ -232,7 +232,7 @@ def outliers(
         tail: Which data are far out.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of everything.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         Tail probabilities with their errors; call `flagged` for a decision. Where entries are

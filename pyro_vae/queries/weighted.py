@@ -49,7 +49,7 @@ def weighted_draws(
     estimator: ImportanceSampling,
     *,
     seed: int,
-    progress: bool,
+    progress: bool | None,
 ) -> Iterator[WeightedDraws]:
     """Draws of every row's latents given what was observed of it, some rows at a time."""
     proposal = estimator.proposal(program, posterior, batch)

@@ -22,7 +22,6 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .. import distributed, evidence, stats
 from .._types import Batch, Data, Estimate, ProgramLike
@@ -50,6 +49,7 @@ from ..programs import (
     modules_of,
     run,
 )
+from ..progress import progress_bar
 from ..randomness import forked
 from .optimizers import (
     NoteScales,
@@ -107,7 +107,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     train_model: bool = True,
     seed: int = 0,
     device: torch.device | str | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
     compile: bool | None = None,
     shards: int | None = None,
     precision: Products | None = None,
@@ -148,7 +148,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         train_model: Whether the model's parameters are trained, or only the guide's.
         seed: Seed of the run.
         device: Where to train; by default where the model is.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
         compile: Whether whole steps are compiled, programs, gradient, optimizer and all, which
             takes half a minute at first and then a fraction of a step's time. By default where
             that pays. What cannot be compiled runs eagerly, and the result says why. A
@@ -283,12 +283,11 @@ class _Training:
     def run(self) -> Fit:
         """Trains, epoch by epoch, until it is finished or stopped."""
         stopped, self.start = "finished", time.perf_counter()
-        bar = tqdm(
+        bar = progress_bar(
             range(self.plan.num_epochs),
+            show=self.plan.progress if distributed.rank() == 0 else False,
             desc="fit",
             unit=" epoch",
-            leave=None,  # kept, unless it is a bar within another one
-            disable=not self.plan.progress or distributed.rank() > 0,
         )
         # Hooks, not a look at the gradients afterwards: backward() itself moves a table's rows,
         # which lie upstream of whatever is trained here.
@@ -586,8 +585,10 @@ class _HeldOut:
     def elbo(self) -> evidence.EvidenceLowerBound:
         """The ELBO of every datum; the same draws every epoch, so that epochs compare."""
         rough = FitRows(tolerance=0.01)  # it is made anew every epoch, for a curve
-        guide = for_new_rows(self.guide, self.batch, rough, seed=self.seed)
-        return evidence.elbo(self.model, guide, self.batch, _VALIDATION_DRAWS, seed=self.seed)
+        guide = for_new_rows(self.guide, self.batch, rough, seed=self.seed, progress=False)
+        return evidence.elbo(
+            self.model, guide, self.batch, _VALIDATION_DRAWS, seed=self.seed, progress=False
+        )
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class Plan:
     per_batch: Callable[[Tensor], Tensor] | None
     train_model: bool
     seed: int
-    progress: bool
+    progress: bool | None
     compile: bool | None = None
     shards: int | None = None
     precision: Products | None = None
