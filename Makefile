@@ -64,6 +64,21 @@ test-slow: $(STAMP) ## The tests that train models
 	@echo "==> running slow tests, on $(WORKERS) processes"
 	@$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal
 
+$(VENV)/docs: $(STAMP)
+	@echo "==> installing what builds the pages"
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
+.PHONY: docs
+docs: $(VENV)/docs ## Build the pages, tutorials run afresh; open docs/_build/html/index.html
+	@echo "==> building docs/_build/html, and running what its pages show"
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+.PHONY: docs-serve
+docs-serve: docs ## Build the pages and serve them at http://localhost:8000
+	@echo "==> http://localhost:8000 (Ctrl-C ends it)"
+	@$(BIN)/python -m http.server --bind localhost --directory docs/_build/html 8000
+
 .PHONY: bench
 bench: $(STAMP) ## Time what is said to be fast, as ratios in one run; writes benchmarks/RESULTS.md
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[bench]" || echo "NumPyro is left out"
@@ -89,5 +104,5 @@ types: $(STAMP) ## Check types with mypy --strict
 .PHONY: clean
 clean: ## Remove .venv, demo/ and every cache
 	@echo "==> removing $(VENV), demo/ and caches"
-	@rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) demo build dist docs/_build docs/reference .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -50,7 +50,8 @@ __all__ = [
 ]  # fmt: skip
 
 _FALSE_ALARM = 1e-3  # that some gap of a batch is called negative though none is
-WORST_SHARE = 0.08  # of the data, of which verdicts say what part of a gap they hold
+WORST_SHARE = 0.08
+"""Verdicts say what part of a gap this share of the data holds, those with the largest gaps."""
 
 
 class Parts(NamedTuple):

@@ -26,7 +26,7 @@ class CompiledELBO(ELBO):
     the programs, which takes half a minute, and every later one replays what was compiled: the
     same draws from the same seed, the same loss and gradient, without Pyro's handlers. A batch of
     other shapes is captured anew. Where that cannot be done, as for a program that takes a branch
-    on data or counts its calls, steps run eagerly, and :attr:`reason` says why.
+    on data or counts its calls, steps run eagerly, and `reason` says why.
 
     Arguments:
         elbo: The ELBO: one of Pyro's with a differentiable loss, or one of

@@ -402,7 +402,7 @@ class CoordinateAscent(_ClosedForm):
         P_{ij} m_j\bigr), \tfrac{1}{P_{ii}}\Bigr)
 
     For programs that are linear and Gaussian in their latents, as :class:`ExactPosterior`, whose
-    answer it approaches; it never solves a linear system. See :func:`coordinate_ascent`. A few
+    answer it approaches; it never solves a linear system. A few
     sweeps on purpose make a partial E-step; `tolerance=math.inf` then says that one is enough.
 
     Arguments:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..registry import registered
 
 Activation = type[nn.Module]
+"""A class of torch activations, such as `torch.nn.ELU`; the network makes its own instances."""
 
 
 def activations() -> dict[str, Activation]:

@@ -231,7 +231,7 @@ class Unobserved(Messenger):
 def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
     """Calls it; if a distribution refuses a nan, calls it again without Pyro's validation.
 
-    The answer then has the nan, and :func:`require_numbers` says whose it is.
+    The answer then has the nan, and the caller says which site it belongs to.
     """
     try:
         return call()

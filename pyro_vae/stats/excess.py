@@ -83,7 +83,7 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
     module's derivation); neither is below the delta method's.
 
     It covers where the skewness :math:`g` is below :data:`MAX_SKEWNESS`, or :math:`\text{error}_+`
-    below :data:`MILLINAT`: 1.96 errors to either side then hold the truth 94 to 98 percent of the
+    below 0.001 nats: 1.96 errors to either side then hold the truth 94 to 98 percent of the
     time at 5,000 draws, for Gaussian guides that are too narrow by up to a quarter, shifted, or too
     wide, for log-normal weights, and for power laws up to a shape of 0.5. The heavier the tail, the
     fewer runs pass, and these few cover less: at a shape of 0.6 one in twenty passes and four in

@@ -1,0 +1,50 @@
+"""How Sphinx builds the site; `make docs` runs it with warnings as errors."""
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "extensions"))
+
+project = "pyro_vae"
+author = "the pyro_vae developers"
+copyright = "the pyro_vae developers"
+release = import_module("pyro_vae").__version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "reference", "mathml"]
+exclude_patterns = ["_build", "extensions"]
+html_theme = "furo"
+html_title = "pyro_vae"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+templates_path = []
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+
+default_role = "code"  # docstrings write `name`
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!pyro_vae).*")]  # other libraries have sites of their own
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 90
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_custom_sections = [("Shapes", "params_style")]
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 3
+myst_dmath_double_inline = True
+suppress_warnings = []
+
+nb_execution_mode = os.environ.get("PYRO_VAE_DOCS_EXECUTION", "force")
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_merge_streams = True

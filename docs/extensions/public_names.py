@@ -1,0 +1,274 @@
+"""The public names of pyro_vae, where each is documented, and what docstrings refer to.
+
+Used by the reference, by `llms.txt` and by the tests. A name is public if a public module lists it
+in `__all__`, or, where there is no such list, holds it without an underscore and without having
+it from another library. It is documented once, under its shortest path.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache, cached_property
+from importlib import import_module
+from inspect import cleandoc, getattr_static, getdoc, isclass, ismodule, isroutine
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+ROOT = "pyro_vae"
+
+PAGES = {
+    "training": "Training",
+    "guides": "Guides, inference maps and families",
+    "objectives": "Objectives",
+    "models": "Models and priors",
+    "likelihoods": "Likelihoods",
+    "nets": "Networks",
+    "evidence": "Marginal likelihoods and bounds",
+    "gaps": "Inference gaps",
+    "comparisons": "Comparing guides",
+    "diagnostics": "Diagnostics",
+    "criticism": "Comparing models",
+    "queries": "Questions to a fitted model",
+    "results": "What every result can do",
+    "data": "Data",
+    "defaults": "Defaults",
+    "sklearn": "scikit-learn",
+    "inference_data": "ArviZ",
+    "storage": "Saving and loading",
+    "distributed": "Several processes",
+    "plots": "Figures",
+    "stats": "Statistics of weights",
+    "programs": "Programs",
+    "registry": "What can be saved",
+}
+"""A page for each public module, in this order."""
+
+ROLE = re.compile(r":(func|class|meth|attr|mod|data|obj|exc):`(?:[^`<]+<)?([~.\w]+)>?`")
+
+
+class Name(NamedTuple):
+    """A public name.
+
+    Arguments:
+        path: What a user writes after `import pyro_vae`, the shortest way.
+        page: The public module on whose page it is documented.
+        object: What it names.
+    """
+
+    path: str
+    page: str
+    object: Any
+
+    @property
+    def short(self) -> str:
+        """As users write it: `pv.Guide`."""
+        return self.path.replace(ROOT, "pv", 1)
+
+    @property
+    def sentence(self) -> str:
+        """The first sentence of its docstring."""
+        return sentence(self.docstring)
+
+    @property
+    def docstring(self) -> str:
+        """Its docstring; that of a constant stands below the constant."""
+        if isclass(self.object) or isroutine(self.object):
+            return getdoc(self.object) or ""
+        return constants(self.page).get(self.path.rpartition(".")[2], "")
+
+
+def sentence(docstring: str) -> str:
+    """The first sentence of a docstring, on one line."""
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
+@cache
+def constants(page: str) -> dict[str, str]:
+    """What stands below the constants of a public module and of the modules inside it."""
+    home = f"{ROOT}.{page}"
+    files = [
+        inner.__file__
+        for name, inner in sorted(sys.modules.items())
+        if name == home or name.startswith(f"{home}.")
+    ]
+    found: dict[str, str] = {}
+    for file in filter(None, files):
+        found |= dict(_constants_in(ast.parse(Path(file).read_text(encoding="utf-8")).body))
+    return found
+
+
+def _constants_in(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
+    for statement, below in pairwise(body):
+        match statement, below:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str() as text)),
+            ):
+                yield name, cleandoc(text)
+
+
+def module(name: str) -> ModuleType:
+    """A public module by its short name."""
+    return import_module(f"{ROOT}.{name}")
+
+
+def _listed(home: ModuleType) -> list[str]:
+    if hasattr(home, "__all__"):
+        return [name for name in home.__all__ if not ismodule(getattr(home, name))]
+    return [
+        name
+        for name, value in vars(home).items()
+        if not name.startswith("_")
+        and not ismodule(value)
+        and (_defined_in(value).startswith(home.__name__) or _is_constant(name, value))
+    ]
+
+
+def _defined_in(value: Any) -> str:
+    return getattr(value, "__module__", None) or ""
+
+
+def _is_constant(name: str, value: Any) -> bool:
+    return name.isupper() and not isinstance(value, bool)  # TYPE_CHECKING is one too
+
+
+def _page_of(value: Any, found_in: str) -> str:
+    """The module where it is defined, if that has a page; else the one that shows it."""
+    defined = _defined_in(value).split(".")[1:2]
+    return defined[0] if defined and defined[0] in PAGES else found_in
+
+
+@cache
+def public_names() -> tuple[Name, ...]:
+    """Every public name, those at the root first, each under its shortest path."""
+    root = import_module(ROOT)
+    found: dict[tuple[str, object], Name] = {}
+    for name in _listed(root):
+        value = getattr(root, name)
+        found[_key(value, name)] = Name(f"{ROOT}.{name}", _page_of(value, "results"), value)
+    for page in PAGES:
+        home = module(page)
+        for name in _listed(home):
+            value = getattr(home, name)
+            named = Name(f"{ROOT}.{page}.{name}", _page_of(value, page), value)
+            found.setdefault(_key(value, name), named)
+    return tuple(found.values())
+
+
+def _key(value: Any, name: str) -> tuple[str, object]:
+    """What makes two names the same: being one class or function, or one constant's name."""
+    unhashable = not (isclass(value) or isroutine(value))
+    return (name, "constant") if unhashable else ("", value)
+
+
+@cache
+def _paths() -> dict[tuple[str, object], str]:
+    return {_key(name.object, name.path.rpartition(".")[2]): name.path for name in public_names()}
+
+
+def public_path(value: Any, name: str) -> str | None:
+    """Where an object is documented; None for what is not public."""
+    return _paths().get(_key(value, name))
+
+
+def resolve(target: str, home: ModuleType, owner: type | None = None) -> tuple[str, Any] | None:
+    """What a docstring's reference means, as a path and the object; None if it is not there.
+
+    A name is looked for in the class that the docstring stands in, in its module and in the
+    packages around it, in this order. The path is the public one, where there is one.
+    """
+    names = target.lstrip("~.").split(".")
+    if names[0] == ROOT:
+        return _walk(import_module(ROOT), names[1:])
+    if len(names) > 1 and names[0] in sys.modules:  # of another library, which has its own site
+        return _walk(sys.modules[names[0]], names[1:])
+    around = home.__name__.split(".")
+    homes = [import_module(".".join(around[:depth])) for depth in range(len(around), 0, -1)]
+    for start in [owner, *homes] if owner else homes:
+        found = _walk(start, names)
+        if found:
+            return found
+    return None
+
+
+def _walk(start: Any, names: list[str]) -> tuple[str, Any] | None:
+    value, path = start, _path_of(start, "")
+    for name in names:
+        if ismodule(value) and not hasattr(value, name) and not _is_module(value, name):
+            return None
+        if not hasattr(value, name) and name not in getattr(value, "__annotations__", {}):
+            return None
+        value = getattr(value, name, None)
+        path = _path_of(value, name) or f"{path}.{name}"
+    return path, value
+
+
+def _is_module(package: ModuleType, name: str) -> bool:
+    try:
+        import_module(f"{package.__name__}.{name}")
+    except ImportError:
+        return False
+    return True
+
+
+def _path_of(value: Any, name: str) -> str:
+    return value.__name__ if ismodule(value) else public_path(value, name) or ""
+
+
+def documented(path: str) -> str | None:
+    """Where the reference documents what is at a path: itself, its class, or its module's page."""
+    if path in _documented():
+        return path
+    owner = path.rpartition(".")[0]
+    if owner in _documented():  # a field, which its class lists among the arguments
+        return owner
+    page = ".".join(path.split(".")[:2])
+    inner = path.startswith(f"{page}.") and page.rpartition(".")[2] in PAGES
+    return (
+        page if inner and _is_module(import_module(page), path.removeprefix(f"{page}.")) else None
+    )
+
+
+@cache
+def _documented() -> frozenset[str]:
+    names = public_names()
+    own = {f"{name.path}.{one}" for name in names for one in members(name.object)}
+    return frozenset({ROOT, *(f"{ROOT}.{page}" for page in PAGES), *(n.path for n in names), *own})
+
+
+def members(value: Any) -> list[str]:
+    """What the reference shows of a class: documented methods and properties of its own.
+
+    Those of a base class are among them where the base is not public, so has no page.
+    """
+    if not isclass(value):
+        return []
+    found = [name for base in value.__mro__ if _has_no_page(base, value) for name in vars(base)]
+    return [name for name in dict.fromkeys(found) if _is_shown(value, name)]
+
+
+def _has_no_page(base: type, value: type) -> bool:
+    return base is value or (_defined_in(base).startswith(ROOT) and public_path(base, "") is None)
+
+
+def _is_shown(owner: type, name: str) -> bool:
+    member = getattr_static(owner, name)
+    is_code = isinstance(member, property | staticmethod | classmethod | cached_property)
+    return not name.startswith("_") and (is_code or isroutine(member)) and bool(getdoc(member))
+
+
+class Reference(NamedTuple):
+    """A role of a docstring, `:func:` and so on, and where it stands."""
+
+    role: str
+    target: str
+    text: str
+
+
+def references(docstring: str) -> Iterator[Reference]:
+    """The references of a docstring."""
+    for found in ROLE.finditer(docstring):
+        yield Reference(found[1], found[2], found[0])

@@ -1,0 +1,155 @@
+"""A Sphinx extension: pages of the reference from the public names, with every reference resolved.
+
+A page for each public module is written before Sphinx reads anything, and an index that links to
+every name. What a docstring refers to is looked up where the docstring stands, and replaced by the
+one place where it is documented; a reference to what is not public, or not there, is a warning.
+"""
+
+import sys
+from inspect import isclass, isroutine
+from pathlib import Path
+from textwrap import indent
+from types import ModuleType
+from typing import Any
+
+from public_names import (
+    PAGES,
+    ROLE,
+    Name,
+    documented,
+    members,
+    module,
+    public_names,
+    public_path,
+    resolve,
+    sentence,
+)
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+LOG = logging.getLogger(__name__)
+FOLDER = "reference"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.connect("config-inited", lambda app, _: write_pages(Path(app.srcdir) / FOLDER))
+    app.connect("autodoc-process-docstring", with_full_targets, priority=100)  # before napoleon
+    app.connect("missing-reference", public_type)
+    app.connect("autodoc-process-bases", public_bases)
+    return {"parallel_read_safe": True}
+
+
+def write_pages(folder: Path) -> None:
+    """Writes the index and a page for each module; leaves what has not changed untouched."""
+    folder.mkdir(exist_ok=True)
+    for page in PAGES:
+        _write(folder / f"{page}.rst", page_of(page))
+    _write(folder / "index.rst", index())
+
+
+def _write(file: Path, text: str) -> None:
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+
+
+def on_page(page: str) -> list[Name]:
+    """Names on a page, those at the root first."""
+    names = [name for name in public_names() if name.page == page]
+    return sorted(names, key=lambda name: name.path.count("."))
+
+
+def page_of(page: str) -> str:
+    """A page in reStructuredText."""
+    parts = [f"{PAGES[page]}\n{'=' * len(PAGES[page])}", f".. automodule:: pyro_vae.{page}"]
+    return "\n\n".join([*parts, *map(entry, on_page(page))]) + "\n"
+
+
+def entry(name: Name) -> str:
+    """The directive that documents a name."""
+    if isclass(name.object):
+        shown = members(name.object)
+        listed = f"\n   :members: {', '.join(shown)}" if shown else ""
+        bases = any(public_path(base, "") for base in name.object.__bases__)
+        inherits = "\n   :show-inheritance:" if bases else ""
+        return f".. autoclass:: {name.path}{inherits}{listed}"
+    if isroutine(name.object):
+        return f".. autofunction:: {name.path}"
+    home = module(name.page)
+    lines = [_resolved(line, home, None, name.path) for line in name.docstring.splitlines()]
+    owner, _, constant = name.path.rpartition(".")
+    return f".. py:data:: {constant}\n   :module: {owner}\n\n" + indent("\n".join(lines), "   ")
+
+
+def index() -> str:
+    """The page that lists every name."""
+    head = "Reference\n=========\n\nEvery public name. `pv` is `pyro_vae`: `import pyro_vae as pv`."
+    hidden = "\n".join(f"   {page}" for page in PAGES)
+    parts = [head, f".. toctree::\n   :hidden:\n\n{hidden}"]
+    return "\n\n".join([*parts, *map(table, PAGES)]) + "\n"
+
+
+def table(page: str) -> str:
+    """The names of a page and their first sentences."""
+    title = PAGES[page]
+    about = _plain(sentence(module(page).__doc__ or ""))
+    head = f"{title}\n{'-' * len(title)}\n\n:doc:`{page}`: {about}"
+    rows = "\n".join(map(_row, on_page(page)))
+    return f"{head}\n\n.. list-table::\n   :widths: 40 60\n\n{indent(rows, '   ')}"
+
+
+def _row(name: Name) -> str:
+    return f"* - :py:obj:`{name.short} <{name.path}>`\n  - {_plain(name.sentence)}"
+
+
+def _plain(text: str) -> str:
+    """A sentence without references, which only resolve where it stands."""
+    return ROLE.sub(lambda found: f"``{found[2].lstrip('~')}``", text)
+
+
+def with_full_targets(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Replaces the targets in a docstring by the paths under which they are documented."""
+    home = sys.modules.get(getattr(obj, "__module__", None) or getattr(obj, "__name__", ""))
+    owner = obj if isclass(obj) else _owner(name)
+    if home is not None:
+        lines[:] = [_resolved(line, home, owner, name) for line in lines]
+
+
+def _owner(name: str) -> type | None:
+    """The class of a method, from the path of the method."""
+    found = resolve(name.rpartition(".")[0], sys.modules["pyro_vae"])
+    return found[1] if found and isclass(found[1]) else None
+
+
+def _resolved(line: str, home: ModuleType, owner: type | None, name: str) -> str:
+    def full(found: Any) -> str:
+        role, target = found[1], found[2]
+        meant = resolve(target, home, owner)
+        place = meant and documented(meant[0])
+        if meant and not meant[0].startswith("pyro_vae"):
+            return f"`{target}`"
+        if place is None:
+            LOG.warning("%s refers to %s, which is not public", name, found[0])
+            return f"`{target}`"
+        shown = target.rpartition(".")[2] if target.startswith("~") else target
+        return f":py:{role if place == meant[0] else 'obj'}:`{shown} <{place}>`"
+
+    return ROLE.sub(full, line)
+
+
+def public_bases(app: Sphinx, name: str, obj: type, options: Any, bases: list[type]) -> None:
+    """Shows the bases that have an entry here, since what is of use in others is shown as own."""
+    bases[:] = [base for base in bases if public_path(base, "")]
+
+
+def public_type(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
+    """Links a type of a signature, known by its module, to where it is documented."""
+    meant = resolve(node.get("reftarget", ""), sys.modules["pyro_vae"])
+    if meant is None or node.get("reftype") != "class":
+        return None
+    if documented(meant[0]) in (None, node["reftarget"]):
+        return contnode  # a type of ours that is not public: its name alone
+    domain, target = env.domains.python_domain, documented(meant[0])
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode)

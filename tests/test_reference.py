@@ -1,0 +1,105 @@
+"""The reference holds every public name, and what docstrings refer to is there."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from importlib import import_module, util
+from inspect import getdoc, isclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyro_vae as pv
+
+ROOT = Path(__file__).parent.parent
+
+
+def extension(name: str) -> Any:
+    """A module of the site's; they are no part of the package."""
+    spec = util.spec_from_file_location(name, ROOT / "docs" / "extensions" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = util.module_from_spec(spec)
+    sys.modules.setdefault(name, loaded)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+public_names = extension("public_names")
+
+
+def documented_in(tree: ast.Module) -> Iterator[tuple[str | None, str]]:
+    """Every docstring of a file, with the name of the class that it stands in."""
+
+    def inside(node: ast.AST, owner: str | None) -> Iterator[tuple[str | None, str]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+                yield owner, str(child.value.value)
+            elif isinstance(child, ast.ClassDef):
+                yield from inside(child, child.name if owner is None else owner)
+            elif isinstance(child, ast.FunctionDef):
+                yield from inside(child, owner)
+
+    return inside(tree, None)
+
+
+def dead(source: str, home: ModuleType) -> list[str]:
+    """References in the docstrings of a module that lead nowhere."""
+    return [
+        reference.text
+        for owner, docstring in documented_in(ast.parse(source))
+        for reference in public_names.references(docstring)
+        if public_names.resolve(reference.target, home, owner and getattr(home, owner)) is None
+    ]
+
+
+def test_references_of_docstrings_are_there() -> None:
+    """Every `:func:`, `:class:` and so on names something, where it stands."""
+    found = {}
+    for file in sorted((ROOT / "pyro_vae").rglob("*.py")):
+        names = file.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(names[:-1] if names[-1] == "__init__" else names)
+        if file.name != "__main__.py":  # which would run
+            found[name] = dead(file.read_text(encoding="utf-8"), import_module(name))
+    assert not {name: gone for name, gone in found.items() if gone}
+
+
+def test_dead_references_are_found() -> None:
+    """A name that is nowhere is dead, in a function and in a class; one of the package is not."""
+    source = '''
+def f():
+    """See :func:`gone`, :class:`~pyro_vae.Guide` and :meth:`Guide.mean`."""
+
+class Guide:
+    """See :meth:`sample`."""
+
+    def g(self):
+        """See :meth:`nothing`."""
+'''
+    assert dead(source, import_module("pyro_vae.guides.guide")) == [
+        ":func:`gone`",
+        ":meth:`nothing`",
+    ]
+
+
+def test_public_docstrings_refer_to_what_is_public() -> None:
+    """A reader of the reference can follow each reference in it."""
+    for name in public_names.public_names():
+        home = import_module(getattr(name.object, "__module__", None) or f"pyro_vae.{name.page}")
+        owner = name.object if isclass(name.object) else None
+        members = [getattr(name.object, member) for member in public_names.members(name.object)]
+        for docstring in [name.docstring, *(getdoc(member) or "" for member in members)]:
+            for reference in public_names.references(docstring):
+                path, _ = public_names.resolve(reference.target, home, owner)
+                ours = path.startswith("pyro_vae")
+                assert not ours or public_names.documented(path), (name.path, reference.text)
+
+
+def test_every_public_name_is_documented() -> None:
+    """Names at the root stand under their shortest path, and every name has a sentence."""
+    names = {name.path: name for name in public_names.public_names()}
+    modules = {name for name in pv.__all__ if isinstance(getattr(pv, name), ModuleType)}
+    assert {f"pyro_vae.{name}" for name in set(pv.__all__) - modules} <= set(names)
+    assert modules <= set(public_names.PAGES)
+    assert [path for path, name in names.items() if not name.sentence] == []
+    assert {name.page for name in names.values()} == set(public_names.PAGES)
