@@ -151,8 +151,8 @@ def rows_in_memory(sizes: Sizes) -> bool:
         )
         with timed("pv.fit in all", sizes.rows, "row"):
             pv.fit(
-                model, guide, y, num_epochs=1, batch_size=sizes.rows_batch, per_batch=watch,
-                progress=False,
+                model, guide, pv.data.Augmented(y, watch), num_epochs=1,
+                batch_size=sizes.rows_batch, progress=False,
             )  # fmt: skip
         watch.report()
     print(f"  peak over what is held for good: {peak.most * MIB / (held + y.nbytes):.2f} times")
@@ -205,8 +205,8 @@ def rows_in_a_file(sizes: Sizes, path: Path) -> bool:
         part = Every(reader, sizes.every)
         with timed(f"pv.fit on every {sizes.every}th row, {len(part):,}", len(part), "row"):
             pv.fit(
-                model, guide, part, num_epochs=1, batch_size=sizes.batch, per_batch=watch,
-                progress=False,
+                model, guide, pv.data.Augmented(part, watch), num_epochs=1,
+                batch_size=sizes.batch, progress=False,
             )  # fmt: skip
         watch.report()
         with timed(f"log p(y), {sizes.draws} draws a row", sizes.evaluated, "row"):

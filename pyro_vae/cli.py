@@ -25,13 +25,24 @@ from . import __version__, defaults, evidence, likelihoods, storage
 from . import data as datasets
 from .comparisons import Comparison, compare
 from .comparisons.reporting import save_report, title_of
-from .data import Binarization, Columns, Dataset, FixedDraw, Grey, Layout, Redrawn, Threshold
+from .data import (
+    Augmented,
+    Binarization,
+    Columns,
+    Dataset,
+    FixedDraw,
+    Grey,
+    Layout,
+    Redrawn,
+    Threshold,
+)
 from .data.frames import columns_of, optional
 from .data.sets import SETS, table_of, without
 from .data.tables import KINDS, describe
 from .defaults import GUIDES, Architecture
 from .evidence import ImportanceSampling
 from .guides import for_new_rows
+from .objectives import BetaELBO, LinearWarmup
 from .training import adam_with, fit
 
 BINARIZATIONS: dict[str, Binarization] = {
@@ -186,13 +197,11 @@ class ModelChoice:
 
     def fitting(self, dataset: Dataset, seed: int) -> dict[str, Any]:
         """Arguments of `fit`."""
-        redrawn = isinstance(dataset.binarization, Redrawn)
         return {
             "num_epochs": self.epochs,
             "batch_size": self.batch_size or defaults.batch_size(len(dataset.train)),
             "optimizer": adam_with(self.lr),
-            "warmup": self.warmup,
-            "per_batch": dataset.binarization if redrawn else None,
+            "objective": BetaELBO(LinearWarmup(self.warmup)) if self.warmup else None,
             "seed": seed,
         }
 
@@ -637,11 +646,11 @@ def _write_numbers(draws: Tensor, names: Sequence[str] | None, out: Path) -> Non
     np.savetxt(out, values, delimiter=",", header=header, comments="")
 
 
-def _parts(dataset: Dataset) -> tuple[Tensor, Tensor]:
+def _parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
     """Training rows, and held-out rows as they are evaluated: one draw, where draws are redone."""
     if isinstance(dataset.binarization, Redrawn):
         held_out = FixedDraw().fixed(dataset.test, part=1)
-        return dataset.train, held_out
+        return Augmented(dataset.train, dataset.binarization), held_out
     return dataset.train, dataset.test
 
 

@@ -9,8 +9,8 @@ share from the data, and trains and evaluates as it would alone::
     pv.fit(model, guide, y)
     lml = pv.distributed.gather(pv.log_marginal_likelihood(model, guide, y))
 
-Gradients of what all data share are summed in every step, so :func:`pyro_vae.fit` gives the
-numbers of one process with `shards=` as many; what belongs to a row is never sent. An estimate for
+Gradients of what all data share are summed in every step of :func:`pyro_vae.fit`; what belongs to
+a row is never sent. An estimate for
 a datum depends on the seed and on the content of its row alone, so what is gathered is what one
 process finds for all rows, in their order. Rows that are equal are told apart by how many stand
 before them, in the data of one call: where equal rows lie in different shares, their draws are the
@@ -21,6 +21,7 @@ Without a process group there is one process, whose share is everything.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._types import Batch
-from .data import RowReader
+from .data import Augmented, RowReader
 from .results import combined, join
 
 __all__ = ["Share", "cuts", "gather", "rank", "share", "size"]
@@ -116,6 +117,8 @@ def share(data: Any, index: int | None = None, shares: int | None = None) -> Any
     shares = size() if shares is None else shares
     bounds = cuts(len(data[0] if isinstance(data, tuple) else data), shares)
     first, stop = bounds[index], bounds[index + 1]
+    if isinstance(data, Augmented):
+        return replace(data, data=share(data.data, index, shares))
     if isinstance(data, RowReader):
         return Share(data, first, stop)
     if isinstance(data, tuple):

@@ -205,13 +205,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "Trace_ELBO": {},
     "IWAE": {"objective": pv.IWAE(3)},
     "a schedule that ends": {"objective": pv.BetaELBO(pv.LinearWarmup(2))},
-    "warm-up": {"warmup": 2},
+    "warm-up": {"objective": pv.BetaELBO(pv.LinearWarmup(1.5))},
     "another optimizer": {"optimizer": sgd(lr=0.01)},
     "Adam with options": {"optimizer": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1)},
     "AMSGrad": {"optimizer": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True)},
     "the guide alone": {"train_model": False},
     "batches of one size": {"batch_size": 5},
-    "changed batches": {"per_batch": lambda y: y + 0.1 * torch.rand_like(y)},
+    "changed batches": {"augment": lambda y: y + 0.1 * torch.rand_like(y)},
 }
 
 
@@ -299,7 +299,7 @@ def test_what_is_not_finite_moves_nothing(replayed: list[Captured]) -> None:
         return torch.full_like(y, torch.inf) if calls[0] == 9 else y
 
     with pytest.raises(FloatingPointError, match=r"step 8 .* is not finite"):
-        fit(model, guide, data(), num_epochs=10, per_batch=poison, compile=True)
+        fit(model, guide, data(), num_epochs=10, augment=poison, compile=True)
     assert replayed
     assert_same_state(state(model, guide), before)
 

@@ -14,6 +14,7 @@ from pyro_vae import cli
 from pyro_vae.cli import main
 from pyro_vae.data import FixedDraw, Grey, Layout, Real, Redrawn
 from pyro_vae.likelihoods import Bernoulli, Gaussian
+from pyro_vae.objectives import BetaELBO, LinearWarmup
 
 
 class Reached(Exception):
@@ -71,7 +72,7 @@ def numbers(tmp_path: Path) -> str:
 TRAINED: dict[str, tuple[list[str], str, Any]] = {
     "--epochs": (["--epochs", "17"], "num_epochs", 17),
     "--batch-size": (["--batch-size", "19"], "batch_size", 19),
-    "--warmup": (["--warmup", "5"], "warmup", 5),
+    "--warmup": (["--warmup", "5"], "objective", BetaELBO(LinearWarmup(5))),
     "--seed": (["--seed", "31"], "seed", 31),
     "--quiet": (["--quiet"], "progress", False),
 }
@@ -105,7 +106,7 @@ def test_options_of_the_model(command: str, numbers: str, monkeypatch: pytest.Mo
     given = [command, str(bits), "--likelihood", "bernoulli", "--binarize", "redrawn"]
     seen = arrival(monkeypatch, command, given)
     assert isinstance(seen["0"].likelihood, Bernoulli)
-    assert seen["per_batch"] == Redrawn()
+    assert seen["2"].augment == Redrawn()
 
 
 def weights(seen: Mapping[str, Any]) -> torch.Tensor:

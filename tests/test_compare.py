@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -117,11 +118,14 @@ def by_hand(y: Tensor) -> None:
         pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
 
 
-def small(model: nn.Module, guides: dict[str, object], **options: object) -> Comparison:
-    """A comparison of two epochs."""
+def small(
+    model: nn.Module, guides: dict[str, object], *, augment: Any = None, **options: object
+) -> Comparison:
+    """A comparison of two epochs, on batches that are changed."""
     y = torch.randn(24, 3)
+    train = y[:16] if augment is None else pv.data.Augmented(y[:16], augment)
     given = {"num_epochs": 2, "evaluation": pv.ImportanceSampling(40), "progress": False, **options}
-    return pv.compare(model, guides, y[:16], y[16:], **given)  # type: ignore[arg-type]
+    return pv.compare(model, guides, train, y[16:], **given)  # type: ignore[arg-type]
 
 
 def test_all_kinds_of_candidates() -> None:
@@ -188,8 +192,8 @@ def test_training_data_are_evaluated_as_each_batch_was_changed() -> None:
     y = torch.randn(24, 3)
     table = pv.compare(
         Program(), {"table": pv.LocalParameters(16), "global": pv.GlobalParameters()},
-        y[:16], y[16:], num_epochs=1, evaluation=pv.ImportanceSampling(40),
-        per_batch=torch.full_like(y[:1], 5.0).expand_as, progress=False,
+        pv.data.Augmented(y[:16], torch.full_like(y[:1], 5.0).expand_as), y[16:], num_epochs=1,
+        evaluation=pv.ImportanceSampling(40), progress=False,
     )  # fmt: skip
     result = table.results["global"]
     changed = pv.elbo(result.model, result.guide, torch.full((16, 3), 5.0), 100)
@@ -302,12 +306,12 @@ def stop_in(training: int, epochs: int) -> Callable[[Tensor], Tensor]:
     """
     calls = itertools.count()
 
-    def per_batch(y: Tensor) -> Tensor:
+    def augment(y: Tensor) -> Tensor:
         if next(calls) == training * (epochs + 2) + 1:
             raise KeyboardInterrupt
         return y
 
-    return per_batch
+    return augment
 
 
 @pytest.mark.slow
@@ -320,7 +324,7 @@ def test_an_interrupt_begins_no_further_run() -> None:
         (5, [["a", "b"], ["a", "b"], ["a", "b"]], 2),
     ]
     for training, names, complete in cases:
-        table = small(Program(), guides, num_seeds=3, per_batch=stop_in(training, 2))
+        table = small(Program(), guides, num_seeds=3, augment=stop_in(training, 2))
         runs = (table, *table.others)
         assert [list(run.results) for run in runs] == names
         assert [run.interrupted for run in runs] == [False] * (len(runs) - 1) + [True]

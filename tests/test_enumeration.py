@@ -137,7 +137,14 @@ def test_fit(warmup: int) -> None:
     model, y = Decoder(), torch.randn(64, 1)
     guide = pv.Guide(model, pv.Encoder(nn.Linear(1, 2)), example=y)
     result = pv.fit(
-        model, guide, y, num_epochs=3, batch_size=32, warmup=warmup, validation=y, progress=False
+        model,
+        guide,
+        y,
+        num_epochs=3,
+        batch_size=32,
+        validation=y,
+        progress=False,
+        objective=pv.BetaELBO(pv.LinearWarmup(warmup)) if warmup else None,
     )
     bound = pv.elbo(model, guide, y, 200).mean
     shift = abs(result.history.validation_elbo[-1] - bound.value.item())

@@ -520,8 +520,6 @@ def test_fit_tells_the_schedule() -> None:
     assert result.history.kl_weight.tolist() == pytest.approx([0.25, 0.75, 1.0, 1.0])
     with pytest.raises(ValueError, match="takes 2 of 2 epochs"):
         fit(model, guide, binary(), num_epochs=2, objective=objective)
-    with pytest.raises(ValueError, match=r"BetaELBO\(LinearWarmup\(1\)\)"):
-        fit(model, guide, binary(), num_epochs=3, warmup=1, objective=IWAE(3))
     with pytest.raises(ValueError, match=r"objective\.at\(epoch\)"):
         objective.loss(model, guide, binary())
 

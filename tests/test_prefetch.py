@@ -109,5 +109,5 @@ def test_training_reads_ahead() -> None:
 
 def test_an_interrupt_leaves_no_thread() -> None:
     """Ctrl-C in the middle of an epoch ends training, and reading with it."""
-    result = fit(*model_and_guide(), Slow(), batch_size=4, per_batch=stop_after(3))
+    result = fit(*model_and_guide(), Slow(), batch_size=4, augment=stop_after(3))
     assert result.stopped == "interrupted"

@@ -155,7 +155,14 @@ def test_warmup_does_not_leak(seed: int) -> None:
     y = FACTS.sample(200)
     guide = mean_field_guide(FACTS, MODEL)
     result = fit(
-        MODEL, guide, y, num_epochs=31, batch_size=70, optimizer=sgd(lr=0.0), warmup=30, seed=seed
+        MODEL,
+        guide,
+        y,
+        num_epochs=31,
+        batch_size=70,
+        optimizer=sgd(lr=0.0),
+        seed=seed,
+        objective=pv.BetaELBO(pv.LinearWarmup(30)),
     )
     elbo = (FACTS.log_evidence(y) - FACTS.mean_field_gap()).mean()
     assert_mean(torch.from_numpy(result.history.elbo), elbo)
@@ -175,17 +182,17 @@ def test_warmup_is_in_the_loss(warmup: int) -> None:
     guide = pv.Guide(model, map, example=y)
     with torch.no_grad():
         map.value.fill_(1)
-    fit(model, guide, y, num_epochs=2, warmup=warmup, per_batch=stop_after(2))
+    objective = pv.BetaELBO(pv.LinearWarmup(warmup)) if warmup else None
+    fit(model, guide, y, num_epochs=2, objective=objective, augment=stop_after(2))
     assert bool((map.value == 1).all()) == (warmup == 1)
     assert model.theta.item() > 0
 
 
-@pytest.mark.parametrize("warmup", [-1, 5, 6])
+@pytest.mark.parametrize("warmup", [5, 6])
 def test_warmup_has_to_end(warmup: int) -> None:
     """Else the model would be a beta-VAE with beta below 1, in silence."""
-    model, guide = small()
     with pytest.raises(ValueError, match=f"takes {warmup} of 5 epochs"):
-        fit(model, guide, data(), num_epochs=5, warmup=warmup)
+        fit(*small(), data(), num_epochs=5, objective=pv.BetaELBO(pv.LinearWarmup(warmup)))
 
 
 # History, optimizers and schedules
@@ -242,7 +249,7 @@ def test_optimizers_of_pyro_are_refused() -> None:
     """They take parameters one by one, in a loop of the user's own."""
     model, guide = small()
     with pytest.raises(TypeError, match=r"functools\.partial\(torch\.optim\.Adam"):
-        fit(model, guide, data(), optimizer=pyro.optim.ClippedAdam({"lr": 0.1}))  # type: ignore[arg-type]
+        fit(model, guide, data(), optimizer=pyro.optim.ClippedAdam({"lr": 0.1}))
 
 
 @pytest.mark.usefixtures("user_param_store")

@@ -40,7 +40,8 @@ def test_early_stopping_waits_for_the_warmup() -> None:
     """At a step size of 0 the first epoch after the warm-up is the best; then patience runs out."""
     model, guide = small()
     result = fit(
-        model, guide, data(), num_epochs=50, validation=data(), patience=3, warmup=4,
+        model, guide, data(), num_epochs=50, validation=data(), patience=3,
+        objective=pv.BetaELBO(pv.LinearWarmup(4)),
         optimizer=sgd(lr=0.0),
     )  # fmt: skip
     assert (result.stopped, result.best_epoch, len(result.history.epoch)) == ("early", 5, 8)
@@ -82,7 +83,8 @@ def test_the_best_state_is_after_the_warmup() -> None:
     """An epoch whose loss had less than the full KL is not kept, be it the best."""
     model, y = OneParameter(), torch.zeros(4, dtype=torch.float64)
     result = fit(
-        model, prior_guide, y + 1, num_epochs=5, validation=y, warmup=2, patience=2,
+        model, prior_guide, y + 1, num_epochs=5, validation=y, patience=2,
+        objective=pv.BetaELBO(pv.LinearWarmup(2)),
         optimizer=walk(0, 1, 3, 2, 4),
     )  # fmt: skip
     assert result.history.validation_elbo.argmax() == 0
@@ -160,7 +162,7 @@ def test_a_loss_that_is_not_finite(
     poison = Poison(5, model, guide)
     where = r"step 5 \(epoch 2, rows \[.*\]\): site 'y' of the model .* for rows \[\d\]"
     with pytest.raises(FloatingPointError, match=where):
-        fit(model, guide, data(), batch_size=3, per_batch=poison)
+        fit(model, guide, data(), batch_size=3, augment=poison)
     assert_same_state(state(model, guide), poison.before)
 
 
@@ -201,7 +203,7 @@ def test_nan_in_a_gradient(make_map: Callable[[], pv.InferenceMap]) -> None:
         r"gradient of parameter 'model\.decoder\.1\.weight' is not finite, at step 2 \(epoch 1"
     )
     with pytest.raises(FloatingPointError, match=message):
-        fit(model, guide, data(), batch_size=3, per_batch=poison_free)
+        fit(model, guide, data(), batch_size=3, augment=poison_free)
     assert_same_state(state(model, guide), poison.before)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -241,7 +243,7 @@ def test_a_step_to_infinity() -> None:
     model, guide = small()
     poison = Poison(99, model, guide)
     with pytest.raises(FloatingPointError, match=r"new value of parameter '.*' .* at step 2"):
-        fit(model, guide, data(), batch_size=3, per_batch=poison,
+        fit(model, guide, data(), batch_size=3, augment=poison,
             optimizer=functools.partial(Overshoots, lr=0.1))  # fmt: skip
     assert_same_state(state(model, guide), poison.before)
 
@@ -262,11 +264,11 @@ def test_interruption() -> None:
     model, guide = small()
     model.eval()
     y = data()
-    result = fit(model, guide, y, batch_size=5, per_batch=stop_after(1 + 5))
+    result = fit(model, guide, y, batch_size=5, augment=stop_after(1 + 5))
     assert (result.stopped, len(result.history.epoch), result.best_epoch) == ("interrupted", 2, 2)
     assert not model.decoder.training
     assert guide.training
     assert pv.elbo(model, guide, y, 5).elbo.value.isfinite().all()
-    early = fit(model, guide, y, per_batch=stop_after(1))
+    early = fit(model, guide, y, augment=stop_after(1))
     assert early.summary() == "interrupted before the end of the first epoch"
     assert fit(model, guide, y, num_epochs=1).stopped == "finished"

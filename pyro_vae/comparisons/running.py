@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .. import diagnostics, evidence
 from .._types import Batch, Data, Estimate, ProgramLike
+from ..data import Augmented
+from ..data.streams import augmentation_of
 from ..evidence import Estimator, ImportanceSampling, LogMarginal, check_data
 from ..gaps import inference_gap
 from ..guides import (
@@ -44,7 +46,7 @@ _TRAIN_DRAWS = 100  # draws a datum for the ELBO of the training data
 def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
     model: ProgramLike,
     guides: Mapping[str, Candidate],
-    train: Data,
+    train: Data | Augmented,
     test: Data,
     *,
     train_model: bool = True,
@@ -75,7 +77,8 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
             `train_model=False`); the one given is not changed.
         guides: By name: a map, a `(map, family)` pair, a :class:`pyro_vae.Guide` of this model, or
             a guide program written by hand. Modules are copied, so those given are not changed.
-        train: Training data, a tensor or a tuple of them.
+        train: Training data, a tensor or a tuple of them; under
+            :class:`pyro_vae.data.Augmented` every batch is changed.
         test: Held-out data.
         train_model: Whether every guide trains its copy of the model, or the model is fixed.
         num_epochs: Passes over the training data.
@@ -137,15 +140,17 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
             "train_model=False"
         )
     where = device_of(model)
-    batch, held_out = as_batch(train, where), as_batch(test, where)
+    stored, augmented = augmentation_of(train)
+    batch, held_out = as_batch(stored, where), as_batch(test, where)
     check_data(model, batch)
     check_data(model, held_out)
     options = {"num_epochs": num_epochs, "seed": seed, "progress": progress, **fit_options}
     draws = evaluation or ImportanceSampling(1000)
-    run = _Run(model, batch, held_out, draws, estimator, options, train_model)
+    run = _Run(model, batch, augmented, held_out, draws, estimator, options, train_model)
     details = {
         **(about or {}),
         **{name: repr(value) for name, value in options.items()},
+        **({} if augmented is None else {"each batch": repr(augmented.augment)}),
         "seed": seed,
         "train_model": train_model,
         "num_train": len(batch[0]),
@@ -169,6 +174,7 @@ class _Run:
 
     model: ProgramLike
     train: Batch
+    augmented: Augmented | None
     test: Batch
     evaluation: ImportanceSampling
     estimator: Estimator | None
@@ -254,16 +260,12 @@ class _Run:
 
         A table knows the data before that change, so the rows are named.
         """
-        first, *others = self.train
-        change = self.options.get("per_batch")
-        if change is not None:
-            with forked(seed, "compare.per_batch"):
-                first = change(first)
-        rows = torch.arange(len(first))
-        with minibatch(rows, len(first)):
-            return evidence.elbo(
-                model, guide, (first, *others), _TRAIN_DRAWS, seed=seed, progress=progress
-            )
+        batch, rows = self.train, torch.arange(len(self.train[0]))
+        if self.augmented is not None:
+            with forked(seed, "compare.augmented"):
+                batch = self.augmented.change(batch)
+        with minibatch(rows, len(rows)):
+            return evidence.elbo(model, guide, batch, _TRAIN_DRAWS, seed=seed, progress=progress)
 
     def _copies(self, candidate: Candidate) -> tuple[ProgramLike, ProgramLike]:
         """A copy of the model, and the candidate as a guide of that copy."""
@@ -315,7 +317,8 @@ class _Run:
             return guide, _as_fit(guide.row_fit, time.perf_counter() - start, self.options["seed"])
         if not self.train_model and isinstance(guide, Guide) and _has_nothing(guide):
             return guide, _no_fit(self.options["seed"])
-        return guide, fit(model, guide, self.train, train_model=self.train_model, **self.options)
+        data = self.train if self.augmented is None else replace(self.augmented, data=self.train)
+        return guide, fit(model, guide, data, train_model=self.train_model, **self.options)
 
 
 def _has_only_rows(guide: Guide) -> bool:

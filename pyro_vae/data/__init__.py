@@ -22,6 +22,7 @@ from .sets import fashion_mnist as fashion_mnist
 from .sets import from_frame as from_frame
 from .sets import load as load
 from .sets import squares as squares
+from .streams import Augmented as Augmented
 from .streams import OnDisk as OnDisk
 from .streams import RowReader as RowReader
 from .streams import chunks as chunks
@@ -37,6 +38,7 @@ from .tables import describe as describe
 from .text import Layout as Layout
 
 __all__ = [
+    "Augmented",
     "Binarization",
     "Binary",
     "Categories",

@@ -1,6 +1,7 @@
 """Rows that are read when they are needed, for data sets that do not fit into memory."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -75,6 +76,42 @@ class OnDisk:
             for array, dtype in zip(self.arrays, self.dtypes, strict=True)
         )
         return (first if self.transform is None else self.transform(first), *others)
+
+
+@dataclass(frozen=True, eq=False)
+class Augmented:
+    """Training data of which every batch is changed when it is used: noise, or a new binarization.
+
+    The change is made on the random stream of the run, so that the same seed gives the same
+    batches. What is held out for validation is evaluated as it is.
+
+    Arguments:
+        data: What :func:`pyro_vae.fit` takes: tensors, arrays, or rows that are read on demand.
+        augment: From the first tensor of a batch to another one of its shape, such as
+            :class:`pyro_vae.data.Redrawn`.
+
+    Example:
+        >>> from pyro_vae.data import Redrawn
+        >>> len(Augmented(torch.full((5, 2), 0.5), Redrawn()))
+        5
+    """
+
+    data: Any
+    augment: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.data[0] if isinstance(self.data, tuple) else self.data)
+
+    def change(self, batch: Batch) -> Batch:
+        """A batch with its first tensor changed."""
+        first, *others = batch
+        return (self.augment(first), *others)
+
+
+def augmentation_of(data: Any) -> tuple[Any, Augmented | None]:
+    """The data as they are stored, and how each batch of them is changed, if it is."""
+    return (data.data, data) if isinstance(data, Augmented) else (data, None)
 
 
 def chunks(reader: RowReader) -> Iterator[Batch]:

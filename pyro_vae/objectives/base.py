@@ -39,6 +39,10 @@ from ..programs import Program, Run, TracedSite, current_minibatch, minibatch, t
 class Schedule(Protocol):
     """A weight that depends on how far training has come."""
 
+    @property
+    def length(self) -> float:
+        """Epochs that it takes: only then training may stop early, and a state is the best."""
+
     def __call__(self, epoch: float | int) -> float:
         """The weight after so many epochs, which count from 0 and may be a fraction."""
 
@@ -75,6 +79,11 @@ class LinearWarmup:
 
     def __post_init__(self) -> None:
         _check("epochs", self.epochs, self.start, self.end)
+
+    @property
+    def length(self) -> float:
+        """Until the last weight is reached."""
+        return float(self.epochs)
 
     def __call__(self, epoch: float | int) -> float:
         """The weight after so many epochs."""
@@ -124,6 +133,11 @@ class Cyclic:
         _check("period", self.period, self.start, self.end)
         if not 0 < self.rising <= 1:
             raise ValueError(f"rising is a share of a cycle, in (0, 1], got {self.rising}")
+
+    @property
+    def length(self) -> float:
+        """One cycle."""
+        return float(self.period)
 
     def __call__(self, epoch: float | int) -> float:
         """The weight after so many epochs."""
@@ -215,6 +229,11 @@ class Objective(ELBO):
     def at(self, epoch: float | int) -> "Objective":
         """The objective after so many epochs; itself where it has no schedule."""
         return self
+
+    @property
+    def warmup(self) -> float:
+        """Epochs that its schedule takes, 0 where there is none."""
+        return 0.0
 
     def check(self, num_epochs: int) -> None:
         """Refuses a training run that is too short for the schedule, if there is one."""

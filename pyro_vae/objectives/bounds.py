@@ -279,6 +279,11 @@ class BetaELBO(Objective):
         now.__dict__["_known"] = self._known  # what one step reads off the model serves the next
         return now
 
+    @property
+    def warmup(self) -> float:
+        """Epochs that the schedule takes."""
+        return 0.0 if isinstance(self.beta, float | int) else self.beta.length
+
     def check(self, num_epochs: int) -> None:
         """Asks the schedule."""
         if not isinstance(self.beta, float | int):

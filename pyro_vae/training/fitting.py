@@ -10,7 +10,7 @@ A batch may come from several shards of the data, and shards from several proces
 
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,8 @@ from torch import Tensor
 from .. import distributed, evidence, stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..compiling import CompiledSteps
-from ..data import RowReader
+from ..data import Augmented, RowReader
+from ..data.streams import augmentation_of
 from ..evidence import check_data
 from ..guides import (
     FitRows,
@@ -56,7 +57,6 @@ from .optimizers import (
     OptimizerFactory,
     SchedulerFactory,
     Unscaled,
-    WeighKL,
     adam,
     hold_then_fall,
     objective_of,
@@ -93,7 +93,7 @@ class _Epoch(NamedTuple):
 def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     model: ProgramLike,
     guide: ProgramLike,
-    data: Data | RowReader,
+    data: Data | RowReader | Augmented,
     *,
     num_epochs: int = 50,
     batch_size: int = 64,
@@ -102,15 +102,12 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     scheduler: SchedulerFactory | None = None,
     validation: Data | None = None,
     patience: int | None = None,
-    warmup: int = 0,
-    per_batch: Callable[[Tensor], Tensor] | None = None,
     train_model: bool = True,
+    compile: bool | None = None,
+    precision: Products | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool | None = None,
-    compile: bool | None = None,
-    shards: int | None = None,
-    precision: Products | None = None,
 ) -> Fit:
     r"""Trains a model and a guide by stochastic variational inference.
 
@@ -125,13 +122,17 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The training tensor, or a tuple of them; or rows that are read when they are
-            needed, as :class:`pyro_vae.data.OnDisk` and memory-mapped arrays are.
+            needed, as :class:`pyro_vae.data.OnDisk` and memory-mapped arrays are. Under
+            torch.distributed each process is given its own rows, as
+            :func:`pyro_vae.distributed.share` cuts them, and validation data likewise.
+            :class:`pyro_vae.data.Augmented` changes every batch, as by a new binarization.
         num_epochs: Passes over the data.
         batch_size: Rows a step; the whole data set if there are fewer rows. The last batch of an
             epoch may be smaller, and counts by its rows.
         objective: A Pyro ELBO with a differentiable loss, or one of :mod:`pyro_vae.objectives`;
             `Trace_ELBO()` unless told otherwise, and `TraceEnum_ELBO` where the program has
-            discrete latent sites, which it sums out.
+            discrete latent sites, which it sums out. A warm-up of the KL term is its schedule,
+            `pv.BetaELBO(pv.objectives.LinearWarmup(10))`; reported numbers have full weight always.
         optimizer: Makes a torch optimizer from a list of tensors; Adam with 2e-3 by default, or
             e.g. `functools.partial(torch.optim.SGD, lr=0.1)`. A `LocalParameters` table brings
             its own.
@@ -140,28 +141,19 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         validation: Held-out data, whose ELBO a datum is computed after every epoch. For a
             `LocalParameters` guide free parameters are fitted to them with the model fixed.
         patience: Stops after so many epochs without a better validation ELBO, counted from the
-            end of the warm-up.
-        warmup: Epochs over which the weight of the KL term rises from 0 to 1. Reported numbers
-            have full weight always.
-        per_batch: Applied to the first tensor of each batch, on the run's random stream, such as
-            `pv.data.Redrawn()`, which draws the binarization anew.
+            end of the objective's schedule.
         train_model: Whether the model's parameters are trained, or only the guide's.
-        seed: Seed of the run.
-        device: Where to train; by default where the model is.
-        progress: Whether to show a progress bar; by default on terminals and in notebooks.
         compile: Whether whole steps are compiled, programs, gradient, optimizer and all, which
             takes half a minute at first and then a fraction of a step's time. By default where
             that pays. What cannot be compiled runs eagerly, and the result says why. A
             program that keeps count of its calls, outside of tensors, needs `compile=False`.
-        shards: Consecutive shares of nearly equal size that the rows are cut into. Each has a
-            random stream of its own and gives its part of every batch. One in one process; under
-            torch.distributed one in each, which is given its own rows, as
-            :func:`pyro_vae.distributed.share` cuts them, and arrives at the numbers of one
-            process with as many shards, up to rounding. Validation data are cut likewise.
         precision: :class:`BFloat16Products` or :class:`TF32Products`, for hardware that is faster
             so. Gradients are then those of a slightly other ELBO; by how much it differs is
             measured at the end, on the same draws (`Fit.rounding`). Validation is in full
             precision.
+        seed: Seed of the run.
+        device: Where to train; by default where the model is.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         The history and how training ended. With validation data the modules hold the best
@@ -191,13 +183,14 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     plan = Plan(
         num_epochs, batch_size, objective, optimizer,
         scheduler or hold_then_fall(num_epochs),
-        patience, warmup, per_batch, train_model, seed, progress, compile, shards, precision,
+        patience, train_model, seed, progress, compile, precision,
     )  # fmt: skip
     for module in (part for program in (model, guide) for part in modules_of(program)):
         module.to(device)
     where = device_of(model, guide)
+    stored, augmented = augmentation_of(data)
     with distributed.together():
-        reader = reader_of(data, where)
+        reader = reader_of(stored, where)
         held_out = None if validation is None else as_batch(validation, where)
         if patience is not None and held_out is None:
             raise ValueError("patience waits for the ELBO of held-out data: pass validation= too")
@@ -207,13 +200,13 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             if isinstance(reader, InMemory):
                 require_new_rows(model, guide, reader.batch)
     distributed.require_same("what fit is told", plan.told(held_out))
-    cut = Shards.of(len(reader), shards, seed)
+    cut = Shards.of(len(reader), seed)
     refuse_running_averages(cut.count, model, guide)
     with _training(model, guide, train_model=train_model), forked(seed, "fit"):
         fixed = [] if train_model else model_leaves(model, guide, head(reader))
         with frozen(fixed):
             with distributed.together():
-                training = _Training(model, guide, reader, held_out, plan, cut)
+                training = _Training(model, guide, reader, augmented, held_out, plan, cut)
             start_equal(model, guide, training.tensors)
             result = training.run()
     return replace(result, missing=share_missing(distributed.total(missing)))
@@ -239,15 +232,16 @@ class _Training:
         model: ProgramLike,
         guide: ProgramLike,
         reader: RowReader,
+        augmented: Augmented | None,
         held_out: Batch | None,
         plan: Plan,
         shards: Shards,
     ) -> None:
         self.model, self.guide, self.reader, self.plan = model, guide, reader, plan
-        self.shards, self.num_data = shards, shards.num_data
+        self.augmented, self.shards, self.num_data = augmented, shards, shards.num_data
         with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
             self.program = program_of(model, guide, head(reader))
-        self.asked = objective_of(plan.objective, self.program, plan.warmup)
+        self.asked = objective_of(plan.objective, self.program)
         own = isinstance(self.asked, Objective)  # it sums discrete sites out by itself
         self.objective = self.asked.at(0.0) if own else self.asked
         self.enumerated = model if own else self.program.enumerating(model)
@@ -334,7 +328,7 @@ class _Training:
         if self.plan.precision is None:
             return None
         rows = torch.arange(min(self.batch_size, len(self.reader)))
-        batch, moved = self._redrawn(self.reader.read(rows)), []
+        batch, moved = self._augmented(self.reader.read(rows)), []
         still = State.of(self.model, self.guide, (), still=row_buffers(self.guide))
         with torch.no_grad():
             for _ in range(_VALIDATION_DRAWS):
@@ -351,7 +345,7 @@ class _Training:
         with closing(self._batches(steps)) as batches, self.plan.rounded():
             for index, parts in enumerate(steps):
                 weight = self._weight(epoch + index / len(steps))
-                total += self._step(epoch, parts, batches, weight)
+                total += self._step(epoch, parts, batches)
         rate = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step()
         self._follow_schedule()
@@ -365,7 +359,7 @@ class _Training:
         if isinstance(self.asked, Objective):
             self.objective = self.asked.at(epoch)
             return self.objective.kl_weight
-        return self.plan.kl_weight(epoch)
+        return 1.0
 
     def _follow_schedule(self) -> None:
         """The rows of a table follow the schedule of the rest."""
@@ -376,15 +370,13 @@ class _Training:
     def _batches(self, steps: list[list[Part]]) -> Generator[Batch, None, None]:
         """The batch of every part, in turn."""
         for batch in read_ahead(self.reader, (part.rows for parts in steps for part in parts)):
-            yield self._redrawn(batch)
+            yield self._augmented(batch)
 
-    def _step(
-        self, epoch: int, parts: list[Part], batches: Iterator[Batch], weight: float
-    ) -> float:
+    def _step(self, epoch: int, parts: list[Part], batches: Iterator[Batch]) -> float:
         """One step; returns the sum of its data's ELBOs in nats, at full KL weight."""
         if self.shards.count == 1:
             batch, rows = next(batches), parts[0].rows
-            if self._is_settled(weight):
+            if self._is_settled():
                 elbo_now = self.compiled.step(batch, self._steps_left(epoch, parts[0]))
                 if elbo_now is not None:
                     self.steps += 1
@@ -392,18 +384,18 @@ class _Training:
             batches = iter([batch])
         self._forget_gradients()
         with distributed.together():
-            elbos = [self._backward(epoch, part, batches, weight) for part in parts]
+            elbos = [self._backward(epoch, part, batches) for part in parts]
         elbo = self.shards.add_up(sum(elbos, 0.0), self.tensors.values())
         self._move(self._where(epoch, parts))
         self.steps += 1
         return elbo
 
-    def _backward(self, epoch: int, part: Part, batches: Iterator[Batch], weight: float) -> float:
+    def _backward(self, epoch: int, part: Part, batches: Iterator[Batch]) -> float:
         """Adds the gradient of a shard's part of a step; returns the sum of its ELBOs."""
         rows, where = part.rows, self._where(epoch, [part])
         with part.shard.used():
             batch = next(batches)
-            if self.shards.count > 1 and self._is_settled(weight):
+            if self.shards.count > 1 and self._is_settled():
                 found = self.compiled.gradients(batch, self._steps_left(epoch, part))
                 if found is not None:
                     add_to_gradients(self.tensors.values(), found[1])
@@ -412,7 +404,7 @@ class _Training:
                 self.compiled.counted(),
                 minibatch(rows, self.num_data, plate=self.program.plate),
             ):
-                loss, elbo = self._loss(batch, rows, weight, where)
+                loss, elbo = self._loss(batch, rows, where)
                 # A part of a step counts by its rows: a datum has the same weight in all of them.
                 with _naming(where):
                     (loss * (len(rows) / self.batch_size)).backward()
@@ -422,11 +414,11 @@ class _Training:
         rows = torch.cat([part.rows for part in parts] or [torch.arange(0)])
         return f"step {self.steps + 1} (epoch {epoch + 1}, rows {_some(rows)})"
 
-    def _is_settled(self, weight: float) -> bool:
+    def _is_settled(self) -> bool:
         """Whether the objective is the one of every step to come, which a compiled step needs."""
-        if isinstance(self.asked, Objective):
-            return bool(self.objective == self.asked.at(self.plan.num_epochs))
-        return weight == 1
+        if not isinstance(self.asked, Objective):
+            return True
+        return bool(self.objective == self.asked.at(self.plan.num_epochs))
 
     def _steps_left(self, epoch: int, part: Part) -> int:
         """How many batches of this size are still to come."""
@@ -440,31 +432,30 @@ class _Training:
         # Whoever asks which rows these are cannot be captured: such a tensor has no values.
         rows = torch.arange(size, device="meta" if capturing() else None)
         with minibatch(rows, self.num_data, plate=self.program.plate):
-            loss, elbo = self._progress(batch, 1.0)
+            loss, elbo = self._progress(batch)
         return loss / self.num_data * (size / self.batch_size), elbo / self.num_data
 
-    def _progress(self, batch: Batch, weight: float) -> Progress:
+    def _progress(self, batch: Batch) -> Progress:
         """What is minimized, and the ELBO, in nats over the data set.
 
         The ELBO has full weight, and no scale of the program's own, whatever is minimized.
         """
         if isinstance(self.objective, Objective):
             return self.objective.progress(self.model, self.guide, *batch)
-        with WeighKL(weight), NoteScales() as scales:
+        with NoteScales() as scales:
             loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
-        if scales.found:
-            self.compiled.reason = "poutine.scale in a program may change from step to step"
-        elif weight == 1:
+        if not scales.found:
             return Progress(loss, -loss.detach())
+        self.compiled.reason = "poutine.scale in a program may change from step to step"
         with torch.no_grad(), Unscaled():
             full = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
         return Progress(loss, -full)
 
-    def _loss(self, batch: Batch, rows: Tensor, weight: float, where: str) -> Progress:
+    def _loss(self, batch: Batch, rows: Tensor, where: str) -> Progress:
         """The same, in nats a datum; what is not finite is traced to its source."""
         draws, refused = torch.get_rng_state(), None
         try:
-            loss, elbo = self._progress(batch, weight)
+            loss, elbo = self._progress(batch)
         except ValueError as error:  # a distribution refuses parameters that are nan
             loss, elbo, refused = torch.tensor(torch.nan), torch.tensor(torch.nan), error
         if bool(torch.isfinite(loss + elbo)):
@@ -478,9 +469,8 @@ class _Training:
             "this step. Try a smaller step size, or look at these rows"
         ) from refused
 
-    def _redrawn(self, batch: Batch) -> Batch:
-        first, *others = batch
-        return (self.plan.per_batch(first) if self.plan.per_batch else first, *others)
+    def _augmented(self, batch: Batch) -> Batch:
+        return batch if self.augmented is None else self.augmented.change(batch)
 
     def _move(self, where: str) -> None:
         """A step of the optimizer, or none at all."""
@@ -555,7 +545,7 @@ class _Training:
         """Everything that training moves, by name: the leaves of the loss's graph."""
         # A guide that is tied to its rows is called with all of them.
         first = self.reader.read(torch.arange(self.num_data)) if self.in_order else None
-        batch = self._redrawn(first or head(self.reader))
+        batch = self._augmented(first or head(self.reader))
         rows = torch.arange(len(batch[0]))
         # Running means of a BatchNorm may move; a table of rows does not without a gradient.
         buffers = State.of(self.model, self.guide, (), still=row_buffers(self.guide))

@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..objectives import BetaELBO, LinearWarmup, Objective
+from ..objectives import BetaELBO, Objective
 from ..programs import Program
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -55,18 +55,6 @@ def hold_then_fall(num_epochs: int) -> SchedulerFactory:
     return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-class WeighKL(Messenger):
-    """Scales the latent sites of model and guide, which is their KL term."""
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and not site_is_subsample(msg):
-            msg["scale"] = msg["scale"] * self.weight
-
-
 class NoteScales(Messenger):
     """Notes whether a program scales a site by itself, as `poutine.scale` and KL annealing do."""
 
@@ -90,18 +78,17 @@ class Unscaled(Messenger):
         msg["scale"] = 1.0
 
 
-def objective_of(asked: Any, program: Program, warmup: int) -> Any:
+def objective_of(asked: Any, program: Program) -> Any:
     """The objective; one that sums discrete sites out where there are such.
 
     Arguments:
         asked: What the caller asked for, if anything.
         program: The program.
-        warmup: Epochs over which the weight of the KL term rises from 0 to 1.
     """
     names = program.structure.enumerated
     by_rows = program.structure.combinations is not None
     if asked is None and by_rows:
-        return BetaELBO(LinearWarmup(warmup) if warmup else 1.0)
+        return BetaELBO(1.0)
     if asked is None:
         nesting = program.structure.nesting
         return TraceEnum_ELBO(max_plate_nesting=nesting) if names else Trace_ELBO()

@@ -104,24 +104,17 @@ class Shards:
     num_data: int
 
     @classmethod
-    def of(cls, num_rows: int, asked: int | None, seed: int) -> "Shards":
-        """As many as asked for; unless told otherwise one a process.
-
-        Raises:
-            ValueError: If there are several processes, and not as many as shards, or fewer rows
-                than shards.
-        """
+    def of(cls, num_rows: int, seed: int) -> "Shards":
+        """One a process, whose rows these are."""
         processes = distributed.size()
-        count = processes if asked is None else asked
-        if count < 1 or (processes > 1 and count != processes):
-            many = "" if processes == 1 else f", one for each of the {processes} processes"
-            raise ValueError(f"shards is a number of at least 1{many}; got {count}")
-        if processes > 1:
-            stream = Stream(seed, distributed.rank())
-            sizes = distributed.sizes(num_rows)
-            return cls((Shard(0, num_rows, stream),), count, sum(sizes))
-        if count == 1:
+        if processes == 1:
             return cls((Shard(0, num_rows),), 1, num_rows)
+        stream = Stream(seed, distributed.rank())
+        return cls((Shard(0, num_rows, stream),), processes, sum(distributed.sizes(num_rows)))
+
+    @classmethod
+    def cut(cls, num_rows: int, seed: int, *, count: int) -> "Shards":
+        """What so many processes would have, taken in turn in this one."""
         cuts = enumerate(pairwise(distributed.cuts(num_rows, count)))
         own = (Shard(a, b - a, Stream(seed, index)) for index, (a, b) in cuts)
         return cls(tuple(own), count, num_rows)
@@ -192,7 +185,7 @@ def refuse_running_averages(count: int, model: ProgramLike, guide: ProgramLike) 
                     raise ValueError(
                         f"{type(part).__name__} '{name}' keeps averages of the batches it saw, "
                         "which differ from shard to shard: use nn.LayerNorm or nn.GroupNorm in "
-                        "its place, or shards=1"
+                        "its place, or train in one process"
                     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.compiling import Captured
 from pyro_vae.randomness import forked
+from tests.helpers.training import fit
 
 NUM_DATA = 23  # two shards of 12 and 11
 FEATURES = 3
@@ -30,7 +31,7 @@ MAPS: dict[str, Callable[[int], pv.InferenceMap]] = {
 Numbers = dict[str, Tensor]
 
 
-def numbers(kind: str, shards: int | None = None, *, compile: bool = False) -> Numbers:
+def numbers(kind: str, shards: int = 1, *, compile: bool = False) -> Numbers:
     """All that training and evaluation give, for all rows, in whichever process this is."""
     generator = torch.Generator().manual_seed(5)
     y, held_out = torch.randn(NUM_DATA + 7, FEATURES, generator=generator).split([NUM_DATA, 7])
@@ -38,10 +39,9 @@ def numbers(kind: str, shards: int | None = None, *, compile: bool = False) -> N
     y, held_out = pv.distributed.share(y), pv.distributed.share(held_out)
     model = pv.models.VAE(nn.Linear(2, FEATURES), pv.likelihoods.Gaussian(), latent_dim=2)
     guide = pv.Guide(model, MAPS[kind](len(y)))
-    result = pv.fit(
+    result = fit(
         model, guide, y, num_epochs=3, batch_size=8, validation=held_out, patience=2, seed=3,
-        per_batch=lambda y: y + 0.1 * torch.randn_like(y), progress=False, shards=shards,
-        compile=compile,
+        augment=lambda y: y + 0.1 * torch.randn_like(y), shards=shards, compile=compile,
     )  # fmt: skip
     if compile:
         assert result.compiled == "compiled"
@@ -95,13 +95,13 @@ def said(call: Callable[[], object]) -> str:
 def failing(**changes: Any) -> str:
     """What is said where the second process alone is given something bad."""
     y = torch.arange(24.0).reshape(8, FEATURES).sin()
-    options: dict[str, Any] = {"num_epochs": 2, "batch_size": 4, "progress": False}
+    options: dict[str, Any] = {"num_epochs": 2, "batch_size": 4}
     model = pv.models.VAE(nn.Linear(2, FEATURES), pv.likelihoods.Gaussian(), latent_dim=2)
     guide = pv.Guide(model, pv.Encoder(nn.Linear(FEATURES, 4)))
     if pv.distributed.rank() == 1:
         options |= {name: value for name, value in changes.items() if name != "y"}
         y = changes.get("y", y)
-    return said(lambda: pv.fit(model, guide, y, **options))
+    return said(lambda: fit(model, guide, y, **options))
 
 
 def spoil(y: Tensor) -> Tensor:
@@ -125,11 +125,10 @@ def main(folder: Path) -> None:
     with unreduced():
         found["unreduced"] = numbers("encoder")
     found["errors"] = {
-        "step": failing(per_batch=spoil),
-        "reader": failing(per_batch=unreadable),
+        "step": failing(augment=spoil),
+        "reader": failing(augment=unreadable),
         "door": failing(y=torch.full((8, FEATURES), torch.inf)),
         "told": failing(batch_size=3),
-        "shards": said(lambda: numbers("encoder", shards=3)),
     }
     torch.save(found, folder / f"{pv.distributed.rank()}.pt")
     torch.distributed.destroy_process_group()

@@ -1,8 +1,10 @@
 """What tests of training share: small models, and optimizers that do as they are told."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
@@ -10,8 +12,33 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae.training import Fit
+from pyro_vae.training.sharding import Shards
 
-fit = functools.partial(pv.fit, progress=False)
+
+def fit(
+    model: Any,
+    guide: Any,
+    y: Any,
+    *,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    shards: int = 1,
+    **options: Any,
+) -> Fit:
+    """`pv.fit` without a bar; on batches that are changed, and as if in so many processes."""
+    y = y if augment is None else pv.data.Augmented(y, augment)
+    with in_shards(shards):
+        return pv.fit(model, guide, y, progress=False, **options)
+
+
+@contextlib.contextmanager
+def in_shards(count: int) -> Iterator[None]:
+    """One process takes in turn what so many would have."""
+    cut = functools.partial(Shards.cut, count=count)
+    with mock.patch.object(Shards, "of", cut) if count > 1 else contextlib.nullcontext():
+        yield
+
+
 adam = functools.partial(functools.partial, torch.optim.Adam)  # adam(lr=0.1) is a factory
 sgd = functools.partial(functools.partial, torch.optim.SGD)
 
@@ -112,12 +139,12 @@ def stop_after(calls: int) -> Callable[[Tensor], Tensor]:
     """Leaves batches as they are, and interrupts training after so many."""
     count = iter(range(calls))
 
-    def per_batch(y: Tensor) -> Tensor:
+    def augment(y: Tensor) -> Tensor:
         if next(count, None) is None:
             raise KeyboardInterrupt
         return y
 
-    return per_batch
+    return augment
 
 
 def layered_vae(likelihood: Any, features: int = 3) -> tuple[pv.models.VAE, pv.Guide]:
