@@ -37,8 +37,9 @@ from .data import (
     Threshold,
 )
 from .data.frames import columns_of, optional
+from .data.kinds import KINDS
 from .data.sets import SETS, table_of, without
-from .data.tables import KINDS, describe
+from .data.tables import describe
 from .defaults import GUIDES, Architecture
 from .evidence import ImportanceSampling
 from .guides import for_new_rows

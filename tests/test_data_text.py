@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pyro_vae import data
-from pyro_vae.data import Columns, Layout, Real, describe, read_frame, read_table
+from pyro_vae.data import Columns, Layout, Real, Time, describe, read_frame, read_table
 from pyro_vae.data.text import columns_of_text
 
 NUMBERS = np.random.default_rng(0).normal(2.0, 0.1, (30, 3)).round(3)
@@ -229,8 +230,10 @@ def test_neither_numbers_nor_words(cells: list[str], named: str, tmp_path: Path)
         (["1", "2", "0", "3"], "Count"),
         (["1.0", "2.0", "", "0.0", "3.0"], "Count"),  # as pandas writes counts with a hole
         (["1.0", "2.0", "0.0", "3.0"], "Count"),
-        (["1", "2", "4"], "Real"),
-        (["1", "2", "", "4"], "Real"),
+        (["1", "2", "4"], "Count"),  # counts without a zero
+        (["1.0", "2.0", "", "4.0"], "Count"),
+        (["6", "2", "4"], "Real"),
+        (["6", "2", "", "4"], "Real"),
         (["1.5", "2", "", "0"], "Real"),
         (["1.5", "2", "0"], "Real"),
     ],
@@ -244,9 +247,16 @@ def test_kinds_do_not_hang_on_holes(cells: list[str], kind: str, tmp_path: Path)
     assert type(Columns.of(frame.convert_dtypes()).kinds["a"]).__name__ == kind
 
 
-def test_counts_without_a_zero_can_be_said(tmp_path: Path) -> None:
+def test_counts_by_their_name(tmp_path: Path) -> None:
+    """A column that is called a count is one wherever it starts; ages and years are not."""
+    cells = "".join(f"{30 + i % 9},{30 + i % 9},{1990 + i}\n" for i in range(40))
+    frame = frame_of(tmp_path, "cell_count,age,year\n" + cells)
+    assert repr(Columns.of(frame)) == "cell_count: Count, age: Real, year: Real"
+
+
+def test_counts_that_start_elsewhere_can_be_said(tmp_path: Path) -> None:
     """The description says how, and that they can be."""
-    frame = column_of(tmp_path, ["1", "2", "4"]).to_frame()
+    frame = column_of(tmp_path, ["6", "2", "4"]).to_frame()
     assert "Count, if they are counts" in describe(frame)
     assert "Count  3 of 3 observed; as said" in describe(frame, {"a": data.Count})
 
@@ -345,6 +355,11 @@ IDS: dict[str, Callable[[int], str]] = {
     "names of rows": "sample_{:03d}".format,
     "running numbers": str,
     "running from one": lambda i: str(i + 1),
+    "running from a thousand": lambda i: str(1000 + i),
+    "running down": lambda i: str(30 - i),
+    "running in disorder": lambda i: str(7 * i % 31),
+    "numbers with gaps": lambda i: str(1000 + 7 * i * i),
+    "numbers and words": lambda i: str(i) if i % 2 else f"P{i}",
     "codes": lambda i: f"{(i * 2654435761) % 2**32:08x}-q",
     "names of people": lambda i: "".join(chr(97 + (i * k) % 26) for k in (1, 3, 5, 7)),
 }
@@ -354,13 +369,13 @@ IDS: dict[str, Callable[[int], str]] = {
 def test_ids_are_offered_for_dropping(name: str, tmp_path: Path) -> None:
     """By name; the rest is read then, and described before."""
     cells = [IDS[name](i) for i in range(30)]
-    frame = frame_of(tmp_path, "id,x\n" + "".join(f"{c},{i % 4}.5\n" for i, c in enumerate(cells)))
     path = tmp_path / "y.csv"
-    with pytest.raises(ValueError, match=r"column 'id' .* drop it \(drop=\['id'\], --drop id\)"):
+    path.write_text("id,x\n" + "".join(f"{c},{i % 4}.5\n" for i, c in enumerate(cells)))
+    with pytest.raises(ValueError, match=r"column 'id' .* drop (it|the column) \(drop=.*--drop"):
         data.load(path)
-    assert describe(frame).splitlines()[0].split()[:2] == ["id", "refused"]
     assert data.load(path, drop=["id"]).feature_names == ("x",)
     if name.startswith("running"):
+        assert describe(read_frame(path)).splitlines()[0].split()[:2] == ["id", "refused"]
         assert data.load(path, kinds={"id": Real}).feature_names == ("id", "x")
 
 
@@ -373,3 +388,94 @@ def test_a_text_is_read_as_it_says(tmp_path: Path) -> None:
         assert list(columns_of_text(path)) == ["a", "b"]
     with pytest.raises(ValueError, match="line 2 has 2 cells, expected 1"):
         columns_of_text(path, Layout(separator=","))
+
+
+TIMES = {
+    "%Y-%m-%d": "dates",
+    "%d.%m.%Y": "German ones",
+    "%d/%m/%Y": "English ones",
+    "%m/%d/%Y": "American ones",
+    "%d-%b-%Y": "with the name of the month",
+    "%b %d, %Y": "the same, in America",
+    "%Y-%m": "months",
+    "%Y%m%d": "without marks",
+    "%Y-%m-%dT%H:%M:%S%z": "with a zone",
+    "%Y-%m-%d %H:%M": "with a clock",
+    "%m/%d/%Y %I:%M %p": "with half a clock",
+    "%H:%M": "clocks",
+}
+
+
+@pytest.mark.parametrize("pattern", TIMES)
+@pytest.mark.usefixtures("float64")
+def test_times_are_named_and_can_be_taken_as_days(pattern: str, tmp_path: Path) -> None:
+    """Refused by name; as days they come back as they were written, holes and all."""
+    stamps = pd.date_range("2024-01-03 07:30", periods=40, freq="37h", tz="UTC")
+    cells = [stamp.strftime(pattern) for stamp in stamps]
+    cells[4] = ""
+    path = tmp_path / "t.csv"
+    rows = (f'"{cell}",{place % 5}.5\n' for place, cell in enumerate(cells))
+    path.write_text("when,x\n" + "".join(rows))
+    with pytest.raises(ValueError, match=r"column 'when' holds dates or times .*--kinds when=Time"):
+        data.load(path)
+    table = data.load(path, kinds={"when": Time})
+    assert repr(table.columns) == "when: Time, x: Real"
+    assert table.columns is not None
+    back = table.columns.decode(table.train)["when"]
+    known = set(back.dropna().astype(str))
+    assert known <= set(cells)
+    assert len(known) >= min(30, len(set(cells) - {""}) - 8)
+    if "%d" in pattern:  # a day is a day, wherever the first one is
+        column = table.columns.columns[0].kind
+        assert isinstance(column, Time)
+        y = torch.cat([table.train, table.test])[:, 0]
+        steps = y[~y.isnan()].sort().values.diff() * column.scale
+        assert (steps - (steps * 24).round() / 24).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("odd", ["unknown", "2024-13-45", "soon"])
+def test_an_odd_cell_among_dates(odd: str, tmp_path: Path) -> None:
+    """Is named, and missing."""
+    cells = [odd if day == 3 else f"2024-01-{day:02d}" for day in range(1, 29)]
+    path = tmp_path / "t.csv"
+    path.write_text("when,x\n" + "".join(f"{c},{i % 5}.5\n" for i, c in enumerate(cells)))
+    with pytest.raises(ValueError, match="holds dates or times"):
+        data.load(path)
+    with pytest.warns(UserWarning, match=rf"1 of 28 entries are none: '{odd}' at row 2, counted"):
+        table = data.load(path, kinds={"when": Time})
+    assert int(torch.cat([table.train, table.test]).isnan().sum()) == 1
+
+
+def test_days_and_months_that_look_alike(tmp_path: Path) -> None:
+    """Nobody can say what 1/2/2024 is: refused as a time, too, with the remedy."""
+    path = tmp_path / "t.csv"
+    rows = (f"{1 + i % 9}/{1 + i % 7}/2024,{i}.5\n" for i in range(30))
+    path.write_text("when,x\n" + "".join(rows))
+    with pytest.raises(ValueError, match=r"2 ways .* to read them: write them as 2024-12-31"):
+        data.load(path, kinds={"when": Time})
+
+
+@pytest.mark.parametrize("cell", ["?", "<47", "46 %", "n.d.", "#REF!", 1.5, None])
+@ODD
+def test_frames_are_read_as_texts_are(cell: Any) -> None:
+    """Numbers that came as words, with an odd cell: what `pandas.read_csv` leaves behind."""
+    words: list[Any] = [f"{i / 4:g}" for i in range(39)]
+    frame = pd.DataFrame({"a": pd.Series([*words, cell], dtype=object), "z": 0.5})
+    columns = Columns.of(frame)
+    assert type(columns.kinds["a"]) is Real
+    assert int(columns.encode(frame)[:, 0].isnan().sum()) == (cell != 1.5)
+    as_words = frame.assign(a=pd.Series([*words[:3] * 13, "9"]))
+    said = Columns.of(as_words, {"a": data.Categories})
+    assert said.kinds["a"] == data.Categories(("0", "0.25", "0.5", "9"))
+
+
+def test_dropped_columns_are_never_read(tmp_path: Path) -> None:
+    """Half numbers, half words: no matter where they are dropped, or said to be words."""
+    path = tmp_path / "t.csv"
+    path.write_text("code,x\n" + "".join(f"{'007' if i % 2 else 'x'},{i}.5\n" for i in range(30)))
+    with pytest.raises(ValueError, match="holds 15 numbers and 15 other entries"):
+        data.load(path)
+    assert data.load(path, drop=["code"]).feature_names == ("x",)
+    table = data.load(path, kinds={"code": data.Categories})
+    assert table.columns is not None
+    assert table.columns.kinds["code"] == data.Categories(("007", "x"))

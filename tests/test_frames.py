@@ -216,9 +216,11 @@ def test_draws_become_entries() -> None:
          r"4 of 4 rows have no entry that was observed, the first at row 0"),
         ({"colour": ["red"] * 4}, ValueError, "has 'colour', which the training rows did not have"),
         ({"height": pd.to_datetime(["2020-01-01"] * 4)}, TypeError,
-         r"column 'height' has dtype datetime64\[.*\], which no likelihood describes"),
-        ({"height": [1.0, "a", None, 2.0]}, TypeError,
-         r"column 'height' should hold numbers, booleans or words throughout, found \['float', 's"),
+         r"column 'height' should hold numbers, got dates or times"),
+        ({"height": [1.0, b"a", None, 2.0]}, TypeError,
+         r"column 'height' should hold numbers, booleans or words throughout, found \['bytes', 'f"),
+        ({"height": [1.0, "a", "b", 2.0]}, ValueError,
+         r"column 'height' holds 2 numbers and 2 other entries \('a' in row 1, counted from 0, "),
     ],
 )  # fmt: skip
 def test_rows_that_are_refused(

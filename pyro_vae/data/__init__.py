@@ -16,6 +16,13 @@ from .files import read_frame as read_frame
 from .files import read_idx as read_idx
 from .files import read_table as read_table
 from .files import split_rows as split_rows
+from .kinds import Binary as Binary
+from .kinds import Categories as Categories
+from .kinds import Count as Count
+from .kinds import Kind as Kind
+from .kinds import Ordered as Ordered
+from .kinds import Real as Real
+from .kinds import Time as Time
 from .sets import Dataset as Dataset
 from .sets import digits as digits
 from .sets import fashion_mnist as fashion_mnist
@@ -26,14 +33,8 @@ from .streams import Augmented as Augmented
 from .streams import OnDisk as OnDisk
 from .streams import RowReader as RowReader
 from .streams import chunks as chunks
-from .tables import Binary as Binary
-from .tables import Categories as Categories
 from .tables import Column as Column
 from .tables import Columns as Columns
-from .tables import Count as Count
-from .tables import Kind as Kind
-from .tables import Ordered as Ordered
-from .tables import Real as Real
 from .tables import describe as describe
 from .text import Layout as Layout
 
@@ -58,6 +59,7 @@ __all__ = [
     "Split",
     "Table",
     "Threshold",
+    "Time",
     "check_batch",
     "check_range",
     "chunks",

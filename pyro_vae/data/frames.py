@@ -33,6 +33,7 @@ class Holds(Enum):
     FLOATS = "numbers"
     INTEGERS = "whole numbers"
     BOOLEANS = "booleans"
+    TIMES = "dates or times"
     WORDS = "words"
 
 
@@ -114,7 +115,10 @@ class PandasFrame(Container):
         if series.dtype.kind in "biuf":
             values = series.to_numpy(dtype=np.float64, na_value=np.nan)
             return RawColumn(values, _HOLDS[series.dtype.kind], dtype)
-        if dtype.startswith(("datetime", "timedelta", "period", "interval")):
+        if dtype.startswith("datetime"):
+            zoned = series.dt.tz_convert("UTC").dt.tz_localize(None) if "," in dtype else series
+            return RawColumn(_days(zoned.to_numpy()), Holds.TIMES, dtype)
+        if dtype.startswith(("timedelta", "period", "interval")):
             raise _refused(name, dtype)
         return from_objects(series.to_numpy(dtype=object), name, dtype)
 
@@ -128,6 +132,10 @@ class PandasFrame(Container):
         if raw.dtype == "category":
             dtype = pandas.CategoricalDtype(list(raw.categories or ()), ordered=raw.ordered)
             return pandas.Series(list(raw.values), dtype=dtype)
+        if raw.holds is Holds.TIMES:
+            times = pandas.Series(_times(raw.values))
+            zoned = times.dt.tz_localize("UTC") if "," in raw.dtype else times
+            return zoned.astype(raw.dtype)
         series = pandas.Series(raw.values)
         nullable = raw.dtype[:1].isupper() or raw.dtype == "boolean"
         if raw.missing.any() and raw.holds in (Holds.INTEGERS, Holds.BOOLEANS):
@@ -162,6 +170,9 @@ class PolarsFrame(Container):
             holds = Holds.FLOATS if series.dtype.is_float() else Holds.INTEGERS
             values = series.cast(_polars().Float64).fill_null(np.nan).to_numpy().copy()
             return RawColumn(values, Holds.BOOLEANS if dtype == "Boolean" else holds, dtype)
+        if dtype in ("Date", "Datetime"):
+            stamps = series.cast(_polars().Datetime("us")).to_numpy()
+            return RawColumn(_days(stamps), Holds.TIMES, dtype)
         if dtype not in ("String", "Object", "Null"):
             raise _refused(name, dtype)
         return from_objects(_array(series.to_list()), name, dtype)
@@ -173,6 +184,8 @@ class PolarsFrame(Container):
 
     def _series(self, name: str, raw: RawColumn) -> Any:
         polars = _polars()
+        if raw.holds is Holds.TIMES:
+            return polars.Series(name, _times(raw.values)).cast(getattr(polars, raw.dtype))
         values = [
             None if gone else value
             for gone, value in zip(raw.missing, _plain(raw.values), strict=True)
@@ -325,6 +338,8 @@ def from_array(values: Shaped[np.ndarray, "..."], name: str) -> RawColumn:
         raise ValueError(f"column '{name}' should have one axis, got shape {values.shape}")
     if values.dtype.kind in "biuf":
         return RawColumn(values.astype(np.float64), _HOLDS[values.dtype.kind], values.dtype.str)
+    if values.dtype.kind == "M":
+        return RawColumn(_days(values), Holds.TIMES, values.dtype.str)
     if values.dtype.kind == "U":
         return RawColumn(_array(values.tolist()), Holds.WORDS, "object")
     if values.dtype != object:
@@ -342,25 +357,55 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
         return RawColumn(_floats(values, gone), Holds.INTEGERS, dtype)
     if all(issubclass(kind, int | float | np.number) for kind in found):
         return RawColumn(_floats(values, gone), Holds.FLOATS, dtype)
-    if not all(issubclass(kind, str) for kind in found):
+    if found and all(
+        hasattr(kind, "toordinal") for kind in found
+    ):  # dates and times, each by itself
+        return from_array(_iso(values, gone).astype("datetime64[us]"), name)
+    plain = all(issubclass(kind, str | int | float | np.number) for kind in found)
+    if not plain or bool in found or np.bool_ in found:
         kinds = sorted(kind.__name__ for kind in found)
         raise TypeError(
             f"column '{name}' should hold numbers, booleans or words throughout, found {kinds}"
         )
     return RawColumn(
-        _array([None if x else v for x, v in zip(gone, values, strict=True)]), Holds.WORDS, dtype
+        _array([None if x else str(v) for x, v in zip(gone, values, strict=True)]),
+        Holds.WORDS,
+        dtype,
     )
 
 
 def to_array(raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
     """A column as an array of its old dtype; floats where an integer or a boolean is missing."""
+    if raw.holds is Holds.TIMES:
+        return _times(raw.values).astype("datetime64[us]" if raw.dtype == "object" else raw.dtype)
     if raw.values.dtype == object or (raw.missing.any() and raw.holds is not Holds.FLOATS):
         return raw.values
     return raw.values.astype(_PLAIN[raw.holds] if raw.dtype == "object" else raw.dtype)
 
 
+_MICROS_OF_A_DAY = 86_400_000_000
 _PLAIN = {Holds.FLOATS: float, Holds.INTEGERS: int, Holds.BOOLEANS: bool, Holds.WORDS: object}
 _HOLDS = {"b": Holds.BOOLEANS, "i": Holds.INTEGERS, "u": Holds.INTEGERS, "f": Holds.FLOATS}
+
+
+def _days(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+    """Days since 1970 of NumPy's dates, nan where one is missing."""
+    micros = values.astype("datetime64[us]")
+    days = micros.astype(np.int64) / _MICROS_OF_A_DAY
+    return np.where(np.isnat(micros), np.nan, days)
+
+
+def _times(days: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+    """NumPy's dates for days since 1970, rounded to milliseconds."""
+    gone = np.isnan(days)
+    millis = np.rint(np.where(gone, 0, days) * 86_400_000).astype(np.int64)
+    times = (millis * 1000).astype("datetime64[us]")
+    times[gone] = np.datetime64("NaT")
+    return times
+
+
+def _iso(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray, " rows"]:
+    return np.array(["NaT" if x else v.isoformat() for x, v in zip(gone, values, strict=True)])
 
 
 def _polars() -> Any:
@@ -406,7 +451,7 @@ def _objects_of_booleans(raw: RawColumn) -> list[bool | None]:
 def _refused(name: str, dtype: str) -> TypeError:
     return TypeError(
         f"column '{name}' has dtype {dtype}, which no likelihood describes: drop it "
-        f"(drop=['{name}'], --drop {name}), or make it numbers, such as days since the first"
+        f"(drop=['{name}'], --drop {name}), or make it numbers, such as hours or days"
     )
 
 

@@ -30,7 +30,8 @@ from .files import (
     split_rows,
 )
 from .frames import columns_of, optional
-from .tables import Columns, Kind, kind_of_matrix
+from .kinds import Kind
+from .tables import Columns, kind_of_matrix, said_to_be_words
 from .text import Layout
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -427,7 +428,8 @@ def _from_file(path: Path, options: _Options) -> Dataset:
     if not (math.isfinite(options.divide_by) and options.divide_by > 0):
         raise ValueError(f"divide_by should be a positive number, got {options.divide_by:g}")
     grey = options.binarization is not None or options.divide_by != 1
-    frame = None if grey else table_of(path, options.key, options.layout)
+    layout = worded(options.layout, options.drop, options.kinds)
+    frame = None if grey else table_of(path, options.key, layout)
     if frame is None:
         return _from_grey(path, options)
     frame, kinds = without(frame, options.drop), options.kinds
@@ -452,6 +454,12 @@ def table_of(path: Path, key: str | None, layout: Layout) -> Any:
     if values.ndim != 2 or image_shape is not None or not values.size:
         return None
     return values if names is None else dict(zip(names, values.T, strict=True))
+
+
+def worded(layout: Layout, drop: Sequence[str], kinds: Mapping[str, Kind | type[Kind]]) -> Layout:
+    """A layout that leaves columns as they are written which are dropped, or said to be words."""
+    named = [name for name, kind in kinds.items() if said_to_be_words(kind)]
+    return replace(layout, words=(*layout.words, *drop, *named))
 
 
 def without(frame: Any, names: Sequence[str]) -> Any:

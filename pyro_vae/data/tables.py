@@ -9,11 +9,13 @@ What a column is follows from its dtype and its entries, by these rules, the fir
 | booleans | `Binary` | 0 or 1 |
 | words | `Categories` in alphabetical order, or `Binary` of two | its code |
 | zeros and ones, in whichever dtype | `Binary` | 0 or 1 |
-| whole numbers, the smallest of them 0 | `Count` | itself |
+| whole numbers, the smallest of them 0 or 1, or in a column called a count | `Count` | itself |
 | other numbers | `Real` | :math:`(x - m) / s`, standardized over the training rows |
 
-Counts start at 0 as a rule; ages, years and sizes do not. Where the rule is wrong, say what the
-column is. Names of rows, dates and running numbers have no distribution: they are refused by name.
+Counts start at 0 or 1 as a rule; ages, years and sizes do not. Where the rule is wrong, say what
+the column is. Names of rows, dates and running numbers have no distribution: they are refused by
+name; as `Time` dates are days, standardized. Words that are numbers, but for a few odd ones, are
+read as those of a text are (:mod:`pyro_vae.data.entries`).
 A plain array has one kind throughout: `Binary` where it is zeros and ones, else `Real`. A missing
 entry (nan, None, NA, NaT) is nan, which a likelihood takes as not observed.
 
@@ -22,200 +24,38 @@ to train on. Both are applied in float64, before anything is rounded to torch's 
 """
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
+from .entries import entries_of
 from .frames import CONTAINERS, Holds, Matrix, RawColumn, columns_of, container_of
-
-Rows = Shaped[np.ndarray, " train"] | slice
-EVERY = slice(None)
-_FEW = 20  # rows, below which different words, or numbers in order, say little of what they are
-_DATE = re.compile(
-    r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([ T]\d.*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}([ T]\d.*)?|"
-    r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?"
+from .kinds import (
+    EVERY,
+    FEW,
+    KINDS,
+    Binary,
+    Categories,
+    Count,
+    Kind,
+    Ordered,
+    Real,
+    Rows,
+    Time,
+    drop_it,
+    listed,
 )
-_SHOWN = 6  # categories, names or rows listed in a message
+from .times import days, patterns_of
 
-
-@dataclass(frozen=True)
-class Kind(ABC):
-    """What a column is: how its entries become floats, and floats its entries."""
-
-    @classmethod
-    @abstractmethod
-    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Kind":
-        """The kind of a column; what is estimated, from these rows of it."""
-
-    @abstractmethod
-    def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Floats, nan where an entry is missing.
-
-        Raises:
-            TypeError: If the entries are of another type than the training rows'.
-            ValueError: If an entry cannot be one of this kind.
-        """
-
-    @abstractmethod
-    def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries: floats with nan, or objects with None where something is missing."""
-
-
-@dataclass(frozen=True)
-class Real(Kind):
-    """Numbers, standardized.
-
-    Arguments:
-        center: What is subtracted.
-        scale: What the result is divided by, positive.
-    """
-
-    center: float = 0.0
-    scale: float = 1.0
-
-    @classmethod
-    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Real":
-        """Mean and standard deviation of what was observed; a constant column is not scaled."""
-        values = _numbers(name, raw)[rows]
-        if np.isnan(values).all():
-            raise ValueError(
-                f"column '{name}' has no entry that was observed in the {len(values):,} rows to "
-                "train on: drop it, or split the rows by another seed"
-            )
-        center, spread = float(np.nanmean(values)), float(np.nanstd(values))
-        # Rounding leaves a spread of 1e-17 in a column that is constant.
-        constant = spread <= 10 * np.finfo(np.float64).eps * abs(center)
-        return cls(center, 1.0 if constant else spread)
-
-    def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Numbers for the entries, nan where one is missing."""
-        return (_numbers(name, raw) - self.center) / self.scale
-
-    def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries for numbers, as the column had them."""
-        return values * self.scale + self.center
-
-
-@dataclass(frozen=True)
-class Count(Kind):
-    """Whole numbers from 0 on, as they are."""
-
-    @classmethod
-    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Count":
-        """Nothing is to be learned."""
-        cls().encode(name, raw)
-        return cls()
-
-    def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Numbers for the entries, nan where one is missing."""
-        values = _numbers(name, raw)
-        bad = (values < 0) | (values != np.rint(values)) & ~np.isnan(values)
-        if bad.any():
-            raise ValueError(
-                f"column '{name}' holds counts, whole numbers from 0 on, but {int(bad.sum()):,} "
-                f"entries are others ({_places(values, bad)}): mend or drop these rows, or say "
-                f"that the column is Real: kinds={{'{name}': Real}}"
-            )
-        return values
-
-    def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries for numbers, as the column had them."""
-        return np.rint(values).clip(min=0)
-
-
-@dataclass(frozen=True)
-class Categories(Kind):
-    """One of several words, numbers or booleans, without an order.
-
-    Arguments:
-        categories: All that an entry can be, at least two; their places are the codes.
-    """
-
-    categories: tuple[Any, ...] = ()
-    fewest: ClassVar[int] = 2
-    most: ClassVar[float] = np.inf
-
-    @classmethod
-    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Categories":
-        """The categories that the dtype declares, else those found, in their order."""
-        entries = raw.values[~raw.missing].tolist()
-        found = raw.categories or tuple(sorted(set(entries)))
-        if raw.holds is Holds.BOOLEANS:
-            found = (False, True)
-        elif raw.holds is Holds.INTEGERS or raw.holds is Holds.FLOATS:
-            found = tuple(_whole(value) for value in found)
-        if not cls.fewest <= len(found) <= cls.most:
-            raise ValueError(
-                f"column '{name}' has {len(found)} categories ({_listed(found)}): a column of this "
-                f"kind ({cls.__name__}) needs {'exactly' if cls.most == 2 else 'at least'} 2; "
-                "drop it, or declare its categories"
-            )
-        if raw.categories is None and len(found) > max(_FEW, len(entries) / 2):
-            raise ValueError(
-                f"column '{name}' has {len(found):,} different entries in {len(entries):,} rows "
-                f"({_listed(found)}): names of rows have no distribution, so {_drop(name)}, or "
-                "merge rare categories"
-            )
-        return cls(found)
-
-    @cached_property
-    def _codes(self) -> dict[Any, int]:
-        return {category: code for code, category in enumerate(self.categories)}
-
-    def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Numbers for the entries, nan where one is missing."""
-        words = any(isinstance(category, str) for category in self.categories)
-        if words != (raw.holds is Holds.WORDS) and not raw.missing.all():
-            raise _other_type(name, "words" if words else "numbers", raw)
-        gone = raw.missing
-        codes = [
-            np.nan if missing else self._codes.get(value, -1)
-            for missing, value in zip(gone, raw.values.tolist(), strict=True)
-        ]
-        values = np.array(codes, dtype=np.float64)
-        unseen = values < 0
-        if unseen.any():
-            raise ValueError(
-                f"column '{name}' has categories that the training rows did not have: "
-                f"{_places(raw.values, unseen)}, {int(unseen.sum()):,} entries in all; known are "
-                f"{_listed(self.categories)}. Drop these rows, make the entries missing, or learn "
-                "the columns from rows that have them"
-            )
-        return values
-
-    def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries for numbers, as the column had them."""
-        objects = np.empty(len(values), dtype=object)
-        last = len(self.categories) - 1
-        for row, code in enumerate(values):
-            if not np.isnan(code):
-                objects[row] = self.categories[int(min(max(np.rint(code), 0), last))]
-        return objects
-
-
-@dataclass(frozen=True)
-class Ordered(Categories):
-    """One of several categories in a meaningful order, the lowest first."""
-
-
-@dataclass(frozen=True)
-class Binary(Categories):
-    """One of two, the first of which is 0."""
-
-    most: ClassVar[float] = 2
-
-
-KINDS: dict[str, type[Kind]] = {
-    kind.__name__: kind for kind in (Real, Count, Categories, Ordered, Binary)
-}
-"""Kinds of columns, by name."""
+_COUNTING = re.compile(r"(^|[_ .])(n|num|number|count|counts|visits)([_ .]|$)", re.IGNORECASE)
+_NAMING = re.compile(r"(^|[_ .-])(id|uid|uuid|nr|no|index|key)$|[a-z](ID|Id)$", re.IGNORECASE)
+_FIRST_DAY, _LAST_DAY = 18000101, 21001231
+_YEARS = (1800, 2100)  # whole numbers in between may be years
 
 
 class Choice(NamedTuple):
@@ -229,42 +69,87 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     """What a column is by the rules at the head of this module.
 
     Raises:
-        ValueError: If it holds dates, or a running number.
+        ValueError: If it holds dates, or names its rows.
     """
     found = raw.values[~raw.missing]
     if raw.ordered:
         return Choice(Ordered, "its dtype has an order")
+    if raw.categories is None:
+        _refuse_times(name, raw)
     if raw.categories is not None or raw.holds is Holds.WORDS:
-        return _kind_of_words(name, raw, set(found.tolist()))
+        number = len(raw.categories or set(found.tolist()))
+        return Choice(Binary if number == 2 else Categories, f"{number} different entries")
     if raw.holds is Holds.BOOLEANS:
         return Choice(Binary((False, True)), "booleans")
     if set(found.tolist()) == {0.0, 1.0}:
         return Choice(Binary((0, 1)), "zeros and ones")
     if not raw.whole:
         return Choice(Real, "numbers")
-    if len(found) >= _FEW and found[0] in (0, 1) and bool((np.diff(found) == 1).all()):
-        raise ValueError(
-            f"column '{name}' counts the rows ({found[0]:g}, {found[1]:g}, ..., {found[-1]:g}): "
-            f"{_drop(name)}, or say what it is: kinds={{'{name}': Real}}, --kinds {name}=Real"
-        )
-    if found.min() == 0:
-        return Choice(Count, "whole numbers, the smallest of them 0")
+    _refuse_names_of_rows(name, found)
+    return _kind_of_whole(name, found)
+
+
+def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
+    """Counts may have no zero, and ages start anywhere: by the smallest, or by the name."""
+    if found.min() in (0, 1):
+        return Choice(Count, f"whole numbers, the smallest of them {found.min():g}")
+    if found.min() > 0 and _COUNTING.search(name):
+        return Choice(Count, "whole numbers, and its name says that they are counts")
     return Choice(Real, f"whole numbers from {found.min():g} on; Count, if they are counts")
 
 
-def _kind_of_words(name: str, raw: RawColumn, found: set[Any]) -> Choice:
-    number = len(raw.categories or found)
-    dates = [word for word in found if isinstance(word, str) and _DATE.fullmatch(word)]
-    if dates and len(dates) == len(found):
+def _refuse_times(name: str, raw: RawColumn) -> None:
+    """Refuses dates and times, which no likelihood describes; 20240131 may be a number."""
+    known, dated = raw.values[~raw.missing].tolist(), raw.holds is Holds.TIMES
+    if raw.holds is Holds.WORDS:
+        dated = bool(patterns_of(known))
+    elif raw.whole and known and min(known) >= _FIRST_DAY and max(known) <= _LAST_DAY:
+        words = [f"{value:.0f}" for value in known]
+        dated = patterns_of(words) == ["%Y%m%d"] and all(map(_is_day, words))
+    if dated:
+        shown = listed(sorted(set(known))) if raw.holds is Holds.WORDS else f"dtype {raw.dtype}"
         raise ValueError(
-            f"column '{name}' holds dates or times ({_listed(sorted(dates))}), which no "
-            f"likelihood describes: {_drop(name)}, or make it numbers, such as days since the first"
+            f"column '{name}' holds dates or times ({shown}), which no likelihood describes as "
+            f"they are: {drop_it(name)}, or take them as days since the first: "
+            f"kinds={{'{name}': Time}}, --kinds {name}=Time"
         )
-    return Choice(Binary if number == 2 else Categories, f"{number} different entries")
 
 
-def _drop(name: str) -> str:
-    return f"drop it (drop=['{name}'], --drop {name})"
+def _is_day(word: str) -> bool:
+    return days(word, "%Y%m%d") is not None
+
+
+def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
+    """Refuses a running number, in any order, and other numbers for each row in a column `id`."""
+    if len(found) < FEW or len(set(found.tolist())) < len(found):
+        return
+    low, high = found.min(), found.max()
+    running = high - low == len(found) - 1 and not (_YEARS[0] <= low and high <= _YEARS[1])
+    if running or _NAMING.search(name):
+        what = "counts the rows" if running else "has another whole number in each row"
+        raise ValueError(
+            f"column '{name}' {what} ({found[0]:g}, {found[1]:g}, ..., {found[-1]:g}): "
+            f"{drop_it(name)}, or say what it is: kinds={{'{name}': Real}}, --kinds {name}=Real"
+        )
+
+
+def read(name: str, raw: RawColumn, *, words: bool) -> RawColumn:
+    """A column of words as what its entries are, unless they are words: numbers, as a rule.
+
+    Warns:
+        UserWarning: If some entries of a column of numbers are none.
+    """
+    if words or raw.holds is not Holds.WORDS or raw.categories is not None:
+        return raw
+    cells = ["" if word is None else str(word).strip() for word in raw.values]
+    found = entries_of(f"column '{name}'", cells, "row {}, counted from 0".format)
+    return raw if found.holds is Holds.WORDS else found
+
+
+def said_to_be_words(kind: Kind | type[Kind] | None) -> bool:
+    """Whether a column of this kind is left as it is written."""
+    said = kind if isinstance(kind, type) else type(kind)
+    return issubclass(said, Categories | Time)
 
 
 def describe(frame: Any, kinds: Mapping[str, Kind | type[Kind]] | None = None) -> str:
@@ -279,14 +164,18 @@ def describe(frame: Any, kinds: Mapping[str, Kind | type[Kind]] | None = None) -
         age   Real     2 of 2 observed; whole numbers from 30 on; Count, if they are counts
         when  refused  column 'when' holds dates or times ('2024-05-01', '2024-05-02'), ...
     """
-    raw, kinds = columns_of(frame), kinds or {}
-    rows = [(name, *_described(name, column, kinds.get(name))) for name, column in raw.items()]
+    kinds = kinds or {}
+    rows = [
+        (name, *_described(name, column, kinds.get(name)))
+        for name, column in columns_of(frame).items()
+    ]
     widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
     return "\n".join(f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {why}" for name, kind, why in rows)
 
 
 def _described(name: str, raw: RawColumn, kind: Kind | type[Kind] | None) -> tuple[str, str]:
     try:
+        raw = read(name, raw, words=said_to_be_words(kind))
         column = Column.of(name, raw, kind)
         why = "as said" if kind is not None else kind_of(name, raw).why
     except (TypeError, ValueError) as error:
@@ -317,17 +206,26 @@ class Column:
     ) -> "Column":
         """A column: its kind from all rows, what is estimated from some."""
         if raw.missing.all():
-            raise ValueError(f"column '{name}' has no entry that was observed: drop it")
+            raise ValueError(f"column '{name}' has no entry that was observed: {drop_it(name)}")
         chosen = kind_of(name, raw).kind if kind is None else kind
         if isinstance(chosen, type):
             chosen = chosen.learn(name, raw, rows)
         return cls(name, chosen, raw.holds, raw.dtype)
 
+    def read(self, raw: RawColumn) -> RawColumn:
+        """A column of another table as this one was read."""
+        words = self.holds is Holds.WORDS or isinstance(self.kind, Time)
+        return read(self.name, raw, words=words)
+
     def restored(self, values: Shaped[np.ndarray, " rows"]) -> RawColumn:
         """Floats as the column that they stand for."""
         entries, numbers = self.kind.decode(values), self.holds is not Holds.WORDS
         declared = None
-        if isinstance(self.kind, Categories):
+        if isinstance(self.kind, Time):
+            entries = self.kind.written(values) if self.kind.pattern else entries
+            if numbers and self.kind.pattern:
+                entries = np.array([np.nan if x is None else float(x) for x in entries])
+        elif isinstance(self.kind, Categories):
             declared = self.kind.categories
             if numbers and self.dtype != "category":
                 entries = np.array([np.nan if x is None else float(x) for x in entries])
@@ -386,10 +284,14 @@ class Columns:
                 dates, or does not fit what `kinds` says of it; if two columns have the same name;
                 if a row is missing throughout; or if `kinds` names a column that is not there.
         """
-        raw, kinds, container = columns_of(frame), dict(kinds or {}), container_of(frame)
+        kinds, container = dict(kinds or {}), container_of(frame)
+        raw = {
+            name: read(name, c, words=said_to_be_words(kinds.get(name)))
+            for name, c in columns_of(frame).items()
+        }
         unknown = [name for name in kinds if name not in raw]
         if unknown:
-            raise ValueError(f"kinds names {unknown}, but the columns are {_listed(list(raw))}")
+            raise ValueError(f"kinds names {unknown}, but the columns are {listed(list(raw))}")
         if isinstance(CONTAINERS[container], Matrix):
             kinds = (
                 dict.fromkeys(raw, kind_of_matrix(np.stack([c.values for c in raw.values()])))
@@ -446,16 +348,19 @@ class Columns:
         missing = [name for name in self.names if name not in raw]
         extra = [name for name in raw if name not in self.names]
         if missing or extra:
-            says = [f"has no column {_listed(missing)}"] * bool(missing)
-            says += [f"has {_listed(extra)}, which the training rows did not have"] * bool(extra)
+            says = [f"has no column {listed(missing)}"] * bool(missing)
+            says += [f"has {listed(extra)}, which the training rows did not have"] * bool(extra)
             raise ValueError(
                 f"the table {' and '.join(says)}; expected are {len(self.names)} columns: "
-                f"{_listed(self.names)}. Name them so, in any order, and leave others out"
+                f"{listed(self.names)}. Name them so, in any order, and leave others out"
             )
         return self._encoded(raw).to(dtype or torch.get_default_dtype())
 
     def _encoded(self, raw: Mapping[str, RawColumn]) -> Float64[Tensor, "rows columns"]:
-        arrays = [column.kind.encode(column.name, raw[column.name]) for column in self.columns]
+        arrays = [
+            column.kind.encode(column.name, column.read(raw[column.name]))
+            for column in self.columns
+        ]
         values = np.stack(arrays, axis=1)
         empty = np.flatnonzero(np.isnan(values).all(axis=1))
         if len(empty):
@@ -473,7 +378,7 @@ class Columns:
         """
         if y.shape[1:] != (len(self.columns),):
             raise ValueError(
-                f"a row has {len(self.columns)} columns ({_listed(self.names)}), got shape "
+                f"a row has {len(self.columns)} columns ({listed(self.names)}), got shape "
                 f"{tuple(y.shape)}"
             )
         values = y.detach().cpu().double().numpy()
@@ -551,46 +456,6 @@ def kind_of_matrix(values: Shaped[np.ndarray, "rows columns"]) -> Kind | type[Ki
     """One kind for all of an array, so that no column's hangs on the rows that are there."""
     binary = bool(((values == 0) | (values == 1) | (values != values)).all())
     return Binary((0, 1)) if binary else Real
-
-
-def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-    """The numbers of a column; refuses words and infinities."""
-    if raw.holds is Holds.WORDS and not raw.missing.all():
-        raise _other_type(name, "numbers", raw)
-    values = raw.values.astype(np.float64)
-    bad = np.isinf(values)
-    if bad.any():
-        raise ValueError(
-            f"column '{name}' has {int(bad.sum()):,} infinite entries ({_places(values, bad)}): "
-            "mend or drop these rows"
-        )
-    return values
-
-
-def _other_type(name: str, expected: str, raw: RawColumn) -> TypeError:
-    return TypeError(
-        f"column '{name}' should hold {expected}, got {raw.holds.value} "
-        f"({_places(raw.values, ~raw.missing)}; dtype {raw.dtype}): read or convert it as the "
-        "training rows were"
-    )
-
-
-def _places(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " rows"]) -> str:
-    """Entries and their rows: "'teal' at row 3, counted from 0"."""
-    rows = np.flatnonzero(which)[:_SHOWN]
-    shown = [f"{_whole(values[row])!r} at row {row}" for row in rows]
-    return ", ".join(shown) + ", counted from 0"
-
-
-def _whole(value: Any) -> Any:
-    """An integer where a float is one, so that 3.0 reads 3."""
-    plain = value.item() if isinstance(value, np.generic) else value
-    return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
-
-
-def _listed(names: Sequence[Any]) -> str:
-    shown = ", ".join(repr(name) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _json(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,8 @@ told apart:
 | a second line of words above numbers | units, skipped |
 | a first column without a name, whose entries all differ | an index, skipped |
 
-Names that are numbers, and units, are guesses: a warning names them, and how to overrule it.
-
-A column is numbers if nine in ten of its entries are, or all but one: `1.5`, `1,5`, `1,234`,
-`1 234`, `46%`, `$46`, `46 kW` (each unit throughout). The few that are not, such as `<47` or `?`,
-are missing, with a warning that names their lines. A column of `true` and `false` is booleans; one
-with fewer numbers than other entries is words; anything between is refused.
+Names that are numbers, and units, are guesses: a warning names them, and how to overrule it. What
+the entries of a column are says :mod:`pyro_vae.data.entries`.
 """
 
 import csv
@@ -32,23 +28,22 @@ from pathlib import Path
 
 import numpy as np
 
-from .frames import Holds, RawColumn
+from .entries import (
+    MISSING,
+    WHOLE,
+    entries_of,
+    has_decimal_commas,
+    is_missing,
+    mostly_numbers,
+    number,
+    words_of,
+)
+from .frames import RawColumn
 
 GZIP_MAGIC = b"\x1f\x8b"
-MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat"}
 SEPARATORS = ";\t,|"  # the first of equals: a comma may be a decimal one
 UNNAMED = ("", "Unnamed: 0")  # of a first column: as spreadsheets and R, and as pandas have it
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
-_WHOLE = re.compile(r"[+-]?\d+")
-_DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
-_DOTTED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
-_SPACED = re.compile(r"[+-]?\d{1,3}([ \u00a0\u202f'\u2019]\d{3})+([.,]\d*)?")
-_WITH_UNIT = re.compile(
-    r"([$€£]?)\s*([+-]?[\d.,]+(?:[eE][+-]?\d+)?)\s*([%$€£]|[°µA-Za-z][\w°µ/^*-]*)?"
-)
 _NO_UNIT = {"-", "1", "text"}  # above a number without one, as CF has it, or above words
-_ODD = 0.1  # share of a column of numbers that may be none, such as `<47`
 _SAMPLED = 200  # lines looked at to find the separator and the header
 _SHOWN = 4  # cells named in a warning
 
@@ -60,10 +55,12 @@ class Layout:
     Arguments:
         separator: What stands between cells, one character.
         header: Whether the first line has names.
+        words: Names of columns that hold words, whatever they look like: `007` stays so.
     """
 
     separator: str | None = None
     header: bool | None = None
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,16 +120,11 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
         ]
     except csv.Error as error:
         raise ValueError(f"'{path}' is no csv file: expected text ({error})") from error
-    comma = separator != "," and _has_decimal_commas(found, by_default=separator == ";")
+    comma = separator != "," and has_decimal_commas(
+        [cell for _, row in found for cell in row if "," in cell or "." in cell],
+        by_default=separator == ";",
+    )
     return _below_names(path, found, layout, comma=comma)
-
-
-def _has_decimal_commas(found: list[tuple[int, list[str]]], *, by_default: bool) -> bool:
-    """Whether commas are decimal: one has not three digits behind, or no number has a point."""
-    cells = [cell for _, row in found for cell in row if "," in cell or "." in cell]
-    if any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells):
-        return True
-    return by_default and not any("." in c and _NUMBER.fullmatch(c) for c in cells)
 
 
 def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
@@ -237,7 +229,7 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
     words = [bool(cell) and number(cell, comma=comma) is None for cell in first]
     if any(words):
         cells = [(word, [row[i] for row in below if i < len(row)]) for i, word in enumerate(words)]
-        under = any(word and _mostly_numbers(cell, comma=comma) for word, cell in cells)
+        under = any(word and mostly_numbers(cell, comma=comma) for word, cell in cells)
         return under or all(w or c.lower() in MISSING for w, c in zip(words, first, strict=True))
     if not _are_numeric_names(first, below, comma=comma):
         return False
@@ -256,7 +248,7 @@ def _are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool)
     if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
         return False
     counting = values == list(range(len(values)))
-    if counting and any(not _WHOLE.fullmatch(row[-1]) for row in below if row):
+    if counting and any(not WHOLE.fullmatch(row[-1]) for row in below if row):
         return True
     few = 2 if counting else 4
     if len(values) > few and _are_equal(steps) and not _are_equal(_steps(below[0], comma=comma)[1]):
@@ -289,7 +281,7 @@ def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bo
 def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
     """Words, or signs of no unit, above columns that are numbers; nothing, or new, above others."""
     columns = [[row[i] for row in below[:_SAMPLED]] for i in range(len(second))]
-    numbers = [_mostly_numbers(column, comma=comma) for column in columns]
+    numbers = [mostly_numbers(column, comma=comma) for column in columns]
     above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]
     if not all(number(cell, comma=comma) is None or cell in _NO_UNIT for cell in above):
         return False
@@ -304,7 +296,7 @@ def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool
 def _without_index(cells: Cells) -> Cells:
     """Without a first column that has no name, and another whole number or word in each row."""
     column = cells.column(0)
-    whole = all(_WHOLE.fullmatch(x) for x in column)
+    whole = all(WHOLE.fullmatch(x) for x in column)
     words = not any(
         number(x, comma=cells.comma) is not None or x.lower() in MISSING for x in column
     )
@@ -315,52 +307,12 @@ def _without_index(cells: Cells) -> Cells:
     return Cells(cells.names[1:], [row[1:] for row in cells.rows], cells.lines, cells.comma)
 
 
-def _counted(cells: Sequence[str], *, comma: bool) -> tuple[int, int]:
-    """How many entries are numbers, and how many are not."""
-    known = [cell for cell in cells if cell.lower() not in MISSING]
-    good = sum(number(cell, comma=comma) is not None for cell in known)
-    return good, len(known) - good
-
-
-def _mostly_numbers(cells: Sequence[str], *, comma: bool) -> bool:
-    good, odd = _counted(cells, comma=comma)
-    return good > odd and odd <= max(1, _ODD * (good + odd))
-
-
-def number(cell: str, *, comma: bool) -> float | None:
-    """The number that a cell is, or None; with a decimal comma where commas separate nothing."""
-    text = _plain(cell, comma=comma)
-    return float(text) if _NUMBER.fullmatch(text) else None
-
-
-def _plain(cell: str, *, comma: bool, dotted: bool = False) -> str:
-    """A number as Python writes it, where the cell is one.
-
-    Arguments:
-        cell: What stands there.
-        comma: Whether a comma is the decimal sign, and not that of thousands.
-        dotted: Whether a point is the sign of thousands.
-    """
-    cell = _ungrouped(cell)
-    if comma and _DECIMAL_COMMA.fullmatch(cell):
-        return cell.replace(".", "").replace(",", ".")
-    if dotted and _DOTTED.fullmatch(cell):
-        return cell.replace(".", "")
-    return cell.replace(",", "") if not comma and _THOUSANDS.fullmatch(cell) else cell
-
-
-def _ungrouped(cell: str) -> str:
-    """Without a typographer's minus, and without spaces or apostrophes between thousands."""
-    cell = cell.replace("\u2212", "-")
-    return re.sub("[ \u00a0\u202f'\u2019]", "", cell) if _SPACED.fullmatch(cell) else cell
-
-
 def columns_of_text(path: Path, layout: Layout = Layout()) -> dict[str, RawColumn]:
     """The columns of a text file, as :func:`columns_of_cells` has them."""
-    return columns_of_cells(path, read_cells(path, layout))
+    return columns_of_cells(path, read_cells(path, layout), layout.words)
 
 
-def columns_of_cells(path: Path, cells: Cells) -> dict[str, RawColumn]:
+def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dict[str, RawColumn]:
     """The columns of a text, by name; "0", "1", ... where it has no names.
 
     Raises:
@@ -374,89 +326,16 @@ def columns_of_cells(path: Path, cells: Cells) -> dict[str, RawColumn]:
     if twice:
         raise ValueError(f"'{path}' has more than one column of the name {twice[0]!r}: rename one")
     for line, row in zip(cells.lines, cells.rows, strict=True):
-        if all(cell.lower() in MISSING for cell in row):
+        if all(is_missing(cell) for cell in row):
             raise ValueError(f"'{path}': line {line} has no entry that was observed: drop it")
-    return {name: _column(path, name, cells, place) for place, name in enumerate(names)}
-
-
-def _column(path: Path, name: str, cells: Cells, place: int) -> RawColumn:
-    found = cells.column(place)
-    plain = _numerals(found, comma=cells.comma)
-    good, odd = _counted(plain, comma=False)
-    if _mostly_numbers(plain, comma=False):
-        values = [number(cell, comma=False) for cell in plain]
-        _warn_of_odd(path, name, found, values, cells.lines)
-        return _numbers(plain, values)
-    if good >= odd > 0:
-        where = _odd(found, [number(cell, comma=False) for cell in plain], cells.lines)
-        raise ValueError(
-            f"'{path}': column '{name}' holds {good} numbers and {odd} other entries "
-            f"({where[0]}, ...): leave these cells empty, or write words throughout"
+    return {
+        name: words_of(cells.column(place))
+        if name in words
+        else entries_of(
+            f"'{path}': column '{name}'",
+            cells.column(place),
+            lambda row: f"line {cells.lines[row]}",
+            comma=cells.comma,
         )
-    gone = [cell.lower() in MISSING for cell in found]
-    known = {cell.lower() for cell, missing in zip(found, gone, strict=True) if not missing}
-    if known and known <= {"true", "false"}:
-        truth = {"true": 1.0, "false": 0.0}
-        values = [truth.get(cell.lower()) for cell in found]
-        dtype = "boolean" if any(gone) else "bool"
-        return RawColumn(np.array(values, dtype=np.float64), Holds.BOOLEANS, dtype)
-    words = np.empty(len(found), dtype=object)
-    words[:] = [None if m else c for c, m in zip(found, gone, strict=True)]
-    return RawColumn(words, Holds.WORDS, "object")
-
-
-def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
-    """A column of numbers: whole ones, if all of them are written so."""
-    array = np.array(values, dtype=np.float64)  # None becomes nan
-    known = [cell for cell, value in zip(cells, values, strict=True) if value is not None]
-    if all(_WHOLE.fullmatch(cell) for cell in known):
-        dtype = "Int64" if np.isnan(array).any() else "int64"
-        return RawColumn(array, Holds.INTEGERS, dtype)
-    return RawColumn(array, Holds.FLOATS, "float64")
-
-
-def _numerals(cells: Sequence[str], *, comma: bool) -> list[str]:
-    """The cells of a column with its numbers as Python writes them."""
-    bare = [_ungrouped(cell) for cell in _without_units(cells)]
-    points = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in bare)
-    commas = [c for c in bare if _DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c)]
-    # In quotes, between commas, too: 46,0 is no thousands.
-    comma = comma or (bool(commas) and not points)
-    return [_plain(cell, comma=comma, dotted=comma and not points) for cell in bare]
-
-
-def _without_units(cells: Sequence[str]) -> list[str]:
-    """Numbers in place of `46%`, `$46` and `46 kW`, where more than half have the same unit."""
-    matches = [_WITH_UNIT.fullmatch(cell) for cell in cells]
-    units = Counter((m[1], m[3]) for m in matches if m)
-    known = sum(cell.lower() not in MISSING for cell in cells)
-    (unit, times), *_ = units.most_common(1) or [(("", None), 0)]
-    if unit == ("", None) or 2 * times <= known:
-        return list(cells)
-    return [
-        m[2] if m and (m[1], m[3]) == unit else cell for m, cell in zip(matches, cells, strict=True)
-    ]
-
-
-def _warn_of_odd(
-    path: Path, name: str, cells: list[str], values: list[float | None], lines: list[int]
-) -> None:
-    odd = _odd(cells, values, lines)
-    if odd:
-        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
-        warnings.warn(
-            f"'{path}': column '{name}' holds numbers, but {len(odd)} of {len(cells)} entries are "
-            f"none: {', '.join(odd[:_SHOWN])}{more}. They are taken as missing: mend the cells, "
-            "or drop their rows, if they are something else",
-            UserWarning,
-            stacklevel=2,
-        )
-
-
-def _odd(cells: list[str], values: Sequence[float | None], lines: list[int]) -> list[str]:
-    """Entries that are no numbers, with their lines."""
-    return [
-        f"{cell!r} in line {line}"
-        for cell, value, line in zip(cells, values, lines, strict=True)
-        if value is None and cell.lower() not in MISSING
-    ]
+        for place, name in enumerate(names)
+    }

@@ -1,0 +1,191 @@
+r"""What the entries of a column are, where they come as words: of a text, or of a data frame.
+
+A column is numbers if nine in ten of its entries are, or all but one: `1.5`, `1,5`, `1,234`,
+`1 234`, `46%`, `$46`, `46 kW` (each unit throughout). The few that are not, such as `<47` or `?`,
+are missing, with a warning that names their lines. A column of `true` and `false` is booleans; one
+with fewer numbers than other entries is words; anything between is refused.
+"""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .frames import Holds, RawColumn
+
+MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat"}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
+WHOLE = re.compile(r"[+-]?\d+")
+_DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
+_DOTTED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
+_SPACED = re.compile(r"[+-]?\d{1,3}([ \u00a0\u202f'\u2019]\d{3})+([.,]\d*)?")
+_WITH_UNIT = re.compile(
+    r"([$€£]?)\s*([+-]?[\d.,]+(?:[eE][+-]?\d+)?)\s*([%$€£]|[°µA-Za-z][\w°µ/^*-]*)?"
+)
+_ODD = 0.1  # share of a column of numbers that may be none, such as `<47`
+_SHOWN = 4  # cells named in a warning
+
+
+def entries_of(
+    name: str, cells: Sequence[str], where: Callable[[int], str], *, comma: bool = False
+) -> RawColumn:
+    """A column of words as what its entries are.
+
+    Arguments:
+        name: Its name, with the file where there is one, for messages.
+        cells: Its entries, "" where one is missing.
+        where: Says where the entry at a position stands, as "line 7".
+        comma: Whether a comma is the decimal sign.
+
+    Raises:
+        ValueError: If some entries are numbers, and too many are none.
+
+    Warns:
+        UserWarning: If entries of a column of numbers are none: they are missing then.
+    """
+    plain = _numerals(cells, comma=comma)
+    good, odd = _counted(plain, comma=False)
+    values = [number(cell, comma=False) for cell in plain]
+    if mostly_numbers(plain, comma=False):
+        _warn_of_odd(name, cells, values, where)
+        return _numbers(plain, values)
+    if good >= odd > 0:
+        raise ValueError(
+            f"{name} holds {good} numbers and {odd} other entries "
+            f"({_odd(cells, values, where)[0]}, ...): leave these cells empty, write words "
+            "throughout, say that they are words (kinds=, --kinds COLUMN=Categories), or drop the "
+            "column (drop=, --drop COLUMN)"
+        )
+    return _booleans(cells) or words_of(cells)
+
+
+def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
+    """Whether commas are decimal: one has not three digits behind, or no number has a point."""
+    if any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells):
+        return True
+    return by_default and not any("." in c and _NUMBER.fullmatch(c) for c in cells)
+
+
+def words_of(cells: Sequence[str]) -> RawColumn:
+    """A column of words as it is."""
+    words = np.empty(len(cells), dtype=object)
+    words[:] = [None if is_missing(cell) else cell for cell in cells]
+    return RawColumn(words, Holds.WORDS, "object")
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell says that there is nothing."""
+    return cell.lower() in MISSING
+
+
+def _booleans(cells: Sequence[str]) -> RawColumn | None:
+    """A column of true and false, or None."""
+    known = {cell.lower() for cell in cells if not is_missing(cell)}
+    if not known or not known <= {"true", "false"}:
+        return None
+    truth = {"true": 1.0, "false": 0.0}
+    values = np.array([truth.get(cell.lower()) for cell in cells], dtype=np.float64)
+    return RawColumn(values, Holds.BOOLEANS, "boolean" if np.isnan(values).any() else "bool")
+
+
+def _counted(cells: Sequence[str], *, comma: bool) -> tuple[int, int]:
+    """How many entries are numbers, and how many are not."""
+    known = [cell for cell in cells if not is_missing(cell)]
+    good = sum(number(cell, comma=comma) is not None for cell in known)
+    return good, len(known) - good
+
+
+def mostly_numbers(cells: Sequence[str], *, comma: bool) -> bool:
+    """Whether nine in ten entries are numbers, or all but one."""
+    good, odd = _counted(cells, comma=comma)
+    return good > odd and odd <= max(1, _ODD * (good + odd))
+
+
+def number(cell: str, *, comma: bool) -> float | None:
+    """The number that a cell is, or None; with a decimal comma where commas separate nothing."""
+    text = _plain(cell, comma=comma)
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def _plain(cell: str, *, comma: bool, dotted: bool = False) -> str:
+    """A number as Python writes it, where the cell is one.
+
+    Arguments:
+        cell: What stands there.
+        comma: Whether a comma is the decimal sign, and not that of thousands.
+        dotted: Whether a point is the sign of thousands.
+    """
+    cell = _ungrouped(cell)
+    if comma and _DECIMAL_COMMA.fullmatch(cell):
+        return cell.replace(".", "").replace(",", ".")
+    if dotted and _DOTTED.fullmatch(cell):
+        return cell.replace(".", "")
+    return cell.replace(",", "") if not comma and _THOUSANDS.fullmatch(cell) else cell
+
+
+def _ungrouped(cell: str) -> str:
+    """Without a typographer's minus, and without spaces or apostrophes between thousands."""
+    cell = cell.replace("\u2212", "-")
+    return re.sub("[ \u00a0\u202f'\u2019]", "", cell) if _SPACED.fullmatch(cell) else cell
+
+
+def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
+    """A column of numbers: whole ones, if all of them are written so."""
+    array = np.array(values, dtype=np.float64)  # None becomes nan
+    known = [cell for cell, value in zip(cells, values, strict=True) if value is not None]
+    if all(WHOLE.fullmatch(cell) for cell in known):
+        dtype = "Int64" if np.isnan(array).any() else "int64"
+        return RawColumn(array, Holds.INTEGERS, dtype)
+    return RawColumn(array, Holds.FLOATS, "float64")
+
+
+def _numerals(cells: Sequence[str], *, comma: bool) -> list[str]:
+    """The cells of a column with its numbers as Python writes them."""
+    bare = [_ungrouped(cell) for cell in _without_units(cells)]
+    points = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in bare)
+    commas = [c for c in bare if _DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c)]
+    # In quotes, between commas, too: 46,0 is no thousands.
+    comma = comma or (bool(commas) and not points)
+    return [_plain(cell, comma=comma, dotted=comma and not points) for cell in bare]
+
+
+def _without_units(cells: Sequence[str]) -> list[str]:
+    """Numbers in place of `46%`, `$46` and `46 kW`, where more than half have the same unit."""
+    matches = [_WITH_UNIT.fullmatch(cell) for cell in cells]
+    units = Counter((m[1], m[3]) for m in matches if m)
+    known = sum(not is_missing(cell) for cell in cells)
+    (unit, times), *_ = units.most_common(1) or [(("", None), 0)]
+    if unit == ("", None) or 2 * times <= known:
+        return list(cells)
+    return [
+        m[2] if m and (m[1], m[3]) == unit else cell for m, cell in zip(matches, cells, strict=True)
+    ]
+
+
+def _warn_of_odd(
+    name: str, cells: Sequence[str], values: Sequence[float | None], where: Callable[[int], str]
+) -> None:
+    odd = _odd(cells, values, where)
+    if odd:
+        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
+        warnings.warn(
+            f"{name} holds numbers, but {len(odd)} of {len(cells)} entries are "
+            f"none: {', '.join(odd[:_SHOWN])}{more}. They are taken as missing: mend the cells, "
+            "or drop their rows, if they are something else",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _odd(
+    cells: Sequence[str], values: Sequence[float | None], where: Callable[[int], str]
+) -> list[str]:
+    """Entries that are no numbers, and where they stand."""
+    return [
+        f"{cell!r} in {where(place)}"
+        for place, (cell, value) in enumerate(zip(cells, values, strict=True))
+        if value is None and not is_missing(cell)
+    ]

@@ -1,0 +1,314 @@
+"""Kinds of columns: how the entries of each become floats, and floats its entries."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Shaped
+
+from .frames import Holds, RawColumn
+from .times import days, patterns_of, written
+
+Rows = Shaped[np.ndarray, " train"] | slice
+EVERY = slice(None)
+FEW = 20  # rows, below which different words, or numbers in order, say little of what they are
+_SELDOM = 5  # rows of a category on average, below which nothing is learned of most
+_SHOWN = 6  # categories, names or rows listed in a message
+
+
+@dataclass(frozen=True)
+class Kind(ABC):
+    """What a column is: how its entries become floats, and floats its entries."""
+
+    @classmethod
+    @abstractmethod
+    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Kind":
+        """The kind of a column; what is estimated, from these rows of it."""
+
+    @abstractmethod
+    def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+        """Floats, nan where an entry is missing.
+
+        Raises:
+            TypeError: If the entries are of another type than the training rows'.
+            ValueError: If an entry cannot be one of this kind.
+        """
+
+    @abstractmethod
+    def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+        """Entries: floats with nan, or objects with None where something is missing."""
+
+
+@dataclass(frozen=True)
+class Real(Kind):
+    """Numbers, standardized.
+
+    Arguments:
+        center: What is subtracted.
+        scale: What the result is divided by, positive.
+    """
+
+    center: float = 0.0
+    scale: float = 1.0
+
+    @classmethod
+    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Real":
+        """Mean and standard deviation of what was observed; a constant column is not scaled."""
+        values = _numbers(name, raw)[rows]
+        if np.isnan(values).all():
+            raise ValueError(
+                f"column '{name}' has no entry that was observed in the {len(values):,} rows to "
+                "train on: drop it, or split the rows by another seed"
+            )
+        center, spread = float(np.nanmean(values)), float(np.nanstd(values))
+        # Rounding leaves a spread of 1e-17 in a column that is constant.
+        constant = spread <= 10 * np.finfo(np.float64).eps * abs(center)
+        return cls(center, 1.0 if constant else spread)
+
+    def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+        """Numbers for the entries, nan where one is missing."""
+        return (_numbers(name, raw) - self.center) / self.scale
+
+    def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+        """Entries for numbers, as the column had them."""
+        return values * self.scale + self.center
+
+
+@dataclass(frozen=True)
+class Time(Real):
+    """Dates or times, in days: since 1970, or since midnight for the time of a day.
+
+    Arguments:
+        center: What is subtracted, in days.
+        scale: What the result is divided by, in days.
+        pattern: How they are written, in the notation of `strftime`; empty for dates by dtype.
+    """
+
+    pattern: str = ""
+
+    @classmethod
+    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Time":
+        """How they are written, their mean and their standard deviation."""
+        pattern = "" if raw.holds is Holds.TIMES else _pattern_of(name, raw)
+        days = RawColumn(_days(name, raw, pattern), Holds.FLOATS, "float64")
+        plain = Real.learn(name, days, rows)
+        return cls(plain.center, plain.scale, pattern)
+
+    def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+        """Numbers for the entries, nan where one is missing."""
+        return (_days(name, raw, self.pattern) - self.center) / self.scale
+
+    def written(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+        """Numbers as the words that stand for them."""
+        words = np.empty(len(values), dtype=object)
+        words[:] = written(self.decode(values), self.pattern)
+        return words
+
+
+def _words_of(raw: RawColumn) -> list[str | None]:
+    """Entries as they are written; 20240131 may have come as a number."""
+    return [
+        None if gone else f"{value:.0f}" if isinstance(value, float) else str(value)
+        for gone, value in zip(raw.missing, raw.values.tolist(), strict=True)
+    ]
+
+
+def _pattern_of(name: str, raw: RawColumn) -> str:
+    patterns = patterns_of([word for word in _words_of(raw) if word is not None])
+    if len(patterns) != 1:
+        known = f"{len(patterns)} ways ({', '.join(patterns)})" if patterns else "no way"
+        raise ValueError(
+            f"column '{name}' should hold dates or times ({_places(raw.values, ~raw.missing)}), "
+            f"and there is {known} to read them: write them as 2024-12-31, or 2024-12-31 23:59"
+        )
+    return patterns[0]
+
+
+def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"]:
+    if raw.holds is Holds.TIMES:
+        return raw.values
+    words = _words_of(raw)
+    values = np.array([np.nan if word is None else days(word, pattern) for word in words], float)
+    odd = np.isnan(values) & ~raw.missing
+    if odd.any():
+        warnings.warn(
+            f"column '{name}' holds dates or times written as {pattern}, but {int(odd.sum())} of "
+            f"{len(values)} entries are none: {_places(raw.values, odd)}. They are taken as "
+            "missing: mend them, or drop their rows",
+            UserWarning,
+            stacklevel=2,
+        )
+    return values
+
+
+@dataclass(frozen=True)
+class Count(Kind):
+    """Whole numbers from 0 on, as they are."""
+
+    @classmethod
+    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Count":
+        """Nothing is to be learned."""
+        cls().encode(name, raw)
+        return cls()
+
+    def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+        """Numbers for the entries, nan where one is missing."""
+        values = _numbers(name, raw)
+        bad = (values < 0) | (values != np.rint(values)) & ~np.isnan(values)
+        if bad.any():
+            raise ValueError(
+                f"column '{name}' holds counts, whole numbers from 0 on, but {int(bad.sum()):,} "
+                f"entries are others ({_places(values, bad)}): mend or drop these rows, or say "
+                f"that the column is Real: kinds={{'{name}': Real}}"
+            )
+        return values
+
+    def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+        """Entries for numbers, as the column had them."""
+        return np.rint(values).clip(min=0)
+
+
+@dataclass(frozen=True)
+class Categories(Kind):
+    """One of several words, numbers or booleans, without an order.
+
+    Arguments:
+        categories: All that an entry can be, at least two; their places are the codes.
+    """
+
+    categories: tuple[Any, ...] = ()
+    fewest: ClassVar[int] = 2
+    most: ClassVar[float] = np.inf
+
+    @classmethod
+    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Categories":
+        """The categories that the dtype declares, else those found, in their order."""
+        entries = raw.values[~raw.missing].tolist()
+        found = raw.categories or tuple(sorted(set(entries)))
+        if raw.holds is Holds.BOOLEANS:
+            found = (False, True)
+        elif raw.holds is Holds.INTEGERS or raw.holds is Holds.FLOATS:
+            found = tuple(_whole(value) for value in found)
+        if not cls.fewest <= len(found) <= cls.most:
+            raise ValueError(
+                f"column '{name}' has {len(found)} categories ({listed(found)}): a column of this "
+                f"kind ({cls.__name__}) needs {'exactly' if cls.most == 2 else 'at least'} 2; "
+                "drop it, or declare its categories"
+            )
+        if raw.categories is None and len(found) > max(FEW, len(entries) / 2):
+            raise ValueError(
+                f"column '{name}' has {len(found):,} different entries in {len(entries):,} rows "
+                f"({listed(found)}): names of rows have no distribution, so {drop_it(name)}, or "
+                "merge rare categories"
+            )
+        if len(found) > max(FEW, len(entries) / _SELDOM):
+            warnings.warn(
+                f"column '{name}' has {len(found):,} categories in {len(entries):,} rows, fewer "
+                f"than {_SELDOM} rows each: little can be learned of them, so merge rare ones, or "
+                f"{drop_it(name)}",
+                UserWarning,
+                stacklevel=2,
+            )
+        return cls(found)
+
+    @cached_property
+    def _codes(self) -> dict[Any, int]:
+        return {category: code for code, category in enumerate(self.categories)}
+
+    def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+        """Numbers for the entries, nan where one is missing."""
+        words = any(isinstance(category, str) for category in self.categories)
+        if words != (raw.holds is Holds.WORDS) and not raw.missing.all():
+            raise _other_type(name, "words" if words else "numbers", raw)
+        gone = raw.missing
+        codes = [
+            np.nan if missing else self._codes.get(value, -1)
+            for missing, value in zip(gone, raw.values.tolist(), strict=True)
+        ]
+        values = np.array(codes, dtype=np.float64)
+        unseen = values < 0
+        if unseen.any():
+            raise ValueError(
+                f"column '{name}' has categories that the training rows did not have: "
+                f"{_places(raw.values, unseen)}, {int(unseen.sum()):,} entries in all; known are "
+                f"{listed(self.categories)}. Drop these rows, make the entries missing, or learn "
+                "the columns from rows that have them"
+            )
+        return values
+
+    def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+        """Entries for numbers, as the column had them."""
+        objects = np.empty(len(values), dtype=object)
+        last = len(self.categories) - 1
+        for row, code in enumerate(values):
+            if not np.isnan(code):
+                objects[row] = self.categories[int(min(max(np.rint(code), 0), last))]
+        return objects
+
+
+@dataclass(frozen=True)
+class Ordered(Categories):
+    """One of several categories in a meaningful order, the lowest first."""
+
+
+@dataclass(frozen=True)
+class Binary(Categories):
+    """One of two, the first of which is 0."""
+
+    most: ClassVar[float] = 2
+
+
+KINDS: dict[str, type[Kind]] = {
+    kind.__name__: kind for kind in (Real, Time, Count, Categories, Ordered, Binary)
+}
+"""Kinds of columns, by name."""
+
+
+def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+    """The numbers of a column; refuses words and infinities."""
+    if raw.holds in (Holds.WORDS, Holds.TIMES) and not raw.missing.all():
+        raise _other_type(name, "numbers", raw)
+    values = raw.values.astype(np.float64)
+    bad = np.isinf(values)
+    if bad.any():
+        raise ValueError(
+            f"column '{name}' has {int(bad.sum()):,} infinite entries ({_places(values, bad)}): "
+            "mend or drop these rows"
+        )
+    return values
+
+
+def _other_type(name: str, expected: str, raw: RawColumn) -> TypeError:
+    return TypeError(
+        f"column '{name}' should hold {expected}, got {raw.holds.value} "
+        f"({_places(raw.values, ~raw.missing)}; dtype {raw.dtype}): read or convert it as the "
+        "training rows were"
+    )
+
+
+def _places(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " rows"]) -> str:
+    """Entries and their rows: "'teal' at row 3, counted from 0"."""
+    rows = np.flatnonzero(which)[:_SHOWN]
+    shown = [f"{_whole(values[row])!r} at row {row}" for row in rows]
+    return ", ".join(shown) + ", counted from 0"
+
+
+def _whole(value: Any) -> Any:
+    """An integer where a float is one, so that 3.0 reads 3."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
+
+
+def listed(names: Sequence[Any]) -> str:
+    """The first of some names, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def drop_it(name: str) -> str:
+    """A remedy."""
+    return f"drop it (drop=['{name}'], --drop {name})"

@@ -1,0 +1,88 @@
+"""Dates and times as numbers of days, and back."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import product
+
+import numpy as np
+from jaxtyping import Float64
+
+_DAYS = (
+    *("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d", "%d.%m.%Y", "%d.%m.%y", "%Y-%m"),
+    *("%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%Y", "%m-%d-%Y"),
+    *("%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d. %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y"),
+    *("%b %d %Y", "%b %Y", "%B %Y", "%b-%y", "%m/%Y"),
+)
+_CLOCKS = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
+_ZONES = ("", "%z", " %z")
+_DAY_AND_CLOCK = re.compile(r"(?:(.*?\d)([ T]))?(\d{1,2}:\d\d.*)")
+_LIKE_A_TIME = re.compile(
+    r"\d[-/.:]\d|\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|^\d{8}$", re.IGNORECASE
+)
+_DAY = timedelta(days=1)
+
+
+def patterns_of(words: Sequence[str]) -> list[str]:
+    """The ways in which nearly all of some entries can be read as dates or times.
+
+    There are several where days and months cannot be told apart.
+
+    Example:
+        >>> patterns_of(["2024-05-01", "2024-05-20"]), patterns_of(["1/2/2024", "3/2/2024"])
+        (['%Y-%m-%d'], ['%d/%m/%Y', '%m/%d/%Y'])
+    """
+    like = [word for word in words if _LIKE_A_TIME.search(word)]
+    if 2 * len(like) <= len(words):
+        return []
+    found = _patterns(like[0]) or _patterns(like[len(like) // 2])  # the first may be the odd one
+    read = {pattern: sum(days(word, pattern) is None for word in words) for pattern in found}
+    fewest = min(read.values(), default=0)
+    few = fewest <= max(len(words) > 2, 0.1 * len(words))  # as for numbers
+    return [pattern for pattern, odd in read.items() if few and odd == fewest]
+
+
+def _patterns(word: str) -> list[str]:
+    """The ways in which one entry can be read."""
+    parts = _DAY_AND_CLOCK.fullmatch(word)
+    if parts is None:
+        return [pattern for pattern in _DAYS if days(word, pattern) is not None]
+    day, between, clock = parts[1], parts[2] or "", parts[3]
+    first = [""] if day is None else [p for p in _DAYS if days(day, p) is not None]
+    clocks = (clock + zone for clock, zone in product(_CLOCKS, _ZONES))
+    second = [pattern for pattern in clocks if days(clock, pattern) is not None]
+    return [a + between + b for a, b in product(first, second)]
+
+
+def days(word: str, pattern: str) -> float | None:
+    """Days since 1970, or since midnight for the time of a day; None if it is no such time.
+
+    Example:
+        >>> days("1970-01-03 12:00", "%Y-%m-%d %H:%M"), days("06:00", "%H:%M")
+        (2.5, 0.25)
+    """
+    try:
+        read = datetime.strptime(word, pattern)
+    except ValueError:
+        return None
+    if read.tzinfo is not None:
+        read = read.astimezone(UTC).replace(tzinfo=None)
+    return (read - _start(pattern)) / _DAY
+
+
+def _start(pattern: str) -> datetime:
+    """Where a pattern counts from: strptime puts what has no date in the year 1900."""
+    return datetime(1970 if "%Y" in pattern or "%y" in pattern else 1900, 1, 1)
+
+
+def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | None]:
+    """Days as the words that they stand for, None where one is missing."""
+    zone = UTC if "%z" in pattern else None
+    # Rounded, so that 11:59:59.9999997 is noon.
+    times = [
+        None
+        if np.isnan(value)
+        else _start(pattern) + timedelta(seconds=round(float(value) * 86400, 3))
+        for value in values
+    ]
+    return [None if t is None else t.replace(tzinfo=zone).strftime(pattern) for t in times]
