@@ -20,8 +20,9 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from ..randomness import generator, stream
+from .entries import number
 from .frames import Holds, PandasFrame, optional
-from .text import Layout, columns_of_cells, columns_of_text, number, read_cells, uncompressed
+from .text import Layout, columns_of_cells, columns_of_text, read_cells, uncompressed
 
 READABLE = (
     "npy, npz, csv, tsv, txt, parquet, h5ad, and idx (named like train-images-idx3-ubyte); texts "
