@@ -118,6 +118,13 @@ def by_hand(y: Tensor) -> None:
         pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
 
 
+def coins(y: Tensor) -> None:
+    """A program whose only latent site is discrete."""
+    with pyro.plate("data", len(y)):
+        side = pyro.sample("side", dist.Bernoulli(0.3))
+        pyro.sample("y", dist.Normal(side, 1.0), obs=y)
+
+
 def small(
     model: nn.Module, guides: dict[str, object], *, augment: Any = None, **options: object
 ) -> Comparison:
@@ -334,15 +341,15 @@ def test_an_interrupt_begins_no_further_run() -> None:
 
 
 def test_what_cannot_be_compared() -> None:
-    """No guides, a model that cannot be copied, and a guide of another model."""
+    """No guides, no run, nothing latent that is not summed out, and a guide of another model."""
     y = torch.randn(8, 3)
     with pytest.raises(ValueError, match="at least one guide"):
         small(Program(), {})
     for number in (0, -1):
         with pytest.raises(ValueError, match=f"at least once, got {number}"):
             small(Program(), {"a": by_hand}, num_seeds=number)
-    with pytest.raises(TypeError, match="cannot be copied with its weights"):
-        pv.compare(lambda y: None, {"a": by_hand}, y, y)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        pv.compare(coins, {"a": by_hand}, y[:, 0], y[:, 0])
     stranger = pv.Guide(Program(), pv.GlobalParameters(), example=y)
     with pytest.raises(ValueError, match="made for the same model"):
         small(Program(), {"a": stranger})

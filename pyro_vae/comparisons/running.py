@@ -5,7 +5,6 @@ the model: :math:`\log p(y)` of held-out data. With the model fixed, the ELBOs c
 their differences are what the choice of a guide costs.
 """
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,9 +27,10 @@ from ..guides import (
     RowFit,
     for_new_rows,
     is_tied_to_rows,
+    maps_of,
     require_new_rows,
 )
-from ..programs import as_batch, device_of, minibatch
+from ..programs import Copies, Program, as_batch, device_of, minibatch, no_new_parameters
 from ..progress import progress_bar
 from ..randomness import forked
 from ..training import Fit, History, fit
@@ -73,10 +73,11 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
     differs, and ELBOs compare too: per-datum >= amortized >= global, within errors.
 
     Arguments:
-        model: A Pyro program `model(*batch)`. To be copied it must be an `nn.Module` (unless
-            `train_model=False`); the one given is not changed.
+        model: A Pyro program `model(*batch)`: a module, a method of one, or a function. It is
+            copied with its networks and with the parameters that it has in Pyro's store; neither
+            is changed.
         guides: By name: a map, a `(map, family)` pair, a :class:`pyro_vae.Guide` of this model, or
-            a guide program written by hand. Modules are copied, so those given are not changed.
+            a guide program written by hand. They are copied alike, so those given are not changed.
         train: Training data, a tensor or a tuple of them; under
             :class:`pyro_vae.data.Augmented` every batch is changed.
         test: Held-out data.
@@ -105,7 +106,7 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
     Raises:
         ValueError: If there is no guide or no run, or if data, model and guides do not fit
             together.
-        TypeError: If a model that is to be trained cannot be copied.
+        TypeError: If a model or a guide reaches its parameters in a way that cannot be copied.
 
     References:
         | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018)
@@ -132,13 +133,6 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
             f"num_seeds is how often all of it is run, at least once, got {num_seeds}; pass 1 for "
             "a single run, or more to see the spread between runs"
         )
-    if train_model and not isinstance(model, nn.Module):
-        raise TypeError(
-            f"every guide trains a copy of the model, and {type(model).__name__} "
-            f"'{getattr(model, '__name__', model)}' cannot be copied with its weights; write it "
-            "as a pyro.nn.PyroModule or an nn.Module with the networks as attributes, or pass "
-            "train_model=False"
-        )
     where = device_of(model)
     stored, augmented = augmentation_of(train)
     batch, held_out = as_batch(stored, where), as_batch(test, where)
@@ -160,7 +154,8 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
     }
     tables: list[Comparison] = []
     for number in range(num_seeds):
-        results = run.under(seed + number, fresh=number > 0).results(guides)
+        with no_new_parameters():
+            results = run.under(seed + number, fresh=number > 0).results(guides)
         notes = {**details, "seed": seed + number}
         tables.append(Comparison(results, held_out, labels, image_shape, log_scale, notes))
         if tables[-1].interrupted:
@@ -188,13 +183,15 @@ class _Run:
 
     def results(self, guides: Mapping[str, Candidate]) -> dict[str, GuideResult]:
         """Trains and evaluates every guide; after an interrupt, those that there are."""
+        Program(self.model, *self._few).require_latents()
         for candidate in guides.values():
             self._require_new_rows(candidate)
+        pairs = {name: self._copies(candidate) for name, candidate in guides.items()}
         results: dict[str, GuideResult] = {}
-        bar = progress_bar(guides.items(), show=self.options["progress"], desc="guides")
-        for name, candidate in bar:
+        bar = progress_bar(pairs.items(), show=self.options["progress"], desc="guides")
+        for name, (model, guide) in bar:
             known = next(iter(results.values()), None)
-            results[name] = self.result(candidate, known)
+            results[name] = self.result(model, guide, known)
             if results[name].fit.stopped == "interrupted":
                 break
         return results
@@ -205,10 +202,11 @@ class _Run:
         if not isinstance(guide, InferenceMap):
             require_new_rows(self.model, guide, self.train)
 
-    def result(self, candidate: Candidate, known: GuideResult | None = None) -> GuideResult:
-        """Trains a candidate and evaluates it; with log p of another one, if that is the same."""
+    def result(
+        self, model: ProgramLike, guide: ProgramLike, known: GuideResult | None = None
+    ) -> GuideResult:
+        """Trains a guide and evaluates it; with log p of another one, if that is the same."""
         start = time.perf_counter()
-        model, guide = self._copies(candidate)
         guide, training = self._trained(model, guide)
         seconds = time.perf_counter() - start
         seed, progress = self.options["seed"], self.options["progress"]
@@ -269,31 +267,28 @@ class _Run:
 
     def _copies(self, candidate: Candidate) -> tuple[ProgramLike, ProgramLike]:
         """A copy of the model, and the candidate as a guide of that copy."""
-        if isinstance(candidate, Guide):
-            if candidate.model is not self.model:
-                raise ValueError("a pv.Guide in compare must have been made for the same model")
-            copied: tuple[ProgramLike, ProgramLike] = copy.deepcopy((self.model, candidate))
-            if self.train_model:
-                self._restart(copied[0], "model")
-            self._restart(copied[1], "guide")
-            return copied
-        model = copy.deepcopy(self.model) if isinstance(self.model, nn.Module) else self.model
+        copies = Copies(self._few, self.options["seed"])
+        model = copies.of_program(self.model, trained=self.train_model)
         if self.train_model:
             self._restart(model, "model")
         pair = candidate if isinstance(candidate, tuple) else (candidate, None)
         if isinstance(pair[0], InferenceMap):
-            example = tuple(part[:1] for part in self.train)
-            parts = copy.deepcopy(pair)
+            parts = copies.of(pair)
             self._restart(parts[0], "guide")
-            with forked(
-                self.options["seed"], "weights.trunk"
-            ):  # for the layer put on top of a trunk
-                guide = Guide(model, *parts, example=example)
-            return model, guide.to(example[0].device)
+            with forked(self.options["seed"], "weights.trunk"):  # for a layer on top of a trunk
+                guide = Guide(model, *parts, example=tuple(part[:1] for part in self.train))
+            return model, guide.to(self.train[0].device)
         program: ProgramLike = pair[0]
-        program = copy.deepcopy(program) if isinstance(program, nn.Module) else program
-        self._restart(program, "guide")
-        return model, program
+        if isinstance(program, Guide) and program.model != self.model:
+            raise ValueError("a pv.Guide in compare must have been made for the same model")
+        copied = copies.of(program) if maps_of(program) else copies.of_program(program)
+        self._restart(copied, "guide")
+        return model, copied
+
+    @property
+    def _few(self) -> Batch:
+        """Rows to try programs on."""
+        return tuple(part[:2] for part in self.train)
 
     def _restart(self, part: Any, role: str) -> None:
         """Draws the weights of networks afresh, from the run's seed, if this run is to."""

@@ -28,6 +28,7 @@ from ..programs import (
     current_minibatch,
     leaves_of,
     modules_of,
+    no_new_parameters,
     outside_minibatch,
 )
 from ..randomness import forked
@@ -202,19 +203,14 @@ def _can_be_run(program: Program, guide: ProgramLike, batch: Batch) -> bool:
 @contextmanager
 def _apart() -> Iterator[None]:
     """A look at the guide: no draw is anybody's, and no parameter is left in Pyro's store."""
-    store = pyro.get_param_store()
-    known = set(store.keys())
-    try:
-        with (
-            torch.enable_grad(),
-            pyro.validation_enabled(is_validate=False),
-            forked(0, "contract"),
-            outside_minibatch(),
-        ):
-            yield
-    finally:
-        for name in set(store.keys()) - known:
-            del store[name]
+    with (
+        no_new_parameters(),
+        torch.enable_grad(),
+        pyro.validation_enabled(is_validate=False),
+        forked(0, "contract"),
+        outside_minibatch(),
+    ):
+        yield
 
 
 def _taken(batch: Batch, rows: Tensor) -> Batch:

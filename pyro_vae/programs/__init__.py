@@ -1,5 +1,8 @@
 """A Pyro program seen as a density: per datum, unscaled, over one flat vector of latents."""
 
+from .copies import Copies as Copies
+from .copies import SelfContained as SelfContained
+from .copies import no_new_parameters as no_new_parameters
 from .hooks import ModelHooks as ModelHooks
 from .hooks import hooks_of as hooks_of
 from .missing import PartlyObserved as PartlyObserved
@@ -23,7 +26,6 @@ from .program import Program as Program
 from .program import log_joint as log_joint
 from .running import Counted as Counted
 from .running import bytes_per_row as bytes_per_row
-from .running import leaves_of as leaves_of
 from .simulation import Prior as Prior
 from .simulation import simulate as simulate
 from .simulation import with_observed as with_observed
@@ -32,6 +34,7 @@ from .sites import LatentSite as LatentSite
 from .structure import partly_observed as partly_observed
 from .traces import Run as Run
 from .traces import TracedSite as TracedSite
+from .traces import leaves_of as leaves_of
 from .traces import repeat_rows as repeat_rows
 from .traces import retry_unvalidated as retry_unvalidated
 from .traces import run as run
@@ -39,6 +42,7 @@ from .traces import sum_but as sum_but
 from .traces import total_log_prob as total_log_prob
 
 __all__ = [
+    "Copies",
     "Counted",
     "Density",
     "GlobalSite",
@@ -51,6 +55,7 @@ __all__ = [
     "Prior",
     "Program",
     "Run",
+    "SelfContained",
     "TracedSite",
     "as_batch",
     "bytes_per_row",
@@ -66,6 +71,7 @@ __all__ = [
     "log_joint",
     "minibatch",
     "modules_of",
+    "no_new_parameters",
     "outside_minibatch",
     "partly_observed",
     "repeat_rows",

@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import threading
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -47,7 +48,7 @@ class NamedModule(PyroModule):
     def _fresh_name(cls) -> str:
         return f"{cls.__name__.lower()}_{next(_COUNTER)}"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "NamedModule":
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "NamedModule":
         """Copies the module under a fresh name."""
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
@@ -60,7 +61,7 @@ class NamedModule(PyroModule):
         return copy
 
 
-def _deepcopy_dict(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
+def _deepcopy_dict(attributes: dict[str, Any], memo: dict[Any, Any]) -> dict[str, Any]:
     import copy
 
     return copy.deepcopy(attributes, memo)
@@ -69,11 +70,18 @@ def _deepcopy_dict(attributes: dict[str, Any], memo: dict[int, Any]) -> dict[str
 def modules_of(program: ProgramLike) -> list[nn.Module]:
     """Finds the modules a program is, belongs to, or closes over.
 
-    A module is itself; a bound method belongs to one; a function may close over some, or name
-    some among its globals, and so may the functions that it names; a `functools.partial` is
-    looked into, and so are lists, tuples and dictionaries.
+    A module is itself; a bound method belongs to one; a function may close over some, have some
+    as defaults, or name some among its globals, and so may the functions that it names; a
+    `functools.partial` is looked into, and so are lists, tuples and dictionaries.
     """
-    found: list[nn.Module] = []
+    return [part for part in reached_by(program) if isinstance(part, nn.Module)]
+
+
+def reached_by(program: Any) -> list[Any]:
+    """A program and all that it refers to, but for what is inside of modules.
+
+    These are modules, leaf tensors that want a gradient, and what leads to them.
+    """
     seen: list[Any] = []
     waiting: list[Any] = [program]
     while waiting:
@@ -81,11 +89,9 @@ def modules_of(program: ProgramLike) -> list[nn.Module]:
         if any(value is other for other in seen):
             continue
         seen.append(value)
-        if isinstance(value, nn.Module):
-            found.append(value)
-        else:
+        if not isinstance(value, nn.Module | Tensor):
             waiting += [part for part in _named_by(value) if _may_hold_modules(part)]
-    return found
+    return seen
 
 
 def _named_by(program: Any) -> list[Any]:
@@ -98,15 +104,39 @@ def _named_by(program: Any) -> list[Any]:
         return [program.func, *program.args, *program.keywords.values()]
     owner = getattr(program, "__self__", None)
     if owner is not None:
-        return [owner] if isinstance(owner, nn.Module) else list(vars(owner).values())
+        held = [owner] if isinstance(owner, nn.Module) else list(vars(owner).values())
+        return [*held, getattr(program, "__func__", None)]
     if not inspect.isfunction(program):
         return list(getattr(program, "__dict__", {}).values())
-    names = inspect.getclosurevars(program)
-    return [*names.globals.values(), *names.nonlocals.values()]
+    cells = [cell for cell in program.__closure__ or () if _is_set(cell)]
+    defaults = [*(program.__defaults__ or ()), *(program.__kwdefaults__ or {}).values()]
+    return [*globals_of(program).values(), *(cell.cell_contents for cell in cells), *defaults]
+
+
+def globals_of(function: types.FunctionType) -> dict[str, Any]:
+    """Globals that a function names, itself or in functions that are defined within it."""
+    names: set[str] = set()
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    return {name: value for name, value in function.__globals__.items() if name in names}
+
+
+def _is_set(cell: types.CellType) -> bool:
+    """Whether a variable that a function closes over has a value yet."""
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _may_hold_modules(value: Any) -> bool:
     """Modules, collections, and callables that are not a library's, whose insides are its own."""
+    if isinstance(value, Tensor):
+        return value.requires_grad and value.is_leaf
     if isinstance(value, nn.Module | functools.partial | list | tuple | dict):
         return True
     package = str(getattr(value, "__module__", None)).partition(".")[0]

@@ -11,7 +11,7 @@ the density of that vector has the Jacobian of the change of variables put in.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from ..randomness import forked
+from .copies import copied
 from .hooks import hooks_of
 from .log_probs import sum_out
 from .modes import evaluating
@@ -117,6 +118,14 @@ class Program:
         if self.structure.combinations is not None:
             values = self.structure.combinations.to(start)
             self.structure = replace(self.structure, combinations=values)
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "Program":
+        """Copies the model too, with the networks that a function refers to."""
+        made = copy.copy(self)
+        memo[id(self)] = made
+        made.model = copied(self.model, memo)
+        made.fixed = copy.deepcopy(self.fixed, memo)
+        return made
 
     def _own_prototype(self) -> Batch:
         prototype = hooks_of(self.model).prototype

@@ -1,4 +1,4 @@
-"""What a call of a program costs, and what it depends on."""
+"""What a call of a program costs."""
 
 from functools import partial
 from typing import Any
@@ -39,18 +39,3 @@ def bytes_per_row(program: Program, batch: Batch) -> float:
             retry_unvalidated(partial(program.log_densities, z, *row))
         totals.append(count.bytes)
     return (totals[1] - totals[0]) / 2
-
-
-def leaves_of(loss: Tensor) -> dict[Tensor, None]:
-    """Leaf tensors that a loss depends on and that want a gradient, in the order of the graph."""
-    found: dict[Tensor, None] = {}
-    seen, stack = set(), [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found[node.variable] = None
-        stack.extend(parent for parent, _ in node.next_functions)
-    return found

@@ -247,3 +247,18 @@ def _is_numbers(answer: Any) -> bool:
     if isinstance(answer, Tensor):
         return not bool((answer.isnan() | answer.isposinf()).any())
     return isinstance(answer, tuple | list) and all(map(_is_numbers, answer))
+
+
+def leaves_of(loss: Tensor) -> dict[Tensor, None]:
+    """Leaf tensors that a loss depends on and that want a gradient, in the order of the graph."""
+    found: dict[Tensor, None] = {}
+    seen, stack = set(), [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[node.variable] = None
+        stack.extend(parent for parent, _ in node.next_functions)
+    return found

@@ -67,11 +67,12 @@ from .results import Fit, History
 from .rows import InMemory, check_rows, head, read_ahead, reader_of, share_missing
 from .sharding import Part, Shards, refuse_running_averages, start_equal
 from .tensors import (
+    Parts,
     State,
     add_to_gradients,
     frozen,
-    model_leaves,
     named,
+    parts_of,
     require_finite,
 )
 
@@ -203,7 +204,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     cut = Shards.of(len(reader), seed)
     refuse_running_averages(cut.count, model, guide)
     with _training(model, guide, train_model=train_model), forked(seed, "fit"):
-        fixed = [] if train_model else model_leaves(model, guide, head(reader))
+        fixed = Parts() if train_model else parts_of(model, guide, head(reader))
         with frozen(fixed):
             with distributed.together():
                 training = _Training(model, guide, reader, augmented, held_out, plan, cut)
@@ -554,16 +555,27 @@ class _Training:
             forked(self.plan.seed, "fit.tensors"),
             pyro.validation_enabled(is_validate=False),  # the first step says what is nan
         ):
-            loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
-            leaves = leaves_of(loss)
+            leaves = self._leaves(batch)
         buffers.restore()
         maps = maps_of(self.guide)
         free = [leaf for leaf in leaves if not any(map.owns(leaf) for map in maps)]
         if not free and len(free) == len(leaves):
             raise ValueError(
-                "nothing to train: no tensor with requires_grad takes part in the loss"
+                "nothing to train: no tensor with requires_grad takes part in the loss; name what "
+                "is to be learnt in pyro.param, or make it an nn.Parameter of a module that the "
+                "model or the guide uses. Without, pv.log_marginal_likelihood needs no training"
             )
         return named(free, self.model, self.guide)
+
+    def _leaves(self, batch: Batch) -> list[Tensor]:
+        """Leaves of the loss's graph."""
+        try:
+            loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
+        except ValueError as error:
+            if "cannot be differentiated" in str(error):  # so says Pyro of a loss without leaves
+                return []
+            raise
+        return list(leaves_of(loss))
 
 
 class _HeldOut:

@@ -1,8 +1,10 @@
 """The tensors that training moves: found, named, frozen, checked, and put back."""
 
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -10,17 +12,31 @@ from torch import Tensor, nn
 
 from .._types import Batch, ProgramLike
 from ..guides import given_globals, program_of
-from ..programs import capturing, leaves_of, modules_of
+from ..programs import capturing, evaluating, leaves_of, modules_of
+
+
+class Parts(NamedTuple):
+    """What a model consists of: leaf tensors that it depends on, and modules that it calls."""
+
+    leaves: tuple[Tensor, ...] = ()
+    modules: tuple[nn.Module, ...] = ()
 
 
 @contextmanager
-def frozen(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Keeps gradients from some leaves."""
-    frozen = [tensor for tensor in tensors if tensor.requires_grad]
+def frozen(parts: Parts) -> Iterator[None]:
+    """Keeps gradients from the leaves of a model, and its modules in evaluation mode.
+
+    A module that the guide calls too, such as the owner of both, is the model's.
+    """
+    frozen = [tensor for tensor in parts.leaves if tensor.requires_grad]
     try:
+        for module in parts.modules:
+            module.training = False
         for tensor in frozen:
             tensor.requires_grad = False
-        yield
+        with warnings.catch_warnings():  # pyro.module says so at every step
+            warnings.filterwarnings("ignore", ".*was not registered in the param store")
+            yield
     finally:
         for tensor in frozen:
             tensor.requires_grad = True
@@ -85,14 +101,23 @@ def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None
         raise FloatingPointError(f"the {kind} of parameter '{name}' is not finite")
 
 
-def model_leaves(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[Tensor, None]:
-    """Leaf tensors that the model's density depends on: its parameters."""
-    row = tuple(part[:1] for part in batch)
-    with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
+def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
+    """What the model's density depends on: its parameters, and the modules that it calls."""
+    row, called = tuple(part[:1] for part in batch), set()
+    modules = [part for module in modules_of(model) for part in module.modules()]
+    with (
+        ExitStack() as stack,
+        evaluating(model, guide),  # running averages stay, and one row is enough for them
+        pyro.validation_enabled(is_validate=False),  # the first step says what is nan
+    ):
         program = program_of(model, guide, row)
         program = given_globals(program, guide, row, None)
         z = torch.zeros(1, 1, program.latent_dim, dtype=program.dtype, device=row[0].device)
-        return leaves_of(program.log_joint(z, *row).sum())
+        for module in modules:
+            hook = module.register_forward_pre_hook(lambda module, _: called.add(module))
+            stack.callback(hook.remove)
+        leaves = leaves_of(program.log_joint(z, *row).sum())
+    return Parts(tuple(leaves), tuple(called))
 
 
 def named(leaves: list[Tensor], model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:

@@ -1,0 +1,308 @@
+"""Copies of programs that share no parameter with the programs they are copies of.
+
+`copy.deepcopy` copies modules and the owners of methods, but returns a function as it is, with the
+networks that it closes over, names among its globals, or has as defaults; and what `pyro.param`
+names is in Pyro's store, which all programs share. Here functions are copied with the networks and
+tensors that they refer to, and a program with `pyro.param` or `pyro.module` statements is put into
+a module that holds what they name.
+"""
+
+import copy
+import functools
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from .._types import Batch, ProgramLike
+from ..randomness import forked
+from .modes import evaluating, globals_of, modules_of, reached_by
+from .plates import outside_minibatch
+from .traces import leaves_of, run
+
+_Value = TypeVar("_Value")
+_OF_A_MODULE = "$$$"  # in the names that pyro.module gives the parameters of a module
+# Keys of memos, whose other keys are numbers of objects.
+_PROGRAMS, _ALIVE = "programs and their copies", "what was copied"
+
+
+class SelfContained(nn.Module):
+    """A Pyro program whose `pyro.param` and `pyro.module` statements name parameters of its own.
+
+    Outside, what such a statement names is in Pyro's store, where two programs with the same
+    names share a parameter. Here it is in this module. A parameter starts from what the store has
+    under its name, if anything, else from the value in the statement, when it is met first.
+    Attributes that the module does not have are those of the program.
+
+    Arguments:
+        program: The program.
+        others: Programs whose parameters it shares, where it has the same names.
+
+    Example:
+        >>> def model(y):
+        ...     scale = pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)
+        ...     with pyro.plate("data", len(y)):
+        ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+        ...         pyro.sample("y", pyro.distributions.Normal(z, scale), obs=y)
+        >>> alone = SelfContained(model)
+        >>> alone(torch.zeros(3))
+        >>> [round(float(parameter), 2) for parameter in alone.parameters()]
+        [0.69]
+    """
+
+    def __init__(self, program: ProgramLike, *others: "SelfContained") -> None:
+        super().__init__()
+        self._program, self._others = (program,), others  # in tuples: no submodules
+        self._constraints: dict[str, constraints.Constraint] = {}
+        self.asked = False
+        for index, module in enumerate(modules_of(program)):
+            self.add_module(str(index), module)
+
+    @property
+    def inside(self) -> ProgramLike:
+        """The program."""
+        return self._program[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the program with its own parameters."""
+        with _Own(self):
+            return self.inside(*args, **kwargs)
+
+    def parameter_of(
+        self, name: str, initial: Tensor | Callable[[], Tensor], constraint: Any
+    ) -> Tensor | None:
+        """The value of a parameter, which is made if there is none of this name."""
+        known = (other.value_of(name) for other in (*self._others, self))
+        value = next((value for value in known if value is not None), None)
+        if value is not None:
+            return value
+        self._constraints[name] = constraint
+        with torch.no_grad():
+            value = initial() if callable(initial) else initial
+            start = transform_to(constraint).inv(value.detach()).clone().contiguous()
+        self.register_parameter(_key(name), nn.Parameter(start))
+        return self.value_of(name)
+
+    def value_of(self, name: str) -> Tensor | None:
+        """The value of a parameter of its own, if there is one of this name."""
+        if name not in self._constraints:
+            return None
+        unconstrained = self._parameters[_key(name)]
+        value: Tensor = transform_to(self._constraints[name])(unconstrained)
+        return _with_unconstrained(value, unconstrained)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the program has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_program" not in self.__dict__ or (name.startswith("__") and name != "__self__"):
+                raise
+            return getattr(self.inside, name)
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> "SelfContained":
+        """Copies the program with what it refers to, and its parameters."""
+        made = SelfContained(copied(self.inside, memo), *copy.deepcopy(self._others, memo))
+        memo[id(self)] = made
+        made._constraints, made.asked = dict(self._constraints), self.asked
+        for name in self._constraints:
+            made.register_parameter(_key(name), copy.deepcopy(self._parameters[_key(name)], memo))
+        made.training = self.training
+        return made
+
+
+def _key(name: str) -> str:
+    """A parameter's name as an attribute: torch allows no dots."""
+    return "param_" + name.replace("%", "%25").replace(".", "%2E")
+
+
+def _with_unconstrained(value: Tensor, unconstrained: Any) -> Tensor:
+    value.unconstrained = weakref.ref(unconstrained)  # type: ignore[attr-defined]  # as Pyro's have
+    return value
+
+
+class _Own(Messenger):
+    """Answers the statements of a program that ask Pyro's store; not those of a PyroModule."""
+
+    def __init__(self, holder: SelfContained) -> None:
+        super().__init__()
+        self.holder = holder
+
+    def _pyro_param(self, msg: Any) -> None:
+        store = pyro.get_param_store()
+        if getattr(msg["fn"], "__self__", None) is not store or msg["value"] is not None:
+            return
+        self.holder.asked = True
+        name, *initial = msg["args"]
+        if _OF_A_MODULE in name and initial:
+            msg["value"] = _with_unconstrained(initial[0], initial[0])
+            return
+        constraint = msg["kwargs"].get("constraint", constraints.real)
+        if name in store:
+            constraint = store._constraints[name]  # noqa: SLF001 (Pyro has no other way to it)
+            initial = [store[name]]
+        if initial:
+            msg["value"] = self.holder.parameter_of(name, initial[0], constraint)
+
+
+@contextmanager
+def no_new_parameters() -> Iterator[None]:
+    """Leaves no name in Pyro's store that was not there: programs are only looked at."""
+    store = pyro.get_param_store()
+    known = set(store.keys())
+    try:
+        yield
+    finally:
+        for name in set(store.keys()) - known:
+            with suppress(KeyError):  # of a tensor with two names Pyro's store knows one
+                del store[name]
+            store._constraints.pop(name, None)  # noqa: SLF001 (which is then left behind)
+
+
+class Copies:
+    """Copies of programs that belong together, which share with one another what those share.
+
+    Networks, tensors that want a gradient, and parameters of Pyro's store are copied, wherever
+    the programs refer to them.
+
+    Arguments:
+        batch: A few rows to run programs on, to see whether they ask Pyro's store.
+        seed: Seed of starting values that are drawn.
+    """
+
+    def __init__(self, batch: Batch, seed: int = 0) -> None:
+        self._batch, self._seed = batch, seed
+        self._programs: list[tuple[ProgramLike, ProgramLike]] = []
+        self._memo: dict[Any, Any] = {_PROGRAMS: self._programs}
+
+    def of(self, value: _Value) -> _Value:
+        """A copy of something that programs may refer to, such as a map."""
+        return copied(value, self._memo)
+
+    def of_program(self, program: ProgramLike, *, trained: bool = True) -> ProgramLike:
+        """A copy of a program; a :class:`SelfContained` if it asks Pyro's store for parameters.
+
+        Arguments:
+            program: The program.
+            trained: Whether the copy will be trained, so that it may share nothing.
+
+        Raises:
+            TypeError: If it may not, and still reaches a tensor that the program trains.
+        """
+        made = self.of(program)
+        holders = [other for _, other in self._programs if isinstance(other, SelfContained)]
+        alone = SelfContained(made, *holders)
+        leaves = self._leaves(alone)
+        original = self._leaves(program) if leaves and trained else None
+        shared = [leaf for leaf in leaves or () if leaf in (original or ())]
+        if shared:
+            name = getattr(program, "__name__", type(program).__name__)
+            raise TypeError(
+                f"a copy of '{name}' is to be trained, and it reaches {len(shared)} of the tensors "
+                f"of '{name}' itself, the first of shape {tuple(shared[0].shape)}, by way of an "
+                "object that holds them: make them parameters of an nn.Module that "
+                f"'{name}' is, belongs to or names, or name them in pyro.param"
+            )
+        made = alone if alone.asked or leaves is None else made
+        self._programs.append((program, made))
+        return made
+
+    def _leaves(self, program: ProgramLike) -> dict[Tensor, None] | None:
+        """Tensors that a run of a program trains; `None` if it cannot be run on these rows."""
+        with (
+            forked(self._seed, "weights.parameters"),
+            evaluating(program),
+            outside_minibatch(),
+            no_new_parameters(),
+            torch.enable_grad(),
+            pyro.validation_enabled(is_validate=False),
+        ):
+            try:
+                sites = run(program, self._batch).sites.values()
+                parts = [part for site in sites for part in (site.log_prob, site.value)]
+                sums = [part.sum() for part in parts if part.requires_grad]
+                return leaves_of(torch.stack(sums).sum()) if sums else {}
+            except Exception:  # whatever the reason: whoever calls it next will see
+                return None
+
+
+def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
+    """A copy as by `copy.deepcopy`, which goes into functions, and leaves alone what has no part.
+
+    Arguments:
+        value: A program, or what one refers to.
+        memo: What has been copied already, as in `copy.deepcopy`.
+    """
+    for original, made in memo.get(_PROGRAMS, ()):
+        if original is value or (isinstance(value, types.MethodType) and original == value):
+            return made
+    if id(value) in memo:
+        return memo[id(value)]
+    if not any(isinstance(part, nn.Module | Tensor) for part in reached_by(value)):
+        return value
+    make = next((make for kind, make in _KINDS.items() if isinstance(value, kind)), copy.deepcopy)
+    made = make(value, memo)
+    memo[id(value)] = made
+    memo[_ALIVE] = [*memo.get(_ALIVE, ()), value]  # else its number is taken
+    return made
+
+
+def _function(function: types.FunctionType, memo: dict[Any, Any]) -> types.FunctionType:
+    """The same code with copies of what it refers to."""
+    cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    scope = dict(function.__globals__)
+    made = types.FunctionType(function.__code__, scope, function.__name__, None, cells or None)
+    memo[id(function)] = made  # it may refer to itself
+    for name in functools.WRAPPER_ASSIGNMENTS:
+        setattr(made, name, getattr(function, name))
+    vars(made).update({name: copied(part, memo) for name, part in vars(function).items()})
+    made.__defaults__ = copied(function.__defaults__, memo)
+    made.__kwdefaults__ = copied(function.__kwdefaults__, memo)
+    scope.update({name: copied(part, memo) for name, part in globals_of(function).items()})
+    for cell, old in zip(cells, function.__closure__ or (), strict=True):
+        try:
+            cell.cell_contents = copied(old.cell_contents, memo)
+        except ValueError:  # not set yet
+            continue
+    return made
+
+
+def _method(method: types.MethodType, memo: dict[Any, Any]) -> types.MethodType:
+    return types.MethodType(copied(method.__func__, memo), copied(method.__self__, memo))
+
+
+def _partial(part: functools.partial[Any], memo: dict[Any, Any]) -> functools.partial[Any]:
+    kind, func = type(part), copied(part.func, memo)
+    if kind is not functools.partial and isinstance(func, functools.partial):
+        return kind(func)  # of Pyro's handlers: their function has all of the arguments
+    args = (copied(value, memo) for value in part.args)
+    keywords = {name: copied(value, memo) for name, value in part.keywords.items()}
+    return kind(func, *args, **keywords)
+
+
+def _sequence(values: Any, memo: dict[Any, Any]) -> Any:
+    parts = [copied(value, memo) for value in values]
+    return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
+
+
+def _mapping(values: dict[Any, Any], memo: dict[Any, Any]) -> Any:
+    made = copy.copy(values)
+    made.update({name: copied(value, memo) for name, value in values.items()})
+    return made
+
+
+_KINDS: dict[type, Callable[[Any, dict[Any, Any]], Any]] = {
+    types.FunctionType: _function,
+    types.MethodType: _method,
+    functools.partial: _partial,
+    list: _sequence,
+    tuple: _sequence,
+    dict: _mapping,
+}
