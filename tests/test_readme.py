@@ -13,8 +13,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+import pyro_vae as pv
 from pyro_vae.guides import Guide
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +103,7 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_skeletons_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The family, the map and the diagnostic that CONTRIBUTING.md shows work together."""
+    """Everything that CONTRIBUTING.md shows how to write works, and together."""
     shown = run(ROOT / "CONTRIBUTING.md", tmp_path, monkeypatch)
 
     def model(y: Tensor, label: Tensor) -> None:
@@ -117,6 +119,18 @@ def test_skeletons_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert guide.mean(data)[:, 0].tolist() == [0, 0, 7, 0, 0]
     spread = shown["weight_spread"](torch.tensor([[0.0, 0.0], [2**0.5, 2**0.5]]))
     torch.testing.assert_close(torch.stack(spread), torch.tensor([1.0, 0.0]))
+    log_prob = shown["Laplace"](0.5)(torch.tensor([[0.0, 2.0]])).log_prob(
+        torch.tensor([[3.0, 3.0]])
+    )
+    torch.testing.assert_close(log_prob, torch.tensor([-8.0]))
+    by_label.table.data[2, 0] = 0.0
+    repeated = pv.log_marginal_likelihood(model, guide, data, shown["Repeated"](runs=16))
+    exact = dist.Normal(0.0, 2**0.5).log_prob(data[0]).sum(dim=1)
+    assert repeated.reliable.all()
+    assert ((repeated.value - exact).abs() < 6 * repeated.error).all()
+    assert repeated.error.max() < 0.01
+    ax = shown["plot_ranks"](torch.tensor([0.25, 0.75, 0.5]), ax=Figure().subplots())
+    assert ax.lines[-1].get_xdata().tolist() == [0.25, 0.5, 0.75]
 
 
 @pytest.fixture
