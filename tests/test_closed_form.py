@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -111,6 +112,37 @@ def test_factor_analysis_is_exact(dtype: torch.dtype) -> None:
     close(exact.linear.double() / size, posterior.loc @ FACTS.posterior_precision / size)
     close(exact.precision[0].double(), FACTS.posterior_precision)
     close(exact.log_evidence().double() / size[:, 0] ** 2, FACTS.log_evidence(y) / size[:, 0] ** 2)
+
+
+def nearly_quadratic(y: Tensor) -> None:
+    """Bits whose logits hardly vary: the log joint is off a parabola by hundredths of a nat."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(y.new_zeros(1), 1.0).to_event(1))
+        slopes = torch.tensor([0.36, -0.27, 0.18, 0.31], dtype=y.dtype)
+        pyro.sample("y", dist.Bernoulli(logits=slopes * z + 0.2).to_event(1), obs=y)
+
+
+def test_a_nearly_quadratic_program_says_by_how_much() -> None:
+    """In float32 it passes for a closed form; the error covers what it lacks.
+
+    The tightest estimator goes on to quadrature.
+    """
+    y = torch.tensor([[0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    guide = pv.Guide(nearly_quadratic, pv.GlobalParameters(), example=y)
+    z, weights = (torch.as_tensor(part) for part in np.polynomial.hermite_e.hermegauss(60))
+    with local_parameters(nearly_quadratic):
+        joint = Program(nearly_quadratic, y.double()).log_joint(
+            z[:, None, None].expand(-1, 2, 1), *(y.double(),)
+        )
+    prior = dist.Normal(0.0, 1.0).log_prob(z)[:, None]
+    truth = (joint - prior + (weights / weights.sum()).log()[:, None]).logsumexp(dim=0)
+    claimed = pv.log_marginal_likelihood(nearly_quadratic, guide, y, pv.ClosedForm())
+    off = (claimed.value - truth).abs()
+    assert (off > 1e-4).all(), "the program is too easy for this test"
+    assert (off < claimed.error).all()
+    tightest = pv.log_marginal_likelihood(nearly_quadratic, guide, y, pv.Tightest())
+    assert tightest.method != "closed form"
+    torch.testing.assert_close(tightest.value, truth, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ A log joint that is quadratic in the latents of a datum, read off and verified b
 own answer, which they then offer as a method.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class ClosedForm:
     with a method `log_evidence(*batch)` that returns `(batch,)` is asked instead, and believed:
     check it with :func:`pyro_vae.cross_check`.
 
-    The error is that of rounding, so that other estimates can be compared with this one.
+    The error is that of rounding, and what the log joint was seen to lack to be quadratic, so that
+    other estimates can be compared with this one.
 
     Raises:
         ValueError: When called, if the program has no closed form; names the row.
@@ -64,7 +65,9 @@ class ClosedForm:
         progress: bool | None = None,
     ) -> LogMarginal:
         """Computes it per datum; neither the guide nor the seed plays a part."""
-        return _exact(_log_evidence(program, batch).detach().double(), program, "closed form")
+        value, error = (part.detach().double() for part in _log_evidence(program, batch))
+        exact = _exact(value, program, "closed form")
+        return replace(exact, error=exact.error + error)
 
 
 def summed_out(program: Program, batch: Batch) -> LogMarginal:
@@ -98,8 +101,8 @@ def _exact(value: Tensor, program: Program, method: str) -> LogMarginal:
     return LogMarginal(value, error, missing, missing, points, bound=Bound.EXACT, method=method)
 
 
-def _log_evidence(program: Program, batch: Batch) -> Tensor:
-    """From the model's method; else from a quadratic."""
+def _log_evidence(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
+    """From the model's method; else from a quadratic, with what it lacks to be one."""
     method = hooks_of(program.model).log_evidence
     if method is None:
         return _integrated(program, batch)
@@ -108,14 +111,15 @@ def _log_evidence(program: Program, batch: Batch) -> Tensor:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
             f"the model's log_evidence should return a tensor of shape ({len(batch[0])},), one "
-            f"number a datum, got {got}"
+            f"number per datum, got {got}"
         )
-    return value
+    return value, torch.zeros_like(value)
 
 
-def _integrated(program: Program, batch: Batch) -> Tensor:
+def _integrated(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
     try:
-        return quadratic_of(program, batch).log_evidence()
+        quadratic = quadratic_of(program, batch)
+        return quadratic.log_evidence(), quadratic.error
     except ValueError as error:
         raise ValueError(
             "ClosedForm needs a log joint that is quadratic in the latents, or a model with a "

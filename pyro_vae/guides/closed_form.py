@@ -57,11 +57,14 @@ class Quadratic(NamedTuple):
         loc: :math:`m_n`, the posterior mean, `(batch, latents)`.
         precision: :math:`P_n`, that of the posterior, `(batch, latents, latents)`.
         peak: :math:`a_n`, the log joint at the mean, `(batch,)`, in nats.
+        error: By how much it was seen to be off at one to three standard deviations from the mean,
+            `(batch,)`, in nats: rounding, or what it lacks to be quadratic.
     """
 
     loc: Tensor
     precision: Tensor
     peak: Tensor
+    error: Tensor
 
     @property
     def linear(self) -> Tensor:
@@ -123,7 +126,8 @@ def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
     """The quadratic function of some data, from the model's method or from gradients."""
     own = _own_posterior(program, batch)
     loc, precision = _read_off(program, batch, names) if own is None else own
-    return _verified(program, batch, names, Quadratic(loc, precision, loc.new_zeros(len(loc))))
+    unknown = loc.new_zeros(len(loc))
+    return _verified(program, batch, names, Quadratic(loc, precision, unknown, unknown))
 
 
 def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | None:
@@ -173,8 +177,10 @@ def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -
     _refuse(error.amax(dim=0), _rounding(_times(claim.precision.abs(), size.amax(dim=0))), names)
     middle = (2 * gradients[0] + gradients[1]) / 3  # a linear function at the mean
     loc = claim.loc + torch.cholesky_solve(middle[..., None], factor)[..., 0]
-    peak = log_joint + (gradients * (loc - points)).sum(dim=-1) / 2
-    return claim._replace(loc=loc, peak=peak.mean(dim=0))
+    peaks = log_joint + (gradients * (loc - points)).sum(dim=-1) / 2
+    off = (error * steps.abs()).sum(dim=-1).amax(dim=0)
+    peak = peaks.mean(dim=0)
+    return claim._replace(loc=loc, peak=peak, error=off + (peaks - peak).abs().amax(dim=0))
 
 
 def _direction(factor: Tensor) -> Tensor:

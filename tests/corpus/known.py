@@ -24,7 +24,6 @@ SIZE = Known(("refused",), "a plate without a size says of no axis that it is th
 DISCRETE = Known(("refused",), "no latent to draw or to fit; log p is exact, says the refusal")
 BROADCAST = Known(("failed",), "Pyro's own TraceEnum_ELBO asks of a net that it broadcasts")
 UNLIKE = Known(("wrong",), "the remedy of a masked latent has only discrete ones, without draws")
-NEARLY = Known(("wrong",), "nearly quadratic in float32: called a closed form, log p .006 off")
 LABEL = Known(("refused",), "the guide samples a discrete site of the model, which is summed out")
 TIED = Known(("refused",), "the guide is tied to its rows, all of which it needs, once trained")
 ASKED = Known(("right", "refused"), "right on all rows or in pv.minibatch, else refused by name")
@@ -41,9 +40,6 @@ KNOWN: dict[tuple[str, str, str], Known] = {
     ("parameters_of_all", "author", "fit"): TIED,
     ("parameters_of_all", "author", "compare"): TIED,
     ("parameters_of_all", "author", "svi"): ROWS,
-    ("ss_vae_broadcast", ALL, "compare"): NEARLY,
-    ("ss_vae_broadcast", "author", "compare"): NEARLY,
-    ("ss_vae_enumerated", ALL, "compare"): NEARLY,
     ("ss_vae_enumerated", ALL, "svi"): BROADCAST,
     ("ss_vae_enumerated", "author", ALL): LABEL,
     ("scanvi_unlabelled", "author", ALL): LABEL,
