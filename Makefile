@@ -79,6 +79,11 @@ docs-serve: docs ## Build the pages and serve them at http://localhost:8000
 	@echo "==> http://localhost:8000 (Ctrl-C ends it)"
 	@$(BIN)/python -m http.server --bind localhost --directory docs/_build/html 8000
 
+.PHONY: figures
+figures: $(STAMP) ## Draw the figures of the pages anew, from the examples (half an hour)
+	@for example in examples/*.py; do \
+		echo "==> $$example"; $(BIN)/python "$$example" --out docs/figures; done
+
 .PHONY: bench
 bench: $(STAMP) ## Time what is said to be fast, as ratios in one run; writes benchmarks/RESULTS.md
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[bench]" || echo "NumPyro is left out"

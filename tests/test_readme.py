@@ -1,10 +1,11 @@
-"""Runs what README.md and CONTRIBUTING.md show: Python, in one namespace a page, and commands."""
+"""Runs what README.md, CONTRIBUTING.md and the site show: Python and commands, page by page."""
 
 import os
 import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any, NamedTuple
@@ -22,10 +23,12 @@ from pyro_vae.guides import Guide
 ROOT = Path(__file__).parent.parent
 
 FENCE = re.compile(
-    r"^(?P<space> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=space)```[^\S\n]*$",
+    r"^(?P<space> *)```(?P<language>\{code-cell\}|\w*)[^\n]*\n(?P<code>.*?)^(?P=space)```[^\S\n]*$",
     re.MULTILINE | re.DOTALL,
 )
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->[^\S\n]*\n\Z")  # just before; a reason is asked for
+PYTHON = ("python", "{code-cell}")  # the second is run by `make docs` too, which shows the answers
+OPTIONS = re.compile(r"^:.*$", re.MULTILINE)  # of a cell, which say how it is shown
 SHELLS = ("bash", "console", "sh", "shell")
 OURS = re.compile(r"(\s*#[^\n]*\n)*\s*pyro-vae\b")  # comments may stand before the command
 
@@ -41,7 +44,11 @@ class Block(NamedTuple):
 def runnable(text: str) -> list[Block]:
     """Python blocks, and those shell blocks whose first command is `pyro-vae`, in order."""
     blocks = [
-        Block(found["language"], dedent(found["code"]), text[: found.start("code")].count("\n") + 1)
+        Block(
+            "python" if found["language"] in PYTHON else found["language"],
+            OPTIONS.sub("", dedent(found["code"])),
+            text[: found.start("code")].count("\n") + 1,
+        )
         for found in FENCE.finditer(text)
         if not NOT_RUN.search(text[: found.start()])
     ]
@@ -95,8 +102,18 @@ def run(readme: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
     return namespace
 
 
+def pages() -> Iterator[Any]:
+    """What a reader may copy from; `make docs` runs those pages that show what comes out."""
+    yield from ("README.md", "CONTRIBUTING.md")
+    for file in sorted((ROOT / "docs").rglob("*.md")):
+        text = file.read_text(encoding="utf-8")
+        if "_build" not in file.parts and runnable(text):
+            marks = [pytest.mark.slow] if "{code-cell}" in text else []
+            yield pytest.param(str(file.relative_to(ROOT)), marks=marks)
+
+
 @pytest.mark.usefixtures("user_param_store")
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", list(pages()))
 def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that the page shows runs."""
     run(ROOT / page, tmp_path, monkeypatch)

@@ -1,6 +1,7 @@
 """The reference holds every public name, and what docstrings refer to is there."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module, util
@@ -9,9 +10,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 import pyro_vae as pv
 
 ROOT = Path(__file__).parent.parent
+PAGES = [
+    page
+    for page in sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
+    if "_build" not in page.parts and page.name != "CHANGELOG.md"  # which names what is gone
+]
 
 
 def extension(name: str) -> Any:
@@ -26,6 +34,7 @@ def extension(name: str) -> Any:
 
 
 public_names = extension("public_names")
+llms = extension("llms")
 
 
 def documented_in(tree: ast.Module) -> Iterator[tuple[str | None, str]]:
@@ -103,3 +112,33 @@ def test_every_public_name_is_documented() -> None:
     assert modules <= set(public_names.PAGES)
     assert [path for path, name in names.items() if not name.sentence] == []
     assert {name.page for name in names.values()} == set(public_names.PAGES)
+
+
+def test_llms_txt_names_everything() -> None:
+    """Whoever writes with a language model finds every public name, and usage that is run."""
+    text = llms.llms_text()
+    assert text.startswith("# pyro_vae")
+    assert "pv.Guide(model, pv.Encoder(" in text
+    assert [name.short for name in public_names.public_names() if name.short not in text] == []
+
+
+def unknown_names(text: str) -> list[str]:
+    """Names after `pv.` in a page, and of the role `{pv}`, that are not there."""
+    names = re.findall(r"\bpv\.((?:\w+\.)*\w+)|\{pv\}`([\w.]+)", text)
+    return [
+        name
+        for name in {code or role for code, role in names}
+        if public_names.resolve(f"pyro_vae.{name}", pv) is None
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_name_what_is_there(page: Path) -> None:
+    """What a page calls `pv.something` exists, also where the page is not run by the fast tests."""
+    assert unknown_names(page.read_text(encoding="utf-8")) == []
+
+
+def test_unknown_names_are_found() -> None:
+    """A name that is not there is seen in code and in a role, and one that is passes."""
+    assert unknown_names("pv.Guide, {pv}`stats.tail_error`, pv.models.VAE") == []
+    assert sorted(unknown_names("pv.Gide(x), {pv}`stats.nothing`")) == ["Gide", "stats.nothing"]

@@ -12,6 +12,7 @@ from textwrap import indent
 from types import ModuleType
 from typing import Any
 
+from docutils import nodes
 from public_names import (
     PAGES,
     ROLE,
@@ -24,8 +25,10 @@ from public_names import (
     resolve,
     sentence,
 )
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
 
 LOG = logging.getLogger(__name__)
 FOLDER = "reference"
@@ -35,9 +38,26 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("config-inited", lambda app, _: write_pages(Path(app.srcdir) / FOLDER))
     app.connect("autodoc-process-docstring", with_full_targets, priority=100)  # before napoleon
+    app.add_role("pv", PublicName())
     app.connect("missing-reference", public_type)
     app.connect("autodoc-process-bases", public_bases)
     return {"parallel_read_safe": True}
+
+
+class PublicName(SphinxRole):
+    """`{pv}` before a name in backquotes links `fit` or `stats.tail_error` to its entry."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        name = self.text.removesuffix("()")
+        meant = resolve(f"pyro_vae.{name}", sys.modules["pyro_vae"])
+        place = meant and documented(meant[0])
+        if place is None:
+            LOG.warning("pv.%s is no public name", name, location=self.get_location())
+        shown = nodes.literal(text=f"pv.{self.text}", classes=["xref", "py"])
+        target = {"reftype": "obj", "reftarget": place or name, "refdoc": self.env.docname}
+        return [
+            pending_xref("", shown, refdomain="py", refexplicit=True, refwarn=True, **target)
+        ], []
 
 
 def write_pages(folder: Path) -> None:

@@ -1,0 +1,86 @@
+"""A Sphinx extension: pages that are made from other files, so that they cannot fall behind them.
+
+The gallery from the examples, what runs from the corpus of programs, and `llms.txt` from the
+reference.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+from llms import llms_text
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).parent.parent.parent
+ALL = "*"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.connect("config-inited", lambda app, _: write_pages(Path(app.srcdir)))
+    app.connect("build-finished", lambda app, _: write_llms(Path(app.outdir)))
+    return {"parallel_read_safe": True}
+
+
+def write_pages(folder: Path) -> None:
+    """Writes what has changed."""
+    for name, text in {"gallery.md": gallery(), "what_runs.md": what_runs()}.items():
+        file = folder / name
+        if not file.exists() or file.read_text() != text:
+            file.write_text(text)
+
+
+def write_llms(folder: Path) -> None:
+    """Puts `llms.txt` beside the front page."""
+    (folder / "llms.txt").write_text(llms_text())
+
+
+def gallery() -> str:
+    """Every figure with its question and the script that draws it."""
+    head = (
+        "# Gallery\n\nEvery figure of the examples, with its script: a question, a model, a fit, a "
+        "figure, a sentence.\n`python examples/NAME.py --out figures` draws it anew, `--smoke` "
+        "quickly and badly; `make figures` draws all."
+    )
+    return "\n\n".join([head, *map(_example, sorted((ROOT / "examples").glob("*.py")))]) + "\n"
+
+
+def _example(script: Path) -> str:
+    about = (ast.get_docstring(ast.parse(script.read_text())) or "").split("\n\n")
+    title = script.stem.replace("_", " ").capitalize()
+    return (
+        f"## {title}\n\n**{' '.join(about[0].split())}**\n\n"
+        f"![{title}](figures/{script.stem}.png)\n\n"
+        f"<details><summary>examples/{script.name}</summary>\n\n"
+        f"```{{literalinclude}} ../examples/{script.name}\n:language: python\n```\n\n</details>"
+    )
+
+
+def what_runs() -> str:
+    """The corpus of programs, and the cells that are not right."""
+    sys.path.insert(0, str(ROOT))
+    from tests.corpus import PROGRAMS
+    from tests.corpus.known import KNOWN
+
+    rows = [
+        f"| `{name}` | {' '.join(entry.idiom.split())} | {_exceptions(name, KNOWN)} |"
+        for name, entry in PROGRAMS.items()
+    ]
+    table = "\n".join(["| program | idiom | exceptions |", "| --- | --- | --- |", *rows])
+    return (ROOT / "docs" / "what_runs.in").read_text().replace("{table}", table)
+
+
+def _exceptions(name: str, known: dict[tuple[str, str, str], tuple[tuple[str, ...], str]]) -> str:
+    """What is known of the cells of a program, each reason once; nothing of those that run."""
+    found: dict[str, list[str]] = {}
+    for (program, guide, question), (kinds, reason) in known.items():
+        if program == name and kinds != ("right",):
+            cell = ", ".join(part for part in (_guide(guide), question) if part != ALL)
+            found.setdefault(f"{' or '.join(kinds)}: {reason}", []).append(cell or "all")
+    return "; ".join(
+        f"{', '.join(dict.fromkeys(cells))}: {words}" for words, cells in found.items()
+    )
+
+
+def _guide(name: str) -> str:
+    return "author's guide" if name == "author" else name
