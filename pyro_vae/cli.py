@@ -24,7 +24,8 @@ from torch import Tensor
 from . import __version__, defaults, evidence, likelihoods, storage
 from . import data as datasets
 from .comparisons import Comparison, compare
-from .comparisons.reporting import save_report, title_of
+from .comparisons.comparison import require_place
+from .comparisons.reporting import title_of
 from .data import (
     Augmented,
     Binarization,
@@ -307,6 +308,8 @@ def compare_guides(
     which: DataChoice, how: ModelChoice, choice: CompareChoice, run: Run, command: str
 ) -> None:
     """Trains a model under each guide; then the guides again, with one model fixed."""
+    if choice.out is not None:
+        require_place(choice.out)
     dataset, architecture = how.prepared(which, run.seed)
     run.say(dataset.describe())
     model = defaults.vae(dataset, architecture)
@@ -323,15 +326,13 @@ def compare_guides(
     table = compare(model, maps, *_parts(dataset), **given)
     run.say(f"\n{title_of(table)}\n\n{table.summary()}")
     if choice.out is not None:
-        table.save(choice.out)
+        table.save(choice.out)  # before the next trainings, which may be stopped
     name, first = next(iter(table.results.items()))
     if not choice.no_fixed and not _interrupted(table):
         again = compare(first.model, maps, *_parts(dataset), train_model=False, **given)
-        title = f"The model that '{name}' trained, fixed"
-        run.say(f"\n{title}\n\n{again.summary()}")
+        run.say(f"\nThe model that '{name}' trained, fixed\n\n{again.summary()}")
         if choice.out is not None:
-            again.save(choice.out / "fixed_model")
-            save_report(choice.out / "report.html", {title_of(table): table, title: again})
+            table.save(choice.out, fixed=again)
     if choice.out is not None:
         run.say(f"\nwrote {choice.out}/; to read: {choice.out / 'report.html'}")
 
@@ -340,6 +341,8 @@ def fit_guide(
     which: DataChoice, how: ModelChoice, choice: FitChoice, run: Run, command: str
 ) -> None:
     """Trains a model under one guide and saves both."""
+    if choice.out is not None:
+        storage.require_place_for_model(choice.out)
     dataset, architecture = how.prepared(which, run.seed)
     run.say(dataset.describe())
     model = defaults.vae(dataset, architecture)

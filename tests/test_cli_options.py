@@ -138,7 +138,9 @@ def test_guides_and_samples_of_a_comparison(
     assert seen["evaluation"].num_samples == 321
     calls: list[Any] = []
     results = {"global": SimpleNamespace(model=None)}
-    table = SimpleNamespace(results=results, summary=str, save=calls.append)
+    table = SimpleNamespace(
+        results=results, summary=str, save=lambda out, fixed=None: calls.append((out, fixed))
+    )
 
     def compared(*_: Any, train_model: bool = True, **__: Any) -> Any:
         calls.append(train_model)
@@ -147,13 +149,12 @@ def test_guides_and_samples_of_a_comparison(
     monkeypatch.setattr(cli, "compare", compared)
     monkeypatch.setattr(cli, "title_of", str)
     monkeypatch.setattr(cli, "_interrupted", lambda _: False)
-    monkeypatch.setattr(cli, "save_report", lambda path, _: calls.append(path))
     main(["compare", numbers, "--no-fixed", "--quiet"])
     assert calls == [True]
     calls.clear()
     main(["compare", numbers, "--quiet", "--out", str(tmp_path / "r")])
     out = tmp_path / "r"
-    assert calls == [True, out, False, out / "fixed_model", out / "report.html"]
+    assert calls == [True, (out, None), False, (out, table)]
 
 
 def test_options_of_a_fit(numbers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,3 +254,18 @@ def test_every_option_is_followed(command: str) -> None:
         for action in subparsers.choices[command]._actions
     }
     assert options - {"-h", "--threads"} == LISTENED[command]
+
+
+@pytest.mark.parametrize("command", ["fit", "compare"])
+def test_a_place_is_refused_before_training(
+    command: str, numbers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file, a place below one, and a folder with other files, which stay as they are."""
+    monkeypatch.setattr(cli, command, lambda *_, **__: pytest.fail("it was trained"))
+    notes = tmp_path / "other" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("precious")
+    for place in (notes, notes / "below", notes.parent):
+        with pytest.raises(SystemExit):
+            main([command, numbers, "--quiet", "--out", str(place)])
+    assert notes.read_text() == "precious"

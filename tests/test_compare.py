@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae import storage
 from pyro_vae.comparisons import Candidate, Comparison
 from tests.helpers.programs import Program
 from tests.helpers.statistics import FactorAnalysis
@@ -252,6 +254,35 @@ def test_a_folder_repeats_the_run(tmp_path: Path) -> None:
     torch.testing.assert_close(
         loaded.guide.mean(y[20:]), table.results["amortized"].means, rtol=0, atol=1e-6
     )
+
+
+def test_a_folder_holds_one_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that differ little have files of their own; an older comparison goes, whole or not."""
+    for slow in ("plot", "to_inference_data"):  # they take seconds, and name files alike
+        monkeypatch.setattr(Comparison, slow, lambda _: {})
+    names = ["a b", "A-b", "гайд"]
+    table = small(Program(), {name: pv.GlobalParameters() for name in names})
+    (tmp_path / "r").mkdir()
+    table.save(tmp_path / "r")
+    models = {path.name.casefold() for path in (tmp_path / "r" / "models").iterdir()}
+    assert len(models) == len(names)
+    other = replace(table, results={"new": table.results["a b"]})
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            other.save(tmp_path / "r")
+    assert {path.name.casefold() for path in (tmp_path / "r" / "models").iterdir()} == models
+    other.save(tmp_path / "r")
+    assert [path.name for path in (tmp_path / "r" / "models").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["r"], "nothing is left beside it"
+    (tmp_path / "r" / "notes.txt").write_text("precious")
+    with pytest.raises(ValueError, match=r"holds other files.*notes\.txt"):
+        other.save(tmp_path / "r")
+
+
+def stop(*_: object, **__: object) -> None:
+    """Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def test_differences_are_by_datum() -> None:

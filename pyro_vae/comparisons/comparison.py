@@ -2,11 +2,13 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import platform
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -26,6 +28,9 @@ from .results import Difference, GuideResult, differences_of, verdict_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_FILES = {"report.html", "table.csv", "summary.txt", "run.json"}
+_FOLDERS = {_MODELS := "models", _FIXED := "fixed_model"}
+_LONGEST = 80  # letters of a file name: systems allow 255 bytes, and a letter may take four
 _INFERENCE_DRAWS = 100  # draws in the ArviZ data that are saved
 _PREDICTIVE_DRAWS = 20  # of these, how many come with simulated data, which are large
 
@@ -160,33 +165,37 @@ class Comparison(Result):
             for name, result in self.results.items()
         }
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, fixed: "Comparison | None" = None) -> Path:
         """Writes table, pictures, ArviZ data, models and what is needed to repeat the run.
 
         The folder gets `report.html`, one page with all of it that opens in any browser, and
         `table.csv`, `summary.txt`, `run.json`, one PNG a figure, and, a guide, `NAME.nc` and
-        `models/NAME/`.
+        `models/NAME/`. It is written beside its place and moved there when it is whole, in place
+        of an older comparison. Names of guides become names of files by :func:`file_names`.
+
+        Arguments:
+            folder: A folder for this alone.
+            fixed: The same guides under the model that the first one trained, fixed: saved in
+                `fixed_model/`, and told in the same page.
 
         Returns:
             The folder.
+
+        Raises:
+            ValueError: If the folder holds anything but a comparison, or cannot be written.
         """
         from .reporting import save_report, title_of
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.save_table(folder / "table.csv")
-        (folder / "summary.txt").write_text(self.summary() + "\n")
-        (folder / "run.json").write_text(json.dumps(self.provenance(), indent=2) + "\n")
-        for name, png in self.pictures.items():
-            (folder / f"{name}.png").write_bytes(png)
-        save_report(folder / "report.html", {title_of(self): self})
-        for name, data in self.to_inference_data().items():
-            data.to_netcdf(str(folder / f"{_slug(name)}.nc"))
-        for name, result in self.results.items():
-            place = folder / "models" / _slug(name)
-            about = self.provenance()["about"]
-            storage.save(place, model=result.model, guide=result.guide, about=about)
-        return folder
+        tables = {title_of(self): self}
+        with storage.replaced(require_place(Path(folder))) as new:
+            _write(self, new)
+            if fixed is not None:
+                place = new / _FIXED
+                place.mkdir()
+                _write(fixed, place)
+                tables[f"The model that '{next(iter(self.results))}' trained, fixed"] = fixed
+            save_report(new / "report.html", tables)
+        return Path(folder)
 
     def save_table(self, path: Path) -> None:
         """Writes the table as csv: a row per guide, errors after the numbers they are of."""
@@ -208,12 +217,59 @@ class Comparison(Result):
         }
 
 
+def _write(table: Comparison, folder: Path) -> None:
+    """Everything into a new folder, but for the page of it."""
+    table.save_table(folder / "table.csv")
+    (folder / "summary.txt").write_text(table.summary() + "\n", encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps(table.provenance(), indent=2) + "\n")
+    for name, png in table.pictures.items():
+        (folder / f"{name}.png").write_bytes(png)
+    files = file_names(table.results)
+    for name, data in table.to_inference_data().items():
+        data.to_netcdf(str(folder / f"{files[name]}.nc"))
+    about = table.provenance()["about"]
+    for name, result in table.results.items():
+        place = folder / _MODELS / files[name]
+        storage.save(place, model=result.model, guide=result.guide, about=about)
+
+
 def _png(figure: "Figure") -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
 
 
-def _slug(name: str) -> str:
-    """A name as a file name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-") or "guide"
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """A file name for each name, no two of them the same, also where upper case counts as lower.
+
+    Letters and digits of any script stay, all else becomes a dash; a name that is taken by an
+    earlier one gets a number.
+
+    Example:
+        >>> file_names(["a b", "a-b", "A.B", "..", "гайд"])
+        {'a b': 'a-b', 'a-b': 'a-b-2', 'A.B': 'A.B', '..': 'guide', 'гайд': 'гайд'}
+    """
+    taken: set[str] = set()
+    files = {}
+    for name in names:
+        plain = unicodedata.normalize("NFC", name)
+        stem = re.sub(r"[^\w.-]+", "-", plain)[:_LONGEST].strip(".-") or "guide"
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        choices = itertools.chain([stem], numbered)
+        files[name] = next(file for file in choices if file.casefold() not in taken)
+        taken.add(files[name].casefold())
+    return files
+
+
+def require_place(folder: Path) -> Path:
+    """Refuses a place where a comparison cannot be saved, before anything is trained.
+
+    Raises:
+        ValueError: If it cannot be written, or holds anything but a comparison.
+    """
+
+    def is_ours(name: str) -> bool:
+        return name in {*_FILES, *_FOLDERS} or name.endswith((".png", ".nc"))
+
+    kind = storage.Kind("a comparison", {"run.json", "table.csv"}, is_ours)
+    return storage.require_place(folder, kind)

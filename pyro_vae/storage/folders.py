@@ -7,9 +7,11 @@ when it is whole.
 
 import hashlib
 import json
+import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -85,7 +87,7 @@ def save(
             "the guide was made for another model than the one to save, and would be loaded for "
             "this one: save model=guide.model, or make the guide for this model"
         )
-    target = _target(Path(folder))
+    target = require_place_for_model(Path(folder))
     programs = {"model": model} if guide is None else {"model": model, "guide": guide}
     tensors = {role: _packed(role, program) for role, program in programs.items()}
     header: dict[str, Any] = {
@@ -98,7 +100,10 @@ def save(
         digest = hashlib.sha256(tensors[part.role]).hexdigest()
         header[part.role] = {**asdict(part), "sha256": digest}
     files = {f"{role}.safetensors": content for role, content in tensors.items()}
-    _write(target, {**files, HEADER: json.dumps(header, indent=1, allow_nan=False).encode()})
+    files[HEADER] = json.dumps(header, indent=1, allow_nan=False).encode()
+    with replaced(target) as new:
+        for name, content in files.items():
+            (new / name).write_bytes(content)
 
 
 def load(
@@ -203,22 +208,61 @@ def _checked_about(about: Mapping[str, JSON]) -> dict[str, Any]:
     return dict(about)
 
 
-def _target(folder: Path) -> Path:
-    """Where to save; refuses a place that holds anything but a save of ours."""
+class Kind(NamedTuple):
+    """A kind of folder that we write.
+
+    Arguments:
+        what: What is saved, in words.
+        marks: Files that are in every folder of this kind.
+        is_ours: Told the name of a file, whether one of this kind may be in it.
+    """
+
+    what: str
+    marks: set[str]
+    is_ours: Callable[[str], bool]
+
+
+def require_place(folder: Path, kind: Kind) -> Path:
+    """Refuses a place that a folder cannot be written to, before anything is computed.
+
+    Arguments:
+        folder: Where a folder is to be, in place of an older one of its kind.
+        kind: What it will hold.
+
+    Raises:
+        ValueError: If it is a file, below a file, not writable, the current folder, or holds
+            other files.
+    """
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"'{folder}' is a file; a model is saved into a folder")
+        raise ValueError(f"'{folder}' is a file; {kind.what} is saved into a folder")
     if folder == Path.cwd():
         raise ValueError(
             f"'{folder}' is the current folder, which cannot be replaced: name a folder in it"
         )
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if found and (HEADER not in found or not found <= FILES):
+    above = next(path for path in folder.parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(
-            f"'{folder}' holds other files ({_some(found - {HEADER})}), and saving replaces the "
-            f"whole folder: name a folder for this alone, such as '{folder / 'model'}'"
+            f"'{folder}' cannot be made: '{above}' is "
+            f"{'not writable' if above.is_dir() else 'a file'}; name another folder"
+        )
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    others = {name for name in found if not kind.marks <= found or not kind.is_ours(name)}
+    if others:
+        raise ValueError(
+            f"'{folder}' holds other files ({_some(others)}), and saving replaces the whole "
+            f"folder: name a folder for this alone, such as '{folder / 'results'}'"
         )
     return folder
+
+
+def require_place_for_model(folder: Path) -> Path:
+    """Refuses a place where :func:`save` cannot save, or which holds anything but a save of ours.
+
+    Raises:
+        ValueError: See :func:`require_place`.
+    """
+    return require_place(folder, Kind("a model", {HEADER}, FILES.__contains__))
 
 
 def _some(names: set[str]) -> str:
@@ -226,8 +270,9 @@ def _some(names: set[str]) -> str:
     return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
 
 
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Writes files into a new folder beside its place, then moves that there in one step.
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of an older one when it is whole.
 
     Whatever stops it, Ctrl-C too, the folder that was there stays or comes back.
     """
@@ -236,8 +281,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     new, old = (folder.with_name(f".{folder.name}.{what}-{token}") for what in ("new", "old"))
     try:
         new.mkdir()
-        for name, content in files.items():
-            (new / name).write_bytes(content)
+        yield new
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
