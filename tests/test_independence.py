@@ -54,7 +54,7 @@ COMMON = {
     "structure": Common("programs.structure._run"),
     "missing": Common("programs.structure.partly_observed"),
     "evidence.unkeyed": Common("evidence.weights.prepared"),
-    "fit.tensors": Common("training.fitting._Training._find_tensors"),
+    "fit.tensors": Common("training.steps.Steps._find_tensors"),
     # Run again on what it simulated, the program must draw the same.
     "simulate": Common("programs.simulation.simulate", times=2),
     # Where a fit starts is no estimate; data and starts are held against one another over the same

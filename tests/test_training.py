@@ -19,7 +19,9 @@ from pyro.infer import (
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.training import constant, hold_then_fall
+from pyro_vae.compiling import Captured
+from pyro_vae.training import clipped, constant, hold_then_fall
+from pyro_vae.training.optimizers import Scheduler, made_optimizer
 from tests.helpers.factor_analysis import (
     amortization_gap,
     best_global,
@@ -305,3 +307,52 @@ def test_constant_columns_are_named() -> None:
     y[:, 1] = 5
     with pytest.warns(UserWarning, match="columns are constant over 10 rows: 1"):
         fit(model, guide, y, num_epochs=1)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_plateaus_are_told_the_elbo(mode: Any) -> None:
+    """Whichever way a scheduler is told to look: while the ELBO rises it is content."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    scheduler = Scheduler(functools.partial(plateau, patience=0, mode=mode), optimizer)
+    for elbo in (1, 2, 3):
+        scheduler.step(float(elbo))
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    scheduler.step(0.0)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheduler": torch.optim.lr_scheduler.StepLR}, r"step_size=10\) does; got .*StepLR"),
+        ({"optimizer": functools.partial(torch.optim.LBFGS, lr=0.1)}, "LBFGS evaluates the loss"),
+    ],
+)
+def test_what_fit_cannot_use_is_refused(options: dict[str, Any], message: str) -> None:
+    """With the line to write."""
+    with pytest.raises(TypeError, match=message):
+        fit(*small(), data(), **options)
+
+
+def test_an_optimizer_that_is_made_already() -> None:
+    """The line that stands in its place has its step size."""
+    made = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=0.25)
+    with pytest.raises(TypeError, match=r"partial\(torch\.optim\.Adam, lr=0\.25\)"):
+        made_optimizer(made, [])
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_clipped_gradients(monkeypatch: pytest.MonkeyPatch, *, compile: bool) -> None:
+    """Together as long as they may be, in steps of either kind."""
+    monkeypatch.setattr(Captured, "compiled", lambda run, *args: run)
+    torch.manual_seed(0)
+    model, guide = small()
+    parameters = [*model.parameters(), *guide.parameters()]
+    before = torch.cat([part.detach().flatten() for part in parameters])
+    fit(
+        model, guide, data(), num_epochs=2, compile=compile, scheduler=constant,
+        optimizer=clipped(sgd(lr=1.0), max_norm=1e-3),
+    )  # fmt: skip
+    after = torch.cat([part.detach().flatten() for part in parameters])
+    assert 1e-3 < (after - before).norm() < 2.01e-3

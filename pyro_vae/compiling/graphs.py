@@ -99,6 +99,19 @@ def kept_with(model: Any) -> _Kept:
     return kept
 
 
+def counts_of(model: Any) -> list[Any]:
+    """What decides which evaluations of a model to come are compiled."""
+    kept = kept_with(model)
+    return [[name, tuple(cost), kept.lost.get(name, 0.0)] for name, cost in kept.costs.items()]
+
+
+def resume_counts(model: Any, counts: list[Any]) -> None:
+    """Goes on from what :func:`counts_of` gave in another process."""
+    kept = kept_with(model)
+    for name, cost, lost in counts:
+        kept.costs[name], kept.lost[name] = Cost(*cost), lost
+
+
 class Graphs:
     """Compiled functions of one model, made where that pays or was asked for.
 

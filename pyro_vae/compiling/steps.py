@@ -51,6 +51,7 @@ class CompiledSteps:
         self.reason = "" if compile is not False else "compile=False"
         self.graphs: dict[Any, Captured] = {}
         self.cost: Cost | None = None  # of an eager step
+        self.expected: set[Any] = set()  # graphs that the run had before it was interrupted
 
     @property
     def verdict(self) -> str:
@@ -58,6 +59,15 @@ class CompiledSteps:
         if self.graphs:
             return "compiled"
         return f"eager: {self.reason or 'compiling would not have paid'}"
+
+    def state(self) -> dict[str, Any]:
+        """What decides which steps to come are compiled."""
+        return {"cost": self.cost, "reason": self.reason, "graphs": [*self.graphs, *self.expected]}
+
+    def resume(self, cost: Any, reason: str, graphs: list[Any]) -> None:
+        """Compiles what the run had compiled when it gave its :meth:`state`."""
+        self.cost = None if cost is None else Cost(*cost)
+        self.reason, self.expected = reason, set(graphs)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -97,14 +107,14 @@ class CompiledSteps:
 
     def _graph(self, batch: Batch, steps_left: int) -> Captured | None:
         """The graph for batches like this one, if there is one or it pays to make one."""
-        key = tuple((part.shape, part.dtype) for part in batch)
+        key = tuple((tuple(part.shape), str(part.dtype)) for part in batch)
         graph = self.graphs.get(key)
         if graph is not None and graph.is_current:
             return graph
         if graph is not None:  # something was moved: the next step is eager
             del self.graphs[key]
             return None
-        if self.reason or not self._pays(steps_left):
+        if self.reason or not (key in self.expected or self._pays(steps_left)):
             return None
         try:
             missing = any(map(has_missing, batch))
@@ -214,10 +224,16 @@ class _Adam:
 
 def _plain_adam(optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> _Adam | None:
     """Torch's Adam, if it is that and has no option that the fused operation lacks."""
-    plain = type(optimizer) is torch.optim.Adam and all(
-        not group["amsgrad"]
-        and not group.get("decoupled_weight_decay", False)
-        and not isinstance(group["lr"], Tensor)
-        for group in optimizer.param_groups
+    # There is no public way to ask whether somebody, such as who clips gradients, hooked in.
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks  # noqa: SLF001
+    plain = (
+        type(optimizer) is torch.optim.Adam
+        and not hooks
+        and all(
+            not group["amsgrad"]
+            and not group.get("decoupled_weight_decay", False)
+            and not isinstance(group["lr"], Tensor)
+            for group in optimizer.param_groups
+        )
     )
     return _Adam(optimizer, tensors) if plain else None

@@ -1,8 +1,17 @@
 """Stochastic variational inference: `fit` trains a model and a guide on mini-batches."""
 
+from .callbacks import Callback as Callback
+from .callbacks import EarlyStopping as EarlyStopping
+from .callbacks import LivePlot as LivePlot
+from .callbacks import MLflow as MLflow
+from .callbacks import Printing as Printing
+from .callbacks import TensorBoard as TensorBoard
+from .callbacks import WandB as WandB
+from .checkpoints import Checkpoint as Checkpoint
 from .fitting import fit as fit
 from .optimizers import adam as adam
 from .optimizers import adam_with as adam_with
+from .optimizers import clipped as clipped
 from .optimizers import constant as constant
 from .optimizers import hold_then_fall as hold_then_fall
 from .products import BFloat16Products as BFloat16Products
@@ -12,11 +21,20 @@ from .results import History as History
 
 __all__ = [
     "BFloat16Products",
+    "Callback",
+    "Checkpoint",
+    "EarlyStopping",
     "Fit",
     "History",
+    "LivePlot",
+    "MLflow",
+    "Printing",
     "TF32Products",
+    "TensorBoard",
+    "WandB",
     "adam",
     "adam_with",
+    "clipped",
     "constant",
     "fit",
     "hold_then_fall",

@@ -1,6 +1,7 @@
 """What is minimized, and by what: objectives, optimizers and schedules."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,108 @@ def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
 def adam_with(lr: float) -> OptimizerFactory:
     """Adam with a step size of one's own."""
     return lambda parameters: torch.optim.Adam(parameters, lr=lr)
+
+
+def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
+    r"""An optimizer that takes a gradient :math:`g` longer than `max_norm` at that length.
+
+    .. math:: g \min(1, \text{max\_norm} / \lVert g \rVert)
+
+    Arguments:
+        optimizer: The factory of another one.
+        max_norm: Greatest norm of the gradient of all tensors together, in nats per datum by the
+            unit of the parameters. The rows of a `LocalParameters` table are not among them.
+
+    References:
+        | On the Difficulty of Training Recurrent Neural Networks (Pascanu et al., 2013)
+        | https://arxiv.org/abs/1211.5063
+
+    Example:
+        >>> parameter = torch.zeros(1, requires_grad=True)
+        >>> optimizer = clipped(partial(torch.optim.SGD, lr=1.0), max_norm=0.5)([parameter])
+        >>> parameter.grad = torch.tensor([-8.0])
+        >>> optimizer.step()
+        >>> parameter.item()
+        0.5
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm is positive, got {max_norm}")
+
+    def made(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        inner = made_optimizer(optimizer, parameters)
+
+        def clip(*_: Any) -> None:
+            torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+        inner.register_step_pre_hook(clip)
+        return inner
+
+    return made
+
+
+def made_optimizer(factory: Any, tensors: list[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of these tensors.
+
+    Raises:
+        TypeError: If it is not made by a factory, or is none of torch's, or one that evaluates the
+            loss several times a step.
+    """
+    remedy = (
+        "optimizer= makes a torch optimizer from a list of tensors, which fit finds by itself: "
+        "pass the class, torch.optim.Adam, or functools.partial(torch.optim.Adam, lr=1e-3)"
+    )
+    if isinstance(factory, torch.optim.Optimizer):
+        rate = factory.param_groups[0].get("lr")
+        name = type(factory).__name__
+        raise TypeError(
+            f"{remedy}; got an optimizer that is made already, in its place write "
+            f"optimizer=functools.partial(torch.optim.{name}, lr={rate})"
+        )
+    optimizer = factory(tensors) if callable(factory) else factory
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"{remedy}; got something that made a {type(optimizer).__name__}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError(
+            "LBFGS evaluates the loss several times a step, on the same draws, which a step on a "
+            "batch does not: take torch.optim.Adam, or pv.FitRows for the parameters of rows"
+        )
+    return optimizer
+
+
+class Scheduler:
+    """A scheduler of torch's, stepped once an epoch.
+
+    Arguments:
+        factory: Makes it from the optimizer.
+        optimizer: The optimizer.
+
+    Raises:
+        TypeError: If the factory is none.
+    """
+
+    def __init__(self, factory: SchedulerFactory, optimizer: torch.optim.Optimizer) -> None:
+        remedy = (
+            "scheduler= makes a torch scheduler from the optimizer, as "
+            "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10) does"
+        )
+        try:
+            made = factory(optimizer)
+        except TypeError as error:
+            raise TypeError(f"{remedy}; got {factory}, which fails: {error}") from error
+        if not callable(getattr(made, "step", None)):
+            raise TypeError(f"{remedy}; got something that made a {type(made).__name__}")
+        self.torch = made
+
+    def step(self, elbo: float) -> None:
+        """Called after an epoch, with its ELBO: of held-out data where there are such."""
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        if isinstance(self.torch, plateau):
+            self.torch.step(elbo if self.torch.mode == "max" else -elbo)
+            return
+        with warnings.catch_warnings():
+            # A run that was resumed at the end of an epoch had its steps in another process.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.torch.step()
 
 
 def constant(optimizer: torch.optim.Optimizer) -> Any:

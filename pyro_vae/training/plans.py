@@ -6,6 +6,8 @@ from typing import Any
 
 from .._types import Batch
 from ..objectives import Objective
+from .callbacks import Callback, EarlyStopping
+from .checkpoints import Checkpoint, in_words
 from .optimizers import OptimizerFactory, SchedulerFactory
 from .products import Products
 
@@ -19,12 +21,13 @@ class Plan:
     objective: Any  # an ELBO; the base class does not declare differentiable_loss
     optimizer: OptimizerFactory
     scheduler: SchedulerFactory
-    patience: int | None
     train_model: bool
+    callbacks: tuple[Callback, ...]
+    checkpoint: Checkpoint | None
+    compile: bool | None
+    precision: Products | None
     seed: int
     progress: bool | None
-    compile: bool | None = None
-    precision: Products | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "batch_size"):
@@ -44,10 +47,17 @@ class Plan:
         """Epochs that the objective's schedule takes."""
         return self.objective.warmup if isinstance(self.objective, Objective) else 0.0
 
-    def told(self, held_out: Batch | None) -> list[object]:
+    def told(self, held_out: Batch | None, patience: int | None) -> list[object]:
         """What has to be the same in all processes."""
-        numbers = (self.num_epochs, self.batch_size, self.patience, self.seed)
+        numbers = (self.num_epochs, self.batch_size, patience, self.seed)
         return [*numbers, self.train_model, self.precision, held_out is None]
+
+    def identity(self) -> dict[str, str]:
+        """What a run that goes on from a checkpoint has to be told again."""
+        names = ("num_epochs", "batch_size", "objective", "train_model", "compile", "precision")
+        stopping = [in_words(part) for part in self.callbacks if isinstance(part, EarlyStopping)]
+        given = {name: in_words(getattr(self, name)) for name in (*names, "seed")}
+        return given | {"patience": str(stopping)}
 
     def rounded(self) -> AbstractContextManager[None]:
         """Around training steps: products are made as was asked for."""

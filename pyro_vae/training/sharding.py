@@ -35,18 +35,18 @@ class Stream:
 
     def __init__(self, seed: int, index: int) -> None:
         with forked(seed, f"fit.shard.{index}"):
-            self.state = _state()
+            self.state = random_state()
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Draws come from this stream, and the one from before does not move."""
-        before = _state()
-        _set_state(self.state)
+        before = random_state()
+        set_random_state(self.state)
         try:
             yield
         finally:
-            self.state = _state()
-            _set_state(before)
+            self.state = random_state()
+            set_random_state(before)
 
 
 @dataclass(frozen=True)
@@ -189,13 +189,14 @@ def refuse_running_averages(count: int, model: ProgramLike, guide: ProgramLike) 
                     )
 
 
-def _state() -> Any:
+def random_state() -> Any:
     """Where the random streams stand: those of Python, NumPy and torch, and of accelerators."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return pyro.util.get_rng_state(), cuda
 
 
-def _set_state(state: Any) -> None:
+def set_random_state(state: Any) -> None:
+    """Puts them back there."""
     on_cpu, cuda = state
     pyro.util.set_rng_state(on_cpu)
     if cuda:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -76,6 +76,17 @@ class State:
             for module in modules
         ]
         return cls(states, [(tensor, tensor.detach().clone()) for tensor in tensors])
+
+    def values(self) -> list[Any]:
+        """The tensors alone, in an order that is the same for the same programs."""
+        return [[state for _, state in self.modules], [value for _, value in self.loose]]
+
+    def with_values(self, values: list[Any]) -> "State":
+        """The same places with other tensors."""
+        states, loose = values
+        modules = [(module, new) for (module, _), new in zip(self.modules, states, strict=True)]
+        pairs = zip(self.loose, loose, strict=True)
+        return State(modules, [(tensor, value.to(tensor.device)) for (tensor, _), value in pairs])
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -1,0 +1,347 @@
+"""A run of training, epoch by epoch: validation, callbacks, the best state, and checkpoints."""
+
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, closing
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .. import distributed, evidence
+from .._types import Batch, Estimate, ProgramLike
+from ..compiling.graphs import counts_of, resume_counts
+from ..data import Augmented, RowReader
+from ..guides import FitRows, for_new_rows, maps_of
+from ..progress import progress_bar
+from .callbacks import Callback, Journal, logger
+from .checkpoints import Keeper, description_of, digest_of, in_words
+from .interrupts import Interrupts
+from .optimizers import Scheduler
+from .plans import Plan
+from .results import Fit, History
+from .rows import read_ahead
+from .sharding import Part, Shards, random_state, set_random_state
+from .steps import Steps
+from .tensors import State
+
+_VALIDATION_DRAWS = 10  # the error over data is larger than that of ten draws per datum
+
+
+class _Epoch(NamedTuple):
+    """One row of the history."""
+
+    epoch: int
+    elbo: float
+    validation_elbo: float
+    validation_error: float
+    kl_weight: float
+    learning_rate: float
+    seconds: float
+
+
+class _Begun(NamedTuple):
+    """An epoch that was begun: how many steps of it are done, and the sum of their ELBOs.
+
+    `start` is where the random streams stood before its rows were put in order.
+    """
+
+    start: Any
+    done: int = 0
+    total: float = 0.0
+
+
+class Training:
+    """A run of training: its steps, its schedule, and its records; what callbacks see.
+
+    Attributes are those of :class:`pyro_vae.training.callbacks.Run`.
+    """
+
+    def __init__(
+        self,
+        model: ProgramLike,
+        guide: ProgramLike,
+        reader: RowReader,
+        augmented: Augmented | None,
+        held_out: Batch | None,
+        plan: Plan,
+        shards: Shards,
+    ) -> None:
+        self.model, self.guide, self.plan, self.shards = model, guide, plan, shards
+        self.num_epochs, self.warmup, self.elbo = plan.num_epochs, plan.warmup, float("nan")
+        self.stepping = Steps(model, guide, reader, augmented, plan, shards)
+        self.optimizer, self.tensors = self.stepping.optimizer, self.stepping.tensors
+        self.first_rate = self.optimizer.param_groups[0]["lr"]
+        self.scheduler = Scheduler(plan.scheduler, self.optimizer)
+        self.held_out = None if held_out is None else _HeldOut(model, guide, held_out, plan.seed)
+        self.epochs: list[_Epoch] = []
+        self.best: tuple[float, int, State | None] = (-np.inf, 0, None)
+        self.begun: _Begun | None = None
+        self.stopped, self.before, self._asked_to_stop = "", 0.0, False
+        self._is_whole = True  # no step is half done
+        self.callbacks: tuple[Callback, ...] = (*plan.callbacks, Journal())
+        self.keeper = self._keeper(reader, augmented, held_out)
+
+    # What callbacks see
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are held-out data."""
+        return self.held_out is not None
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return self.stepping.taken
+
+    @property
+    def history(self) -> History:
+        """The epochs so far."""
+        columns = list(zip(*self.epochs, strict=True)) or [()] * len(_Epoch._fields)
+        return History(*(np.array(column) for column in columns))
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """Of the optimizer's groups of parameters, now."""
+        return tuple(float(group["lr"]) for group in self.optimizer.param_groups)
+
+    def stop(self) -> None:
+        """Ends training after this step or epoch."""
+        self._asked_to_stop = True
+
+    # The run
+
+    def run(self) -> Fit:
+        """Trains, epoch by epoch, until it is finished or stopped."""
+        self._resume()
+        self.start, interrupts = time.perf_counter(), Interrupts()
+        with ExitStack() as stack:
+            if distributed.size() == 1:  # the others may be anywhere, and nothing that all have
+                also = self.keeper is not None
+                stack.enter_context(interrupts.deferred(also_sigterm=also))
+            stack.callback(self._end)
+            stack.enter_context(self.stepping.watched())
+            if not self.stopped:
+                self._keep()  # what cannot be kept is refused before the first step
+            self._call("on_start")
+            try:
+                self._train(interrupts)
+            except KeyboardInterrupt:
+                if distributed.size() > 1:
+                    raise
+                self.stopped = "interrupted"
+            except BaseException:
+                if self._is_whole:
+                    self._keep()
+                raise
+            if self._is_whole:
+                self._keep()
+        return self._finish()
+
+    def _train(self, interrupts: Interrupts) -> None:
+        bar = progress_bar(
+            show=self.plan.progress if distributed.rank() == 0 else False,
+            total=self.num_epochs,
+            desc="fit",
+            unit=" epoch",
+            initial=len(self.epochs),
+        )
+        self._follow_schedule()
+        with closing(bar):
+            while not self.stopped:
+                self._epoch(interrupts)
+                bar.update(len(self.epochs) - bar.n)
+                if self.epochs:
+                    bar.set_postfix_str(self._postfix())
+
+    def _epoch(self, interrupts: Interrupts) -> None:
+        """The steps of an epoch that are not done yet, and what comes after them."""
+        epoch, begun = len(self.epochs), self.begun or _Begun(random_state())
+        steps = self._in_order(begun)
+        with closing(self._batches(steps[begun.done :])) as batches, self.plan.rounded():
+            for parts in steps[begun.done :]:
+                self.stepping.schedule(epoch + begun.done / len(steps))
+                self._is_whole = False
+                elbo = self.stepping.take(epoch, parts, batches)
+                begun = self.begun = _Begun(begun.start, begun.done + 1, begun.total + elbo)
+                self._is_whole = True
+                self.elbo = elbo / sum(len(part.rows) for part in parts)
+                self._call("on_step")
+                if self._has_to_stop(interrupts):
+                    return
+                if self.keeper is not None and self.keeper.is_due:
+                    self._keep()
+        self._is_whole = False
+        self.stepping.schedule(epoch + 1 - 1 / len(steps))  # where the last step was
+        self._close_epoch(begun.total)
+        self._is_whole = True
+        self._call("on_epoch")
+        if not self._has_to_stop(interrupts) and len(self.epochs) == self.num_epochs:
+            self.stopped = "finished"
+
+    def _in_order(self, begun: _Begun) -> list[list[Part]]:
+        """The steps of an epoch; those of one that was begun are what they were."""
+        now = random_state()
+        set_random_state(begun.start)
+        steps = self.shards.epoch(self.stepping.batch_size)
+        if begun.done > 0:
+            set_random_state(now)
+        return steps
+
+    def _has_to_stop(self, interrupts: Interrupts) -> bool:
+        if interrupts.received is not None:
+            self.stopped = "interrupted"
+        elif self._asked_to_stop:
+            self.stopped = "early"
+        return bool(self.stopped)
+
+    def _close_epoch(self, total: float) -> None:
+        """Writes an epoch down, with its validation, and moves the schedule on."""
+        epoch, rate = len(self.epochs), self.optimizer.param_groups[0]["lr"]
+        elbo, held_out = total / self.stepping.num_data, self._validate(epoch)
+        value, error = float(held_out.value), float(held_out.error)
+        self.scheduler.step(value if self.has_validation else elbo)
+        self._follow_schedule()
+        seconds = self.before + time.perf_counter() - self.start
+        weight = self.stepping.kl_weight
+        self.epochs.append(_Epoch(epoch + 1, elbo, value, error, weight, rate, seconds))
+        self.begun = None
+
+    def _batches(self, steps: list[list[Part]]) -> Generator[Batch, None, None]:
+        """The batch of every part, in turn."""
+        rows = (part.rows for parts in steps for part in parts)
+        yield from map(self.stepping.augment, read_ahead(self.stepping.reader, rows))
+
+    def _follow_schedule(self) -> None:
+        """The rows of a table follow the schedule of the rest."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        for map in maps_of(self.guide) if self.first_rate > 0 else ():
+            map.scale_steps(rate / self.first_rate)
+
+    def _call(self, event: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self)
+
+    def _end(self) -> None:
+        self._call("on_end")
+        for map in maps_of(self.guide):
+            map.scale_steps(1.0)  # a loop of the user's own may follow
+
+    def _finish(self) -> Fit:
+        """Puts the best state back."""
+        _, best_epoch, state = self.best
+        if state is not None:
+            state.restore()
+        kept = best_epoch if state is not None else len(self.epochs)
+        return Fit(
+            self.history, self.stopped, kept, self.plan.seed, tuple(self.tensors),
+            self.stepping.compiled.verdict, rounding=self.stepping.rounding(),
+        )  # fmt: skip
+
+    def _validate(self, epoch: int) -> Estimate:
+        """Validation ELBO; keeps the state if it is the best one since the warm-up."""
+        if self.held_out is None:
+            return Estimate(torch.tensor(torch.nan), torch.tensor(torch.nan))
+        try:
+            with distributed.together():
+                bound = self.held_out.elbo()
+            result = distributed.gather(bound).mean
+        except FloatingPointError as error:
+            _, best_epoch, state = self.best
+            if state is not None:
+                state.restore()
+            kept = "training stopped at" if state is None else f"epoch {best_epoch} had, the best"
+            raise FloatingPointError(
+                f"after epoch {epoch + 1}, on the validation data: {error}. The modules hold what "
+                f"{kept}; try a smaller step size"
+            ) from error
+        if epoch + 1 > self.warmup and float(result.value) > self.best[0]:
+            self.best = (float(result.value), epoch + 1, self._state())
+        return result
+
+    def _state(self) -> State:
+        return State.of(self.model, self.guide, self.tensors.values())
+
+    def _postfix(self) -> str:
+        last = self.epochs[-1]
+        held_out = "" if self.held_out is None else f", validation {last.validation_elbo:.2f}"
+        return f"ELBO {last.elbo:.2f} nats per datum{held_out}"
+
+    # Checkpoints
+
+    def _keeper(
+        self, reader: RowReader, augmented: Augmented | None, held_out: Batch | None
+    ) -> Keeper | None:
+        if self.plan.checkpoint is None:
+            return None
+        if self.shards.count > 1:
+            raise ValueError(
+                "checkpoint= keeps the state of one process, and there are several: leave it out"
+            )
+        identity = self.plan.identity() | {
+            "model": description_of(self.model),
+            "guide": description_of(self.guide),
+            "optimizer": in_words(self.optimizer),
+            "scheduler": in_words(self.scheduler.torch.state_dict()),
+            "data": digest_of(reader),
+            "validation": digest_of(held_out),
+            "augment": in_words(None if augmented is None else augmented.augment),
+        }
+        return Keeper(self.plan.checkpoint, identity)
+
+    def _keep(self) -> None:
+        """Writes all that decides how training goes on, if it is to be kept."""
+        if self.keeper is None:
+            return
+        value, epoch, best = self.best
+        self.keeper.write(
+            {
+                "epochs": [tuple(row) for row in self.epochs],
+                "begun": None if self.begun is None else tuple(self.begun),
+                "random": random_state(),
+                "steps": self.stepping.taken,
+                "stopped": "" if self.stopped == "interrupted" else self.stopped,
+                "seconds": self.before + time.perf_counter() - self.start,
+                "now": self._state().values(),
+                "best": (value, epoch, None if best is None else best.values()),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.torch.state_dict(),
+                "compiled": self.stepping.compiled.state(),
+                "counts": counts_of(self.model),
+            }
+        )
+        logger.info("checkpoint of %d epochs, %d steps", len(self.epochs), self.stepping.taken)
+
+    def _resume(self) -> None:
+        """Goes on from the checkpoint, if there is one."""
+        kept: dict[str, Any] | None = None if self.keeper is None else self.keeper.read()
+        if kept is None:
+            return
+        now, (value, epoch, best) = self._state(), kept["best"]
+        now.with_values(kept["now"]).restore()
+        self.best = (value, epoch, None if best is None else now.with_values(best))
+        self.epochs = [_Epoch(*row) for row in kept["epochs"]]
+        self.begun = None if kept["begun"] is None else _Begun(*kept["begun"])
+        self.stepping.taken, self.stopped = kept["steps"], kept["stopped"]
+        self.before = kept["seconds"]
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.scheduler.torch.load_state_dict(kept["scheduler"])
+        self.stepping.compiled.resume(**kept["compiled"])
+        resume_counts(self.model, kept["counts"])
+        set_random_state(kept["random"])
+        logger.info("resumed after %d epochs, %d steps", len(self.epochs), self.stepping.taken)
+
+
+class _HeldOut:
+    """Validation data, and what a guide that is tied to rows has fitted to them so far."""
+
+    def __init__(self, model: ProgramLike, guide: ProgramLike, batch: Batch, seed: int) -> None:
+        self.model, self.guide, self.batch, self.seed = model, guide, batch, seed
+
+    def elbo(self) -> evidence.EvidenceLowerBound:
+        """The ELBO of every datum; the same draws every epoch, so that epochs compare."""
+        rough = FitRows(tolerance=0.01)  # it is made anew every epoch, for a curve
+        guide = for_new_rows(self.guide, self.batch, rough, seed=self.seed, progress=False)
+        return evidence.elbo(
+            self.model, guide, self.batch, _VALIDATION_DRAWS, seed=self.seed, progress=False
+        )

@@ -1,0 +1,300 @@
+"""One step of training: the loss of a batch, its gradient, and the move of the optimizer.
+
+The loss is that of the whole data set, estimated from a batch, in nats per datum. All leaves of its
+autograd graph are trained, so nothing is left untrained because nobody registered it. What is not
+finite moves nothing, and is traced to its parameter, or to its site and rows.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from .. import distributed, stats
+from .._types import Batch, Estimate, ProgramLike
+from ..compiling import CompiledSteps
+from ..data import Augmented, RowReader
+from ..guides import is_tied_to_rows, maps_of, prepare_training, program_of, row_buffers
+from ..objectives import Objective, Progress
+from ..programs import capturing, leaves_of, minibatch, run
+from ..randomness import forked
+from .optimizers import NoteScales, Unscaled, made_optimizer, objective_of
+from .plans import Plan
+from .rows import InMemory, head
+from .sharding import Part, Shards
+from .tensors import State, add_to_gradients, named, require_finite
+
+_ROUNDING_DRAWS = 10  # of the ELBO in full precision and in less
+
+
+class Steps:
+    """The steps of a run: what is trained, what is minimized, and by which optimizer."""
+
+    def __init__(
+        self,
+        model: ProgramLike,
+        guide: ProgramLike,
+        reader: RowReader,
+        augmented: Augmented | None,
+        plan: Plan,
+        shards: Shards,
+    ) -> None:
+        self.model, self.guide, self.reader, self.plan = model, guide, reader, plan
+        self.augmented, self.shards, self.num_data = augmented, shards, shards.num_data
+        with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
+            self.program = program_of(model, guide, head(reader))
+        self.asked = objective_of(plan.objective, self.program)
+        own = isinstance(self.asked, Objective)  # it sums discrete sites out by itself
+        self.objective = self.asked.at(0.0) if own else self.asked
+        self.enumerated = model if own else self.program.enumerating(model)
+        self.batch_size = min(plan.batch_size, self.num_data)
+        self.in_order = isinstance(reader, InMemory) and prepare_training(
+            self.program, guide, reader.batch, self.batch_size // shards.count
+        )
+        self.tensors = self._find_tensors()
+        # Where rows of a table are all there is to train, the schedule still needs an optimizer.
+        nothing = [torch.zeros(0, requires_grad=True)]
+        self.optimizer = made_optimizer(plan.optimizer, list(self.tensors.values()) or nothing)
+        self.compiled = CompiledSteps(
+            self.captured_loss, list(self.tensors.values()), self.optimizer, compile=plan.compile
+        )
+        if is_tied_to_rows(guide):
+            self.compiled.reason = "the rows of a table move by themselves"
+        self.taken = 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Refuses gradients that are not finite, and leaves none behind."""
+        # Hooks, not a look at the gradients afterwards: backward() itself moves a table's rows,
+        # which lie upstream of whatever is trained here.
+        hooks = [
+            tensor.register_hook(partial(require_finite, name))
+            for name, tensor in self.tensors.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._forget_gradients()
+
+    def schedule(self, epoch: float) -> None:
+        """Moves the objective's schedule to an epoch."""
+        if isinstance(self.asked, Objective):
+            self.objective = self.asked.at(epoch)
+
+    @property
+    def kl_weight(self) -> float:
+        """The weight of the KL term now."""
+        return self.objective.kl_weight if isinstance(self.asked, Objective) else 1.0
+
+    def take(self, epoch: int, parts: list[Part], batches: Iterator[Batch]) -> float:
+        """One step; returns the sum of its data's ELBOs in nats, at full KL weight."""
+        if self.shards.count == 1:
+            batch, rows = next(batches), parts[0].rows
+            if self._is_settled():
+                elbo_now = self.compiled.step(batch, self._steps_left(epoch, parts[0]))
+                if elbo_now is not None:
+                    self.taken += 1
+                    return elbo_now * len(rows)
+            batches = iter([batch])
+        self._forget_gradients()
+        with distributed.together():
+            elbos = [self._backward(epoch, part, batches) for part in parts]
+        elbo = self.shards.add_up(sum(elbos, 0.0), self.tensors.values())
+        self._move(self._where(epoch, parts))
+        self.taken += 1
+        return elbo
+
+    def augment(self, batch: Batch) -> Batch:
+        """A batch as it is trained on."""
+        return batch if self.augmented is None else self.augmented.change(batch)
+
+    def _backward(self, epoch: int, part: Part, batches: Iterator[Batch]) -> float:
+        """Adds the gradient of a shard's part of a step; returns the sum of its ELBOs."""
+        rows, where = part.rows, self._where(epoch, [part])
+        with part.shard.used():
+            batch = next(batches)
+            if self.shards.count > 1 and self._is_settled():
+                found = self.compiled.gradients(batch, self._steps_left(epoch, part))
+                if found is not None:
+                    add_to_gradients(self.tensors.values(), found[1])
+                    return found[0] * len(rows)
+            with (
+                self.compiled.counted(),
+                minibatch(rows, self.num_data, plate=self.program.plate),
+            ):
+                loss, elbo = self._loss(batch, rows, where)
+                # A part of a step counts by its rows: a datum has the same weight in all of them.
+                with _naming(where):
+                    (loss * (len(rows) / self.batch_size)).backward()
+        return elbo.item() * len(rows)
+
+    def _where(self, epoch: int, parts: list[Part]) -> str:
+        rows = torch.cat([part.rows for part in parts] or [torch.arange(0)])
+        return f"step {self.taken + 1} (epoch {epoch + 1}, rows {_some(rows)})"
+
+    def _is_settled(self) -> bool:
+        """Whether the objective is the one of every step to come, which a compiled step needs."""
+        if not isinstance(self.asked, Objective):
+            return True
+        return bool(self.objective == self.asked.at(self.plan.num_epochs))
+
+    def _steps_left(self, epoch: int, part: Part) -> int:
+        """How many batches of this size are still to come."""
+        size = self.batch_size * part.shard.size // self.num_data
+        full = part.shard.size // size if len(part.rows) == size else 1
+        return (self.plan.num_epochs - epoch) * full
+
+    def captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """What a compiled step minimizes, and the ELBO, in nats per datum."""
+        size = len(batch[0])
+        # Whoever asks which rows these are cannot be captured: such a tensor has no values.
+        rows = torch.arange(size, device="meta" if capturing() else None)
+        with minibatch(rows, self.num_data, plate=self.program.plate):
+            loss, elbo = self._progress(batch)
+        return loss / self.num_data * (size / self.batch_size), elbo / self.num_data
+
+    def _progress(self, batch: Batch) -> Progress:
+        """What is minimized, and the ELBO, in nats over the data set.
+
+        The ELBO has full weight, and no scale of the program's own, whatever is minimized.
+        """
+        if isinstance(self.objective, Objective):
+            return self.objective.progress(self.model, self.guide, *batch)
+        with NoteScales() as scales:
+            loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
+        if not scales.found:
+            return Progress(loss, -loss.detach())
+        self.compiled.reason = "poutine.scale in a program may change from step to step"
+        with torch.no_grad(), Unscaled():
+            full = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
+        return Progress(loss, -full)
+
+    def _loss(self, batch: Batch, rows: Tensor, where: str) -> Progress:
+        """The same, in nats per datum; what is not finite is traced to its source."""
+        draws, refused = torch.get_rng_state(), None
+        try:
+            loss, elbo = self._progress(batch)
+        except ValueError as error:  # a distribution refuses parameters that are nan
+            loss, elbo, refused = torch.tensor(torch.nan), torch.tensor(torch.nan), error
+        if bool(torch.isfinite(loss + elbo)):
+            return Progress(loss / self.num_data, elbo / self.num_data)
+        torch.set_rng_state(draws)  # the same draws once more
+        culprit = self._culprit(batch, rows)
+        if culprit is None and refused is not None:
+            raise refused
+        raise FloatingPointError(
+            f"the loss is {loss.item()} at {where}{culprit or ''}; the parameters are those before "
+            "this step. Try a smaller step size, or look at these rows"
+        ) from refused
+
+    def _move(self, where: str) -> None:
+        """A step of the optimizer, or none at all."""
+        before = [tensor.detach().clone() for tensor in self.tensors.values()]
+        try:
+            with _naming(where):
+                self.optimizer.step()
+                for name, tensor in self.tensors.items():
+                    require_finite(name, tensor, kind="new value")
+        except FloatingPointError:
+            for tensor, value in zip(self.tensors.values(), before, strict=True):
+                tensor.data.copy_(value)
+            raise
+
+    def _forget_gradients(self) -> None:
+        for tensor in self.tensors.values():
+            tensor.grad = None
+
+    def _culprit(self, batch: Batch, rows: Tensor) -> str | None:
+        """The parameter that is not finite, or the site whose log density is not, and its rows."""
+        for name, tensor in self.tensors.items():
+            if not bool(tensor.isfinite().all()):
+                return f": parameter '{name}' is not finite"
+        with torch.no_grad(), pyro.validation_enabled(is_validate=False):
+            guide = run(self.guide, batch)
+            model = run(poutine.replay(self.model, trace=guide.trace), batch)
+            for role, sites in (("guide", guide.sites), ("model", model.sites)):
+                for name, site in sites.items():
+                    log_prob = site.log_prob_by_datum(self.program.plate_dim)
+                    bad = (~log_prob.isfinite()).cpu()
+                    if bool(bad.any()):  # a site that all data share has no rows
+                        which = f" for rows {_some(rows[bad])}" if bad.shape == rows.shape else ""
+                        return (
+                            f": site '{name}' of the {role} has a log density that is not finite"
+                            f"{which}"
+                        )
+        return None
+
+    def _find_tensors(self) -> dict[str, Tensor]:
+        """Everything that training moves, by name: the leaves of the loss's graph."""
+        # A guide that is tied to its rows is called with all of them.
+        first = self.reader.read(torch.arange(self.num_data)) if self.in_order else None
+        batch = self.augment(first or head(self.reader))
+        rows = torch.arange(len(batch[0]))
+        # Running means of a BatchNorm may move; a table of rows does not without a gradient.
+        buffers = State.of(self.model, self.guide, (), still=row_buffers(self.guide))
+        with (
+            minibatch(rows, self.num_data, plate=self.program.plate),
+            forked(self.plan.seed, "fit.tensors"),
+            pyro.validation_enabled(is_validate=False),  # the first step says what is nan
+        ):
+            leaves = self._leaves(batch)
+        buffers.restore()
+        maps = maps_of(self.guide)
+        free = [leaf for leaf in leaves if not any(map.owns(leaf) for map in maps)]
+        if not free and len(free) == len(leaves):
+            raise ValueError(
+                "nothing to train: no tensor with requires_grad takes part in the loss; name what "
+                "is to be learnt in pyro.param, or make it an nn.Parameter of a module that the "
+                "model or the guide uses. Without, pv.log_marginal_likelihood needs no training"
+            )
+        return named(free, self.model, self.guide)
+
+    def _leaves(self, batch: Batch) -> list[Tensor]:
+        """Leaves of the loss's graph."""
+        try:
+            loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
+        except ValueError as error:
+            if "cannot be differentiated" in str(error):  # so says Pyro of a loss without leaves
+                return []
+            raise
+        return list(leaves_of(loss))
+
+    def rounding(self) -> Estimate | None:
+        """By how much fewer bits move the ELBO of the first rows, nats per datum, on same draws."""
+        if self.plan.precision is None:
+            return None
+        rows = torch.arange(min(self.batch_size, len(self.reader)))
+        batch, moved = self.augment(self.reader.read(rows)), []
+        still = State.of(self.model, self.guide, (), still=row_buffers(self.guide))
+        with torch.no_grad():
+            for _ in range(_ROUNDING_DRAWS):
+                draws = torch.get_rng_state()
+                full = self.captured_loss(*batch)[1]
+                torch.set_rng_state(draws)
+                with self.plan.rounded():
+                    moved.append(self.captured_loss(*batch)[1] - full)
+        still.restore()
+        return stats.mean_estimate(torch.stack(moved).double())
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Says where a number was not finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{error}, at {where}; the parameters are those before this step. Try a smaller step "
+            "size, or look at these rows"
+        ) from error
+
+
+def _some(rows: Tensor) -> str:
+    shown = ", ".join(str(row) for row in rows[:5].tolist())
+    return f"[{shown}]" if len(rows) <= 5 else f"[{shown}, ... {len(rows)} in all]"

@@ -1,0 +1,164 @@
+"""Callbacks: when they are called, what they see, how they stop, and what they write."""
+
+import logging
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae import training
+from pyro_vae.training import Callback, EarlyStopping, Printing
+from pyro_vae.training.callbacks import check_callbacks
+from tests.helpers.training import OneParameter, assert_same_state, data, fit, small, state, walk
+
+
+class Recorder(Callback):
+    """Writes down what is called, and what it sees."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.elbos: list[float] = []
+
+    def on_start(self, run: training.callbacks.Run) -> None:
+        self.calls.append(f"start {run.steps} {len(run.history.epoch)}")
+
+    def on_step(self, run: training.callbacks.Run) -> None:
+        self.calls.append(f"step {run.steps}")
+        self.elbos.append(run.elbo)
+
+    def on_epoch(self, run: training.callbacks.Run) -> None:
+        self.calls.append(f"epoch {run.history.epoch[-1]} {run.learning_rates[0]:.3f}")
+
+    def on_end(self, run: training.callbacks.Run) -> None:
+        self.calls.append(f"end {run.steps}")
+
+
+def test_when_they_are_called() -> None:
+    """In order; with callbacks the numbers are those without, and the ELBOs add up."""
+    states, seen = [], Recorder()
+    for callbacks in ((), (seen,)):
+        torch.manual_seed(0)
+        model, guide = small()
+        result = fit(
+            model, guide, torch.eye(10, 3), num_epochs=2, batch_size=5, callbacks=callbacks
+        )
+        states.append(state(model, guide))
+    assert_same_state(*states)
+    assert seen.calls == [
+        "start 0 0", "step 1", "step 2", "epoch 1 0.002", "step 3", "step 4", "epoch 2 0.000",
+        "end 4",
+    ]  # fmt: skip
+    assert np.reshape(seen.elbos, (2, 2)).mean(axis=1) == pytest.approx(result.history.elbo)
+
+
+def test_one_can_stop_training() -> None:
+    """After the step or the epoch in which it says so."""
+
+    class Stops(Callback):
+        def on_step(self, run: Any) -> None:
+            if run.steps == 3:
+                run.stop()
+
+    result = fit(*small(), data(10), num_epochs=5, batch_size=5, callbacks=Stops())
+    assert (result.stopped, len(result.history.epoch)) == ("early", 1)
+
+
+def test_errors_of_a_callback_end_training_and_every_end_is_told() -> None:
+    """The modules stay as they are, without gradients."""
+
+    class Fails(Recorder):
+        def on_epoch(self, run: Any) -> None:
+            raise RuntimeError("of the user's own")
+
+    seen, (model, guide) = Fails(), small()
+    with pytest.raises(RuntimeError, match="of the user's own"):
+        fit(model, guide, data(10), callbacks=[seen])
+    assert seen.calls == ["start 0 0", "step 1", "end 1"]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("min_improvement", "epochs"), [(0.0, 7), (1.0, 5)])
+def test_early_stopping(min_improvement: float, epochs: int) -> None:
+    """By a walk to the held-out mean and away; small improvements do not count if so told."""
+    from tests.helpers.factor_analysis import prior_guide
+
+    y = torch.zeros(4, dtype=torch.float64)
+    result = fit(
+        OneParameter(), prior_guide, y, num_epochs=9, validation=y,
+        optimizer=walk(3, 2, 1.5, 1.2, 1.1, 2, 2, 2, 2),
+        callbacks=EarlyStopping(2, min_improvement=min_improvement),
+    )  # fmt: skip
+    assert (result.stopped, len(result.history.epoch)) == ("early", epochs)
+
+
+def test_what_is_no_callback_is_refused() -> None:
+    """With the line to write; and early stopping without validation."""
+    with pytest.raises(TypeError, match=r"pv\.training\.Printing\(\), got .* with brackets"):
+        check_callbacks([Printing])
+    with pytest.raises(ValueError, match="pass validation= too"):
+        fit(*small(), data(10), callbacks=[EarlyStopping(2)])
+    for bad in ({"patience": 0}, {"patience": 1, "min_improvement": -1.0}):
+        with pytest.raises(ValueError, match="at least"):
+            EarlyStopping(**bad)
+
+
+def test_printing(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for every second epoch, with the numbers of the history."""
+    y = data(10)
+    result = fit(*small(), y, num_epochs=4, validation=y, callbacks=[Printing(every=2)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["epoch 2/4", "epoch 4/4"]
+    assert f"ELBO {result.history.elbo[3]:.3f}" in lines[1]
+    assert f"validation {result.history.validation_elbo[3]:.3f}" in lines[1]
+
+
+def test_the_logger(caplog: pytest.LogCaptureFixture) -> None:
+    """Under the package's name: starts and ends, and epochs where details are asked for."""
+    with caplog.at_level(logging.DEBUG, logger="pyro_vae"):
+        fit(*small(), data(10), num_epochs=2)
+    assert [record.levelname for record in caplog.records] == ["INFO", "DEBUG", "DEBUG", "INFO"]
+    assert caplog.messages[-1] == "training ended after 2 epochs, 2 steps"
+
+
+@pytest.mark.parametrize("name", ["TensorBoard", "MLflow", "WandB"])
+def test_what_is_not_installed_is_said_before_training(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the line that installs it."""
+    package = name.lower()
+    monkeypatch.setitem(sys.modules, package, None)
+    arguments = ["runs"] if name == "TensorBoard" else []
+    with pytest.raises(ImportError, match=f"pip install {package}"):
+        getattr(training, name)(*arguments)
+
+
+@pytest.mark.parametrize("name", ["MLflow", "WandB"])
+def test_trackers_get_the_history(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers, without those that there are not."""
+    written: list[tuple[dict[str, float], int]] = []
+
+    def log(numbers: dict[str, float], step: int) -> None:
+        written.append((numbers, step))
+
+    package = SimpleNamespace(log_metrics=log, log=log, run=object())
+    monkeypatch.setitem(sys.modules, name.lower(), package)
+    result = fit(*small(), data(10), num_epochs=2, callbacks=getattr(training, name)())
+    assert [step for _, step in written] == [1, 2]
+    assert [numbers["elbo"] for numbers, _ in written] == result.history.elbo.tolist()
+    assert "validation_elbo" not in written[0][0]
+
+
+def test_a_live_plot_draws_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture an epoch, in place of the one before."""
+    shown: list[bytes] = []
+    display = SimpleNamespace(
+        clear_output=lambda wait: shown.clear(), display=shown.append, Image=lambda data: data
+    )
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    package = SimpleNamespace(display=display, version_info=(9, 0))
+    monkeypatch.setitem(sys.modules, "IPython", package)
+    fit(*small(), data(10), num_epochs=3, callbacks=training.LivePlot())
+    assert [picture[:4] for picture in shown] == [b"\x89PNG"]

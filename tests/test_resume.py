@@ -1,0 +1,273 @@
+"""Training that was stopped, and goes on: at the same bits as if it had never been."""
+
+import functools
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae.compiling import Captured
+from pyro_vae.training import Callback, Checkpoint, Fit
+from tests.helpers.training import adam, data, fit, layered_vae, sgd, small, state
+
+Y = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+HELD_OUT = torch.randn(7, 3, generator=torch.Generator().manual_seed(2))
+
+MAPS: dict[str, Callable[[], pv.InferenceMap]] = {
+    "encoder": lambda: pv.Encoder(nn.Linear(3, 4)),
+    "rows": lambda: pv.LocalParameters(10),
+    "global": pv.GlobalParameters,
+    "refined": lambda: pv.Refined(pv.Encoder(nn.Linear(3, 4)), steps=2, num_particles=4),
+}
+RUNS: dict[str, dict[str, Any]] = {
+    **{name: {"map": name} for name in MAPS},
+    "validation": {"validation": HELD_OUT},
+    "rows with validation": {"map": "rows", "validation": HELD_OUT[:5]},
+    "warm-up": {"objective": pv.BetaELBO(pv.LinearWarmup(2.5))},
+    "momentum": {"optimizer": sgd(lr=0.01, momentum=0.9)},
+    "plateau": {
+        "validation": HELD_OUT,
+        "scheduler": functools.partial(
+            torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, threshold=10.0
+        ),
+    },
+    "noise": {"augment": lambda y: y + 0.1 * torch.randn_like(y)},
+    "layers": {"layers": True},
+}
+
+
+class StopAfter(Callback):
+    """Sends a signal after so many steps."""
+
+    def __init__(self, steps: int, number: int = signal.SIGINT) -> None:
+        self.steps, self.number = steps, number
+
+    def on_step(self, run: Any) -> None:
+        """Sends it."""
+        if run.steps == self.steps:
+            signal.raise_signal(self.number)
+
+
+def trained(
+    folder: Checkpoint | Path | None,
+    weights: int,
+    *,
+    stop: int = 0,
+    number: int = signal.SIGINT,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """A run of five epochs of three steps, from weights of this seed: what it ends with."""
+    torch.manual_seed(weights)
+    name, layers = options.pop("map", "encoder"), options.pop("layers", False)
+    likelihood = pv.likelihoods.Gaussian(0.5)
+    model, guide = layered_vae(likelihood) if layers else small(likelihood, MAPS[name]())
+    given = {"num_epochs": 5, "batch_size": 4, "seed": 3, **options}
+    callbacks = [StopAfter(stop, number)] if stop else []
+    result = fit(model, guide, Y, checkpoint=folder, callbacks=callbacks, **given)
+    return result, state(model, guide)
+
+
+def assert_same(one: tuple[Fit, dict[str, Tensor]], two: tuple[Fit, dict[str, Tensor]]) -> None:
+    """The same bits in weights, tables and history."""
+    for name, value in one[1].items():
+        assert torch.equal(value, two[1][name]), name
+    for name in ("elbo", "validation_elbo", "validation_error", "kl_weight", "learning_rate"):
+        mine, theirs = (getattr(run[0].history, name) for run in (one, two))
+        assert np.array_equal(mine, theirs, equal_nan=True), name
+    assert (one[0].stopped, one[0].best_epoch) == (two[0].stopped, two[0].best_epoch)
+
+
+FAST = {"rows with validation", "noise"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
+def test_resumed_at_the_same_bits(name: str, tmp_path: Path) -> None:
+    """Stopped within an epoch, and at the end of another; from other weights."""
+    torch.manual_seed(9)
+    whole = trained(None, 0, **RUNS[name])
+    first, _ = trained(tmp_path, 0, stop=5, **RUNS[name])
+    assert (first.stopped, len(first.history.epoch)) == ("interrupted", 1)
+    second, _ = trained(tmp_path, 1, stop=9, **RUNS[name])
+    assert (second.stopped, len(second.history.epoch)) == ("interrupted", 2)
+    third = trained(tmp_path, 2, **RUNS[name])
+    assert_same(third, whole)
+    assert third[0].stopped == "finished"
+    with pytest.raises(AssertionError):
+        assert_same(trained(None, 1, **RUNS[name]), whole)  # a wrong twin: begun anew
+
+
+def test_compiled_steps_are_resumed_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step after it is a compiled one, as it would have been."""
+    monkeypatch.setattr(Captured, "compiled", lambda run, *args: run)
+    whole = trained(None, 0, compile=True)
+    trained(tmp_path, 0, stop=7, compile=True)
+    resumed = trained(tmp_path, 1, compile=True)
+    assert resumed[0].compiled == "compiled"
+    assert_same(resumed, whole)
+    assert_same(trained(tmp_path, 4, compile=True), whole)  # it was finished: nothing moves
+
+
+DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
+    "epochs": ({"num_epochs": 6}, "num_epochs: 5 there, 6 here"),
+    "batches": ({"batch_size": 5}, "batch_size: 4 there, 5 here"),
+    "seed": ({"seed": 4}, "seed: 3 there, 4 here"),
+    "objective": ({"objective": pv.IWAE(3)}, "objective: None there, IWAE"),
+    "optimizer": ({"optimizer": adam(lr=0.5)}, "optimizer: Adam"),
+    "guide": ({"map": "global"}, "guide: "),
+    "validation": ({"validation": HELD_OUT}, "validation: none there"),
+    "the guide alone": ({"train_model": False}, "train_model: True there, False here"),
+}
+
+
+def test_other_runs_are_refused(tmp_path: Path) -> None:
+    """By what differs, before a step is taken."""
+    trained(tmp_path, 0, stop=2)
+    for options, message in DIFFERENT.values():
+        with pytest.raises(ValueError, match="is the checkpoint of another run") as refused:
+            trained(tmp_path, 0, **options)
+        assert message in str(refused.value)
+        assert "pass another folder" in str(refused.value)
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    """By one number in one row; so is another model of the same shapes."""
+    model, guide = small()
+    y = Y.round()
+    fit(model, guide, y, num_epochs=1, checkpoint=tmp_path)
+    y[3, 1] += 1e-3
+    with pytest.raises(ValueError, match=r"What differs is data: \(10, 3\)"):
+        fit(model, guide, y, num_epochs=1, checkpoint=tmp_path)
+    other, guide = small(pv.likelihoods.StudentT())
+    with pytest.raises(ValueError, match="model: "):
+        fit(other, guide, Y.round(), num_epochs=1, checkpoint=tmp_path)
+
+
+def test_a_checkpoint_holds_no_code_and_damage_is_said(tmp_path: Path) -> None:
+    """One file of tensors and JSON; nothing is left beside it; cut short it is refused."""
+    trained(tmp_path, 0, stop=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.safetensors"]
+    path = tmp_path / "fit.safetensors"
+    with safetensors.safe_open(str(path), "pt") as file:
+        assert set(file.metadata()) == {"pyro_vae"}
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"x" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="or a damaged one"):
+            trained(tmp_path, 0)
+
+
+def test_what_cannot_be_kept_is_refused_before_training(tmp_path: Path) -> None:
+    """A schedule whose state holds a function, and a place that is none."""
+
+    class Odd:
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.rule = print
+
+        def step(self) -> None:
+            raise AssertionError("no step is taken")
+
+        def state_dict(self) -> dict[str, Any]:
+            return vars(self)
+
+    with pytest.raises(TypeError, match="holds numbers, words and tensors, and no code"):
+        trained(tmp_path / "a", 0, scheduler=Odd)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        trained(tmp_path / "file", 0)
+    with pytest.raises(ValueError, match="seconds is at least 0"):
+        Checkpoint(tmp_path, seconds=-1)
+
+
+def test_an_error_between_steps_loses_nothing(tmp_path: Path) -> None:
+    """Of a callback, say: the state is written, and training goes on from it."""
+
+    class Fails(Callback):
+        def on_step(self, run: Any) -> None:
+            if run.steps == 5:
+                raise OSError("no space left")
+
+    torch.manual_seed(0)
+    made = small(pv.likelihoods.Gaussian(0.5), MAPS["encoder"]())
+    given: dict[str, Any] = {"num_epochs": 5, "batch_size": 4, "seed": 3, "checkpoint": tmp_path}
+    with pytest.raises(OSError, match="no space"):
+        fit(*made, Y, callbacks=Fails(), **given)
+    resumed = trained(tmp_path, 1, stop=6)
+    assert resumed[0].stopped == "interrupted"  # at the step after
+    assert_same(trained(tmp_path, 1), trained(None, 0))
+
+
+def killed(folder: Path, number: int, at: int, **options: Any) -> int:
+    """How a process ends that trains and is sent a signal after so many steps."""
+    child = os.fork()
+    if child == 0:
+        try:
+            trained(Checkpoint(folder, seconds=0), 0, stop=at, number=number, **options)
+        finally:
+            os._exit(9)  # a signal that was answered, but not by the end of the process
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_killed_processes_are_resumed(tmp_path: Path) -> None:
+    """A machine that goes down loses what came after the last checkpoint, here nothing."""
+    options: dict[str, Any] = {"map": "rows"}
+    whole = trained(None, 0, **options)
+    assert killed(tmp_path, signal.SIGKILL, 4, **options) == -signal.SIGKILL
+    assert killed(tmp_path, signal.SIGTERM, 8, **options) == -signal.SIGTERM
+    assert killed(tmp_path, signal.SIGINT, 11, **options) == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.safetensors"]
+    assert_same(trained(tmp_path, 1, **options), whole)
+
+
+def test_a_second_interrupt_is_not_waited_for() -> None:
+    """The first is answered after the step; who asks twice does not wait."""
+
+    class Twice(Callback):
+        def on_step(self, run: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    result = fit(*small(), data(10), batch_size=4, callbacks=[Twice()])
+    assert result.stopped == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["encoder", "rows", "global", "refined", "validation"])
+def test_kills_at_random_points(name: str, tmp_path: Path) -> None:
+    """Sixteen of each, by other processes and at any instruction; every one ends alike."""
+    options = {**RUNS[name], "num_epochs": 60}
+    start = time.perf_counter()
+    whole = trained(None, 0, **options)
+    seconds, points = time.perf_counter() - start, random.Random(0)
+    for number in [signal.SIGKILL] * 8 + [signal.SIGINT] * 4 + [signal.SIGTERM] * 4:
+        child = os.fork()
+        if child == 0:
+            trained(Checkpoint(tmp_path, seconds=seconds / 10), 0, **options)
+            os._exit(0)
+        time.sleep(points.uniform(0, seconds))
+        os.kill(child, number)
+        os.waitpid(child, 0)
+        left = [path for path in tmp_path.iterdir() if path.name != "fit.safetensors"]
+        for path in left:  # a file that was being written: beside its place
+            assert path.name.startswith(".fit.safetensors.")
+            path.unlink()
+        if points.random() < 0.5:
+            continue
+        assert_same(trained(tmp_path, 1, **options), whole)
+        (tmp_path / "fit.safetensors").unlink()
