@@ -169,6 +169,12 @@ class ModelChoice:
     )
     lr: float = option(2e-3, "of Adam (default %(default)s)", type=float)
     warmup: int = option(0, "epochs of KL warm-up (default %(default)s)", type=int)
+    resume: Path | None = option(
+        None,
+        "folder to keep the state of training in: the same command goes on from there",
+        type=Path,
+        metavar="FOLDER",
+    )
 
     def prepared(self, which: DataChoice, seed: int) -> tuple[Dataset, Architecture]:
         """A data set, and sizes and likelihood for it; numbers are standardized for a Gaussian.
@@ -204,8 +210,13 @@ class ModelChoice:
             "batch_size": self.batch_size or defaults.batch_size(len(dataset.train)),
             "optimizer": adam_with(self.lr),
             "objective": BetaELBO(LinearWarmup(self.warmup)) if self.warmup else None,
+            "checkpoint": self.resume,
             "seed": seed,
         }
+
+    def kept(self, part: str) -> dict[str, Any]:
+        """Where one of several comparisons keeps its state."""
+        return {"checkpoint": None if self.resume is None else self.resume / part}
 
 
 @dataclass(frozen=True)
@@ -323,18 +334,21 @@ def compare_guides(
         "progress": run.progress,
         **how.fitting(dataset, run.seed),
     }
-    table = compare(model, maps, *_parts(dataset), **given)
+    table = compare(model, maps, *_parts(dataset), **given | how.kept("every_model"))
     run.say(f"\n{title_of(table)}\n\n{table.summary()}")
     if choice.out is not None:
         table.save(choice.out)  # before the next trainings, which may be stopped
     name, first = next(iter(table.results.items()))
     if not choice.no_fixed and not _interrupted(table):
+        given |= how.kept("fixed_model")
         again = compare(first.model, maps, *_parts(dataset), train_model=False, **given)
         run.say(f"\nThe model that '{name}' trained, fixed\n\n{again.summary()}")
         if choice.out is not None:
             table.save(choice.out, fixed=again)
     if choice.out is not None:
         run.say(f"\nwrote {choice.out}/; to read: {choice.out / 'report.html'}")
+    if _interrupted(table):
+        _end_interrupted("guides may be missing", how)
 
 
 def fit_guide(
@@ -351,9 +365,18 @@ def fit_guide(
     result = fit(model, guide, train, progress=run.progress, **how.fitting(dataset, run.seed))
     run.say(result.summary())
     if choice.out is not None:
-        about = _notes(which, how, run, command, dataset)
+        about = _notes(which, how, run, command, dataset) | {"training": result.summary()}
         storage.save(choice.out, model=model, guide=guide, about=about)
         run.say(f"wrote {choice.out}/")
+    if result.stopped == "interrupted":
+        _end_interrupted(result.summary(), how)
+
+
+def _end_interrupted(what: str, how: ModelChoice) -> None:
+    """Says so on the standard error, and ends as shells expect it of who was interrupted."""
+    remedy = "the same command goes on" if how.resume else "with --resume FOLDER it could go on"
+    print(f"pyro-vae: interrupted: {what}; {remedy}", file=sys.stderr)
+    raise KeyboardInterrupt
 
 
 def evaluate_saved(choice: EvaluateChoice, run: Run, command: str) -> None:
@@ -666,7 +689,11 @@ def _notes(
         "command": command,
         "data": {**asdict(which), "drop": list(which.drop)},
         "data set": dataset.describe(),
-        "model": {**asdict(how), "hidden": None if how.hidden is None else list(how.hidden)},
+        "model": {
+            **asdict(how),
+            "hidden": None if how.hidden is None else list(how.hidden),
+            "resume": None,
+        },
         "seed": run.seed,
         "log_scale": dataset.log_scale,
         "center": None if dataset.center is None else dataset.center.tolist(),

@@ -89,6 +89,15 @@ def test_options_of_training(
     assert arrival(monkeypatch, command, [command, numbers, *typed])[argument] == value
 
 
+@pytest.mark.parametrize(("command", "folder"), [("fit", "kept"), ("compare", "kept/every_model")])
+def test_where_the_state_is_kept(
+    command: str, folder: str, numbers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the folder of `--resume`, or in a part of it."""
+    seen = arrival(monkeypatch, command, [command, numbers, "--resume", "kept"])
+    assert seen["checkpoint"] == Path(folder)
+
+
 @pytest.mark.parametrize("command", ["fit", "compare"])
 def test_options_of_the_model(command: str, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes, likelihood and learning rate, in the model that is trained."""
@@ -231,9 +240,19 @@ def test_threads(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 LISTENED = {
-    "fit": {*LOADED, *TRAINED, "--latents", "--hidden", "--lr", "--sigma", "--guide", "--out"},
+    "fit": {
+        *LOADED,
+        *TRAINED,
+        "--resume",
+        "--latents",
+        "--hidden",
+        "--lr",
+        "--sigma",
+        "--guide",
+        "--out",
+    },
     "compare": {
-        *(*LOADED, *TRAINED, "--latents", "--hidden", "--lr", "--sigma", "--guides"),
+        *(*LOADED, *TRAINED, "--resume", "--latents", "--hidden", "--lr", "--sigma", "--guides"),
         *("--samples", "--no-fixed", "--out"),
     },
     "evaluate": {"folder", "data", "--samples", "--seed", "--quiet", "--out"},

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae.cli import main
 from pyro_vae.compiling import Captured
 from pyro_vae.training import Callback, Checkpoint, Fit
 from tests.helpers.training import adam, data, fit, layered_vae, sgd, small, state
@@ -271,3 +272,63 @@ def test_kills_at_random_points(name: str, tmp_path: Path) -> None:
             continue
         assert_same(trained(tmp_path, 1, **options), whole)
         (tmp_path / "fit.safetensors").unlink()
+
+
+def test_comparisons_are_resumed_guide_by_guide(tmp_path: Path) -> None:
+    """What was trained is not trained again, and what was begun goes on, to the same table."""
+    model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
+    guides = {"one": pv.Encoder(nn.Linear(3, 4)), "two": pv.GlobalParameters()}
+    given: dict[str, Any] = {
+        "num_epochs": 3,
+        "batch_size": 4,
+        "evaluation": pv.ImportanceSampling(20),
+        "progress": False,
+    }
+
+    def compare(checkpoint: Path | None, callback: Callback) -> Any:
+        return pv.compare(
+            model, guides, Y, HELD_OUT, checkpoint=checkpoint, callbacks=[callback], **given
+        )
+
+    class Counts(Callback):
+        """Counts steps in all trainings, and interrupts after so many."""
+
+        def __init__(self, stop: int = -1) -> None:
+            self.steps, self.stop = 0, stop
+
+        def on_step(self, run: Any) -> None:
+            self.steps += 1
+            if self.steps == self.stop:
+                signal.raise_signal(signal.SIGINT)
+
+    whole, first, second = Counts(), Counts(stop=11), Counts()
+    expected = compare(None, whole)
+    assert compare(tmp_path, first).interrupted
+    resumed = compare(tmp_path, second)
+    assert (whole.steps, first.steps + second.steps) == (18, 18)
+    for row, other in zip(resumed.rows(), expected.rows(), strict=True):
+        assert [row.number(name) for name in ("log_p", "elbo", "train_elbo")] == [
+            other.number(name) for name in ("log_p", "elbo", "train_elbo")
+        ]
+    for name in guides:
+        mine, theirs = (table.results[name].model.state_dict() for table in (resumed, expected))
+        assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
+
+
+@pytest.mark.slow
+def test_the_command_line_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted run says so, in what it saves, too, and exits with 130; then it goes on."""
+    table, out = tmp_path / "y.csv", tmp_path / "model"
+    np.savetxt(table, np.random.default_rng(0).normal(size=(40, 3)), delimiter=",")
+    command = ["fit", str(table), "--epochs", "40", "--quiet", "--out", str(out)]
+    main([*command[:-1], str(tmp_path / "whole")])
+    keep = ["--resume", str(tmp_path / "kept")]
+    with monkeypatch.context() as patched:
+        patched.setattr(Callback, "on_step", lambda _, run: StopAfter(30).on_step(run))
+        with pytest.raises(SystemExit) as ended:
+            main([*command, *keep])
+    assert ended.value.code == 130
+    assert pv.storage.read_about(out)["training"].startswith("interrupted")
+    main([*command, *keep])
+    one, two = (pv.load(folder).model.state_dict() for folder in (out, tmp_path / "whole"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())

@@ -8,6 +8,7 @@ their differences are what the choice of a guide costs.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,13 +34,14 @@ from ..guides import (
 from ..programs import Copies, Program, as_batch, device_of, minibatch, no_new_parameters
 from ..progress import progress_bar
 from ..randomness import forked
-from ..training import Fit, History, fit
+from ..training import Checkpoint, Fit, History, fit
 from .comparison import Comparison
 from .results import REFINING_STEPS, GuideResult
 
 Candidate: TypeAlias = InferenceMap | tuple[InferenceMap, Family] | Guide | ProgramLike
 """A map, a map with a family, a guide of this model, or a guide program written by hand."""
 
+_NOT_NOTED = {"callbacks", "checkpoint"}  # they change no number
 _TRAIN_DRAWS = 100  # draws a datum for the ELBO of the training data
 
 
@@ -98,7 +100,8 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
             does the model if it is trained. The table then tells the spread between runs. Ctrl-C
             in a training ends its run with that guide, and no further run is begun.
         progress: Whether to show progress bars; by default on terminals and in notebooks.
-        fit_options: Further arguments of :func:`pyro_vae.fit`.
+        fit_options: Further arguments of :func:`pyro_vae.fit`. With `checkpoint=folder` every
+            training is kept in a folder of its own in it: the same call goes on from there.
 
     Returns:
         The results by guide, as a table, pictures, ArviZ data, or a folder.
@@ -143,7 +146,7 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
     run = _Run(model, batch, augmented, held_out, draws, estimator, options, train_model)
     details = {
         **(about or {}),
-        **{name: repr(value) for name, value in options.items()},
+        **{name: repr(value) for name, value in options.items() if name not in _NOT_NOTED},
         **({} if augmented is None else {"each batch": repr(augmented.augment)}),
         "seed": seed,
         "train_model": train_model,
@@ -189,12 +192,21 @@ class _Run:
         pairs = {name: self._copies(candidate) for name, candidate in guides.items()}
         results: dict[str, GuideResult] = {}
         bar = progress_bar(pairs.items(), show=self.options["progress"], desc="guides")
-        for name, (model, guide) in bar:
+        for place, (name, (model, guide)) in enumerate(bar):
             known = next(iter(results.values()), None)
-            results[name] = self.result(model, guide, known)
+            results[name] = self._kept_apart(place).result(model, guide, known)
             if results[name].fit.stopped == "interrupted":
                 break
         return results
+
+    def _kept_apart(self, place: int) -> "_Run":
+        """Every training has a checkpoint of its own, by the seed and the guide's place."""
+        given = self.options.get("checkpoint")
+        if given is None:
+            return self
+        kept = given if isinstance(given, Checkpoint) else Checkpoint(given)
+        folder = Path(kept.folder) / f"seed_{self.options['seed']}" / f"guide_{place}"
+        return replace(self, options={**self.options, "checkpoint": replace(kept, folder=folder)})
 
     def _require_new_rows(self, candidate: Candidate) -> None:
         """Refuses a guide that could not be evaluated on held-out data, before any is trained."""
