@@ -6,6 +6,10 @@ from importlib import import_module
 from pathlib import Path
 
 HERE = Path(__file__).parent
+
+# Of the kernels that run the notebooks: figures are shown, and no widget is missed.
+os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 sys.path.insert(0, str(HERE / "extensions"))
 
 project = "pyro_vae"

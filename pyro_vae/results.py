@@ -6,10 +6,12 @@ leave out nobody in silence, rows, and a data frame. Results are dataclasses of 
 are cut, joined and mended field by field, here and nowhere else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from html import escape
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 Rows: TypeAlias = int | slice | Sequence[int] | Tensor
 _Some = TypeVar("_Some")
+_COLUMNS = re.compile(r"\S {2,}\S|^-+$")  # what a line of a table has, and a sentence has not
 
 
 class Doubt(Enum):
@@ -104,7 +107,21 @@ class Result:
         return f"<{type(self).__name__}: {self.summary().splitlines()[-1]}>"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(self.summary())}</pre>"
+        return "".join(_html(is_table, lines) for is_table, lines in _parts(self.summary()))
+
+
+def _parts(summary: str) -> Iterator[tuple[bool, list[str]]]:
+    """Tables and prose of a summary, in turn: lines of a table have columns, so runs of spaces."""
+    lines = [line for line in summary.splitlines() if line.strip()]
+    grouped = groupby(lines, lambda line: bool(_COLUMNS.search(line)))
+    return ((is_table, list(part)) for is_table, part in grouped)
+
+
+def _html(is_table: bool, lines: Sequence[str]) -> str:  # noqa: FBT001 (a key of groupby)
+    text = [escape(line) for line in lines]
+    if is_table:
+        return "<pre>" + "\n".join(text) + "</pre>"
+    return "".join(f"<p>{line}</p>" for line in text)
 
 
 class PerDatum(Result):

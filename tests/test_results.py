@@ -4,9 +4,11 @@ A new result is one line in `PER_DATUM` or `OTHERS`.
 """
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from typing import Any
 
 import numpy as np
@@ -167,9 +169,19 @@ def test_a_result_describes_itself(make: Callable[[], Result]) -> None:
     assert line.startswith(f"<{type(result).__name__}: ")
     assert len(line.splitlines()) <= 2
     assert "tensor(" not in text + line + page
-    assert page.startswith("<pre>")
-    assert page.endswith("</pre>")
-    assert "<" not in page[5:-6]
+    shown = re.sub(r"</?(?:pre|p)>", "\n", page)
+    assert "<" not in shown
+    assert unescape(shown).split() == text.split()
+
+
+def test_tables_and_prose_differ_in_a_notebook() -> None:
+    """Columns stay under each other; a sentence is wrapped where the page ends."""
+
+    class Told(Result):
+        def summary(self) -> str:
+            return "a   b\n1   2\n\nOne <two."
+
+    assert Told()._repr_html_() == "<pre>a   b\n1   2</pre><p>One &lt;two.</p>"
 
 
 @every

@@ -19,7 +19,8 @@ FUNCTION = re.compile(r"(<mi>[A-Za-z]{2,}</mi>)(?!<mo stretchy=\"false\">&#x0002
 
 def mathml(formula: str, display: str) -> str:
     """A formula; between the name of a function and its argument stands the space of print."""
-    return FUNCTION.sub(r'\1<mspace width="0.17em" />', convert(formula, display=display))
+    found = convert(formula, display=display).replace("<mo>&#x0007E;</mo>", "<mo>&#x0223C;</mo>")
+    return FUNCTION.sub(r'\1<mspace width="0.17em" />', found)
 
 
 def inline(self: Any, node: nodes.math) -> None:

@@ -171,7 +171,7 @@ class Comparison(Result):
         The folder gets `report.html`, one page with all of it that opens in any browser, and
         `table.csv`, `summary.txt`, `run.json`, one PNG a figure, and, a guide, `NAME.nc` and
         `models/NAME/`. It is written beside its place and moved there when it is whole, in place
-        of an older comparison. Names of guides become names of files by :func:`file_names`.
+        of an older comparison. Names of guides become names of files that every system allows.
 
         Arguments:
             folder: A folder for this alone.
