@@ -146,6 +146,18 @@ def test_a_method_and_its_owner_are_copied_together() -> None:
     assert not torch.equal(inside.encoder.weight, owner.encoder.weight)
 
 
+def test_a_guide_with_nothing_to_train_is_evaluated_as_it_is() -> None:
+    """Under a fixed model; next to one that is trained."""
+
+    def prior(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", pyro.distributions.Normal(torch.zeros(1), 1.0).to_event(1))
+
+    table = compared(Pair(WAYS["params"]().model, prior), train_model=False)
+    assert table.results["author"].fit.trained == ()
+    assert table.results["global"].fit.trained != ()
+
+
 class Batched(nn.Module):
     """A model whose decoder has running averages and drops units."""
 

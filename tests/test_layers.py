@@ -1,6 +1,7 @@
 """Imports inside the package point one way, by a table; and what is heavy waits until needed."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
 HEAVY = {
     *("arviz", "h5netcdf", "h5py", "matplotlib", "pandas", "polars", "pyarrow", "scipy", "sklearn"),
 }
+NAME = re.compile(r"\w+")
 LAZY = ROOT / "pyro_vae" / "sklearn.py"  # imported by nobody until `pv.sklearn` is asked for
 
 
@@ -308,3 +310,45 @@ def test_calls_and_clocks_are_caught() -> None:
     file = ROOT / "pyro_vae" / "compiling" / "graphs.py"
     source = "def f():\n    from time import perf_counter\nimport timeit\nfrom .time import x"
     assert clocks(file, source) == ["timeit", "time.perf_counter"]
+
+
+KINDS_OF_GUIDE = {"Guide", "AutoGuide", "AutoNormal", "AutoDiagonalNormal"}
+
+
+def questions_of_origin(source: str) -> list[str]:
+    """Places that ask of which kind a guide is: by `isinstance`, its class, or `match`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            asked: list[ast.AST] = [node.args[1]]
+        elif isinstance(node, ast.Compare) and "type(" in ast.unparse(node):
+            asked = list(node.comparators)
+        elif isinstance(node, ast.MatchClass):
+            asked = [node.cls]
+        else:
+            continue
+        names = {name for part in asked for name in NAME.findall(ast.unparse(part))}
+        if names & KINDS_OF_GUIDE:
+            found.append(f"line {getattr(node, 'lineno', 0)}: {ast.unparse(node)}")
+    return found
+
+
+ABOVE_GUIDES = [file for file in FILES if DEPTH.get(layer(file), 99) > DEPTH["guides"]]
+
+
+@pytest.mark.parametrize("file", ABOVE_GUIDES, ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_nothing_above_guides_asks_what_a_guide_is(file: Path) -> None:
+    """Who does has one answer for a `Guide` and another for a program, which drift apart."""
+    assert questions_of_origin(file.read_text()) == []
+
+
+def test_questions_of_origin_are_found() -> None:
+    """The wrong twin."""
+    for source in (
+        "isinstance(guide, Guide)",
+        "isinstance(guide, nn.Module | guides.Guide)",
+        "type(guide) is not Guide",
+        "match guide:\n    case AutoNormal(): pass",
+    ):
+        assert len(questions_of_origin(source)) == 1, source
+    assert questions_of_origin("isinstance(x, StartFromGuide); Guide(model, map)") == []

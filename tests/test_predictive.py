@@ -16,11 +16,11 @@ import pyro_vae as pv
 from pyro_vae.diagnostics.predictive import (
     Latents,
     PredictiveCheck,
-    draw_globals,
     predictive_check,
     tail_share,
 )
 from pyro_vae.diagnostics.statistics import default_statistics
+from pyro_vae.guides import draw_globals
 from pyro_vae.plots.checks import plot_predictive_check
 from pyro_vae.programs import Program
 from tests.helpers.factor_analysis import exact_guide, model_of, prior_guide

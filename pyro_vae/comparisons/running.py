@@ -27,8 +27,11 @@ from ..guides import (
     InferenceMap,
     RowFit,
     for_new_rows,
-    is_tied_to_rows,
+    has_only_rows,
+    has_parameters,
     maps_of,
+    model_of,
+    refined_guide,
     require_new_rows,
 )
 from ..programs import Copies, Program, as_batch, device_of, minibatch, no_new_parameters
@@ -257,11 +260,11 @@ class _Run:
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> Estimate | None:
         """ELBO of held-out data after some steps from the guide's answer, if it is a map's."""
-        if not isinstance(guide, Guide) or is_tied_to_rows(guide) or _has_nothing(guide):
+        better = refined_guide(guide, REFINING_STEPS)
+        if better is None:
             return None
-        refined = guide.refined(REFINING_STEPS)
         draws = self.evaluation.num_samples
-        return evidence.elbo(model, refined, self.test, draws, seed=seed, progress=progress).elbo
+        return evidence.elbo(model, better, self.test, draws, seed=seed, progress=progress).elbo
 
     def _train_bound(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
@@ -291,7 +294,7 @@ class _Run:
                 guide = Guide(model, *parts, example=tuple(part[:1] for part in self.train))
             return model, guide.to(self.train[0].device)
         program: ProgramLike = pair[0]
-        if isinstance(program, Guide) and program.model != self.model:
+        if model_of(program) not in (None, self.model):
             raise ValueError("a pv.Guide in compare must have been made for the same model")
         copied = copies.of(program) if maps_of(program) else copies.of_program(program)
         self._restart(copied, "guide")
@@ -314,30 +317,16 @@ class _Run:
 
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
         """Trains; where rows are all there is to train, they are fitted by the routine for rows."""
-        if not self.train_model and isinstance(guide, Guide) and _has_only_rows(guide):
+        if not self.train_model and has_only_rows(guide):
             start = time.perf_counter()
-            guide = guide.fit_rows(
-                self.train, seed=self.options["seed"], progress=self.options["progress"]
-            )
-            if guide.row_fit is None:
-                raise AssertionError("fit_rows gives a guide with its row_fit")
-            return guide, _as_fit(guide.row_fit, time.perf_counter() - start, self.options["seed"])
-        if not self.train_model and isinstance(guide, Guide) and _has_nothing(guide):
+            given = {name: self.options[name] for name in ("seed", "progress")}
+            guide = for_new_rows(guide, self.train, **given)
+            seconds = time.perf_counter() - start
+            return guide, _as_fit(guide.row_fit, seconds, self.options["seed"])  # type: ignore[attr-defined]
+        if not self.train_model and not has_parameters(guide):
             return guide, _no_fit(self.options["seed"])
         data = self.train if self.augmented is None else replace(self.augmented, data=self.train)
         return guide, fit(model, guide, data, train_model=self.train_model, **self.options)
-
-
-def _has_only_rows(guide: Guide) -> bool:
-    """Whether nothing of a guide is shared by all data: no nets of its family, no global sites."""
-    return (
-        is_tied_to_rows(guide) and guide.shared is None and not isinstance(guide.family, nn.Module)
-    )
-
-
-def _has_nothing(guide: Guide) -> bool:
-    """Whether a guide has nothing to train: the model says it all, as under `ExactPosterior`."""
-    return all(parameter.numel() == 0 for parameter in guide.parameters())
 
 
 def _no_fit(seed: int) -> Fit:

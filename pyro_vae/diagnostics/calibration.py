@@ -28,7 +28,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import in_turn, prepared
 from ..evidence.weights import rows_at_once, weigh
 from ..formatting import plus_minus
-from ..guides import Guide, Posterior, is_tied_to_rows
+from ..guides import Posterior, for_new_rows, is_tied_to_rows, shared_only
 from ..programs import Program, as_batch, device_of, retry_unvalidated, simulate
 from ..progress import progress_bar
 from ..randomness import forked, generator, stream
@@ -240,7 +240,7 @@ def simulation_based_calibration(
 
     Example:
         >>> import pyro
-        >>> from pyro_vae import ExactPosterior
+        >>> from pyro_vae import ExactPosterior, Guide
         >>> def model(y):
         ...     with pyro.plate("data", len(y)):
         ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
@@ -253,14 +253,10 @@ def simulation_based_calibration(
     functions = {"log p(y | z)": log_likelihood} if quantities is None else dict(quantities)
     examples = in_turn(as_batch(data, device_of(model, guide)), num_data)
     _check_sizes(len(examples[0]), num_samples)
-    table = guide if isinstance(guide, Guide) and is_tied_to_rows(guide) else None
-    if table is not None:
-        given = table.global_values() if given is None else given
-        guide = _Program(table.program)
-    with prepared(model, guide, examples, seed, given) as (program, _, rows):
-        truth, simulated = simulate(program, rows, seed)
-    if table is not None:
-        guide = table.fit_rows(simulated, given=given, seed=seed, progress=progress)
+    tied = is_tied_to_rows(guide)
+    with prepared(model, shared_only(guide) if tied else guide, examples, seed, given) as asked:
+        truth, simulated = simulate(asked[0], asked[2], seed)
+    guide = for_new_rows(guide, simulated, given=given, seed=seed, progress=progress)
     with prepared(model, guide, simulated, seed, given) as (program, posterior, batch):
         known = _weighed(program, truth[None], batch)
         against = _Ranked(program, posterior, batch, functions, num_samples)
@@ -268,16 +264,6 @@ def simulation_based_calibration(
     names = (*_latent_names(program), *functions)
     ranks = _ties_broken(below.cpu(), equal.cpu(), seed)
     return Calibration(ranks, names, num_samples, simulated, program.conditions)
-
-
-@dataclass(frozen=True)
-class _Program:
-    """Stands in for a guide that cannot be asked about the examples; knows their program."""
-
-    program: Program
-
-    def __call__(self, *batch: Tensor) -> None:
-        """Samples nothing."""
 
 
 def _check_sizes(num_data: int, num_samples: int) -> None:

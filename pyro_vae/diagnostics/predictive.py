@@ -32,14 +32,13 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import no_guide, prepared
 from ..evidence.weights import rows_at_once
 from ..formatting import plus_minus
-from ..guides import Guide, Posterior, posterior_of
+from ..guides import Posterior, draw_globals, posterior_of, shared_only
 from ..programs import (
     Program,
     has_missing,
     repeat_rows,
     retry_unvalidated,
     simulate,
-    total_log_prob,
     with_observed,
 )
 from ..progress import progress_bar
@@ -231,8 +230,8 @@ def predictive_check(
         True
     """
     _check_asked(guide, num_samples, latents, statistics)
-    proposal = guide if latents is Latents.GUIDE else _shared_only(guide)
-    with prepared(model, proposal or no_guide, data, seed, given) as (program, _, batch):
+    proposal = guide or no_guide if latents is Latents.GUIDE else shared_only(guide or no_guide)
+    with prepared(model, proposal, data, seed, given) as (program, _, batch):
         _check_simulable(program, batch, latents, seed)
         runs = _runs(program, proposal, batch, num_samples, given, latents, seed)
         shown = _shown(program, batch)
@@ -276,79 +275,12 @@ def tail_share(
     return Estimate((sides * share).clamp(max=1), error)
 
 
-class GlobalDraw(NamedTuple):
-    """Values of the latent sites that all data share, and their log density under the guide."""
-
-    values: dict[str, Tensor]
-    log_guide: Tensor
-
-
-def draw_globals(
-    program: Program, guide: ProgramLike, batch: Batch, num_samples: int, seed: int
-) -> list[GlobalDraw]:
-    """Draws the latent sites that all data share from a guide of ours or one written by hand.
-
-    Arguments:
-        program: The model; it says which sites these are.
-        guide: Has a posterior of them.
-        batch: Data that a guide written by hand is run on; it may look at all of them.
-        num_samples: Number of draws.
-        seed: Seed of the draws.
-
-    Returns:
-        Draws with their log densities, scalars in nats, in the units of the sites.
-    """
-    if isinstance(guide, Guide):
-        return [_own_draw(guide, v) for v in guide.sample_globals(num_samples, seed=seed)]
-    with forked(seed, "globals"):
-        return [_traced_draw(program, guide, batch) for _ in range(num_samples)]
-
-
-def _own_draw(guide: Guide, values: dict[str, Tensor]) -> GlobalDraw:
-    if guide.shared is None:
-        return GlobalDraw(values, torch.zeros(()))
-    sites = guide.program.global_sites
-    flat = torch.cat([site.flatten(values[site.name]) for site in sites])
-    parts = guide.program.constrain_globals(flat).values()
-    jacobian = torch.stack([log_jacobian.sum() for _, log_jacobian in parts]).sum()
-    with torch.no_grad():
-        return GlobalDraw(values, guide.shared.distribution().log_prob(flat) - jacobian)
-
-
-def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDraw:
-    run = program.run_guide(guide, batch)
-    values = run.values(site.name for site in program.global_sites)
-    return GlobalDraw(values, total_log_prob(run.outside.values(), torch.zeros(())))
-
-
-@dataclass(frozen=True)
-class _SharedOnly:
-    """Stands in for a guide whose latents of a datum are not asked for.
-
-    A table of parameters has no rows for other data than its own, and none are needed.
-    """
-
-    guide: Guide
-    program: Program
-
-    def global_values(self) -> dict[str, Tensor]:
-        """Values of the latent sites that all data share."""
-        return self.guide.global_values()
-
-    def __call__(self, *batch: Tensor) -> None:
-        """Samples nothing."""
-
-
 class _Run(NamedTuple):
     """So many data sets, with what all their data share at some values."""
 
     program: Program
     posterior: Posterior | None
     num_samples: int
-
-
-def _shared_only(guide: ProgramLike | None) -> ProgramLike | None:
-    return _SharedOnly(guide, guide.program) if isinstance(guide, Guide) else guide
 
 
 def _check_asked(
@@ -395,8 +327,7 @@ def _runs(
 
     if given is not None or not program.global_sites or guide is None:
         return [run(program, num_samples)]
-    own = guide.guide if isinstance(guide, _SharedOnly) else guide
-    draws = draw_globals(program, own, batch, num_samples, seed)
+    draws = draw_globals(program, guide, batch, num_samples, seed)
     return [run(program.given(d.values, "draws of their posterior"), 1) for d in draws]
 
 

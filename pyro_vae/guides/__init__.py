@@ -8,15 +8,21 @@ from .closed_form import quadratic_of as quadratic_of
 from .draws import Draws as Draws
 from .draws import draw as draw
 from .empty import NoLatents as NoLatents
+from .entry import draw_globals as draw_globals
 from .entry import for_new_rows as for_new_rows
 from .entry import given_globals as given_globals
+from .entry import has_only_rows as has_only_rows
+from .entry import has_parameters as has_parameters
 from .entry import is_tied_to_rows as is_tied_to_rows
 from .entry import maps_of as maps_of
+from .entry import model_of as model_of
 from .entry import posterior_of as posterior_of
 from .entry import prepare_training as prepare_training
 from .entry import program_of as program_of
+from .entry import refined_guide as refined_guide
 from .entry import require_new_rows as require_new_rows
 from .entry import row_buffers as row_buffers
+from .entry import shared_only as shared_only
 from .families import DiagonalNormal as DiagonalNormal
 from .families import Family as Family
 from .families import FullRankNormal as FullRankNormal
@@ -28,6 +34,7 @@ from .flows import FlowTransform as FlowTransform
 from .flows import NormalizingFlow as NormalizingFlow
 from .flows import SplineAutoregressive as SplineAutoregressive
 from .guide import Guide as Guide
+from .guide import is_made_of_map as is_made_of_map
 from .local import RowFit as RowFit
 from .local import finite_rows as finite_rows
 from .local import fit_parameters as fit_parameters
@@ -40,6 +47,7 @@ from .posteriors import FamilyPosterior as FamilyPosterior
 from .posteriors import Posterior as Posterior
 from .posteriors import ProgramPosterior as ProgramPosterior
 from .refined import Refined as Refined
+from .shared import GlobalDraw as GlobalDraw
 
 __all__ = [
     "AffineAutoregressive",
@@ -55,6 +63,7 @@ __all__ = [
     "FitRows",
     "FlowTransform",
     "FullRankNormal",
+    "GlobalDraw",
     "GlobalParameters",
     "Guide",
     "InferenceMap",
@@ -69,17 +78,24 @@ __all__ = [
     "RowFit",
     "SplineAutoregressive",
     "draw",
+    "draw_globals",
     "finite_rows",
     "fit_parameters",
     "for_new_rows",
     "given_globals",
+    "has_only_rows",
+    "has_parameters",
+    "is_made_of_map",
     "is_tied_to_rows",
     "maps_of",
+    "model_of",
     "posterior_of",
     "prepare_training",
     "program_of",
     "quadratic_of",
     "refine_parameters",
+    "refined_guide",
     "require_new_rows",
     "row_buffers",
+    "shared_only",
 ]

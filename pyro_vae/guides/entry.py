@@ -1,4 +1,9 @@
-"""Guides of any origin that are tied to the rows they were trained on, and new rows for them."""
+"""Guides of any origin, to everything above: made of a map, automatic, delegating, or by hand.
+
+Nothing above this folder asks which a guide is. It asks for the posterior of a batch, for a guide
+of other rows, for the values and draws of sites that all data share, for the model that a guide
+was made for, and for what there is to train; what cannot be answered is refused here, by name.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,16 +11,25 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._types import Batch, Data, ProgramLike
-from ..programs import Program, evaluating, modules_of
+from ..programs import (
+    Program,
+    SelfContained,
+    evaluating,
+    modules_of,
+    reached_by,
+    total_log_prob,
+)
+from ..randomness import forked
 from .climbing import FitRows
 from .contract import check_sites
+from .empty import NoLatents
 from .guide import Guide
 from .maps import InferenceMap
 from .posteriors import Posterior
-from .shared import values_of
+from .shared import GlobalDraw, values_of
 from .tied import REMEDY, automatic_globals, automatic_posterior, program_posterior, tied_site
 
 _GLOBAL_DRAWS = 200  # of sites that all data share: a point is wanted, not an estimate
@@ -35,6 +49,75 @@ def is_tied_to_rows(guide: ProgramLike) -> bool:
 def row_buffers(guide: ProgramLike) -> list[Tensor]:
     """What belongs to rows: tables with their optimizers."""
     return [buffer for map in maps_of(guide) if map.per_row for buffer in map.buffers()]
+
+
+def model_of(guide: ProgramLike | None) -> ProgramLike | None:
+    """The model that a guide was made for; `None` for one that does not know its model."""
+    program = getattr(guide, "program", None)
+    return program.model if isinstance(program, Program) else None
+
+
+def has_parameters(guide: ProgramLike) -> bool:
+    """Whether a guide may have anything to train; not so under `ExactPosterior`, say."""
+    held = reached_by(guide)  # of a program that is self-contained, some may not be made yet
+    return any(isinstance(part, Tensor | SelfContained) for part in held) or any(
+        parameter.numel() > 0
+        for module in held
+        if isinstance(module, nn.Module)
+        for parameter in module.parameters()
+    )
+
+
+def has_only_rows(guide: ProgramLike) -> bool:
+    """Whether rows of a table are all that a guide has to train: no shared sites, no nets."""
+    return (
+        isinstance(guide, Guide)
+        and guide.map.per_row
+        and guide.shared is None
+        and not isinstance(guide.family, nn.Module)
+    )
+
+
+def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
+    """The guide with so many steps per datum after its map's answer; `None` where it has no map.
+
+    Nor where there is nothing to refine: its rows are optimal already, or its answer is exact.
+    """
+    if not isinstance(guide, Guide) or is_tied_to_rows(guide) or not has_parameters(guide):
+        return None
+    return guide.refined(steps)
+
+
+class SharedOnly:
+    """Stands in for a guide whose latents of a datum are not asked for, only the shared sites.
+
+    A table of parameters has no rows for other data than its own, and here none are needed.
+
+    Arguments:
+        guide: The guide.
+    """
+
+    def __init__(self, guide: Guide) -> None:
+        self.guide, self.program = guide, guide.program
+
+    def global_values(self) -> dict[str, Tensor]:
+        """Values of the latent sites that all data share."""
+        return self.guide.global_values()
+
+    def posterior(self, *batch: Tensor, given: Mapping[str, Tensor] | None = None) -> NoLatents:
+        """Of nothing."""
+        return NoLatents(torch.zeros(len(batch[0]), 0, device=batch[0].device))
+
+    def __call__(self, *batch: Tensor) -> None:
+        """Samples nothing."""
+
+
+def shared_only(guide: ProgramLike) -> ProgramLike:
+    """A guide that is asked about the sites that all data share, and about no rows.
+
+    Itself, where it was written by hand: its shared sites are found by calling it.
+    """
+    return SharedOnly(guide) if isinstance(guide, Guide) else guide
 
 
 def for_new_rows(
@@ -113,6 +196,45 @@ def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor
         for site in program.global_sites:
             means[site.name].append(site.flatten(run[site.name].value))
     return torch.cat([torch.stack(draws).mean(dim=0) for draws in means.values()])
+
+
+def draw_globals(
+    program: Program, guide: ProgramLike, batch: Batch, num_samples: int, seed: int
+) -> list[GlobalDraw]:
+    """Draws the latent sites that all data share from a guide of ours or one written by hand.
+
+    Arguments:
+        program: The model; it says which sites these are.
+        guide: Has a posterior of them.
+        batch: Data that a guide written by hand is run on; it may look at all of them.
+        num_samples: Number of draws.
+        seed: Seed of the draws.
+
+    Returns:
+        Draws with their log densities, scalars in nats, in the units of the sites.
+    """
+    own = guide.guide if isinstance(guide, SharedOnly) else guide
+    if isinstance(own, Guide):
+        return [_own_draw(own, v) for v in own.sample_globals(num_samples, seed=seed)]
+    with forked(seed, "globals"):
+        return [_traced_draw(program, guide, batch) for _ in range(num_samples)]
+
+
+def _own_draw(guide: Guide, values: dict[str, Tensor]) -> GlobalDraw:
+    if guide.shared is None:
+        return GlobalDraw(values, torch.zeros(()))
+    sites = guide.program.global_sites
+    flat = torch.cat([site.flatten(values[site.name]) for site in sites])
+    parts = guide.program.constrain_globals(flat).values()
+    jacobian = torch.stack([log_jacobian.sum() for _, log_jacobian in parts]).sum()
+    with torch.no_grad():
+        return GlobalDraw(values, guide.shared.distribution().log_prob(flat) - jacobian)
+
+
+def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDraw:
+    run = program.run_guide(guide, batch)
+    values = run.values(site.name for site in program.global_sites)
+    return GlobalDraw(values, total_log_prob(run.outside.values(), torch.zeros(())))
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:

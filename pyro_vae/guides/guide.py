@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyro
 import pyro.distributions as dist
@@ -341,6 +341,11 @@ class Guide(NamedModule):
         if not self.map.per_row:
             return self._evaluated(batch, given).parameters
         return self.prior_parameters().to(batch[0].device).repeat(len(batch[0]), 1)
+
+
+def is_made_of_map(guide: ProgramLike) -> TypeGuard[Guide]:
+    """Whether a guide is what its model, map and families make; a subclass may be more."""
+    return type(guide) is Guide
 
 
 def copy_of(family: Family) -> Family:

@@ -8,7 +8,7 @@ A program with global sites :math:`\beta` beside the local :math:`z_n` is guided
 """
 
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -22,6 +22,13 @@ from .families import Family
 from .posteriors import mean_of
 
 _FIRST_SCALE = 0.1  # narrow, as Pyro's automatic guides start: draws of it say what its middle says
+
+
+class GlobalDraw(NamedTuple):
+    """Values of the latent sites that all data share, and their log density under the guide."""
+
+    values: dict[str, Tensor]
+    log_guide: Tensor
 
 
 class GlobalPosterior(nn.Module):

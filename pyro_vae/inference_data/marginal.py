@@ -21,10 +21,9 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..diagnostics.predictive import GlobalDraw, draw_globals
 from ..evidence import ImportanceSampling, LogMarginal, prepared
 from ..evidence.estimates import Estimator
-from ..guides import posterior_of
+from ..guides import GlobalDraw, draw_globals, posterior_of
 from ..programs import Program, retry_unvalidated, total_log_prob
 from ..randomness import stream
 from .draws import Attributes, Labelled, build, datum_labels, label, labelled, observed_arrays

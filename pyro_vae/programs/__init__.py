@@ -15,6 +15,7 @@ from .modes import device_of as device_of
 from .modes import evaluating as evaluating
 from .modes import local_parameters as local_parameters
 from .modes import modules_of as modules_of
+from .modes import reached_by as reached_by
 from .plates import Minibatch as Minibatch
 from .plates import current_minibatch as current_minibatch
 from .plates import minibatch as minibatch
@@ -74,6 +75,7 @@ __all__ = [
     "no_new_parameters",
     "outside_minibatch",
     "partly_observed",
+    "reached_by",
     "repeat_rows",
     "retry_unvalidated",
     "run",

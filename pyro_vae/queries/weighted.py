@@ -27,7 +27,7 @@ from ..evidence import (
     log_marginal_of,
     prepared,
 )
-from ..guides import GlobalParameters, Guide, Posterior, is_tied_to_rows
+from ..guides import GlobalParameters, Guide, Posterior, is_tied_to_rows, maps_of
 from ..programs import Program, as_batch, device_of, has_missing, partly_observed
 
 _DRAWS = 2000  # a row: an error of a mean below 3% of the spread, with a tail to look at
@@ -132,9 +132,11 @@ def guide_for(
                 "their values, or given="
             )
         return fallback
-    if has_missing(batch[0]) and isinstance(guide, Guide) and not is_tied_to_rows(guide):
+    if has_missing(batch[0]) and maps_of(guide) and not is_tied_to_rows(guide):
+        row = tuple(part[:1] for part in batch)
         try:
-            guide.mean(tuple(part[:1] for part in batch))
+            with prepared(model, guide, row, 0, given) as (_, posterior, _):
+                posterior.mean()
         except ValueError as error:
             error.add_note(
                 "Or pass None for the guide: a proposal is then fitted to every row, which needs "

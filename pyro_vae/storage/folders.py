@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .._types import ProgramLike
-from ..guides import Guide
+from ..guides import model_of
 from ..randomness import forked
 from .parts import Part, check_types, describe, differences, fill, module_of, rebuild, tensors_of
 
@@ -82,7 +82,7 @@ def save(
     """
     from .. import __version__  # set when the package is whole
 
-    if isinstance(guide, Guide) and guide.model != model:
+    if model_of(guide) not in (None, model):
         raise ValueError(
             "the guide was made for another model than the one to save, and would be loaded for "
             "this one: save model=guide.model, or make the guide for this model"
@@ -137,7 +137,7 @@ def load(
 
     Example:
         >>> import tempfile
-        >>> from pyro_vae import Encoder, likelihoods, models, nets
+        >>> from pyro_vae import Encoder, Guide, likelihoods, models, nets
         >>> decoder = nets.MLPDecoder(latent_dim=2, shape=3)
         >>> model = models.VAE(decoder, likelihoods.Bernoulli(), latent_dim=2)
         >>> guide = Guide(model, Encoder(nets.MLPEncoder(3)))
@@ -152,8 +152,8 @@ def load(
     parts = _parts(folder)
     if guide is not None and "guide" not in parts:
         raise ValueError(f"'{folder}' holds a model but no guide: load it without guide=")
-    if model is None and isinstance(guide, Guide):
-        model = guide.model
+    if model is None:
+        model = model_of(guide)
     states = {role: _read_tensors(folder, *parts[role]) for role in parts}
     given = {"model": model, "guide": guide}
     for role, program in given.items():

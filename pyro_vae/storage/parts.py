@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .._types import ProgramLike
-from ..guides import Family, Guide, InferenceMap, LocalParameters
+from ..guides import Family, Guide, InferenceMap, LocalParameters, is_made_of_map
 from ..models import Generative
 from ..nets import activations
 from ..programs import modules_of
@@ -314,7 +314,7 @@ def _record(program: ProgramLike) -> dict[str, Any]:
         recorded: dict[str, Any] = record(program, "model")
         _check_same(program, build(recorded, "model"), "model")
         return recorded
-    if type(program) is not Guide:
+    if not is_made_of_map(program):
         raise ValueError(f"it is {described(program)}")
     recorded, family = record(program.map, "map"), record(program.family, "family")
     if isinstance(program.family, nn.Module):
