@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     )
     from .queries.measures import dependence
     from .queries.tails import outliers
+    from .tables import TableVAE
 
 __version__ = "0.1.0"
 
@@ -120,6 +121,7 @@ __all__ = [
     "StartFromGuide",
     "StartFromPrior",
     "TF32Products",
+    "TableVAE",
     "Tightest",
     "Until",
     "Widened",
@@ -181,6 +183,8 @@ def __getattr__(name: str) -> object:
         return import_module(f".{name}", __name__)
     if name in _QUERIES:
         return getattr(import_module(".queries", __name__), name)
+    if name == "TableVAE":
+        return import_module(".tables", __name__).TableVAE
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

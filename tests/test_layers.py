@@ -32,7 +32,8 @@ LAYERS = (
     ("gaps", "diagnostics", "criticism"),
     ("queries",),
     ("inference_data", "report", "storage"),
-    ("comparisons", "sklearn"),
+    ("comparisons", "tables"),
+    ("sklearn",),
     ("cli",),
     ("__main__",),
 )

@@ -24,11 +24,13 @@ from .kinds import Ordered as Ordered
 from .kinds import Real as Real
 from .kinds import Time as Time
 from .sets import Dataset as Dataset
+from .sets import Scaling as Scaling
 from .sets import digits as digits
 from .sets import fashion_mnist as fashion_mnist
 from .sets import from_frame as from_frame
 from .sets import load as load
 from .sets import squares as squares
+from .sets import trained_on as trained_on
 from .streams import Augmented as Augmented
 from .streams import OnDisk as OnDisk
 from .streams import RowReader as RowReader
@@ -56,6 +58,7 @@ __all__ = [
     "Real",
     "Redrawn",
     "RowReader",
+    "Scaling",
     "Split",
     "Table",
     "Threshold",
@@ -75,5 +78,6 @@ __all__ = [
     "read_table",
     "split_rows",
     "squares",
+    "trained_on",
     "warn_constant_columns",
 ]

@@ -10,6 +10,7 @@ have a probability instead of a density, which no unit changes: there `log_scale
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
+from ..randomness import row_digests
 from .binarize import Binarization, FixedDraw, Grey
 from .checks import check_batch, check_finite, warn_constant_columns
 from .files import (
@@ -60,6 +62,8 @@ class Dataset:
         scale: What each column was divided by, if the set was standardized.
         columns: What the columns are, if the rows come from a table: they make tables of stored
             rows, where nan is an entry that was not observed.
+        digests: A digest of each row to train on as it was before it was made binary, by which it
+            is known again in another file; None for a set by name.
 
     Example:
         >>> squares(4, side=2, num_test=2)
@@ -78,12 +82,19 @@ class Dataset:
     center: Float[Tensor, "*datum"] | None = None
     scale: Float[Tensor, "*datum"] | None = None
     columns: Columns | None = None
+    digests: Int64[Tensor, " train"] | None = None
+
+    @property
+    def units(self) -> "Columns | Scaling":
+        """What makes rows as a model has them out of the data as a person has them, and back."""
+        if self.columns is not None:
+            return self.columns
+        names = self.feature_names
+        return Scaling(self.center, self.scale, self.log_scale, names)
 
     def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
         """`log_scale` by row: an entry that is missing has no density, and no unit."""
-        if self.columns is not None:
-            return self.columns.log_scales(y)
-        return y.new_full((len(y),), self.log_scale)
+        return self.units.log_scales(y)
 
     def standardized(self) -> "Dataset":
         """The same set with every column at mean 0 and standard deviation 1 over training rows.
@@ -150,6 +161,84 @@ class Dataset:
 
     def __repr__(self) -> str:
         return self.describe()
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """Units of data that are no table, such as pictures: the part of :class:`Columns` they need.
+
+    Arguments:
+        center: What is subtracted from each entry, or None.
+        scale: What the result is divided by, or None.
+        log_scale: What brings the log density of a row into the data's units, in nats.
+        feature_names: Names of the entries, or None.
+    """
+
+    center: Float[Tensor, "*datum"] | None = None
+    scale: Float[Tensor, "*datum"] | None = None
+    log_scale: float = 0.0
+    feature_names: tuple[str, ...] | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether the entries have names."""
+        return self.feature_names is not None
+
+    def encode(self, data: Any) -> Float[Tensor, "rows *datum"]:
+        """Rows as the model has them."""
+        y = torch.as_tensor(data, dtype=torch.float64)
+        if self.center is not None and self.scale is not None:
+            y = (y - self.center) / self.scale
+        return y.to(torch.get_default_dtype())
+
+    def decode(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, "rows *datum"]:
+        """Rows in the data's own units."""
+        if self.center is None or self.scale is None:
+            return y
+        return y * self.scale.to(y) + self.center.to(y)
+
+    def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
+        """`log_scale` for each row."""
+        return y.new_full((len(y),), self.log_scale)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it in lists, words and numbers."""
+        names = None if self.feature_names is None else list(self.feature_names)
+        center, scale = (
+            None if part is None else part.tolist() for part in (self.center, self.scale)
+        )
+        return {"center": center, "scale": scale, "log_scale": self.log_scale, "names": names}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "Scaling":
+        """What :meth:`to_json` described."""
+        center, scale = (
+            None if saved[key] is None else torch.tensor(saved[key], dtype=torch.float64)
+            for key in ("center", "scale")
+        )
+        names = None if saved["names"] is None else tuple(saved["names"])
+        return cls(center, scale, saved["log_scale"], names)
+
+
+def trained_on(
+    rows: Int64[Tensor, " rows"], digests: Int64[Tensor, " train"]
+) -> Bool[Tensor, " rows"]:
+    """Which rows were trained on, each training row counting once: equal rows may be held out.
+
+    Arguments:
+        rows: Digests of rows.
+        digests: Those of the rows trained on.
+
+    Example:
+        >>> trained_on(torch.tensor([4, 7, 4, 4]), torch.tensor([4, 4, 9]))
+        tensor([ True, False,  True, False])
+    """
+    left = Counter(digests.tolist())
+    found = []
+    for digest in rows.tolist():
+        found.append(left[digest] > 0)
+        left[digest] -= 1
+    return torch.tensor(found, dtype=torch.bool)
 
 
 def squares(num_data: int = 1000, side: int = 28, *, num_test: int = 200) -> Dataset:
@@ -421,6 +510,7 @@ def from_frame(
         center=columns.center,
         scale=columns.scale,
         columns=columns,
+        digests=row_digests(y[train]),
     )
 
 
@@ -497,6 +587,7 @@ def _from_grey(path: Path, options: _Options) -> Dataset:
         feature_names=names,
         image_shape=image_shape,
         log_scale=_log_jacobian(y, options.divide_by),
+        digests=row_digests(y[train]),
     )
     return dataset.binarized(options.binarization or Grey())
 

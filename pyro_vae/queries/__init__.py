@@ -10,6 +10,8 @@ from .densities import marginal as marginal
 from .embedding import encode as encode
 from .embedding import reconstruct as reconstruct
 from .embedding import reconstruction_draws as reconstruction_draws
+from .explaining import Explanation as Explanation
+from .explaining import explain as explain
 from .imputation import Imputation as Imputation
 from .imputation import impute as impute
 from .measures import Correlation as Correlation
@@ -33,6 +35,7 @@ __all__ = [
     "ConditionalDensity",
     "Correlation",
     "Dependence",
+    "Explanation",
     "FalseAlarms",
     "FalseDiscoveries",
     "Imputation",
@@ -48,6 +51,7 @@ __all__ = [
     "correlation",
     "dependence",
     "encode",
+    "explain",
     "impute",
     "interpolate",
     "marginal",

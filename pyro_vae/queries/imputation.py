@@ -18,10 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
+from ..data import Categories, Columns, Count
 from ..evidence import ImportanceSampling, LogMarginal
 from ..programs import Program
 from ..randomness import row_keys, seeded
-from ..results import Doubts, PerDatum, join
+from ..results import Doubts, PerDatum, data_frame, join
 from .forward import drawn
 from .weighted import (
     WeightedDraws,
@@ -48,6 +49,7 @@ class Imputation(PerDatum):
         pareto_k: Shape of their tail, `(rows,)`; nan where nothing is missing.
         doubts: Reasons not to trust a row, and the rows that they hold for.
         given: What all is conditional on, in words; empty if on nothing.
+        table: What the columns are, where the data are a table.
     """
 
     draws: Float[Tensor, "samples rows *datum"] = field(metadata={"axis": 1})
@@ -59,6 +61,7 @@ class Imputation(PerDatum):
     pareto_k: Float[Tensor, " rows"]
     doubts: Doubts = field(default_factory=dict)
     given: str = ""
+    table: Columns | None = field(default=None, metadata={"axis": None})
 
     def interval(self, level: float = 0.95) -> Float[Tensor, "ends rows *datum"]:
         """Lower and upper end of the central interval of every entry, by the draws.
@@ -75,6 +78,52 @@ class Imputation(PerDatum):
     def most_frequent(self) -> Float[Tensor, "rows *datum"]:
         """The most frequent value of every entry among the draws: for categories and counts."""
         return self.draws.mode(dim=0).values
+
+    def filled(self) -> Float[Tensor, "rows *datum"]:
+        """One value for each entry: a mean, a median of counts, the most frequent category."""
+        if self.table is None:
+            return self.value
+        filled = self.value.clone()
+        for place, kind in enumerate(self.table.kinds.values()):
+            if isinstance(kind, Categories):
+                filled[:, place] = self.most_frequent[:, place].to(filled)
+            elif isinstance(kind, Count):
+                filled[:, place] = self.draws[..., place].median(dim=0).values.to(filled)
+        return filled
+
+    def completed(self) -> Any:
+        """The table with its holes filled, in its own units, words and dtypes.
+
+        Raises:
+            ValueError: If it is not known what the columns are: ask :class:`pyro_vae.TableVAE`.
+        """
+        return self._columns().decode(self.filled())
+
+    def entries(self, level: float = 0.95) -> Any:
+        """A row for each missing entry, in its own units, with a central interval; needs pandas.
+
+        Arguments:
+            level: Probability that the interval holds the entry, under the model.
+        """
+        low, high = (self._columns().decode(end.double()) for end in self.interval(level))
+        best = self.completed()
+        rows, places = self.missing.nonzero(as_tuple=True)
+        names = [self._columns().names[place] for place in places.tolist()]
+        found = list(zip(rows.tolist(), names, strict=True))
+        ends = {"filled": best, "low": low, "high": high}
+        return data_frame(
+            {
+                "row": [row for row, _ in found],
+                "column": names,
+                **{key: [list(t[name])[row] for row, name in found] for key, t in ends.items()},
+            }
+        )
+
+    def _columns(self) -> Columns:
+        if self.table is None:
+            raise ValueError("it is not known what the columns are: ask pv.TableVAE, whose impute "
+                             "knows, or decode draws by yourself")  # fmt: skip
+        return self.table
 
     def summary(self) -> str:
         """How much was missing, and how far what was drawn can be trusted."""

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
+from ..data import Columns
 from ..diagnostics import Collapse, collapse
 from ..evidence import prepared
 from ..evidence.weights import draw_rows
@@ -142,6 +143,7 @@ class Traversal(Result):
         values: What each latent was set to, `(latents, steps)`.
         decoded: Means of p(y | z), `(latents, steps, *datum)`, in the unit of the data.
         at: Where the other latents stayed, `(latents,)`, in the model's order.
+        table: What the columns are, where the data are a table.
     """
 
     order: Int64[Tensor, " latents"]
@@ -151,6 +153,7 @@ class Traversal(Result):
     values: Float[Tensor, "latents steps"]
     decoded: Float[Tensor, "latents steps *datum"]
     at: Float[Tensor, " latents"]
+    table: Columns | None = None
 
     def summary(self) -> str:
         """The latents and what each says, the most informative first."""
@@ -233,9 +236,9 @@ def traverse(
         _check_place(start, program.latent_dim)
         order = _order(uses).to(z.device)
         values = _quantiles(z, levels)[order]
-        moved = _moved(start, order, values)
+        places = moved(start, order, values)
         row: Batch = tuple(part[:1] for part in batch)
-        flat = decoded(program, moved.flatten(0, 1).unsqueeze(0), repeat_rows(row, values.numel()))
+        flat = decoded(program, places.flatten(0, 1).unsqueeze(0), repeat_rows(row, values.numel()))
     names = tuple(uses.names[latent] for latent in order.tolist())
     information = Estimate(*(part[order.to(part.device)] for part in uses.information))
     shaped = flat[0].unflatten(0, values.shape)
@@ -254,11 +257,11 @@ def _quantiles(z: Float[Tensor, "draws data latents"], levels: tuple[float, ...]
     return ordered[places].T
 
 
-def _moved(at: Tensor, order: Tensor, values: Float[Tensor, "latents steps"]) -> Tensor:
+def moved(at: Tensor, order: Tensor, values: Float[Tensor, "latents steps"]) -> Tensor:
     """`at` with one latent in turn at each of its values, `(latents, steps, latents)`."""
-    moved = at.repeat(*values.shape, 1)
-    places = order.reshape(-1, 1, 1).expand(*values.shape, 1)
-    return moved.scatter(-1, places, values.unsqueeze(-1))
+    places = at.repeat(*values.shape, 1)
+    which = order.reshape(-1, 1, 1).expand(*values.shape, 1)
+    return places.scatter(-1, which, values.unsqueeze(-1))
 
 
 def _check_levels(levels: tuple[float, ...]) -> None:

@@ -1,0 +1,208 @@
+r"""Which latent does what: how far each column moves as one latent goes through its range.
+
+A latent is moved from its 2.5% to its 97.5% quantile in the data, the others stay where they are,
+and each column is decoded at both ends. Effects on columns of unlike units are compared in the
+spread of the column, for numbers, and in probability, for categories:
+
+.. math:: e_{dj} = \frac{\mathbb{E}[y_j \mid z_d^{+}] - \mathbb{E}[y_j \mid z_d^{-}]}{s_j}
+    \qquad\text{or}\qquad
+    e_{dj} = \tfrac{1}{2} \sum_k |p(y_j = k \mid z_d^{+}) - p(y_j = k \mid z_d^{-})|
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._types import Batch, Data, ProgramLike
+from ..data import Binary, Categories, Columns, Time
+from ..evidence import prepared
+from ..programs import Program
+from ..results import Result
+from .forward import features
+from .traversal import Traversal, moved, traverse
+
+_SLIGHT = 0.2  # spreads, or probability: a smaller effect is left out of the words
+_SILENT = 0.05  # nats: a latent that says less is taken to say nothing
+_MOST = 5  # columns named for each latent
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation(Result):
+    """What each latent does to each column, the most informative latent first.
+
+    Arguments:
+        traversal: The walks along the latents that it is read off.
+        columns: Names of the columns.
+        effect: From the lowest to the highest level of each latent, `(latents, columns)`: of
+            numbers in standard deviations of the column, with sign; of categories the share of
+            probability that changes sides, with the sign of the second one where there are two.
+        words: The same in the column's own units, `(latents, columns)`.
+    """
+
+    traversal: Traversal
+    columns: tuple[str, ...]
+    effect: Float[Tensor, "latents columns"]
+    words: tuple[tuple[str, ...], ...]
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of the latents, the most informative first."""
+        return self.traversal.names
+
+    def strongest(self, latent: int) -> list[int]:
+        """Positions of the columns that a latent moves most, those it hardly moves left out."""
+        sizes = self.effect[latent].abs()
+        order = sizes.argsort(descending=True, stable=True).tolist()
+        return [column for column in order if sizes[column] >= _SLIGHT][:_MOST]
+
+    def summary(self) -> str:
+        """A line for each latent that says something: its information, and what it moves."""
+        nats = self.traversal.information.value.tolist()
+        told = [place for place, nat in enumerate(nats) if not nat < _SILENT]
+        lines = [
+            f"{self.traversal.labels[place]}: "
+            + ("; ".join(self._moved(place)) or "moves no column by itself")
+            for place in told
+        ]
+        quiet = [name for place, name in enumerate(self.latents) if place not in told]
+        if quiet:
+            lines.append(f"{', '.join(quiet)}: nothing (less than {_SILENT} nats)")
+        low, high = self.traversal.levels[0], self.traversal.levels[-1]
+        return "\n".join(
+            [
+                *lines,
+                f"Each latent goes from its {low:.1%} to its {high:.1%} quantile in the data, the "
+                f"others stay; columns that move by less than {_SLIGHT} sd, or {_SLIGHT:.0%}, are "
+                "left out.",
+            ]
+        )
+
+    def _moved(self, latent: int) -> Iterator[str]:
+        for column in self.strongest(latent):
+            yield f"{self.columns[column]} {self.words[latent][column]}"
+
+    def to_dataframe(self) -> Any:
+        """A row for each latent and column; needs pandas."""
+        from ..results import data_frame
+
+        nats = self.traversal.information.value.tolist()
+        rows = [
+            {
+                "latent": name,
+                "information": nats[place],
+                "column": column,
+                "effect": float(self.effect[place, number]),
+                "change": self.words[place][number],
+            }
+            for place, name in enumerate(self.latents)
+            for number, column in enumerate(self.columns)
+        ]
+        return data_frame(rows)
+
+    def plot(self) -> Any:
+        """Effects of latents on columns as a map; needs matplotlib."""
+        from ..plots import plot_effects
+
+        return plot_effects(self.effect, self.traversal.labels, self.columns)
+
+
+def explain(
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    columns: Columns | None = None,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> Explanation:
+    r"""Says which latent does what, for which columns.
+
+    Latents are ordered by the information that each has by itself. The effect of a latent that
+    depends on the others is shown at one place, where they are 0.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+        data: The data whose aggregated posterior gives the ranges, at least two.
+        columns: What the columns are; without it all are numbers, called "0", "1", ...
+        given: Values of the latent sites that all data share, by name.
+        seed: Seed of the draws that the ranges are of.
+
+    Returns:
+        Effects; the ends of the ranges are off by 0.4% of probability, as a standard error.
+
+    Raises:
+        ValueError: If data and programs do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae import GlobalParameters, Guide, likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(1, 2), likelihoods.Gaussian(), latent_dim=1)
+        >>> explain(model, Guide(model, GlobalParameters()), torch.randn(9, 2)).effect.shape
+        torch.Size([1, 2])
+    """
+    walk = traverse(model, guide, data, given=given, seed=seed)
+    with prepared(model, guide, data, seed, given) as (program, _, batch):
+        y = batch[0].flatten(1).double()
+        names = columns.names if columns is not None else tuple(map(str, range(y.shape[1])))
+        kinds: list[Any] = [None] * len(names) if columns is None else list(columns.kinds.values())
+        ends = moved(walk.at, walk.order.to(walk.at.device), walk.values[:, [0, -1]])
+        told = [
+            _categories(program, ends, batch, place, kind)
+            if isinstance(kind, Categories) and len(kind.categories) > 2
+            else _number(walk.decoded[:, [0, -1]].flatten(2)[..., place], y[:, place], kind)
+            for place, kind in enumerate(kinds)
+        ]
+    effect = torch.stack([effects for effects, _ in told], dim=1)
+    words = tuple(zip(*(said for _, said in told), strict=True))
+    return Explanation(walk, names, effect, words)
+
+
+def _number(
+    ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
+) -> tuple[Tensor, list[str]]:
+    """Effect on numbers in spreads, and on one of two in probability."""
+    ends = ends.double().cpu()
+    if isinstance(kind, Binary):
+        name = kind.categories[1]
+        return ends[:, 1] - ends[:, 0], [f"{name} {low:.0%} to {high:.0%}" for low, high in ends]
+    known = y[~y.isnan()]
+    spread = float(known.std(correction=0)) or 1.0
+    effect = (ends[:, 1] - ends[:, 0]) / spread
+    return effect, [
+        f"{_own(low, kind)} to {_own(high, kind)} ({(high - low) / spread:+.1f} sd)"
+        for low, high in ends.tolist()
+    ]
+
+
+def _own(value: float, kind: Any) -> str:
+    """A number in the column's own unit."""
+    if isinstance(kind, Time) and kind.pattern:
+        return str(kind.written(torch.tensor([value]).double().numpy())[0])
+    center, scale = getattr(kind, "center", 0.0), getattr(kind, "scale", 1.0)
+    return f"{value * scale + center:.4g}"
+
+
+def _categories(
+    program: Program, ends: Tensor, batch: Batch, place: int, kind: Categories
+) -> tuple[Tensor, list[str]]:
+    """Share of probability that changes sides, and the category that gains most."""
+    row = tuple(part[:1] for part in batch)
+    factors: Any = features(program, ends.flatten(0, 1), row)
+    plain = row[0].nan_to_num().repeat(len(ends) * 2, 1)
+    columns = []
+    for code in range(len(kind.categories)):
+        plain[:, place] = code
+        columns.append(factors.log_prob(plain)[:, place].exp())
+    shares = torch.stack(columns, dim=-1).double().unflatten(0, (len(ends), 2)).cpu()
+    change = shares[:, 1] - shares[:, 0]  # (latents, categories)
+    first = change.abs().argmax(dim=-1).tolist()
+    said = [
+        f"{kind.categories[code]} {shares[latent, 0, code]:.0%} to {shares[latent, 1, code]:.0%}"
+        for latent, code in enumerate(first)
+    ]
+    return change.abs().sum(dim=-1) / 2, said

@@ -1,0 +1,317 @@
+r"""A VAE of a table: frame in, model out, and answers in the words and units of the frame.
+
+Three lines take a table to a model, with a likelihood for each column and an encoder that sees
+categories and holes (:mod:`pyro_vae.defaults`):
+
+    table = pv.data.load("lab.csv", drop=["sample_id"])
+    vae = pv.TableVAE.of(table)
+    vae.fit(num_epochs=300)
+
+`vae.model`, `vae.guide` and `table.train` are what everything else in this library takes. What was
+trained travels with the object, and with what it saves: the columns, by which every later table is
+matched by name; the centres and scales, so that densities are of the data in its own units; and
+digests of the rows trained on, so that none of them is called held out.
+"""
+
+import base64
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from . import defaults, storage
+from ._types import ProgramLike
+from .data import Columns, Dataset, Scaling, from_frame, trained_on
+from .defaults import GUIDES, Architecture
+from .evidence import (
+    EvidenceLowerBound,
+    ImportanceSampling,
+    LogMarginal,
+    evaluate,
+    log_marginal_likelihood,
+)
+from .evidence.estimates import Estimator
+from .guides import Family, for_new_rows
+from .queries import (
+    Explanation,
+    Imputation,
+    Outliers,
+    Traversal,
+    encode,
+    explain,
+    impute,
+    outliers,
+    traverse,
+)
+from .randomness import row_digests
+from .results import data_frame
+from .storage.folders import JSON
+from .training import Fit, fit
+
+_MOST_DIGESTS = 1_000_000  # rows; 8 bytes each are saved
+
+
+@dataclass(eq=False)
+class TableVAE:
+    """A model of a table, its guide, and what a table is to them; made by :meth:`of`.
+
+    Every question takes a table with the columns that it was trained on, in any order, and
+    answers in their units; without one it is about the rows held out.
+
+    Arguments:
+        model: The Pyro program, of encoded rows.
+        guide: Its posterior.
+        units: The columns, which encode tables.
+        holes: Whether the encoder has seen missing entries.
+        digests: Those of the rows trained on, or None if it is not known which they are.
+        dataset: The rows, where they are at hand.
+        history: How training went, once it did.
+
+    Example:
+        >>> frame = {"age": [31.5, 47.0, None, 22.0, 60.5], "sex": ["f", "m", "m", "f", "f"]}
+        >>> vae = TableVAE.of(from_frame(frame))
+        >>> vae.fit(num_epochs=1).stopped
+        'finished'
+        >>> sorted(vae.impute(frame, 10).completed())
+        ['age', 'sex']
+    """
+
+    model: Any
+    guide: Any
+    units: Columns | Scaling
+    holes: bool
+    digests: Int64[Tensor, " train"] | None = None
+    dataset: Dataset | None = None
+    history: Fit | None = None
+
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        architecture: Architecture = Architecture(),  # noqa: B008 (frozen)
+        *,
+        guide: str = GUIDES[0],
+        family: Family | None = None,
+    ) -> "TableVAE":
+        """A model for a table, untrained: likelihood, sizes and encoder by what the columns are.
+
+        Arguments:
+            data: What :func:`pyro_vae.data.load` or :func:`pyro_vae.data.from_frame` gave, or a
+                table that the latter takes.
+            architecture: Sizes, seed of the weights, and a likelihood of your own.
+            guide: "amortized", "per-datum" or "global".
+            family: Of q(z | y); a mean-field Gaussian unless told otherwise.
+        """
+        dataset = data if isinstance(data, Dataset) else from_frame(data)
+        model = defaults.vae(dataset, architecture)
+        posterior = defaults.guide(model, dataset, architecture, name=guide, family=family)
+        holes = bool(dataset.train.isnan().any() or dataset.test.isnan().any())
+        return cls(model, posterior, dataset.units, holes, dataset.digests, dataset)
+
+    def fit(self, **how: Any) -> Fit:
+        """Trains on the rows to train on; takes the arguments of :func:`pyro_vae.fit`."""
+        if self.dataset is None:
+            raise ValueError("there are no rows to train on: make it by TableVAE.of(table)")
+        how.setdefault("batch_size", defaults.batch_size(len(self.dataset.train)))
+        self.history = fit(self.model, self.guide, self.dataset.train, **how)
+        return self.history
+
+    def rows(self, data: Any = None) -> Float[Tensor, "rows *datum"]:
+        """A table as the model has it; the rows held out, if none is given.
+
+        Raises:
+            ValueError: If a column is missing or unknown, or an entry is none of its column's.
+        """
+        if data is not None:
+            return self.units.encode(data)
+        if self.dataset is None:
+            raise ValueError("a loaded model has no rows of its own: pass a table")
+        return self.dataset.test
+
+    def trained_on(self, data: Any) -> Tensor:
+        """Which rows of a table were trained on, `(rows,)`.
+
+        Raises:
+            ValueError: If this is not known.
+        """
+        if self.digests is None:
+            raise ValueError("it is not known which rows this model was trained on")
+        return trained_on(row_digests(self.rows(data)), self.digests)
+
+    def embed(self, data: Any = None, *, seed: int = 0) -> Any:
+        """The mean of the posterior of every row, a column for each latent, as a data frame.
+
+        Its index is that of a pandas table, so that it joins back; the first latent is `z0`.
+        """
+        rows = self.rows(data)
+        self._check_holes(rows)
+        means = encode(self.model, self._posterior(rows, seed), rows, seed=seed)
+        frame = data_frame({f"z{k}": column for k, column in enumerate(means.cpu().numpy().T)})
+        if hasattr(data, "index") and hasattr(data, "iloc"):
+            frame.index = data.index
+        return frame
+
+    def evaluate(
+        self,
+        data: Any = None,
+        estimator: ImportanceSampling = ImportanceSampling(),  # noqa: B008 (frozen)
+        *,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> tuple[EvidenceLowerBound, LogMarginal]:
+        """ELBO and log density of every row from the same draws, as :func:`pyro_vae.evaluate`."""
+        rows = self.rows(data)
+        self._check_holes(rows)
+        given = {"seed": seed, "progress": progress}
+        bound, result = evaluate(self.model, self._posterior(rows, seed), rows, estimator, **given)
+        elbo = bound.elbo._replace(value=bound.elbo.value + self._shift(rows))
+        return replace(bound, elbo=elbo), self._own(result, rows)
+
+    def log_marginal_likelihood(
+        self,
+        data: Any = None,
+        estimator: Estimator | None = None,
+        *,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> LogMarginal:
+        """Log density of every row, as :func:`pyro_vae.log_marginal_likelihood`."""
+        rows = self.rows(data)
+        self._check_holes(rows)
+        how = estimator or ImportanceSampling()
+        posterior = self._posterior(rows, seed)
+        result = log_marginal_likelihood(
+            self.model, posterior, rows, how, seed=seed, progress=progress
+        )
+        return self._own(result, rows)
+
+    def outliers(
+        self,
+        data: Any = None,
+        reference: Any = 1000,
+        *,
+        seed: int = 0,
+        progress: bool | None = None,
+        **how: Any,
+    ) -> Outliers:
+        """How far out each row is, as :func:`pyro_vae.outliers`; `reference` may be a table."""
+        rows = self.rows(data)
+        held = reference if isinstance(reference, int) else self.rows(reference)
+        posterior = self._or_none(rows, seed)
+        given = {"seed": seed, "progress": progress, **how}
+        found = outliers(self.model, posterior, rows, held, **given)
+        shift = self._shift(rows).to(found.reference)
+        return replace(found, log_p=self._own(found.log_p, rows), reference=found.reference + shift)
+
+    def impute(
+        self,
+        data: Any = None,
+        num_samples: int = 100,
+        *,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Imputation:
+        """Draws of the missing entries, as :func:`pyro_vae.impute`; `completed()` is a table."""
+        rows = self.rows(data)
+        posterior = self._or_none(rows, seed)
+        given = {"seed": seed, "progress": progress}
+        filled = impute(self.model, posterior, rows, num_samples, **given)
+        return replace(filled, table=self.units if isinstance(self.units, Columns) else None)
+
+    def explain(self, data: Any = None, *, seed: int = 0) -> Explanation:
+        """Which latent does what, for which columns, as :func:`pyro_vae.queries.explain`.
+
+        Latents are ranked over the rows of a table, or over those trained on.
+        """
+        rows = self._training_rows() if data is None else self.rows(data)
+        self._check_holes(rows)
+        columns = self.units if isinstance(self.units, Columns) else None
+        posterior = self._posterior(rows, seed, new=data is not None)
+        return explain(self.model, posterior, rows, columns, seed=seed)
+
+    def traverse(self, data: Any = None, *, seed: int = 0, **how: Any) -> Traversal:
+        """What is decoded along each latent, as :func:`pyro_vae.traverse`."""
+        rows = self._training_rows() if data is None else self.rows(data)
+        self._check_holes(rows)
+        posterior = self._posterior(rows, seed, new=data is not None)
+        walk = traverse(self.model, posterior, rows, seed=seed, **how)
+        return replace(walk, table=self.units if isinstance(self.units, Columns) else None)
+
+    def sample(self, num_samples: int = 1, *, seed: int = 0) -> Any:
+        """Draws of new rows from p(y): a table like the one that was trained on."""
+        return self.units.decode(self.model.sample(num_samples, seed=seed))
+
+    def save(self, folder: str | Path, about: dict[str, JSON] | None = None) -> None:
+        """Saves model, guide and what a table is to them, as :func:`pyro_vae.save` does."""
+        told: dict[str, JSON] = {
+            "table": isinstance(self.units, Columns),
+            "units": self.units.to_json(),
+            "missing": self.holes,
+            "digests": _packed(self.digests),
+            **(about or {}),
+        }
+        storage.save(folder, model=self.model, guide=self.guide, about=told)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TableVAE":
+        """What :meth:`save`, or `pyro-vae fit`, saved.
+
+        Raises:
+            ValueError: If the folder holds a model without the columns that it is for.
+        """
+        about = storage.read_about(folder)
+        if not {"table", "units", "missing", "digests"} <= set(about):
+            raise ValueError(
+                f"'{folder}' was not saved by this command line or TableVAE, so it is not known "
+                "which data it is for; use pv.load and pv.log_marginal_likelihood in Python"
+            )
+        model, guide = storage.load(folder)
+        made = Columns if about["table"] else Scaling
+        digests = _unpacked(about["digests"])
+        return cls(model, guide, made.from_json(about["units"]), about["missing"], digests)
+
+    def _training_rows(self) -> Tensor:
+        if self.dataset is None:
+            raise ValueError("a loaded model has no rows of its own: pass a table")
+        return self.dataset.train
+
+    def _posterior(self, rows: Tensor, seed: int, *, new: bool = True) -> ProgramLike:
+        """The guide for rows that it may not have been trained on."""
+        found: ProgramLike = self.guide
+        return for_new_rows(found, rows, seed=seed, progress=False) if new else found
+
+    def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
+        """The guide; None, for a fit to every row, where holes are new to it."""
+        new = bool(rows.isnan().any()) and not self.holes
+        return None if new else self._posterior(rows, seed)
+
+    def _check_holes(self, rows: Tensor) -> None:
+        holes = int(rows.isnan().sum())
+        if holes and not self.holes:
+            raise ValueError(
+                f"there are {holes} missing entries, but the rows trained on had none, so the "
+                "encoder has not learned what to make of them: fit on data with holes, or fill "
+                "these in (impute needs no encoder)"
+            )
+
+    def _shift(self, rows: Tensor) -> Float[Tensor, " rows"]:
+        return self.units.log_scales(rows.double())
+
+    def _own(self, result: LogMarginal, rows: Tensor) -> LogMarginal:
+        return replace(result, value=result.value + self._shift(rows).to(result.value.device))
+
+
+def _packed(digests: Int64[Tensor, " train"] | None) -> str | None:
+    if digests is None or len(digests) > _MOST_DIGESTS:
+        return None
+    return base64.b64encode(digests.numpy().astype("<i8").tobytes()).decode()
+
+
+def _unpacked(text: str | None) -> Int64[Tensor, " train"] | None:
+    if text is None:
+        return None
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype="<i8").astype(np.int64))
