@@ -166,7 +166,7 @@ class TableVAE:
         """ELBO and log density of every row from the same draws, as :func:`pyro_vae.evaluate`."""
         rows = self.rows(data)
         self._check_holes(rows)
-        given = {"seed": seed, "progress": progress}
+        given: dict[str, Any] = {"seed": seed, "progress": progress}
         bound, result = evaluate(self.model, self._posterior(rows, seed), rows, estimator, **given)
         elbo = bound.elbo._replace(value=bound.elbo.value + self._shift(rows))
         return replace(bound, elbo=elbo), self._own(result, rows)
@@ -202,7 +202,7 @@ class TableVAE:
         rows = self.rows(data)
         held = reference if isinstance(reference, int) else self.rows(reference)
         posterior = self._or_none(rows, seed)
-        given = {"seed": seed, "progress": progress, **how}
+        given: dict[str, Any] = {"seed": seed, "progress": progress, **how}
         found = outliers(self.model, posterior, rows, held, **given)
         shift = self._shift(rows).to(found.reference)
         return replace(found, log_p=self._own(found.log_p, rows), reference=found.reference + shift)
@@ -218,7 +218,7 @@ class TableVAE:
         """Draws of the missing entries, as :func:`pyro_vae.impute`; `completed()` is a table."""
         rows = self.rows(data)
         posterior = self._or_none(rows, seed)
-        given = {"seed": seed, "progress": progress}
+        given: dict[str, Any] = {"seed": seed, "progress": progress}
         filled = impute(self.model, posterior, rows, num_samples, **given)
         return replace(filled, table=self.units if isinstance(self.units, Columns) else None)
 
@@ -247,13 +247,7 @@ class TableVAE:
 
     def save(self, folder: str | Path, about: dict[str, JSON] | None = None) -> None:
         """Saves model, guide and what a table is to them, as :func:`pyro_vae.save` does."""
-        told: dict[str, JSON] = {
-            "table": isinstance(self.units, Columns),
-            "units": self.units.to_json(),
-            "missing": self.holes,
-            "digests": _packed(self.digests),
-            **(about or {}),
-        }
+        told = {**_saved(self.units, self.digests, holes=self.holes), **(about or {})}
         storage.save(folder, model=self.model, guide=self.guide, about=told)
 
     @classmethod
@@ -303,6 +297,23 @@ class TableVAE:
 
     def _own(self, result: LogMarginal, rows: Tensor) -> LogMarginal:
         return replace(result, value=result.value + self._shift(rows).to(result.value.device))
+
+
+def saved_beside(dataset: Dataset) -> dict[str, JSON]:
+    """What is saved beside a model of a data set, so that :meth:`TableVAE.load` finds it."""
+    holes = bool(dataset.train.isnan().any() or dataset.test.isnan().any())
+    return _saved(dataset.units, dataset.digests, holes=holes)
+
+
+def _saved(
+    units: Columns | Scaling, digests: Int64[Tensor, " train"] | None, *, holes: bool
+) -> dict[str, JSON]:
+    return {
+        "table": isinstance(units, Columns),
+        "units": units.to_json(),
+        "missing": holes,
+        "digests": _packed(digests),
+    }
 
 
 def _packed(digests: Int64[Tensor, " train"] | None) -> str | None:

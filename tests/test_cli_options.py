@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pyro_vae import cli
-from pyro_vae.cli import main
+from pyro_vae.cli import main, training
 from pyro_vae.data import FixedDraw, Grey, Layout, Real, Redrawn
 from pyro_vae.likelihoods import Bernoulli, Gaussian
 from pyro_vae.objectives import BetaELBO, LinearWarmup
@@ -29,8 +29,7 @@ def arrival(monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[str]) ->
         raise Reached
 
     seen: dict[str, Any] = {}
-    owner, _, attribute = name.rpartition(".")
-    monkeypatch.setattr(getattr(cli, owner) if owner else cli, attribute, caught)
+    monkeypatch.setattr(f"pyro_vae.{name}", caught)
     with pytest.raises(Reached):
         main(arguments)
     return seen
@@ -57,7 +56,7 @@ LOADED: dict[str, tuple[list[str], str, Any]] = {
 def test_options_of_data(option: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They arrive where data are loaded."""
     typed, argument, value = LOADED[option]
-    assert arrival(monkeypatch, "datasets.load", [command, *typed])[argument] == value
+    assert arrival(monkeypatch, "data.load", [command, *typed])[argument] == value
 
 
 @pytest.fixture
@@ -86,7 +85,10 @@ def test_options_of_training(
 ) -> None:
     """They arrive where a model is trained."""
     typed, argument, value = TRAINED[option]
-    assert arrival(monkeypatch, command, [command, numbers, *typed])[argument] == value
+    assert (
+        arrival(monkeypatch, f"cli.training.{command}", [command, numbers, *typed])[argument]
+        == value
+    )
 
 
 @pytest.mark.parametrize(("command", "folder"), [("fit", "kept"), ("compare", "kept/every_model")])
@@ -94,7 +96,9 @@ def test_where_the_state_is_kept(
     command: str, folder: str, numbers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the folder of `--resume`, or in a part of it."""
-    seen = arrival(monkeypatch, command, [command, numbers, "--resume", "kept"])
+    seen = arrival(
+        monkeypatch, f"cli.training.{command}", [command, numbers, "--resume", "kept"]
+    )
     assert seen["checkpoint"] == Path(folder)
 
 
@@ -102,7 +106,9 @@ def test_where_the_state_is_kept(
 def test_options_of_the_model(command: str, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes, likelihood and learning rate, in the model that is trained."""
     typed = ["--latents", "3", "--hidden", "7,5", "--lr", "0.125", "--likelihood", "gaussian"]
-    seen = arrival(monkeypatch, command, [command, numbers, *typed, "--sigma", "0.75"])
+    seen = arrival(
+        monkeypatch, f"cli.training.{command}", [command, numbers, *typed, "--sigma", "0.75"]
+    )
     model = seen["0"]
     assert model.latent_dim == 3
     assert model.decoder.hidden == (5, 7)
@@ -113,7 +119,7 @@ def test_options_of_the_model(command: str, numbers: str, monkeypatch: pytest.Mo
     bits = Path(numbers).with_name("bits.npy")
     np.save(bits, np.random.default_rng(0).integers(0, 2, (40, 3)))
     given = [command, str(bits), "--likelihood", "bernoulli", "--binarize", "redrawn"]
-    seen = arrival(monkeypatch, command, given)
+    seen = arrival(monkeypatch, f"cli.training.{command}", given)
     assert isinstance(seen["0"].likelihood, Bernoulli)
     assert seen["2"].augment == Redrawn()
 
@@ -129,7 +135,7 @@ def test_the_seed_is_that_of_the_weights(
 ) -> None:
     """Two seeds start from two models, one from one."""
     one, two, again = (
-        weights(arrival(monkeypatch, command, [command, numbers, "--seed", seed]))
+        weights(arrival(monkeypatch, f"cli.training.{command}", [command, numbers, "--seed", seed]))
         for seed in ("1", "2", "1")
     )
     assert torch.equal(one, again)
@@ -141,7 +147,9 @@ def test_guides_and_samples_of_a_comparison(
 ) -> None:
     """Which guides, how many samples, where to, and whether the model is fixed then."""
     seen = arrival(
-        monkeypatch, "compare", ["compare", numbers, "--guides", "global", "--samples", "321"]
+        monkeypatch,
+        "cli.training.compare",
+        ["compare", numbers, "--guides", "global", "--samples", "321"],
     )
     assert list(seen["1"]) == ["global"]
     assert seen["evaluation"].num_samples == 321
@@ -155,9 +163,9 @@ def test_guides_and_samples_of_a_comparison(
         calls.append(train_model)
         return table
 
-    monkeypatch.setattr(cli, "compare", compared)
-    monkeypatch.setattr(cli, "title_of", str)
-    monkeypatch.setattr(cli, "_interrupted", lambda _: False)
+    monkeypatch.setattr(training, "compare", compared)
+    monkeypatch.setattr(training, "title_of", str)
+    monkeypatch.setattr(training, "_interrupted", lambda _: False)
     main(["compare", numbers, "--no-fixed", "--quiet"])
     assert calls == [True]
     calls.clear()
@@ -168,10 +176,10 @@ def test_guides_and_samples_of_a_comparison(
 
 def test_options_of_a_fit(numbers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which guide, and where it is saved."""
-    seen = arrival(monkeypatch, "fit", ["fit", numbers, "--guide", "global"])
+    seen = arrival(monkeypatch, "cli.training.fit", ["fit", numbers, "--guide", "global"])
     assert type(seen["1"].map).__name__ == "GlobalParameters"
     monkeypatch.undo()
-    monkeypatch.setattr(cli, "fit", lambda *_, **__: SimpleNamespace(summary=str))
+    monkeypatch.setattr(training, "fit", lambda *_, **__: SimpleNamespace(summary=str))
     out = tmp_path / "saved"
     seen = arrival(monkeypatch, "storage.save", ["fit", numbers, "--quiet", "--out", str(out)])
     assert seen["0"] == out
@@ -190,14 +198,56 @@ def test_options_of_an_evaluation(
 ) -> None:
     """Which data, how many samples, which seed; and where the rows are written."""
     typed = ["evaluate", saved, numbers, "--samples", "321", "--seed", "31", "--quiet"]
-    seen = arrival(monkeypatch, "evidence.evaluate", typed)
+    seen = arrival(monkeypatch, "tables.evaluate", typed)
     assert len(seen["2"]) == 40
     assert seen["3"].num_samples == 321
     assert (seen["seed"], seen["progress"]) == (31, False)
-    assert len(arrival(monkeypatch, "evidence.evaluate", ["evaluate", saved])["2"]) == 8
+    assert len(arrival(monkeypatch, "tables.evaluate", ["evaluate", saved])["2"]) == 8
     monkeypatch.undo()
     main(["evaluate", saved, "--samples", "20", "--quiet", "--out", str(tmp_path / "rows")])
     assert (tmp_path / "rows" / "log_p.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "called", "more"),
+    [
+        ("embed", "encode", {}),
+        ("impute", "impute", {"--draws": ("17", "3", 17)}),
+        ("outliers", "outliers", {"--reference": ("19", "3", 19)}),
+        ("explain", "explain", {}),
+    ],
+)
+def test_options_of_questions(
+    command: str,
+    called: str,
+    more: Mapping[str, Any],
+    saved: str,
+    numbers: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which rows, which seed, how many draws, and how they are shown."""
+    typed = [command, saved, numbers, "--seed", "31", "--quiet"]
+    typed += [word for flag, (value, *_) in more.items() for word in (flag, value)]
+    seen = arrival(monkeypatch, f"tables.{called}", typed)
+    assert len(seen["2"]) == 40
+    assert seen["seed"] == 31
+    assert all(seen[place] == value for _, place, value in more.values())
+    assert seen.get("progress", False) is False
+    assert len(arrival(monkeypatch, f"tables.{called}", [command, saved])["2"]) == 8
+
+
+def test_options_of_files(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results go where they are told to, and places that cannot hold them are refused before."""
+    out = tmp_path / "new" / "out.csv"
+    every = {"embed": [], "impute": [], "outliers": ["--reference", "40"], "explain": []}
+    for command, more in every.items():
+        main([command, saved, *more, "--out", str(out)])
+        assert f"wrote {out}" in capsys.readouterr().out
+        with pytest.raises(SystemExit, match="results are written as"):
+            main([command, saved, "--out", "results.doc"])
+    more = ["--reference", "40", "--out", str(out), "--false-discoveries"]
+    main(["outliers", saved, *more, "0.25"])
+    assert "FalseDiscoveries(rate=0.25)" in capsys.readouterr().out
 
 
 def test_options_of_draws(saved: str, tmp_path: Path) -> None:
@@ -220,7 +270,9 @@ def test_options_of_a_description(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["b", "c"]
     assert "as said" in lines[0]
-    seen = arrival(monkeypatch, "table_of", ["describe", "x", "--sep", "tab", "--key", "k"])
+    seen = arrival(
+        monkeypatch, "cli.training.table_of", ["describe", "x", "--sep", "tab", "--key", "k"]
+    )
     assert (seen["1"], seen["2"]) == ("k", Layout(separator="\t"))
 
 
@@ -256,6 +308,12 @@ LISTENED = {
         *("--samples", "--no-fixed", "--out"),
     },
     "evaluate": {"folder", "data", "--samples", "--seed", "--quiet", "--out"},
+    "embed": {"folder", "data", "--seed", "--quiet", "--out"},
+    "impute": {"folder", "data", "--draws", "--seed", "--quiet", "--out"},
+    "outliers": {
+        *("folder", "data", "--reference", "--false-discoveries", "--seed", "--quiet", "--out"),
+    },
+    "explain": {"folder", "data", "--seed", "--quiet", "--out"},
     "sample": {"folder", "-n", "--seed", "--quiet", "--out"},
     "describe": {*LOADED} - {"--likelihood"} | {"--quiet"},
 }
@@ -280,7 +338,7 @@ def test_a_place_is_refused_before_training(
     command: str, numbers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file, a place below one, and a folder with other files, which stay as they are."""
-    monkeypatch.setattr(cli, command, lambda *_, **__: pytest.fail("it was trained"))
+    monkeypatch.setattr(training, command, lambda *_, **__: pytest.fail("it was trained"))
     notes = tmp_path / "other" / "notes.txt"
     notes.parent.mkdir()
     notes.write_text("precious")

@@ -200,7 +200,7 @@ def test_circles_are_caught() -> None:
         ("guides/__init__.py", "from . import families", []),
         ("guides/maps.py", "from ..stats import ess\nfrom .._types import Estimate", []),
         ("guides.py", "from .stats import ess\nimport torch\nfrom torch import nn", []),
-        ("cli.py", "from . import __version__\nfrom .comparisons import compare", []),
+        ("cli/__init__.py", "from .. import __version__\nfrom ..comparisons import compare", []),
     ],
 )
 def test_upward_imports_are_caught(file: str, source: str, caught: list[str]) -> None:

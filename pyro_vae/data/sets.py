@@ -552,6 +552,13 @@ def worded(layout: Layout, drop: Sequence[str], kinds: Mapping[str, Kind | type[
     return replace(layout, words=(*layout.words, *drop, *named))
 
 
+def rows_of(frame: Any, places: Sequence[int]) -> Any:
+    """Some rows of a table, by position."""
+    if isinstance(frame, dict):
+        return {name: [column[place] for place in places] for name, column in frame.items()}
+    return frame.iloc[places] if hasattr(frame, "iloc") else frame[places]
+
+
 def without(frame: Any, names: Sequence[str]) -> Any:
     """A table without some of its columns.
 

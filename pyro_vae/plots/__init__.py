@@ -43,6 +43,9 @@ from .queries import plot_outliers as plot_outliers
 from .queries import plot_traversal as plot_traversal
 from .reconstructions import plot_data as plot_data
 from .reconstructions import plot_reconstructions as plot_reconstructions
+from .tables import plot_effects as plot_effects
+from .tables import plot_filled as plot_filled
+from .tables import plot_walks as plot_walks
 
 __all__ = [
     "LearningCurve",
@@ -53,6 +56,8 @@ __all__ = [
     "plot_conditional_density",
     "plot_data",
     "plot_dependence",
+    "plot_effects",
+    "plot_filled",
     "plot_gap_shares",
     "plot_gaps",
     "plot_imputation",
@@ -68,4 +73,5 @@ __all__ = [
     "plot_reconstructions",
     "plot_signal_to_noise",
     "plot_traversal",
+    "plot_walks",
 ]

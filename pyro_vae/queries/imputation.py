@@ -149,9 +149,16 @@ class Imputation(PerDatum):
         }
 
     def plot(self) -> Any:
-        """Data with holes and what was drawn for them; needs matplotlib."""
-        from ..plots import plot_imputation
+        """Data with holes and what was drawn for them; needs matplotlib.
 
+        Of a table a panel for each column with holes, in its own unit, with its name.
+        """
+        from ..plots import plot_filled, plot_imputation
+
+        if self.table is not None:
+            low, high = self.interval()
+            filled = self.filled()
+            return plot_filled(filled, low, filled, high, self.missing, self.table)
         return plot_imputation(self.value.masked_fill(self.missing, torch.nan), self.draws)
 
 

@@ -9,7 +9,7 @@ middle of a straight line between two of them lies at :math:`\sqrt{L / 2}`, wher
 the decoder has seldom been there. A path along the sphere stays among them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -126,6 +126,7 @@ def interpolate(
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 """Quantiles that a latent is moved to, unless told otherwise."""
 
+_SHOWN = 6  # columns of a table that are drawn, unless told otherwise
 _DRAWS = 2000  # of the aggregated posterior: quantiles at 2.5% to within 0.4%
 
 
@@ -159,11 +160,35 @@ class Traversal(Result):
         """The latents and what each says, the most informative first."""
         return f"decoded along {len(self.names)} latents: {', '.join(self.labels)}"
 
-    def plot(self) -> Any:
-        """What is decoded along each latent; needs matplotlib."""
-        from ..plots import plot_traversal
+    def plot(
+        self, columns: Sequence[str] | None = None, image_shape: tuple[int, int] | None = None
+    ) -> Any:
+        """What is decoded along each latent; needs matplotlib.
 
-        return plot_traversal(self.decoded, self.labels, self.levels)
+        Arguments:
+            columns: Names of the columns that are drawn, of a table a panel each: by default those
+                that move most. For data that are no table, names of all features.
+            image_shape: Height and width, for data that are pictures.
+
+        Raises:
+            ValueError: If a column is unknown.
+        """
+        from ..plots import plot_traversal, plot_walks
+
+        if self.table is None:
+            return plot_traversal(
+                self.decoded, self.labels, self.levels, image_shape, names=columns
+            )
+        unknown = [name for name in columns or () if name not in self.table.names]
+        if unknown:
+            raise ValueError(f"unknown columns {unknown}; there are {list(self.table.names)}")
+        moving = (self.decoded.amax(dim=1) - self.decoded.amin(dim=1)).amax(dim=0)
+        places = (
+            moving.argsort(descending=True)[:_SHOWN].sort().values.tolist()
+            if columns is None
+            else [self.table.names.index(name) for name in columns]
+        )
+        return plot_walks(self.decoded, self.labels, self.levels, self.table, places)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -1,0 +1,217 @@
+"""The command line: `pyro-vae`, or `python -m pyro_vae`.
+
+:mod:`pyro_vae.cli.options` has the options, :mod:`pyro_vae.cli.training` and
+:mod:`pyro_vae.cli.questions` what the commands do.
+"""
+
+import argparse
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from .. import __version__
+from .options import (
+    CompareChoice,
+    DataChoice,
+    EmbedChoice,
+    EvaluateChoice,
+    ExplainChoice,
+    FitChoice,
+    ImputeChoice,
+    ModelChoice,
+    OutliersChoice,
+    Question,
+    Run,
+    SampleChoice,
+    add,
+    made,
+)
+from .questions import (
+    embed_rows,
+    evaluate_saved,
+    explain_latents,
+    find_outliers,
+    impute_rows,
+    sample_saved,
+)
+from .training import compare_guides, describe_data, fit_guide
+
+__all__ = ["COMMANDS", "main", "parser"]
+
+_DATA = """\
+DATA is a set by name (squares, digits, fashion-mnist) or a file: npy, npz, csv, parquet, h5ad,
+idx; texts and idx with or without .gz. One row per datum. Zeros and ones, and pictures in [0, 1],
+get a Bernoulli likelihood; other numbers are standardized and get a Gaussian one with a learned
+sigma per column; of a table with names each column gets its own (see `pyro-vae describe`). Every
+number is reported in the data's own units."""
+
+COMMANDS: dict[str, tuple[Callable[..., None], tuple[type, ...], str, str]] = {
+    "describe": (
+        describe_data,
+        (DataChoice, Run),
+        "what each column of a file is taken for, and why",
+        f"""{_DATA}
+
+examples:
+  pyro-vae describe patients.csv
+  pyro-vae describe patients.csv --drop id --kinds visits=Count
+""",
+    ),
+    "compare": (
+        compare_guides,
+        (DataChoice, ModelChoice, CompareChoice, Run),
+        "train under several guides, side by side",
+        f"""{_DATA}
+
+examples:
+  pyro-vae compare digits --out results
+      a table, pictures, ArviZ files and models of three guides on handwritten digits
+  pyro-vae compare squares --guides amortized,global --epochs 300
+      why one q(z) for all data fails: the average picture, and a rate of zero
+  pyro-vae compare measurements.csv --latents 4 --out results
+""",
+    ),
+    "fit": (
+        fit_guide,
+        (DataChoice, ModelChoice, FitChoice, Run),
+        "train a model under one guide and save both",
+        f"""{_DATA}
+
+examples:
+  pyro-vae fit digits --latents 8 --out model
+  pyro-vae fit patients.csv --drop id --kinds visits=Count --out model
+  pyro-vae fit pixels.npy --divide-by 255 --binarize fixed --out model
+""",
+    ),
+    "evaluate": (
+        evaluate_saved,
+        (Question, EvaluateChoice, Run),
+        "log p(y) of data under a saved model",
+        """\
+examples:
+  pyro-vae evaluate model                    held-out part of the data it was trained on
+  pyro-vae evaluate model new.csv --out results --samples 5000
+""",
+    ),
+    "embed": (
+        embed_rows,
+        (Question, EmbedChoice, Run),
+        "where each row lies in the latent space",
+        """\
+examples:
+  pyro-vae embed model measurements.csv --out embedding.csv
+      a column for each latent, beside what names the rows: their position, and dropped columns
+""",
+    ),
+    "impute": (
+        impute_rows,
+        (Question, ImputeChoice, Run),
+        "fill in what is missing, with intervals",
+        """\
+examples:
+  pyro-vae impute model measurements.csv --out imputed.csv
+      the table without holes, and imputed_entries.csv: a 95% interval for each hole
+""",
+    ),
+    "outliers": (
+        find_outliers,
+        (Question, OutliersChoice, Run),
+        "which rows the model would seldom make, with p-values",
+        """\
+p is the share of data made by the model whose density is as low, scored with the same entries
+missing; the cost is that of evaluating --reference data, once for all rows and patterns of holes.
+
+examples:
+  pyro-vae outliers model                    held-out part of the data it was trained on
+  pyro-vae outliers model new.csv --reference 200 --out outliers.csv
+""",
+    ),
+    "explain": (
+        explain_latents,
+        (Question, ExplainChoice, Run),
+        "which latent does what, for which columns",
+        """\
+examples:
+  pyro-vae explain model
+  pyro-vae explain model measurements.csv --out effects.png
+""",
+    ),
+    "sample": (
+        sample_saved,
+        (SampleChoice, Run),
+        "draw new data from a saved model",
+        """\
+examples:
+  pyro-vae sample model -n 1000 --out draws.csv
+""",
+    ),
+}
+"""Commands by name: what each calls, with which groups of options, and its help."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `pyro-vae` and `python -m pyro_vae`.
+
+    Exit status: 0 done, 1 something the user can mend (one line on standard error), 2 wrong
+    usage, 130 interrupted.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser().parse_args(given)
+    act, groups, *_ = COMMANDS[options.command]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(options.threads)
+        with _plain_errors():
+            act(*(made(group, options) for group in groups), shlex.join(["pyro-vae", *given]))
+    finally:
+        torch.set_num_threads(before)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="pyro-vae",
+        description="Variational autoencoders as Pyro programs, with guides that can be compared.",
+    )
+    top.add_argument("--version", action="version", version=f"pyro-vae {__version__}")
+    subparsers = top.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", required=True
+    )
+    for name, (_, groups, text, epilog) in COMMANDS.items():
+        command = subparsers.add_parser(
+            name,
+            help=text,
+            description=text[:1].upper() + text[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for group in groups:
+            titled = command.add_argument_group(group.__doc__)
+            for entry in fields(group):
+                add(titled, entry)
+    return top
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"pyro-vae: warning: {message}", file=sys.stderr)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turns warnings, and the errors that a user can mend, into one line; status 1 for errors."""
+    try:
+        with warnings.catch_warnings():
+            # ArviZ 0.23 announces its next version at import, once a day.
+            warnings.filterwarnings("ignore", message="\nArviZ", category=FutureWarning)
+            warnings.showwarning = _show_warning
+            yield
+    except (ValueError, TypeError, FileNotFoundError, FloatingPointError, ImportError) as error:
+        sys.exit(f"pyro-vae: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # what shells expect of a program ended by Ctrl-C

@@ -1,0 +1,381 @@
+"""Options of the command line: each group is a dataclass, and each option a field of it.
+
+Its flag, its default and its help stand there once, and a command receives the dataclass.
+"""
+
+# ruff: noqa: RUF009 (`option` makes a field of a dataclass)
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .. import data as datasets
+from .. import defaults, likelihoods
+from ..data import Binarization, Dataset, FixedDraw, Grey, Layout, Redrawn, Threshold
+from ..data.kinds import KINDS, Kind
+from ..data.sets import SETS
+from ..defaults import GUIDES, Architecture
+from ..objectives import BetaELBO, LinearWarmup
+from ..training import adam_with
+
+BINARIZATIONS: dict[str, Binarization] = {
+    "none": Grey(),
+    "threshold": Threshold(),
+    "fixed": FixedDraw(),
+    "redrawn": Redrawn(),
+}
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}
+Options = TypeVar("Options")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text}")
+    return number
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _guides(text: str) -> tuple[str, ...]:
+    names = _names(text)
+    unknown = [name for name in names if name not in GUIDES]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"unknown guide {', '.join(unknown)}; there are {', '.join(GUIDES)}"
+        )
+    return names
+
+
+def _kinds(text: str) -> dict[str, str]:
+    kinds = dict(part.rpartition("=")[::2] for part in text.split(","))
+    if not all(kinds) or not set(kinds.values()) <= set(KINDS):
+        raise argparse.ArgumentTypeError(
+            f"expected COLUMN=KIND,... with kinds {', '.join(KINDS)}, got {text}"
+        )
+    return kinds
+
+
+def option(default: Any, text: str, *flags: str, **how: Any) -> Any:
+    """A field that is an option: its default, its help, its flags, and how it is parsed."""
+    return field(default=default, metadata={"help": text, "flags": flags, **how})
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """data"""  # noqa: D415 (the title of the group)
+
+    data: str = option(MISSING, "a file, or the name of a set", "data", metavar="DATA")
+    binarize: str | None = option(
+        None,
+        "none, threshold (at 0.5), fixed (one draw, kept) or redrawn (each batch)",
+        choices=[*BINARIZATIONS],
+    )
+    divide_by: float = option(1.0, "e.g. 255 for pixels of a byte", type=float)
+    key: str | None = option(None, "name of the array in an npz file")
+    test_fraction: float = option(0.2, "share held out (default %(default)s)", type=float)
+    drop: Sequence[str] = option((), "columns to leave out", type=_names, metavar="COLUMN,...")
+    kinds: dict[str, str] | None = option(
+        None,
+        f"what columns are, where the file does not show it: {', '.join(KINDS)}",
+        type=_kinds,
+        metavar="COLUMN=KIND,...",
+    )
+    sep: str | None = option(None, "what stands between cells of a text", choices=[*SEPARATORS])
+    header: bool | None = option(
+        None,
+        "whether a text starts with names of columns (default: by the text)",
+        action=argparse.BooleanOptionalAction,
+    )
+
+    @property
+    def layout(self) -> Layout:
+        """How a text is cut into cells."""
+        return Layout(None if self.sep is None else SEPARATORS[self.sep], self.header)
+
+    @property
+    def said(self) -> dict[str, type[Kind]]:
+        """What columns are said to be."""
+        return {name: KINDS[kind] for name, kind in (self.kinds or {}).items()}
+
+    def load(self, seed: int, *, grey: bool = False) -> Dataset:
+        """The data set, split, and binarized if that was asked for."""
+        unset = Grey() if grey and self.data not in SETS else None
+        return datasets.load(
+            self.data,
+            binarization=unset if self.binarize is None else BINARIZATIONS[self.binarize],
+            test_fraction=self.test_fraction,
+            seed=seed,
+            key=self.key,
+            divide_by=self.divide_by,
+            kinds=self.said,
+            drop=self.drop,
+            layout=self.layout,
+        )
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """model and training"""  # noqa: D415
+
+    likelihood: str = option(
+        "auto", "p(y | z) (default: by the data)", choices=["auto", "bernoulli", "gaussian"]
+    )
+    sigma: float | None = option(
+        None, "a fixed sigma for the Gaussian, of the stored data (default: learned)", type=float
+    )
+    latent_dim: int | None = option(
+        None, "entries of z (default: half the columns, 1 to 10)", "--latents", type=_positive
+    )
+    hidden: Sequence[int] | None = option(
+        None,
+        "widths of the encoder's hidden layers (default: one, 4 times the columns, 32 to 256)",
+        type=_widths,
+        metavar="N,N,...",
+    )
+    epochs: int = option(500, "(default %(default)s)", type=_positive)
+    batch_size: int | None = option(
+        None, "rows per step (default: a tenth, 32 to 256)", type=_positive
+    )
+    lr: float = option(2e-3, "of Adam (default %(default)s)", type=float)
+    warmup: int = option(0, "epochs of KL warm-up (default %(default)s)", type=int)
+    resume: Path | None = option(
+        None,
+        "folder to keep the state of training in: the same command goes on from there",
+        type=Path,
+        metavar="FOLDER",
+    )
+
+    def prepared(self, which: DataChoice, seed: int) -> tuple[Dataset, Architecture]:
+        """A data set, and sizes and likelihood for it; numbers are standardized for a Gaussian.
+
+        Pictures are left as they are: their pixels have a common scale already.
+        """
+        dataset = which.load(seed, grey=self.likelihood == "bernoulli")
+        likelihood = self.likelihood_of(dataset)
+        if isinstance(likelihood, likelihoods.Gaussian) and dataset.image_shape is None:
+            dataset = dataset.standardized()
+        return dataset, Architecture(self.latent_dim, self.hidden, seed, likelihood)
+
+    def likelihood_of(self, dataset: Dataset) -> likelihoods.Likelihood:
+        """What was asked for, or what suits the data."""
+        default = defaults.default_likelihood(dataset)
+        if self.likelihood != "auto" and isinstance(default, likelihoods.Mixed):
+            raise ValueError(
+                f"--likelihood {self.likelihood} is for tables of numbers, but the columns are "
+                f"{dataset.columns}: leave it out, and each column gets its own"
+            )
+        if self.likelihood == "bernoulli":
+            return likelihoods.Bernoulli()
+        if self.likelihood == "gaussian" and self.sigma is not None:
+            return likelihoods.Gaussian(self.sigma)
+        if self.likelihood == "gaussian":
+            return likelihoods.Gaussian(likelihoods.LearnedSigma(dataset.train.shape[1:]))
+        return default
+
+    def fitting(self, dataset: Dataset, seed: int) -> dict[str, Any]:
+        """Arguments of `fit`."""
+        return {
+            "num_epochs": self.epochs,
+            "batch_size": self.batch_size or defaults.batch_size(len(dataset.train)),
+            "optimizer": adam_with(self.lr),
+            "objective": BetaELBO(LinearWarmup(self.warmup)) if self.warmup else None,
+            "checkpoint": self.resume,
+            "seed": seed,
+        }
+
+    def kept(self, part: str) -> dict[str, Any]:
+        """Where one of several comparisons keeps its state."""
+        return {"checkpoint": None if self.resume is None else self.resume / part}
+
+
+@dataclass(frozen=True)
+class Run:
+    """every command"""  # noqa: D415
+
+    seed: int = option(0, "seed of everything (default %(default)s)", type=int)
+    quiet: bool = option(default=False, text="no progress bars, no tables", action="store_true")
+    threads: int = option(
+        1, "threads of torch (default 1: for small tensors more are slower)", type=_positive
+    )
+
+    @property
+    def progress(self) -> bool | None:
+        """Whether bars are shown: on terminals, unless told to be quiet."""
+        return False if self.quiet else None
+
+    def say(self, text: str) -> None:
+        """Prints, unless told to be quiet."""
+        if not self.quiet:
+            print(text, flush=True)
+
+
+@dataclass(frozen=True)
+class CompareChoice:
+    """comparison"""  # noqa: D415
+
+    guides: Sequence[str] = option(
+        GUIDES, f"any of {', '.join(GUIDES)} (default all)", type=_guides, metavar="A,B,..."
+    )
+    no_fixed: bool = option(
+        default=False,
+        text="skip the second comparison, where the first guide's model is fixed",
+        action="store_true",
+    )
+    samples: int = option(
+        1000, "importance samples per datum (default %(default)s)", type=_positive
+    )
+    out: Path | None = option(
+        None,
+        "folder for report.html, table, pictures, ArviZ files and models",
+        type=Path,
+        metavar="FOLDER",
+    )
+
+
+@dataclass(frozen=True)
+class FitChoice:
+    """guide"""  # noqa: D415
+
+    guide: str = option(GUIDES[0], "(default %(default)s)", choices=GUIDES)
+    out: Path | None = option(
+        None, "folder to save model and guide in", type=Path, metavar="FOLDER"
+    )
+
+
+@dataclass(frozen=True)
+class Question:
+    """question"""  # noqa: D415
+
+    folder: Path = option(
+        MISSING,
+        "a model that was saved by `fit`, or by `compare` in models/",
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+    )
+    data: str | None = option(
+        None,
+        "other data, treated as the training data were (default: the held-out rows)",
+        "data",
+        nargs="?",
+        metavar="DATA",
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateChoice:
+    """evaluation"""  # noqa: D415
+
+    samples: int = option(
+        5000, "importance samples per datum (default %(default)s)", type=_positive
+    )
+    out: Path | None = option(
+        None, "folder for log_p.csv, a row per datum", type=Path, metavar="FOLDER"
+    )
+
+
+@dataclass(frozen=True)
+class EmbedChoice:
+    """embedding"""  # noqa: D415
+
+    out: Path = option(
+        Path("embedding.csv"), "a .csv or .parquet file (default %(default)s)", type=Path,
+        metavar="FILE",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImputeChoice:
+    """imputation"""  # noqa: D415
+
+    draws: int = option(100, "draws per row (default %(default)s)", type=_positive)
+    out: Path = option(
+        Path("imputed.csv"),
+        "a .csv or .parquet file: the table without holes; beside it, with _entries in its name, "
+        "each hole with a 95%% interval (default %(default)s)",
+        type=Path,
+        metavar="FILE",
+    )
+
+
+@dataclass(frozen=True)
+class OutliersChoice:
+    """outliers"""  # noqa: D415
+
+    reference: int = option(
+        1000, "data simulated to compare with (default %(default)s)", type=_positive
+    )
+    false_discoveries: float = option(
+        0.05, "share of what is flagged that is no outlier, on average (default %(default)s)",
+        type=float,
+    )  # fmt: skip
+    out: Path = option(
+        Path("outliers.csv"), "a .csv or .parquet file (default %(default)s)", type=Path,
+        metavar="FILE",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExplainChoice:
+    """explanation"""  # noqa: D415
+
+    out: Path | None = option(
+        None, "a .csv file for the effects, or a .png for a picture", type=Path, metavar="FILE"
+    )
+
+
+@dataclass(frozen=True)
+class ReportChoice:
+    """report"""  # noqa: D415
+
+    samples: int = option(
+        1000, "importance samples per datum (default %(default)s)", type=_positive
+    )
+    reference: int = option(
+        1000, "data simulated to look for outliers (default %(default)s)", type=_positive
+    )
+    out: Path = option(
+        Path("report.html"), "an html file (default %(default)s)", type=Path, metavar="FILE"
+    )
+
+
+@dataclass(frozen=True)
+class SampleChoice:
+    """draws"""  # noqa: D415
+
+    folder: Path = option(
+        MISSING, "what `pyro-vae fit` saved", "folder", type=Path, metavar="FOLDER"
+    )
+    number: int = option(100, "draws (default %(default)s)", "-n", "--number", type=_positive)
+    out: Path | None = option(
+        None,
+        "a .csv, .parquet or .npy file (default: draws.csv if columns have names, else draws.npy)",
+        type=Path,
+        metavar="FILE",
+    )
+
+
+def add(group: "argparse._ArgumentGroup", entry: "Field[Any]") -> None:
+    """Makes an option of a field."""
+    how = dict(entry.metadata)
+    flags = how.pop("flags") or (f"--{entry.name.replace('_', '-')}",)
+    if entry.default is not MISSING:
+        how["default"] = entry.default
+    if flags[0].startswith("-"):
+        how["dest"] = entry.name
+    group.add_argument(*flags, **how)
+
+
+def made(group: type[Options], options: argparse.Namespace) -> Options:
+    """A group of options with what was parsed."""
+    names = [entry.name for entry in fields(group)]  # type: ignore[arg-type]
+    return group(**{name: getattr(options, name) for name in names})

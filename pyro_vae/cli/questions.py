@@ -1,0 +1,309 @@
+"""Commands that ask a saved model: evaluate, embed, impute, outliers, explain, sample.
+
+What is written keeps the order of the file, and begins with what names its rows: their positions,
+its index, and the columns that were left out of the model.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import data as datasets
+from .. import storage
+from ..data import Columns, FixedDraw, Redrawn, trained_on
+from ..data.frames import columns_of, optional
+from ..data.sets import SETS, rows_of, table_of, without, worded
+from ..evidence import ImportanceSampling
+from ..queries import FalseDiscoveries
+from ..randomness import row_digests
+from ..tables import TableVAE
+from .options import (
+    BINARIZATIONS,
+    DataChoice,
+    EmbedChoice,
+    EvaluateChoice,
+    ExplainChoice,
+    ImputeChoice,
+    OutliersChoice,
+    Question,
+    Run,
+    SampleChoice,
+)
+from .training import parts
+
+_SHOWN = 10  # outliers listed
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A saved model and the rows that it is asked about.
+
+    Arguments:
+        vae: The model.
+        rows: A table, or a tensor of rows, of the columns that it was trained on.
+        names: What names the rows, by the name of its column.
+        frame: All of the table, with what was left out of the model; None if it is no table.
+        title: What the rows are.
+    """
+
+    vae: TableVAE
+    rows: Any
+    names: Mapping[str, Sequence[Any]]
+    frame: Any
+    title: str
+
+
+def asked(question: Question, run: Run) -> Asked:
+    """The model of a question, and the rows that it is about: those of a file, or held out."""
+    vae, about = TableVAE.load(question.folder), _about(question.folder)
+    which = DataChoice(**about["data"])
+    if (question.data or which.data) in SETS:
+        grey = about["model"]["likelihood"] == "bernoulli"
+        dataset = replace(which, data=question.data or which.data).load(about["seed"], grey=grey)
+        rows = parts(dataset)[1]
+        return Asked(vae, rows, {"row": range(len(rows))}, None, dataset.describe())
+    path = Path(question.data or which.data)
+    held_out = question.data is None
+    if isinstance(vae.units, Columns):
+        return _of_table(vae, which, path, run, held_out=held_out)
+    return _of_grey(vae, which, path, run, held_out=held_out)
+
+
+def _of_table(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out: bool) -> Asked:
+    frame = table_of(path, which.key, worded(which.layout, which.drop, which.said))
+    dropped = [name for name in which.drop if name in columns_of(frame)]
+    kept = without(frame, dropped)
+    digests = row_digests(vae.rows(kept))
+    places, title = _chosen(vae, digests, path, run, held_out=held_out)
+    names: dict[str, Sequence[Any]] = {"row": places}
+    if hasattr(frame, "index") and type(frame.index).__name__ != "RangeIndex":
+        names[frame.index.name or "index"] = [frame.index[place] for place in places]
+    names |= {name: list(rows_of(frame, places)[name]) for name in dropped}
+    return Asked(vae, rows_of(kept, places), names, rows_of(frame, places), title)
+
+
+def _of_grey(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out: bool) -> Asked:
+    """Rows of grey levels, divided and binarized as the training data were."""
+    values, names = datasets.read_table(path, key=which.key)
+    y = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
+    y = y.reshape(len(y), -1) / which.divide_by
+    datasets.check_batch(y, names=names)
+    places, title = _chosen(vae, row_digests(y), path, run, held_out=held_out)
+    binarization = BINARIZATIONS[which.binarize or "none"]
+    once = FixedDraw() if isinstance(binarization, Redrawn) else binarization
+    return Asked(vae, once.fixed(y[places], part=2), {"row": places}, None, title)
+
+
+def _chosen(
+    vae: TableVAE, digests: Tensor, path: Path, run: Run, *, held_out: bool
+) -> tuple[list[int], str]:
+    """Positions of the rows that are asked about: all, or those that were not trained on."""
+    everyone = list(range(len(digests)))
+    if vae.digests is None:
+        if held_out:
+            raise ValueError(
+                f"it is not known which rows of '{path}' were trained on: name the data"
+            )
+        return everyone, f"{path}: {len(everyone):,} rows"
+    seen = trained_on(digests, vae.digests)
+    known, gone = int(seen.sum()), len(vae.digests) - int(seen.sum())
+    if not held_out:
+        if known:
+            run.say(
+                f"{known:,} of the {len(everyone):,} rows were trained on: the model knows them "
+                "better than new ones"
+            )
+        return everyone, f"{path}: {len(everyone):,} rows"
+    if gone:
+        run.say(
+            f"'{path}' has changed: {gone:,} of the {len(vae.digests):,} rows trained on are no "
+            "longer there"
+        )
+    places = (~seen).nonzero()[:, 0].tolist()
+    if not places:
+        raise ValueError(f"all rows of '{path}' were trained on: name a file with other rows")
+    return places, f"{path}: {len(places):,} held-out rows of {len(everyone):,}"
+
+
+def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command: str) -> None:
+    """Log p(y) under a saved model, by datum, in the data's own units."""
+    about = asked(question, run)
+    bound, result = about.vae.evaluate(
+        about.rows, ImportanceSampling(choice.samples), seed=run.seed, progress=run.progress
+    )
+    run.say(f"{about.title}\n{result.summary()}")
+    run.say(
+        "log p and ELBO in the data's own units, nats per datum: "
+        f"{result.mean:.3f}, {bound.mean:.3f}"
+    )
+    if choice.out is not None:
+        choice.out.mkdir(parents=True, exist_ok=True)
+        columns = {
+            "log_p": result.value,
+            "log_p_error": result.error,
+            "ess": result.ess,
+            "pareto_k": result.pareto_k,
+            "reliable": result.reliable.long(),
+            "elbo": bound.elbo.value,
+            "elbo_error": bound.elbo.error,
+        }
+        write(choice.out / "log_p.csv", {**about.names, **columns}, run)
+
+
+def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) -> None:
+    """The mean of the posterior of every row: a column for each latent."""
+    check_out(choice.out)
+    about = asked(question, run)
+    frame = about.vae.embed(about.rows, seed=run.seed)
+    run.say(f"{about.title}; {frame.shape[1]} latents, which `pyro-vae explain` explains")
+    write(choice.out, {**about.names, **{name: frame[name].tolist() for name in frame}}, run)
+
+
+def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str) -> None:
+    """The table with its holes filled in, and each hole with its interval."""
+    check_out(choice.out)
+    about = asked(question, run)
+    if about.frame is None:
+        raise ValueError("holes are filled in tables, whose columns have names or numbers")
+    filled = about.vae.impute(about.rows, choice.draws, seed=run.seed, progress=run.progress)
+    run.say(f"{about.title}\n{filled.summary()}")
+    best, before = columns_of(filled.completed()), columns_of(about.rows)
+    done = {
+        name: [
+            new if gone else old
+            for gone, old, new in zip(raw.missing, about.rows[name], best[name].values, strict=True)
+        ]
+        for name, raw in before.items()
+    }
+    every = {name: done.get(name, list(about.frame[name])) for name in columns_of(about.frame)}
+    write(choice.out, every, run)
+    entries = filled.entries()
+    holes = {name: [values[row] for row in entries["row"]] for name, values in about.names.items()}
+    columns = {name: entries[name].tolist() for name in entries if name != "row"}
+    write(choice.out.with_stem(f"{choice.out.stem}_entries"), {**holes, **columns}, run)
+
+
+def find_outliers(question: Question, choice: OutliersChoice, run: Run, command: str) -> None:
+    """How unlikely each row is, with p-values against data that the model makes."""
+    check_out(choice.out)
+    about = asked(question, run)
+    found = about.vae.outliers(about.rows, choice.reference, seed=run.seed, progress=run.progress)
+    control = FalseDiscoveries(choice.false_discoveries)
+    flagged, order = found.flagged(control), found.most_extreme(len(found))
+    run.say(f"{about.title}\n{found.summary(control)}")
+    for place in order[:_SHOWN].tolist():
+        name = ", ".join(f"{key} {values[place]}" for key, values in about.names.items())
+        mark = "  flagged" if flagged[place] else ""
+        run.say(f"  {name}: p = {float(found.value[place]):.4f}{mark}")
+    columns = {
+        "p_value": found.value,
+        "p_value_error": found.error,
+        "log_p": found.log_p.value,
+        "log_p_error": found.log_p.error,
+        "reliable": found.reliable.long(),
+        "flagged": flagged.long(),
+    }
+    write(choice.out, {**about.names, **columns}, run)
+
+
+def explain_latents(question: Question, choice: ExplainChoice, run: Run, command: str) -> None:
+    """Which latent does what, for which columns."""
+    if choice.out is not None:
+        check_out(choice.out, (".csv", ".parquet", ".png"))
+    about = asked(question, run)
+    told = about.vae.explain(about.rows, seed=run.seed)
+    run.say(f"{about.title}\n{told.summary()}")
+    if choice.out is None:
+        return
+    if choice.out.suffix == ".png":
+        told.plot().figure.savefig(choice.out, dpi=150)
+        run.say(f"wrote {choice.out}")
+    else:
+        frame = told.to_dataframe()
+        write(choice.out, {name: frame[name].tolist() for name in frame}, run)
+
+
+def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
+    """Draws from p(y) of a saved model, in the data's own units; names and words where it has."""
+    vae = TableVAE.load(choice.folder)
+    endings = _endings(vae)
+    out = choice.out or Path(f"draws{endings[0]}")
+    if out.suffix not in endings:
+        of = f"the columns are {vae.units}, so " if isinstance(vae.units, Columns) else ""
+        raise ValueError(f"{of}draws are written as {' or '.join(endings)}, got '{out}'")
+    draws = vae.sample(choice.number, seed=run.seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npy":
+        numbers = [raw.values for raw in columns_of(draws).values()] if _is_table(vae) else draws
+        np.save(out, np.stack(numbers, axis=1) if _is_table(vae) else np.asarray(numbers))
+    elif vae.units.named and _is_table(vae):
+        write(
+            out, {name: list(draws[name]) for name in columns_of(draws)}, replace(run, quiet=True)
+        )
+    else:
+        values = torch.as_tensor(draws).flatten(start_dim=1).numpy()
+        header = ",".join(getattr(vae.units, "feature_names", None) or ())
+        np.savetxt(out, values, delimiter=",", header=header, comments="")
+    run.say(f"wrote {choice.number} draws to {out}")
+
+
+def _is_table(vae: TableVAE) -> bool:
+    return isinstance(vae.units, Columns)
+
+
+def _endings(vae: TableVAE) -> tuple[str, ...]:
+    """Files that draws can be written to, the default first; words are no numbers of an array."""
+    if not isinstance(vae.units, Columns) or not vae.units.named:
+        return ".npy", ".csv"
+    return (".csv", ".parquet", ".npy") if vae.units.numeric else (".csv", ".parquet")
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What `pyro-vae fit` noted beside the model it saved."""
+    about = storage.read_about(folder)
+    if "data" not in about:
+        raise ValueError(
+            f"'{folder}' was not saved by this command line, so it is not known which data it is "
+            "for; use pv.TableVAE.load in Python"
+        )
+    return about
+
+
+def check_out(path: Path, endings: Sequence[str] = (".csv", ".parquet")) -> None:
+    """Refuses a file that cannot be written, before anything is computed."""
+    if path.suffix not in endings:
+        raise ValueError(f"results are written as {' or '.join(endings)}, got '{path}'")
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder: name a file")
+
+
+def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:
+    """Columns by name as a csv or parquet file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lists = {
+        name: values.tolist() if isinstance(values, Tensor | np.ndarray) else list(values)
+        for name, values in columns.items()
+    }
+    if path.suffix == ".parquet":
+        optional("pandas", needed_for="parquet").DataFrame(lists).to_parquet(path)
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(lists)
+            writer.writerows(map(_cells, zip(*lists.values(), strict=True)))
+    run.say(f"wrote {path}")
+
+
+def _cells(row: Sequence[Any]) -> list[Any]:
+    """As they are read again: ten digits of numbers, nothing where an entry is missing."""
+    return [
+        "" if value is None or value != value else
+        f"{value:.10g}" if isinstance(value, float) else value
+        for value in row
+    ]  # fmt: skip

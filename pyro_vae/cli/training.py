@@ -1,0 +1,125 @@
+"""Commands that read or train: describe, compare, fit."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .. import defaults, storage
+from ..comparisons import Comparison, compare
+from ..comparisons.comparison import require_place
+from ..comparisons.reporting import title_of
+from ..data import Augmented, Dataset, FixedDraw, Redrawn
+from ..data.sets import SETS, table_of, without, worded
+from ..data.tables import describe
+from ..evidence import ImportanceSampling
+from ..tables import TableVAE, saved_beside
+from ..training import fit
+from .options import CompareChoice, DataChoice, FitChoice, ModelChoice, Run
+
+
+def describe_data(which: DataChoice, run: Run, command: str) -> None:
+    """What each column of a file is taken for, and why."""
+    layout = worded(which.layout, which.drop, which.said)
+    frame = None if which.data in SETS else table_of(Path(which.data), which.key, layout)
+    if frame is None:
+        print(which.load(run.seed).describe())
+        return
+    print(describe(without(frame, which.drop), which.said))
+
+
+def compare_guides(
+    which: DataChoice, how: ModelChoice, choice: CompareChoice, run: Run, command: str
+) -> None:
+    """Trains a model under each guide; then the guides again, with one model fixed."""
+    if choice.out is not None:
+        require_place(choice.out)
+    dataset, architecture = how.prepared(which, run.seed)
+    run.say(dataset.describe())
+    model = defaults.vae(dataset, architecture)
+    maps = {name: defaults.inference_map(name, dataset, architecture) for name in choice.guides}
+    given = {
+        "evaluation": ImportanceSampling(choice.samples),
+        "labels": dataset.test_labels,
+        "image_shape": dataset.image_shape,
+        "log_scale": float(dataset.log_scales(dataset.test).mean()),
+        "about": _notes(which, how, run, command, dataset),
+        "progress": run.progress,
+        **how.fitting(dataset, run.seed),
+    }
+    table = compare(model, maps, *parts(dataset), **given | how.kept("every_model"))
+    run.say(f"\n{title_of(table)}\n\n{table.summary()}")
+    if choice.out is not None:
+        table.save(choice.out)  # before the next trainings, which may be stopped
+    name, first = next(iter(table.results.items()))
+    if not choice.no_fixed and not _interrupted(table):
+        given |= how.kept("fixed_model")
+        again = compare(first.model, maps, *parts(dataset), train_model=False, **given)
+        run.say(f"\nThe model that '{name}' trained, fixed\n\n{again.summary()}")
+        if choice.out is not None:
+            table.save(choice.out, fixed=again)
+    if choice.out is not None:
+        run.say(f"\nwrote {choice.out}/; to read: {choice.out / 'report.html'}")
+    if _interrupted(table):
+        _end_interrupted("guides may be missing", how)
+
+
+def fit_guide(
+    which: DataChoice, how: ModelChoice, choice: FitChoice, run: Run, command: str
+) -> None:
+    """Trains a model under one guide and saves both."""
+    if choice.out is not None:
+        storage.require_place_for_model(choice.out)
+    dataset, architecture = how.prepared(which, run.seed)
+    run.say(dataset.describe())
+    vae = TableVAE.of(dataset, architecture, guide=choice.guide)
+    train, _ = parts(dataset)
+    result = fit(
+        vae.model, vae.guide, train, progress=run.progress, **how.fitting(dataset, run.seed)
+    )
+    run.say(result.summary())
+    if choice.out is not None:
+        about = {**_notes(which, how, run, command, dataset), "training": result.summary()}
+        vae.save(choice.out, about)
+        run.say(f"wrote {choice.out}/")
+    if result.stopped == "interrupted":
+        _end_interrupted(result.summary(), how)
+
+
+def _end_interrupted(what: str, how: ModelChoice) -> None:
+    """Says so on the standard error, and ends as shells expect it of who was interrupted."""
+    remedy = "the same command goes on" if how.resume else "with --resume FOLDER it could go on"
+    print(f"pyro-vae: interrupted: {what}; {remedy}", file=sys.stderr)
+    raise KeyboardInterrupt
+
+
+def parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
+    """Training rows, and held-out rows as they are evaluated: one draw, where draws are redone."""
+    if isinstance(dataset.binarization, Redrawn):
+        held_out = FixedDraw().fixed(dataset.test, part=1)
+        return Augmented(dataset.train, dataset.binarization), held_out
+    return dataset.train, dataset.test
+
+
+def _notes(
+    which: DataChoice, how: ModelChoice, run: Run, command: str, dataset: Dataset
+) -> dict[str, Any]:
+    """What is saved beside a model: all that is needed to treat other data as these were."""
+    return {
+        "command": command,
+        "data": {**asdict(which), "drop": list(which.drop)},
+        "data set": dataset.describe(),
+        "model": {
+            **asdict(how),
+            "hidden": None if how.hidden is None else list(how.hidden),
+            "resume": None,
+        },
+        "seed": run.seed,
+        **saved_beside(dataset),
+    }
+
+
+def _interrupted(table: Comparison) -> bool:
+    return any(run.interrupted for run in (table, *table.others))

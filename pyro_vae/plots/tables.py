@@ -1,0 +1,238 @@
+"""Figures of tables: one axis for each column, in its own unit, with its name."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+
+from ..data import Categories, Column, Columns, Time
+from .drawing import (
+    GUIDE_COLOURS,
+    Array,
+    as_numpy,
+    axes_or_new,
+    figure_or_new,
+    with_minus,
+    without_box,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+_FULL = 2.0  # spreads, at which a colour is full: larger effects do not pale the others
+_MOST_LATENTS, _MOST_COLUMNS = 12, 24  # that can be read in one figure
+_MOST_ROWS = 60  # intervals side by side
+_ACROSS = 3  # panels beside one another; more cannot be read on a page
+_WIDE = 3.0  # quartile ranges beyond the quartiles that an axis shows
+
+
+def plot_effects(
+    effect: Float[Array, "latents columns"],
+    latents: Sequence[str],
+    columns: Sequence[str],
+    *,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws which latent moves which column, and by how much, as a map.
+
+    Arguments:
+        effect: Change of each column over the range of each latent, in spreads of the column, or
+            in probability.
+        latents: Their names, the most informative first.
+        columns: Their names.
+        ax: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If names and effects do not fit.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ax = plot_effects(np.eye(2), ["z0", "z1"], ["a", "b"], ax=Figure().subplots())
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['z0', 'z1']
+    """
+    matrix = as_numpy(effect).astype(float)
+    if matrix.shape != (len(latents), len(columns)):
+        raise ValueError(
+            f"expected an effect of each of {len(latents)} latents on each of {len(columns)} "
+            f"columns, got shape {matrix.shape}"
+        )
+    # Columns go down, where their names have room: latents have short ones.
+    shown = matrix[:_MOST_LATENTS, :_MOST_COLUMNS].T
+    size = (2.8 + 0.75 * shown.shape[1], 1.6 + 0.3 * shown.shape[0])
+    if ax is None:
+        ax = figure_or_new(None, size, layout="compressed").subplots()
+    ax = axes_or_new(ax, size)
+    image = ax.imshow(shown.T, cmap="RdBu_r", vmin=-_FULL, vmax=_FULL, aspect="auto")
+    ax.spines[:].set_visible(False)
+    ax.set_yticks(np.arange(shown.shape[1]), latents[:_MOST_LATENTS], fontsize="small")
+    names = columns[:_MOST_COLUMNS]
+    ax.set_xticks(np.arange(len(names)), names, rotation=45, ha="right", fontsize="small")
+    for (column, latent), value in np.ndenumerate(shown):
+        colour = "white" if abs(value) > 0.7 * _FULL else "black" if abs(value) >= 0.2 else "0.6"
+        ax.text(column, latent, with_minus(f"{value:+.1f}"), ha="center", va="center",
+                color=colour, fontsize="x-small")  # fmt: skip
+    label = "change of the column over the range\nof the latent (sd, or probability)"
+    bar = ax.figure.colorbar(image, ax=ax, extend="both", shrink=0.9)
+    bar.set_label(label, fontsize="small")
+    return ax
+
+
+def plot_walks(
+    decoded: Float[Array, "latents steps columns"],
+    labels: Sequence[str],
+    levels: Sequence[float],
+    columns: Columns,
+    shown: Sequence[int],
+    *,
+    figure: "Figure | SubFigure | None" = None,
+) -> NDArray[Any]:
+    """Draws what is decoded along each latent: a line of panels for it, a panel for each column.
+
+    Panels of one column share their axis, so that what moves most is seen at a glance.
+
+    Arguments:
+        decoded: Means of p(y | z), of encoded rows.
+        labels: One for each latent.
+        levels: Quantiles of the steps.
+        columns: What the columns are.
+        shown: Positions of the columns that are drawn.
+        figure: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes, `(latents, columns)`.
+    """
+    array = as_numpy(decoded).astype(float)[:_MOST_LATENTS]
+    size = (1.2 + 1.5 * len(shown), 0.8 + 1.2 * len(array))
+    figure = figure_or_new(figure, size)
+    grid: NDArray[Any] = figure.subplots(
+        len(array), len(shown), squeeze=False, sharex=True, sharey="col"
+    )
+    for line, label, walk in zip(grid, labels, array, strict=False):
+        for ax, place in zip(line, shown, strict=True):
+            column = columns.columns[place]
+            values = own(walk[:, place], column)
+            look: dict[str, Any] = {"color": GUIDE_COLOURS[0], "marker": "o", "markersize": 3}
+            if isinstance(column.kind, Categories) and len(column.kind.categories) > 2:
+                look["drawstyle"] = "steps-mid"
+            ax.plot(100 * np.asarray(levels), values, **look)
+            without_box(ax).tick_params(labelsize="x-small")
+        line[0].set_ylabel(label.replace(": ", "\n"), fontsize="small")
+    for ax, place in zip(grid[0], shown, strict=True):
+        ax.set_title(columns.names[place], fontsize="small", loc="left")
+        _name_entries(ax, columns.columns[place])
+    for ax in grid[-1]:
+        ax.set_xlabel("quantile of z (%)", fontsize="x-small")
+    return grid
+
+
+def plot_filled(
+    y: Float[Array, "rows columns"],
+    low: Float[Array, "rows columns"],
+    middle: Float[Array, "rows columns"],
+    high: Float[Array, "rows columns"],
+    missing: Bool[Array, "rows columns"],
+    columns: Columns,
+    *,
+    figure: "Figure | SubFigure | None" = None,
+) -> list["Axes"]:
+    """Draws what missing entries may have been, a panel for each column that has some.
+
+    Arguments:
+        y: Encoded rows, whose observed entries are drawn in grey at the left of each panel.
+        low: Lower ends of the intervals of all entries.
+        middle: What was filled in.
+        high: Upper ends.
+        missing: Which entries were missing.
+        columns: What the columns are.
+        figure: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes, one for each column with holes.
+
+    Raises:
+        ValueError: If nothing was missing.
+    """
+    holes = as_numpy(missing).astype(bool)
+    places = np.flatnonzero(holes.any(axis=0))[:_MOST_COLUMNS].tolist()
+    if not places:
+        raise ValueError("nothing was missing, so there is nothing to draw")
+    across = min(_ACROSS, len(places))
+    down = -(-len(places) // across)
+    figure = figure_or_new(figure, (0.6 + 2.6 * across, 0.7 + 1.9 * down))
+    grid = figure.subplots(down, across, squeeze=False).flatten().tolist()
+    for ax in grid[len(places) :]:
+        ax.remove()
+    for ax, place in zip(grid, places, strict=False):
+        rows = np.flatnonzero(holes[:, place])
+        parts = [as_numpy(part)[rows, place] for part in (low, middle, high)]
+        known = as_numpy(y)[~holes[:, place], place]
+        _draw_filled(ax, rows, parts, known, columns.columns[place])
+    handles = grid[0].get_legend_handles_labels()[0]
+    figure.legend(
+        handles=handles, loc="outside upper right", ncols=2, frameon=False, fontsize="small"
+    )
+    return grid[: len(places)]
+
+
+def _draw_filled(
+    ax: "Axes", rows: NDArray[Any], parts: list[NDArray[Any]], known: NDArray[Any], column: Column
+) -> None:
+    more = f", the first {_MOST_ROWS} of {len(rows)}" if len(rows) > _MOST_ROWS else ""
+    low, middle, high = (own(part[:_MOST_ROWS], column) for part in parts)
+    x = np.arange(1, len(middle) + 1)
+    # Observed entries beside the axis, as many as can be told apart.
+    observed = own(known[:: max(1, len(known) // 200)], column)
+    spread = -0.05 * (len(x) + 1) * (1 + np.arange(len(observed)) % 3 / 3)
+    look: dict[str, Any] = {"color": "0.6", "markersize": 2, "alpha": 0.6}
+    ax.plot(spread, observed, ".", label="observed", **look)
+    ax.vlines(x, low, high, color=GUIDE_COLOURS[0], linewidth=1.2, alpha=0.7)
+    label = "filled in, with 95%"
+    ax.plot(x, middle, "s", color=GUIDE_COLOURS[0], markersize=3, label=label)
+    without_box(ax).set_title(column.name, fontsize="small", loc="left")
+    ax.tick_params(labelsize="x-small")
+    if len(x) <= 15:
+        ax.set_xticks(x, [str(row) for row in rows[:_MOST_ROWS]], rotation=90)
+        ax.set_xlabel("row", fontsize="x-small")
+    else:
+        ax.set_xticks([])
+        ax.set_xlabel(f"rows with a hole{more}", fontsize="x-small")
+    _name_entries(ax, column)
+    if not isinstance(column.kind, Categories | Time):
+        _look_at_most(ax, np.concatenate([observed, low, high]))
+
+
+def _look_at_most(ax: "Axes", values: NDArray[Any]) -> None:
+    """Leaves out of the axis what is far from nearly all values: one outlier flattens the rest."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    reach = _WIDE * (high - low)
+    near = values[(values >= low - reach) & (values <= high + reach)]
+    if reach > 0 and len(near) < len(values):
+        margin = 0.05 * (near.max() - near.min())
+        ax.set_ylim(near.min() - margin, near.max() + margin)
+
+
+def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
+    """Encoded values of a column in its own unit: dates as dates, categories as their codes."""
+    kind: Any = column.kind
+    if isinstance(kind, Time):
+        days = values * kind.scale + kind.center
+        return np.rint(np.nan_to_num(days) * 86_400_000).astype("int64").astype("datetime64[ms]")
+    if isinstance(kind, Categories):
+        return values
+    return values * getattr(kind, "scale", 1.0) + getattr(kind, "center", 0.0)
+
+
+def _name_entries(ax: "Axes", column: Column) -> None:
+    """Categories by their names."""
+    if isinstance(column.kind, Categories):
+        names = [str(category)[:12] for category in column.kind.categories]
+        if len(names) <= 12:
+            ax.set_yticks(np.arange(len(names)), names)
+            ax.set_ylim(-0.3, len(names) - 0.7)
