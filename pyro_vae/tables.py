@@ -145,12 +145,12 @@ class TableVAE:
     def embed(self, data: Any = None, *, seed: int = 0) -> Any:
         """The mean of the posterior of every row, a column for each latent, as a data frame.
 
-        Its index is that of a pandas table, so that it joins back; the first latent is `z0`.
+        Its index is that of a pandas table, so that it joins back; the first latent is `z[0]`.
         """
         rows = self.rows(data)
         self._check_holes(rows)
         means = encode(self.model, self._posterior(rows, seed), rows, seed=seed)
-        frame = data_frame({f"z{k}": column for k, column in enumerate(means.cpu().numpy().T)})
+        frame = data_frame({f"z[{k}]": column for k, column in enumerate(means.cpu().numpy().T)})
         if hasattr(data, "index") and hasattr(data, "iloc"):
             frame.index = data.index
         return frame

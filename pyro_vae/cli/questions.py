@@ -176,7 +176,7 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
     best, before = columns_of(filled.completed()), columns_of(about.rows)
     done = {
         name: [
-            new if gone else old
+            _rounded(new) if gone else old
             for gone, old, new in zip(raw.missing, about.rows[name], best[name].values, strict=True)
         ]
         for name, raw in before.items()
@@ -287,7 +287,9 @@ def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:
     """Columns by name as a csv or parquet file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lists = {
-        name: values.tolist() if isinstance(values, Tensor | np.ndarray) else list(values)
+        name: [_rounded(value) for value in values.tolist()]
+        if isinstance(values, Tensor | np.ndarray)
+        else list(values)
         for name, values in columns.items()
     }
     if path.suffix == ".parquet":
@@ -301,9 +303,10 @@ def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:
 
 
 def _cells(row: Sequence[Any]) -> list[Any]:
-    """As they are read again: ten digits of numbers, nothing where an entry is missing."""
-    return [
-        "" if value is None or value != value else
-        f"{value:.10g}" if isinstance(value, float) else value
-        for value in row
-    ]  # fmt: skip
+    """As they are read again: nothing where an entry is missing."""
+    return ["" if value is None or value != value else value for value in row]
+
+
+def _rounded(value: Any) -> Any:
+    """To the digits that a result has, and more."""
+    return float(f"{value:.8g}") if isinstance(value, float) else value

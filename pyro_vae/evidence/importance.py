@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .. import stats
@@ -167,6 +167,21 @@ class ImportanceSampling:
         own = row_keys(stream(seed, "importance.pilot"), "importance", *batch)
         sizes = self._sizes(replace(sampling, keys=own), self.until)
         return _judged(self._sized(sampling, sizes), self.average, self.until)
+
+    def log_means(
+        self,
+        program: Program,
+        posterior: Posterior,
+        batch: Batch,
+        *,
+        seed: int,
+        progress: bool | None,
+    ) -> Float[Tensor, " batch"]:
+        """The estimates alone, without errors and verdicts, which take half of the time."""
+        proposal = self.proposal(program, posterior, batch)
+        sampling = self._sampling(program, proposal, batch, seed=seed, progress=progress)
+        found = [self.average.log_mean(w.log_weights) for w in sampling.weights(self.num_samples)]
+        return torch.cat(found)
 
     def blocks(
         self,

@@ -76,8 +76,9 @@ def plot_effects(
     ax.set_xticks(np.arange(len(names)), names, rotation=45, ha="right", fontsize="small")
     for (column, latent), value in np.ndenumerate(shown):
         colour = "white" if abs(value) > 0.7 * _FULL else "black" if abs(value) >= 0.2 else "0.6"
-        ax.text(column, latent, with_minus(f"{value:+.1f}"), ha="center", va="center",
-                color=colour, fontsize="x-small")  # fmt: skip
+        said = with_minus(f"{round(value, 1) + 0.0:+.1f}")
+        place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
+        ax.text(column, latent, said, color=colour, **place)
     label = "change of the column over the range\nof the latent (sd, or probability)"
     bar = ax.figure.colorbar(image, ax=ax, extend="both", shrink=0.9)
     bar.set_label(label, fontsize="small")
@@ -133,10 +134,8 @@ def plot_walks(
 
 
 def plot_filled(
-    y: Float[Array, "rows columns"],
-    low: Float[Array, "rows columns"],
-    middle: Float[Array, "rows columns"],
-    high: Float[Array, "rows columns"],
+    filled: Float[Array, "rows columns"],
+    draws: Float[Array, "samples rows columns"],
     missing: Bool[Array, "rows columns"],
     columns: Columns,
     *,
@@ -144,11 +143,12 @@ def plot_filled(
 ) -> list["Axes"]:
     """Draws what missing entries may have been, a panel for each column that has some.
 
+    Numbers have the middle 95% of their draws, categories a dot as large as their share of them.
+
     Arguments:
-        y: Encoded rows, whose observed entries are drawn in grey at the left of each panel.
-        low: Lower ends of the intervals of all entries.
-        middle: What was filled in.
-        high: Upper ends.
+        filled: Encoded rows with their holes filled; observed entries are drawn in grey at the
+            left of each panel.
+        draws: Completed data.
         missing: Which entries were missing.
         columns: What the columns are.
         figure: Where to draw; a new pyplot figure by default.
@@ -171,9 +171,10 @@ def plot_filled(
         ax.remove()
     for ax, place in zip(grid, places, strict=False):
         rows = np.flatnonzero(holes[:, place])
-        parts = [as_numpy(part)[rows, place] for part in (low, middle, high)]
-        known = as_numpy(y)[~holes[:, place], place]
-        _draw_filled(ax, rows, parts, known, columns.columns[place])
+        values, many = as_numpy(filled)[:, place], as_numpy(draws)[:, rows, place]
+        _draw_filled(
+            ax, rows, (values[rows], many), values[~holes[:, place]], columns.columns[place]
+        )
     handles = grid[0].get_legend_handles_labels()[0]
     figure.legend(
         handles=handles, loc="outside upper right", ncols=2, frameon=False, fontsize="small"
@@ -182,17 +183,28 @@ def plot_filled(
 
 
 def _draw_filled(
-    ax: "Axes", rows: NDArray[Any], parts: list[NDArray[Any]], known: NDArray[Any], column: Column
+    ax: "Axes",
+    rows: NDArray[Any],
+    found: tuple[NDArray[Any], NDArray[Any]],
+    known: NDArray[Any],
+    column: Column,
 ) -> None:
     more = f", the first {_MOST_ROWS} of {len(rows)}" if len(rows) > _MOST_ROWS else ""
-    low, middle, high = (own(part[:_MOST_ROWS], column) for part in parts)
+    draws = found[1][:, :_MOST_ROWS]
+    middle = own(found[0][:_MOST_ROWS], column)
+    low, high = (own(np.quantile(draws, level, axis=0), column) for level in (0.025, 0.975))
     x = np.arange(1, len(middle) + 1)
     # Observed entries beside the axis, as many as can be told apart.
     observed = own(known[:: max(1, len(known) // 200)], column)
     spread = -0.05 * (len(x) + 1) * (1 + np.arange(len(observed)) % 3 / 3)
     look: dict[str, Any] = {"color": "0.6", "markersize": 2, "alpha": 0.6}
     ax.plot(spread, observed, ".", label="observed", **look)
-    ax.vlines(x, low, high, color=GUIDE_COLOURS[0], linewidth=1.2, alpha=0.7)
+    if isinstance(column.kind, Categories):
+        for code in range(len(column.kind.categories)):
+            share = (draws == code).mean(axis=0)
+            ax.scatter(x, np.full(len(x), code), 60 * share, color=GUIDE_COLOURS[0], alpha=0.4)
+    else:
+        ax.vlines(x, low, high, color=GUIDE_COLOURS[0], linewidth=1.2, alpha=0.7)
     label = "filled in, with 95%"
     ax.plot(x, middle, "s", color=GUIDE_COLOURS[0], markersize=3, label=label)
     without_box(ax).set_title(column.name, fontsize="small", loc="left")

@@ -102,6 +102,8 @@ class Imputation(PerDatum):
     def entries(self, level: float = 0.95) -> Any:
         """A row for each missing entry, in its own units, with a central interval; needs pandas.
 
+        A category has no interval, but the share of draws that it has.
+
         Arguments:
             level: Probability that the interval holds the entry, under the model.
         """
@@ -110,12 +112,26 @@ class Imputation(PerDatum):
         rows, places = self.missing.nonzero(as_tuple=True)
         names = [self._columns().names[place] for place in places.tolist()]
         found = list(zip(rows.tolist(), names, strict=True))
-        ends = {"filled": best, "low": low, "high": high}
+        words = {n for n, kind in self._columns().kinds.items() if isinstance(kind, Categories)}
+        share = (self.draws == self.filled().to(self.draws)).double().mean(dim=0)[rows, places]
+        columns = {
+            key: {name: list(table[name]) for name in set(names)}
+            for key, table in (("filled", best), ("low", low), ("high", high))
+        }
+        ends = {
+            key: [None if name in words else columns[key][name][row] for row, name in found]
+            for key in ("low", "high")
+        }
         return data_frame(
             {
                 "row": [row for row, _ in found],
                 "column": names,
-                **{key: [list(t[name])[row] for row, name in found] for key, t in ends.items()},
+                "filled": [columns["filled"][name][row] for row, name in found],
+                **ends,
+                "share": [
+                    part if name in words else None
+                    for part, name in zip(share.tolist(), names, strict=True)
+                ],
             }
         )
 
@@ -156,9 +172,7 @@ class Imputation(PerDatum):
         from ..plots import plot_filled, plot_imputation
 
         if self.table is not None:
-            low, high = self.interval()
-            filled = self.filled()
-            return plot_filled(filled, low, filled, high, self.missing, self.table)
+            return plot_filled(self.filled(), self.draws, self.missing, self.table)
         return plot_imputation(self.value.masked_fill(self.missing, torch.nan), self.draws)
 
 

@@ -1,0 +1,239 @@
+"""A VAE of a table: the path of a new user, units, rows trained on, which latent does what."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import pyro_vae as pv
+from pyro_vae import queries
+from pyro_vae.cli import main
+from pyro_vae.data import Columns, Time, trained_on
+
+UNITS = (1.0, 1e5, 1e-3, 1e-6, 300.0, 7.0, 1e3, 0.1, 40.0)
+"""Scales of nine measurements: degrees, pascals, kilograms and so on."""
+
+
+def laboratory(num_rows: int = 60) -> pd.DataFrame:
+    """What a scientist has: nine measurements, two columns of words, an id, a date, and holes."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=num_rows)
+    frame = pd.DataFrame({"sample_id": [f"S{row:04d}" for row in range(num_rows)]})
+    frame["date"] = pd.date_range("2024-01-03", periods=num_rows, freq="36h").strftime("%Y-%m-%d")
+    frame["site"] = np.where(z > 0.5, "river", np.where(z > -0.5, "north", "south"))
+    frame["kind"] = rng.choice(["control", "treated"], num_rows)
+    for number, unit in enumerate(UNITS):
+        slope = 1.0 if number % 2 else -1.0
+        frame[f"m{number}"] = unit * (5 + slope * z + 0.3 * rng.normal(size=num_rows))
+    holes = rng.random((num_rows, len(UNITS))) < 0.05
+    frame[[f"m{number}" for number in range(len(UNITS))]] = frame.filter(like="m").mask(holes)
+    frame.loc[3, "m0"], frame.loc[3, "m1"] = 40.0, np.nan  # an outlier, with a hole
+    return frame
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The table as a csv file, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    path = Path("lab.csv")
+    laboratory().to_csv(path, index=False)
+    return path
+
+
+def rows_of(path: str) -> list[dict[str, str]]:
+    """Lines of a csv file."""
+    with Path(path).open() as lines:
+        return list(csv.DictReader(lines))
+
+
+FIT = ["fit", "lab.csv", "--drop", "sample_id,date", "--epochs", "2", "--hidden", "8", "--quiet"]
+
+
+def test_the_path_of_a_new_user(file: Path) -> None:
+    """Embedding, outliers with p-values, an imputed csv, which latent does what."""
+    main([*FIT, "--out", "model"])
+    main(["embed", "model", "lab.csv", "--quiet"])
+    main(["outliers", "model", "lab.csv", "--reference", "60", "--quiet"])
+    main(["impute", "model", "lab.csv", "--draws", "20", "--quiet"])
+    main(["explain", "model", "lab.csv", "--out", "effects.csv", "--quiet"])
+    frame = laboratory()
+    for name in ("embedding.csv", "outliers.csv"):
+        assert [row["sample_id"] for row in rows_of(name)] == list(frame["sample_id"])
+        assert [row["date"] for row in rows_of(name)] == list(frame["date"])
+    p_values = {row["sample_id"]: float(row["p_value"]) for row in rows_of("outliers.csv")}
+    assert p_values["S0003"] == min(p_values.values()) == pytest.approx(1 / 61)
+    filled = pd.read_csv("imputed.csv")
+    assert list(filled) == list(frame)
+    assert not filled.isna().any().any()
+    known = frame.notna()
+    pd.testing.assert_frame_equal(filled[known], frame[known], check_exact=True)
+    entries = rows_of("imputed_entries.csv")
+    assert len(entries) == int(frame.isna().sum().sum())
+    assert all(float(row["low"]) <= float(row["high"]) for row in entries)
+    assert {row["column"] for row in rows_of("effects.csv")} == set(frame) - {"sample_id", "date"}
+
+
+def test_twelve_lines_of_python(file: Path) -> None:
+    """The same, with the date as a time."""
+    table = pv.data.load(file, drop=["sample_id"], kinds={"date": Time})
+    lab = pv.TableVAE.of(table)
+    lab.fit(num_epochs=2, progress=False)
+    frame = pd.read_csv(file).drop(columns="sample_id")
+    embedding = lab.embed(frame)
+    outliers = lab.outliers(frame, 60, progress=False).to_dataframe()
+    imputation = lab.impute(frame, 20, progress=False)
+    filled = imputation.completed()
+    told = lab.explain().summary()
+    lab.save("model")
+    assert embedding.index.equals(frame.index)
+    assert outliers["tail_probability"].idxmin() == 3
+    assert filled["date"].tolist() == frame["date"].tolist()
+    assert not filled.isna().any().any()
+    assert set(imputation.entries()["column"]) <= set(frame)
+    assert "nats" in told
+    again = pv.TableVAE.load("model")
+    pd.testing.assert_frame_equal(again.embed(frame[list(frame)[::-1]]), embedding)
+    assert int(again.trained_on(frame).sum()) == len(table.train)
+
+
+def test_held_out_rows_were_not_trained_on(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever became of the file: rows that were trained on are known, one by one."""
+    main([*FIT, "--out", "model"])
+    evaluate = ["evaluate", "model", "--samples", "30", "--out"]
+    main([*evaluate, "as_it_was"])
+    held_out = [row["sample_id"] for row in rows_of("as_it_was/log_p.csv")]
+    assert len(held_out) == 12
+    frame = pd.read_csv(file)
+    again = frame.iloc[[*range(40, 60), *range(40)]]
+    more = pd.concat([again, laboratory(61).iloc[60:].assign(m0=1.5)])
+    more.to_csv(file, index=False)
+    main([*evaluate, "later"])
+    assert {row["sample_id"] for row in rows_of("later/log_p.csv")} == {*held_out, "S0060"}
+    changed = frame.copy()
+    other = int(changed.index[~changed["sample_id"].isin(held_out)][0])
+    changed.loc[other, "m3"] *= 2  # the wrong twin: one row is not what was trained on
+    changed.to_csv(file, index=False)
+    capsys.readouterr()
+    main([*evaluate, "changed"])
+    found = {row["sample_id"] for row in rows_of("changed/log_p.csv")}
+    assert found == {*held_out, f"S{other:04d}"}
+    assert "1 of the 48 rows trained on are no longer there" in capsys.readouterr().out
+    frame[~frame["sample_id"].isin(held_out)].to_csv(file, index=False)
+    with pytest.raises(SystemExit, match="all rows of 'lab.csv' were trained on"):
+        main([*evaluate, "none"])
+
+
+def test_equal_rows_are_counted() -> None:
+    """Of a table of zeros and ones, equal rows may be trained on and held out."""
+    digests = torch.tensor([5, 5, 5, 8, 9])
+    assert trained_on(digests, torch.tensor([5, 9, 5])).tolist() == [True, True, False, False, True]
+
+
+@pytest.mark.usefixtures("float64")
+def test_answers_are_in_the_units_of_the_table() -> None:
+    """Grams in place of kilograms move densities by the log of 1,000, and nothing else."""
+    frame = laboratory(40).drop(columns=["sample_id", "date", "site"])
+    found: list[Any] = []
+    for scale in (1.0, 1e3):
+        lab = pv.TableVAE.of(frame.assign(m2=scale * frame["m2"]))
+        lab.fit(num_epochs=1, progress=False)
+        some = frame.assign(m2=scale * frame["m2"]).iloc[:9]
+        density = lab.log_marginal_likelihood(some, pv.ImportanceSampling(50), progress=False)
+        out = lab.outliers(some, 20, progress=False)
+        found.append((density.value, out.log_p.value, out.reference, out.value, lab.embed(some)))
+    holes = torch.tensor(frame["m2"].iloc[:9].isna().to_numpy())
+    shift = torch.where(holes, 0.0, np.log(1e3))
+    one, other = found
+    for place in range(3):
+        torch.testing.assert_close(one[place], other[place] + shift)
+    torch.testing.assert_close(one[3], other[3])
+    np.testing.assert_allclose(one[4], other[4])
+
+
+def test_other_columns_are_refused() -> None:
+    """In every question, by name."""
+    frame = laboratory(30).drop(columns=["sample_id", "date"])
+    lab = pv.TableVAE.of(frame)
+    other = frame.rename(columns={"m3": "m33"})
+    for ask in (lab.embed, lab.outliers, lab.impute, lab.explain, lab.log_marginal_likelihood):
+        with pytest.raises(ValueError, match="has no column 'm3' and has 'm33'"):
+            ask(other)
+
+
+@pytest.mark.usefixtures("float64")
+def test_which_latent_does_what() -> None:
+    """Of a decoder that is known: effects are the latent's range times the slope over the sd."""
+    model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(0.1), latent_dim=2)
+    slopes = torch.tensor([[2.0, 0.0], [0.0, -0.5], [0.0, 0.0]])
+    with torch.no_grad():
+        model.decoder.weight.copy_(slopes)
+        model.decoder.bias.zero_()
+    y = model.sample(400, seed=1)
+    guide = pv.Guide(model, pv.GlobalParameters())
+    frame = {"a": y[:, 0].numpy(), "b": y[:, 1].numpy(), "c": y[:, 2].numpy()}
+    columns = Columns.of(frame, dict.fromkeys("abc", pv.data.Real()))
+    told = queries.explain(model, guide, y, columns)
+    order = told.traversal.order.tolist()
+    spread = y.std(dim=0, correction=0)
+    wide = (told.traversal.values[:, -1] - told.traversal.values[:, 0])[:, None]
+    torch.testing.assert_close(told.effect, wide * slopes.T[order] / spread)
+    assert [told.strongest(order.index(latent)) for latent in (0, 1)] == [[0], [1]]
+    assert json.dumps(told.to_dataframe()["column"].tolist()) == json.dumps(["a", "b", "c"] * 2)
+
+
+def test_categories_are_explained_by_their_probabilities() -> None:
+    """A latent that decides between three words moves the probability of two of them."""
+    frame = {"w": ["a", "b", "c"] * 8, "x": np.linspace(0, 1, 24)}
+    lab = pv.TableVAE.of(frame, pv.defaults.Architecture(latent_dim=1))
+    with torch.no_grad():
+        for weight in lab.model.decoder.parameters():
+            weight.zero_()
+        *_, last = (m for m in lab.model.decoder.modules() if isinstance(m, nn.Linear))
+        last.bias[:3] = torch.tensor([1.0, 0.0, 0.0])
+    told = lab.explain()
+    assert float(told.effect.abs().max()) < 1e-6  # nothing depends on z: nothing is moved
+    share = float(torch.tensor([1.0, 0.0, 0.0]).softmax(dim=0)[0])
+    assert told.words[0][0].startswith(f"a {share:.0%} to {share:.0%}")
+
+
+def test_figures_of_a_table(file: Path) -> None:
+    """A panel for each column, in its own unit, with its name; categories by their words."""
+    frame = laboratory().drop(columns=["sample_id", "date"])
+    lab = pv.TableVAE.of(frame)
+    grid = lab.traverse(frame).plot(columns=["site", "m1"])
+    assert [ax.get_title(loc="left") for ax in grid[0]] == ["site", "m1"]
+    words = [label.get_text() for label in grid[0][0].get_yticklabels()]
+    assert words == ["north", "river", "south"]
+    low, high = grid[0][1].get_ylim()
+    assert 1e5 < low < high < 1e6
+    with pytest.raises(ValueError, match=r"unknown columns \['m99'\]; there are"):
+        lab.traverse(frame).plot(columns=["m99"])
+    panels = lab.impute(frame, 20, progress=False).plot()
+    names = [name for name in frame if frame[name].isna().any()]
+    assert [ax.get_title(loc="left") for ax in panels] == names
+    effects = lab.explain(frame).plot()
+    assert [label.get_text() for label in effects.get_xticklabels()] == list(frame)
+
+
+def test_one_outlier_does_not_flatten_a_figure() -> None:
+    """The axis shows what nearly all entries are."""
+    frame = pd.DataFrame({"a": np.linspace(0, 1, 40), "b": np.linspace(1, 0, 40) ** 2 + 0.1})
+    frame.loc[5, "a"], frame.loc[[7, 9], "a"] = 1e6, np.nan
+    lab = pv.TableVAE.of(frame)
+    with torch.no_grad():
+        (panel,) = lab.impute(frame, 20, progress=False).plot()
+    assert panel.get_ylim()[1] < 1e6
+
+
+def test_models_of_other_folders_are_refused(tmp_path: Path) -> None:
+    """A model without its columns does not know what a table is."""
+    model = pv.models.VAE(nn.Linear(1, 2), pv.likelihoods.Gaussian(), latent_dim=1)
+    pv.save(tmp_path / "m", model=model)
+    with pytest.raises(ValueError, match="was not saved by this command line or TableVAE"):
+        pv.TableVAE.load(tmp_path / "m")
