@@ -220,7 +220,13 @@ class TableVAE:
         posterior = self._or_none(rows, seed)
         given: dict[str, Any] = {"seed": seed, "progress": progress}
         filled = impute(self.model, posterior, rows, num_samples, **given)
-        return replace(filled, table=self.units if isinstance(self.units, Columns) else None)
+        if not isinstance(self.units, Columns):
+            return filled
+        exact = filled.value
+        if data is not None:  # entries as they were, before they were rounded for the model
+            known = self.units.encode(data, dtype=torch.float64).to(exact)
+            exact = exact.where(filled.missing, known)
+        return replace(filled, value=exact, table=self.units)
 
     def explain(self, data: Any = None, *, seed: int = 0) -> Explanation:
         """Which latent does what, for which columns, as :func:`pyro_vae.queries.explain`.

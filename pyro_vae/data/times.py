@@ -75,14 +75,23 @@ def _start(pattern: str) -> datetime:
     return datetime(1970 if "%Y" in pattern or "%y" in pattern else 1900, 1, 1)
 
 
+def _step(pattern: str) -> int | float:
+    """Seconds between times that are written alike; a month is told by any of its days."""
+    if "%f" in pattern:
+        return 1e-3
+    if "%S" in pattern:
+        return 1
+    return 60 if "%M" in pattern else 86400
+
+
 def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | None]:
     """Days as the words that they stand for, None where one is missing."""
-    zone = UTC if "%z" in pattern else None
-    # Rounded, so that 11:59:59.9999997 is noon.
+    zone, step = UTC if "%z" in pattern else None, _step(pattern)
+    # Rounded, so that 11:59:59.9999997 is noon, and a day before 12 that day.
     times = [
         None
         if np.isnan(value)
-        else _start(pattern) + timedelta(seconds=round(float(value) * 86400, 3))
+        else _start(pattern) + timedelta(seconds=step * round(float(value) * 86400 / step))
         for value in values
     ]
     return [None if t is None else t.replace(tzinfo=zone).strftime(pattern) for t in times]

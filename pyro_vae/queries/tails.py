@@ -287,8 +287,9 @@ def outliers(
 
 
 def _default(guide: ProgramLike | None) -> Estimator:
-    proposal = {} if guide is not None else {"proposal": Fitted()}
-    return ImportanceSampling(_DRAWS, **proposal)
+    if guide is None:
+        return ImportanceSampling(_DRAWS, proposal=Fitted())
+    return ImportanceSampling(_DRAWS)
 
 
 def _reference(
