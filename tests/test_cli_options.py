@@ -96,9 +96,7 @@ def test_where_the_state_is_kept(
     command: str, folder: str, numbers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the folder of `--resume`, or in a part of it."""
-    seen = arrival(
-        monkeypatch, f"cli.training.{command}", [command, numbers, "--resume", "kept"]
-    )
+    seen = arrival(monkeypatch, f"cli.training.{command}", [command, numbers, "--resume", "kept"])
     assert seen["checkpoint"] == Path(folder)
 
 
