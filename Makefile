@@ -106,6 +106,40 @@ types: $(STAMP) ## Check types with mypy --strict
 	@echo "==> checking types with mypy"
 	@$(BIN)/mypy
 
+# An environment of its own in build/: what a user has who installs the wheel, or other versions.
+.PHONY: release
+release: $(STAMP) ## Build wheel and sdist in dist/, and try the wheel in environments with and without extras
+	@rm -rf dist && $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[release]"
+	@echo "==> building dist/"
+	@$(BIN)/python -m hatchling build
+	@for extras in "" "[all]"; do \
+		echo "==> trying pyro-vae$$extras in an empty environment"; \
+		rm -rf build/try && $(PYTHON) -m venv build/try; \
+		build/try/bin/pip install -qq --disable-pip-version-check -c constraints.txt \
+			"$(TORCH)" "$$(echo dist/*.whl)$$extras"; \
+		(cd build && try/bin/python -I ../tests/helpers/minimum.py $$extras); done
+
+.PHONY: test-lowest
+test-lowest: $(STAMP) ## The fast tests with the lowest versions that pyproject.toml promises
+	@rm -rf build/lowest && $(PYTHON) -m venv build/lowest
+	@$(BIN)/python tests/helpers/versions.py > build/lowest/constraints.txt
+	@echo "==> installing the lowest versions"
+	@build/lowest/bin/pip install -qq --disable-pip-version-check -c build/lowest/constraints.txt -e ".[all,test]"
+	@build/lowest/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+
+.PHONY: test-newest
+test-newest: ## The fast tests with the newest versions there are: make PYTHON=python3.13 test-newest
+	@rm -rf build/newest && $(PYTHON) -m venv build/newest
+	@echo "==> installing the newest versions, on $$($(PYTHON) --version)"
+	@build/newest/bin/pip install -qq --disable-pip-version-check -e ".[all,test]"
+	@build/newest/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+
+.PHONY: coverage
+coverage: $(STAMP) ## The share of lines that the fast tests run
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt coverage
+	@$(BIN)/python -m coverage run --source pyro_vae -m pytest -q -m "not slow"
+	@$(BIN)/python -m coverage report --skip-covered --sort=cover
+
 .PHONY: clean
 clean: ## Remove .venv, demo/ and every cache
 	@echo "==> removing $(VENV), demo/ and caches"

@@ -18,7 +18,7 @@ from . import (
     registry,
     stats,
 )
-from ._types import Estimate
+from ._types import Estimate, optional
 from .comparisons import compare
 from .evidence import (
     AnnealedImportanceSampling,
@@ -179,6 +179,8 @@ _QUERIES = (
 
 def __getattr__(name: str) -> object:
     """Imports a part of the library where it is asked for; `sklearn` needs scikit-learn."""
+    if name == "sklearn":
+        optional("sklearn", needed_for="pv.sklearn")
     if name in _MODULES:
         return import_module(f".{name}", __name__)
     if name in _QUERIES:

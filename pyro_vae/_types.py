@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from html import escape
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -26,6 +28,27 @@ Batch: TypeAlias = tuple[Tensor, ...]
 
 Data: TypeAlias = Tensor | NDArray[np.generic] | tuple[Tensor | NDArray[np.generic], ...]
 """What entry points accept: one array, or a tuple of arrays with the same number of rows."""
+
+
+EXTRAS = {
+    "matplotlib": "plot",
+    "h5netcdf": "netcdf",
+    **dict.fromkeys(("h5py", "pandas", "pyarrow", "sklearn"), "data"),
+}
+"""The extra of pyproject.toml that brings each optional package."""
+
+
+def optional(module: str, *, needed_for: str) -> ModuleType:
+    """Imports a module that comes with an extra, or says what to install."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        source = f"'pyro-vae[{EXTRAS[package]}]'" if package in EXTRAS else package
+        raise ImportError(
+            f"{needed_for} needs {package}, which cannot be imported ({error}): "
+            f"pip install {source}"
+        ) from error
 
 
 class Estimate(NamedTuple):

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from ._types import Estimate
+from ._types import Estimate, optional
 from .formatting import counted
 
 if TYPE_CHECKING:
@@ -223,13 +223,7 @@ def data_frame(data: Any) -> Any:
     Raises:
         ImportError: If pandas is not installed.
     """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise ImportError(
-            "to_dataframe() needs pandas, which is not installed: pip install 'pyro-vae[data]'"
-        ) from error
-    return pd.DataFrame(data)
+    return optional("pandas", needed_for="to_dataframe()").DataFrame(data)
 
 
 def _flat(name: str, column: Shaped[Tensor, "batch *datum"]) -> dict[str, Tensor]:

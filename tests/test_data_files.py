@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -11,9 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
+from pyro_vae._types import optional
 from pyro_vae.data import Split, read_idx, read_table, split_rows
 from pyro_vae.data.files import file_kind
-from pyro_vae.data.frames import optional
 from tests.helpers.files import idx_bytes
 
 VALUES = np.array([[1.0, 2.5], [-3.0, 4e-3], [0.0, 6.0]])
@@ -270,12 +271,19 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         read_table(str(tmp_path))
 
 
-def test_missing_package_names_the_extra() -> None:
-    """What to install."""
-    with pytest.raises(
-        ImportError, match=r"reading y needs no_such, .* pip install 'pyro-vae\[data\]'"
-    ):
-        optional("no_such.package", needed_for="reading y")
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [("pyarrow.parquet", r"'pyro-vae\[data\]'"), ("matplotlib.pyplot", r"'pyro-vae\[plot\]'"),
+     ("polars", "polars")],
+)  # fmt: skip
+def test_missing_package_names_the_extra(
+    module: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What to install: the extra that brings it, or the package itself."""
+    package = module.partition(".")[0]
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=f"reading y needs {package}, .* pip install {source}$"):
+        optional(module, needed_for="reading y")
 
 
 @pytest.mark.parametrize(

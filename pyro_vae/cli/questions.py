@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .. import data as datasets
 from .. import storage
+from .._types import optional
 from ..data import Columns, FixedDraw, Redrawn, trained_on
-from ..data.frames import columns_of, optional
+from ..data.frames import columns_of
 from ..data.sets import SETS, rows_of, table_of, without, worded
 from ..evidence import ImportanceSampling
 from ..queries import FalseDiscoveries

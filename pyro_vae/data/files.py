@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from .._types import optional
 from ..randomness import generator, stream
 from .entries import number
-from .frames import Holds, PandasFrame, optional
+from .frames import Holds, PandasFrame
 from .text import Layout, columns_of_cells, columns_of_text, read_cells, uncompressed
 
 READABLE = (

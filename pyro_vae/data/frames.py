@@ -4,27 +4,16 @@ A column comes out as float64 with nan where an entry is missing, or as objects 
 with None there; beside it stands what is needed to give it its old dtype again.
 """
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Shaped
 
-
-def optional(module: str, *, needed_for: str) -> ModuleType:
-    """Imports a module that only some tables need, or says what to install."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{needed_for} needs {module.partition('.')[0]}, which cannot be imported ({error}): "
-            "pip install 'pyro-vae[data]'"
-        ) from error
+from .._types import optional
 
 
 class Holds(Enum):

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
+from .._types import optional
 from ..randomness import row_digests
 from .binarize import Binarization, FixedDraw, Grey
 from .checks import check_batch, check_finite, warn_constant_columns
@@ -31,7 +32,7 @@ from .files import (
     read_table,
     split_rows,
 )
-from .frames import columns_of, optional
+from .frames import columns_of
 from .kinds import Kind
 from .tables import Columns, kind_of_matrix, said_to_be_words
 from .text import Layout

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._types import optional
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
@@ -78,9 +80,7 @@ def figure_or_new(
     """The figure given, or a new one: the only place that touches pyplot."""
     if figure is not None:
         return figure
-    import matplotlib.pyplot as plt
-
-    return plt.figure(figsize=size, layout=layout)
+    return optional("matplotlib.pyplot", needed_for="a figure").figure(figsize=size, layout=layout)
 
 
 def axes_or_new(ax: "Axes | None", size: tuple[float, float]) -> "Axes":

@@ -1,0 +1,27 @@
+"""What a package index shows: README.md without what only a repository can show.
+
+An index shows neither pictures nor links whose addresses are relative to the repository.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hatchling.metadata.plugin.interface import MetadataHookInterface
+
+PICTURE = re.compile(r"^!\[[^\]]*\]\(docs/[^)]*\)\n+\*[^*]*\*\n+", re.MULTILINE)
+LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")
+
+
+def page(readme: str) -> str:
+    """The text with relative links as their words, and without pictures and their captions."""
+    return LINK.sub(r"\1", PICTURE.sub("", readme))
+
+
+class PackagePage(MetadataHookInterface):
+    """Called by hatchling."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Gives the metadata their readme."""
+        text = page(Path(self.root, "README.md").read_text(encoding="utf-8"))
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}
