@@ -16,7 +16,7 @@ def lowest() -> dict[str, str]:
         *project["dependencies"],
         *(line for extra in EXTRAS for line in project["optional-dependencies"][extra]),
     ]
-    return dict(found.groups() for found in map(LOWER.match, promised) if found)
+    return {found[1]: found[2] for found in map(LOWER.match, promised) if found}
 
 
 def tools(known: dict[str, str]) -> list[str]:
