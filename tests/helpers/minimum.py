@@ -44,7 +44,7 @@ def main() -> None:
     works()
     said = [
         named(pv.data.digits, "data"),
-        named(lambda: getattr(pv, "sklearn"), "data"),
+        named(lambda: pv.sklearn, "data"),
         named(lambda: pv.plots.plot_pareto_k({"k": torch.zeros(3)}), "plot"),
     ]
     print("\n".join(said))
