@@ -17,6 +17,8 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae.guides import ProgramPosterior
+from pyro_vae.programs import Program
 
 SD = 0.5**0.5
 Y = torch.tensor([0.0, 1.0, 2.0, -4.0])
@@ -157,19 +159,75 @@ def logits_of(y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("infer", [{}, AUXILIARY, {"enumerate": "parallel"}])
-def test_a_discrete_site_of_the_model_is_refused(infer: Any) -> None:
-    """However it is marked: the model sums it out, so its density would count once too often."""
+def test_a_discrete_site_of_the_model_counts_in_log_q(infer: Any) -> None:
+    """However it is marked: q(c, z) is the posterior, so every weight is p(y)."""
 
     def guide(y: Tensor) -> None:
         with pyro.plate("data", len(y)):
             c = pyro.sample("c", dist.Categorical(logits=logits_of(y)), infer=infer)
             pyro.sample("z", dist.Normal((c + y) / 2, SD))
 
-    for ask in (pv.elbo, pv.log_marginal_likelihood, pv.inference_gap, pv.to_inference_data):
-        with pytest.raises(ValueError, match=r"samples 'c', a discrete site .*MixtureSameFamily"):
-            ask(mixture, guide, Y)
-    with pytest.raises(ValueError, match="samples 'c', a discrete site"):
-        pv.IWAE(num_particles=2).loss(mixture, guide, Y)
+    exact = logits_of(Y).logsumexp(-1).double() - math.log(4)
+    for value in (
+        pv.elbo(mixture, guide, Y, 20).elbo.value,
+        pv.log_marginal_likelihood(mixture, guide, Y, pv.ImportanceSampling(200)).value,
+    ):
+        torch.testing.assert_close(value, exact, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"'c' .* cannot be reparameterized, .*Trace_ELBO"):
+        pv.IWAE(num_particles=2).differentiable_loss(mixture, needs_gradient(guide), Y)
+
+
+def needs_gradient(guide: Callable[..., Any]) -> Callable[..., Any]:
+    """The same guide, of data that want a gradient."""
+    return lambda y: guide(y.clone().requires_grad_())
+
+
+def uniform(y: Tensor) -> None:
+    """The wrong q(c), and the right q(z | c)."""
+    with pyro.plate("data", len(y)):
+        c = pyro.sample("c", dist.Categorical(torch.ones(4) / 4))
+        pyro.sample("z", dist.Normal((c + y) / 2, SD))
+
+
+def test_the_gap_of_a_discrete_site_is_in_the_elbo() -> None:
+    """The wrong twin: its ELBO is the mean of log p(y, c), and log p by its draws is right."""
+    joint = logits_of(Y).double() - math.log(4)
+    value, error = pv.elbo(mixture, uniform, Y, 4000).elbo
+    expected = (joint + math.log(4)).mean(dim=-1)
+    assert ((value - expected).abs() < 6 * error).all()  # false alarm 1e-8
+    assert (value + 6 * error < joint.logsumexp(-1)).all()
+    found = pv.log_marginal_likelihood(mixture, uniform, Y, pv.ImportanceSampling(4000))
+    assert ((found.value - joint.logsumexp(-1)).abs() < 6 * found.error).all()
+    defensive = pv.ImportanceSampling(4000, proposal=pv.Defensive())  # asks q(z) at given points
+    found = pv.log_marginal_likelihood(mixture, uniform, Y, defensive)
+    assert ((found.value - joint.logsumexp(-1)).abs() < 6 * found.error).all()
+
+
+def levels(y: Tensor) -> None:
+    """Two discrete sites and nothing else, one the parent of the other."""
+    with pyro.plate("data", len(y)):
+        a = pyro.sample("a", dist.Bernoulli(0.3))
+        b = pyro.sample("b", dist.Bernoulli(0.2 + 0.5 * a))
+        pyro.sample("y", dist.Normal(a + 2 * b, 1.0), obs=y)
+
+
+def test_a_guide_may_sample_some_discrete_sites() -> None:
+    """The others are summed out: with q(a) = p(a | y) every weight is p(y)."""
+    a, b = torch.meshgrid(torch.arange(2.0), torch.arange(2.0), indexing="ij")
+    log_p = torch.distributions.Bernoulli(0.3).log_prob(a)
+    log_p = log_p + torch.distributions.Bernoulli(0.2 + 0.5 * a).log_prob(b)
+    joint = log_p + torch.distributions.Normal(a + 2 * b, 1.0).log_prob(Y[:, None, None])
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            chance = joint.logsumexp(-1).softmax(-1)[:, 1].repeat(len(y) // 4)
+            pyro.sample("a", dist.Bernoulli(chance))
+
+    exact = joint.logsumexp((1, 2)).double()
+    run = Program(levels, Y)
+    z, log_q = ProgramPosterior(run, guide, (Y,)).draw(5)
+    weights = run.log_joint(z, Y).double() - log_q.double()
+    torch.testing.assert_close(weights, exact.expand(5, 4), rtol=0, atol=1e-5)
 
 
 def test_remedy_for_a_discrete_site() -> None:
@@ -249,3 +307,136 @@ def test_guides_without_a_density_are_refused(guide: Callable[..., Any], message
     for ask in (pv.elbo, pv.log_marginal_likelihood):
         with pytest.raises(ValueError, match=message):
             ask(model, guide, Y)
+
+
+STEPS, NOISE = 3, 0.6
+MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+SERIES = torch.randn(4, STEPS, generator=torch.Generator().manual_seed(3))
+
+
+def walk(y: Tensor, mask: Tensor) -> None:
+    """A state-space model with the masks of a mini-batch, by the distributions."""
+    with pyro.plate("data", len(y)):
+        z = torch.zeros(len(y), 1)
+        for t in range(STEPS):
+            on = mask[:, t : t + 1]
+            z = pyro.sample(f"z{t}", dist.Normal(0.8 * z, 1.0).mask(on).to_event(1))
+            pyro.sample(f"y{t}", dist.Normal(z, NOISE).mask(on).to_event(1), obs=y[:, t : t + 1])
+
+
+def walk_by_handler(y: Tensor, mask: Tensor) -> None:
+    """The same by `poutine.mask`."""
+    with pyro.plate("data", len(y)):
+        z = torch.zeros(len(y))
+        for t in range(STEPS):
+            with poutine.mask(mask=mask[:, t].bool()):  # type: ignore[call-overload]
+                z = pyro.sample(f"z{t}", dist.Normal(0.8 * z, 1.0))
+                pyro.sample(f"y{t}", dist.Normal(z, NOISE), obs=y[:, t])
+
+
+def reading(y: Tensor, mask: Tensor) -> None:
+    """A guide that masks as :func:`walk` does."""
+    with pyro.plate("data", len(y)):
+        for t in range(STEPS):
+            step = dist.Normal(0.5 * y[:, t : t + 1], 0.7).mask(mask[:, t : t + 1])
+            pyro.sample(f"z{t}", step.to_event(1))
+
+
+def reading_by_handler(y: Tensor, mask: Tensor) -> None:
+    """The same by `poutine.mask`."""
+    with pyro.plate("data", len(y)):
+        for t in range(STEPS):
+            with poutine.mask(mask=mask[:, t].bool()):  # type: ignore[call-overload]
+                pyro.sample(f"z{t}", dist.Normal(0.5 * y[:, t], 0.7))
+
+
+def by_length(z: Tensor) -> Tensor:
+    """Log weights of draws `(particles, 4, 3)`: every series with its own steps."""
+    before = torch.cat([torch.zeros_like(z[..., :1]), z[..., :-1]], -1)
+    normal = torch.distributions.Normal
+    terms = normal(0.8 * before, 1.0).log_prob(z) + normal(z, NOISE).log_prob(SERIES)
+    return ((terms - normal(0.5 * SERIES, 0.7).log_prob(z)) * MASK).sum(-1)
+
+
+def exact_by_length() -> Tensor:
+    """Log p of every series up to its own length."""
+    found = []
+    for series, length in zip(SERIES.double(), MASK.sum(-1).long(), strict=True):
+        late = torch.arange(int(length))
+        factors = (0.8 ** (late[:, None] - late).double()).tril()
+        covariance = factors @ factors.T + NOISE**2 * torch.eye(int(length)).double()
+        normal = torch.distributions.MultivariateNormal(torch.zeros(len(late)).double(), covariance)
+        found.append(normal.log_prob(series[: len(late)]))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(
+    ("model", "guide"),
+    [(walk, reading), (walk_by_handler, reading_by_handler)],
+    ids=["distribution", "handler"],
+)
+def test_masked_latents_have_no_density(
+    model: Callable[..., Any], guide: Callable[..., Any]
+) -> None:
+    """Where guide and model mask a latent alike, a weight is that of the series' own steps."""
+    program = Program(model, SERIES, MASK)
+    z, log_q = ProgramPosterior(program, guide, (SERIES, MASK)).draw(6)
+    weights = program.log_joint(z, SERIES, MASK) - log_q
+    torch.testing.assert_close(weights, by_length(z))
+    draws = pv.guides.draw(guide, program, (SERIES, MASK), 6)  # the same for objectives
+    weights = program.log_joint(draws.z, SERIES, MASK) - draws.log_guide
+    torch.testing.assert_close(weights, by_length(draws.z))
+    whole = program.log_joint(z, SERIES, MASK)  # the wrong twin: masks that are not seen
+    assert ((whole - by_length(z)).abs() > 0.01).any()
+
+
+def test_masked_latents_under_any_guide() -> None:
+    """Without a mask in the guide whole densities stand on both sides: log p is the same."""
+    net = torch.nn.Linear(2 * STEPS, 2 * STEPS)
+
+    class Reader(torch.nn.Module):
+        def forward(self, y: Tensor, mask: Tensor) -> Tensor:
+            return 0.1 * net(torch.cat([y, mask], -1))
+
+    guide = pv.Guide(walk, pv.Encoder(Reader()), example=(SERIES, MASK))
+    pv.fit(walk, guide, (SERIES, MASK), num_epochs=2, progress=False)
+    found = pv.log_marginal_likelihood(walk, guide, (SERIES, MASK), pv.ClosedForm())
+    torch.testing.assert_close(found.value, exact_by_length(), rtol=0, atol=1e-4)
+    value, error = pv.elbo(walk, guide, (SERIES, MASK), 1000).elbo
+    assert (value < exact_by_length() + 6 * error).all()
+
+
+def test_what_depends_on_a_masked_latent_is_refused() -> None:
+    """By the names of both; the remedy gives log N(y; 0, sqrt 2)."""
+
+    def hidden(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            with poutine.mask(mask=y > 0):  # type: ignore[call-overload]
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    for ask in (pv.elbo, pv.log_marginal_likelihood):
+        with pytest.raises(ValueError, match=r"site\(s\) \['z'\] .*site 'y' depends .*unmasked"):
+            ask(hidden, plain, Y)
+    exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(Y).double()
+    torch.testing.assert_close(pv.elbo(model, plain, Y, 20).elbo.value, exact, rtol=0, atol=1e-5)
+
+
+def test_a_latent_of_what_was_not_seen() -> None:
+    """`obs_mask=`: log p(y) of the entries that were seen."""
+    seen = Y > 0.5
+
+    def partly(y: Tensor, seen: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=seen)  # type: ignore[arg-type]
+
+    def guide(y: Tensor, seen: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            mean, spread = torch.where(seen, y / 2, 0.0), torch.where(seen, SD, 1.0)
+            z = pyro.sample("z", dist.Normal(mean, spread))
+            pyro.sample("y_unobserved", dist.Normal(z, 1.0))
+
+    exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(Y).double() * seen
+    value = pv.elbo(partly, guide, (Y, seen), 20).elbo.value
+    torch.testing.assert_close(value, exact, rtol=0, atol=1e-5)

@@ -358,35 +358,11 @@ def inner_subsample(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(z, 1.0), obs=y.expand(4, -1))
 
 
-def masked_latent(y: Tensor) -> None:
-    """A latent that some data do not have."""
-    with pyro.plate("data", len(y)):
-        with poutine.mask(mask=y > 0):  # type: ignore[call-overload]
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
-
-
-def masked_distribution(y: Tensor) -> None:
-    """The same, said by the latent's distribution."""
-    with pyro.plate("data", len(y)):
-        z = pyro.sample(
-            "z", dist.Normal(torch.zeros(len(y), 1), 1.0).mask(y[:, None] > 0).to_event(1)
-        )
-        pyro.sample("y", dist.Normal(z[:, 0], 1.0), obs=y)
-
-
 def masked_observation(y: Tensor) -> None:
-    """What the refusal of both asks for."""
+    """A mask over what was not seen."""
     with pyro.plate("data", len(y)):
         z = pyro.sample("z", dist.Normal(torch.zeros(len(y), 1), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(z, 1.0).mask(y[:, None] > 0).to_event(1), obs=y[:, None])
-
-
-def partly_observed(y: Tensor) -> None:
-    """Pyro makes a masked latent site of what was not seen."""
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=y > 0)  # type: ignore[arg-type]
 
 
 def forgotten(y: Tensor) -> None:
@@ -425,12 +401,6 @@ REFUSED = {
     ),
     "until": (until, r"sites of the program differ from run to run: \['.*fixed number of steps"),
     "inner subsample": (inner_subsample, r"plate 'features' .* holds 4 of 10: only the plate over"),
-    "masked latent": (masked_latent, r"latent site 'z' is masked, .* mask only what is observed"),
-    "masked distribution": (masked_distribution, r"latent site 'z' is masked, .* mask only what"),
-    "partly observed": (
-        partly_observed,
-        r"'y_unobserved' is masked, .*obs_mask=, use poutine.mask",
-    ),
     "forgotten": (forgotten, r"got latent \['z', 'y'\] and observed \[\]; was the data passed on"),
     "nothing latent": (nothing_latent, r"got latent \[\] and observed \['y'\]"),
     "moving bounds": (moving_bounds, r"site 'z' has bounds that belong to a datum"),
@@ -505,7 +475,7 @@ def test_shapes_are_checked() -> None:
 
 
 def test_a_masked_observation_counts_where_it_was_made() -> None:
-    """The remedy for masked latents: log N(z; 0, 1), and log N(y; z, 1) where y > 0."""
+    """Log N(z; 0, 1), and log N(y; z, 1) where y > 0."""
     y, z = torch.tensor([1.0, -1.0]), torch.tensor([[[0.5], [0.25]]])
     prior, likelihood = dist.Normal(0.0, 1.0).log_prob(z[..., 0]), dist.Normal(z[..., 0], 1.0)
     expected = prior + likelihood.log_prob(y) * (y > 0)

@@ -22,7 +22,7 @@ from torch import Tensor
 from .._types import Batch, Data, ProgramLike
 from ..compiling import DrawDensities
 from ..data import check_batch
-from ..guides import NoLatents, Posterior, given_globals, posterior_of, program_of
+from ..guides import Posterior, given_globals, posterior_of, program_of
 from ..programs import (
     Program,
     as_batch,
@@ -167,12 +167,7 @@ def prepared(
     with evaluating(model, guide), torch.no_grad(), forked(seed, "evidence.unkeyed"):
         program = retry_unvalidated(partial(program_of, model, guide, batch))
         program = given_globals(program, guide, batch, given)
-        if program.latent_sites:
-            posterior = posterior_of(guide, program, batch)
-        else:
-            empty = torch.zeros(len(batch[0]), 0, dtype=program.dtype, device=program.device)
-            posterior = NoLatents(empty)
-        yield program, posterior, batch
+        yield program, posterior_of(guide, program, batch), batch
 
 
 def check_data(model: ProgramLike, batch: Batch) -> None:

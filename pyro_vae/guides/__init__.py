@@ -7,7 +7,6 @@ from .closed_form import Quadratic as Quadratic
 from .closed_form import quadratic_of as quadratic_of
 from .draws import Draws as Draws
 from .draws import draw as draw
-from .empty import NoLatents as NoLatents
 from .entry import draw_globals as draw_globals
 from .entry import for_new_rows as for_new_rows
 from .entry import given_globals as given_globals
@@ -15,6 +14,7 @@ from .entry import has_only_rows as has_only_rows
 from .entry import has_parameters as has_parameters
 from .entry import is_tied_to_rows as is_tied_to_rows
 from .entry import maps_of as maps_of
+from .entry import model_for as model_for
 from .entry import model_of as model_of
 from .entry import posterior_of as posterior_of
 from .entry import prepare_training as prepare_training
@@ -22,6 +22,7 @@ from .entry import program_of as program_of
 from .entry import refined_guide as refined_guide
 from .entry import require_new_rows as require_new_rows
 from .entry import row_buffers as row_buffers
+from .entry import samples_discrete as samples_discrete
 from .entry import shared_only as shared_only
 from .families import DiagonalNormal as DiagonalNormal
 from .families import Family as Family
@@ -69,7 +70,6 @@ __all__ = [
     "InferenceMap",
     "LocalParameters",
     "LowRankNormal",
-    "NoLatents",
     "NormalizingFlow",
     "Posterior",
     "ProgramPosterior",
@@ -88,6 +88,7 @@ __all__ = [
     "is_made_of_map",
     "is_tied_to_rows",
     "maps_of",
+    "model_for",
     "model_of",
     "posterior_of",
     "prepare_training",
@@ -97,5 +98,6 @@ __all__ = [
     "refined_guide",
     "require_new_rows",
     "row_buffers",
+    "samples_discrete",
     "shared_only",
 ]

@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
 from .._types import Distribution
-from ..programs import Program, Run, TracedSite, sum_but
+from ..programs import Program, Run, TracedSite, sum_but, unmasked
 
 
 def density_sites(run: Run, given: Collection[str] = ()) -> list[TracedSite]:
@@ -64,13 +64,7 @@ def check_sites(
 
 
 def _check_site(program: Program, site: TracedSite) -> None:
-    latent = [s.name for s in program.latent_sites] + [s.name for s in program.global_sites]
-    if site.name in program.structure.enumerated:
-        raise ValueError(
-            f"the guide samples '{site.name}', a discrete site of the model, which is summed out "
-            "exactly: leave it out of the guide, and sample the other sites given the data alone; "
-            "what depended on it becomes a mixture, as in dist.MixtureSameFamily(weights, parts)"
-        )
+    latent = {*sampled_sites(program), *(site.name for site in program.global_sites)}
     if site.name not in latent and not site.is_auxiliary:
         raise ValueError(
             f"the guide samples '{site.name}', which the model does not have (its latent sites "
@@ -78,7 +72,12 @@ def _check_site(program: Program, site: TracedSite) -> None:
         )
 
 
-def without_auxiliary(sites: Collection[TracedSite]) -> list[TracedSite]:
+def sampled_sites(program: Program) -> list[str]:
+    """Names of the latent sites of a datum that a guide may sample, continuous ones first."""
+    return [site.name for site in program.latent_sites] + list(program.structure.enumerated)
+
+
+def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[TracedSite]:
     r"""Sites of a datum that make up log q, given those that were drawn for it.
 
     An auxiliary site a, of which the model knows nothing, is a mere source of noise where the
@@ -90,7 +89,8 @@ def without_auxiliary(sites: Collection[TracedSite]) -> list[TracedSite]:
         ValueError: If some of the model's sites follow from auxiliary ones and some do not, or one
             is a point; with the name of the site.
     """
-    model = [site for site in sites if not site.is_auxiliary]
+    known = sampled_sites(program)
+    model = [site for site in sites if site.name in known or not site.is_auxiliary]
     deltas = [site for site in model if is_delta(site.distribution)]
     if not deltas:
         return model
@@ -132,19 +132,6 @@ def base_of(distribution: Distribution) -> Distribution:
     """The distribution without its event dimensions and masks."""
     while isinstance(distribution, dist.Independent | MaskedDistribution):
         distribution = distribution.base_dist
-    return distribution
-
-
-def unmasked(distribution: Distribution) -> Distribution:
-    """The distribution that is drawn from; a mask leaves out of the density what was drawn.
-
-    Raises:
-        ValueError: If a mask is inside a transformation.
-    """
-    if isinstance(distribution, MaskedDistribution):
-        return unmasked(distribution.base_dist)
-    if isinstance(distribution, dist.Independent):
-        return unmasked(distribution.base_dist).to_event(distribution.reinterpreted_batch_ndims)
     return distribution
 
 

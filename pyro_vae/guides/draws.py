@@ -8,6 +8,7 @@ its `pyro.factor` terms count as Pyro has it: with the sign of log q, so that mi
 added to the ELBO of training. No reported number has them.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from ..programs import Program, TracedSite, repeat_rows, total_log_prob
-from .contract import check_sites, density_sites, require_by_datum
+from .contract import check_sites, density_sites, log_density, require_by_datum
 from .empty import NoLatents
 from .guide import Guide
 from .posteriors import Posterior, ProgramPosterior
+from .weight_one import completed
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Draws:
         log_guide: Their log densities, `(particles, batch)`.
         posterior: What they were drawn from; for densities at other points.
         log_shared: Log density of the sites that all data share, a scalar.
-        surrogate: A term of value zero a datum, `(batch,)`, which carries a map's own gradient.
+        terms: Of the objective per datum, `(batch,)`, and no part of the ELBO: what carries a
+            map's own gradient, with the value zero; minus what the guide observes or factors.
+        shared_terms: The same outside the plate over data, a scalar.
     """
 
     program: Program
@@ -41,7 +45,8 @@ class Draws:
     log_guide: Tensor
     posterior: Posterior
     log_shared: Tensor
-    surrogate: Tensor
+    terms: Tensor
+    shared_terms: Tensor
 
     def log_guide_path(self, z: Tensor) -> Tensor:
         r"""The log density, differentiated by the draws alone, not by the guide's parameters.
@@ -84,13 +89,15 @@ def _from_guide(guide: Guide, program: Program, batch: Batch, num_particles: int
         values = {name: value for name, (value, _) in sites.items()}
         log_shared = q.log_prob(flat) - torch.stack([j.sum() for _, j in sites.values()]).sum()
     if not program.latent_sites:
-        return _of_nothing(program.given(values), batch, log_shared, num_particles)
+        nothing = torch.zeros_like(log_shared)
+        return _of_nothing(program.given(values), batch, log_shared, num_particles, nothing)
     posterior = guide.posterior(*batch, given=values or None)
     surrogate = guide.map.surrogate()
     z, log_guide = posterior.draw(num_particles)
     nothing = log_guide.new_zeros(len(posterior))
     surrogate = nothing if surrogate is None else surrogate
-    return Draws(program.given(values), z, log_guide, posterior, log_shared, surrogate)
+    factors = torch.zeros_like(log_shared)
+    return Draws(program.given(values), z, log_guide, posterior, log_shared, surrogate, factors)
 
 
 def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_particles: int) -> Draws:
@@ -100,31 +107,45 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
     shared = {site.name for site in program.global_sites}
     check_sites(program, run, latent | shared)
     _check_reparameterized(density_sites(run))
-    if not latent:
-        log_shared = total_log_prob(run.outside.values(), torch.zeros((), device=program.device))
-        given = program.given(run.values(shared))
-        return _of_nothing(given, batch, log_shared, num_particles)
-    z, jacobian = program.flatten(run.values(latent))
-    by_row = (_by_row(site, program, len(rows[0])) for site in run.inside.values())
-    log_guide = jacobian + sum(by_row)
-    log_shared = total_log_prob(run.outside.values(), log_guide.new_zeros(()))
+    sampled = {site.name for site in density_sites(run)}
+    zero = torch.zeros((), dtype=program.dtype, device=batch[0].device)
+    log_shared = total_log_prob(_among(run.outside, sampled), zero)
+    factors = total_log_prob(_outside_of(run.outside, sampled), zero)
     given = program.given(run.values(shared))
+    if not latent:
+        return _of_nothing(given, batch, log_shared, num_particles, factors)
+    z, jacobian = program.flatten(run.values(latent))
     size = len(batch[0])
+    by_row = [log_density(program, site, len(rows[0])) for site in _among(run.inside, sampled)]
+    log_guide = jacobian + completed(given, run, rows, torch.stack(by_row).sum(dim=0))
+    others = [_by_row(site, program, len(rows[0])) for site in _outside_of(run.inside, sampled)]
+    terms = sum(others, torch.zeros_like(log_guide)).view(num_particles, size).mean(dim=0)
     return Draws(
         given,
         z.view(num_particles, size, -1),
         log_guide.view(num_particles, size),
         ProgramPosterior(given, guide, batch),
         log_shared,
-        log_guide.new_zeros(size),
+        -terms,
+        -factors,
     )
 
 
-def _of_nothing(program: Program, batch: Batch, log_shared: Tensor, num_particles: int) -> Draws:
+def _among(sites: Mapping[str, TracedSite], names: Collection[str]) -> list[TracedSite]:
+    return [site for name, site in sites.items() if name in names]
+
+
+def _outside_of(sites: Mapping[str, TracedSite], names: Collection[str]) -> list[TracedSite]:
+    return [site for name, site in sites.items() if name not in names]
+
+
+def _of_nothing(
+    program: Program, batch: Batch, log_shared: Tensor, num_particles: int, factors: Tensor
+) -> Draws:
     """Draws for a program whose latent sites of a datum are all summed out."""
-    empty = torch.zeros(len(batch[0]), 0, dtype=program.dtype, device=program.device)
-    z, log_guide = NoLatents(empty).draw(num_particles)
-    return Draws(program, z, log_guide, NoLatents(empty), log_shared, log_guide[0])
+    posterior = NoLatents.of(program, batch)
+    z, log_guide = posterior.draw(num_particles)
+    return Draws(program, z, log_guide, posterior, log_shared, log_guide[0], -factors)
 
 
 def _check_reparameterized(sites: list[TracedSite]) -> None:

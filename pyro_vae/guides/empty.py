@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from .._types import Batch
+from ..programs import Program
+
 
 @dataclass(frozen=True)
 class NoLatents:
@@ -16,6 +19,11 @@ class NoLatents:
     """
 
     empty: Float[Tensor, "batch 0"]
+
+    @classmethod
+    def of(cls, program: Program, batch: Batch) -> "NoLatents":
+        """For some data."""
+        return cls(torch.zeros(len(batch[0]), 0, dtype=program.dtype, device=batch[0].device))
 
     def __len__(self) -> int:
         """Number of data."""

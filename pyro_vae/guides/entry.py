@@ -16,22 +16,26 @@ from torch import Tensor, nn
 from .._types import Batch, Data, ProgramLike
 from ..programs import (
     Program,
+    Run,
     SelfContained,
     evaluating,
     modules_of,
+    no_new_parameters,
     reached_by,
     total_log_prob,
 )
 from ..randomness import forked
 from .climbing import FitRows
-from .contract import check_sites
+from .contract import check_sites, density_sites
 from .empty import NoLatents
 from .guide import Guide
 from .maps import InferenceMap
 from .posteriors import Posterior
 from .shared import GlobalDraw, values_of
 from .tied import REMEDY, automatic_globals, automatic_posterior, program_posterior, tied_site
+from .weight_one import check_masks, drawn_discrete
 
+_FEW = 2  # rows that show which sites a guide has
 _GLOBAL_DRAWS = 200  # of sites that all data share: a point is wanted, not an estimate
 
 
@@ -234,7 +238,8 @@ def _own_draw(guide: Guide, values: dict[str, Tensor]) -> GlobalDraw:
 def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDraw:
     run = program.run_guide(guide, batch)
     values = run.values(site.name for site in program.global_sites)
-    return GlobalDraw(values, total_log_prob(run.outside.values(), torch.zeros(())))
+    sampled = [site for site in density_sites(run) if not site.is_in(program.plate)]
+    return GlobalDraw(values, total_log_prob(sampled, torch.zeros(())))
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
@@ -248,10 +253,15 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
 def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterior:
     """What a guide says about a batch, whoever made it; checked by calling it on a few rows.
 
+    Where all latent sites of a datum are discrete there is nothing to say, unless it samples them.
+
     Raises:
         TypeError: If the guide is an automatic guide of Pyro's that is not mean-field.
         ValueError: If the guide is tied to rows and these are not all of them.
     """
+    check_masks(program, batch)
+    if not program.latent_sites and not samples_discrete(program, guide, batch):
+        return NoLatents.of(program, batch)
     if isinstance(guide, AutoGuide):
         return automatic_posterior(program, guide, len(batch[0]))
     posterior = getattr(guide, "posterior", None)
@@ -261,6 +271,39 @@ def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterio
     given = {"given": program.fixed} if program.fixed else {}
     answer: Posterior = posterior(*batch, **given)
     return answer
+
+
+def samples_discrete(program: Program, guide: ProgramLike, batch: Batch) -> list[str]:
+    """Names of the discrete sites of the model that a guide samples itself."""
+    if not program.structure.enumerated or _is_ours(guide):
+        return []
+    return drawn_discrete(program, _looked_at(program, guide, batch))
+
+
+def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike:
+    """The model as an objective of Pyro's needs it, its discrete sites marked to be summed out.
+
+    Latents that it masks have their whole densities, unless the guide masks them alike.
+    """
+    masked = program.structure.masked
+    if masked and not _is_ours(guide):
+        run = _looked_at(program, guide, batch)
+        masked = tuple(n for n in masked if n not in run or run[n].entry_mask is None)
+    return program.enumerating(program.whole(masked))
+
+
+def _is_ours(guide: ProgramLike) -> bool:
+    """Whether it samples the continuous sites of the model, whole, and no others."""
+    return hasattr(guide, "posterior") or isinstance(guide, AutoGuide)
+
+
+def _looked_at(program: Program, guide: ProgramLike, batch: Batch) -> Run:
+    """A run of a guide that shows which sites it has; no draw of it is anybody's."""
+    with torch.random.fork_rng(), torch.no_grad(), no_new_parameters():
+        try:
+            return program.run_guide(guide, tuple(part[:_FEW] for part in batch))
+        except Exception:  # it is tied to all of its rows
+            return program.run_guide(guide, batch)
 
 
 def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> None:
@@ -304,6 +347,8 @@ def prepare_training(program: Program, guide: ProgramLike, rows: Batch, batch_si
     """
     for map in maps_of(guide):
         map.remember(*rows)
+    with evaluating(program.model):
+        check_masks(program.at_start(), rows)
     if maps_of(guide):
         return False
     with evaluating(guide):

@@ -14,11 +14,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..programs import Program, Run, TracedSite, repeat_rows
+from ..programs import Program, Run, TracedSite, repeat_rows, unmasked
 from ..randomness import normals
-from .contract import check_sites, density_sites, log_density, unmasked, without_auxiliary
+from .contract import check_sites, density_sites, log_density, without_auxiliary
 from .families import Family
 from .noise import noise_shape, noise_size, push
+from .weight_one import completed, drawn_discrete, mask_completed
 
 
 @runtime_checkable
@@ -151,7 +152,8 @@ class ProgramPosterior:
     It is run on a longer batch, rows repeated for their particles, so it must treat rows
     independently of one another and of their position. A guide with one site is run on the batch
     as it is, and its distribution is asked for all particles. What it observes, and its factors,
-    are no part of the density; masks and scales leave nothing of it out.
+    are no part of the density; scales leave nothing of it out, and neither do masks that the
+    model has not. A discrete site of the model that it samples has its density in log q.
     """
 
     program: Program
@@ -169,6 +171,8 @@ class ProgramPosterior:
     @cached_property
     def only(self) -> "SitePosterior | None":
         """The guide's distribution, if it draws nothing but one site, by datum and unmasked."""
+        if not self.program.latent_sites or self.program.structure.masked:
+            return None
         with torch.random.fork_rng():  # the draw of this run is no draw of anybody's
             run = self.run(1)
         latent, *others = self.program.latent_sites
@@ -176,7 +180,7 @@ class ProgramPosterior:
         by_datum = distribution.batch_shape[:1] == (len(self),) and latent.axis == 0
         if others or not by_datum or set(run.sites) - {latent.name, *self.program.fixed}:
             return None
-        without_auxiliary([run[latent.name]])
+        without_auxiliary(self.program, [run[latent.name]])
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
@@ -194,10 +198,13 @@ class ProgramPosterior:
         """Runs the guide on repeated rows; returns flat draws and their log densities."""
         if self.only is not None:
             return self.only.draw(num_particles)
-        run = self.run(num_particles)
-        z, jacobian = self.program.flatten(run.values(s.name for s in self.program.latent_sites))
-        log_q = jacobian + self._log_probs(run, len(z), {})
-        return z.view(num_particles, len(self), -1), log_q.view(num_particles, len(self))
+        run, rows = self.run(num_particles), repeat_rows(self.batch, num_particles)
+        log_q = completed(self.program, run, rows, self._log_probs(run, len(rows[0]), {}))
+        names = [site.name for site in self.program.latent_sites]
+        empty = log_q.new_zeros(len(log_q), 0), torch.zeros_like(log_q)
+        z, jacobian = self.program.flatten(run.values(names)) if names else empty
+        shape = (num_particles, len(self))
+        return z.view(*shape, self.program.latent_dim), (jacobian + log_q).view(shape)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Runs the guide with its sites set to given points.
@@ -208,7 +215,8 @@ class ProgramPosterior:
         if self.only is not None:
             return self.only.log_prob(z)
         values, jacobian = self.program.constrain(z.reshape(-1, z.shape[-1]))
-        run = self.run(len(z), values)
+        copies, values = self._beside_discrete(len(z), values)
+        run = self.run(copies * len(z), values)
         auxiliary = [site.name for site in self._sites(run, values) if site.name not in values]
         if auxiliary:
             raise ValueError(
@@ -216,7 +224,26 @@ class ProgramPosterior:
                 f"auxiliary site(s) {auxiliary}; sample the model's sites from distributions "
                 "of their own (a TransformedDistribution), or use pv.Guide"
             )
-        return (jacobian + self._log_probs(run, len(jacobian), values)).view(len(z), len(self))
+        rows = repeat_rows(self.batch, copies * len(z))
+        log_q = self._log_probs(run, len(rows[0]), values)
+        log_q = mask_completed(self.program, run, rows, log_q).view(copies, -1).logsumexp(dim=0)
+        return (jacobian + log_q).view(len(z), len(self))
+
+    def _beside_discrete(
+        self, num_particles: int, values: dict[str, Tensor]
+    ) -> tuple[int, dict[str, Tensor]]:
+        """Values for rows that are repeated for those of the discrete sites that the guide draws.
+
+        Its density at a given point is the sum over them.
+        """
+        every = self.program.structure.discrete_values
+        with torch.random.fork_rng():
+            drawn = drawn_discrete(self.program, self.run(1)) if every is not None else []
+        if every is None or not drawn:
+            return 1, values
+        chosen = every.only(drawn)
+        axes = {site.name: site.axis for site in self.program.latent_sites}
+        return len(chosen), chosen.beside(values, axes, num_particles * len(self))
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
         """Mean of every datum's posterior: a program has no other way than the mean of draws."""
@@ -236,5 +263,5 @@ class ProgramPosterior:
         return [site for site in sites if site.name not in self.program.fixed]
 
     def _log_probs(self, run: Run, rows: int, values: Mapping[str, Tensor]) -> Tensor:
-        sites = without_auxiliary(self._sites(run, values))
+        sites = without_auxiliary(self.program, self._sites(run, values))
         return torch.stack([log_density(self.program, site, rows) for site in sites]).sum(0)

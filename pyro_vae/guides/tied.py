@@ -30,9 +30,10 @@ from ..programs import (
     modules_of,
     no_new_parameters,
     outside_minibatch,
+    unmasked,
 )
 from ..randomness import forked
-from .contract import density_sites, is_delta, log_density, unmasked
+from .contract import density_sites, is_delta, log_density
 from .families import DiagonalNormal
 from .posteriors import FamilyPosterior, ProgramPosterior
 

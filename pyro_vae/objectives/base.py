@@ -258,11 +258,11 @@ class Objective(ELBO):
             draws = draw(guide, program, taken, self.num_particles)
             particles, run = self.particles(draws, taken)
             shared = _shared(draws.program, run)
-            local = (self.bound(particles) + draws.surrogate).sum()
+            local = (self.bound(particles) + draws.terms).sum()
             plain = particles.log_weights.detach().mean(dim=0).sum()
         kl = shared.prior - draws.log_shared
         outer = shared.scale * (self.kl_weight * kl + shared.likelihood)
-        total = scale * shared.inside_scale * local + outer
+        total = scale * shared.inside_scale * local + outer + draws.shared_terms
         elbo = scale * plain + (kl + shared.likelihood).detach()  # reported: never scaled
         return Progress(-total, elbo)
 

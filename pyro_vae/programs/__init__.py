@@ -5,6 +5,7 @@ from .copies import SelfContained as SelfContained
 from .copies import no_new_parameters as no_new_parameters
 from .hooks import ModelHooks as ModelHooks
 from .hooks import hooks_of as hooks_of
+from .masks import unmasked as unmasked
 from .missing import PartlyObserved as PartlyObserved
 from .missing import has_missing as has_missing
 from .modes import NamedModule as NamedModule
@@ -82,6 +83,7 @@ __all__ = [
     "simulate",
     "sum_but",
     "total_log_prob",
+    "unmasked",
     "whole_plate",
     "with_observed",
 ]

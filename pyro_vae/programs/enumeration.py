@@ -11,7 +11,7 @@ where it gives the same.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,12 +38,32 @@ class Combinations:
         """Their number."""
         return len(next(iter(self.values.values())))
 
-    def of_rows(self, rows: int) -> dict[str, Tensor]:
-        """Values for a batch that is repeated for them, so many rows for each combination."""
-        return {
+    def beside(
+        self, given: Mapping[str, Tensor], axes: Mapping[str, int], rows: int
+    ) -> dict[str, Tensor]:
+        """Values for a batch that is repeated for them, with those given for every row of it.
+
+        Arguments:
+            given: Values of other sites, those of the rows among them.
+            axes: Where the datum axis stands in the values that belong to rows.
+            rows: Rows of the batch.
+        """
+        repeated = {
+            name: torch.cat([value] * len(self), dim=axes[name]) if name in axes else value
+            for name, value in given.items()
+        }
+        return repeated | {
             name: value.repeat_interleave(rows, dim=0).movedim(0, self.axes[name])
             for name, value in self.values.items()
         }
+
+    def only(self, names: Collection[str]) -> "Combinations":
+        """The combinations of some of the sites: where the others have their first values."""
+        first = torch.ones(len(self), dtype=torch.bool)
+        for name, value in self.values.items():
+            if name not in names:
+                first &= (value == value[:1]).flatten(1).all(dim=1).cpu()
+        return replace(self, values={name: self.values[name][first] for name in names})
 
     def to(self, like: Tensor) -> "Combinations":
         """The same on another device, those of floating point in another dtype."""

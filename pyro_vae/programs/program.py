@@ -9,7 +9,7 @@ the density of that vector has the Jacobian of the change of variables put in.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -23,6 +23,7 @@ from ..randomness import forked
 from .copies import copied
 from .hooks import hooks_of
 from .log_probs import sum_out
+from .masks import Unmasked
 from .modes import evaluating
 from .sites import GlobalSite
 from .structure import Structure, structure_of
@@ -115,9 +116,10 @@ class Program:
         self._take(
             replace(self.structure, global_start=start, dtype=start.dtype, device=start.device)
         )
-        if self.structure.combinations is not None:
-            values = self.structure.combinations.to(start)
-            self.structure = replace(self.structure, combinations=values)
+        if self.structure.discrete_values is not None:
+            values = self.structure.discrete_values.to(start)
+            by_rows = values if self.structure.combinations is not None else None
+            self.structure = replace(self.structure, discrete_values=values, combinations=by_rows)
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> "Program":
         """Copies the model too, with the networks that a function refers to."""
@@ -164,6 +166,11 @@ class Program:
         other.fixed = dict(values)
         other.conditions = f"conditional on {', '.join(names)} at {source}" if names else ""
         return other
+
+    def at_start(self) -> "Program":
+        """The same program with its global sites about the middle of their prior."""
+        flat = self.constrain_globals(self.structure.global_start)
+        return self.given({name: value for name, (value, _) in flat.items()})
 
     def _global_shape(self, site: GlobalSite) -> tuple[int, ...]:
         start = torch.zeros(site.size, dtype=self.dtype, device=self.device)
@@ -241,21 +248,55 @@ class Program:
         """
         num_particles, rows, latents = z.shape
         self._check(batch, rows, latents)
+        values, jacobian = self.constrain(z.flatten(0, 1))
+        densities, run = self.weighed(values, repeat_rows(batch, num_particles))
+        prior, likelihood = (part.view(num_particles, rows) for part in densities)
+        return LogDensities(prior + jacobian.view(num_particles, rows), likelihood), run
+
+    def weighed(self, values: Mapping[str, Tensor], rows: Batch) -> tuple[LogDensities, Run]:
+        """Log densities at values of the latent sites, each `(rows,)`, with no Jacobian."""
         combined = self.structure.combinations
-        copies = 1 if combined is None else len(combined)
-        values, jacobian = self.constrain(z.flatten(0, 1).repeat(copies, 1))
-        values.update(self._globals())
+        values, batch = {**values, **self._globals()}, rows
         if combined is not None:
-            values.update(combined.of_rows(num_particles * rows))
-        longer = repeat_rows(batch, copies * num_particles)
-        run = run_rows(self.enumerated, longer, self.plate, values)
-        prior, likelihood = (part.view(num_particles, rows) for part in self.densities_of(run))
-        jacobian = jacobian[: num_particles * rows].view(num_particles, rows)
-        return LogDensities(prior + jacobian, likelihood), run
+            values = combined.beside(values, self._axes, len(rows[0]))
+            batch = repeat_rows(rows, len(combined))
+        run = run_rows(self.enumerated, batch, self.plate, values)
+        return self.densities_of(run), run
+
+    def log_joint_at(self, values: Mapping[str, Tensor], rows: Batch) -> Tensor:
+        r""":math:`\log p(y_n, z_n)` at values of the latent sites, `(rows,)`, with no Jacobian.
+
+        Arguments:
+            values: Of every continuous latent site of a datum, as `pyro.sample` returns it, and of
+                some of the discrete ones: those that are not given are summed out.
+            rows: What the program is called with.
+        """
+        drawn = [name for name in self.structure.enumerated if name in values]
+        with poutine.block():
+            densities, _ = self.drawing(drawn).weighed(values, rows)
+        return sum(densities)  # type: ignore[return-value]
+
+    def drawing(self, names: Collection[str]) -> "Program":
+        """The same program, where some of its discrete sites are given and not summed out."""
+        if not names:
+            return self
+        rest = tuple(name for name in self.structure.enumerated if name not in names)
+        combined = self.structure.combinations
+        combined = combined.only(rest) if combined is not None and rest else None
+        other = copy.copy(self)
+        other.structure = replace(self.structure, enumerated=rest, combinations=combined)
+        return other
+
+    @property
+    def _axes(self) -> dict[str, int]:
+        """Where the datum axis stands in the value of each latent site."""
+        axes = {site.name: site.axis for site in self.latent_sites}
+        combined = self.structure.combinations
+        return axes if combined is None else {**axes, **combined.axes}
 
     def run(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
         """Runs the program on rows, its data observed, and draws the latent sites not set."""
-        return run_rows(self.model, batch, self.plate, {**self.fixed, **(values or {})})
+        return run_rows(self._whole, batch, self.plate, {**self.fixed, **(values or {})})
 
     def run_forward(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
         """Runs the program on rows of which nothing is observed, so that its data are drawn.
@@ -264,7 +305,7 @@ class Program:
             batch: Shapes and covariates.
             values: Values of some latent sites; the others are drawn.
         """
-        model = Unobserved(self.observed_names)(self.model)
+        model = Unobserved(self.observed_names)(self._whole)
         return run_rows(model, batch, self.plate, {**self.fixed, **(values or {})})
 
     def run_guide(
@@ -289,12 +330,20 @@ class Program:
             )
         return self.fixed
 
+    def whole(self, names: Collection[str]) -> ProgramLike:
+        """The model with the whole density of some latent sites that it masks."""
+        return Unmasked(names)(self.model) if names else self.model
+
+    @property
+    def _whole(self) -> ProgramLike:
+        return self.whole(self.structure.masked)
+
     @property
     def enumerated(self) -> ProgramLike:
         """The model, with its discrete latent sites enumerated where that is by broadcasting."""
         if not self.structure.enumerated or self.structure.combinations is not None:
-            return self.model
-        return poutine.enum(self.enumerating(self.model), -1 - self.structure.nesting)
+            return self._whole
+        return poutine.enum(self.enumerating(self._whole), -1 - self.structure.nesting)
 
     def enumerating(self, model: ProgramLike) -> ProgramLike:
         """A program with this one's discrete latent sites marked to be summed out."""
@@ -324,8 +373,9 @@ class Program:
         if self.structure.enumerated:
             prior = sum_out(run.trace, [*self.structure.enumerated, *latent], self.plate)
             return LogDensities(prior, sum_out(run.trace, [*sites], self.plate) - prior)
-        observed = [name for name in sites if name not in latent]
-        return LogDensities(self._total(sites, latent), self._total(sites, observed))
+        likelihood = self._total(sites, [name for name in sites if name not in latent])
+        prior = self._total(sites, latent) if latent else torch.zeros_like(likelihood)
+        return LogDensities(prior, likelihood)
 
     def _broadcasts(self, batch: Batch) -> bool:
         """Whether enumeration by broadcasting gives what rows that are repeated give.
@@ -375,8 +425,7 @@ class Program:
 
 def _tried(program: Program, batch: Batch) -> Tensor | None:
     """Log densities at some latents of a few rows; `None` if the program raises."""
-    flat = program.constrain_globals(program.structure.global_start)
-    program = program.given({name: value for name, (value, _) in flat.items()})
+    program = program.at_start()
     rows = tuple(part[:2] for part in batch)
     shape = (3, len(rows[0]), program.latent_dim)
     try:

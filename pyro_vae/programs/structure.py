@@ -15,6 +15,7 @@ from torch import Tensor
 from .._types import Batch, ProgramLike
 from ..randomness import forked
 from .enumeration import Combinations, combinations
+from .masks import is_masked, unmasked
 from .missing import PartlyObserved, has_missing
 from .modes import evaluating
 from .plates import Subsampling, whole_plate
@@ -39,10 +40,12 @@ class Structure:
         subsampling: What the plate was asked to subsample, if anything.
         latent_sites: Continuous latent sites of a datum.
         enumerated: Discrete latent sites of a datum, which are summed out.
-        combinations: All their values, where rows are repeated for them; `None` where they are
+        discrete_values: All their values; `None` if there are none, or too many to be rows.
+        combinations: The same, where rows are repeated for them; `None` where they are
             enumerated by broadcasting.
         global_sites: Latent sites that all data share.
         global_start: A draw from about the middle of their prior, flat and unconstrained.
+        masked: Names of the latent sites with a mask around them or in them.
         observed: Names of the observed sites of a datum.
         dtype: That of the latents.
         device: That of the latents.
@@ -54,9 +57,11 @@ class Structure:
     subsampling: Subsampling | None
     latent_sites: tuple[LatentSite, ...]
     enumerated: tuple[str, ...]
+    discrete_values: Combinations | None
     combinations: Combinations | None
     global_sites: tuple[GlobalSite, ...]
     global_start: Tensor
+    masked: tuple[str, ...]
     observed: tuple[str, ...]
     dtype: torch.dtype
     device: torch.device
@@ -96,6 +101,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     observed = tuple(site.name for site in inside if site.is_observed)
     _check_roles(continuous, enumerated, observed, frame.name)
     shared = _global_sites(outside)
+    values = combinations((two[name] for name in enumerated), frame.dim)
     first = continuous[0].value if continuous else inside[0].log_prob
     dims = [f.dim for site in [*inside, *outside] for f in site.frames if f.vectorized]
     return Structure(
@@ -105,9 +111,11 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
         subsampling=_subsampling(asked.get(frame.name), more.get(frame.name)),
         latent_sites=tuple(latent_site(site, frame.name, frame.dim) for site in continuous),
         enumerated=enumerated,
-        combinations=combinations((two[name] for name in enumerated), frame.dim),
+        discrete_values=values,
+        combinations=values,
         global_sites=shared,
         global_start=_prior_median(model, row, frame.name, shared, first),
+        masked=tuple(site.name for site in [*latent, *outside] if _is_masked_latent(site)),
         observed=observed,
         dtype=first.dtype,
         device=first.device,
@@ -271,11 +279,10 @@ def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
 def _check_latent(site: TracedSite) -> None:
     """Refuses latent sites that no guide can hold."""
     name, function = site.name, site.distribution
-    if site.is_masked:
+    if is_masked(unmasked(function)):
         raise ValueError(
-            f"latent site '{name}' is masked, so its density does not integrate to one where the "
-            "mask is off; sample it unmasked and mask only what is observed, which leaves log "
-            "p(y) the same (for obs_mask=, use poutine.mask around the observed site)"
+            f"latent site '{name}' is masked inside a transformation of its distribution; mask "
+            "the whole distribution, as in TransformedDistribution(base, transforms).mask(mask)"
         )
     if site.is_discrete and not function.has_enumerate_support:
         raise ValueError(
@@ -283,6 +290,10 @@ def _check_latent(site: TracedSite) -> None:
             "out, since its support has no end or is too large; use a continuous latent, or a "
             "distribution with a finite support"
         )
+
+
+def _is_masked_latent(site: TracedSite) -> bool:
+    return site.is_masked and not site.is_observed
 
 
 def _check_roles(

@@ -12,15 +12,14 @@ from typing import Any, TypeVar
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import Independent, TransformedDistribution
 
 from .._types import Batch, Distribution, ProgramLike
 from .log_probs import log_prob_of
+from .masks import as_written, entry_mask, is_masked, unmasked
 from .plates import whole_plate
 
 _Answer = TypeVar("_Answer")
@@ -98,11 +97,25 @@ class TracedSite:
     @property
     def is_masked(self) -> bool:
         """Whether some of its density is left out, by a handler or by its distribution."""
-        inner: Any = self.distribution
-        while isinstance(inner, Independent | TransformedDistribution):
-            inner = inner.base_dist
-        by_itself = isinstance(inner, MaskedDistribution)
-        return by_itself or isinstance(self.mask, Tensor) or self.mask is False
+        by_handler = isinstance(self.mask, Tensor) or self.mask is False
+        return by_handler or is_masked(self.distribution)
+
+    @property
+    def entry_mask(self) -> Tensor | None:
+        """Which entries of its value have a density as the program is written; `None` if all."""
+        return entry_mask(*as_written(self.node), self.value)
+
+    @property
+    def kept(self) -> Tensor:
+        """Its log density as the program is written, without what masks leave out."""
+        function, mask = as_written(self.node)
+        return scale_and_mask(function.log_prob(self.value), 1.0, mask)
+
+    @property
+    def left_out(self) -> Tensor:
+        """Log density of what masks leave out as the program is written."""
+        whole: Tensor = unmasked(as_written(self.node)[0]).log_prob(self.value)
+        return whole - self.kept
 
     @property
     def frames(self) -> tuple[Any, ...]:

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro import poutine
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from .._types import Batch, ProgramLike
+from ..guides import model_for, samples_discrete
 from ..objectives import BetaELBO, Objective
-from ..programs import Program
+from ..programs import Program, no_new_parameters
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -181,15 +184,49 @@ class Unscaled(Messenger):
         msg["scale"] = 1.0
 
 
-def objective_of(asked: Any, program: Program) -> Any:
+_DRAWN: Any = {"enumerate": None}
+
+
+class DrawnELBO(TraceEnum_ELBO):
+    """Draws the discrete sites that a guide asks to enumerate: its nets do not broadcast."""
+
+    def differentiable_loss(self, model: Any, guide: Any, *batch: Tensor) -> Any:
+        """Minus the ELBO, with score-function gradients."""
+        drawing = poutine.infer_config(guide, config_fn=lambda site: _DRAWN)
+        return super().differentiable_loss(model, drawing, *batch)
+
+
+def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELBO:
+    """For a guide that samples discrete sites: sums where it asks for them, else scores."""
+    options = {
+        "max_plate_nesting": program.structure.nesting,
+        "strict_enumeration_warning": False,  # of a guide that draws
+    }
+    objective = TraceEnum_ELBO(**options)
+    try:
+        with torch.random.fork_rng(), no_new_parameters():
+            objective.differentiable_loss(model_for(program, guide, rows), guide, *rows)
+    except Exception:  # shapes that do not broadcast lead to one of many
+        return DrawnELBO(**options)
+    return objective
+
+
+def objective_of(
+    asked: Any, program: Program, guide: ProgramLike | None = None, rows: Batch = ()
+) -> Any:
     """The objective; one that sums discrete sites out where there are such.
 
     Arguments:
         asked: What the caller asked for, if anything.
         program: The program.
+        guide: The guide, which may sample discrete sites itself.
+        rows: A few rows to run it on.
     """
-    names = program.structure.enumerated
-    by_rows = program.structure.combinations is not None
+    drawn = [] if guide is None else samples_discrete(program, guide, rows)
+    names = [name for name in program.structure.enumerated if name not in drawn]
+    by_rows = program.structure.combinations is not None and bool(names)
+    if asked is None and guide is not None and drawn:
+        return _of_discrete_guide(program, guide, rows)
     if asked is None and by_rows:
         return BetaELBO(1.0)
     if asked is None:

@@ -18,7 +18,7 @@ from .. import distributed, stats
 from .._types import Batch, Estimate, ProgramLike
 from ..compiling import CompiledSteps
 from ..data import Augmented, RowReader
-from ..guides import is_tied_to_rows, maps_of, prepare_training, program_of, row_buffers
+from ..guides import is_tied_to_rows, maps_of, model_for, prepare_training, program_of, row_buffers
 from ..objectives import Objective, Progress
 from ..programs import capturing, leaves_of, minibatch, run
 from ..randomness import forked
@@ -47,10 +47,10 @@ class Steps:
         self.augmented, self.shards, self.num_data = augmented, shards, shards.num_data
         with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
             self.program = program_of(model, guide, head(reader))
-        self.asked = objective_of(plan.objective, self.program)
+        self.asked = objective_of(plan.objective, self.program, guide, head(reader))
         own = isinstance(self.asked, Objective)  # it sums discrete sites out by itself
         self.objective = self.asked.at(0.0) if own else self.asked
-        self.enumerated = model if own else self.program.enumerating(model)
+        self.enumerated = model if own else model_for(self.program, guide, head(reader))
         self.batch_size = min(plan.batch_size, self.num_data)
         self.in_order = isinstance(reader, InMemory) and prepare_training(
             self.program, guide, reader.batch, self.batch_size // shards.count

@@ -17,14 +17,11 @@ class Known(NamedTuple):
 
 RIGHT = Known(("right",), "numbers of a supported program")
 
-MASKED = Known(("refused",), "a masked latent is refused; unmasked, as the refusal says, it runs")
 LOOP = Known(("refused",), "a loop over data is refused; a plate, as the refusal says, runs")
 PLATES = Known(("refused",), "a plate at -2 over vectors without to_event, which Pyro lets pass")
 SIZE = Known(("refused",), "a plate without a size says of no axis that it is the data's")
 DISCRETE = Known(("refused",), "no latent to draw or to fit; log p is exact, says the refusal")
 BROADCAST = Known(("failed",), "Pyro's own TraceEnum_ELBO asks of a net that it broadcasts")
-UNLIKE = Known(("wrong",), "the remedy of a masked latent has only discrete ones, without draws")
-LABEL = Known(("refused",), "the guide samples a discrete site of the model, which is summed out")
 TIED = Known(("refused",), "the guide is tied to its rows, all of which it needs, once trained")
 ASKED = Known(("right", "refused"), "right on all rows or in pv.minibatch, else refused by name")
 ROWS = Known(("failed",), "parameters of all rows, called with some of them")
@@ -41,15 +38,8 @@ KNOWN: dict[tuple[str, str, str], Known] = {
     ("parameters_of_all", "author", "compare"): TIED,
     ("parameters_of_all", "author", "svi"): ROWS,
     ("ss_vae_enumerated", ALL, "svi"): BROADCAST,
-    ("ss_vae_enumerated", "author", ALL): LABEL,
-    ("scanvi_unlabelled", "author", ALL): LABEL,
-    ("ss_vae_broadcast", "author", ALL): LABEL,
-    ("ss_vae_broadcast", "author", "fit"): RIGHT,
-    ("ss_vae_broadcast", "author", "svi"): RIGHT,
 }
-for _name in ("deep_markov", "observed_in_part", "air"):
-    KNOWN[_name, ALL, ALL] = MASKED
-for _name in ("hmm", "gaussian_mixture", "fixed_mixture"):
+for _name in ("hmm", "gaussian_mixture", "fixed_mixture", "capture_recapture"):
     for _question in ("gap", "arviz", "compare", "svi"):
         KNOWN[_name, ALL, _question] = DISCRETE
 for _name in ("autonormal", "autodiagonal"):
@@ -57,9 +47,6 @@ for _name in ("autonormal", "autodiagonal"):
 for _name in ("cvae", "plate_without_size"):
     KNOWN[_name, ALL, ALL] = SIZE
 KNOWN["cell2location", ALL, ALL] = PLATES
-KNOWN["capture_recapture", ALL, ALL] = MASKED
-for _question in ("gap", "arviz", "compare", "svi"):
-    KNOWN["capture_recapture", ALL, _question] = UNLIKE
 KNOWN["fixed_mixture", ALL, "fit"] = Known(("refused",), "nothing to train")
 KNOWN["sequential_plate", ALL, ALL] = LOOP
 for _name, _, _ in list(KNOWN):

@@ -1,0 +1,90 @@
+r"""Masked latents: what a mask leaves out of their density, and what it means for log p(y).
+
+A program that masks a latent site says that there is no such latent for some data: a series is
+over, an object is absent. Whatever is drawn there has no density in the program as it is written,
+and nothing of the data depends on it. Any density that integrates to one may stand in for it,
+
+.. math:: p(y_n, z_n) = \int p(y_n, z_n) \, q(z') \, dz' ,
+
+and here it is the site's own distribution: a program is a density of all its latents.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Independent, TransformedDistribution
+
+from .._types import Distribution
+
+_WRITTEN = "_as_written"
+
+
+def unmasked(distribution: Distribution) -> Distribution:
+    """The distribution that is drawn from; a mask leaves out of the density what was drawn."""
+    if isinstance(distribution, MaskedDistribution):
+        return unmasked(distribution.base_dist)
+    if isinstance(distribution, Independent):
+        base = unmasked(distribution.base_dist)
+        if base is not distribution.base_dist:
+            return dist.Independent(base, distribution.reinterpreted_batch_ndims)
+    return distribution
+
+
+def is_masked(distribution: Any) -> bool:
+    """Whether a distribution leaves some of its density out."""
+    while isinstance(distribution, Independent | TransformedDistribution):
+        distribution = distribution.base_dist
+    return isinstance(distribution, MaskedDistribution)
+
+
+def entry_mask(distribution: Any, mask: Any, value: Tensor) -> Tensor | None:
+    """Which entries of a value have a density, in the dimensions of the value; `None` if all.
+
+    Arguments:
+        distribution: What it was drawn from, with masks of its own.
+        mask: The mask that handlers gave the site.
+        value: The value.
+    """
+    masks = [(mask, distribution.event_dim)]
+    inner, events = distribution, distribution.event_dim
+    while isinstance(inner, MaskedDistribution | Independent):
+        if isinstance(inner, MaskedDistribution):
+            masks.append((inner._mask, events))  # noqa: SLF001 (Pyro has no other name for it)
+        else:
+            events -= inner.reinterpreted_batch_ndims
+        inner = inner.base_dist
+    found = [
+        _shaped(part, events, value)
+        for part, events in masks
+        if part is not None and part is not True
+    ]
+    return torch.stack(found).all(dim=0) if found else None
+
+
+def _shaped(mask: Any, events: int, value: Tensor) -> Tensor:
+    mask = torch.as_tensor(mask, device=value.device).bool()
+    return mask.reshape(mask.shape + (1,) * events).expand(value.shape)
+
+
+class Unmasked(Messenger):
+    """Gives named sites their whole density; what was left out of it is noted with the site."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.names = frozenset(names)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            msg["infer"] = {**msg["infer"], _WRITTEN: (msg["fn"], msg["mask"])}
+            msg.update(fn=unmasked(msg["fn"]), mask=None)
+
+
+def as_written(node: Any) -> tuple[Any, Any]:
+    """The distribution and the mask that the program gave a site."""
+    written: tuple[Any, Any] = node["infer"].get(_WRITTEN, (node["fn"], node["mask"]))
+    return written
