@@ -49,20 +49,20 @@ def compare_guides(
         "progress": run.progress,
         **how.fitting(dataset, run.seed),
     }
-    table = compare(model, maps, *parts(dataset), **given | how.kept("every_model"))
+    table = last = compare(model, maps, *parts(dataset), **given | how.kept("every_model"))
     run.say(f"\n{title_of(table)}\n\n{table.summary()}")
     if choice.out is not None:
         table.save(choice.out)  # before the next trainings, which may be stopped
     name, first = next(iter(table.results.items()))
     if not choice.no_fixed and not _interrupted(table):
         given |= how.kept("fixed_model")
-        again = compare(first.model, maps, *parts(dataset), train_model=False, **given)
-        run.say(f"\nThe model that '{name}' trained, fixed\n\n{again.summary()}")
+        last = compare(first.model, maps, *parts(dataset), train_model=False, **given)
+        run.say(f"\nThe model that '{name}' trained, fixed\n\n{last.summary()}")
         if choice.out is not None:
-            table.save(choice.out, fixed=again)
+            table.save(choice.out, fixed=last)
     if choice.out is not None:
         run.say(f"\nwrote {choice.out}/; to read: {choice.out / 'report.html'}")
-    if _interrupted(table):
+    if _interrupted(last):
         _end_interrupted("guides may be missing", how)
 
 

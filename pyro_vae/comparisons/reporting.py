@@ -126,6 +126,11 @@ def _doubts(result: GuideResult) -> list[str]:
         )
     if result.fit.stopped == "interrupted":
         said.append("training was interrupted")
+    if result.fit.converged is False:
+        said.append(
+            f"its training has not converged: more of it promises {result.fit.remaining} nats per "
+            "datum"
+        )
     return said
 
 

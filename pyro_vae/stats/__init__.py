@@ -30,6 +30,8 @@ from .averages import mean_over_data as mean_over_data
 from .averages import population_mean as population_mean
 from .averages import total as total
 from .checks import rounding as rounding
+from .convergence import Gain as Gain
+from .convergence import remaining_gain as remaining_gain
 from .curves import BoundCurve as BoundCurve
 from .curves import bound_curve as bound_curve
 from .curves import jackknife as jackknife

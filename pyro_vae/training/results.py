@@ -1,6 +1,7 @@
 """What training gave: a history, epoch by epoch, and how it ended."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,9 @@ from numpy.typing import NDArray
 
 from .._types import Estimate
 from ..results import Result
+from ..stats import Gain, remaining_gain
+
+SMALL_GAIN = 0.1  # nats per datum: differences between guides that matter are larger
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,35 @@ class Fit(Result):
     missing: float = 0.0
     rounding: Estimate | None = None
 
+    @cached_property
+    def _gain(self) -> Gain | None:
+        history = self.history
+        settled = history.kl_weight == history.kl_weight[-1:]
+        return remaining_gain(history.elbo[settled], history.learning_rate[settled])
+
+    @property
+    def remaining(self) -> Estimate | None:
+        """What further training still promises, nats per datum, by the curve of the training ELBO.
+
+        Of the epochs at the last weight of the KL term; None where these are too few to tell. See
+        :mod:`pyro_vae.stats.convergence`: it is a size, and what is slow beyond the noise of the
+        curve is not in it.
+        """
+        return None if self._gain is None else self._gain.estimate
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether further training promises less than 0.1 nats per datum.
+
+        True where 95% of the ways in which the curve may go on say so, False where 90% say that it
+        is more; else None, it cannot be told.
+        """
+        if self._gain is None:
+            return None
+        if self._gain.high < SMALL_GAIN:
+            return True
+        return False if self._gain.low > SMALL_GAIN else None
+
     def plot(self) -> Any:
         """ELBO by epoch; needs matplotlib."""
         from ..plots import plot_learning_curves
@@ -73,9 +106,21 @@ class Fit(Result):
         holes = f"; {self.missing:.2%} of the entries are missing (nan)" if self.missing else ""
         return (
             f"{self.stopped} after {epochs} epochs and {self.history.seconds[-1]:.1f} s; "
-            f"training ELBO {self.history.elbo[-1]:.3f} nats a datum; kept epoch {self.best_epoch}"
-            f"{holes}{self._rounded()}"
+            f"training ELBO {self.history.elbo[-1]:.3f} nats per datum; "
+            f"kept epoch {self.best_epoch}"
+            f"{holes}{self._rounded()}; {self._promise()}"
         )
+
+    def _promise(self) -> str:
+        """Whether it has converged, in words."""
+        if self.remaining is None:
+            return "too few epochs to tell whether it has converged"
+        promise = f"further training promises {self.remaining} nats per datum"
+        if self.converged is None:
+            return f"{promise}: whether it has converged cannot be told"
+        if self.converged:
+            return f"{promise}: converged"
+        return f"{promise}: not converged, take more epochs or a larger step size"
 
     def _rounded(self) -> str:
         if self.rounding is None:

@@ -28,6 +28,7 @@ from .rows import InMemory, head
 from .sharding import Part, Shards
 from .tensors import State, add_to_gradients, named, require_finite
 
+_LARGE = 100.0  # a root mean square: outputs of a fresh network are then as large
 _ROUNDING_DRAWS = 10  # of the ELBO in full precision and in less
 
 
@@ -190,7 +191,7 @@ class Steps:
             raise refused
         raise FloatingPointError(
             f"the loss is {loss.item()} at {where}{culprit or ''}; the parameters are those before "
-            "this step. Try a smaller step size, or look at these rows"
+            f"this step. {_scales(batch[0]) or 'Try a smaller step size, or look at these rows'}"
         ) from refused
 
     def _move(self, where: str) -> None:
@@ -293,6 +294,20 @@ def _naming(where: str) -> Iterator[None]:
             f"{error}, at {where}; the parameters are those before this step. Try a smaller step "
             "size, or look at these rows"
         ) from error
+
+
+def _scales(y: Tensor) -> str:
+    """What to do about columns whose size is far from 1, which no network expects."""
+    flat = y.double().reshape(len(y), -1)
+    sizes = flat.nan_to_num(0.0, 0.0, 0.0).square().mean(dim=0).sqrt()
+    size, column = sizes.max(dim=0)
+    if not float(size) > _LARGE:
+        return ""
+    return (
+        f"Column {int(column)} of the data has a size of {float(size):.3g}, and networks expect "
+        "about 1: standardize, as y = (y - y.mean(0)) / y.std(0) does, or pv.data.Columns, which "
+        "gives answers in the data's own units"
+    )
 
 
 def _some(rows: Tensor) -> str:

@@ -1,0 +1,136 @@
+r"""What further training still promises, from the ELBO epoch by epoch.
+
+At the first step size the ELBO rises towards a limit :math:`a` which it does not reach: steps that
+are not small jitter around it, at a cost :math:`J` that falls with the step size. With :math:`\tau`
+the epochs so far, each counted by its step size as a share :math:`r` of the largest,
+
+.. math:: \mathrm{ELBO}(\tau, r) = a - b\, g(\tau) - J r + \text{noise},
+    \qquad g(\tau) = e^{-\tau / c} \ \text{or}\ \tau^{-p}, \quad b, J \ge 0
+
+and what is left is :math:`b\, g` at the end. How a curve goes on is not known: the scale :math:`c`
+and the power :math:`p` are averaged over, each by how well it describes what was seen, and so is
+how much of the curve is looked at (its last two thirds, or half). The error is the spread of all
+these answers, beside the noise. It is a size, right within a factor of about three, and a slow
+direction that the noise hides is not in it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .._types import Estimate
+
+FEWEST_EPOCHS = 20  # in the shortest piece are then ten, for three coefficients and a shape
+_STARTS = (1 / 3, 1 / 2)  # later ones have only steps that fall, whose jitter rises alike
+_SCALES = np.geomspace(1 / 20, 4, 24)  # of c, by the length of the run: longer ones are straight
+_POWERS = (0.5, 1.0, 2.0)
+_FINEST = 1e-3  # of the range of a curve: no curve is of one of these shapes to the last digit
+_TINY = 1e-300  # in place of the noise of a curve that does not move
+_MOST_CORRELATED = 0.9  # residuals: beyond, a curve is not described at all
+
+
+class Gain(NamedTuple):
+    """What further training promises, nats per datum.
+
+    Arguments:
+        estimate: Its mean over how the curve may go on, and its error.
+        low: A tenth of the answers are below this one,
+        high: and a twentieth above this one.
+    """
+
+    estimate: Estimate
+    low: float
+    high: float
+
+
+class _Fit(NamedTuple):
+    """One curve: the sum of its squared residuals, what it leaves, that one's variance by noise."""
+
+    squares: float
+    left: float
+    variance: float
+    residuals: NDArray[np.float64]
+
+
+def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
+    """What further training promises, by how the ELBO rose and how large the steps were.
+
+    Arguments:
+        elbo: By epoch, `(epochs,)`, in nats per datum.
+        step_sizes: By epoch, `(epochs,)`, in any unit.
+
+    Returns:
+        The gain, in nats per datum; None where there are fewer than 20 epochs, or
+        they had no steps.
+
+    Example:
+        >>> import numpy as np
+        >>> epochs = np.arange(100)
+        >>> gain = remaining_gain(-3 - 2 * np.exp(-epochs / 30), np.ones(100))
+        >>> bool(gain.low < 2 * np.exp(-100 / 30) < gain.high)
+        True
+    """
+    curve = np.asarray(elbo, dtype=np.float64)
+    rates = np.asarray(step_sizes, dtype=np.float64)
+    if len(curve) < FEWEST_EPOCHS or not rates.max() > 0 or not np.isfinite(curve).all():
+        return None
+    rates = rates / rates.max()
+    time, end = np.cumsum(rates) - rates / 2, rates.sum()
+    pieces = [time > start * end for start in _STARTS]
+    answers = [_answers(curve[at], rates[at], time[at] / end) for at in pieces]
+    lefts, errors, weights = np.concatenate(answers).T
+    weights /= weights.sum()
+    value = weights @ lefts
+    error = float(weights @ (errors**2 + (lefts - value) ** 2)) ** 0.5
+    low, high = _quantiles(np.r_[lefts - errors, lefts + errors], np.r_[weights, weights])
+    return Gain(Estimate(torch.tensor(value), torch.tensor(error)), max(0.0, low), high)
+
+
+def _quantiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float]:
+    """Below which a tenth of the weight is, and above which a twentieth."""
+    order = values.argsort()
+    places = (weights[order].cumsum() / weights.sum()).searchsorted([0.1, 0.95])
+    low, high = values[order][places.clip(max=len(values) - 1)]
+    return float(low), float(high)
+
+
+def _answers(
+    curve: NDArray[np.float64], rates: NDArray[np.float64], time: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """What a piece of the curve leaves by every shape, its error, and its weight, as columns."""
+    shapes = [np.exp((1 - time) / scale) for scale in _SCALES]  # 1 at the end of the curve
+    shapes += [time**-power for power in _POWERS]
+    fits = [_fitted(curve, rates, shape) for shape in (None, *shapes)]
+    best = min(fits, key=lambda fit: fit.squares)
+    noise = best.squares / max(1, len(curve) - 4) + (_FINEST * np.ptp(curve)) ** 2  # a variance
+    correlation = float(best.residuals[1:] @ best.residuals[:-1]) / max(best.squares, _TINY)
+    correlation = min(max(correlation, 0.0), _MOST_CORRELATED)
+    noise = noise * (1 + correlation) / (1 - correlation) + _TINY  # fewer numbers are independent
+    weights = np.exp([(best.squares - fit.squares) / (2 * noise) for fit in fits])
+    lefts = np.array([fit.left for fit in fits])
+    errors = np.sqrt([fit.variance * noise for fit in fits])
+    return np.stack([lefts, errors, weights / weights.sum()], axis=1)
+
+
+def _fitted(
+    curve: NDArray[np.float64], rates: NDArray[np.float64], shape: NDArray[np.float64] | None
+) -> _Fit:
+    """Least squares with coefficients of the right sign: what is not is left out."""
+    columns = {"limit": np.ones_like(curve)}
+    if shape is not None:
+        columns["left"] = -shape
+    if np.ptp(rates) > 0:
+        columns["jitter"] = -rates
+    while True:
+        design = np.stack(list(columns.values()), axis=1)
+        found = dict(zip(columns, np.linalg.lstsq(design, curve)[0], strict=True))
+        wrong = [name for name, value in found.items() if name != "limit" and value < 0]
+        if not wrong:
+            break
+        del columns[wrong[0]]
+    residuals = curve - design @ np.array(list(found.values()))
+    place = list(found).index("left") if "left" in found else None
+    variance = 0.0 if place is None else np.linalg.pinv(design.T @ design)[place, place]
+    return _Fit(float(residuals @ residuals), found.get("left", 0.0), float(variance), residuals)
