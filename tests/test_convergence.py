@@ -47,7 +47,9 @@ def test_curves_that_are_known(name: str, seed: int) -> None:
     generator, steps = np.random.default_rng(seed), rates(100)
     time = np.cumsum(steps) - steps / 2
     curve = -10 - 0.3 * steps - left * np.exp((time[-1] - time) / 30)
-    seen = Counter(verdict(curve + 0.01 * generator.normal(size=100), steps) for _ in range(20))
+    seen = Counter(
+        finished(curve + 0.01 * generator.normal(size=100), steps).converged for _ in range(20)
+    )
     assert seen[not converged] < 2
     assert seen[converged] >= 15
     words = {True: ": converged", False: "not converged, take more epochs"}

@@ -22,6 +22,7 @@ import pyro_vae as pv
 from pyro_vae.compiling import Captured
 from pyro_vae.training import clipped, constant, hold_then_fall
 from pyro_vae.training.optimizers import Scheduler, made_optimizer
+from pyro_vae.training.rows import reader_of
 from tests.helpers.factor_analysis import (
     amortization_gap,
     best_global,
@@ -356,3 +357,85 @@ def test_clipped_gradients(monkeypatch: pytest.MonkeyPatch, *, compile: bool) ->
     )  # fmt: skip
     after = torch.cat([part.detach().flatten() for part in parameters])
     assert 1e-3 < (after - before).norm() < 2.01e-3
+
+
+class Rows(torch.utils.data.Dataset[Tensor]):
+    """A map-style data set."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.y = y
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.y[row]
+
+
+def test_data_sets_of_torch() -> None:
+    """Of tensors, and row by row: the numbers of the tensor, to the last bit."""
+    y, states = torch.eye(10, 3), []
+    for given in (y, torch.utils.data.TensorDataset(y), Rows(y)):
+        torch.manual_seed(0)
+        model, guide = small()
+        fit(model, guide, given, num_epochs=2, batch_size=4)
+        states.append(state(model, guide))
+    for other in states[1:]:
+        assert_same_state(other, states[0])
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "message"),
+    [
+        (torch.utils.data.DataLoader(Rows(torch.eye(10, 3)), 5), r"loader\.dataset, batch_size=5"),
+        (torch.eye(10, 3).to_sparse(), r"y\.to_dense\(\)"),
+    ],
+)
+def test_data_that_have_no_rows_to_draw(wrapped: Any, message: str) -> None:
+    """With the line to write."""
+    with pytest.raises(TypeError, match=message):
+        reader_of(wrapped, torch.device("cpu"))
+
+
+def test_integers_and_halves_are_refused_with_the_line_to_write() -> None:
+    """Data are those of the model's dtype; float16 has no room for an optimizer."""
+    with pytest.raises(ValueError, match=r"with y\.to\(torch\.float32\)$"):
+        fit(*small(), data().long())
+    model, guide = small()
+    with pytest.raises(ValueError, match=r"float16, in which steps of an optimizer overflow"):
+        fit(model.half(), guide.half(), data().half())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_switched_on(mode: Any) -> None:
+    """Where the caller has none."""
+    model, guide = small()
+    before, y = model.decoder.weight.clone(), data()
+    with mode():
+        fit(model, guide, y, num_epochs=1)
+        assert not torch.is_grad_enabled()
+    assert not torch.equal(model.decoder.weight, before)
+
+
+def test_a_last_batch_of_one_row() -> None:
+    """Layers that take the spread over a batch have it join the one before; others see it alone."""
+    sizes: list[int] = []
+
+    class Sees(nn.Module):
+        def forward(self, y: Tensor) -> Tensor:
+            sizes.append(len(y))
+            return y
+
+    def run(rows: int, batch_size: int, norm: nn.Module) -> list[int]:
+        model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
+        net = nn.Sequential(Sees(), norm, nn.Linear(3, 4))
+        guide = pv.Guide(model, pv.Encoder(net))
+        fit(model, guide, torch.eye(9, 3)[:rows], num_epochs=1, batch_size=batch_size)
+        return sizes[-3:]
+
+    assert run(9, 4, nn.BatchNorm1d(3))[-2:] == [4, 5]
+    assert run(9, 4, nn.LayerNorm(3))[-3:] == [4, 4, 1]
+    with pytest.raises(ValueError, match=r"BatchNorm1d 'map\.net\.1' takes the spread"):
+        run(9, 1, nn.BatchNorm1d(3))
+    with pytest.raises(ValueError, match="takes the spread over a batch"):
+        run(1, 4, nn.BatchNorm1d(3))

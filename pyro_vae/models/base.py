@@ -117,9 +117,10 @@ class Generative(NamedModule):
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
         """Refuses data that the model cannot have made, with the remedy."""
         if y.dtype != self.zero.dtype:
+            other = f" or model.to({y.dtype})" if y.is_floating_point() else ""
             raise ValueError(
                 f"the data are {y.dtype} and the model is {self.zero.dtype}: convert one of them, "
-                f"with y.to({self.zero.dtype}) or model.to({y.dtype})"
+                f"with y.to({self.zero.dtype}){other}"
             )
 
 

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pyro.infer import ELBO
+from torch.utils.data import Dataset
 
 from .. import distributed
 from .._types import Data, ProgramLike
@@ -40,7 +42,7 @@ from .tensors import Parts, frozen, parts_of
 def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     model: ProgramLike,
     guide: ProgramLike,
-    data: Data | RowReader | Augmented,
+    data: Data | RowReader | Dataset[Any] | Augmented,
     *,
     num_epochs: int = 50,
     batch_size: int = 64,
@@ -75,7 +77,8 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             needed, as :class:`pyro_vae.data.OnDisk` and memory-mapped arrays are. Under
             torch.distributed each process is given its own rows, as
             :func:`pyro_vae.distributed.share` cuts them, and validation data likewise.
-            :class:`pyro_vae.data.Augmented` changes every batch, as by a new binarization.
+            :class:`pyro_vae.data.Augmented` changes every batch, as by a new binarization. A
+            map-style `torch.utils.data.Dataset` is read row by row.
         num_epochs: Passes over the data.
         batch_size: Rows a step; the whole data set if there are fewer rows. The last batch of an
             epoch may be smaller, and counts by its rows.
@@ -162,7 +165,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
                 require_new_rows(model, guide, reader.batch)
     distributed.require_same("what fit is told", plan.told(held_out, patience))
     cut = Shards.of(len(reader), seed)
-    refuse_running_averages(cut.count, model, guide)
+    refuse_running_averages(cut.count, min(batch_size, cut.num_data), model, guide)
     with _training(model, guide, train_model=train_model), forked(seed, "fit"):
         fixed = Parts() if train_model else parts_of(model, guide, head(reader))
         with frozen(fixed):
@@ -176,7 +179,12 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
 @contextmanager
 def _training(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> Iterator[None]:
     """Runs programs in training mode, with parameters in modules; restores every mode."""
-    with evaluating(model, guide), warnings.catch_warnings():  # notes every mode, restores it
+    with (
+        torch.inference_mode(False),  # noqa: FBT003 (so torch has it)
+        torch.enable_grad(),
+        evaluating(model, guide),  # notes every mode, restores it
+        warnings.catch_warnings(),
+    ):
         # Pyro only warns of these; here they are errors, which name the row and the step.
         warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf)", UserWarning)
         for program in (model, guide) if train_model else (guide,):

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import Dataset as TorchDataset
 
-from .._types import Batch, Data
+from .._types import Batch
 from ..data import OnDisk, RowReader
 from ..data.streams import chunks
 from ..evidence import check_data
@@ -47,11 +49,48 @@ class Moved:
         return as_batch(self.reader.read(rows), self.device)
 
 
-def reader_of(data: Data | RowReader, device: torch.device) -> RowReader:
-    """A reader of training data; memory-mapped arrays stay where they are."""
+class Collated:
+    """A map-style data set of torch's, as a reader of its rows; a row is a tensor, or several."""
+
+    def __init__(self, dataset: TorchDataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def read(self, rows: Tensor) -> Batch:
+        """The tensors of these rows."""
+        batch = default_collate([self.dataset[row] for row in rows.tolist()])
+        return tuple(batch) if isinstance(batch, list | tuple) else (batch,)
+
+
+def reader_of(data: Any, device: torch.device) -> RowReader:
+    """A reader of training data; memory-mapped arrays stay where they are.
+
+    Raises:
+        TypeError: If data are of a kind that has no rows to draw; with the line to write.
+    """
+    if isinstance(data, DataLoader):
+        raise TypeError(
+            "fit draws batches by itself, from rows that it can name: in place of the DataLoader "
+            f"pass its data set and its batch size, fit(..., loader.dataset, batch_size="
+            f"{data.batch_size})"
+        )
+    if isinstance(data, IterableDataset):
+        raise TypeError(
+            "an IterableDataset has no rows to draw: write a class with __len__ and read(rows), as "
+            "pv.data.OnDisk has them"
+        )
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    elif isinstance(data, TorchDataset):
+        return Moved(Collated(data), device)
     parts = data if isinstance(data, tuple) else (data,)
     if any(isinstance(part, np.memmap) for part in parts):
         data = OnDisk(*parts)
+    if any(isinstance(part, Tensor) and part.layout != torch.strided for part in parts):
+        raise TypeError("a sparse tensor has no rows to draw: pass y.to_dense()")
     if isinstance(data, RowReader):
         return Moved(data, device)
     return InMemory(as_batch(data, device))

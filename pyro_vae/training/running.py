@@ -183,7 +183,7 @@ class Training:
         """The steps of an epoch; those of one that was begun are what they were."""
         now = random_state()
         set_random_state(begun.start)
-        steps = self.shards.epoch(self.stepping.batch_size)
+        steps = self.shards.epoch(self.stepping.batch_size, fewest=self.stepping.fewest)
         if begun.done > 0:
             set_random_state(now)
         return steps

@@ -119,11 +119,12 @@ class Shards:
         own = (Shard(a, b - a, Stream(seed, index)) for index, (a, b) in cuts)
         return cls(tuple(own), count, num_rows)
 
-    def epoch(self, batch_size: int) -> list[list[Part]]:
+    def epoch(self, batch_size: int, *, fewest: int = 1) -> list[list[Part]]:
         """The parts of each step of an epoch, in which every row comes once.
 
         A step ends after a multiple of the batch size, the last one with the data; a shard's part
-        of it is proportional to the shard.
+        of it is proportional to the shard. A last step of fewer rows than `fewest` is made one
+        with that before it.
 
         Raises:
             ValueError: If there are fewer rows in a batch than shards.
@@ -133,6 +134,8 @@ class Shards:
                 f"{self.count} shards need batches of at least {self.count} rows, got {batch_size}"
             )
         ends = torch.arange(0, self.num_data, batch_size)
+        if len(ends) > 1 and self.num_data - int(ends[-1]) < fewest:
+            ends = ends[:-1]
         ends = torch.cat([ends, torch.tensor([self.num_data])])
         columns = [shard.epoch(ends, self.num_data) for shard in self.own]
         return [
@@ -172,21 +175,35 @@ def _shared(model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
     }
 
 
-def refuse_running_averages(count: int, model: ProgramLike, guide: ProgramLike) -> None:
-    """Refuses layers that keep averages of the batches they saw, where there are several shards.
+def norms_of(*programs: ProgramLike) -> dict[str, nn.Module]:
+    """Layers that take means over a batch, by name."""
+    return {
+        f"{type(part).__name__} '{name}'": part
+        for program in programs
+        for module in modules_of(program)
+        for name, part in module.named_modules()
+        if isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats
+    }
+
+
+def refuse_running_averages(count: int, batch_size: int, *programs: ProgramLike) -> None:
+    """Refuses layers that take means over a batch, of one row, or in several shards.
 
     Raises:
         ValueError: If there is one; names it.
     """
-    for program in (model, guide) if count > 1 else ():
-        for module in modules_of(program):
-            for name, part in module.named_modules():
-                if isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats:
-                    raise ValueError(
-                        f"{type(part).__name__} '{name}' keeps averages of the batches it saw, "
-                        "which differ from shard to shard: use nn.LayerNorm or nn.GroupNorm in "
-                        "its place, or train in one process"
-                    )
+    norms = norms_of(*programs)
+    remedy = "use nn.LayerNorm or nn.GroupNorm in its place"
+    if norms and count > 1:
+        raise ValueError(
+            f"{next(iter(norms))} keeps averages of the batches it saw, which differ from shard to "
+            f"shard: {remedy}, or train in one process"
+        )
+    if norms and batch_size == 1:
+        raise ValueError(
+            f"{next(iter(norms))} takes the spread over a batch, and one row has none: {remedy}, "
+            "or take two rows or more per step"
+        )
 
 
 def random_state() -> Any:

@@ -25,7 +25,7 @@ from ..randomness import forked
 from .optimizers import NoteScales, Unscaled, made_optimizer, objective_of
 from .plans import Plan
 from .rows import InMemory, head
-from .sharding import Part, Shards
+from .sharding import Part, Shards, norms_of
 from .tensors import State, add_to_gradients, named, require_finite
 
 _LARGE = 100.0  # a root mean square: outputs of a fresh network are then as large
@@ -53,6 +53,7 @@ class Steps:
         self.objective = self.asked.at(0.0) if own else self.asked
         self.enumerated = model if own else model_for(self.program, guide, head(reader))
         self.batch_size = min(plan.batch_size, self.num_data)
+        self.fewest = 2 if norms_of(model, guide) else 1  # rows of a step
         self.in_order = isinstance(reader, InMemory) and prepare_training(
             self.program, guide, reader.batch, self.batch_size // shards.count
         )
@@ -66,6 +67,13 @@ class Steps:
         if is_tied_to_rows(guide):
             self.compiled.reason = "the rows of a table move by themselves"
         self.taken = 0
+        half = [name for name, tensor in self.tensors.items() if tensor.dtype == torch.float16]
+        if half:
+            raise ValueError(
+                f"'{half[0]}' is of float16, in which steps of an optimizer overflow: train in "
+                "float32 or bfloat16, model.float() and guide.float(), and let products alone have "
+                "fewer bits, precision=pv.BFloat16Products()"
+            )
 
     @contextmanager
     def watched(self) -> Iterator[None]:
