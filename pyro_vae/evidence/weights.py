@@ -39,6 +39,7 @@ from .results import Weights
 
 _DRAWS_AT_ONCE = 4096  # fixed: the draws of a datum must not depend on the memory budget
 _FAST_ROWS = 2048  # fewer wait for the handlers, more leave the cache
+_FAST_BYTES = 2**24  # of intermediate results, which stay in the cache: narrow rows may be more
 _MEBIBYTE = 2**20
 
 _LOOK_AT = {
@@ -183,5 +184,6 @@ def check_data(model: ProgramLike, batch: Batch) -> None:
 
 def rows_at_once(program: Program, batch: Batch, memory: float) -> int:
     """Rows of a program's batch that fit into so many mebibytes, and no more than are fast."""
-    affordable = int(memory * _MEBIBYTE / max(1, bytes_per_row(program, batch)))
-    return max(1, min(_FAST_ROWS, affordable))
+    size = max(1, bytes_per_row(program, batch))
+    fast = max(_FAST_ROWS, int(_FAST_BYTES / size))
+    return max(1, min(fast, int(memory * _MEBIBYTE / size)))

@@ -25,6 +25,7 @@ from ..evidence import ImportanceSampling, LogMarginal, prepared
 from ..evidence.estimates import Estimator
 from ..guides import GlobalDraw, draw_globals, posterior_of
 from ..programs import Program, retry_unvalidated, total_log_prob
+from ..progress import progress_bar
 from ..randomness import stream
 from .draws import Attributes, Labelled, build, datum_labels, label, labelled, observed_arrays
 
@@ -85,7 +86,8 @@ def marginal_log_likelihood(
             draws unless told otherwise.
         names: Labels of the data; numbered from 0 when left out.
         seed: Seed of everything; the caller's random stream is left alone.
-        progress: Whether the estimator shows its progress, draw by draw.
+        progress: Whether to show a bar, a step for each draw of what all data share, which all
+            cost the same; by default on terminals and in notebooks.
 
     Returns:
         `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x, in nats. The
@@ -124,9 +126,10 @@ def marginal_log_likelihood(
     with prepared(model, guide, data, seed) as (program, _, batch):
         number = num_samples if program.global_sites else 1
         shared = _shared(program, guide, batch, number, seed)
-        estimate = partial(_estimate, program, guide, batch, estimator, progress=progress)
+        estimate = partial(_estimate, program, guide, batch, estimator)
+        bar = progress_bar(shared, show=progress, desc="draws of what data share")
         draws = [
-            estimate(draw, stream(seed, f"marginal.{place}")) for place, draw in enumerate(shared)
+            estimate(draw, stream(seed, f"marginal.{place}")) for place, draw in enumerate(bar)
         ]
         groups = _groups(program, draws) | {"observed_data": observed_arrays(program, batch)}
         coords = {"datum": datum_labels(names, len(batch[0]))}
@@ -148,12 +151,10 @@ def _estimate(
     estimator: Estimator,
     shared: GlobalDraw,
     seed: int,
-    *,
-    progress: bool | None,
 ) -> _Draw:
     at = program.given(shared.values, "a draw of their posterior")
     posterior = posterior_of(guide, at, batch)
-    marginal = estimator(at, posterior, batch, seed=seed, progress=progress)
+    marginal = estimator(at, posterior, batch, seed=seed, progress=False)
     return _Draw(shared, _log_prior(at, batch), marginal)
 
 
