@@ -142,3 +142,10 @@ def test_unknown_names_are_found() -> None:
     """A name that is not there is seen in code and in a role, and one that is passes."""
     assert unknown_names("pv.Guide, {pv}`stats.tail_error`, pv.models.VAE") == []
     assert sorted(unknown_names("pv.Gide(x), {pv}`stats.nothing`")) == ["Gide", "stats.nothing"]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent == ROOT])
+def test_links_of_a_repository_page_are_there(page: Path) -> None:
+    """Those inside the repository; what Sphinx reads it checks itself."""
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []

@@ -1,0 +1,37 @@
+"""Results show themselves in a real notebook: a table with columns, a verdict, a figure."""
+
+from typing import Any
+
+import pytest
+
+nbclient = pytest.importorskip("nbclient")  # with ipykernel, of the extra `docs`
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("ipykernel")
+
+CELLS = (
+    "import torch\nimport pyro_vae as pv\ntorch.manual_seed(0)\ny = torch.randn(40, 3)",
+    "model = pv.models.VAE(pv.nets.MLPDecoder(1, 3), pv.likelihoods.Gaussian(), latent_dim=1)\n"
+    "guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(3)))\n"
+    "pv.fit(model, guide, y, num_epochs=2)",
+    "pv.log_marginal_likelihood(model, guide, y, pv.Quadrature()).mean",
+    "pv.inference_gap(model, guide, y[:10])",
+    "%matplotlib inline\n_.plot();",
+)
+
+
+@pytest.mark.slow
+def test_results_in_a_notebook() -> None:
+    """Each form is there, as HTML, and the figure as a picture."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS])
+    done = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+
+    def outputs(cell: int, kind: str) -> list[Any]:
+        return [
+            out["data"][kind] for out in done.cells[cell].outputs if kind in out.get("data", ())
+        ]
+
+    assert outputs(1, "text/html")[-1].startswith("<p>finished after 2 epochs")
+    assert "±" in outputs(2, "text/html")[0]
+    assert outputs(3, "text/html")[0].startswith("<pre>nats per datum")
+    assert "</pre><p>" in outputs(3, "text/html")[0]
+    assert outputs(4, "image/png")
