@@ -40,6 +40,7 @@ class Doubt(Enum):
     ACCEPTANCE = "chains accept far more or less often than aimed at"
     TOLERANCE = "the error is above the tolerance after as many points as allowed"
     UNDEFINED = "the log joint is not a number at points next to the mass"
+    UNSETTLED = "not all modes may have been found: a scan twice as fine still showed a new one"
     SEVERAL_MODES = "the posterior has several modes"
     FIT_STOPPED = "the fit of q* was stopped before it was done"
     BEATEN = "the guide beats q*: it was not found, or is of a poorer family"

@@ -1,24 +1,28 @@
-r"""Quadrature for one to three latents: log p(y) by adding up the log joint on a lattice.
+r"""Quadrature for one to three latents: log p(y) by adding up the log joint on lattices.
 
 For a smooth integrand that decays on both sides the trapezoidal rule, the plain sum over equally
 spaced points, converges geometrically: for a normal density with spacing of one standard
 deviation it is off by :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}` of itself. So, per datum:
 
-1. Peaks of the log joint are searched for with Newton's method, from the guide's draws and from
-   the local maxima of a coarse grid, and their curvature gives directions and scales.
-2. In coordinates :math:`z = c + A \, b \sinh(t / b)`, which are linear near the highest peak and
-   bring far, heavy tails near, points :math:`t` of a lattice are visited outwards from every
-   peak, for as long as they carry mass. So the domain finds its own size and shape, also for
-   several peaks, and the mass of the outermost points says how much was left out.
-3. This is done on three lattices, shifted against each other by a third of a cell. All are
+1. A :mod:`scan <pyro_vae.evidence.scan>` of the prior's range finds the modes, and their
+   curvature gives directions and scales.
+2. The log joint is divided among the modes: each takes the share that it has in a mixture of
+   normal densities as high and wide as the modes. The shares add up to one, so nothing is counted
+   twice, and each part has one scale.
+3. In coordinates :math:`z = c + A \, b \sinh(t / b)`, which are linear near the mode and bring
+   far, heavy tails near, points :math:`t` of a lattice are visited outwards from it, for as long
+   as they carry mass. So the domain finds its own size and shape, and the mass of the outermost
+   points says how much was left out.
+4. This is done on three lattices, shifted against each other by a third of a cell. All are
    estimates of their own; they are averaged, and their spread is the error, which is more than
    that of the average: six times for a kink, wherever it lies between the points (two lattices
    can agree by accident there). Where it is too large the spacing is halved.
+5. Where the grid of the scan is fine enough to add up to log p(y) itself, that is a second rule,
+   which knows of neither modes nor shares: how far the two are apart is part of the error.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -26,7 +30,6 @@ import pyro
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional
 
 from .._types import Batch
 from ..guides import Posterior
@@ -35,25 +38,24 @@ from ..progress import progress_bar
 from ..randomness import row_keys
 from ..results import Doubt, join
 from .results import Bound, LogMarginal
+from .scan import Integrand, Modes, Overlaps, Scan, scanned
 from .weights import draw_rows, rows_at_once
 
 _MOST_LATENTS = 3  # each more multiplies the points by about ten
 _GUIDE_DRAWS = 16
-_GRID = {1: 81, 2: 17, 3: 9}  # points of the coarse grid along each latent
-_GRID_END = 50.0  # far out on any unconstrained scale: e^50 for a rate
-_PEAKS = 5  # local maxima of the coarse grid that are followed up
-_NEWTON_STEPS = 12  # a start is wanted, not the maximum to many digits
-_STEP_SIZES = (1.0, 0.5, 0.2, 0.05, 0.01, 0.001)
 _BEND = 3.0  # b, in standard deviations: nearer than this the coordinates are about linear
-_DROP = 0.5  # nats that a normal density falls within one standard deviation
+_WIDEST = 1.5  # standard deviations of a mode between points that see it
 _MARGIN = 12.0  # nats below the tolerance at which points are too light to go on from
+_AHEAD = 0.5  # standard deviations
 _OMITTED = 3.0  # mass beyond the outermost points, in units of theirs, for tails as heavy as 1/z^2
 _ROUNDINGS = 8.0  # roundings of its own size that a log joint may be off by
 _LATTICES = 3
 _FINEST = 12  # halvings: indices then still fit into their share of a key
 _INDEX_BITS = 17
+_SHARES_AT_ONCE = 16_384  # points, each with all modes of its datum
 _POINT_BYTES = 32  # of a visited point: its key, and copies while keys are sorted
-_DATA_AT_ONCE = 1024  # the number of lattices then fits into its share of a key
+_DATA_AT_ONCE = 1024
+_MODES_AT_ONCE = 1024  # the number of lattices then fits into its share of a key
 _MEBIBYTE = 2**20
 
 
@@ -64,13 +66,15 @@ class Quadrature:
     .. math:: \log p(y_n) = \log \int p(y_n, z) \, dz
         \approx \log \sum_{t \in h \mathbb{Z}^L} p(y_n, z(t)) \left|\frac{dz}{dt}\right| h^L
 
-    No randomness. The error is a conservative figure from the refinement, and covers all that was
-    found: a peak which neither the guide's draws nor a coarse grid lead to is missed. Kinks in the
-    log joint, such as a decoder with ReLUs has, slow the convergence down, to :math:`h^2`.
+    No randomness. The error is a conservative figure from rules that are unlike. Modes are looked
+    for over the prior's range, on grids that are made finer until they show no new one; a datum for
+    which the points end first is doubted. Kinks in the log joint, such as a decoder with ReLUs has,
+    slow the convergence down, to :math:`h^2`, and jumps to :math:`h`.
 
     Arguments:
-        tolerance: Error asked for, in nats a datum; smooth programs are far better at once.
-        max_points: Points a datum and lattice; a datum that needs more is doubted.
+        tolerance: Error asked for, in nats per datum; smooth programs are far better at once.
+        max_points: Points per datum of each lattice, and of the scan; a datum that needs more is
+            doubted.
         memory: Mebibytes that points and the program's intermediate results may take.
 
     Raises:
@@ -134,163 +138,64 @@ class Quadrature:
             part = tuple(tensor[rows] for tensor in batch)
             retry_unvalidated(partial(program.log_joint, z[:1], *part))  # refuses illegal data
             with pyro.validation_enabled(is_validate=False):  # far out anything may overflow
-                parts.append(_integrate(_Integrand(program, part, limit), z.double(), self))
+                parts.append(_integrate(Integrand(program, part, limit), z.double(), self))
         return join(parts)
 
 
-class _Integrand(NamedTuple):
-    """The log joint of some data, at points that each belong to one of them."""
+@dataclass(frozen=True)
+class _Frames:
+    """Coordinates of the lattices around some modes, and their shares of the mass."""
 
-    program: Program
-    batch: Batch
-    limit: int
+    modes: Modes
+    overlaps: Overlaps
+    which: Int64[Tensor, " some"]
 
-    def pieces(self, z: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Batch]]:
-        """Points `(1, some, latents)` and their data, as many as fit at a time."""
-        z = z.to(self.program.dtype)
-        for some, of in zip(z.split(self.limit), rows.split(self.limit), strict=True):
-            yield some[None], tuple(part[of] for part in self.batch)
+    def seeds(self) -> tuple[Tensor, Tensor]:
+        """Modes, and lattice coordinates of places to start from: their own and others' places.
 
-    def __call__(
-        self, z: Float[Tensor, "points latents"], rows: Int64[Tensor, " points"]
-    ) -> Float[Tensor, " points"]:
-        """Log joint, float64; nan where it is not a number or is plus infinity."""
-        parts = [self.program.log_joint(some, *data)[0] for some, data in self.pieces(z, rows)]
-        values = torch.cat(parts).double()
-        return values.where(values < torch.inf, torch.nan)
+        Between them may be a hole that nothing carries the visits over.
+        """
+        place = torch.full_like(self.modes.rows, -1)
+        place[self.which] = torch.arange(len(self.which), device=place.device)
+        mine = (place[self.overlaps.mode] >= 0).nonzero()[:, 0]
+        mode, other = self.overlaps.mode[mine], self.overlaps.other[mine]
+        centres = self.modes.z.new_zeros(len(self.which), self.modes.z.shape[-1])
+        modes = torch.cat([place[self.which], place[mode]])
+        return modes, torch.cat([centres, self.coordinates(mode, other)])
 
-    def grid(self, z: Float[Tensor, "many batch latents"]) -> Float[Tensor, "many batch"]:
-        """Log joint at many points for each datum; what is not a number has no mass."""
-        rows = torch.arange(z.shape[1], device=z.device).expand(z.shape[:2])
-        return self(z.flatten(0, 1), rows.flatten()).view(z.shape[:2]).nan_to_num(nan=-torch.inf)
-
-    def curvature(self, z: Float[Tensor, "many batch latents"]) -> tuple[Tensor, Tensor]:
-        """Gradient, and minus the second derivatives; zero where they are not finite."""
-        rows = torch.arange(z.shape[1], device=z.device).expand(z.shape[:2]).flatten()
-        found = [_derivatives(self.program, *p) for p in self.pieces(z.flatten(0, 1), rows)]
-        slope, bend = (torch.cat(part).double() for part in zip(*found, strict=True))
-        slope, bend = (torch.nan_to_num(part, 0.0, 0.0, 0.0) for part in (slope, bend))
-        return slope.view(z.shape), bend.view(*z.shape, z.shape[-1])
-
-
-def _derivatives(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Gradient `(points, latents)` and minus the Hessian `(points, latents, latents)`."""
-    with torch.enable_grad():
-        z = z.detach().clone().requires_grad_()
-        (slope,) = torch.autograd.grad(program.log_joint(z, *batch).sum(), z, create_graph=True)
-        columns = [_second(slope[..., index].sum(), z) for index in range(z.shape[-1])]
-    bend = -torch.stack(columns, dim=-1)[0]
-    return slope.detach()[0], (bend + bend.mT) / 2
-
-
-def _second(slope: Tensor, z: Tensor) -> Tensor:
-    """Derivative of a slope; zero where it does not depend on the latents."""
-    if not slope.requires_grad:
-        return torch.zeros_like(z)
-    (column,) = torch.autograd.grad(slope, z, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(z) if column is None else column.detach()
-
-
-class _Peaks(NamedTuple):
-    """Peaks `(peaks, batch, latents)`, heights, mass by Laplace's method, and the frame."""
-
-    z: Tensor
-    height: Tensor
-    log_mass: Tensor
-    centre: Tensor  # (batch, latents)
-    axes: Tensor  # (batch, latents, latents), columns of a length of one standard deviation
-
-    @property
-    def log_det(self) -> Tensor:
-        return torch.linalg.slogdet(self.axes)[1]
-
-    def at(self, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Points for lattice coordinates, and the log Jacobian."""
-        bent = (_BEND * (t / _BEND).sinh())[..., None]
-        log_cosh = (t / _BEND).cosh().log().sum(dim=-1)
-        return self.centre[rows] + (self.axes[rows] @ bent)[..., 0], log_cosh + self.log_det[rows]
-
-    def coordinates(self) -> Tensor:
-        """Lattice coordinates of the peaks, `(peaks, batch, latents)`."""
-        bent = torch.linalg.solve(self.axes, (self.z - self.centre)[..., None])[..., 0]
+    def coordinates(self, mode: Tensor, other: Tensor) -> Tensor:
+        """Where another mode is in the lattice coordinates of a mode."""
+        away = (self.modes.z[other] - self.modes.z[mode])[..., None]
+        bent = torch.linalg.solve(self.modes.axes[mode], away)[..., 0]
         return _BEND * (bent / _BEND).asinh()
 
+    def unseen(self, spacing: float) -> Float[Tensor, " some"]:
+        """Mass where other modes stand between the points, so that their share is not seen."""
+        mode, other, log_stake = self.overlaps
+        stretch = (self.coordinates(mode, other) / _BEND).cosh()[:, None]
+        steps = torch.linalg.solve(self.modes.axes[other], self.modes.axes[mode] * stretch)
+        is_wide = spacing * steps.square().sum(dim=-2).sqrt().amax(dim=-1) > _WIDEST
+        stake = log_stake.exp().where(is_wide, 0.0)
+        return torch.zeros_like(self.modes.height).scatter_add(0, mode, stake)[self.which]
 
-def _peaks(integrand: _Integrand, draws: Tensor) -> _Peaks:
-    """Climbs from the guide's draws and a coarse grid; measures the highest peak."""
-    z = _starts(integrand, draws)
-    height = integrand.grid(z)
-    for _ in range(_NEWTON_STEPS):
-        z, height = _newton(integrand, z, height)
-    _, bend = integrand.curvature(z)
-    values, vectors = _eigen(bend)
-    log_mass = height + (math.log(2 * math.pi) - values.log()).sum(dim=-1) / 2
-    best, rows = height.argmax(dim=0), torch.arange(z.shape[1], device=z.device)
-    centre, directions = z[best, rows], vectors[best, rows]
-    scales = _scales(integrand, centre, directions, values[best, rows].rsqrt())
-    return _Peaks(z, height, log_mass, centre, directions * scales[:, None, :])
+    def at(self, t: Tensor, mode: Tensor) -> tuple[Tensor, Tensor]:
+        """Points for lattice coordinates, and the log Jacobian."""
+        of = self.which[mode]
+        bent = (_BEND * (t / _BEND).sinh())[..., None]
+        jacobian = (t / _BEND).cosh().log().sum(dim=-1) + self.modes.log_det[of]
+        return self.modes.z[of] + (self.modes.axes[of] @ bent)[..., 0], jacobian
 
+    def rows(self, mode: Tensor) -> Tensor:
+        """The data that modes belong to."""
+        return self.modes.rows[self.which[mode]]
 
-def _starts(integrand: _Integrand, draws: Tensor) -> Tensor:
-    """The best draw of the guide, and local maxima of a coarse grid, `(starts, batch, latents)`."""
-    latents = draws.shape[-1]
-    axis = torch.linspace(-1, 1, _GRID[latents], dtype=torch.float64, device=draws.device)
-    axis = (axis * math.asinh(2 * _GRID_END)).sinh() / 2
-    grid = torch.cartesian_prod(*[axis] * latents).view(-1, 1, latents)
-    grid = grid.expand(-1, draws.shape[1], -1)
-    values = integrand.grid(grid)
-    shape = (-1, 1, *[len(axis)] * latents)
-    pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[latents - 1]
-    around = pool(values.T.reshape(shape).clamp(min=-1e300), 3, 1, 1).view(values.T.shape).T
-    peaks = values.where(values >= around, -torch.inf).topk(_PEAKS, dim=0).indices
-    best = integrand.grid(draws).argmax(dim=0, keepdim=True)
-    return torch.cat([_pick(grid, peaks), _pick(draws, best)])
-
-
-def _pick(z: Tensor, index: Tensor) -> Tensor:
-    return z.gather(0, index[..., None].expand(-1, -1, z.shape[-1]))
-
-
-def _eigen(bend: Tensor) -> tuple[Tensor, Tensor]:
-    """Curvatures and directions, the former made positive and bounded away from zero."""
-    values, vectors = torch.linalg.eigh(bend)
-    largest = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
-    return values.abs().clamp(min=1e-8 * largest), vectors
-
-
-def _newton(integrand: _Integrand, z: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of each start; the best of several lengths, or none."""
-    slope, bend = integrand.curvature(z)
-    values, vectors = _eigen(bend)
-    step = vectors @ ((vectors.mT @ slope[..., None]) / values[..., None])
-    sizes = torch.tensor(_STEP_SIZES, dtype=z.dtype, device=z.device)
-    tried = z + sizes[:, None, None, None] * step[..., 0]  # (sizes, starts, batch, L)
-    heights = integrand.grid(tried.flatten(0, 1)).view(tried.shape[:-1])
-    best = heights.argmax(dim=0, keepdim=True)
-    moved = tried.gather(0, best[..., None].expand(-1, -1, -1, z.shape[-1]))[0]
-    reached = heights.gather(0, best)[0]
-    better = reached > height
-    return moved.where(better[..., None], z), reached.where(better, height)
-
-
-def _scales(
-    integrand: _Integrand, centre: Tensor, directions: Tensor, guess: Tensor
-) -> Float[Tensor, "batch latents"]:
-    """How far from the peak the log joint has fallen as a normal's within a standard deviation.
-
-    The curvature at the peak alone would mislead for a cusp, a flat top or a heavy tail.
-    """
-    latents, factors = centre.shape[-1], 2.0 ** torch.arange(-12, 13, device=centre.device)
-    steps = (directions * guess[:, None, :]).permute(2, 0, 1)  # (L, batch, L)
-    sides = torch.cat([steps, -steps])
-    z = centre + factors.to(centre)[:, None, None, None] * sides  # (factors, 2 L, batch, L)
-    top = integrand.grid(centre[None])[0]
-    fallen = top - integrand.grid(z.flatten(0, 1)).view(z.shape[:-1])
-    first = (fallen >= _DROP).double().argmax(dim=0, keepdim=True)
-    first = first.where((fallen >= _DROP).any(dim=0), len(factors) - 1)
-    share = (_DROP / fallen.gather(0, first)[0].clamp(min=_DROP)).sqrt().clamp(min=0.5)
-    found = factors.to(centre)[first[0]] * share  # (2 L, batch)
-    return (found[:latents] * found[latents:]).sqrt().T * guess
+    def log_share(self, z: Tensor, mode: Tensor) -> Tensor:
+        """Log of a mode's share in the density at points."""
+        share, rows = torch.zeros_like(z[:, 0]), self.rows(mode)
+        several = (self.modes.count[rows] > 1).nonzero()[:, 0]
+        for some in several.split(_SHARES_AT_ONCE):
+            share[some] = self.modes.log_share(z[some], rows[some], self.which[mode[some]])
+        return share
 
 
 class _Sums(NamedTuple):
@@ -302,39 +207,75 @@ class _Sums(NamedTuple):
     undefined: Tensor
 
 
-class _Answer(NamedTuple):
-    """A level's answer for some data."""
+class _Parts(NamedTuple):
+    """What the lattices say of every mode's part: bounds, mass beyond, and the points of each."""
 
-    value: Tensor
-    error: Tensor
+    log_mass: Tensor
+    log_spread: Tensor
+    log_edge: Tensor
     points: Tensor
     undefined: Tensor
 
 
-def _integrate(integrand: _Integrand, draws: Tensor, method: Quadrature) -> LogMarginal:
-    """Halves the spacing until every datum is done or out of points."""
-    peaks = _peaks(integrand, draws)
-    todo = torch.arange(draws.shape[1], device=draws.device)
-    answer = _level(integrand, peaks, todo, 0, method)
+class _Answer(NamedTuple):
+    """What the parts of every datum add up to, and the error of each part."""
+
+    value: Tensor
+    error: Tensor
+    of_parts: Tensor
+    points: Tensor
+    undefined: Tensor
+
+
+def _integrate(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogMarginal:
+    """Halves the spacing of every part until every datum is done or out of points."""
+    best = integrand.heights(draws, torch.arange(len(integrand), device=draws.device)).argmax(dim=0)
+    guess = draws[best, torch.arange(len(best), device=draws.device)]
+    scan = scanned(integrand, guess, method.tolerance, method.max_points)
+    overlaps = scan.modes.overlaps(_MARGIN - math.log(method.tolerance))
+    frames = partial(_Frames, scan.modes, overlaps)
+    todo = torch.arange(len(scan.modes), device=draws.device)
+    parts = _level(integrand, frames(todo), 0, method)
+    answer = _added_up(parts, scan)
     rounding = _ROUNDINGS * torch.finfo(integrand.program.dtype).eps * (1 + answer.value.abs())
+    enough = rounding.clamp(min=method.tolerance)
+    rows, count = scan.modes.rows, scan.modes.count
     for halvings in range(1, _FINEST + 1):
-        finer = answer.points * 2 ** draws.shape[-1]
-        enough = answer.error <= rounding.clamp(min=method.tolerance)
-        todo = (~enough & (finer <= method.max_points)).nonzero()[:, 0]
+        finer = answer.points[rows] + parts.points * (2 ** draws.shape[-1] - 1)
+        is_off = answer.of_parts > enough[rows] / (2 * count[rows])
+        is_off &= (answer.error > enough)[rows] & (finer <= method.max_points)
+        todo = is_off.nonzero()[:, 0]
         if len(todo) == 0:
             break
-        better = _level(integrand, peaks, todo, halvings, method)
-        for whole, part in zip(answer, better, strict=True):
+        better = _level(integrand, frames(todo), halvings, method)
+        for whole, part in zip(parts, better, strict=True):
             whole[todo] = part
-    return _result(answer, rounding, method)
+        answer = _added_up(parts, scan)
+    return _result(answer, scan, rounding, method)
 
 
-def _result(answer: _Answer, rounding: Tensor, method: Quadrature) -> LogMarginal:
+def _added_up(parts: _Parts, scan: Scan) -> _Answer:
+    """The sum over the modes of every datum, and by how much it may be off, in nats."""
+    rows = scan.modes.rows
+    nothing = torch.full_like(scan.log_edge, -torch.inf)
+    value = _log_add(nothing, rows, parts.log_mass)
+    shares = [(part - value[rows]).exp() for part in (parts.log_spread, parts.log_edge)]
+    of_parts = (shares[0] + _OMITTED * shares[1]).nan_to_num(nan=torch.inf)
+    total = torch.zeros_like(value).scatter_add(0, rows, of_parts)
+    beyond = (scan.log_edge - value).exp().nan_to_num(nan=torch.inf)
+    apart = (scan.log_mass - value).abs().nan_to_num(nan=0.0)
+    points = torch.zeros_like(value, dtype=torch.int64).scatter_add(0, rows, parts.points)
+    undefined = torch.zeros_like(value).scatter_add(0, rows, parts.undefined.double()) > 0
+    return _Answer(value, (total + beyond).log1p() + apart, of_parts, points, undefined)
+
+
+def _result(answer: _Answer, scan: Scan, rounding: Tensor, method: Quadrature) -> LogMarginal:
     error = answer.error + rounding
     missing = torch.full_like(error, torch.nan)
     doubts = {
         Doubt.TOLERANCE: ~(answer.error <= rounding.clamp(min=method.tolerance)),
         Doubt.UNDEFINED: answer.undefined,
+        Doubt.UNSETTLED: scan.unsettled,
     }
     return LogMarginal(
         answer.value,
@@ -348,75 +289,53 @@ def _result(answer: _Answer, rounding: Tensor, method: Quadrature) -> LogMargina
     )
 
 
-def _level(
-    integrand: _Integrand, peaks: _Peaks, todo: Tensor, halvings: int, method: Quadrature
-) -> _Answer:
-    """All lattices of some data at one spacing: their mean, and how far they are apart."""
-    some = _Peaks(*(part[:, todo] for part in peaks[:3]), *(part[todo] for part in peaks[3:]))
-    lattice = _Lattice(integrand, some, todo, 0.5**halvings, method)
-    sums = lattice.sums()
-    mass, edge = (part.view(_LATTICES, -1) for part in sums[:2])
-    value = mass.logsumexp(dim=0) - math.log(_LATTICES)
-    apart = (mass.amax(dim=0) - mass.amin(dim=0)).nan_to_num(nan=torch.inf)
-    omitted = (_OMITTED * (edge - mass).exp()).amax(dim=0).log1p().nan_to_num(nan=torch.inf)
-    unseen = lattice.unseen(value)
-    points, undefined = (part.view(_LATTICES, -1) for part in sums[2:])
-    error = apart + omitted + unseen
-    return _Answer(value, error, points.amax(dim=0), undefined.any(dim=0))
+def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrature) -> _Parts:
+    """All lattices of some modes at one spacing, and how far they are apart."""
+    parts = []
+    for which in frames.which.split(_MODES_AT_ONCE):
+        some, spacing = replace(frames, which=which), 0.5**halvings
+        lattice = _Lattice(integrand, some, spacing, method)
+        mass, edge, points, undefined = (part.view(_LATTICES, -1) for part in lattice.sums())
+        high, low = mass.amax(dim=0), mass.amin(dim=0)
+        spread = (high + (-(low - high).exp()).log1p()).where(low < high, -torch.inf)
+        spread = torch.logaddexp(spread, some.unseen(spacing).log())
+        parts.append(
+            _Parts(
+                mass.logsumexp(dim=0) - math.log(_LATTICES),
+                spread,
+                edge.amax(dim=0),
+                points.amax(dim=0),
+                undefined.any(dim=0),
+            )
+        )
+    return _Parts(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 class _Lattice:
-    """Points of some lattices a datum: lattice `k * batch + n` is the kth of datum n."""
+    """Points of some lattices for each mode: lattice `k * modes + m` is the kth of mode m."""
 
     def __init__(
-        self,
-        integrand: _Integrand,
-        peaks: _Peaks,
-        data: Int64[Tensor, " some"],
-        spacing: float,
-        method: Quadrature,
+        self, integrand: Integrand, frames: _Frames, spacing: float, method: Quadrature
     ) -> None:
-        self.integrand, self.peaks, self.data, self.spacing = integrand, peaks, data, spacing
-        self.latents, self.number = peaks.z.shape[-1], _LATTICES * len(data)
+        self.integrand, self.frames, self.spacing = integrand, frames, spacing
+        self.latents, self.modes = frames.modes.z.shape[-1], len(frames.which)
+        self.number = _LATTICES * self.modes
         self.depth = _MARGIN - math.log(method.tolerance)
         self.max_points = method.max_points
         self.jump = math.log(spacing) * self.latents
 
     def at(self, lattices: Tensor, index: Tensor) -> Tensor:
         """Log mass of points by their lattice and integer coordinates; nan where undefined."""
-        some = lattices % len(self.data)
-        shift = (lattices // len(self.data)).double()[:, None] / _LATTICES
-        z, jacobian = self.peaks.at(self.spacing * (index + shift), some)
-        return self.integrand(z, self.data[some]) + jacobian + self.jump
-
-    def seeds(self) -> tuple[Tensor, Tensor]:
-        """The points nearest to the peaks, `(lattices * peaks,)`."""
-        place = self.peaks.coordinates() / self.spacing  # (peaks, batch, L)
-        shifts = [k / _LATTICES for k in range(_LATTICES)]
-        index = torch.cat([(place - shift).round() for shift in shifts], dim=1)
-        index = index.clamp(-(2 ** (_INDEX_BITS - 2)), 2 ** (_INDEX_BITS - 2)).long()
-        lattices = torch.arange(self.number, device=index.device).expand(index.shape[:2])
-        return lattices.flatten(), index.flatten(0, 1)
-
-    def unseen(self, value: Tensor) -> Tensor:
-        """Mass of peaks that stand between the points, in nats of the whole, `(batch,)`."""
-        lattices, index = self.seeds()
-        density = self.at(lattices, index) - self.jump
-        density = density.view(len(self.peaks.z), _LATTICES, -1).amin(dim=1)
-        place = self.peaks.coordinates()
-        data = torch.arange(len(self.data), device=value.device).expand(place.shape[:2])
-        _, jacobian = self.peaks.at(place.flatten(0, 1), data.flatten())
-        top = self.peaks.height + jacobian.view(density.shape)
-        fallen = top - density.nan_to_num(nan=-torch.inf)
-        share = (self.peaks.log_mass - value).exp().where(fallen > self.latents, 0.0)
-        return share.nan_to_num(nan=0.0).amax(dim=0).log1p()
+        mode = lattices % self.modes
+        shift = (lattices // self.modes).double()[:, None] / _LATTICES
+        z, jacobian = self.frames.at(self.spacing * (index + shift), mode)
+        share = self.frames.log_share(z, mode)
+        return self.integrand(z, self.frames.rows(mode)) + share + jacobian + self.jump
 
     def sums(self) -> _Sums:
-        """Visits points outwards from the peaks for as long as they carry mass."""
-        lattices, index = self.seeds()
-        best = self.peaks.height.amax(dim=0) + self.peaks.log_det + self.jump
-        top = best.repeat(_LATTICES)
-        seen = frontier = self._keys(lattices, index).unique()
+        """Visits points outwards from the modes for as long as they carry mass."""
+        top = (self._highest() + self.jump).repeat(_LATTICES)
+        seen = frontier = self._seeds()
         total = _empty_sums(top)
         first = True
         while len(frontier) > 0:
@@ -432,10 +351,29 @@ class _Lattice:
             first = False
         return total
 
+    def _seeds(self) -> Tensor:
+        """Keys of the points to start from."""
+        mode, place = self.frames.seeds()
+        shifts = torch.arange(_LATTICES, device=place.device).repeat_interleave(len(mode))
+        index = place.repeat(_LATTICES, 1) / self.spacing - shifts[:, None] / _LATTICES
+        index = index.round().clamp(-(2 ** (_INDEX_BITS - 2)), 2 ** (_INDEX_BITS - 2)).long()
+        return self._keys(shifts * self.modes + mode.repeat(_LATTICES), index).unique()
+
+    def _highest(self) -> Tensor:
+        """Log mass of a cell at the heaviest mode of every datum, for each mode."""
+        modes = self.frames.modes
+        cells = modes.height + modes.log_det
+        most = torch.full_like(cells[: len(modes.count)], -torch.inf)
+        most = most.scatter_reduce(0, modes.rows, cells, "amax")
+        return most[modes.rows[self.frames.which]]
+
     def _around(self, lattices: Tensor, index: Tensor) -> Tensor:
         """Keys of the neighbours."""
         unit = torch.eye(self.latents, dtype=torch.int64, device=index.device)
-        near = index[:, None] + torch.cat([unit, -unit])  # (points, 2 L, L)
+        # Along a line there are two ways only, so fine lattices are visited some points at a time.
+        ahead = max(1, int(_AHEAD / self.spacing)) if self.latents == 1 else 1
+        steps = torch.cat([step * unit for step in range(1, ahead + 1)])
+        near = index[:, None] + torch.cat([steps, -steps])  # (points, neighbours, L)
         inside = (near.abs() < 2 ** (_INDEX_BITS - 1)).all(dim=-1)
         return self._keys(lattices[:, None].expand(inside.shape)[inside], near[inside])
 

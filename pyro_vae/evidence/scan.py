@@ -1,0 +1,601 @@
+r"""Where the mass of a log joint is: a scan of the prior's range, and climbs from its maxima.
+
+The scan's grid is even in coordinates :math:`z = m + s\, b \sinh(t / b)` of every latent, with
+:math:`m` and :math:`s` the middle and the spread of draws of the prior: fine where the prior is,
+and far-reaching. Of the log joint, and not of the density, a narrow mode is seen from far away.
+Every local maximum of the grid is climbed from, by Newton's method, unless the prior is too low
+there for the best likelihood that was seen. Then the grid is made twice as fine, and so on until it
+shows no maximum that leads to a new mode, two standard deviations from the others. Where the points
+allowed end first, modes may have been missed, and the datum says so.
+
+Where the model's nets see the latents alone, they are run on the grid once for all data.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional
+
+from .._types import Batch
+from ..programs import LogDensities, Prior, Program
+from ..randomness import forked
+
+_PRIOR_DRAWS = 512
+_CHECKED = 8  # draws of the prior at which rows are compared, and a shared pass with the program
+_BEND = 2.0  # b, in spreads of the prior: nearer than this the grid is about even
+_REACH = 20.0  # spreads of the prior; beyond, climbs lead there from the edge
+_FARTHER = 30.0  # times the farthest draw, for priors with heavy tails
+_HEAVY = 6.0  # spreads that no draw of a normal prior is away
+_FIRST = {1: 257, 2: 33, 3: 17}  # points of the first grid along each latent
+_FIRST_SHARED = {1: 1025, 2: 65, 3: 17}  # where one pass serves all data
+_MOST_MAXIMA = 512  # of a grid, that are climbed from
+_NEWTON_STEPS = 40
+_HALVINGS = 10  # of a step, on whose way up there must be no valley
+_SETTLED = 1e-8  # nats that a step promises: the maximum is known to many digits
+_DROP = 0.5  # nats that a normal density falls within one standard deviation
+_STEEP = 1.5  # most that a mode's width is above that of its steeper side
+_WIDE = 1.5  # how much wider than the modes their mixture is
+_NEAR = 2.0  # standard deviations, of both: modes that are nearer than this are one
+_COVERED = 1.5  # nats that a mode may be above the mixture of those that are not much wider
+_WIDER = math.log(4.0)  # of a volume: wider ones do not show what is narrow
+_LIGHT = 7.0  # nats below the tolerance at which a mode is too light to count
+_SLACK = 256.0  # roundings by which two ways to the same density may differ
+
+
+@dataclass(frozen=True)
+class Integrand:
+    """The log joint of some data, at points that each belong to one of them.
+
+    Arguments:
+        program: The model.
+        batch: The data.
+        limit: Rows that the program is called with at a time.
+    """
+
+    program: Program
+    batch: Batch
+    limit: int
+
+    def __len__(self) -> int:
+        """Number of data."""
+        return len(self.batch[0])
+
+    def _pieces(self, z: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Batch]]:
+        """Points `(1, some, latents)` and their data, as many as fit at a time."""
+        z = z.to(self.program.dtype)
+        for some, of in zip(z.split(self.limit), rows.split(self.limit), strict=True):
+            yield some[None], tuple(part[of] for part in self.batch)
+
+    def __call__(
+        self, z: Float[Tensor, "points latents"], rows: Int64[Tensor, " points"]
+    ) -> Float[Tensor, " points"]:
+        """Log joint, float64; nan where it is not a number or is plus infinity."""
+        parts = [self.program.log_joint(some, *data)[0] for some, data in self._pieces(z, rows)]
+        values = torch.cat(parts).double()
+        return values.where(values < torch.inf, torch.nan)
+
+    def heights(self, z: Float[Tensor, "many points latents"], rows: Tensor) -> Tensor:
+        """Log joint `(many, points)` of several for each; what is not a number has no mass."""
+        flat = self(z.flatten(0, 1), rows.expand(z.shape[:2]).flatten())
+        return flat.view(z.shape[:2]).nan_to_num(nan=-torch.inf)
+
+    def derivatives(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients, and minus the second derivatives; zero where they are not finite."""
+        found = [_derivatives(self.program, *piece) for piece in self._pieces(z, rows)]
+        slope, bend = (torch.cat(part).double() for part in zip(*found, strict=True))
+        return torch.nan_to_num(slope, 0.0, 0.0, 0.0), torch.nan_to_num(bend, 0.0, 0.0, 0.0)
+
+    @cached_property
+    def draws(self) -> Float[Tensor, "draws data latents"]:
+        """Draws of every datum's prior by the same random numbers; one column if all share it."""
+        first = _prior_draws(self.program, self.batch, 0)
+        some = first[:_CHECKED].expand(-1, len(self), -1).to(self.program.dtype)
+        prior = self.program.log_densities(some, *self.batch).prior
+        if _is_same(self.program, prior, prior[:, :1]):
+            return first.double()
+        columns = [_prior_draws(self.program, self.batch, row) for row in range(len(self))]
+        return torch.cat(columns, dim=1).double()
+
+    @cached_property
+    def is_shared(self) -> bool:
+        """Whether one pass of the model over some latents serves all data."""
+        if self.draws.shape[1] > 1 or self.program.structure.enumerated:
+            return False
+        z = self.draws[:_CHECKED, 0].to(self.program.dtype)
+        own = self.program.log_joint(z[:, None].expand(-1, len(self), -1), *self.batch)
+        try:
+            return _is_same(self.program, sum(self.of_all(z)), own)  # type: ignore[arg-type]
+        except (ValueError, RuntimeError, NotImplementedError, IndexError):
+            return False  # shapes that do not broadcast, or a site of another kind
+
+    def of_all(self, z: Float[Tensor, "points latents"]) -> LogDensities:
+        """Densities of all data by one pass, which sees the first datum's other inputs."""
+        first = tuple(part[:1] for part in self.batch)
+        densities, run = self.program.traced(z[:, None], *first)
+        values = self.program.run(self.batch).values(self.program.observed_names)
+        total = torch.zeros(len(z), len(self), dtype=z.dtype, device=z.device)
+        for name, value in values.items():
+            log_prob = run[name].distribution.log_prob(value[:, None])  # (batch, points, ...)
+            total = total + log_prob.reshape(*log_prob.shape[:2], -1).sum(dim=-1).T
+        return LogDensities(densities.prior.expand_as(total), total)
+
+    def on_grid(self, z: Float[Tensor, "points data latents"], rows: Tensor) -> LogDensities:
+        """Densities of data on their grids, `(points, rows)`; minus infinity for no number."""
+        some = tuple(part[rows] for part in self.batch)
+        pieces = z.to(self.program.dtype).split(max(1, self.limit // len(rows)))
+        if self.is_shared:
+            of_all = replace(self, batch=some).of_all
+            found = [of_all(piece[:, 0]) for piece in pieces]
+        else:
+            wide = (piece.expand(-1, len(rows), -1) for piece in pieces)
+            found = [self.program.log_densities(piece, *some) for piece in wide]
+        prior, likelihood = (torch.cat(part).double() for part in zip(*found, strict=True))
+        return LogDensities(*(p.where(p < torch.inf, -torch.inf) for p in (prior, likelihood)))
+
+    def prior(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Log prior at points."""
+        found = [self.program.log_densities(at, *own).prior[0] for at, own in self._pieces(z, rows)]
+        return torch.cat(found).double()
+
+
+def _prior_draws(program: Program, batch: Batch, row: int) -> Float[Tensor, "draws 1 latents"]:
+    with forked(0, "quadrature.range"):  # the same numbers for every datum
+        return Prior(program, tuple(part[row : row + 1] for part in batch)).sample(_PRIOR_DRAWS)
+
+
+def _is_same(program: Program, one: Tensor, other: Tensor) -> bool:
+    """Whether log densities are equal up to rounding."""
+    slack = _SLACK * torch.finfo(program.dtype).eps * (1 + other.abs())
+    return bool(((one - other).abs() <= slack).all())
+
+
+def _derivatives(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Gradient `(points, latents)` and minus the Hessian `(points, latents, latents)`."""
+    with torch.enable_grad():
+        z = z.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(program.log_joint(z, *batch).sum(), z, create_graph=True)
+        columns = [_second(slope[..., index].sum(), z) for index in range(z.shape[-1])]
+    bend = -torch.stack(columns, dim=-1)[0]
+    return slope.detach()[0], (bend + bend.mT) / 2
+
+
+def _second(slope: Tensor, z: Tensor) -> Tensor:
+    """Derivative of a slope; zero where it does not depend on the latents."""
+    if not slope.requires_grad:
+        return torch.zeros_like(z)
+    (column,) = torch.autograd.grad(slope, z, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(z) if column is None else column.detach()
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Modes of some data, and normal densities as high and about as wide as they.
+
+    Arguments:
+        rows: The datum of each mode.
+        z: Its place.
+        height: Its log joint, nats.
+        axes: Its directions, columns of the length of one standard deviation.
+    """
+
+    rows: Int64[Tensor, " modes"]
+    z: Float[Tensor, "modes latents"]
+    height: Float[Tensor, " modes"]
+    axes: Float[Tensor, "modes latents latents"]
+
+    def __len__(self) -> int:
+        """Number of modes."""
+        return len(self.rows)
+
+    @cached_property
+    def log_det(self) -> Tensor:
+        """Of the axes."""
+        return torch.linalg.slogdet(self.axes)[1]
+
+    @cached_property
+    def log_mass(self) -> Tensor:
+        """By Laplace's method."""
+        return self.height + self.log_det + self.z.shape[-1] * math.log(2 * math.pi) / 2
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """Of the axes: differences become numbers of standard deviations."""
+        return torch.linalg.inv(self.axes)
+
+    @cached_property
+    def count(self) -> Int64[Tensor, " data"]:
+        """Modes of every datum."""
+        return torch.bincount(self.rows)
+
+    @cached_property
+    def _table(self) -> Tensor:
+        """The modes of every datum, `(data, most)`; -1 where there are no more."""
+        order = self.rows.argsort(stable=True)
+        rows, first = self.rows[order], self.count.cumsum(0) - self.count
+        table = self.rows.new_full((len(self.count), int(self.count.max())), -1)
+        table[rows, torch.arange(len(rows), device=rows.device) - first[rows]] = order
+        return table
+
+    def take(self, index: Tensor) -> "Modes":
+        """Some of the modes."""
+        return Modes(self.rows[index], self.z[index], self.height[index], self.axes[index])
+
+    def heavy(self, depth: float) -> "Modes":
+        """Those less than so many nats lighter than the heaviest of their datum."""
+        return self.take((self.log_mass >= self._most[self.rows] - depth).nonzero()[:, 0])
+
+    def joined(self, other: "Modes") -> "Modes":
+        """These and others."""
+        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__annotations__)
+        return Modes(*(torch.cat(pair) for pair in pairs))
+
+    def _terms(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Log densities `(points, most)` of a datum's modes, a little wider than they, and which.
+
+        Of the log mass of each; a mode that is not there has none.
+        """
+        index = self._table[rows]
+        away = self.inverse[index] @ (z[:, None] - self.z[index])[..., None]
+        fallen = away[..., 0].square().sum(dim=-1) / (2 * _WIDE**2)
+        height = self.height[index] - z.shape[-1] * math.log(_WIDE)
+        return (height - fallen).where(index >= 0, -torch.inf), index
+
+    def cover(self, others: "Modes") -> Bool[Tensor, " others"]:
+        """Whether other modes are next to one of these, or on a ridge of which these are others."""
+        terms, index = self._terms(others.z, others.rows)
+        alike = self.log_det[index] < others.log_det[:, None] + _WIDER
+        ridge = terms.where(alike, -torch.inf).logsumexp(dim=-1)
+        return self._are_near(others) | (ridge > others.height - _COVERED)
+
+    def _are_near(self, others: "Modes") -> Bool[Tensor, " others"]:
+        """Whether other modes are next to one of these of their datum, by the widths of both."""
+        index = self._table[others.rows]
+        apart = (others.z[:, None] - self.z[index])[..., None]
+        here = (self.inverse[index] @ apart).square().sum(dim=(-2, -1))
+        there = (others.inverse[:, None] @ apart).square().sum(dim=(-2, -1))
+        return ((torch.maximum(here, there) < _NEAR**2) & (index >= 0)).any(dim=-1)
+
+    def overlaps(self, depth: float) -> "Overlaps":
+        """Pairs of a datum's modes of which one has mass, in the mixture, where the other is."""
+        terms, index = self._terms(self.z, self.rows)
+        volume = self.log_mass - self.height
+        light = self._most[self.rows] - depth
+        other = torch.arange(len(self), device=index.device)[:, None].expand_as(index)
+        stake = terms + volume[:, None]
+        pair = (stake > light[:, None]) & (index != other)
+        return Overlaps(index[pair], other[pair], stake[pair])
+
+    @cached_property
+    def _most(self) -> Float[Tensor, " data"]:
+        most = torch.full_like(self.log_mass[: len(self.count)], -torch.inf)
+        return most.scatter_reduce(0, self.rows, self.log_mass, "amax")
+
+    def log_share(self, z: Tensor, rows: Tensor, mode: Tensor) -> Float[Tensor, " points"]:
+        """Log of the share that a mode has in the mixture: a partition of one."""
+        terms, index = self._terms(z, rows)
+        own = terms.where(index == mode[:, None], -torch.inf).amax(dim=-1)
+        total = terms.logsumexp(dim=-1)
+        # Where all of them underflow the first one takes what there is.
+        nothing = torch.zeros_like(own).where(index[:, 0] == mode, -torch.inf)
+        return (own - total).where(total > -torch.inf, nothing)
+
+
+class Overlaps(NamedTuple):
+    """Pairs of modes, and the log mass that the first one has, in the mixture, at the second."""
+
+    mode: Int64[Tensor, " pairs"]
+    other: Int64[Tensor, " pairs"]
+    log_stake: Float[Tensor, " pairs"]
+
+
+def widths(bend: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviations and directions; curvatures are made positive, and not too small."""
+    values, vectors = torch.linalg.eigh(bend)
+    largest = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
+    return values.abs().clamp(min=1e-8 * largest).rsqrt(), vectors
+
+
+def climbed(integrand: Integrand, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Where Newton's method leads from some points, and the log joint there."""
+    z, height = z.clone(), integrand.heights(z[None], rows)[0]
+    going = (height > -torch.inf).nonzero()[:, 0]
+    for _ in range(_NEWTON_STEPS):
+        if len(going) == 0:
+            break
+        moved, reached, promised = _newton(integrand, z[going], height[going], rows[going])
+        better = reached > height[going]
+        z[going[better]], height[going[better]] = moved[better], reached[better]
+        going = going[better & (promised > _SETTLED)]
+    return z, height
+
+
+def _newton(
+    integrand: Integrand, z: Tensor, height: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best of steps of several lengths, its height, and the rise that a whole one promises."""
+    slope, bend = integrand.derivatives(z, rows)
+    scale, vectors = widths(bend)
+    along = scale * (vectors.mT @ slope[..., None])[..., 0]  # in standard deviations
+    step = (vectors @ (scale * along)[..., None])[..., 0]
+    sizes = 0.5 ** torch.arange(_HALVINGS - 1, -1, -1, dtype=z.dtype, device=z.device)
+    tried = z + sizes[:, None, None] * step
+    heights = integrand.heights(tried, rows)
+    rising = (heights >= height).long().cumprod(dim=0) > 0
+    reached, best = heights.where(rising, -torch.inf).max(dim=0)
+    return tried[best, torch.arange(len(z), device=z.device)], reached, along.square().sum(-1) / 2
+
+
+def _measured(
+    integrand: Integrand, rows: Tensor, z: Tensor, height: Tensor, widest: float
+) -> Modes:
+    """Modes with how far from each the log joint has fallen as a normal's within one sd.
+
+    The curvature at the mode alone would mislead for a cusp, a flat top or a heavy tail.
+    """
+    guess, directions = widths(integrand.derivatives(z, rows)[1])
+    guess = guess.clamp(max=widest)
+    latents, factors = z.shape[-1], 2.0 ** torch.arange(-12, 13, device=z.device, dtype=z.dtype)
+    steps = (directions * guess[:, None, :]).permute(2, 0, 1)  # (L, modes, L)
+    tried = z + factors[:, None, None, None] * torch.cat([steps, -steps])  # (factors, 2 L, ...)
+    fallen = height - integrand.heights(tried.flatten(0, 1), rows).view(tried.shape[:-1])
+    far = fallen >= _DROP
+    first = far.double().argmax(dim=0, keepdim=True).where(far.any(dim=0), len(factors) - 1)
+    share = (_DROP / fallen.gather(0, first)[0].clamp(min=_DROP)).sqrt().clamp(min=0.5)
+    found = factors[first[0]] * share  # (2 L, modes)
+    sides = found.view(2, latents, -1)
+    scale = torch.minimum(sides.prod(dim=0).sqrt(), _STEEP * sides.amin(dim=0)).T * guess
+    return Modes(rows, z, height, directions * scale[:, None, :])
+
+
+class Scan(NamedTuple):
+    """What a scan has found.
+
+    Arguments:
+        modes: Of all data.
+        unsettled: Data of which a grid twice as fine still showed a new mode.
+        log_edge: Log of what may lie beyond the grid, nats.
+        log_mass: Sum over the grid, where it is fine enough to be log p(y); nan elsewhere.
+    """
+
+    modes: Modes
+    unsettled: Bool[Tensor, " batch"]
+    log_edge: Float[Tensor, " batch"]
+    log_mass: Float[Tensor, " batch"]
+
+
+def scanned(
+    integrand: Integrand, guess: Float[Tensor, "batch latents"], tolerance: float, max_points: int
+) -> Scan:
+    """Modes of every datum, of grids that are made finer until they show no new one.
+
+    Arguments:
+        integrand: The log joint.
+        guess: A further place to climb from.
+        tolerance: Share of a datum's mass that is of no matter.
+        max_points: Most points of a grid.
+    """
+    number, latents = guess.shape
+    rows = torch.arange(number, device=guess.device)
+    places = _Places.of(integrand)
+    seeker = _Seeker(integrand, -math.log(tolerance) + _LIGHT, float(places.spread.max()))
+    seeker.seek(guess, rows)
+    along = (_FIRST_SHARED if integrand.is_shared else _FIRST)[latents]
+    coarse = _Grid.of(places, integrand, along, rows)
+    seeker.seek(*coarse.highest(seeker.relevant(coarse) & coarse.peaks))
+    log_edge, log_mass = (torch.full_like(seeker.top, torch.nan) for _ in range(2))
+    while len(rows) > 0:
+        along = 2 * along - 1
+        if along**latents > max_points:
+            log_edge[rows] = coarse.log_edge()
+            break
+        fine = _Grid.of(places, integrand, along, rows)
+        peaks = seeker.relevant(fine) & fine.peaks & ~coarse.peaks_around()
+        new = seeker.seek(*fine.highest(peaks))
+        log_edge[rows], log_mass[rows] = fine.log_edge(), fine.log_mass(tolerance)
+        left = new[rows] | (peaks.flatten(1).sum(dim=1) > _MOST_MAXIMA)
+        rows, coarse = rows[left], fine.of_rows(left)
+    unsettled = torch.zeros(number, dtype=torch.bool, device=guess.device)
+    unsettled[rows] = True
+    return Scan(seeker.heavy(), unsettled, log_edge, log_mass)
+
+
+class _Seeker:
+    """Climbs from points, and keeps the modes that are new and not too light."""
+
+    def __init__(self, integrand: Integrand, depth: float, widest: float) -> None:
+        self.integrand, self.depth, self.widest = integrand, depth, widest
+        self.modes: Modes | None = None
+        number, device = len(integrand), integrand.batch[0].device
+        self.top = torch.full((number,), -torch.inf, dtype=torch.float64, device=device)
+        self.likeliest = self.top.clone()
+
+    def seek(self, z: Tensor, rows: Tensor) -> Bool[Tensor, " batch"]:
+        """Climbs; says for which data a mode is new."""
+        new = torch.zeros_like(self.top, dtype=torch.bool)
+        if len(z) == 0:
+            return new
+        z, height = climbed(self.integrand, z, rows)
+        self.top = self.top.scatter_reduce(0, rows, height, "amax")
+        likelihood = (height - self.integrand.prior(z, rows)).nan_to_num(nan=-torch.inf)
+        self.likeliest = self.likeliest.scatter_reduce(0, rows, likelihood, "amax")
+        if self.modes is not None:
+            high = (height > self.top[rows] - 2 * self.depth).nonzero()[:, 0]
+            z, rows, height = z[high], rows[high], height[high]
+        found = _measured(self.integrand, rows, z, height, self.widest)
+        for turn in _in_turn(rows, height):
+            some = found.take(turn)
+            if self.modes is not None:
+                some = some.take((~self.modes.cover(some)).nonzero()[:, 0])
+            self.modes = some if self.modes is None else self.modes.joined(some)
+            new[some.rows] = True
+        return new
+
+    def relevant(self, grid: "_Grid") -> Bool[Tensor, "batch ..."]:
+        """Points where the best likelihood seen would be of matter."""
+        likelihood = (grid.value - grid.prior).nan_to_num(nan=-torch.inf).flatten(1).amax(dim=1)
+        likeliest = torch.maximum(self.likeliest[grid.rows], likelihood)
+        top = torch.maximum(self.top[grid.rows], grid.value.flatten(1).amax(dim=1))
+        least = (top - likeliest - 2 * self.depth).view(-1, *[1] * grid.latents)
+        return grid.prior > least
+
+    def heavy(self) -> Modes:
+        """The modes that have some mass."""
+        assert self.modes is not None  # the first guess has led to one for every datum
+        return self.modes.heavy(self.depth)
+
+
+def _in_turn(rows: Tensor, height: Tensor) -> Iterator[Tensor]:
+    """Indices of every datum's highest, then of their second ones, and so on."""
+    order = height.argsort(descending=True, stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    if len(rows) == 0:
+        return
+    count = torch.bincount(rows)
+    rank = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows[order]]
+    for turn in range(int(rank.max()) + 1):
+        yield order[rank == turn]
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Coordinates in which the prior is about a standard normal near its middle.
+
+    Arguments:
+        middle: Median of draws of the prior, `(data or 1, latents)`.
+        spread: Half the distance of their 16% and 84% quantiles.
+        end: Ends of the coordinates.
+    """
+
+    middle: Tensor
+    spread: Tensor
+    end: float
+
+    @staticmethod
+    def of(integrand: Integrand) -> "_Places":
+        """From draws of the prior."""
+        draws = torch.nan_to_num(integrand.draws)
+        levels = torch.tensor([0.16, 0.5, 0.84], dtype=draws.dtype, device=draws.device)
+        low, middle, high = draws.quantile(levels, dim=0)
+        spread = ((high - low) / 2).where(high > low, 1.0)
+        farthest = float(((draws - middle) / spread).abs().max())
+        reach = _REACH if farthest < _HEAVY else _FARTHER * farthest
+        return _Places(middle, spread, _BEND * math.asinh(reach / _BEND))
+
+    def axis(self, along: int) -> Tensor:
+        """Coordinates of the grid along each latent."""
+        return torch.linspace(
+            -self.end, self.end, along, dtype=self.middle.dtype, device=self.middle.device
+        )
+
+    def at(self, t: Float[Tensor, "points latents"], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Points `(points, data or 1, latents)`, and log Jacobians `(points, data or 1)`."""
+        own = slice(None) if len(self.middle) == 1 else rows
+        middle, spread = self.middle[own], self.spread[own]
+        z = middle + spread * (_BEND * (t / _BEND).sinh())[:, None]
+        jacobian = (t / _BEND).cosh().log().sum(dim=-1)[:, None] + spread.log().sum(dim=-1)
+        return z, jacobian
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The log joint of some data on a grid.
+
+    Arguments:
+        z: Points, `(points, data or 1, latents)`.
+        rows: The data.
+        value: Log joint, `(data, along, ..., along)`.
+        prior: The part of it that is the prior's.
+        density: The same in the grid's coordinates, with the log Jacobian.
+        spacing: Of the coordinates.
+    """
+
+    z: Tensor
+    rows: Tensor
+    value: Tensor
+    prior: Tensor
+    density: Tensor
+    spacing: float
+
+    @staticmethod
+    def of(places: _Places, integrand: Integrand, along: int, rows: Tensor) -> "_Grid":
+        """Evaluates the log joint."""
+        axis, latents = places.axis(along), places.middle.shape[-1]
+        z, jacobian = places.at(torch.cartesian_prod(*[axis] * latents).view(-1, latents), rows)
+        prior, likelihood = integrand.on_grid(z, rows)
+        value = (prior + likelihood).nan_to_num(nan=-torch.inf)
+        shape, spacing = (len(rows), *[along] * latents), float(axis[1] - axis[0])
+        parts = (value, prior, value + jacobian)
+        value, prior, density = (part.T.reshape(shape) for part in parts)
+        return _Grid(z, rows, value, prior, density, spacing)
+
+    def of_rows(self, keep: Tensor) -> "_Grid":
+        """Some of the data."""
+        z = self.z if self.z.shape[1] == 1 else self.z[:, keep]
+        parts = (self.rows, self.value, self.prior, self.density)
+        rows, value, prior, density = (part[keep] for part in parts)
+        return _Grid(z, rows, value, prior, density, self.spacing)
+
+    @property
+    def latents(self) -> int:
+        """Number of latents."""
+        return self.value.dim() - 1
+
+    @cached_property
+    def peaks(self) -> Bool[Tensor, "batch ..."]:
+        """Points that are not lower than those around them."""
+        value = self.value.clamp(min=-1e300)
+        return (value >= _pooled(value)) & (self.value > -torch.inf)
+
+    def peaks_around(self) -> Bool[Tensor, "batch ..."]:
+        """Points of a grid twice as fine that are at peaks of this one, or next to such."""
+        along = 2 * self.value.shape[1] - 1
+        finer = self.value.new_zeros(len(self.rows), *[along] * self.latents)
+        finer[(slice(None), *[slice(None, None, 2)] * self.latents)] = self.peaks.to(finer)
+        return _pooled(finer) > 0
+
+    def highest(self, peaks: Tensor) -> tuple[Tensor, Tensor]:
+        """The highest of some peaks of every datum, flat, and their data."""
+        heights = self.value.where(peaks, -torch.inf).flatten(1)
+        height, index = heights.topk(min(_MOST_MAXIMA, heights.shape[1]), dim=1)
+        place = torch.arange(len(self.rows), device=index.device)[:, None].expand_as(index)
+        is_peak = height > -torch.inf
+        own = place if self.z.shape[1] > 1 else torch.zeros_like(place)
+        return self.z[index[is_peak], own[is_peak]], self.rows[place[is_peak]]
+
+    def log_edge(self) -> Float[Tensor, " batch"]:
+        """Log of the mass beyond the edges, for tails as heavy as 1 / z^2."""
+        inside = (slice(None), *[slice(1, -1)] * self.latents)
+        edge = self.density.clone()
+        edge[inside] = -torch.inf
+        step = (self.latents - 1) * math.log(self.spacing) + math.log(_BEND)
+        return edge.flatten(1).logsumexp(dim=1) + step
+
+    def log_mass(self, tolerance: float) -> Float[Tensor, " batch"]:
+        """The sum over the grid; nan unless its parts, shifted against each other, agree."""
+        stride = 4 if self.latents == 1 else 2
+        offsets = itertools.product(range(stride), repeat=self.latents)
+        parts = torch.stack(
+            [
+                self.density[(slice(None), *[slice(one, None, stride) for one in offset])]
+                .flatten(1)
+                .logsumexp(dim=1)
+                for offset in offsets
+            ]
+        )
+        whole = parts.logsumexp(dim=0) + self.latents * math.log(self.spacing)
+        apart = parts.amax(dim=0) - parts.amin(dim=0)
+        return whole.where(apart < tolerance, torch.nan)
+
+
+def _pooled(value: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+    """The largest value of every point and those around it."""
+    pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
+    pooled: Tensor = pool[value.dim() - 2](value[:, None], 3, 1, 1)[:, 0]
+    return pooled
