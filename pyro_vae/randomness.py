@@ -114,7 +114,8 @@ def check_rows(batch: Sequence[Tensor]) -> None:
     if not shapes or () in shapes:
         raise ValueError(
             "every tensor of a batch needs rows, with the datum axis leftmost; "
-            f"got shapes {shapes}: use y[None] for a single datum"
+            f"got shapes {shapes}: use y[None] for a single datum, and bind a number that all "
+            "data share in model and guide, as in lambda y: model(y, 0.5)"
         )
     if len({shape[0] for shape in shapes}) > 1:
         raise ValueError(

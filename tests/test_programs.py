@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +12,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -323,13 +327,6 @@ def wrong_dimension(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)  # (batch, batch): each y for each z
 
 
-def forgotten_event(y: Tensor) -> None:
-    """Two features of a datum, which nothing says are one event."""
-    with pyro.plate("data", len(y), dim=-2):
-        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
-        pyro.sample("y", dist.Normal(z.sum(-1, keepdim=True), 1.0), obs=y[:, None])
-
-
 def endless(y: Tensor) -> None:
     """A loop that waits for something that does not come."""
     with pyro.plate("data", len(y)):
@@ -394,7 +391,6 @@ REFUSED = {
     "counts": (counts, r"latent site 'count' is discrete \(Poisson\) and cannot be summed out"),
     "global label": (global_label, r"site 'label' is discrete \(Bernoulli\) and shared by all"),
     "wrong dimension": (wrong_dimension, r"'y' has .* shape \(2, 2\).* \(2, 1\): 'data' \(dim -2"),
-    "forgotten event": (forgotten_event, r"'z' has .* shape \(2, 2\).*the others .* \.to_event"),
     "endless": (
         endless,
         r"has sampled 300 sites, the last one 'z_\d+': .* a loop without an end",
@@ -544,3 +540,103 @@ def test_a_block_ends() -> None:
         raise KeyError
     nodes = poutine.trace(scalar).get_trace(torch.zeros(1)).nodes
     assert nodes["y"]["scale"] == 1.0
+
+
+# ---------------------------------------------------------------------- plates and arguments
+
+
+def test_a_plate_without_a_size_holds_the_batch() -> None:
+    """Its one plate is that of the data, and a guide of ours fits it."""
+
+    def unsized(y: Tensor) -> None:
+        with pyro.plate("data"):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(y)), 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    y, z = torch.randn(4), torch.randn(3, 4, 1)
+    expected = normal(z[..., 0], 0.0, 1.0) + normal(y, z[..., 0], 1.0)
+    torch.testing.assert_close(pv.log_joint(unsized, z, y), expected)
+    guide = pv.Guide(unsized, pv.LocalParameters(4), example=y)
+    svi = SVI(unsized, guide, Adam({"lr": 0.01}), Trace_ELBO())
+    with pv.minibatch(torch.arange(2), num_data=4):
+        assert math.isfinite(svi.step(y[:2]))
+    pyro.clear_param_store()
+
+
+def genes(y: Tensor) -> None:
+    """Cells at dim -2, and what is right of them in no plate, as cell2location has it."""
+    with pyro.plate("cells", len(y), dim=-2):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(y), 2), 1.0))
+        pyro.sample("y", dist.Normal(z @ torch.ones(2, 3), 1.0), obs=y)
+
+
+def test_dimensions_right_of_the_plate_belong_to_a_datum() -> None:
+    """They are summed over; where they follow the batch the plate is at the wrong dimension."""
+    y, z = torch.randn(4, 3), torch.randn(5, 4, 2)
+    mean = z.sum(-1, keepdim=True).expand(5, 4, 3)
+    expected = normal(z, 0.0, 1.0).sum(-1) + normal(y, mean, 1.0).sum(-1)
+    torch.testing.assert_close(pv.log_joint(genes, z, y), expected)
+
+
+# As users have it: without the types' own checks, which the tests switch on.
+as_batch: Any = inspect.unwrap(pv.programs.as_batch)
+CONSTANTS: list[tuple[Any, str]] = [
+    (None, r"got NoneType at position 1: .*lambda y: model\(y, None\)"),
+    (0.5, r"got float at position 1: .*lambda y: model\(y, 0.5\)"),
+]
+
+
+@pytest.mark.parametrize(("constant", "message"), CONSTANTS, ids=["None", "number"])
+def test_constants_among_the_data_are_bound(constant: Any, message: str) -> None:
+    """The refusal's line runs."""
+
+    def model(y: Tensor, offset: float | None) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(offset or 0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(y: Tensor, offset: float | None) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal((y + (offset or 0.0)) / 2, 0.5**0.5))
+
+    y = torch.tensor([0.0, 1.0])
+    with pytest.raises(TypeError, match=message):
+        as_batch((y, constant))
+    bound = pv.elbo(lambda y: model(y, constant), lambda y: guide(y, constant), y, 5)
+    expected = normal(y, constant or 0.0, 2**0.5).double()
+    torch.testing.assert_close(bound.elbo.value, expected, rtol=0, atol=1e-5)
+
+
+def test_a_dict_is_unpacked_by_the_program() -> None:
+    """The refusal's line, with the names of the dict."""
+
+    def model(batch: dict[str, Tensor]) -> None:
+        location(batch["y"] - batch["x"])
+
+    y = torch.randn(3)
+    with pytest.raises(TypeError, match=r"\(y, x\).*lambda y, x: model\({'y': y, 'x': x}\)"):
+        pv.log_joint(model, torch.zeros(1, 3, 1), *as_batch({"y": y, "x": y}))
+    found = pv.log_joint(lambda y, x: model({"y": y, "x": x}), torch.zeros(1, 3, 1), y, y / 2)
+    torch.testing.assert_close(found[0], normal(y / 2, 0.0, 1.0) + normal(torch.zeros(3), 0.0, 1.0))
+
+
+def location(y: Tensor) -> None:
+    """Z ~ N(0, 1), y ~ N(z, 1)."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def test_an_encoder_of_one_tensor_is_told_of_the_others() -> None:
+    """The refusal's line runs, with one number a row too."""
+
+    def model(y: Tensor, x: Tensor) -> None:
+        location(y[:, 0] - x)
+
+    y, x = torch.randn(4, 2), torch.randn(4)
+    one = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(2)), example=(y, x))
+    with pytest.raises(TypeError, match=r"MLPEncoder, .* 2 tensors .*Concatenated.* for 3 inputs"):
+        pv.elbo(model, one, (y, x))
+    net = pv.nets.Concatenated(pv.nets.MLPEncoder(3))
+    both = pv.Guide(model, pv.Encoder(net), example=(y, x))
+    assert pv.elbo(model, both, (y, x)).elbo.value.isfinite().all()

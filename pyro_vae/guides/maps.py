@@ -4,6 +4,7 @@ A map turns `(batch, rows)` into a flat tensor `(batch, parameters)`. It does no
 parameters mean; that is the family's part.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ class Encoder(InferenceMap):
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """The network's answer."""
-        parameters: Tensor = self.head(self.net(*batch))
+        parameters: Tensor = self.head(self._read(batch))
         expected = (len(batch[0]), self.num_parameters)
         if parameters.shape != expected:
             raise ValueError(
@@ -156,6 +157,29 @@ class Encoder(InferenceMap):
                 "pv.nets.MissingIndicator, with twice as many inputs, or let it fill them in"
             )
         return parameters
+
+    def _read(self, batch: Batch) -> Tensor:
+        try:
+            answer: Tensor = self.net(*batch)
+        except TypeError as error:
+            if _takes(self.net, batch):
+                raise
+            width = sum(part[0].numel() for part in batch)
+            raise TypeError(
+                f"the encoder's net, {type(self.net).__name__}, does not take the {len(batch)} "
+                "tensors of the batch: let it see them side by side, "
+                f"pv.Encoder(pv.nets.Concatenated(net)) with a net made for {width} inputs"
+            ) from error
+        return answer
+
+
+def _takes(net: nn.Module, batch: Batch) -> bool:
+    """Whether a network can be called with so many tensors."""
+    try:
+        inspect.signature(net.forward).bind(*batch)
+    except TypeError:
+        return False
+    return True
 
 
 @registered()

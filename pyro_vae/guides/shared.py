@@ -80,7 +80,8 @@ class Plates:
         stack = ExitStack()
         for name, size, dim in layout:
             if name not in self._made:
-                self._made[name] = pyro.plate(name, size, dim=dim)
+                # A plate that was opened without a size has one of -1 in Pyro's frames.
+                self._made[name] = pyro.plate(name, size if size > 0 else None, dim=dim)
             stack.enter_context(self._made[name])
         return stack
 

@@ -56,8 +56,8 @@ class Concatenated(_Around):
     """A network that sees several tensors as one row of numbers: for decoders and encoders with x.
 
     Arguments:
-        net: A network made for the numbers of all of them; each tensor is flattened, and they are
-            put side by side in the order in which they are given.
+        net: A network made for the numbers of all of them; each tensor is flattened (one number a
+            row, `(batch,)`, is one column), and they are put side by side in the given order.
 
     Raises:
         ValueError: When called, if the tensors differ in their numbers of rows.
@@ -80,7 +80,7 @@ class Concatenated(_Around):
             raise ValueError(
                 f"the tensors to be put side by side need the same number of rows, got {rows}"
             )
-        answer: Tensor = self.net(torch.cat([part.flatten(start_dim=1) for part in parts], dim=1))
+        answer: Tensor = self.net(torch.cat([part.reshape(len(part), -1) for part in parts], dim=1))
         return answer
 
 

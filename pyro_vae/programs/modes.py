@@ -9,7 +9,7 @@ import inspect
 import itertools
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -263,7 +263,17 @@ def _as_tensor(part: Any, index: int) -> Tensor:
     if isinstance(part, np.ndarray):
         tensor = torch.as_tensor(np.ascontiguousarray(part))
         return tensor.to(torch.get_default_dtype()) if part.dtype == np.float64 else tensor
-    raise TypeError(
-        f"data must be a tensor, a NumPy array or a tuple of them, got {type(part).__name__} "
-        f"at position {index}; convert it with torch.as_tensor(...)"
-    )
+    kind = type(part).__name__
+    expected = f"data must be a tensor, a NumPy array or a tuple of them, got {kind}"
+    if part is None or isinstance(part, bool | int | float | str):
+        raise TypeError(
+            f"{expected} at position {index}: what is the same for all data is no part of them; "
+            f"bind it in model and guide, as in lambda y: model(y, {part!r})"
+        )
+    if isinstance(part, Mapping):
+        names = ", ".join(map(str, part))
+        raise TypeError(
+            f"{expected}: give its tensors as a tuple, ({names}), and collect them in model and "
+            f"guide, as in lambda {names}: model({{{', '.join(f'{n!r}: {n}' for n in part)}}})"
+        )
+    raise TypeError(f"{expected} at position {index}; convert it with torch.as_tensor(...)")

@@ -33,7 +33,7 @@ class Subsampling(NamedTuple):
 
 @dataclass
 class _Whole:
-    """Which plates hold the rows given: the named one, or all that subsample; or none."""
+    """Which plates hold the rows given: the named one, or all without a size of theirs; or none."""
 
     rows: int | None
     plate: str | None
@@ -54,7 +54,7 @@ def whole_plate(rows: int | None, plate: str | None = None) -> Iterator[dict[str
     Arguments:
         rows: Rows the program is called with; with `None` plates are left as they are, and what
             they ask for is noted.
-        plate: Name of the plate; by default every plate that subsamples.
+        plate: Name of the plate; by default every plate that subsamples or has no size.
 
     Returns:
         What those plates had asked for, by name; filled while the block is executed.
@@ -88,7 +88,8 @@ def _subsample_or_whole(
 ) -> tuple[int, int, Any]:
     whole = _WHOLE.get()
     asked = subsample_size if subsample is None else len(subsample)
-    if whole is None or (asked is None if whole.plate is None else name != whole.plate):
+    fixed = asked is None and size is not None
+    if whole is None or (fixed if whole.plate is None else name != whole.plate):
         return _subsample(name, size, subsample_size, subsample, use_cuda, device)
     if asked is not None and size is not None:
         whole.asked[name] = Subsampling(size, asked)

@@ -90,7 +90,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     (two, asked), (three, more) = _two_runs(model, row, plate)
     frame = _data_plate(two, three, plate)
     _check_same_sites(two, three)
-    _check_plates(two, frame.name)
+    _check_plates(two, three, frame)
     inside, outside = _split(two, frame.name)
     _check_outside(outside, three, frame.name)
     latent = [site for site in inside if not site.is_observed]
@@ -232,19 +232,23 @@ def _check_same_sites(two: Sites, three: Sites) -> None:
         )
 
 
-def _check_plates(sites: Sites, plate: str) -> None:
+def _check_plates(two: Sites, three: Sites, data: Any) -> None:
     """Refuses densities that do not lie in their plates, and inner plates that subsample."""
-    for name, site in sites.items():
+    for name, site in two.items():
         frames = [frame for frame in site.frames if frame.vectorized]
         for frame in frames:
-            if frame.name != plate and frame.full_size not in (None, frame.size):
+            if frame.name != data.name and frame.full_size not in (None, frame.size):
                 raise ValueError(
                     f"plate '{frame.name}' around site '{name}' holds {frame.size} of "
-                    f"{frame.full_size}: only the plate over data '{plate}' may subsample, or a "
-                    "datum has no exact density; leave out its subsample_size"
+                    f"{frame.full_size}: only the plate over data '{data.name}' may subsample, or "
+                    "a datum has no exact density; leave out its subsample_size"
                 )
-        shape = site.log_prob.shape
-        sizes = {frame.dim: frame.size for frame in frames}
+        shape, sizes = site.log_prob.shape, {frame.dim: frame.size for frame in frames}
+        free = _free_sizes(
+            shape, three[name].log_prob.shape, data.dim if site.is_in(data.name) else 0
+        )
+        sizes = {dim: free.get(dim, 1) if size < 0 else size for dim, size in sizes.items()}
+        sizes = {**free, **sizes}
         expected = tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
         more = len(shape) - len(expected)  # dimensions of size one on the left do no harm
         if tuple(shape) != (1,) * more + expected:
@@ -255,6 +259,15 @@ def _check_plates(sites: Sites, plate: str) -> None:
                 "stands in the value, counted from the right without event dimensions; declare "
                 "the others as such with .to_event"
             )
+
+
+def _free_sizes(two: torch.Size, three: torch.Size, plate_dim: int) -> dict[int, int]:
+    """Sizes right of the plate over data that are the same for any batch: they are a datum's.
+
+    Pyro lets a program leave out plates, and the event dimensions, of what a datum consists of.
+    """
+    dims = range(max(plate_dim + 1, -len(two), -len(three)), 0)
+    return {dim: two[dim] for dim in dims if two[dim] == three[dim]}
 
 
 def _split(sites: Sites, plate: str) -> tuple[list[TracedSite], list[TracedSite]]:

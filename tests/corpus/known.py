@@ -18,8 +18,6 @@ class Known(NamedTuple):
 RIGHT = Known(("right",), "numbers of a supported program")
 
 LOOP = Known(("refused",), "a loop over data is refused; a plate, as the refusal says, runs")
-PLATES = Known(("refused",), "a plate at -2 over vectors without to_event, which Pyro lets pass")
-SIZE = Known(("refused",), "a plate without a size says of no axis that it is the data's")
 DISCRETE = Known(("refused",), "no latent to draw or to fit; log p is exact, says the refusal")
 BROADCAST = Known(("failed",), "Pyro's own TraceEnum_ELBO asks of a net that it broadcasts")
 TIED = Known(("refused",), "the guide is tied to its rows, all of which it needs, once trained")
@@ -44,9 +42,6 @@ for _name in ("hmm", "gaussian_mixture", "fixed_mixture", "capture_recapture"):
         KNOWN[_name, ALL, _question] = DISCRETE
 for _name in ("autonormal", "autodiagonal"):
     KNOWN[_name, "author", ALL] = TIED
-for _name in ("cvae", "plate_without_size"):
-    KNOWN[_name, ALL, ALL] = SIZE
-KNOWN["cell2location", ALL, ALL] = PLATES
 KNOWN["fixed_mixture", ALL, "fit"] = Known(("refused",), "nothing to train")
 KNOWN["sequential_plate", ALL, ALL] = LOOP
 for _name, _, _ in list(KNOWN):
