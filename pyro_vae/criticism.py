@@ -13,45 +13,20 @@ densities a datum, which underflows for images. So :func:`compare_models` makes 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from . import stats
 from ._types import Estimate
 from .evidence import LogMarginal
-from .results import Result
-
-
-class MeanOverData(NamedTuple):
-    """A mean over data, with its two errors apart.
-
-    Arguments:
-        value: The mean.
-        error: Monte Carlo error: other draws, the same data.
-        population_error: Other data; contains the Monte Carlo error already, since that adds to
-            the spread over data.
-    """
-
-    value: Tensor
-    error: Tensor
-    population_error: Tensor
-
-
-def _mean_over_data(value: Tensor, error: Tensor) -> MeanOverData:
-    if len(value) < 2:
-        raise ValueError(
-            f"an error from the spread over data needs at least 2 data, got {len(value)}"
-        )
-    mean = stats.mean_over_data(Estimate(value, error))
-    return MeanOverData(mean.value, mean.error, stats.population_mean(value).error)
+from .results import Doubts, MeanOverData, PerDatum, Result, either
 
 
 def bits_per_dimension(
@@ -88,29 +63,42 @@ def bits_per_dimension(
         raise ValueError(f"num_dimensions is the number of entries a datum, got {num_dimensions}")
     unit = num_dimensions * math.log(2)
     value = (log_scale - log_marginal.value.double()) / unit
-    return _mean_over_data(value, log_marginal.error.double() / unit)
+    bits = Estimate(value, log_marginal.error.double() / unit)
+    return MeanOverData.over(bits, log_marginal.reliable)
 
 
-class PairedDifference(NamedTuple):
-    """Log p(y) under one model less that under another, datum by datum, in nats.
+def _require_spread(num_data: int) -> None:
+    if num_data < 2:
+        raise ValueError(
+            f"an error from the spread over data needs at least 2 data, got {num_data}"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class PairedDifference(PerDatum):
+    """One estimate per datum less another on the same data, in nats.
 
     Arguments:
-        difference: `(batch,)`, with Monte Carlo errors.
-        mean: Over data, with the errors of other draws and of other data.
-        reliable: Data that are reliable under both.
+        value: The difference, `(batch,)`.
+        error: Its Monte Carlo error.
+        doubts: Data of which one of the two is doubted, by reason.
     """
 
-    difference: Estimate
-    mean: MeanOverData
-    reliable: Tensor
+    value: Float[Tensor, " batch"]
+    error: Float[Tensor, " batch"]
+    doubts: Doubts
+
+    @property
+    def mean(self) -> MeanOverData:
+        """Over data, with the errors of other draws and of other data."""
+        return MeanOverData.over(self.estimate, self.reliable)
 
     def summary(self) -> str:
-        """The mean, its errors, and what share of the data can be trusted."""
-        value, error, population = (float(part) for part in self.mean)
+        """The mean, its errors, and how many data can be trusted."""
+        value, error, population = map(float, (*self.mean, self.mean.population_error))
         return (
-            f"{value:+.3f} nats a datum, ± {population:.3f} for other data, of which ± "
-            f"{error:.3f} for other draws ({len(self.reliable)} data, "
-            f"{int((~self.reliable).sum())} of them unreliable under one model or both)"
+            f"{value:+.3f} nats per datum, ± {population:.3f} for other data, of which ± "
+            f"{error:.3f} for other draws ({self.trust()})"
         )
 
 
@@ -143,7 +131,7 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
         >>> one = torch.ones(2)
         >>> better = LogMarginal(-one, 0.3 * one, one, one, torch.tensor([10, 10]))
         >>> worse = LogMarginal(-2 * one, 0.4 * one, one, one, torch.tensor([10, 10]))
-        >>> paired_difference(better, worse).difference
+        >>> paired_difference(better, worse).estimate
         [1.00 ± 0.50, 1.00 ± 0.50] (2,)
     """
     if len(first.value) != len(second.value):
@@ -151,35 +139,9 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
             f"a paired difference needs the same data in the same order under both models, got "
             f"{len(first.value)} and {len(second.value)} data"
         )
-    difference = stats.difference(first.estimate, second.estimate)
-    reliable = first.reliable & second.reliable
-    return PairedDifference(difference, _mean_over_data(*difference), reliable)
-
-
-def pointwise(log_marginal: LogMarginal) -> dict[str, NDArray[np.generic]]:
-    """Every datum's estimate as a table, `(batch,)` each, for a data frame or a file.
-
-    Arguments:
-        log_marginal: Estimates a datum.
-
-    Returns:
-        Columns `log_p`, `error` (nats), `ess`, `pareto_k`, `num_samples` and `reliable`.
-
-    Example:
-        >>> one = torch.ones(2)
-        >>> lml = LogMarginal(-one, 0.3 * one, one, one, torch.tensor([10, 10]))
-        >>> sorted(pointwise(lml))
-        ['error', 'ess', 'log_p', 'num_samples', 'pareto_k', 'reliable']
-    """
-    columns = {
-        "log_p": log_marginal.value,
-        "error": log_marginal.error,
-        "ess": log_marginal.ess,
-        "pareto_k": log_marginal.pareto_k,
-        "num_samples": log_marginal.num_samples,
-        "reliable": log_marginal.reliable,
-    }
-    return {name: column.detach().cpu().numpy() for name, column in columns.items()}
+    _require_spread(len(first))
+    value, error = stats.difference(first.estimate, second.estimate)
+    return PairedDifference(value, error, either(first.doubts, second.doubts))
 
 
 def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> Any:
@@ -265,7 +227,8 @@ class ModelComparison(Result):
         )
 
     def _line(self, name: str, width: int) -> str:
-        numbers = [float(part) for part in (*self.means[name], *self.to_best[name].mean)]
+        means = (self.means[name], self.to_best[name].mean)
+        numbers = [float(part) for m in means for part in (*m, m.population_error)]
         columns = "  ".join(f"{number:8.3f}" for number in numbers)
         return f"{name:{width}}  {columns}  {self.unreliable[name]:10d}"
 
@@ -298,21 +261,17 @@ def compare_models(log_marginals: Mapping[str, LogMarginal]) -> ModelComparison:
     order = sorted(log_marginals, key=lambda name: -float(log_marginals[name].mean.value))
     best = log_marginals[order[0]]
     return ModelComparison(
-        {name: _mean_over_data(*_numbers(log_marginals[name])) for name in order},
+        {name: _mean(log_marginals[name]) for name in order},
         {name: _to_best(log_marginals[name], best) for name in order},
         {name: int((~log_marginals[name].reliable).sum()) for name in order},
     )
 
 
-def _numbers(log_marginal: LogMarginal) -> tuple[Tensor, Tensor]:
-    return log_marginal.value, log_marginal.error
+def _mean(log_marginal: LogMarginal) -> MeanOverData:
+    return MeanOverData.over(log_marginal.estimate, log_marginal.reliable)
 
 
 def _to_best(log_marginal: LogMarginal, best: LogMarginal) -> PairedDifference:
     """The difference to the best model; that of a model to itself has no error."""
     pair = paired_difference(log_marginal, best)
-    if log_marginal is not best:
-        return pair
-    none = torch.zeros_like(pair.difference.error)
-    value = pair.difference.value
-    return PairedDifference(Estimate(value, none), _mean_over_data(value, none), pair.reliable)
+    return pair if log_marginal is not best else replace(pair, error=torch.zeros_like(pair.error))

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from . import stats
 from ._types import Estimate, optional
 from .formatting import counted
 
@@ -86,6 +87,31 @@ class Mean(Estimate):
             f"{said} ({self.num_doubted} of {self.num_data} data cannot be trusted; "
             f"{self.trusted} without them)"
         )
+
+
+class MeanOverData(Mean):
+    """A mean over data with its two errors apart: of other draws, and of other data.
+
+    Arguments:
+        value: Over all data.
+        error: Monte Carlo error: other draws, the same data.
+        population_error: Other data; contains the Monte Carlo error already, since that adds to
+            the spread over data.
+    """
+
+    population_error: Tensor
+
+    @classmethod
+    def over(cls, estimate: Estimate, reliable: Bool[Tensor, " batch"]) -> "MeanOverData":
+        """The mean of independent estimates along the first axis; one datum has no spread."""
+        mean = super().over(estimate, reliable)
+        assert isinstance(mean, cls)
+        mean.population_error = stats.population_mean(estimate.value.double()).error
+        return mean
+
+    def __repr__(self) -> str:
+        spread = Estimate(self.value, self.population_error)
+        return f"{super().__repr__()}, {spread} with the error of other data"
 
 
 def _mean(estimate: Estimate) -> Estimate:
@@ -200,16 +226,19 @@ class PerDatum(Result):
         """What a data frame shows of every datum, `(batch, ...)` each, by name."""
         return {"value": self.value, "error": self.error}
 
-    def to_dataframe(self) -> Any:
-        """One row per datum: numbers, whether to trust them, and why not; needs pandas."""
-        shown = {
-            name: part
+    def table(self) -> dict[str, Any]:
+        """Columns of a frame or a file, by name: numbers, whether to trust them, and why not."""
+        numbers = {
+            name: part.numpy()
             for column, tensor in self.columns().items()
             for name, part in _flat(column, tensor.detach().cpu()).items()
         }
-        numbers = {name: column.numpy() for name, column in shown.items()}
         why = ["; ".join(self.why_not(row)) for row in range(len(self))]
-        return data_frame({**numbers, "reliable": self.reliable.cpu().numpy(), "why_not": why})
+        return {**numbers, "reliable": self.reliable.cpu().numpy(), "why_not": why}
+
+    def to_dataframe(self) -> Any:
+        """One row per datum: numbers, whether to trust them, and why not; needs pandas."""
+        return data_frame(self.table())
 
     def plot(self) -> Any:
         """Values with errors, lowest first, and which of them cannot be trusted."""

@@ -28,7 +28,7 @@ from ._types import ProgramLike
 from .data import Columns, Dataset, Scaling, from_frame, trained_on
 from .defaults import GUIDES, Architecture
 from .evidence import (
-    EvidenceLowerBound,
+    Evaluation,
     ImportanceSampling,
     LogMarginal,
     evaluate,
@@ -162,14 +162,13 @@ class TableVAE:
         *,
         seed: int = 0,
         progress: bool | None = None,
-    ) -> tuple[EvidenceLowerBound, LogMarginal]:
+    ) -> Evaluation:
         """ELBO and log density of every row from the same draws, as :func:`pyro_vae.evaluate`."""
         rows = self.rows(data)
         self._check_holes(rows)
         given: dict[str, Any] = {"seed": seed, "progress": progress}
-        bound, result = evaluate(self.model, self._posterior(rows, seed), rows, estimator, **given)
-        elbo = bound.elbo._replace(value=bound.elbo.value + self._shift(rows))
-        return replace(bound, elbo=elbo), self._own(result, rows)
+        found = evaluate(self.model, self._posterior(rows, seed), rows, estimator, **given)
+        return found.shifted(self._shift(rows))
 
     def log_marginal_likelihood(
         self,

@@ -296,7 +296,7 @@ def test_differences_are_by_datum() -> None:
     first, second = (table.results[name].gap for name in guides)
     assert (difference.first, difference.second) == tuple(guides)
     assert torch.equal(difference.elbo.value, first.elbo.value - second.elbo.value)
-    assert float(difference.mean_elbo.value) == pytest.approx(float(difference.elbo.value.mean()))
+    assert float(difference.elbo.mean.value) == pytest.approx(float(difference.elbo.value.mean()))
     assert (difference.log_p.value.abs() <= 5 * difference.log_p.error).all()
 
 

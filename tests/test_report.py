@@ -96,10 +96,10 @@ def test_numbers_are_those_of_the_table(table: Comparison, page: Page) -> None:
             assert found.get("data-error", "None") == str(record.get(f"{name}_error")), name
     (difference,) = table.differences()
     pair = f"{NASTY} \N{MINUS SIGN} global"
-    for name, mean in (("elbo", difference.mean_elbo), ("log_p", difference.mean_log_p)):
+    for name, mean in (("elbo", difference.elbo.mean), ("log_p", difference.log_p.mean)):
         found = cells[pair, f"{name}_difference"]
         assert float(found["data-value"]) == float(mean.value)
-        assert float(found["data-error"]) == float(mean.error)
+        assert float(found["data-error"]) == float(mean.population_error)
     higher = float((difference.elbo.value > 0).double().mean())
     assert float(cells[pair, "elbo_share"]["data-value"]) == pytest.approx(higher)
 

@@ -17,7 +17,17 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae import criticism, diagnostics, evidence, gaps, queries, training
+from pyro_vae import (
+    comparisons,
+    criticism,
+    diagnostics,
+    evidence,
+    gaps,
+    guides,
+    models,
+    queries,
+    training,
+)
 from pyro_vae.results import Doubt, Mean, PerDatum, Result, join, with_rows
 
 VALUES = torch.tensor([-1.0, -2.0, -6.0], dtype=torch.float64)
@@ -52,6 +62,11 @@ def inference_gap() -> gaps.InferenceGap:
 def bound() -> evidence.EvidenceLowerBound:
     """An ELBO; nothing speaks against it."""
     return evidence.EvidenceLowerBound(estimate(), estimate(7.0), estimate(1.0), 10)
+
+
+def difference() -> criticism.PairedDifference:
+    """Log p under one model less that under another."""
+    return criticism.paired_difference(log_marginal(), log_marginal(-1.0))
 
 
 def imputation() -> queries.Imputation:
@@ -102,6 +117,11 @@ PER_DATUM: dict[str, Callable[[], PerDatum]] = {
     "imputation": imputation,
     "curves": curves,
     "outliers": outliers,
+    "difference by datum": difference,
+    "row fit": lambda: guides.RowFit(torch.ones(3, 2), *estimate(), ~LAST, 20),
+    "two estimators": lambda: evidence.Comparison(
+        "a", "b", *estimate(), {Doubt.HEAVY_TAIL: LAST}, -math.inf, 4.0
+    ),
 }
 OTHERS: dict[str, Callable[[], Result]] = {
     "evaluation": lambda: evidence.Evaluation(bound(), log_marginal()),
@@ -132,10 +152,13 @@ OTHERS |= {
         torch.arange(3), {"a": log_marginal(), "b": log_marginal()},
         (
             evidence.Comparison(
-                "a", "b", one(0), torch.zeros(3), 0.0, ~LAST, -math.inf, 4.0
+                "a", "b", *difference().estimate, {Doubt.HEAVY_TAIL: LAST}, -math.inf, 4.0
             ),
         ), {}, 1e-3,
     ),
+    "gradient of a parameter": lambda: diagnostics.ParameterNoise(two(), two(), two()),
+    "em": lambda: models.EMFit(torch.tensor([-3.0, -2.0]), 5, converged=True),
+    "difference": lambda: comparisons.Difference("a", "b", difference(), difference()),
     "rate and distortion": lambda: diagnostics.RateDistortion(
         tuple(
             diagnostics.TradeOff(
@@ -332,7 +355,8 @@ def named(module: Any) -> set[str]:
 def test_every_result_is_in_a_table() -> None:
     """A result that is in neither would be tested by nobody."""
     known = {type(make()).__name__ for make in EVERY.values()}
-    for module in (criticism, diagnostics, evidence, gaps, queries, training):
+    modules = (criticism, diagnostics, evidence, gaps, guides, models, queries, training)
+    for module in modules:
         assert named(module) <= known, module.__name__
 
 

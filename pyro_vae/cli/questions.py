@@ -135,9 +135,10 @@ def _chosen(
 def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command: str) -> None:
     """Log p(y) under a saved model, by datum, in the data's own units."""
     about = asked(question, run)
-    bound, result = about.vae.evaluate(
+    found = about.vae.evaluate(
         about.rows, ImportanceSampling(choice.samples), seed=run.seed, progress=run.progress
     )
+    bound, result = found
     run.say(f"{about.title}\n{result.summary()}")
     run.say(
         "log p and ELBO in the data's own units, nats per datum: "
@@ -145,16 +146,7 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
     )
     if choice.out is not None:
         choice.out.mkdir(parents=True, exist_ok=True)
-        columns = {
-            "log_p": result.value,
-            "log_p_error": result.error,
-            "ess": result.ess,
-            "pareto_k": result.pareto_k,
-            "reliable": result.reliable.long(),
-            "elbo": bound.elbo.value,
-            "elbo_error": bound.elbo.error,
-        }
-        write(choice.out / "log_p.csv", {**about.names, **columns}, run)
+        write(choice.out / "log_p.csv", {**about.names, **found.table()}, run)
 
 
 def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import stats
 from .._types import Estimate
+from ..criticism import PairedDifference
 from ..report import (
     Block,
     Cell,
@@ -229,13 +229,13 @@ class _OfPair(Column):
     of_models: bool = False
 
 
-def _mean(mean: Estimate, by_datum: Estimate) -> Cell:
-    draws = float(stats.mean_over_data(by_datum).error)
-    value, error = (float(part) for part in mean)
-    return estimate(value, error, note=f"Of the error, {draws:.2g} is that of the draws")
+def _mean(by_datum: PairedDifference) -> Cell:
+    mean = by_datum.mean
+    note = f"Of the error, {float(mean.error):.2g} is that of the draws"
+    return estimate(float(mean.value), float(mean.population_error), note=note)
 
 
-def _higher(by_datum: Estimate) -> Cell:
+def _higher(by_datum: PairedDifference) -> Cell:
     """On what share of the data a difference is positive."""
     above, size = int((by_datum.value > 0).sum()), len(by_datum.value)
     return number(above / size, f"{above / size:.0%}", note=f"{above} of {size} data")
@@ -256,7 +256,7 @@ _PAIRS = (
         "is over data: how much other held-out data would move it. It is smaller than that of "
         "either mean, since both guides saw the same data.",
         unit="nats",
-        cell=lambda one: _mean(one.mean_elbo, one.elbo),
+        cell=lambda one: _mean(one.elbo),
     ),
     _OfPair(
         key="elbo_share",
@@ -269,7 +269,7 @@ _PAIRS = (
         name="log p difference",
         definition="The same for log p(y), which compares the models.",
         unit="nats",
-        cell=lambda one: _mean(one.mean_log_p, one.log_p),
+        cell=lambda one: _mean(one.log_p),
         of_models=True,
     ),
     _OfPair(

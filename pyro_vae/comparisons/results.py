@@ -9,9 +9,11 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Estimate
+from ..criticism import PairedDifference
 from ..diagnostics import MutualInformation
 from ..evidence import Evaluation, EvidenceLowerBound
 from ..gaps import WORST_SHARE, InferenceGap
+from ..results import Result, either
 from ..training import Fit
 
 POOR = 0.7  # Pareto k above which no practical number of draws suffices
@@ -75,30 +77,32 @@ class GuideResult:
         return int((~(self.test.log_marginal.pareto_k <= POOR)).sum())
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class Difference(Result):
     """One guide less another on the same held-out data, in nats.
 
     Arguments:
         first: Name of one guide.
         second: Name of the other.
-        elbo: Difference of ELBOs, `(batch,)`, with Monte Carlo errors.
-        log_p: Difference of log p(y), `(batch,)`; zero, but for errors, if the model is fixed.
+        elbo: Difference of ELBOs by datum; its mean has the errors of draws and of other data.
+        log_p: Difference of log p(y); zero, but for errors, if the model is fixed.
     """
 
     first: str
     second: str
-    elbo: Estimate
-    log_p: Estimate
+    elbo: PairedDifference
+    log_p: PairedDifference
 
-    @property
-    def mean_elbo(self) -> Estimate:
-        """Mean over data, with the error that other data would bring, which holds the draws'."""
-        return stats.population_mean(self.elbo.value)
+    def summary(self) -> str:
+        """Both means with both errors."""
+        return (
+            f"{self.first} less {self.second}\nELBO: {self.elbo.summary()}\n"
+            f"log p(y): {self.log_p.summary()}"
+        )
 
-    @property
-    def mean_log_p(self) -> Estimate:
-        """The same for log p."""
-        return stats.population_mean(self.log_p.value)
+    def plot(self) -> Any:
+        """The difference of ELBOs by datum, lowest first; needs matplotlib."""
+        return self.elbo.plot()
 
 
 def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
@@ -107,13 +111,18 @@ def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
         Difference(
             first,
             second,
-            stats.difference(results[first].gap.elbo, results[second].gap.elbo),
-            stats.difference(
-                results[first].gap.parts.log_marginal, results[second].gap.parts.log_marginal
+            *(
+                _difference(results[first].gap, results[second].gap, part)
+                for part in ("elbo", "log_marginal")
             ),
         )
         for first, second in itertools.combinations(results, 2)
     ]
+
+
+def _difference(one: InferenceGap, other: InferenceGap, part: str) -> PairedDifference:
+    value, error = stats.difference(getattr(one.parts, part), getattr(other.parts, part))
+    return PairedDifference(value, error, either(one.doubts, other.doubts))
 
 
 def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:

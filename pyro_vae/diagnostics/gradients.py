@@ -64,8 +64,8 @@ class _Sums:
         return self.mean.abs() / self.variance.sqrt()
 
 
-@dataclass(frozen=True)
-class ParameterNoise:
+@dataclass(frozen=True, repr=False)
+class ParameterNoise(Result):
     """The gradient by one parameter; every field has the parameter's shape.
 
     Arguments:
@@ -77,6 +77,27 @@ class ParameterNoise:
     mean: Estimate
     variance: Estimate
     signal_to_noise: Estimate
+
+    def summary(self) -> str:
+        """Signal to noise of its entries: the middle one, and the lowest and highest."""
+        ratios = self.signal_to_noise.value.flatten()
+        known = ratios[~ratios.isnan()]
+        if not len(known):
+            return f"{len(ratios)} entries, whose gradient is always zero"
+        low, middle, high = (float(part) for part in (known.min(), known.median(), known.max()))
+        return (
+            f"signal to noise of one draw by entry: median {middle:.3g}, from {low:.3g} to "
+            f"{high:.3g} ({len(ratios)} entries, {len(ratios) - len(known)} without a gradient)"
+        )
+
+    def plot(self) -> Any:
+        """Signal to noise of every entry, lowest first; needs matplotlib."""
+        from ..plots import plot_per_datum
+
+        value, error = (part.flatten() for part in self.signal_to_noise)
+        ax = plot_per_datum(value, error, ~value.isnan(), name="signal to noise of one draw")
+        ax.set_xlabel("entries of the parameter, lowest first")
+        return ax
 
 
 @dataclass(frozen=True, repr=False)

@@ -34,6 +34,7 @@ from ..guides import (
 )
 from ..programs import Program, retry_unvalidated
 from ..randomness import generator, row_keys, stream
+from ..results import with_rows
 from .proposals import Widened
 from .weights import draw_rows
 
@@ -245,12 +246,9 @@ def _fits(
 
 def _better(first: RowFit, other: RowFit) -> RowFit:
     """The better one of every datum."""
-    wins = (other.elbo > first.elbo) | first.elbo.isnan()
-    parameters = torch.where(wins.unsqueeze(-1), other.parameters, first.parameters)
-    elbo, error, converged = (
-        torch.where(wins, theirs, mine) for mine, theirs in zip(first[1:4], other[1:4], strict=True)
-    )
-    return RowFit(parameters, elbo, error, converged, max(first.steps, other.steps))
+    wins = ((other.elbo > first.elbo) | first.elbo.isnan()).nonzero().squeeze(-1)
+    better = with_rows(first, wins, other[wins])
+    return replace(better, steps=max(first.steps, other.steps))
 
 
 def _require_ready(family: Family) -> None:

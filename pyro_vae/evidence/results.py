@@ -1,7 +1,7 @@
 """What estimators of evidence return: numbers per datum that say how far they can be trusted."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Estimate
-from ..results import Doubts, PerDatum, Result
+from ..results import Doubts, PerDatum, Result, data_frame
 
 
 class Bound(Enum):
@@ -173,13 +173,27 @@ class Evaluation(Result):
     def __iter__(self) -> Iterator[Any]:
         return iter((self.bound, self.log_marginal))
 
+    def table(self) -> dict[str, Any]:
+        """Columns of both, by name; the verdict is that of log p."""
+        return {**self.bound.table(), **self.log_marginal.table()}
+
     def to_dataframe(self) -> Any:
         """One row per datum with the columns of both; needs pandas."""
-        return (
-            self.bound.to_dataframe()
-            .drop(columns=["reliable", "why_not"])
-            .join(self.log_marginal.to_dataframe())
+        return data_frame(self.table())
+
+    def shifted(self, log_scale: Tensor) -> "Evaluation":
+        """The same in other units: nats per datum that are added to log densities, `(batch,)`."""
+        bound, result = self
+
+        def moved(part: Estimate, shift: Tensor) -> Estimate:
+            return Estimate(part.value + shift, part.error)
+
+        bound = replace(
+            bound,
+            elbo=moved(bound.elbo, log_scale),
+            distortion=moved(bound.distortion, -log_scale),
         )
+        return Evaluation(bound, replace(result, value=result.value + log_scale))
 
     def summary(self) -> str:
         """Both, a line each."""

@@ -17,12 +17,13 @@ fit it says nothing.
 """
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -46,16 +47,16 @@ _FEWER_DRAWS = 2000  # of a second importance sampler, where nothing better appl
 _ROUNDING = 64 * torch.finfo(torch.float64).eps  # so that two exact answers can be compared
 
 
-class Comparison(NamedTuple):
-    """Two estimators on the same data.
+@dataclass(frozen=True, repr=False)
+class Comparison(PerDatum):
+    """Two estimators on the same data: one less the other, by datum, in nats.
 
     Arguments:
         first: Name of one.
         second: Name of the other.
-        difference: First less second, mean over the compared data, nats; with its error.
-        z: Difference in standard errors of every datum, `(batch,)`; nan where not compared.
-        mean_z: That of the mean.
-        compared: Data that both call reliable, `(batch,)`.
+        value: First less second, `(batch,)`.
+        error: Its standard error.
+        doubts: Data that one of them doubts, by reason, which are not compared.
         contradiction: The largest z among those of the wrong sign for the bounds' directions;
             minus infinity where no sign is wrong.
         limit: Size of z beyond which it is no accident.
@@ -63,12 +64,40 @@ class Comparison(NamedTuple):
 
     first: str
     second: str
-    difference: Estimate
-    z: Tensor
-    mean_z: float
-    compared: Tensor
+    value: Float[Tensor, " batch"]
+    error: Float[Tensor, " batch"]
+    doubts: Doubts
     contradiction: float
     limit: float
+
+    @property
+    def compared(self) -> Bool[Tensor, " batch"]:
+        """Data that both call reliable, and of which both are finite."""
+        return self.reliable & self.value.isfinite()
+
+    @property
+    def difference(self) -> Estimate:
+        """First less second, mean over the compared data, with its error."""
+        return _mean(self.value[self.compared], self.error[self.compared])
+
+    @property
+    def z(self) -> Float[Tensor, " batch"]:
+        """Difference in standard errors of every datum; nan where not compared."""
+        return (self.value / self.error).where(self.compared, torch.nan)
+
+    @property
+    def mean_z(self) -> float:
+        """That of the mean over the compared data; nan if there are none."""
+        value, error = (float(part) for part in self.difference)
+        return value / error
+
+    def summary(self) -> str:
+        """The mean difference, and what it says."""
+        number = int(self.compared.sum())
+        return (
+            f"{self.first} - {self.second}: {self.difference} nats per datum over the {number} of "
+            f"{len(self)} data that both call reliable: they {self.verdict}"
+        )
 
     @property
     def verdict(self) -> str:
@@ -273,15 +302,13 @@ def _compare(results: Mapping[str, LogMarginal]) -> tuple[Comparison, ...]:
 def _pair(
     first: str, second: str, one: LogMarginal, other: LogMarginal, limit: float
 ) -> Comparison:
-    """Differences where both are reliable."""
-    compared = one.reliable & other.reliable & one.value.isfinite() & other.value.isfinite()
-    difference, error = stats.difference(one.estimate, other.estimate)
+    """Differences, and how far they contradict the directions of the two."""
+    value, error = stats.difference(one.estimate, other.estimate)
     error = error.clamp(min=_ROUNDING * (1 + one.value.abs()))
-    z = (difference / error).where(compared, torch.nan)
-    mean = _mean(difference[compared], error[compared])
-    mean_z = float(mean.value / mean.error) if bool(compared.any()) else float("nan")
-    wrong = _wrong(z[compared], mean_z, one.bound, other.bound)
-    return Comparison(first, second, mean, z, mean_z, compared, wrong, limit)
+    doubts = either(one.doubts, other.doubts)
+    pair = Comparison(first, second, value, error, doubts, -math.inf, limit)
+    wrong = _wrong(pair.z[pair.compared], pair.mean_z, one.bound, other.bound)
+    return replace(pair, contradiction=wrong)
 
 
 def _mean(difference: Float[Tensor, " some"], error: Float[Tensor, " some"]) -> Estimate:

@@ -21,6 +21,7 @@ from ..compiling import CompiledDensity
 from ..programs import Density, Program, evaluating
 from ..progress import progress_bar
 from ..randomness import forked, row_keys
+from ..results import Doubt, Doubts, PerDatum
 from .climbing import FRESH_DRAWS, FitRows, Problem, climb, pieces
 from .families import Family
 from .noise import Noise, Seeded
@@ -30,11 +31,16 @@ _OPTIMISTIC = 2.0  # standard errors: by chance alone two data of a hundred, whi
 _MORE_POINTS = (4, 16)  # times as many, for data that the points were too few for
 
 
-class RowFit(NamedTuple):
-    """Fitted parameters `(batch, parameters)`, their ELBO with its error in nats, and verdicts.
+@dataclass(frozen=True, repr=False)
+class RowFit(PerDatum):
+    """Parameters fitted to every datum, and the ELBO that they reach.
 
-    `elbo` and `error` come from fresh draws, so they are not optimistic. `steps` is the number of
-    steps until the last datum was done.
+    Arguments:
+        parameters: `(batch, parameters)`.
+        elbo: Their ELBO over fresh draws, so that it is not optimistic, `(batch,)`, in nats.
+        error: Its standard error.
+        converged: Whether each datum was done within the steps.
+        steps: Steps until the last datum was done.
     """
 
     parameters: Tensor
@@ -42,6 +48,24 @@ class RowFit(NamedTuple):
     error: Tensor
     converged: Tensor
     steps: int
+
+    @property
+    def value(self) -> Tensor:
+        """The ELBO of every datum."""
+        return self.elbo
+
+    @property
+    def doubts(self) -> Doubts:
+        """Data whose fit was stopped before it was done."""
+        return {Doubt.FIT_STOPPED: ~self.converged}
+
+    def columns(self) -> dict[str, Tensor]:
+        """The ELBO, and the parameters one by one."""
+        return {"elbo": self.elbo, "error": self.error, "parameters": self.parameters}
+
+    def summary(self) -> str:
+        """The mean ELBO, the steps, and how many data were done."""
+        return f"ELBO {self.mean} nats per datum after {self.steps} steps; {self.trust()}"
 
 
 def fit_parameters(

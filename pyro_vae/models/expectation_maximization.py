@@ -19,11 +19,15 @@ lowers it.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ..results import Result
 
 
 class LinearGaussianParameters(NamedTuple):
@@ -127,7 +131,8 @@ def best_loadings(
     return LargestVariance(loadings.flip(1), -float(total) / 2)
 
 
-class EMFit(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class EMFit(Result):
     """How EM went.
 
     Arguments:
@@ -139,6 +144,24 @@ class EMFit(NamedTuple):
     log_evidence: Float[Tensor, " steps"]
     steps: int
     converged: bool
+
+    def summary(self) -> str:
+        """What it came to, and whether it was done."""
+        end = "converged" if self.converged else "stopped before it converged"
+        return (
+            f"log p(y) {float(self.log_evidence[-1]):.4f} nats per datum after {self.steps} steps, "
+            f"{end}"
+        )
+
+    def plot(self) -> Any:
+        """Log density of the data by accepted step; needs matplotlib."""
+        from ..plots import plot_learning_curves
+
+        steps = torch.arange(1, len(self.log_evidence) + 1)
+        curve = SimpleNamespace(epoch=steps, elbo=self.log_evidence)
+        ax = plot_learning_curves({"EM": curve})
+        ax.set(xlabel="accepted step", ylabel="log p(y), nats per datum")
+        return ax
 
 
 def squarem(

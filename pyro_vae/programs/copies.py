@@ -53,7 +53,7 @@ class SelfContained(nn.Module):
         ...         pyro.sample("y", pyro.distributions.Normal(z, scale), obs=y)
         >>> alone = SelfContained(model)
         >>> alone(torch.zeros(3))
-        >>> [round(float(parameter), 2) for parameter in alone.parameters()]
+        >>> [round(parameter.item(), 2) for parameter in alone.parameters()]
         [0.69]
     """
 
