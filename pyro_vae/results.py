@@ -226,7 +226,7 @@ class PerDatum(Result):
         """What a data frame shows of every datum, `(batch, ...)` each, by name."""
         return {"value": self.value, "error": self.error}
 
-    def table(self) -> dict[str, Any]:
+    def as_columns(self) -> dict[str, Any]:
         """Columns of a frame or a file, by name: numbers, whether to trust them, and why not."""
         numbers = {
             name: part.numpy()
@@ -238,7 +238,7 @@ class PerDatum(Result):
 
     def to_dataframe(self) -> Any:
         """One row per datum: numbers, whether to trust them, and why not; needs pandas."""
-        return data_frame(self.table())
+        return data_frame(self.as_columns())
 
     def plot(self) -> Any:
         """Values with errors, lowest first, and which of them cannot be trusted."""

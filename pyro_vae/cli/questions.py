@@ -146,7 +146,7 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
     )
     if choice.out is not None:
         choice.out.mkdir(parents=True, exist_ok=True)
-        write(choice.out / "log_p.csv", {**about.names, **found.table()}, run)
+        write(choice.out / "log_p.csv", {**about.names, **found.as_columns()}, run)
 
 
 def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) -> None:

@@ -173,13 +173,13 @@ class Evaluation(Result):
     def __iter__(self) -> Iterator[Any]:
         return iter((self.bound, self.log_marginal))
 
-    def table(self) -> dict[str, Any]:
+    def as_columns(self) -> dict[str, Any]:
         """Columns of both, by name; the verdict is that of log p."""
-        return {**self.bound.table(), **self.log_marginal.table()}
+        return {**self.bound.as_columns(), **self.log_marginal.as_columns()}
 
     def to_dataframe(self) -> Any:
         """One row per datum with the columns of both; needs pandas."""
-        return data_frame(self.table())
+        return data_frame(self.as_columns())
 
     def shifted(self, log_scale: Tensor) -> "Evaluation":
         """The same in other units: nats per datum that are added to log densities, `(batch,)`."""
