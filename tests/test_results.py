@@ -108,6 +108,19 @@ def sandwich() -> evidence.Sandwich:
     return evidence.Sandwich(log_marginal(), upper, (torch.zeros(3, 2),))
 
 
+def traversal() -> queries.Traversal:
+    """Along two latents."""
+    return queries.Traversal(
+        torch.arange(2),
+        ("z[0]", "z[1]"),
+        two(),
+        (0.1, 0.9),
+        torch.zeros(2, 2),
+        torch.randn(2, 2, 3),
+        torch.zeros(2),
+    )
+
+
 PER_DATUM: dict[str, Callable[[], PerDatum]] = {
     "log marginal": log_marginal,
     "bound": bound,
@@ -171,9 +184,9 @@ OTHERS |= {
     "dependence": lambda: queries.Dependence(
         pv.Estimate(torch.eye(2), torch.zeros(2, 2)), ("age", "size"), "correlation"
     ),
-    "traversal": lambda: queries.Traversal(
-        torch.arange(2), ("z[0]", "z[1]"), two(), (0.1, 0.9), torch.zeros(2, 2),
-        torch.randn(2, 2, 3), torch.zeros(2),
+    "traversal": traversal,
+    "explanation": lambda: queries.Explanation(
+        traversal(), ("age", "size", "mass"), torch.ones(2, 3), (("up",) * 3,) * 2
     ),
     "models": lambda: criticism.compare_models({"x": log_marginal(), "y": log_marginal(-1.0)}),
 }  # fmt: skip
