@@ -10,6 +10,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.nn import PyroModule
 from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor
 
@@ -368,3 +369,42 @@ def test_a_guide_that_misses_a_shared_site() -> None:
 
     with pytest.raises(ValueError, match=r"misses .* \['mean'\] .* all data share, outside the"):
         pv.elbo(population, misses, torch.randn(3), 5)
+
+
+class _Location(PyroModule):
+    """Data around a location that all share, z_n apart; its prior is N(0, scale)."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("zero", torch.zeros(1))
+
+    def forward(self, y: Tensor) -> None:
+        location = pyro.sample("location", dist.Normal(self.zero, self.scale).to_event(1))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(self.zero, 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(location + z, 1.0).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(("scale", "farther"), [(1.0, 1.0), (100.0, 50.0)])
+def test_steps_are_taken_in_the_unit_of_the_prior(scale: float, farther: float) -> None:
+    """Thirty steps towards data that are far away: 2e-3 each, or 2e-3 of a wide prior's spread."""
+    y = 1e4 + torch.randn(20, 1)
+    model = _Location(scale)
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    start = guide.global_values()["location"]
+    pv.fit(
+        model,
+        guide,
+        y,
+        num_epochs=30,
+        batch_size=20,
+        scheduler=pv.training.constant,
+        progress=False,
+    )
+    moved = float(guide.global_values()["location"] - start)
+    assert 30 * 2e-3 * farther * 0.9 < moved < 30 * 2e-3 * farther * 6
+    draws = torch.stack([one["location"] for one in guide.sample_globals(200)])
+    assert abs(float(draws.mean() - guide.global_values()["location"])) < 0.05  # narrow, around it
+    assert guide.shared is not None
+    assert (guide.shared.far is None) == (scale == 1)

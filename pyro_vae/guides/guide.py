@@ -253,7 +253,7 @@ class Guide(NamedModule):
         if self.shared is None:
             return {}
         with evaluating(self, self.model), torch.no_grad():
-            return values_of(self.program, self.shared.mean().detach())
+            return values_of(self.program, self.shared.mean().detach().clone())
 
     def sample_globals(self, num_samples: int, *, seed: int = 0) -> list[dict[str, Tensor]]:
         """Draws of the latent sites that all data share, to be given to evidence and bounds.

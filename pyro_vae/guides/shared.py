@@ -15,12 +15,14 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributions.transforms import AffineTransform
 
 from .._types import Distribution
 from ..programs import Program
 from .families import Family
 from .posteriors import mean_of
 
+_WIDE = 4.0  # a prior's spread, of N(0, 3): steps of an optimizer are made for numbers near 1
 _FIRST_SCALE = 0.1  # narrow, as Pyro's automatic guides start: draws of it say what its middle says
 
 
@@ -34,19 +36,38 @@ class GlobalDraw(NamedTuple):
 class GlobalPosterior(nn.Module):
     """A family with one set of parameters, over the flat vector of a program's global sites.
 
+    Where the prior of a site is wide, its unit is not that of an optimizer's steps: the location
+    has a second parameter there, which counts in the spread of the prior.
+
     Arguments:
         program: The program; it starts near the median of its prior.
         family: The distribution.
     """
 
+    unit: Tensor
+
     def __init__(self, program: Program, family: Family) -> None:
         super().__init__()
         self.family = family
-        self.value = nn.Parameter(family.initial(program.structure.global_start, _FIRST_SCALE))
+        structure = program.structure
+        self.value = nn.Parameter(family.initial(structure.global_start, _FIRST_SCALE))
+        wide = structure.global_spread > _WIDE
+        self.far = nn.Parameter(torch.zeros_like(structure.global_start)) if wide.any() else None
+        if self.far is not None:
+            self.register_buffer("unit", structure.global_spread * wide)
+
+    @property
+    def shift(self) -> Float[Tensor, " size"] | None:
+        """How far all of it is moved, where the prior is wide."""
+        return None if self.far is None else self.unit * self.far
 
     def distribution(self) -> Distribution:
         """Over the flat unconstrained vector, with event shape `(size,)`."""
-        return self.family(self.value)
+        base = self.family(self.value)
+        if self.shift is None:
+            return base
+        move = AffineTransform(self.shift, 1.0, event_dim=1)
+        return dist.TransformedDistribution(base, [move])
 
     def sample_sites(self, program: Program, plates: "Plates") -> dict[str, Tensor]:
         """Draws the flat vector, gives every global site its part of it, and returns the values."""
@@ -61,7 +82,8 @@ class GlobalPosterior(nn.Module):
 
     def mean(self) -> Float[Tensor, " size"]:
         """Mean of the flat unconstrained vector."""
-        return mean_of(self.family, self.value)
+        mean = mean_of(self.family, self.value)
+        return mean if self.shift is None else mean + self.shift
 
     def draw(self, num_samples: int) -> Float[Tensor, "samples size"]:
         """Draws of the flat unconstrained vector."""

@@ -112,9 +112,15 @@ class Program:
 
     def moved(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Updates the cached dtype and device after `module.to()`; `fn` is what torch applies."""
-        start = fn(self.structure.global_start)
+        start, spread = fn(self.structure.global_start), fn(self.structure.global_spread)
         self._take(
-            replace(self.structure, global_start=start, dtype=start.dtype, device=start.device)
+            replace(
+                self.structure,
+                global_start=start,
+                global_spread=spread,
+                dtype=start.dtype,
+                device=start.device,
+            )
         )
         if self.structure.discrete_values is not None:
             values = self.structure.discrete_values.to(start)

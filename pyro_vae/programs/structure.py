@@ -45,6 +45,7 @@ class Structure:
             enumerated by broadcasting.
         global_sites: Latent sites that all data share.
         global_start: A draw from about the middle of their prior, flat and unconstrained.
+        global_spread: How far draws of their prior are from there: four in five are closer.
         masked: Names of the latent sites with a mask around them or in them.
         observed: Names of the observed sites of a datum.
         dtype: That of the latents.
@@ -61,6 +62,7 @@ class Structure:
     combinations: Combinations | None
     global_sites: tuple[GlobalSite, ...]
     global_start: Tensor
+    global_spread: Tensor
     masked: tuple[str, ...]
     observed: tuple[str, ...]
     dtype: torch.dtype
@@ -103,6 +105,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     shared = _global_sites(outside)
     values = combinations((two[name] for name in enumerated), frame.dim)
     first = continuous[0].value if continuous else inside[0].log_prob
+    start, spread = _prior_median(model, row, frame.name, shared, first)
     dims = [f.dim for site in [*inside, *outside] for f in site.frames if f.vectorized]
     return Structure(
         plate=frame.name,
@@ -114,7 +117,8 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
         discrete_values=values,
         combinations=values,
         global_sites=shared,
-        global_start=_prior_median(model, row, frame.name, shared, first),
+        global_start=start,
+        global_spread=spread,
         masked=tuple(site.name for site in [*latent, *outside] if _is_masked_latent(site)),
         observed=observed,
         dtype=first.dtype,
@@ -334,18 +338,20 @@ def _global_sites(outside: list[TracedSite]) -> tuple[GlobalSite, ...]:
 
 def _prior_median(
     model: ProgramLike, row: Batch, plate: str, sites: tuple[GlobalSite, ...], like: Tensor
-) -> Tensor:
-    """Medians of the global sites' prior over a few runs, flat and unconstrained.
+) -> tuple[Tensor, Tensor]:
+    """Medians of the global sites' prior over a few runs, flat and unconstrained, and its spread.
 
     Not the exact middle, which is a saddle point of many a decoder's weights.
     """
     if not sites:
-        return like.new_zeros(0)
+        return like.new_zeros(0), like.new_zeros(0)
     draws = []
     for seed in range(_PRIOR_RUNS):
         drawn, _ = _run(model, row, _ROWS[0], plate, seed=seed)
         draws.append(torch.cat([site.flatten(drawn[site.name].value) for site in sites]))
-    return torch.stack(draws).median(dim=0).values
+    found = torch.stack(draws)
+    median = found.median(dim=0).values
+    return median, (found - median).abs().quantile(0.8, dim=0)
 
 
 def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
