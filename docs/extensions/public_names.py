@@ -34,6 +34,7 @@ PAGES = {
     "queries": "Questions to a fitted model",
     "results": "What every result can do",
     "data": "Data",
+    "tables": "A table in, answers out",
     "defaults": "Defaults",
     "sklearn": "scikit-learn",
     "inference_data": "ArviZ",
@@ -123,16 +124,15 @@ def _listed(home: ModuleType) -> list[str]:
         for name, value in vars(home).items()
         if not name.startswith("_")
         and not ismodule(value)
-        and (_defined_in(value).startswith(home.__name__) or _is_constant(name, value))
+        and (
+            _defined_in(value).startswith(home.__name__)
+            or name in constants(home.__name__.rpartition(".")[2])
+        )
     ]
 
 
 def _defined_in(value: Any) -> str:
     return getattr(value, "__module__", None) or ""
-
-
-def _is_constant(name: str, value: Any) -> bool:
-    return name.isupper() and not isinstance(value, bool)  # TYPE_CHECKING is one too
 
 
 def _page_of(value: Any, found_in: str) -> str:
