@@ -55,6 +55,9 @@ COMMON = {
     "missing": Common("programs.structure.partly_observed"),
     "evidence.unkeyed": Common("evidence.weights.prepared"),
     "fit.tensors": Common("training.steps.Steps._find_tensors"),
+    # Copies of the model start from the same values, under every guide.
+    "weights.parameters.0": Common("programs.copies.Copies._leaves"),
+    "weights.parameters.1": Common("programs.copies.Copies._leaves"),
     # Run again on what it simulated, the program must draw the same.
     "simulate": Common("programs.simulation.simulate", times=2),
     # Where a fit starts is no estimate; data and starts are held against one another over the same

@@ -217,7 +217,7 @@ class Copies:
     def _leaves(self, program: ProgramLike) -> dict[Tensor, None] | None:
         """Tensors that a run of a program trains; `None` if it cannot be run on these rows."""
         with (
-            forked(self._seed, "weights.parameters"),
+            forked(self._seed, f"weights.parameters.{len(self._programs)}"),
             evaluating(program),
             outside_minibatch(),
             no_new_parameters(),
