@@ -472,7 +472,7 @@ def test_a_normal_holds_one_mode_of_several(latents: int, seed: int) -> None:
 
 @pytest.mark.slow
 def test_modes_beyond_a_grid_are_seen(seed: int) -> None:
-    """With three latents, Tightest is right, or says that there are several modes.
+    """With three latents, Tightest is right: it draws from a mixture over all of them.
 
     A Gaussian on one mode of eight far ones is a perfect proposal for an eighth of p(y): no weight
     tells. Then log p(y) is low by log 2 a latent, and the gap of the family with it.
@@ -481,8 +481,8 @@ def test_modes_beyond_a_grid_are_seen(seed: int) -> None:
     guide = pv.Guide(model, pv.GlobalParameters(), example=y)
     gap = inference_gap(model, guide, y, num_samples=2000, seed=seed)
     missing = (squared_log_p(y, 0.1) - gap.log_marginal.value) / math.log(2)
-    assert bool((~gap.reliable | (missing.abs() < 0.05)).all())
-    assert "several modes" in gap.why_not(1)[0]
+    assert bool(gap.log_marginal.reliable.all())
+    assert float(missing.abs().max()) < 0.05
 
 
 # Trained on or held out.

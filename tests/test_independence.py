@@ -147,6 +147,7 @@ HOLES = torch.where(torch.eye(3, 4) > 0, torch.nan, Y)
 SHARED = pv.Guide(population, pv.GlobalParameters(), example=torch.zeros(1))
 FEW = pv.ImportanceSampling(50)
 ANNEALED = pv.AnnealedImportanceSampling(num_chains=4, num_temperatures=10)
+CLIMBING = pv.Tightest(50, tempering=pv.TemperedSMC(2, 8)).sampled
 UNTIL = pv.ImportanceSampling(40, until=importance.Until(0.05, 500))
 
 
@@ -190,10 +191,10 @@ CALLS: dict[str, Callable[[], object]] = {
     "an error to be met": evidence(UNTIL),
     "defensive": evidence(pv.ImportanceSampling(50, proposal=pv.Defensive())),
     "fitted": evidence(pv.ImportanceSampling(50, proposal=pv.Fitted())),
-    "tightest": evidence(pv.Tightest(50).sampled),
+    "tightest": evidence(CLIMBING),
     "annealing": evidence(ANNEALED),
     "several sites": evidence(FEW, two_sites, by_hand, Y[:, 0]),
-    "several sites, tightest": evidence(pv.Tightest(50).sampled, two_sites, by_hand, Y[:, 0]),
+    "several sites, tightest": evidence(CLIMBING, two_sites, by_hand, Y[:, 0]),
     "shared sites": lambda: marginal_log_likelihood(
         population, SHARED, Y[:, 0], num_samples=3, estimator=FEW
     ),

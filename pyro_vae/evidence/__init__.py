@@ -46,6 +46,11 @@ from .results import EvidenceLowerBound as EvidenceLowerBound
 from .results import LogMarginal as LogMarginal
 from .results import Weights as Weights
 from .saturation import edge_doubts as edge_doubts
+from .tempering import Population as Population
+from .tempering import TemperedSMC as TemperedSMC
+from .tightest import RUNGS as RUNGS
+from .tightest import LadderMarginal as LadderMarginal
+from .tightest import Rung as Rung
 from .tightest import Tightest as Tightest
 from .validation import Comparison as Comparison
 from .validation import CrossCheck as CrossCheck

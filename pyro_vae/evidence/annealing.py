@@ -465,7 +465,7 @@ class AnnealedImportanceSampling:
 
     def _ladder(self, path: Path, z: Tensor, keys: Tensor) -> Ladder:
         """The pilot run: tunes steps and scales along the path, pooled over its chains."""
-        stages = list(_pilot(path, z, keys, self.leapfrog_steps, self.target_acceptance))
+        stages = list(pilot(path, z, keys, self.leapfrog_steps, self.target_acceptance))
         grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
         places = self.schedule.places(self.num_temperatures, grid, spread)
         return Ladder(places, grid.T.contiguous(), log_step)
@@ -490,7 +490,7 @@ class Stage(NamedTuple):
     spread: Tensor
 
 
-def _pilot(
+def pilot(
     path: Path, z: Tensor, keys: Tensor, leapfrog_steps: int, target: float
 ) -> Iterator[Stage]:
     """Walks chains to the posterior, resampled on the way, at a pace that each datum sets.
@@ -501,22 +501,22 @@ def _pilot(
     point, moments = at(path, z), z.var(dim=0)
     place = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
     common = torch.full_like(moments[:, :1], -math.log(leapfrog_steps) / 2)
-    settled, spread = common, _spread(point.log_ratio)
+    settled, spread = common, spread_of(point.log_ratio)
     for index, noise in enumerate(noise_of(keys, _LONGEST, z)):
         scale = moments.clamp(min=torch.finfo(z.dtype).tiny).log() / 2
         if index >= _WARM_UP:
             yield Stage(place, settled + scale, spread)
             if bool((place == 1).all()):
                 return
-            onwards = _onwards(place, _spread(point.log_ratio))
-            point = _resampled(point, onwards - place, noise.level[0])
+            onwards = _onwards(place, spread_of(point.log_ratio))
+            point = resampled(point, onwards - place, noise.level[0])
             place = onwards
         beta, step = place.to(z.dtype), (common + scale).exp()
         point, accepted = transition(path, point, beta, step, noise, leapfrog_steps)
         common = common + _GAIN * (accepted.mean(dim=0) - target)[:, None]
         settled = torch.lerp(settled, common, _MEMORY)
         moments = torch.lerp(moments, point.z.var(dim=0), _MEMORY)
-        spread = torch.lerp(spread, _spread(point.log_ratio), _MEMORY)
+        spread = torch.lerp(spread, spread_of(point.log_ratio), _MEMORY)
 
 
 def _onwards(place: Tensor, spread: Tensor) -> Tensor:
@@ -526,7 +526,7 @@ def _onwards(place: Tensor, spread: Tensor) -> Tensor:
     return (place + stretch).clamp(max=1.0)
 
 
-def _resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
+def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
     """Systematic resampling of the chains of every datum, with one uniform number for each."""
     gains = (stretch * point.log_ratio.double()).nan_to_num(nan=-torch.inf)
     edges = gains.softmax(dim=0).nan_to_num(nan=1 / len(gains)).cumsum(dim=0).T.contiguous()
@@ -537,7 +537,7 @@ def _resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
     return Point(*(part[chosen, data] for part in point))
 
 
-def _spread(log_ratio: Tensor) -> Tensor:
+def spread_of(log_ratio: Tensor) -> Tensor:
     """Standard deviation over chains, `(batch,)`; infinite where a chain has no density."""
     spread = log_ratio.double().std(dim=0)
     return spread.nan_to_num(nan=_NO_DENSITY, posinf=_NO_DENSITY).clamp(min=1e-12)

@@ -1,26 +1,33 @@
-r"""The best way to log p(y) that a program allows, without being told which.
+r"""The ladder: ways to log p(y) in order of cost, for each datum until one is accepted.
 
-The closed form, where there is one; quadrature for one or two latents; else importance sampling
-from a Gaussian fitted to every datum. That is an excellent proposal for one mode, and blind to
-others: if it covers one of eight equal modes, its weights are all alike, and log p(y) is low by
-log 8 with an error of nothing. So some draws of the prior bear witness: where they find more mass
-than the proposal did, by more than their own error explains,
+A way that is accepted is a *rung*: the closed form; quadrature, for one or two latents; importance
+sampling from the guide, from a Gaussian fitted to the datum, from a Student t distribution with the
+moments of the posterior, and from a mixture over all modes that a tempered population found; that
+population itself. Each has diagnostics of its own, and these see no mass that the draws never
+reached: a Gaussian on one of eight equal modes has weights that are all alike, and log p(y) is low
+by log 8 with an error of nothing. So a rung is accepted only where something unlike it agrees:
 
-.. math:: \hat p_{\text{prior}} - \hat p > 4 \, \mathrm{se}(\hat p_{\text{prior}}),
+* draws of the prior find no more mass than it did, beyond their error,
+  :math:`\hat p_{\text{prior}} - \hat p \le 4 \, \mathrm{se}`, for all that sample;
+* fits from several places find no second mode, for a proposal with one mode;
+* the mixture and the population that it was fitted to agree within four joint errors.
 
-and where Pareto k does not trust the proposal, a datum is estimated afresh with a share of draws
-from the prior. With narrow posteriors draws of the prior find nothing, which proves nothing; so
-modes are looked for by fits from several places as well, and a datum with more than one is marked.
+With narrow posteriors draws of the prior find nothing, which proves nothing, and modes that neither
+the population nor the fits came near stay unseen.
 
-Which data are done again depends on their draws, so the first estimates that stay are not exactly
-unbiased for p(y): those with the largest weights were sent back. The shift is within the error.
+Which data climb depends on their draws, so the estimates of those that stay are not exactly
+unbiased for p(y): those with the largest weights went on. The shift is within the error.
 """
 
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from functools import partial
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from .. import stats
@@ -29,42 +36,109 @@ from ..guides import FitRows, Posterior
 from ..programs import Prior, Program, hooks_of, retry_unvalidated
 from ..randomness import row_keys, seeded, stream
 from ..results import Doubt, with_rows
+from .annealing import Start, StartFromGuide, StartFromPrior
 from .exact import ClosedForm
 from .fitted import Fitted, other_modes
 from .importance import ImportanceSampling
+from .mixtures import StudentMixture, joined, mixture_of, student_of
 from .proposals import Defensive, FromGuide, Proposal
 from .quadrature import Quadrature
-from .results import LogMarginal
+from .results import Bound, LogMarginal
+from .tempering import Population, TemperedSMC
 from .weights import require_numbers
 
 _ROUNDINGS = 1000.0  # units in the last place that may be lost to cancellation in gradients
 _MOST_LATENTS_ON_A_GRID = 2  # three take seconds a datum
 _TOLERANCE = 1e-3  # nats a datum: below the error of any ELBO that it is held against
-_WITNESSES = 1000  # draws of the prior
-_MORE = 4.0  # standard errors by which they must find more
+_PRIOR_DRAWS = 1000
+_JOINT_ERRORS = 4.0  # by which unlike estimates may differ
+_EFFICIENT = 0.5  # share of the guide's draws that is effective; with fewer a fit pays
+_MATCHED_DRAWS, _MATCHES = 1000, 2  # draws of which moments are taken, and how often
+_COMPONENTS = 16
+
+
+class Rung(Enum):
+    """Ways to log p(y), in the order in which they are tried."""
+
+    NONE = "none"
+    CLOSED_FORM = "closed form"
+    QUADRATURE = "quadrature"
+    GUIDE = "importance sampling from the guide"
+    FITTED = "importance sampling from a fitted proposal"
+    STUDENT = "importance sampling from a Student t"
+    MIXTURE = "importance sampling from a mixture over modes"
+    TEMPERED = "tempered sequential Monte Carlo"
+
+
+RUNGS = tuple(Rung)
+
+
+@dataclass(frozen=True, repr=False)
+class LadderMarginal(LogMarginal):
+    """Log p(y) per datum by the first way that was accepted.
+
+    Arguments:
+        rung: Place in :data:`RUNGS` of the way that was accepted, `(batch,)`; 0 where none was.
+            Such a datum is unreliable, and the numbers are those of the last way tried.
+    """
+
+    rung: Int64[Tensor, " batch"] = field(kw_only=True)
+
+    @property
+    def rungs(self) -> list[Rung]:
+        """The way that was accepted for each datum."""
+        return [RUNGS[place] for place in self.rung.tolist()]
+
+    @property
+    def rung_shares(self) -> dict[Rung, float]:
+        """Share of the data by the way that was accepted, of those that were."""
+        shares = {rung: float((self.rung == n).double().mean()) for n, rung in enumerate(RUNGS)}
+        return {rung: share for rung, share in shares.items() if share > 0}
+
+    def columns(self) -> dict[str, Tensor]:
+        """With the place of the rung."""
+        return {**super().columns(), "rung": self.rung}
+
+    def summary(self) -> str:
+        """With the share of the data by rung, where there are several."""
+        said = super().summary()
+        shares = self.rung_shares
+        if len(shares) < 2 or len(self) == 0:
+            return said
+        parts = ", ".join(f"{rung.value} {share:.1%}" for rung, share in shares.items())
+        return f"accepted: {parts}\n{said}"
 
 
 @dataclass(frozen=True)
 class Tightest:
-    r"""The closed form, quadrature, or importance sampling from a fitted proposal.
+    r"""Ways to log p(y) in order of cost, for each datum until one is accepted.
 
-    For one or two latents, and for linear Gaussian programs, the result is exact but for rounding
-    or the error that quadrature states, which is at most 0.001 nats where it converges; otherwise
-    it is that of :class:`ImportanceSampling` with :class:`Fitted`. Data that Pareto k does not
-    trust, and data for which draws of the prior find mass that the proposal has missed, are
-    estimated again with :class:`Defensive` draws; what cannot be trusted then is reported as
-    unreliable, and so are data for which fits from several places find several modes. Modes that
-    none of these has found stay unseen: where there may be some, compare with
-    :class:`AnnealedImportanceSampling`, by :func:`pyro_vae.cross_check`.
+    The closed form, quadrature for one or two latents, importance sampling from the guide, from a
+    fitted Gaussian, from a Student t distribution and from a mixture over the modes found, and
+    tempered sequential Monte Carlo: see :class:`Rung`. The first two are exact but for rounding or
+    the error that quadrature states, at most 0.001 nats where it converges. A datum for which no
+    way is accepted is unreliable, with the reason.
+
+    Each way is held against something unlike it: draws of the prior, fits from several places, and
+    the mixture and the population against each other. Modes that none of these came near stay
+    unseen.
 
     Arguments:
-        num_samples: Draws a datum, where draws are taken.
+        num_samples: Draws per datum of each way that samples.
         memory: Mebibytes that the program's intermediate results may take.
-        proposal: What to draw from, where draws are taken.
-        prior_share: Share of the prior where the proposal is not to be trusted.
+        proposal: The fitted proposal.
+        prior_share: Share of draws of the prior in the mixtures.
+        tempering: The populations, for data for which nothing before them was accepted; where
+            they start from is up to the ladder.
+        time_limit: Seconds after which no further way is begun; none by default. The data that
+            are left are unreliable, and say so. A result under a limit may not repeat.
 
     Raises:
         ValueError: If a number is out of range.
+
+    References:
+        | An Amortized Bayesian Workflow (Schmitt et al., 2024)
+        | https://arxiv.org/abs/2409.04332
 
     Example:
         >>> import pyro, torch
@@ -82,12 +156,17 @@ class Tightest:
     memory: float = 512.0
     proposal: Proposal = field(default_factory=Fitted)
     prior_share: float = 0.1
+    tempering: TemperedSMC = field(default_factory=TemperedSMC)
+    time_limit: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses numbers out of range."""
-        self._sampling(Defensive(self.prior_share, self.proposal))
+        self.sampling(Defensive(self.prior_share, self.proposal))
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise ValueError(f"time_limit is a positive number of seconds, got {self.time_limit}")
 
-    def _sampling(self, proposal: Proposal) -> ImportanceSampling:
+    def sampling(self, proposal: Proposal) -> ImportanceSampling:
+        """Importance sampling with as many draws, within the same memory."""
         return ImportanceSampling(self.num_samples, self.memory, proposal)
 
     def __call__(
@@ -98,15 +177,10 @@ class Tightest:
         *,
         seed: int = 0,
         progress: bool | None = None,
-    ) -> LogMarginal:
+    ) -> LadderMarginal:
         """Estimates per datum."""
-        exact = _in_closed_form(program, posterior, batch)
-        if exact is not None:
-            return exact
-        if program.latent_dim <= _MOST_LATENTS_ON_A_GRID:
-            quadrature = Quadrature(_TOLERANCE, memory=self.memory)
-            return quadrature(program, posterior, batch, seed=seed, progress=progress)
-        return self.sampled(program, posterior, batch, seed=seed, progress=progress)
+        climb = _Climb(self, program, posterior, batch, seed, progress)
+        return climb.up([Rung.CLOSED_FORM, Rung.QUADRATURE, *_SAMPLED])
 
     def sampled(
         self,
@@ -116,38 +190,161 @@ class Tightest:
         *,
         seed: int = 0,
         progress: bool | None = None,
-    ) -> LogMarginal:
-        """By importance sampling alone."""
-        fitted = self.proposal(program, posterior, batch)
-        first = self._sampling(FromGuide())
-        result = first(program, fitted, batch, seed=seed, progress=progress)
-        missed = self._missed(program, batch, result, seed)
-        rows = (~result.reliable | missed).nonzero().squeeze(-1)
-        if len(rows) > 0:
-            part = tuple(tensor[rows] for tensor in batch)
-            second = self._sampling(Defensive(self.prior_share))
-            own = stream(seed, "tightest.second")
-            again = second(program, fitted.rows(rows), part, seed=own, progress=progress)
-            method = f"{result.method}, {len(rows)} of them with draws of the prior"
-            result = replace(with_rows(result, rows, again), method=method)
-        several = other_modes(program, fitted, batch, FitRows())
-        return replace(result, doubts={**result.doubts, Doubt.SEVERAL_MODES: several})
+    ) -> LadderMarginal:
+        """By the ways that sample alone."""
+        return _Climb(self, program, posterior, batch, seed, progress).up(_SAMPLED)
 
-    def _missed(
-        self, program: Program, batch: Batch, result: LogMarginal, seed: int
-    ) -> Bool[Tensor, " batch"]:
-        """Data for which draws of the prior find more mass than the estimate has."""
-        prior = Prior(program, batch)
-        keys = row_keys(seed, "tightest.witnesses", *batch).tolist()
-        draws = (_witnesses(prior, row, own) for row, own in enumerate(keys))
-        found = [stats.log_marginal(log_weights) for log_weights in draws]
-        value, error = (torch.cat(parts) for parts in zip(*found, strict=True))
+
+class _Attempt(NamedTuple):
+    """What a way says of some data, and which of them it is accepted for."""
+
+    result: LogMarginal
+    accepted: Bool[Tensor, " batch"]
+
+    @classmethod
+    def of(cls, result: LogMarginal, doubts: dict[Doubt, Tensor] | None = None) -> "_Attempt":
+        """Accepted where it is reliable, after an independent check."""
+        result = replace(result, doubts={**result.doubts, **(doubts or {})})
+        return cls(result, result.reliable)
+
+
+@dataclass
+class _Climb:
+    """Some data on their way up. What is expensive is kept for the rungs above."""
+
+    ladder: Tightest
+    program: Program
+    posterior: Posterior
+    batch: Batch
+    seed: int
+    progress: bool | None
+
+    def __post_init__(self) -> None:
+        self.open = torch.arange(len(self.batch[0]), device=self.batch[0].device)
+        self.result: LadderMarginal | None = None
+        self.from_prior: dict[int, tuple[Tensor, Tensor]] = {}  # log p(y) and error, by row
+        self.several: dict[int, bool] = {}
+        self.proposal: Posterior | None = None  # of the open data
+        self.population: Population | None = None
+
+    def up(self, rungs: list[Rung]) -> LadderMarginal:
+        """Tries one way after the other."""
+        begun = time.monotonic()
+        for rung in rungs:
+            late = time.monotonic() - begun > (self.ladder.time_limit or torch.inf)
+            if late and self.result is not None:
+                self._stop()
+                break
+            with torch.random.fork_rng():  # what guides draw afterwards is no draw of this way
+                attempt = _WAYS[rung](self)
+            if attempt is not None:
+                self._take(rung, attempt)
+            if len(self.open) == 0:
+                break
+        assert self.result is not None
+        return _named(self.result)
+
+    def part(self) -> Batch:
+        """The data that are still open."""
+        return tuple(tensor[self.open] for tensor in self.batch)
+
+    def weighed(self, proposal: Posterior, rung: Rung) -> LogMarginal:
+        """Importance sampling for the open data, with draws of this rung alone."""
+        estimator = self.ladder.sampling(FromGuide())
+        own = stream(self.seed, f"tightest.{rung.name}")
+        return estimator(self.program, proposal, self.part(), seed=own, progress=self.progress)
+
+    def defended(self, base: Posterior) -> Posterior:
+        """A proposal with some draws of the prior."""
+        return Defensive(self.ladder.prior_share)(self.program, base, self.part())
+
+    def missed(self, result: LogMarginal) -> Bool[Tensor, " open"]:
+        """Open data for which draws of the prior find more mass than a result has."""
+        rows = self.open.tolist()
+        missing = torch.tensor([row for row in rows if row not in self.from_prior])
+        if len(missing) > 0:
+            some = tuple(tensor[missing] for tensor in self.batch)
+            keys = row_keys(self.seed, "tightest.prior", *self.batch)[missing].tolist()
+            prior = Prior(self.program, some)
+            with torch.random.fork_rng():  # what programs draw afterwards has its own stream
+                for place, (row, key) in enumerate(zip(missing.tolist(), keys, strict=True)):
+                    estimate = stats.log_marginal(_prior_weights(prior, place, key))
+                    self.from_prior[row] = (estimate.value[0], estimate.error[0])
+        found = (torch.stack(part) for part in zip(*map(self.from_prior.get, rows), strict=True))
+        value, error = found
         # Relative to what the prior found: p / p_prior < 1 - 4 se, and the error of p itself.
         spread = (error.square() + result.error.square()).sqrt()
-        return (result.value - value).exp() < 1 - _MORE * spread - stats.rounding(value)
+        return (result.value - value).exp() < 1 - _JOINT_ERRORS * spread - stats.rounding(value)
+
+    def several_modes(
+        self, posterior: Posterior, asked: Bool[Tensor, " open"]
+    ) -> Bool[Tensor, " open"]:
+        """Which of the open data that are asked for are seen to have several modes."""
+        rows = self.open.tolist()
+        wanted = asked & torch.tensor([row not in self.several for row in rows]).to(asked.device)
+        places = wanted.nonzero()[:, 0]
+        if len(places) > 0:
+            some = tuple(tensor[self.open[places]] for tensor in self.batch)
+            seen = other_modes(self.program, posterior.rows(places), some, FitRows()).tolist()
+            self.several.update(zip(self.open[places].tolist(), seen, strict=True))
+        known = [self.several.get(row, False) for row in rows]
+        return torch.tensor(known, device=asked.device)
+
+    def checked(self, result: LogMarginal, posterior: Posterior | None = None) -> _Attempt:
+        """Held against draws of the prior, and against fits for a proposal of one mode."""
+        doubts = {Doubt.MISSED_MASS: self.missed(result)}
+        if posterior is not None:
+            asked = result.reliable & ~doubts[Doubt.MISSED_MASS]
+            doubts[Doubt.SEVERAL_MODES] = self.several_modes(posterior, asked)
+        return _Attempt.of(result, doubts)
+
+    def _take(self, rung: Rung, attempt: _Attempt) -> None:
+        """Keeps what a way says; data that it is accepted for are done."""
+        places = attempt.accepted * RUNGS.index(rung)
+        own = {entry.name: getattr(attempt.result, entry.name) for entry in fields(LogMarginal)}
+        new = LadderMarginal(**own, rung=places.long())
+        self.result = new if self.result is None else with_rows(self.result, self.open, new)
+        left = (~attempt.accepted).nonzero()[:, 0]
+        self.open = self.open[left]
+        if self.proposal is not None:
+            self.proposal = self.proposal.rows(left)
+        if self.population is not None:
+            self.population = _of_rows(self.population, left)
+
+    def _stop(self) -> None:
+        """Data that time was too short for."""
+        result = self.result
+        assert result is not None
+        doubted = torch.zeros(len(result), dtype=torch.bool, device=self.open.device)
+        doubted[self.open] = True
+        self.result = replace(result, doubts={**result.doubts, Doubt.TIME_LIMIT: doubted})
 
 
-def _witnesses(prior: Prior, row: int, key: int) -> Float[Tensor, "particles 1"]:
+def _of_rows(population: Population, rows: Tensor) -> Population:
+    return Population(
+        population.result[rows], population.z[:, :, rows], population.log_evidence[:, rows]
+    )
+
+
+def _named(result: LadderMarginal) -> LadderMarginal:
+    """With the methods that were accepted, and what they are on average."""
+    used = {RUNGS[place] for place in result.rung.unique().tolist()}
+    exact, quadrature = {Rung.CLOSED_FORM}, {Rung.QUADRATURE}
+    bound = (
+        Bound.EXACT
+        if used == exact
+        else Bound.TWO_SIDED
+        if used & (exact | quadrature)
+        else Bound.LOWER
+    )
+    if used <= {Rung.NONE, Rung.GUIDE, Rung.FITTED, Rung.STUDENT, Rung.MIXTURE}:
+        method = "importance sampling"
+    else:
+        method = ", ".join(rung.value for rung in RUNGS[1:] if rung in used)
+    return replace(result, method=method, bound=bound)
+
+
+def _prior_weights(prior: Prior, row: int, key: int) -> Float[Tensor, "particles 1"]:
     """Log weights of draws of the prior for one datum, each of which one run of the program gives.
 
     Raises:
@@ -155,18 +352,119 @@ def _witnesses(prior: Prior, row: int, key: int) -> Float[Tensor, "particles 1"]
     """
     seeded(key)
     own = prior.rows(slice(row, row + 1))
-    z, log_likelihood = retry_unvalidated(partial(own.weighed, _WITNESSES))
+    z, log_likelihood = retry_unvalidated(partial(own.weighed, _PRIOR_DRAWS))
     require_numbers("log_likelihood", log_likelihood, z, [row])
     return log_likelihood.double()
 
 
-def _in_closed_form(program: Program, posterior: Posterior, batch: Batch) -> LogMarginal | None:
+# The ways
+
+
+def _by_closed_form(climb: _Climb) -> _Attempt | None:
     """The exact answer, if there is one; what a model's own method raises is raised."""
+    program, batch = climb.program, climb.batch
     if hooks_of(program.model).log_evidence is not None:
-        return ClosedForm()(program, posterior, batch)
+        return _Attempt.of(ClosedForm()(program, climb.posterior, batch))
     try:
-        exact = ClosedForm()(program, posterior, batch)
+        exact = ClosedForm()(program, climb.posterior, batch)
     except ValueError:
         return None
     rounding = _ROUNDINGS * torch.finfo(program.dtype).eps * (1 + exact.value.abs())
-    return exact if bool((exact.error <= rounding).all()) else None  # else nearly quadratic
+    # Where a datum's log joint is nearly quadratic, so are the others': none is taken.
+    return _Attempt.of(exact) if bool((exact.error <= rounding).all()) else None
+
+
+def _by_quadrature(climb: _Climb) -> _Attempt | None:
+    if climb.program.latent_dim > _MOST_LATENTS_ON_A_GRID:
+        return None
+    quadrature = Quadrature(_TOLERANCE, memory=climb.ladder.memory)
+    return _Attempt.of(
+        quadrature(
+            climb.program, climb.posterior.rows(climb.open), climb.part(),
+            seed=climb.seed, progress=climb.progress,
+        )
+    )  # fmt: skip
+
+
+def _from_guide(climb: _Climb) -> _Attempt:
+    posterior = climb.posterior.rows(climb.open)
+    result = climb.weighed(posterior, Rung.GUIDE)
+    efficient = result.ess >= _EFFICIENT * result.num_samples
+    if not bool((efficient & result.reliable).any()):
+        return _Attempt(result, torch.zeros_like(efficient))
+    doubts = {Doubt.MISSED_MASS: climb.missed(result)}
+    asked = efficient & result.reliable & ~doubts[Doubt.MISSED_MASS]
+    doubts[Doubt.SEVERAL_MODES] = climb.several_modes(posterior, asked)
+    result, accepted = _Attempt.of(result, doubts)
+    return _Attempt(result, accepted & efficient)
+
+
+def _from_fit(climb: _Climb) -> _Attempt:
+    posterior = climb.posterior.rows(climb.open)
+    climb.proposal = climb.ladder.proposal(climb.program, posterior, climb.part())
+    return climb.checked(climb.weighed(climb.proposal, Rung.FITTED), climb.proposal)
+
+
+def _from_student(climb: _Climb) -> _Attempt:
+    assert climb.proposal is not None
+    proposal = climb.proposal
+    for match in range(_MATCHES):
+        proposal = _matched(climb, proposal, match)
+    climb.proposal = proposal
+    return climb.checked(climb.weighed(climb.defended(proposal), Rung.STUDENT), proposal)
+
+
+def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
+    """A Student t with the moments of the posterior, as far as draws of a proposal tell."""
+    estimator = ImportanceSampling(_MATCHED_DRAWS, climb.ladder.memory)
+    own = stream(climb.seed, f"tightest.matched.{match}")
+    blocks = estimator.blocks(climb.program, proposal, climb.part(), seed=own, progress=False)
+    z, log_weights = zip(*((block.z, block.weights.log_weights) for block in blocks), strict=True)
+    return student_of(torch.cat(z, dim=1), torch.cat(log_weights, dim=1))
+
+
+def _from_mixture(climb: _Climb) -> _Attempt:
+    """From all that a population from the prior came to, and the fit; both are held together."""
+    assert isinstance(climb.proposal, StudentMixture)
+    climb.population = _population(climb, StartFromPrior(), Rung.MIXTURE)
+    modes = mixture_of(climb.population.z.flatten(0, 1), _COMPONENTS)
+    climb.proposal = joined(modes, climb.proposal, 1 / (_COMPONENTS + 1))
+    result = climb.weighed(climb.defended(climb.proposal), Rung.MIXTURE)
+    apart = _excess(result, climb.population.result).abs() > _JOINT_ERRORS
+    return climb.checked(replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: apart}))
+
+
+def _from_population(climb: _Climb) -> _Attempt:
+    """A population from the mixture, where neither that from the prior nor draws find more."""
+    assert climb.population is not None
+    assert climb.result is not None
+    result = _population(climb, StartFromGuide(), Rung.TEMPERED).result
+    low = _excess(climb.result[climb.open], result) > _JOINT_ERRORS
+    low |= _excess(climb.population.result, result) > _JOINT_ERRORS
+    return climb.checked(replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: low}))
+
+
+def _population(climb: _Climb, start: Start, rung: Rung) -> Population:
+    assert climb.proposal is not None
+    return replace(climb.ladder.tempering, start=start).populations(
+        climb.program, climb.proposal, climb.part(),
+        seed=stream(climb.seed, f"tightest.population.{rung.name}"), progress=climb.progress,
+    )  # fmt: skip
+
+
+def _excess(one: LogMarginal, other: LogMarginal) -> Tensor:
+    """By how many joint errors one is larger than the other."""
+    spread = (one.error.square() + other.error.square() + _TOLERANCE**2).sqrt()
+    return (one.value - other.value) / spread
+
+
+_SAMPLED = [Rung.GUIDE, Rung.FITTED, Rung.STUDENT, Rung.MIXTURE, Rung.TEMPERED]
+_WAYS: dict[Rung, Callable[[_Climb], _Attempt | None]] = {
+    Rung.CLOSED_FORM: _by_closed_form,
+    Rung.QUADRATURE: _by_quadrature,
+    Rung.GUIDE: _from_guide,
+    Rung.FITTED: _from_fit,
+    Rung.STUDENT: _from_student,
+    Rung.MIXTURE: _from_mixture,
+    Rung.TEMPERED: _from_population,
+}

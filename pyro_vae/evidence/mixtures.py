@@ -1,0 +1,230 @@
+r"""Mixtures of Student t distributions, one per datum, fitted to draws: proposals with heavy tails.
+
+Posteriors over unconstrained latents often have exponential tails (Gamma, Beta, Dirichlet), which
+no Gaussian reaches. With :math:`\nu` degrees of freedom the density
+
+.. math:: q(z) = \sum_m \pi_m \, t_\nu(z \mid \mu_m, S_m S_m^\top)
+
+falls like :math:`|z|^{-\nu - L}`, slower than any of those, so the weights :math:`p / q` are
+bounded. A draw is made of standard normals alone, so that each datum's can have its own key:
+
+.. math:: z = \mu_m + S_m \epsilon \sqrt{\nu / \textstyle\sum_{i=1}^{\nu} \eta_i^2}, \qquad
+    m = \min\{j : \pi_1 + \dots + \pi_j \ge \Phi(\zeta)\}
+
+with all of :math:`\epsilon, \eta, \zeta` standard normal.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from ..randomness import normals
+
+_FREEDOM = 4  # an integer, since a chi-square is made of so many normals; 2 and less has no spread
+_SHRUNK = 0.8  # of the covariance: between that of equal moments, 1 / 2, and that of the core, 1
+_RIDGE = 1e-6  # of the spread of a latent: draws may all lie on a plane
+_PER_LATENT = 5.0  # effective draws that a covariance needs for each latent
+_TEMPERS = 12  # halvings of the exponent of weights of which too few are effective
+_LLOYD, _EM = 5, 15  # iterations; more do not change a proposal that matters
+
+
+@dataclass(frozen=True)
+class StudentMixture:
+    """Mixtures of Student t distributions, one per datum.
+
+    Arguments:
+        log_shares: Of the components, `(batch, components)`; the shares add up to 1.
+        loc: `(batch, components, latents)`.
+        scale_tril: `(batch, components, latents, latents)`.
+        dtype: Of the draws; densities are float64.
+    """
+
+    log_shares: Float64[Tensor, "batch components"]
+    loc: Float64[Tensor, "batch components latents"]
+    scale_tril: Float64[Tensor, "batch components latents latents"]
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        """Number of data."""
+        return len(self.loc)
+
+    def rows(self, rows: slice | Tensor) -> "StudentMixture":
+        """Those of some of the data."""
+        shares, loc, scale_tril = (
+            part[rows] for part in (self.log_shares, self.loc, self.scale_tril)
+        )
+        return StudentMixture(shares, loc, scale_tril, self.dtype)
+
+    def is_keyed(self) -> bool:
+        """Always: draws are made of standard normals."""
+        return True
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draws and their log densities."""
+        return self._placed(self.loc.new_empty(num_particles, len(self), self._noise).normal_())
+
+    def draw_keyed(
+        self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Draws of each datum from its own key, from the `first` draw on."""
+        return self._placed(normals(keys, num_particles, self._noise, self.loc, first=first))
+
+    @property
+    def _noise(self) -> int:
+        return self.loc.shape[-1] + _FREEDOM + 1
+
+    def _placed(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        latents = self.loc.shape[-1]
+        epsilon, chi, which = noise.split([latents, _FREEDOM, 1], dim=-1)
+        epsilon = epsilon * (_FREEDOM / chi.square().sum(dim=-1, keepdim=True)).sqrt()
+        places = self.loc + torch.einsum("kbl,bmjl->kbmj", epsilon, self.scale_tril)
+        below = self.log_shares.exp().cumsum(dim=-1)[:, :-1] < torch.special.ndtr(which)
+        component = below.sum(dim=-1)[..., None, None].expand(-1, -1, 1, latents)
+        z = places.gather(2, component).squeeze(2).to(self.dtype)
+        return z, self.log_prob(z)
+
+    @cached_property
+    def _whitening(self) -> Tensor:
+        unit = torch.eye(self.loc.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
+        inverse: Tensor = torch.linalg.solve_triangular(self.scale_tril, unit, upper=False)
+        return inverse
+
+    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
+        """Log density at given points."""
+        latents = z.shape[-1]
+        away = z.to(self.loc.dtype).unsqueeze(2) - self.loc  # (particles, batch, components, L)
+        white = torch.einsum("kbml,bmjl->kbmj", away, self._whitening)
+        log_volume = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+        half = (_FREEDOM + latents) / 2
+        constant = math.lgamma(half) - math.lgamma(_FREEDOM / 2)
+        constant -= latents / 2 * math.log(_FREEDOM * math.pi)
+        kernel = half * torch.log1p(white.square().sum(dim=-1) / _FREEDOM)
+        return (self.log_shares - log_volume + constant - kernel).logsumexp(dim=-1)
+
+    def mean(self) -> Float[Tensor, "batch latents"]:
+        """Mean of every datum's mixture."""
+        return (self.log_shares.exp().unsqueeze(-1) * self.loc).sum(dim=1).to(self.dtype)
+
+
+def student_of(
+    z: Float[Tensor, "particles batch latents"], log_weights: Float[Tensor, "particles batch"]
+) -> StudentMixture:
+    """One t distribution per datum about the weighted mean of draws, with their covariance.
+
+    Where fewer than five draws for each latent are effective, all weights are raised to a power
+    below 1 until so many are: a wide proposal is better than one that a single draw made.
+    """
+    shares = _enough(log_weights.double(), _PER_LATENT * z.shape[-1])
+    loc, scale_tril = _moments(z.double(), shares.unsqueeze(-1))
+    return StudentMixture(torch.zeros_like(loc[..., 0]), loc, scale_tril, z.dtype)
+
+
+def _enough(log_weights: Tensor, ess: float) -> Tensor:
+    """Shares of the draws, flattened where too few are effective."""
+    power = torch.ones_like(log_weights[0])
+    finite = log_weights.nan_to_num(nan=-torch.inf)
+    for _ in range(_TEMPERS):
+        few = (power * finite).softmax(dim=0).square().sum(dim=0) * ess > 1
+        power = torch.where(few, power / 2, power)
+    shares = (power * finite).softmax(dim=0)
+    return shares.nan_to_num(nan=1 / len(shares))
+
+
+def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int) -> StudentMixture:
+    """A mixture per datum that is fitted to draws of equal weight, so as to cover every mode.
+
+    Clusters start at draws far from one another, and are refined by a few steps of EM in which
+    each covariance is shrunk towards that of all clusters.
+    """
+    center, root = (part[:, 0] for part in _moments(z.double(), _even(z)))
+    white = torch.linalg.solve_triangular(root, (z.double() - center).permute(1, 2, 0), upper=False)
+    white = white.mT  # (batch, particles, latents)
+    members = _clusters(white, num_components)
+    for _ in range(_EM):
+        shares, loc, scale_tril = _components(white, members)
+        members = _responsibilities(white, shares, loc, scale_tril)
+    shares, loc, scale_tril = _components(white, members)
+    return StudentMixture(
+        shares.log(),
+        center.unsqueeze(1) + torch.einsum("bml,bjl->bmj", loc, root),
+        root.unsqueeze(1) @ scale_tril * math.sqrt(_SHRUNK),
+        z.dtype,
+    )
+
+
+def joined(one: StudentMixture, other: StudentMixture, share: float) -> StudentMixture:
+    """The components of both, with a share of the second."""
+    shares = [one.log_shares + math.log1p(-share), other.log_shares + math.log(share)]
+    return StudentMixture(
+        torch.cat(shares, dim=1),
+        torch.cat([one.loc, other.loc], dim=1),
+        torch.cat([one.scale_tril, other.scale_tril], dim=1),
+        one.dtype,
+    )
+
+
+def _even(z: Tensor) -> Tensor:
+    return torch.full((*z.shape[:2], 1), 1 / len(z), dtype=torch.float64, device=z.device)
+
+
+def _moments(z: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean, and the root of the shrunk covariance, with a component axis of 1."""
+    loc = (shares * z).sum(dim=0)
+    away = z - loc
+    covariance = torch.einsum("kbi,kbj->bij", shares * away, away)
+    scale_tril = _root(covariance) * math.sqrt(_SHRUNK)
+    return loc.unsqueeze(1), scale_tril.unsqueeze(1)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Cholesky factor, with a ridge."""
+    spread = covariance.diagonal(dim1=-2, dim2=-1)
+    floor = torch.finfo(spread.dtype).tiny ** 0.5
+    root: Tensor = torch.linalg.cholesky(covariance + (_RIDGE * spread + floor).diag_embed())
+    return root
+
+
+def _clusters(white: Tensor, number: int) -> Tensor:
+    """Which draws belong together, `(batch, particles, components)`: Lloyd's algorithm."""
+    centers = _far_apart(white, number)
+    for _ in range(_LLOYD):
+        nearest = torch.cdist(white, centers).argmin(dim=-1)
+        members = torch.nn.functional.one_hot(nearest, number).double()
+        centers = (members.mT @ white) / members.sum(dim=1).clamp(min=1).unsqueeze(-1)
+    return members
+
+
+def _far_apart(white: Tensor, number: int) -> Tensor:
+    """Draws that are each as far as can be from those before."""
+    centers = [white[:, 0]]
+    distance = torch.full_like(white[..., 0], torch.inf)
+    for _ in range(number - 1):
+        away = (white - centers[-1].unsqueeze(1)).square().sum(dim=-1)
+        distance = torch.minimum(distance, away)
+        farthest = distance.argmax(dim=1)
+        centers.append(white[torch.arange(len(white), device=white.device), farthest])
+    return torch.stack(centers, dim=1)
+
+
+def _components(white: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Shares, means and roots of covariances, each shrunk towards that of all clusters."""
+    count = members.sum(dim=1)
+    loc = (members.mT @ white) / count.clamp(min=1e-9).unsqueeze(-1)
+    second = torch.einsum("bkm,bki,bkj->bmij", members, white, white)
+    scatter = second - count[..., None, None] * loc.unsqueeze(-1) * loc.unsqueeze(-2)
+    pooled = scatter.sum(dim=1, keepdim=True) / white.shape[1]
+    pseudo = white.shape[-1] + 2.0  # draws of the pooled covariance
+    covariance = (scatter + pseudo * pooled) / (count + pseudo)[..., None, None]
+    return (count + 1) / (count + 1).sum(dim=1, keepdim=True), loc, _root(covariance)
+
+
+def _responsibilities(white: Tensor, shares: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
+    away = white.unsqueeze(1) - loc.unsqueeze(2)  # (batch, components, particles, latents)
+    scaled = torch.linalg.solve_triangular(scale_tril, away.mT, upper=False)
+    log_volume = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    log_density = -scaled.square().sum(dim=-2) / 2 + (shares.log() - log_volume).unsqueeze(-1)
+    return log_density.softmax(dim=1).mT

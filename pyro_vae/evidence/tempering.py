@@ -1,0 +1,345 @@
+r"""Tempered sequential Monte Carlo: populations that anneal to the posterior, and are resampled.
+
+As in :mod:`pyro_vae.evidence.annealing` particles move along :math:`f_t(z) = f_0(z)\,
+r(z)^{\beta_t}` to :math:`f_T(z) = p(y, z)`; but after each stretch those of small weight are
+replaced by copies of those of large weight. With :math:`M` particles of one island
+
+.. math:: \log \hat p(y) = \sum_{t=1}^{T} \log \frac{1}{M} \sum_{m=1}^{M}
+    r(z_{t-1}^m)^{\beta_t - \beta_{t-1}}, \qquad \mathbb{E}\, \hat p(y) = p(y),
+
+and the particles of the end are draws from the posterior. Islands share nothing but what was frozen
+before they set out, so the spread of their estimates is an honest error.
+
+Latents are measured in the scale of the start, :math:`z = m + S u`, so that steps of one length
+suit all of them.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import pyro
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from .. import stats
+from .._types import Batch
+from ..compiling import CompiledDensity
+from ..guides import Posterior
+from ..programs import Density, Program
+from ..progress import progress_bar
+from ..randomness import row_keys, uniforms
+from ..results import Doubt, join
+from .annealing import (
+    Adaptive,
+    Ladder,
+    Start,
+    StartFromPrior,
+    log_mean_weight,
+    noise_of,
+    pilot,
+    resampled,
+)
+from .hamiltonian import Path, Point, at, transition
+from .results import Bound, LogMarginal
+from .weights import draw_rows, rows_at_once, weigh
+
+_PARTS = ("scale", "pilot.start", "pilot", "start", "resampling", "moves")  # streams
+_SCALE_DRAWS = 256  # a preconditioner only: it need not be exact
+_RIDGE = 1e-6  # of the spread: draws may all lie on a plane
+_PACE = 0.35  # nats by which log weights spread in one stretch: an eighth of the particles is lost
+_FEWEST, _MOST = 16, 512  # stretches
+_SETTLING = 8  # transitions at the end, so that copies come apart
+_FAR = 0.25  # from the acceptance aimed at: the pilot's steps do not fit the run
+_LEAST_ISLANDS = 0.5  # share of them that is effective; below, one or two carry the estimate
+
+
+@dataclass(frozen=True)
+class Population:
+    """The particles of some data at the end, and what they say.
+
+    Arguments:
+        result: Estimates of log p(y).
+        z: `(islands, particles, batch, latents)`, of equal weight within an island.
+        log_evidence: Of every island, `(islands, batch)`, in nats.
+    """
+
+    result: LogMarginal
+    z: Float[Tensor, "islands particles batch latents"] = field(metadata={"axis": 2})
+    log_evidence: Float64[Tensor, "islands batch"] = field(metadata={"axis": 1})
+
+
+@dataclass(frozen=True)
+class TemperedSMC:
+    r"""Marginal likelihood from populations of particles, tempered, moved and resampled.
+
+    Unbiased for p. Every datum has steps and temperatures of its own from a pilot run, which are
+    then frozen. The error is that of the islands' estimates; a datum is reliable where half of the
+    islands are effective and chains accepted about as often as aimed at. Modes that no
+    particle is near stay unseen.
+
+    Arguments:
+        num_islands: Populations that share nothing.
+        num_particles: Of each island.
+        leapfrog_steps: Gradients of a transition.
+        start: :class:`StartFromPrior`, which has every mode, or :class:`StartFromGuide`, a shorter
+            way where the guide has them.
+        target_acceptance: What the pilot tunes the steps to, between 0 and 1.
+        memory: Mebibytes that the program's intermediate results may take.
+
+    Raises:
+        ValueError: If a number is out of its range.
+
+    References:
+        | Sequential Monte Carlo Samplers (Del Moral, Doucet & Jasra, 2006)
+        | https://doi.org/10.1111/j.1467-9868.2006.00553.x
+        | On Parallel Implementation of Sequential Monte Carlo Methods: the Island Particle Model
+          (Vergé et al., 2015)
+        | https://arxiv.org/abs/1306.3911
+
+    Example:
+        >>> import pyro
+        >>> from pyro_vae import log_marginal_likelihood
+        >>> def model(y):
+        ...     with pyro.plate("data", len(y)):
+        ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+        ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
+        >>> method = TemperedSMC(num_islands=4, num_particles=16)
+        >>> log_marginal_likelihood(model, model, torch.zeros(2), method).num_samples
+        tensor([64, 64])
+    """
+
+    num_islands: int = 8
+    num_particles: int = 64
+    leapfrog_steps: int = 3
+    start: Start = field(default_factory=StartFromPrior)
+    target_acceptance: float = 0.65
+    memory: float = 512.0
+
+    def __post_init__(self) -> None:
+        """Refuses numbers out of range."""
+        if self.num_islands < 2 or self.num_particles < 2 or self.leapfrog_steps < 1:
+            raise ValueError(
+                "expected at least 2 islands of 2 particles and 1 leapfrog step, got "
+                f"{self.num_islands}, {self.num_particles} and {self.leapfrog_steps}"
+            )
+        if not 0 < self.target_acceptance < 1 or not self.memory > 0:
+            raise ValueError(
+                "target_acceptance is between 0 and 1 and memory is a budget in mebibytes, got "
+                f"{self.target_acceptance} and {self.memory}"
+            )
+
+    def __call__(
+        self,
+        program: Program,
+        posterior: Posterior,
+        batch: Batch,
+        *,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> LogMarginal:
+        """Estimates per datum."""
+        return self.populations(program, posterior, batch, seed=seed, progress=progress).result
+
+    def populations(
+        self,
+        program: Program,
+        posterior: Posterior,
+        batch: Batch,
+        *,
+        seed: int,
+        progress: bool | None,
+    ) -> Population:
+        """Estimates and particles per datum."""
+        keys = {part: row_keys(seed, f"tempering.{part}", *batch) for part in _PARTS}
+        chains = self.num_islands * self.num_particles
+        size = max(1, 4 * rows_at_once(program, batch, self.memory / 8) // chains)
+        starts = range(0, len(batch[0]), size)
+        calls = _FEWEST * (self.leapfrog_steps + 1) * len(starts)
+        density = CompiledDensity(
+            program, compile=None, rows=chains * min(size, len(batch[0])),
+            memory=self.memory, calls_left=calls,
+        )  # fmt: skip
+        parts: list[Population] = []
+        for first in progress_bar(starts, show=progress, desc="tempering"):
+            rows = slice(first, first + size)
+            own = {part: key[rows] for part, key in keys.items()}
+            some = tuple(tensor[rows] for tensor in batch)
+            work = self._work(program, density, posterior.rows(rows), some, own, first)
+            with pyro.validation_enabled(is_validate=False):  # a trajectory may leave the numbers
+                parts.append(self._annealed(work))
+        return join(parts)
+
+    def _work(
+        self,
+        program: Program,
+        density: Density,
+        posterior: Posterior,
+        batch: Batch,
+        keys: dict[str, Tensor],
+        first: int,
+    ) -> "_Work":
+        """Starts of some data, in the scale of the posterior that was given."""
+        origin = self.start.origin(program, posterior, batch)
+        sample, _ = draw_rows(origin, 0, keys["scale"], _SCALE_DRAWS)
+        path = _Path(self.start, density, origin, batch, *_scale_of(sample))
+        trial, _ = draw_rows(origin, 0, keys["pilot.start"], self.num_particles)
+        chains = self.num_islands * self.num_particles
+        z, log_start = draw_rows(origin, 0, keys["start"], chains)
+        places = range(first, first + len(batch[0]))
+        weigh(program, z, log_start, batch, self.num_particles, places=places)  # are they numbers?
+        return _Work(path, path.white(trial), path.white(z), keys)
+
+    def _annealed(self, work: "_Work") -> Population:
+        """Each datum in as many stretches as its pilot asks for; those of equal number together."""
+        path, keys = work.path, work.keys["pilot"]
+        stages = pilot(path, work.trial, keys, self.leapfrog_steps, self.target_acceptance)
+        grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
+        counts = _stretches(grid, spread)
+        groups = [(int(c), (counts == c).nonzero()[:, 0]) for c in counts.unique()]
+        parts = []
+        for count, rows in groups:
+            places = Adaptive().places(count, grid[:, rows], spread[:, rows])
+            ladder = Ladder(places, grid[:, rows].T.contiguous(), log_step[:, rows])
+            parts.append(self._run(work.rows(rows), ladder))
+        order = torch.cat([rows for _, rows in groups]).argsort()
+        joined = join(parts)
+        return Population(
+            joined.result[order], joined.z[:, :, order], joined.log_evidence[:, order]
+        )
+
+    def _run(self, work: "_Work", ladder: Ladder) -> Population:
+        path, count = work.path, len(ladder.places) - 1
+        islands, particles = self.num_islands, self.num_particles
+        point = at(path, work.start)
+        log_evidence = torch.zeros(islands, len(work), dtype=torch.float64, device=point.z.device)
+        levels = uniforms(work.keys["resampling"], count, islands, log_evidence)
+        noise = noise_of(work.keys["moves"], count + _SETTLING, point.z)
+        accepted = torch.zeros_like(log_evidence[0])
+        for index in range(count + _SETTLING):
+            place = ladder.places[min(index + 1, count)]
+            if index < count:
+                stretch = place - ladder.places[index]
+                gains = _gains(stretch, point.log_ratio).unflatten(0, (islands, particles))
+                log_evidence += stats.log_mean_exp(gains.transpose(0, 1))
+                point = _resampled_islands(point, stretch, levels[index].T, islands)
+            step, beta = ladder.step(place), place.to(point.z.dtype)
+            point, acceptance = transition(
+                path, point, beta, step, next(noise), self.leapfrog_steps
+            )
+            accepted += acceptance.mean(dim=0) / (count + _SETTLING)
+        z = path.colored(point.z).unflatten(0, (islands, particles))
+        return Population(self._result(log_evidence, accepted), z, log_evidence)
+
+    def _result(self, log_evidence: Tensor, acceptance: Tensor) -> LogMarginal:
+        value, error = log_mean_weight(log_evidence)
+        islands = stats.effective_sample_size(log_evidence)
+        off = (acceptance - self.target_acceptance).abs() > _FAR
+        few = stats.too_few_effective(islands, _LEAST_ISLANDS * self.num_islands)
+        doubts = {
+            Doubt.FEW_EFFECTIVE_CHAINS: few | value.isinf() | value.isnan(),
+            Doubt.ACCEPTANCE: off,
+        }
+        chains = self.num_islands * self.num_particles
+        samples = torch.full_like(value, chains, dtype=torch.int64)
+        nothing = torch.full_like(value, torch.nan)
+        return LogMarginal(
+            value, error, self.num_particles * islands, nothing, samples, Bound.LOWER,
+            "tempered sequential Monte Carlo", doubts,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Path:
+    """From the start to the joint density, in whitened latents."""
+
+    start: Start
+    density: Density
+    origin: Posterior
+    batch: Batch
+    loc: Float[Tensor, "batch latents"]
+    scale_tril: Float[Tensor, "batch latents latents"]
+
+    @cached_property
+    def _path(self) -> Path:
+        return self.start.path(self.density, self.origin, self.batch)
+
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        log_base, log_ratio = self._path(self.colored(u))
+        return log_base.to(u.dtype), log_ratio.to(u.dtype)
+
+    def rows(self, rows: Tensor) -> "_Path":
+        """That of some of the data."""
+        return replace(
+            self,
+            origin=self.origin.rows(rows),
+            batch=tuple(part[rows] for part in self.batch),
+            loc=self.loc[rows],
+            scale_tril=self.scale_tril[rows],
+        )
+
+    def colored(self, u: Tensor) -> Tensor:
+        """Latents of whitened ones."""
+        return self.loc + torch.einsum("kbl,bjl->kbj", u, self.scale_tril)
+
+    def white(self, z: Tensor) -> Tensor:
+        """Whitened latents."""
+        away = (z - self.loc).permute(1, 2, 0)
+        solved: Tensor = torch.linalg.solve_triangular(self.scale_tril, away, upper=False)
+        return solved.permute(2, 0, 1)
+
+
+class _Work(NamedTuple):
+    """Some data, and all that a run over them needs."""
+
+    path: _Path
+    trial: Tensor
+    start: Tensor
+    keys: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return self.start.shape[1]
+
+    def rows(self, rows: Tensor) -> "_Work":
+        """Those of some of the data."""
+        keys = {part: key[rows.to(key.device)] for part, key in self.keys.items()}
+        return _Work(self.path.rows(rows), self.trial[:, rows], self.start[:, rows], keys)
+
+
+def _scale_of(z: Float[Tensor, "draws batch latents"]) -> tuple[Tensor, Tensor]:
+    """Mean and root of the covariance of draws; nothing hangs on it but how well chains move."""
+    draws = z.double().nan_to_num()
+    loc = draws.mean(dim=0)
+    away = draws - loc
+    covariance = torch.einsum("kbi,kbj->bij", away, away) / len(z)
+    spread = covariance.diagonal(dim1=-2, dim2=-1)
+    floor = torch.finfo(z.dtype).tiny ** 0.5
+    root = torch.linalg.cholesky(covariance + (_RIDGE * spread + floor).diag_embed())
+    return loc.to(z.dtype), root.to(z.dtype)
+
+
+def _stretches(
+    grid: Float64[Tensor, "pilot batch"], spread: Float64[Tensor, "pilot batch"]
+) -> Int64[Tensor, " batch"]:
+    """How many stretches of the path each datum needs: a power of two, so that there are few."""
+    lengths = ((spread[1:] + spread[:-1]) / 2 * grid.diff(dim=0)).sum(dim=0)
+    doublings = (lengths / _PACE).clamp(min=1).log2().ceil()
+    return (2**doublings).clamp(_FEWEST, _MOST).long()
+
+
+def _gains(stretch: Tensor, log_ratio: Tensor) -> Tensor:
+    """Log weights of a stretch; where there is none, none are gained whatever the ratio."""
+    gains = (stretch * log_ratio.double()).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    return torch.where(stretch > 0, gains, 0.0)
+
+
+def _resampled_islands(point: Point, stretch: Tensor, levels: Tensor, islands: int) -> Point:
+    """Resamples within each island, as if islands were data."""
+    apart = Point(
+        *(part.unflatten(0, (islands, -1)).transpose(0, 1).flatten(1, 2) for part in point)
+    )
+    chosen = resampled(apart, stretch.repeat(islands), levels.reshape(-1))
+    return Point(
+        *(part.unflatten(1, (islands, -1)).transpose(0, 1).flatten(0, 1) for part in chosen)
+    )
