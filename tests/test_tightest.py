@@ -12,6 +12,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae import stats
 from pyro_vae.evidence import LogMarginal, Rung, prepared, tempering, tightest
 from pyro_vae.evidence.mixtures import StudentMixture, mixture_of, student_of
 from pyro_vae.results import Doubt, with_rows
@@ -229,6 +230,6 @@ def test_populations_that_average_logarithms_are_caught(
     few_stretches: None, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wrong twin: the mean of the log weights of a stretch, in place of the log of their mean."""
-    monkeypatch.setattr(tempering.stats, "log_mean_exp", lambda logs: logs.mean(dim=0))
+    monkeypatch.setattr(stats, "log_mean_exp", lambda logs: logs.mean(dim=0))
     with pytest.raises(AssertionError, match="resolution"):
         assert_mean(tempered(seed).exp(), 1.0)
