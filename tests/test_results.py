@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from html import unescape
 from typing import Any
 
@@ -42,6 +42,13 @@ def log_marginal(shift: float = 0.0) -> evidence.LogMarginal:
     return evidence.LogMarginal(
         VALUES + shift, ERRORS, 2 + VALUES.exp(), ERRORS, samples, doubts=doubts, given="w = 1"
     )
+
+
+def ladder() -> evidence.LadderMarginal:
+    """By quadrature, by the guide, and by nothing."""
+    whole = log_marginal()
+    own = {entry.name: getattr(whole, entry.name) for entry in fields(whole)}
+    return evidence.LadderMarginal(**own, rung=torch.tensor([2, 3, 0]))
 
 
 def estimate(shift: float = 0.0) -> pv.Estimate:
@@ -123,6 +130,7 @@ def traversal() -> queries.Traversal:
 
 PER_DATUM: dict[str, Callable[[], PerDatum]] = {
     "log marginal": log_marginal,
+    "ladder": ladder,
     "bound": bound,
     "sandwich": sandwich,
     "gap": inference_gap,
