@@ -1,6 +1,8 @@
 """What further training promises: against curves that are known, and against the pPCA optimum."""
 
+import functools
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,9 @@ from numpy.typing import NDArray
 
 import pyro_vae as pv
 from pyro_vae.stats import remaining_gain
-from pyro_vae.training import Fit, History
-from tests.helpers.training import adam, data, fit, small
+from pyro_vae.training import Fit, History, StopWhenConverged, constant
+from tests.helpers.factor_analysis import prior_guide
+from tests.helpers.training import OneParameter, adam, data, fit, small, walk
 
 
 def rates(epochs: int) -> NDArray[np.float64]:
@@ -116,6 +119,43 @@ def test_verdicts_against_the_closed_form(num_epochs: int, rate: float) -> None:
     assert result.converged in ({False, None} if short > 0.1 else {True, None})
     assert result.remaining is not None
     assert abs(float(result.remaining.value) - short) < 3 * float(result.remaining.error) + 0.1
+
+
+class Resting(torch.optim.SGD):
+    """An optimizer that stays where it is: a curve without any gain."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Nothing."""
+
+
+def test_training_ends_when_it_has_converged(tmp_path: Path) -> None:
+    """The step size falls over as many epochs as there were; so does that of a resumed run."""
+    model, y = OneParameter(), torch.zeros(4, dtype=torch.float64)
+    given: dict[str, Any] = {
+        "num_epochs": 200, "optimizer": functools.partial(Resting, lr=1.0),
+        "checkpoint": tmp_path, "callbacks": [StopWhenConverged(every=15)],
+    }  # fmt: skip
+    result = fit(model, prior_guide, y, **given)
+    assert (result.stopped, len(result.history.epoch)) == ("converged", 60)
+    assert (result.history.learning_rate[:30] == 1).all()
+    assert result.history.learning_rate[45] == pytest.approx(0.5)
+    again = fit(model, prior_guide, y, **given)
+    assert (again.stopped, len(again.history.epoch)) == ("converged", 60)
+    at_once = fit(model, prior_guide, y, **given | {"checkpoint": None, "scheduler": constant})
+    assert (at_once.stopped, len(at_once.history.epoch)) == ("early", 30)
+
+
+def test_training_goes_on_while_there_is_something_to_gain() -> None:
+    """A parameter on a straight way to the optimum is not stopped."""
+    model, y = OneParameter(), 10 * torch.ones(4, dtype=torch.float64)
+    result = fit(
+        model, prior_guide, y, num_epochs=100, optimizer=walk(*np.linspace(0, 5, 100)),
+        callbacks=StopWhenConverged(),
+    )  # fmt: skip
+    assert result.stopped == "finished"
+    for bad in ({"tolerance": 0.0}, {"every": 0}):
+        with pytest.raises(ValueError, match="tolerance is positive"):
+            StopWhenConverged(**bad)
 
 
 def test_data_of_a_size_that_no_network_expects() -> None:

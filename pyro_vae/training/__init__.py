@@ -5,6 +5,7 @@ from .callbacks import EarlyStopping as EarlyStopping
 from .callbacks import LivePlot as LivePlot
 from .callbacks import MLflow as MLflow
 from .callbacks import Printing as Printing
+from .callbacks import StopWhenConverged as StopWhenConverged
 from .callbacks import TensorBoard as TensorBoard
 from .callbacks import WandB as WandB
 from .checkpoints import Checkpoint as Checkpoint
@@ -29,6 +30,7 @@ __all__ = [
     "LivePlot",
     "MLflow",
     "Printing",
+    "StopWhenConverged",
     "TF32Products",
     "TensorBoard",
     "WandB",

@@ -22,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from .._types import ProgramLike
-from .results import History
+from .results import History, gain_of
 
 logger = logging.getLogger("pyro_vae")
 
@@ -62,6 +62,9 @@ class Run(Protocol):
 
     def stop(self) -> None:
         """Ends training after this step or epoch; `Fit.stopped` is then "early"."""
+
+    def settle(self) -> None:
+        """Lets the default step size fall from now on, and ends training then; else as `stop`."""
 
 
 class Callback:
@@ -113,6 +116,36 @@ class EarlyStopping(Callback):
         before, last = elbos[: -self.patience], elbos[-self.patience :]
         if len(before) > 0 and last.max() <= before.max() + self.min_improvement:
             run.stop()
+
+
+class StopWhenConverged(Callback):
+    """Ends training when what it still promises is small: `num_epochs` is then a budget.
+
+    The default step size falls from there, over as many epochs as there were, so that the jitter of
+    the steps settles; with another schedule training ends at once. See
+    :mod:`pyro_vae.stats.convergence` for what is promised, and how far that can be told.
+
+    Arguments:
+        tolerance: What is small, nats per datum, and is not exceeded with 95%.
+        every: Epochs from one look to the next.
+
+    Raises:
+        ValueError: If an argument is not positive.
+    """
+
+    def __init__(self, tolerance: float = 0.02, every: int = 10) -> None:
+        if not tolerance > 0 or every < 1:
+            raise ValueError(
+                f"tolerance is positive, and every at least 1, got {tolerance} and {every}"
+            )
+        self.tolerance, self.every = tolerance, every
+
+    def on_epoch(self, run: Run) -> None:
+        """Looks at the curve."""
+        if len(run.history.epoch) % self.every == 0:
+            gain = gain_of(run.history)
+            if gain is not None and gain.high < self.tolerance:
+                run.settle()
 
 
 class Printing(Callback):

@@ -46,11 +46,12 @@ def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
         | https://arxiv.org/abs/1211.5063
 
     Example:
+        >>> from functools import partial
         >>> parameter = torch.zeros(1, requires_grad=True)
         >>> optimizer = clipped(partial(torch.optim.SGD, lr=1.0), max_norm=0.5)([parameter])
         >>> parameter.grad = torch.tensor([-8.0])
         >>> optimizer.step()
-        >>> parameter.item()
+        >>> round(parameter.item(), 3)
         0.5
     """
     if not max_norm > 0:
@@ -121,6 +122,19 @@ class Scheduler:
             raise TypeError(f"{remedy}; got something that made a {type(made).__name__}")
         self.torch = made
 
+    def fall(self, epochs: int) -> int | None:
+        """Lets the step size fall from now on; the epochs in all, or None where it cannot.
+
+        Arguments:
+            epochs: Epochs so far; falling takes as many.
+        """
+        factors = getattr(self.torch, "lr_lambdas", [None])
+        if not all(isinstance(factor, HoldThenFall) for factor in factors):
+            return None
+        for factor in factors:
+            factor.num_epochs = min(factor.num_epochs, 2 * epochs)
+        return int(factors[0].num_epochs)
+
     def step(self, elbo: float) -> None:
         """Called after an epoch, with its ELBO: of held-out data where there are such."""
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
@@ -153,12 +167,19 @@ def hold_then_fall(num_epochs: int) -> SchedulerFactory:
         >>> hold_then_fall(4)(optimizer).lr_lambdas[0](3)
         0.5
     """
+    return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, HoldThenFall(num_epochs))
 
-    def factor(epoch: int) -> float:
-        progress = max(0.0, 2 * epoch / num_epochs - 1)  # 0 until half time, 1 at the end
+
+class HoldThenFall:
+    """The factor of :func:`hold_then_fall`; an object, whose length may be cut while it holds."""
+
+    def __init__(self, num_epochs: int) -> None:
+        self.num_epochs = num_epochs
+
+    def __call__(self, epoch: int) -> float:
+        """1 until half time, and 0 at the end."""
+        progress = max(0.0, 2 * epoch / self.num_epochs - 1)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-    return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 class NoteScales(Messenger):

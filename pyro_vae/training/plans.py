@@ -6,7 +6,7 @@ from typing import Any
 
 from .._types import Batch
 from ..objectives import Objective
-from .callbacks import Callback, EarlyStopping
+from .callbacks import Callback, EarlyStopping, StopWhenConverged
 from .checkpoints import Checkpoint, in_words
 from .optimizers import OptimizerFactory, SchedulerFactory
 from .products import Products
@@ -55,7 +55,8 @@ class Plan:
     def identity(self) -> dict[str, str]:
         """What a run that goes on from a checkpoint has to be told again."""
         names = ("num_epochs", "batch_size", "objective", "train_model", "compile", "precision")
-        stopping = [in_words(part) for part in self.callbacks if isinstance(part, EarlyStopping)]
+        kinds = (EarlyStopping, StopWhenConverged)
+        stopping = [in_words(part) for part in self.callbacks if isinstance(part, kinds)]
         given = {name: in_words(getattr(self, name)) for name in (*names, "seed")}
         return given | {"patience": str(stopping)}
 

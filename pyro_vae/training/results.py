@@ -37,13 +37,19 @@ class History:
     seconds: NDArray[np.generic]
 
 
+def gain_of(history: History) -> Gain | None:
+    """What the epochs at the last weight of the KL term promise of further ones."""
+    settled = history.kl_weight == history.kl_weight[-1:]
+    return remaining_gain(history.elbo[settled], history.learning_rate[settled])
+
+
 @dataclass(frozen=True, repr=False)
 class Fit(Result):
     """What training gave; model and guide hold the result.
 
     Arguments:
         history: Epoch by epoch.
-        stopped: "finished", "early" or "interrupted".
+        stopped: "finished", "early", "converged" or "interrupted".
         best_epoch: Epoch whose state was kept: the best by validation, else the last one.
         seed: Seed of the run.
         trained: Names of the trained tensors; one that no module registered is named by its
@@ -65,9 +71,7 @@ class Fit(Result):
 
     @cached_property
     def _gain(self) -> Gain | None:
-        history = self.history
-        settled = history.kl_weight == history.kl_weight[-1:]
-        return remaining_gain(history.elbo[settled], history.learning_rate[settled])
+        return gain_of(self.history)
 
     @property
     def remaining(self) -> Estimate | None:

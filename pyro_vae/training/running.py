@@ -109,6 +109,14 @@ class Training:
         """Ends training after this step or epoch."""
         self._asked_to_stop = True
 
+    def settle(self) -> None:
+        """Lets the default step size fall from now on, and ends training then; else as `stop`."""
+        length = self.scheduler.fall(len(self.epochs))
+        if length is None:
+            self._asked_to_stop = True
+        else:
+            self.num_epochs = length
+
     # The run
 
     def run(self) -> Fit:
@@ -177,7 +185,8 @@ class Training:
         self._is_whole = True
         self._call("on_epoch")
         if not self._has_to_stop(interrupts) and len(self.epochs) == self.num_epochs:
-            self.stopped = "finished"
+            cut = self.num_epochs < self.plan.num_epochs
+            self.stopped = "converged" if cut else "finished"
 
     def _in_order(self, begun: _Begun) -> list[list[Part]]:
         """The steps of an epoch; those of one that was begun are what they were."""
@@ -300,6 +309,7 @@ class Training:
                 "begun": None if self.begun is None else tuple(self.begun),
                 "random": random_state(),
                 "steps": self.stepping.taken,
+                "num_epochs": self.num_epochs,
                 "stopped": "" if self.stopped == "interrupted" else self.stopped,
                 "seconds": self.before + time.perf_counter() - self.start,
                 "now": self._state().values(),
@@ -323,6 +333,7 @@ class Training:
         self.epochs = [_Epoch(*row) for row in kept["epochs"]]
         self.begun = None if kept["begun"] is None else _Begun(*kept["begun"])
         self.stepping.taken, self.stopped = kept["steps"], kept["stopped"]
+        self.num_epochs = kept["num_epochs"]
         self.before = kept["seconds"]
         self.optimizer.load_state_dict(kept["optimizer"])
         self.scheduler.torch.load_state_dict(kept["scheduler"])
