@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import stats
+from ._arguments import check_public
 from ._types import Estimate
 from .evidence import LogMarginal
 from .results import Doubts, MeanOverData, PerDatum, Result, either
@@ -275,3 +276,6 @@ def _to_best(log_marginal: LogMarginal, best: LogMarginal) -> PairedDifference:
     """The difference to the best model; that of a model to itself has no error."""
     pair = paired_difference(log_marginal, best)
     return pair if log_marginal is not best else replace(pair, error=torch.zeros_like(pair.error))
+
+
+check_public(globals())

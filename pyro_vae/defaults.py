@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from . import likelihoods, models, nets
+from ._arguments import check_public
 from .data import Binary, Categories, Columns, Count, Dataset, Kind, Ordered, Real
 from .guides import Encoder, Family, GlobalParameters, Guide, InferenceMap, LocalParameters
 from .likelihoods import Likelihood, Mixed, start_from
@@ -217,3 +218,6 @@ def column_encoder(columns: Columns, hidden: tuple[int, ...]) -> nets.ColumnInpu
     counts = [place for place, kind in enumerate(kinds) if isinstance(kind, Count)]
     net = nets.MLPEncoder(nets.ColumnInputs.width(categories), hidden)
     return nets.ColumnInputs(net, categories, counts)
+
+
+check_public(globals())

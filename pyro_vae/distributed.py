@@ -31,6 +31,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._arguments import check_public
 from ._types import Batch
 from .data import Augmented, RowReader
 from .results import combined, join
@@ -260,3 +261,6 @@ def _everyones(value: Any) -> list[Any]:
         return [value]
     dist.all_gather_object(values, value)
     return values
+
+
+check_public(globals())

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from . import stats
+from ._arguments import check_public
 from ._types import Data, Estimate, ProgramLike
 from .evidence import (
     Estimator,
@@ -480,3 +481,6 @@ def generalization(train: InferenceGap, held_out: InferenceGap) -> Generalizatio
             for part in fields(Generalization)
         )
     )
+
+
+check_public(globals())

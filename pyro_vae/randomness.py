@@ -25,11 +25,14 @@ References:
 import hashlib
 import inspect
 import math
+import os
 import random
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyro
@@ -47,6 +50,23 @@ _ALTERNATING = 0xAAAAAAAAAAAAAAAA
 _FEWEST_TRANSITIONS = 24  # between bits of an increment that are alike: fewer mix badly
 _NORMAL, _UNIFORM = 0, 2  # numbers of one kind share no bit with those of another
 _AT_ONCE = 2**15  # numbers computed at a time: the buffers stay in the cache of a core
+
+ALONE: Any = threading.RLock()
+"""Held while something that belongs to the process is changed: streams, handlers, modes, settings.
+
+Pyro and torch have one of each for all threads. So threads take turns; a call within a call of the
+same thread does not wait for itself.
+"""
+
+
+def _free_in_child() -> None:
+    """A process that was forked has one thread: what others held there, nobody will release."""
+    if not ALONE._is_owned():  # noqa: SLF001 (nothing else says so)
+        ALONE._at_fork_reinit()  # noqa: SLF001 (as in CPython's own modules)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free_in_child)
 
 
 # Streams
@@ -90,8 +110,8 @@ def forked(seed: int, name: str) -> Iterator[None]:
     The caller's streams do not move.
     """
     key = stream(seed, name)
-    state = pyro.util.get_rng_state()
-    with torch.random.fork_rng():  # for accelerators, which Pyro's state leaves out
+    with ALONE, torch.random.fork_rng():  # for accelerators, which Pyro's state leaves out
+        state = pyro.util.get_rng_state()
         try:
             random.seed(key)
             np.random.seed(key % 2**32)  # noqa: NPY002 (programs may draw from it)

@@ -312,7 +312,7 @@ def test_split_depends_on_its_seed_alone() -> None:
     ("num_data", "fraction", "message"),
     [
         (1, 0.2, "at least 2 rows, .* got 1"),
-        (9, 0.0, "above 0 and below 1, got 0"),
+        (9, 0.0, "between 0 and 1, both excluded, got 0"),
         (9, 1.0, "got 1"),
     ],
 )

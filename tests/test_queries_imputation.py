@@ -197,7 +197,7 @@ def test_rows_with_nothing_observed() -> None:
     with pytest.raises(ValueError, match=r"nan|observed"):
         impute(vae(), None, torch.full((2, 5), torch.nan))
     filled = impute(vae(), None, torch.tensor([[torch.nan, 1.0, 1.0, 1.0, 1.0]]), 3)
-    with pytest.raises(ValueError, match="probability"):
+    with pytest.raises(ValueError, match="between 0 and 1"):
         filled.interval(1.0)
 
 

@@ -391,7 +391,7 @@ def test_guides_of_other_kinds() -> None:
 @pytest.mark.parametrize("betas", [(), (0.0, 1.0), (1.0, 1.0), (math.nan,), (math.inf,)])
 def test_other_betas_are_refused(betas: tuple[float, ...]) -> None:
     """With what came."""
-    with pytest.raises(ValueError, match="betas are different finite numbers above 0"):
+    with pytest.raises(ValueError, match=r"betas (are different|should be)"):
         rate_distortion(*binary(), betas)
 
 

@@ -1,5 +1,6 @@
 """Guides side by side: the same model and start, the same held-out data and estimator."""
 
+from .._arguments import check_public
 from .columns import COLUMNS as COLUMNS
 from .columns import Row as Row
 from .comparison import Comparison as Comparison
@@ -9,3 +10,5 @@ from .running import Candidate as Candidate
 from .running import compare as compare
 
 __all__ = ["Candidate", "Comparison", "Difference", "GuideResult", "Row", "compare"]
+
+check_public(globals())

@@ -1,5 +1,6 @@
 """Data: sets by name, files, tables, rows on disk, binarizations, and checks at the door."""
 
+from .._arguments import check_public
 from .binarize import Binarization as Binarization
 from .binarize import FixedDraw as FixedDraw
 from .binarize import Grey as Grey
@@ -81,3 +82,5 @@ __all__ = [
     "trained_on",
     "warn_constant_columns",
 ]
+
+check_public(globals())

@@ -1,5 +1,6 @@
 """Diagnoses of guides and of the latent space: what z says about the data, and how well."""
 
+from .._arguments import check_public
 from .aggregate import PriorMatch as PriorMatch
 from .aggregate import Surgery as Surgery
 from .aggregate import marginal_divergences as marginal_divergences
@@ -67,3 +68,5 @@ __all__ = [
     "simulation_based_calibration",
     "surgery",
 ]
+
+check_public(globals())

@@ -10,6 +10,7 @@ estimate depends on the datum, the programs and the seed alone: not on the order
 other data, the batch, or how the work was cut to fit into memory.
 """
 
+from .._arguments import check_public
 from .annealing import Adaptive as Adaptive
 from .annealing import AnnealedImportanceSampling as AnnealedImportanceSampling
 from .annealing import Linear as Linear
@@ -61,3 +62,5 @@ from .validation import in_turn as in_turn
 from .validation import no_guide as no_guide
 from .weights import check_data as check_data
 from .weights import prepared as prepared
+
+check_public(globals())

@@ -1,5 +1,6 @@
 """A guide is a family; where the family's parameters come from is a separate object, the map."""
 
+from .._arguments import check_public
 from .climbing import FitRows as FitRows
 from .closed_form import CoordinateAscent as CoordinateAscent
 from .closed_form import ExactPosterior as ExactPosterior
@@ -101,3 +102,5 @@ __all__ = [
     "samples_discrete",
     "shared_only",
 ]
+
+check_public(globals())

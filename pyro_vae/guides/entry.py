@@ -6,13 +6,14 @@ was made for, and for what there is to train; what cannot be answered is refused
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from .._arguments import Interval
 from .._types import Batch, Data, ProgramLike
 from ..programs import (
     Program,
@@ -329,7 +330,9 @@ def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> Non
             raise TypeError(f"q of site '{site}' in the guide is tied to its rows: {REMEDY}")
 
 
-def prepare_training(program: Program, guide: ProgramLike, rows: Batch, batch_size: int) -> bool:
+def prepare_training(
+    program: Program, guide: ProgramLike, rows: Batch, batch_size: Annotated[int, Interval(0)]
+) -> bool:
     """Gets a guide that is tied to rows ready to be trained on them.
 
     Arguments:

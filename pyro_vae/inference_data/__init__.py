@@ -1,8 +1,11 @@
 """Draws of a guide, with what their weights say, as ArviZ keeps, summarizes and plots them."""
 
+from .._arguments import check_public
 from .draws import Labelled as Labelled
 from .draws import build as build
 from .draws import to_inference_data as to_inference_data
 from .marginal import marginal_log_likelihood as marginal_log_likelihood
 
 __all__ = ["Labelled", "build", "marginal_log_likelihood", "to_inference_data"]
+
+check_public(globals())

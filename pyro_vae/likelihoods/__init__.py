@@ -1,5 +1,6 @@
 """Likelihoods: from a decoder's output to p(y | z)."""
 
+from .._arguments import check_public
 from .base import Likelihood as Likelihood
 from .base import start_from as start_from
 from .codes import Categorical as Categorical
@@ -43,3 +44,5 @@ __all__ = [
     "ZeroInflated",
     "start_from",
 ]
+
+check_public(globals())

@@ -1,5 +1,6 @@
 """Generative models: Pyro programs that can also generate."""
 
+from .._arguments import check_public
 from .base import Generative as Generative
 from .conditional import ConditionalVAE as ConditionalVAE
 from .conditional import NormalGiven as NormalGiven
@@ -37,3 +38,5 @@ __all__ = [
     "VampPrior",
     "padded",
 ]
+
+check_public(globals())

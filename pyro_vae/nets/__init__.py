@@ -5,6 +5,7 @@ linear layer of the size the family needs on top, so one encoder serves every fa
 give `outputs` numbers a feature, as many as the likelihood asks for.
 """
 
+from .._arguments import check_public
 from .convolutional import ConvDecoder as ConvDecoder
 from .convolutional import ConvEncoder as ConvEncoder
 from .dense import Activation as Activation
@@ -34,3 +35,5 @@ __all__ = [
     "ResidualEncoder",
     "activations",
 ]
+
+check_public(globals())

@@ -1,5 +1,6 @@
 """Objectives: bounds per datum that plug into `pv.fit` and into `pyro.infer.SVI`."""
 
+from .._arguments import check_public
 from ..compiling import CompiledELBO as CompiledELBO
 from .analytic import AnalyticELBO as AnalyticELBO
 from .base import Cyclic as Cyclic
@@ -27,3 +28,5 @@ __all__ = [
     "Renyi",
     "Schedule",
 ]
+
+check_public(globals())

@@ -20,6 +20,7 @@ A guide has the same colour and marker in each figure where it stands at the sam
 mapping. The colours can be told apart by colour-blind readers, the markers in grey print.
 """
 
+from .._arguments import check_public
 from .checks import plot_pareto_k as plot_pareto_k
 from .checks import plot_predictive_check as plot_predictive_check
 from .checks import plot_rank_ecdf as plot_rank_ecdf
@@ -75,3 +76,5 @@ __all__ = [
     "plot_traversal",
     "plot_walks",
 ]
+
+check_public(globals())

@@ -1,5 +1,6 @@
 """A Pyro program seen as a density: per datum, unscaled, over one flat vector of latents."""
 
+from .._arguments import check_public
 from .copies import Copies as Copies
 from .copies import SelfContained as SelfContained
 from .copies import no_new_parameters as no_new_parameters
@@ -87,3 +88,5 @@ __all__ = [
     "whole_plate",
     "with_observed",
 ]
+
+check_public(globals())

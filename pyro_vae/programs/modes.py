@@ -7,7 +7,6 @@ nothing for its caller: not the mode of a module, not a weight, not a random str
 import functools
 import inspect
 import itertools
-import threading
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,12 +23,12 @@ from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 
 from .._types import Batch, Data, ProgramLike
+from ..randomness import ALONE
 
 _COUNTER = itertools.count(1)
 _ONE_STORE: ContextVar[bool] = ContextVar("pyro_vae_one_store", default=False)
 _scope = ParamStoreDict.scope
-_lock = threading.Lock()
-_blocks = 0  # of local parameters that are being executed, in all threads
+_blocks = 0  # of local parameters that are being executed
 _CAPTURED_DATA_MISS: ContextVar[bool | None] = ContextVar("pyro_vae_capturing", default=None)
 
 
@@ -161,15 +160,16 @@ def device_of(*programs: ProgramLike) -> torch.device:
 def evaluating(*programs: ProgramLike) -> Iterator[None]:
     """Runs the programs in evaluation mode, parameters in modules, unseen by outer handlers."""
     modules = {part for program in programs for m in modules_of(program) for part in m.modules()}
-    modes = {module: module.training for module in modules}
-    try:
-        for module in modules:
-            module.training = False
-        with local_parameters(*programs), poutine.block():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with ALONE:
+        modes = {module: module.training for module in modules}
+        try:
+            for module in modules:
+                module.training = False
+            with local_parameters(*programs), poutine.block():
+                yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
 
 def _give_local_state(module: nn.Module) -> None:
@@ -190,23 +190,22 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
         for module in modules_of(program):
             for part in module.modules():
                 _give_local_state(part)
-    token = _ONE_STORE.set(True)
-    _count_blocks(+1)
-    try:
-        with pyro.settings.context(module_local_params=True):
+    with ALONE, pyro.settings.context(module_local_params=True):
+        token = _ONE_STORE.set(True)
+        _count_blocks(+1)
+        try:
             yield
-    finally:
-        _count_blocks(-1)
-        _ONE_STORE.reset(token)
+        finally:
+            _count_blocks(-1)
+            _ONE_STORE.reset(token)
 
 
 def _count_blocks(change: int) -> None:
     """Counts blocks, so that Pyro's own function is back when the last one ends."""
     global _blocks
-    with _lock:
-        _blocks += change
-        function: Any = _scope_of_modules if _blocks > 0 else _scope
-        ParamStoreDict.scope = function  # type: ignore[method-assign]
+    _blocks += change
+    function: Any = _scope_of_modules if _blocks > 0 else _scope
+    ParamStoreDict.scope = function  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -258,22 +257,50 @@ def as_batch(data: Data, device: torch.device | None = None) -> Batch:
 
 
 def _as_tensor(part: Any, index: int) -> Tensor:
-    if isinstance(part, Tensor):
-        return part
+    """One tensor of a batch; NumPy's byte order and strides are torch's by then."""
     if isinstance(part, np.ndarray):
-        tensor = torch.as_tensor(np.ascontiguousarray(part))
+        _check_array(part, index)
+        native = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("="))
+        tensor = torch.as_tensor(native)
         return tensor.to(torch.get_default_dtype()) if part.dtype == np.float64 else tensor
+    if not isinstance(part, Tensor):
+        raise TypeError(_no_array(part, index))
+    if part.is_meta or part.is_quantized or part.is_nested or part.layout is not torch.strided:
+        raise TypeError(
+            f"data must be a dense tensor that holds its numbers, got one of layout {part.layout} "
+            f"and {part.dtype} on {part.device} at position {index}; convert it, with y.to_dense() "
+            "if it is sparse, y.to_padded_tensor(float('nan')) if it is nested, or y.dequantize()"
+        )
+    return part
+
+
+def _no_array(part: Any, index: int) -> str:
+    """What to say of something that is no array at all."""
     kind = type(part).__name__
     expected = f"data must be a tensor, a NumPy array or a tuple of them, got {kind}"
     if part is None or isinstance(part, bool | int | float | str):
-        raise TypeError(
+        return (
             f"{expected} at position {index}: what is the same for all data is no part of them; "
             f"bind it in model and guide, as in lambda y: model(y, {part!r})"
         )
     if isinstance(part, Mapping):
         names = ", ".join(map(str, part))
-        raise TypeError(
+        return (
             f"{expected}: give its tensors as a tuple, ({names}), and collect them in model and "
             f"guide, as in lambda {names}: model({{{', '.join(f'{n!r}: {n}' for n in part)}}})"
         )
-    raise TypeError(f"{expected} at position {index}; convert it with torch.as_tensor(...)")
+    return f"{expected} at position {index}; convert it with torch.as_tensor(...)"
+
+
+def _check_array(part: Any, index: int) -> None:
+    """Refuses arrays that torch has no tensor for, and masks that it would not see."""
+    if isinstance(part, np.ma.MaskedArray):
+        raise TypeError(
+            f"data at position {index} are a masked array, whose mask a tensor does not have: "
+            "pass y.filled(np.nan), where nan means that an entry is missing"
+        )
+    if part.dtype.kind not in "biufc" or part.dtype in (np.longdouble, np.clongdouble):
+        raise TypeError(
+            f"data must be numbers, got an array of dtype {part.dtype} at position {index}: "
+            "convert it with y.astype(float), or take a table with pv.data.Columns.of(table)"
+        )

@@ -3,6 +3,7 @@
 Each number that is found by chance says how far it can be trusted. Nothing here trains.
 """
 
+from .._arguments import check_public
 from .densities import ConditionalDensity as ConditionalDensity
 from .densities import conditional as conditional
 from .densities import conditional_density as conditional_density
@@ -60,3 +61,5 @@ __all__ = [
     "reconstruction_draws",
     "traverse",
 ]
+
+check_public(globals())

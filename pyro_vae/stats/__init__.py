@@ -20,6 +20,7 @@ leaves the caller's tensor as it is. A nan that comes in goes out, except where 
 that it refuses it.
 """
 
+from .._arguments import check_public
 from .averages import concentration as concentration
 from .averages import difference as difference
 from .averages import effective_sample_size as effective_sample_size
@@ -49,3 +50,5 @@ from .tails import MIN_TAIL_PARTICLES as MIN_TAIL_PARTICLES
 from .tails import pareto_k as pareto_k
 from .tails import reliable_pareto_k as reliable_pareto_k
 from .tails import too_few_effective as too_few_effective
+
+check_public(globals())

@@ -1,5 +1,6 @@
 """Saved models and guides: tensors in safetensors, the rest in JSON; nothing runs when loaded."""
 
+from .._arguments import check_public
 from .folders import JSON as JSON
 from .folders import Kind as Kind
 from .folders import Loaded as Loaded
@@ -21,3 +22,5 @@ __all__ = [
     "require_place_for_model",
     "save",
 ]
+
+check_public(globals())

@@ -24,6 +24,7 @@ from torch import Tensor
 from .._types import ProgramLike
 from ..guides import model_of
 from ..randomness import forked
+from .limits import MAX_HEADER, Budget
 from .parts import Part, check_types, describe, differences, fill, module_of, rebuild, tensors_of
 
 JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] | None
@@ -101,6 +102,11 @@ def save(
         header[part.role] = {**asdict(part), "sha256": digest}
     files = {f"{role}.safetensors": content for role, content in tensors.items()}
     files[HEADER] = json.dumps(header, indent=1, allow_nan=False).encode()
+    if len(files[HEADER]) > MAX_HEADER:
+        raise ValueError(
+            f"about is too long: {HEADER} would have {len(files[HEADER]):,} bytes, and at most "
+            f"{MAX_HEADER:,} are read again; keep large things in files of their own"
+        )
     with replaced(target) as new:
         for name, content in files.items():
             (new / name).write_bytes(content)
@@ -301,6 +307,11 @@ def _header(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         found = _some({path.name for path in folder.iterdir()}) or "nothing"
         raise ValueError(f"'{folder}' was not saved by pyro_vae: no {HEADER} in it, but {found}")
+    if path.stat().st_size > MAX_HEADER:
+        raise ValueError(
+            f"'{path}' has {path.stat().st_size:,} bytes, and no save of ours has more than "
+            f"{MAX_HEADER:,} there: take the folder from where it was saved"
+        )
     try:
         header = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -358,14 +369,15 @@ def _read_tensors(folder: Path, part: Part, digest: str) -> dict[str, Tensor]:
     path = folder / f"{part.role}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is missing: the save in '{folder}' is not whole")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != digest:
         raise ValueError(
             f"'{path}' is not the file that was saved with {HEADER}: it is truncated, damaged, or "
             "from another save; take the whole folder from where it was saved"
         )
     try:
-        tensors = safetensors.torch.load(content)
+        tensors = safetensors.torch.load_file(path)  # mapped: read when it is copied below
     except safetensors.SafetensorError as error:
         raise ValueError(f"'{path}' is no safetensors file, or a damaged one ({error})") from error
     # Copies lie in memory as torch aligns it, on which the last bit of a product can depend.
@@ -397,6 +409,7 @@ def _rebuilt(
             f"load(folder, {part.role}={part.role}); its tensors are then filled in"
         )
     try:
-        return rebuild(part, state, model, device)
-    except ValueError as error:
+        with Budget(state):
+            return rebuild(part, state, model, device)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the {part.role} cannot be made from '{path}': {error}") from error

@@ -173,7 +173,9 @@ def _make(cls: type, arguments: dict[str, Any], where: str) -> Any:
             return nn.Sequential(OrderedDict(arguments))
         check_types(cls, arguments)
         return cls(**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:  # what constructors raise
+    except RecursionError:
+        raise
+    except Exception as error:  # anything at all, if the arguments are
         raise ValueError(f"{where} cannot be made as a {cls.__name__}: {error}") from error
 
 
@@ -368,11 +370,15 @@ def rebuild(
     found = differences(module, state, with_dtypes=False)
     if found:
         raise ValueError(f"its tensors do not fit its architecture: {found}")
-    module.load_state_dict(state, assign=True)  # assigned, not copied, so with their dtypes
+    try:
+        module.load_state_dict(state, assign=True)  # assigned, not copied, so with their dtypes
+    except RuntimeError as error:
+        raise ValueError(f"its tensors cannot be parameters: {error}") from error
+    frozen, evaluating = set(part.frozen), set(part.evaluating)
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name not in part.frozen)
+        parameter.requires_grad_(name not in frozen)
     for name, child in module.named_modules():
-        child.training = name not in part.evaluating
+        child.training = name not in evaluating
     return module.to(torch.device("cpu") if device is None else device)
 
 
@@ -398,7 +404,7 @@ def _guide(recorded: dict[str, Any], model: Any) -> Guide:
             global_family=arguments.global_family,
             plate=arguments.plate,
         )
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise ValueError(
             f"{error}; or make the guide for this model and pass it, as in "
             "load(folder, model=model, guide=guide)"

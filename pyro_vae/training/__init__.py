@@ -1,5 +1,6 @@
 """Stochastic variational inference: `fit` trains a model and a guide on mini-batches."""
 
+from .._arguments import check_public
 from .callbacks import Callback as Callback
 from .callbacks import EarlyStopping as EarlyStopping
 from .callbacks import LivePlot as LivePlot
@@ -41,3 +42,5 @@ __all__ = [
     "fit",
     "hold_then_fall",
 ]
+
+check_public(globals())

@@ -1,0 +1,582 @@
+"""Arguments of public functions, checked by type and range at the call.
+
+A public module ends with `check_public(globals())`. Each function, class and method that it offers
+is then wrapped: what an argument may be is read from its annotation, and the range of a number
+from its name, since one word means one thing in every signature (`Annotated[int, Interval(2)]` for
+another range). What reaches the function is plain: a NumPy integer arrives as an `int`, a list of
+widths as the tuple that was asked for. A check costs a few microseconds; modules of the library
+import each other's functions before they are wrapped, so no inner loop pays.
+
+Data are not looked into here: what a batch must be is checked where it is read, and the tensors
+that methods take are checked by their owners.
+"""
+
+import builtins
+import dataclasses
+import functools
+import inspect
+import math
+import os
+import reprlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+)
+
+import numpy as np
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """Numbers that an argument may be; both ends are left out of an open one."""
+
+    low: float | int = -math.inf
+    high: float | int = math.inf
+    is_open: bool = False
+    endless: bool = False  # whether infinity is a number here
+
+    def has(self, value: float | int) -> bool:
+        if self.is_open:
+            return self.low < value < self.high or (self.endless and value == math.inf)
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return "" if self.low == -math.inf else f" {self._above} {self.low}"
+        ends = f"{self.low} and {self.high}"
+        return f" between {ends}" + (", both excluded" if self.is_open else "")
+
+    @property
+    def _above(self) -> str:
+        return "above" if self.is_open else "of at least"
+
+
+COUNT, POSITIVE, SHARE = Interval(1), Interval(0, is_open=True), Interval(0, 1, is_open=True)
+LIMIT = Interval(0, is_open=True, endless=True)  # none at all, if it is infinite
+SEED = Interval(0, 2**64 - 1)  # what a generator takes; larger ones would repeat the smaller
+_NAMES: dict[Interval, str] = {
+    COUNT: "batch_size bins blocks components features hidden history latent_dim leapfrog_steps "
+    "length max_epochs max_points max_rows max_samples number outputs patience rank side "
+    "steps sweeps width",
+    POSITIVE: "bound decay error lr scale sigma spread steepness",
+    SHARE: "false_alarm level prior_share rate target_acceptance test_fraction",
+    Interval(
+        0
+    ): "beta betas floor max_steps num_parameters num_predictive_samples num_prior_samples",
+    LIMIT: "memory tolerance",
+    SEED: "seed",
+}
+_RANGES = {name: interval for interval, names in _NAMES.items() for name in names.split()}
+
+
+def _range(name: str) -> Interval:
+    """What a number of this name may be, in every signature."""
+    return _RANGES.get(name, COUNT if name.startswith("num_") else Interval())
+
+
+# One kind of annotation each
+
+
+class _Misfit(Exception):
+    """A value that does not fit: by its type, or by its value."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error, self.text = error, ""
+
+
+class Kind:
+    """What an annotation asks for, in words and as a check."""
+
+    expected: str
+
+    def take(self, value: Any) -> Any:
+        """Gives the value as it is wanted, or raises a misfit, without a word."""
+        raise NotImplementedError
+
+
+class _Number(Kind):
+    """A number, but no truth value and no nan; infinite only where its default is."""
+
+    words: ClassVar = {int: "a whole number", float: "a finite number"}
+
+    def __init__(self, kind: type[int] | type[float], interval: Interval, default: Any) -> None:
+        self.kind, self.interval = kind, interval
+        self.infinite = interval.endless or (isinstance(default, float) and math.isinf(default))
+        self.expected = ("a number" if self.infinite else self.words[kind]) + str(interval)
+        self.example = kind(max(interval.low, 1) if interval.high > 1 else interval.high / 2)
+
+    def take(self, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, Integral if self.kind is int else Real):
+            raise _Misfit(TypeError)
+        number: int | float
+        try:
+            number = (
+                int(value) if isinstance(value, Integral) and self.kind is int else float(value)
+            )
+        except OverflowError:
+            raise _Misfit(ValueError) from None
+        if self.kind is float and not (
+            math.isfinite(number) or (self.infinite and not math.isnan(number))
+        ):
+            raise _Misfit(ValueError)
+        if not self.interval.has(number):
+            raise _Misfit(ValueError)
+        return number
+
+
+class _Flag(Kind):
+    expected = "True or False"
+
+    def take(self, value: Any) -> bool:
+        if not isinstance(value, bool | np.bool_):
+            raise _Misfit(TypeError)
+        return bool(value)
+
+
+class _Instance(Kind):
+    """An object of a class or of a protocol, and not the class itself."""
+
+    words: ClassVar = {
+        str: "a string",
+        Tensor: "a torch tensor",
+        NoneType: "None",
+        Path: "a path",
+        np.ndarray: "a NumPy array",
+    }
+
+    def __init__(self, cls: type) -> None:
+        self.cls = cls
+        self.expected = self.words.get(cls) or f"an object of {cls.__name__}"
+
+    def take(self, value: Any) -> Any:
+        fits = isinstance(value, os.PathLike if self.cls is Path else self.cls)
+        if not fits or (isinstance(value, type) and self.cls is not type):
+            raise _Misfit(TypeError)
+        return value
+
+
+class _Named(Kind):
+    """An object of a class that is only known by name, since its library is imported late."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.expected = name, f"a {name}"
+
+    def take(self, value: Any) -> Any:
+        if not any(cls.__name__ == self.name for cls in type(value).__mro__):
+            raise _Misfit(TypeError)
+        return value
+
+
+class _Shaped(Kind):
+    """A tensor or an array of a kind of number and a number of axes, by jaxtyping."""
+
+    def __init__(self, annotation: Any) -> None:
+        self.annotation = annotation
+        array = "tensor" if annotation.array_type is Tensor else "NumPy array"
+        shape = annotation.dim_str.replace(" ", ", ")
+        kind = annotation.__name__.partition("[")[0].lower()
+        self.expected = f"a {kind} {array} of shape ({shape})"
+
+    def take(self, value: Any) -> Any:
+        if not isinstance(value, self.annotation):
+            raise _Misfit(TypeError)
+        return value
+
+
+class _Function(Kind):
+    """Something to call; a program, which is called `model(*batch)`, is no class."""
+
+    def __init__(self, *, program: bool) -> None:
+        self.program = program
+        self.expected = "a Pyro program: a module or a function" if program else "a function"
+
+    def take(self, value: Any) -> Any:
+        if not callable(value) or (self.program and isinstance(value, type)):
+            raise _Misfit(TypeError)
+        return value
+
+
+class _Class(Kind):
+    def __init__(self, base: Any) -> None:
+        self.base = base if isinstance(base, type) else object
+        self.expected = f"a class, of {self.base.__name__}"
+
+    def take(self, value: Any) -> Any:
+        if not (isinstance(value, type) and issubclass(value, self.base)):
+            raise _Misfit(TypeError)
+        return value
+
+
+class _Choice(Kind):
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self.values = values
+        self.expected = f"one of {', '.join(map(repr, values))}"
+
+    def take(self, value: Any) -> Any:
+        if value not in self.values:
+            raise _Misfit(ValueError)
+        return value
+
+
+class _Items(Kind):
+    """A sequence of like things; a string is none, although it is one of strings."""
+
+    def __init__(self, container: type, item: Kind | None) -> None:
+        self.container, self.item = container, item
+        self.expected = f"a sequence, each entry {item.expected}" if item else "a sequence"
+
+    def take(self, value: Any) -> Any:
+        if isinstance(value, str | bytes | Mapping | set | type) or not hasattr(value, "__iter__"):
+            raise _Misfit(TypeError)
+        if self.item is None and isinstance(value, self.container):
+            return value
+        if not hasattr(value, "__len__") or getattr(value, "ndim", 1) != 1:
+            raise _Misfit(TypeError)
+        entries = [self.item.take(entry) if self.item else entry for entry in _entries(value)]
+        same = isinstance(value, self.container) and _same(entries, value)
+        return value if same else (tuple if self.container is tuple else list)(entries)
+
+
+class _Tuple(Kind):
+    def __init__(self, parts: list[Kind | None]) -> None:
+        self.parts = parts
+        names = (part.expected if part else "anything" for part in parts)
+        self.expected = f"a tuple of {len(parts)}: {', '.join(names)}"
+
+    def take(self, value: Any) -> Any:
+        if not isinstance(value, tuple | list) or len(value) != len(self.parts):
+            raise _Misfit(TypeError)
+        pairs = zip(self.parts, value, strict=True)
+        entries = tuple(part.take(entry) if part else entry for part, entry in pairs)
+        return value if isinstance(value, tuple) and _same(entries, value) else entries
+
+
+class _Mapping(Kind):
+    def __init__(self, key: Kind | None, value: Kind | None) -> None:
+        self.key, self.value = key, value
+        each = f", each value {value.expected}" if value else ""
+        self.expected = f"a dictionary with {'names' if _is_str(key) else 'keys'}{each}"
+
+    def take(self, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise _Misfit(TypeError)
+        for key, entry in value.items():
+            if self.key:
+                self.key.take(key)
+            if self.value:
+                self.value.take(entry)
+        return value
+
+
+class _Either(Kind):
+    """The first of several that fits; whole numbers stay whole where both kinds may be given."""
+
+    def __init__(self, kinds: Sequence[Kind]) -> None:
+        self.kinds = sorted(kinds, key=lambda kind: getattr(kind, "kind", int) is not int)
+        real = any(getattr(kind, "kind", None) is float for kind in kinds)
+        told = [kind for kind in kinds if not (real and getattr(kind, "kind", None) is int)]
+        self.expected = " or ".join(dict.fromkeys(kind.expected for kind in told))
+
+    def take(self, value: Any) -> Any:
+        error: type[Exception] = TypeError
+        for kind in self.kinds:
+            try:
+                return kind.take(value)
+            except _Misfit as misfit:
+                error = ValueError if misfit.error is ValueError else error
+        raise _Misfit(error)
+
+
+def _same(some: Sequence[Any], others: Any) -> bool:
+    return all(one is other for one, other in zip(some, others, strict=True))
+
+
+def _is_str(kind: Kind | None) -> bool:
+    return isinstance(kind, _Instance) and kind.cls is str
+
+
+def _entries(value: Any) -> Iterator[Any]:
+    """Entries as Python has them: those of a tensor are numbers here, not tensors."""
+    return iter(value.tolist() if isinstance(value, Tensor) else value)
+
+
+# From an annotation to a check
+
+
+def kind_of(annotation: Any, interval: Interval | None = None, default: Any = None) -> Kind | None:
+    """What an annotation asks for; None if it says nothing that can be checked here.
+
+    Example:
+        >>> kind_of(int, COUNT).take(np.int64(3))
+        3
+        >>> kind_of(float | None, POSITIVE).expected
+        'a finite number above 0 or None'
+    """
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return _union(parts, interval, default)
+    if origin is not None:
+        return _generic(annotation, origin, parts, interval)
+    if annotation in (int, float):
+        return _Number(annotation, interval or Interval(), default)
+    if annotation is bool:
+        return _Flag()
+    if hasattr(annotation, "dim_str"):
+        return _Shaped(annotation)
+    if annotation is None:
+        return _Instance(NoneType)
+    if not isinstance(annotation, type) or annotation in (Any, object, inspect.Parameter.empty):
+        return None
+    late = issubclass(annotation, _Late)
+    return _Named(annotation.__name__) if late else _Instance(annotation)
+
+
+def _generic(
+    annotation: Any, origin: Any, parts: tuple[Any, ...], interval: Interval | None
+) -> Kind | None:
+    """The kind of an annotation with brackets."""
+    if origin is Annotated:
+        own = [part for part in parts[1:] if isinstance(part, Interval)]
+        return kind_of(parts[0], own[0] if own else interval)
+    if origin is Literal:
+        return _Choice(parts)
+    if origin is Callable:
+        return _Function(program=annotation == Callable[..., Any])
+    if origin is type:
+        return _Class(parts[0])
+    if origin is tuple and parts[-1:] != (...,):
+        return _Tuple([kind_of(part, interval) for part in parts])
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return _Mapping(*(kind_of(part, interval) for part in parts))
+    if origin in (tuple, list, Sequence):
+        return _Items(origin, kind_of(parts[0], interval))
+    return _Instance(origin) if isinstance(origin, type) else None
+
+
+def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> Kind | None:
+    """One of several, unless one of them may be anything, or it is data, which are read later."""
+    if Tensor in parts and any(get_origin(part) is tuple for part in parts):
+        return None
+    if {Sequence, Mapping} <= {get_origin(part) for part in parts}:
+        return None  # free in form: JSON
+    kinds = [kind_of(part, interval, default) for part in parts]
+    found = [kind for kind in kinds if kind is not None]
+    return _Either(found) if len(found) == len(kinds) else None
+
+
+class _Late:
+    """A class whose library is not imported yet; it is known by name."""
+
+
+class _Names(dict[str, Any]):
+    """Names in a quoted annotation: those of its module, and stand-ins for what it imports late."""
+
+    def __missing__(self, name: str) -> Any:
+        return getattr(builtins, name, None) or type(name, (_Late,), {})
+
+
+def _evaluated(annotation: Any, module: str) -> Any:
+    """An annotation that may be quoted; one that cannot be read is not checked."""
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, {}, _Names(vars(sys.modules[module])))
+    except TypeError:
+        return Any
+
+
+# From a signature to a wrapper
+
+
+class _Reader:
+    """Reads the arguments of one function: checks them, and gives them as it wants them."""
+
+    def __init__(self, function: Callable[..., Any], *, tensors: bool) -> None:
+        self.function, self.parameters = function, inspect.signature(function).parameters
+        self.kinds: dict[str, Kind] = {}
+        for parameter in self.parameters.values():
+            kind = self._kind(parameter, function.__module__)
+            if kind is not None and (tensors or not _takes_tensors(kind)):
+                self.kinds[parameter.name] = kind
+        self.positions = [
+            parameter.name
+            for parameter in self.parameters.values()
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
+
+    @staticmethod
+    def _kind(parameter: inspect.Parameter, module: str) -> Kind | None:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            return None
+        annotation = _evaluated(parameter.annotation, module)
+        return kind_of(annotation, _range(parameter.name), parameter.default)
+
+    def __call__(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        try:
+            for name in kwargs.keys() & self.kinds.keys():
+                kwargs[name] = self._take(name, kwargs[name])
+            pairs = zip(self.positions, args)  # noqa: B905 (the call itself refuses too many)
+            read = [self._take(name, value) for name, value in pairs]
+            return [*read, *args[len(read) :]]
+        except _Misfit as misfit:
+            raise misfit.error(f"{self._name(args)}: {misfit.text}") from None
+
+    def _take(self, name: str, value: Any) -> Any:
+        kind = self.kinds.get(name)
+        if kind is None or value is self.parameters[name].default:
+            return value
+        try:
+            return kind.take(value)
+        except _Misfit as misfit:
+            remedy = _remedy(self.parameters[name], kind, value)
+            misfit.text = f"{name} should be {kind.expected}, got {_shown(value)}; {remedy}"
+            raise
+
+    def _name(self, args: Sequence[Any]) -> str:
+        """What was called: the class of an object, if its constructor was inherited, too."""
+        if self.positions[:1] not in (["self"], ["cls"]):
+            return self.function.__qualname__.rpartition(".<locals>.")[-1]
+        owner = args[0] if isinstance(args[0], type) else type(args[0])
+        name = self.function.__name__
+        return owner.__name__ if name == "__init__" else f"{owner.__name__}.{name}"
+
+
+def _takes_tensors(kind: Kind) -> bool:
+    if isinstance(kind, _Either):
+        return any(map(_takes_tensors, kind.kinds))
+    return isinstance(kind, _Shaped) or (isinstance(kind, _Instance) and kind.cls is Tensor)
+
+
+def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
+    """What to do about an argument."""
+    name, default = parameter.name, parameter.default
+    if isinstance(value, type):
+        return f"call the class, as in {name}={value.__name__}(...)"
+    if isinstance(value, str) and isinstance(kind, _Items):
+        return f"put it into a list, as in {name}=[{value!r}]"
+    if isinstance(value, Tensor | np.ndarray) and not _takes_tensors(kind):
+        return f"pass a plain value, as in {name}=x.item() or x.tolist()"
+    if _takes_tensors(kind):
+        return f"convert it, as in {name}=torch.as_tensor(...)"
+    if default is None or isinstance(default, int | float | str):
+        return f"pass for example {name}={default!r}, the default"
+    if isinstance(kind, _Number):
+        return f"pass for example {name}={kind.example}"
+    return "its help() has an example"
+
+
+def _shown(value: Any) -> str:
+    """What came, in few words."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = reprlib.repr(value)
+    return text if value is None else f"{text} ({type(value).__name__})"
+
+
+def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[..., Any]:
+    """A function that checks its arguments first.
+
+    Arguments:
+        function: With annotated arguments.
+        tensors: Whether tensors are checked too: not those that methods take in inner loops.
+
+    Example:
+        >>> def double(num_samples: int) -> int:
+        ...     return 2 * num_samples
+        >>> checked(double)(num_samples=0)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: double: num_samples should be a whole number of at least 1, got 0 (int)...
+    """
+    reader = _Reader(function, tensors=tensors)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*reader(args, kwargs), **kwargs)
+
+    @functools.wraps(function)
+    def construct(*args: Any, **kwargs: Any) -> None:
+        try:
+            read = reader(args, kwargs)
+        except ValueError as error:
+            raise _own(function, args, kwargs) or error from None
+        function(*read, **kwargs)
+
+    wrapped = construct if function.__name__ == "__init__" else call
+    wrapped.__dict__["checks_arguments"] = True
+    return wrapped if reader.kinds else function
+
+
+def _own(
+    constructor: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+) -> ValueError | None:
+    """What a class itself says of a number out of range: it knows what else there is."""
+    try:
+        constructor(*args, **kwargs)
+    except ValueError as error:
+        return error
+    except Exception:
+        return None
+    return None
+
+
+def check_public(namespace: dict[str, Any]) -> None:
+    """Wraps all that a module makes public; to be called at its end, with its `globals()`.
+
+    A function is replaced where it is defined too, so that it can be pickled. A class is the same
+    object as before, with a constructor and methods that check what they are given.
+    """
+    for name, value in list(namespace.items()):
+        origin = str(getattr(value, "__module__", ""))
+        if name.startswith("_") or not origin.startswith(namespace["__name__"]):
+            continue
+        if isinstance(value, type):
+            _check_class(value)
+        elif inspect.isfunction(value) and not hasattr(value, "checks_arguments"):
+            namespace[name] = checked(value)
+            setattr(sys.modules[value.__module__], value.__name__, namespace[name])
+
+
+def _check_class(cls: type) -> None:
+    """Wraps the constructor and the public methods of a class, inherited ones too."""
+    if getattr(cls, "_is_protocol", False) or issubclass(cls, tuple):
+        return
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            _check_methods(base)
+
+
+def _check_methods(cls: type) -> None:
+    for name, value in list(vars(cls).items()):
+        function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+        if not inspect.isfunction(function) or hasattr(function, "checks_arguments"):
+            continue
+        if not name.startswith("_") or (name == "__init__" and not _is_result(cls)):
+            wrapped = checked(function, tensors=name == "__init__")
+            setattr(cls, name, wrapped if function is value else type(value)(wrapped))
+
+
+def _is_result(cls: type) -> bool:
+    """Whether a class holds what the library found, nan and all: nobody else makes one.
+
+    It says so by its base, or has no default for anything, as no class of options does.
+    """
+    if any(base.__name__ == "Result" for base in cls.__mro__):
+        return True
+    missing = dataclasses.MISSING
+    return dataclasses.is_dataclass(cls) and all(
+        field.default is missing and field.default_factory is missing
+        for field in dataclasses.fields(cls)
+    )

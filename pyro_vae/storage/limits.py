@@ -1,0 +1,91 @@
+"""What a save may ask for: no more memory and no more tensors than its files can account for.
+
+The JSON file of a save says how large the parts of a model are, and anybody can write a number
+there. While the parts are made, the size of every new tensor is therefore looked at before there
+is memory for it.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MAX_HEADER = 8 * 2**20  # bytes of JSON; objects of Python take some twenty times as many
+_SPARE, _SMALL = 100 * 2**20, 2**20  # bytes that making a model takes beside its parameters
+_TIMES, _FEW = 10, 1_000  # tensors made per tensor in the file: first values, and trial runs
+_REPEATING = {"repeat", "new_empty", "new_full", "new_ones", "new_zeros"}
+
+
+class Budget(TorchDispatchMode):
+    """Refuses new tensors that would take more memory than the tensors of a save.
+
+    Arguments:
+        tensors: Those that were read from the save.
+
+    Raises:
+        ValueError: In place of the operation that would take too much.
+
+    Example:
+        >>> with Budget({"weight": torch.ones(2, 2)}):  # doctest: +ELLIPSIS
+        ...     torch.nn.Linear(10**6, 10**6)
+        Traceback (most recent call last):
+        ValueError: it asks for 4,000,000,000,000 bytes, but the tensors of the save have 16 ...
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.saved = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        self.bytes_left = 3 * self.saved + _SPARE
+        self.num_saved = len(tensors)
+        self.tensors_left = _TIMES * len(tensors) + _FEW
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors, name = list(_tensors(args)), func.name().removeprefix("aten::")
+        dtype = kwargs.get("dtype") or torch.get_default_dtype()
+        if not tensors:  # so one of a size that was named comes out
+            self._count(_elements(name, args) * dtype.itemsize)
+        else:  # one that is expanded takes no memory until something is done with it
+            times = math.prod(args[1]) if name in _REPEATING else 1
+            most = max(tensor.numel() * tensor.element_size() for tensor in tensors)
+            self._check(most * times)
+        return func(*args, **kwargs)
+
+    def _count(self, wanted: int) -> None:
+        """Takes a new tensor off what is left."""
+        self._check(wanted)
+        self.tensors_left -= 1
+        if wanted > _SMALL:  # small ones come and go
+            self.bytes_left -= wanted
+
+    def _check(self, wanted: int) -> None:
+        if wanted > self.bytes_left or self.tensors_left < 0:
+            asked = f"{wanted:,} bytes" if self.tensors_left >= 0 else "many more tensors"
+            raise ValueError(
+                f"it asks for {asked}, but the tensors of the save have {self.saved:,} bytes in "
+                f"{self.num_saved:,}: the JSON file was changed after it was written; take the "
+                "folder from where it was saved"
+            )
+
+
+def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
+    for part in args:
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, list | tuple):
+            yield from _tensors(part)
+
+
+def _elements(name: str, args: Sequence[Any]) -> int:
+    """How many elements an operation without tensors makes, by the numbers that it is given."""
+    for part in args:
+        if isinstance(part, list | tuple):
+            return math.prod(part)
+    numbers = [part for part in args if isinstance(part, int | float)]
+    if name.startswith("arange"):
+        start, end, step = {1: (0, *numbers, 1), 2: (*numbers, 1)}.get(len(numbers), numbers)
+        return int(abs((end - start) / (step or 1)))
+    return math.prod(part for part in numbers if isinstance(part, int))

@@ -1,0 +1,252 @@
+"""Arguments of public functions: malformed ones are refused at the call, in words; good ones pass.
+
+The signatures themselves are the table: what is malformed is made from each annotation, and every
+function, class and method that `dir(pv)` and its modules show is called with it.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from types import ModuleType, UnionType
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae._arguments import COUNT, Interval, _is_result, check_public, checked, kind_of
+
+NAN = math.nan
+MALFORMED: dict[Any, list[Any]] = {
+    int: ["3", 2.5, True, np.True_, NAN, 1j, [1], int, torch.tensor(2)],
+    float: ["0.1", True, NAN, 1j, [0.5], float, torch.tensor([0.5, 0.5])],
+    bool: ["no", 1, 0.0, bool],
+    str: [3, b"x", ["x"], str],
+}
+
+
+def modules() -> Iterator[ModuleType]:
+    """Public modules: those that `dir(pv)` shows."""
+    for name in dir(pv):
+        value = getattr(pv, name)
+        if isinstance(value, ModuleType):
+            yield value
+
+
+def public() -> dict[str, Callable[..., Any]]:
+    """Every public function, constructor and method by its name, once each."""
+    found: dict[str, Callable[..., Any]] = {}
+    for module in (pv, *modules()):
+        for name in getattr(module, "__all__", dir(module)):
+            value = getattr(module, name)
+            own = str(getattr(value, "__module__", "")).startswith(module.__name__)
+            if name.startswith("_") or not own or issubclass_of_tuple(value):
+                continue
+            if inspect.isfunction(value):
+                found[f"{value.__module__}.{name}"] = value
+            elif inspect.isclass(value) and not getattr(value, "_is_protocol", False):
+                found |= dict(methods(value))
+    return found
+
+
+def issubclass_of_tuple(value: object) -> bool:
+    """Named tuples are results: what they hold was checked before."""
+    return isinstance(value, type) and issubclass(value, tuple)
+
+
+def methods(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The constructor and the public methods that a class defines."""
+    for name, value in vars(cls).items():
+        constructor = name == "__init__" and not _is_result(cls)
+        if inspect.isfunction(value) and (constructor or not name.startswith("_")):
+            yield f"{cls.__module__}.{cls.__name__}.{name}", value
+
+
+PUBLIC = public()
+# scikit-learn's estimators keep what they are given, and check it when they are fitted.
+UNCHECKED = ("pyro_vae.sklearn.",)
+
+
+def cases() -> Iterator[tuple[str, str, Any]]:
+    """Function, argument and a malformed value, for annotations that are one plain type."""
+    for name, function in PUBLIC.items():
+        for parameter in inspect.signature(function).parameters.values():
+            union = isinstance(parameter.annotation, UnionType)
+            kinds = {*get_args(parameter.annotation)} if union else {parameter.annotation}
+            plain = kinds - {type(None)}
+            many = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if many or not plain or not plain <= MALFORMED.keys():
+                continue
+            for value in MALFORMED[min(plain, key=[float, int, bool, str].index)]:
+                if type(value) not in plain or value != value:
+                    yield name, parameter.name, value
+
+
+def refusal(function: Callable[..., Any], argument: str, value: Any) -> str:
+    """What is said to a malformed argument; empty if it was taken."""
+    first = [None] if "self" in inspect.signature(function).parameters else []
+    try:
+        function(*first, **{argument: value})
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def test_every_malformed_argument_is_refused() -> None:
+    """By name, with what was expected, what came and what to do, before anything else is seen."""
+    bad = [
+        (name, argument, value, text)
+        for name, argument, value in cases()
+        if not name.startswith(UNCHECKED)
+        for text in [refusal(PUBLIC[name], argument, value)]
+        if not (f"{argument} should be " in text and "; " in text)
+        and not (value != value and ", got " in text)  # a class may say it in its own words
+    ]
+    assert not bad, f"{len(bad)} of {len(list(cases()))}, such as {bad[:10]}"
+
+
+def test_the_signatures_are_many() -> None:
+    """What is looked at is the library: a twin of the test above that fails if it sees nothing."""
+    assert len(PUBLIC) > 300
+    assert len(list(cases())) > 1000
+
+
+@pytest.mark.parametrize("name", ["num_samples", "batch_size", "latent_dim", "seed", "memory"])
+def test_one_word_has_one_range(name: str) -> None:
+    """A number is refused below its range wherever the name stands."""
+    asked = [f for f in PUBLIC.values() if name in inspect.signature(f).parameters]
+    assert asked
+    for function in asked:
+        annotation = inspect.signature(function).parameters[name].annotation
+        if annotation in (int, float):
+            assert "should be" in refusal(function, name, annotation(-1)), function
+
+
+def test_defaults_are_in_range() -> None:
+    """The default of every argument passes its own check."""
+    for function in PUBLIC.values():
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.annotation in (int, float) and parameter.default is not parameter.empty:
+                default = np.array(parameter.default)[()]  # another object than the default
+                text = refusal(function, parameter.name, default)
+                assert f"{parameter.name} should be" not in text, function
+
+
+def answer(annotation: Any, value: Any, interval: Interval | None = None) -> Any:
+    """What a function of one argument gets to see."""
+
+    def function(argument: Any) -> Any:
+        return argument
+
+    function.__annotations__["argument"] = (
+        annotation if interval is None else Annotated[annotation, interval]
+    )
+    return checked(function)(argument=value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "expected"),
+    [
+        (int, np.int64(3), 3),
+        (int, np.uint8(3), 3),
+        (float, np.float32(0.5), 0.5),
+        (float, 2, 2.0),
+        (float, Fraction(1, 2), 0.5),
+        (float | int, 2, 2),
+        (bool, np.True_, True),
+        (tuple[int, ...], [4, np.int64(5)], (4, 5)),
+        (tuple[int, ...], (), ()),
+        (tuple[int, int] | None, [8, 8], (8, 8)),
+        (Sequence[int], np.array([0, 2]), [0, 2]),
+        (Sequence[int], torch.tensor([0, 2]), [0, 2]),
+        (Sequence[str], ("a", "b"), ("a", "b")),
+        (float | None, None, None),
+        (Literal["a", "b"], "b", "b"),
+    ],
+)
+def test_what_is_meant_is_taken(annotation: Any, value: Any, expected: Any) -> None:
+    """NumPy's numbers, whole numbers for others, and lists for tuples; each arrives as is asked."""
+    taken = answer(annotation, value)
+    assert taken == expected
+    assert type(taken) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Sequence[str], "abc"),
+        (Sequence[str], ["a", 3]),
+        (Sequence[int], [0.5]),
+        (Sequence[int], [True]),
+        (Sequence[int], {1, 2}),
+        (Sequence[int], torch.zeros(2, 2, dtype=torch.int64)),
+        (tuple[int, int], (1, 2, 3)),
+        (dict[str, int], [("a", 1)]),
+        (dict[str, int], {1: 1}),
+        (dict[str, int], {"a": 1.5}),
+        (Tensor, [1.0]),
+        (Tensor, np.ones(3)),
+        (torch.nn.Module, torch.nn.ReLU),
+        (torch.nn.Module | None, "relu"),
+        (Callable[..., Any], torch.nn.Linear),
+        (Callable[..., Any], None),
+        (type[torch.nn.Module], torch.nn.ReLU()),
+        (float, math.inf),
+        (float, 10**400),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(annotation: Any, value: Any) -> None:
+    """Strings are no sequences of names, truth values no numbers, classes no objects of theirs."""
+    with pytest.raises((TypeError, ValueError), match=r"argument should be .*, got .*; "):
+        answer(annotation, value)
+
+
+def test_a_range_of_its_own() -> None:
+    """An annotation may name another range than the argument's name does."""
+    assert answer(int, 2, Interval(2)) == 2
+    with pytest.raises(ValueError, match=r"a whole number of at least 2, got 1 \(int\)"):
+        answer(int, 1, Interval(2))
+
+
+def test_types_and_values_are_told_apart() -> None:
+    """A wrong type is a `TypeError`, a number out of range a `ValueError`."""
+    with pytest.raises(TypeError):
+        pv.ImportanceSampling("5")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_samples should be a whole number of at least 1"):
+        pv.encode(None, None, torch.ones(1, 1), num_samples=0)  # type: ignore[arg-type]
+
+
+def test_a_constructor_speaks_first() -> None:
+    """What a class says of a number out of range is more than what its name says."""
+    with pytest.raises(ValueError, match=r"DiagonalNormal\(\) has no correlations"):
+        pv.LowRankNormal(0)
+    with pytest.raises(TypeError, match="rank should be a whole number"):
+        pv.LowRankNormal("2")  # type: ignore[arg-type]
+
+
+def test_an_inherited_constructor_is_checked() -> None:
+    """It names the class that was called, not the one that the constructor is from."""
+    with pytest.raises(TypeError, match=r"^Gaussian: sigma should be"):
+        pv.likelihoods.Gaussian("a")  # type: ignore[arg-type]
+
+
+def test_a_function_without_the_check_is_caught() -> None:
+    """The wrong twin: what `check_public` does not reach takes anything, and is found out."""
+
+    def double(num_samples: int) -> int:
+        return 2 * num_samples
+
+    assert refusal(double, "num_samples", 0) == ""
+    assert "num_samples should be" in refusal(checked(double), "num_samples", 0)
+
+
+def test_wrapping_twice_changes_nothing() -> None:
+    """A module may be public under two names: the second finds the work done."""
+    before = pv.evidence.elbo
+    check_public(vars(pv.evidence))
+    assert pv.evidence.elbo is before
+    assert inspect.signature(pv.fit).parameters["num_epochs"].default == 50
+    assert kind_of(int, COUNT) is not None

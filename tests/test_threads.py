@@ -1,0 +1,98 @@
+"""Threads take turns at what belongs to the process; a process that is forked finds it free."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.randomness import ALONE
+
+Y = torch.linspace(-1.0, 1.0, 12).view(4, 3)
+
+
+def programs() -> tuple[Any, Any]:
+    """A model and a guide, in training mode."""
+    model = pv.models.VAE(pv.nets.MLPDecoder(2, 3, hidden=(4,)), pv.likelihoods.Gaussian(), 2)
+    guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(3, hidden=(4,))))
+    return model.train(), guide.train()
+
+
+def evaluated(model: Any, guide: Any) -> Tensor:
+    """Log p of every row."""
+    estimator = pv.ImportanceSampling(20, compile=False)
+    return pv.evaluate(model, guide, Y, estimator).log_marginal.value
+
+
+def answers(call: Callable[[], Tensor], threads: int, calls: int) -> list[Tensor]:
+    """What so many threads are answered."""
+    with ThreadPoolExecutor(threads) as pool:
+        return [done.result() for done in [pool.submit(call) for _ in range(calls)]]
+
+
+@pytest.mark.filterwarnings("ignore:log p.y. cannot be trusted")
+@pytest.mark.parametrize(
+    ("threads", "calls"),
+    [
+        (2, 6),
+        pytest.param(20, 60, marks=pytest.mark.slow),
+        pytest.param(100, 200, marks=pytest.mark.slow),
+    ],
+)
+def test_threads_are_answered_alike(threads: int, calls: int) -> None:
+    """The same bits as alone; modes, settings, handlers and streams stay as they were."""
+    model, guide = programs()
+    alone, stream = evaluated(model, guide), torch.get_rng_state()
+    for value in answers(lambda: evaluated(model, guide), threads, calls):
+        assert torch.equal(value, alone)
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert all(module.training for program in (model, guide) for module in program.modules())
+    assert not pyro.settings.get("module_local_params")
+    assert not pyro.poutine.runtime._PYRO_STACK
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_threads_do_not_meet(*, alone: bool) -> None:
+    """Nobody enters while another is inside; the wrong twin, where nobody waits, is told apart."""
+    both = threading.Barrier(2, timeout=0.5 if alone else 20)
+    met = []
+
+    def use() -> Tensor:
+        with pv.programs.evaluating() if alone else nullcontext():
+            try:
+                both.wait()  # passed only if both threads are here at once
+                met.append(True)
+            except threading.BrokenBarrierError:
+                met.append(False)
+        return Y
+
+    answers(use, 2, 2)
+    assert met == [not alone] * 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_does_not_wait() -> None:
+    """What another thread held when the process was forked is free in the child."""
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ALONE:
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if ALONE.acquire(timeout=20) else 1)
+    done.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
