@@ -24,6 +24,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from . import defaults, storage
+from ._arguments import check_public
 from ._types import ProgramLike
 from .data import Columns, Dataset, Scaling, from_frame, trained_on
 from .defaults import GUIDES, Architecture
@@ -331,3 +332,6 @@ def _unpacked(text: str | None) -> Int64[Tensor, " train"] | None:
     if text is None:
         return None
     return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype="<i8").astype(np.int64))
+
+
+check_public(globals())
