@@ -268,6 +268,24 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """The answer, for those who read nothing else: a sentence or two beside one picture.
+
+    Arguments:
+        text: What was found, what it costs, and what cannot be trusted.
+        figure: The picture that shows it, or None.
+    """
+
+    text: str
+    figure: Figure | None = None
+
+    def html(self) -> str:
+        """The words and the picture, beside one another where there is room."""
+        picture = "" if self.figure is None else self.figure.html()
+        return f'<div class="lead"><p>{escape(self.text)}</p>{picture}</div>'
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole page.
 
@@ -275,11 +293,13 @@ class Report:
         title: Its title.
         subtitle: What it is about.
         sections: What was found first, how to repeat it last; a glossary is put after them.
+        lead: The answer, in the first screen of the page.
     """
 
     title: str
     subtitle: str
     sections: Sequence[Section]
+    lead: Lead | None = None
 
     def html(self) -> str:
         """The page, as one text to be written in UTF-8."""
@@ -293,6 +313,7 @@ class Report:
             f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{_HEAD}'
             f"<title>{escape(self.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
             f"<header><h1>{escape(self.title)}</h1><p>{escape(self.subtitle)}</p>\n"
+            f"{'' if self.lead is None else self.lead.html()}\n"
             f'<nav aria-label="Contents"><ul>{links}</ul></nav></header>\n'
             f"<main>\n{body}\n</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
         )
@@ -361,6 +382,10 @@ p { margin: 0.6rem 0; max-width: 46rem; }
 header p { margin-top: 0.4rem; color: var(--soft); }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.3rem 1.4rem; margin: 1rem 0 0; padding: 0;
   list-style: none; font-size: 0.93rem; }
+.lead { display: grid; grid-template-columns: 1fr 1fr; gap: 0.5rem 1.5rem; align-items: center;
+  margin: 1.2rem 0; }
+.lead p { color: var(--ink); font-size: 1.12rem; }
+.lead figure { margin: 0; }
 .points { margin: 0.6rem 0; padding-left: 1.1rem; max-width: 46rem; }
 .points li { margin: 0.35rem 0; }
 .aside { padding: 0.6rem 0.9rem; border-left: 3px solid var(--line); background: var(--tint);
@@ -416,7 +441,7 @@ code { font-family: ui-monospace, "Liberation Mono", monospace; user-select: all
   h1 { font-size: 1.5rem; }
   th, td { padding: 0.4rem 0.55rem; }
   tbody th span { max-width: 7rem; }
-  .facts div { grid-template-columns: 1fr; } }
+  .facts div, .lead { grid-template-columns: 1fr; } }
 @media print {
   @page { margin: 16mm; }
   html { font-size: 10pt; }

@@ -234,9 +234,23 @@ def test_options_of_questions(
     assert len(arrival(monkeypatch, f"tables.{called}", [command, saved])["2"]) == 8
 
 
-def test_options_of_files(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_files(
+    saved: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Results go where they are told to, and places that cannot hold them are refused before."""
     out = tmp_path / "new" / "out.csv"
+    monkeypatch.setattr(
+        "pyro_vae.cli.reporting._report",
+        lambda about, *given: SimpleNamespace(html=lambda: f"{len(about.rows)}, {given[1]}"),
+    )
+    page = tmp_path / "page.html"
+    main(["report", saved, "--samples", "19", "--reference", "17", "--out", str(page)])
+    assert page.read_text().startswith("8, ReportChoice(samples=19, reference=17")
+    with pytest.raises(SystemExit, match="results are written as"):
+        main(["report", saved, "--out", "page.pdf"])
     every = {"embed": [], "impute": [], "outliers": ["--reference", "40"], "explain": []}
     for command, more in every.items():
         main([command, saved, *more, "--out", str(out)])
@@ -245,7 +259,7 @@ def test_options_of_files(saved: str, tmp_path: Path, capsys: pytest.CaptureFixt
             main([command, saved, "--out", "results.doc"])
     more = ["--reference", "40", "--out", str(out), "--false-discoveries"]
     main(["outliers", saved, *more, "0.25"])
-    assert "FalseDiscoveries(rate=0.25)" in capsys.readouterr().out
+    assert "a rate of 0.25 of false discoveries" in capsys.readouterr().out
 
 
 def test_options_of_draws(saved: str, tmp_path: Path) -> None:
@@ -312,6 +326,9 @@ LISTENED = {
         *("folder", "data", "--reference", "--false-discoveries", "--seed", "--quiet", "--out"),
     },
     "explain": {"folder", "data", "--seed", "--quiet", "--out"},
+    "report": {
+        *("folder", "data", "--samples", "--reference", "--seed", "--quiet", "--out"),
+    },
     "sample": {"folder", "-n", "--seed", "--quiet", "--out"},
     "describe": {*LOADED} - {"--likelihood"} | {"--quiet"},
 }

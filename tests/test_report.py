@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from conftest import SEED
 from pyro_vae import report
 from pyro_vae._types import Estimate
 from pyro_vae.comparisons import COLUMNS, Candidate, Comparison
-from pyro_vae.comparisons.reporting import report_of, save_report, title_of
+from pyro_vae.comparisons.reporting import last_rise, report_of, save_report, title_of
 from pyro_vae.formatting import plus_minus, typeset
 from pyro_vae.results import Doubt
 from tests.helpers.pages import Page
@@ -168,12 +169,43 @@ def test_figures_are_embedded(table: Comparison, page: Page) -> None:
     """Those of `plot()`, as PNG that decode to a picture of the size stated."""
     images = page.all("img")
     assert len(images) == len(table.pictures) == len(table.plot())
-    for image, png in zip(images, table.pictures.values(), strict=True):
+    # The one at the head of the page first, which is not shown again.
+    pictures = {"comparison": table.pictures["comparison"], **table.pictures}
+    for image, png in zip(images, pictures.values(), strict=True):
         data = base64.b64decode(image.attributes["src"].partition(",")[2], validate=True)
         assert data == png
         height, width, _ = matplotlib.image.imread(io.BytesIO(data)).shape
         assert int(image.attributes["width"]) == pytest.approx(width / 150 * 96, abs=1)
         assert int(image.attributes["height"]) == pytest.approx(height / 150 * 96, abs=1)
+
+
+def test_the_answer_leads(text: str) -> None:
+    """Which guide, what it costs, what cannot be trusted, how training ended; then the rest."""
+    lead = text[text.index('<div class="lead">') : text.index("<nav")]
+    for said in (
+        "Use &#x27;",
+        "log p = ",
+        "its inference costs",
+        "trusted for",
+        "Training ",
+        "<img",
+    ):
+        assert said in lead
+    assert text.index("<h1>") < text.index('<div class="lead">')
+
+
+@pytest.mark.parametrize(
+    ("elbo", "said"),
+    [
+        (np.linspace(-9, -3, 40), "had not settled: more epochs would help"),
+        (np.full(40, -3.0), "had settled"),
+        (-3 + np.exp(-np.arange(40.0)), "had settled"),
+        (np.array([-3.0, -2.0]), "too short to say"),
+    ],
+)
+def test_whether_training_had_settled(elbo: np.ndarray, said: str) -> None:
+    """By the rise over the last tenth of the epochs."""
+    assert said in last_rise(elbo)
 
 
 def test_findings_come_first(table: Comparison, text: str, page: Page) -> None:

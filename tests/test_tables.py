@@ -57,12 +57,13 @@ FIT = ["fit", "lab.csv", "--drop", "sample_id,date", "--epochs", "2", "--hidden"
 
 
 def test_the_path_of_a_new_user(file: Path) -> None:
-    """Embedding, outliers with p-values, an imputed csv, which latent does what."""
+    """Six commands: an embedding, p-values, a table without holes, latents explained, a page."""
     main([*FIT, "--out", "model"])
     main(["embed", "model", "lab.csv", "--quiet"])
     main(["outliers", "model", "lab.csv", "--reference", "60", "--quiet"])
     main(["impute", "model", "lab.csv", "--draws", "20", "--quiet"])
     main(["explain", "model", "lab.csv", "--out", "effects.csv", "--quiet"])
+    main(["report", "model", "lab.csv", "--samples", "40", "--reference", "60", "--quiet"])
     frame = laboratory()
     for name in ("embedding.csv", "outliers.csv"):
         assert [row["sample_id"] for row in rows_of(name)] == list(frame["sample_id"])
@@ -77,6 +78,9 @@ def test_the_path_of_a_new_user(file: Path) -> None:
     entries = rows_of("imputed_entries.csv")
     assert len(entries) == int(frame.isna().sum().sum())
     assert all(float(row["low"]) <= float(row["high"]) for row in entries)
+    page = Path("report.html").read_text()
+    assert page.index("latents carry the data") < page.index("<nav")
+    assert "S0003" in page
     assert {row["column"] for row in rows_of("effects.csv")} == set(frame) - {"sample_id", "date"}
 
 

@@ -27,6 +27,7 @@ from .options import (
     ModelChoice,
     OutliersChoice,
     Question,
+    ReportChoice,
     Run,
     SampleChoice,
     add,
@@ -40,6 +41,7 @@ from .questions import (
     impute_rows,
     sample_saved,
 )
+from .reporting import write_report
 from .training import compare_guides, describe_data, fit_guide
 
 __all__ = ["COMMANDS", "main", "parser"]
@@ -140,6 +142,16 @@ examples:
 examples:
   pyro-vae explain model
   pyro-vae explain model measurements.csv --out effects.png
+""",
+    ),
+    "report": (
+        write_report,
+        (Question, ReportChoice, Run),
+        "all of these on one page, the answer first",
+        """\
+examples:
+  pyro-vae report model                      held-out part of the data it was trained on
+  pyro-vae report model new.csv --reference 200 --out report.html
 """,
     ),
     "sample": (

@@ -17,6 +17,7 @@ from ..report import (
     Facts,
     Figure,
     Heading,
+    Lead,
     Points,
     Report,
     Section,
@@ -43,6 +44,8 @@ from .results import Difference, GuideResult
 if TYPE_CHECKING:
     from .comparison import Comparison
 
+_LEADING = "comparison"  # the picture at the head of the page
+_SETTLED = 0.05  # nats per datum, in a tenth of all epochs: a smaller rise is of no use to anybody
 _LONGEST_FACT = 240  # letters; what is longer is in run.json
 _SAID_ELSEWHERE = {"command", "progress", "seed", "train_model"}
 
@@ -63,12 +66,44 @@ def report_of(tables: "Mapping[str, Comparison]") -> Report:
     findings = [block for part in tables.items() for block in _found(*part)]
     sections = [
         Section("What was found", [*findings, Text(_errors(first))]),
-        *(Section(title, _details(table)) for title, table in tables.items()),
+        *(Section(title, _details(table, leads=table is first)) for title, table in tables.items()),
         Section("To repeat it", _repeat(tables)),
     ]
     guides = ", ".join(first.results)
     data = first.about.get("data set", f"{len(first.test[0])} held-out rows")
-    return Report("Guides side by side", f"{guides}. Data: {data}.", sections)
+    return Report("Guides side by side", f"{guides}. Data: {data}.", sections, _lead(first))
+
+
+def _lead(table: "Comparison") -> Lead:
+    """Which guide to use, what it costs, what cannot be trusted, and whether training settled."""
+    ranked = max(table.rows(), key=lambda row: row.number("log_p" if _trained(table) else "elbo"))
+    best = table.results[ranked.guide]
+    size, doubted = len(best.means), best.untrusted[0]
+    said = [
+        f"Use '{ranked.guide}': its model gives held-out data log p = {ranked.estimate('log_p')} "
+        f"nats per datum, and its inference costs {best.gap.mean.inference} of them."
+        if _trained(table)
+        else f"Use '{ranked.guide}': its inference costs least, {best.gap.mean.inference} nats "
+        "per datum.",
+        f"Log p cannot be trusted for {doubted} of {size} data{_why(best)}."
+        if doubted
+        else f"Log p can be trusted for all {size} data, for all that can be seen.",
+        last_rise(best.fit.history.elbo),
+    ]
+    picture = _figure(_LEADING, table.pictures[_LEADING], ", ".join(table.results))
+    return Lead(typeset_numbers(" ".join(said)), picture)
+
+
+def last_rise(elbo: Any) -> str:
+    """Whether training had settled: by how much its ELBO still rose at the end."""
+    last = max(1, len(elbo) // 10)
+    if len(elbo) < 3 * last:
+        return "Training was too short to say whether it had settled."
+    rise = float(elbo[-last:].mean() - elbo[-2 * last : -last].mean())
+    noise = float(elbo[-2 * last :].std()) / last**0.5
+    settled = rise <= max(_SETTLED, 2 * noise)
+    verdict = "had settled" if settled else "had not settled: more epochs would help"
+    return f"Training {verdict} (its ELBO moved by {rise:+.2f} nats over the last tenth of epochs)."
 
 
 def _trained(table: "Comparison") -> bool:
@@ -83,15 +118,15 @@ def _found(title: str, table: "Comparison") -> list[Block]:
 def _verdict(table: "Comparison") -> list[tuple[str, str]]:
     """The lines of the verdict, each with the guide that it is about, if it is about one."""
     points = []
-    for line in _typeset(table.verdict).splitlines():
+    for line in typeset_numbers(table.verdict).splitlines():
         names = [f"{name}:" for name in table.results if line.startswith(f"{name}: ")]
         subject = max(names, key=len, default="")
         points.append((subject, line.removeprefix(subject).lstrip()))
     return points
 
 
-def _typeset(text: str) -> str:
-    """With the signs of print in place of those of a terminal."""
+def typeset_numbers(text: str) -> str:
+    """With the minus signs of print in place of those of a terminal."""
     return re.sub(r"(?<=[ (])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
@@ -165,7 +200,8 @@ def _errors(table: "Comparison") -> str:
     )
 
 
-def _details(table: "Comparison") -> list[Block]:
+def _details(table: "Comparison", *, leads: bool) -> list[Block]:
+    """All of a comparison, but for the picture that is at the head of the page."""
     ceiling = table.rows()[0].number("ceiling")
     tables = [
         _table(
@@ -189,7 +225,11 @@ def _details(table: "Comparison") -> list[Block]:
     return [
         Text(_scope(table)),
         *tables,
-        *(_figure(*pair, names) for pair in table.pictures.items()),
+        *(
+            _figure(name, picture, names)
+            for name, picture in table.pictures.items()
+            if not (leads and name == _LEADING)
+        ),
     ]
 
 

@@ -315,6 +315,10 @@ def _draw_reference(
     ax: "Axes", value: NDArray[Any], held: NDArray[Any], flags: NDArray[Any]
 ) -> None:
     look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4, "density": True}
+    # Further out than the reference is wide, data stand at the edge: one would flatten the rest.
+    edge = 2 * float(held.min()) - float(held.max()) - 1
+    beyond = int((value < edge).sum())
+    value = np.maximum(value, edge)
     ax.hist(held, bins=_BINS, color="0.8", label="reference", **look)
     top = ax.get_ylim()[1]
     for chosen, colour, label in (
@@ -323,7 +327,8 @@ def _draw_reference(
     ):
         ends: dict[str, Any] = {"colors": colour, "linewidth": 0.9, "label": label}
         ax.vlines(value[chosen], -0.12 * top, -0.02 * top, **ends)
-    without_box(ax).set(xlabel="log p(y) (nats)", yticks=[], ylim=(-0.14 * top, 1.05 * top))
+    more = f"; {beyond} further out, at the edge" if beyond else ""
+    without_box(ax).set(xlabel=f"log p(y) (nats{more})", yticks=[], ylim=(-0.14 * top, 1.05 * top))
     legend_above(ax, ax.get_legend_handles_labels()[0])
 
 

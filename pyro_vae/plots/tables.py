@@ -76,10 +76,10 @@ def plot_effects(
     ax.set_xticks(np.arange(len(names)), names, rotation=45, ha="right", fontsize="small")
     for (column, latent), value in np.ndenumerate(shown):
         colour = "white" if abs(value) > 0.7 * _FULL else "black" if abs(value) >= 0.2 else "0.6"
-        said = with_minus(f"{round(value, 1) + 0.0:+.1f}")
+        said = with_minus(f"{round(value, 1) + 0.0:+.{int(abs(value) < 10)}f}")
         place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
         ax.text(column, latent, said, color=colour, **place)
-    label = "change of the column over the range\nof the latent (sd, or probability)"
+    label = "change (sd, or probability)"
     bar = ax.figure.colorbar(image, ax=ax, extend="both", shrink=0.9)
     bar.set_label(label, fontsize="small")
     return ax

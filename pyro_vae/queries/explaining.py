@@ -53,6 +53,12 @@ class Explanation(Result):
         """Names of the latents, the most informative first."""
         return self.traversal.names
 
+    @property
+    def telling(self) -> list[int]:
+        """Places of the latents that say something of the data."""
+        nats = self.traversal.information.value.tolist()
+        return [place for place, nat in enumerate(nats) if not nat < _SILENT]
+
     def strongest(self, latent: int) -> list[int]:
         """Positions of the columns that a latent moves most, those it hardly moves left out."""
         sizes = self.effect[latent].abs()
@@ -61,8 +67,7 @@ class Explanation(Result):
 
     def summary(self) -> str:
         """A line for each latent that says something: its information, and what it moves."""
-        nats = self.traversal.information.value.tolist()
-        told = [place for place, nat in enumerate(nats) if not nat < _SILENT]
+        told = self.telling
         lines = [
             f"{self.traversal.labels[place]}: "
             + ("; ".join(self._moved(place)) or "moves no column by itself")

@@ -75,6 +75,9 @@ class FalseDiscoveries:
     def __post_init__(self) -> None:
         _check_rate(self.rate)
 
+    def __str__(self) -> str:
+        return f"a rate of {self.rate:.2g} of false discoveries"
+
     def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Flags the data up to the last one below its line."""
         ordered = p_values.double().sort().values
@@ -102,6 +105,9 @@ class FalseAlarms:
 
     def __post_init__(self) -> None:
         _check_rate(self.rate)
+
+    def __str__(self) -> str:
+        return f"a rate of {self.rate:.2g} of false alarms"
 
     def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Flags tail probabilities up to the rate."""
