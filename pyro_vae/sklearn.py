@@ -39,6 +39,7 @@ from .evidence import ImportanceSampling, LogMarginal, Widened, log_marginal_lik
 from .evidence.estimates import Estimator, posterior_means
 from .guides import Family
 from .likelihoods import Likelihood, Mixed
+from .tables import TableVAE
 from .training import Fit, adam_with, fit
 
 # A fifth wider than the trained posterior, whose tails are too light: on iris no row is unreliable
@@ -95,6 +96,8 @@ class VAE(
 
     Attributes:
         model_: The Pyro program; `guide_`: its amortized posterior. Both are of standardized rows.
+        table_: The same as a :class:`pyro_vae.TableVAE`, which also imputes, finds outliers and
+            explains: `vae.table_.impute(X).completed()`, `vae.table_.explain(X)`.
         columns_: What the columns are; `center_`: what is subtracted from them; `scale_`: what they
             are divided by.
         latent_dim_: Entries of z.
@@ -334,9 +337,10 @@ class VAE(
         likelihood = copy.deepcopy(self.likelihood)
         sizes = defaults.Architecture(self.latent_dim, self.hidden, self.seed_, likelihood)
         self.latent_dim_, _ = sizes.of(dataset)
-        self.model_ = defaults.vae(dataset, sizes)
-        family = copy.deepcopy(self.family)
-        self.guide_ = defaults.guide(self.model_, dataset, sizes, family=family)
+        self.table_ = TableVAE.of(dataset, sizes, family=copy.deepcopy(self.family))
+        self.table_.dataset = None  # rows are no part of an estimator
+        self.table_.holes = self._sees_holes
+        self.model_, self.guide_ = self.table_.model, self.table_.guide
 
     def _trained(self, rows: Tensor) -> tuple[Any, int]:
         train, held_out = rows, None

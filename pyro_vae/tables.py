@@ -128,7 +128,9 @@ class TableVAE:
             ValueError: If a column is missing or unknown, or an entry is none of its column's.
         """
         if data is not None:
-            return self.units.encode(data)
+            weights = [part for part in self.model.parameters() if part.is_floating_point()]
+            dtype = weights[0].dtype if weights else torch.get_default_dtype()
+            return self.units.encode(data, dtype=dtype)
         if self.dataset is None:
             raise ValueError("a loaded model has no rows of its own: pass a table")
         return self.dataset.test

@@ -84,6 +84,21 @@ def test_the_path_of_a_new_user(file: Path) -> None:
     assert {row["column"] for row in rows_of("effects.csv")} == set(frame) - {"sample_id", "date"}
 
 
+@pytest.mark.filterwarnings("ignore:log p.* cannot be trusted", "ignore:the log density of")
+def test_the_path_through_scikit_learn() -> None:
+    """Words, categories and holes in; the same object answers the other questions."""
+    frame = laboratory().drop(columns=["sample_id", "date"])
+    vae = pv.sklearn.VAE(max_epochs=2, hidden=(8,), random_state=0).fit(frame)
+    embedding = vae.transform(frame)
+    np.testing.assert_allclose(vae.table_.embed(frame), embedding)
+    assert vae.table_.outliers(frame, 60, progress=False).most_extreme(1).tolist() == [3]
+    filled = vae.table_.impute(frame, 20, progress=False).completed()
+    assert not filled.isna().any().any()
+    known = frame.notna()
+    pd.testing.assert_frame_equal(filled[known], frame[known], rtol=1e-12, check_dtype=False)
+    assert "nats" in vae.table_.explain(frame).summary()
+
+
 @pytest.mark.slow
 def test_twelve_lines_of_python(file: Path) -> None:
     """The same, with the date as a time."""

@@ -185,12 +185,14 @@ class Scaling:
         """Whether the entries have names."""
         return self.feature_names is not None
 
-    def encode(self, data: Any) -> Float[Tensor, "rows *datum"]:
+    def encode(
+        self, data: Any, *, dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "rows *datum"]:
         """Rows as the model has them."""
         y = torch.as_tensor(data, dtype=torch.float64)
         if self.center is not None and self.scale is not None:
             y = (y - self.center) / self.scale
-        return y.to(torch.get_default_dtype())
+        return y.to(dtype or torch.get_default_dtype())
 
     def decode(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, "rows *datum"]:
         """Rows in the data's own units."""
