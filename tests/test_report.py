@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from conftest import SEED
 from pyro_vae import report
 from pyro_vae._types import Estimate
 from pyro_vae.comparisons import COLUMNS, Candidate, Comparison
-from pyro_vae.comparisons.reporting import last_rise, report_of, save_report, title_of
+from pyro_vae.comparisons.reporting import report_of, save_report, title_of
 from pyro_vae.formatting import plus_minus, typeset
 from pyro_vae.results import Doubt
 from tests.helpers.pages import Page
@@ -192,20 +191,6 @@ def test_the_answer_leads(text: str) -> None:
     ):
         assert said in lead
     assert text.index("<h1>") < text.index('<div class="lead">')
-
-
-@pytest.mark.parametrize(
-    ("elbo", "said"),
-    [
-        (np.linspace(-9, -3, 40), "had not settled: more epochs would help"),
-        (np.full(40, -3.0), "had settled"),
-        (-3 + np.exp(-np.arange(40.0)), "had settled"),
-        (np.array([-3.0, -2.0]), "too short to say"),
-    ],
-)
-def test_whether_training_had_settled(elbo: np.ndarray, said: str) -> None:
-    """By the rise over the last tenth of the epochs."""
-    assert said in last_rise(elbo)
 
 
 def test_findings_come_first(table: Comparison, text: str, page: Page) -> None:

@@ -118,7 +118,7 @@ def _answer(log_p: LogMarginal, found: Outliers, told: Explanation, notes: Any) 
         f"Half of the rows have a log p above {float(log_p.value.median()):.2f} nats, in the "
         "data's own units.",
         trust,
-        str(notes.get("settled", "")),
+        f"Training: {notes['converged']}." if "converged" in notes else "",
     ]
     return typeset_numbers(" ".join(said))
 
@@ -221,7 +221,7 @@ def _repeat(notes: Any, command: str) -> list[Block]:
 
 def _figure(ax: Any, size: Sequence[float]) -> "Drawing":
     drawing: Drawing = ax.figure
-    drawing.set_size_inches(*size)
+    drawing.set_size_inches(size[0], size[1])
     return drawing
 
 

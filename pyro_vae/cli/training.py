@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import defaults, storage
 from ..comparisons import Comparison, compare
 from ..comparisons.comparison import require_place
-from ..comparisons.reporting import last_rise, title_of
+from ..comparisons.reporting import title_of
 from ..data import Augmented, Dataset, FixedDraw, Redrawn
 from ..data.sets import SETS, table_of, without, worded
 from ..data.tables import describe
@@ -82,7 +82,7 @@ def fit_guide(
     run.say(result.summary())
     if choice.out is not None:
         about = {**_notes(which, how, run, command, dataset), "training": result.summary()}
-        about["settled"] = last_rise(result.history.elbo)
+        about["converged"] = result.promise
         vae.save(choice.out, about)
         run.say(f"wrote {choice.out}/")
     if result.stopped == "interrupted":

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from .comparison import Comparison
 
 _LEADING = "comparison"  # the picture at the head of the page
-_SETTLED = 0.05  # nats per datum, in a tenth of all epochs: a smaller rise is of no use to anybody
 _LONGEST_FACT = 240  # letters; what is longer is in run.json
 _SAID_ELSEWHERE = {"command", "progress", "seed", "train_model"}
 
@@ -88,22 +87,10 @@ def _lead(table: "Comparison") -> Lead:
         f"Log p cannot be trusted for {doubted} of {size} data{_why(best)}."
         if doubted
         else f"Log p can be trusted for all {size} data, for all that can be seen.",
-        last_rise(best.fit.history.elbo),
+        f"Training: {best.fit.promise}.",
     ]
     picture = _figure(_LEADING, table.pictures[_LEADING], ", ".join(table.results))
     return Lead(typeset_numbers(" ".join(said)), picture)
-
-
-def last_rise(elbo: Any) -> str:
-    """Whether training had settled: by how much its ELBO still rose at the end."""
-    last = max(1, len(elbo) // 10)
-    if len(elbo) < 3 * last:
-        return "Training was too short to say whether it had settled."
-    rise = float(elbo[-last:].mean() - elbo[-2 * last : -last].mean())
-    noise = float(elbo[-2 * last :].std()) / last**0.5
-    settled = rise <= max(_SETTLED, 2 * noise)
-    verdict = "had settled" if settled else "had not settled: more epochs would help"
-    return f"Training {verdict} (its ELBO moved by {rise:+.2f} nats over the last tenth of epochs)."
 
 
 def _trained(table: "Comparison") -> bool:

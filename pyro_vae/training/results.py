@@ -112,10 +112,11 @@ class Fit(Result):
             f"{self.stopped} after {epochs} epochs and {self.history.seconds[-1]:.1f} s; "
             f"training ELBO {self.history.elbo[-1]:.3f} nats per datum; "
             f"kept epoch {self.best_epoch}"
-            f"{holes}{self._rounded()}; {self._promise()}"
+            f"{holes}{self._rounded()}; {self.promise}"
         )
 
-    def _promise(self) -> str:
+    @property
+    def promise(self) -> str:
         """Whether it has converged, in words."""
         if self.remaining is None:
             return "too few epochs to tell whether it has converged"
