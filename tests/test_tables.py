@@ -15,6 +15,7 @@ import pyro_vae as pv
 from pyro_vae import queries
 from pyro_vae.cli import main
 from pyro_vae.data import Columns, Time, trained_on
+from pyro_vae.sklearn import VAE
 
 UNITS = (1.0, 1e5, 1e-3, 1e-6, 300.0, 7.0, 1e3, 0.1, 40.0)
 """Scales of nine measurements: degrees, pascals, kilograms and so on."""
@@ -88,7 +89,7 @@ def test_the_path_of_a_new_user(file: Path) -> None:
 def test_the_path_through_scikit_learn() -> None:
     """Words, categories and holes in; the same object answers the other questions."""
     frame = laboratory().drop(columns=["sample_id", "date"])
-    vae = pv.sklearn.VAE(max_epochs=2, hidden=(8,), random_state=0).fit(frame)
+    vae = VAE(max_epochs=2, hidden=(8,), random_state=0).fit(frame)
     embedding = vae.transform(frame)
     np.testing.assert_allclose(vae.table_.embed(frame), embedding)
     assert vae.table_.outliers(frame, 60, progress=False).value[3] <= 0.05
