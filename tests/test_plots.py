@@ -104,7 +104,7 @@ def test_curves_are_the_numbers_given(ax: Axes) -> None:
     assert [line.get_linestyle() for line in ax.lines] == ["-", "--", "-"]
     assert training.get_color() == held_out.get_color() != other.get_color()
     assert legend(ax) == ["amortized", "global", "training", "validation"]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "ELBO (nats a datum)")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "ELBO (nats per datum)")
 
 
 @pytest.mark.parametrize("curve", [BareCurve, Curve], ids=["no attribute", "None"])
@@ -381,7 +381,7 @@ def test_estimates_are_where_they_belong(ax: Axes) -> None:
     assert texts(ax.get_yticklabels()) == ["amortized", "global"]
     assert ax.yaxis_inverted()  # the first guide on top
     assert legend(ax) == ["ELBO", "log p"]
-    assert ax.get_xlabel() == "nats a datum (± 1 standard error)"
+    assert ax.get_xlabel() == "nats per datum (± 1 standard error)"
 
 
 @pytest.mark.parametrize(

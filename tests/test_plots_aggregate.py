@@ -84,7 +84,7 @@ def test_bars_are_sorted_and_stacked(ax: Axes) -> None:
         "latent 0",
     ]
     assert legend(ax) == ["information", "off the prior", uses[1], uses[2], uses[0]]
-    assert ax.get_ylabel() == "rate (nats a datum)"
+    assert ax.get_ylabel() == "rate (nats per datum)"
 
 
 def test_unknown_rates_leave_the_markers(ax: Axes) -> None:

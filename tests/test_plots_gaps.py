@@ -55,7 +55,7 @@ def test_parts_stand_end_to_end(ax: Axes) -> None:
         "0.125 ± 0.013 + 0.0600 ± 0.0020",
         "0.130 ± 0.010 + \N{MINUS SIGN}0.02",
     ]
-    assert "nats a datum" in ax.get_xlabel()
+    assert "nats per datum" in ax.get_xlabel()
 
 
 def test_errors_are_drawn_at_the_ends(ax: Axes) -> None:

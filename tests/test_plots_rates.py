@@ -50,8 +50,8 @@ def test_points_and_errors(ax: Axes) -> None:
     assert [text.get_text() for text in ax.texts][:3] == ["β = 0.5", "1", "4\N{EN DASH}8"]
     assert legend(ax) == ["training", "held out"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == (
-        "rate (nats a datum)",
-        "distortion (nats a datum)",
+        "rate (nats per datum)",
+        "distortion (nats per datum)",
     )
 
 

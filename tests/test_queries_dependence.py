@@ -1,6 +1,7 @@
 """Dependence between features: closed forms of the normal, each with a twin."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -189,3 +190,18 @@ def test_bad_input() -> None:
         dependence(vae(), names=["a"])
     with pytest.raises(ValueError, match="pass data="):
         dependence(program)
+
+
+@pytest.mark.parametrize("measure", [Correlation(100), RankCorrelation(100)])
+def test_codes_of_categories_are_no_numbers(measure: Any) -> None:
+    """Their correlation is nan, with a warning that names them; mutual information is not."""
+    kinds = {"w": pv.data.Categories(("a", "b", "c")), "x": pv.data.Real(), "n": pv.data.Count()}
+    frame = {"w": ["a", "b", "c"] * 3, "x": [0.5, 1.0, 2.0] * 3, "n": [0, 1, 4] * 3}
+    model = pv.TableVAE.of(pv.data.from_frame(frame, kinds=kinds)).model
+    with pytest.warns(UserWarning, match=r"\['w'\] are categories .*MutualInformation"):
+        found = dependence(model, measure=measure, names=list(frame)).estimate
+    assert found.value[0].isnan().all()
+    assert found.value[:, 0].isnan().all()
+    assert bool(found.value[1, 2].isfinite())
+    few = MutualInformation(num_samples=20, num_latents=20, num_replicates=2)
+    assert bool(dependence(model, measure=few, names=list(frame)).estimate.value[0, 1].isfinite())

@@ -186,7 +186,7 @@ def test_the_answer_leads(text: str) -> None:
         "log p = ",
         "its inference costs",
         "trusted for",
-        "Training ",
+        "Training: ",
         "<img",
     ):
         assert said in lead

@@ -207,6 +207,11 @@ class Column:
         """A column: its kind from all rows, what is estimated from some."""
         if raw.missing.all():
             raise ValueError(f"column '{name}' has no entry that was observed: {drop_it(name)}")
+        if kind is not None and not (isinstance(kind, Kind) or kind in KINDS.values()):
+            raise TypeError(
+                f"kinds says that column '{name}' is {kind!r}; expected a kind, such as "
+                f"pv.data.Count: there are {', '.join(KINDS)}"
+            )
         chosen = kind_of(name, raw).kind if kind is None else kind
         if isinstance(chosen, type):
             chosen = chosen.learn(name, raw, rows)

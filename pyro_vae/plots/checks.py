@@ -53,7 +53,7 @@ def plot_pareto_k(
         The axes. Its first lines are the guides', in order.
 
     Raises:
-        ValueError: If there is no guide, or k is not one number a datum.
+        ValueError: If there is no guide, or k is not one number per datum.
 
     References:
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)

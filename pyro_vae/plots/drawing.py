@@ -65,7 +65,7 @@ def style(number: int, colours: Sequence[str] = GUIDE_COLOURS) -> dict[str, Any]
 
 
 def handles(names: Iterable[str]) -> list[Any]:
-    """Entries of a legend, one a guide."""
+    """Entries of a legend, one per guide."""
     from matplotlib.lines import Line2D
 
     return [

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def plot_comparison(
     rows: Mapping[str, Mapping[str, tuple[Number, Number]]], *, ax: "Axes | None" = None
 ) -> "Axes":
-    r"""Draws one line a guide, with a dot and an error bar for each quantity, and the numbers.
+    r"""Draws one line per guide, with a dot and an error bar for each quantity, and the numbers.
 
     A guide that is far worse than the others sets the scale, and hides both the error bars and the
     differences among the rest: the numbers at the right still tell them. Bars are one standard
@@ -63,7 +63,7 @@ def plot_comparison(
         pairs = [row[quantity] for row in numbers.values() if quantity in row]
         _draw_estimates(ax, np.array(places), pairs, {"label": quantity, **style(number)})
     ax.set_yticks(range(len(numbers)), labels=list(numbers))
-    ax.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="nats a datum (± 1 standard error)")
+    ax.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="nats per datum (± 1 standard error)")
     ax.grid(axis="x", color="0.9")
     ax.set_axisbelow(True)
     legend_above(ax, handles(quantities))
@@ -106,7 +106,7 @@ def plot_gaps(
     Arguments:
         parts: For each guide the parts by name, in order (as "approximation" and "amortization"),
             each an :class:`~pyro_vae.Estimate` or another pair of value and standard error, in
-            nats a datum. An error may be nan and has no bar then.
+            nats per datum. An error may be nan and has no bar then.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -131,7 +131,7 @@ def plot_gaps(
         starts = starts + np.array(pairs)[:, 0]
     _write_numbers(ax, list(numbers.values()))
     ax.set_yticks(range(len(numbers)), labels=list(numbers))
-    ax.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="gap (nats a datum, ± 1 standard error)")
+    ax.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="gap (nats per datum, ± 1 standard error)")
     ax.axvline(0.0, color="0.25", linewidth=0.8)
     legend_above(ax, ax.get_legend_handles_labels()[0])
     return without_box(ax)
@@ -176,7 +176,7 @@ def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None"
         The axes. Its first lines are the guides', in order.
 
     Raises:
-        ValueError: If there is no guide, or the gaps are not one finite number a datum.
+        ValueError: If there is no guide, or the gaps are not one finite number per datum.
 
     References:
         | Methods of Measuring the Concentration of Wealth (Lorenz, 1905)

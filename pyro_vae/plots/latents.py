@@ -38,7 +38,7 @@ def plot_latent_plane(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Scatters the posterior means of two latents, one panel a guide, all on the same scale.
+    """Scatters the posterior means of two latents, one panel per guide, all on the same scale.
 
     The circles are one and two standard deviations of the prior N(0, I), which hold 39% and 86% of
     its draws. Means crowded at the centre tell of a posterior that ignores the data; means far
@@ -158,13 +158,13 @@ def plot_aggregated_marginals(
     names: Sequence[str] | None = None,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws histograms of the aggregated posterior over those of the prior, one panel a latent.
+    """Draws histograms of the aggregated posterior over those of the prior, one panel per latent.
 
     Where the prior has mass and the aggregated posterior has none, the model generates from what
     it has not learnt; where it is the other way around, it never generates what it has.
 
     Arguments:
-        aggregate: Draws of q(z), one a datum, `(draws, latents)`; any number of them.
+        aggregate: Draws of q(z), one per datum, `(draws, latents)`; any number of them.
         prior: Draws of p(z), `(draws, latents)`.
         mismatch: Divergence of each latent and its error, `(latents,)` each, in nats, as
             `marginal_divergences` returns them: written over the panels.
@@ -333,7 +333,7 @@ def plot_collapse(
     labels = np.array(_names(names, len(uses)))[order]
     small = "small" if len(uses) <= 12 else "xx-small"
     ax.set_xticks(range(len(order)), labels=labels, rotation=90, fontsize=small)
-    ax.set_ylabel("rate (nats a datum)")
+    ax.set_ylabel("rate (nats per datum)")
     parts = ax.get_legend_handles_labels()[0]
     legend_above(ax, [*parts, *_mark_uses(ax, [uses[latent] for latent in order])])
     return without_box(ax)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class LearningCurve(Protocol):
     """What one training run leaves: arrays over the epochs.
 
-    An attribute `validation_elbo`, `(epochs,)` in nats a datum and nan where it was not evaluated,
-    is drawn too where there is one that is not `None`.
+    An attribute `validation_elbo`, `(epochs,)` in nats per datum and nan where it was not
+    evaluated, is drawn too where there is one that is not `None`.
     """
 
     @property
@@ -39,13 +39,13 @@ class LearningCurve(Protocol):
 
     @property
     def elbo(self) -> Array:
-        """Training ELBO, `(epochs,)`, in nats a datum."""
+        """Training ELBO, `(epochs,)`, in nats per datum."""
 
 
 def plot_learning_curves(
     curves: Mapping[str, LearningCurve], *, ax: "Axes | None" = None
 ) -> "Axes":
-    """Draws the ELBO against the epoch: training solid, validation dashed, a colour a guide.
+    """Draws the ELBO against the epoch: training solid, validation dashed, a colour per guide.
 
     The first epochs are often lower by orders of magnitude and would flatten all that follows. The
     vertical axis therefore starts at the lowest of, over all curves, the 5% quantile of the
@@ -54,7 +54,7 @@ def plot_learning_curves(
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps
-            `validation_elbo`, each `(epochs,)`; ELBOs in nats a datum.
+            `validation_elbo`, each `(epochs,)`; ELBOs in nats per datum.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -70,14 +70,14 @@ def plot_learning_curves(
         >>> curve = SimpleNamespace(epoch=np.arange(3), elbo=np.array([-900.0, -25.0, -20.0]))
         >>> ax = plot_learning_curves({"amortized": curve}, ax=Figure().subplots())
         >>> ax.get_ylabel()
-        'ELBO (nats a datum)'
+        'ELBO (nats per datum)'
     """
     traces = {name: _traces(name, curve) for name, curve in at_least_one(curves).items()}
     ax = axes_or_new(ax, (6.4, 4.0))
     for number, pair in enumerate(traces.values()):
         _draw(ax, pair, number)
     _limit_elbo(ax, [trace.elbo for trace in chain.from_iterable(traces.values())])
-    ax.set(xlabel="epoch", ylabel="ELBO (nats a datum)")
+    ax.set(xlabel="epoch", ylabel="ELBO (nats per datum)")
     ax.locator_params(axis="x", integer=True)
     legend_above(ax, _legend_entries(traces))
     return without_box(ax)
@@ -262,7 +262,7 @@ def plot_rate_distortion(
             :class:`~pyro_vae.Estimate` or another pair of values and errors, `(betas,)`, in nats a
             datum. Bars are one error to each side. The betas are written beside the first.
         information: That of the first curve, values and errors.
-        entropy: That of the data of the first curve, in nats a datum, if known. The region that
+        entropy: That of the data of the first curve, in nats per datum, if known. The region that
             it forbids is drawn where it is within the axes.
         ax: Where to draw; a new pyplot figure by default.
 
@@ -298,7 +298,7 @@ def plot_rate_distortion(
         entries += _shade(ax, entropy)
     _write_betas(ax, weights, first)
     _draw_lines(ax, -np.inf if entropy is None else entropy)
-    ax.set(xlabel="rate (nats a datum)", ylabel="distortion (nats a datum)")
+    ax.set(xlabel="rate (nats per datum)", ylabel="distortion (nats per datum)")
     legend_above(ax, entries)
     return without_box(ax)
 

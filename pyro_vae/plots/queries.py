@@ -41,7 +41,7 @@ def plot_traversal(
     names: Sequence[str] | None = None,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws what the decoder makes of each latent over its range, a row or a panel a latent.
+    """Draws what the decoder makes of each latent over its range, a row or a panel per latent.
 
     Arguments:
         decoded: Means of p(y | z), `(latents, steps, *datum)`, as
@@ -131,7 +131,7 @@ def plot_imputation(
         draws: Completed data, `(samples, rows, *datum)`: :attr:`pyro_vae.queries.Imputation.draws`.
         truth: What the entries were, where it is known.
         image_shape: Height and width of an image: the data, the mean of the draws and three of
-            them, in rows. `None` draws a panel a row: observed entries, and the median of the
+            them, in rows. `None` draws a panel per row: observed entries, and the median of the
             draws with a line over the middle 95% of them.
         names: Names of the features, for data that are no images.
         labels: Names of the rows of data; their positions by default.

@@ -308,7 +308,7 @@ def conditional_density(
         column: Which feature, by position (over all axes of a datum) or by name.
         grid: Where to evaluate it; by default 201 points over the range of draws of it, or the
             whole numbers in that range if the draws are whole.
-        estimator: Draws of latents a row, at least 30, and the proposal.
+        estimator: Draws of latents per row, at least 30, and the proposal.
         names: Names of the columns.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the draws.

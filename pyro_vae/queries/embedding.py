@@ -39,7 +39,7 @@ def encode(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        num_samples: Draws a datum; `None` for the mean.
+        num_samples: Draws per datum; `None` for the mean.
         seed: Seed of the draws; those of a datum depend on it and the datum alone.
 
     Returns:
@@ -115,7 +115,7 @@ def reconstruction_draws(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        num_samples: Draws a datum.
+        num_samples: Draws per datum.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the draws.
 

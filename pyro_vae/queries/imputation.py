@@ -214,7 +214,7 @@ def impute(
             (:class:`pyro_vae.Fitted`), which needs no encoder.
         data: The batch tensor, or a tuple of them; nan in the first one is filled in.
         num_samples: Completed data sets.
-        estimator: Draws of latents a row, at least 30, and the proposal; 2,000 from the guide by
+        estimator: Draws of latents per row, at least 30, and the proposal; 2,000 from the guide by
             default. Its `average` is not used: weights are Pareto-smoothed.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the draws; those of a row depend on it and the row alone.

@@ -26,6 +26,8 @@ from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import in_turn
 from ..formatting import plus_minus
+from ..likelihoods import Categorical, Mixed
+from ..models import VAE
 from ..programs import Prior, Program, as_batch, device_of, evaluating, hooks_of, simulate
 from ..randomness import seeded, stream
 from ..results import Result
@@ -281,13 +283,16 @@ def dependence(
         data: Data that say the shape, and the further tensors of the batch, whose first row is
             taken; not needed for a model that has a `prototype()`.
         measure: :class:`Correlation` (the default), :class:`RankCorrelation` or
-            :class:`MutualInformation`.
+            :class:`MutualInformation`, which alone is for categories without an order.
         names: Names of the features; their positions by default.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of everything.
 
     Returns:
         Value and error of every pair.
+
+    Warns:
+        UserWarning: If categories without an order have no correlation, which is nan then.
 
     Raises:
         ValueError: If names do not fit, or the program cannot be simulated.
@@ -308,7 +313,34 @@ def dependence(
         if len(known) != size:
             raise ValueError(f"expected {size} names, one a feature, got {len(known)}")
         how = measure or Correlation()
-        return Dependence(how(program, row, seed), known, how.words, program.conditions)
+        estimate = how(program, row, seed)
+        if isinstance(how, Correlation | RankCorrelation):
+            estimate = _without(estimate, _nominal(model), known)
+        return Dependence(estimate, known, how.words, program.conditions)
+
+
+def _nominal(model: ProgramLike) -> list[int]:
+    """Columns of a table that are categories without an order: their codes are no numbers."""
+    if not isinstance(model, VAE) or not isinstance(model.likelihood, Mixed):
+        return []
+    return [place for place, part in enumerate(model.likelihood) if isinstance(part, Categorical)]
+
+
+def _without(estimate: Estimate, places: list[int], names: tuple[str, ...]) -> Estimate:
+    """Nan for some columns, with a warning that names them and the remedy."""
+    if not places:
+        return estimate
+    warnings.warn(
+        f"{[names[place] for place in places]} are categories without an order, whose codes have "
+        "no correlation: it is nan; take measure=MutualInformation()",
+        UserWarning,
+        stacklevel=3,
+    )
+    value, error = (part.clone() for part in estimate)
+    for part in (value, error):
+        part[places] = torch.nan
+        part[:, places] = torch.nan
+    return Estimate(value, error)
 
 
 def _one_row(model: ProgramLike, data: Data | None) -> Batch:

@@ -81,7 +81,7 @@ def estimator_for(
         )
     if estimator.until is not None or estimator.num_samples < stats.MIN_TAIL_PARTICLES:
         raise ValueError(
-            f"expected a fixed number of at least {stats.MIN_TAIL_PARTICLES} draws a row, got "
+            f"expected a fixed number of at least {stats.MIN_TAIL_PARTICLES} draws per row, got "
             f"num_samples={estimator.num_samples} and until={estimator.until}"
         )
     return estimator
