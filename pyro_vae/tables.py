@@ -148,12 +148,15 @@ class TableVAE:
     def embed(self, data: Any = None, *, seed: int = 0) -> Any:
         """The mean of the posterior of every row, a column for each latent, as a data frame.
 
-        Its index is that of a pandas table, so that it joins back; the first latent is `z[0]`.
+        Its index is that of a pandas table, so that it joins back; latents are called
+        as :meth:`explain` calls them.
         """
         rows = self.rows(data)
         self._check_holes(rows)
         means = encode(self.model, self._posterior(rows, seed), rows, seed=seed)
-        frame = data_frame({f"z[{k}]": column for k, column in enumerate(means.cpu().numpy().T)})
+        columns = means.cpu().numpy().T
+        names = [f"z[{k}]" for k in range(len(columns))] if len(columns) > 1 else ["z"]
+        frame = data_frame(dict(zip(names, columns, strict=True)))
         if hasattr(data, "index") and hasattr(data, "iloc"):
             frame.index = data.index
         return frame
@@ -273,8 +276,13 @@ class TableVAE:
             )
         model, guide = storage.load(folder)
         made = Columns if about["table"] else Scaling
-        digests = _unpacked(about["digests"])
-        return cls(model, guide, made.from_json(about["units"]), about["missing"], digests)
+        try:
+            units, digests = made.from_json(about["units"]), _unpacked(about["digests"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"'{folder}' is damaged: what it says of the columns cannot be read ({error!r})"
+            ) from error
+        return cls(model, guide, units, bool(about["missing"]), digests)
 
     def _training_rows(self) -> Tensor:
         if self.dataset is None:

@@ -91,7 +91,9 @@ def test_the_path_through_scikit_learn() -> None:
     frame = laboratory().drop(columns=["sample_id", "date"])
     vae = VAE(max_epochs=2, hidden=(8,), random_state=0).fit(frame)
     embedding = vae.transform(frame)
-    np.testing.assert_allclose(vae.table_.embed(frame), embedding)
+    found = vae.table_.embed(frame)
+    np.testing.assert_allclose(found, embedding)
+    assert set(found) == set(vae.table_.explain(frame).latents)
     assert vae.table_.outliers(frame, 60, progress=False).value[3] <= 0.05
     filled = vae.table_.impute(frame, 20, progress=False).completed()
     assert not filled.isna().any().any()
@@ -266,3 +268,8 @@ def test_models_of_other_folders_are_refused(tmp_path: Path) -> None:
     pv.save(tmp_path / "m", model=model)
     with pytest.raises(ValueError, match="was not saved by this command line or TableVAE"):
         pv.TableVAE.load(tmp_path / "m")
+    damaged: dict[str, Any] = {"table": True, "units": {"columns": [{}]}, "digests": None}
+    for about in (damaged, damaged | {"units": 3}, damaged | {"table": False, "digests": "?"}):
+        pv.save(tmp_path / "m", model=model, about={**about, "missing": False})
+        with pytest.raises(ValueError, match="is damaged: what it says of the columns"):
+            pv.TableVAE.load(tmp_path / "m")

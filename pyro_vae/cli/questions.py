@@ -231,6 +231,9 @@ def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
         of = f"the columns are {vae.units}, so " if isinstance(vae.units, Columns) else ""
         raise ValueError(f"{of}draws are written as {' or '.join(endings)}, got '{out}'")
     draws = vae.sample(choice.number, seed=run.seed)
+    which = DataChoice(**_about(choice.folder)["data"])
+    if not _is_table(vae) and which.binarize in (None, "none"):
+        draws = draws * which.divide_by  # grey levels as the file has them
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npy":
         numbers = [raw.values for raw in columns_of(draws).values()] if _is_table(vae) else draws
