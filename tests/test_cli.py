@@ -72,6 +72,15 @@ def test_fit_evaluate_sample(tmp_path: Path, measurements: Path) -> None:
     assert np.all(np.abs(values.mean(axis=0) - [100.0, -3.0, 0.0]) < [200.0, 1.0, 10.0])
 
 
+def test_grey_levels_are_drawn_as_the_file_has_them(tmp_path: Path) -> None:
+    """Divided for the model, multiplied for a person: bytes in, bytes out."""
+    pixels, model, draws = (str(tmp_path / name) for name in ("p.npy", "model", "draws.npy"))
+    np.save(pixels, np.random.default_rng(0).integers(0, 256, (40, 4), dtype=np.uint8))
+    main(["fit", pixels, *TINY, "--divide-by", "255", "--out", model])
+    main(["sample", model, "-n", "200", "--out", draws, "--quiet"])
+    assert 100 < np.load(draws).mean() < 155
+
+
 def test_per_datum_model_is_evaluated_afresh(tmp_path: Path, measurements: Path) -> None:
     """Held-out rows have no row in the saved table; they are fitted."""
     model = tmp_path / "model"
