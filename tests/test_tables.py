@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot
 from torch import nn
 
 import pyro_vae as pv
@@ -16,6 +18,14 @@ from pyro_vae import queries
 from pyro_vae.cli import main
 from pyro_vae.data import Columns, Time, trained_on
 from pyro_vae.sklearn import VAE
+
+
+@pytest.fixture(autouse=True)
+def _figures() -> Iterator[None]:
+    """None is left open."""
+    yield
+    pyplot.close("all")
+
 
 UNITS = (1.0, 1e5, 1e-3, 1e-6, 300.0, 7.0, 1e3, 0.1, 40.0)
 """Scales of nine measurements: degrees, pascals, kilograms and so on."""

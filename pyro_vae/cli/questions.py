@@ -5,10 +5,11 @@ its index, and the columns that were left out of the model.
 """
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,6 +38,9 @@ from .options import (
     SampleChoice,
 )
 from .training import parts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SHOWN = 10  # outliers listed
 
@@ -215,7 +219,7 @@ def explain_latents(question: Question, choice: ExplainChoice, run: Run, command
     if choice.out is None:
         return
     if choice.out.suffix == ".png":
-        told.plot().figure.savefig(choice.out, dpi=150)
+        choice.out.write_bytes(png(told.plot().figure))
         run.say(f"wrote {choice.out}")
     else:
         frame = told.to_dataframe()
@@ -306,3 +310,13 @@ def _cells(row: Sequence[Any]) -> list[Any]:
 def _rounded(value: Any) -> Any:
     """To the digits that a result has, and more."""
     return float(f"{value:.8g}") if isinstance(value, float) else value
+
+
+def png(drawing: "Figure") -> bytes:
+    """The bytes of a picture, which is closed then."""
+    from matplotlib import pyplot
+
+    content = io.BytesIO()
+    drawing.savefig(content, format="png", dpi=150)
+    pyplot.close(drawing)
+    return content.getvalue()

@@ -1,6 +1,5 @@
 """The report on a saved model: the answer first, then what each part of it rests on."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ from ..report import (
     words,
 )
 from .options import Question, ReportChoice, Run
-from .questions import Asked, asked, check_out
+from .questions import Asked, asked, check_out, png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -223,13 +222,3 @@ def _figure(ax: Any, size: Sequence[float]) -> "Drawing":
     drawing: Drawing = ax.figure
     drawing.set_size_inches(size[0], size[1])
     return drawing
-
-
-def png(drawing: "Drawing") -> bytes:
-    """The bytes of a picture, which is closed then."""
-    from matplotlib import pyplot
-
-    content = io.BytesIO()
-    drawing.savefig(content, format="png", dpi=150)
-    pyplot.close(drawing)
-    return content.getvalue()
