@@ -259,8 +259,10 @@ def test_kills_at_random_points(name: str, tmp_path: Path) -> None:
     for number in [signal.SIGKILL] * 8 + [signal.SIGINT] * 4 + [signal.SIGTERM] * 4:
         child = os.fork()
         if child == 0:
-            trained(Checkpoint(tmp_path, seconds=seconds / 10), 0, **options)
-            os._exit(0)
+            try:
+                trained(Checkpoint(tmp_path, seconds=seconds / 10), 0, **options)
+            finally:
+                os._exit(0)  # not the rest of the tests once more
         time.sleep(points.uniform(0, seconds))
         os.kill(child, number)
         os.waitpid(child, 0)
