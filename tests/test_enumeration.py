@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -299,3 +300,18 @@ def test_a_mixture_is_learned() -> None:
     torch.testing.assert_close(model.locs.data, torch.tensor([-3.0, 2.0]), rtol=0, atol=0.02)
     lml = pv.log_marginal_likelihood(model, nothing, y)
     assert result.history.elbo[-1] == pytest.approx(lml.mean.value.item(), abs=1e-3)
+
+
+def test_outer_enumeration_keeps_its_dimensions() -> None:
+    """A program that is run while another one enumerates, as refined steps are, disturbs nothing.
+
+    Pyro allocates the dimensions of all from one list.
+    """
+    before = dict(vars(_ENUM_ALLOCATOR))
+    try:
+        _ENUM_ALLOCATOR.set_first_available_dim(-4)
+        pv.log_joint(broadcasting, torch.zeros(2, 4, 1), Y)
+        assert _ENUM_ALLOCATOR.next_available_dim == -4
+    finally:
+        vars(_ENUM_ALLOCATOR).clear()
+        vars(_ENUM_ALLOCATOR).update(before)

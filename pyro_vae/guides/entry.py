@@ -6,6 +6,7 @@ was made for, and for what there is to train; what cannot be answered is refused
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 import torch
@@ -278,7 +279,8 @@ def samples_discrete(program: Program, guide: ProgramLike, batch: Batch) -> list
     """Names of the discrete sites of the model that a guide samples itself."""
     if not program.structure.enumerated or _is_ours(guide):
         return []
-    return drawn_discrete(program, _looked_at(program, guide, batch))
+    run = _looked_at(program, guide, batch)
+    return [] if run is None else drawn_discrete(program, run)
 
 
 def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike:
@@ -289,7 +291,8 @@ def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike
     masked = program.structure.masked
     if masked and not _is_ours(guide):
         run = _looked_at(program, guide, batch)
-        masked = tuple(n for n in masked if n not in run or run[n].entry_mask is None)
+        alike = [] if run is None else [n for n in masked if n in run and run[n].is_masked]
+        masked = tuple(name for name in masked if name not in alike)
     return program.enumerating(program.whole(masked))
 
 
@@ -298,13 +301,16 @@ def _is_ours(guide: ProgramLike) -> bool:
     return hasattr(guide, "posterior") or isinstance(guide, AutoGuide)
 
 
-def _looked_at(program: Program, guide: ProgramLike, batch: Batch) -> Run:
-    """A run of a guide that shows which sites it has; no draw of it is anybody's."""
+def _looked_at(program: Program, guide: ProgramLike, batch: Batch) -> Run | None:
+    """A run of a guide that shows which sites it has; no draw of it is anybody's.
+
+    `None` if it cannot be run on these rows: whoever asks it next will see why.
+    """
     with torch.random.fork_rng(), torch.no_grad(), no_new_parameters():
-        try:
-            return program.run_guide(guide, tuple(part[:_FEW] for part in batch))
-        except Exception:  # it is tied to all of its rows
-            return program.run_guide(guide, batch)
+        for rows in (tuple(part[:_FEW] for part in batch), batch):
+            with suppress(Exception):  # it may be tied to all of its rows
+                return program.run_guide(guide, rows)
+    return None
 
 
 def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> None:

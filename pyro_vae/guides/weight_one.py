@@ -106,7 +106,9 @@ def check_masks(program: Program, batch: Batch) -> None:
         }
         there = program.run(part, {**one.values(names), **moved})
         for name, site in one.inside.items():
-            if not torch.allclose(site.kept, there[name].kept, _TOLERANCE, _TOLERANCE):
+            if not torch.allclose(
+                site.kept, there[name].kept, _TOLERANCE, _TOLERANCE, equal_nan=True
+            ):
                 raise ValueError(
                     f"masks leave out the density of the latent site(s) {sorted(moved)} for some "
                     f"data, and the density of site '{name}' depends on their values there, so "

@@ -5,7 +5,8 @@ data holds exactly the rows given, outer handlers see the parameters that it reg
 else of it, and what comes back are the sites that carry a density.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -216,9 +218,20 @@ def run(
         values: Values of some of its sites, which then count as observed.
         plate: Name of the plate over data, if it is known.
     """
-    with poutine.block(expose_types=["param"]):
+    with poutine.block(expose_types=["param"]), _own_dimensions():
         trace = poutine.trace(poutine.condition(program, data=dict(values or {})))
         return Run(trace.get_trace(*batch), plate)
+
+
+@contextmanager
+def _own_dimensions() -> Iterator[None]:
+    """Leaves the dimensions that an outer handler enumerates along: Pyro has one list of them."""
+    before = dict(vars(_ENUM_ALLOCATOR))
+    try:
+        yield
+    finally:
+        vars(_ENUM_ALLOCATOR).clear()
+        vars(_ENUM_ALLOCATOR).update(before)
 
 
 def run_rows(
