@@ -53,7 +53,7 @@ from .results import data_frame
 from .storage.folders import JSON
 from .training import Fit, fit
 
-_MOST_DIGESTS = 1_000_000  # rows; 8 bytes each are saved
+_MOST_DIGESTS = 500_000  # rows; 11 letters each are saved, of the 8 MiB that a save may say
 
 
 @dataclass(eq=False)

@@ -14,10 +14,11 @@ from matplotlib import pyplot
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import queries
+from pyro_vae import queries, tables
 from pyro_vae.cli import main
 from pyro_vae.data import Columns, Time, trained_on
 from pyro_vae.sklearn import VAE
+from pyro_vae.storage.limits import MAX_HEADER
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +164,14 @@ def test_held_out_rows_were_not_trained_on(file: Path, capsys: pytest.CaptureFix
     frame[~frame["sample_id"].isin(held_out)].to_csv(file, index=False)
     with pytest.raises(SystemExit, match=r"all rows of 'lab.csv' were trained on"):
         main([*evaluate, "none"])
+
+
+def test_digests_fit_into_a_save() -> None:
+    """As many as are saved leave room for what else is said; more are not saved."""
+    saved = tables._packed(torch.zeros(tables._MOST_DIGESTS, dtype=torch.int64))
+    assert saved is not None
+    assert len(saved) < 0.75 * MAX_HEADER
+    assert tables._packed(torch.zeros(tables._MOST_DIGESTS + 1, dtype=torch.int64)) is None
 
 
 def test_equal_rows_are_counted() -> None:
