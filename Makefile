@@ -64,6 +64,10 @@ test-slow: $(STAMP) ## The tests that train models
 	@echo "==> running slow tests, on $(WORKERS) processes"
 	@$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal
 
+.PHONY: trust
+trust: $(STAMP) ## Log p(y) by the ladder against independent answers: 16 programs, 5 guides (SIZE=500 data each)
+	@$(BIN)/python -m tests.trust --size $(or $(SIZE),500)
+
 $(VENV)/docs: $(STAMP)
 	@echo "==> installing what builds the pages"
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[docs]"

@@ -60,7 +60,7 @@ from .guides import (
     Refined,
     SplineAutoregressive,
 )
-from .inference_data import marginal_log_likelihood, to_inference_data
+from .inference_data import marginal_log_likelihood, posterior_draws, to_inference_data
 from .objectives import IWAE, STL, AnalyticELBO, BetaELBO, Cyclic, DReG, LinearWarmup, Renyi
 from .programs import PartlyObserved, log_joint, minibatch
 from .storage import load, save
@@ -161,6 +161,7 @@ __all__ = [
     "objectives",
     "outliers",
     "plots",
+    "posterior_draws",
     "programs",
     "queries",
     "reconstruct",

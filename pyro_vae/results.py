@@ -45,6 +45,7 @@ class Doubt(Enum):
     SEVERAL_MODES = "the posterior has several modes"
     MISSED_MASS = "draws of the prior find mass that the estimate has missed"
     RUNGS_DISAGREE = "two unlike estimates disagree"
+    CHAINS_APART = "chains have not come to the same distribution (R-hat)"
     TIME_LIMIT = "the time limit came before a way to log p(y) was accepted"
     FIT_STOPPED = "the fit of q* was stopped before it was done"
     BEATEN = "the guide beats q*: it was not found, or is of a poorer family"

@@ -192,6 +192,9 @@ CALLS: dict[str, Callable[[], object]] = {
     "defensive": evidence(pv.ImportanceSampling(50, proposal=pv.Defensive())),
     "fitted": evidence(pv.ImportanceSampling(50, proposal=pv.Fitted())),
     "tightest": evidence(CLIMBING),
+    "posterior draws": lambda: pv.posterior_draws(
+        MODEL, GUIDE, Y, num_samples=20, ladder=pv.Tightest(50, tempering=pv.TemperedSMC(2, 8))
+    ),
     "annealing": evidence(ANNEALED),
     "several sites": evidence(FEW, two_sites, by_hand, Y[:, 0]),
     "several sites, tightest": evidence(CLIMBING, two_sites, by_hand, Y[:, 0]),

@@ -434,7 +434,7 @@ def test_both_generations_of_arviz(
         "arviz": SimpleNamespace(psislw=classic),
         "arviz_stats.base": SimpleNamespace(array_stats=SimpleNamespace(psislw=modern)),
     }
-    monkeypatch.setattr(tails, "_arviz_generation", lambda: int(arviz.split(".")[0]))
+    monkeypatch.setattr(tails, "arviz_generation", lambda: int(arviz.split(".")[0]))
     monkeypatch.setattr(tails, "import_module", modules.__getitem__)
     log_weights = torch.arange(num_particles, dtype=torch.float64) / 1_024
     answer = pareto_k(log_weights).item()

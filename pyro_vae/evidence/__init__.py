@@ -52,6 +52,7 @@ from .tempering import TemperedSMC as TemperedSMC
 from .tightest import RUNGS as RUNGS
 from .tightest import LadderMarginal as LadderMarginal
 from .tightest import Rung as Rung
+from .tightest import Source as Source
 from .tightest import Tightest as Tightest
 from .validation import Comparison as Comparison
 from .validation import CrossCheck as CrossCheck
@@ -61,6 +62,7 @@ from .validation import cross_check as cross_check
 from .validation import in_turn as in_turn
 from .validation import no_guide as no_guide
 from .weights import check_data as check_data
+from .weights import draw_rows as draw_rows
 from .weights import prepared as prepared
 
 check_public(globals())

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -71,6 +71,9 @@ class Rung(Enum):
 
 
 RUNGS = tuple(Rung)
+
+Source: TypeAlias = Posterior | Population
+"""What draws of the posterior are made from: a proposal, or particles."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -192,7 +195,20 @@ class Tightest:
         progress: bool | None = None,
     ) -> LadderMarginal:
         """By the ways that sample alone."""
-        return _Climb(self, program, posterior, batch, seed, progress).up(_SAMPLED)
+        return self.climbed(program, posterior, batch, seed=seed, progress=progress)[0]
+
+    def climbed(
+        self,
+        program: Program,
+        posterior: Posterior,
+        batch: Batch,
+        *,
+        seed: int,
+        progress: bool | None,
+    ) -> tuple[LadderMarginal, list[tuple[Tensor, Source]]]:
+        """By the ways that sample alone, with what was drawn from, and the rows that it is for."""
+        climb = _Climb(self, program, posterior, batch, seed, progress)
+        return climb.up(_SAMPLED), climb.sources
 
 
 class _Attempt(NamedTuple):
@@ -200,12 +216,18 @@ class _Attempt(NamedTuple):
 
     result: LogMarginal
     accepted: Bool[Tensor, " batch"]
+    source: Source | None = None  # for the same data
 
     @classmethod
-    def of(cls, result: LogMarginal, doubts: dict[Doubt, Tensor] | None = None) -> "_Attempt":
+    def of(
+        cls,
+        result: LogMarginal,
+        doubts: dict[Doubt, Tensor] | None = None,
+        source: Source | None = None,
+    ) -> "_Attempt":
         """Accepted where it is reliable, after an independent check."""
         result = replace(result, doubts={**result.doubts, **(doubts or {})})
-        return cls(result, result.reliable)
+        return cls(result, result.reliable, source)
 
 
 @dataclass
@@ -226,6 +248,8 @@ class _Climb:
         self.several: dict[int, bool] = {}
         self.proposal: Posterior | None = None  # of the open data
         self.population: Population | None = None
+        self.sources: list[tuple[Tensor, Source]] = []
+        self.last: Source | None = None  # of the open data
 
     def up(self, rungs: list[Rung]) -> LadderMarginal:
         """Tries one way after the other."""
@@ -242,6 +266,7 @@ class _Climb:
             if len(self.open) == 0:
                 break
         assert self.result is not None
+        self._keep(torch.arange(len(self.open), device=self.open.device), self.last)
         return _named(self.result)
 
     def part(self) -> Batch:
@@ -290,13 +315,15 @@ class _Climb:
         known = [self.several.get(row, False) for row in rows]
         return torch.tensor(known, device=asked.device)
 
-    def checked(self, result: LogMarginal, posterior: Posterior | None = None) -> _Attempt:
+    def checked(
+        self, result: LogMarginal, source: Source, posterior: Posterior | None = None
+    ) -> _Attempt:
         """Held against draws of the prior, and against fits for a proposal of one mode."""
         doubts = {Doubt.MISSED_MASS: self.missed(result)}
         if posterior is not None:
             asked = result.reliable & ~doubts[Doubt.MISSED_MASS]
             doubts[Doubt.SEVERAL_MODES] = self.several_modes(posterior, asked)
-        return _Attempt.of(result, doubts)
+        return _Attempt.of(result, doubts, source)
 
     def _take(self, rung: Rung, attempt: _Attempt) -> None:
         """Keeps what a way says; data that it is accepted for are done."""
@@ -304,12 +331,19 @@ class _Climb:
         own = {entry.name: getattr(attempt.result, entry.name) for entry in fields(LogMarginal)}
         new = LadderMarginal(**own, rung=places.long())
         self.result = new if self.result is None else with_rows(self.result, self.open, new)
+        self._keep(attempt.accepted.nonzero()[:, 0], attempt.source)
         left = (~attempt.accepted).nonzero()[:, 0]
+        self.last = None if attempt.source is None else _of_rows(attempt.source, left)
         self.open = self.open[left]
         if self.proposal is not None:
             self.proposal = self.proposal.rows(left)
         if self.population is not None:
-            self.population = _of_rows(self.population, left)
+            self.population = _particles_of(self.population, left)
+
+    def _keep(self, places: Tensor, source: Source | None) -> None:
+        """What some of the open data are drawn from."""
+        if source is not None and len(places) > 0:
+            self.sources.append((self.open[places], _of_rows(source, places)))
 
     def _stop(self) -> None:
         """Data that time was too short for."""
@@ -320,7 +354,11 @@ class _Climb:
         self.result = replace(result, doubts={**result.doubts, Doubt.TIME_LIMIT: doubted})
 
 
-def _of_rows(population: Population, rows: Tensor) -> Population:
+def _of_rows(source: Source, rows: Tensor) -> Source:
+    return _particles_of(source, rows) if isinstance(source, Population) else source.rows(rows)
+
+
+def _particles_of(population: Population, rows: Tensor) -> Population:
     return Population(
         population.result[rows], population.z[:, :, rows], population.log_evidence[:, rows]
     )
@@ -391,18 +429,19 @@ def _from_guide(climb: _Climb) -> _Attempt:
     result = climb.weighed(posterior, Rung.GUIDE)
     efficient = result.ess >= _EFFICIENT * result.num_samples
     if not bool((efficient & result.reliable).any()):
-        return _Attempt(result, torch.zeros_like(efficient))
+        return _Attempt(result, torch.zeros_like(efficient), posterior)
     doubts = {Doubt.MISSED_MASS: climb.missed(result)}
     asked = efficient & result.reliable & ~doubts[Doubt.MISSED_MASS]
     doubts[Doubt.SEVERAL_MODES] = climb.several_modes(posterior, asked)
-    result, accepted = _Attempt.of(result, doubts)
-    return _Attempt(result, accepted & efficient)
+    attempt = _Attempt.of(result, doubts, posterior)
+    return attempt._replace(accepted=attempt.accepted & efficient)
 
 
 def _from_fit(climb: _Climb) -> _Attempt:
     posterior = climb.posterior.rows(climb.open)
     climb.proposal = climb.ladder.proposal(climb.program, posterior, climb.part())
-    return climb.checked(climb.weighed(climb.proposal, Rung.FITTED), climb.proposal)
+    result = climb.weighed(climb.proposal, Rung.FITTED)
+    return climb.checked(result, climb.proposal, climb.proposal)
 
 
 def _from_student(climb: _Climb) -> _Attempt:
@@ -411,7 +450,8 @@ def _from_student(climb: _Climb) -> _Attempt:
     for match in range(_MATCHES):
         proposal = _matched(climb, proposal, match)
     climb.proposal = proposal
-    return climb.checked(climb.weighed(climb.defended(proposal), Rung.STUDENT), proposal)
+    defended = climb.defended(proposal)
+    return climb.checked(climb.weighed(defended, Rung.STUDENT), defended, proposal)
 
 
 def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
@@ -429,19 +469,23 @@ def _from_mixture(climb: _Climb) -> _Attempt:
     climb.population = _population(climb, StartFromPrior(), Rung.MIXTURE)
     modes = mixture_of(climb.population.z.flatten(0, 1), _COMPONENTS)
     climb.proposal = joined(modes, climb.proposal, 1 / (_COMPONENTS + 1))
-    result = climb.weighed(climb.defended(climb.proposal), Rung.MIXTURE)
+    defended = climb.defended(climb.proposal)
+    result = climb.weighed(defended, Rung.MIXTURE)
     apart = _excess(result, climb.population.result).abs() > _JOINT_ERRORS
-    return climb.checked(replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: apart}))
+    result = replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: apart})
+    return climb.checked(result, defended)
 
 
 def _from_population(climb: _Climb) -> _Attempt:
     """A population from the mixture, where neither that from the prior nor draws find more."""
     assert climb.population is not None
     assert climb.result is not None
-    result = _population(climb, StartFromGuide(), Rung.TEMPERED).result
+    own = _population(climb, StartFromGuide(), Rung.TEMPERED)
+    result = own.result
     low = _excess(climb.result[climb.open], result) > _JOINT_ERRORS
     low |= _excess(climb.population.result, result) > _JOINT_ERRORS
-    return climb.checked(replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: low}))
+    result = replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: low})
+    return climb.checked(result, own)
 
 
 def _population(climb: _Climb, start: Start, rung: Rung) -> Population:

@@ -5,7 +5,18 @@ from .draws import Labelled as Labelled
 from .draws import build as build
 from .draws import to_inference_data as to_inference_data
 from .marginal import marginal_log_likelihood as marginal_log_likelihood
+from .trusted import MAX_RHAT as MAX_RHAT
+from .trusted import PosteriorDraws as PosteriorDraws
+from .trusted import posterior_draws as posterior_draws
 
-__all__ = ["Labelled", "build", "marginal_log_likelihood", "to_inference_data"]
+__all__ = [
+    "MAX_RHAT",
+    "Labelled",
+    "PosteriorDraws",
+    "build",
+    "marginal_log_likelihood",
+    "posterior_draws",
+    "to_inference_data",
+]
 
 check_public(globals())

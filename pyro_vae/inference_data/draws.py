@@ -314,10 +314,10 @@ def _latents(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[s
         site.name: values[site.name].movedim(site.axis, 0).unflatten(0, (draws, rows))
         for site in program.latent_sites
     }
-    return _drawn(by_datum, _latent_word(program))
+    return drawn_sites(by_datum, _latent_word(program))
 
 
-def _drawn(values: dict[str, Tensor], word: str | None) -> dict[str, Labelled]:
+def drawn_sites(values: dict[str, Tensor], word: str | None) -> dict[str, Labelled]:
     """Values of sites, `(draws, rows, *site)`, with the names of their axes."""
     return {
         label(name): labelled(value, "draw", "datum", *_site_axes(name, value.dim() - 2, word))
@@ -344,7 +344,7 @@ def _predictive(program: Program, block: _Block, draws: int) -> dict[str, Labell
         for row, key in enumerate(block.predictive_keys)
     ]
     observed = {name: torch.stack([r[name] for r in rows], 1) for name in program.observed_names}
-    return _drawn(observed, _observed_word(program))
+    return drawn_sites(observed, _observed_word(program))
 
 
 def _prior(program: Program, block: _Block, draws: int) -> _Groups:
@@ -359,8 +359,8 @@ def _prior(program: Program, block: _Block, draws: int) -> _Groups:
     latents = {site.name: stacked[site.name] for site in program.latent_sites}
     observed = {name: stacked[name] for name in program.observed_names}
     return {
-        "prior": _drawn(latents, _latent_word(program)),
-        "prior_predictive": _drawn(observed, _observed_word(program)),
+        "prior": drawn_sites(latents, _latent_word(program)),
+        "prior_predictive": drawn_sites(observed, _observed_word(program)),
     }
 
 

@@ -30,6 +30,8 @@ from .averages import mean_estimate as mean_estimate
 from .averages import mean_over_data as mean_over_data
 from .averages import population_mean as population_mean
 from .averages import total as total
+from .chains import bulk_ess as bulk_ess
+from .chains import rank_r_hat as rank_r_hat
 from .checks import rounding as rounding
 from .convergence import Gain as Gain
 from .convergence import remaining_gain as remaining_gain

@@ -205,7 +205,7 @@ def _sound_tail_size(descending: NDArray[np.float64]) -> int:
 
 
 @cache  # looked up on disk, and asked for every block of data
-def _arviz_generation() -> int:
+def arviz_generation() -> int:
     """0 or 1: the two differ in the sign that `psislw` takes."""
     return int(version("arviz").split(".")[0])
 
@@ -217,7 +217,7 @@ def arviz_tail_fit() -> TailFit:
     rounds it down. Both set it through the relative efficiency; half a draw keeps the size
     asked for on either side, and so the answers the same.
     """
-    if _arviz_generation() >= 1:
+    if arviz_generation() >= 1:
         modern = import_module("arviz_stats.base").array_stats.psislw
         return lambda row, size: _as_pair(modern(-row, r_eff=_efficiency(row, size + 0.5)))
     with warnings.catch_warnings():

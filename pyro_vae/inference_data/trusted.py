@@ -1,0 +1,317 @@
+r"""Draws from the posterior itself that can be trusted, and how far a guide is from them.
+
+For each datum they come from the way to log p(y) that was accepted (:class:`pyro_vae.Tightest`):
+draws of its proposal, :math:`z_k \sim q`, resampled by their weights :math:`w_k = p(y, z_k) /
+q(z_k)`, or the particles of a tempered population, whose islands are chains to ArviZ. From the same
+weights come the mean and the standard deviation of every latent, with errors,
+
+.. math:: \hat m = \sum_k \bar w_k z_k, \qquad
+    \mathrm{se}(\hat m)^2 = \sum_k \bar w_k^2 (z_k - \hat m)^2,
+
+and what is said of a guide is its shift :math:`(m_q - m) / s` and its scale :math:`s_q / s`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import stats
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..evidence import (
+    ImportanceSampling,
+    LadderMarginal,
+    Population,
+    Tightest,
+    draw_rows,
+    prepared,
+)
+from ..guides import Posterior
+from ..programs import Program
+from ..randomness import row_keys, stream, uniforms
+from ..results import Doubt, Doubts, PerDatum, join
+from .draws import build, datum_labels, drawn_sites, labelled
+
+MAX_RHAT = 1.05
+"""Above it islands have not come to the same distribution; 8 of 64 draws have 1.02 by chance."""
+
+
+@dataclass(frozen=True, repr=False)
+class PosteriorDraws(PerDatum):
+    r"""Draws from every datum's posterior, and how far the guide's moments are from theirs.
+
+    Moments are of the flat unconstrained latents. `value` is the guide's shift in posterior
+    standard deviations, `(batch, latents)`.
+
+    Arguments:
+        sites: Draws of every latent site as the program sees it, `(draws, batch, *site)`.
+        z: The same, flat and unconstrained, `(draws, batch, latents)`.
+        posterior_mean: Mean of every latent, `(batch, latents)`, with its error.
+        posterior_sd: Standard deviation.
+        guide_mean: Mean of the guide, likewise.
+        guide_sd: Its standard deviation.
+        ess: Effective number of draws, `(batch,)`: of the weights that were resampled by, or the
+            smallest bulk ESS of a latent where chains were run.
+        r_hat: Rank-normalized, `(batch, latents)`; nan where no chains were run.
+        log_marginal: Log p(y), with the way that was accepted for each datum.
+    """
+
+    sites: Mapping[str, Tensor] = field(metadata={"axis": 1})
+    z: Float[Tensor, "draws batch latents"] = field(metadata={"axis": 1})
+    posterior_mean: Estimate
+    posterior_sd: Estimate
+    guide_mean: Estimate
+    guide_sd: Estimate
+    ess: Float[Tensor, " batch"]
+    r_hat: Float[Tensor, "batch latents"]
+    log_marginal: LadderMarginal
+
+    @property
+    def value(self) -> Tensor:
+        """The guide's mean less the posterior's, in posterior standard deviations."""
+        return (self.guide_mean.value - self.posterior_mean.value) / self.posterior_sd.value
+
+    @property
+    def error(self) -> Tensor:
+        """Its standard error; that of the standard deviation is of second order."""
+        pair = stats.difference(self.guide_mean, self.posterior_mean)
+        return pair.error / self.posterior_sd.value
+
+    @property
+    def scale(self) -> Estimate:
+        """The guide's standard deviation over the posterior's, `(batch, latents)`."""
+        ratio = self.guide_sd.value / self.posterior_sd.value
+        parts = (part.error / part.value for part in (self.guide_sd, self.posterior_sd))
+        return Estimate(ratio, ratio * torch.stack(list(parts)).square().sum(dim=0).sqrt())
+
+    @property
+    def doubts(self) -> Doubts:
+        """Those of log p(y), and chains that are apart."""
+        apart = (self.r_hat > MAX_RHAT).any(dim=-1)
+        return {**self.log_marginal.doubts, Doubt.CHAINS_APART: apart}
+
+    def columns(self) -> dict[str, Tensor]:
+        """Shift and scale of every latent with their errors, ESS, R-hat and the rung."""
+        return {
+            "shift": self.value,
+            "shift_error": self.error,
+            "scale": self.scale.value,
+            "scale_error": self.scale.error,
+            "ess": self.ess,
+            "r_hat": self.r_hat,
+            "rung": self.log_marginal.rung,
+        }
+
+    def summary(self) -> str:
+        """How far the guide is off, and how far the draws can be trusted."""
+        shift = self.value.square().mean().sqrt()
+        scale = self.scale.value.log().mean().exp()
+        return (
+            f"the guide's means are {float(shift):.3f} posterior standard deviations off (root "
+            f"mean square), its standard deviations {float(scale):.3f} times the posterior's "
+            f"(geometric mean)\n{len(self.z)} draws each, at least {float(self.ess.min()):.0f} of "
+            f"them effective; {self.trust_of_draws()}"
+        )
+
+    def trust_of_draws(self) -> str:
+        """How many data cannot be trusted, and why."""
+        bad = int((~self.reliable).sum())
+        if bad == 0:
+            return f"all {len(self)} data can be trusted"
+        return f"{bad} of {len(self)} data cannot be trusted ({self.reasons})"
+
+    def to_inference_data(self, names: Sequence[str] | None = None) -> Any:
+        """The draws in ArviZ's groups: `posterior`, and `diagnostics` of every datum.
+
+        Arguments:
+            names: Labels of the data, one each and all different; numbered when left out.
+        """
+        word = "latent" if len(self.sites) == 1 else None
+        groups = {
+            "posterior": drawn_sites(dict(self.sites), word),
+            "diagnostics": {
+                "ess": labelled(self.ess, "datum"),
+                "rung": labelled(self.log_marginal.rung, "datum"),
+            },
+        }
+        coords = {"datum": datum_labels(names, len(self))}
+        return build(groups, coords, {"draws_of": "the posterior", "num_samples": len(self.z)})
+
+
+def posterior_draws(
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    *,
+    num_samples: int = 1000,
+    ladder: Tightest | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> PosteriorDraws:
+    r"""Draws from the posterior of every datum, and holds the guide's moments against theirs.
+
+    The draws are from the way to log p(y) that the ladder accepts for the datum, among those that
+    draw: where none is accepted they are of the last one tried, and the datum is unreliable.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+        data: The batch tensor, or a tuple of them.
+        num_samples: Draws per datum, at least 2.
+        ladder: :class:`pyro_vae.Tightest` unless told otherwise.
+        given: Values of the latent sites that all data share, as in
+            :func:`pyro_vae.log_marginal_likelihood`.
+        seed: Seed of the draws; the caller's random stream is left alone.
+        progress: Whether to show progress bars; by default on terminals and in notebooks.
+
+    Returns:
+        Draws, moments with errors, and diagnostics.
+
+    Raises:
+        ValueError: If data, model and guide do not fit together, or there are too few draws.
+        FloatingPointError: If a log density is nan or plus infinity.
+
+    References:
+        | An Amortized Bayesian Workflow (Schmitt et al., 2024)
+        | https://arxiv.org/abs/2409.04332
+        | Rank-Normalization, Folding, and Localization: An Improved R-hat (Vehtari et al., 2021)
+        | https://arxiv.org/abs/1903.08008
+
+    Example:
+        >>> import pyro
+        >>> import pyro_vae as pv
+        >>> def model(y):
+        ...     with pyro.plate("data", len(y)):
+        ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+        ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
+        >>> guide = pv.Guide(model, pv.GlobalParameters(), example=torch.zeros(1))  # at the prior
+        >>> draws = pv.posterior_draws(model, guide, torch.tensor([2.0]))
+        >>> (draws.scale.value - 2**0.5).abs().max() < 0.1  # the posterior is N(1, 1 / 2)
+        tensor(True)
+    """
+    if num_samples < 2:
+        raise ValueError(f"num_samples is at least 2, got {num_samples}")
+    ladder = ladder or Tightest()
+    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+        program.require_latents()
+        marginal, sources = ladder.climbed(program, posterior, batch, seed=seed, progress=progress)
+        estimator = ImportanceSampling(max(ladder.num_samples, num_samples), ladder.memory)
+        own = stream(seed, "posterior_draws")
+        parts = [
+            _of_population(source, num_samples)
+            if isinstance(source, Population)
+            else _of_proposal(estimator, program, source, _some(batch, rows), num_samples, own)
+            for rows, source in sources
+        ]
+        order = torch.cat([rows for rows, _ in sources]).argsort()
+        joined = join(parts)
+        z = joined.z[:, order]
+        values = _constrained(program, z)
+        keys = row_keys(seed, "posterior_draws.guide", *batch)
+        guides, _ = draw_rows(posterior, 0, keys, num_samples)
+    even = torch.zeros(guides.shape[:2], dtype=torch.float64, device=guides.device)
+    return PosteriorDraws(
+        values, z, *_picked(joined, order), *_moments(guides, even),
+        joined.ess[order], joined.r_hat[order], marginal,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Draws of some data, and their moments."""
+
+    z: Tensor = field(metadata={"axis": 1})
+    mean: Estimate
+    sd: Estimate
+    ess: Tensor
+    r_hat: Tensor
+
+
+def _picked(drawn: _Drawn, order: Tensor) -> tuple[Estimate, Estimate]:
+    mean, sd = (Estimate(*(part[order] for part in pair)) for pair in (drawn.mean, drawn.sd))
+    return mean, sd
+
+
+def _some(batch: Batch, rows: Tensor) -> Batch:
+    return tuple(tensor[rows] for tensor in batch)
+
+
+def _constrained(program: Program, z: Tensor) -> dict[str, Tensor]:
+    """Values of every latent site, `(draws, batch, *site)`."""
+    values, _ = program.constrain(z.reshape(-1, z.shape[-1]))
+    return {
+        site.name: values[site.name].movedim(site.axis, 0).unflatten(0, z.shape[:2])
+        for site in program.latent_sites
+    }
+
+
+def _of_proposal(
+    estimator: ImportanceSampling,
+    program: Program,
+    proposal: Posterior,
+    batch: Batch,
+    num_samples: int,
+    seed: int,
+) -> _Drawn:
+    """Fresh draws of a proposal, resampled by their weights."""
+    levels = uniforms(row_keys(seed, "resampled", *batch), 1, 1, torch.zeros(0).double())[0, :, 0]
+    parts = []
+    for block in estimator.blocks(program, proposal, batch, seed=seed, progress=False):
+        log_weights = block.weights.log_weights
+        mean, sd = _moments(block.z, log_weights)
+        z = _resampled(block.z, log_weights, levels[block.rows], num_samples)
+        ess = stats.effective_sample_size(log_weights)
+        parts.append(_Drawn(z, mean, sd, ess, torch.full_like(mean.value, torch.nan)))
+    return join(parts)
+
+
+def _of_population(population: Population, num_samples: int) -> _Drawn:
+    """The particles of all islands, each with the weight of its island."""
+    particles = population.z.shape[1]
+    z = population.z.flatten(0, 1)
+    log_weights = population.log_evidence.repeat_interleave(particles, dim=0)
+    mean, sd = _moments(z, log_weights)
+    inflated = (particles / _effective(population.z)).sqrt()
+    level = torch.full((z.shape[1],), 0.5, dtype=torch.float64, device=z.device)
+    bulk = stats.bulk_ess(population.z)
+    return _Drawn(
+        _resampled(z, log_weights, level, num_samples),
+        Estimate(mean.value, mean.error * inflated),
+        Estimate(sd.value, sd.error * inflated),
+        bulk.amin(dim=-1),
+        stats.rank_r_hat(population.z),
+    )
+
+
+def _effective(z: Float[Tensor, "islands particles batch latents"]) -> Tensor:
+    """Effective particles of an island: what the spread of the islands' means says."""
+    within = z.double().var(dim=1).mean(dim=0)
+    between = z.double().mean(dim=1).var(dim=0)
+    return (within / between).clamp(1.0, z.shape[1])
+
+
+def _moments(
+    z: Float[Tensor, "draws batch latents"], log_weights: Float[Tensor, "draws batch"]
+) -> tuple[Estimate, Estimate]:
+    """Mean and standard deviation under weights, with their errors."""
+    shares = log_weights.double().softmax(dim=0).unsqueeze(-1)
+    draws = z.double()
+    mean = (shares * draws).sum(dim=0)
+    away = (draws - mean).square()
+    variance = (shares * away).sum(dim=0)
+    mean_error = (shares.square() * away).sum(dim=0).sqrt()
+    sd = variance.sqrt()
+    spread = (shares.square() * (away - variance).square()).sum(dim=0).sqrt()
+    return Estimate(mean, mean_error), Estimate(sd, spread / (2 * sd))
+
+
+def _resampled(z: Tensor, log_weights: Tensor, level: Tensor, number: int) -> Tensor:
+    """Systematic resampling of every datum's draws."""
+    edges = log_weights.double().softmax(dim=0).cumsum(dim=0).T.contiguous()
+    ticks = (torch.arange(number, device=z.device) + level[:, None]) / number
+    chosen = torch.searchsorted(edges, ticks).clamp(max=len(z) - 1).T
+    return z[chosen, torch.arange(z.shape[1], device=z.device)]

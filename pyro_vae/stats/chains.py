@@ -1,0 +1,73 @@
+"""Diagnostics of draws of several chains, by ArviZ: rank-normalized R-hat, and bulk ESS."""
+
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from .tails import arviz_generation
+
+
+def rank_r_hat(draws: Float[Tensor, "chains draws *batch"]) -> Float64[Tensor, "*batch"]:
+    r"""Rank-normalized, folded split :math:`\hat R`: 1 where chains have the same distribution.
+
+    Arguments:
+        draws: `(chains, draws, *batch)`, at least 4 draws of 2 chains.
+
+    Returns:
+        `(*batch,)`, no unit. Near 1.01 by chance for 4 chains of 400 independent draws.
+
+    Raises:
+        ValueError: If there are fewer draws or chains.
+
+    References:
+        | Rank-Normalization, Folding, and Localization: An Improved R-hat (Vehtari et al., 2021)
+        | https://arxiv.org/abs/1903.08008
+
+    Example:
+        >>> apart = torch.tensor([0.0, 3.0]) * torch.arange(4.0)[:, None, None]
+        >>> (rank_r_hat(torch.randn(4, 200, 2) + apart) > 1.1).tolist()
+        [False, True]
+    """
+    return _by_column(draws, "rhat", "rank")
+
+
+def bulk_ess(draws: Float[Tensor, "chains draws *batch"]) -> Float64[Tensor, "*batch"]:
+    """Effective number of draws for the mean, by rank-normalized autocorrelation.
+
+    Arguments and errors are those of :func:`rank_r_hat`.
+
+    Example:
+        >>> 150 < float(bulk_ess(torch.randn(4, 100))) < 800
+        True
+    """
+    return _by_column(draws, "ess", "bulk")
+
+
+def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
+    chains, length, *batch = draws.shape
+    if chains < 2 or length < 4:
+        raise ValueError(
+            f"chains are compared from 2 chains of 4 draws on, got {chains} of {length} "
+            f"(draws has shape {tuple(draws.shape)}, chains first)"
+        )
+    columns = draws.detach().double().cpu().reshape(chains, length, -1).numpy()
+    diagnostic = _diagnostic(name, method)
+    values = [diagnostic(columns[..., place]) for place in range(columns.shape[-1])]
+    return torch.tensor(np.array(values, dtype=np.float64)).reshape(batch).to(draws.device)
+
+
+def _diagnostic(name: str, method: str) -> Callable[[Any], float]:
+    """ArviZ's, of an array of chains and draws, in either of its generations."""
+    if arviz_generation() >= 1:
+        modern = getattr(import_module("arviz_stats.base").array_stats, name)
+        return lambda column: float(modern(column, method=method, chain_axis=0, draw_axis=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 0.23 announces 1.x on import; ours works with both
+        classic = getattr(import_module("arviz"), name)
+    return lambda column: float(classic(column, method=method))

@@ -1,0 +1,114 @@
+"""Draws from the posterior: their moments, those of a guide beside them, and chains."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae import stats
+from pyro_vae.evidence import LogMarginal, Population
+from pyro_vae.inference_data import trusted
+from pyro_vae.results import Doubt
+from tests.helpers.factor_analysis import model_of
+from tests.helpers.statistics import FACTS, assert_mean
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+OFF = 0.5  # of the guide's mean, in each latent
+
+
+class Shifted(nn.Module):
+    """The exact posterior, moved."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Parameters of a full-rank normal."""
+        exact = FACTS.posterior(y)
+        factor = exact.scale_tril.expand(len(y), 2, 2)
+        return torch.stack([
+            *(exact.loc + OFF).unbind(dim=-1),
+            factor[:, 0, 0].log(), factor[:, 1, 0], factor[:, 1, 1].log(),
+        ], dim=-1)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[Any, Tensor]:
+    """Draws for forty data, and the data."""
+    torch.manual_seed(0)
+    with torch.random.fork_rng():
+        y = FACTS.sample(40)
+    model = model_of(FACTS)
+    guide = pv.Guide(model, pv.Encoder(Shifted()), pv.FullRankNormal(), example=y)
+    return pv.posterior_draws(model, guide, y, num_samples=400), y
+
+
+def test_moments_are_those_of_the_posterior(parts: tuple[Any, Tensor]) -> None:
+    """Divided by their errors they are standard normal; the guide's own mean is not."""
+    draws, y = parts
+    exact = FACTS.posterior(y)
+    z = (draws.posterior_mean.value - exact.loc) / draws.posterior_mean.error
+    assert_mean(z, 0.0)
+    assert_mean(z.square(), 1.0)
+    sd = exact.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt()
+    assert_mean((draws.posterior_sd.value - sd) / draws.posterior_sd.error, 0.0)
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean((draws.guide_mean.value - exact.loc) / draws.guide_mean.error, 0.0)
+
+
+def test_the_guide_is_said_to_be_off_by_what_it_is(parts: tuple[Any, Tensor]) -> None:
+    """Shift and scale, over their errors."""
+    draws, y = parts
+    sd = FACTS.posterior(y).covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt()
+    assert_mean((draws.value - OFF / sd) / draws.error, 0.0)
+    assert_mean((draws.scale.value - 1) / draws.scale.error, 0.0)
+    assert "posterior standard deviations off" in draws.summary()
+
+
+def test_draws_are_draws(parts: tuple[Any, Tensor]) -> None:
+    """Whitened by the exact posterior: mean 0, second moments 1; those not resampled are not."""
+    draws, y = parts
+    exact = FACTS.posterior(y)
+    white = torch.linalg.solve(exact.scale_tril, (draws.z - exact.loc).unsqueeze(-1))[..., 0]
+    assert_mean(white.mean(dim=0), 0.0)
+    assert_mean(white.square().mean(dim=0), 1.0)
+    idata = draws.to_inference_data()
+    assert dict(idata["posterior"]["z"].sizes) == {
+        "chain": 1, "draw": 400, "datum": 40, "latent": 2,
+    }  # fmt: skip
+
+
+def population(apart: float) -> Population:
+    """Eight islands of 64 standard normals, the last of which lies elsewhere."""
+    z = torch.randn(8, 64, 2, 3)
+    z[-1] += apart
+    zero = torch.zeros(2)
+    marginal = LogMarginal(zero, zero, zero, zero, zero.long())
+    return Population(marginal, z, torch.zeros(8, 2))
+
+
+@pytest.mark.parametrize("apart", [0.0, 2.0])
+def test_islands_that_are_apart_are_said_to_be(apart: float, seed: int) -> None:
+    """By R-hat; a false alarm is one in thousands."""
+    torch.manual_seed(seed)
+    drawn = trusted._of_population(population(apart), 100)
+    assert drawn.z.shape == (100, 2, 3)
+    assert bool((drawn.r_hat > trusted.MAX_RHAT).all()) == (apart > 0)
+    assert float((drawn.mean.value - apart / 8).abs().max()) < 6 * float(drawn.mean.error.max())
+
+
+def test_a_datum_with_chains_apart_is_doubted(parts: tuple[Any, Tensor]) -> None:
+    """And no other."""
+    draws, _ = parts
+    r_hat = torch.ones_like(draws.r_hat)
+    r_hat[3, 1] = 1.2
+    doubted = dataclasses.replace(draws, r_hat=r_hat)
+    assert (~doubted.reliable).nonzero().tolist() == [[3]]
+    assert doubted.why_not(3) == [Doubt.CHAINS_APART.value]
+
+
+def test_r_hat_takes_chains() -> None:
+    """One is no chain to compare."""
+    with pytest.raises(ValueError, match="from 2 chains of 4 draws"):
+        stats.rank_r_hat(torch.zeros(1, 100))
