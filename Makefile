@@ -129,7 +129,7 @@ test-lowest: $(STAMP) ## The fast tests with the lowest versions that pyproject.
 	@$(BIN)/python tests/helpers/versions.py > build/lowest/constraints.txt
 	@echo "==> installing the lowest versions"
 	@build/lowest/bin/pip install -qq --disable-pip-version-check -c build/lowest/constraints.txt -e ".[all,test]"
-	@build/lowest/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+	@build/lowest/bin/python -m pytest -o filterwarnings=default -m "not slow" -n $(WORKERS) --dist worksteal
 
 .PHONY: test-newest
 test-newest: ## The fast tests with the newest versions there are: make PYTHON=python3.13 test-newest

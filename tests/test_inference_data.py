@@ -404,9 +404,12 @@ def test_attributes_count_untrusted_data(
     facts_y: Tensor, monkeypatch: pytest.MonkeyPatch, num_samples: int, above: float, without: float
 ) -> None:
     """The share of k above 0.7, exactly, and that of data where k has no value."""
-    shapes = iter(torch.tensor([[-torch.inf], [0.71], [0.7], [torch.nan], [1.5]]))
-    monkeypatch.setattr("pyro_vae.stats.pareto_k", lambda log_weights: next(shapes))
-    monkeypatch.setattr("pyro_vae.evidence.weights._FAST_ROWS", 1)  # a datum at a time
+    shapes = iter([-torch.inf, 0.71, 0.7, torch.nan, 1.5])
+
+    def next_shapes(log_weights: Tensor) -> Tensor:  # of some data at a time, in order
+        return torch.tensor([next(shapes) for _ in range(log_weights.shape[1])])
+
+    monkeypatch.setattr("pyro_vae.stats.pareto_k", next_shapes)
     idata = to_inference_data(facts_model, wide_guide, facts_y, num_samples=num_samples)
     assert idata.attrs["share_above_pareto_k_limit"] == above
     assert idata.attrs["share_without_pareto_k"] == without

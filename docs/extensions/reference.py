@@ -154,7 +154,7 @@ def _resolved(line: str, home: ModuleType, owner: type | None, name: str) -> str
             LOG.warning("%s refers to %s, which is not public", name, found[0])
             return f"`{target}`"
         shown = target.rpartition(".")[2] if target.startswith("~") else target
-        return f":py:{role if place == meant[0] else 'obj'}:`{shown} <{place}>`"
+        return f":py:obj:`{shown} <{place}>`"
 
     return ROLE.sub(full, line)
 
