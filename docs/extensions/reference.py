@@ -145,7 +145,7 @@ def _owner(name: str) -> type | None:
 
 def _resolved(line: str, home: ModuleType, owner: type | None, name: str) -> str:
     def full(found: Any) -> str:
-        role, target = found[1], found[2]
+        target = found[2]
         meant = resolve(target, home, owner)
         place = meant and documented(meant[0])
         if meant and not meant[0].startswith("pyro_vae"):
