@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache, cached_property
 from importlib import import_module
-from inspect import cleandoc, getattr_static, getdoc, isclass, ismodule, isroutine
+from inspect import cleandoc, getattr_static, getdoc, isclass, ismodule, isroutine, unwrap
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -161,7 +161,7 @@ def public_names() -> tuple[Name, ...]:
 def _key(value: Any, name: str) -> tuple[str, object]:
     """What makes two names the same: being one class or function, or one constant's name."""
     unhashable = not (isclass(value) or isroutine(value))
-    return (name, "constant") if unhashable else ("", value)
+    return (name, "constant") if unhashable else ("", unwrap(value))
 
 
 @cache

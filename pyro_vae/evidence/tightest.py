@@ -71,6 +71,7 @@ class Rung(Enum):
 
 
 RUNGS = tuple(Rung)
+"""Ways to log p(y), by their places in results."""
 
 Source: TypeAlias = Posterior | Population
 """What draws of the posterior are made from: a proposal, or particles."""
