@@ -25,6 +25,7 @@ from ..evidence import ImportanceSampling
 from ..queries import FalseDiscoveries
 from ..randomness import row_digests
 from ..tables import TableVAE
+from ..writing import require_file_place, whole_file
 from .options import (
     BINARIZATIONS,
     DataChoice,
@@ -138,6 +139,8 @@ def _chosen(
 
 def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command: str) -> None:
     """Log p(y) under a saved model, by datum, in the data's own units."""
+    if choice.out is not None:
+        require_file_place(choice.out / "log_p.csv")
     about = asked(question, run)
     found = about.vae.evaluate(
         about.rows, ImportanceSampling(choice.samples), seed=run.seed, progress=run.progress
@@ -149,7 +152,6 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
         f"{result.mean:.3f}, {bound.mean:.3f}"
     )
     if choice.out is not None:
-        choice.out.mkdir(parents=True, exist_ok=True)
         write(choice.out / "log_p.csv", {**about.names, **found.as_columns()}, run)
 
 
@@ -219,7 +221,8 @@ def explain_latents(question: Question, choice: ExplainChoice, run: Run, command
     if choice.out is None:
         return
     if choice.out.suffix == ".png":
-        choice.out.write_bytes(png(told.plot().figure))
+        with whole_file(choice.out) as new:
+            new.write_bytes(png(told.plot().figure))
         run.say(f"wrote {choice.out}")
     else:
         frame = told.to_dataframe()
@@ -228,6 +231,8 @@ def explain_latents(question: Question, choice: ExplainChoice, run: Run, command
 
 def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
     """Draws from p(y) of a saved model, in the data's own units; names and words where it has."""
+    if choice.out is not None:
+        require_file_place(choice.out)
     vae = TableVAE.load(choice.folder)
     endings = _endings(vae)
     out = choice.out or Path(f"draws{endings[0]}")
@@ -238,18 +243,21 @@ def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
     which = DataChoice(**_about(choice.folder)["data"])
     if not _is_table(vae) and which.binarize in (None, "none"):
         draws = draws * which.divide_by  # grey levels as the file has them
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npy":
         numbers = [raw.values for raw in columns_of(draws).values()] if _is_table(vae) else draws
-        np.save(out, np.stack(numbers, axis=1) if _is_table(vae) else np.asarray(numbers))
+        with whole_file(out) as new:
+            np.save(new, np.stack(numbers, axis=1) if _is_table(vae) else np.asarray(numbers))
     elif vae.units.named and _is_table(vae):
         write(
             out, {name: list(draws[name]) for name in columns_of(draws)}, replace(run, quiet=True)
         )
     else:
         values = torch.as_tensor(draws).flatten(start_dim=1).numpy()
-        header = ",".join(getattr(vae.units, "feature_names", None) or ())
-        np.savetxt(out, values, delimiter=",", header=header, comments="")
+        names = getattr(vae.units, "feature_names", None)
+        with whole_file(out) as new, new.open("w", newline="", encoding="utf-8") as file:
+            if names:
+                csv.writer(file).writerow(names)
+            np.savetxt(file, values, delimiter=",")
     run.say(f"wrote {choice.number} draws to {out}")
 
 
@@ -279,27 +287,30 @@ def check_out(path: Path, endings: Sequence[str] = (".csv", ".parquet")) -> None
     """Refuses a file that cannot be written, before anything is computed."""
     if path.suffix not in endings:
         raise ValueError(f"results are written as {' or '.join(endings)}, got '{path}'")
-    if path.is_dir():
-        raise ValueError(f"'{path}' is a folder: name a file")
+    require_file_place(path)
 
 
 def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:
     """Columns by name as a csv or parquet file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lists = {
         name: [_rounded(value) for value in values.tolist()]
         if isinstance(values, Tensor | np.ndarray)
         else list(values)
         for name, values in columns.items()
     }
-    if path.suffix == ".parquet":
-        optional("pandas", needed_for="parquet").DataFrame(lists).to_parquet(path)
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(lists)
-            writer.writerows(map(_cells, zip(*lists.values(), strict=True)))
+    with whole_file(path) as new:
+        if path.suffix == ".parquet":
+            optional("pandas", needed_for="parquet").DataFrame(lists).to_parquet(new)
+        else:
+            _write_csv(new, lists)
     run.say(f"wrote {path}")
+
+
+def _write_csv(path: Path, lists: Mapping[str, list[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(lists)
+        writer.writerows(map(_cells, zip(*lists.values(), strict=True)))
 
 
 def _cells(row: Sequence[Any]) -> list[Any]:

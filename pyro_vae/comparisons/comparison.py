@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .. import storage
+from .. import storage, writing
 from .._types import Batch
 from ..inference_data import to_inference_data
 from ..programs import hooks_of
@@ -187,7 +187,7 @@ class Comparison(Result):
         from .reporting import save_report, title_of
 
         tables = {title_of(self): self}
-        with storage.replaced(require_place(Path(folder))) as new:
+        with writing.whole_folder(require_place(Path(folder))) as new:
             _write(self, new)
             if fixed is not None:
                 place = new / _FIXED
@@ -271,5 +271,5 @@ def require_place(folder: Path) -> Path:
     def is_ours(name: str) -> bool:
         return name in {*_FILES, *_FOLDERS} or name.endswith((".png", ".nc"))
 
-    kind = storage.Kind("a comparison", {"run.json", "table.csv"}, is_ours)
-    return storage.require_place(folder, kind)
+    kind = writing.Kind("a comparison", {"run.json", "table.csv"}, is_ours)
+    return writing.require_place(folder, kind)

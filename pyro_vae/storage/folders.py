@@ -7,11 +7,7 @@ when it is whole.
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -24,6 +20,7 @@ from torch import Tensor
 from .._types import ProgramLike
 from ..guides import model_of
 from ..randomness import forked
+from ..writing import Kind, require_place, restored, some, whole_folder
 from .limits import MAX_HEADER, Budget
 from .parts import Part, check_types, describe, differences, fill, module_of, rebuild, tensors_of
 
@@ -107,7 +104,7 @@ def save(
             f"about is too long: {HEADER} would have {len(files[HEADER]):,} bytes, and at most "
             f"{MAX_HEADER:,} are read again; keep large things in files of their own"
         )
-    with replaced(target) as new:
+    with whole_folder(target) as new:
         for name, content in files.items():
             (new / name).write_bytes(content)
 
@@ -214,54 +211,6 @@ def _checked_about(about: Mapping[str, JSON]) -> dict[str, Any]:
     return dict(about)
 
 
-class Kind(NamedTuple):
-    """A kind of folder that we write.
-
-    Arguments:
-        what: What is saved, in words.
-        marks: Files that are in every folder of this kind.
-        is_ours: Told the name of a file, whether one of this kind may be in it.
-    """
-
-    what: str
-    marks: set[str]
-    is_ours: Callable[[str], bool]
-
-
-def require_place(folder: Path, kind: Kind) -> Path:
-    """Refuses a place that a folder cannot be written to, before anything is computed.
-
-    Arguments:
-        folder: Where a folder is to be, in place of an older one of its kind.
-        kind: What it will hold.
-
-    Raises:
-        ValueError: If it is a file, below a file, not writable, the current folder, or holds
-            other files.
-    """
-    folder = folder.resolve()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"'{folder}' is a file; {kind.what} is saved into a folder")
-    if folder == Path.cwd():
-        raise ValueError(
-            f"'{folder}' is the current folder, which cannot be replaced: name a folder in it"
-        )
-    above = next(path for path in folder.parents if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"'{folder}' cannot be made: '{above}' is "
-            f"{'not writable' if above.is_dir() else 'a file'}; name another folder"
-        )
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    others = {name for name in found if not kind.marks <= found or not kind.is_ours(name)}
-    if others:
-        raise ValueError(
-            f"'{folder}' holds other files ({_some(others)}), and saving replaces the whole "
-            f"folder: name a folder for this alone, such as '{folder / 'results'}'"
-        )
-    return folder
-
-
 def require_place_for_model(folder: Path) -> Path:
     """Refuses a place where :func:`save` cannot save, or which holds anything but a save of ours.
 
@@ -271,41 +220,16 @@ def require_place_for_model(folder: Path) -> Path:
     return require_place(folder, Kind("a model", {HEADER}, FILES.__contains__))
 
 
-def _some(names: set[str]) -> str:
-    shown = sorted(names)[:5]
-    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
-
-
-@contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of an older one when it is whole.
-
-    Whatever stops it, Ctrl-C too, the folder that was there stays or comes back.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    new, old = (folder.with_name(f".{folder.name}.{what}-{token}") for what in ("new", "old"))
-    try:
-        new.mkdir()
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
 def _header(folder: Path) -> dict[str, Any]:
     """The JSON file of a save, once it is known to be one that this version can read."""
+    if not folder.exists():
+        restored(folder)
     if not folder.is_dir():
         what = "is a file, not the folder of a save" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"'{folder}' {what}: expected a folder that pyro_vae saved")
     path = folder / HEADER
     if not path.is_file():
-        found = _some({path.name for path in folder.iterdir()}) or "nothing"
+        found = some({path.name for path in folder.iterdir()}) or "nothing"
         raise ValueError(f"'{folder}' was not saved by pyro_vae: no {HEADER} in it, but {found}")
     if path.stat().st_size > MAX_HEADER:
         raise ValueError(

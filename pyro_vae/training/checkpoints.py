@@ -9,9 +9,7 @@ It also says what the run was told, and which data and programs it had: others a
 
 import hashlib
 import json
-import os
 import re
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from torch import Tensor
 from .._types import Batch, ProgramLike
 from ..data import RowReader
 from ..programs import modules_of
+from ..writing import whole_file
 from .rows import InMemory
 
 FILE = "fit.safetensors"
@@ -89,7 +88,8 @@ class Keeper:
             "state": encoded(state, tensors, "state"),
         }
         header = {"pyro_vae": json.dumps(record)}
-        write_whole(self.checkpoint.path, safetensors.torch.save(tensors, header))
+        with whole_file(self.checkpoint.path) as new:
+            new.write_bytes(safetensors.torch.save(tensors, header))
         self._written = time.perf_counter()
 
     def read(self) -> Any:
@@ -180,24 +180,6 @@ def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "tuple" in value:
         return tuple(decoded(part, tensors) for part in value["tuple"])
     return {decoded(key, tensors): decoded(part, tensors) for key, part in value["pairs"]}
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file beside its place, and moves it there when it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with new.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        if os.name == "posix":  # the name is on the disk when its folder is
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def digest_of(data: RowReader | Batch | None) -> str:

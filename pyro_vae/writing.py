@@ -1,0 +1,236 @@
+"""Everything written is whole: beside its place, onto the disk, and moved there in one step.
+
+Whatever stops it (a full disk, Ctrl-C, the end of the process), what was there before is still
+there. A place that cannot be written to is refused before anything is computed.
+"""
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+_LONGEST = 200  # bytes of a name: file systems take 255, and what is written beside has more
+_TRIES = 20  # at taking a place that other processes take, too
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+
+
+class Kind(NamedTuple):
+    """A kind of folder that we write.
+
+    Arguments:
+        what: What is saved, in words.
+        marks: Files that are in every folder of this kind.
+        is_ours: Told the name of a file, whether one of this kind may be in it.
+    """
+
+    what: str
+    marks: set[str]
+    is_ours: Callable[[str], bool]
+
+
+def require_place(folder: Path, kind: Kind) -> Path:
+    """Refuses a place that a folder cannot be written to, before anything is computed.
+
+    Arguments:
+        folder: Where a folder is to be, in place of an older one of its kind.
+        kind: What it will hold.
+
+    Raises:
+        ValueError: If it is a file, below a file, not writable, the current folder, has too long a
+            name, or holds other files.
+    """
+    folder = _short(folder.resolve())
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"'{folder}' is a file; {kind.what} is saved into a folder: name one that is not there"
+        )
+    if folder == Path.cwd():
+        raise ValueError(
+            f"'{folder}' is the current folder, which cannot be replaced: name a folder in it"
+        )
+    _require_above(folder)
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    others = {name for name in found if not kind.marks <= found or not kind.is_ours(name)}
+    if others:
+        raise ValueError(
+            f"'{folder}' holds other files ({some(others)}), and saving replaces the whole "
+            f"folder: name a folder for this alone, such as '{folder / 'results'}'"
+        )
+    return folder
+
+
+def require_file_place(path: Path) -> Path:
+    """Refuses a place that a file cannot be written to, before anything is computed.
+
+    Raises:
+        ValueError: If it is a folder, below a file, not writable, or has too long a name.
+    """
+    path = _short(path.resolve())
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder: name a file, such as '{path / 'table.csv'}'")
+    _require_above(path)
+    return path
+
+
+def _short(path: Path) -> Path:
+    """Refuses names that file systems have no room for."""
+    long = [name for name in path.parts if len(os.fsencode(name)) > _LONGEST]
+    if long:
+        raise ValueError(
+            f"'{long[0][:20]}...' has {len(os.fsencode(long[0])):,} bytes, and names of files have "
+            f"at most {_LONGEST} here: name a shorter one"
+        )
+    return path
+
+
+def _require_above(path: Path) -> None:
+    """Refuses a place whose folder cannot be made or written to."""
+    above = next(folder for folder in path.parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"'{path}' cannot be made: '{above}' is "
+            f"{'not writable' if above.is_dir() else 'a file'}; name another place"
+        )
+
+
+def some(names: set[str]) -> str:
+    """A few of the names, in order."""
+    shown = sorted(names)[:5]
+    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A new file to write, which takes the place of an older one when it is whole.
+
+    Arguments:
+        path: Where it shall be; its folder is made.
+
+    Yields:
+        Where to write, with the same suffix.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "numbers.txt"
+        >>> with whole_file(path) as new:
+        ...     _ = new.write_text("1 2 3")
+        >>> path.read_text()
+        '1 2 3'
+    """
+    path = require_file_place(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield new
+        _sync(new)
+        new.replace(path)
+        _sync(path.parent)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of an older one when it is whole.
+
+    Where the system can exchange two names in one step there is a folder in that place at every
+    moment; elsewhere the older one steps aside first, and :func:`restored` brings it back if the
+    process ends in between.
+
+    Arguments:
+        folder: Where it shall be; the folder around it is made.
+
+    Yields:
+        The folder to write into.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    restored(folder)
+    new = _beside(folder, "new")
+    try:
+        new.mkdir()
+        yield new
+        for path in [*sorted(new.rglob("*")), new]:
+            _sync(path)
+        _put(new, folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def restored(folder: Path) -> None:
+    """Brings back a folder whose successor never came, and sweeps what such runs left."""
+    folder = folder.resolve()
+    if not folder.parent.is_dir():
+        return
+    for path in folder.parent.iterdir():
+        if not path.name.startswith(f".{folder.name}.") or _writer_lives(path):
+            continue
+        if path.name.startswith(f".{folder.name}.old-") and not folder.exists():
+            path.rename(folder)
+        elif path.name.startswith((f".{folder.name}.old-", f".{folder.name}.new-")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _writer_lives(path: Path) -> bool:
+    """Whether the process that wrote beside a place is still at work, as far as can be known."""
+    number = path.name.rpartition(".")[-1].split("-")[1:2]
+    if os.name != "posix" or not number or not number[0].isdigit():
+        return True
+    with suppress(PermissionError):  # somebody else's process
+        try:
+            os.kill(int(number[0]), 0)
+        except ProcessLookupError:
+            return False
+    return True
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Moves a folder to its place, whoever else does so now."""
+    for _ in range(_TRIES):
+        if folder.exists() and _exchanged(new, folder):
+            return  # what was there has the other name now, and goes
+        old = _beside(folder, "old")
+        try:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        except OSError as error:  # only what another process did meanwhile is tried again
+            if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        else:
+            return
+        finally:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+    raise OSError(f"'{folder}' is being written by other processes: name another place")
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Gives two folders each other's names in one step, where the system can."""
+    with suppress(OSError, AttributeError, TypeError):
+        rename = ctypes.CDLL(None).renameat2
+        names = (os.fsencode(one), os.fsencode(other))
+        return bool(rename(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0)
+    return False
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

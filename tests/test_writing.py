@@ -1,0 +1,150 @@
+"""Everything written is whole: whatever stops it, what was there before is still there."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyro_vae import writing
+from pyro_vae.cli import main
+from pyro_vae.writing import Kind, require_file_place, require_place, whole_file, whole_folder
+
+KIND = Kind("a thing", {"mark"}, {"mark", "more"}.__contains__)
+
+
+def write(folder: Path, text: str) -> None:
+    """A folder with one file in it."""
+    with whole_folder(folder) as new:
+        (new / "mark").write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    """All that is in a folder, hidden files too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(params=["exchange", "step aside"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to replace a folder: not every system can exchange two names."""
+    if request.param == "step aside":
+        monkeypatch.setattr(writing, "_exchanged", lambda *_: False)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_folder_is_replaced(tmp_path: Path) -> None:
+    """By the new one, and nothing is left beside it."""
+    for text in ("one", "two", "three"):
+        write(tmp_path / "a", text)
+    assert (tmp_path / "a" / "mark").read_text() == "three"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_older_folder_survives(tmp_path: Path, error: BaseException) -> None:
+    """A full disk, or Ctrl-C, in the middle of writing."""
+    write(tmp_path / "a", "old")
+
+    def stop() -> None:
+        with whole_folder(tmp_path / "a") as new:
+            (new / "mark").write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        stop()
+    assert (tmp_path / "a" / "mark").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_an_older_file_survives(tmp_path: Path) -> None:
+    """The same for files; the suffix is kept, since writers go by it."""
+    path = tmp_path / "a.npy"
+    with whole_file(path) as new:
+        new.write_text("old")
+        assert new.suffix == ".npy"
+
+    def stop() -> None:
+        with whole_file(path) as new:
+            new.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.npy"]
+
+
+def killed(call: Callable[[], Any]) -> None:
+    """Does something in a process of its own, which kills itself on the way."""
+    child = os.fork()
+    if child == 0:
+        call()
+        os._exit(0)  # not reached
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("renames", [0, 1])
+def test_killed_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int) -> None:
+    """Before the older folder steps aside, and between the two renames; nothing is left over."""
+    write(tmp_path / "a", "old")
+    monkeypatch.setattr(writing, "_exchanged", lambda *_: False)
+    rename, count = Path.rename, [0]
+
+    def die(self: Path, target: Path) -> Path:
+        if count[0] == renames:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count[0] += 1
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die)
+        killed(lambda: write(tmp_path / "a", "new"))
+    assert len(names(tmp_path)) == 2  # what a twin without `restored` would leave for ever
+    writing.restored(tmp_path / "a")
+    assert (tmp_path / "a" / "mark").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("file", "is a file"),
+        ("file/below", "is a file"),
+        ("x" * 300, "300 bytes"),
+        ("other", "holds other files"),
+    ],
+)
+def test_places_for_folders(tmp_path: Path, place: str, message: str) -> None:
+    """Refused before anything is computed, and untouched."""
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("precious")
+    with pytest.raises(ValueError, match=message):
+        require_place(tmp_path / place, KIND)
+    assert (tmp_path / "file").read_text() == "precious"
+    assert names(tmp_path / "other") == ["notes.txt"]
+    assert require_place(tmp_path / "ü 引导\n", KIND)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"), [("folder", "is a folder"), ("file/x.csv", "a file"), ("y" * 300, "300")]
+)
+def test_places_for_files(tmp_path: Path, place: str, message: str) -> None:
+    """The same for files."""
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=message):
+        require_file_place(tmp_path / place)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample", "embed"])
+def test_the_command_line_refuses_first(tmp_path: Path, command: str) -> None:
+    """A place that is none is refused before the model, of which there is none here, is missed."""
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(SystemExit, match="cannot be made"):
+        main([command, str(tmp_path), "--out", str(tmp_path / "file" / "x.csv")])
+    assert (tmp_path / "file").read_text() == "precious"
