@@ -37,7 +37,6 @@ from .evidence import (
     Weights,
     best_of_family,
     edge_doubts,
-    near,
     prepared,
     starts,
 )
@@ -113,12 +112,13 @@ class InferenceGap(PerDatum):
     Arguments:
         log_marginal: :math:`\log p(y_n)`, its error, and whether to trust it.
         elbo: That of the guide.
-        best_elbo: That of :math:`q_n^\star`, the best member of the family for the datum.
+        best_elbo: That of :math:`q_n^\star`, the best member of the family for the datum; its
+            error, as those of both gaps, has in it what the fit may have left.
         approximation: `log_marginal - best_elbo`.
         amortization: `best_elbo - elbo`. The two ELBOs are averages over common draws, so this
             error is smaller than that of either.
         inference: Their sum, `log_marginal - elbo`.
-        fit_converged: Whether the fit of :math:`q_n^\star` was done.
+        fit_converged: Whether the fit of :math:`q_n^\star` was done, to within 0.05 nats.
         families: The same for other families, by name.
         num_samples: Draws a datum that the ELBOs are averages over.
         given: What all of it is conditional on, in words, as in
@@ -359,7 +359,8 @@ def inference_gap(
         apart = stream(seed, "evidence")  # log p(y) shares no draw with the ELBOs
         marginal = estimate(program, star, batch, seed=apart, progress=progress)
         others = {
-            name: fit(other, [near(other, star, batch)]) for name, other in (families or {}).items()
+            name: fit(other, starts(program, star, batch, other))
+            for name, other in (families or {}).items()
         }
         posteriors = [posterior, star] + [
             FamilyPosterior(other, others[name].parameters)
@@ -399,7 +400,8 @@ def _decomposed(
     others: Mapping[str, RowFit],
     num_samples: int,
 ) -> InferenceGap:
-    guide, star, *rest = averages
+    guide, star = averages[0], _unsure(averages[1], best)
+    rest = [_unsure(own, fit) for own, fit in zip(averages[2:], others.values(), strict=True)]
     log_p = marginal.estimate
     approximation = stats.difference(log_p, star.elbo)
     return InferenceGap(
@@ -421,6 +423,11 @@ def _decomposed(
         num_samples=num_samples,
         given=marginal.given,
     )
+
+
+def _unsure(average: _Average, fit: RowFit) -> _Average:
+    """With what may be missing to the best member put into the errors."""
+    return _Average(*(Estimate(part.value, torch.hypot(part.error, fit.left)) for part in average))
 
 
 @dataclass(frozen=True, repr=False)

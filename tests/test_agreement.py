@@ -1,4 +1,4 @@
-"""Cross-checks: right estimators agree, a wrong one is caught, a loose bound is let pass."""
+"""Cross-checks: right estimators agree, a wrong one is caught, and a bound has its bias."""
 
 from dataclasses import dataclass, replace
 
@@ -78,25 +78,53 @@ def test_too_high_is_caught(bound: Bound, seed: int) -> None:
     assert "quadrature and planted contradict" in check.summary()
 
 
-def test_an_upper_bound_may_be_high(seed: int) -> None:
-    """And not low."""
-    assert checked(seed, planted=Planted(0.05, Bound.UPPER)).consistent
-    assert not checked(seed, planted=Planted(-0.05, Bound.UPPER)).consistent
+BIASES = [(Bound.UPPER, 1), (Bound.UPPER, -1), (Bound.LOWER, 1), (Bound.LOWER, -1)]
 
 
-def test_a_lower_bound_may_be_low(seed: int) -> None:
-    """The difference is reported, and who is the lower; for a two-sided one it is a fault."""
-    check = checked(seed, low=Planted(-0.05))
-    assert check.consistent
-    assert check.comparisons[0].verdict == "differ, as a bound may: low is the lower one"
-    assert not checked(seed, low=Planted(-0.05, Bound.TWO_SIDED)).consistent
+@dataclass(frozen=True)
+class Biased:
+    """Exact but for a shift of some squared errors, and draws that the error speaks of."""
+
+    bound: Bound
+    squares: float
+    error: float = 0.8
+
+    def __call__(
+        self, program: Program, posterior: Posterior, batch: Batch, *, seed: int,
+        progress: bool | None,
+    ) -> LogMarginal:  # fmt: skip
+        """The shifted answer."""
+        exact = ClosedForm()(program, posterior, batch)
+        error = torch.full_like(exact.error, self.error)
+        value = exact.value + self.squares * error.square()
+        return replace(exact, value=value, error=error, bound=self.bound)
 
 
-def test_two_lower_bounds_never_contradict(seed: int) -> None:
-    """Either may be loose."""
-    check = checked(seed, low=Planted(-0.05), high=Planted(0.0))
-    assert check.consistent
-    assert check.comparisons[-1].contradiction == -torch.inf
+@pytest.mark.parametrize(("bound", "sign"), BIASES)
+def test_a_bound_has_its_bias_to_one_side(bound: Bound, sign: int, seed: int) -> None:
+    """Within its squared error, which its mean over data shows, and to that side alone."""
+    allowed = (bound is Bound.UPPER) == (sign > 0)
+    check = checked(seed, planted=Biased(bound, 0.9 * sign))
+    assert check.consistent == allowed, check.summary()
+    assert not checked(seed, planted=Biased(bound, 3.0 * sign)).consistent
+
+
+@pytest.mark.parametrize("bound", list(Bound))
+@pytest.mark.parametrize("other", ["quadrature", "fair"])
+def test_five_nats_are_a_contradiction(bound: Bound, other: str, seed: int) -> None:
+    """Whatever an estimate calls itself, against quadrature and against a lower bound."""
+    y = WEAK.sample(20)
+    fair: pv.evidence.Estimator = Quadrature() if other == "quadrature" else Planted(0.0)
+    methods: dict[str, pv.evidence.Estimator] = {other: fair, "low": Planted(-5.0, bound)}
+    check = cross_check(MODEL, GUIDE, y, methods, seed=seed)
+    assert not check.consistent
+    assert check.comparisons[0].verdict == "contradict each other"
+
+
+def test_two_lower_bounds_agree(seed: int) -> None:
+    """The other way round: two that are right are not called wrong (once in 1,000 checks)."""
+    check = checked(seed, one=Planted(0.0), two=Planted(0.0, num_samples=1000))
+    assert check.consistent, check.summary()
 
 
 def test_few_draws_are_no_contradiction(seed: int) -> None:

@@ -348,3 +348,24 @@ def test_a_decoder_simulates() -> None:
     result = simulation_based_calibration(model, guide, torch.zeros(60, 5))
     assert result.ranks.shape == (60, 3)
     assert set(result.data[0].unique().tolist()) == {0.0, 1.0}
+
+
+@float64
+@pytest.mark.parametrize(("share", "least", "most"), [(1.0, 0.8, 1.0), (0.4, 0.0, 0.6)])
+@pytest.mark.parametrize("what", ["scale", "mean"])
+def test_what_is_said_to_be_seen_is_seen(
+    what: str, share: float, least: float, most: float
+) -> None:
+    """Scales and means off as far as the verdict says are rejected, and by 0.4 of it are not.
+
+    Of 60 checks with a power of 0.9 fewer than 0.8 reject once in 100 runs; what is said is on
+    the safe side, so rarer.
+    """
+    number, draws, tests = 200, 99, 60
+    calm = Calibration(torch.zeros(number, 1, dtype=torch.int64), ("z",), draws, ())
+    scale, mean = (share * error for error in calm.resolution(0.05))
+    z = torch.randn(tests, number)
+    wrong = z * (1 + scale) if what == "scale" else z + mean
+    ranks = torch.binomial(torch.full_like(wrong, draws), torch.special.ndtr(wrong)).long()
+    seen = np.mean([rank_p_value(row, draws) < 0.05 for row in ranks])
+    assert least <= seen <= most, f"seen {seen}"

@@ -234,3 +234,29 @@ def test_spread_and_its_error_do_not_depend_on_the_zero_of_the_unit(seed: int) -
         assert abs(float(value[0, 1]) - exact) < 5 * float(error[0, 1])
     for one, other in zip(near, far, strict=True):
         assert float(other[0, 1]) == pytest.approx(float(one[0, 1]), rel=0.2)
+
+
+def of_draws(draws: Tensor) -> Imputation:
+    """An imputation with these draws `(samples, rows)` of one column, all of it missing."""
+    draws = draws[..., None]
+    value, nothing = draws.mean(dim=0), torch.full((draws.shape[1],), torch.nan)
+    sd = pv.Estimate(draws.std(dim=0), torch.zeros_like(value))
+    missing = torch.ones_like(value, dtype=torch.bool)
+    return Imputation(draws, value, torch.zeros_like(value), sd, missing, nothing, nothing)
+
+
+@pytest.mark.parametrize("number", [5, 10, 38, 39, 100])
+def test_intervals_of_few_draws_hold_another(number: int) -> None:
+    """The entry is like one more draw: 95% of the intervals hold it, whatever their number."""
+    draws = torch.randn(number + 1, 4000)
+    low, high = of_draws(draws[1:]).interval()[..., 0]
+    assert_coverage((low <= draws[0]) & (draws[0] <= high))
+
+
+@pytest.mark.parametrize("number", [10, 100])
+def test_plain_quantiles_hold_too_few(number: int) -> None:
+    """The wrong twin: quantiles of the draws themselves."""
+    draws = torch.randn(number + 1, 40_000)
+    low, high = draws[1:].quantile(torch.tensor([0.025, 0.975]), dim=0)
+    with pytest.raises(AssertionError):
+        assert_coverage((low <= draws[0]) & (draws[0] <= high))

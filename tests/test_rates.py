@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyro_vae as pv
-from pyro_vae import diagnostics
+from pyro_vae import diagnostics, training
 from pyro_vae._types import Estimate, ProgramLike
 from pyro_vae.diagnostics.rates import RateDistortion, TradeOff, rate_distortion
 from tests.helpers.factor_analysis import WEAK, model_of
@@ -416,3 +417,19 @@ def test_what_cannot_be_copied_is_refused() -> None:
     of_tilted = pv.Guide(tilted, pv.Encoder(nn.Linear(4, 2)), example=y[:1])
     with pytest.raises(ValueError, match="prior of this program depends on the datum"):
         rate_distortion(tilted, of_tilted, y, train_model=False, num_epochs=10**9)
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(0.0, ()), (1.0, (0.5,))])
+def test_a_beta_that_was_still_rising_is_named(slope: float, expected: tuple[float, ...]) -> None:
+    """An ELBO that rises by a nat per epoch has not converged; a level one has."""
+    epochs = np.arange(1.0, 41.0)
+    elbo = slope * epochs + 0.01 * np.sin(17 * epochs)
+    one_each = np.ones(40)
+    history = training.History(epochs, elbo, one_each, one_each, one_each, 1e-3 * one_each, epochs)
+    fit = training.Fit(history, "finished", 40, 0, ("w",))
+    one = Estimate(torch.tensor(1.0), torch.tensor(0.0))
+    surgery = diagnostics.Surgery(one, one, one, one, one, 2.5, 10)
+    point = TradeOff(0.5, surgery, None, None, None, fit)
+    result = RateDistortion((point,), None)
+    assert result.unconverged == expected
+    assert ("not seen to converge" in result.verdict) == bool(expected)

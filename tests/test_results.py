@@ -139,7 +139,7 @@ PER_DATUM: dict[str, Callable[[], PerDatum]] = {
     "curves": curves,
     "outliers": outliers,
     "difference by datum": difference,
-    "row fit": lambda: guides.RowFit(torch.ones(3, 2), *estimate(), ~LAST, 20),
+    "row fit": lambda: guides.RowFit(torch.ones(3, 2), *estimate(), ~LAST, 20, torch.zeros(3)),
     "two estimators": lambda: evidence.Comparison(
         "a", "b", *estimate(), {Doubt.HEAVY_TAIL: LAST}, -math.inf, 4.0
     ),

@@ -16,9 +16,9 @@ such as :math:`\log p(y \mid z)`, show that it did not look at its datum.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from statistics import NormalDist
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
@@ -36,10 +36,7 @@ from ..results import Result
 
 _MEMORY = 256.0  # mebibytes of a program's intermediate results
 
-# To first order, for a Gaussian posterior: d E[12 (u - 1/2)^2] / d log(sd of truth / of guide) is
-# 24 E[x phi(x) (Phi(x) - 1/2)] = 12 * integral of phi^3, and the mean rank moves by E[phi(x)] a sd.
-_SPREAD_PER_LOG_SCALE = 12 / (2 * np.pi * 3**0.5)
-_LOCATION_PER_SD = 1 / (2 * np.pi**0.5)
+_POWER = 0.9  # probability that what a verdict says would be seen is seen
 
 
 class Draws(NamedTuple):
@@ -131,7 +128,7 @@ class Calibration(Result):
         rejected = (self.adjusted < false_alarm).nonzero().flatten().tolist()
         rate = f"false-alarm rate {false_alarm:g} over {len(self.names)} quantities (Holm)"
         if not rejected:
-            return f"nothing amiss at a {rate}: {self._resolution()}"
+            return f"nothing amiss at a {rate}: {self._resolution(false_alarm)}"
         words = ", ".join(f"{self.names[place]} {self._shape(place)}" for place in rejected)
         return f"not calibrated at a {rate}; the guide's draws of {words}"
 
@@ -172,15 +169,39 @@ class Calibration(Result):
         width = (self.spread.value - 1) / squares.std(correction=0)
         return shift * root, width * root
 
-    def _resolution(self) -> str:
-        """What would have been seen: three standard errors of the mean rank and the spread."""
-        root = len(self.ranks) ** 0.5
-        scale = 3 * 0.8**0.5 / _SPREAD_PER_LOG_SCALE / root  # 12 (u - 1/2)^2 has the variance 0.8
-        place = 3 / 12**0.5 / _LOCATION_PER_SD / root
+    def _resolution(self, false_alarm: float) -> str:
+        """What would have been seen nine times in ten, in words."""
+        scale, place = self.resolution(false_alarm)
         return (
-            f"with {len(self.ranks)} data that excludes scales off by more than about "
-            f"{scale:.0%} and means off by more than about {place:.2g} posterior sd"
+            f"with {len(self.ranks)} data, scales of a normal posterior that are off by "
+            f"{scale:.0%}, or means by {place:.2g} posterior sd, are seen nine times in ten"
         )
+
+    def resolution(self, false_alarm: float = 0.01) -> tuple[float, float]:
+        r"""Relative error of a scale, and error of a mean in posterior sd, seen nine times in ten.
+
+        A scale that is off by :math:`\delta` moves the share of ranks up to one standard deviation
+        by :math:`\phi(1) \delta`, a mean the share up to the middle by :math:`\phi(0) \delta`. It
+        is seen where that leaves the band of uniform ranks, and a standard deviation to spare.
+
+        Arguments:
+            false_alarm: Probability that a calibrated guide is rejected, over all quantities.
+        """
+        band = stats.rank_band(len(self.ranks), self.num_samples, false_alarm / len(self.names))
+        normal = NormalDist()
+        return (
+            self._seen(band, normal.cdf(1.0), normal.pdf(1.0)),
+            self._seen(band, 0.5, normal.pdf(0.0)),
+        )
+
+    def _seen(self, band: stats.Band, share: float, slope: float) -> float:
+        """The error that moves the share of ranks up to some place, by its slope, out of a band."""
+        number, ranks = len(self.ranks), self.num_samples + 1
+        place = min(max(round(share * ranks), 1), self.num_samples)
+        centre, share = number * place / ranks, place / ranks
+        half = max(band.upper[place - 1] - centre, centre - band.lower[place - 1])
+        spare = NormalDist().inv_cdf(_POWER) * (number * share * (1 - share)) ** 0.5
+        return float((half + spare) / (number * slope))
 
 
 def simulation_based_calibration(

@@ -200,6 +200,15 @@ class RateDistortion(Result):
         return tuple(worst.values())
 
     @property
+    def unconverged(self) -> tuple[float, ...]:
+        """Betas whose training was not seen to converge, by the curve of its ELBO.
+
+        Their points may lie above the curve that the model can reach. See
+        :attr:`pyro_vae.training.Fit.converged`.
+        """
+        return tuple(point.beta for point in self.points if point.fit.converged is not True)
+
+    @property
     def verdict(self) -> str:
         """What the curve says, in words."""
         parts = {point.beta: point.held_out or point.train for point in self.points}
@@ -208,6 +217,9 @@ class RateDistortion(Result):
         said = f"the ELBO is greatest at beta {best:g}, {parts[best].elbo:.3f} nats"
         if silent:
             said += f"; z says nothing about the data from beta {min(silent):g} on"
+        if self.unconverged:
+            betas = ", ".join(f"{beta:g}" for beta in self.unconverged)
+            said += f"; not seen to converge, so that the curve may be lower: beta {betas}"
         if self.points[-1].fit.stopped == "interrupted":
             said += f"; training was interrupted at beta {self.points[-1].beta:g}"
         return said

@@ -12,7 +12,7 @@ last steps are taken. All of it depends on the datum alone.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 
@@ -126,7 +126,24 @@ def starts(
     prior = family.initial(first.new_zeros(program.latent_dim))
     (away,) = _likeliest(program, batch, first, 1)
     narrow = torch.stack([family.initial(row, _NARROW) for row in away])
-    return [first, prior.expand_as(first).clone(), narrow]
+    places = [first, prior.expand_as(first).clone(), narrow]
+    if hasattr(family, "matching") and program.latent_dim <= _MOST_CORRELATED:
+        places.append(_from_full_rank(program, posterior, batch, family.matching))
+    return places
+
+
+def _from_full_rank(
+    program: Program,
+    posterior: Posterior,
+    batch: Batch,
+    matching: Callable[[Tensor, Tensor], Tensor],
+) -> Float[Tensor, "batch parameters"]:
+    """From the Gaussian of full rank that is fitted to every datum: no saddle is near it."""
+    family, rough = FullRankNormal(), FitRows(tolerance=_HILLS)
+    places = starts(program, posterior, batch, family)
+    fit = best_of_family(program, batch, family, places, rough, progress=False)
+    q = family(fit.parameters)
+    return matching(q.mean, q.covariance_matrix)
 
 
 def _likeliest(

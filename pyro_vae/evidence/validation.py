@@ -2,10 +2,11 @@ r"""Is an estimate of log p(y) right? Checks that no single estimator can make o
 
 Two that can be compared. For estimators `a` and `b` with independent errors, :math:`z_n = (a_n -
 b_n) / \sqrt{e_{an}^2 + e_{bn}^2}` is about standard normal where both are right, and so is the same
-for the sums over data, which sees smaller common shifts. A lower bound is low by an unknown amount,
-so it contradicts another estimate only from above; two lower bounds never contradict each other.
-With :math:`m` comparisons in all a contradiction is called beyond the quantile of
-:math:`\alpha / m`.
+for the sums over data, which sees smaller common shifts. Errors of bounds cover log p(y) too, but
+for a bias to one side that is of second order: the logarithm of an average is low by about
+:math:`e^2 / 2`. So a lower bound may be low by :math:`e^2`, twice that, and not high, and an upper
+bound the reverse; what is left beyond is a contradiction, of two lower bounds as of any others.
+With :math:`m` comparisons in all one is called beyond the quantile of :math:`\alpha / m`.
 
 Bounds from both sides, of simulated data. A program that simulates :math:`z \sim p(z)` and then
 :math:`y \sim p(y \mid z)` has drawn :math:`z` exactly from the posterior :math:`p(z \mid y)`.
@@ -17,7 +18,6 @@ fit it says nothing.
 """
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,8 +57,8 @@ class Comparison(PerDatum):
         value: First less second, `(batch,)`.
         error: Its standard error.
         doubts: Data that one of them doubts, by reason, which are not compared.
-        contradiction: The largest z among those of the wrong sign for the bounds' directions;
-            minus infinity where no sign is wrong.
+        contradiction: The largest size of z that is left when each bound is granted the bias that
+            its error stands for.
         limit: Size of z beyond which it is no accident.
     """
 
@@ -158,11 +158,11 @@ class CrossCheck(Result):
         number = sum(int(pair.compared.sum()) + 1 for pair in self.comparisons)
         worst = max(self.comparisons, key=lambda pair: pair.worst)
         said = "; ".join(f"{p.first} and {p.second} {p.verdict}" for p in self.comparisons)
+        once = f"once in {1 / self.false_alarm:.0f} checks of {number} comparisons"
         return (
             f"{said}. The largest difference is {worst.worst:.1f} standard errors "
-            f"({worst.first} and {worst.second}); beyond {worst.limit:.1f} in the wrong direction "
-            f"it would be a contradiction, falsely so once in {1 / self.false_alarm:.0f} checks "
-            f"of {number} comparisons"
+            f"({worst.first} and {worst.second}); beyond {worst.limit:.1f}, and the bias "
+            f"of a bound, it would be a contradiction, falsely so {once}"
         )
 
     def summary(self) -> str:
@@ -200,9 +200,9 @@ def cross_check(
     .. math:: z_n = \frac{a_n - b_n}{\sqrt{e_{an}^2 + e_{bn}^2}}
 
     for every pair of estimators and every datum that both call reliable, and the same for the
-    mean over these data. A difference against the direction in which a bound may be off is a
-    contradiction if it is larger than chance explains. Agreement is worth as much as the
-    estimators are different: they may all miss the same mode.
+    mean over these data. A difference is a contradiction if it is larger than chance explains,
+    and the bias of a bound, which is of the order of its squared error and to one side. Agreement
+    is worth as much as the estimators are different: they may all miss the same mode.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -306,9 +306,12 @@ def _pair(
     value, error = stats.difference(one.estimate, other.estimate)
     error = error.clamp(min=_ROUNDING * (1 + one.value.abs()))
     doubts = either(one.doubts, other.doubts)
-    pair = Comparison(first, second, value, error, doubts, -math.inf, limit)
-    wrong = _wrong(pair.z[pair.compared], pair.mean_z, one.bound, other.bound)
-    return replace(pair, contradiction=wrong)
+    pair = Comparison(first, second, value, error, doubts, 0.0, limit)
+    low, high = (part[pair.compared] for part in _granted(one, other))
+    of_data = _left(value[pair.compared], error[pair.compared], low, high)
+    mean = Estimate(*(part[None] for part in pair.difference))
+    of_mean = _left(*mean, low.mean()[None], high.mean()[None]).nan_to_num(nan=0.0)
+    return replace(pair, contradiction=float(torch.cat([of_data, of_mean]).max()))
 
 
 def _mean(difference: Float[Tensor, " some"], error: Float[Tensor, " some"]) -> Estimate:
@@ -317,16 +320,25 @@ def _mean(difference: Float[Tensor, " some"], error: Float[Tensor, " some"]) -> 
     return stats.mean_over_data(Estimate(difference, error))
 
 
-def _wrong(z: Tensor, mean_z: float, one: Bound, other: Bound) -> float:
-    """The largest z of a sign that the directions of the two estimates do not explain."""
-    z = torch.cat([z, z.new_tensor([mean_z])])
-    signs = torch.zeros(0, dtype=z.dtype, device=z.device)
-    if one is not Bound.UPPER and other is not Bound.LOWER:
-        signs = torch.cat([signs, z])  # the first one may not stand above
-    if one is not Bound.LOWER and other is not Bound.UPPER:
-        signs = torch.cat([signs, -z])  # nor below
-    signs = signs[~signs.isnan()]
-    return float(signs.max()) if len(signs) > 0 else -torch.inf
+def _granted(one: LogMarginal, other: LogMarginal) -> tuple[Tensor, Tensor]:
+    """Least and largest difference that the biases of two estimates explain."""
+    (low, high), (low_other, high_other) = _biases(one), _biases(other)
+    return low - high_other, high - low_other
+
+
+def _biases(result: LogMarginal) -> tuple[Tensor, Tensor]:
+    """Least and largest bias of estimates that may be low, or high, to second order."""
+    size = result.error.square()
+    none = torch.zeros_like(size)
+    return (
+        -size if result.bound is Bound.LOWER else none,
+        size if result.bound is Bound.UPPER else none,
+    )
+
+
+def _left(difference: Tensor, error: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """How many errors a difference is outside an interval."""
+    return torch.maximum(low - difference, difference - high).clamp(min=0.0) / error
 
 
 @dataclass(frozen=True, repr=False)

@@ -184,6 +184,19 @@ class Problem:
             draws = self.program.log_joint(z, *self.batch).double() - q.log_prob(z).double()
         return draws.mean(dim=0), draws.std(dim=0) / len(draws) ** 0.5
 
+    def promise(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
+        """What a step of Newton's method, or of the natural gradient, would still bring, in nats.
+
+        Over points that the parameters were not fitted to it says by how much these may fall short
+        of the best ones: their own share of the noise comes on top.
+        """
+        point = self(parameters)
+        if hasattr(self.family, "closest_normal"):
+            gain = _Newton(self, 0.0).gain(point)[1]
+        else:
+            gain = _dot(point.gradient, point.gradient / self.information(point))
+        return gain.abs() / 2
+
     @torch.enable_grad()
     def information(self, point: Point) -> Float64[Tensor, "batch parameters"]:
         """The diagonal of q's Fisher information, from the scores at the points."""
@@ -269,10 +282,7 @@ class _Newton:
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
         """Data whose step is no ascent, or promises nothing where q could gain, are lost."""
-        loc, precision = _normal_of(point)
-        closest = self.problem.family.closest_normal(loc, precision)  # type: ignore[attr-defined]
-        direction = closest - point.parameters
-        rise = _dot(point.gradient, direction)
+        direction, rise = self.gain(point)
         is_small = rise.abs() / 2 < self.tolerance
         is_done = is_small.clone()
         if bool(is_small.any()):
@@ -281,6 +291,13 @@ class _Newton:
             is_done[is_small] = natural / 2 < self.tolerance
         is_lost = ~is_done & ~(direction.isfinite().all(dim=-1) & (rise / 2 >= self.tolerance))
         return _Step(direction, rise, is_done, is_lost)
+
+    def gain(self, point: Point) -> tuple[Tensor, Tensor]:
+        """The step, and the rise per step along it."""
+        loc, precision = _normal_of(point)
+        closest = self.problem.family.closest_normal(loc, precision)  # type: ignore[attr-defined]
+        direction = closest - point.parameters
+        return direction, _dot(point.gradient, direction)
 
 
 def _normal_of(point: Point) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch.distributions.utils import _standard_normal
 from .._types import Distribution
 from ..registry import registered
 
+_PRINCIPAL_SWEEPS = 20  # a start is wanted, not the maximum
 _LEAST_SHARE = 1e-3  # see LowRankNormal
 
 
@@ -236,6 +237,24 @@ class LowRankNormal:
         spread = factor.square().sum(dim=-1)
         variances = scale**2 - (1 + _LEAST_SHARE) * spread
         return torch.cat([loc, variances.log() / 2, factor.flatten()])
+
+    def matching(
+        self,
+        loc: Float[Tensor, "batch latents"],
+        covariance: Float[Tensor, "batch latents latents"],
+    ) -> Float[Tensor, "batch parameters"]:
+        """Parameters near a Gaussian's, by the principal axes of what its latents share."""
+        variances = covariance.diagonal(dim1=-2, dim2=-1)
+        own, rank = variances / 2, min(self.rank, loc.shape[-1])
+        factor = covariance.new_zeros(*loc.shape, self.rank)
+        for _ in range(_PRINCIPAL_SWEEPS):
+            root = own.sqrt()
+            white = covariance / (root.unsqueeze(-1) * root.unsqueeze(-2))
+            values, vectors = torch.linalg.eigh(white)
+            shared = (values[..., -rank:] - 1).clamp(min=_LEAST_SHARE).sqrt()
+            factor[..., :rank] = root.unsqueeze(-1) * vectors[..., -rank:] * shared.unsqueeze(-2)
+            own = (variances - factor.square().sum(dim=-1)).clamp(min=_LEAST_SHARE * variances)
+        return torch.cat([loc, own.log() / 2, factor.flatten(-2)], dim=-1)
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """The distribution with these means, own standard deviations and W."""

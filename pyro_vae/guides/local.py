@@ -1,8 +1,9 @@
 """Free parameters for every datum, fitted with the model fixed.
 
 All data climb their own ELBO over fixed points at once (see `climbing`). Points can be overfitted:
-where the ELBO over fresh draws falls short of that over the points, a datum goes on from where it
-arrived, with more of them.
+where other points promise that a step would bring more than a few thousandths of a nat, or the ELBO
+over fresh draws falls short of that over the points, a datum goes on from where it arrived, with
+more of them. What is promised at last is reported: so much may be missing to the best q.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,15 +21,20 @@ from .._types import Batch
 from ..compiling import CompiledDensity
 from ..programs import Density, Program, evaluating
 from ..progress import progress_bar
-from ..randomness import forked, row_keys
+from ..randomness import forked, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum
 from .climbing import FRESH_DRAWS, FitRows, Problem, climb, pieces
 from .families import Family
-from .noise import Noise, Seeded
+from .noise import Noise, Seeded, noise_size
 
 _TOGETHER = 8  # times as many rows climb together as the program is asked for at once
 _OPTIMISTIC = 2.0  # standard errors: by chance alone two data of a hundred, which costs little
-_MORE_POINTS = (4, 16)  # times as many, for data that the points were too few for
+_POINTS = (1, 4, 16)  # times as many, for data that the ones before were too few for
+_LEFT = 5e-3  # nats: a step that brings less is not worth more points
+_LEFT_OF_FEW = 1e-3  # the same of few latents, whose points are cheap
+_MOST_LEFT = 0.05  # nats: with more the best q was not found
+_JUDGES = 2  # times as many points promise what is left as were fitted to
+_FEW_LATENTS = 2
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +47,8 @@ class RowFit(PerDatum):
         error: Its standard error.
         converged: Whether each datum was done within the steps.
         steps: Steps until the last datum was done.
+        left: What may be missing to the best parameters, `(batch,)`, in nats; infinite where
+            nobody looked.
     """
 
     parameters: Tensor
@@ -48,6 +56,7 @@ class RowFit(PerDatum):
     error: Tensor
     converged: Tensor
     steps: int
+    left: Tensor
 
     @property
     def value(self) -> Tensor:
@@ -94,28 +103,30 @@ def fit_parameters(
 
     Returns:
         The parameters; their ELBO over 64 fresh draws with its standard error, in nats, float64;
-        and whether each datum was done within the steps.
+        whether each datum was done within the steps and, where fits may be refined, is within 0.05
+        nats of the best; and what may be missing.
 
     Raises:
         FloatingPointError: If the ELBO of a datum, or its gradient, is not finite at the start.
     """
     keys = row_keys(seed, "fit.judge", *batch)
-    how = _How.of(program, family, fitting, seed)
+    how = _How.of(program, family, fitting, seed, start)
     bar = progress_bar(show=progress, total=len(start), desc="fit rows")
     with bar:
-        fit = how.fit(batch, start, keys, bar.update)
-        for more in _MORE_POINTS if refit else ():
-            rows = fit.is_optimistic.nonzero().squeeze(-1)
+        first, *others = how.stages if refit else (1,)
+        fit = how.times(first).fit(batch, start, keys, bar.update, judged=refit)
+        for more in others:
+            rows = fit.is_unfinished(how.enough).nonzero().squeeze(-1)
             if len(rows) == 0:
                 break
             part = tuple(tensor[rows] for tensor in batch)
-            finer = replace(how, fitting=how.fitting.times(more))
             # Other draws: what seemed optimistic by chance will not do so again.
-            others = row_keys(seed, f"fit.judge.{more}", *batch)[rows.cpu()]
+            fresh = row_keys(seed, f"fit.judge.{more}", *batch)[rows.cpu()]
             with pyro.validation_enabled(is_validate=False):  # the data were
-                again = finer.fit(part, fit.parameters[rows], others)
+                again = how.times(more).fit(part, fit.parameters[rows], fresh, judged=True)
             fit = fit.with_rows(rows, again)
-    return RowFit(fit.parameters, fit.elbo, fit.error, fit.converged, int(fit.steps.max()))
+    converged = fit.converged & (fit.left < _MOST_LEFT) if refit else fit.converged
+    return RowFit(fit.parameters, fit.elbo, fit.error, converged, int(fit.steps.max()), fit.left)
 
 
 class _Fitted(NamedTuple):
@@ -127,13 +138,13 @@ class _Fitted(NamedTuple):
     error: Float64[Tensor, " batch"]
     converged: Tensor
     steps: Tensor
+    left: Float64[Tensor, " batch"]
 
-    @property
-    def is_optimistic(self) -> Tensor:
-        """Whether the points promised more than fresh draws keep: they were overfitted."""
+    def is_unfinished(self, enough: float) -> Tensor:
+        """Whether the points were overfitted: others promise more, or fresh draws keep less."""
         # An exact family has no error: there rounding would ask for more points.
         slack = _OPTIMISTIC * self.error + stats.rounding(self.elbo)
-        return self.over_points - self.elbo > slack
+        return (self.over_points - self.elbo > slack) | (self.left > enough)
 
     def with_rows(self, rows: Tensor, other: "_Fitted") -> "_Fitted":
         """Some of the data replaced; their steps add up."""
@@ -150,11 +161,28 @@ class _How:
     family: Family
     fitting: FitRows
     seed: int
+    few_latents: bool
 
     @staticmethod
-    def of(program: Program, family: Family, fitting: FitRows, seed: int) -> "_How":
+    def of(program: Program, family: Family, fitting: FitRows, seed: int, start: Tensor) -> "_How":
         """With the program's densities compiled, if that pays or was asked for."""
-        return _How(_compiled(program, fitting), family, fitting, seed)
+        size = noise_size(family(start[:1].detach()))
+        few = size is not None and size <= _FEW_LATENTS
+        return _How(_compiled(program, fitting), family, fitting, seed, few)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """How many times as many points, one after the other."""
+        return _POINTS[1:] if self.few_latents else _POINTS
+
+    @property
+    def enough(self) -> float:
+        """What may be left, in nats."""
+        return _LEFT_OF_FEW if self.few_latents else _LEFT
+
+    def times(self, more: int) -> "_How":
+        """The same with more points."""
+        return replace(self, fitting=self.fitting.times(more)) if more > 1 else self
 
     def fit(
         self,
@@ -162,8 +190,10 @@ class _How:
         start: Tensor,
         keys: Tensor,
         report: Callable[[int], object] = lambda done: None,
+        *,
+        judged: bool = False,
     ) -> _Fitted:
-        """Fits over so many points, and evaluates over fresh draws."""
+        """Fits over so many points, and evaluates over fresh draws, and if asked over others."""
         problem = Problem.of(self.program, self.family, batch, start, self.fitting, self.seed)
         size = self.fitting.max_rows
         with _fixed(self.program, self.family, problem.noise):
@@ -185,7 +215,21 @@ class _How:
         parts = [(climber.elbo, climber.converged, climber.taken) for climber in climbers]
         over_points, converged, taken = (torch.cat(part) for part in zip(*parts, strict=True))
         elbo, error = (torch.cat(part) for part in zip(*values, strict=True))
-        return _Fitted(parameters, over_points, elbo, error, converged, taken)
+        left = self._left(batch, parameters) if judged else torch.full_like(elbo, torch.inf)
+        return _Fitted(parameters, over_points, elbo, error, converged, taken, left)
+
+    def _left(self, batch: Batch, parameters: Tensor) -> Float64[Tensor, " batch"]:
+        """What other points promise from here; infinite where that is no number."""
+        fitting = self.fitting.times(_JUDGES)
+        seed = stream(self.seed, "fit.left")
+        problem = Problem.of(self.program, self.family, batch, parameters, fitting, seed)
+        parts = pieces(len(parameters), _TOGETHER * fitting.max_rows // problem.num_points)
+        with (
+            _fixed(self.program, self.family, problem.noise),
+            pyro.validation_enabled(is_validate=False),
+        ):
+            left = torch.cat([problem.of_rows(rows).promise(parameters[rows]) for rows in parts])
+        return left.nan_to_num(nan=torch.inf)
 
 
 def refine_parameters(

@@ -64,15 +64,35 @@ class Imputation(PerDatum):
     table: Columns | None = field(default=None, metadata={"axis": None})
 
     def interval(self, level: float = 0.95) -> Float[Tensor, "ends rows *datum"]:
-        """Lower and upper end of the central interval of every entry, by the draws.
+        """Lower and upper end of a central interval of every entry, that holds another draw.
+
+        Of K draws, of which the entry is like another one, the i-th and the j-th in their order
+        hold it with probability (j - i) / (K + 1), exactly; between them lines are drawn. Where
+        the level asks for more than the outermost two, it is Student's t interval of a normal
+        distribution, from the mean and the standard deviation of the draws.
 
         Arguments:
             level: Probability that it holds the entry, under the model.
         """
         if not 0 < level < 1:
             raise ValueError(f"a level is a probability between 0 and 1, got {level}")
-        ends = self.draws.new_tensor([(1 - level) / 2, (1 + level) / 2])
-        return self.draws.quantile(ends, dim=0)
+        number, tail = len(self.draws), (1 - level) / 2
+        place = tail * (number + 1) - 1  # of the lower end, from 0
+        if place < 0:
+            return self._student(tail)
+        share = place / (number - 1)
+        return self.draws.quantile(self.draws.new_tensor([share, 1 - share]), dim=0)
+
+    def _student(self, tail: float) -> Float[Tensor, "ends rows *datum"]:
+        """Mean, and the spread of another draw around it, for so much mass beyond either end."""
+        from scipy.special import stdtrit  # a third of a second to import
+
+        number = len(self.draws)
+        if number < 2:  # one draw says nothing of how far others are away
+            return torch.full_like(self.draws, torch.nan).expand(2, *self.draws.shape[1:])
+        far = float(stdtrit(number - 1, 1 - tail)) * (1 + 1 / number) ** 0.5
+        middle, away = self.draws.mean(dim=0), far * self.draws.std(dim=0)
+        return torch.stack([middle - away, middle + away])
 
     @property
     def most_frequent(self) -> Float[Tensor, "rows *datum"]:
