@@ -46,7 +46,7 @@ PLAIN = {
     "epochs": 21.0,
     "unreliable": 2 / NUM_DATA,
     "lost": 3 / NUM_DATA,
-    "poor_proposal": 5 / NUM_DATA,
+    "partly_covered": 5 / NUM_DATA,
     "trusted": 4 / NUM_DATA,
     "log_p_spread": 0.6,
     "elbo_spread": 0.3,
@@ -87,15 +87,13 @@ def planted(result: GuideResult, log_p: float = 0.0, elbo: float = 0.0) -> Guide
         fit_converged=~first(3),
     )
     bound = replace(result.test.bound, rate=per_datum("rate"), distortion=per_datum("distortion"))
-    k = torch.where(first(5), 0.9, 0.1)
+    own = replace(result.test.log_marginal, doubts={Doubt.HEAVY_TAIL: first(5)})
     history = replace(result.fit.history, epoch=np.array([21]))
     information = pv.Estimate(*map(torch.tensor, PLANTED["mutual_information"]))
     return replace(
         result,
         train_bound=replace(result.train_bound, elbo=per_datum("train_elbo")),
-        test=replace(
-            result.test, bound=bound, log_marginal=replace(result.test.log_marginal, pareto_k=k)
-        ),
+        test=replace(result.test, bound=bound, log_marginal=own),
         gap=gap,
         fit=replace(result.fit, history=history, stopped="early"),
         means=torch.stack([zero, 3 * torch.linspace(-1, 1, NUM_DATA)], dim=1),

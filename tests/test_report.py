@@ -259,10 +259,10 @@ def test_negative_gaps_are_told(table: Comparison) -> None:
     assert marked == [("global", "log_p"), ("global", "approximation")]
 
 
-def test_poor_proposals_are_counted(table: Comparison, page: Page) -> None:
+def test_partly_covered_data_are_counted(table: Comparison, page: Page) -> None:
     """The share of the table, as a number of data."""
-    counts = {row: cell.text for row, key, cell in page.cells() if key == "poor_proposal"}
-    expected = {row.guide: f"{row.number('poor_proposal') * 8:.0f} of 8" for row in table.rows()}
+    counts = {row: cell.text for row, key, cell in page.cells() if key == "partly_covered"}
+    expected = {row.guide: f"{row.number('partly_covered') * 8:.0f} of 8" for row in table.rows()}
     assert counts == expected
 
 

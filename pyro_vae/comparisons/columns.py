@@ -379,14 +379,14 @@ COLUMNS = (
         table=TRUST,
     ),
     Reported(
-        key="poor_proposal",
-        name="k > 0.7",
-        definition="Held-out data with a Pareto k above 0.7, of the guide's own importance "
-        "weights: the guide misses a part of their posterior, and no practical number of its "
-        "draws would give log p(y).",
-        of=lambda entry: Share(entry.result.poor, len(entry.result.means)),
+        key="partly_covered",
+        name="partly covered",
+        definition="Held-out data whose log p(y) the guide's own importance weights could not "
+        "give: it covers their posterior only in part, and larger weights than those drawn may be "
+        "left.",
+        of=lambda entry: Share(entry.result.partly_covered, len(entry.result.means)),
         table=TRUST,
-        short="k > 0.7",
+        short="partly covered",
         spec=".0%",
     ),
     Reported(

@@ -159,11 +159,12 @@ def _doubts(result: GuideResult) -> list[str]:
 def _reach(results: Mapping[str, GuideResult], size: int) -> str:
     """Which guides miss a part of posteriors, and how log p is had all the same."""
     methods = ", ".join(dict.fromkeys(one.gap.log_marginal.method for one in results.values()))
-    poor = ", ".join(f"{name} {one.poor}" for name, one in results.items() if one.poor)
-    if not poor:
-        return f"Every guide reaches all of every posterior (k <= 0.7). Log p(y) is by {methods}."
+    counts = {name: one.partly_covered for name, one in results.items()}
+    partly = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    if not partly:
+        return f"Every guide covers every posterior. Log p(y) is by {methods}."
     return (
-        f"Data of whose posterior the guide itself misses a part (k > 0.7), of {size}: {poor}. "
+        f"Data whose posterior the guide covers only in part, of {size}: {partly}. "
         f"Log p(y) is by {methods}."
     )
 
@@ -338,8 +339,9 @@ _FIGURES = {
     ),
     "pareto_k": (
         "Pareto k by datum.",
-        "Above 0.7 the guide misses a part of that datum's posterior.",
-        "Points, one a held-out datum, against the limit of 0.7",
+        "The larger k, the heavier the tail of the guide's weights; from about 0.7 no practical "
+        "number of draws is enough.",
+        "Points, one per held-out datum, against the limit of 0.7",
     ),
     "reconstructions": (
         "Data, reconstructions and draws.",

@@ -16,7 +16,6 @@ from ..gaps import WORST_SHARE, InferenceGap
 from ..results import Result, either
 from ..training import Fit
 
-POOR = 0.7  # Pareto k above which no practical number of draws suffices
 _SEEN = 4.0  # standard errors beyond which a difference is one: false alarm 6e-5
 _COLLAPSED = 0.01  # nats of mutual information, below which z says nothing of use
 REFINING_STEPS = 20
@@ -72,9 +71,9 @@ class GuideResult:
         return Untrusted(*(int(mask.sum()) for mask in (doubted, lost, negative)))
 
     @property
-    def poor(self) -> int:
-        """Data whose posterior the guide's own weights do not reach; unknown counts as such."""
-        return int((~(self.test.log_marginal.pareto_k <= POOR)).sum())
+    def partly_covered(self) -> int:
+        """Data for which the guide's own importance weights cannot give log p(y)."""
+        return int((~self.test.log_marginal.reliable).sum())
 
 
 @dataclass(frozen=True, repr=False)
