@@ -272,7 +272,7 @@ def simulated(seed: int, name: str) -> int:
         ("dependence", measures, "stream", simulated, "simulate"),  # data that weigh themselves
         ("fitted", local, "row_keys", named("importance"), "importance"),
         ("several sites, tightest", tightest, "stream", one_stream, "importance"),  # and second run
-        ("tightest", tightest, "row_keys", named("importance"), "importance"),  # and witnesses
+        ("tightest", tightest, "stream", one_stream, "importance"),  # the guide, then a fit
         ("shared sites", marginal, "stream", one_stream, "importance"),  # global draws
     ],
 )

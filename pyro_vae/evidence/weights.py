@@ -58,7 +58,8 @@ def draw_rows(
         return retry_unvalidated(partial(some.draw_keyed, keys, num_samples))
     rows = (posterior.rows(slice(row, row + 1)) for row in range(first, first + len(keys)))
     pairs = zip(rows, keys.split(1), strict=True)
-    draws = [_drawn_alone(row, key, num_samples) for row, key in pairs]
+    with torch.random.fork_rng():  # what is drawn afterwards does not go on from a datum's key
+        draws = [_drawn_alone(row, key, num_samples) for row, key in pairs]
     z, log_guide = (torch.cat(parts, dim=1) for parts in zip(*draws, strict=True))
     return z, log_guide
 
