@@ -25,6 +25,7 @@ from ..report import (
     number,
     words,
 )
+from ..writing import whole_file
 from .options import Question, ReportChoice, Run
 from .questions import Asked, asked, check_out, png
 
@@ -55,8 +56,8 @@ def write_report(question: Question, choice: ReportChoice, run: Run, command: st
     check_out(choice.out, (".html",))
     about = asked(question, run)
     page = _report(about, question, choice, run, command)
-    choice.out.parent.mkdir(parents=True, exist_ok=True)
-    choice.out.write_text(page.html(), encoding="utf-8")
+    with whole_file(choice.out) as new:
+        new.write_text(page.html(), encoding="utf-8")
     run.say(f"wrote {choice.out}")
 
 
