@@ -10,7 +10,7 @@ on the same data, which know nothing but the program, one after the other in eac
     prior              importance sampling from the prior
 
 The last two are given at least the time that the first took: temperatures, or draws. Printed are
-seconds a datum and the root mean square error over data in nats, median (range) over repeats, and
+seconds per datum and the root mean square error over data in nats, median (range) over repeats, and
 how many times the error of the first.
 
 Run:  python benchmarks/annealing.py      (--smoke for a quick look)

@@ -8,7 +8,8 @@ makes an image hard is hard for both, and drops out of the difference.
 Why not `arviz.compare`? That of 0.23 takes leave-one-out or WAIC results only, and labels what it
 is given as one of those. That of 1.x takes pointwise densities without a label, which
 :func:`elpd_data` makes; but it knows one kind of error, and its stacking weights exponentiate log
-densities a datum, which underflows for images. So :func:`compare_models` makes a table of our own.
+densities per datum, which underflows for images. So :func:`compare_models` makes a table of our
+own.
 """
 
 import math
@@ -42,7 +43,7 @@ def bits_per_dimension(
     Of densities it depends on the unit, and may be negative; of discrete data it does not.
 
     Arguments:
-        log_marginal: Estimates a datum, in nats.
+        log_marginal: Estimates per datum, in nats.
         num_dimensions: Entries of a datum, :math:`D`.
         log_scale: What the model saw was `y / scale` entry by entry: the sum of the logarithms
             of the scales over the entries of a datum. `784 * log(256)` for images of 256 grey
@@ -61,7 +62,7 @@ def bits_per_dimension(
         tensor(1.4427, dtype=torch.float64)
     """
     if num_dimensions < 1:
-        raise ValueError(f"num_dimensions is the number of entries a datum, got {num_dimensions}")
+        raise ValueError(f"num_dimensions is the number of entries per datum, got {num_dimensions}")
     unit = num_dimensions * math.log(2)
     value = (log_scale - log_marginal.value.double()) / unit
     bits = Estimate(value, log_marginal.error.double() / unit)
@@ -114,11 +115,11 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
     errors are not small beside the difference, take more draws.
 
     Arguments:
-        first: Estimates a datum under one model.
+        first: Estimates per datum under one model.
         second: Those under the other.
 
     Returns:
-        The difference a datum, and its mean with both errors, in nats.
+        The difference per datum, and its mean with both errors, in nats.
 
     Raises:
         ValueError: If the numbers of data differ, or there are fewer than two.
@@ -157,7 +158,7 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
     default method, stacking, has weights of no meaning where log densities are below about -700.
 
     Arguments:
-        log_marginal: Estimates a datum, of held-out data.
+        log_marginal: Estimates per datum, of held-out data.
         names: Labels of the data; numbered from 0 when left out.
 
     Returns:
@@ -166,7 +167,7 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
 
     Raises:
         RuntimeError: Under ArviZ 0.23, which would call these numbers leave-one-out.
-        ValueError: If there are fewer than two data, or the names are not one a datum.
+        ValueError: If there are fewer than two data, or the names are not one per datum.
 
     References:
         | Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC
@@ -203,7 +204,7 @@ class ModelComparison(Result):
     """Held-out log p(y) of several models on the same data, best first.
 
     Arguments:
-        means: Mean a datum, by model, in nats, with both errors.
+        means: Mean per datum, by model, in nats, with both errors.
         to_best: Paired difference to the best model, by model: not above zero in the mean.
         unreliable: Number of data with an estimate that cannot be trusted, by model.
     """
@@ -220,7 +221,7 @@ class ModelComparison(Result):
         return plot_comparison(means)
 
     def summary(self) -> str:
-        """The table, in nats a datum."""
+        """The table, in nats per datum."""
         width = max(len("model"), *(len(name) for name in self.means))
         head = "log p(y)  ± draws   ± data  to best  ± draws   ± data  unreliable"
         return "\n".join(
@@ -238,7 +239,7 @@ def compare_models(log_marginals: Mapping[str, LogMarginal]) -> ModelComparison:
     """Ranks models by their mean log p(y) of the same held-out data.
 
     Arguments:
-        log_marginals: Estimates a datum, by model, of the same rows in the same order.
+        log_marginals: Estimates per datum, by model, of the same rows in the same order.
 
     Returns:
         Means, and paired differences to the best model, with both errors; best first.

@@ -120,7 +120,7 @@ class InferenceGap(PerDatum):
         inference: Their sum, `log_marginal - elbo`.
         fit_converged: Whether the fit of :math:`q_n^\star` was done, to within 0.05 nats.
         families: The same for other families, by name.
-        num_samples: Draws a datum that the ELBOs are averages over.
+        num_samples: Draws per datum that the ELBOs are averages over.
         given: What all of it is conditional on, in words, as in
             :class:`pyro_vae.evidence.LogMarginal`.
     """
@@ -308,7 +308,7 @@ def inference_gap(
         estimator: How log p(y) is found; :class:`pyro_vae.Tightest` with as many draws, unless
             told otherwise.
         families: Further families, by name, of which the best member is fitted too.
-        num_samples: Draws a datum of each average.
+        num_samples: Draws per datum of each average.
         fitting: How rows are fitted.
         given: Values of the latent sites that all data share, as in
             :func:`pyro_vae.log_marginal_likelihood`.
@@ -432,7 +432,7 @@ def _unsure(average: _Average, fit: RowFit) -> _Average:
 
 @dataclass(frozen=True, repr=False)
 class Generalization(Result):
-    """How much worse the data that were not trained on fare; means over data, nats a datum.
+    """How much worse the data that were not trained on fare; means over data, nats per datum.
 
     The errors are those of other data and other draws, on both sides.
     """

@@ -369,7 +369,7 @@ def test_fishers_identity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @float64
 def test_the_loss_has_that_gradient() -> None:
-    """Pyro's estimate of it from one draw a datum is unbiased; a mean-field q biases it."""
+    """Pyro's estimate of it from one draw per datum is unbiased; a mean-field q biases it."""
     model, y = LinearGaussian(4, 2, 4), FACTS.sample(3)
     with torch.no_grad():
         model.loadings.copy_(FACTS.loadings * 3)  # strong correlations, so a strong bias
@@ -546,7 +546,7 @@ def standardized(name: str) -> Tensor:
 
 
 def em(y: Tensor, latents: int, num_sigmas: int, *, num_epochs: int, seed: int) -> float:
-    """The exact mean log-likelihood after EM by gradients, in nats a datum."""
+    """The exact mean log-likelihood after EM by gradients, in nats per datum."""
     model = LinearGaussian(y.shape[1], latents, num_sigmas)
     objective = Trace_ELBO(num_particles=20, vectorize_particles=True, max_plate_nesting=1)
     pv.fit(

@@ -280,7 +280,7 @@ def test_the_way_a_guide_is_written_does_not_matter(seed: int) -> None:
 
 @pytest.mark.parametrize("num_samples", [2, 3, 1_000, 4_097])
 def test_draws_used_are_draws_asked_for(num_samples: int) -> None:
-    """Not rounded to a chunk: the guide is asked for K draws a datum, and all of them count."""
+    """Not rounded to a chunk: the guide is asked for K draws per datum, and all of them count."""
     drawn = []
 
     class Counted(dist.Normal):
@@ -447,7 +447,7 @@ def test_few_draws_are_unreliable() -> None:
 
 
 def test_summary() -> None:
-    """Value and error a datum, draws, the worst of what says how far to trust them, and why not."""
+    """Value and error per datum, draws, the worst of what says how far to trust them, and why."""
     one, two = torch.tensor([1.0, 2.0]), torch.tensor([0.3, 0.4])
     doubts = {
         Doubt.HEAVY_TAIL: torch.tensor([True, False]),

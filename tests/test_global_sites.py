@@ -70,7 +70,7 @@ def several(y: Tensor) -> None:
 
 
 def encoder(parameters: int = 2) -> pv.Encoder:
-    """Reads one number a datum."""
+    """Reads one number per datum."""
 
     class Net(torch.nn.Linear):
         def forward(self, y: Tensor) -> Tensor:

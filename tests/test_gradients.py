@@ -229,7 +229,7 @@ def test_blocks_do_not_matter_for_values() -> None:
 
 
 def table_guide() -> tuple[pv.models.VAE, pv.Guide, Tensor]:
-    """A guide with a row a datum, and dropout in the model."""
+    """A guide with a row per datum, and dropout in the model."""
     decoder = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3))
     model = pv.models.VAE(decoder, pv.likelihoods.Gaussian(), latent_dim=1)
     return model, pv.Guide(model, pv.LocalParameters(6)), torch.randn(6, 3)
@@ -263,7 +263,7 @@ def test_nothing_moves() -> None:
 @float64
 @pytest.mark.slow
 def test_minibatches_are_scaled() -> None:
-    """Some rows of many: the gradient of the loss a datum has the mean of all of them."""
+    """Some rows of many: the gradient of the loss per datum has the mean of all of them."""
     model, (guide, _) = model_of(FACTS), away_from_optimum()
     y = FACTS_Y.expand(10, -1)
     whole = gradient_noise(Trace_ELBO(), model, guide, y, num_repeats=256)

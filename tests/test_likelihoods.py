@@ -36,7 +36,7 @@ def density(likelihood: Likelihood, output: Tensor, y: Tensor) -> np.ndarray:
 @float64
 @pytest.mark.parametrize("shape", [(3,), (2, 4, 5)])
 def test_bernoulli(shape: tuple[int, ...]) -> None:
-    """Binary data of any shape; one number a datum; the mean is the probability of a one."""
+    """Binary data of any shape; one number per datum; the mean is the probability of a one."""
     logits, y = 3 * torch.randn(6, *shape), torch.randint(2, (6, *shape)).double()
     p = special.expit(logits.numpy())
     expected = stats.bernoulli.logpmf(y.numpy(), p).reshape(6, -1).sum(axis=1)

@@ -59,7 +59,7 @@ def by_hand(model: LinearGaussian, y: Tensor) -> Tensor:
 
 
 def score(model: LinearGaussian, y: Tensor) -> float:
-    """Mean log density a datum, in nats, as scikit-learn has it."""
+    """Mean log density per datum, in nats, as scikit-learn has it."""
     return float(model.log_evidence(y).detach().mean())
 
 
@@ -165,7 +165,7 @@ def test_probabilistic_pca_of_scikit_learn(name: str, latents: int) -> None:
     r"""The closed form and EM agree, and are above `PCA.score` by exactly what its N - 1 costs.
 
     Its covariance is the maximum's times :math:`c = N / (N - 1)`, whose mean log density is lower
-    by :math:`\frac{D}{2} (\log c + 1 / c - 1)`: 1e-6 to 1e-4 nats a datum here.
+    by :math:`\frac{D}{2} (\log c + 1 / c - 1)`: 1e-6 to 1e-4 nats per datum here.
     """
     y = standardized(name)
     model = LinearGaussian(latents, y.shape[1], Isotropic(1e-6))
@@ -278,7 +278,7 @@ def test_missing_entries_are_recovered() -> None:
 
 @pytest.mark.slow
 def test_gradient_training_reaches_the_closed_form() -> None:
-    """EM with gradient M-steps on a small data set: 0.01 nats a datum."""
+    """EM with gradient M-steps on a small data set: 0.01 nats per datum."""
     y = standardized("iris").float()[::3]
     model = LinearGaussian(2, 4)
     model.fit_closed_form(y)

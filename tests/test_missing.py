@@ -121,7 +121,7 @@ def test_an_encoder_that_is_told(seed: int) -> None:
     gap = pv.inference_gap(factors, guide, y[:50])
     evidence = exact(factors, y[:50])[0].sum()
     assert abs(gap.total.log_marginal.value - evidence) < 5 * gap.total.log_marginal.error + 1e-6
-    assert 0 < evidence - gap.total.elbo.value < 0.5 * 50  # nats a datum, 1.3 before training
+    assert 0 < evidence - gap.total.elbo.value < 0.5 * 50  # nats per datum, 1.3 before training
 
 
 # ---------------------------------------------------------------------- programs of one's own

@@ -400,7 +400,7 @@ def test_a_model_may_know_its_answer() -> None:
 
 @pytest.mark.parametrize("answer", [torch.sum, len])
 def test_a_wrong_shape_is_refused(answer: Callable[[Tensor], Any]) -> None:
-    """A number for all data is none a datum."""
+    """A number for all data is none per datum."""
     y = torch.arange(4.0)
     model = Knowing(answer)
     guide = pv.Guide(model, pv.GlobalParameters(), example=y)

@@ -36,7 +36,7 @@ def at(beta: float | Tensor, facts: FactorAnalysis, y: Tensor) -> MultivariateNo
 
 
 def parts(q: MultivariateNormal, facts: FactorAnalysis, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Rate and distortion of normals, exactly, in nats a datum."""
+    """Rate and distortion of normals, exactly, in nats per datum."""
     latents = facts.loadings.shape[1]
     prior = MultivariateNormal(torch.zeros(latents), torch.eye(latents))
     off = y - facts.mean - q.loc @ facts.loadings.T

@@ -223,7 +223,7 @@ def test_the_nets_of_a_family_are_trained() -> None:
 
 
 def exact_elbo(guide: pv.Guide, y: Tensor) -> float:
-    """The mean ELBO of a mean-field guide of factor analysis, in nats a datum."""
+    """The mean ELBO of a mean-field guide of factor analysis, in nats per datum."""
     with torch.no_grad():
         gap = FACTS.mean_field_gap() + amortization_gap(FACTS, y, guide.eval().parameters_of(y))
     return (FACTS.log_evidence(y) - gap).mean().item()
@@ -351,7 +351,7 @@ def test_a_trained_encoder_is_refined() -> None:
     assert isinstance(guide.map, Refined)
     assert torch.equal(guide.map.map((y,), None), before)
     other = pv.Guide(model, Refined(trained.map), FullRankNormal())
-    with pytest.raises(ValueError, match=r"needs 5 parameters a datum, and the Encoder .* gives 4"):
+    with pytest.raises(ValueError, match=r"needs 5 parameters per datum, and .* gives 4"):
         other.mean(y)
     fresh = pv.Encoder(nn.Linear(3, 4))
     pv.Guide(model, Refined(fresh))

@@ -151,7 +151,7 @@ def test_nan_is_not_hidden() -> None:
 @pytest.mark.parametrize("function", OF_LOG_WEIGHTS)
 @pytest.mark.parametrize("batch", [(), (3,), (3, 2), (0,)])
 def test_shape_and_precision(function: Function, batch: tuple[int, ...]) -> None:
-    """One answer a datum, in float64 even from float32, and the input is left as it was."""
+    """One answer per datum, in float64 even from float32, and the input is left as it was."""
     log_weights = torch.randn(50, *batch, requires_grad=True)
     before = log_weights.detach().clone()
     for part in parts(function(log_weights)):

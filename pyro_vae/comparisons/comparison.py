@@ -44,7 +44,7 @@ class Comparison(Result):
         test: The held-out data.
         labels: Their classes, if known.
         image_shape: Height and width of a datum, if it is an image.
-        log_scale: Nats a datum that put log densities into the data's own units.
+        log_scale: Nats per datum that put log densities into the data's own units.
         about: What is needed to repeat the run.
         others: The same comparison under other seeds; only the last may be interrupted.
     """

@@ -325,7 +325,7 @@ _FIGURES = {
     "learning_curves": (
         "Training.",
         "ELBO of the training data by epoch.",
-        "Lines, one a guide: ELBO in nats a datum against the epoch",
+        "Lines, one a guide: ELBO in nats per datum against the epoch",
     ),
     "comparison": (
         "ELBO and log p.",

@@ -42,7 +42,7 @@ class GuideResult:
         test: ELBO of the held-out data, and log p with the guide itself as the proposal.
         gap: Log p of the held-out data by the tightest estimator, and the parts of the gap
             between that and the ELBO.
-        refined: ELBO after some steps a datum from the guide's answer, where it can be refined.
+        refined: ELBO after some steps per datum from the guide's answer, where it can be refined.
         means: Posterior means of the held-out data, `(batch, latents)`.
         prior_variance: Variance of each latent under the model's prior, `(latents,)`.
         information: Mutual information of z and the held-out data.
@@ -137,7 +137,7 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
     value, error = (float(part) for part in mean.amortization)
     cost = mean.amortization
     if value > _SEEN * error + 1e-4:  # the tolerance of a fit of rows
-        said.append(f"its map costs {cost} nats a datum{_where(result)}")
+        said.append(f"its map costs {cost} nats per datum{_where(result)}")
         said += _refining(result)
     else:
         said.append(f"its map costs nothing that can be seen ({cost} nats)")
@@ -191,6 +191,6 @@ def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[s
             verb = "is above" if seen else "cannot be told from"
             lines.append(
                 f"{name} under {best} {verb} that under {other}: by {mean} "
-                "nats a datum (error over data)."
+                "nats per datum (error over data)."
             )
     return lines

@@ -45,7 +45,7 @@ Candidate: TypeAlias = InferenceMap | tuple[InferenceMap, Family] | Guide | Prog
 """A map, a map with a family, a guide of this model, or a guide program written by hand."""
 
 _NOT_NOTED = {"callbacks", "checkpoint"}  # they change no number
-_TRAIN_DRAWS = 100  # draws a datum for the ELBO of the training data
+_TRAIN_DRAWS = 100  # draws per datum for the ELBO of the training data
 
 
 def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
@@ -94,7 +94,7 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
         estimator: How log p of held-out data is found.
         labels: Classes of the held-out data, for pictures only.
         image_shape: Height and width of a datum, for pictures only.
-        log_scale: Nats a datum to add to log densities, where the data were rescaled (see
+        log_scale: Nats per datum to add to log densities, where the data were rescaled (see
             :class:`pyro_vae.data.Dataset`), so that they are in the data's own units.
         about: What to note beside the results, such as the data set and its binarization.
         seed: Seed of everything.

@@ -8,7 +8,7 @@ that it has not learnt. The rate splits into what z says about the datum, and th
     = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))
 
 Every expectation is over :math:`q(z \mid y_n)` of one datum, and what is averaged is a function
-of the posteriors, not of other draws. So with :math:`K` independent draws a datum the means are
+of the posteriors, not of other draws. So with :math:`K` independent draws per datum the means are
 unbiased, and their errors those of plain means: they say what other draws on the same data would
 change. With other data the aggregate is another one.
 
@@ -41,7 +41,7 @@ from .information import density, draws_a_datum, log_aggregate
 # half as much.
 NEGLIGIBLE = 0.01
 _TERMS_AT_ONCE = 2_000_000  # points times data times latents; 16 MB in float64
-_TERMS_IN_ALL = 50_000_000  # take about a second; beyond, fewer draws a datum
+_TERMS_IN_ALL = 50_000_000  # take about a second; beyond, fewer draws per datum
 _CHECKED_POINTS = 16  # where a density is held against a normal's
 _AS_A_NORMAL = 0.01  # nats that the two may differ by: rounding in float32
 _JOINT_DRAWS = 1000  # whose distances, and 999 permutations of them, take half a second
@@ -50,7 +50,7 @@ _FEWEST = 10  # draws: of fewer no permutation test can be significant at any le
 
 @dataclass(frozen=True, repr=False)
 class Surgery(Result):
-    r"""The parts of the ELBO, in nats a datum, with Monte Carlo errors for these very data.
+    r"""The parts of the ELBO, in nats per datum, with Monte Carlo errors for these very data.
 
     :math:`\mathrm{ELBO} = -\mathrm{distortion} - \mathrm{rate}` and
     :math:`\mathrm{rate} = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))`, exactly, since all are from
@@ -63,7 +63,7 @@ class Surgery(Result):
         distortion: :math:`-\mathbb{E}_q \log p(y \mid z)`.
         elbo: The bound.
         ceiling: The logarithm of the number of data, which the information cannot exceed.
-        num_samples: Draws used a datum.
+        num_samples: Draws used per datum.
         given: What all is conditional on, in words: values of sites that all data share.
     """
 
@@ -111,7 +111,7 @@ class Surgery(Result):
         return (
             f"rate {self.rate:.3f} = {self.information:.3f} about which datum (at most "
             f"log N = {self.ceiling:.2f}) + {self.mismatch:.3f} from q(z) to the prior; "
-            f"distortion {self.distortion:.3f}, ELBO {self.elbo:.3f} nats a datum "
+            f"distortion {self.distortion:.3f}, ELBO {self.elbo:.3f} nats per datum "
             f"({self.num_samples} draws each{', ' * bool(self.given)}{self.given}): {self.verdict}"
         )
 
@@ -138,13 +138,13 @@ def surgery(
         model: The Pyro program, whose own prior the aggregate is held against.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them; the data that the aggregate is over.
-        num_samples: Draws a datum, at least two; by default as many as take seconds. With as many
+        num_samples: Draws per datum, at least two; by default as many as take seconds. With as many
             draws and the same seed, :func:`pyro_vae.elbo` has the same rate and distortion.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        The parts, in nats a datum, with their Monte Carlo errors.
+        The parts, in nats per datum, with their Monte Carlo errors.
 
     Raises:
         ValueError: If fewer than two draws are asked for, the prior is not the same for all data,
@@ -382,7 +382,7 @@ def marginal_divergences(
         model: The Pyro program, whose own prior the aggregate is held against.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them; the data that the aggregate is over.
-        num_samples: Draws a datum, at least two; by default as many as take a second.
+        num_samples: Draws per datum, at least two; by default as many as take a second.
         seed: Seed of the draws; the caller's random stream is left alone.
 
     Returns:
@@ -411,7 +411,7 @@ class PriorMatch(Result):
         joint: p-value of all latents together.
         latents: p-values of each by itself, `(latents,)`, adjusted for their number (Holm).
         distances: Largest difference of the distribution functions, `(latents,)`, from 0 to 1.
-        aggregate: Draws of the aggregated posterior, one a datum, `(draws, latents)`.
+        aggregate: Draws of the aggregated posterior, one per datum, `(draws, latents)`.
         prior: As many draws of the prior, `(draws, latents)`.
     """
 
@@ -457,7 +457,7 @@ def prior_match(
     *,
     seed: int = 0,
 ) -> PriorMatch:
-    r"""Tests whether the aggregated posterior is the prior, from one draw a datum.
+    r"""Tests whether the aggregated posterior is the prior, from one draw per datum.
 
     Each latent by itself by the two-sample Kolmogorov-Smirnov test, with Holm's correction for
     their number; all together by the energy distance of up to 1000 draws of each, its p-value by
@@ -467,10 +467,10 @@ def prior_match(
         \qquad z, \tilde z \sim q(z), \quad z', \tilde z' \sim p(z)
 
     in units of each latent's spread. What is tested is the aggregate over the population that the
-    data are a sample of, :math:`\mathbb{E}_y q(z \mid y)`: then one draw a datum makes independent
-    draws, and the level is exact, if the guide has not seen these data (take held-out ones). On
-    the data that it was fitted to, p-values are approximate. Any guide that can be drawn from will
-    do; no density is asked for.
+    data are a sample of, :math:`\mathbb{E}_y q(z \mid y)`: then one draw per datum makes
+    independent draws, and the level is exact, if the guide has not seen these data (take held-out
+    ones). On the data that it was fitted to, p-values are approximate. Any guide that can be drawn
+    from will do; no density is asked for.
 
     Arguments:
         model: The Pyro program, whose own prior is drawn from.

@@ -76,7 +76,7 @@ class Calibration(Result):
     Arguments:
         ranks: From 0 to `num_samples`, `(data, quantities)`; uniform if the guide is calibrated.
         names: Of the quantities: latents by site, then functions of z and y.
-        num_samples: Draws of the guide a datum.
+        num_samples: Draws of the guide per datum.
         data: The simulated data.
         given: What the posterior is conditional on, in words; empty if on nothing.
     """
@@ -235,7 +235,7 @@ def simulation_based_calibration(
             replaced by what it simulates.
         num_data: Data to simulate; the rows are taken in turn. As many as rows by default. With
             1,000 a scale that is off by 8% shows.
-        num_samples: Draws of the guide a datum, :math:`L`; L + 1 with many divisors makes a
+        num_samples: Draws of the guide per datum, :math:`L`; L + 1 with many divisors makes a
             histogram of equal bins.
         quantities: Functions of z and y that are ranked beside the entries of the flat latent
             vector; by default :math:`\log p(y \mid z)` alone (:func:`log_likelihood`).

@@ -69,7 +69,7 @@ class ParameterNoise(Result):
     """The gradient by one parameter; every field has the parameter's shape.
 
     Arguments:
-        mean: Gradient of the loss a datum, in nats per unit of the parameter.
+        mean: Gradient of the loss per datum, in nats per unit of the parameter.
         variance: Variance of one draw of it.
         signal_to_noise: Absolute mean over standard deviation; nan where both are zero.
     """
@@ -262,7 +262,7 @@ def gradient_noise(
     .. math:: \bar g = \frac{1}{R} \sum_r g_r, \qquad
         s^2 = \frac{1}{R - 1} \sum_r (g_r - \bar g)^2, \qquad \mathrm{SNR} = |\bar g| / s
 
-    Each :math:`g_r` is the gradient of the loss a datum, over all the data given: what one step
+    Each :math:`g_r` is the gradient of the loss per datum, over all the data given: what one step
     of :func:`pyro_vae.fit` sees when these are its batch. Averages over N data have 1/N of the
     variance of one datum. Modules are in training mode, as they are there, so that dropout is
     part of the noise; every buffer and parameter is put back. For some rows of a larger data set
@@ -327,7 +327,7 @@ def _as_in_training(model: ProgramLike, guide: ProgramLike) -> Iterator[None]:
 
 
 class _Gradients:
-    """Draws of the gradient of a loss a datum, by everything that the loss depends on."""
+    """Draws of the gradient of a loss per datum, by everything that the loss depends on."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from ..randomness import seeded, stream
 from ..results import Result
 
 _PAIRS_AT_ONCE = 200_000  # points times data; bounds the memory of the aggregated posterior
-_PAIRS_IN_ALL = 20_000_000  # so many densities take seconds; beyond, fewer draws a datum
+_PAIRS_IN_ALL = 20_000_000  # so many densities take seconds; beyond, fewer draws per datum
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,7 +34,7 @@ class MutualInformation(Result):
     Arguments:
         estimate: The mutual information and its Monte Carlo error, scalars.
         ceiling: The logarithm of the number of data, which it cannot exceed.
-        num_samples: Draws used a datum.
+        num_samples: Draws used per datum.
     """
 
     estimate: Estimate
@@ -77,7 +77,7 @@ def mutual_information(
         model: The Pyro program.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them; the data that the aggregate is over.
-        num_samples: Draws a datum, at least two; by default as many as take seconds.
+        num_samples: Draws per datum, at least two; by default as many as take seconds.
         seed: Seed of the draws.
 
     Returns:
@@ -119,7 +119,7 @@ def draws_a_datum(num_samples: int | None, num_data: int) -> int:
     if draws is None:
         draws = max(2, min(100, _PAIRS_IN_ALL // num_data**2))
     if draws < 2:
-        raise ValueError(f"a standard error needs at least 2 draws a datum, got {draws}")
+        raise ValueError(f"a standard error needs at least 2 draws per datum, got {draws}")
     return draws
 
 

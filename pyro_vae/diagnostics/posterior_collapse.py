@@ -203,7 +203,7 @@ def collapse(
         model: The Pyro program, whose own prior counts.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them; at least two data.
-        num_samples: Draws a datum, at least two; by default as many as take a second.
+        num_samples: Draws per datum, at least two; by default as many as take a second.
         seed: Seed of the draws; the caller's random stream is left alone.
 
     Returns:

@@ -75,7 +75,7 @@ class TradeOff:
 
 
 class Curve(NamedTuple):
-    """The parts by beta, ascending; `(betas,)` each, in nats a datum, with Monte Carlo errors."""
+    """The parts by beta, ascending; `(betas,)` each, in nats per datum, with Monte Carlo errors."""
 
     beta: Tensor
     rate: Estimate
@@ -91,7 +91,7 @@ class Violation(NamedTuple):
         beta: Where.
         data: On which data.
         bound: What should hold, in words.
-        excess: By how much it does not, in nats a datum.
+        excess: By how much it does not, in nats per datum.
     """
 
     beta: float
@@ -110,7 +110,7 @@ class Beaten(NamedTuple):
     Arguments:
         beta: Whose objective, D + beta R of the training data, is looked at.
         by: The beta whose model and guide have a lower one.
-        excess: By how much lower, in nats a datum.
+        excess: By how much lower, in nats per datum.
     """
 
     beta: float
@@ -131,7 +131,7 @@ class RateDistortion(Result):
 
     Arguments:
         points: One for each beta that was reached.
-        entropy: That of the training data as an empirical distribution, in nats a datum; `None`
+        entropy: That of the training data as an empirical distribution, in nats per datum; `None`
             where the likelihood is a density, or observes something else than the data tensor.
         held_out_entropy: The same of the held-out data.
     """
@@ -353,7 +353,7 @@ def rate_distortion(  # noqa: PLR0913 (what fit and the evaluation are told)
         num_epochs: Passes over the data for each beta.
         batch_size: Rows a step.
         optimizer: Makes a torch optimizer from a list of tensors, as for :func:`pyro_vae.fit`.
-        num_samples: Draws a datum for the evaluation, at least two; by default as many as take
+        num_samples: Draws per datum for the evaluation, at least two; by default as many as take
             seconds.
         seed: Seed of training and of evaluation, which has the same draws for every beta.
         progress: Whether to show progress bars; by default on terminals and in notebooks.

@@ -325,7 +325,7 @@ class AnnealedImportanceSampling:
     found, the estimate is low without a sign of it; :func:`pyro_vae.bidirectional` bounds that.
 
     Arguments:
-        num_chains: Chains a datum, :math:`C`.
+        num_chains: Chains per datum, :math:`C`.
         num_temperatures: Stretches of the path, :math:`T`, with a transition between any two.
         leapfrog_steps: Gradients a transition takes. Short trajectories at more temperatures did
             far better for the same work than the customary 10.

@@ -56,7 +56,7 @@ def log_weights(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         batch: The data, the datum axis leftmost in each.
-        num_samples: Draws a datum.
+        num_samples: Draws per datum.
         given: Values of the latent sites that all data share, as in
             :func:`log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
@@ -97,7 +97,7 @@ def elbo(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        num_samples: Draws a datum.
+        num_samples: Draws per datum.
         given: Values of the latent sites that all data share, as in
             :func:`log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.

@@ -46,7 +46,7 @@ _PROBES = 4  # further places at which modes are looked for
 _FAR = 25.0  # squared distance in standard deviations: five, of both together
 _HILLS = 1e-2  # nats: enough to tell which of some hills is the highest
 _COMPARABLE = 4.6  # nats, log 100: a mode of less than a hundredth is no matter
-_MOST_CORRELATED = 50  # latents; beyond, a full-rank fit takes seconds a datum
+_MOST_CORRELATED = 50  # latents; beyond, a full-rank fit takes seconds per datum
 _WIDER = (0.1, 0.8)  # at most a tenth, and less for many latents, each of which costs draws
 
 

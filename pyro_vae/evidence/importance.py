@@ -28,7 +28,7 @@ from .proposals import FromGuide, Proposal
 from .results import Block, Bound, LogMarginal, Weights
 from .weights import draw_rows, rows_at_once, weigh, weigh_row
 
-_KEPT = 65_536  # draws a datum, beyond which their latents would fill the memory
+_KEPT = 65_536  # draws per datum, beyond which their latents would fill the memory
 
 
 class Average(NamedTuple):
@@ -63,7 +63,7 @@ class Until:
 
     Arguments:
         error: The standard error asked for, in nats.
-        max_samples: The most draws a datum, besides those of the pilot.
+        max_samples: The most draws per datum, besides those of the pilot.
 
     Raises:
         ValueError: If the error or the budget is not positive.
@@ -98,7 +98,7 @@ class ImportanceSampling:
     many.
 
     Arguments:
-        num_samples: Draws a datum, :math:`K`; exactly so many are used, unless `until` is given.
+        num_samples: Draws per datum, :math:`K`; exactly so many are used, unless `until` is given.
         memory: Mebibytes that the program's intermediate results may take. What is made of the
             weights, about 50 bytes a draw of one datum, comes on top.
         proposal: What to draw from: :class:`FromGuide`, :class:`Widened`, :class:`Defensive`, or

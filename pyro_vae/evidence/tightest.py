@@ -48,8 +48,8 @@ from .tempering import Population, TemperedSMC
 from .weights import require_numbers
 
 _ROUNDINGS = 1000.0  # units in the last place that may be lost to cancellation in gradients
-_MOST_LATENTS_ON_A_GRID = 2  # three take seconds a datum
-_TOLERANCE = 1e-3  # nats a datum: below the error of any ELBO that it is held against
+_MOST_LATENTS_ON_A_GRID = 2  # three take seconds per datum
+_TOLERANCE = 1e-3  # nats per datum: below the error of any ELBO that it is held against
 _PRIOR_DRAWS = 1000
 _JOINT_ERRORS = 4.0  # by which unlike estimates may differ
 _EFFICIENT = 0.5  # share of the guide's draws that is effective; with fewer a fit pays

@@ -54,7 +54,7 @@ class FitRows:
     """How free parameters are fitted to every datum.
 
     Arguments:
-        num_particles: Points a datum, which stand for q. Never fewer are used than twice the
+        num_particles: Points per datum, which stand for q. Never fewer are used than twice the
             latents (four times, for a family without `closest_normal`): fewer do not show a
             curvature in every direction. More of them bring the optimum over the points closer to
             the optimum over q, where the posterior is far from normal.
@@ -437,7 +437,7 @@ class Climber:
             self._advance(rows, problem, direct)
 
     def _advance(self, rows: Tensor, problem: Problem, direct: _Direct) -> None:
-        """One trial a datum: taken if it rises enough, else the next one is shorter."""
+        """One trial per datum: taken if it rises enough, else the next one is shorter."""
         self.taken[rows] += 1
         length = self.length[rows]
         move = length.unsqueeze(-1) * self.direction[rows]

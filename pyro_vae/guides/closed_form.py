@@ -295,7 +295,7 @@ class ExactPosterior(_ClosedForm):
     training it is EM with gradient M-steps. There is nothing to train but the model, and a copy
     of the guide alone follows a copy of the model, so copy them together.
 
-    A call costs L + 3 evaluations of the model a datum, of L latents.
+    A call costs L + 3 evaluations of the model per datum, of L latents.
 
     Raises:
         TypeError: When a guide is made, if the family has no `closest_normal`.

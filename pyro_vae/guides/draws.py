@@ -1,7 +1,7 @@
 """Particles for an objective: draws of the guide for every datum, with all their gradients.
 
 Latent sites that all data share are drawn once; the particles of a datum are conditional on that
-draw. A guide of ours is asked once a datum, and one that was written by hand is run on a longer
+draw. A guide of ours is asked once per datum, and one that was written by hand is run on a longer
 batch, each row repeated for its particles. Either way outer handlers see the parameters that the
 guide registers, and nothing else of it, so that Pyro's SVI trains them. What a guide observes and
 its `pyro.factor` terms count as Pyro has it: with the sign of log q, so that minus their sum is

@@ -33,7 +33,7 @@ class Family(Protocol):
     """
 
     def num_parameters(self, latents: int) -> int:
-        """Parameters a datum, for a flat vector of so many latents."""
+        """Parameters per datum, for a flat vector of so many latents."""
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
         """Parameters `(parameters,)` at which the family is N(loc, scale^2 I), or close to it."""

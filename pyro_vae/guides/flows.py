@@ -179,7 +179,7 @@ class ElementwiseSpline:
 class NormalizingFlow(nn.Module):
     r"""A normal bent by layers of one kind, :math:`z = \mu + \sigma \odot f(\epsilon; c)`.
 
-    Its parameters a datum are :math:`(\mu, \log \sigma, c)`. The nets in :math:`f` belong to the
+    Its parameters per datum are :math:`(\mu, \log \sigma, c)`. The nets in :math:`f` belong to the
     family and are trained with the rest; a :class:`pyro_vae.Guide` makes them, as small
     perturbations of the identity. Where a datum's own parameters are fitted with the family
     fixed, the fit can bend no further than the nets have learnt: with nets that were never trained
@@ -322,7 +322,7 @@ class NormalizingFlow(nn.Module):
         expected = self.num_parameters(self.latents)
         if parameters.shape[-1] != expected:
             raise ValueError(
-                f"this NormalizingFlow needs {expected} parameters a datum (2 for each of "
+                f"this NormalizingFlow needs {expected} parameters per datum (2 for each of "
                 f"{self.latents} latents, {self.context} of context), got "
                 f"{parameters.shape[-1]} (shape {tuple(parameters.shape)})"
             )

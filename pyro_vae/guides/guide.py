@@ -223,7 +223,7 @@ class Guide(NamedModule):
 
         Arguments:
             data: The batch tensor, or a tuple of them.
-            num_samples: Draws a datum.
+            num_samples: Draws per datum.
             seed: With a seed the same draws every time, and the caller's random stream is left
                 alone; without one the draws come from that stream.
 
@@ -315,11 +315,11 @@ class Guide(NamedModule):
         return guide.eval()
 
     def refined(self, steps: int = 10, num_particles: int = 16) -> "Guide":
-        """The same guide with a few steps a datum after its map's answer, at test time.
+        """The same guide with a few steps per datum after its map's answer, at test time.
 
         Arguments:
-            steps: Steps a datum, at most; see :class:`Refined`.
-            num_particles: Draws a datum and step.
+            steps: Steps per datum, at most; see :class:`Refined`.
+            num_particles: Draws per datum and step.
 
         Returns:
             A new guide for this model, with a :class:`Refined` map around this guide's own, which

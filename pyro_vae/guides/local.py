@@ -2,7 +2,7 @@
 
 All data climb their own ELBO over fixed points at once (see `climbing`). Points can be overfitted:
 where other points promise that a step would bring more than a few thousandths of a nat, or the ELBO
-over fresh draws falls short of that over the points, a datum goes on from where it arrived, with
+over fresh draws falls short of that over the points, the datum is refitted from there, with
 more of them. What is promised at last is reported: so much may be missing to the best q.
 """
 
@@ -251,7 +251,7 @@ def refine_parameters(
         start: Where to start, `(batch, parameters)`.
         steps: Steps, at most; each takes one evaluation of the program and its gradient, and so
             does the start. A datum that has nothing to win takes fewer.
-        num_particles: Points a datum; see :class:`FitRows`.
+        num_particles: Points per datum; see :class:`FitRows`.
         seed: Seed of the points; no random stream of the caller moves.
 
     Returns:

@@ -131,9 +131,9 @@ class Encoder(InferenceMap):
             return
         if self.num_parameters:
             raise ValueError(
-                f"this Encoder was set up for {self.num_parameters} parameters a datum, by a guide "
-                f"or a prior that has it already, and this family needs {num_parameters}: make "
-                "another Encoder, or give both the same family"
+                f"this Encoder was set up for {self.num_parameters} parameters per datum, by a "
+                f"guide or a prior that has it already, and this family needs {num_parameters}: "
+                "make another Encoder, or give both the same family"
             )
         self.num_parameters = num_parameters
         features = getattr(self.net, "num_features", None)

@@ -233,7 +233,7 @@ def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0
 
     Arguments:
         q: The distribution of some row, whose noise's shape is looked at.
-        num_points: Points a datum; see :func:`even_noise`.
+        num_points: Points per datum; see :func:`even_noise`.
         like: A tensor of the dtype and on the device wanted.
         seed: Seed of the points.
     """

@@ -1,4 +1,4 @@
-r"""Semi-amortized inference: a map's answer, then a few steps a datum on that datum's own ELBO.
+r"""Semi-amortized inference: a map's answer, then a few steps per datum on that datum's own ELBO.
 
 With the model fixed, the ELBO of a datum is a function of its own parameters alone. From the inner
 map's answer :math:`\lambda_0 = f_\phi(y_n)`, steps that raise :math:`\mathrm{ELBO}_n(\lambda)` with
@@ -40,13 +40,13 @@ class Refined(InferenceMap):
     the model has the gradient of the ELBO at the refined parameters, and the inner map that of
     the ELBO at its own answer. The steps and the inner map's gradient are those of the ELBO at
     full KL weight, with the model in evaluation mode. A step costs one gradient of the model's
-    density at `num_particles` draws a datum; see :func:`refine_parameters`.
+    density at `num_particles` draws per datum; see :func:`refine_parameters`.
 
     Arguments:
         map: The map to start from. One that belongs to a guide already, such as a trained encoder,
             is shared with it and keeps its parameters.
-        steps: Steps a datum.
-        num_particles: Draws a datum, shared by all steps. Fixed draws are overfitted by a little:
+        steps: Steps per datum.
+        num_particles: Draws per datum, shared by all steps. Fixed draws are overfitted by a little:
             many steps deserve many draws.
         in_training: Whether to refine in training, too, or in evaluation only.
 
@@ -155,7 +155,7 @@ class Refined(InferenceMap):
         start = self.map.infer(program, batch, rows)
         if start.shape[-1] != self.num_parameters:
             raise ValueError(
-                f"the family needs {self.num_parameters} parameters a datum, and the "
+                f"the family needs {self.num_parameters} parameters per datum, and the "
                 f"{type(self.map).__name__} inside Refined gives {start.shape[-1]}: it was set up "
                 "for another family"
             )

@@ -162,7 +162,7 @@ class _Block(NamedTuple):
 
 
 class _Sizes(NamedTuple):
-    """Draws of data a datum, and why there are none of a kind, in words."""
+    """Draws of data per datum, and why there are none of a kind, in words."""
 
     predictive: int
     prior: int
@@ -223,12 +223,12 @@ def to_inference_data(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        num_samples: Draws a datum, at least 2; Pareto k is nan for fewer than 30.
+        num_samples: Draws per datum, at least 2; Pareto k is nan for fewer than 30.
         seed: Seed of the draws; the caller's random stream is left alone.
         names: Labels of the data, one each and all different; numbered from 0 when left out.
-        num_predictive_samples: Draws of data a datum, from the first so many of its latents; 0 for
-            none. By default all that fit into 256 mebibytes.
-        num_prior_samples: Draws from the model itself a datum, 0 for none; by default as many as
+        num_predictive_samples: Draws of data per datum, from the first so many of its latents; 0
+            for none. By default all that fit into 256 mebibytes.
+        num_prior_samples: Draws from the model itself per datum, 0 for none; by default as many as
             `num_predictive_samples` says, or as fit.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
@@ -240,7 +240,7 @@ def to_inference_data(
 
     Raises:
         ValueError: If data, model and guide do not fit together, if there are too few draws, if
-            the names are not one a datum, or if data are asked of a program that cannot make any.
+            the names are not one per datum, or if data are asked of a program that cannot make any.
         FloatingPointError: If a log density is nan or plus infinity.
 
     References:

@@ -105,7 +105,7 @@ def regression(
 
 
 class LargestVariance(NamedTuple):
-    """The loadings that maximize the likelihood for given noise, and the value a datum, in nats."""
+    """The loadings that maximize the likelihood for given noise, and its value, nats per datum."""
 
     loadings: Tensor
     value: float
@@ -136,7 +136,7 @@ class EMFit(Result):
     """How EM went.
 
     Arguments:
-        log_evidence: Mean log density a datum after every accepted step, in nats; never falls.
+        log_evidence: Mean log density per datum after every accepted step, in nats; never falls.
         steps: Evaluations of the EM map.
         converged: Whether two rounds in a row gained less than the tolerance.
     """
@@ -179,7 +179,7 @@ def squarem(
 
     Arguments:
         step: The map :math:`F`.
-        value: What it raises, in nats a datum.
+        value: What it raises, in nats per datum.
         start: :math:`\theta` to begin with, a flat vector.
         tolerance: Ends when two rounds in a row gain less than this.
         max_steps: Evaluations of the map, at most.

@@ -73,7 +73,7 @@ class LinearGaussian(Generative):
 
     Arguments:
         latent_dim: Entries of z.
-        features: Numbers a datum.
+        features: Numbers per datum.
         noise: :class:`Isotropic` or :class:`Diagonal`; isotropic by default.
 
     Shapes:
@@ -217,12 +217,12 @@ class LinearGaussian(Generative):
 
         Arguments:
             y: The data; nan where an entry was not observed.
-            tolerance: Ends when two rounds in a row gain less than this, in nats a datum. What is
+            tolerance: Ends when two rounds in a row gain less than this, in nats per datum. What is
                 left to gain may be some times more.
             max_steps: EM steps, at most; a warning says if they did not do.
 
         Returns:
-            The log evidence a datum after every round, the steps, and whether it converged.
+            The log evidence per datum after every round, the steps, and whether it converged.
 
         Raises:
             ValueError: If a row or a column was not observed at all, or the data do not fit.
@@ -257,7 +257,7 @@ class LinearGaussian(Generative):
         if not how.converged:
             warnings.warn(
                 f"EM has not converged after {how.steps} steps: the last round gained "
-                f"{float(how.log_evidence.diff()[-1]):.2g} nats a datum, more than the tolerance "
+                f"{float(how.log_evidence.diff()[-1]):.2g} nats per datum, more than the tolerance "
                 f"{tolerance:g}; raise max_steps=, or the noise's floor if a feature's noise "
                 "tends to zero",
                 stacklevel=2,

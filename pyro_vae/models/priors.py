@@ -297,7 +297,7 @@ class NormalFamily(Protocol):
     """What :class:`VampPrior` needs of a family; :class:`pyro_vae.DiagonalNormal` is one."""
 
     def num_parameters(self, latents: int) -> int:
-        """Parameters a datum, for a flat vector of so many latents."""
+        """Parameters per datum, for a flat vector of so many latents."""
 
     def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
         """Parameters at which the family is N(loc, scale^2 I)."""

@@ -44,7 +44,7 @@ class MLPEncoder(nn.Module):
     """Fully connected trunk, from the flattened datum to `num_features` features.
 
     Arguments:
-        features: Numbers a datum (784 for 28 x 28 images).
+        features: Numbers per datum (784 for 28 x 28 images).
         hidden: Width of each hidden layer.
         activation: Class of the activation.
 
@@ -151,7 +151,7 @@ class ResidualEncoder(nn.Module):
     """Trunk of residual blocks, from the flattened datum to `width` features.
 
     Arguments:
-        features: Numbers a datum.
+        features: Numbers per datum.
         width: Width of the blocks.
         blocks: Number of blocks.
         activation: Class of the activation.

@@ -35,7 +35,7 @@ class AnalyticELBO(BetaELBO):
 
     Arguments:
         beta: The weight of the KL term, or a schedule of it, as for :class:`BetaELBO`.
-        num_particles: Draws a datum for the first term.
+        num_particles: Draws per datum for the first term.
 
     Raises:
         ValueError: If the weight is negative or not finite, there is no particle, or the program

@@ -1,7 +1,7 @@
-r"""What all objectives share: one bound a datum, summed over data, with the scales outside.
+r"""What all objectives share: one bound per datum, summed over data, with the scales outside.
 
 With :math:`g` the latent sites that all data share, drawn once, and :math:`K` draws of the local
-latents a datum, :math:`w_{kn} = p(y_n, z_{kn} \mid g) / q(z_{kn} \mid y_n, g)`, an objective is a
+latents per datum, :math:`w_{kn} = p(y_n, z_{kn} \mid g) / q(z_{kn} \mid y_n, g)`, an objective is a
 function :math:`\mathcal{L}` of the weights of one datum. A batch of :math:`B` of :math:`N` rows
 estimates the bound on the whole data set,
 

@@ -53,7 +53,7 @@ class IWAE(Objective):
     as :math:`K^{-1/2}`. :class:`DReG` has the same bound and a better one.
 
     Arguments:
-        num_particles: Draws a datum, :math:`K`; the program sees K rows for each of the batch.
+        num_particles: Draws per datum, :math:`K`; the program sees K rows for each of the batch.
 
     Raises:
         ValueError: If there is no particle.
@@ -99,7 +99,7 @@ class STL(Objective):
     answer: it can have no dropout, and no auxiliary sites.
 
     Arguments:
-        num_particles: Draws a datum, :math:`K`.
+        num_particles: Draws per datum, :math:`K`.
 
     Raises:
         ValueError: If there is no particle.
@@ -140,7 +140,7 @@ class DReG(Objective):
     is that of :class:`IWAE`. A guide written by hand is run twice a step, as for :class:`STL`.
 
     Arguments:
-        num_particles: Draws a datum, :math:`K`.
+        num_particles: Draws per datum, :math:`K`.
 
     Raises:
         ValueError: If there is no particle.
@@ -190,7 +190,7 @@ class Renyi(Objective):
 
     Arguments:
         alpha: The order.
-        num_particles: Draws a datum, :math:`K`. With one the order makes no difference.
+        num_particles: Draws per datum, :math:`K`. With one the order makes no difference.
 
     Raises:
         ValueError: If the order is not finite, or there is no particle.
@@ -233,7 +233,7 @@ class BetaELBO(Objective):
     Arguments:
         beta: The weight, or a schedule of it such as :class:`LinearWarmup`. `pv.fit` tells a
             schedule the epoch; a loop of your own takes `objective.at(epoch)`.
-        num_particles: Draws a datum, which are averaged.
+        num_particles: Draws per datum, which are averaged.
 
     Raises:
         ValueError: If the weight is negative or not finite, or there is no particle.

@@ -86,7 +86,7 @@ def _hats(name: str, values: Array) -> NDArray[Any]:
     hats = as_numpy(values)
     if hats.ndim != 1:
         raise ValueError(
-            f"expected k of shape (data,) for {name!r}, got {hats.shape}: pass one k-hat a datum"
+            f"expected k of shape (data,) for {name!r}, got {hats.shape}: pass one k-hat per datum"
         )
     return hats
 
@@ -145,7 +145,7 @@ def plot_rank_ecdf(
     Arguments:
         ranks: For each quantity its ranks from 0 to `num_samples`, `(data,)`, as
             :attr:`pyro_vae.diagnostics.Calibration.by_name`.
-        num_samples: Draws of the guide a datum.
+        num_samples: Draws of the guide per datum.
         false_alarm: Probability that uniform ranks leave the band.
         ax: Where to draw; a new pyplot figure by default.
 
@@ -206,7 +206,7 @@ def plot_rank_histograms(
 
     Arguments:
         ranks: For each quantity its ranks from 0 to `num_samples`, `(data,)`.
-        num_samples: Draws of the guide a datum.
+        num_samples: Draws of the guide per datum.
         false_alarm: Probability that a bar of uniform ranks leaves the band, a panel.
         figure: Where to draw; a new pyplot figure by default.
 

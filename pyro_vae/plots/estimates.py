@@ -37,7 +37,7 @@ def plot_comparison(
 
     Arguments:
         rows: For each guide the quantities by name (as "ELBO" and "log p(y)"), each an
-            :class:`~pyro_vae.Estimate` or another pair of value and standard error, in nats a
+            :class:`~pyro_vae.Estimate` or another pair of value and standard error, in nats per
             datum. A guide may lack a quantity; an error may be nan and has no bar then.
         ax: Where to draw; a new pyplot figure by default.
 

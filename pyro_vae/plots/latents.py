@@ -94,7 +94,7 @@ def _plane(name: str, values: Array, labels: NDArray[Any] | None) -> NDArray[Any
         )
     if labels is not None and labels.shape != plane.shape[:1]:
         raise ValueError(
-            f"expected one label a datum, {plane.shape[:1]} for {name!r}, got labels of shape "
+            f"expected one label per datum, {plane.shape[:1]} for {name!r}, got labels of shape "
             f"{labels.shape}: pass the labels of the rows whose means these are"
         )
     return plane

@@ -191,7 +191,7 @@ def plot_signal_to_noise(
     every = sorted({int(count) for particles, _, _ in points.values() for count in particles})
     ax.set_xticks(every, labels=[str(count) for count in every])
     ax.set_xticks([], minor=True)
-    ax.set(xlabel="particles a datum", ylabel="signal to noise of a gradient")
+    ax.set(xlabel="particles per datum", ylabel="signal to noise of a gradient")
     entries = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     legend_above(ax, [entries[name] for name in (*points, "noise alone") if name in entries])
     return without_box(ax)
@@ -259,8 +259,8 @@ def plot_rate_distortion(
     Arguments:
         betas: The weights of the rate, `(betas,)`.
         curves: By name (as "training data" and "held out"), rate and distortion, each an
-            :class:`~pyro_vae.Estimate` or another pair of values and errors, `(betas,)`, in nats a
-            datum. Bars are one error to each side. The betas are written beside the first.
+            :class:`~pyro_vae.Estimate` or another pair of values and errors, `(betas,)`, in nats
+            per datum. Bars are one error to each side. The betas are written beside the first.
         information: That of the first curve, values and errors.
         entropy: That of the data of the first curve, in nats per datum, if known. The region that
             it forbids is drawn where it is within the axes.

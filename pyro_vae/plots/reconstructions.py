@@ -135,7 +135,7 @@ def _like(shape: tuple[int, ...], name: str, values: Array) -> NDArray[Any]:
     if array.shape != tuple(shape) or not array.size:
         raise ValueError(
             f"expected {name} of shape {tuple(shape)}, as the originals have it, got "
-            f"{array.shape}: pass one reconstruction a datum, and at least one draw"
+            f"{array.shape}: pass one reconstruction per datum, and at least one draw"
         )
     return array
 

@@ -143,7 +143,7 @@ def mean_estimate(values: Float[Tensor, "particles *batch"]) -> Estimate:
 
 
 def total(estimate: Estimate) -> Estimate:
-    r"""Sum of independent estimates over all their elements, such as one a datum.
+    r"""Sum of independent estimates over all their elements, such as one per datum.
 
     .. math:: \sum_n x_n, \qquad \text{error}^2 = \sum_n \text{error}_n^2
 
@@ -199,7 +199,7 @@ def mean_over_data(estimate: Estimate) -> Estimate:
     guides with on one data set. :func:`population_mean` has the error of other data.
 
     Arguments:
-        estimate: Values and errors, each `(*batch,)`, one a datum.
+        estimate: Values and errors, each `(*batch,)`, one per datum.
 
     Returns:
         Value and error, scalars, float64, in the unit of `estimate`.
@@ -230,7 +230,7 @@ def population_mean(value: Float[Tensor, "*batch"]) -> Estimate:
     independent. :func:`mean_over_data` has the error of other random draws on the same data.
 
     Arguments:
-        value: :math:`x_n`, `(*batch,)`, one a datum.
+        value: :math:`x_n`, `(*batch,)`, one per datum.
 
     Returns:
         Value and error, scalars, float64, in the unit of `value`.

@@ -3,7 +3,7 @@ r"""Stochastic variational inference: `fit` trains a model and a guide on mini-b
 Each step draws a batch of :math:`B` rows, estimates the loss of the whole data set from it
 (every site in the plate over data scaled by :math:`N / B`), and takes a step of a torch optimizer
 on all leaves of the loss's autograd graph, so nothing is left untrained because nobody
-registered it. What is reported is the ELBO a datum, at full KL weight, whatever is optimized.
+registered it. What is reported is the ELBO per datum, at full KL weight, whatever is optimized.
 A batch may come from several shards of the data, and shards from several processes: see
 `sharding`.
 """
@@ -92,7 +92,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         scheduler: Makes a torch scheduler from the optimizer; stepped once an epoch. By default
             :func:`hold_then_fall`; :func:`constant` leaves the step size alone. One that waits for
             a plateau is told the ELBO, of the validation data if there are such.
-        validation: Held-out data, whose ELBO a datum is computed after every epoch. For a
+        validation: Held-out data, whose ELBO per datum is computed after every epoch. For a
             `LocalParameters` guide free parameters are fitted to them with the model fixed.
         patience: Stops after so many epochs without a better validation ELBO, counted from the
             end of the objective's schedule.

@@ -16,7 +16,7 @@ SMALL_GAIN = 0.1  # nats per datum: differences between guides that matter are l
 
 @dataclass(frozen=True)
 class History:
-    """What happened in each epoch; arrays `(epochs,)`, ELBOs in nats a datum.
+    """What happened in each epoch; arrays `(epochs,)`, ELBOs in nats per datum.
 
     Arguments:
         epoch: 1, 2, ...
@@ -57,7 +57,7 @@ class Fit(Result):
         compiled: "compiled", or why the steps ran eagerly.
         missing: Share of the entries that are nan, in the tensors that may have such.
         rounding: By how much the ELBO of a first batch differs under the products that training
-            was told to make with fewer bits, nats a datum, from the same draws; else `None`.
+            was told to make with fewer bits, nats per datum, from the same draws; else `None`.
     """
 
     history: History

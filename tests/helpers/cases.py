@@ -219,7 +219,7 @@ def subsampled(y: Tensor) -> None:
 
 
 class Case(NamedTuple):
-    """A program, a maker of data for it, its latents a datum, and its density by hand."""
+    """A program, a maker of data for it, its latents per datum, and its density by hand."""
 
     program: ProgramLike
     data: Callable[[], Batch]
@@ -233,7 +233,7 @@ def vectors(size: int) -> Callable[[], Batch]:
 
 
 def numbers() -> Batch:
-    """One number a datum."""
+    """One number per datum."""
     return (torch.randn(NUM_DATA),)
 
 
