@@ -45,6 +45,7 @@ class Interval(NamedTuple):
     high: float | int = math.inf
     is_open: bool = False
     endless: bool = False  # whether infinity is a number here
+    unknown: bool = False  # whether nan is one, which says that a number is not known
 
     def has(self, value: float | int) -> bool:
         if self.is_open:
@@ -63,6 +64,7 @@ class Interval(NamedTuple):
 
 
 COUNT, POSITIVE, SHARE = Interval(1), Interval(0, is_open=True), Interval(0, 1, is_open=True)
+ANY = Interval(endless=True, unknown=True)  # what is drawn may be unknown
 LIMIT = Interval(0, is_open=True, endless=True)  # none at all, if it is infinite
 SEED = Interval(0, 2**64 - 1)  # what a generator takes; larger ones would repeat the smaller
 _NAMES: dict[Interval, str] = {
@@ -126,6 +128,8 @@ class _Number(Kind):
             )
         except OverflowError:
             raise _Misfit(ValueError) from None
+        if self.interval.unknown and math.isnan(number):
+            return number
         if self.kind is float and not (
             math.isfinite(number) or (self.infinite and not math.isnan(number))
         ):

@@ -143,7 +143,7 @@ def test_constant_columns_are_named_ten_at_most() -> None:
     with pytest.warns(
         UserWarning, match=r"12 of 12 columns .* over 3 rows: 'a', .*, 'j' \+2 more;"
     ):
-        warn_constant_columns(y, names="abcdefghijkl")
+        warn_constant_columns(y, names=tuple("abcdefghijkl"))
     with pytest.warns(
         UserWarning, match=r"2 of 2 columns are constant over 3 rows: 0, 1; drop them"
     ):

@@ -89,7 +89,8 @@ def _lead(table: "Comparison") -> Lead:
         else f"Log p can be trusted for all {size} data, for all that can be seen.",
         f"Training: {best.fit.promise}.",
     ]
-    picture = _figure(_LEADING, table.pictures[_LEADING], ", ".join(table.results))
+    drawn = table.pictures.get(_LEADING)  # there is none without matplotlib
+    picture = None if drawn is None else _figure(_LEADING, drawn, ", ".join(table.results))
     return Lead(typeset_numbers(" ".join(said)), picture)
 
 

@@ -9,7 +9,7 @@ more of them. What is promised at last is reported: so much may be missing to th
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import pyro
 import torch
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from .. import stats
+from .._arguments import Interval
 from .._types import Batch
 from ..compiling import CompiledDensity
 from ..programs import Density, Program, evaluating
@@ -237,7 +238,7 @@ def refine_parameters(
     family: Family,
     batch: Batch,
     start: Float[Tensor, "batch parameters"],
-    steps: int,
+    steps: Annotated[int, Interval(0)],
     *,
     num_particles: int = 8,
     seed: int = 0,

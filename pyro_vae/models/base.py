@@ -1,7 +1,7 @@
 """What the generative models have in common: they run, draw, decode and check."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import pyro
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
+from .._arguments import Interval
 from .._types import Distribution
 from ..likelihoods import Likelihood
 from ..programs import NamedModule, evaluating
@@ -73,7 +74,10 @@ class Generative(NamedModule):
         return self._by_rows(self.expectation, z, given)
 
     def sample(
-        self, num_samples: int, *given: Tensor, seed: int | None = None
+        self,
+        num_samples: Annotated[int, Interval(0)],
+        *given: Tensor,
+        seed: int | None = None,
     ) -> Float[Tensor, "draws *datum"]:
         """Draws from p(y): z from the prior, then y from p(y | z).
 
@@ -88,7 +92,9 @@ class Generative(NamedModule):
                 return self.sample(num_samples, *given)
         return self.sample_data(self.sample_latents(num_samples, *given), *given)
 
-    def sample_latents(self, num_samples: int, *given: Tensor) -> Float[Tensor, "draws latents"]:
+    def sample_latents(
+        self, num_samples: Annotated[int, Interval(0)], *given: Tensor
+    ) -> Float[Tensor, "draws latents"]:
         """Draws from the prior, as flat vectors; no gradient."""
         if num_samples == 0:
             return self.zero.new_zeros(0, self.latent_dim)

@@ -9,12 +9,13 @@ References:
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._arguments import ANY
 from .._types import optional
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 Array: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
-Number: TypeAlias = float | Array
+Number: TypeAlias = Annotated[float, ANY] | Array
 Value = TypeVar("Value")
 
 # 7 and 10 colours against 11 markers: neither number divides 11, so that a pair comes back only

@@ -215,7 +215,7 @@ def require_place_for_model(folder: Path) -> Path:
     """Refuses a place where :func:`save` cannot save, or which holds anything but a save of ours.
 
     Raises:
-        ValueError: See :func:`require_place`.
+        ValueError: If it cannot be written to, or holds anything but a saved model.
     """
     return require_place(folder, Kind("a model", {HEADER}, FILES.__contains__))
 
