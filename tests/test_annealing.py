@@ -207,7 +207,16 @@ def test_rows_do_not_depend_on_each_other() -> None:
     assert (estimate(y, SHORT, seed=4).value != whole.value).all()
 
 
-@pytest.mark.parametrize("name", ["scalar", "gamma", "dependent", "dirichlet", "markov", "scaled"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gamma", "markov"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("scalar", "dependent", "dirichlet", "scaled")
+        ),
+    ],
+)
 def test_idioms_agree_with_importance_sampling(name: str) -> None:
     """From the prior, over constrained supports and several sites; 5 errors either way."""
     case = CASES[name]

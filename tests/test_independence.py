@@ -271,7 +271,14 @@ def simulated(seed: int, name: str) -> int:
         ("inference_gap", pv.gaps, "stream", one_stream, "importance"),  # and the bounds
         ("dependence", measures, "stream", simulated, "simulate"),  # data that weigh themselves
         ("fitted", local, "row_keys", named("importance"), "importance"),
-        ("several sites, tightest", tightest, "stream", one_stream, "importance"),  # and second run
+        pytest.param(
+            "several sites, tightest",
+            tightest,
+            "stream",
+            one_stream,
+            "importance",  # second run
+            marks=pytest.mark.slow,
+        ),
         ("tightest", tightest, "stream", one_stream, "importance"),  # the guide, then a fit
         ("shared sites", marginal, "stream", one_stream, "importance"),  # global draws
     ],
