@@ -260,7 +260,7 @@ def test_a_second_interrupt_is_not_waited_for() -> None:
 @pytest.mark.parametrize("name", ["encoder", "rows", "global", "refined", "validation"])
 def test_kills_at_random_points(name: str, tmp_path: Path) -> None:
     """Sixteen of each, by other processes and at any instruction; every one ends alike."""
-    options = {**RUNS[name], "num_epochs": 60}
+    options = {**RUNS[name], "num_epochs": 12}
     start = time.perf_counter()
     whole = trained(None, 0, **options)
     seconds, points = time.perf_counter() - start, random.Random(0)
