@@ -172,6 +172,7 @@ def test_the_file(table: Comparison, tmp_path: Path) -> None:
 
 def test_the_text(table: Comparison) -> None:
     """Under every heading of the printed table stands its own number, and no other."""
+    assert table.summary().endswith(f"\n\n{table.verdict}")
     heading, _, line, *_ = table.summary().splitlines()
     shown = [column for column in COLUMNS if column.short]
     assert re.split(r" {2,}", heading) == [column.short for column in shown]

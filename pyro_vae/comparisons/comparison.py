@@ -114,8 +114,8 @@ class Comparison(Result):
         return (
             f"Nats per datum, held-out data unless it says training; ± is one Monte Carlo standard "
             f"error; {models}.\nMutual information is at most log N = {ceiling:.2f}; "
-            f"partly covered: data whose log p "
-            "the guide's own importance weights cannot give.\n\n{self.verdict}"
+            f"partly covered: data whose log p the guide's own importance weights cannot give.\n\n"
+            f"{self.verdict}"
         )
 
     def differences(self) -> list[Difference]:
