@@ -191,7 +191,7 @@ def test_reliable_intervals_cover(name: str, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_reliable_intervals_cover_1000_data(name: str, seed: int) -> None:
-    """With the draws that are the default; nearly all is called reliable, and is."""
+    """With the draws that are the default; what is called reliable is."""
     family = FAMILIES[name]()
     y, quality = family.sample(1_000), qualities(1_000)
     result = estimate(family, y, quality, 5_000, seed)

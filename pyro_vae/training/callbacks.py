@@ -123,7 +123,7 @@ class StopWhenConverged(Callback):
 
     The default step size falls from there, over as many epochs as there were, so that the jitter of
     the steps settles; with another schedule training ends at once. See
-    :mod:`pyro_vae.stats.convergence` for what is promised, and how far that can be told.
+    :func:`pyro_vae.stats.remaining_gain` for what is promised, and how far that can be told.
 
     Arguments:
         tolerance: What is small, nats per datum, and is not exceeded with 95%.

@@ -78,8 +78,8 @@ class Fit(Result):
         """What further training still promises, nats per datum, by the curve of the training ELBO.
 
         Of the epochs at the last weight of the KL term; None where these are too few to tell. See
-        :mod:`pyro_vae.stats.convergence`: it is a size, and what is slow beyond the noise of the
-        curve is not in it.
+        :func:`pyro_vae.stats.remaining_gain`: it is a size, and what is slow beyond the noise of
+        the curve is not in it.
         """
         return None if self._gain is None else self._gain.estimate
 
