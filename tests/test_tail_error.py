@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.stats import (
+    MAX_ERROR,
     MAX_SKEWNESS,
     MIN_TAIL_PARTICLES,
     log_marginal,
@@ -128,6 +129,17 @@ def test_limit_on_pareto_k_is_caught() -> None:
     assert passed.double().mean() > 0.4
     with pytest.raises(AssertionError, match="resolution"):
         assert_coverage((value.abs() < 1.96 * error)[passed])
+
+
+def test_errors_of_a_few_draws_are_not_reliable() -> None:
+    """Weights that one draw in 250 carries are regular, and still an average of 20 draws.
+
+    The twin asks for a skewness alone: it takes most of them.
+    """
+    error, skewness, covers = tail_error(rare(0.004))
+    assert not covers[error >= MAX_ERROR].any()
+    assert covers.double().mean() < 0.2
+    assert (skewness < MAX_SKEWNESS).double().mean() > 0.9
 
 
 def test_irregular_tails_of_nearly_equal_weights_are_reliable() -> None:

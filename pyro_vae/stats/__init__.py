@@ -38,6 +38,7 @@ from .convergence import remaining_gain as remaining_gain
 from .curves import BoundCurve as BoundCurve
 from .curves import bound_curve as bound_curve
 from .curves import jackknife as jackknife
+from .excess import MAX_ERROR as MAX_ERROR
 from .excess import MAX_SKEWNESS as MAX_SKEWNESS
 from .excess import TailError as TailError
 from .excess import tail_error as tail_error

@@ -27,7 +27,6 @@ RUNS = RIGHT._replace(reason="Pyro alone runs this")
 
 KNOWN: dict[tuple[str, str, str], Known] = {
     ("auxiliary", "author", "compare"): Known(("refused",), "no density at a given point"),
-    ("heteroscedastic", "author", "evidence"): Known(("wrong",), "a guide that misses a part"),
     ("parameters_per_datum", "author", "rows"): ASKED,
     ("parameters_of_all", "author", "rows"): ASKED,
     ("parameters_of_all", "author", "fit"): TIED,
