@@ -1,7 +1,7 @@
-"""Everything written is whole: beside its place, onto the disk, and moved there in one step.
+"""Atomic writes: a file is written beside its place, synced to disk and moved there in one step.
 
-Whatever stops it (a full disk, Ctrl-C, the end of the process), what was there before is still
-there. A place that cannot be written to is refused before anything is computed.
+If writing is interrupted (a full disk, Ctrl-C, a killed process), the older file is still there. A
+place that cannot be written to is refused before anything is computed.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ class Kind(NamedTuple):
     Arguments:
         what: What is saved, in words.
         marks: Files that are in every folder of this kind.
-        is_ours: Told the name of a file, whether one of this kind may be in it.
+        is_ours: Whether a folder of this kind may contain a file of that name.
     """
 
     what: str
@@ -37,7 +37,7 @@ def require_place(folder: Path, kind: Kind) -> Path:
     """Refuses a place that a folder cannot be written to, before anything is computed.
 
     Arguments:
-        folder: Where a folder is to be, in place of an older one of its kind.
+        folder: The folder to write; it may replace an older one of its kind.
         kind: What it will hold.
 
     Raises:
@@ -78,7 +78,7 @@ def require_file_place(path: Path) -> Path:
 
 
 def _short(path: Path) -> Path:
-    """Refuses names that file systems have no room for."""
+    """Refuses names that are too long for the file system."""
     long = [name for name in path.parts if len(os.fsencode(name)) > _LONGEST]
     if long:
         raise ValueError(
@@ -106,10 +106,10 @@ def some(names: set[str]) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A new file to write, which takes the place of an older one when it is whole.
+    """A new file to write, which replaces an older one once it is complete.
 
     Arguments:
-        path: Where it shall be; its folder is made.
+        path: Where to write it; missing parent folders are created.
 
     Yields:
         Where to write, with the same suffix.
@@ -136,14 +136,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of an older one when it is whole.
+    """A new folder to write into, which replaces an older one once it is complete.
 
-    Where the system can exchange two names in one step there is a folder in that place at every
-    moment; elsewhere the older one steps aside first, and :func:`restored` brings it back if the
+    Where the system can exchange two names in one step, there is a folder in that place at every
+    moment; elsewhere the older one is moved aside first, and :func:`restored` brings it back if the
     process ends in between.
 
     Arguments:
-        folder: Where it shall be; the folder around it is made.
+        folder: Where to write it; missing parent folders are created.
 
     Yields:
         The folder to write into.
@@ -164,7 +164,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def restored(folder: Path) -> None:
-    """Brings back a folder whose successor never came, and sweeps what such runs left."""
+    """Restores a folder whose replacement was never finished, and removes what such runs left."""
     folder = folder.resolve()
     if not folder.parent.is_dir():
         return
@@ -182,7 +182,7 @@ def _beside(folder: Path, what: str) -> Path:
 
 
 def _writer_lives(path: Path) -> bool:
-    """Whether the process that wrote beside a place is still at work, as far as can be known."""
+    """Whether the process that was writing there is still running, as far as can be known."""
     number = path.name.rpartition(".")[-1].split("-")[1:2]
     if os.name != "posix" or not number or not number[0].isdigit():
         return True
@@ -195,7 +195,7 @@ def _writer_lives(path: Path) -> bool:
 
 
 def _put(new: Path, folder: Path) -> None:
-    """Moves a folder to its place, whoever else does so now."""
+    """Moves a folder to its place, even while other processes do the same."""
     for _ in range(_TRIES):
         if folder.exists() and _exchanged(new, folder):
             return  # what was there has the other name now, and goes
@@ -217,7 +217,7 @@ def _put(new: Path, folder: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Gives two folders each other's names in one step, where the system can."""
+    """Exchanges the names of two folders in one step, where the system can."""
     with suppress(OSError, AttributeError, TypeError):
         rename = ctypes.CDLL(None).renameat2
         names = (os.fsencode(one), os.fsencode(other))

@@ -393,7 +393,7 @@ REFUSED = {
     "wrong dimension": (wrong_dimension, r"'y' has .* shape \(2, 2\).* \(2, 1\): 'data' \(dim -2"),
     "endless": (
         endless,
-        r"has sampled 300 sites, the last one 'z_\d+': .* a loop without an end",
+        r"has sampled 300 sites, the last one 'z_\d+': .* loop forever",
     ),
     "until": (until, r"sites of the program differ from run to run: \['.*fixed number of steps"),
     "inner subsample": (inner_subsample, r"plate 'features' .* holds 4 of 10: only the plate over"),

@@ -1,4 +1,4 @@
-"""Draws of a guide, with what their weights say, as ArviZ keeps, summarizes and plots them."""
+"""Draws from a guide and diagnostics of their weights, for ArviZ to summarize, plot and store."""
 
 from .._arguments import check_public
 from .draws import Labelled as Labelled

@@ -1,8 +1,8 @@
 r"""Draws of a guide for every datum, with their densities and weights, in ArviZ's groups.
 
-The draws :math:`z_{kn} \sim q(z \mid y_n)` are of the guide. Each carries its log weight
+The draws :math:`z_{kn} \sim q(z \mid y_n)` come from the guide. Each carries its log weight
 :math:`\log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)`, so that averages under the
-exact posterior can be had from the same file,
+exact posterior can be computed from the same file,
 
 .. math:: \mathbb{E}[f(z_n) \mid y_n] \approx \sum_k w_{kn} f(z_{kn}) \Big/ \sum_k w_{kn},
 
@@ -44,7 +44,7 @@ class Labelled(NamedTuple):
 
 
 Attributes: TypeAlias = Mapping[str, str | int | float]
-"""What a NetCDF file can keep beside the arrays."""
+"""Metadata that a NetCDF file can hold beside the arrays."""
 
 
 def build(
@@ -55,7 +55,7 @@ def build(
     """Puts arrays into the container of the ArviZ that is installed.
 
     An array whose first axis is `draw` gets an axis `chain` of length 1 before it, which ArviZ
-    expects: draws that are independent are one chain.
+    expects: independent draws count as one chain.
 
     Arguments:
         groups: Arrays by group and name. A group without arrays is left out.
@@ -63,8 +63,8 @@ def build(
         attrs: Attributes of the whole and of every group.
 
     Returns:
-        `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. Either has groups
-        as `result["posterior"]`, and `to_netcdf(path)`; `arviz.from_netcdf(path)` reads it.
+        `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. Both give a group by
+        `result["posterior"]` and have `to_netcdf(path)`; `arviz.from_netcdf(path)` reads it.
 
     Raises:
         ValueError: If an array has the name of an axis, if its number of axes is not that of its
@@ -130,7 +130,7 @@ def _check(group: str, variables: Mapping[str, Labelled]) -> None:
         if name in axes:
             raise ValueError(
                 f"'{name}' of the group '{group}' has the name of an axis ({sorted(axes)}), which "
-                "xarray would take for its labels; rename that site of the model"
+                "xarray would take for the labels of that axis; rename that site of the model"
             )
 
 
@@ -152,7 +152,7 @@ _Groups: TypeAlias = dict[str, dict[str, Labelled]]
 
 
 class _Block(NamedTuple):
-    """Some of the data, draws for them `(draws, rows, latents)`, and keys, two a row."""
+    """Some of the data, draws for them `(draws, rows, latents)`, and keys, two per row."""
 
     batch: Batch
     z: Tensor
@@ -162,7 +162,7 @@ class _Block(NamedTuple):
 
 
 class _Sizes(NamedTuple):
-    """Draws of data per datum, and why there are none of a kind, in words."""
+    """Predictive and prior draws per datum, and why a kind is left out, in words."""
 
     predictive: int
     prior: int
@@ -202,21 +202,21 @@ def to_inference_data(
     ====================== ======================== ============================================
 
     Latents have the values that the program sees (constrained) under the names of their sites, a
-    slash of which becomes a dot. The axes of a vector are called `latent` where it is the only
-    latent site, and those of data `feature` where there is one observed site, numbered if there
-    are several (`feature_0`, ...); others are called `<site>_dim`, numbered likewise. With several
-    observed sites the log likelihood is their sum, called `observed`.
+    slash of which becomes a dot. The axis of a vector is called `latent` if it is the only latent
+    site, and that of the data `feature` if there is one observed site; several axes are numbered
+    (`feature_0`, ...). The axes of other sites are called `<site>_dim`, numbered likewise. With
+    several observed sites the log likelihood is their sum, called `observed`.
 
-    A draw of the last three groups is a data set of the size of the data, with the same
-    covariates, as ArviZ's plots expect. The program makes them, with nothing observed. Where it
-    cannot be simulated row by row they are left out, and the attribute `left_out` says why; data
-    given the guide's draws are left out, too, where discrete latents have been summed out, since
-    there are no draws of those. Data of the guide's latents look more like the data than those
-    of the model do: the latents have seen them. :func:`pyro_vae.diagnostics.predictive_check`
+    A draw of the last three groups is a data set of the size of the data, with the same covariates,
+    as ArviZ's plots expect; the program is run with nothing observed to simulate it. If it cannot
+    be simulated row by row, these groups are left out, and the attribute `left_out` says why. The
+    posterior predictive group is also left out if discrete latents were summed out, since there are
+    no draws of those. Posterior predictive data look more like the data than draws of the model do,
+    because their latents were inferred from the data. :func:`pyro_vae.diagnostics.predictive_check`
     keeps the two apart.
 
     Chain statistics (`r_hat`, ESS by autocorrelation) say nothing about the guide: look at
-    `diagnostics`. Nor does leave-one-out from `log_likelihood`, since z belongs to the very datum
+    `diagnostics`. Do not use leave-one-out on `log_likelihood` either: z belongs to the very datum
     that would be left out.
 
     Arguments:
@@ -225,22 +225,24 @@ def to_inference_data(
         data: The batch tensor, or a tuple of them.
         num_samples: Draws per datum, at least 2; Pareto k is nan for fewer than 30.
         seed: Seed of the draws; the caller's random stream is left alone.
-        names: Labels of the data, one each and all different; numbered from 0 when left out.
-        num_predictive_samples: Draws of data per datum, from the first so many of its latents; 0
-            for none. By default all that fit into 256 mebibytes.
-        num_prior_samples: Draws from the model itself per datum, 0 for none; by default as many as
-            `num_predictive_samples` says, or as fit.
+        names: Labels of the data, one per datum and all different; by default numbers from 0.
+        num_predictive_samples: Predictive draws per datum, made from its first draws of z; 0 for
+            none. By default as many as fit into 256 MiB.
+        num_prior_samples: Prior draws per datum, 0 for none; by default as many as
+            `num_predictive_samples`.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x, log densities and
         weights in nats and float64. Its attributes, and those of every group, say that the draws
-        are the guide's, the seed, `num_samples`, and the share of the data whose Pareto k is
-        above 0.7 or has no value (nan). A draw has no error of its own: the log weights hold it.
+        are the guide's, the seed, `num_samples`, and the share of the data whose Pareto k is above
+        0.7 or has no value (nan). A draw has no error of its own; the log weights carry that
+        information.
 
     Raises:
-        ValueError: If data, model and guide do not fit together, if there are too few draws, if
-            the names are not one per datum, or if data are asked of a program that cannot make any.
+        ValueError: If data, model and guide do not fit together, if there are too few draws, if the
+            names are not one per datum, or if predictive draws are requested of a program that
+            cannot be simulated.
         FloatingPointError: If a log density is nan or plus infinity.
 
     References:
@@ -287,7 +289,7 @@ def _blocks(
 
 
 def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
-    """What there is to say about some of the data."""
+    """Arrays of every group for some of the data."""
     marginal = log_marginal_of(block.weights)
     only = program.observed_names[0] if len(program.observed_names) == 1 else "observed"
     return {
@@ -326,7 +328,7 @@ def drawn_sites(values: dict[str, Tensor], word: str | None) -> dict[str, Labell
 
 
 def observed_arrays(program: Program, batch: Batch) -> dict[str, Labelled]:
-    """Every observed site, as the program shows it: it may have made it from the batch."""
+    """Every observed site, as the program observes it: it may have computed it from the batch."""
     run, sites = program.run(batch), {}
     for name in program.observed_names:
         value = run[name].value_by_datum(program.plate_dim)
@@ -348,7 +350,7 @@ def _predictive(program: Program, block: _Block, draws: int) -> dict[str, Labell
 
 
 def _prior(program: Program, block: _Block, draws: int) -> _Groups:
-    """Latents and data that the model makes without a look at the data, but at covariates."""
+    """Latents and data drawn from the model, given the covariates alone."""
     if draws == 0:
         return {}
     rows = [
@@ -367,7 +369,7 @@ def _prior(program: Program, block: _Block, draws: int) -> _Groups:
 def _simulation(
     program: Program, batch: Batch, row: int, key: int, drawn: Tensor | int
 ) -> dict[str, Tensor]:
-    """One datum made again and again, from given latents `(draws, latents)` or so many new ones.
+    """One datum simulated many times, from given latents `(draws, latents)` or from new ones.
 
     Returns latent and observed sites, `(draws, *site)`.
     """
@@ -384,7 +386,7 @@ def _simulation(
 def _sizes(
     program: Program, batch: Batch, num_samples: int, predictive: int | None, prior: int | None
 ) -> _Sizes:
-    """Draws of data: as many as asked for; or as fit into the budget, if any can be made."""
+    """Numbers of predictive draws: as asked for, or as many as fit into memory."""
     if predictive is not None and predictive > num_samples:
         raise ValueError(
             "num_predictive_samples are made from the draws of z, at most "
@@ -407,13 +409,13 @@ def _num_draws(asked: int | None, default: int, name: str, why_not: str) -> int:
         raise ValueError(f"num_{name}_samples is a number of draws, 0 for none, got {asked}")
     if asked and why_not:
         raise ValueError(
-            f"{name}_draws={asked} cannot be had: {why_not}; leave it out, or say {name}_draws=0"
+            f"{name}_draws={asked} is not possible: {why_not}; leave it out, or pass {name}_draws=0"
         )
     return asked
 
 
 def _why_not(program: Program, batch: Batch) -> str:
-    """Why the program cannot be simulated, in words; empty if it can."""
+    """Why the program cannot be simulated, as a message; empty if it can."""
     try:
         simulate(program, tuple(part[:_TRIED] for part in batch), seed=0)
     except ValueError as error:
@@ -422,7 +424,7 @@ def _why_not(program: Program, batch: Batch) -> str:
 
 
 def _why_not_given(program: Program) -> str:
-    """Why no data can be made from latents of the guide, in words; empty if they can."""
+    """Why no data can be simulated from the guide's latents, as a message; empty if they can."""
     discrete = list(program.structure.enumerated)
     return f"there are no draws of the site(s) {discrete}, which are summed out" * bool(discrete)
 
@@ -436,14 +438,14 @@ def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f"names must be different, or a datum cannot be chosen by its name; {name!r} stands "
+            f"names must be different, or a datum cannot be selected by its name; {name!r} occurs "
             f"{count} times: number them, as in [f'{{name}}-{{n}}' for n, name in enumerate(names)]"
         )
     return np.array(names)
 
 
 def label(name: str) -> str:
-    """A site's name, where it would be a path to xarray and NetCDF."""
+    """A site's name with slashes replaced: xarray and NetCDF would read a path."""
     return name.replace("/", ".")
 
 
@@ -495,8 +497,8 @@ def _attributes(
         "left_out": left_out,
         "draws": (
             "independent draws from the guide q(z | y) of every datum, not from the exact "
-            "posterior p(z | y); weighted by exp(log_weight) of sample_stats they stand for the "
-            "exact posterior, as far as pareto_k and ess of diagnostics allow"
+            "posterior p(z | y); weighted by exp(log_weight) of sample_stats they represent the "
+            "exact posterior, as far as pareto_k and ess in diagnostics allow"
         ),
         "pareto_k_limit": stats.MAX_PARETO_K,
         "share_above_pareto_k_limit": float((pareto_k > stats.MAX_PARETO_K).mean()),

@@ -1,4 +1,4 @@
-r"""Marginal log likelihoods of every datum, for what ArviZ makes of such.
+r"""Marginal log likelihoods of every datum, for model comparison with ArviZ.
 
 Leave-one-out needs the density of a datum given what is learned from the *others*. The latents
 :math:`z_n` belong to the datum that is left out, so :math:`\log p(y_n \mid z_n)` will not do;
@@ -31,7 +31,7 @@ from .draws import Attributes, Labelled, build, datum_labels, label, labelled, o
 
 
 class _Draw(NamedTuple):
-    """What all data share, how likely that is, and how likely the data are then."""
+    """What all data share, its log densities, and the log likelihoods of the data given it."""
 
     shared: GlobalDraw
     log_prior: Tensor
@@ -64,34 +64,35 @@ def marginal_log_likelihood(
     ================ ============================================== ========================
 
     On **training** data `arviz.loo` then leaves a datum out, with the posterior of beta
-    re-weighted. It takes the draws for ones of the exact posterior; the guide's are not. ArviZ 1.x
-    corrects for that: `loo_approximate_posterior(idata, log_p=..., log_q=...)` with `log_joint`
-    and `log_guide`. How far the guide is off, the attribute `pareto_k_of_shared` says, of 30 draws
-    and more. Noise of the estimates makes each leave-one-out density low by about its square.
+    re-weighted. It assumes draws from the exact posterior, which the guide's are not. ArviZ 1.x
+    corrects for that: `loo_approximate_posterior(idata, log_p=..., log_q=...)` with `log_joint` and
+    `log_guide`. The attribute `pareto_k_of_shared` says how far off the guide is (it needs at least
+    30 draws). Monte Carlo noise of the estimates lowers each leave-one-out density by about its
+    square.
 
-    On **held-out** data nothing is to be left out: the predictive density is the mean over draws,
-    `log_likelihood` by log-mean-exp over `draw`.
+    On **held-out** data nothing needs to be left out: the predictive density is the mean over
+    draws, `log_likelihood` by log-mean-exp over `draw`.
 
-    A program that shares nothing has one draw, since all would be equal: leave-one-out would see
-    no datum that another one depends on. Compare such models on held-out data with
+    A program without global sites gets one draw, since all would be equal; leave-one-out says
+    nothing there, since no datum depends on another. Compare such models on held-out data with
     :func:`pyro_vae.criticism.compare_models` or :func:`pyro_vae.criticism.elpd_data`.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of them: all the data that the guide was fitted to,
-            if they are to be left out.
+        data: The batch tensor, or a tuple of them: for leave-one-out, all the data that the guide
+            was fitted to.
         num_samples: Draws of the latent sites that all data share.
-        estimator: Of the marginal likelihood; :class:`pyro_vae.ImportanceSampling` with 1,000
-            draws unless told otherwise.
-        names: Labels of the data; numbered from 0 when left out.
-        seed: Seed of everything; the caller's random stream is left alone.
-        progress: Whether to show a bar, a step for each draw of what all data share, which all
-            cost the same; by default on terminals and in notebooks.
+        estimator: How the marginal likelihood is estimated; by default
+            :class:`pyro_vae.ImportanceSampling` with 1,000 draws.
+        names: Labels of the data; by default numbers from 0.
+        seed: Seed of all draws; the caller's random stream is left alone.
+        progress: Whether to show a progress bar, one step per draw of the global sites; by default
+            on terminals and in notebooks.
 
     Returns:
         `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x, in nats. The
-        attribute `share_unreliable` says how many of the estimates cannot be trusted.
+        attribute `share_unreliable` is the share of the estimates that cannot be trusted.
 
     Raises:
         ValueError: If data, model and guide do not fit together, or there is no draw.
@@ -211,8 +212,8 @@ def _attributes(
         "seed": seed,
         "method": draws[0].marginal.method,
         "draws": (
-            "log_likelihood is the marginal log p(y_n | beta), latents of the datum integrated "
-            "out, for draws of the guide's q(beta) of what all data share"
+            "log_likelihood is the marginal log p(y_n | beta), with the latents of the datum "
+            "integrated out, for draws from the guide's q(beta) of the global sites"
         ),
         "share_unreliable": float((~reliable).double().mean()),
         **shape,

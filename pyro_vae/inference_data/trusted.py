@@ -1,14 +1,15 @@
-r"""Draws from the posterior itself that can be trusted, and how far a guide is from them.
+r"""Draws from the exact posterior, with a verdict on them, and how far a guide is from them.
 
-For each datum they come from the way to log p(y) that was accepted (:class:`pyro_vae.Tightest`):
-draws of its proposal, :math:`z_k \sim q`, resampled by their weights :math:`w_k = p(y, z_k) /
-q(z_k)`, or the particles of a tempered population, whose islands are chains to ArviZ. From the same
-weights come the mean and the standard deviation of every latent, with errors,
+For each datum they come from the estimator of log p(y) that was accepted
+(:class:`pyro_vae.Tightest`): draws of its proposal, :math:`z_k \sim q`, resampled by their weights
+:math:`w_k = p(y, z_k) / q(z_k)`, or the particles of tempered sequential Monte Carlo, whose islands
+ArviZ sees as chains. From the same weights come the mean and the standard deviation of every
+latent, with errors,
 
 .. math:: \hat m = \sum_k \bar w_k z_k, \qquad
     \mathrm{se}(\hat m)^2 = \sum_k \bar w_k^2 (z_k - \hat m)^2,
 
-and what is said of a guide is its shift :math:`(m_q - m) / s` and its scale :math:`s_q / s`.
+and a guide is described by its shift :math:`(m_q - m) / s` and its scale :math:`s_q / s`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ from ..results import Doubt, Doubts, PerDatum, join
 from .draws import build, datum_labels, drawn_sites, labelled
 
 MAX_RHAT = 1.05
-"""Above it islands have not come to the same distribution; 8 of 64 draws have 1.02 by chance."""
+"""Above it the islands disagree; 8 islands of 64 independent draws reach 1.02 by chance."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,10 +54,10 @@ class PosteriorDraws(PerDatum):
         posterior_sd: Standard deviation.
         guide_mean: Mean of the guide, likewise.
         guide_sd: Its standard deviation.
-        ess: Effective number of draws, `(batch,)`: of the weights that were resampled by, or the
-            smallest bulk ESS of a latent where chains were run.
+        ess: Effective sample size, `(batch,)`: of the importance weights, or the smallest bulk ESS
+            of a latent where chains were run.
         r_hat: Rank-normalized, `(batch, latents)`; nan where no chains were run.
-        log_marginal: Log p(y), with the way that was accepted for each datum.
+        log_marginal: Log p(y), with the estimator that was accepted for each datum.
     """
 
     sites: Mapping[str, Tensor] = field(metadata={"axis": 1})
@@ -71,25 +72,25 @@ class PosteriorDraws(PerDatum):
 
     @property
     def value(self) -> Tensor:
-        """The guide's mean less the posterior's, in posterior standard deviations."""
+        """The guide's mean minus the posterior's, in posterior standard deviations."""
         return (self.guide_mean.value - self.posterior_mean.value) / self.posterior_sd.value
 
     @property
     def error(self) -> Tensor:
-        """Its standard error; that of the standard deviation is of second order."""
+        """Its standard error, without that of the standard deviation, which is of second order."""
         pair = stats.difference(self.guide_mean, self.posterior_mean)
         return pair.error / self.posterior_sd.value
 
     @property
     def scale(self) -> Estimate:
-        """The guide's standard deviation over the posterior's, `(batch, latents)`."""
+        """The guide's standard deviation divided by the posterior's, `(batch, latents)`."""
         ratio = self.guide_sd.value / self.posterior_sd.value
         parts = (part.error / part.value for part in (self.guide_sd, self.posterior_sd))
         return Estimate(ratio, ratio * torch.stack(list(parts)).square().sum(dim=0).sqrt())
 
     @property
     def doubts(self) -> Doubts:
-        """Those of log p(y), and chains that are apart."""
+        """Those of log p(y), and chains that disagree."""
         apart = (self.r_hat > MAX_RHAT).any(dim=-1)
         return {**self.log_marginal.doubts, Doubt.CHAINS_APART: apart}
 
@@ -127,7 +128,7 @@ class PosteriorDraws(PerDatum):
         """The draws in ArviZ's groups: `posterior`, and `diagnostics` of every datum.
 
         Arguments:
-            names: Labels of the data, one each and all different; numbered when left out.
+            names: Labels of the data, one each and all different; by default numbered.
         """
         word = "latent" if len(self.sites) == 1 else None
         groups = {
@@ -152,17 +153,17 @@ def posterior_draws(
     seed: int = 0,
     progress: bool | None = None,
 ) -> PosteriorDraws:
-    r"""Draws from the posterior of every datum, and holds the guide's moments against theirs.
+    r"""Draws from the posterior of every datum, and compares the guide's moments with theirs.
 
-    The draws are from the way to log p(y) that the ladder accepts for the datum, among those that
-    draw: where none is accepted they are of the last one tried, and the datum is unreliable.
+    The draws come from the rung of the ladder that is accepted for the datum, among those that
+    sample; if none is accepted they come from the last one tried, and the datum is unreliable.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
         num_samples: Draws per datum, at least 2.
-        ladder: :class:`pyro_vae.Tightest` unless told otherwise.
+        ladder: By default :class:`pyro_vae.Tightest`.
         given: Values of the latent sites that all data share, as in
             :func:`pyro_vae.log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
@@ -288,7 +289,7 @@ def _of_population(population: Population, num_samples: int) -> _Drawn:
 
 
 def _effective(z: Float[Tensor, "islands particles batch latents"]) -> Tensor:
-    """Effective particles of an island: what the spread of the islands' means says."""
+    """Effective particles of an island, from the spread of the islands' means."""
     within = z.double().var(dim=1).mean(dim=0)
     between = z.double().mean(dim=1).var(dim=0)
     return (within / between).clamp(1.0, z.shape[1])

@@ -10,14 +10,14 @@ that titles, scales and sizes stay the caller's::
     plot_learning_curves(curves, ax=figure.subplots())
     figure.savefig("curves.png")
 
-Given an `ax` or a `figure`, pyplot is not even imported, and nothing has to be closed. Without
-one, a figure is opened through pyplot, which is what makes a notebook show it; it is then
-pyplot's current figure, and the caller's to close. A figure of your own needs a layout engine to
-make room for labels and legends: "constrained", or "compressed" where panels are square.
-rcParams are read and never changed.
+Given an `ax` or a `figure`, pyplot is not even imported, and nothing has to be closed. Otherwise a
+figure is opened through pyplot, so that a notebook shows it; it is then pyplot's current figure,
+and the caller should close it. A figure of your own needs a layout engine to make room for labels
+and legends: "constrained", or "compressed" where panels are square. rcParams are read and never
+changed.
 
-A guide has the same colour and marker in each figure where it stands at the same place of the
-mapping. The colours can be told apart by colour-blind readers, the markers in grey print.
+A guide has the same colour and marker in each figure if it is at the same position in the mapping.
+The colours can be told apart by colour-blind readers, the markers in grey print.
 """
 
 from .._arguments import check_public

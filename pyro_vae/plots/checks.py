@@ -1,4 +1,4 @@
-"""Checks: Pareto k by datum, ranks of simulation-based calibration, and predictive checks."""
+"""Plots of checks: Pareto k by datum, ranks of simulation-based calibration, predictive checks."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ def plot_pareto_k(
     threshold: float = UNTRUSTED,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    r"""Draws the Pareto k-hat of each datum's importance weights against the datum's number.
+    r"""Draws the Pareto k-hat of each datum's importance weights against the datum's position.
 
     Above the threshold the marginal likelihood of that datum cannot be trusted, however small its
     standard error. The legend counts these. Data with :math:`\hat k = -\infty` (all weights equal:
@@ -46,7 +46,7 @@ def plot_pareto_k(
 
     Arguments:
         k: For each guide the k-hats, `(data,)`.
-        threshold: Where the dotted line is, without unit.
+        threshold: Position of the dotted line, without unit.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -100,7 +100,7 @@ def _untrusted(values: NDArray[Any], threshold: float) -> str:
 def _mark_infinities(
     ax: "Axes", values: NDArray[Any], span: tuple[float, float], rim: float
 ) -> None:
-    """Sets limits that hold the infinities, gives these ticks of their own, and says what they are.
+    """Makes room for infinite values, with ticks of their own and their meaning.
 
     Without infinities the axis keeps its ordinary ticks.
     """
@@ -134,13 +134,13 @@ def plot_rank_ecdf(
     false_alarm: float = 0.05,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    r"""Draws the share of ranks up to each, less that of uniform ranks, with the band they stay in.
+    r"""Draws the ECDF of the ranks minus that of uniform ranks, with the band for uniform ranks.
 
-    A line that rises above the band and then falls below it (an S on its side) belongs to draws
-    that are too narrow, the reverse to draws that are too wide. A line above the band throughout
-    has too many low ranks: the draws are too high; below, too low. All of a line is inside the
-    band with probability 1 - `false_alarm` if its ranks are uniform; the band is for each line,
-    not for all together.
+    A line that rises above the band and then falls below it (an S on its side) means that the draws
+    are too narrow, the reverse that they are too wide. A line above the band throughout has too
+    many low ranks: the draws are too high; below, too low. A line stays inside the band with
+    probability 1 - `false_alarm` if its ranks are uniform; the band holds for each line, not for
+    all of them jointly.
 
     Arguments:
         ranks: For each quantity its ranks from 0 to `num_samples`, `(data,)`, as
@@ -184,7 +184,7 @@ def plot_rank_ecdf(
     ends = np.concatenate([[0], shares, [1]])
     ax.fill_between(ends, lower, upper, color="0.88", zorder=0, label=label)
     ax.axhline(0, color="0.25", linewidth=0.8, linestyle=":")
-    ax.set(xlabel="rank as a share of the draws", ylabel="share of ranks up to it, less uniform")
+    ax.set(xlabel="rank as a share of the draws", ylabel="ECDF of ranks minus uniform")
     ax.set_xlim(0, 1)
     legend_above(ax, ax.get_legend_handles_labels()[0])
     return without_box(ax)
@@ -207,7 +207,7 @@ def plot_rank_histograms(
     Arguments:
         ranks: For each quantity its ranks from 0 to `num_samples`, `(data,)`.
         num_samples: Draws of the guide per datum.
-        false_alarm: Probability that a bar of uniform ranks leaves the band, a panel.
+        false_alarm: Probability, per panel, that some bar of uniform ranks leaves the band.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -302,7 +302,7 @@ def plot_predictive_check(
         observed: Statistics of the observed data set, by name, as
             :attr:`pyro_vae.diagnostics.PredictiveCheck.observed_by_name`.
         replicated: Those of the replicated data sets, `(draws,)` each, under the same names.
-        p_values: To be written beside the names.
+        p_values: Written beside the names, if given.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -374,7 +374,7 @@ def _checked(
     if not observed or sorted(observed) != sorted(replicated):
         raise ValueError(
             "expected at least one statistic, observed and replicated under the same names, got "
-            f"{sorted(observed)} and {sorted(replicated)}"
+            "{sorted(observed)} and {sorted(replicated)}"
         )
     values = {name: float(as_numpy(value)) for name, value in observed.items()}
     draws = {name: as_numpy(array).astype(float) for name, array in replicated.items()}

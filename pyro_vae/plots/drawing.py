@@ -61,7 +61,7 @@ def finite_span(arrays: Iterable[NDArray[Any]]) -> tuple[float, float]:
 
 
 def style(number: int, colours: Sequence[str] = GUIDE_COLOURS) -> dict[str, Any]:
-    """Colour and marker of the guide at this place of its mapping."""
+    """Colour and marker of the guide at this position in its mapping."""
     return {"color": colours[number % len(colours)], "marker": MARKERS[number % len(MARKERS)]}
 
 
@@ -98,13 +98,13 @@ def panels(
     sharex: bool = False,
     sharey: bool = False,
 ) -> list["Axes"]:
-    """So many axes in rows of at most four, of fewer where the figure given is narrow.
+    """Panels in rows of at most four, or fewer if the figure is narrow.
 
     Arguments:
         figure: Where to draw; a new figure by default.
         number: How many axes.
-        size: Inches of each, and half an inch of the figure around them.
-        narrowest: Inches that still have room for the words of a panel.
+        size: Width and height of each in inches; the figure adds half an inch around them.
+        narrowest: Smallest width in inches that fits the text of a panel.
         sharex: Whether all have one horizontal axis.
         sharey: Whether all have one vertical axis.
     """
@@ -121,7 +121,7 @@ def panels(
 
 
 def without_box(ax: "Axes") -> "Axes":
-    """Takes away the lines at the top and the right."""
+    """Removes the frame lines at the top and the right."""
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
@@ -167,9 +167,9 @@ def listed(shapes: Iterable[tuple[int, ...]]) -> str:
 def estimates_of(
     guides: Mapping[str, Mapping[str, tuple[Number, Number]]], kind: str
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], list[str]]:
-    """Plain numbers by guide and name, and all names in order, of which there must be one.
+    """Plain numbers by guide and name, and all names in order, at least one.
 
-    `kind` is what a message calls that which has a name.
+    `kind` is the word for a named quantity in messages.
     """
     numbers = {
         guide: {name: value_and_error(guide, name, pair) for name, pair in row.items()}

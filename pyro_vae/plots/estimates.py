@@ -1,4 +1,4 @@
-"""Estimates: of several guides side by side, parts of the inference gap, numbers per datum."""
+"""Plots of estimates: several guides side by side, parts of the inference gap, values per datum."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ def plot_comparison(
     r"""Draws one line per guide, with a dot and an error bar for each quantity, and the numbers.
 
     A guide that is far worse than the others sets the scale, and hides both the error bars and the
-    differences among the rest: the numbers at the right still tell them. Bars are one standard
+    differences among the rest: the numbers at the right still show them. Bars are one standard
     error to each side.
 
     Arguments:
@@ -94,14 +94,14 @@ _HEIGHT = 0.6  # of a bar, in units of the distance between guides
 def plot_gaps(
     parts: Mapping[str, Mapping[str, tuple[Number, Number]]], *, ax: "Axes | None" = None
 ) -> "Axes":
-    r"""Draws the parts of the inference gap end to end, one bar a guide.
+    r"""Draws the parts of the inference gap end to end, one bar per guide.
 
-    Each part starts where the one before it ends, with one standard error of its own to each side
-    of its own end. The numbers are at the right. A part below zero goes back to the left: there
-    the best q was not found (:func:`pyro_vae.inference_gap`).
+    Each part starts where the one before it ends, and has its own standard error to each side of
+    its end. The numbers are at the right. A negative part goes back to the left: the best q was not
+    found there (:func:`pyro_vae.inference_gap`).
 
-    Gaps compare guides of one and the same model only. A model that was trained with a poor guide
-    adapts to it: a global q(z) has no gap at all, and the lower log p(y).
+    Gaps compare guides of the same model only. A model that was trained with a poor guide adapts to
+    it: with a global q(z) the gap vanishes, and log p(y) is lower.
 
     Arguments:
         parts: For each guide the parts by name, in order (as "approximation" and "amortization"),
@@ -158,15 +158,15 @@ def _write_numbers(ax: "Axes", rows: list[dict[str, tuple[float, float]]]) -> No
 
 
 def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None" = None) -> "Axes":
-    r"""Draws what share of a gap the data with the largest hold, against their share of the data.
+    r"""Draws the share of the total gap held by the data with the largest gaps (a Lorenz curve).
 
     .. math:: \text{share}(m) = \frac{\sum_{n \le m} g_{(n)}}{\sum_n g_n}, \qquad
         g_{(1)} \ge g_{(2)} \ge \dots
 
     On the dotted line the gap is the same for every datum; the steeper the start, the fewer data
-    it is on. Where the gaps are no larger than their Monte Carlo errors the noise is sorted too,
-    and the curve is too steep. Gaps below zero make it fall at the end. A guide whose gap is not
-    above zero on the whole has no shares, and no curve.
+    account for it. Where the gaps are no larger than their Monte Carlo errors the noise is sorted
+    too, and the curve is too steep. Gaps below zero make it fall at the end. A guide whose total
+    gap is not positive has no shares, and no curve.
 
     Arguments:
         gaps: For each guide the gaps, `(data,)`, in nats.
@@ -226,13 +226,13 @@ def plot_per_datum(
     name: str = "nats",
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws values with errors, lowest first; data that cannot be trusted are red crosses.
+    """Draws values with errors, lowest first; red crosses mark data that cannot be trusted.
 
     Arguments:
         value: One per datum.
         error: Its standard error, which may be nan and has no bar then.
         reliable: Which can be trusted.
-        name: What the values are, with their unit.
+        name: Name of the quantity, with its unit.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:

@@ -41,8 +41,8 @@ def plot_latent_plane(
     """Scatters the posterior means of two latents, one panel per guide, all on the same scale.
 
     The circles are one and two standard deviations of the prior N(0, I), which hold 39% and 86% of
-    its draws. Means crowded at the centre tell of a posterior that ignores the data; means far
-    outside, of an aggregated posterior that prior draws miss.
+    its draws. Means crowded at the centre indicate a posterior that ignores the data; means far
+    outside, an aggregated posterior that prior draws miss.
 
     Arguments:
         means: For each guide the posterior means, `(data, 2)`.
@@ -54,8 +54,8 @@ def plot_latent_plane(
         The axes, `(guides,)`.
 
     Raises:
-        ValueError: If there is no guide, the latents are not two, or labels and data differ in
-            number.
+        ValueError: If there is no guide, there are not exactly two latents, or labels and data
+            differ in number.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -90,7 +90,7 @@ def _plane(name: str, values: Array, labels: NDArray[Any] | None) -> NDArray[Any
     if plane.ndim != 2 or plane.shape[1] != 2:
         raise ValueError(
             f"expected means of shape (data, 2) for {name!r}, got {plane.shape}: the latent plane "
-            "shows two latents; pass two columns of yours, or a two-dimensional projection"
+            "shows two latents; pass two of its columns, or a two-dimensional projection"
         )
     if labels is not None and labels.shape != plane.shape[:1]:
         raise ValueError(
@@ -160,8 +160,9 @@ def plot_aggregated_marginals(
 ) -> NDArray[Any]:
     """Draws histograms of the aggregated posterior over those of the prior, one panel per latent.
 
-    Where the prior has mass and the aggregated posterior has none, the model generates from what
-    it has not learnt; where it is the other way around, it never generates what it has.
+    Where the prior has mass and the aggregated posterior has none, the decoder generates from
+    latents it was never trained on; the other way around, it never generates data like some of
+    those it was trained on.
 
     Arguments:
         aggregate: Draws of q(z), one per datum, `(draws, latents)`; any number of them.
@@ -230,7 +231,7 @@ def plot_aggregated_plane(
     the prior, as many of its dots would lie within; the legend counts them.
 
     Arguments:
-        aggregate: Draws of q(z), `(draws, 2)`: of more latents pass the two that are to be seen.
+        aggregate: Draws of q(z), `(draws, 2)`: of more latents pass the two to show.
         prior: Draws of p(z), `(draws, 2)`, at least ten of them; any prior will do.
         names: Names of the two latents.
         ax: Where to draw; a new pyplot figure by default.
@@ -239,7 +240,7 @@ def plot_aggregated_plane(
         The axes.
 
     Raises:
-        ValueError: If the latents are not two, or there are too few draws for a density.
+        ValueError: If there are not exactly two latents, or too few draws for a density.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -292,11 +293,11 @@ def plot_collapse(
     names: Sequence[str] | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws a bar a latent, the largest rate first: what it says, and what it costs for nothing.
+    """Draws a bar per latent, the largest rate first: its information, and the rate beyond that.
 
-    A bar is as high as the rate. Its solid part is the information about which datum it is, and
-    the hatched part the distance of the aggregated posterior from the prior. A marker below each
-    bar says what has been made of the latent.
+    The height of a bar is the rate. Its solid part is the information about the identity of the
+    datum, and the hatched part the divergence of the aggregated posterior from the prior. A marker
+    below each bar says whether the latent is used.
 
     Arguments:
         rate: Divergence of each latent's posterior from its prior, `(latents,)`, in nats; nan is
@@ -324,7 +325,7 @@ def plot_collapse(
     shapes = {heights.shape, known.shape, error.shape}
     if shapes != {(len(uses),)}:
         raise ValueError(
-            f"expected rate, information and its error of shape ({len(uses)},), one a use, got "
+            f"expected rate, information and its error of shape ({len(uses)},), one per use, got "
             f"{heights.shape}, {known.shape} and {error.shape}"
         )
     order = np.argsort(-np.nan_to_num(heights), kind="stable")
@@ -352,7 +353,7 @@ def _draw_bars(
 
 
 def _mark_uses(ax: "Axes", uses: Sequence[str]) -> list[Any]:
-    """A marker a latent, just below its bar, and one for the legend a kind."""
+    """A marker per latent, just below its bar, and a legend entry per kind."""
     low = -0.05 * ax.get_ylim()[1]
     entries = []
     for number, kind in enumerate(dict.fromkeys(uses)):

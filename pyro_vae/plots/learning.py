@@ -1,4 +1,4 @@
-"""Training: the ELBO over the epochs, the noise of gradients, and distortion against rate."""
+"""Plots of training: the ELBO by epoch, gradient noise, and distortion against rate."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class LearningCurve(Protocol):
-    """What one training run leaves: arrays over the epochs.
+    """The record of one training run: arrays over the epochs.
 
     An attribute `validation_elbo`, `(epochs,)` in nats per datum and nan where it was not
-    evaluated, is drawn too where there is one that is not `None`.
+    evaluated, is drawn too if it is there and not `None`.
     """
 
     @property
@@ -100,7 +100,7 @@ def _traces(name: str, curve: LearningCurve) -> list[Trace]:
     if epoch.ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(
             f"expected epoch, elbo and validation_elbo of one shape (epochs,) for {name!r}, got "
-            f"{listed(shapes)}: give one value an epoch, nan where there is none"
+            f"{listed(shapes)}: give one value per epoch, nan where there is none"
         )
     traces = [Trace(f"{name}, training", "-", epoch, elbo)]
     # Evaluations may be epochs apart: without the gaps between them the dashes join up.
@@ -155,8 +155,8 @@ def plot_signal_to_noise(
     Arguments:
         ratios: For each objective, and each number of particles, an
             :class:`~pyro_vae.Estimate` or another pair of ratio and standard error.
-        floor: What noise alone gives (:attr:`pyro_vae.diagnostics.GradientNoise.floor`), if the
-            ratios have one: shaded below it.
+        floor: The ratio that pure noise would give
+            (:attr:`pyro_vae.diagnostics.GradientNoise.floor`); the region below it is shaded.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -209,7 +209,7 @@ def _ratios(name: str, line: Mapping[int, tuple[Number, Number]]) -> _Ratios:
 
 
 def _guide_lines(ax: "Axes", points: Mapping[str, _Ratios]) -> None:
-    """Slopes that theory has, without moving the limits."""
+    """Slopes from theory, without moving the limits."""
     particles = np.unique(np.concatenate([part[0] for part in points.values()]))
     first = next(iter(points.values()))
     if len(particles) < 2 or first[1][0] <= 0:
@@ -252,25 +252,25 @@ def plot_rate_distortion(
     r"""Draws distortion against rate, a point for each beta, over lines of equal ELBO.
 
     Lines of slope -1 have one ELBO. At an optimum the curve has the slope :math:`-\beta`: it
-    touches the line of the highest ELBO at :math:`\beta = 1`. With the information each point of
-    the first curve is joined to it, at its left: by :math:`H - D \le I \le R` it lies between the
-    point and the shaded region, which no model and guide can reach.
+    touches the line of the highest ELBO at :math:`\beta = 1`. Given the information :math:`I`, each
+    point of the first curve is joined to a tick at its left: by :math:`H - D \le I \le R` the tick
+    lies between the point and the shaded region, which no model and guide can reach.
 
     Arguments:
         betas: The weights of the rate, `(betas,)`.
         curves: By name (as "training data" and "held out"), rate and distortion, each an
             :class:`~pyro_vae.Estimate` or another pair of values and errors, `(betas,)`, in nats
             per datum. Bars are one error to each side. The betas are written beside the first.
-        information: That of the first curve, values and errors.
-        entropy: That of the data of the first curve, in nats per datum, if known. The region that
-            it forbids is drawn where it is within the axes.
+        information: The mutual information of the first curve, values and errors.
+        entropy: Entropy of the data of the first curve, in nats per datum, if known. The region it
+            rules out is shaded where it is within the axes.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
         The axes. Its containers are the curves, in order.
 
     Raises:
-        ValueError: If there is no curve, or one has not a number for each beta.
+        ValueError: If there is no curve, or a curve lacks a number for some beta.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -348,16 +348,16 @@ def _draw_information(ax: "Axes", between: NDArray[Any], first: _Points) -> list
 
 
 def _shade(ax: "Axes", entropy: float) -> list[Any]:
-    """What cannot be: distortion + rate below the entropy."""
+    """The impossible region: distortion + rate below the entropy."""
     limits = np.array(ax.get_xlim())
     bottom = min(ax.get_ylim()[0], float((entropy - limits).min()))
-    label = f"below H = {entropy:.2f}: cannot be"
+    label = f"below H = {entropy:.2f}: impossible"
     edge: dict[str, Any] = {"facecolor": "0.88", "edgecolor": "0.5", "hatch": "///"}
     return [ax.fill_between(limits, entropy - limits, bottom, linewidth=0, label=label, **edge)]
 
 
 def _write_betas(ax: "Axes", weights: NDArray[Any], points: _Points) -> None:
-    """Beta below its point; points on top of one another share a text."""
+    """Writes each beta below its point; coinciding points share a label."""
     places = np.stack([points.rate, points.distortion], axis=1)
     spans = np.array([np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim())])
     groups = [[0]]
@@ -376,7 +376,7 @@ def _write_betas(ax: "Axes", weights: NDArray[Any], points: _Points) -> None:
 def _draw_lines(ax: "Axes", floor: float) -> None:
     """Lines of equal ELBO, each with its number where it leaves the axes, at the right or below.
 
-    None where distortion and rate would be below the floor.
+    No line where distortion plus rate would be below the floor.
     """
     from matplotlib.ticker import MaxNLocator
 

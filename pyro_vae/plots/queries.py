@@ -1,4 +1,4 @@
-"""What a fitted model is used for: traversals, imputations, densities, outliers, dependence."""
+"""Answers of a fitted model: traversals, imputations, densities, outliers, dependence."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,15 +41,16 @@ def plot_traversal(
     names: Sequence[str] | None = None,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws what the decoder makes of each latent over its range, a row or a panel per latent.
+    """Draws what the decoder gives as each latent moves over its range, a row or panel per latent.
 
     Arguments:
         decoded: Means of p(y | z), `(latents, steps, *datum)`, as
-            :attr:`pyro_vae.queries.Traversal.decoded`; pass the first few latents only, if many.
-        labels: One a latent.
+            :attr:`pyro_vae.queries.Traversal.decoded`; pass only the first few latents if there are
+            many.
+        labels: One per latent.
         levels: Quantiles of the steps.
-        image_shape: Height and width of an image; `None` draws a curve over features a step,
-            darker for higher levels.
+        image_shape: Height and width of an image; `None` draws a curve over the features for each
+            step, darker for higher levels.
         names: Names of the features, for data that are no images.
         figure: Where to draw; a new pyplot figure by default.
 
@@ -124,12 +125,12 @@ def plot_imputation(
     labels: Sequence[str] | None = None,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws rows with what was observed of them, and what the missing entries may have been.
+    """Draws rows with their observed entries, and plausible values of the missing ones.
 
     Arguments:
         y: Data with nan where entries are missing, `(rows, *datum)`; a few rows fit a page.
         draws: Completed data, `(samples, rows, *datum)`: :attr:`pyro_vae.queries.Imputation.draws`.
-        truth: What the entries were, where it is known.
+        truth: The true entries, if known.
         image_shape: Height and width of an image: the data, the mean of the draws and three of
             them, in rows. `None` draws a panel per row: observed entries, and the median of the
             draws with a line over the middle 95% of them.
@@ -138,7 +139,7 @@ def plot_imputation(
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes: `(5 or 6,)` for images, one a line of them, and `(rows,)` otherwise.
+        The axes: `(5 or 6,)` for images, one per line of images, and `(rows,)` otherwise.
 
     Raises:
         ValueError: If the shapes do not fit, or there is no row.
@@ -219,9 +220,9 @@ def plot_conditional_density(
         grid: Values of the feature, `(points,)`.
         densities: Density and its error, `(points,)` each, by label, as the rows of
             :attr:`pyro_vae.queries.ConditionalDensity.density`.
-        observed: What the feature was, under the same labels: a dotted line each.
+        observed: The observed values, under the same labels: a dotted line each.
         name: Name of the feature.
-        discrete: Whether these are probabilities of single values.
+        discrete: Whether the values are probabilities, not densities.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -274,10 +275,10 @@ def plot_outliers(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> list["Axes"]:
-    """Draws where data lie among reference data, and their tail probabilities in order.
+    """Draws log densities of data among those of reference data, and sorted tail probabilities.
 
-    On the right, ordinary data follow the diagonal; outliers lie flat at its left, and a model
-    that does not fit bends the whole curve.
+    On the right, ordinary data follow the diagonal; outliers form a flat stretch at the left, and a
+    model that does not fit bends the whole curve.
 
     Arguments:
         log_p: Log densities of the data, `(batch,)`, in nats.
@@ -290,7 +291,7 @@ def plot_outliers(
         Two axes.
 
     Raises:
-        ValueError: If there is no datum or no reference datum, or one for another number of data.
+        ValueError: If there are no data or no reference data, or the numbers of values differ.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -360,7 +361,7 @@ def plot_dependence(
         value: `(features, features)`.
         names: Of the features.
         error: Standard errors.
-        measure: What it is, for the colour bar.
+        measure: Name of the measure, for the colour bar.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:

@@ -35,12 +35,10 @@ def plot_reconstructions(
         image_shape: Height and width of an image. `None` for data that are no images: every cell
             is then a profile, value against feature, with the original in thin grey behind its
             reconstructions.
-        figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
-
-    Returns:
-        The axes, rows in the order above, each with its label at the left: for images one a row,
+        figure: Where to draw, a figure or sub-figure; a new pyplot figure by default. Returns: The
+            axes, rows in the order above, each with its label at the left: for images one per row,
         `(1 + reconstructions + prior draws,)`, where image c lies between c and c + 1; otherwise
-        one a profile, `(1 + reconstructions + prior draws, columns)`.
+        one per profile, `(1 + reconstructions + prior draws, columns)`.
 
     Raises:
         ValueError: If there are no data, reconstructions are not of the shape of the originals,
@@ -119,7 +117,7 @@ def _data(originals: NDArray[Any], image_shape: tuple[int, int] | None) -> NDArr
     if originals.ndim < 2 or not originals.size:
         raise ValueError(
             f"expected originals of shape (images, *event), got {originals.shape}: "
-            "pass at least one datum, and keep the leading axis where it is only one"
+            "pass at least one datum, and keep the leading axis even for a single one"
         )
     features = originals[0].size
     if image_shape and features != image_shape[0] * image_shape[1]:
@@ -134,7 +132,7 @@ def _like(shape: tuple[int, ...], name: str, values: Array) -> NDArray[Any]:
     array = as_numpy(values)
     if array.shape != tuple(shape) or not array.size:
         raise ValueError(
-            f"expected {name} of shape {tuple(shape)}, as the originals have it, got "
+            f"expected {name} of shape {tuple(shape)}, like the originals, got "
             f"{array.shape}: pass one reconstruction per datum, and at least one draw"
         )
     return array
@@ -150,7 +148,7 @@ def _drawn(
 
 
 def _images(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> NDArray[Any]:
-    """One axes a row: to set up and lay out one for every image takes longer than to draw it."""
+    """One axes per row: setting up one for every image takes longer than drawing it."""
     axes: NDArray[Any] = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     low, high = finite_span(row.cells for row in rows)
     group = ""
@@ -168,7 +166,7 @@ def _images(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> 
 
 
 def _draw_image(ax: "Axes", column: int, image: NDArray[Any], **span: Any) -> None:
-    """An image between `column` and `column + 1`, in a frame for a white one on white paper."""
+    """An image between `column` and `column + 1`, with a frame that shows on white paper."""
     height = image.shape[0] / image.shape[1]
     corners = (column + _GAP, column + 1 - _GAP, 0.0, height - 2 * _GAP)
     ax.imshow(image, cmap="gray", interpolation="nearest", extent=corners, **span)

@@ -36,7 +36,7 @@ def plot_effects(
     *,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws which latent moves which column, and by how much, as a map.
+    """Draws which latent moves which column, and by how much, as a heat map.
 
     Arguments:
         effect: Change of each column over the range of each latent, in spreads of the column, or
@@ -94,15 +94,15 @@ def plot_walks(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws what is decoded along each latent: a line of panels for it, a panel for each column.
+    """Draws decoded means along each latent: a row of panels per latent, a panel per column.
 
-    Panels of one column share their axis, so that what moves most is seen at a glance.
+    Panels of one column share their axis, so that the column that moves most is seen at a glance.
 
     Arguments:
-        decoded: Means of p(y | z), of encoded rows.
+        decoded: Means of p(y | z), as encoded rows.
         labels: One for each latent.
         levels: Quantiles of the steps.
-        columns: What the columns are.
+        columns: The columns of the table.
         shown: Positions of the columns that are drawn.
         figure: Where to draw; a new pyplot figure by default.
 
@@ -141,16 +141,17 @@ def plot_filled(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> list["Axes"]:
-    """Draws what missing entries may have been, a panel for each column that has some.
+    """Draws plausible values of missing entries, a panel per column that has any.
 
-    Numbers have the middle 95% of their draws, categories a dot as large as their share of them.
+    For numbers it shows the middle 95% of the draws, for categories a dot whose size is their
+    share.
 
     Arguments:
-        filled: Encoded rows with their holes filled; observed entries are drawn in grey at the
-            left of each panel.
+        filled: Encoded rows with missing entries filled in; observed entries are drawn in grey at
+            the left of each panel.
         draws: Completed data.
         missing: Which entries were missing.
-        columns: What the columns are.
+        columns: The columns of the table.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -221,7 +222,7 @@ def _draw_filled(
 
 
 def _look_at_most(ax: "Axes", values: NDArray[Any]) -> None:
-    """Leaves out of the axis what is far from nearly all values: one outlier flattens the rest."""
+    """Cuts the axis to where nearly all values are: one outlier would flatten the rest."""
     low, high = np.quantile(values, [0.25, 0.75])
     reach = _WIDE * (high - low)
     near = values[(values >= low - reach) & (values <= high + reach)]

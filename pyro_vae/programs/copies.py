@@ -1,10 +1,10 @@
-"""Copies of programs that share no parameter with the programs they are copies of.
+"""Copies of programs that share no parameter with the originals.
 
-`copy.deepcopy` copies modules and the owners of methods, but returns a function as it is, with the
-networks that it closes over, names among its globals, or has as defaults; and what `pyro.param`
-names is in Pyro's store, which all programs share. Here functions are copied with the networks and
-tensors that they refer to, and a program with `pyro.param` or `pyro.module` statements is put into
-a module that holds what they name.
+`copy.deepcopy` copies modules and the owners of methods, but returns a function itself, with the
+networks that it closes over, uses as globals, or has as defaults; and parameters made by
+`pyro.param` are in Pyro's store, which all programs share. Here functions are copied with the
+networks and tensors that they refer to, and a program with `pyro.param` or `pyro.module` statements
+is put into a module that holds those parameters.
 """
 
 import copy
@@ -34,12 +34,12 @@ _PROGRAMS, _ALIVE = "programs and their copies", "what was copied"
 
 
 class SelfContained(nn.Module):
-    """A Pyro program whose `pyro.param` and `pyro.module` statements name parameters of its own.
+    """A Pyro program that owns the parameters of its `pyro.param` and `pyro.module` statements.
 
-    Outside, what such a statement names is in Pyro's store, where two programs with the same
-    names share a parameter. Here it is in this module. A parameter starts from what the store has
-    under its name, if anything, else from the value in the statement, when it is met first.
-    Attributes that the module does not have are those of the program.
+    Normally such parameters are in Pyro's store, where two programs with the same names share a
+    parameter. Here they are in this module. A parameter starts from the value in the store under
+    its name, if there is one, else from the initial value in the statement. Attributes that the
+    module lacks are looked up in the program.
 
     Arguments:
         program: The program.
@@ -78,7 +78,7 @@ class SelfContained(nn.Module):
     def parameter_of(
         self, name: str, initial: Tensor | Callable[[], Tensor], constraint: Any
     ) -> Tensor | None:
-        """The value of a parameter, which is made if there is none of this name."""
+        """The value of a parameter, which is created if there is none of this name."""
         known = (other.value_of(name) for other in (*self._others, self))
         value = next((value for value in known if value is not None), None)
         if value is not None:
@@ -91,7 +91,7 @@ class SelfContained(nn.Module):
         return self.value_of(name)
 
     def value_of(self, name: str) -> Tensor | None:
-        """The value of a parameter of its own, if there is one of this name."""
+        """The value of the parameter of this name, if there is one."""
         if name not in self._constraints:
             return None
         unconstrained = self._parameters[_key(name)]
@@ -99,7 +99,7 @@ class SelfContained(nn.Module):
         return _with_unconstrained(value, unconstrained)
 
     def __getattr__(self, name: str) -> Any:
-        """What the program has."""
+        """Attributes of the program."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -108,7 +108,7 @@ class SelfContained(nn.Module):
             return getattr(self.inside, name)
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> "SelfContained":
-        """Copies the program with what it refers to, and its parameters."""
+        """Copies the program, what it refers to, and its parameters."""
         made = SelfContained(copied(self.inside, memo), *copy.deepcopy(self._others, memo))
         memo[id(self)] = made
         made._constraints, made.asked = dict(self._constraints), self.asked
@@ -129,7 +129,7 @@ def _with_unconstrained(value: Tensor, unconstrained: Any) -> Tensor:
 
 
 class _Own(Messenger):
-    """Answers the statements of a program that ask Pyro's store; not those of a PyroModule."""
+    """Answers the program's `pyro.param` statements, except those of a PyroModule."""
 
     def __init__(self, holder: SelfContained) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class _Own(Messenger):
 
 @contextmanager
 def no_new_parameters() -> Iterator[None]:
-    """Leaves no name in Pyro's store that was not there: programs are only looked at."""
+    """Removes names that a run adds to Pyro's store, since programs are only inspected."""
     store = pyro.get_param_store()
     known = set(store.keys())
     try:
@@ -167,14 +167,14 @@ def no_new_parameters() -> Iterator[None]:
 
 
 class Copies:
-    """Copies of programs that belong together, which share with one another what those share.
+    """Copies of programs that belong together; what the originals share, the copies share.
 
-    Networks, tensors that want a gradient, and parameters of Pyro's store are copied, wherever
+    Networks, tensors that require a gradient, and parameters of Pyro's store are copied, wherever
     the programs refer to them.
 
     Arguments:
-        batch: A few rows to run programs on, to see whether they ask Pyro's store.
-        seed: Seed of starting values that are drawn.
+        batch: A few rows to run programs on, to see whether they use Pyro's store.
+        seed: Seed of random initial values.
     """
 
     def __init__(self, batch: Batch, seed: int = 0) -> None:
@@ -187,14 +187,14 @@ class Copies:
         return copied(value, self._memo)
 
     def of_program(self, program: ProgramLike, *, trained: bool = True) -> ProgramLike:
-        """A copy of a program; a :class:`SelfContained` if it asks Pyro's store for parameters.
+        """A copy of a program; a :class:`SelfContained` if it uses Pyro's store.
 
         Arguments:
             program: The program.
-            trained: Whether the copy will be trained, so that it may share nothing.
+            trained: Whether the copy will be trained, and so must share nothing.
 
         Raises:
-            TypeError: If it may not, and still reaches a tensor that the program trains.
+            TypeError: If it must share nothing, and still reaches a tensor that the program trains.
         """
         made = self.of(program)
         holders = [other for _, other in self._programs if isinstance(other, SelfContained)]
@@ -205,9 +205,9 @@ class Copies:
         if shared:
             name = getattr(program, "__name__", type(program).__name__)
             raise TypeError(
-                f"a copy of '{name}' is to be trained, and it reaches {len(shared)} of the tensors "
-                f"of '{name}' itself, the first of shape {tuple(shared[0].shape)}, by way of an "
-                "object that holds them: make them parameters of an nn.Module that "
+                f"a copy of '{name}' is to be trained, but shares {len(shared)} of the tensors of "
+                f"'{name}' itself, the first of shape {tuple(shared[0].shape)}, through an object "
+                "that holds them: make them parameters of an nn.Module that "
                 f"'{name}' is, belongs to or names, or name them in pyro.param"
             )
         made = alone if alone.asked or leaves is None else made

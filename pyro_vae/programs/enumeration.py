@@ -2,12 +2,13 @@ r"""All values of the discrete sites of a datum, as rows of a longer batch.
 
 Pyro enumerates a discrete site along a dimension of its own, left of the plates, and a program has
 to broadcast over it: `table[y]` does, `torch.cat([z, y], -1)` and a convolution do not. Rows that
-are repeated for every combination of values, as they are for particles, ask nothing of a program:
+are repeated for every combination of values, as they are for particles, make no demands on a
+program:
 
 .. math:: \log p(y_n, z_n) = \log \sum_c p(y_n, z_n, c)
 
-with the sum over rows. Broadcasting evaluates what does not depend on a value once, so it stays
-where it gives the same.
+with the sum over rows. Broadcasting evaluates only once what does not depend on the value, so it is
+kept where it gives the same result.
 """
 
 import math
@@ -58,7 +59,7 @@ class Combinations:
         }
 
     def only(self, names: Collection[str]) -> "Combinations":
-        """The combinations of some of the sites: where the others have their first values."""
+        """The combinations of some of the sites; the others keep their first values."""
         first = torch.ones(len(self), dtype=torch.bool)
         for name, value in self.values.items():
             if name not in names:
@@ -75,7 +76,7 @@ class Combinations:
 
 
 def combinations(sites: Iterable[TracedSite], plate_dim: int) -> Combinations | None:
-    """The combinations of the sites' values; `None` if they are too many to be rows, or none.
+    """The combinations of the sites' values; `None` if there are none, or too many to be rows.
 
     Arguments:
         sites: Discrete sites of a run.

@@ -1,4 +1,4 @@
-"""What a model may offer besides being a program, and where it is looked for."""
+"""Optional methods of a model beyond being a program, and where they are looked up."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,11 +9,11 @@ from .._types import Batch, ProgramLike
 
 
 class ModelHooks(NamedTuple):
-    """Methods that a model may have; `None` where it has not.
+    """Methods that a model may have; `None` for those it lacks.
 
     Arguments:
         prototype: `()`: a few rows of data, with which the program is run to find its sites.
-        check: `(y)`: refuses data that the likelihood cannot have made.
+        check: `(y)`: refuses data outside the likelihood's support.
         decode: `(z, *covariates)`: mean of p(y | z).
         sample_data: `(z, *covariates)`: draws from p(y | z).
         exact_posterior: `(*batch)`: p(z | y) as a `MultivariateNormal`.

@@ -1,9 +1,9 @@
 r"""Log densities of sites: in few passes over memory, and with discrete sites summed out.
 
 Importance sampling spends as much time on the density of the pixels of an image as on the network
-that gives them: most of it goes into fresh memory for whole intermediate results. Where a
-distribution is common enough to pay, its sum over a datum is made here in small pieces that stay
-in the cache; every other one is asked itself.
+that gives them: most of that time goes into allocating large intermediate results. For the most
+common distributions the sum over a datum is computed here in small pieces that stay in the cache;
+every other distribution computes its own.
 
 Pyro enumerates every value of a discrete site along a dimension of its own, left of the plates.
 The log densities of all sites are then factors over these dimensions, and the sum over them, with
@@ -30,7 +30,7 @@ _CACHED = 100_000  # entries of a piece, of which a few copies stay in a CPU's c
 
 
 def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """`distribution.log_prob(value)`, the same but for rounding."""
+    """`distribution.log_prob(value)`, up to rounding."""
     # These types and no subclass, which may mean something else.
     if torch.is_grad_enabled() or type(distribution) not in _INDEPENDENT:
         log_prob: Tensor = distribution.log_prob(value, *args, **kwargs)
@@ -46,7 +46,7 @@ def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> 
 
 
 def _by_pieces(terms: Callable[..., Tensor], tensors: tuple[Tensor, ...], event_dim: int) -> Tensor:
-    """Sums over a datum, some of the leftmost batch dimension at a time, if there is one."""
+    """Sums over a datum, a few entries of the leftmost batch dimension at a time."""
     event = list(range(-event_dim, 0))
     if tensors[0].dim() == event_dim or capturing():  # a compiler makes one pass of it all
         return terms(*tensors).sum(dim=event)

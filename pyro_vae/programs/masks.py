@@ -1,8 +1,8 @@
-r"""Masked latents: what a mask leaves out of their density, and what it means for log p(y).
+r"""Masked latents: what a mask removes from their density, and what that means for log p(y).
 
-A program that masks a latent site says that there is no such latent for some data: a series is
-over, an object is absent. Whatever is drawn there has no density in the program as it is written,
-and nothing of the data depends on it. Any density that integrates to one may stand in for it,
+A program that masks a latent site says that some data have no such latent: a series has ended, an
+object is absent. Whatever is drawn there has no density in the program, and no data depend on it.
+Any density that integrates to one may stand in for it,
 
 .. math:: p(y_n, z_n) = \int p(y_n, z_n) \, q(z') \, dz' ,
 
@@ -25,7 +25,7 @@ _WRITTEN = "_as_written"
 
 
 def unmasked(distribution: Distribution) -> Distribution:
-    """The distribution that is drawn from; a mask leaves out of the density what was drawn."""
+    """The distribution without its mask, which is the one that is drawn from."""
     if isinstance(distribution, MaskedDistribution):
         return unmasked(distribution.base_dist)
     if isinstance(distribution, Independent):
@@ -36,7 +36,7 @@ def unmasked(distribution: Distribution) -> Distribution:
 
 
 def is_masked(distribution: Any) -> bool:
-    """Whether a distribution leaves some of its density out."""
+    """Whether a distribution masks some of its density."""
     while isinstance(distribution, Independent | TransformedDistribution):
         distribution = distribution.base_dist
     return isinstance(distribution, MaskedDistribution)
@@ -72,7 +72,7 @@ def _shaped(mask: Any, events: int, value: Tensor) -> Tensor:
 
 
 class Unmasked(Messenger):
-    """Gives named sites their whole density; what was left out of it is noted with the site."""
+    """Removes the masks of named sites, and records at each site what was masked."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-r"""Data with holes: an entry that is nan was not observed, and leaves the density.
+r"""Missing data: an entry that is nan was not observed, and drops out of the density.
 
 A likelihood that factorizes over features needs no imputation: the marginal density of the entries
 that were observed is the product of their factors,
@@ -21,13 +21,13 @@ class PartlyObserved(dist.TorchDistribution):
 
     .. math:: \log p(y_O) = \sum_{d \in O} \log p(y_d), \qquad O = \{d : y_d \text{ is no nan}\}
 
-    For programs of one's own, around the distribution of the features and inside `to_event`. The
-    data go in as they are, with their nan; draws have no holes.
+    For your own programs: wrap the distribution of the features in it, inside `to_event`. The data
+    are passed as they are, with their nan; draws have no missing entries.
 
     Arguments:
         features: Distributions of the features, with no event dimension.
         placeholder: A value on their support, a number or a tensor that broadcasts with the data.
-            Where an entry is missing the density is evaluated there, and dropped.
+            For a missing entry the density is evaluated there, and dropped.
 
     Raises:
         ValueError: If the distribution has event dimensions: such a density does not factorize.
@@ -65,12 +65,12 @@ class PartlyObserved(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint | None:
-        """That of the features."""
+        """As for the features."""
         return self.features.support
 
     @property
     def mean(self) -> Tensor:
-        """That of the features."""
+        """As for the features."""
         mean: Tensor = self.features.mean
         return mean
 
@@ -111,7 +111,7 @@ def has_missing(value: Tensor) -> bool:
 
 
 def observed_features(features: Distribution, value: Tensor) -> Distribution:
-    """The distributions themselves, where some might be missing and none is."""
+    """The wrapped distributions, if none is in fact missing."""
     if isinstance(features, PartlyObserved) and not has_missing(value):
         return features.features
     return features

@@ -1,7 +1,7 @@
 """How a program is run: with which parameters, in which mode, from which random stream.
 
-Everything here is undone on leaving the `with` block, so that a call of the library changes
-nothing for its caller: not the mode of a module, not a weight, not a random stream, not a setting.
+Everything here is undone on leaving the `with` block, so that a call changes nothing for its
+caller: no module's mode, no weight, no random stream, no setting.
 """
 
 import functools
@@ -33,10 +33,10 @@ _CAPTURED_DATA_MISS: ContextVar[bool | None] = ContextVar("pyro_vae_capturing", 
 
 
 class NamedModule(PyroModule):
-    """A PyroModule whose name in Pyro's parameter store is its own.
+    """A PyroModule with a unique name in Pyro's parameter store.
 
-    Pyro's store is keyed by name, so that of two modules with the same names only the first one
-    trains, in silence. Every instance, and every deep copy, takes a name that no other has.
+    Pyro's store is keyed by name, so of two modules with the same names only the first one would be
+    trained, without a warning. Every instance, and every deep copy, takes a unique name.
     """
 
     def __init__(self) -> None:
@@ -69,17 +69,17 @@ def _deepcopy_dict(attributes: dict[str, Any], memo: dict[Any, Any]) -> dict[str
 def modules_of(program: ProgramLike) -> list[nn.Module]:
     """Finds the modules a program is, belongs to, or closes over.
 
-    A module is itself; a bound method belongs to one; a function may close over some, have some
-    as defaults, or name some among its globals, and so may the functions that it names; a
-    `functools.partial` is looked into, and so are lists, tuples and dictionaries.
+    The program may be a module or a bound method of one. A function may close over modules, have
+    them as defaults, or refer to them as globals, directly or through the functions it calls.
+    `functools.partial`, lists, tuples and dictionaries are searched too.
     """
     return [part for part in reached_by(program) if isinstance(part, nn.Module)]
 
 
 def reached_by(program: Any) -> list[Any]:
-    """A program and all that it refers to, but for what is inside of modules.
+    """A program and all that it refers to, except the contents of modules.
 
-    These are modules, leaf tensors that want a gradient, and what leads to them.
+    These are modules, leaf tensors that require a gradient, and what leads to them.
     """
     seen: list[Any] = []
     waiting: list[Any] = [program]
@@ -113,7 +113,7 @@ def _named_by(program: Any) -> list[Any]:
 
 
 def globals_of(function: types.FunctionType) -> dict[str, Any]:
-    """Globals that a function names, itself or in functions that are defined within it."""
+    """Globals that a function, or a function defined inside it, refers to."""
     names: set[str] = set()
     codes = [function.__code__]
     while codes:
@@ -133,7 +133,7 @@ def _is_set(cell: types.CellType) -> bool:
 
 
 def _may_hold_modules(value: Any) -> bool:
-    """Modules, collections, and callables that are not a library's, whose insides are its own."""
+    """Whether to search inside: modules, collections, and callables that are not a library's."""
     if isinstance(value, Tensor):
         return value.requires_grad and value.is_leaf
     if isinstance(value, nn.Module | functools.partial | list | tuple | dict):
@@ -158,7 +158,7 @@ def device_of(*programs: ProgramLike) -> torch.device:
 
 @contextmanager
 def evaluating(*programs: ProgramLike) -> Iterator[None]:
-    """Runs the programs in evaluation mode, parameters in modules, unseen by outer handlers."""
+    """Runs programs in evaluation mode, with parameters in modules, hidden from outer handlers."""
     modules = {part for program in programs for m in modules_of(program) for part in m.modules()}
     with ALONE:
         modes = {module: module.training for module in modules}
@@ -183,8 +183,8 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
 
     A PyroModule that was made under Pyro's default setting lacks the state that the local mode
     needs, and would raise; it is given an empty one. In the local mode Pyro has a store for each
-    module, and refuses `pyro.param` and `pyro.module` in the `forward` of one: here what such a
-    statement names is the parameter of that name in the one store that a program sees outside.
+    module, and refuses `pyro.param` and `pyro.module` inside `forward`; here such a statement
+    refers to the parameter of that name in the global store, as it does outside a module.
     """
     for program in programs:
         for module in modules_of(program):
@@ -201,7 +201,7 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
 
 
 def _count_blocks(change: int) -> None:
-    """Counts blocks, so that Pyro's own function is back when the last one ends."""
+    """Counts open blocks; Pyro's own function is restored when the last one ends."""
     global _blocks
     _blocks += change
     function: Any = _scope_of_modules if _blocks > 0 else _scope
@@ -210,7 +210,7 @@ def _count_blocks(change: int) -> None:
 
 @contextmanager
 def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
-    """Stands in for the scope that a module opens with its own state, and opens none."""
+    """Replaces the scope that a module opens for its own state, and opens none."""
     if _ONE_STORE.get() and state is not None:
         yield state
         return
@@ -220,9 +220,9 @@ def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
 
 @contextmanager
 def capturing_data(*, missing: bool) -> Iterator[None]:
-    """While the operations of a program are written down: no number can be read out of a tensor.
+    """While a program is captured: no number can be read out of a tensor.
 
-    Whether the data have missing entries is the one thing that programs need to know of them.
+    The one fact about the data that programs need then is whether entries are missing.
     """
     token = _CAPTURED_DATA_MISS.set(missing)
     try:
@@ -237,7 +237,7 @@ def capturing() -> bool:
 
 
 def known_missing() -> bool | None:
-    """Whether data have missing entries, where it is known because a program is captured."""
+    """Whether data have missing entries, if known because a program is being captured."""
     return _CAPTURED_DATA_MISS.get()
 
 
@@ -245,9 +245,9 @@ def as_batch(data: Data, device: torch.device | None = None) -> Batch:
     """Makes a tuple of tensors from an array, a tensor, or a tuple of them.
 
     Arguments:
-        data: One array or several; NumPy's float64 takes torch's default dtype, since that is
-            what NumPy makes of everything, and tensors keep theirs.
-        device: Where the tensors shall be; `None` leaves tensors where they are.
+        data: One array or several; NumPy's float64 is cast to torch's default dtype, since NumPy
+            makes everything float64; tensors keep theirs.
+        device: Where to put the tensors; `None` leaves them where they are.
 
     Raises:
         TypeError: If an entry is neither a tensor nor an array.
@@ -267,7 +267,7 @@ def _as_tensor(part: Any, index: int) -> Tensor:
         raise TypeError(_no_array(part, index))
     if part.is_meta or part.is_quantized or part.is_nested or part.layout is not torch.strided:
         raise TypeError(
-            f"data must be a dense tensor that holds its numbers, got one of layout {part.layout} "
+            f"data must be a dense tensor of numbers, got one of layout {part.layout} "
             f"and {part.dtype} on {part.device} at position {index}; convert it, with y.to_dense() "
             "if it is sparse, y.to_padded_tensor(float('nan')) if it is nested, or y.dequantize()"
         )
@@ -275,13 +275,13 @@ def _as_tensor(part: Any, index: int) -> Tensor:
 
 
 def _no_array(part: Any, index: int) -> str:
-    """What to say of something that is no array at all."""
+    """The message for something that is not an array."""
     kind = type(part).__name__
     expected = f"data must be a tensor, a NumPy array or a tuple of them, got {kind}"
     if part is None or isinstance(part, bool | int | float | str):
         return (
-            f"{expected} at position {index}: what is the same for all data is no part of them; "
-            f"bind it in model and guide, as in lambda y: model(y, {part!r})"
+            f"{expected} at position {index}: a value that is the same for all data is not part "
+            f"of the batch; bind it in model and guide, as in lambda y: model(y, {part!r})"
         )
     if isinstance(part, Mapping):
         names = ", ".join(map(str, part))
@@ -293,11 +293,11 @@ def _no_array(part: Any, index: int) -> str:
 
 
 def _check_array(part: Any, index: int) -> None:
-    """Refuses arrays that torch has no tensor for, and masks that it would not see."""
+    """Refuses arrays that have no tensor type, and masked arrays, whose mask would be lost."""
     if isinstance(part, np.ma.MaskedArray):
         raise TypeError(
-            f"data at position {index} are a masked array, whose mask a tensor does not have: "
-            "pass y.filled(np.nan), where nan means that an entry is missing"
+            f"data at position {index} are a masked array, and a tensor has no mask: pass "
+            "y.filled(np.nan); nan marks a missing entry"
         )
     if part.dtype.kind not in "biufc" or part.dtype in (np.longdouble, np.clongdouble):
         raise TypeError(

@@ -2,9 +2,9 @@
 
 A program may open its plate over data on all of them and let Pyro choose a mini-batch,
 `pyro.plate("data", N, subsample_size=B)` with `pyro.subsample`. A density per datum needs the
-opposite: the program is called with some rows, and the plate shall hold exactly those. A plate
-draws its rows, and keeps its size, before any handler can change the latter; so the function in
-which Pyro does that is stood in for while a block of :func:`whole_plate` is being executed.
+opposite: the program is called with some rows, and the plate must hold exactly those. A plate draws
+its rows and fixes its size before any handler can change it, so the function in which Pyro does
+that is replaced inside a block of :func:`whole_plate`.
 
 A training loop of the user's own says with :func:`minibatch` which rows a batch holds.
 """
@@ -25,7 +25,7 @@ from .modes import capturing
 
 
 class Subsampling(NamedTuple):
-    """What a program asks a plate for, so many rows of so many; `None` where it is the batch's."""
+    """Size and subsample size that a program asks of a plate; `None` where it is the batch's."""
 
     size: int | None
     subsample_size: int | None
@@ -33,7 +33,7 @@ class Subsampling(NamedTuple):
 
 @dataclass
 class _Whole:
-    """Which plates hold the rows given: the named one, or all without a size of theirs; or none."""
+    """Which plates hold the rows given: the named one, all without a fixed size, or none."""
 
     rows: int | None
     plate: str | None
@@ -49,15 +49,15 @@ _blocks = 0  # blocks being executed, in all threads
 
 @contextmanager
 def whole_plate(rows: int | None, plate: str | None = None) -> Iterator[dict[str, Subsampling]]:
-    """Makes a plate hold `rows` rows, all of them, whatever it was asked to subsample.
+    """Makes a plate hold `rows` rows, all of them, whatever subsample it asks for.
 
     Arguments:
-        rows: Rows the program is called with; with `None` plates are left as they are, and what
-            they ask for is noted.
+        rows: Number of rows that the program is called with; with `None` plates are left as they
+            are, and what they ask for is recorded.
         plate: Name of the plate; by default every plate that subsamples or has no size.
 
     Returns:
-        What those plates had asked for, by name; filled while the block is executed.
+        What those plates asked for, by name; filled while the block runs.
     """
     whole = _Whole(rows, plate)
     token = _WHOLE.set(whole)
@@ -108,15 +108,15 @@ class Minibatch:
 
 
 def current_minibatch() -> Minibatch | None:
-    """The minibatch whose block is being executed, or `None` outside any."""
+    """The minibatch of the innermost block, or `None` outside any."""
     return _MINIBATCH.get()
 
 
 class _ScalePlate(Messenger):
     """Scales the sites in the plate over data by N / B, as a subsampled plate would.
 
-    The plate over data is the named one. Unless somebody names it, which a :class:`pyro_vae.Guide`
-    does when it is called, it is the one whose size is that of the batch.
+    The plate over data is the named one. By default a :class:`pyro_vae.Guide` names it when it is
+    called; otherwise it is the plate whose size is that of the batch.
     """
 
     def __init__(self, batch: Minibatch) -> None:
@@ -138,7 +138,7 @@ class _ScalePlate(Messenger):
 def minibatch(
     rows: Int[Tensor, " batch"], num_data: int, *, plate: str | None = None
 ) -> Iterator[Minibatch]:
-    r"""Says which rows of the data set a batch is, so that every guide can be trained by hand.
+    r"""States which rows of the data set a batch is, so that any guide can be trained by hand.
 
     Inside the block a guide with :class:`LocalParameters` takes the parameters of these rows, and
     every site in the plate over data is scaled by :math:`N / B`: the loss of one step estimates
@@ -178,7 +178,7 @@ def minibatch(
 
 @contextmanager
 def outside_minibatch() -> Iterator[None]:
-    """Hides the minibatch that the caller is in, for runs on other rows than it holds."""
+    """Hides the caller's minibatch, for runs on other rows."""
     token = _MINIBATCH.set(None)
     try:
         yield

@@ -2,10 +2,10 @@ r"""A Pyro program as a density per datum.
 
 A program with one plate over data factorizes, :math:`\log p(y, z) = \sum_n \log p(y_n, z_n)`. Its
 trace holds every site's log density by datum already: it is the site's log density summed over all
-dimensions but the plate's. For :math:`K` particles per datum the program is not asked to vectorize
+dimensions but the plate's. For :math:`K` particles per datum the program need not vectorize
 anything: each row of the batch is repeated :math:`K` times and the program is called once on the
 longer batch. All latent sites of a datum are laid end to end, unconstrained, in one flat vector;
-the density of that vector has the Jacobian of the change of variables put in.
+the density of that vector includes the Jacobian of the change of variables.
 """
 
 import copy
@@ -39,7 +39,7 @@ class LogDensities(NamedTuple):
 
 @runtime_checkable
 class Density(Protocol):
-    """What fits of rows and chains ask of a program, or of what stands in for it."""
+    """What row fits and chains need of a program, or of its replacement."""
 
     @property
     def model(self) -> ProgramLike:
@@ -61,22 +61,21 @@ class Program:
     latent sites are shared by all data, their values have to be given (:meth:`given`) before
     there is a density per datum, which is conditional on them.
 
-    What it has found are attributes: `plate`, the name of the plate over data, and `plate_dim`, its
-    dimension counted from the right; `latent_sites` of a datum and `global_sites` that all data
-    share, in the order of their flat vectors, with `latent_dim` and `global_dim` entries;
-    `observed_names` of a datum's observed sites; `dtype` and `device` of the latents; and the
-    `structure` with the rest.
+    Its attributes: `plate`, the name of the plate over data, and `plate_dim`, its dimension counted
+    from the right; `latent_sites` of a datum and `global_sites` that all data share, in the order
+    of their flat vectors, with `latent_dim` and `global_dim` entries; `observed_names` of a datum's
+    observed sites; `dtype` and `device` of the latents; and the `structure` with the rest.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
-        batch: A few rows to run it on. May be left out for a model that has a method
-            `prototype()` giving some, as :class:`pyro_vae.models.VAE` does.
+        batch: A few rows to run it on. May be left out for a model with a method `prototype()` that
+            returns some, as :class:`pyro_vae.models.VAE` does.
         plate: Name of the plate over data, where several plates follow the batch.
 
     Raises:
-        ValueError: If there is no plate over data or more than one, if a site of a datum is
-            outside it, if nothing is latent or nothing is observed, or if the program cannot be
-            a density per datum for another reason; the message names the site or the plate.
+        ValueError: If there is no plate over data or more than one, if a site of a datum is outside
+            it, if nothing is latent or nothing is observed, or if the program has no density per
+            datum for another reason; the message names the site or the plate.
 
     Example:
         >>> import pyro
@@ -101,7 +100,7 @@ class Program:
             self.structure = replace(self.structure, combinations=None)
 
     def _take(self, structure: Structure) -> None:
-        """Looks up once what every call asks for."""
+        """Looks up once what every call needs."""
         self.structure = structure
         self.plate, self.plate_dim = structure.plate, structure.plate_dim
         self.latent_sites, self.global_sites = structure.latent_sites, structure.global_sites
@@ -151,7 +150,7 @@ class Program:
 
         Arguments:
             values: A value for every latent site that all data share, by name, on its support.
-            source: What the values are, in words, for the results that are conditional on them.
+            source: Where the values come from, in words, for results that are conditional on them.
 
         Raises:
             ValueError: If a site is missing, unknown, or has a value of another shape.
@@ -165,8 +164,8 @@ class Program:
             expected, got = self._global_shape(site), tuple(values[site.name].shape)
             if got != expected:
                 raise ValueError(
-                    f"global site '{site.name}' has values of shape {expected}, got {got}; of "
-                    "several draws give one at a time"
+                    f"global site '{site.name}' has values of shape {expected}, got {got}; pass "
+                    "one draw at a time"
                 )
         other = copy.copy(self)
         other.fixed = dict(values)
@@ -215,7 +214,7 @@ class Program:
         return torch.cat([flat for flat, _ in pairs], dim=-1), torch.stack(jacobians).sum(dim=0)
 
     def require_latents(self) -> None:
-        """Refuses a program with nothing to draw: its discrete sites are all summed out.
+        """Refuses a program without continuous latents, since nothing is left to draw.
 
         Raises:
             ValueError: If it has no continuous latent site.
@@ -223,8 +222,8 @@ class Program:
         if not self.latent_sites:
             raise ValueError(
                 f"the latent sites of a datum, {list(self.structure.enumerated)}, are all discrete "
-                "and summed out, so there is nothing to draw or to fit for a datum, and no gap: "
-                "log p(y) is exact, pv.log_marginal_likelihood(model, guide, data)"
+                "and summed out, so there is nothing to draw or fit per datum, and no gap: log "
+                "p(y) is exact, by pv.log_marginal_likelihood(model, guide, data)"
             )
 
     def log_densities(
@@ -236,7 +235,7 @@ class Program:
 
         Arguments:
             z: Flat unconstrained latents, `(particles, batch, latents)`.
-            batch: What the program is called with, each with `batch` rows.
+            batch: The arguments of the program, each with `batch` rows.
 
         Returns:
             Two tensors `(particles, batch)`, in nats. Never scaled by a plate or a handler.
@@ -249,8 +248,8 @@ class Program:
     ) -> tuple[LogDensities, Run]:
         """The same as :meth:`log_densities`, with the sites of the run on the longer batch.
 
-        For objectives: outer handlers see the parameters that the program registers, and nothing
-        else of it, so that Pyro's SVI trains them.
+        For objectives: outer handlers see only the parameters that the program registers, so that
+        Pyro's SVI trains them.
         """
         num_particles, rows, latents = z.shape
         self._check(batch, rows, latents)
@@ -273,9 +272,10 @@ class Program:
         r""":math:`\log p(y_n, z_n)` at values of the latent sites, `(rows,)`, with no Jacobian.
 
         Arguments:
-            values: Of every continuous latent site of a datum, as `pyro.sample` returns it, and of
-                some of the discrete ones: those that are not given are summed out.
-            rows: What the program is called with.
+            values: Values of every continuous latent site of a datum, as `pyro.sample` returns
+                them, and of some of the discrete ones; discrete sites that are not given are summed
+                out.
+            rows: The arguments of the program.
         """
         drawn = [name for name in self.structure.enumerated if name in values]
         with poutine.block():
@@ -337,7 +337,7 @@ class Program:
         return self.fixed
 
     def whole(self, names: Collection[str]) -> ProgramLike:
-        """The model with the whole density of some latent sites that it masks."""
+        """The model with the masks of some latent sites removed."""
         return Unmasked(names)(self.model) if names else self.model
 
     @property
@@ -384,9 +384,9 @@ class Program:
         return LogDensities(prior, likelihood)
 
     def _broadcasts(self, batch: Batch) -> bool:
-        """Whether enumeration by broadcasting gives what rows that are repeated give.
+        """Whether enumeration by broadcasting agrees with repeating rows.
 
-        Not where the program cannot broadcast, nor where it does so wrongly.
+        It does not if the program cannot broadcast, or broadcasts wrongly.
         """
         other = copy.copy(self)
         other.structure = replace(self.structure, combinations=None)
@@ -402,14 +402,14 @@ class Program:
         )
 
     def _check_sites(self, sites: dict[str, TracedSite]) -> None:
-        """Refuses a run with other sites than the first one had."""
+        """Refuses a run whose sites differ from those of the first run."""
         expected = {site.name for site in self.latent_sites} | set(self.structure.enumerated)
         sampled = {name for name, site in sites.items() if not site.is_observed}
         found = {name for name in expected if name in sites}
         if found != expected or not sampled <= expected:
             raise ValueError(
-                f"the program was expected to have the latent sites {sorted(expected)}, and this "
-                f"time has {sorted(found | sampled)}: a datum needs the same sites for every draw"
+                f"expected the program's latent sites to be {sorted(expected)}, but this run has "
+                f"{sorted(found | sampled)}: every draw of a datum needs the same sites"
             )
 
     def _total(self, sites: dict[str, TracedSite], names: list[str]) -> Tensor:
@@ -465,9 +465,9 @@ def log_joint(
         model: A Pyro program `model(*batch)` with one plate over data.
         z: Flat unconstrained latents, `(particles, batch, latents)`: all latent sites of a datum
             laid end to end, in the order the program samples them.
-        batch: What the program is called with; the datum axis is leftmost in each tensor.
-        given: Values of the latent sites that all data share, by name, if there are such: the
-            density is then conditional on them.
+        batch: The arguments of the program; the datum axis is leftmost in each tensor.
+        given: Values of the global latent sites, by name, if there are any; the density is then
+            conditional on them.
 
     Returns:
         `(particles, batch)`, in nats, exact; with the Jacobian where a support is constrained,

@@ -1,4 +1,4 @@
-"""What a call of a program costs."""
+"""The cost of a call of a program."""
 
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from .traces import retry_unvalidated
 
 
 class Counted(TorchDispatchMode):
-    """Counts operations, and the bytes of all results: a bound on what is alive at once."""
+    """Counts operations, and the bytes of all results: an upper bound on peak memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Counted(TorchDispatchMode):
 
 
 def bytes_per_row(program: Program, batch: Batch) -> float:
-    """Bytes that one more row of a program's batch makes: what it costs, and a bound on memory."""
+    """Bytes of results per row of a program's batch: a measure of cost, and a bound on memory."""
     row, totals = tuple(part[:1] for part in batch), []
     for particles in (1, 3):
         with Counted() as count:

@@ -41,7 +41,7 @@ class Prior:
         return replace(self, batch=tuple(part[rows] for part in self.batch))
 
     def sample(self, num_particles: int) -> Float[Tensor, "particles batch latents"]:
-        """Draws, so many for every datum; some particles are drawn at a time."""
+        """Draws per datum, a few particles at a time."""
         runs = (self._run(size) for size in self._pieces(num_particles))
         return torch.cat([self._latents(run) for run in runs])
 
@@ -64,7 +64,7 @@ class Prior:
         return torch.cat([self.program.log_densities(part, *self.batch).prior for part in parts])
 
     def mean(self) -> Float[Tensor, "batch latents"]:
-        """Mean of draws: a program has no other way."""
+        """Mean of draws, since a program has no closed form."""
         return self.sample(1000).mean(dim=0)
 
     def _run(self, num_particles: int) -> Run:
@@ -82,10 +82,11 @@ class Prior:
 
 
 def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
-    """Latents `(batch, latents)` drawn from the program, and the batch that they simulate.
+    """Latents `(batch, latents)` drawn from the program, and the batch simulated from them.
 
-    Run again on its own simulation, with the same random numbers, the program must draw the
-    same; if not, it reads its data elsewhere, and the latents are no draw from the posterior.
+    Run again on its own simulation, with the same random numbers, the program must draw the same
+    values; if not, it reads its data in another way, and the latents are not a draw from the
+    posterior.
     """
     latent = [site.name for site in program.latent_sites]
     with forked(seed, "simulate"):
@@ -97,9 +98,9 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
         one, two = first[name], second[name]
         if not torch.equal(one.value, two.value) or not torch.equal(one.log_prob, two.log_prob):
             raise ValueError(
-                f"site '{name}' depends on data that the program observes, by another way than "
-                "its own draws, so the program cannot be simulated row by row; let later sites "
-                "use the values that pyro.sample returns instead of the batch's"
+                f"site '{name}' depends on observed data other than through pyro.sample, so the "
+                "program cannot be simulated row by row; let later sites use the values that "
+                "pyro.sample returns instead of those of the batch"
             )
     return program.flatten(first.values(latent))[0], batch
 
@@ -112,8 +113,8 @@ def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -
         observed, value = run[name].value, values[name]
         if not _is_part(observed, batch) or observed.shape != value.shape:
             raise ValueError(
-                f"site '{name}' observes something computed from the batch, so what it draws "
-                "cannot be put in its place: give the model the tensor that it observes"
+                f"site '{name}' observes something computed from the batch, so a simulated value "
+                "cannot replace it in the batch: pass the model the tensor that it observes"
             )
         if has_missing(observed):  # what was not observed stays so
             value = value.masked_fill(observed.isnan(), torch.nan)

@@ -14,7 +14,7 @@ from .traces import TracedSite
 
 @dataclass(frozen=True)
 class GlobalSite:
-    """One latent site that all data share, and how its value is laid out in the flat vector.
+    """One global latent site, and how its value is laid out in the flat vector.
 
     Arguments:
         name: Name of the site.
@@ -127,7 +127,7 @@ def latent_site(site: TracedSite, plate: str, plate_dim: int) -> LatentSite:
 
 
 def _plates(site: TracedSite) -> tuple[tuple[str, int, int], ...]:
-    """The plates a site is in; one that is a loop has no dimension and is left out."""
+    """The plates a site is in; sequential plates have no dimension and are left out."""
     return tuple((f.name, f.size, f.dim) for f in site.frames if f.dim is not None)
 
 
@@ -139,10 +139,10 @@ def _base(support: Any) -> Any:
 
 
 def _check_support(name: str, support: Any, shape: torch.Size) -> None:
-    """Refuses bounds that belong to a datum; `shape` is the value's, from the datum axis on."""
+    """Refuses bounds that differ between data; `shape` is the value's, from the datum axis on."""
     bounds = [bound for bound in vars(_base(support)).values() if isinstance(bound, Tensor)]
     if any(bound.dim() >= len(shape) and bound.shape[-len(shape)] > 1 for bound in bounds):
         raise ValueError(
-            f"the support of latent site '{name}' has bounds that belong to a datum; sample it on "
-            "a support that is the same for all data, e.g. Uniform(0, 1), and rescale the value"
+            f"the support of latent site '{name}' has bounds that differ between data; sample it "
+            "on a support that is the same for all data, e.g. Uniform(0, 1), and rescale the value"
         )

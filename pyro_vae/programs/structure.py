@@ -1,8 +1,8 @@
-"""What a program is made of, read off a few runs of it: its plate over data and its sites.
+"""The structure of a program, read off a few runs: its plate over data and its sites.
 
 The program is run on one row repeated twice and three times. The plate over data is the one whose
-size follows; a site inside it belongs to a datum, and one outside to all of them. What has no
-density per datum is refused here, by the name of the site or plate at fault.
+size follows; a site inside it belongs to a datum, and one outside to all of them. A program without
+a density per datum is refused here, with the name of the site or plate at fault.
 """
 
 from dataclasses import dataclass
@@ -36,16 +36,16 @@ class Structure:
     Arguments:
         plate: Name of the plate over data.
         plate_dim: Its dimension, counted from the right.
-        nesting: Dimensions that plates take.
+        nesting: Number of dimensions used by plates.
         subsampling: What the plate was asked to subsample, if anything.
         latent_sites: Continuous latent sites of a datum.
         enumerated: Discrete latent sites of a datum, which are summed out.
-        discrete_values: All their values; `None` if there are none, or too many to be rows.
-        combinations: The same, where rows are repeated for them; `None` where they are
-            enumerated by broadcasting.
-        global_sites: Latent sites that all data share.
-        global_start: A draw from about the middle of their prior, flat and unconstrained.
-        global_spread: How far draws of their prior are from there: four in five are closer.
+        discrete_values: All combinations of their values; `None` if there are none, or too many.
+        combinations: The same if rows are repeated for them; `None` if they are enumerated by
+            broadcasting.
+        global_sites: Global latent sites, shared by all data.
+        global_start: A point near the middle of their prior, flat and unconstrained.
+        global_spread: Distance within which four in five prior draws are from there.
         masked: Names of the latent sites with a mask around them or in them.
         observed: Names of the observed sites of a datum.
         dtype: That of the latents.
@@ -70,11 +70,11 @@ class Structure:
 
     @property
     def takes_all_data(self) -> bool:
-        """Whether the program is called with all data, and its plate chooses a mini-batch."""
+        """Whether the program is called with all data and its plate subsamples a mini-batch."""
         return self.subsampling is not None and self.subsampling.subsample_size is not None
 
     def sizes(self, rows: int) -> tuple[int, int | None]:
-        """Size and subsample size of the plate, for a guide that is called with so many rows."""
+        """Size and subsample size of the plate, for a guide that is called with that many rows."""
         if self.subsampling is None:
             return rows, None
         size, chosen = self.subsampling
@@ -130,7 +130,7 @@ _Run = tuple[Sites, dict[str, Subsampling]]
 
 
 def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, _Run]:
-    """Runs on two rows and on three: as it is if a plate follows, else with its plates whole."""
+    """Runs on two and three rows: as it is if a plate follows the batch, else unsubsampled."""
     if plate is None:
         try:
             two, three = (_run(model, row, rows, None, seed=rows, whole=False) for rows in _ROWS)
@@ -144,7 +144,7 @@ def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, 
 
 
 class _CountSites(Messenger):
-    """Stops a program that goes on and on."""
+    """Stops a program that never ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,8 +155,8 @@ class _CountSites(Messenger):
         if self.count > _SITES:
             raise ValueError(
                 f"the program has sampled {_SITES} sites, the last one '{msg['name']}': does it "
-                "have a loop without an end? A datum needs a fixed number of steps; mask the "
-                "observations of those that it does not have"
+                "loop forever? Every datum needs the same number of steps; mask the observations "
+                "of steps that a datum does not have"
             )
 
 
@@ -175,17 +175,18 @@ def _run(
             sites = run(_CountSites()(model), batch).sites
         except Exception as error:
             error.add_note(
-                f"This came while the program was run on {rows} copies of the first row of data, "
+                f"This error was raised while the program was run on {rows} copies of the first "
+                "row of data, "
                 "to find its structure. It must accept any number of rows: open the plate over "
-                "data with pyro.plate('data', len(y)), not with a fixed number, and use no row's "
-                "value to decide what is sampled."
+                "data with pyro.plate('data', len(y)), not with a fixed number, and let no value "
+                "of a row decide which sites are sampled."
             )
             raise
     return sites, asked
 
 
 def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampling | None:
-    """What the plate asks for in general: `None` for a number that follows the batch."""
+    """What the plate asks for; `None` for a number that follows the batch."""
     if two is None or three is None:
         return None
     return Subsampling(*(a if a == b else None for a, b in zip(two, three, strict=True)))
@@ -212,7 +213,8 @@ def _data_plate(two: Sites, three: Sites, plate: str | None) -> Any:
         found = {name: frame for name, frame in found.items() if name == plate}
     if len(found) != 1:
         raise ValueError(
-            f"expected one plate over data (its size is that of the batch), got {sorted(found)} "
+            "expected one plate over data (one whose size is that of the batch), got "
+            f"{sorted(found)} "
             f"among the plates {sorted(_frames(two))}; open pyro.plate('data', len(y)) around the "
             "sites of a datum, or name the right one with plate="
         )
@@ -231,8 +233,8 @@ def _check_same_sites(two: Sites, three: Sites) -> None:
     if differ:
         raise ValueError(
             f"the sites of the program differ from run to run: {differ[:5]} in one of two; a "
-            "guide needs the same sites for every datum and every draw: give loops a fixed "
-            "number of steps, take no branch on what was sampled, and mask observations instead"
+            "guide needs the same sites for every datum and every draw: give loops a fixed number "
+            "of steps, do not branch on sampled values, and mask observations instead"
         )
 
 
@@ -244,8 +246,8 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
             if frame.name != data.name and frame.full_size not in (None, frame.size):
                 raise ValueError(
                     f"plate '{frame.name}' around site '{name}' holds {frame.size} of "
-                    f"{frame.full_size}: only the plate over data '{data.name}' may subsample, or "
-                    "a datum has no exact density; leave out its subsample_size"
+                    f"{frame.full_size}: only the plate over data '{data.name}' may subsample, "
+                    "since otherwise a datum has no exact density; leave out its subsample_size"
                 )
         shape, sizes = site.log_prob.shape, {frame.dim: frame.size for frame in frames}
         free = _free_sizes(
@@ -258,17 +260,17 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
         if tuple(shape) != (1,) * more + expected:
             inside = ", ".join(f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames)
             raise ValueError(
-                f"site '{name}' has a log density of shape {tuple(shape)}, and its plates make "
-                f"{expected}: {inside or 'none'}. Open each plate at the dimension where its axis "
-                "stands in the value, counted from the right without event dimensions; declare "
-                "the others as such with .to_event"
+                f"site '{name}' has a log density of shape {tuple(shape)}, but its plates have "
+                f"{expected}: {inside or 'none'}. Open each plate at the dimension of its axis in "
+                "the value, counted from the right without event dimensions; declare the other "
+                "dimensions as event dimensions with .to_event"
             )
 
 
 def _free_sizes(two: torch.Size, three: torch.Size, plate_dim: int) -> dict[int, int]:
-    """Sizes right of the plate over data that are the same for any batch: they are a datum's.
+    """Sizes to the right of the plate over data that do not depend on the batch: those of a datum.
 
-    Pyro lets a program leave out plates, and the event dimensions, of what a datum consists of.
+    Pyro lets a program leave out the plates and event dimensions inside a datum.
     """
     dims = range(max(plate_dim + 1, -len(two), -len(three)), 0)
     return {dim: two[dim] for dim in dims if two[dim] == three[dim]}
@@ -281,7 +283,7 @@ def _split(sites: Sites, plate: str) -> tuple[list[TracedSite], list[TracedSite]
 
 
 def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
-    """Refuses a site whose shape follows the batch and that no plate says is a datum's."""
+    """Refuses a site whose shape follows the batch but that is in no plate over data."""
     for site in outside:
         name, shape = site.name, site.value.shape
         if shape != three[name].value.shape:
@@ -294,7 +296,7 @@ def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
 
 
 def _check_latent(site: TracedSite) -> None:
-    """Refuses latent sites that no guide can hold."""
+    """Refuses latent sites that no guide can have."""
     name, function = site.name, site.distribution
     if is_masked(unmasked(function)):
         raise ValueError(
@@ -304,7 +306,7 @@ def _check_latent(site: TracedSite) -> None:
     if site.is_discrete and not function.has_enumerate_support:
         raise ValueError(
             f"latent site '{name}' is discrete ({type(function).__name__}) and cannot be summed "
-            "out, since its support has no end or is too large; use a continuous latent, or a "
+            "out, since its support is infinite or too large; use a continuous latent, or a "
             "distribution with a finite support"
         )
 
@@ -330,7 +332,7 @@ def _global_sites(outside: list[TracedSite]) -> tuple[GlobalSite, ...]:
         if site.is_discrete:
             raise ValueError(
                 f"latent site '{site.name}' is discrete ({type(site.distribution).__name__}) and "
-                "shared by all data: guides hold continuous latents; make it a continuous one, "
+                "shared by all data: guides have continuous latents only; make it continuous, "
                 "or fix its value with pyro.condition and compare"
             )
     return tuple(global_site(site) for site in latent)
@@ -341,7 +343,7 @@ def _prior_median(
 ) -> tuple[Tensor, Tensor]:
     """Medians of the global sites' prior over a few runs, flat and unconstrained, and its spread.
 
-    Not the exact middle, which is a saddle point of many a decoder's weights.
+    Not the exact middle, which is a saddle point for the weights of many decoders.
     """
     if not sites:
         return like.new_zeros(0), like.new_zeros(0)
@@ -355,9 +357,9 @@ def _prior_median(
 
 
 def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
-    """Positions of the tensors of a batch that a program observes, and in which it takes a nan.
+    """Positions of the tensors of a batch that a program observes and that may contain nan.
 
-    The program is run on two rows, only where there are nan at all.
+    The program is run on two rows, and only if there are any nan.
     """
     if not any(has_missing(part) for part in batch):
         return ()

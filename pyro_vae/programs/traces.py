@@ -1,8 +1,8 @@
 """Running a program: the one place that makes traces, and what a trace says, typed.
 
 A program is run on rows that are repeated for their particles, with some sites set. Its plate over
-data holds exactly the rows given, outer handlers see the parameters that it registers and nothing
-else of it, and what comes back are the sites that carry a density.
+data holds exactly the rows given, outer handlers see only the parameters that it registers, and the
+result lists the sites that carry a density.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,7 +35,7 @@ def repeat_rows(batch: Batch, num_particles: int) -> Batch:
 
 
 def sum_but(tensor: Tensor, axis: int) -> Tensor:
-    """Sums over all dimensions but one, given from the left."""
+    """Sums over all dimensions but one, which is counted from the left."""
     others = [dim for dim in range(tensor.dim()) if dim != axis]
     return tensor.sum(dim=others) if others else tensor
 
@@ -45,7 +45,7 @@ class TracedSite:
     """One site of a run that carries a density.
 
     Arguments:
-        node: What Pyro's trace holds of it.
+        node: The node of Pyro's trace.
     """
 
     node: Any
@@ -58,7 +58,7 @@ class TracedSite:
 
     @property
     def distribution(self) -> Distribution:
-        """What it was drawn from, or observed under."""
+        """The distribution it was drawn from or observed under."""
         distribution: Distribution = self.node["fn"]
         return distribution
 
@@ -75,7 +75,7 @@ class TracedSite:
 
     @property
     def is_auxiliary(self) -> bool:
-        """Whether a guide marks it as a site that the model lacks."""
+        """Whether a guide marks it as auxiliary, a site that the model lacks."""
         return bool(self.node["infer"].get("is_auxiliary", False))
 
     @property
@@ -86,7 +86,7 @@ class TracedSite:
 
     @property
     def scale(self) -> float | Tensor:
-        """What handlers multiply its log density by; no density here has it."""
+        """The factor that handlers put on its log density; densities here leave it out."""
         scale: float | Tensor = self.node["scale"]
         return scale
 
@@ -98,7 +98,7 @@ class TracedSite:
 
     @property
     def is_masked(self) -> bool:
-        """Whether some of its density is left out, by a handler or by its distribution."""
+        """Whether some of its density is masked, by a handler or by its distribution."""
         by_handler = isinstance(self.mask, Tensor) or self.mask is False
         return by_handler or is_masked(self.distribution)
 
@@ -138,7 +138,7 @@ class TracedSite:
     def log_prob_by_datum(self, plate_dim: int) -> Tensor:
         """Its log density summed over all but the plate's dimension, `(rows,)`.
 
-        Of another shape if the site is not in the plate over data; the caller looks.
+        Of another shape if the site is not in the plate over data; the caller checks.
         """
         log_prob = self.log_prob
         return sum_but(log_prob, log_prob.dim() + plate_dim)
@@ -200,7 +200,7 @@ def _is_density(node: Any) -> bool:
 
 
 def total_log_prob(sites: Iterable[TracedSite], zero: Tensor) -> Tensor:
-    """Log densities of sites that all data share, added to a zero of their dtype: a scalar."""
+    """Total log density of the global sites, a scalar; `zero` sets the dtype."""
     return sum((site.log_prob.sum() for site in sites), zero)
 
 
@@ -210,11 +210,11 @@ def run(
     values: Mapping[str, Tensor] | None = None,
     plate: str = "",
 ) -> Run:
-    """Runs a program as it is, with the plates that it opens; some sites may be set.
+    """Runs a program with the plates that it opens; some sites may be set.
 
     Arguments:
         program: A model or a guide, within handlers of its own if need be.
-        batch: What it is called with.
+        batch: The arguments of the call.
         values: Values of some of its sites, which then count as observed.
         plate: Name of the plate over data, if it is known.
     """
@@ -243,7 +243,7 @@ def run_rows(
 
 
 class Unobserved(Messenger):
-    """Lets named sites be drawn, whatever the program says it observes there."""
+    """Draws named sites, even those that the program observes."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
@@ -255,9 +255,9 @@ class Unobserved(Messenger):
 
 
 def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
-    """Calls it; if a distribution refuses a nan, calls it again without Pyro's validation.
+    """Calls a function again without Pyro's validation if a distribution refuses a nan.
 
-    The answer then has the nan, and the caller says which site it belongs to.
+    The result then contains the nan, and the caller reports which site it belongs to.
     """
     try:
         return call()
@@ -276,7 +276,7 @@ def _is_numbers(answer: Any) -> bool:
 
 
 def leaves_of(loss: Tensor) -> dict[Tensor, None]:
-    """Leaf tensors that a loss depends on and that want a gradient, in the order of the graph."""
+    """Leaf tensors of a loss that require a gradient, in the order of its graph."""
     found: dict[Tensor, None] = {}
     seen, stack = set(), [loss.grad_fn]
     while stack:
