@@ -1,16 +1,17 @@
-"""What is chosen when nobody chooses: likelihood, sizes, nets and maps for a data set.
+"""Default choices for a data set: likelihood, sizes, networks and inference maps.
 
-The command line, :class:`pyro_vae.sklearn.VAE` and Python alike take these choices. Everything here
-can be written out by hand in a few lines with `pv.models`, `pv.nets` and `pv.Guide`.
+The command line, :class:`pyro_vae.sklearn.VAE` and the Python functions share these choices.
+Everything here can be written out by hand in a few lines with `pv.models`, `pv.nets` and
+`pv.Guide`.
 
 | of a data set | choice |
 | --- | --- |
-| zeros and ones throughout, or pictures in [0, 1] | `Bernoulli` |
+| only zeros and ones, or images in [0, 1] | `Bernoulli` |
 | other numbers throughout | `Gaussian`, one learned sigma per column |
 | a real column among others | `Gaussian`, a learned sigma of at least 1/100 of its spread |
 | counts; two values; categories | `NegativeBinomial`; `Bernoulli`; `Categorical` or `Ordinal` |
 | D columns | half of D latents, from 1 to 10; a hidden layer of 4 D, from 32 to 256 |
-| several kinds of columns, or holes | an encoder that sees indicators, logarithms and holes |
+| several kinds of columns, or nan | an encoder that sees indicators, logs and what is missing |
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,13 +32,13 @@ GUIDES = ("amortized", "per-datum", "global")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a fully connected VAE; what is None follows from the data.
+    """Sizes of a fully connected VAE; values of None are chosen from the data.
 
     Arguments:
         latent_dim: Entries of z.
         hidden: Widths of the encoder's hidden layers; the decoder's are the same, reversed.
         seed: Seed of the weights.
-        likelihood: What the decoder's output means.
+        likelihood: The likelihood, p(y | z).
     """
 
     latent_dim: int | None = None
@@ -59,7 +60,7 @@ class Architecture:
 
 
 def default_likelihood(dataset: Dataset) -> Likelihood:
-    """The likelihood for the rows of a data set, by the table at the head of this module."""
+    """The likelihood for the rows of a data set, by the table at the top of this module."""
     y, columns = dataset.train, dataset.columns
     if columns is not None and not (_are(columns, Real) or _are(columns, Binary)):
         return mixed(columns)
@@ -78,7 +79,7 @@ def _are(columns: Columns, kind: type[Kind]) -> bool:
 
 
 def mixed(columns: Columns, chosen: Mapping[str, Likelihood] | None = None) -> Mixed:
-    """A likelihood for every column of a table, by what the column is.
+    """A likelihood for every column of a table, by the column's kind.
 
     Arguments:
         columns: The columns of a table.
@@ -114,7 +115,7 @@ def _likelihood_of(kind: Kind) -> Likelihood:
 
 
 def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models.VAE:
-    """A VAE for the rows of a data set, which starts from the means of its columns.
+    """A VAE for the rows of a data set, initialized at the means of its columns.
 
     Example:
         >>> from pyro_vae import data
@@ -166,14 +167,14 @@ def guide(
     name: str = GUIDES[0],
     family: Family | None = None,
 ) -> Guide:
-    """A posterior for a model of a data set; all that is drawn for it follows from one seed.
+    """A guide for a model of a data set; one seed sets all its random initial values.
 
     Arguments:
         model: The model.
         dataset: Its data.
         architecture: Sizes of the encoder, and the seed of its weights.
         name: One of :data:`GUIDES`, as for :func:`inference_map`.
-        family: Of q(z | y); a mean-field Gaussian unless told otherwise.
+        family: Family of q(z | y); by default a mean-field Gaussian.
 
     Example:
         >>> from pyro_vae import data
@@ -207,7 +208,7 @@ def encoder(dataset: Dataset, hidden: tuple[int, ...]) -> nn.Module:
 
 
 def column_encoder(columns: Columns, hidden: tuple[int, ...]) -> nets.ColumnInputs:
-    """A fully connected encoder for the rows of a table, which may have holes.
+    """A fully connected encoder for the rows of a table, which may have missing entries.
 
     Arguments:
         columns: The columns of the table.

@@ -1,4 +1,4 @@
-"""How a number with its error is written: the one place, for terminals, figures and pages."""
+"""Formats numbers with their errors, for terminals, figures and pages."""
 
 import math
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ class Column:
     Arguments:
         key: Name for programs that read the report, unique in its table.
         name: Heading.
-        definition: What its numbers are, in a sentence or two.
+        definition: What the numbers are, in a sentence or two.
         unit: Such as "nats"; empty for none.
         is_number: Whether it sorts as numbers.
     """
@@ -36,11 +36,11 @@ def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> 
     Arguments:
         value: In any unit, a single number.
         error: Its standard error, in the same unit; nan if there is none.
-        spec: Format of both numbers, such as `.3f`; a sign in it is the value's alone. Empty for
-            the digits that the error allows.
+        spec: Format of both numbers, such as `.3f`; a sign option applies to the value only. Empty
+            for as many digits as the error warrants.
 
     Returns:
-        Plain text; :func:`typeset` has the minus sign that print has.
+        Plain text; :func:`typeset` uses a typographic minus sign.
 
     Example:
         >>> plus_minus(-21.3024, 0.0172), plus_minus(0.25, 3e-7), plus_minus(-1e-9, 1e-3)
@@ -85,12 +85,12 @@ def several(value: Tensor, error: Tensor, spec: str = "") -> str:
 
 
 def typeset(text: str) -> str:
-    """The same with a real minus sign, for figures and pages."""
+    """The same with a typographic minus sign, for figures and pages."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def counted(reasons: Iterable[tuple[str, int]]) -> str:
-    """Reasons, each with how many data it holds for: `tail too heavy: 3; too few draws: 1`.
+    """Reasons, each with the number of data it applies to: `tail too heavy: 3; too few draws: 1`.
 
     Example:
         >>> counted([("tail too heavy", 3), ("too few draws", 0)])

@@ -11,12 +11,12 @@ _IN_NOTEBOOK = any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__)
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, show: bool | None, **how: Any) -> Any:
-    """A bar of tqdm's over an iterable, or one to be moved by hand.
+    """A tqdm progress bar over an iterable, or one updated by hand.
 
     Arguments:
         iterable: What is counted.
-        show: Whether to show it; None where somebody is looking: on terminals and in notebooks.
-        how: Arguments of :class:`tqdm.auto.tqdm`. A bar within another one goes when it is done.
+        show: Whether to show it; None shows it on terminals and in notebooks only.
+        how: Arguments of :class:`tqdm.auto.tqdm`. A nested bar disappears when it is done.
 
     Example:
         >>> sum(progress_bar(range(4), show=None, desc="rows"))

@@ -1,13 +1,13 @@
-r"""All randomness: named streams, keys of rows, and noise made of a key and a counter.
+r"""All randomness: named streams, row keys, and counter-based noise.
 
-A seed is what a user passes. From it and a *name* comes a stream, :func:`stream`, by a
-cryptographic hash: streams of different names, and those of seeds that are counted up, share
-nothing. So two quantities are independent exactly when their streams have different names.
+The user passes a seed. A cryptographic hash of the seed and a *name* gives a stream,
+:func:`stream`: streams of different names, and those of consecutive seeds, share nothing. So two
+quantities are independent exactly when their streams have different names.
 
-A Monte Carlo estimate of a datum must not depend on where the datum stands or on how the rows were
-cut into chunks. So every row has a key of its own, :func:`row_keys`, made of the stream and of the
-numbers in the row. Noise of many rows at once is counter-based, :func:`normals`: with
-:math:`s, \gamma` derived from the row's key (:math:`\gamma` odd) and a bijective mixing function,
+A Monte Carlo estimate of a datum must not depend on the datum's position or on how the rows were
+cut into chunks. So every row has its own key, :func:`row_keys`, made from the stream and from the
+numbers in the row. Noise of many rows at once is counter-based, :func:`normals`: with :math:`s,
+\gamma` derived from the row's key (:math:`\gamma` odd) and a bijective mixing function,
 
 .. math:: u_i = \operatorname{mix}(s + i \gamma \bmod 2^{64}), \qquad i = 0, 1, \ldots
 
@@ -52,15 +52,15 @@ _NORMAL, _UNIFORM = 0, 2  # numbers of one kind share no bit with those of anoth
 _AT_ONCE = 2**15  # numbers computed at a time: the buffers stay in the cache of a core
 
 ALONE: Any = threading.RLock()
-"""Held while something that belongs to the process is changed: streams, handlers, modes, settings.
+"""Held while global state of the process is changed: streams, handlers, modes, settings.
 
-Pyro and torch have one of each for all threads. So threads take turns; a call within a call of the
-same thread does not wait for itself.
+Pyro and torch have one of each for all threads, so threads take turns. The lock is re-entrant: a
+nested call of the same thread does not wait.
 """
 
 
 def _free_in_child() -> None:
-    """A process that was forked has one thread: what others held there, nobody will release."""
+    """A forked process has one thread, so locks held by other threads would never be released."""
     if not ALONE._is_owned():  # noqa: SLF001 (nothing else says so)
         ALONE._at_fork_reinit()  # noqa: SLF001 (as in CPython's own modules)
 
@@ -76,7 +76,7 @@ def stream(seed: int, name: str) -> int:
     """The stream of a name under a seed: itself a seed, from 0 to 2^63 - 1.
 
     Arguments:
-        seed: Any integer, taken modulo 2^64; or another stream, of which this is a part.
+        seed: Any integer, taken modulo 2^64; or another stream, of which this is a sub-stream.
         name: What is drawn from it, as in `"importance.pilot"`.
 
     Example:
@@ -91,7 +91,7 @@ def stream(seed: int, name: str) -> int:
 
 
 def generator(seed: int) -> torch.Generator:
-    """A generator of its own on the CPU, for what is drawn in order."""
+    """A separate generator on the CPU, for sequential draws."""
     return torch.Generator().manual_seed(seed % 2**64)
 
 
@@ -135,7 +135,7 @@ def check_rows(batch: Sequence[Tensor]) -> None:
         raise ValueError(
             "every tensor of a batch needs rows, with the datum axis leftmost; "
             f"got shapes {shapes}: use y[None] for a single datum, and bind a number that all "
-            "data share in model and guide, as in lambda y: model(y, 0.5)"
+            "data share in the model and guide, as in lambda y: model(y, 0.5)"
         )
     if len({shape[0] for shape in shapes}) > 1:
         raise ValueError(
@@ -144,8 +144,8 @@ def check_rows(batch: Sequence[Tensor]) -> None:
         )
     if any(0 in shape for shape in shapes):
         raise ValueError(
-            f"the batch is empty (shapes {shapes}): expected at least one row, and a value in it; "
-            "check the filter or slice that made it"
+            f"the batch is empty (shapes {shapes}): expected at least one row with at least one "
+            "value; check the filter or slice that made it"
         )
 
 
@@ -153,8 +153,8 @@ def row_digests(*batch: Tensor) -> Int64[Tensor, " rows"]:
     """A 64-bit digest of the numbers in each row, over all tensors of the batch.
 
     Equal numbers have equal digests: every value is hashed as a little-endian float64, which holds
-    each float32, float16 and integer up to 2^53 exactly, so neither dtype nor device, strides or
-    the sign of a zero plays a part. Rows that differ share a digest with probability 2^-64 a pair.
+    each float32, float16 and integer up to 2^53 exactly, so the dtype, the device, strides and the
+    sign of a zero do not matter. Two rows that differ share a digest with probability 2^-64.
 
     Arguments:
         batch: Tensors `(rows, *datum)`; a row is its values in all of them, in order.
@@ -185,10 +185,10 @@ def row_digests(*batch: Tensor) -> Int64[Tensor, " rows"]:
 def row_keys(seed: int, name: str, *batch: Tensor) -> Int64[Tensor, " rows"]:
     """A key for each row that moves with the row.
 
-    It depends on the stream, on the numbers in the row and on how many equal rows stand before it
-    in this batch, and on nothing else: what is drawn with it is the same wherever the row stands.
-    Equal rows get different keys, so their errors are independent; that takes the whole data set
-    in one call, before it is cut into chunks.
+    It depends only on the stream, on the numbers in the row, and on how many equal rows precede it
+    in this batch, so the draws of a row do not depend on its position. Equal rows get different
+    keys, so their errors are independent; for that, pass the whole data set in one call, before it
+    is cut into chunks.
 
     Arguments:
         seed: Any integer.
@@ -229,7 +229,7 @@ def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " row
 
 
 def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-    """How many equal values stand before each."""
+    """How many equal values precede each."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     ranks = np.arange(len(values)) - np.searchsorted(ordered, ordered)  # from the first equal one
@@ -244,20 +244,20 @@ def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows
 def normals(
     keys: Int64[Tensor, " rows"], num: int, size: int, like: Tensor, *, first: int = 0
 ) -> Float[Tensor, "num rows size"]:
-    r"""Standard normals of many rows, each from its own key, by Box and Muller's transformation.
+    r"""Standard normals for many rows, each from its own key, by the Box-Muller transform.
 
     .. math:: \epsilon_{2j}, \epsilon_{2j+1} = \sqrt{-2 \log u}\, (\cos 2 \pi v, \sin 2 \pi v)
 
     with :math:`u, v` the upper and lower 32 bits of one element of the row's sequence. A number
-    depends on the key, on its place, on which draw of its row it is, and on `size`: not on other
-    rows, on how many draws there are, nor on the dtype but for rounding.
+    depends on the key, on its position, on the index of the draw, and on `size`, but not on other
+    rows, the number of draws, or (up to rounding) the dtype.
 
     Arguments:
-        keys: Of the rows, `(rows,)`.
-        num: Draws of each row.
-        size: Numbers of each draw.
-        like: A tensor of the dtype and on the device wanted.
-        first: Place of the first draw in the row's sequence of draws.
+        keys: Row keys, `(rows,)`.
+        num: Draws per row.
+        size: Numbers per draw.
+        like: A tensor with the desired dtype and device.
+        first: Index of the first draw in the row's sequence of draws.
 
     References:
         | A Note on the Generation of Random Normal Deviates (Box & Muller, 1958)
@@ -284,7 +284,7 @@ def uniforms(
 ) -> Float[Tensor, "num rows size"]:
     """Uniform numbers in (0, 1) of many rows; arguments are those of :func:`normals`.
 
-    They have 53 random bits in float64 and are rounded from those in other dtypes.
+    They have 53 random bits in float64; other dtypes are rounded from those.
     """
     noise = like.new_empty(num, len(keys), size)
     for part, bits in _pieces(keys, num, size, noise, kind=_UNIFORM, first=first):
@@ -296,7 +296,7 @@ def uniforms(
 def _pieces(
     keys: Tensor, num: int, size: int, noise: Tensor, *, kind: int, first: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Parts of `noise` and the random bits for them, `(draws, rows, size)`, so many at a time."""
+    """Pieces of `noise` and their random bits, `(draws, rows, size)`, a few at a time."""
     _drawn(keys, kind, first * size, (first + num) * size)
     starts, increments = (part.to(noise.device) for part in _sequences(keys, kind))
     rows_at_once = max(1, _AT_ONCE // size)
@@ -313,7 +313,7 @@ def _pieces(
 
 
 def _sequences(keys: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-    """Where a sequence of each key starts, and its increment: odd, with bits well mixed."""
+    """The start and the increment of each key's sequence; the increment is odd and well mixed."""
     start, step = (mixed(keys.cpu() + _signed((kind + n) * _INCREMENT)) for n in (1, 2))
     step |= 1
     transitions = _count_bits(step ^ _shifted(step, 1))
@@ -354,13 +354,13 @@ def _count_bits(bits: Tensor) -> Tensor:
 
 @dataclass
 class Heard:
-    """What was drawn while somebody listened: names of keys, and the keys that noise was made of.
+    """A record of streams and keys, and of the noise made from them.
 
     Arguments:
-        names: Of streams and keys of rows.
-        askers: The functions that made each of them.
-        drawn: Keys of counter-based noise, once for every time that it was made, with the kind of
-            numbers and where in their sequence these start and stop.
+        names: Names of streams and row keys.
+        askers: The functions that requested each of them.
+        drawn: Keys of counter-based noise, one entry per call, with the kind of numbers and where
+            in the sequence they start and stop.
     """
 
     names: dict[int, str] = field(default_factory=dict)

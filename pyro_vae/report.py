@@ -1,10 +1,10 @@
-"""A report as one HTML file that needs nothing else: no network, no other file, no script.
+"""A report as one self-contained HTML file: no network, no other file, no script needed.
 
 A report is sections of blocks (text, points, tables, figures, facts, code), each a small frozen
-dataclass that writes itself. Pictures are embedded, every column's definition is at its heading
-(hover) and in the glossary at the end (phones, print), and where scripts run, tables can be
-sorted. Every text comes from the caller and is escaped; what a page may load is nothing, by its
-own content security policy.
+dataclass that renders itself. Pictures are embedded, every column's definition is at its heading
+(hover) and in the glossary at the end (phones, print), and where scripts run, tables can be sorted.
+Every text comes from the caller and is escaped; the content security policy of the page lets it
+load nothing.
 """
 
 import base64
@@ -28,10 +28,10 @@ class Cell:
     """An entry of a table.
 
     Arguments:
-        text: What is read.
-        value: What it sorts by, in full precision; nan is last in either direction.
+        text: The text shown.
+        value: The sort key, in full precision; nan is last in either direction.
         error: Its standard error, where it has one.
-        note: More about this very entry, shown on hover.
+        note: A note on this entry, shown on hover.
         doubt: Why not to trust it; empty if there is no reason. Marked with a dagger.
     """
 
@@ -86,7 +86,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; with a few words before it, it is set apart."""
+    """A paragraph; with a lead phrase it is set apart."""
 
     text: str
     lead: str = ""
@@ -98,7 +98,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Points:
-    """A list of statements, each with what it is about, or with an empty text for that."""
+    """A list of statements, each with its subject, which may be empty."""
 
     points: Sequence[tuple[str, str]]
 
@@ -144,7 +144,7 @@ class Table:
     Arguments:
         caption: What it shows.
         columns: Its columns.
-        rows: A cell a column.
+        rows: One cell per column.
         note: How to read it.
     """
 
@@ -180,8 +180,8 @@ class Table:
 
 
 _DOUBT = (
-    "† Not to be trusted for all data: the reason is a hover away, and in the table of how far "
-    "numbers can be trusted."
+    "† Not reliable for all data: hover for the reason, or see the table on how far the numbers "
+    "can be trusted."
 )
 
 
@@ -216,7 +216,7 @@ def _entry(column: Column, cell: Cell, row: str) -> str:
 
 
 def _anchor(column: Column) -> str:
-    """Where a column's definition is in the glossary: letters and digits only."""
+    """The anchor of a column's definition in the glossary: letters and digits only."""
     return "term-" + "".join(letter if letter.isalnum() else "-" for letter in column.name.lower())
 
 
@@ -229,7 +229,7 @@ class Figure:
         alt: What it shows, for those who cannot see it.
         caption: How to read it.
         title: A few words.
-        dpi: Dots an inch, of which its size on the page follows.
+        dpi: Dots per inch, which set its size on the page.
 
     Raises:
         ValueError: If it is no PNG file.
@@ -246,7 +246,7 @@ class Figure:
             raise ValueError(f"expected the bytes of a PNG file, got {self.png[:8]!r}...")
 
     def html(self) -> str:
-        """The picture inside the page, with its words for those who cannot see it."""
+        """The embedded picture, with its alternative text."""
         source = base64.b64encode(self.png).decode("ascii")
         # Every PNG starts with its signature and a chunk that starts with the size.
         width, height = struct.unpack(">II", self.png[16:24])
@@ -261,7 +261,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A title and what is under it."""
+    """A titled section."""
 
     title: str
     blocks: Sequence[Block]
@@ -269,7 +269,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Lead:
-    """The answer, for those who read nothing else: a sentence or two beside one picture.
+    """The answer in brief: a sentence or two beside one picture.
 
     Arguments:
         text: What was found, what it costs, and what cannot be trusted.
@@ -292,7 +292,7 @@ class Report:
     Arguments:
         title: Its title.
         subtitle: What it is about.
-        sections: What was found first, how to repeat it last; a glossary is put after them.
+        sections: Findings first, how to repeat them last; a glossary is appended.
         lead: The answer, in the first screen of the page.
     """
 

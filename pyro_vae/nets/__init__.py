@@ -1,8 +1,8 @@
 """Ready-made networks: encoders that end in features, decoders that end in data.
 
-Encoders are trunks: their attribute `num_features` tells :class:`pyro_vae.Encoder` to put a
-linear layer of the size the family needs on top, so one encoder serves every family. Decoders
-give `outputs` numbers a feature, as many as the likelihood asks for.
+Encoders are trunks: their attribute `num_features` tells :class:`pyro_vae.Encoder` to put a linear
+layer of the size the family needs on top, so one encoder serves every family. Decoders give
+`outputs` numbers per feature, as many as the likelihood needs.
 """
 
 from .._arguments import check_public

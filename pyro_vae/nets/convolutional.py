@@ -16,7 +16,7 @@ class ConvEncoder(nn.Module):
     """Convolutional trunk: each layer halves height and width; ends in `num_features` features.
 
     Arguments:
-        shape: Channels, height and width of an image; flat rows of that size are welcome too.
+        shape: Channels, height and width of an image; flat rows of that size work too.
         channels: Channels of each layer.
         num_features: Features at the end.
         activation: Class of the activation.
@@ -63,9 +63,9 @@ class ConvDecoder(nn.Module):
         latent_dim: Entries of z.
         shape: Channels, height and width of an image.
         channels: Channels of each layer, first to last.
-        outputs: Numbers a pixel, stacked along the channels.
+        outputs: Numbers per pixel, stacked along the channels.
         activation: Class of the activation.
-        flat: Give flat rows, for data that are stored so.
+        flat: Whether to return flat rows, for data stored that way.
 
     Example:
         >>> import torch
@@ -97,7 +97,7 @@ class ConvDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
-        """What the likelihood needs, for each z."""
+        """The likelihood's parameters for each z."""
         check_width("ConvDecoder", z, self.latent_dim, tuple(z.shape))
         output: Tensor = self.layers(self.first(z).view(-1, *self.start))
         return output.flatten(start_dim=1) if self.flat else output

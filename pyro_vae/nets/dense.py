@@ -1,4 +1,4 @@
-"""Fully connected networks, plain and with blocks that add to what they are given."""
+"""Fully connected networks, plain and residual."""
 
 import itertools
 import math
@@ -34,7 +34,7 @@ def check_width(name: str, flat: Tensor, expected: int, shape: tuple[int, ...]) 
     """Refuses rows of another width."""
     if flat.shape[-1] != expected:
         raise ValueError(
-            f"{name} was made for {expected} numbers a row, got {flat.shape[-1]} "
+            f"{name} was made for {expected} numbers per row, got {flat.shape[-1]} "
             f"(input of shape {shape}, rows first)"
         )
 
@@ -77,13 +77,13 @@ class MLPEncoder(nn.Module):
 
 @registered()
 class MLPDecoder(nn.Module):
-    """Fully connected decoder, from the latents to `outputs` numbers a feature.
+    """Fully connected decoder, from the latents to `outputs` numbers per feature.
 
     Arguments:
         latent_dim: Entries of z.
         shape: Shape of a datum, or its number of features.
         hidden: Width of each hidden layer.
-        outputs: Numbers a feature: 1 for most likelihoods, 2 where sigma depends on z. They are
+        outputs: Numbers per feature: 1 for most likelihoods, 2 where sigma depends on z. They are
             stacked along the first axis of the datum.
         activation: Class of the activation.
 
@@ -111,7 +111,7 @@ class MLPDecoder(nn.Module):
         self.layers = nn.Sequential(*dense_layers(sizes, activation), last)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
-        """What the likelihood needs, for each z."""
+        """The likelihood's parameters for each z."""
         check_width("MLPDecoder", z, self.latent_dim, tuple(z.shape))
         output: Tensor = self.layers(z)
         return output.view(len(z), self.outputs * self.shape[0], *self.shape[1:])
@@ -121,7 +121,7 @@ class MLPDecoder(nn.Module):
 class ResidualBlock(nn.Module):
     r"""Two dense layers that add to their input, :math:`h + W_2 \, a(W_1 \, a(h))`.
 
-    Biases aside. Its last layer starts at zero, so that a fresh block is the identity.
+    Biases are not shown. Its last layer starts at zero, so that a new block is the identity.
 
     Arguments:
         width: Numbers in, and out.
@@ -141,7 +141,7 @@ class ResidualBlock(nn.Module):
         self.layers = nn.Sequential(activation(), nn.Linear(width, width), activation(), last)
 
     def forward(self, h: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-        """The input, and what the layers add to it."""
+        """The input plus the output of the layers."""
         added: Tensor = self.layers(h)
         return h + added
 
@@ -184,14 +184,14 @@ class ResidualEncoder(nn.Module):
 
 @registered()
 class ResidualDecoder(nn.Module):
-    """Decoder of residual blocks, from the latents to `outputs` numbers a feature.
+    """Decoder of residual blocks, from the latents to `outputs` numbers per feature.
 
     Arguments:
         latent_dim: Entries of z.
         shape: Shape of a datum, or its number of features.
         width: Width of the blocks.
         blocks: Number of blocks.
-        outputs: Numbers a feature, stacked along the first axis of the datum.
+        outputs: Numbers per feature, stacked along the first axis of the datum.
         activation: Class of the activation.
 
     Raises:
@@ -222,7 +222,7 @@ class ResidualDecoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(latent_dim, width), *inner, activation(), last)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
-        """What the likelihood needs, for each z."""
+        """The likelihood's parameters for each z."""
         check_width("ResidualDecoder", z, self.latent_dim, tuple(z.shape))
         output: Tensor = self.layers(z)
         return output.view(len(z), self.outputs * self.shape[0], *self.shape[1:])

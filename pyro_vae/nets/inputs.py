@@ -1,4 +1,4 @@
-"""What stands before a network: it puts together what the network shall see."""
+"""Wrappers that prepare the input of a network."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from ..registry import registered
 
 
 class _Around(nn.Module):
-    """A network behind another form of its input; as much of a trunk as that network is."""
+    """A network with a transformed input; it is a trunk if that network is."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -19,19 +19,19 @@ class _Around(nn.Module):
 
     @property
     def num_features(self) -> int | None:
-        """That of the network; `None` if it has no such attribute."""
+        """`num_features` of the network; `None` if it has no such attribute."""
         features: int | None = getattr(self.net, "num_features", None)
         return features
 
 
 @registered()
 class MissingIndicator(_Around):
-    """An encoder for data with holes: it sees zeros in them, and which entries were observed.
+    """An encoder for missing data: it sees zeros there, and which entries were observed.
 
     Arguments:
-        net: An encoder, made for twice as many numbers a row (or twice the channels): the data
-            with zeros for nan, and then, along the first axis of the datum, ones where an entry
-            was observed and zeros where it is missing.
+        net: An encoder for twice as many numbers per row (or twice the channels): the data with
+            zeros for nan, and then, along the first axis of the datum, ones where an entry was
+            observed and zeros where it is missing.
 
     References:
         | VAEM: a Deep Generative Model for Heterogeneous Mixed Type Data (Ma et al., 2020)
@@ -44,7 +44,7 @@ class MissingIndicator(_Around):
     """
 
     def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
-        """The encoder's answer."""
+        """The output of the encoder."""
         observed = ~y.isnan()
         filled = y.masked_fill(~observed, 0.0)
         answer: Tensor = self.net(torch.cat([filled, observed.to(y)], dim=1), *given)
@@ -53,14 +53,14 @@ class MissingIndicator(_Around):
 
 @registered()
 class Concatenated(_Around):
-    """A network that sees several tensors as one row of numbers: for decoders and encoders with x.
+    """A network that sees several tensors as one row of numbers, such as data and covariates.
 
     Arguments:
-        net: A network made for the numbers of all of them; each tensor is flattened (one number a
-            row, `(batch,)`, is one column), and they are put side by side in the given order.
+        net: A network made for the numbers of all of them; each tensor is flattened (a tensor
+            `(batch,)` is one column), and they are put side by side in the given order.
 
     Raises:
-        ValueError: When called, if the tensors differ in their numbers of rows.
+        ValueError: When called, if the tensors have different numbers of rows.
 
     References:
         | Learning Structured Output Representation using Deep Conditional Generative Models
@@ -74,7 +74,7 @@ class Concatenated(_Around):
     """
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """The network's answer."""
+        """The output of the network."""
         rows = [len(part) for part in parts]
         if len(set(rows)) != 1:
             raise ValueError(
@@ -86,14 +86,14 @@ class Concatenated(_Around):
 
 @registered()
 class ColumnInputs(_Around):
-    r"""An encoder for tables: categories as indicators, counts as logarithms, holes as such.
+    r"""An encoder for tables: categories as indicators, counts as logarithms, missing marked.
 
     Arguments:
-        net: An encoder, made for :meth:`width` numbers a row: first a number for each column that
-            holds numbers and an indicator for each category of the others, zeros where an entry is
-            missing; then for each column whether it was observed.
+        net: An encoder for :meth:`width` numbers per row: first a number for each numeric column
+            and an indicator for each category of the others, with zeros where an entry is missing;
+            then for each column whether it was observed.
         categories: For each column how many categories it has, 0 for numbers.
-        counts: Places of the columns that hold counts; :math:`\log(1 + y)` is shown for those.
+        counts: Positions of the columns of counts, which the encoder sees as :math:`\log(1 + y)`.
 
     Example:
         >>> from pyro_vae.nets import MLPEncoder
@@ -138,6 +138,6 @@ class ColumnInputs(_Around):
         return (y.clamp(min=0).log1p() if place in self.counts else y)[:, None]
 
     def forward(self, y: Float[Tensor, "batch columns"], *given: Tensor) -> Tensor:
-        """The encoder's answer."""
+        """The output of the encoder."""
         answer: Tensor = self.net(self.inputs(y), *given)
         return answer

@@ -11,17 +11,17 @@ from ..registry import registered
 class GRUEncoder(nn.Module):
     r"""Recurrent trunk that reads a series from its end: :math:`h_t = \mathrm{GRU}(y_t, h_{t+1})`.
 
-    In a state-space model the posterior factorizes as
-    :math:`\prod_t p(z_t \mid z_{t-1}, y_{t \ldots T})`: what a state has still to learn from the
-    data lies ahead of it. At every time the network sees zeros in place of missing entries, and
-    which entries were observed; so padding at the end and holes in between are the same to it.
-    Its features are those of all times side by side, `length * hidden` of them, so that the layer
-    on top lets every family of the flat vector of all states see every time.
+    In a state-space model the posterior factorizes as :math:`\prod_t p(z_t \mid z_{t-1}, y_{t
+    \ldots T})`: given the previous state, only present and future data inform a state. At every
+    time the network sees zeros in place of missing entries, and which entries were observed, so
+    padding at the end and missing times in between look the same to it. Its features are those of
+    all times concatenated, `length * hidden` of them, so that the parameters of every state can
+    depend on every time.
 
     Arguments:
-        features: Numbers a time.
+        features: Numbers per time step.
         hidden: Width of the recurrent state.
-        length: Times of a series, with its padding.
+        length: Time steps of a series, padding included.
 
     Raises:
         ValueError: When called, if the series have another shape.
@@ -47,7 +47,7 @@ class GRUEncoder(nn.Module):
         """The states at all times, side by side."""
         if y.shape[1:] != (self.length, self.features):
             raise ValueError(
-                f"GRUEncoder was made for series of shape {(self.length, self.features)} (times, "
+                f"this GRUEncoder is for series of shape {(self.length, self.features)} (times, "
                 f"features), got {tuple(y.shape[1:])}; padded(series) gives them a common length"
             )
         observed = ~y.isnan()

@@ -13,7 +13,7 @@ def log_mean_exp(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tens
     .. math:: \log \frac{1}{K} \sum_{k=1}^{K} w_k
         = m + \log \frac{1}{K} \sum_k e^{\log w_k - m}, \qquad m = \max_k \log w_k
 
-    It says nothing of its error: :func:`log_marginal` does.
+    For its error use :func:`log_marginal`.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
@@ -41,8 +41,8 @@ def effective_sample_size(
 
     .. math:: \text{ESS} = \frac{(\sum_k w_k)^2}{\sum_k w_k^2}
 
-    It sees only the weights that were drawn: a proposal that misses where the large weights lie
-    has a high one. :func:`pareto_k` is the check on that.
+    It sees only the weights that were drawn: a proposal that misses the region of large weights has
+    a high ESS. :func:`pareto_k` is the check on that.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
@@ -69,8 +69,8 @@ def effective_sample_size(
 def relative_variance(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
     r"""Variance of the weights over the square of their mean, :math:`K / \text{ESS} - 1`.
 
-    About their mean, so that it is 0 and ESS is :math:`K` where weights differ by rounding alone;
-    infinite where every weight is zero.
+    Computed about their mean, so that it is 0, and ESS is :math:`K`, if weights differ by rounding
+    alone; infinite if every weight is zero.
     """
     weights, _ = relative_weights(log_weights)
     mean = weights.mean(dim=0)
@@ -84,11 +84,10 @@ def log_marginal(log_weights: Float[Tensor, "particles *batch"]) -> Estimate:
     .. math:: \log \hat p(y) = \log \frac{1}{K} \sum_{k=1}^{K} w_k ,
         \qquad w_k = \frac{p(y, z_k)}{q(z_k \mid y)}, \quad z_k \sim q(z \mid y)
 
-    :math:`\hat p` is unbiased, so its logarithm is low on average, by about
-    :math:`\text{error}^2 / 2`. The error is the delta method's,
-    :math:`\sqrt{(K / \text{ESS} - 1) / (K - 1)}`; it is void where the weights have no finite
-    variance (:math:`k \ge 1/2`) and too small where a few of them carry the sum, so look at
-    :func:`pareto_k` first.
+    :math:`\hat p` is unbiased, so its logarithm is low on average, by about :math:`\text{error}^2 /
+    2`. The error is the delta method's, :math:`\sqrt{(K / \text{ESS} - 1) / (K - 1)}`; it is
+    meaningless if the weights have no finite variance (:math:`k \ge 1/2`) and too small if a few of
+    them dominate the sum, so look at :func:`pareto_k` first.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
@@ -147,7 +146,7 @@ def total(estimate: Estimate) -> Estimate:
 
     .. math:: \sum_n x_n, \qquad \text{error}^2 = \sum_n \text{error}_n^2
 
-    The errors add so only if no two elements share random draws.
+    The errors add like this only if no two elements share random draws.
 
     Arguments:
         estimate: Values and errors, each `(*batch,)`.
@@ -169,12 +168,12 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
 
     .. math:: x - y, \qquad \text{error}^2 = \text{error}_x^2 + \text{error}_y^2
 
-    Of estimates that share draws the error is another one, as a rule smaller: take the mean of the
-    differences of the draws.
+    If the estimates share draws the error differs and is usually smaller: take the mean of the
+    draws' differences instead.
 
     Arguments:
         first: Values and errors, each `(*batch,)`.
-        second: The same, of other draws.
+        second: The same, from other draws.
 
     Returns:
         Value and error, each `(*batch,)`, in their unit.
@@ -190,13 +189,13 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
 
 
 def mean_over_data(estimate: Estimate) -> Estimate:
-    r"""Mean of independent estimates over these data, with the Monte Carlo error alone.
+    r"""Mean of independent estimates over the data at hand, with the Monte Carlo error alone.
 
     .. math:: \frac{1}{N} \sum_n x_n, \qquad
         \text{error}^2 = \frac{1}{N^2} \sum_n \text{error}_n^2
 
-    The error is what other random draws would change on the *same* data: the one to compare two
-    guides with on one data set. :func:`population_mean` has the error of other data.
+    The error says how much other random draws would change the mean on the *same* data; use it to
+    compare two guides on one data set. :func:`population_mean` has the error from other data.
 
     Arguments:
         estimate: Values and errors, each `(*batch,)`, one per datum.
@@ -219,15 +218,15 @@ def mean_over_data(estimate: Estimate) -> Estimate:
 
 
 def population_mean(value: Float[Tensor, "*batch"]) -> Estimate:
-    r"""Mean over the data, with the error that comes of having only these data.
+    r"""Mean over the data, with the error from having a finite sample of data.
 
     .. math:: \bar x = \frac{1}{N} \sum_n x_n, \qquad
         \text{error}^2 = \frac{1}{N (N - 1)} \sum_n (x_n - \bar x)^2
 
-    The error is what *another sample of data* would change: the one to report with a held-out
-    mean as a statement about the population. If the values are Monte Carlo estimates, their
-    spread, and so this error, holds their noise too: add no second error to it. Data must be
-    independent. :func:`mean_over_data` has the error of other random draws on the same data.
+    The error says how much *another sample of data* would change the mean; report it with a
+    held-out mean as a statement about the population. If the values are Monte Carlo estimates,
+    their spread, and so this error, already includes their noise. Data must be independent.
+    :func:`mean_over_data` has the error from other random draws on the same data.
 
     Arguments:
         value: :math:`x_n`, `(*batch,)`, one per datum.
@@ -248,19 +247,19 @@ def population_mean(value: Float[Tensor, "*batch"]) -> Estimate:
 
 
 def concentration(values: Float[Tensor, " data"], share: float) -> float:
-    r"""Part of a sum over data that the share of them with the largest values holds.
+    r"""Share of a sum over data that comes from the data with the largest values.
 
     .. math:: \frac{\sum_{n \le m} x_{(n)}}{\sum_n x_n}, \qquad x_{(1)} \ge x_{(2)} \ge \dots,
         \qquad m = \max(1, \operatorname{round}(\text{share} \cdot N))
 
-    It means something where the sum is above zero beyond its error: noise is sorted too.
+    It is meaningful only if the sum exceeds zero by more than its error: noise is sorted too.
 
     Arguments:
         values: :math:`x_n`, `(data,)`, in any unit.
         share: Share of the data, between 0 and 1.
 
     Returns:
-        At most 1, also where values below zero make the rest negative. It has no error: which
+        At most 1, even if negative values make the rest of the sum negative. It has no error: which
         data are the largest depends on the same draws.
 
     Raises:

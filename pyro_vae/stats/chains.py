@@ -14,10 +14,10 @@ from .tails import arviz_generation
 
 
 def rank_r_hat(draws: Float[Tensor, "chains draws *batch"]) -> Float64[Tensor, "*batch"]:
-    r"""Rank-normalized, folded split :math:`\hat R`: 1 where chains have the same distribution.
+    r"""Rank-normalized, folded split :math:`\hat R`: 1 if the chains have the same distribution.
 
     Arguments:
-        draws: `(chains, draws, *batch)`, at least 4 draws of 2 chains.
+        draws: `(chains, draws, *batch)`, at least 2 chains of 4 draws.
 
     Returns:
         `(*batch,)`, no unit. Near 1.01 by chance for 4 chains of 400 independent draws.
@@ -40,7 +40,7 @@ def rank_r_hat(draws: Float[Tensor, "chains draws *batch"]) -> Float64[Tensor, "
 def bulk_ess(draws: Float[Tensor, "chains draws *batch"]) -> Float64[Tensor, "*batch"]:
     """Effective number of draws for the mean, by rank-normalized autocorrelation.
 
-    Arguments and errors are those of :func:`rank_r_hat`.
+    Arguments and exceptions are those of :func:`rank_r_hat`.
 
     Example:
         >>> 150 < float(bulk_ess(torch.randn(4, 100))) < 800
@@ -53,7 +53,7 @@ def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
     chains, length, *batch = draws.shape
     if chains < 2 or length < 4:
         raise ValueError(
-            f"chains are compared from 2 chains of 4 draws on, got {chains} of {length} "
+            f"comparing chains needs at least 2 chains of 4 draws, got {chains} of {length} "
             f"(draws has shape {tuple(draws.shape)}, chains first)"
         )
     columns = draws.detach().double().cpu().reshape(chains, length, -1).numpy()
@@ -63,7 +63,7 @@ def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
 
 
 def _diagnostic(name: str, method: str) -> Callable[[Any], float]:
-    """ArviZ's, of an array of chains and draws, in either of its generations."""
+    """A diagnostic of ArviZ's for an array of chains and draws, in either major version."""
     if arviz_generation() >= 1:
         modern = getattr(import_module("arviz_stats.base").array_stats, name)
         return lambda column: float(modern(column, method=method, chain_axis=0, draw_axis=1))

@@ -1,4 +1,4 @@
-"""What the functions of log weights share: relative weights, a mean, and what they refuse."""
+"""Shared by the functions of log weights: relative weights, a mean, and argument checks."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ _ROUNDING = 1e-6  # relative: some units in the last place of float32
 
 
 def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights over the largest of them, so that equal ones are exactly 1, and its logarithm."""
+    """Weights divided by the largest, so that equal ones are exactly 1, and its logarithm."""
     log_weights = log_weights.double()
     largest = log_weights.amax(dim=0)
     peak = largest.where(largest.isfinite(), 0.0)  # -inf - -inf would be nan, not a zero weight
@@ -16,10 +16,10 @@ def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding(value: Tensor) -> Tensor:
-    """What programs in float32 cannot tell apart at log densities of this size, in nats.
+    """Difference in nats that float32 programs cannot resolve at log densities of this size.
 
-    An exact case has an error of 0: a verdict that some difference is seen where it exceeds so
-    many errors needs this besides, or the last bit decides.
+    An exact case has an error of 0, so a test that a difference exceeds some number of errors needs
+    this slack too, or the last bit decides.
     """
     return _ROUNDING * (1 + value.abs())
 

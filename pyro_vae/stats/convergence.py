@@ -1,17 +1,17 @@
-r"""What further training still promises, from the ELBO epoch by epoch.
+r"""What further training would still gain, estimated from the ELBO by epoch.
 
-At the first step size the ELBO rises towards a limit :math:`a` which it does not reach: steps that
-are not small jitter around it, at a cost :math:`J` that falls with the step size. With :math:`\tau`
-the epochs so far, each counted by its step size as a share :math:`r` of the largest,
+The ELBO rises towards a limit :math:`a` but does not reach it at a fixed step size: large steps
+jitter around the optimum, at a cost :math:`J` that falls with the step size. Let :math:`\tau` count
+the epochs so far, each weighted by its step size as a share :math:`r` of the largest:
 
 .. math:: \mathrm{ELBO}(\tau, r) = a - b\, g(\tau) - J r + \text{noise},
     \qquad g(\tau) = e^{-\tau / c} \ \text{or}\ \tau^{-p}, \quad b, J \ge 0
 
-and what is left is :math:`b\, g` at the end. How a curve goes on is not known: the scale :math:`c`
-and the power :math:`p` are averaged over, each by how well it describes what was seen, and so is
-how much of the curve is looked at (its last two thirds, or half). The error is the spread of all
-these answers, beside the noise. It is a size, right within a factor of about three, and a slow
-direction that the noise hides is not in it.
+and the remaining gain is :math:`b\, g` at the end. How a curve continues is not known, so the scale
+:math:`c` and the power :math:`p` are averaged over, weighted by how well they fit, and so is how
+much of the curve is used (its last two thirds, or half). The error is the spread of all these
+answers plus the noise. The gain is an order of magnitude, right within a factor of about three, and
+misses slow directions that the noise hides.
 """
 
 from typing import NamedTuple
@@ -32,12 +32,12 @@ _MOST_CORRELATED = 0.9  # residuals: beyond, a curve is not described at all
 
 
 class Gain(NamedTuple):
-    """What further training promises, nats per datum.
+    """The gain that further training promises, nats per datum.
 
     Arguments:
-        estimate: Its mean over how the curve may go on, and its error.
-        low: A tenth of the answers are below this one,
-        high: and a twentieth above this one.
+        estimate: Its mean over the ways in which the curve may continue, and its error.
+        low: The 10% quantile of the answers.
+        high: The 95% quantile of the answers.
     """
 
     estimate: Estimate
@@ -46,7 +46,7 @@ class Gain(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """One curve: the sum of its squared residuals, what it leaves, that one's variance by noise."""
+    """One fitted curve: sum of squared residuals, remaining gain, and the gain's noise variance."""
 
     squares: float
     left: float
@@ -55,15 +55,14 @@ class _Fit(NamedTuple):
 
 
 def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
-    """What further training promises, by how the ELBO rose and how large the steps were.
+    """The gain that further training promises, from the history of the ELBO and the step sizes.
 
     Arguments:
         elbo: By epoch, `(epochs,)`, in nats per datum.
         step_sizes: By epoch, `(epochs,)`, in any unit.
 
     Returns:
-        The gain, in nats per datum; None where there are fewer than 20 epochs, or
-        they had no steps.
+        The gain, in nats per datum; None if there are fewer than 20 epochs, or all steps were zero.
 
     Example:
         >>> import numpy as np
@@ -89,7 +88,7 @@ def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
 
 
 def _quantiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float]:
-    """Below which a tenth of the weight is, and above which a twentieth."""
+    """The 10% and 95% quantiles under weights."""
     order = values.argsort()
     places = (weights[order].cumsum() / weights.sum()).searchsorted([0.1, 0.95])
     low, high = values[order][places.clip(max=len(values) - 1)]
@@ -99,7 +98,7 @@ def _quantiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tup
 def _answers(
     curve: NDArray[np.float64], rates: NDArray[np.float64], time: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """What a piece of the curve leaves by every shape, its error, and its weight, as columns."""
+    """The remaining gain by every shape for a part of the curve, with errors and weights."""
     shapes = [np.exp((1 - time) / scale) for scale in _SCALES]  # 1 at the end of the curve
     shapes += [time**-power for power in _POWERS]
     fits = [_fitted(curve, rates, shape) for shape in (None, *shapes)]
@@ -117,7 +116,7 @@ def _answers(
 def _fitted(
     curve: NDArray[np.float64], rates: NDArray[np.float64], shape: NDArray[np.float64] | None
 ) -> _Fit:
-    """Least squares with coefficients of the right sign: what is not is left out."""
+    """Least squares with sign constraints: terms with the wrong sign are left out."""
     columns = {"limit": np.ones_like(curve)}
     if shape is not None:
         columns["left"] = -shape

@@ -1,14 +1,14 @@
-r"""The bound in the number of draws: what its curve shows, and what may be read off beyond it.
+r"""The bound as a function of the number of draws, and its extrapolation.
 
-With :math:`K` draws the expected log mean weight is a lower bound, :math:`L_K \le L_{K+1} \le
-\log p(y)`. Groups of :math:`K` among the draws that there are estimate :math:`L_K` without bias.
-If the weights have a variance, :math:`c^2` beside the square of their mean, then
+With :math:`K` draws the expected log mean weight is a lower bound, :math:`L_K \le L_{K+1} \le \log
+p(y)`. Groups of :math:`K` of the draws estimate :math:`L_K` without bias. If the weights have a
+variance, :math:`c^2` times the square of their mean, then
 
 .. math:: L_K = \log p(y) - \frac{c^2}{2 K} + O(K^{-2}) ,
 
-so the distance that is left can be told from :math:`c^2`, and the jackknife takes its first order
-away. If they have none, or if :math:`c^2 / K` is not small, the expansion says nothing: the true
-distance falls more slowly than :math:`1/K`.
+so the remaining distance follows from :math:`c^2`, and the jackknife removes its first order. If
+they have none, or if :math:`c^2 / K` is not small, the expansion does not hold: the true distance
+falls more slowly than :math:`1/K`.
 """
 
 import math
@@ -29,14 +29,14 @@ _SMALL = 0.2  # c^2 / K at which the next term, of order (c^2 / K)^2, is a tenth
 
 @dataclass(frozen=True)
 class BoundCurve:
-    r""":math:`L_K` for some :math:`K`, and its distance from the limit where theory gives it.
+    r""":math:`L_K` for some :math:`K`, and its distance from the limit where theory predicts it.
 
     Arguments:
         num_particles: :math:`K`, `(sizes,)`.
         value: Estimates of :math:`L_K`, `(sizes, *batch)`, in nats.
         error: Their standard errors. Those of two sizes are not independent: they share draws.
-        bias: :math:`-c^2 / 2K`, by which :math:`L_K` is low, to first order; nan where
-            `refused` says why.
+        bias: :math:`-c^2 / 2K`, the bias of :math:`L_K` to first order; nan where `refused` says
+            why.
         refused: Reasons not to extrapolate, in words, and where they hold, `(sizes, *batch)`.
     """
 
@@ -48,7 +48,7 @@ class BoundCurve:
 
     @property
     def corrected(self) -> Float[Tensor, "sizes *batch"]:
-        """The bound with the bias taken off: log p(y) to first order, nan where refused."""
+        """The bound with the bias removed: log p(y) to first order, nan where refused."""
         return self.value - self.bias
 
 
@@ -59,8 +59,8 @@ def bound_curve(log_weights: Float[Tensor, "particles *batch"], sizes: Sequence[
         \qquad G = \lfloor \text{particles} / K \rfloor
 
     The groups are disjoint, so independent, and their spread gives the error; draws that do not
-    fill a group are left out. The bias is refused where Pareto :math:`k` is not below 1/2, where
-    there are too few draws to tell, and where :math:`c^2 / K` is above 0.2.
+    fill a group are left out. No bias is given if Pareto :math:`k` is not below 1/2, if there are
+    too few draws to tell, or if :math:`c^2 / K` is above 0.2.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; independent draws.
@@ -99,7 +99,7 @@ def _log_group_means(log_weights: Tensor, size: int) -> Tensor:
     groups = len(log_weights) // size if size > 0 else 0
     if groups < 2:
         raise ValueError(
-            f"L_K for K = {size} needs two groups of so many draws for its error, got "
+            f"L_K for K = {size} needs two groups of that many draws for its error, got "
             f"{len(log_weights)} draws; ask for K from 1 to {len(log_weights) // 2}, or draw more"
         )
     grouped = log_weights[: groups * size].reshape(groups, size, *log_weights.shape[1:])
@@ -120,7 +120,7 @@ def _refusals(log_weights: Tensor, ratio: Tensor) -> dict[str, Tensor]:
 
 
 def jackknife(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
-    r"""Log mean weight with its bias of first order taken off.
+    r"""Log mean weight with its first-order bias removed.
 
     .. math:: K \log \bar w - \frac{K - 1}{K} \sum_k \log \bar w_{-k}, \qquad
         \bar w_{-k} = \frac{1}{K - 1} \sum_{j \ne k} w_j
@@ -133,8 +133,8 @@ def jackknife(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor,
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
 
     Returns:
-        `(*batch,)`, float64, in nats; `+inf` where one weight is all there is. To first order its
-        error is that of :func:`log_marginal`.
+        `(*batch,)`, float64, in nats; `+inf` where a single weight carries the whole sum. To first
+        order its error is that of :func:`log_marginal`.
 
     Raises:
         ValueError: If there are fewer than two particles.

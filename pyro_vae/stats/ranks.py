@@ -1,7 +1,8 @@
-r"""Are ranks uniform? Exact p-values and bands.
+r"""Tests of uniform ranks: exact p-values and bands.
 
-The number of ranks :math:`\le i` is binomial, and over :math:`i` these numbers are a Markov chain.
-So the probability that they all stay inside a band is a sum, and p-values and bands are exact.
+The number of ranks :math:`\le i` is binomial, and as :math:`i` grows these counts form a Markov
+chain. So the probability that they all stay inside a band can be summed exactly, and p-values and
+bands are exact.
 """
 
 from typing import Any, NamedTuple
@@ -24,12 +25,12 @@ def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
 
     .. math:: \gamma = \min_i \, 2 \min(F_i(R_i), 1 - F_i(R_i - 1)) ,
 
-    and the p-value is the probability of one as small. Rounding hides what is below 1e-12, which
-    is returned in its place.
+    and the p-value is the probability of a value at least as small. Below 1e-12 rounding dominates,
+    and 1e-12 is returned.
 
     Arguments:
         ranks: From 0 to `num_samples`, `(data,)`.
-        num_samples: The largest rank there can be.
+        num_samples: The largest possible rank.
 
     Returns:
         The probability, from 1e-12 to 1.
@@ -51,8 +52,9 @@ def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
     """
     if len(ranks) < 1 or int(ranks.min()) < 0 or int(ranks.max()) > num_samples:
         raise ValueError(
-            f"expected ranks from 0 to num_samples={num_samples}, got {tuple(ranks.shape)} of them "
-            f"from {ranks.min() if len(ranks) else None} to {ranks.max() if len(ranks) else None}"
+            f"expected ranks from 0 to num_samples={num_samples}, got ranks of shape "
+            f"{tuple(ranks.shape)} from {ranks.min() if len(ranks) else None} to "
+            f"{ranks.max() if len(ranks) else None}"
         )
     tails = _tails(len(ranks), num_samples)
     counts = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)[:-1].numpy()
@@ -61,22 +63,22 @@ def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
 
 
 class Band(NamedTuple):
-    """Fewest and most of the ranks that may be at most 0, 1, ..., each `(num_samples,)`."""
+    """Bounds on the numbers of ranks that are at most 0, 1, ..., each `(num_samples,)`."""
 
     lower: NDArray[np.int64]
     upper: NDArray[np.int64]
 
 
 def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Band:
-    """The band that holds the cumulative counts of uniform ranks, all of them at once.
+    """The simultaneous band for the cumulative counts of uniform ranks.
 
     Arguments:
         num_data: Number of ranks.
-        num_samples: The largest rank there can be.
-        false_alarm: Probability that uniform ranks leave the band somewhere, at most.
+        num_samples: The largest possible rank.
+        false_alarm: Upper bound on the probability that uniform ranks leave the band anywhere.
 
     Returns:
-        Bounds, inclusive, on the number of ranks of at most 0, 1, ..., `num_samples - 1`.
+        Inclusive bounds on the numbers of ranks that are at most 0, 1, ..., `num_samples - 1`.
 
     Example:
         >>> rank_band(num_data=10, num_samples=1, false_alarm=0.05)
@@ -115,10 +117,10 @@ def _poisson(counts: NDArray[Any], rate: float) -> NDArray[np.float64]:
 
 
 def _stays(tails: NDArray[np.float64], above: float) -> float:
-    """Probability that uniform ranks have all their tails above a number.
+    """Probability that for uniform ranks all tail probabilities exceed a number.
 
-    Given their sum, Poisson counts are multinomial: so the counts of single ranks are taken as
-    independent Poisson, summed up rank by rank inside the band, and conditioned on their sum.
+    Given their sum, Poisson counts are multinomial. So the counts of the ranks are taken as
+    independent Poisson, accumulated rank by rank inside the band, and conditioned on their sum.
     """
     num_samples, num_data = len(tails), tails.shape[1] - 1
     inside = tails > above

@@ -1,4 +1,4 @@
-"""Weights whose largest are replaced by what the fit to their tail expects."""
+"""Pareto smoothing: the largest weights are replaced by expected values under the tail fit."""
 
 import math
 
@@ -22,15 +22,15 @@ from .tails import (
 
 
 def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "particles *batch"]:
-    r"""Log weights whose largest are replaced by expected order statistics of the fitted tail.
+    r"""Pareto-smoothed log weights: the largest become order statistics of the fitted tail.
 
     .. math:: \tilde w_{(i)} = F^{-1}\Big(\frac{i - 1/2}{M}\Big), \quad i = 1, \dots, M, \qquad
         \tilde w \le \max_k w_k
 
-    with the generalized Pareto distribution :math:`F` of :func:`pareto_k`. The order among the
-    weights is kept. Less noisy than the weights where the tail is heavy, and low: the mean of
-    smoothed weights is no longer unbiased. Weights without a sound fit (see :func:`pareto_k`),
-    or with an equal largest ones, stay as they are.
+    with the generalized Pareto distribution :math:`F` of :func:`pareto_k`. The order of the weights
+    is kept. Smoothed weights are less noisy if the tail is heavy, but their mean is biased low.
+    Weights without a sound fit (see :func:`pareto_k`), or whose largest are equal, are left as they
+    are.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
@@ -64,7 +64,7 @@ def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
 def smoothed_log_mean(
     log_weights: Float[Tensor, "particles *batch"],
 ) -> Float64[Tensor, "*batch"]:
-    """Logarithm of the mean of the :func:`smoothed` weights, with its arguments and errors.
+    """Logarithm of the mean of the :func:`smoothed` weights; arguments and exceptions are the same.
 
     Returns:
         `(*batch,)`, float64, in nats; its error is :func:`pyro_vae.stats.tail_error`'s.

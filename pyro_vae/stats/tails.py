@@ -17,17 +17,17 @@ from torch import Tensor
 from .checks import require_legal, require_particles
 
 MAX_PARETO_K = 0.7
-"""Above it the number of draws that a given error needs grows out of reach (Vehtari et al.)."""
+"""Above it the number of draws needed for a given error becomes impractical (Vehtari et al.)."""
 
 MIN_ESS = 100.0
-"""Below it the error itself is noisy: to 1 / sqrt(2 ESS) of its size, 7 percent here, at best."""
+"""Below it the error itself is noisy: to 1 / sqrt(2 ESS), 7 percent here, at best."""
 
 FEWEST_IN_TAIL = (
     6  # ArviZ asks for 5 draws, but its first quartile of 5 is their minimum: always nan
 )
 
 MIN_TAIL_PARTICLES = 5 * FEWEST_IN_TAIL
-"""The fewest particles :func:`pareto_k` takes: the tail is at most a fifth of the draws."""
+"""The fewest particles that :func:`pareto_k` accepts: the tail is at most a fifth of the draws."""
 
 # A log weight is a difference of sums of many terms, each larger than the difference, so its
 # rounding error is some tens of units in the last place; what spreads over more than a
@@ -48,28 +48,28 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
 
     .. math:: P(w > u + x \mid w > u) \approx (1 + k x / \sigma)^{-1/k}
 
-    A generalized Pareto distribution is fitted by ArviZ to the excess of the largest
-    :math:`\min(K / 5, 3 \sqrt K)` weights over the next one, :math:`u`. Moments of order
-    :math:`1/k` and above are infinite: with :math:`k < 1/2` the weights have a variance, with
-    :math:`k < 1` a mean. :func:`reliable_pareto_k` says where to draw the line.
+    A generalized Pareto distribution is fitted by ArviZ to the excess of the largest :math:`\min(K
+    / 5, 3 \sqrt K)` weights over the next one, :math:`u`. Moments of order :math:`1/k` and above
+    are infinite: with :math:`k < 1/2` the weights have a variance, with :math:`k < 1` a mean.
+    :func:`reliable_pareto_k` gives the limit for a number of draws.
 
-    The fit shrinks towards 1/2 by ten pseudo-draws and, over a tail that is not yet a power law,
-    often reads low. One :math:`k` from 1,000 draws has a standard deviation near 0.15: ask for
-    5,000 or more, or look at many data.
+    The fit is shrunk towards 1/2 by ten pseudo-draws and often reads low for a tail that is not yet
+    a power law. One :math:`k` from 1,000 draws has a standard deviation near 0.15: use 5,000 or
+    more, or look at many data.
 
     `-inf`, no tail at all, means that the largest weights are equal up to rounding, as under the
-    exact posterior; so are weights that were clipped, which hides their tail. Where weights tie
-    within the tail (a quarter of it or more at its lower end), :math:`u` is raised until they do
-    not; if fewer than six draws are left there is no sound fit and the answer is `nan`, as it is
-    where every weight is zero. A `nan` counts as unreliable.
+    exact posterior (clipped weights look the same, which hides their tail). If weights are tied at
+    the lower end of the tail (a quarter of it or more), :math:`u` is raised until they are not; if
+    fewer than six draws are left there is no sound fit and the answer is `nan`, as it is if every
+    weight is zero. A `nan` counts as unreliable.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats, one independent draw each;
             `-inf` is a zero weight.
 
     Returns:
-        `(*batch,)`, float64, no unit, without a gradient. It has no error of its own: a fit to
-        one set of draws does not show its own spread, which is given above.
+        `(*batch,)`, float64, no unit, without a gradient. It comes without an error: a fit to one
+        set of draws does not show its own spread, which is given above.
 
     Raises:
         ValueError: If a log weight is nan or +inf, or there are fewer than
@@ -97,7 +97,7 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
 
 
 def reliable_pareto_k(num_particles: int) -> float:
-    r"""Largest :math:`k` at which this many draws give an estimate that can be trusted.
+    r"""Largest :math:`k` at which this many draws give a reliable estimate.
 
     .. math:: \min\left(1 - \frac{1}{\log_{10} K}, 0.7\right)
 
@@ -127,16 +127,16 @@ def reliable_pareto_k(num_particles: int) -> float:
 
 
 def too_few_effective(ess: Float[Tensor, "*batch"], least: float) -> Bool[Tensor, "*batch"]:
-    """Whether an effective sample size is below `least`, by more than rounding takes from it.
+    """Whether an effective sample size is below `least` by more than rounding.
 
-    K equal weights have one of K. Where rounding spreads their logarithms, by a thousandth of a
-    nat at most, it is lower by the square of that, as a share.
+    K equal weights have an ESS of K. Rounding spreads their logarithms by at most a thousandth of a
+    nat, which lowers the ESS by a relative amount of that squared.
     """
     return ess < least * (1 - _MAX_ROUNDING**2)
 
 
 def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
-    """Spread in nats that rounding alone can give log weights of this size and dtype."""
+    """Spread in nats that rounding alone can cause in log weights of this size and dtype."""
     finite = log_weights.where(log_weights.isfinite(), 0.0)
     magnitude = finite.abs().amax(dim=0).double().clamp(min=1)
     eps = torch.finfo(log_weights.dtype).eps
@@ -144,7 +144,7 @@ def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Te
 
 
 def rounding_of(rows: NDArray[np.float64], eps: float) -> NDArray[np.float64]:
-    """Spread in nats that rounding alone can give each row, `(data,)`, as `eps` was on entry."""
+    """Spread in nats that rounding can cause in each row, `(data,)`; `eps` is the input's."""
     magnitude = np.abs(rows, where=np.isfinite(rows), out=np.zeros_like(rows)).max(axis=1)
     rounding: NDArray[np.float64] = _ROUNDING_UNITS * eps * np.maximum(magnitude, 1)
     return np.minimum(rounding, _MAX_ROUNDING)
@@ -169,7 +169,7 @@ def _tail_shape(row: NDArray[np.float64], rounding: float, fit: TailFit) -> floa
 
 
 def tail_size(num_particles: int) -> int:
-    """How many of the largest weights are looked at."""
+    """How many of the largest weights the fit uses."""
     return math.floor(min(num_particles / 5, 3 * math.sqrt(num_particles)))
 
 
@@ -181,7 +181,7 @@ def is_flat(row: NDArray[np.float64], rounding: float) -> bool:
 
 
 def sound_tail(row: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
-    """Log weights beside the largest, in the order of `row`, and how many of them to fit to."""
+    """Log weights relative to the largest, in the order of `row`, and how many of them to fit."""
     relative = row - row.max()
     relative[relative < _NEGLIGIBLE] = -np.inf
     descending = np.sort(relative)[::-1]
@@ -192,7 +192,8 @@ def _sound_tail_size(descending: NDArray[np.float64]) -> int:
     """How many weights lie above a cutoff at which the fit can start.
 
     `descending` holds the candidates and then the cutoff. The fit takes its scale from the first
-    quartile of the tail, and has none where that is the minimum: the cutoff moves up, past the tie.
+    quartile of the tail, and has none if that equals the minimum; then the cutoff moves up, past
+    the tie.
     """
     size = len(descending) - 1
     while size >= FEWEST_IN_TAIL:
@@ -206,16 +207,16 @@ def _sound_tail_size(descending: NDArray[np.float64]) -> int:
 
 @cache  # looked up on disk, and asked for every block of data
 def arviz_generation() -> int:
-    """0 or 1: the two differ in the sign that `psislw` takes."""
+    """0 or 1, ArviZ's major version: they differ in the sign that `psislw` takes."""
     return int(version("arviz").split(".")[0])
 
 
 def arviz_tail_fit() -> TailFit:
-    """ArviZ's fit behind one sign; the only place that knows its two generations.
+    """ArviZ's tail fit with one sign convention; the only place that knows both major versions.
 
     0.23 takes log weights and rounds the size of the tail up, 1.x takes *minus* log weights and
-    rounds it down. Both set it through the relative efficiency; half a draw keeps the size
-    asked for on either side, and so the answers the same.
+    rounds it down. Both set it through the relative efficiency; half a draw keeps the size the same
+    in both, and so the answers.
     """
     if arviz_generation() >= 1:
         modern = import_module("arviz_stats.base").array_stats.psislw
