@@ -27,7 +27,7 @@ from pyro_vae import diagnostics, queries, stats
 from pyro_vae.plots import plot_data, plot_traversal
 
 LATENTS, COLUMNS, SHAPE = 8, 8, (8, 8)
-ALARMS = queries.FalseAlarms(0.05)
+ALARMS = stats.FalseAlarms(0.05)
 
 
 def trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:

@@ -15,13 +15,13 @@ import pyro_vae as pv
 from pyro_vae._types import Estimate
 from pyro_vae.diagnostics.aggregate import (
     Surgery,
-    holm,
     marginal_divergences,
     normals_of,
     prior_match,
     surgery,
 )
 from pyro_vae.guides import Family
+from pyro_vae.stats import holm
 from tests.helpers.cases import covariate, gamma, scalar
 from tests.helpers.factor_analysis import WEAK, exact_guide, mean_field_program, model_of
 from tests.helpers.statistics import FALSE_ALARM, assert_coverage

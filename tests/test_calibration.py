@@ -17,12 +17,11 @@ from pyro_vae._types import ProgramLike
 from pyro_vae.diagnostics.calibration import (
     Calibration,
     Draws,
-    holm,
     log_joint,
     log_likelihood,
     simulation_based_calibration,
 )
-from pyro_vae.stats import rank_band, rank_p_value
+from pyro_vae.stats import holm, rank_band, rank_p_value
 from tests.helpers import cases
 from tests.helpers.factor_analysis import model_of, prior_guide
 from tests.helpers.statistics import FACTS, FALSE_ALARM, assert_coverage, assert_mean

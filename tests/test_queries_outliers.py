@@ -11,7 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.queries import FalseAlarms, FalseDiscoveries, Tail, outliers
+from pyro_vae.queries import Tail, outliers
+from pyro_vae.stats import FalseAlarms, FalseDiscoveries
 from tests.helpers.queries import FACTORS, guide, program, vae
 from tests.helpers.statistics import FALSE_ALARM
 

@@ -22,8 +22,8 @@ from ..data import Columns, FixedDraw, Redrawn, trained_on
 from ..data.frames import columns_of
 from ..data.sets import SETS, rows_of, table_of, without, worded
 from ..evidence import ImportanceSampling
-from ..queries import FalseDiscoveries
 from ..randomness import row_digests
+from ..stats import FalseDiscoveries
 from ..tables import TableVAE
 from ..writing import require_file_place, whole_file
 from .options import (

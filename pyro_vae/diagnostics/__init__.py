@@ -7,7 +7,6 @@ from .aggregate import marginal_divergences as marginal_divergences
 from .aggregate import prior_match as prior_match
 from .aggregate import surgery as surgery
 from .calibration import Calibration as Calibration
-from .calibration import holm as holm
 from .calibration import log_joint as log_joint
 from .calibration import log_likelihood as log_likelihood
 from .calibration import simulation_based_calibration as simulation_based_calibration
@@ -54,7 +53,6 @@ __all__ = [
     "collapse",
     "default_statistics",
     "gradient_noise",
-    "holm",
     "log_aggregate",
     "log_joint",
     "log_likelihood",

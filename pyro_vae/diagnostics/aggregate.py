@@ -506,9 +506,10 @@ def prior_match(
         _require_one_prior(program, posterior, batch)
         aggregate = posterior.draw(1)[0][0].double().cpu()
         prior = Prior(program, batch).sample(1)[0].double().cpu()
-        joint = _energy_test(aggregate, prior, num_permutations)
+        rows = torch.randperm(len(aggregate))[:_JOINT_DRAWS]
+        joint, _ = stats.energy_test(aggregate[rows], prior[rows], num_permutations)
     distances, p_values = _kolmogorov_smirnov(aggregate, prior)
-    return PriorMatch(joint, holm(p_values), distances, aggregate, prior)
+    return PriorMatch(float(joint.value), stats.holm(p_values), distances, aggregate, prior)
 
 
 def _kolmogorov_smirnov(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -519,36 +520,3 @@ def _kolmogorov_smirnov(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     pairs = [(result.statistic, result.pvalue) for result in results]
     distances, p_values = torch.tensor(pairs, dtype=torch.float64).T
     return distances, p_values
-
-
-def holm(p_values: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
-    """Adjusts p-values for their number, so that a level holds for all tests together.
-
-    Example:
-        >>> holm(torch.tensor([0.01, 0.04, 0.03]))
-        tensor([0.0300, 0.0600, 0.0600])
-    """
-    ordered, order = p_values.sort()
-    factors = torch.arange(len(ordered), 0, -1)
-    adjusted = (ordered * factors).cummax(dim=0).values.clamp(max=1)
-    return torch.empty_like(adjusted).scatter(0, order, adjusted)
-
-
-def _energy_test(first: Tensor, second: Tensor, num_permutations: int) -> float:
-    """p-value of the energy distance between two samples of one size, by permutation.
-
-    With signs s, 1 for one sample and -1 for the other, the distance is -s' D s, up to a factor.
-    """
-    rows = torch.randperm(len(first))[:_JOINT_DRAWS]
-    pooled = torch.cat([first[rows], second[rows]])
-    scaled = pooled / pooled.std(dim=0).clamp(min=1e-12)
-    between = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
-    signs = torch.ones(len(pooled), dtype=pooled.dtype)
-    signs[len(rows) :] = -1
-    observed = -(signs @ between @ signs)
-    order = torch.rand(num_permutations, len(pooled)).argsort(dim=1)
-    shuffled = signs[order]
-    distances = -((shuffled @ between) * shuffled).sum(dim=1)
-    # Equal distances tie, whatever the order of their sums.
-    rounding = torch.finfo(between.dtype).eps * between.sum()
-    return float(1 + (distances >= observed - rounding).sum()) / (1 + num_permutations)

@@ -107,7 +107,7 @@ class Calibration(Result):
     @property
     def adjusted(self) -> Float64[Tensor, " quantities"]:
         """P-values after Holm: rejecting those below a rate has that rate for all together."""
-        return holm(self.p_values)
+        return stats.holm(self.p_values)
 
     @property
     def location(self) -> Estimate:
@@ -370,28 +370,3 @@ def _squares(num_samples: int) -> Tensor:
     ranks = torch.arange(num_samples + 1, dtype=torch.float64)
     squares = (ranks - ranks.mean()).square()
     return squares / squares.mean()
-
-
-def holm(p_values: Float64[Tensor, " quantities"]) -> Float64[Tensor, " quantities"]:
-    """P-values adjusted for their number, whatever depends on what.
-
-    Rejecting those below a rate falsely rejects any with at most that probability.
-
-    Arguments:
-        p_values: One a hypothesis.
-
-    Returns:
-        Adjusted ones, at least as large, at most 1, in the same order.
-
-    References:
-        | A Simple Sequentially Rejective Multiple Test Procedure (Holm, 1979)
-        | https://www.jstor.org/stable/4615733
-
-    Example:
-        >>> holm(torch.tensor([0.5, 0.25, 0.125], dtype=torch.float64))
-        tensor([0.5000, 0.5000, 0.3750], dtype=torch.float64)
-    """
-    ordered, order = p_values.sort()
-    remaining = torch.arange(len(ordered), 0, -1)
-    adjusted = (ordered * remaining).cummax(dim=0).values.clamp(max=1)
-    return torch.empty_like(adjusted).scatter_(0, order, adjusted)

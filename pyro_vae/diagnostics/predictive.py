@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import no_guide, prepared
 from ..evidence.weights import rows_at_once
@@ -44,7 +45,6 @@ from ..programs import (
 from ..progress import progress_bar
 from ..randomness import forked
 from ..results import Result
-from .calibration import holm
 from .statistics import Statistic, default_statistics
 
 _MEMORY = 256.0  # mebibytes of a program's intermediate results
@@ -98,7 +98,7 @@ class PredictiveCheck(Result):
     @property
     def adjusted(self) -> Float64[Tensor, " statistics"]:
         """P-values after Holm: rejecting those below a rate has that rate for all together."""
-        return holm(self.p_values.value)
+        return stats.holm(self.p_values.value)
 
     @property
     def observed_by_name(self) -> dict[str, float]:
@@ -243,36 +243,6 @@ def predictive_check(
     result = _held_against(functions, observed, replicated, keep_constant=statistics is not None)
     conditions = runs[0].program.conditions
     return PredictiveCheck(*result, latents, conditions)
-
-
-def tail_share(
-    observed: Float[Tensor, ""], replicated: Float[Tensor, " draws"], *, two_sided: bool
-) -> Estimate:
-    r"""The p-value of one number among others, with its Monte Carlo error.
-
-    .. math:: \hat q = \frac{1 + \#\{r : t_r \ge t\}}{R + 1}, \qquad
-        \text{error}^2 = \hat q (1 - \hat q) / R
-
-    Arguments:
-        observed: :math:`t`.
-        replicated: :math:`t_r`, `(draws,)`.
-        two_sided: Whether to take twice the smaller of both tails; ties count for both.
-
-    Returns:
-        A p-value, exact for any number of draws; the error is that of estimating what infinitely
-        many draws would give.
-
-    Example:
-        >>> value, _ = tail_share(torch.tensor(5.0), torch.arange(9.0), two_sided=False)
-        >>> float(value)
-        0.5
-    """
-    above, below = (replicated >= observed).sum(), (replicated <= observed).sum()
-    count = torch.minimum(above, below) if two_sided else above
-    sides = 2 if two_sided else 1
-    share = (1 + count.double()) / (len(replicated) + 1)
-    error = sides * (share * (1 - share) / len(replicated)).sqrt()
-    return Estimate((sides * share).clamp(max=1), error)
 
 
 class _Run(NamedTuple):
@@ -429,7 +399,7 @@ def _held_against(
         column = _largest_deviation(stacked) if vector else stacked
         names.append(name if not vector else f"{name} (largest deviation, sd)")
         columns.append(column)
-        p_values.append(tail_share(column[0], column[1:], two_sided=not vector))
+        p_values.append(stats.tail_probability(column[0], column[1:], two_sided=not vector))
     if not names:
         raise ValueError("every statistic is the same for all data sets; pass others")
     table = torch.stack(columns, dim=1)

@@ -21,8 +21,6 @@ from .measures import MutualInformation as MutualInformation
 from .measures import RankCorrelation as RankCorrelation
 from .measures import correlation as correlation
 from .measures import dependence as dependence
-from .tails import FalseAlarms as FalseAlarms
-from .tails import FalseDiscoveries as FalseDiscoveries
 from .tails import Outliers as Outliers
 from .tails import Tail as Tail
 from .tails import outliers as outliers
@@ -37,8 +35,6 @@ __all__ = [
     "Correlation",
     "Dependence",
     "Explanation",
-    "FalseAlarms",
-    "FalseDiscoveries",
     "Imputation",
     "Linear",
     "MutualInformation",

@@ -13,7 +13,7 @@ also for estimates of log p(y) that are noisy or biased, which cost power and no
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,85 +38,6 @@ class Tail(Enum):
 
     LOW = "of low density"
     BOTH = "of low or unusually high density"
-
-
-@runtime_checkable
-class Control(Protocol):
-    """Which tail probabilities are small enough."""
-
-    def __call__(self, p_values: Tensor) -> Tensor:
-        """Flags, shaped like the tail probabilities."""
-
-
-@dataclass(frozen=True)
-class FalseDiscoveries:
-    r"""At most this share of what is flagged is no outlier, on average (Benjamini-Hochberg).
-
-    .. math:: \hat p_{(k)} \le \frac{k}{N} \alpha
-
-    for the largest such k; valid too for data that share their reference.
-
-    Arguments:
-        rate: :math:`\alpha`, between 0 and 1.
-
-    References:
-        | Controlling the False Discovery Rate (Benjamini & Hochberg, 1995)
-        | https://doi.org/10.1111/j.2517-6161.1995.tb02031.x
-        | Testing for Outliers with Conformal p-values (Bates et al., 2023)
-        | https://arxiv.org/abs/2104.08279
-
-    Example:
-        >>> FalseDiscoveries(0.1)(torch.tensor([0.04, 0.5, 0.06]))
-        tensor([ True, False,  True])
-    """
-
-    rate: float = 0.05
-
-    def __post_init__(self) -> None:
-        _check_rate(self.rate)
-
-    def __str__(self) -> str:
-        return f"a rate of {self.rate:.2g} of false discoveries"
-
-    def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-        """Flags the data up to the last one below its line."""
-        ordered = p_values.double().sort().values
-        lines = torch.arange(1, len(ordered) + 1).to(ordered) * self.rate / len(ordered)
-        # Ranks over R + 1 can stand on their lines exactly, and count; float32 rounds them.
-        below = (ordered <= lines * (1 + torch.finfo(p_values.dtype).eps)).nonzero()
-        if not len(below):
-            return torch.zeros_like(p_values, dtype=torch.bool)
-        return p_values.double() <= ordered[below[-1]]
-
-
-@dataclass(frozen=True)
-class FalseAlarms:
-    r"""A datum that is no outlier is flagged with at most this probability, each by itself.
-
-    Arguments:
-        rate: Between 0 and 1.
-
-    Example:
-        >>> FalseAlarms(0.05)(torch.tensor([0.04, 0.5, 0.06]))
-        tensor([ True, False, False])
-    """
-
-    rate: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check_rate(self.rate)
-
-    def __str__(self) -> str:
-        return f"a rate of {self.rate:.2g} of false alarms"
-
-    def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-        """Flags tail probabilities up to the rate."""
-        return p_values <= self.rate
-
-
-def _check_rate(rate: float) -> None:
-    if not 0 < rate < 1:
-        raise ValueError(f"a rate is a share between 0 and 1, got {rate}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,13 +90,14 @@ class Outliers(PerDatum):
         reference = self.reference.unique(dim=1).flatten()  # once for each pattern of holes
         return plot_outliers(self.log_p.value, self.value, reference, self.flagged())
 
-    def flagged(self, control: Control | None = None) -> Bool[Tensor, " batch"]:
+    def flagged(self, control: stats.Control | None = None) -> Bool[Tensor, " batch"]:
         """Data that are called outliers.
 
         Arguments:
-            control: :class:`FalseDiscoveries` at 5% by default, or :class:`FalseAlarms`.
+            control: :class:`pyro_vae.stats.FalseDiscoveries` at 5% by default, or
+                :class:`pyro_vae.stats.FalseAlarms`.
         """
-        return (control or FalseDiscoveries())(self.tail_probability.value)
+        return (control or stats.FalseDiscoveries())(self.tail_probability.value)
 
     def most_extreme(self, number: int = 10) -> Tensor:
         """Positions of the data furthest out, the furthest first; ties by log p."""
@@ -183,9 +105,9 @@ class Outliers(PerDatum):
         order = self.tail_probability.value[by_density].argsort(stable=True)
         return by_density[order][:number]
 
-    def summary(self, control: Control | None = None) -> str:
+    def summary(self, control: stats.Control | None = None) -> str:
         """How many are flagged, and what could have been."""
-        how = control or FalseDiscoveries()
+        how = control or stats.FalseDiscoveries()
         number, size = int(self.flagged(how).sum()), len(self.reference)
         lowest = self.tail_probability.value * (size + 1) <= (1 if self.tail is Tail.LOW else 2)
         beyond = int((lowest & ~self.flagged(how)).sum())
@@ -334,21 +256,15 @@ def _tails(
     scored: LogMarginal, reference: Float[Tensor, "reference batch"], tail: Tail
 ) -> Estimate:
     """Tail probabilities, and by how much they could be off."""
-    size = len(reference)
-    value = _tail(scored.value, reference, tail)
-    share = value / (1 if tail is Tail.LOW else 2)
+    value, counted = _ranked(scored.value, reference, tail)
     # Of the finite reference, and of moving log p of the datum by one standard error.
-    counted = (share * (1 - share) / size).clamp(min=0).sqrt() * (value / share)
-    moved = _tail(scored.value + scored.error, reference, tail) - _tail(
-        scored.value - scored.error, reference, tail
+    higher, lower = (
+        _ranked(scored.value + sign * scored.error, reference, tail).value for sign in (1, -1)
     )
-    return Estimate(value, torch.hypot(counted, moved / 2))
+    return Estimate(value, torch.hypot(counted, (higher - lower) / 2))
 
 
-def _tail(score: Tensor, reference: Tensor, tail: Tail) -> Tensor:
-    slack = stats.rounding(score)  # the same datum ties with itself, whatever batch it stood in
-    below = (1 + (reference <= score + slack).sum(dim=0)).double() / (len(reference) + 1)
-    if tail is Tail.LOW:
-        return below
-    above = (1 + (reference >= score - slack).sum(dim=0)).double() / (len(reference) + 1)
-    return (2 * torch.minimum(below, above)).clamp(max=1)
+def _ranked(score: Tensor, reference: Tensor, tail: Tail) -> Estimate:
+    # The same datum ties with itself, whatever batch it stood in.
+    tolerance, both = stats.rounding(score), tail is Tail.BOTH
+    return stats.tail_probability(-score, -reference, two_sided=both, tolerance=tolerance)

@@ -42,6 +42,12 @@ from .excess import MAX_ERROR as MAX_ERROR
 from .excess import MAX_SKEWNESS as MAX_SKEWNESS
 from .excess import TailError as TailError
 from .excess import tail_error as tail_error
+from .p_values import Control as Control
+from .p_values import FalseAlarms as FalseAlarms
+from .p_values import FalseDiscoveries as FalseDiscoveries
+from .p_values import energy_test as energy_test
+from .p_values import holm as holm
+from .p_values import tail_probability as tail_probability
 from .ranks import Band as Band
 from .ranks import rank_band as rank_band
 from .ranks import rank_p_value as rank_p_value

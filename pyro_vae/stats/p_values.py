@@ -1,0 +1,220 @@
+r"""P-values that hold for any number of draws, and what is rejected when there are many.
+
+If a number is exchangeable with n reference numbers, its rank among them is uniform, and
+
+.. math:: \hat p = \frac{1 + \#\{r : t_r \ge t\}}{n + 1}
+
+is at most :math:`\alpha` with a probability of at most :math:`\alpha`: for any n, and whatever the
+number measures. The reference may be simulated data, held-out data, or the same draws with their
+labels permuted.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .._types import Estimate
+
+
+def tail_probability(
+    observed: Float[Tensor, "*batch"],
+    reference: Float[Tensor, "draws *batch"],
+    *,
+    two_sided: bool = False,
+    tolerance: float | Tensor = 0.0,
+) -> Estimate:
+    r"""The share of reference numbers that are at least as large, with its Monte Carlo error.
+
+    .. math:: \hat p = \frac{1 + \#\{r : t_r \ge t\}}{R + 1}, \qquad
+        \text{error}^2 = \hat p (1 - \hat p) / R
+
+    Arguments:
+        observed: :math:`t`, `(*batch,)`.
+        reference: :math:`t_r`, `(draws, *batch)`.
+        two_sided: Whether to take twice the smaller of both tails; ties count for both.
+        tolerance: Numbers that differ by no more are ties: what rounding may do to them.
+
+    Returns:
+        P-values, `(*batch,)`, exact for any number of draws; the error is that of estimating what
+        infinitely many draws would give.
+
+    Raises:
+        ValueError: If there is no reference number.
+
+    Example:
+        >>> tail_probability(torch.tensor(5.0), torch.arange(9.0)).value
+        tensor(0.5000, dtype=torch.float64)
+    """
+    if len(reference) < 1:
+        raise ValueError("a rank needs at least 1 reference number, got 0")
+    count = (reference >= observed - tolerance).sum(dim=0)
+    sides = 2 if two_sided else 1
+    if two_sided:
+        count = torch.minimum(count, (reference <= observed + tolerance).sum(dim=0))
+    share = (1 + count.double()) / (len(reference) + 1)
+    error = sides * (share * (1 - share) / len(reference)).sqrt()
+    return Estimate((sides * share).clamp(max=1), error)
+
+
+def energy_test(
+    first: Float[Tensor, "first latents"],
+    second: Float[Tensor, "second latents"],
+    num_permutations: int = 199,
+    *,
+    generator: torch.Generator | None = None,
+) -> tuple[Estimate, float]:
+    r"""Tests whether two independent samples are of one distribution, by their energy distance.
+
+    .. math:: \mathcal{E} = 2 \, \mathbb{E} |x - y| - \mathbb{E} |x - x'| - \mathbb{E} |y - y'| ,
+        \qquad h = \mathcal{E} \,/\, 2 \, \mathbb{E} |x - y|
+
+    zero if and only if both are the same; with signs :math:`s_i = 1/n` for one sample and
+    :math:`-1/m` for the other, it is :math:`-s^\top D s`. Every column counts in units of its
+    standard deviation over both samples, which no permutation of the labels changes.
+
+    Arguments:
+        first: One sample, `(first, latents)`, of independent draws.
+        second: The other.
+        num_permutations: Permutations of the labels; no p-value is below 1 / (permutations + 1).
+        generator: What permutations are drawn from; torch's own by default.
+
+    Returns:
+        The p-value with its Monte Carlo error, exact for any sizes, and the distance h as a share
+        of the largest, from 0 to 1.
+
+    Raises:
+        ValueError: If a sample has fewer than two draws.
+
+    References:
+        | Testing for Equal Distributions in High Dimension (Székely & Rizzo, 2004)
+        | Energy Statistics: A Class of Statistics Based on Distances (Székely & Rizzo, 2013)
+        | https://doi.org/10.1016/j.jspi.2013.03.018
+
+    Example:
+        >>> p_value, distance = energy_test(torch.zeros(20, 1), torch.ones(20, 1), 99)
+        >>> float(p_value.value), distance
+        (0.01, 1.0)
+    """
+    sizes = len(first), len(second)
+    if min(sizes) < 2:
+        raise ValueError(f"two samples of at least 2 draws can be compared, got {sizes}")
+    pooled = torch.cat([first, second]).double()
+    scaled = pooled / pooled.std(dim=0).clamp(min=torch.finfo(pooled.dtype).tiny)
+    between = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
+    signs = torch.ones_like(pooled[:, 0]) / sizes[0]
+    signs[sizes[0] :] = -1 / sizes[1]
+    noise = torch.rand(num_permutations, len(pooled), generator=generator).to(pooled.device)
+    every = torch.cat([signs[None], signs[noise.argsort(dim=1)]])
+    distances = -((every @ between) * every).sum(dim=1)
+    apart = 2 * between[: sizes[0], sizes[0] :].mean()
+    share = min(1.0, max(0.0, float(distances[0] / apart))) if bool(apart > 0) else 0.0
+    # Equal distances tie, whatever the order of their sums.
+    tolerance = torch.finfo(between.dtype).eps * between.sum() / min(sizes) ** 2
+    return tail_probability(distances[0], distances[1:], tolerance=tolerance), share
+
+
+def holm(p_values: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
+    """P-values adjusted for their number, whatever depends on what.
+
+    Rejecting those below a rate falsely rejects any with at most that probability.
+
+    Arguments:
+        p_values: One per hypothesis.
+
+    Returns:
+        Adjusted ones, at least as large, at most 1, in the same order.
+
+    References:
+        | A Simple Sequentially Rejective Multiple Test Procedure (Holm, 1979)
+        | https://www.jstor.org/stable/4615733
+
+    Example:
+        >>> holm(torch.tensor([0.5, 0.25, 0.125], dtype=torch.float64))
+        tensor([0.5000, 0.5000, 0.3750], dtype=torch.float64)
+    """
+    ordered, order = p_values.sort()
+    remaining = torch.arange(len(ordered), 0, -1, device=ordered.device)
+    adjusted = (ordered * remaining).cummax(dim=0).values.clamp(max=1)
+    return torch.empty_like(adjusted).scatter_(0, order, adjusted)
+
+
+@runtime_checkable
+class Control(Protocol):
+    """Which of many p-values are small enough."""
+
+    def __call__(self, p_values: Tensor) -> Tensor:
+        """Flags, shaped like the p-values."""
+
+
+@dataclass(frozen=True)
+class FalseDiscoveries:
+    r"""At most this share of what is flagged is flagged falsely, on average (Benjamini-Hochberg).
+
+    .. math:: \hat p_{(k)} \le \frac{k}{N} \alpha
+
+    for the largest such k; valid too for data that share their reference.
+
+    Arguments:
+        rate: :math:`\alpha`, between 0 and 1.
+
+    References:
+        | Controlling the False Discovery Rate (Benjamini & Hochberg, 1995)
+        | https://doi.org/10.1111/j.2517-6161.1995.tb02031.x
+        | Testing for Outliers with Conformal p-values (Bates et al., 2023)
+        | https://arxiv.org/abs/2104.08279
+
+    Example:
+        >>> FalseDiscoveries(0.1)(torch.tensor([0.04, 0.5, 0.06]))
+        tensor([ True, False,  True])
+    """
+
+    rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate)
+
+    def __str__(self) -> str:
+        return f"a rate of {self.rate:.2g} of false discoveries"
+
+    def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+        """Flags the data up to the last one below its line."""
+        ordered = p_values.double().sort().values
+        lines = torch.arange(1, len(ordered) + 1).to(ordered) * self.rate / len(ordered)
+        # Ranks over R + 1 can stand on their lines exactly, and count; float32 rounds them.
+        below = (ordered <= lines * (1 + torch.finfo(p_values.dtype).eps)).nonzero()
+        if not len(below):
+            return torch.zeros_like(p_values, dtype=torch.bool)
+        return p_values.double() <= ordered[below[-1]]
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    r"""Each datum by itself is flagged falsely with at most this probability.
+
+    Arguments:
+        rate: Between 0 and 1.
+
+    Example:
+        >>> FalseAlarms(0.05)(torch.tensor([0.04, 0.5, 0.06]))
+        tensor([ True, False, False])
+    """
+
+    rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate)
+
+    def __str__(self) -> str:
+        return f"a rate of {self.rate:.2g} of false alarms"
+
+    def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+        """Flags p-values up to the rate."""
+        return p_values <= self.rate
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 < rate < 1:
+        raise ValueError(f"a rate is a share between 0 and 1, got {rate}")
