@@ -60,8 +60,8 @@ def hmc(temperatures: int, *, compile: bool | None) -> Answer:
 
     def answer(loadings: Tensor, y: Tensor, seconds: float) -> Tensor:
         model = model_of(loadings)
-        with prepared(model, prior_of, y, 0) as (program, posterior, batch):
-            return method(program, posterior, batch, seed=0, progress=False).value
+        with prepared(model, prior_of, y, 0) as inference:
+            return method(inference, seed=0, progress=False).value
 
     return answer
 

@@ -347,7 +347,8 @@ def inference_gap(
         [True, True]
     """
     estimate = Tightest(num_samples) if estimator is None else estimator
-    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+    with prepared(model, guide, data, seed, given) as inference:
+        program, posterior, batch = inference
         program.require_latents()
         fit = partial(
             best_of_family, program, batch,
@@ -357,7 +358,7 @@ def inference_gap(
         best = fit(family, starts(program, posterior, batch, family))
         star = FamilyPosterior(family, best.parameters)
         apart = stream(seed, "evidence")  # log p(y) shares no draw with the ELBOs
-        marginal = estimate(program, star, batch, seed=apart, progress=progress)
+        marginal = estimate(inference._replace(posterior=star), seed=apart, progress=progress)
         others = {
             name: fit(other, starts(program, star, batch, other))
             for name, other in (families or {}).items()
@@ -366,11 +367,9 @@ def inference_gap(
             FamilyPosterior(other, others[name].parameters)
             for name, other in (families or {}).items()
         ]
-        weigh = partial(
-            ImportanceSampling(num_samples).weights, program, batch=batch, seed=seed,
-            progress=progress,
-        )  # fmt: skip
-        pieces = zip(*(weigh(posterior=one) for one in posteriors), strict=True)
+        weigh = partial(ImportanceSampling(num_samples).weights, seed=seed, progress=progress)
+        weights = (weigh(inference._replace(posterior=one)) for one in posteriors)
+        pieces = zip(*weights, strict=True)
         averages = [join(list(parts)) for parts in zip(*map(_averages, pieces), strict=True)]
         edges = edge_doubts(program, batch)
     doubts = {**marginal.doubts, **edges}

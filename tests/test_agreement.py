@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae._types import Batch
-from pyro_vae.evidence import Bound, LogMarginal
+from pyro_vae.evidence import Bound, Inference, LogMarginal
 from pyro_vae.evidence.exact import ClosedForm
 from pyro_vae.evidence.quadrature import Quadrature
 from pyro_vae.evidence.validation import CrossCheck, cross_check
-from pyro_vae.guides import Posterior
-from pyro_vae.programs import Program
 from pyro_vae.results import Doubt
 from tests.helpers.cases import gamma
 from tests.helpers.factor_analysis import WEAK, mean_field_program, model_of
@@ -33,18 +30,10 @@ class Planted:
     num_samples: int = 2000
     reliable: bool = True
 
-    def __call__(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int,
-        progress: bool | None,
-    ) -> LogMarginal:
+    def __call__(self, inference: Inference, *, seed: int, progress: bool | None) -> LogMarginal:
         """The estimate, shifted."""
         method = pv.ImportanceSampling(self.num_samples)
-        found = method(program, posterior, batch, seed=seed, progress=progress)
+        found = method(inference, seed=seed, progress=progress)
         doubts = {} if self.reliable else {Doubt.OTHER: torch.ones_like(found.reliable)}
         return replace(found, value=found.value + self.shift, bound=self.bound, doubts=doubts)
 
@@ -89,12 +78,9 @@ class Biased:
     squares: float
     error: float = 0.8
 
-    def __call__(
-        self, program: Program, posterior: Posterior, batch: Batch, *, seed: int,
-        progress: bool | None,
-    ) -> LogMarginal:  # fmt: skip
+    def __call__(self, inference: Inference, *, seed: int, progress: bool | None) -> LogMarginal:
         """The shifted answer."""
-        exact = ClosedForm()(program, posterior, batch)
+        exact = ClosedForm()(inference)
         error = torch.full_like(exact.error, self.error)
         value = exact.value + self.squares * error.square()
         return replace(exact, value=value, error=error, bound=self.bound)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import Bound, LogMarginal, annealing, hamiltonian
+from pyro_vae.evidence import Bound, Inference, LogMarginal, annealing, hamiltonian
 from pyro_vae.evidence.annealing import (
     Adaptive,
     AnnealedImportanceSampling,
@@ -47,8 +47,8 @@ def estimate(
 ) -> LogMarginal:
     """The estimate without its warning: many of these runs are short on purpose."""
     guide = MODEL if guide is None else guide
-    with pv.evidence.prepared(MODEL, guide, y, seed) as (program, posterior, batch):
-        return method(program, posterior, batch, seed=seed, progress=False)
+    with pv.evidence.prepared(MODEL, guide, y, seed) as inference:
+        return method(inference, seed=seed, progress=False)
 
 
 # Exact answers
@@ -223,9 +223,9 @@ def test_idioms_agree_with_importance_sampling(name: str) -> None:
     batch = case.data()
     method = AnnealedImportanceSampling(30, num_temperatures=30, leapfrog_steps=3)
     with pv.evidence.prepared(case.program, case.program, batch, 0) as (program, _, rows):
-        origin = Prior(program, rows)
-        ours = method(program, origin, rows, seed=0)
-        theirs = pv.ImportanceSampling(20_000)(program, origin, rows, seed=0)
+        inference = Inference(program, Prior(program, rows), rows)
+        ours = method(inference, seed=0)
+        theirs = pv.ImportanceSampling(20_000)(inference, seed=0)
     off = (ours.value - theirs.value).abs() / (ours.error**2 + theirs.error**2).sqrt()
     assert (off < 6).all(), off
 
@@ -243,9 +243,9 @@ def test_discrete_latents_are_summed_out() -> None:
     y = torch.tensor([-2.0, 0.5, 3.0])
     scale = 1.25**0.5
     parts = [math.log(p) + dist.Normal(m, scale).log_prob(y) for p, m in ((0.7, -2.0), (0.3, 2.0))]
-    with pv.evidence.prepared(model, model, y, 0) as (program, posterior, batch):
+    with pv.evidence.prepared(model, model, y, 0) as inference:
         result = AnnealedImportanceSampling(num_temperatures=100, leapfrog_steps=4)(
-            program, posterior, batch, seed=0
+            inference, seed=0
         )
     off = (result.value - torch.stack(parts).logsumexp(dim=0)).abs()
     assert (off < 8 * result.error + 0.02).all()
@@ -350,8 +350,8 @@ def test_guide_needs_a_tenth_of_the_temperatures() -> None:
     distant = AnnealedImportanceSampling(num_temperatures=400, start=StartFromPrior())
     errors = []
     for method in (guided, distant):
-        with pv.evidence.prepared(model, guide, y, 0) as (program, posterior, batch):
-            value = method(program, posterior, batch, seed=0).value
+        with pv.evidence.prepared(model, guide, y, 0) as inference:
+            value = method(inference, seed=0).value
         errors.append((value - facts.log_evidence(y)).square().mean().sqrt())
     assert errors[0] < errors[1]
 

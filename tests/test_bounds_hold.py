@@ -88,8 +88,8 @@ def excess(name: str, seed: int) -> Tensor:
     """How far each repeat is above log p of the set, in nats, `(repeats,)`."""
     y = DATA.repeat(REPEATS, 1)
     guide = mean_field_guide(FACTS, MODEL) if name == "annealing-guide" else broad_guide()
-    with prepared(MODEL, guide, y, seed) as (program, posterior, batch):
-        found = LOWER[name].estimator(program, posterior, batch, seed=seed, progress=False)
+    with prepared(MODEL, guide, y, seed) as inference:
+        found = LOWER[name].estimator(inference, seed=seed, progress=False)
     assert found.bound is Bound.LOWER
     return totals(found.value - FACTS.log_evidence(y))
 

@@ -51,10 +51,9 @@ same = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
 def test_log_weights(program: str, map: str, family: str) -> None:
     """Log p(y, z) written by hand, less log q(z) written by hand, at the draws that were taken."""
     case, batch, guide = made(program, map, family)
-    with prepared(case.program, guide, batch, 0) as (structure, posterior, _):
-        blocks = pv.ImportanceSampling(4).blocks(
-            structure, posterior, batch, seed=0, progress=False
-        )
+    with prepared(case.program, guide, batch, 0) as inference:
+        posterior = inference.posterior
+        blocks = pv.ImportanceSampling(4).blocks(inference, seed=0, progress=False)
         for block in blocks:
             z, part = block.z, tuple(tensor[block.rows] for tensor in batch)
             parameters = posterior.parameters[block.rows]  # type: ignore[attr-defined]

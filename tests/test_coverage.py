@@ -144,8 +144,8 @@ def estimate(
     family: Family, y: Tensor, quality: Tensor, num_samples: int, seed: int
 ) -> LogMarginal:
     """Without the warnings of the entry point."""
-    with prepared(family.model, family.guide, (y, quality), seed) as (program, posterior, batch):
-        return ImportanceSampling(num_samples)(program, posterior, batch, seed=seed)
+    with prepared(family.model, family.guide, (y, quality), seed) as inference:
+        return ImportanceSampling(num_samples)(inference, seed=seed)
 
 
 def covered(family: Family, y: Tensor, result: LogMarginal, width: float = 1.96) -> Tensor:

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import stats
-from pyro_vae.evidence import Bound, Evaluation, LogMarginal, Weights, evaluate, posterior_means
+from pyro_vae.evidence import (
+    Bound,
+    Evaluation,
+    Inference,
+    LogMarginal,
+    Weights,
+    evaluate,
+    posterior_means,
+)
 from pyro_vae.results import Doubt
 from tests.helpers.factor_analysis import (
     WEAK,
@@ -476,10 +484,8 @@ def test_weights_add_up() -> None:
 def test_an_estimator_of_ones_own() -> None:
     """Anything that can be called as an estimator is one."""
 
-    def exact(
-        program: Any, posterior: Any, batch: Any, *, seed: int, progress: bool | None
-    ) -> LogMarginal:
-        value = FACTS.log_evidence(batch[0])
+    def exact(inference: Inference, *, seed: int, progress: bool | None) -> LogMarginal:
+        value = FACTS.log_evidence(inference.batch[0])
         nothing = torch.full_like(value, torch.nan)
         points = torch.ones_like(value, dtype=torch.int64)
         return LogMarginal(value, 0 * value, nothing, nothing, points, Bound.EXACT, "by hand")

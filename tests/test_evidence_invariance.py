@@ -19,7 +19,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae._types import Batch, ProgramLike
+from pyro_vae._types import ProgramLike
 from pyro_vae.data import Dataset
 from pyro_vae.evidence import (
     AnnealedImportanceSampling,
@@ -36,9 +36,7 @@ from pyro_vae.evidence import (
     log_marginal_of,
     prepared,
 )
-from pyro_vae.evidence.weights import weigh
-from pyro_vae.guides import Posterior
-from pyro_vae.programs import Program
+from pyro_vae.evidence.weights import Inference, weigh
 from tests.helpers.factor_analysis import mean_field_net
 from tests.helpers.memory import LiveBytes
 from tests.helpers.statistics import FACTS, FactorAnalysis
@@ -59,8 +57,8 @@ def elbo(case: "Case") -> Tensor:
 
 def marginal(make: Callable[[float], Estimator], case: "Case") -> Tensor:
     """All that an estimator says of each datum, `(data, 5)`, by what makes it for a budget."""
-    with prepared(case.model, case.guide, case.y, case.seed) as (program, posterior, batch):
-        found = make(case.memory)(program, posterior, batch, seed=case.seed, progress=False)
+    with prepared(case.model, case.guide, case.y, case.seed) as inference:
+        found = make(case.memory)(inference, seed=case.seed, progress=False)
     columns = (found.value, found.error, found.ess, found.pareto_k, found.num_samples)
     return torch.stack([column.double() for column in columns], dim=-1)
 
@@ -240,10 +238,9 @@ def test_changes_do_not_matter(name: str, change: str, seed: int) -> None:
         assert_same(expected[:1], expected[1:2])
 
 
-def one_stream(
-    program: Program, posterior: Posterior, batch: Batch, *, seed: int, progress: bool | None
-) -> LogMarginal:
+def one_stream(inference: Inference, *, seed: int, progress: bool | None) -> LogMarginal:
     """Importance sampling with one stream for all data: wrong."""
+    program, posterior, batch = inference
     torch.manual_seed(seed)
     return log_marginal_of(weigh(program, *posterior.draw(40), batch, 1024))
 
@@ -357,9 +354,9 @@ def peak(method: Estimator, num_data: int) -> float:
     guide = pv.Guide(model, pv.Encoder(nn.Linear(300, 4)))
     with (
         LiveBytes() as live,
-        prepared(model, guide, torch.zeros(num_data, 300), 0) as (program, posterior, batch),
+        prepared(model, guide, torch.zeros(num_data, 300), 0) as inference,
     ):
-        method(program, posterior, batch, seed=0, progress=False)
+        method(inference, seed=0, progress=False)
     return live.peak / 2**20
 
 

@@ -169,8 +169,8 @@ def test_no_mass_is_missed_where_the_prior_is_the_posterior(seed: int) -> None:
 
     y = torch.randn(40, 5)
     guide = pv.Guide(unused, pv.GlobalParameters(), example=y)
-    with prepared(unused, guide, y, seed) as (program, posterior, batch):
-        result = pv.Tightest(200).sampled(program, posterior, batch, seed=seed)
+    with prepared(unused, guide, y, seed) as inference:
+        result = pv.Tightest(200).sampled(inference, seed=seed)
     assert result.method == "importance sampling"
     assert bool(result.reliable.all())
 

@@ -44,8 +44,8 @@ PROPOSALS: dict[str, Proposal] = {
 
 def estimate(method: ImportanceSampling, y: Tensor, seed: int) -> LogMarginal:
     """Without the warnings of the entry point."""
-    with prepared(MODEL, MEAN_FIELD, y, seed) as (program, posterior, batch):
-        return method(program, posterior, batch, seed=seed)
+    with prepared(MODEL, MEAN_FIELD, y, seed) as inference:
+        return method(inference, seed=seed)
 
 
 def gamma_poisson(y: Tensor) -> None:
@@ -217,10 +217,8 @@ def test_until_names_the_datum_that_has_no_density() -> None:
             pyro.factor("term", torch.where(y[:, 0] == 7, torch.nan, -z.square().sum(-1)))
 
     y = torch.arange(5.0, 10.0)[:, None].expand(-1, 4)
-    with prepared(broken, prior_guide, y, 0) as (program, posterior, batch):
-        sampling = ImportanceSampling(30)._sampling(
-            program, posterior, batch, seed=0, progress=False
-        )
+    with prepared(broken, prior_guide, y, 0) as inference:
+        sampling = ImportanceSampling(30)._sampling(inference, seed=0, progress=False)
         assert len(list(sampling.of_rows(torch.tensor([4, 1])).weights(60))) == 1
         with pytest.raises(FloatingPointError, match="of datum 2,"):
             list(sampling.of_rows(torch.tensor([4, 2])).weights(60))

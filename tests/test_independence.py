@@ -172,8 +172,8 @@ def evidence(
     """A call of an estimator, without the warning that draws are few."""
 
     def call() -> object:
-        with pv.evidence.prepared(model, guide, data, 0) as (program, posterior, batch):
-            return estimator(program, posterior, batch, seed=0, progress=False)
+        with pv.evidence.prepared(model, guide, data, 0) as inference:
+            return estimator(inference, seed=0, progress=False)
 
     return call
 

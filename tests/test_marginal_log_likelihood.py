@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyro_vae import GlobalParameters, Guide, ImportanceSampling
-from pyro_vae.evidence import LogMarginal
-from pyro_vae.guides import Posterior
+from pyro_vae.evidence import Inference, LogMarginal
 from pyro_vae.inference_data import marginal_log_likelihood, to_inference_data
-from pyro_vae.programs import Program
 from pyro_vae.stats import log_marginal
 from tests.helpers.inference_data import (
     NAMES,
@@ -90,15 +88,9 @@ def deviations(found: Tensor, expected: Tensor, log_likelihood: Tensor) -> Tenso
 FEW = ImportanceSampling(2)
 
 
-def conditional(
-    program: Program,
-    posterior: Posterior,
-    batch: tuple[Tensor, ...],
-    *,
-    seed: int,
-    progress: bool | None,
-) -> LogMarginal:
+def conditional(inference: Inference, *, seed: int, progress: bool | None) -> LogMarginal:
     """Log p(y_n | mean), exactly: an estimator for tests that need many draws of the mean."""
+    program, _, batch = inference
     value = dist.Normal(program.fixed["mean"], WIDTH).log_prob(batch[0])
     zero = torch.zeros_like(value)
     return LogMarginal(value, zero, zero, zero, torch.ones_like(value, dtype=torch.int64))

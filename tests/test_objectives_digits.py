@@ -68,8 +68,8 @@ def test_bounds_are_in_order_on_digits(seed: int) -> None:
         8, num_temperatures=100, schedule=Linear(), start=StartFromGuide()
     )
     bounds = {f"L_{size}": bound(model, guide, y, size) for size in (1, 5, 50)}
-    with prepared(model, guide, y, seed) as (program, posterior, batch):
-        bounds["annealing"] = method(program, posterior, batch, seed=seed).value
+    with prepared(model, guide, y, seed) as inference:
+        bounds["annealing"] = method(inference, seed=seed).value
     print({name: round(float(value.mean()), 3) for name, value in bounds.items()})
     limit = stats.norm.isf(FALSE_ALARM)
     for low, high in pairwise(bounds):

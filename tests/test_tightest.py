@@ -57,8 +57,8 @@ Y = torch.tensor([1.8, 2.2, 2.6], dtype=torch.float64)
 
 def climb(ladder: pv.Tightest, seed: int) -> Any:
     """Without the warnings of the entry point."""
-    with prepared(two_modes, one_mode, Y, seed) as (program, posterior, batch):
-        return ladder(program, posterior, batch, seed=seed, progress=False)
+    with prepared(two_modes, one_mode, Y, seed) as inference:
+        return ladder(inference, seed=seed, progress=False)
 
 
 def test_equal_weights_on_one_of_two_modes_are_not_accepted(seed: int) -> None:
@@ -109,8 +109,8 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asserted(ladder: pv.Tightest) -> None:
     """Every number of a datum is that of one way."""
-    with prepared(model_of(WEAK), lambda y: None, WEAK.sample(4), 0) as parts:
-        found = ladder.sampled(*parts)
+    with prepared(model_of(WEAK), lambda y: None, WEAK.sample(4), 0) as inference:
+        found = ladder.sampled(inference)
     expected = torch.tensor([1.0, 2.0, 1.0, 5.0])
     for name, shift in (("value", 0.0), ("error", 0.1), ("ess", 0.2), ("pareto_k", 0.3)):
         torch.testing.assert_close(getattr(found, name), expected + shift)
@@ -145,8 +145,8 @@ def test_a_number_left_from_the_way_before_is_caught(
 def test_a_time_limit_stops_between_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data that are left say so; those that were accepted stay."""
     planted(monkeypatch)
-    with prepared(model_of(WEAK), lambda y: None, WEAK.sample(4), 0) as parts:
-        found = pv.Tightest(time_limit=1e-9).sampled(*parts)
+    with prepared(model_of(WEAK), lambda y: None, WEAK.sample(4), 0) as inference:
+        found = pv.Tightest(time_limit=1e-9).sampled(inference)
     assert found.rungs == [Rung.GUIDE, Rung.NONE, Rung.GUIDE, Rung.NONE]
     assert found.doubt_counts[Doubt.TIME_LIMIT] == 2
     with pytest.raises(ValueError, match="positive number of seconds"):

@@ -162,13 +162,14 @@ def surgery(
         >>> parts.verdict.split(";")[0]
         'z says nothing about the data'
     """
-    with prepared(model, guide, data, seed) as (program, posterior, batch):
-        _require_one_prior(program, posterior, batch)
+    with prepared(model, guide, data, seed) as inference:
+        _require_one_prior(*inference)
+        posterior = inference.posterior
         draws = draws_a_datum(num_samples, len(posterior))
         estimator = ImportanceSampling(draws)
         blocks = [
             (log_aggregate(posterior, block.z), block.weights)
-            for block in estimator.blocks(program, posterior, batch, seed=seed, progress=progress)
+            for block in estimator.blocks(inference, seed=seed, progress=progress)
         ]
     aggregate = torch.cat([part for part, _ in blocks], dim=1)
     prior, likelihood, log_q = (
@@ -179,7 +180,7 @@ def surgery(
     rate = Estimate(information.value + mismatch.value, rate.error)  # to the last digit
     elbo = Estimate(-rate.value - distortion.value, _mean(prior + likelihood - log_q).error)
     parts = (information, mismatch, rate, distortion, elbo)
-    return Surgery(*parts, math.log(len(log_q.mT)), draws, program.conditions)
+    return Surgery(*parts, math.log(len(log_q.mT)), draws, inference.program.conditions)
 
 
 def _mean(values: Float[Tensor, "particles data"]) -> Estimate:

@@ -61,6 +61,7 @@ from .validation import bidirectional as bidirectional
 from .validation import cross_check as cross_check
 from .validation import in_turn as in_turn
 from .validation import no_guide as no_guide
+from .weights import Inference as Inference
 from .weights import check_data as check_data
 from .weights import draw_rows as draw_rows
 from .weights import prepared as prepared

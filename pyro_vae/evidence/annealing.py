@@ -37,7 +37,7 @@ from ..randomness import normals, row_keys, uniforms
 from ..results import Doubt, join
 from .hamiltonian import Noise, Path, Point, at, transition
 from .results import Bound, LogMarginal
-from .weights import draw_rows, rows_at_once, weigh
+from .weights import Inference, draw_rows, rows_at_once, weigh
 
 _BLOCK = 64  # transitions whose noise is drawn in one go
 _PARTS = ("pilot.start", "start", "pilot", "forward", "backward")  # each draws from its own stream
@@ -387,29 +387,16 @@ class AnnealedImportanceSampling:
             raise ValueError(f"memory is a budget in mebibytes, got {self.memory}")
 
     def __call__(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int = 0,
-        progress: bool | None = None,
+        self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
         """Estimates per datum."""
-        works = self.works(program, posterior, batch, seed=seed, progress=progress)
+        works = self.works(inference, seed=seed, progress=progress)
         result: LogMarginal = join([self._forward(work) for work in works])
         return result
 
-    def works(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int,
-        progress: bool | None,
-    ) -> Iterator["Work"]:
+    def works(self, inference: Inference, *, seed: int, progress: bool | None) -> Iterator["Work"]:
         """Some data at a time, as many as fit: starts, path, frozen ladder and keys."""
+        program, posterior, batch = inference
         origin = self.start.origin(program, posterior, batch)
         keys = [row_keys(seed, f"annealing.{part}", *batch) for part in _PARTS]
         # Half of the budget is for gradients; several times what is fastest for one density is

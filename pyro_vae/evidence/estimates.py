@@ -9,31 +9,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import stats
-from .._types import Batch, Data, Estimate, ProgramLike
-from ..guides import Posterior
-from ..programs import Program
+from .._types import Data, Estimate, ProgramLike
 from ..randomness import row_keys
 from ..results import join
 from .exact import summed_out
 from .importance import ImportanceSampling, log_marginal_of
 from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights
 from .saturation import edge_doubts
-from .weights import draw_rows, prepared, rows_at_once, weigh
+from .weights import Inference, draw_rows, prepared, rows_at_once, weigh
 
 
 @runtime_checkable
 class Estimator(Protocol):
     """A way to estimate log p(y_n)."""
 
-    def __call__(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int,
-        progress: bool | None,
-    ) -> LogMarginal:
+    def __call__(self, inference: Inference, *, seed: int, progress: bool | None) -> LogMarginal:
         """Estimates per datum, whose draws depend on the seed and the datum alone."""
 
 
@@ -111,11 +101,12 @@ def elbo(
         FloatingPointError: If a log density is nan or plus infinity.
     """
     estimator = ImportanceSampling(num_samples)
-    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+    with prepared(model, guide, data, seed, given) as inference:
+        program, _, batch = inference
         if not program.latent_sites:
             bound = _bound_of(summed_out(program, batch), num_samples)
         else:
-            weights = estimator.weights(program, posterior, batch, seed=seed, progress=progress)
+            weights = estimator.weights(inference, seed=seed, progress=progress)
             bound = join(list(map(_bound, weights)))
         bound = replace(bound, doubts={**bound.doubts, **edge_doubts(program, batch)})
     return replace(bound, given=program.conditions)
@@ -173,11 +164,12 @@ def log_marginal_likelihood(
         (torch.Size([4]), tensor([500, 500, 500, 500]))
     """
     estimator = ImportanceSampling() if estimator is None else estimator
-    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+    with prepared(model, guide, data, seed, given) as inference:
+        program, _, batch = inference
         if not program.latent_sites:
             result = summed_out(program, batch)
         else:
-            result = estimator(program, posterior, batch, seed=seed, progress=progress)
+            result = estimator(inference, seed=seed, progress=progress)
         result = replace(result, doubts={**result.doubts, **edge_doubts(program, batch)})
     result = replace(result, given=program.conditions)
     _warn_unreliable(result)
@@ -200,17 +192,18 @@ def evaluate(
     the result carries its reliability.
     """
     estimator = ImportanceSampling() if estimator is None else estimator
-    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+    with prepared(model, guide, data, seed, given) as inference:
+        program, _, batch = inference
         if not program.latent_sites:
             marginal = replace(summed_out(program, batch), given=program.conditions)
             bound = _bound_of(marginal, estimator.num_samples)
             return Evaluation(replace(bound, given=program.conditions), marginal)
         # The bound is of the guide itself, whatever proposal the marginal likelihood is from.
         plain = ImportanceSampling(estimator.num_samples, estimator.memory)
-        weights = plain.weights(program, posterior, batch, seed=seed, progress=progress)
+        weights = plain.weights(inference, seed=seed, progress=progress)
         bound, marginal = join(list(map(_evaluation, weights)))
         if not estimator.is_plain:
-            marginal = estimator(program, posterior, batch, seed=seed, progress=progress)
+            marginal = estimator(inference, seed=seed, progress=progress)
         edges = edge_doubts(program, batch)
         bound = replace(bound, doubts={**bound.doubts, **edges})
         marginal = replace(marginal, doubts={**marginal.doubts, **edges})

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from .._types import Batch
-from ..guides import Posterior
 from ..guides.closed_form import quadratic_of
 from ..programs import Program, hooks_of
 from .results import Bound, LogMarginal
-from .weights import rows_at_once
+from .weights import Inference, rows_at_once
 
 _MEMORY = 256.0  # mebibytes
 _ROUNDINGS = 16.0  # units in the last place that a log density of many terms may be off by
@@ -56,15 +55,10 @@ class ClosedForm:
     """
 
     def __call__(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int = 0,
-        progress: bool | None = None,
+        self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
         """Computes it per datum; neither the guide nor the seed plays a part."""
+        program, _, batch = inference
         value, error = (part.detach().double() for part in _log_evidence(program, batch))
         exact = _exact(value, program, "closed form")
         return replace(exact, error=exact.error + error)

@@ -26,7 +26,7 @@ from ..randomness import row_keys, stream
 from ..results import Doubt, join
 from .proposals import FromGuide, Proposal
 from .results import Block, Bound, LogMarginal, Weights
-from .weights import draw_rows, rows_at_once, weigh, weigh_row
+from .weights import Inference, draw_rows, rows_at_once, weigh, weigh_row
 
 _KEPT = 65_536  # draws per datum, beyond which their latents would fill the memory
 
@@ -147,82 +147,49 @@ class ImportanceSampling:
         return self.until is None and self.average == PLAIN and self.proposal == FromGuide()
 
     def __call__(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int = 0,
-        progress: bool | None = None,
+        self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
         """Estimates per datum."""
-        proposal = self.proposal(program, posterior, batch)
-        sampling = self._sampling(program, proposal, batch, seed=seed, progress=progress)
+        proposed = inference._replace(posterior=self.proposal(*inference))
+        sampling = self._sampling(proposed, seed=seed, progress=progress)
         if self.until is None:
             figures = [
                 _figures_of(weights.log_weights, self.average)
                 for weights in sampling.weights(self.num_samples)
             ]
             return _judged(join(figures), self.average)
-        own = row_keys(stream(seed, "importance.pilot"), "importance", *batch)
+        own = row_keys(stream(seed, "importance.pilot"), "importance", *inference.batch)
         sizes = self._sizes(replace(sampling, keys=own), self.until)
         return _judged(self._sized(sampling, sizes), self.average, self.until)
 
     def log_means(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int,
-        progress: bool | None,
+        self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Float[Tensor, " batch"]:
         """The estimates alone, without errors and verdicts, which take half of the time."""
-        proposal = self.proposal(program, posterior, batch)
-        sampling = self._sampling(program, proposal, batch, seed=seed, progress=progress)
+        proposed = inference._replace(posterior=self.proposal(*inference))
+        sampling = self._sampling(proposed, seed=seed, progress=progress)
         found = [self.average.log_mean(w.log_weights) for w in sampling.weights(self.num_samples)]
         return torch.cat(found)
 
-    def blocks(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int,
-        progress: bool | None,
-    ) -> Iterator[Block]:
+    def blocks(self, inference: Inference, *, seed: int, progress: bool | None) -> Iterator[Block]:
         """Draws of `posterior` and their weights, some data at a time, within the budget.
 
         All particles of each; the proposal is what is passed in.
         """
-        sampling = self._sampling(program, posterior, batch, seed=seed, progress=progress)
+        sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.blocks(self.num_samples)
 
     def weights(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int,
-        progress: bool | None,
+        self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[Weights]:
         """The weights of :meth:`blocks`; of very many draws nothing but them is kept."""
-        sampling = self._sampling(program, posterior, batch, seed=seed, progress=progress)
+        sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.weights(self.num_samples)
 
-    def _sampling(
-        self,
-        program: Program,
-        proposal: Posterior,
-        batch: Batch,
-        *,
-        seed: int,
-        progress: bool | None,
-    ) -> "_Sampling":
+    def _sampling(self, inference: Inference, *, seed: int, progress: bool | None) -> "_Sampling":
+        program, _, batch = inference
         return _Sampling(
-            program, proposal, batch,
+            *inference,
             keys=row_keys(seed, "importance", *batch),
             places=range(len(batch[0])),
             limit=rows_at_once(program, batch, self.memory),

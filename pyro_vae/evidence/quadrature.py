@@ -31,15 +31,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from .._types import Batch
-from ..guides import Posterior
-from ..programs import Program, retry_unvalidated
+from ..programs import retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import row_keys
 from ..results import Doubt, join
 from .results import Bound, LogMarginal
 from .scan import Integrand, Modes, Overlaps, Scan, scanned
-from .weights import draw_rows, rows_at_once
+from .weights import Inference, draw_rows, rows_at_once
 
 _MOST_LATENTS = 3  # each more multiplies the points by about ten
 _GUIDE_DRAWS = 16
@@ -112,15 +110,10 @@ class Quadrature:
             )
 
     def __call__(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int = 0,
-        progress: bool | None = None,
+        self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
         """Integrates per datum; the seed plays no part."""
+        program, posterior, batch = inference
         if not 1 <= program.latent_dim <= _MOST_LATENTS:
             raise ValueError(
                 f"Quadrature is for 1 to {_MOST_LATENTS} latents per datum, and the program "

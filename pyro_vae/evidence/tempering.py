@@ -43,7 +43,7 @@ from .annealing import (
 )
 from .hamiltonian import Path, Point, at, transition
 from .results import Bound, LogMarginal
-from .weights import draw_rows, rows_at_once, weigh
+from .weights import Inference, draw_rows, rows_at_once, weigh
 
 _PARTS = ("scale", "pilot.start", "pilot", "start", "resampling", "moves")  # streams
 _SCALE_DRAWS = 256  # a preconditioner only: it need not be exact
@@ -131,27 +131,14 @@ class TemperedSMC:
             )
 
     def __call__(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int = 0,
-        progress: bool | None = None,
+        self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
         """Estimates per datum."""
-        return self.populations(program, posterior, batch, seed=seed, progress=progress).result
+        return self.populations(inference, seed=seed, progress=progress).result
 
-    def populations(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int,
-        progress: bool | None,
-    ) -> Population:
+    def populations(self, inference: Inference, *, seed: int, progress: bool | None) -> Population:
         """Estimates and particles per datum."""
+        program, posterior, batch = inference
         keys = {part: row_keys(seed, f"tempering.{part}", *batch) for part in _PARTS}
         chains = self.num_islands * self.num_particles
         size = max(1, 4 * rows_at_once(program, batch, self.memory / 8) // chains)

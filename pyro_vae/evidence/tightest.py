@@ -45,7 +45,7 @@ from .proposals import Defensive, FromGuide, Proposal
 from .quadrature import Quadrature
 from .results import Bound, LogMarginal
 from .tempering import Population, TemperedSMC
-from .weights import require_numbers
+from .weights import Inference, require_numbers
 
 _ROUNDINGS = 1000.0  # units in the last place that may be lost to cancellation in gradients
 _MOST_LATENTS_ON_A_GRID = 2  # three take seconds per datum
@@ -174,41 +174,23 @@ class Tightest:
         return ImportanceSampling(self.num_samples, self.memory, proposal)
 
     def __call__(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int = 0,
-        progress: bool | None = None,
+        self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LadderMarginal:
         """Estimates per datum."""
-        climb = _Climb(self, program, posterior, batch, seed, progress)
+        climb = _Climb(self, *inference, seed, progress)
         return climb.up([Rung.CLOSED_FORM, Rung.QUADRATURE, *_SAMPLED])
 
     def sampled(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int = 0,
-        progress: bool | None = None,
+        self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LadderMarginal:
         """By the ways that sample alone."""
-        return self.climbed(program, posterior, batch, seed=seed, progress=progress)[0]
+        return self.climbed(inference, seed=seed, progress=progress)[0]
 
     def climbed(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int,
-        progress: bool | None,
+        self, inference: Inference, *, seed: int, progress: bool | None
     ) -> tuple[LadderMarginal, list[tuple[Tensor, Source]]]:
         """By the ways that sample alone, with what was drawn from, and the rows that it is for."""
-        climb = _Climb(self, program, posterior, batch, seed, progress)
+        climb = _Climb(self, *inference, seed, progress)
         return climb.up(_SAMPLED), climb.sources
 
 
@@ -274,15 +256,19 @@ class _Climb:
         """The data that are still open."""
         return tuple(tensor[self.open] for tensor in self.batch)
 
+    def inference(self, posterior: Posterior) -> Inference:
+        """What an estimator works on: the data that are still open."""
+        return Inference(self.program, posterior, self.part())
+
     def weighed(self, proposal: Posterior, rung: Rung) -> LogMarginal:
         """Importance sampling for the open data, with draws of this rung alone."""
         estimator = self.ladder.sampling(FromGuide())
         own = stream(self.seed, f"tightest.{rung.name}")
-        return estimator(self.program, proposal, self.part(), seed=own, progress=self.progress)
+        return estimator(self.inference(proposal), seed=own, progress=self.progress)
 
     def defended(self, base: Posterior) -> Posterior:
         """A proposal with some draws of the prior."""
-        return Defensive(self.ladder.prior_share)(self.program, base, self.part())
+        return Defensive(self.ladder.prior_share)(*self.inference(base))
 
     def missed(self, result: LogMarginal) -> Bool[Tensor, " open"]:
         """Open data for which draws of the prior find more mass than a result has."""
@@ -401,11 +387,11 @@ def _prior_weights(prior: Prior, row: int, key: int) -> Float[Tensor, "particles
 
 def _by_closed_form(climb: _Climb) -> _Attempt | None:
     """The exact answer, if there is one; what a model's own method raises is raised."""
-    program, batch = climb.program, climb.batch
+    program, inference = climb.program, Inference(climb.program, climb.posterior, climb.batch)
     if hooks_of(program.model).log_evidence is not None:
-        return _Attempt.of(ClosedForm()(program, climb.posterior, batch))
+        return _Attempt.of(ClosedForm()(inference))
     try:
-        exact = ClosedForm()(program, climb.posterior, batch)
+        exact = ClosedForm()(inference)
     except ValueError:
         return None
     rounding = _ROUNDINGS * torch.finfo(program.dtype).eps * (1 + exact.value.abs())
@@ -417,12 +403,8 @@ def _by_quadrature(climb: _Climb) -> _Attempt | None:
     if climb.program.latent_dim > _MOST_LATENTS_ON_A_GRID:
         return None
     quadrature = Quadrature(_TOLERANCE, memory=climb.ladder.memory)
-    return _Attempt.of(
-        quadrature(
-            climb.program, climb.posterior.rows(climb.open), climb.part(),
-            seed=climb.seed, progress=climb.progress,
-        )
-    )  # fmt: skip
+    inference = climb.inference(climb.posterior.rows(climb.open))
+    return _Attempt.of(quadrature(inference, seed=climb.seed, progress=climb.progress))
 
 
 def _from_guide(climb: _Climb) -> _Attempt:
@@ -440,7 +422,7 @@ def _from_guide(climb: _Climb) -> _Attempt:
 
 def _from_fit(climb: _Climb) -> _Attempt:
     posterior = climb.posterior.rows(climb.open)
-    climb.proposal = climb.ladder.proposal(climb.program, posterior, climb.part())
+    climb.proposal = climb.ladder.proposal(*climb.inference(posterior))
     result = climb.weighed(climb.proposal, Rung.FITTED)
     return climb.checked(result, climb.proposal, climb.proposal)
 
@@ -459,7 +441,7 @@ def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
     """A Student t with the moments of the posterior, as far as draws of a proposal tell."""
     estimator = ImportanceSampling(_MATCHED_DRAWS, climb.ladder.memory)
     own = stream(climb.seed, f"tightest.matched.{match}")
-    blocks = estimator.blocks(climb.program, proposal, climb.part(), seed=own, progress=False)
+    blocks = estimator.blocks(climb.inference(proposal), seed=own, progress=False)
     z, log_weights = zip(*((block.z, block.weights.log_weights) for block in blocks), strict=True)
     return student_of(torch.cat(z, dim=1), torch.cat(log_weights, dim=1))
 
@@ -491,10 +473,10 @@ def _from_population(climb: _Climb) -> _Attempt:
 
 def _population(climb: _Climb, start: Start, rung: Rung) -> Population:
     assert climb.proposal is not None
-    return replace(climb.ladder.tempering, start=start).populations(
-        climb.program, climb.proposal, climb.part(),
-        seed=stream(climb.seed, f"tightest.population.{rung.name}"), progress=climb.progress,
-    )  # fmt: skip
+    own = stream(climb.seed, f"tightest.population.{rung.name}")
+    tempering = replace(climb.ladder.tempering, start=start)
+    inference = climb.inference(climb.proposal)
+    return tempering.populations(inference, seed=own, progress=climb.progress)
 
 
 def _excess(one: LogMarginal, other: LogMarginal) -> Tensor:

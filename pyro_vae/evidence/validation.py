@@ -29,7 +29,6 @@ from torch.distributions import Normal
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..guides import Posterior
 from ..programs import Program, as_batch, device_of, simulate
 from ..randomness import generator, stream
 from ..results import Doubts, PerDatum, Result, either, join
@@ -39,7 +38,7 @@ from .exact import ClosedForm
 from .importance import ImportanceSampling
 from .quadrature import Quadrature
 from .results import Bound, LogMarginal
-from .weights import prepared
+from .weights import Inference, prepared
 
 _FALSE_ALARM = 1e-3  # of a whole check in which all estimators are right
 _MOST_LATENTS = 3  # that quadrature takes
@@ -243,10 +242,10 @@ def cross_check(
     batch = as_batch(data, device_of(model, guide))
     rows = _chosen(len(batch[0]), num_data, seed).to(batch[0].device)
     part = tuple(tensor[rows] for tensor in batch)
-    with prepared(model, guide, part, seed, given) as (program, posterior, part):
-        methods = _defaults(program) if estimators is None else estimators
+    with prepared(model, guide, part, seed, given) as inference:
+        methods = _defaults(inference.program) if estimators is None else estimators
         strict = estimators is not None
-        results, skipped = _results(methods, program, posterior, part, seed=seed, strict=strict)
+        results, skipped = _results(methods, inference, seed=seed, strict=strict)
     return CrossCheck(rows, results, _compare(results), skipped, _FALSE_ALARM)
 
 
@@ -264,30 +263,24 @@ def _defaults(program: Program) -> dict[str, Estimator]:
 
 
 def _results(
-    methods: Mapping[str, Estimator],
-    program: Program,
-    posterior: Posterior,
-    batch: Batch,
-    *,
-    seed: int,
-    strict: bool,
+    methods: Mapping[str, Estimator], inference: Inference, *, seed: int, strict: bool
 ) -> tuple[dict[str, LogMarginal], dict[str, str]]:
     """Runs every estimator on a seed of its own; a default that does not apply is left out."""
-    results: dict[str, LogMarginal] = {}
+    given, results = inference.program.conditions, dict[str, LogMarginal]()
     skipped: dict[str, str] = {}
     for name, method in methods.items():
         own = stream(seed, f"cross_check.{name}")
         try:
-            result = method(program, posterior, batch, seed=own, progress=False)
-            results[name] = replace(result, given=program.conditions)
+            result = method(inference, seed=own, progress=False)
+            results[name] = replace(result, given=given)
         except ValueError as error:
             if strict or name == "importance sampling":
                 raise
             skipped[name] = str(error).partition(";")[0]
     if len(results) == 1:
-        fewer = ImportanceSampling(_FEWER_DRAWS)
-        answer = fewer(program, posterior, batch, seed=stream(seed, "cross_check.fewer draws"))
-        results["fewer draws"] = replace(answer, given=program.conditions)
+        own = stream(seed, "cross_check.fewer draws")
+        answer = ImportanceSampling(_FEWER_DRAWS)(inference, seed=own)
+        results["fewer draws"] = replace(answer, given=given)
     return results, skipped
 
 
@@ -457,11 +450,11 @@ def bidirectional(
     examples = in_turn(as_batch(data, device_of(model, proposal)), num_data)
     with prepared(model, proposal, examples, seed, given) as (program, _, rows):
         z, made = simulate(program, rows, seed)
-    with prepared(model, proposal, made, seed, given) as (program, posterior, batch):
-        works = estimator.works(program, posterior, batch, seed=seed, progress=progress)
+    with prepared(model, proposal, made, seed, given) as inference:
+        works = estimator.works(inference, seed=seed, progress=progress)
         pairs = [_bounds(estimator, work, z[work.rows]) for work in works]
         lower, upper = (join(list(side)) for side in zip(*pairs, strict=True))
-    conditions = program.conditions
+    conditions = inference.program.conditions
     return Sandwich(replace(lower, given=conditions), replace(upper, given=conditions), made)
 
 

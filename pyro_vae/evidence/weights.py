@@ -13,7 +13,7 @@ other data, the batch, or how the work was cut to fit into memory.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import torch
 from jaxtyping import Int64
@@ -41,6 +41,21 @@ _DRAWS_AT_ONCE = 4096  # fixed: the draws of a datum must not depend on the memo
 _FAST_ROWS = 2048  # fewer wait for the handlers, more leave the cache
 _FAST_BYTES = 2**24  # of intermediate results, which stay in the cache: narrow rows may be more
 _MEBIBYTE = 2**20
+
+
+class Inference(NamedTuple):
+    """What an estimator works on, as :func:`prepared` gives it: two programs and their data.
+
+    Arguments:
+        program: The model, with values of its shared sites.
+        posterior: The guide's, of every datum.
+        batch: The data, checked, each `(batch, *datum)`.
+    """
+
+    program: Program
+    posterior: Posterior
+    batch: Batch
+
 
 _LOOK_AT = {
     "log_guide": "the guide's parameters",
@@ -162,14 +177,14 @@ def prepared(
     data: Data,
     seed: int,
     given: Mapping[str, Tensor] | None = None,
-) -> Iterator[tuple[Program, Posterior, Batch]]:
+) -> Iterator[Inference]:
     """Checks the data; runs the block in evaluation mode, without gradients, on its own seed."""
     batch = as_batch(data, device_of(model, guide))
     check_data(model, batch)
     with evaluating(model, guide), torch.no_grad(), forked(seed, "evidence.unkeyed"):
         program = retry_unvalidated(partial(program_of, model, guide, batch))
         program = given_globals(program, guide, batch, given)
-        yield program, posterior_of(guide, program, batch), batch
+        yield Inference(program, posterior_of(guide, program, batch), batch)
 
 
 def check_data(model: ProgramLike, batch: Batch) -> None:

@@ -30,8 +30,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..evidence import ImportanceSampling, Weights, log_marginal_of, prepared
-from ..guides import Posterior
+from ..evidence import ImportanceSampling, Inference, Weights, log_marginal_of, prepared
 from ..programs import Program, repeat_rows, simulate
 from ..randomness import row_keys, seeded
 
@@ -260,29 +259,25 @@ def to_inference_data(
         {'chain': 1, 'draw': 100, 'datum': 4, 'latent': 2}
     """
     estimator = ImportanceSampling(num_samples)
-    with prepared(model, guide, data, seed) as (program, posterior, batch):
+    with prepared(model, guide, data, seed) as inference:
+        program, _, batch = inference
         program.require_latents()
         coords = {"datum": datum_labels(names, len(batch[0]))}
         sizes = _sizes(program, batch, num_samples, num_predictive_samples, num_prior_samples)
-        blocks = _blocks(estimator, program, posterior, batch, seed=seed, progress=progress)
+        blocks = _blocks(estimator, inference, seed=seed, progress=progress)
         groups = _joined([_groups(program, block, sizes) for block in blocks])
     attributes = _attributes(groups, num_samples, seed, program, sizes.missing)
     return build(groups, coords, attributes)
 
 
 def _blocks(
-    estimator: ImportanceSampling,
-    program: Program,
-    posterior: Posterior,
-    batch: Batch,
-    *,
-    seed: int,
-    progress: bool | None,
+    estimator: ImportanceSampling, inference: Inference, *, seed: int, progress: bool | None
 ) -> Iterator[_Block]:
     """Draws and weights of some data at a time, within the estimator's memory budget."""
+    batch = inference.batch
     predictive = row_keys(seed, "posterior predictive", *batch).tolist()
     prior = row_keys(seed, "prior predictive", *batch).tolist()
-    for block in estimator.blocks(program, posterior, batch, seed=seed, progress=progress):
+    for block in estimator.blocks(inference, seed=seed, progress=progress):
         part = tuple(tensor[block.rows] for tensor in batch)
         keys = predictive[block.rows], prior[block.rows]
         yield _Block(part, block.z, block.weights, *keys)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..evidence import ImportanceSampling, LogMarginal, prepared
+from ..evidence import ImportanceSampling, Inference, LogMarginal, prepared
 from ..evidence.estimates import Estimator
 from ..guides import GlobalDraw, draw_globals, posterior_of
 from ..programs import Program, retry_unvalidated, total_log_prob
@@ -154,8 +154,8 @@ def _estimate(
     seed: int,
 ) -> _Draw:
     at = program.given(shared.values, "a draw of their posterior")
-    posterior = posterior_of(guide, at, batch)
-    marginal = estimator(at, posterior, batch, seed=seed, progress=False)
+    inference = Inference(at, posterior_of(guide, at, batch), batch)
+    marginal = estimator(inference, seed=seed, progress=False)
     return _Draw(shared, _log_prior(at, batch), marginal)
 
 

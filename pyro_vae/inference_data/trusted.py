@@ -24,13 +24,13 @@ from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import (
     ImportanceSampling,
+    Inference,
     LadderMarginal,
     Population,
     Tightest,
     draw_rows,
     prepared,
 )
-from ..guides import Posterior
 from ..programs import Program
 from ..randomness import row_keys, stream, uniforms
 from ..results import Doubt, Doubts, PerDatum, join
@@ -197,15 +197,18 @@ def posterior_draws(
     if num_samples < 2:
         raise ValueError(f"num_samples is at least 2, got {num_samples}")
     ladder = ladder or Tightest()
-    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+    with prepared(model, guide, data, seed, given) as inference:
+        program, _, batch = inference
         program.require_latents()
-        marginal, sources = ladder.climbed(program, posterior, batch, seed=seed, progress=progress)
+        marginal, sources = ladder.climbed(inference, seed=seed, progress=progress)
         estimator = ImportanceSampling(max(ladder.num_samples, num_samples), ladder.memory)
         own = stream(seed, "posterior_draws")
         parts = [
             _of_population(source, num_samples)
             if isinstance(source, Population)
-            else _of_proposal(estimator, program, source, _some(batch, rows), num_samples, own)
+            else _of_proposal(
+                estimator, Inference(program, source, _some(batch, rows)), num_samples, own
+            )
             for rows, source in sources
         ]
         order = torch.cat([rows for rows, _ in sources]).argsort()
@@ -213,7 +216,7 @@ def posterior_draws(
         z = joined.z[:, order]
         values = _constrained(program, z)
         keys = row_keys(seed, "posterior_draws.guide", *batch)
-        guides, _ = draw_rows(posterior, 0, keys, num_samples)
+        guides, _ = draw_rows(inference.posterior, 0, keys, num_samples)
     even = torch.zeros(guides.shape[:2], dtype=torch.float64, device=guides.device)
     return PosteriorDraws(
         values, z, *_picked(joined, order), *_moments(guides, even),
@@ -251,17 +254,13 @@ def _constrained(program: Program, z: Tensor) -> dict[str, Tensor]:
 
 
 def _of_proposal(
-    estimator: ImportanceSampling,
-    program: Program,
-    proposal: Posterior,
-    batch: Batch,
-    num_samples: int,
-    seed: int,
+    estimator: ImportanceSampling, inference: Inference, num_samples: int, seed: int
 ) -> _Drawn:
     """Fresh draws of a proposal, resampled by their weights."""
-    levels = uniforms(row_keys(seed, "resampled", *batch), 1, 1, torch.zeros(0).double())[0, :, 0]
+    keys = row_keys(seed, "resampled", *inference.batch)
+    levels = uniforms(keys, 1, 1, torch.zeros(0).double())[0, :, 0]
     parts = []
-    for block in estimator.blocks(program, proposal, batch, seed=seed, progress=False):
+    for block in estimator.blocks(inference, seed=seed, progress=False):
         log_weights = block.weights.log_weights
         mean, sd = _moments(block.z, log_weights)
         z = _resampled(block.z, log_weights, levels[block.rows], num_samples)

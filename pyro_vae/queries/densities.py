@@ -332,8 +332,9 @@ def conditional_density(
     mask = chosen([column], names, batch[0])
     seen = _only(batch, ~mask)
     how = estimator_for(guide, estimator)
-    with prepared_with_holes(model, guide, seen, seed, given) as (program, posterior, rows):
-        blocks = list(weighted_draws(program, posterior, rows, how, seed=seed, progress=progress))
+    with prepared_with_holes(model, guide, seen, seed, given) as inference:
+        program, _, rows = inference
+        blocks = list(weighted_draws(inference, how, seed=seed, progress=progress))
         if grid is None:
             seeded(stream(seed, "densities.grid"))
             grid = _grid(torch.cat([_draws(program, block, rows, mask) for block in blocks]))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Categories, Columns, Count
-from ..evidence import ImportanceSampling, LogMarginal
+from ..evidence import ImportanceSampling, Inference, LogMarginal
 from ..programs import Program
 from ..randomness import row_keys, seeded
 from ..results import Doubts, PerDatum, data_frame, join
@@ -272,9 +272,8 @@ def impute(
         if not len(rows):
             return _complete(batch[0], num_samples, program)
         part = tuple(tensor[rows] for tensor in batch)
-        weighted = weighted_draws(
-            program, posterior.rows(rows), part, chosen, seed=seed, progress=progress
-        )
+        incomplete = Inference(program, posterior.rows(rows), part)
+        weighted = weighted_draws(incomplete, chosen, seed=seed, progress=progress)
         pieces = [
             (_filled(program, block, part, num_samples, seed), block.evidence) for block in weighted
         ]

@@ -192,15 +192,15 @@ def outliers(
 
     def score(rows: Batch) -> LogMarginal:
         proposal = guide_for(model, guide, rows, given)
-        with prepared(model, proposal, rows, seed, given) as (program, posterior, part):
-            return how(program, posterior, part, seed=seed, progress=progress)
+        with prepared(model, proposal, rows, seed, given) as inference:
+            return how(inference, seed=seed, progress=progress)
 
     def ranked(rows: Batch) -> Tensor:
         if not isinstance(how, ImportanceSampling) or how.until is not None:
             return score(rows).value
         proposal = guide_for(model, guide, rows, given)
-        with prepared(model, proposal, rows, seed, given) as (program, posterior, part):
-            return how.log_means(program, posterior, part, seed=seed, progress=progress)
+        with prepared(model, proposal, rows, seed, given) as inference:
+            return how.log_means(inference, seed=seed, progress=progress)
 
     patterns, which = batch[0].isnan().flatten(1).unique(dim=0, return_inverse=True)
     scored = score(batch)

@@ -23,12 +23,13 @@ from ..evidence import (
     PARETO_SMOOTHED,
     Fitted,
     ImportanceSampling,
+    Inference,
     LogMarginal,
     log_marginal_of,
     prepared,
 )
-from ..guides import GlobalParameters, Guide, Posterior, is_tied_to_rows, maps_of
-from ..programs import Program, as_batch, device_of, has_missing, partly_observed
+from ..guides import GlobalParameters, Guide, is_tied_to_rows, maps_of
+from ..programs import as_batch, device_of, has_missing, partly_observed
 
 _DRAWS = 2000  # a row: an error of a mean below 3% of the spread, with a tail to look at
 
@@ -43,17 +44,11 @@ class WeightedDraws(NamedTuple):
 
 
 def weighted_draws(
-    program: Program,
-    posterior: Posterior,
-    batch: Batch,
-    estimator: ImportanceSampling,
-    *,
-    seed: int,
-    progress: bool | None,
+    inference: Inference, estimator: ImportanceSampling, *, seed: int, progress: bool | None
 ) -> Iterator[WeightedDraws]:
     """Draws of every row's latents given what was observed of it, some rows at a time."""
-    proposal = estimator.proposal(program, posterior, batch)
-    blocks = estimator.blocks(program, proposal, batch, seed=seed, progress=progress)
+    proposed = inference._replace(posterior=estimator.proposal(*inference))
+    blocks = estimator.blocks(proposed, seed=seed, progress=progress)
     for rows, z, weights in blocks:
         evidence = log_marginal_of(weights, PARETO_SMOOTHED)
         yield WeightedDraws(rows, z, stats.smoothed(weights.log_weights).softmax(dim=0), evidence)
@@ -94,7 +89,7 @@ def prepared_with_holes(
     data: Data,
     seed: int,
     given: Mapping[str, Tensor] | None = None,
-) -> Iterator[tuple[Program, Posterior, Batch]]:
+) -> Iterator[Inference]:
     """As :func:`pyro_vae.evidence.prepared`, for data with holes and perhaps no guide."""
     batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)

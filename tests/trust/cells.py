@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import RUNGS, LadderMarginal, Rung, Widened, best_of_family, prepared, starts
+from pyro_vae.evidence import (
+    RUNGS,
+    Inference,
+    LadderMarginal,
+    Rung,
+    Widened,
+    best_of_family,
+    prepared,
+    starts,
+)
 from pyro_vae.guides import FamilyPosterior, FitRows, Posterior
 from pyro_vae.programs import Program
 from pyro_vae.randomness import stream
@@ -118,6 +127,6 @@ def answers(name: str, num: int, guides: list[str], seed: int = 0) -> list[Answe
             begun = time.perf_counter()
             climb = ladder.sampled if case.sampled else ladder
             own = stream(seed, f"trust.{which}")  # guides that climb share no draw
-            found = climb(program, posterior, batch, seed=own, progress=False)
+            found = climb(Inference(program, posterior, batch), seed=own, progress=False)
             came.append(Answer(name, which, case, found, time.perf_counter() - begun))
     return came
