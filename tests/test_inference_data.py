@@ -487,7 +487,7 @@ def test_arviz_plots() -> None:
     ("asked", "message"),
     [
         ({"names": NAMES[:3]}, "names label the data, one each: expected 5, got 3"),
-        ({"names": ["a", "b", "a", "c", "d"]}, "names must be different.*'a' stands 2 times"),
+        ({"names": ["a", "b", "a", "c", "d"]}, "names must be different.*'a' occurs 2 times"),
         ({"num_samples": 1}, "at least 2 draws, got 1"),
         ({"num_predictive_samples": 41}, "at most num_samples=40, got 41"),
         (
