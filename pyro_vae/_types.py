@@ -27,7 +27,7 @@ Batch: TypeAlias = tuple[Tensor, ...]
 """The tensors a program is called with; the datum axis is leftmost in each."""
 
 Data: TypeAlias = Tensor | NDArray[np.generic] | tuple[Tensor | NDArray[np.generic], ...]
-"""What entry points accept: one array, or a tuple of arrays with the same number of rows."""
+"""Data that entry points accept: one array, or a tuple of arrays with the same number of rows."""
 
 
 EXTRAS = {
@@ -35,7 +35,7 @@ EXTRAS = {
     "h5netcdf": "netcdf",
     **dict.fromkeys(("h5py", "pandas", "pyarrow", "sklearn"), "data"),
 }
-"""The extra of pyproject.toml that brings each optional package."""
+"""The extra of pyproject.toml that installs each optional package."""
 
 
 def optional(module: str, *, needed_for: str) -> ModuleType:
@@ -54,7 +54,7 @@ def optional(module: str, *, needed_for: str) -> ModuleType:
 class Estimate(NamedTuple):
     """A Monte Carlo estimate and its standard error, in the same unit and shape.
 
-    It prints with the digits that its error allows, and takes the format of a number.
+    It prints as many digits as its error warrants, and takes the format codes of a number.
 
     Arguments:
         value: The estimate, of any shape.

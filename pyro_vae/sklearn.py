@@ -1,13 +1,13 @@
 r"""A variational autoencoder as a scikit-learn estimator: embedding, density and sampler in one.
 
-A table is taken as :class:`pyro_vae.data.Columns` takes it, words, categories and holes included.
+Tables are encoded by :class:`pyro_vae.data.Columns`, with words, categories and missing entries.
 Each real column is centered by its mean and divided by its standard deviation over the training
-rows, :math:`y_d = (x_d - m_d) / s_d`, and the model is of :math:`y`. Densities that come out are of
+rows, :math:`y_d = (x_d - m_d) / s_d`, and :math:`y` is modelled. Reported densities are of
 :math:`x`, in the data's own units:
 
 .. math:: \log p_x(x) = \log p_y(y) - \sum_{d \in O} \log s_d
 
-where :math:`O` are the entries that were observed; a nan was not, and leaves both sums.
+where :math:`O` are the observed entries; missing ones (nan) drop out of both sums.
 
 This module needs scikit-learn, and is imported when `pyro_vae.sklearn` is first asked for.
 """
@@ -49,7 +49,7 @@ _FEWEST_TO_SPLIT = 20  # with fewer rows a tenth of them says nothing about when
 
 
 class UnreliableDensityWarning(UserWarning):
-    """Some values of `score_samples` rest on too few of the draws to be trusted."""
+    """Some values of `score_samples` rest on too few of the draws to be reliable."""
 
 
 class VAE(
@@ -60,49 +60,49 @@ class VAE(
 ):
     r"""A variational autoencoder: `transform` embeds rows, `score_samples` gives their log density.
 
-    The embedding is the mean of :math:`q(z \mid x)`; the log density is importance weighted, so
-    it is an estimate of :math:`\log p(x)` and not of a bound, in nats, in the data's own units. The
-    same `random_state` gives the same numbers, and the number of a row does not depend on the
-    other rows that it is asked for with.
+    The embedding is the mean of :math:`q(z \mid x)`; the log density is importance weighted, so it
+    estimates :math:`\log p(x)` itself and not a bound, in nats, in the data's own units. The same
+    `random_state` gives the same numbers, and the value of a row does not depend on the other rows
+    of the call.
 
-    Missing entries (nan) are taken as not observed: `fit` and `score_samples` then use the marginal
-    density of what was observed, and `inverse_transform(transform(X))` fills the holes with their
-    means. Rows to be embedded may have holes only if the training rows had some.
+    Missing entries (nan) are marginalized: `fit` and `score_samples` use the density of the
+    observed entries, and `inverse_transform(transform(X))` fills the missing ones with their means.
+    Rows may have missing entries only if the training rows had some.
 
     Arguments:
-        latent_dim: Entries of z; by :mod:`pyro_vae.defaults` unless told otherwise.
+        latent_dim: Entries of z; by default chosen by :mod:`pyro_vae.defaults`.
         hidden: Widths of the encoder's hidden layers; the decoder's are the same, reversed. By
-            :mod:`pyro_vae.defaults` unless told otherwise.
-        kinds: What some columns of a data frame are, by name, where the rules of
-            :class:`pyro_vae.data.Columns` do not say it.
-        likelihood: What the decoder's output means, as a value of :mod:`pyro_vae.likelihoods`. By
-            :mod:`pyro_vae.defaults` unless told otherwise: Bernoulli for zeros and ones, Gaussian
-            for numbers, one by column for columns of several kinds.
-        family: Of q(z | x); a mean-field Gaussian unless told otherwise.
-        standardize: Whether numbers are standardized inside; by default they are where their
-            likelihood is Gaussian.
+            default chosen by :mod:`pyro_vae.defaults`.
+        kinds: Kinds of some columns of a data frame, by name, where the rules of
+            :class:`pyro_vae.data.Columns` do not fit.
+        likelihood: A likelihood of :mod:`pyro_vae.likelihoods`. By default chosen by
+            :mod:`pyro_vae.defaults`: Bernoulli for zeros and ones, Gaussian for numbers, one per
+            column for columns of several kinds.
+        family: Family of q(z | x); by default a mean-field Gaussian.
+        standardize: Whether numbers are standardized internally; by default if their likelihood is
+            Gaussian.
         max_epochs: The most passes over the training rows.
-        batch_size: Rows per step; by :mod:`pyro_vae.defaults` unless told otherwise.
-        learning_rate: Of Adam.
-        early_stopping: Whether some rows are held out to say when to stop; with fewer than 20
+        batch_size: Rows per step; by default chosen by :mod:`pyro_vae.defaults`.
+        learning_rate: Step size of Adam.
+        early_stopping: Whether some rows are held out to decide when to stop; with fewer than 20
             rows none are.
         validation_fraction: Share of the rows held out for that.
         patience: Epochs without a better held-out ELBO before training stops.
-        evaluation: How log densities are estimated, a value of :mod:`pyro_vae.evidence`;
-            importance sampling with 1000 draws per row unless told otherwise, from a posterior that
-            is a fifth wider than the trained one.
+        evaluation: How log densities are estimated, a value of :mod:`pyro_vae.evidence`; by default
+            importance sampling with 1000 draws per row, from a posterior that is a fifth wider than
+            the trained one.
         random_state: Seed of the weights, of training and of every estimate.
         verbose: Whether to show progress bars.
 
     Attributes:
-        model_: The Pyro program; `guide_`: its amortized posterior. Both are of standardized rows.
+        model_: The Pyro program; `guide_`: its amortized posterior. Both take standardized rows.
         table_: The same as a :class:`pyro_vae.TableVAE`, which also imputes, finds outliers and
             explains: `vae.table_.impute(X).completed()`, `vae.table_.explain(X)`.
-        columns_: What the columns are; `center_`: what is subtracted from them; `scale_`: what they
-            are divided by.
+        columns_: The columns; `center_`: what is subtracted from them; `scale_`: what they are
+            divided by.
         latent_dim_: Entries of z.
         history_: What happened in each epoch; `n_epochs_`: the epoch that was kept.
-        n_features_in_: Number of columns; `feature_names_in_`: their names, where they had some.
+        n_features_in_: Number of columns; `feature_names_in_`: their names, if they had any.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
@@ -180,14 +180,14 @@ class VAE(
         """Trains model and posterior on the rows of a table.
 
         Arguments:
-            X: Numbers, `(n_samples, n_features)`, nan where an entry was not observed; or a data
-                frame of pandas or polars, with columns of numbers, words or categories.
-            y: Not looked at.
+            X: Numbers, `(n_samples, n_features)`, nan where an entry is missing; or a data frame of
+                pandas or polars, with columns of numbers, words or categories.
+            y: Ignored.
 
         Raises:
-            TypeError: If a column holds what has no likelihood, such as dates.
-            ValueError: If there are fewer than two rows, a row or a column has no entry that was
-                observed, or a value is infinite.
+            TypeError: If a column has a type without a likelihood, such as dates.
+            ValueError: If there are fewer than two rows, a row or a column has no observed entry,
+                or a value is infinite.
         """
         table, _ = self._table(X, reset=True)
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -212,8 +212,8 @@ class VAE(
         """The mean of p(x | z) for latents `(n_samples, latent_dim_)`, in the data's own units.
 
         Returns:
-            An array; if the table of `fit` held words or categories, a table like it, in which the
-            most probable of them stand.
+            An array; if the table of `fit` held words or categories, a table like it, with the most
+            probable ones.
         """
         check_is_fitted(self)
         z = check_array(X, dtype=[np.float64, np.float32])
@@ -239,15 +239,15 @@ class VAE(
             warnings.warn(
                 f"the log density of {bad} of {len(result.value)} rows cannot be trusted "
                 f"({result.reasons}): "
-                "train for longer, or pass evaluation=pv.Tightest(), which draws from a proposal "
-                "that is fitted to each row; log_marginal_likelihood(X).reliable says which rows",
+                "train for longer, or pass evaluation=pv.Tightest(), which fits a proposal to "
+                "each row; log_marginal_likelihood(X).reliable says which rows",
                 UnreliableDensityWarning,
                 stacklevel=2,
             )
         return result.value.numpy()
 
     def log_marginal_likelihood(self, X: Any) -> LogMarginal:
-        """What `score_samples` gives, with errors, effective sample sizes and Pareto k, by row."""
+        """The values of `score_samples` with errors, ESS and Pareto k, by row."""
         rows, _ = self._rows(X)
         method = _EVALUATION if self.evaluation is None else self.evaluation
         with _without_news_of_columns(), warnings.catch_warnings():
@@ -264,11 +264,11 @@ class VAE(
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """Draws of new rows from p(x), `(n_samples, n_features_in_)`, in the data's own units.
 
-        They are an array; if the table of `fit` held words or categories, a table like it.
+        An array; if the table of `fit` held words or categories, a table like it.
 
         Arguments:
             n_samples: Number of rows.
-            random_state: Seed of the draws; without one every call draws anew.
+            random_state: Seed of the draws; without one every call gives new draws.
         """
         check_is_fitted(self)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
@@ -280,7 +280,7 @@ class VAE(
         return self.latent_dim_
 
     def _rows(self, X: Any) -> tuple[Tensor, np.dtype[Any]]:
-        """Rows as the model has them, and the dtype of what is made of them."""
+        """Rows as the model takes them, and the dtype of the results."""
         check_is_fitted(self)
         table, dtype = self._table(X, reset=False)
         rows = self.columns_.encode(table, dtype=torch.float64)
@@ -288,14 +288,14 @@ class VAE(
         if holes and not self._sees_holes:
             raise ValueError(
                 f"X has {holes} missing entries (nan), but the rows of `fit` had none, "
-                "so the encoder has not learned what to make of them: fit on rows with holes, or "
-                "fill these in"
+                "so the encoder has not learned to handle them: fit on rows with missing entries, "
+                "or fill these in"
             )
         return rows, dtype
 
     @no_type_check  # scikit-learn publishes no types
     def _table(self, X: Any, *, reset: bool) -> tuple[Any, np.dtype[Any]]:
-        """A data frame as it is, once its names are checked; anything else as an array."""
+        """A data frame unchanged, once its names are checked; anything else as an array."""
         fewest = 2 if reset else 1
         if _is_frame(X) and (reset or self.columns_.named):
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -319,7 +319,7 @@ class VAE(
         return table, table.dtype
 
     def _kinds(self, table: Any) -> dict[str, Kind | type[Kind]]:
-        """What columns are said to be: numbers for a likelihood of one's own."""
+        """The kinds of the columns: all numbers for a likelihood of the user's."""
         given, standardize = dict(self.kinds or {}), self.standardize
         if standardize is None:
             if self.likelihood is None or isinstance(self.likelihood, Mixed):
@@ -333,7 +333,7 @@ class VAE(
         return {**dict.fromkeys(numbers, Real if standardize else Real()), **given}
 
     def _make(self, dataset: Dataset) -> None:
-        """Model and posterior; a likelihood of one's own is copied, for training moves it."""
+        """Model and posterior; a likelihood of the user's is copied, since training changes it."""
         likelihood = copy.deepcopy(self.likelihood)
         sizes = defaults.Architecture(self.latent_dim, self.hidden, self.seed_, likelihood)
         self.latent_dim_, _ = sizes.of(dataset)
@@ -379,7 +379,7 @@ def _is_frame(X: Any) -> bool:
 
 @contextmanager
 def _without_news_of_columns() -> Iterator[None]:
-    """Keeps the likelihood from saying that columns are constant in the few rows it is shown."""
+    """Silences the warning about constant columns, which a few rows may have."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".* columns are constant over", UserWarning)
         yield

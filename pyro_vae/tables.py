@@ -1,16 +1,16 @@
-r"""A VAE of a table: frame in, model out, and answers in the words and units of the frame.
+r"""A VAE of a table: data frame in, model out, and answers in the names and units of the frame.
 
-Three lines take a table to a model, with a likelihood for each column and an encoder that sees
-categories and holes (:mod:`pyro_vae.defaults`):
+Three lines turn a table into a model, with a likelihood for each column and an encoder that sees
+categories and missing entries (:mod:`pyro_vae.defaults`):
 
     table = pv.data.load("lab.csv", drop=["sample_id"])
     vae = pv.TableVAE.of(table)
     vae.fit(num_epochs=300)
 
-`vae.model`, `vae.guide` and `table.train` are what everything else in this library takes. What was
-trained travels with the object, and with what it saves: the columns, by which every later table is
-matched by name; the centres and scales, so that densities are of the data in its own units; and
-digests of the rows trained on, so that none of them is called held out.
+`vae.model`, `vae.guide` and `table.train` work with everything else in this library. The object,
+and what it saves, also hold the columns, by which later tables are matched by name; the centres and
+scales, so that densities are of the data in its own units; and digests of the training rows, so
+that none of them is mistaken for held-out data.
 """
 
 import base64
@@ -58,19 +58,19 @@ _MOST_DIGESTS = 500_000  # rows; 11 letters each are saved, of the 8 MiB that a 
 
 @dataclass(eq=False)
 class TableVAE:
-    """A model of a table, its guide, and what a table is to them; made by :meth:`of`.
+    """A model of a table, its guide, and the encoding of the table; made by :meth:`of`.
 
-    Every question takes a table with the columns that it was trained on, in any order, and
-    answers in their units; without one it is about the rows held out.
+    Every method takes a table with the columns that it was trained on, in any order, and answers in
+    their units; without a table it uses the held-out rows.
 
     Arguments:
-        model: The Pyro program, of encoded rows.
-        guide: Its posterior.
+        model: The Pyro program, for encoded rows.
+        guide: The guide.
         units: The columns, which encode tables.
         holes: Whether the encoder has seen missing entries.
-        digests: Those of the rows trained on, or None if it is not known which they are.
-        dataset: The rows, where they are at hand.
-        history: How training went, once it did.
+        digests: Digests of the training rows, or None if they are not known.
+        dataset: The rows, if they are available.
+        history: The training history, once trained.
 
     Example:
         >>> frame = {"age": [31.5, 47.0, None, 22.0, 60.5], "sex": ["f", "m", "m", "f", "f"]}
@@ -98,14 +98,14 @@ class TableVAE:
         guide: str = GUIDES[0],
         family: Family | None = None,
     ) -> "TableVAE":
-        """A model for a table, untrained: likelihood, sizes and encoder by what the columns are.
+        """An untrained model for a table: likelihood, sizes and encoder follow from the columns.
 
         Arguments:
-            data: What :func:`pyro_vae.data.load` or :func:`pyro_vae.data.from_frame` gave, or a
+            data: The result of :func:`pyro_vae.data.load` or :func:`pyro_vae.data.from_frame`, or a
                 table that the latter takes.
             architecture: Sizes, seed of the weights, and a likelihood of your own.
             guide: "amortized", "per-datum" or "global".
-            family: Of q(z | y); a mean-field Gaussian unless told otherwise.
+            family: Family of q(z | y); by default a mean-field Gaussian.
         """
         dataset = data if isinstance(data, Dataset) else from_frame(data)
         model = defaults.vae(dataset, architecture)
@@ -114,7 +114,7 @@ class TableVAE:
         return cls(model, posterior, dataset.units, holes, dataset.digests, dataset)
 
     def fit(self, **how: Any) -> Fit:
-        """Trains on the rows to train on; takes the arguments of :func:`pyro_vae.fit`."""
+        """Trains on the training rows; takes the arguments of :func:`pyro_vae.fit`."""
         if self.dataset is None:
             raise ValueError("there are no rows to train on: make it by TableVAE.of(table)")
         how.setdefault("batch_size", defaults.batch_size(len(self.dataset.train)))
@@ -122,10 +122,10 @@ class TableVAE:
         return self.history
 
     def rows(self, data: Any = None) -> Float[Tensor, "rows *datum"]:
-        """A table as the model has it; the rows held out, if none is given.
+        """A table as the model takes it; by default the held-out rows.
 
         Raises:
-            ValueError: If a column is missing or unknown, or an entry is none of its column's.
+            ValueError: If a column is missing or unknown, or an entry does not fit its column.
         """
         if data is not None:
             weights = [part for part in self.model.parameters() if part.is_floating_point()]
@@ -148,8 +148,8 @@ class TableVAE:
     def embed(self, data: Any = None, *, seed: int = 0) -> Any:
         """The mean of the posterior of every row, a column for each latent, as a data frame.
 
-        Its index is that of a pandas table, so that it joins back; latents are called
-        as :meth:`explain` calls them.
+        It keeps the index of a pandas table, so that it can be joined back; latents are named as in
+        :meth:`explain`.
         """
         rows = self.rows(data)
         self._check_holes(rows)
@@ -203,7 +203,7 @@ class TableVAE:
         progress: bool | None = None,
         **how: Any,
     ) -> Outliers:
-        """How far out each row is, as :func:`pyro_vae.outliers`; `reference` may be a table."""
+        """How unusual each row is, as :func:`pyro_vae.outliers`; `reference` may be a table."""
         rows = self.rows(data)
         held = reference if isinstance(reference, int) else self.rows(reference)
         posterior = self._or_none(rows, seed)
@@ -234,9 +234,9 @@ class TableVAE:
         return replace(filled, value=exact, table=self.units)
 
     def explain(self, data: Any = None, *, seed: int = 0) -> Explanation:
-        """Which latent does what, for which columns, as :func:`pyro_vae.queries.explain`.
+        """Which latents affect which columns, as :func:`pyro_vae.queries.explain`.
 
-        Latents are ranked over the rows of a table, or over those trained on.
+        Latents are ranked over the rows of a table, by default over the training rows.
         """
         rows = self._training_rows() if data is None else self.rows(data)
         self._check_holes(rows)
@@ -245,7 +245,7 @@ class TableVAE:
         return explain(self.model, posterior, rows, columns, seed=seed)
 
     def traverse(self, data: Any = None, *, seed: int = 0, **how: Any) -> Traversal:
-        """What is decoded along each latent, as :func:`pyro_vae.traverse`."""
+        """Decoded means along each latent, as :func:`pyro_vae.traverse`."""
         rows = self._training_rows() if data is None else self.rows(data)
         self._check_holes(rows)
         posterior = self._posterior(rows, seed, new=data is not None)
@@ -253,26 +253,26 @@ class TableVAE:
         return replace(walk, table=self.units if isinstance(self.units, Columns) else None)
 
     def sample(self, num_samples: int = 1, *, seed: int = 0) -> Any:
-        """Draws of new rows from p(y): a table like the one that was trained on."""
+        """Draws of new rows from p(y): a table like the training table."""
         return self.units.decode(self.model.sample(num_samples, seed=seed))
 
     def save(self, folder: str | Path, about: dict[str, JSON] | None = None) -> None:
-        """Saves model, guide and what a table is to them, as :func:`pyro_vae.save` does."""
+        """Saves model, guide and the encoding of the table, as :func:`pyro_vae.save` does."""
         told = {**_saved(self.units, self.digests, holes=self.holes), **(about or {})}
         storage.save(folder, model=self.model, guide=self.guide, about=told)
 
     @classmethod
     def load(cls, folder: str | Path) -> "TableVAE":
-        """What :meth:`save`, or `pyro-vae fit`, saved.
+        """Loads what :meth:`save` or `pyro-vae fit` saved.
 
         Raises:
-            ValueError: If the folder holds a model without the columns that it is for.
+            ValueError: If the folder holds a model without its columns.
         """
         about = storage.read_about(folder)
         if not {"table", "units", "missing", "digests"} <= set(about):
             raise ValueError(
-                f"'{folder}' was not saved by this command line or TableVAE, so it is not known "
-                "which data it is for; use pv.load and pv.log_marginal_likelihood in Python"
+                f"'{folder}' was not saved by this command line or by TableVAE, so its columns "
+                "are not known; use pv.load and pv.log_marginal_likelihood in Python"
             )
         model, guide = storage.load(folder)
         made = Columns if about["table"] else Scaling
@@ -280,7 +280,7 @@ class TableVAE:
             units, digests = made.from_json(about["units"]), _unpacked(about["digests"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"'{folder}' is damaged: what it says of the columns cannot be read ({error!r})"
+                f"'{folder}' is damaged: its description of the columns cannot be read ({error!r})"
             ) from error
         return cls(model, guide, units, bool(about["missing"]), digests)
 
@@ -295,7 +295,7 @@ class TableVAE:
         return for_new_rows(found, rows, seed=seed, progress=False) if new else found
 
     def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
-        """The guide; None, for a fit to every row, where holes are new to it."""
+        """The guide; None, for a fit to every row, if missing entries are new to it."""
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)
 
@@ -303,9 +303,9 @@ class TableVAE:
         holes = int(rows.isnan().sum())
         if holes and not self.holes:
             raise ValueError(
-                f"there are {holes} missing entries, but the rows trained on had none, so the "
-                "encoder has not learned what to make of them: fit on data with holes, or fill "
-                "these in (impute needs no encoder)"
+                f"there are {holes} missing entries, but the training rows had none, so the "
+                "encoder has not learned to handle them: fit on data with missing entries, or "
+                "fill these in (impute needs no encoder)"
             )
 
     def _shift(self, rows: Tensor) -> Float[Tensor, " rows"]:
@@ -316,7 +316,7 @@ class TableVAE:
 
 
 def saved_beside(dataset: Dataset) -> dict[str, JSON]:
-    """What is saved beside a model of a data set, so that :meth:`TableVAE.load` finds it."""
+    """The metadata saved with a model of a data set, for :meth:`TableVAE.load`."""
     holes = bool(dataset.train.isnan().any() or dataset.test.isnan().any())
     return _saved(dataset.units, dataset.digests, holes=holes)
 

@@ -55,7 +55,7 @@ def test_curves_that_are_known(name: str, seed: int) -> None:
     )
     assert seen[not converged] < 2
     assert seen[converged] >= 15
-    words = {True: ": converged", False: "not converged, take more epochs"}
+    words = {True: ": converged", False: "not converged, use more epochs"}
     assert words[converged] in finished(curve, steps).summary()
     naive = curve[-1] - curve[-2]  # a wrong twin: at the end of a schedule every curve is flat
     assert abs(naive) < 0.01

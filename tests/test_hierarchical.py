@@ -150,7 +150,7 @@ def test_comparison() -> None:
 def test_what_is_refused() -> None:
     """With what was expected and what to do."""
     gaussian, decoder = pv.likelihoods.Gaussian(), nn.Linear(2, 3)
-    with pytest.raises(ValueError, match="at least one layer below the top"):
+    with pytest.raises(ValueError, match="a layer below the top"):
         HierarchicalVAE(decoder, gaussian, 2, [])
     with pytest.raises(ValueError, match=r"could not take tensors of shape \[\(2, 1\)\]"):
         HierarchicalVAE(decoder, gaussian, 1, [nn.Linear(2, 4)])

@@ -1,4 +1,4 @@
-"""Products of fewer bits: what is rounded, what is not, and whether the stated error is right."""
+"""Low-precision products: what is rounded, what is not, and whether the stated error is right."""
 
 from collections.abc import Callable
 
@@ -79,7 +79,7 @@ def test_the_stated_error_is_right() -> None:
     model, guide, y = images()
     result = pv.fit(model, guide, y, num_epochs=2, progress=False, precision=pv.BFloat16Products())
     assert result.rounding is not None
-    assert "products of fewer bits move the ELBO" in result.summary()
+    assert "low-precision products change the ELBO" in result.summary()
     full = elbo(model, guide, y, 200)
     with pv.BFloat16Products().active():
         rounded = elbo(model, guide, y, 200)

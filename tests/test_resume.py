@@ -146,7 +146,7 @@ def test_other_runs_are_refused(tmp_path: Path) -> None:
     """By what differs, before a step is taken."""
     trained(tmp_path, 0, stop=2)
     for options, message in DIFFERENT.values():
-        with pytest.raises(ValueError, match="is the checkpoint of another run") as refused:
+        with pytest.raises(ValueError, match="is the checkpoint of a different run") as refused:
             trained(tmp_path, 0, **options)
         assert message in str(refused.value)
         assert "pass another folder" in str(refused.value)
@@ -192,7 +192,7 @@ def test_what_cannot_be_kept_is_refused_before_training(tmp_path: Path) -> None:
         def state_dict(self) -> dict[str, Any]:
             return vars(self)
 
-    with pytest.raises(TypeError, match="holds numbers, words and tensors, and no code"):
+    with pytest.raises(TypeError, match="holds numbers, strings and tensors, and no code"):
         trained(tmp_path / "a", 0, scheduler=Odd)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; name another place"):

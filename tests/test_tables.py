@@ -285,10 +285,10 @@ def test_models_of_other_folders_are_refused(tmp_path: Path) -> None:
     """A model without its columns does not know what a table is."""
     model = pv.models.VAE(nn.Linear(1, 2), pv.likelihoods.Gaussian(), latent_dim=1)
     pv.save(tmp_path / "m", model=model)
-    with pytest.raises(ValueError, match="was not saved by this command line or TableVAE"):
+    with pytest.raises(ValueError, match="was not saved by this command line or by TableVAE"):
         pv.TableVAE.load(tmp_path / "m")
     damaged: dict[str, Any] = {"table": True, "units": {"columns": [{}]}, "digests": None}
     for about in (damaged, damaged | {"units": 3}, damaged | {"table": False, "digests": "?"}):
         pv.save(tmp_path / "m", model=model, about={**about, "missing": False})
-        with pytest.raises(ValueError, match="is damaged: what it says of the columns"):
+        with pytest.raises(ValueError, match="is damaged: its description of the columns"):
             pv.TableVAE.load(tmp_path / "m")

@@ -402,7 +402,7 @@ def test_integers_and_halves_are_refused_with_the_line_to_write() -> None:
     with pytest.raises(ValueError, match=r"with y\.to\(torch\.float32\)$"):
         fit(*small(), data().long())
     model, guide = small()
-    with pytest.raises(ValueError, match=r"float16, in which steps of an optimizer overflow"):
+    with pytest.raises(ValueError, match=r"float16, in which optimizer steps overflow"):
         fit(model.half(), guide.half(), data().half())
 
 
@@ -437,5 +437,5 @@ def test_a_last_batch_of_one_row() -> None:
     assert run(9, 4, nn.LayerNorm(3))[-3:] == [4, 4, 1]
     with pytest.raises(ValueError, match=r"BatchNorm1d 'map\.net\.1' takes the spread"):
         run(9, 1, nn.BatchNorm1d(3))
-    with pytest.raises(ValueError, match="takes the spread over a batch"):
+    with pytest.raises(ValueError, match="needs the variance over a batch"):
         run(1, 4, nn.BatchNorm1d(3))

@@ -1,4 +1,4 @@
-"""What the generative models have in common: they run, draw, decode and check."""
+"""Shared by the generative models: they run, sample, decode and check."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -21,10 +21,10 @@ _ROWS_AT_ONCE = 4096  # rows a decoder sees at once; only memory depends on it
 class Generative(NamedModule):
     """A Pyro program with one plate over data that also generates.
 
-    A subclass says how the latents of a datum are sampled (:meth:`latents`), and what the data
-    are given them (:meth:`conditional`, :meth:`expectation`). Everywhere the latents of a datum
-    are one flat vector, all sites laid end to end in the order in which they are sampled: what
-    `guide.sample(y)` gives is what `model.decode(z)` takes.
+    A subclass says how the latents of a datum are sampled (:meth:`latents`), and the distribution
+    of the data given them (:meth:`conditional`, :meth:`expectation`). The latents of a datum are
+    always one flat vector, all sites concatenated in the order in which they are sampled:
+    `model.decode(z)` takes what `guide.sample(y)` returns.
     """
 
     zero: Tensor
@@ -35,7 +35,7 @@ class Generative(NamedModule):
         self.register_buffer("zero", torch.zeros((), dtype=like.dtype, device=like.device))
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
-        """Samples the latent sites of so many data, inside the plate; returns the flat vectors."""
+        """Samples the latent sites inside the plate; returns the flat vectors."""
         raise NotImplementedError
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
@@ -69,7 +69,7 @@ class Generative(NamedModule):
     def decode(self, z: Float[Tensor, "*draws latents"], *given: Tensor) -> Float[Tensor, "..."]:
         """Mean of p(y | z), for latents with any number of leading dimensions; no gradient.
 
-        What is `given` has the rows of the last dimension before the latents.
+        The tensors in `given` have as many rows as the last dimension before the latents.
         """
         return self._by_rows(self.expectation, z, given)
 
@@ -83,9 +83,9 @@ class Generative(NamedModule):
 
         Arguments:
             num_samples: Number of draws.
-            given: What the program takes beside the data, a row for every draw.
-            seed: With a seed the same draws every time, and the caller's random stream is left
-                alone; without one the draws come from that stream.
+            given: Further inputs of the program besides the data, one row per draw.
+            seed: With a seed the draws are the same every time, and the caller's random stream is
+                left alone; without one the draws come from that stream.
         """
         if seed is not None:
             with forked(seed, "sample"):
@@ -111,7 +111,7 @@ class Generative(NamedModule):
     def _by_rows(
         self, answer: Callable[..., Tensor], z: Tensor, given: tuple[Tensor, ...]
     ) -> Tensor:
-        """Decodes in pieces; at least one, so that no draws have a shape."""
+        """Decodes in pieces; at least one, so that an empty result has its shape."""
         draws = z.shape[:-1]
         rows = [z.reshape(-1, z.shape[-1])]
         rows += [part.expand(*draws, *part.shape[1:]).flatten(0, len(draws) - 1) for part in given]
@@ -121,7 +121,7 @@ class Generative(NamedModule):
         return flat.view(*draws, *flat.shape[1:])
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data that the model cannot have made, with the remedy."""
+        """Refuses data outside the model's support; the message has the remedy."""
         if y.dtype != self.zero.dtype:
             other = f" or model.to({y.dtype})" if y.is_floating_point() else ""
             raise ValueError(
@@ -138,7 +138,7 @@ class Decoded(Generative):
         self.decoder, self.likelihood = decoder, likelihood
 
     def _check_decoder(self, latents: int) -> None:
-        """Decodes two rows, so that a decoder of other latents is refused at once."""
+        """Decodes two rows, so that a decoder for another number of latents is refused at once."""
         try:
             self.prototype()
         except (RuntimeError, ValueError) as error:
@@ -157,7 +157,7 @@ class Decoded(Generative):
         return self.likelihood.mean(self.decoder(z), *given)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data that the likelihood cannot have made, with the remedy."""
+        """Refuses data outside the likelihood's support; the message has the remedy."""
         super().check(y, names)
         self.likelihood.check(y, names)
 

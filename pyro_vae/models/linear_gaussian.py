@@ -1,4 +1,4 @@
-"""Probabilistic PCA and factor analysis: the linear Gaussian model, whose every answer is exact."""
+"""Probabilistic PCA and factor analysis: the linear Gaussian model, all in closed form."""
 
 import math
 import warnings
@@ -38,11 +38,11 @@ class Isotropic:
 @registered()
 @dataclass(frozen=True)
 class Diagonal:
-    """Every feature with noise of its own: with it the model is factor analysis.
+    """Separate noise for every feature: with it the model is factor analysis.
 
     Arguments:
-        floor: Smallest standard deviation, in the unit of the data. Maximum likelihood may want
-            a feature without noise (a Heywood case), and a constant feature always does.
+        floor: Smallest standard deviation, in the unit of the data. Maximum likelihood may drive a
+            feature's noise to zero (a Heywood case), and always does for a constant feature.
     """
 
     floor: float = 1e-3
@@ -63,11 +63,11 @@ class LinearGaussian(Generative):
     .. math:: z_n \sim \mathcal{N}(0, I), \qquad y_n \mid z_n \sim \mathcal{N}(W z_n + \mu, \Psi)
 
     where :math:`\Psi = \sigma^2 I` (:class:`Isotropic`) or any diagonal (:class:`Diagonal`). It is
-    the VAE with a linear decoder, and the one whose every answer is known: the posterior
+    the VAE with a linear decoder, and everything about it is known in closed form: the posterior
     (:meth:`exact_posterior`, so that :class:`pyro_vae.ExactPosterior` and
     :class:`pyro_vae.CoordinateAscent` work), the evidence (:meth:`log_evidence`, so
-    :class:`pyro_vae.ClosedForm` does), and for the former noise the maximum of the likelihood. An
-    entry of y that is nan was not observed, and leaves all of them.
+    :class:`pyro_vae.ClosedForm` does), and for isotropic noise the maximum likelihood estimate. An
+    entry of y that is nan is missing and drops out of all of them.
 
     Maximum likelihood fixes :math:`W` up to a rotation of z.
 
@@ -117,7 +117,7 @@ class LinearGaussian(Generative):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Loadings drawn afresh, so that the data have about unit variance; no mean, unit noise."""
+        """Redraws the loadings, for data of about unit variance; zero mean, unit noise."""
         self.loadings.normal_().div_(math.sqrt(self.latent_dim))
         self.mean.zero_()
         self.log_noise.zero_()
@@ -140,7 +140,7 @@ class LinearGaussian(Generative):
         """p(y | z) of every row."""
         if given:
             raise ValueError(
-                f"LinearGaussian is called with the data alone, got {len(given)} further tensor(s)"
+                f"LinearGaussian takes the data alone, got {len(given)} further tensor(s)"
             )
         normal = dist.Normal(self.expectation(z), self.variance().sqrt())
         return PartlyObserved(normal).to_event(1)
@@ -209,17 +209,17 @@ class LinearGaussian(Generative):
     ) -> em.EMFit:
         """Sets the parameters to a maximum of the likelihood, by EM with longer steps.
 
-        It starts from the moments of the data, not from the present parameters, so it has no
-        seed. Without holes an iteration costs an eigenvalue problem of the features, whatever the
-        number of data; with holes it takes the posterior of every datum, and memory for
-        `data * latents^2` numbers. All in float64. No step lowers the likelihood, which with
-        diagonal noise may have several maxima.
+        It starts from the moments of the data, not from the current parameters, so it needs no
+        seed. Without missing entries an iteration costs an eigendecomposition over the features,
+        whatever the number of data; with missing entries it computes the posterior of every datum,
+        and needs memory for `data * latents^2` numbers. All in float64. No step lowers the
+        likelihood, which with diagonal noise may have several maxima.
 
         Arguments:
-            y: The data; nan where an entry was not observed.
-            tolerance: Ends when two rounds in a row gain less than this, in nats per datum. What is
-                left to gain may be some times more.
-            max_steps: EM steps, at most; a warning says if they did not do.
+            y: The data; nan where an entry is missing.
+            tolerance: Stops when two rounds in a row gain less than this, in nats per datum. The
+                remaining gain may be several times larger.
+            max_steps: Most EM steps; a warning says if they were not enough.
 
         Returns:
             The log evidence per datum after every round, the steps, and whether it converged.
@@ -258,14 +258,14 @@ class LinearGaussian(Generative):
             warnings.warn(
                 f"EM has not converged after {how.steps} steps: the last round gained "
                 f"{float(how.log_evidence.diff()[-1]):.2g} nats per datum, more than the tolerance "
-                f"{tolerance:g}; raise max_steps=, or the noise's floor if a feature's noise "
-                "tends to zero",
+                f"{tolerance:g}; raise max_steps=, or the noise floor if a feature's noise tends "
+                "to zero",
                 stacklevel=2,
             )
         return how
 
     def _checked(self, y: Tensor) -> Tensor:
-        """The data in float64; refuses those that say nothing of some parameter."""
+        """The data in float64; refuses data that do not determine some parameter."""
         check_batch(y, missing=(0,))
         if y.shape[1:] != (self.features,):
             raise ValueError(
@@ -275,12 +275,12 @@ class LinearGaussian(Generative):
         if unseen:
             raise ValueError(
                 f"{len(unseen)} of {self.features} columns were never observed, the first is "
-                f"column {unseen[0]}: drop them, since the data say nothing of them"
+                f"column {unseen[0]}: drop them, since the data have no information about them"
             )
         return y.detach().double()
 
     def _set(self, found: em.LinearGaussianParameters) -> None:
-        """Copies parameters into the module's own, with zero columns for latents without use."""
+        """Copies parameters into the module, with zero columns for unused latents."""
         self.loadings.zero_()[:, : found.loadings.shape[1]] = found.loadings.to(self.loadings)
         self.mean.copy_(found.mean)
         least = self.noise.floor**2
@@ -295,7 +295,7 @@ class LinearGaussian(Generative):
 def _start(
     filled: Tensor, centred: Tensor, latents: int, floor: float
 ) -> em.LinearGaussianParameters:
-    """From the covariance of the data with means for missing entries; half of it is noise."""
+    """Initial values from the data's covariance, with means for missing entries; half is noise."""
     variance = centred.square().nanmean(dim=0).clamp(min=2 * floor) / 2
     covariance = filled.mT @ filled / len(filled)
     loadings = em.best_loadings(covariance, variance, latents).loadings
@@ -307,6 +307,6 @@ def _start(
 
 
 def _cosines(like: Tensor) -> Tensor:
-    """Numbers in no particular direction, the same every time."""
+    """Deterministic numbers in no particular direction."""
     row = torch.arange(1, len(like) + 1, dtype=like.dtype, device=like.device)[:, None]
     return (row * row.new_tensor(range(1, like.shape[1] + 1))).cos()

@@ -1,9 +1,9 @@
-r"""Priors of a latent vector, as values.
+r"""Priors of a latent vector.
 
-The evidence of a datum rewards a prior that is close to the aggregated posterior
-:math:`\bar q(z) = \frac{1}{N} \sum_n q(z \mid y_n)`: the average rate is
-:math:`I(n; z) + \mathrm{KL}(\bar q \,\|\, p)`, and a standard normal pays the second term where
-the decoder wants another shape. The priors here learn theirs, with the model.
+The evidence of a datum rewards a prior that is close to the aggregated posterior :math:`\bar q(z) =
+\frac{1}{N} \sum_n q(z \mid y_n)`: the average rate is :math:`I(n; z) + \mathrm{KL}(\bar q \,\|\,
+p)`, and with a standard normal the second term is paid whenever the aggregated posterior has
+another shape. The priors here are learned with the model.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Mixture(dist.TorchDistribution):
     Arguments:
         log_shares: :math:`\log \pi_k`, `(components,)`, normalized.
         components: Distributions of batch shape `(components,)` and one event dimension.
-        batch_shape: How often it is repeated.
+        batch_shape: Batch shape to repeat it over.
 
     Example:
         >>> components = dist.Normal(torch.tensor([[-1.0], [1.0]]), 1.0).to_event(1)
@@ -56,11 +56,11 @@ class Mixture(dist.TorchDistribution):
         return mean.expand(*self.batch_shape, -1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Mixture":
-        """The same, repeated."""
+        """The same with another batch shape."""
         return Mixture(self.log_shares, self.components, batch_shape)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """A component for every draw, and a draw of it."""
+        """A component for every draw, and a draw from it."""
         shape = torch.Size([*sample_shape, *self.batch_shape])
         with torch.no_grad():
             chosen = dist.Categorical(logits=self.log_shares).sample(shape)
@@ -75,18 +75,18 @@ class Mixture(dist.TorchDistribution):
 
 
 class Bent(dist.TorchDistribution):
-    r"""A standard normal, pulled back: :math:`z = \mu + \sigma f^{-1}(\epsilon)`.
+    r"""A standard normal transformed by a flow: :math:`z = \mu + \sigma f^{-1}(\epsilon)`.
 
     .. math:: \log p(z) = \log \mathcal{N}(\epsilon; 0, I) + \sum_t \log |\det J_{f_t}|
         - \sum_i \log \sigma_i, \qquad \epsilon = f((z - \mu) / \sigma)
 
-    The layers run from z to noise, the direction that is one pass through the nets.
+    The layers map z to noise, the direction that needs one pass through the networks.
 
     Arguments:
         loc: :math:`\mu`, `(latents,)`.
         scale: :math:`\sigma`, `(latents,)`.
         layers: Functions from a shape to one of Pyro's transforms, :math:`f_1, \ldots, f_T`.
-        batch_shape: How often it is repeated.
+        batch_shape: Batch shape to repeat it over.
     """
 
     has_rsample = True
@@ -104,7 +104,7 @@ class Bent(dist.TorchDistribution):
         return {}
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Bent":
-        """The same, repeated."""
+        """The same with another batch shape."""
         return Bent(self.loc, self.scale, self.layers, batch_shape)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
@@ -113,7 +113,7 @@ class Bent(dist.TorchDistribution):
             return self.rsample(sample_shape)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Noise, taken back through the layers."""
+        """Noise mapped back through the layers."""
         shape = torch.Size([*sample_shape, *self.batch_shape])
         value = torch.randn(*shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
         for layer in reversed(self.layers):
@@ -136,11 +136,11 @@ class Bent(dist.TorchDistribution):
 
 
 class Unfolded(dist.TorchDistribution):
-    """Independent features whose first batch dimension stands for two, such as data and times.
+    """Independent features with two batch dimensions flattened into one, such as data and times.
 
     Arguments:
         features: Distributions of batch shape `(rows * times, *datum)`, with no event dimension.
-        times: Length of the second dimension of what they stand for, `(rows, times, *datum)`.
+        times: Length of the second of the two, `(rows, times, *datum)`.
     """
 
     def __init__(self, features: Distribution, times: int) -> None:
@@ -156,21 +156,23 @@ class Unfolded(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint | None:
-        """That of the features."""
+        """As for the features."""
         return self.features.support
 
     @property
     def mean(self) -> Tensor:
-        """That of the features."""
+        """As for the features."""
         return self._unfold(self.features.mean, 0)
 
     def _unfold(self, value: Tensor, dim: int) -> Tensor:
         return value.unflatten(dim, (-1, self.times))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Unfolded":
-        """The same, for it cannot have more rows than its features."""
+        """The same; it cannot have more rows than its features."""
         if torch.Size(batch_shape) != self.batch_shape:
-            raise ValueError(f"has {tuple(self.batch_shape)}, cannot be {tuple(batch_shape)}")
+            raise ValueError(
+                f"batch shape {tuple(self.batch_shape)} cannot become {tuple(batch_shape)}"
+            )
         return self
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
@@ -188,20 +190,20 @@ def _at_least(value: Tensor, shape: torch.Size) -> Tensor:
 
 
 class Prior(nn.Module):
-    """What a prior offers: a distribution over one latent vector."""
+    """A prior: a distribution over one latent vector."""
 
     latent_dim: int | None = None
-    """Entries of z that it was made for, if it was."""
+    """Entries of z that it was made for, if fixed."""
 
     def setup(self, zero: Tensor) -> None:
-        """Told by its model of the latents, zeros `(latents,)` with its dtype and device.
+        """Called by the model with zeros `(latents,)` of its dtype and device.
 
-        A prior that was made for another number of latents refuses it.
+        A prior made for another number of latents raises.
         """
         self.to(device=zero.device, dtype=zero.dtype)
         if self.latent_dim not in (None, len(zero)):
             raise ValueError(
-                f"this {type(self).__name__} was made for {self.latent_dim} latent(s), and the "
+                f"this {type(self).__name__} was made for {self.latent_dim} latent(s), but the "
                 f"model has {len(zero)}: make it with latent_dim={len(zero)}"
             )
 
@@ -231,8 +233,8 @@ class MixtureOfNormals(Prior):
     Arguments:
         components: Number of normals, :math:`K`.
         latent_dim: Entries of z.
-        spread: Standard deviation with which the means are drawn at first. Components that start
-            at the same place would stay together.
+        spread: Standard deviation of the initial means. Components that start at the same place
+            would stay together.
 
     Raises:
         ValueError: If there is no component or no latent.
@@ -263,7 +265,7 @@ class MixtureOfNormals(Prior):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Equal weights, unit variances, and means drawn afresh."""
+        """Equal weights, unit variances, and new random means."""
         self.logits.zero_()
         self.log_scale.zero_()
         self.loc.normal_().mul_(self.spread)
@@ -286,7 +288,7 @@ class AmortizedMap(Protocol):
     """What :class:`VampPrior` needs of an encoder; :class:`pyro_vae.Encoder` is one."""
 
     def setup(self, num_parameters: int, initial: Tensor) -> None:
-        """Makes what it owns for a family of so many parameters."""
+        """Creates its modules for a family with a number of parameters."""
 
     def __call__(self, batch: tuple[Tensor, ...], rows: None) -> Tensor:
         """Parameters `(batch, parameters)`."""
@@ -297,7 +299,7 @@ class NormalFamily(Protocol):
     """What :class:`VampPrior` needs of a family; :class:`pyro_vae.DiagonalNormal` is one."""
 
     def num_parameters(self, latents: int) -> int:
-        """Parameters per datum, for a flat vector of so many latents."""
+        """Parameters per datum, for a flat vector of this many latents."""
 
     def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
         """Parameters at which the family is N(loc, scale^2 I)."""
@@ -308,15 +310,15 @@ class NormalFamily(Protocol):
 
 @registered(pseudo_inputs="pseudo_inputs.shape")
 class VampPrior(Prior):
-    r"""A mixture of an encoder's own posteriors, at learned pseudo-inputs.
+    r"""A mixture of an encoder's posteriors at learned pseudo-inputs.
 
     .. math:: p(z) = \sum_{k=1}^{K} \pi_k \, q_\phi(z \mid u_k)
 
-    The encoder is that of the guide, the same object: make it first, hand it to the prior, and
-    then to :class:`pyro_vae.Guide` with the same family. Its parameters are then the model's and
-    the guide's, and every draw trains them in both roles. With the encoder of its own guide alone
-    the prior follows the aggregated posterior; under another guide, or in a copy of the model
-    alone, it is a mixture with an encoder of its own.
+    The encoder must be the same object as the guide's: make it first, pass it to the prior, and
+    then to :class:`pyro_vae.Guide` with the same family. Its parameters then belong to both model
+    and guide, and are trained in both roles. Only then does the prior follow the aggregated
+    posterior; under another guide, or in a copy of the model alone, it is a mixture with a separate
+    encoder.
 
     Arguments:
         encoder: The encoder, a :class:`pyro_vae.Encoder`.

@@ -1,4 +1,4 @@
-"""Variational autoencoders: with one latent vector, with clusters, and with a ladder of layers."""
+"""Variational autoencoders: with one latent vector, with clusters, and with layers of latents."""
 
 import math
 from collections.abc import Sequence
@@ -27,13 +27,14 @@ class VAE(Decoded):
     Handlers, `Predictive`, `SVI` and guides written by hand work on it as on any other.
 
     Arguments:
-        decoder: A module from `(batch, latents)` to what the likelihood needs a datum.
-        likelihood: From the decoder's output to p(y | z).
+        decoder: A module from `(batch, latents)` to the parameters of the likelihood for each
+            datum.
+        likelihood: Turns the decoder's output into p(y | z).
         latent_dim: Entries of z.
         prior: The prior of z; standard normal by default.
 
-    An entry of y that is nan was not observed, and leaves the density. Further tensors of the
-    batch, such as an exposure, are handed on to the likelihood.
+    An entry of y that is nan is missing and drops out of the density. Further tensors of the batch,
+    such as an exposure, are passed to the likelihood.
 
     Raises:
         ValueError: If the decoder cannot take `latent_dim` latents; when called, if a datum does
@@ -83,17 +84,18 @@ class MixtureVAE(Decoded):
         z_n \mid c_n \sim \mathcal{N}(\mu_{c_n}, \operatorname{diag} \sigma_{c_n}^2), \qquad
         y_n \sim p_\theta(y \mid z_n)
 
-    The cluster is a discrete latent site `c`, which the library sums out exactly; guides hold z
+    The cluster is a discrete latent site `c`, which the library sums out exactly; guides model z
     alone. So p(y, z) is that of a :class:`VAE` with the prior :class:`MixtureOfNormals`, and the
     cluster of a datum comes from Bayes' rule (:meth:`cluster_probabilities`, :meth:`clusters`).
-    Clusters have no order, and the likelihood does not know them: look at what they hold.
+    Clusters have no order and no given meaning: look at the data in each.
 
     Arguments:
-        decoder: A module from `(batch, latents)` to what the likelihood needs a datum.
-        likelihood: From the decoder's output to p(y | z).
+        decoder: A module from `(batch, latents)` to the parameters of the likelihood for each
+            datum.
+        likelihood: Turns the decoder's output into p(y | z).
         latent_dim: Entries of z.
         components: Number of clusters.
-        spread: Standard deviation with which the clusters' means are drawn at first.
+        spread: Standard deviation of the clusters' initial means.
 
     Raises:
         ValueError: If there is no cluster, or the decoder cannot take the latents; when called,
@@ -139,7 +141,7 @@ class MixtureVAE(Decoded):
     def cluster_probabilities(
         self, z: Float[Tensor, "*draws latents"]
     ) -> Float[Tensor, "*draws components"]:
-        """p(c | z), exact: given z the data say nothing more of the cluster."""
+        """p(c | z), exact: given z the data carry no more information about the cluster."""
         log_joint = self.mixture.normals().log_prob(z.unsqueeze(-2)) + self.mixture.log_shares()
         return log_joint.softmax(dim=-1)
 
@@ -153,13 +155,13 @@ class MixtureVAE(Decoded):
         .. math:: p(c \mid y_n) = \mathbb{E}_{p(z \mid y_n)} \, p(c \mid z)
 
         Arguments:
-            draws: Draws from a guide, `guide.sample(y, num_samples)`. Without weights the answer
-                is that of the guide in place of the posterior.
-            log_weights: Their log importance weights, which make up for the difference.
+            draws: Draws from a guide, `guide.sample(y, num_samples)`. Without weights the guide
+                replaces the posterior.
+            log_weights: Their log importance weights, which correct for the difference.
 
         Returns:
-            Probabilities and standard errors, each `(batch, components)`; the errors are of the
-            draws alone, and those with weights hold as far as a weighted average's do.
+            Probabilities and standard errors, each `(batch, components)`; the errors are those of
+            the draws; with weights they are as reliable as those of any weighted average.
 
         Raises:
             ValueError: If there are fewer than two draws.
@@ -178,21 +180,22 @@ class MixtureVAE(Decoded):
 
 @registered(latent_dim="top_dim", prior="latent_prior")
 class HierarchicalVAE(Decoded):
-    r"""A variational autoencoder with a ladder of latent layers, a Pyro program.
+    r"""A variational autoencoder with several layers of latents, a Pyro program.
 
     .. math:: z_L \sim p(z_L), \qquad
         z_l \mid z_{l+1} \sim \mathcal{N}(\mu_l(z_{l+1}), \sigma_l(z_{l+1})^2), \qquad
         y \sim p_\theta(y \mid z_1)
 
-    The sites are `z_L`, ..., `z_1` in this order, and flat vectors hold them so: the top first.
+    The sites are `z_L`, ..., `z_1` in this order, also in flat vectors: the top layer first.
 
     Arguments:
-        decoder: A module from `z_1`, `(batch, latents)`, to what the likelihood needs a datum.
+        decoder: A module from `z_1`, `(batch, latents)`, to the parameters of the likelihood for
+            each datum.
         likelihood: From the decoder's output to p(y | z_1).
         latent_dim: Entries of the top layer, `z_L`.
-        layers: From the top down, what gives `z_{L-1}`, ..., `z_1` from the layer above: a
-            :class:`NormalGiven`, or a net that gives two numbers for each latent, its mean and
-            what becomes its standard deviation.
+        layers: From the top down, the distributions of `z_{L-1}`, ..., `z_1` given the layer above:
+            a :class:`NormalGiven`, or a network that gives two numbers for each latent, its mean
+            and its unconstrained standard deviation.
         prior: The prior of the top layer; standard normal by default.
 
     Raises:
@@ -226,7 +229,9 @@ class HierarchicalVAE(Decoded):
         super().__init__(decoder, likelihood)
         check_latents(latent_dim)
         if not layers:
-            raise ValueError("a ladder has at least one layer below the top, got none; use a VAE")
+            raise ValueError(
+                "a hierarchy needs a layer below the top, got none; for one layer use a VAE"
+            )
         self.layers = nn.ModuleList(map(as_normal, layers))
         self.latent_prior = StandardNormal() if prior is None else prior
         self.top_dim = latent_dim

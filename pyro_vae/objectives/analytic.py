@@ -2,10 +2,9 @@ r"""The ELBO with its KL term in closed form.
 
 .. math:: \mathbb{E}_{q} \log p(y \mid z) - \mathrm{KL}(q(z \mid y) \,\|\, p(z))
 
-Both terms of the ELBO are means over draws of q. Where q and the prior are normals the second one
-is known, and its noise can be left out. That does not always help: the noise of the two terms is
-opposite at the end of training, when the plain estimate of a bound that is nearly tight hardly
-varies.
+Both terms of the ELBO are means over draws of q. If q and the prior are normal, the second one is
+known and its noise can be avoided. That does not always help: towards the end of training the noise
+of the two terms nearly cancels, and the plain estimate of a nearly tight bound hardly varies.
 """
 
 from dataclasses import dataclass
@@ -28,8 +27,8 @@ class AnalyticELBO(BetaELBO):
 
     .. math:: \mathbb{E}_q \log p(y \mid z) - \beta \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))
 
-    For a program with one latent site of a datum, on the real numbers, whose prior may depend on
-    covariates, and a family and a prior whose divergence torch knows, as that of two normals. The
+    For a program with one local latent site, on the real numbers, whose prior may depend on
+    covariates, and a family and a prior whose KL divergence torch knows, such as two normals. The
     gradient of the KL term is exact; whether the gradient of the whole is less noisy is shown by
     :func:`pyro_vae.diagnostics.gradient_noise`.
 
@@ -39,7 +38,7 @@ class AnalyticELBO(BetaELBO):
 
     Raises:
         ValueError: If the weight is negative or not finite, there is no particle, or the program
-            has several latent sites or one that is not on the real numbers.
+            has several latent sites, or one that is not real-valued.
         TypeError: When it is used, if the divergence has no known closed form.
 
     References:
@@ -59,7 +58,7 @@ class AnalyticELBO(BetaELBO):
     beta: float | Schedule = 1.0
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Weighs the draws; in place of their own KL term each has that of the distributions."""
+        """Computes the weights of the draws, with the exact KL term in place of the sampled one."""
         (densities, run), count = draws.program.traced(draws.z, *batch), len(draws.z)
         kl = _divergence(_posterior(draws, batch, count), _prior(draws, run))
         kl = kl.view(count, -1)
@@ -67,7 +66,7 @@ class AnalyticELBO(BetaELBO):
 
 
 def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
-    """Q of every row of the longer batch."""
+    """The guide's distribution for every row of the longer batch."""
     posterior: Posterior | None = draws.posterior
     if isinstance(posterior, FamilyPosterior):
         return posterior.family(posterior.parameters.repeat(count, 1))
@@ -77,8 +76,8 @@ def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
         if only is not None:
             return only.distribution
     raise TypeError(
-        "AnalyticELBO needs a guide that says which distribution each datum's latents have; got "
-        f"{type(posterior).__name__} of several sites: take Trace_ELBO()"
+        "AnalyticELBO needs a guide with a known distribution of each datum's latents; got "
+        "{type(posterior).__name__} over several sites: use Trace_ELBO()"
     )
 
 
@@ -88,8 +87,8 @@ def _prior(draws: Draws, run: Run) -> Any:
     if len(sites) > 1 or draws.program.structure.enumerated:
         names = [site.name for site in sites] + list(draws.program.structure.enumerated)
         raise ValueError(
-            f"AnalyticELBO is for programs with one latent site of a datum, got {names}, whose "
-            "priors may depend on one another's draws: take Trace_ELBO()"
+            f"AnalyticELBO is for programs with one local latent site, got {names}, whose priors "
+            "may depend on each other's draws: use Trace_ELBO()"
         )
     prior: Any = run[sites[0].name].distribution
     support = prior.support
@@ -98,7 +97,7 @@ def _prior(draws: Draws, run: Run) -> Any:
     if support not in (constraints.real, constraints.real_vector):
         raise ValueError(
             f"AnalyticELBO is for latents on the real numbers; site '{sites[0].name}' is on "
-            f"{support}: take Trace_ELBO()"
+            f"{support}: use Trace_ELBO()"
         )
     return prior
 
@@ -113,13 +112,13 @@ def _divergence(q: Any, prior: Any) -> Tensor:
         except NotImplementedError:
             continue
     raise TypeError(
-        f"the divergence of {_name(q)} from {_name(prior)} has no closed form that torch knows: "
-        "take Trace_ELBO(), or a normal family and prior"
+        f"the divergence of {_name(q)} from {_name(prior)} has no closed form in torch: use "
+        "Trace_ELBO(), or a normal family and prior"
     )
 
 
 def _multivariate(normal: Any) -> Any:
-    """Independent normals as one of several dimensions; anything else as it is."""
+    """Independent normals as one multivariate normal; anything else unchanged."""
     if isinstance(normal, Independent) and isinstance(normal.base_dist, Normal):
         loc, scale = normal.base_dist.loc, normal.base_dist.scale
         return MultivariateNormal(loc, scale_tril=scale.diag_embed())

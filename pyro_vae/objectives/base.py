@@ -1,21 +1,21 @@
-r"""What all objectives share: one bound per datum, summed over data, with the scales outside.
+r"""Shared by all objectives: one bound per datum, summed over data, with the scales outside.
 
-With :math:`g` the latent sites that all data share, drawn once, and :math:`K` draws of the local
-latents per datum, :math:`w_{kn} = p(y_n, z_{kn} \mid g) / q(z_{kn} \mid y_n, g)`, an objective is a
-function :math:`\mathcal{L}` of the weights of one datum. A batch of :math:`B` of :math:`N` rows
-estimates the bound on the whole data set,
+With :math:`g` the global latent sites, drawn once, and :math:`K` draws of the local latents per
+datum, :math:`w_{kn} = p(y_n, z_{kn} \mid g) / q(z_{kn} \mid y_n, g)`, an objective is a function
+:math:`\mathcal{L}` of the weights of one datum. A batch of :math:`B` of :math:`N` rows estimates
+the bound on the whole data set,
 
 .. math:: \frac{N}{B} \sum_{b=1}^{B} \mathcal{L}(w_{1b}, \ldots, w_{Kb})
     + \log p(g) - \log q(g) .
 
-The scale stands outside: inside the logarithm of a mean, :math:`\frac{1}{K} \sum_k w_k^{N/B}` is
-not an estimate of anything, and its expectation is no bound. For the same reason the shared sites
-are an ELBO term of their own: weights that held them would be joint over all data.
+The scale is outside: inside the logarithm of a mean, :math:`\frac{1}{K} \sum_k w_k^{N/B}` estimates
+nothing, and its expectation is not a bound. For the same reason the global sites enter as a
+separate ELBO term: weights that included them would be joint over all data.
 
 The rows come from :func:`pyro_vae.minibatch`, or from a plate that subsamples by itself. A scale
 that `poutine.scale` gives all sites of the model in the plate multiplies the bound of every datum,
-and one around those outside multiplies their term, in what is minimized and not in the ELBO beside
-it; scales in the guide, and handlers around the call, are not looked at.
+and one around those outside multiplies their term, in the loss but not in the reported ELBO; scales
+in the guide, and handlers around the call, are ignored.
 """
 
 from abc import abstractmethod
@@ -37,17 +37,17 @@ from ..programs import Program, Run, TracedSite, current_minibatch, minibatch, t
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A weight that depends on how far training has come."""
+    """A weight that depends on the progress of training."""
 
     @property
     def length(self) -> float:
-        """Epochs that it takes: only then training may stop early, and a state is the best."""
+        """Epochs that it takes; early stopping and the best state count only from then on."""
 
     def __call__(self, epoch: float | int) -> float:
-        """The weight after so many epochs, which count from 0 and may be a fraction."""
+        """The weight after a number of epochs, counted from 0, which may be a fraction."""
 
     def check(self, num_epochs: int) -> None:
-        """Refuses a training run that ends before the schedule has done what it is for."""
+        """Refuses a training run that ends before the schedule is complete."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class LinearWarmup:
 
     @property
     def length(self) -> float:
-        """Until the last weight is reached."""
+        """Epochs until the last weight is reached."""
         return float(self.epochs)
 
     def __call__(self, epoch: float | int) -> float:
-        """The weight after so many epochs."""
+        """The weight after a number of epochs."""
         return self.start + (self.end - self.start) * min(1.0, epoch / self.epochs)
 
     def check(self, num_epochs: int) -> None:
@@ -94,13 +94,13 @@ class LinearWarmup:
         if self.epochs >= num_epochs:
             raise ValueError(
                 f"the KL warm-up takes {self.epochs} of {num_epochs} epochs: it has to end before "
-                "training does, or the model is never trained at the last weight"
+                "training does, since otherwise the model is never trained at the final weight"
             )
 
 
 @dataclass(frozen=True)
 class Cyclic:
-    r"""Rises linearly during the first part of every cycle, stays for the rest, and starts anew.
+    r"""Rises linearly in the first part of every cycle, stays constant for the rest, and restarts.
 
     .. math:: \beta(t) = \text{start} + (\text{end} - \text{start})
         \min\left(1, \frac{(t \bmod T) / T}{\text{rising}}\right)
@@ -140,7 +140,7 @@ class Cyclic:
         return float(self.period)
 
     def __call__(self, epoch: float | int) -> float:
-        """The weight after so many epochs."""
+        """The weight after a number of epochs."""
         share = (epoch % self.period) / self.period
         return self.start + (self.end - self.start) * min(1.0, share / self.rising)
 
@@ -148,8 +148,8 @@ class Cyclic:
         """Refuses training that ends within the first cycle."""
         if self.period > num_epochs:
             raise ValueError(
-                f"a cycle of the KL weight takes {self.period} epochs, and training {num_epochs}: "
-                "let it go through one cycle at least"
+                f"a cycle of the KL weight takes {self.period} epochs, but training only "
+                f"{num_epochs}: train for at least one cycle"
             )
 
 
@@ -165,7 +165,7 @@ class Progress(NamedTuple):
 
     Arguments:
         loss: What is minimized: minus the bound, with its gradient.
-        elbo: The plain ELBO at full KL weight and without scales of the program's own, higher is
+        elbo: The plain ELBO at full KL weight and without the program's own scales, higher is
             better; no gradient.
     """
 
@@ -188,7 +188,7 @@ class Particles(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A program and what it was read off from."""
+    """A program and the model and data it was read from."""
 
     model: ProgramLike
     signature: tuple[Any, ...]
@@ -205,9 +205,10 @@ class _Shared(NamedTuple):
 
 
 class Objective(ELBO):
-    """A bound per datum that `pv.fit` and `pyro.infer.SVI` minimize the negative of.
+    """A bound per datum; `pv.fit` and `pyro.infer.SVI` minimize its negative.
 
-    A new one gives :meth:`bound`, and :meth:`particles` if its gradient is not the plain one.
+    A new objective defines :meth:`bound`, and :meth:`particles` if its gradient is not the plain
+    one.
     """
 
     num_particles: int
@@ -217,22 +218,22 @@ class Objective(ELBO):
         """The bound of every datum, `(batch,)`, in nats."""
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Weighs the draws, with all their gradients."""
+        """Computes the weights of the draws, with all their gradients."""
         densities, run = draws.program.traced(draws.z, *batch)
         return Particles(*densities, draws.log_guide, draws.z), run
 
     @property
     def kl_weight(self) -> float:
-        """What the KL term is multiplied by: 1 but for a :class:`BetaELBO`."""
+        """The factor of the KL term: 1 except for a :class:`BetaELBO`."""
         return 1.0
 
     def at(self, epoch: float | int) -> "Objective":
-        """The objective after so many epochs; itself where it has no schedule."""
+        """The objective after a number of epochs; the same object if it has no schedule."""
         return self
 
     @property
     def warmup(self) -> float:
-        """Epochs that its schedule takes, 0 where there is none."""
+        """Epochs of its schedule, 0 if it has none."""
         return 0.0
 
     def check(self, num_epochs: int) -> None:
@@ -244,7 +245,7 @@ class Objective(ELBO):
         Arguments:
             model: A Pyro program `model(*batch)` with one plate over data.
             guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-            batch: What they are called with.
+            batch: Their arguments.
 
         Returns:
             Both in nats over the data set; stochastic, with the error of one set of draws.
@@ -283,12 +284,12 @@ class Objective(ELBO):
         return loss.item()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        """A trace of the guide and one of the model, for Pyro's tools that ask an ELBO for it."""
+        """A trace of the guide and one of the model, for Pyro's tools that need them."""
         return get_importance_trace("flat", float("inf"), model, guide, args, kwargs)
 
     @cached_property
     def _known(self) -> list[_Known]:
-        """The last program: reading one takes several runs of the model."""
+        """The cached program: reading one takes several runs of the model."""
         return []
 
     def _program(self, model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
@@ -303,7 +304,7 @@ class Objective(ELBO):
 
 @contextmanager
 def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
-    """The rows to take of what the program is called with, and N / B."""
+    """The rows to take of the program's arguments, and N / B."""
     current, rows = current_minibatch(), len(batch[0])
     if current is not None:
         yield batch, current.num_data / rows
@@ -332,7 +333,7 @@ def _shared(program: Program, run: Run) -> _Shared:
 
 
 def _scale_of(sites: dict[str, TracedSite]) -> float:
-    """The scale that handlers gave to all of these sites."""
+    """The common scale that handlers gave to these sites."""
     scales = {name: site.scale for name, site in sites.items()}
     if all(isinstance(scale, float | int) for scale in scales.values()):
         numbers = {float(scale) for scale in scales.values()}
@@ -344,7 +345,7 @@ def _scale_of(sites: dict[str, TracedSite]) -> float:
         shown = ", ".join(f"'{name}' {scale.tolist()}" for name, scale in tensors.items())
         raise ValueError(
             f"the sites of the model have different scales ({shown}), so their weights are no "
-            "longer those of a density: scale all of them by one number, and use "
-            "pv.BetaELBO(...) to weigh the KL term"
+            "longer those of a density: scale all of them by the same number, and use "
+            "pv.BetaELBO(...) to weight the KL term"
         )
     return float(*found) if found else 1.0

@@ -2,23 +2,23 @@ r"""Bounds on the evidence of a datum, and estimators of their gradients.
 
 With weights :math:`w_k = p_\theta(y, z_k) / q_\phi(z_k \mid y)` and :math:`z_k = z(\epsilon_k,
 \phi)`, the importance-weighted bound is :math:`L_K = \mathbb{E} \log \frac{1}{K} \sum_k w_k`, and
-with :math:`\tilde w_k = w_k / \sum_j w_j` its gradient by the draws' own parameters is
+with :math:`\tilde w_k = w_k / \sum_j w_j` its gradient with respect to :math:`\phi` is
 
 .. math:: \nabla_\phi L_K = \mathbb{E} \sum_k \tilde w_k \left(
     \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}
     - \frac{\partial \log q_\phi(z_k)}{\partial \phi} \right) .
 
-The second term is a score function. For :math:`K = 1` its mean is zero, and without it the
-gradient vanishes for every draw when :math:`q` is the posterior: that is :class:`STL`. For
-:math:`K > 1` the weights depend on the draw, the mean is not zero, and leaving the term out is a
-bias. Differentiating by parts turns it into a path term once more, and all in all
+The second term is a score function. For :math:`K = 1` its mean is zero, and without it the gradient
+vanishes for every draw when :math:`q` is the posterior: that is :class:`STL`. For :math:`K > 1` the
+weights depend on the draw, the mean is not zero, and leaving the term out is a bias. Integration by
+parts turns it into a pathwise term again, and in total
 
 .. math:: \nabla_\phi L_K = \mathbb{E} \sum_k \tilde w_k^2
     \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi} ,
 
-which is :class:`DReG`. Its ratio of signal to noise grows as :math:`K^{1/2}`; that of the plain
-gradient falls as :math:`K^{-1/2}`. The gradient by :math:`\theta` is the same for all three,
-:math:`\sum_k \tilde w_k \nabla_\theta \log p_\theta(y, z_k)`.
+which is :class:`DReG`. Its signal-to-noise ratio grows as :math:`K^{1/2}`; that of the plain
+gradient falls as :math:`K^{-1/2}`. The gradient with respect to :math:`\theta` is the same for all
+three, :math:`\sum_k \tilde w_k \nabla_\theta \log p_\theta(y, z_k)`.
 """
 
 import math
@@ -38,7 +38,7 @@ def _check_particles(num_particles: int) -> None:
 
 
 def _log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Over particles, in the dtype of the loss."""
+    """Log mean weight over particles, in the dtype of the loss."""
     return log_weights.logsumexp(dim=0) - math.log(len(log_weights))
 
 
@@ -49,11 +49,12 @@ class IWAE(Objective):
     .. math:: \mathrm{ELBO} = L_1 \le L_K = \mathbb{E} \log \frac{1}{K} \sum_{k=1}^{K}
         \frac{p(y, z_k)}{q(z_k \mid y)} \le L_{K+1} \le \log p(y)
 
-    The more particles, the worse the gradient of the guide: its ratio of signal to noise falls
-    as :math:`K^{-1/2}`. :class:`DReG` has the same bound and a better one.
+    The more particles, the noisier the gradient of the guide: its signal-to-noise ratio falls as
+    :math:`K^{-1/2}`. :class:`DReG` has the same bound and a better gradient.
 
     Arguments:
-        num_particles: Draws per datum, :math:`K`; the program sees K rows for each of the batch.
+        num_particles: Draws per datum, :math:`K`; the program sees K rows for each row of the
+            batch.
 
     Raises:
         ValueError: If there is no particle.
@@ -88,15 +89,15 @@ class IWAE(Objective):
 
 @dataclass(frozen=True)
 class STL(Objective):
-    r"""The importance-weighted bound with the score-function term of its gradient left out.
+    r"""The importance-weighted bound without the score-function term of its gradient.
 
     .. math:: \sum_k \tilde w_k \frac{\partial \log w_k}{\partial z_k}
         \frac{\partial z_k}{\partial \phi}
 
     With one particle it is the ELBO with an unbiased gradient, which is zero for every draw when
-    the guide is the posterior. With more particles the gradient of the guide is biased: take
-    :class:`DReG`. A guide written by hand is run twice a step, and must then give the same
-    answer: it can have no dropout, and no auxiliary sites.
+    the guide is the posterior. With more particles the gradient of the guide is biased: use
+    :class:`DReG`. A guide written by hand is run twice per step and must give the same result both
+    times, so it can have no dropout and no auxiliary sites.
 
     Arguments:
         num_particles: Draws per datum, :math:`K`.
@@ -120,7 +121,7 @@ class STL(Objective):
         _check_particles(self.num_particles)
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Weighs the draws; the guide's density is differentiated by the draws alone."""
+        """Computes the weights; the guide's density is differentiated through the draws alone."""
         return _by_path(draws, batch, draws.z)
 
     def bound(self, particles: Particles) -> Tensor:
@@ -136,8 +137,8 @@ class DReG(Objective):
         \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}, \qquad
         \tilde w_k = \frac{w_k}{\sum_j w_j}
 
-    Unbiased, and zero for every draw when the guide is the posterior; the gradient of the model
-    is that of :class:`IWAE`. A guide written by hand is run twice a step, as for :class:`STL`.
+    Unbiased, and zero for every draw when the guide is the posterior; the gradient of the model is
+    that of :class:`IWAE`. A guide written by hand is run twice per step, as for :class:`STL`.
 
     Arguments:
         num_particles: Draws per datum, :math:`K`.
@@ -161,11 +162,11 @@ class DReG(Objective):
         _check_particles(self.num_particles)
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Weighs a view of the draws, where :meth:`bound` can change the gradient on its way."""
+        """Computes the weights of a view of the draws, whose gradient :meth:`bound` rescales."""
         return _by_path(draws, batch, draws.z.view_as(draws.z))
 
     def bound(self, particles: Particles) -> Tensor:
-        """The logarithm of the mean weight; what goes back through a draw is weighed once more."""
+        """The logarithm of the mean weight; gradients through draws are weighted twice."""
         log_weights, z = particles.log_weights, particles.z
         shares = log_weights.detach().softmax(dim=0)[..., None]  # (K, B, 1)
         if z.requires_grad:
@@ -185,8 +186,8 @@ class Renyi(Objective):
     .. math:: \mathcal{L}_\alpha = \frac{1}{1 - \alpha} \, \mathbb{E} \log \frac{1}{K}
         \sum_{k=1}^{K} w_k^{1 - \alpha}
 
-    It is the ELBO for :math:`\alpha = 1` and the importance-weighted bound for
-    :math:`\alpha = 0`. It falls with :math:`\alpha`; below 0 it may exceed the evidence.
+    It is the ELBO for :math:`\alpha = 1` and the importance-weighted bound for :math:`\alpha = 0`.
+    It decreases with :math:`\alpha`; for :math:`\alpha < 0` it may exceed the evidence.
 
     Arguments:
         alpha: The order.
@@ -226,14 +227,14 @@ class BetaELBO(Objective):
 
     .. math:: \mathbb{E}_q \log p(y \mid z) - \beta \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))
 
-    The KL term is that of the same draws, and that of the sites that all data share has the same
-    weight. A bound on the evidence for :math:`\beta \ge 1`; only for :math:`\beta = 1` are model
-    and guide trained to be a density and its posterior.
+    The KL term is estimated from the same draws, and that of the global sites has the same weight.
+    It bounds the evidence for :math:`\beta \ge 1`; only for :math:`\beta = 1` are model and guide
+    trained as a density and its posterior.
 
     Arguments:
-        beta: The weight, or a schedule of it such as :class:`LinearWarmup`. `pv.fit` tells a
-            schedule the epoch; a loop of your own takes `objective.at(epoch)`.
-        num_particles: Draws per datum, which are averaged.
+        beta: The weight, or a schedule of it such as :class:`LinearWarmup`. `pv.fit` sets the epoch
+            of a schedule; in your own loop use `objective.at(epoch)`.
+        num_particles: Draws per datum to average over.
 
     Raises:
         ValueError: If the weight is negative or not finite, or there is no particle.
@@ -259,20 +260,20 @@ class BetaELBO(Objective):
 
     @property
     def kl_weight(self) -> float:
-        """The weight now.
+        """The current weight.
 
         Raises:
-            ValueError: If it follows a schedule, and nobody said how far training has come.
+            ValueError: If it follows a schedule, and the epoch is not set.
         """
         if isinstance(self.beta, float | int):
             return float(self.beta)
         raise ValueError(
-            f"beta follows {self.beta}, which has to be told the epoch: use objective.at(epoch) "
-            "for a step of your own loop"
+            f"beta follows {self.beta}, which needs the epoch: use objective.at(epoch) in your "
+            "own loop"
         )
 
     def at(self, epoch: float | int) -> "BetaELBO":
-        """The objective with the weight that the schedule has after so many epochs."""
+        """The objective with the schedule's weight after a number of epochs."""
         if isinstance(self.beta, float | int):
             return self
         now = replace(self, beta=float(self.beta(epoch)))
@@ -281,11 +282,11 @@ class BetaELBO(Objective):
 
     @property
     def warmup(self) -> float:
-        """Epochs that the schedule takes."""
+        """Epochs of the schedule."""
         return 0.0 if isinstance(self.beta, float | int) else self.beta.length
 
     def check(self, num_epochs: int) -> None:
-        """Asks the schedule."""
+        """Checks the schedule."""
         if not isinstance(self.beta, float | int):
             self.beta.check(num_epochs)
 

@@ -1,14 +1,14 @@
-"""Callbacks: what is called while training goes on, to show it, to write it down, or to stop it.
+"""Callbacks: called during training, to show it, to log it, or to stop it.
 
-One of your own is a subclass of :class:`Callback` with the methods that it needs::
+To write one, subclass :class:`Callback` with the methods it needs::
 
     class StopAtZero(pv.training.Callback):
         def on_epoch(self, run):
             if run.history.elbo[-1] > 0:
                 run.stop()
 
-It sees the :class:`Run` and does not change what is trained: a training run with callbacks gives
-the numbers of one without, unless one of them stops it.
+A callback sees the :class:`Run` and does not change what is trained: training gives the same
+numbers with callbacks as without, unless one of them stops it.
 """
 
 import logging
@@ -32,13 +32,13 @@ class Run(Protocol):
     """A run of training, as callbacks see it.
 
     Attributes:
-        model: What is trained.
+        model: The model being trained.
         guide: Its guide.
-        num_epochs: Epochs that it has at the most.
-        warmup: Epochs that the schedule of the objective takes.
+        num_epochs: The most epochs it may take.
+        warmup: Epochs of the objective's schedule.
         steps: Steps taken so far.
         elbo: ELBO of the last step's batch, nats per datum, at full KL weight.
-        has_validation: Whether there are held-out data.
+        has_validation: Whether there are validation data.
     """
 
     model: ProgramLike
@@ -58,13 +58,13 @@ class Run(Protocol):
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
-        """Of the optimizer's groups of parameters, now."""
+        """Current learning rates of the optimizer's parameter groups."""
 
     def stop(self) -> None:
         """Ends training after this step or epoch; `Fit.stopped` is then "early"."""
 
     def settle(self) -> None:
-        """Lets the default step size fall from now on, and ends training then; else as `stop`."""
+        """Decays the default step size, then ends training; for other schedules like `stop`."""
 
 
 class Callback:
@@ -80,20 +80,21 @@ class Callback:
         """After every epoch, its validation included."""
 
     def on_end(self, run: Run) -> None:
-        """When training has ended, in whichever way: also by an error."""
+        """When training has ended in any way, including an error."""
 
 
 class EarlyStopping(Callback):
-    """Stops after so many epochs without a better validation ELBO.
+    """Stops after a number of epochs without a better validation ELBO.
 
-    Epochs of the objective's schedule do not count. It is what `fit(patience=)` is short for.
+    Epochs of the objective's schedule do not count. `fit(patience=)` is short for this.
 
     Arguments:
         patience: Epochs to wait.
-        min_improvement: How much better an epoch has to be to count, nats per datum.
+        min_improvement: Smallest improvement that counts, nats per datum.
 
     Raises:
-        ValueError: If an argument is out of range, or, at the start, there are no held-out data.
+        ValueError: If an argument is out of range, or, at the start of training, if there are no
+            validation data.
     """
 
     def __init__(self, patience: int, min_improvement: float = 0.0) -> None:
@@ -110,7 +111,7 @@ class EarlyStopping(Callback):
             raise ValueError("patience waits for the ELBO of held-out data: pass validation= too")
 
     def on_epoch(self, run: Run) -> None:
-        """Holds the last epochs against all those before."""
+        """Compares the last epochs with all those before."""
         history = run.history
         elbos = history.validation_elbo[history.epoch.astype(int) > run.warmup]
         before, last = elbos[: -self.patience], elbos[-self.patience :]
@@ -119,15 +120,16 @@ class EarlyStopping(Callback):
 
 
 class StopWhenConverged(Callback):
-    """Ends training when what it still promises is small: `num_epochs` is then a budget.
+    """Ends training when the gain it still promises is small: `num_epochs` is then a budget.
 
-    The default step size falls from there, over as many epochs as there were, so that the jitter of
-    the steps settles; with another schedule training ends at once. See
-    :func:`pyro_vae.stats.remaining_gain` for what is promised, and how far that can be told.
+    The default step size then decays over as many epochs as there were, so that the jitter of the
+    steps settles; with another schedule training ends at once. See
+    :func:`pyro_vae.stats.remaining_gain` for how the gain is estimated.
 
     Arguments:
-        tolerance: What is small, nats per datum, and is not exceeded with 95%.
-        every: Epochs from one look to the next.
+        tolerance: The gain that counts as small, nats per datum; it must not be exceeded with
+            probability 95%.
+        every: Epochs between checks.
 
     Raises:
         ValueError: If an argument is not positive.
@@ -141,7 +143,7 @@ class StopWhenConverged(Callback):
         self.tolerance, self.every = tolerance, every
 
     def on_epoch(self, run: Run) -> None:
-        """Looks at the curve."""
+        """Checks the curve."""
         if len(run.history.epoch) % self.every == 0:
             gain = gain_of(run.history)
             if gain is not None and gain.high < self.tolerance:
@@ -149,10 +151,10 @@ class StopWhenConverged(Callback):
 
 
 class Printing(Callback):
-    """Prints a line per epoch, such as for a log.
+    """Prints a line per epoch, for example to a log.
 
     Arguments:
-        every: Epochs from one line to the next.
+        every: Epochs between lines.
     """
 
     def __init__(self, every: int = 1) -> None:
@@ -167,10 +169,10 @@ class Printing(Callback):
 
 
 class LivePlot(Callback):
-    """Draws the learning curves in a notebook, in place of those before; needs matplotlib.
+    """Plots the learning curves in a notebook, replacing the previous plot; needs matplotlib.
 
     Arguments:
-        every: Epochs from one picture to the next.
+        every: Epochs between plots.
     """
 
     def __init__(self, every: int = 1) -> None:
@@ -194,7 +196,7 @@ class LivePlot(Callback):
 
 
 class _Scalars(Callback, ABC):
-    """Writes the numbers of every epoch somewhere."""
+    """Writes the numbers of every epoch to a destination."""
 
     def on_epoch(self, run: Run) -> None:
         """Writes the last row of the history."""
@@ -212,7 +214,7 @@ class TensorBoard(_Scalars):
     """Writes every epoch's numbers for TensorBoard.
 
     Arguments:
-        folder: Where; `tensorboard --logdir FOLDER` shows it.
+        folder: Log folder; `tensorboard --logdir FOLDER` shows it.
 
     Raises:
         ImportError: If tensorboard is not installed.
@@ -228,7 +230,7 @@ class TensorBoard(_Scalars):
             self.writer.add_scalar(f"fit/{name}", value, epoch)
 
     def on_end(self, run: Run) -> None:
-        """Writes what is left."""
+        """Flushes and closes the log."""
         self.writer.flush()
 
 
@@ -266,10 +268,10 @@ class WandB(_Scalars):
 
 
 class Journal(Callback):
-    """Tells the logger "pyro_vae": what happened at level INFO, every epoch at level DEBUG."""
+    """Logs to the logger "pyro_vae": start and end at level INFO, every epoch at level DEBUG."""
 
     def on_start(self, run: Run) -> None:
-        """Where training starts."""
+        """Logs the start."""
         logger.info("training starts at epoch %d", len(run.history.epoch) + 1)
 
     def on_epoch(self, run: Run) -> None:
@@ -278,12 +280,12 @@ class Journal(Callback):
             logger.debug("epoch %d: %s", len(run.history.epoch), _in_words(run))
 
     def on_end(self, run: Run) -> None:
-        """Where training ended."""
+        """Logs the end."""
         logger.info("training ended after %d epochs, %d steps", len(run.history.epoch), run.steps)
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    """Refuses what is none.
+    """Refuses anything that is not a callback.
 
     Raises:
         TypeError: If one is not a :class:`Callback`.
@@ -291,7 +293,7 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     given = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)
     for callback in given:
         if not isinstance(callback, Callback):
-            made = " (make it first, with brackets)" if isinstance(callback, type) else ""
+            made = " (call the class to make one)" if isinstance(callback, type) else ""
             raise TypeError(
                 "callbacks= takes objects of pv.training.Callback, such as "
                 f"pv.training.Printing(), got {callback!r}{made}"

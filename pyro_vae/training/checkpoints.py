@@ -1,10 +1,10 @@
-"""Checkpoints: all that a run of training needs to go on, in one file that is whole or not there.
+"""Checkpoints: the full state of a training run, written atomically to one file.
 
-The file is of the kind safetensors: tensors, and JSON in its header. It holds no code, and can make
-none run. What decides the bits of the steps to come is in it: weights and buffers, the tables of
-rows, the optimizer and the schedule, the random streams, the history, the best state so far, and
-what had been compiled. So a run that was stopped and goes on ends at the bits of one that was not.
-It also says what the run was told, and which data and programs it had: others are refused.
+The file is in the safetensors format: tensors, and JSON in its header. It contains no code, and
+loading it runs none. It holds everything that later steps depend on: weights and buffers, the
+tables of rows, the optimizer and the schedule, the random streams, the history, the best state so
+far, and what had been compiled. So a resumed run ends bit-identical to one that was never stopped.
+It also records the options, the data and the programs of the run; others are refused.
 """
 
 import hashlib
@@ -37,12 +37,12 @@ _SOME_ROWS = 1000  # of data on disk, evenly spread: enough to tell one file fro
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the state of training is kept, and how often it is written.
+    """Where the state of training is saved, and how often.
 
     Arguments:
         folder: A folder for this run alone; it is made if it is not there.
-        seconds: From one writing to the next: what is lost at the most if the machine goes down. At
-            every end of training, by Ctrl-C or a request to end, too, it is written in any case.
+        seconds: Time between writes, so the most that is lost if the machine crashes. It is always
+            written when training ends, also on Ctrl-C and SIGTERM.
 
     Raises:
         ValueError: If the time is negative.
@@ -62,11 +62,12 @@ class Checkpoint:
 
 
 class Keeper:
-    """Writes checkpoints when they are due, and reads the one that there is.
+    """Writes checkpoints when they are due, and reads the existing one.
 
     Arguments:
         checkpoint: Where, and how often.
-        identity: What the run is, by name: what another one differs in is refused by these names.
+        identity: Options, data and programs of the run, by name; a checkpoint that differs in one
+            is refused with its name.
     """
 
     def __init__(self, checkpoint: Checkpoint, identity: Mapping[str, str]) -> None:
@@ -75,11 +76,11 @@ class Keeper:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last one is old enough; when one is written changes no number."""
+        """Whether the last one is old enough; the times of writing change no result."""
         return time.perf_counter() - self._written >= self.checkpoint.seconds
 
     def write(self, state: Any) -> None:
-        """Writes a state, in place of the one before, in one step."""
+        """Writes a state, which replaces the one before atomically."""
         tensors: dict[str, Tensor] = {}
         record = {
             "format": FORMAT,
@@ -96,12 +97,12 @@ class Keeper:
         """The state that was written, or None if there is none.
 
         Raises:
-            ValueError: If the file is damaged, or of another run: says what differs.
+            ValueError: If the file is damaged or from another run; says what differs.
         """
         path = self.checkpoint.path
         if not path.exists():
             return None
-        remedy = f"pass another folder, or remove '{path}' to start anew"
+        remedy = f"pass another folder, or delete '{path}' to start from scratch"
         try:
             with safetensors.safe_open(str(path), "pt") as file:
                 record = json.loads((file.metadata() or {})["pyro_vae"])
@@ -110,7 +111,7 @@ class Keeper:
             identity, state = record["identity"], decoded(record["state"], tensors)
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(
-                f"'{path}' is no checkpoint of pyro_vae, or a damaged one ({error}): {remedy}"
+                f"'{path}' is not a checkpoint of pyro_vae, or is damaged ({error}): {remedy}"
             ) from error
         if not known:
             raise ValueError(f"'{path}' was written by another version of pyro_vae: {remedy}")
@@ -126,8 +127,8 @@ class Keeper:
                 for name in names
             )
             raise ValueError(
-                f"'{self.checkpoint.path}' is the checkpoint of another run, which cannot go on as "
-                f"this one. What differs is {differing}; {remedy}"
+                f"'{self.checkpoint.path}' is the checkpoint of a different run. It differs in "
+                f"{differing}; {remedy}"
             )
 
 
@@ -135,7 +136,7 @@ def encoded(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     """A state as JSON, with its tensors put aside by name.
 
     Raises:
-        TypeError: If there is something in it that neither holds, such as a function.
+        TypeError: If it contains anything that neither can hold, such as a function.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -162,8 +163,8 @@ def encoded(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
             ]
         }
     raise TypeError(
-        f"a checkpoint holds numbers, words and tensors, and no code; {name} is {value!r}: train "
-        "without checkpoint=, or with an optimizer and a scheduler of torch's own"
+        f"a checkpoint holds numbers, strings and tensors, and no code; {name} is {value!r}: "
+        "train without checkpoint=, or with torch's own optimizers and schedulers"
     )
 
 
@@ -183,7 +184,7 @@ def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def digest_of(data: RowReader | Batch | None) -> str:
-    """Tells one data set from another: by all of its bytes, on disk by some of its rows."""
+    """A digest of a data set: of all its bytes, or of some rows if it is on disk."""
     if data is None:
         return "none"
     if isinstance(data, InMemory):
@@ -200,7 +201,7 @@ def digest_of(data: RowReader | Batch | None) -> str:
 
 
 def description_of(program: ProgramLike) -> str:
-    """What a program is made of: its class, its layers, and the shapes of its tensors."""
+    """A description of a program: its class, its layers, and the shapes of its tensors."""
     parts = [
         f"{name} {tuple(value.shape)} {value.dtype}"
         for module in modules_of(program)
@@ -210,7 +211,7 @@ def description_of(program: ProgramLike) -> str:
 
 
 def in_words(value: Any) -> str:
-    """A `repr` that is the same in every process: without places in memory."""
+    """A `repr` that is the same in every process: without memory addresses."""
     named = value if hasattr(value, "__qualname__") else type(value)
     text = repr(value) if named is not value else f"{named.__module__}.{named.__qualname__}"
     plain = {
@@ -223,11 +224,11 @@ def in_words(value: Any) -> str:
 
 
 def vars_of(value: Any) -> dict[str, Any]:
-    """Attributes of an object, if it has such."""
+    """Attributes of an object, if it has any."""
     return dict(getattr(value, "__dict__", {}))
 
 
 def _short(text: str | None) -> str:
-    """The end of a long description is where digests stand."""
+    """Shortens a long description, but keeps its end, where the digests are."""
     text = "nothing" if text is None else text
     return text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"

@@ -1,11 +1,10 @@
 r"""Stochastic variational inference: `fit` trains a model and a guide on mini-batches.
 
-Each step draws a batch of :math:`B` rows, estimates the loss of the whole data set from it
-(every site in the plate over data scaled by :math:`N / B`), and takes a step of a torch optimizer
-on all leaves of the loss's autograd graph, so nothing is left untrained because nobody
-registered it. What is reported is the ELBO per datum, at full KL weight, whatever is optimized.
-A batch may come from several shards of the data, and shards from several processes: see
-`sharding`.
+Each step draws a batch of :math:`B` rows, estimates the loss of the whole data set from it (every
+site in the plate over data scaled by :math:`N / B`), and takes a step of a torch optimizer on all
+leaves of the loss's autograd graph, so no parameter is left untrained because it was not
+registered. The ELBO is reported per datum, at full KL weight, whatever is optimized. A batch may
+come from several shards of the data, and shards from several processes: see `sharding`.
 """
 
 import warnings
@@ -66,66 +65,66 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         \left[\log p_\theta(y_n, z) - \log q_\phi(z \mid y_n)\right]
 
     Parameters stay in their modules; Pyro's parameter store is not touched, the caller's random
-    stream does not move, and the same seed gives the same result. Ctrl-C ends training after the
-    current step and returns what there is, a second one at once; one of several processes it ends
-    with the rest.
+    stream is left alone, and the same seed gives the same result. Ctrl-C ends training after the
+    current step and returns the result so far; a second Ctrl-C stops at once. With several
+    processes Ctrl-C in one ends all.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The training tensor, or a tuple of them; or rows that are read when they are
-            needed, as :class:`pyro_vae.data.OnDisk` and memory-mapped arrays are. Under
-            torch.distributed each process is given its own rows, as
-            :func:`pyro_vae.distributed.share` cuts them, and validation data likewise.
-            :class:`pyro_vae.data.Augmented` changes every batch, as by a new binarization. A
-            map-style `torch.utils.data.Dataset` is read row by row.
+        data: The training tensor, or a tuple of them; or rows that are read on demand, such as
+            :class:`pyro_vae.data.OnDisk` and memory-mapped arrays. Under torch.distributed each
+            process passes its own rows, cut by :func:`pyro_vae.distributed.share`, and likewise for
+            validation data. :class:`pyro_vae.data.Augmented` transforms every batch, for example by
+            a new binarization. A map-style `torch.utils.data.Dataset` is read row by row.
         num_epochs: Passes over the data.
-        batch_size: Rows a step; the whole data set if there are fewer rows. The last batch of an
-            epoch may be smaller, and counts by its rows.
-        objective: A Pyro ELBO with a differentiable loss, or one of :mod:`pyro_vae.objectives`;
-            `Trace_ELBO()` unless told otherwise, and `TraceEnum_ELBO` where the program has
-            discrete latent sites, which it sums out. A warm-up of the KL term is its schedule,
-            `pv.BetaELBO(pv.objectives.LinearWarmup(10))`; reported numbers have full weight always.
+        batch_size: Rows per step; the whole data set if it has fewer rows. The last batch of an
+            epoch may be smaller, and is weighted by its rows.
+        objective: A Pyro ELBO with a differentiable loss, or one of :mod:`pyro_vae.objectives`; by
+            default `Trace_ELBO()`, or `TraceEnum_ELBO` if the program has discrete latent sites,
+            which it sums out. For a KL warm-up pass an objective with a schedule,
+            `pv.BetaELBO(pv.objectives.LinearWarmup(10))`; reported ELBOs always have full weight.
         optimizer: Makes a torch optimizer from a list of tensors; Adam with 2e-3 by default, or
-            e.g. `functools.partial(torch.optim.SGD, lr=0.1)`. A `LocalParameters` table brings
-            its own. :func:`pyro_vae.training.clipped` limits the gradient of another one.
-        scheduler: Makes a torch scheduler from the optimizer; stepped once an epoch. By default
-            :func:`hold_then_fall`; :func:`constant` leaves the step size alone. One that waits for
-            a plateau is told the ELBO, of the validation data if there are such.
+            e.g. `functools.partial(torch.optim.SGD, lr=0.1)`. A `LocalParameters` table has its own
+            optimizer. :func:`pyro_vae.training.clipped` limits the gradient norm of another
+            optimizer.
+        scheduler: Makes a torch scheduler from the optimizer; stepped once per epoch. By default
+            :func:`hold_then_fall`; :func:`constant` keeps the step size fixed. A plateau scheduler
+            is given the ELBO, of the validation data if there are any.
         validation: Held-out data, whose ELBO per datum is computed after every epoch. For a
-            `LocalParameters` guide free parameters are fitted to them with the model fixed.
-        patience: Stops after so many epochs without a better validation ELBO, counted from the
+            `LocalParameters` guide, new parameters are fitted to these data with the model fixed.
+        patience: Stops after this many epochs without a better validation ELBO, counted from the
             end of the objective's schedule.
         train_model: Whether the model's parameters are trained, or only the guide's.
-        callbacks: What is called while training goes on: :mod:`pyro_vae.training.callbacks` has
-            some that print, draw, stop early, or write for TensorBoard, MLflow and W&B.
-        checkpoint: A folder (or a :class:`Checkpoint`, with how often) where all that training
-            needs to go on is kept. The same call goes on from there, and ends at the same bits as
-            if it had never been stopped; the weights that model and guide come with do not matter
-            then. A checkpoint of other data, programs or arguments is refused. Written at the end,
-            too, by Ctrl-C, by SIGTERM, or by an error between steps. In one process only.
-        compile: Whether whole steps are compiled, programs, gradient, optimizer and all, which
-            takes half a minute at first and then a fraction of a step's time. By default where
-            that pays. What cannot be compiled runs eagerly, and the result says why. A
-            program that keeps count of its calls, outside of tensors, needs `compile=False`.
+        callbacks: Objects called during training: :mod:`pyro_vae.training.callbacks` has some that
+            print, plot, stop early, or log to TensorBoard, MLflow and W&B.
+        checkpoint: A folder (or a :class:`Checkpoint`, which also sets how often) for the state of
+            training. The same call resumes from there and ends with bit-identical results, as if it
+            had never been stopped; the initial weights of model and guide are then ignored. A
+            checkpoint of other data, programs or arguments is refused. It is also written at the
+            end, on Ctrl-C, on SIGTERM, and after an error between steps. In one process only.
+        compile: Whether whole steps (programs, gradient and optimizer) are compiled, which takes
+            half a minute once and then makes steps several times faster. By default they are if
+            that saves time overall. What cannot be compiled runs eagerly, and the result says why.
+            A program that counts its calls outside of tensors needs `compile=False`.
         precision: :class:`BFloat16Products` or :class:`TF32Products`, for hardware that is faster
-            so. Gradients are then those of a slightly other ELBO; by how much it differs is
+            with them. Gradients are then those of a slightly different ELBO; the difference is
             measured at the end, on the same draws (`Fit.rounding`). Validation is in full
             precision.
         seed: Seed of the run.
-        device: Where to train; by default where the model is.
+        device: Device to train on; by default the model's.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        The history and how training ended. With validation data the modules hold the best
-        epoch's state, else the last one's.
+        The history and how training ended. The modules hold the state of the best epoch by
+        validation ELBO, or of the last epoch without validation data.
 
     Raises:
         ValueError: If data, model and guide do not fit together, or an argument is out of range.
-        FloatingPointError: If the loss or a gradient is not finite: names the step, the epoch,
-            the batch, and the site or the parameter. The modules hold the last good state; of
-            rows with parameters of their own, some shards' may be a step ahead.
-        RuntimeError: If another process failed, and how.
+        FloatingPointError: If the loss or a gradient is not finite: names the step, the epoch, the
+            batch, and the site or the parameter. The modules hold the last finite state; per-row
+            parameters of some shards may be one step ahead.
+        RuntimeError: If another process failed; says how.
 
     References:
         | Automated Variational Inference in Probabilistic Programming (Wingate & Weber, 2013)

@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C and a request to end are answered after a step, so that none is half done."""
+"""Signals: Ctrl-C and SIGTERM are handled after a step, so that no step is left half done."""
 
 import signal
 import threading
@@ -21,12 +21,13 @@ class Interrupts:
 
     @contextmanager
     def deferred(self, *, also_sigterm: bool) -> Iterator[None]:
-        """Within, a first Ctrl-C is noted, and a second one raises at once.
+        """Inside the block a first Ctrl-C is recorded, and a second one raises at once.
 
-        Only where Python's own handlers are in place, and in the main thread, which has signals.
+        Only if Python's own handlers are in place, and only in the main thread, which receives
+        signals.
 
         Arguments:
-            also_sigterm: Whether a request to end is noted, too: it is sent again at the end.
+            also_sigterm: Whether SIGTERM is recorded too; it is sent again at the end.
         """
         if threading.current_thread() is threading.main_thread():
             self._take(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""What is minimized, and by what: objectives, optimizers and schedules."""
+"""Choices of training: objectives, optimizers and schedules."""
 
 import math
 import warnings
@@ -27,19 +27,19 @@ def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
 
 
 def adam_with(lr: float) -> OptimizerFactory:
-    """Adam with a step size of one's own."""
+    """Adam with a given step size."""
     return lambda parameters: torch.optim.Adam(parameters, lr=lr)
 
 
 def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
-    r"""An optimizer that takes a gradient :math:`g` longer than `max_norm` at that length.
+    r"""An optimizer that rescales a gradient :math:`g` longer than `max_norm` to that norm.
 
     .. math:: g \min(1, \text{max\_norm} / \lVert g \rVert)
 
     Arguments:
-        optimizer: The factory of another one.
-        max_norm: Greatest norm of the gradient of all tensors together, in nats per datum by the
-            unit of the parameters. The rows of a `LocalParameters` table are not among them.
+        optimizer: Factory of the underlying optimizer.
+        max_norm: Largest norm of the gradient of all tensors together, in nats per datum per unit
+            of the parameters. Rows of a `LocalParameters` table are not included.
 
     References:
         | On the Difficulty of Training Recurrent Neural Networks (Pascanu et al., 2013)
@@ -73,60 +73,60 @@ def made_optimizer(factory: Any, tensors: list[Tensor]) -> torch.optim.Optimizer
     """The optimizer of these tensors.
 
     Raises:
-        TypeError: If it is not made by a factory, or is none of torch's, or one that evaluates the
-            loss several times a step.
+        TypeError: If it is not a factory, does not make a torch optimizer, or makes one that
+            evaluates the loss several times per step.
     """
     remedy = (
-        "optimizer= makes a torch optimizer from a list of tensors, which fit finds by itself: "
-        "pass the class, torch.optim.Adam, or functools.partial(torch.optim.Adam, lr=1e-3)"
+        "optimizer= is a function that makes a torch optimizer from a list of tensors: pass the "
+        "class, torch.optim.Adam, or functools.partial(torch.optim.Adam, lr=1e-3)"
     )
     if isinstance(factory, torch.optim.Optimizer):
         rate = factory.param_groups[0].get("lr")
         name = type(factory).__name__
         raise TypeError(
-            f"{remedy}; got an optimizer that is made already, in its place write "
+            f"{remedy}; got an optimizer object; write instead "
             f"optimizer=functools.partial(torch.optim.{name}, lr={rate})"
         )
     optimizer = factory(tensors) if callable(factory) else factory
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"{remedy}; got something that made a {type(optimizer).__name__}")
+        raise TypeError(f"{remedy}; the one given made a {type(optimizer).__name__}")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError(
-            "LBFGS evaluates the loss several times a step, on the same draws, which a step on a "
-            "batch does not: take torch.optim.Adam, or pv.FitRows for the parameters of rows"
+            "LBFGS evaluates the loss several times per step on the same draws, which stochastic "
+            "steps do not offer: use torch.optim.Adam, or pv.FitRows for per-row parameters"
         )
     return optimizer
 
 
 class Scheduler:
-    """A scheduler of torch's, stepped once an epoch.
+    """A torch scheduler, stepped once per epoch.
 
     Arguments:
         factory: Makes it from the optimizer.
         optimizer: The optimizer.
 
     Raises:
-        TypeError: If the factory is none.
+        TypeError: If the factory does not make a scheduler.
     """
 
     def __init__(self, factory: SchedulerFactory, optimizer: torch.optim.Optimizer) -> None:
         remedy = (
-            "scheduler= makes a torch scheduler from the optimizer, as "
-            "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10) does"
+            "scheduler= is a function that makes a torch scheduler from the optimizer, such as "
+            "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10)"
         )
         try:
             made = factory(optimizer)
         except TypeError as error:
             raise TypeError(f"{remedy}; got {factory}, which fails: {error}") from error
         if not callable(getattr(made, "step", None)):
-            raise TypeError(f"{remedy}; got something that made a {type(made).__name__}")
+            raise TypeError(f"{remedy}; the one given made a {type(made).__name__}")
         self.torch = made
 
     def fall(self, epochs: int) -> int | None:
-        """Lets the step size fall from now on; the epochs in all, or None where it cannot.
+        """Starts the decay of the step size now; returns the total epochs, or None if it cannot.
 
         Arguments:
-            epochs: Epochs so far; falling takes as many.
+            epochs: Epochs so far; the decay takes as many.
         """
         factors = getattr(self.torch, "lr_lambdas", [None])
         if not all(isinstance(factor, HoldThenFall) for factor in factors):
@@ -136,7 +136,7 @@ class Scheduler:
         return int(factors[0].num_epochs)
 
     def step(self, elbo: float) -> None:
-        """Called after an epoch, with its ELBO: of held-out data where there are such."""
+        """Called after an epoch, with its ELBO, of the validation data if there are any."""
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         if isinstance(self.torch, plateau):
             self.torch.step(elbo if self.torch.mode == "max" else -elbo)
@@ -153,10 +153,10 @@ def constant(optimizer: torch.optim.Optimizer) -> Any:
 
 
 def hold_then_fall(num_epochs: int) -> SchedulerFactory:
-    r"""The default schedule: constant for half of the epochs, then down to zero along a cosine.
+    r"""The default schedule: constant for half of the epochs, then a cosine decay to zero.
 
-    The first half travels; the second one settles, since at a constant step size the parameters
-    keep jittering with the noise of the gradient, which costs a fraction of a nat.
+    The first half makes progress; the second half settles, since at a constant step size the
+    parameters jitter with the noise of the gradient, which costs a fraction of a nat.
 
     References:
         | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov & Hutter, 2017)
@@ -171,19 +171,19 @@ def hold_then_fall(num_epochs: int) -> SchedulerFactory:
 
 
 class HoldThenFall:
-    """The factor of :func:`hold_then_fall`; an object, whose length may be cut while it holds."""
+    """The factor of :func:`hold_then_fall`; its length may be shortened while it is constant."""
 
     def __init__(self, num_epochs: int) -> None:
         self.num_epochs = num_epochs
 
     def __call__(self, epoch: int) -> float:
-        """1 until half time, and 0 at the end."""
+        """1 for the first half, falling to 0 at the end."""
         progress = max(0.0, 2 * epoch / self.num_epochs - 1)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class NoteScales(Messenger):
-    """Notes whether a program scales a site by itself, as `poutine.scale` and KL annealing do."""
+    """Records whether a program scales a site itself, as `poutine.scale` and KL annealing do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,9 +196,9 @@ class NoteScales(Messenger):
 
 
 class Unscaled(Messenger):
-    """Takes away every scale that a program gives its sites: what is reported has none.
+    """Removes every scale that a program gives its sites, for reported numbers.
 
-    The factor N / B of a mini-batch stands further out, and stays.
+    The factor N / B of a mini-batch is applied outside, and stays.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -209,7 +209,7 @@ _DRAWN: Any = {"enumerate": None}
 
 
 class DrawnELBO(TraceEnum_ELBO):
-    """Draws the discrete sites that a guide asks to enumerate: its nets do not broadcast."""
+    """Draws the discrete sites that a guide asks to enumerate, if its networks do not broadcast."""
 
     def differentiable_loss(self, model: Any, guide: Any, *batch: Tensor) -> Any:
         """Minus the ELBO, with score-function gradients."""
@@ -218,7 +218,7 @@ class DrawnELBO(TraceEnum_ELBO):
 
 
 def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELBO:
-    """For a guide that samples discrete sites: sums where it asks for them, else scores."""
+    """For a guide with discrete sites: enumerates where it asks to, else uses score functions."""
     options = {
         "max_plate_nesting": program.structure.nesting,
         "strict_enumeration_warning": False,  # of a guide that draws
@@ -235,10 +235,10 @@ def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELB
 def objective_of(
     asked: Any, program: Program, guide: ProgramLike | None = None, rows: Batch = ()
 ) -> Any:
-    """The objective; one that sums discrete sites out where there are such.
+    """The objective; it sums out discrete sites if there are any.
 
     Arguments:
-        asked: What the caller asked for, if anything.
+        asked: The caller's choice, if any.
         program: The program.
         guide: The guide, which may sample discrete sites itself.
         rows: A few rows to run it on.
@@ -255,13 +255,13 @@ def objective_of(
         return TraceEnum_ELBO(max_plate_nesting=nesting) if names else Trace_ELBO()
     if by_rows and isinstance(asked, TraceEnum_ELBO):
         raise ValueError(
-            f"TraceEnum_ELBO enumerates {list(names)} along dimensions of their own, over which "
-            "this program does not broadcast; leave objective= out, or use "
+            f"TraceEnum_ELBO enumerates {list(names)} along new dimensions, over which this "
+            "program does not broadcast; leave out objective=, or use "
             "pv.objectives.BetaELBO(1.0), which repeats rows for their values"
         )
     if names and not isinstance(asked, TraceEnum_ELBO | Objective):
         raise ValueError(
             f"{type(asked).__name__} would draw the discrete latent site(s) {list(names)} from "
-            "the prior; use TraceEnum_ELBO, which sums them out, or leave objective= out"
+            "the prior; use TraceEnum_ELBO, which sums them out, or leave out objective="
         )
     return asked

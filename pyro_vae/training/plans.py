@@ -1,4 +1,4 @@
-"""How to train, as `fit` was told: checked, and without what it is told about data."""
+"""The training options of `fit`, checked; data are not among them."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .products import Products
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train, as `fit` was told."""
+    """The training options of `fit`."""
 
     num_epochs: int
     batch_size: int
@@ -36,24 +36,24 @@ class Plan:
         if self.objective is not None and not hasattr(self.objective, "differentiable_loss"):
             raise TypeError(
                 f"{type(self.objective).__name__} has no differentiable_loss, which fit needs; "
-                "use Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO(), or train it in a "
-                "loop of your own with pyro.infer.SVI and pv.minibatch"
+                "use Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO(), or write your own "
+                "loop with pyro.infer.SVI and pv.minibatch"
             )
         if isinstance(self.objective, Objective):
             self.objective.check(self.num_epochs)
 
     @property
     def warmup(self) -> float:
-        """Epochs that the objective's schedule takes."""
+        """Epochs of the objective's schedule."""
         return self.objective.warmup if isinstance(self.objective, Objective) else 0.0
 
     def told(self, held_out: Batch | None, patience: int | None) -> list[object]:
-        """What has to be the same in all processes."""
+        """Options that have to be the same in all processes."""
         numbers = (self.num_epochs, self.batch_size, patience, self.seed)
         return [*numbers, self.train_model, self.precision, held_out is None]
 
     def identity(self) -> dict[str, str]:
-        """What a run that goes on from a checkpoint has to be told again."""
+        """Options that have to be the same when a run resumes from a checkpoint."""
         names = ("num_epochs", "batch_size", "objective", "train_model", "compile", "precision")
         kinds = (EarlyStopping, StopWhenConverged)
         stopping = [in_words(part) for part in self.callbacks if isinstance(part, kinds)]
@@ -61,5 +61,5 @@ class Plan:
         return given | {"patience": str(stopping)}
 
     def rounded(self) -> AbstractContextManager[None]:
-        """Around training steps: products are made as was asked for."""
+        """Around training steps: products are computed at the requested precision."""
         return nullcontext() if self.precision is None else self.precision.active()

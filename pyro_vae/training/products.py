@@ -1,10 +1,10 @@
-r"""Products of fewer bits, as an option: faster where the hardware has them.
+r"""Optional low-precision matrix products: faster on hardware that supports them.
 
-A network is matrix products and what is done entry by entry in between. Only the products are
-given fewer bits, and only their operands: sums run in float32, and so do densities, gradients of
-weights, and the optimizer. A product of operands with a relative rounding of :math:`u` has one of
-about :math:`u \sqrt{2}` of its typical size; what that does to an ELBO depends on the decoder, so
-it is measured (see `Fit.rounding`), and no evidence is ever evaluated so.
+A network consists of matrix products and elementwise operations. Only the operands of the products
+are rounded: sums run in float32, and so do densities, gradients of weights, and the optimizer. If
+the operands have a relative rounding error :math:`u`, the product has one of about :math:`u
+\sqrt{2}`; the effect on an ELBO depends on the decoder, so it is measured (see `Fit.rounding`), and
+evidence is never evaluated at low precision.
 """
 
 from collections.abc import Iterator
@@ -20,19 +20,18 @@ from torch.overrides import TorchFunctionMode
 
 @runtime_checkable
 class Products(Protocol):
-    """How matrix products and convolutions are made."""
+    """How matrix products and convolutions are computed."""
 
     def active(self) -> AbstractContextManager[None]:
-        """Inside the block they are made so."""
+        """Inside the block products are computed this way."""
 
 
 @dataclass(frozen=True)
 class BFloat16Products:
     r"""Operands of float32 rounded to bfloat16, :math:`u = 2^{-9}`; results in float32.
 
-    Half of the memory to move, and many times the speed, on a processor or GPU that has such
-    products; several times slower on one that has not. Products inside torch's recurrent layers
-    are not among them.
+    Half the memory traffic, and many times the speed, on a processor or GPU with bfloat16 products;
+    several times slower on one without. Products inside torch's recurrent layers are not affected.
 
     References:
         | A Study of BFLOAT16 for Deep Learning Training (Kalamkar et al., 2019)
@@ -46,14 +45,14 @@ class BFloat16Products:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside the block they are made so."""
+        """Inside the block products are computed this way."""
         with _Rounded(torch.bfloat16):
             yield
 
 
 @dataclass(frozen=True)
 class TF32Products:
-    r"""Operands rounded to 11 significant bits by a GPU that does so, :math:`u = 2^{-12}`.
+    r"""Operands rounded to 11 significant bits by a GPU with TF32, :math:`u = 2^{-12}`.
 
     On a processor, and on a GPU without it, nothing changes.
 
@@ -65,7 +64,7 @@ class TF32Products:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside the block they are made so."""
+        """Inside the block products are computed this way."""
         before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         try:
@@ -84,7 +83,7 @@ _MADE_SO = {
 
 
 class _Rounded(TorchFunctionMode):
-    """Products of float32 are made of rounded operands."""
+    """Rounds the operands of float32 products."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

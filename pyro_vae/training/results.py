@@ -1,4 +1,4 @@
-"""What training gave: a history, epoch by epoch, and how it ended."""
+"""The result of training: the history by epoch, and how it ended."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ SMALL_GAIN = 0.1  # nats per datum: differences between guides that matter are l
 
 @dataclass(frozen=True)
 class History:
-    """What happened in each epoch; arrays `(epochs,)`, ELBOs in nats per datum.
+    """The record of every epoch; arrays `(epochs,)`, ELBOs in nats per datum.
 
     Arguments:
         epoch: 1, 2, ...
@@ -38,14 +38,14 @@ class History:
 
 
 def gain_of(history: History) -> Gain | None:
-    """What the epochs at the last weight of the KL term promise of further ones."""
+    """The gain that further epochs promise, from the epochs at the final KL weight."""
     settled = history.kl_weight == history.kl_weight[-1:]
     return remaining_gain(history.elbo[settled], history.learning_rate[settled])
 
 
 @dataclass(frozen=True, repr=False)
 class Fit(Result):
-    """What training gave; model and guide hold the result.
+    """The result of training; the trained parameters are in model and guide.
 
     Arguments:
         history: Epoch by epoch.
@@ -55,9 +55,9 @@ class Fit(Result):
         trained: Names of the trained tensors; one that no module registered is named by its
             shape.
         compiled: "compiled", or why the steps ran eagerly.
-        missing: Share of the entries that are nan, in the tensors that may have such.
-        rounding: By how much the ELBO of a first batch differs under the products that training
-            was told to make with fewer bits, nats per datum, from the same draws; else `None`.
+        missing: Share of the entries that are nan, in the tensors that may have nan.
+        rounding: Difference in the ELBO of a first batch caused by low-precision products, nats per
+            datum, from the same draws; `None` at full precision.
     """
 
     history: History
@@ -75,11 +75,11 @@ class Fit(Result):
 
     @property
     def remaining(self) -> Estimate | None:
-        """What further training still promises, nats per datum, by the curve of the training ELBO.
+        """The gain that further training promises, nats per datum, from the training ELBO's curve.
 
-        Of the epochs at the last weight of the KL term; None where these are too few to tell. See
-        :func:`pyro_vae.stats.remaining_gain`: it is a size, and what is slow beyond the noise of
-        the curve is not in it.
+        Estimated from the epochs at the final KL weight; None if there are too few. See
+        :func:`pyro_vae.stats.remaining_gain`: it is an order of magnitude, and misses slow progress
+        that the noise of the curve hides.
         """
         return None if self._gain is None else self._gain.estimate
 
@@ -87,8 +87,8 @@ class Fit(Result):
     def converged(self) -> bool | None:
         """Whether further training promises less than 0.1 nats per datum.
 
-        True where 95% of the ways in which the curve may go on say so, False where 90% say that it
-        is more; else None, it cannot be told.
+        True if this holds for 95% of the ways in which the curve may continue, False if 90% of them
+        exceed it, and None if it cannot be told.
         """
         if self._gain is None:
             return None
@@ -103,7 +103,7 @@ class Fit(Result):
         return plot_learning_curves({"fit": self.history})
 
     def summary(self) -> str:
-        """Says how training ended, in a line."""
+        """How training ended, in one line."""
         epochs = len(self.history.epoch)
         if epochs == 0:
             return f"{self.stopped} before the end of the first epoch"
@@ -117,17 +117,17 @@ class Fit(Result):
 
     @property
     def promise(self) -> str:
-        """Whether it has converged, in words."""
+        """Whether training has converged, in words."""
         if self.remaining is None:
             return "too few epochs to tell whether it has converged"
         promise = f"further training promises {self.remaining} nats per datum"
         if self.converged is None:
-            return f"{promise}: whether it has converged cannot be told"
+            return f"{promise}: it cannot be told whether it has converged"
         if self.converged:
             return f"{promise}: converged"
-        return f"{promise}: not converged, take more epochs or a larger step size"
+        return f"{promise}: not converged, use more epochs or a larger step size"
 
     def _rounded(self) -> str:
         if self.rounding is None:
             return ""
-        return f"; products of fewer bits move the ELBO by {self.rounding:+.2g} nats per datum"
+        return f"; low-precision products change the ELBO by {self.rounding:+.2g} nats per datum"

@@ -1,4 +1,4 @@
-"""The rows that training reads: tensors in memory, or what is read when it is needed."""
+"""The rows that training reads: tensors in memory, or data read on demand."""
 
 import warnings
 from collections.abc import Generator, Iterable
@@ -20,7 +20,7 @@ from ..programs import as_batch, has_missing
 
 
 class InMemory:
-    """Tensors, as a reader of their rows."""
+    """A reader of rows of tensors in memory."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -35,7 +35,7 @@ class InMemory:
 
 
 class Moved:
-    """A reader whose rows are put on a device."""
+    """A reader that moves its rows to a device."""
 
     def __init__(self, reader: RowReader, device: torch.device) -> None:
         self.reader, self.device = reader, device
@@ -50,7 +50,7 @@ class Moved:
 
 
 class Collated:
-    """A map-style data set of torch's, as a reader of its rows; a row is a tensor, or several."""
+    """A reader of a map-style torch data set, whose items are a tensor or several."""
 
     def __init__(self, dataset: TorchDataset[Any]) -> None:
         self.dataset = dataset
@@ -69,17 +69,18 @@ def reader_of(data: Any, device: torch.device) -> RowReader:
     """A reader of training data; memory-mapped arrays stay where they are.
 
     Raises:
-        TypeError: If data are of a kind that has no rows to draw; with the line to write.
+        TypeError: If the data have no rows that can be indexed; says what to write instead.
     """
     if isinstance(data, DataLoader):
         raise TypeError(
-            "fit draws batches by itself, from rows that it can name: in place of the DataLoader "
-            f"pass its data set and its batch size, fit(..., loader.dataset, batch_size="
+            "fit makes its own batches: in place of the DataLoader pass its data set and its "
+            "batch size, fit(..., loader.dataset, batch_size="
             f"{data.batch_size})"
         )
     if isinstance(data, IterableDataset):
         raise TypeError(
-            "an IterableDataset has no rows to draw: write a class with __len__ and read(rows), as "
+            "an IterableDataset has no rows to index: write a class with __len__ and read(rows), "
+            "as "
             "pv.data.OnDisk has them"
         )
     if isinstance(data, TensorDataset):
@@ -90,32 +91,31 @@ def reader_of(data: Any, device: torch.device) -> RowReader:
     if any(isinstance(part, np.memmap) for part in parts):
         data = OnDisk(*parts)
     if any(isinstance(part, Tensor) and part.layout != torch.strided for part in parts):
-        raise TypeError("a sparse tensor has no rows to draw: pass y.to_dense()")
+        raise TypeError("a sparse tensor has no rows to index: pass y.to_dense()")
     if isinstance(data, RowReader):
         return Moved(data, device)
     return InMemory(as_batch(data, device))
 
 
 def check_rows(model: Any, guide: Any, reader: RowReader) -> Tensor:
-    """Checks all rows at the door, as :func:`pyro_vae.evidence.check_data` does.
+    """Checks all rows before training, as :func:`pyro_vae.evidence.check_data` does.
 
-    What is on disk is read once for it, piece by piece; whether a column is constant throughout
-    is not looked at there.
+    Data on disk are read once for it, piece by piece; constant columns are not looked for there.
 
     Returns:
         Missing entries and all entries of every tensor, `(tensors, 2)`.
 
     Raises:
-        ValueError: If rows are refused, or the guide has parameters of its own for each row of
-            data that are on disk.
+        ValueError: If rows are refused, or the guide has parameters for each row and the data are
+            on disk.
     """
     if isinstance(reader, InMemory):
         check_data(model, reader.batch)
         return _missing(reader.batch)
     if is_tied_to_rows(guide):
         raise ValueError(
-            "a guide with free parameters for every row knows its rows by all of their content, "
-            "which has to be in memory: pass tensors, or take an amortized guide, pv.Encoder(...)"
+            "a guide with free parameters for every row recognizes rows by their content, which "
+            "has to be in memory: pass tensors, or use an amortized guide, pv.Encoder(...)"
         )
     first, missing = 0, torch.zeros(1, 2, dtype=torch.int64)
     for batch in chunks(reader):
@@ -139,29 +139,28 @@ def _missing(batch: Batch) -> Tensor:
 
 
 def share_missing(total: Tensor) -> float:
-    """The share of entries that are missing, in the tensors that have such."""
+    """The share of missing entries, in the tensors that have any."""
     missing, entries = total[total[:, 0] > 0].sum(dim=0).tolist()
     return float(missing / max(1, entries))
 
 
 def head(reader: RowReader) -> Batch:
-    """Two rows, or one if there are no more: enough to see what a program is."""
+    """Two rows, or one if there are no more: enough to read off a program's structure."""
     return reader.read(torch.arange(min(2, len(reader))))
 
 
 def read_ahead(reader: RowReader, requests: Iterable[Tensor]) -> Generator[Batch, None, None]:
     """Reads batches of rows in their order, those after the current one in the background.
 
-    Rows in memory are taken when it is their turn. Of other readers one call runs at a time, in a
-    thread that ends with the iterator: exhaust it, or close it (`contextlib.closing`).
+    Rows in memory are taken in turn. Other readers are called one at a time, in a thread that ends
+    with the iterator: exhaust it, or close it (`contextlib.closing`).
 
     Arguments:
-        reader: Where the rows are.
+        reader: The source of the rows.
         requests: The rows of each batch.
 
     Raises:
-        Exception: What the reader raises, in the order of the batches: when it is the turn of
-            the one that could not be read.
+        Exception: An exception of the reader, raised at the batch that could not be read.
     """
     if isinstance(reader, InMemory):
         yield from map(reader.read, requests)

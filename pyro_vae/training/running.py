@@ -41,9 +41,9 @@ class _Epoch(NamedTuple):
 
 
 class _Begun(NamedTuple):
-    """An epoch that was begun: how many steps of it are done, and the sum of their ELBOs.
+    """An unfinished epoch: how many of its steps are done, and the sum of their ELBOs.
 
-    `start` is where the random streams stood before its rows were put in order.
+    `start` is the state of the random streams before its rows were shuffled.
     """
 
     start: Any
@@ -52,7 +52,7 @@ class _Begun(NamedTuple):
 
 
 class Training:
-    """A run of training: its steps, its schedule, and its records; what callbacks see.
+    """A run of training: its steps, schedule and records, as callbacks see it.
 
     Attributes are those of :class:`pyro_vae.training.callbacks.Run`.
     """
@@ -86,7 +86,7 @@ class Training:
 
     @property
     def has_validation(self) -> bool:
-        """Whether there are held-out data."""
+        """Whether there are validation data."""
         return self.held_out is not None
 
     @property
@@ -102,7 +102,7 @@ class Training:
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
-        """Of the optimizer's groups of parameters, now."""
+        """Current learning rates of the optimizer's parameter groups."""
         return tuple(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def stop(self) -> None:
@@ -110,7 +110,7 @@ class Training:
         self._asked_to_stop = True
 
     def settle(self) -> None:
-        """Lets the default step size fall from now on, and ends training then; else as `stop`."""
+        """Decays the default step size, then ends training; for other schedules like `stop`."""
         length = self.scheduler.fall(len(self.epochs))
         if length is None:
             self._asked_to_stop = True
@@ -163,7 +163,7 @@ class Training:
                     bar.set_postfix_str(self._postfix())
 
     def _epoch(self, interrupts: Interrupts) -> None:
-        """The steps of an epoch that are not done yet, and what comes after them."""
+        """Takes the remaining steps of an epoch and closes it."""
         epoch, begun = len(self.epochs), self.begun or _Begun(random_state())
         steps = self._in_order(begun)
         with closing(self._batches(steps[begun.done :])) as batches, self.plan.rounded():
@@ -189,7 +189,7 @@ class Training:
             self.stopped = "converged" if cut else "finished"
 
     def _in_order(self, begun: _Begun) -> list[list[Part]]:
-        """The steps of an epoch; those of one that was begun are what they were."""
+        """The steps of an epoch; a resumed epoch gets the same steps as before."""
         now = random_state()
         set_random_state(begun.start)
         steps = self.shards.epoch(self.stepping.batch_size, fewest=self.stepping.fewest)
@@ -205,7 +205,7 @@ class Training:
         return bool(self.stopped)
 
     def _close_epoch(self, total: float) -> None:
-        """Writes an epoch down, with its validation, and moves the schedule on."""
+        """Records an epoch with its validation, and advances the schedule."""
         epoch, rate = len(self.epochs), self.optimizer.param_groups[0]["lr"]
         elbo, held_out = total / self.stepping.num_data, self._validate(epoch)
         value, error = float(held_out.value), float(held_out.error)
@@ -217,12 +217,12 @@ class Training:
         self.begun = None
 
     def _batches(self, steps: list[list[Part]]) -> Generator[Batch, None, None]:
-        """The batch of every part, in turn."""
+        """The batches of all parts, in order."""
         rows = (part.rows for parts in steps for part in parts)
         yield from map(self.stepping.augment, read_ahead(self.stepping.reader, rows))
 
     def _follow_schedule(self) -> None:
-        """The rows of a table follow the schedule of the rest."""
+        """Per-row parameters follow the schedule of the other parameters."""
         rate = self.optimizer.param_groups[0]["lr"]
         for map in maps_of(self.guide) if self.first_rate > 0 else ():
             map.scale_steps(rate / self.first_rate)
@@ -237,7 +237,7 @@ class Training:
             map.scale_steps(1.0)  # a loop of the user's own may follow
 
     def _finish(self) -> Fit:
-        """Puts the best state back."""
+        """Restores the best state."""
         _, best_epoch, state = self.best
         if state is not None:
             state.restore()
@@ -285,7 +285,7 @@ class Training:
             return None
         if self.shards.count > 1:
             raise ValueError(
-                "checkpoint= keeps the state of one process, and there are several: leave it out"
+                "checkpoint= works in one process only, and there are several: leave it out"
             )
         identity = self.plan.identity() | {
             "model": description_of(self.model),
@@ -299,7 +299,7 @@ class Training:
         return Keeper(self.plan.checkpoint, identity)
 
     def _keep(self) -> None:
-        """Writes all that decides how training goes on, if it is to be kept."""
+        """Writes a checkpoint if one is due."""
         if self.keeper is None:
             return
         value, epoch, best = self.best
@@ -323,7 +323,7 @@ class Training:
         logger.info("checkpoint of %d epochs, %d steps", len(self.epochs), self.stepping.taken)
 
     def _resume(self) -> None:
-        """Goes on from the checkpoint, if there is one."""
+        """Resumes from the checkpoint, if there is one."""
         kept: dict[str, Any] | None = None if self.keeper is None else self.keeper.read()
         if kept is None:
             return
@@ -344,7 +344,7 @@ class Training:
 
 
 class _HeldOut:
-    """Validation data, and what a guide that is tied to rows has fitted to them so far."""
+    """Validation data, and the row parameters fitted to them so far."""
 
     def __init__(self, model: ProgramLike, guide: ProgramLike, batch: Batch, seed: int) -> None:
         self.model, self.guide, self.batch, self.seed = model, guide, batch, seed

@@ -1,16 +1,16 @@
-r"""Shards: consecutive shares of the rows, from each of which a step takes its part of the batch.
+r"""Shards: consecutive ranges of rows; a step takes part of its batch from each.
 
-The data set is cut into :math:`S` shards of nearly equal size. Each has a stream of random numbers
-of its own, for the order of its rows and the noise of its part of a step, which is seeded by the
-run's seed and the shard's number. A step of about :math:`B` rows has a part
-:math:`\mathcal{B}_s` from every shard, and minimizes the sum of their losses,
+The data set is cut into :math:`S` shards of nearly equal size. Each has its own random stream, for
+the order of its rows and the noise of its part of a step, seeded by the run's seed and the shard's
+number. A step of about :math:`B` rows has a part :math:`\mathcal{B}_s` from every shard, and
+minimizes the sum of their losses,
 
 .. math:: \mathcal{L} = \frac{1}{B} \sum_{s=1}^{S} \sum_{n \in \mathcal{B}_s} \mathcal{L}_n
 
-(what all data share, such as the KL term of a global latent site, is in the loss of every shard
-with the weight :math:`|\mathcal{B}_s| / B`). So it does not matter where a shard is worked on: one
-process takes them in turn, several processes one each, and all arrive at the same numbers but for
-the order in which gradients are added.
+(global terms, such as the KL term of a global latent site, are in the loss of every shard with the
+weight :math:`|\mathcal{B}_s| / B`). So it does not matter where a shard is processed: one process
+takes them in turn, several processes one each, and all get the same numbers up to the order in
+which gradients are added.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ from ..randomness import forked
 
 
 class Stream:
-    """Random numbers of one shard, which stand still while they are not used."""
+    """The random stream of one shard, which does not advance while it is not used."""
 
     def __init__(self, seed: int, index: int) -> None:
         with forked(seed, f"fit.shard.{index}"):
@@ -39,7 +39,7 @@ class Stream:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Draws come from this stream, and the one from before does not move."""
+        """Inside the block draws come from this stream, and the outer one does not advance."""
         before = random_state()
         set_random_state(self.state)
         try:
@@ -51,12 +51,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some consecutive rows of what a process has.
+    """A range of consecutive rows of a process.
 
     Arguments:
         first: Position of the first row.
         size: Number of rows.
-        stream: Its random numbers; with `None` they are those of the run.
+        stream: Its random stream; `None` for that of the run.
     """
 
     first: int
@@ -64,11 +64,11 @@ class Shard:
     stream: Stream | None = None
 
     def used(self) -> Any:
-        """Draws come from this shard's stream."""
+        """Inside the block draws come from this shard's stream."""
         return nullcontext() if self.stream is None else self.stream.used()
 
     def epoch(self, ends: Tensor, num_data: int) -> list[Tensor]:
-        """The rows in a new order, cut as steps that end after so many of all data are.
+        """The rows in a new order, cut in proportion to the steps over all data.
 
         Arguments:
             ends: Rows of the data set before a step, and after the last one.
@@ -83,7 +83,7 @@ class Shard:
 
 
 class Part(NamedTuple):
-    """What one shard gives to a step: rows, at least one, by their positions in the process."""
+    """One shard's part of a step: at least one row, by position in the process."""
 
     shard: Shard
     rows: Tensor
@@ -94,8 +94,8 @@ class Shards:
     """The shards that this process works on.
 
     Arguments:
-        own: Those.
-        count: How many there are in all processes.
+        own: The shards of this process.
+        count: Number of shards in all processes.
         num_data: Rows in all processes.
     """
 
@@ -105,7 +105,7 @@ class Shards:
 
     @classmethod
     def of(cls, num_rows: int, seed: int) -> "Shards":
-        """One a process, whose rows these are."""
+        """One shard per process, made of its rows."""
         processes = distributed.size()
         if processes == 1:
             return cls((Shard(0, num_rows),), 1, num_rows)
@@ -114,17 +114,17 @@ class Shards:
 
     @classmethod
     def cut(cls, num_rows: int, seed: int, *, count: int) -> "Shards":
-        """What so many processes would have, taken in turn in this one."""
+        """The shards that several processes would have, taken in turn in this one."""
         cuts = enumerate(pairwise(distributed.cuts(num_rows, count)))
         own = (Shard(a, b - a, Stream(seed, index)) for index, (a, b) in cuts)
         return cls(tuple(own), count, num_rows)
 
     def epoch(self, batch_size: int, *, fewest: int = 1) -> list[list[Part]]:
-        """The parts of each step of an epoch, in which every row comes once.
+        """The parts of each step of an epoch, which visits every row once.
 
-        A step ends after a multiple of the batch size, the last one with the data; a shard's part
-        of it is proportional to the shard. A last step of fewer rows than `fewest` is made one
-        with that before it.
+        A step ends after a multiple of the batch size, the last one at the end of the data; a
+        shard's part is proportional to its size. A last step of fewer rows than `fewest` is merged
+        with the one before it.
 
         Raises:
             ValueError: If there are fewer rows in a batch than shards.
@@ -150,7 +150,7 @@ class Shards:
 
 
 def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tensor]) -> None:
-    """Gives what all data share the values that it has in the first process.
+    """Sets shared tensors to their values in the first process.
 
     Raises:
         ValueError: If the processes do not have the same tensors, with the same shapes.
@@ -176,7 +176,7 @@ def _shared(model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
 
 
 def norms_of(*programs: ProgramLike) -> dict[str, nn.Module]:
-    """Layers that take means over a batch, by name."""
+    """Layers that average over a batch, by name."""
     return {
         f"{type(part).__name__} '{name}'": part
         for program in programs
@@ -187,33 +187,33 @@ def norms_of(*programs: ProgramLike) -> dict[str, nn.Module]:
 
 
 def refuse_running_averages(count: int, batch_size: int, *programs: ProgramLike) -> None:
-    """Refuses layers that take means over a batch, of one row, or in several shards.
+    """Refuses layers that average over a batch, if it has one row or comes in several shards.
 
     Raises:
-        ValueError: If there is one; names it.
+        ValueError: If there is such a layer; names it.
     """
     norms = norms_of(*programs)
     remedy = "use nn.LayerNorm or nn.GroupNorm in its place"
     if norms and count > 1:
         raise ValueError(
-            f"{next(iter(norms))} keeps averages of the batches it saw, which differ from shard to "
-            f"shard: {remedy}, or train in one process"
+            f"{next(iter(norms))} keeps running averages over batches, which differ between "
+            f"shards: {remedy}, or train in one process"
         )
     if norms and batch_size == 1:
         raise ValueError(
-            f"{next(iter(norms))} takes the spread over a batch, and one row has none: {remedy}, "
-            "or take two rows or more per step"
+            f"{next(iter(norms))} needs the variance over a batch, and one row has none: "
+            f"{remedy}, or use batches of two rows or more"
         )
 
 
 def random_state() -> Any:
-    """Where the random streams stand: those of Python, NumPy and torch, and of accelerators."""
+    """State of the random streams of Python, NumPy and torch, accelerators included."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return pyro.util.get_rng_state(), cuda
 
 
 def set_random_state(state: Any) -> None:
-    """Puts them back there."""
+    """Restores that state."""
     on_cpu, cuda = state
     pyro.util.set_rng_state(on_cpu)
     if cuda:

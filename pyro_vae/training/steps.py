@@ -1,8 +1,8 @@
-"""One step of training: the loss of a batch, its gradient, and the move of the optimizer.
+"""One step of training: the loss of a batch, its gradient, and the optimizer's update.
 
 The loss is that of the whole data set, estimated from a batch, in nats per datum. All leaves of its
-autograd graph are trained, so nothing is left untrained because nobody registered it. What is not
-finite moves nothing, and is traced to its parameter, or to its site and rows.
+autograd graph are trained, so no parameter is left untrained because it was not registered. A step
+that is not finite changes nothing, and is traced to its parameter, or to its site and rows.
 """
 
 from collections.abc import Iterator
@@ -70,9 +70,9 @@ class Steps:
         half = [name for name, tensor in self.tensors.items() if tensor.dtype == torch.float16]
         if half:
             raise ValueError(
-                f"'{half[0]}' is of float16, in which steps of an optimizer overflow: train in "
-                "float32 or bfloat16, model.float() and guide.float(), and let products alone have "
-                "fewer bits, precision=pv.BFloat16Products()"
+                f"'{half[0]}' is float16, in which optimizer steps overflow: train in float32 "
+                "(model.float() and guide.float()) and use low precision for matrix products "
+                "only, precision=pv.BFloat16Products()"
             )
 
     @contextmanager
@@ -92,13 +92,13 @@ class Steps:
             self._forget_gradients()
 
     def schedule(self, epoch: float) -> None:
-        """Moves the objective's schedule to an epoch."""
+        """Sets the objective's schedule to an epoch."""
         if isinstance(self.asked, Objective):
             self.objective = self.asked.at(epoch)
 
     @property
     def kl_weight(self) -> float:
-        """The weight of the KL term now."""
+        """The current weight of the KL term."""
         return self.objective.kl_weight if isinstance(self.asked, Objective) else 1.0
 
     def take(self, epoch: int, parts: list[Part], batches: Iterator[Batch]) -> float:
@@ -120,7 +120,7 @@ class Steps:
         return elbo
 
     def augment(self, batch: Batch) -> Batch:
-        """A batch as it is trained on."""
+        """A batch as transformed for training."""
         return batch if self.augmented is None else self.augmented.change(batch)
 
     def _backward(self, epoch: int, part: Part, batches: Iterator[Batch]) -> float:
@@ -148,13 +148,13 @@ class Steps:
         return f"step {self.taken + 1} (epoch {epoch + 1}, rows {_some(rows)})"
 
     def _is_settled(self) -> bool:
-        """Whether the objective is the one of every step to come, which a compiled step needs."""
+        """Whether the objective no longer changes, which a compiled step needs."""
         if not isinstance(self.asked, Objective):
             return True
         return bool(self.objective == self.asked.at(self.plan.num_epochs))
 
     def _steps_left(self, epoch: int, part: Part) -> int:
-        """How many batches of this size are still to come."""
+        """How many batches of this size remain."""
         size = self.batch_size * part.shard.size // self.num_data
         full = part.shard.size // size if len(part.rows) == size else 1
         return (self.plan.num_epochs - epoch) * full
@@ -203,7 +203,7 @@ class Steps:
         ) from refused
 
     def _move(self, where: str) -> None:
-        """A step of the optimizer, or none at all."""
+        """A step of the optimizer, or no change at all."""
         before = [tensor.detach().clone() for tensor in self.tensors.values()]
         try:
             with _naming(where):
@@ -240,7 +240,7 @@ class Steps:
         return None
 
     def _find_tensors(self) -> dict[str, Tensor]:
-        """Everything that training moves, by name: the leaves of the loss's graph."""
+        """Everything that training updates, by name: the leaves of the loss's graph."""
         # A guide that is tied to its rows is called with all of them.
         first = self.reader.read(torch.arange(self.num_data)) if self.in_order else None
         batch = self.augment(first or head(self.reader))
@@ -258,9 +258,9 @@ class Steps:
         free = [leaf for leaf in leaves if not any(map.owns(leaf) for map in maps)]
         if not free and len(free) == len(leaves):
             raise ValueError(
-                "nothing to train: no tensor with requires_grad takes part in the loss; name what "
-                "is to be learnt in pyro.param, or make it an nn.Parameter of a module that the "
-                "model or the guide uses. Without, pv.log_marginal_likelihood needs no training"
+                "nothing to train: no tensor with requires_grad takes part in the loss; make it a "
+                "pyro.param, or an nn.Parameter of a module that the model or the guide uses. If "
+                "nothing is to be learned, call pv.log_marginal_likelihood directly"
             )
         return named(free, self.model, self.guide)
 
@@ -275,7 +275,7 @@ class Steps:
         return list(leaves_of(loss))
 
     def rounding(self) -> Estimate | None:
-        """By how much fewer bits move the ELBO of the first rows, nats per datum, on same draws."""
+        """Change of the ELBO of the first rows by low-precision products, in nats per datum."""
         if self.plan.precision is None:
             return None
         rows = torch.arange(min(self.batch_size, len(self.reader)))
@@ -294,7 +294,7 @@ class Steps:
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Says where a number was not finite."""
+    """Adds where a number was not finite to the message."""
     try:
         yield
     except FloatingPointError as error:
@@ -305,16 +305,16 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def _scales(y: Tensor) -> str:
-    """What to do about columns whose size is far from 1, which no network expects."""
+    """Advice on columns whose scale is far from 1, which networks do not expect."""
     flat = y.double().reshape(len(y), -1)
     sizes = flat.nan_to_num(0.0, 0.0, 0.0).square().mean(dim=0).sqrt()
     size, column = sizes.max(dim=0)
     if not float(size) > _LARGE:
         return ""
     return (
-        f"Column {int(column)} of the data has a size of {float(size):.3g}, and networks expect "
-        "about 1: standardize, as y = (y - y.mean(0)) / y.std(0) does, or pv.data.Columns, which "
-        "gives answers in the data's own units"
+        f"Column {int(column)} of the data has a scale of {float(size):.3g}, and networks expect "
+        "about 1: standardize, as by y = (y - y.mean(0)) / y.std(0), or use pv.data.Columns, "
+        "which gives answers in the data's own units"
     )
 
 

@@ -1,4 +1,4 @@
-"""The tensors that training moves: found, named, frozen, checked, and put back."""
+"""The tensors that training updates: found, named, frozen, checked, and restored."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from ..programs import capturing, evaluating, leaves_of, modules_of
 
 
 class Parts(NamedTuple):
-    """What a model consists of: leaf tensors that it depends on, and modules that it calls."""
+    """Parts of a model: leaf tensors that it depends on, and modules that it calls."""
 
     leaves: tuple[Tensor, ...] = ()
     modules: tuple[nn.Module, ...] = ()
@@ -24,9 +24,9 @@ class Parts(NamedTuple):
 
 @contextmanager
 def frozen(parts: Parts) -> Iterator[None]:
-    """Keeps gradients from the leaves of a model, and its modules in evaluation mode.
+    """Freezes the leaves of a model, and keeps its modules in evaluation mode.
 
-    A module that the guide calls too, such as the owner of both, is the model's.
+    A module that the guide calls too, such as the owner of both, counts as the model's.
     """
     frozen = [tensor for tensor in parts.leaves if tensor.requires_grad]
     try:
@@ -60,8 +60,8 @@ class State:
     ) -> "State":
         """A copy of what two programs hold, and of further tensors.
 
-        What stands `still` until the state is put back, such as a table of many rows that nobody
-        moves in between, is held and not copied.
+        Tensors in `still`, which do not change until the state is restored, such as a large table
+        of rows, are kept by reference and not copied.
         """
         places = {tensor.data_ptr() for tensor in still}
         modules = [*modules_of(model), *modules_of(guide)]
@@ -82,7 +82,7 @@ class State:
         return [[state for _, state in self.modules], [value for _, value in self.loose]]
 
     def with_values(self, values: list[Any]) -> "State":
-        """The same places with other tensors."""
+        """The same structure with other tensors."""
         states, loose = values
         modules = [(module, new) for (module, _), new in zip(self.modules, states, strict=True)]
         pairs = zip(self.loose, loose, strict=True)
@@ -90,7 +90,7 @@ class State:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Puts everything back."""
+        """Restores everything."""
         for module, state in self.modules:
             module.load_state_dict(state)
         for tensor, value in self.loose:
@@ -98,13 +98,13 @@ class State:
 
 
 def add_to_gradients(tensors: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
-    """Adds as `backward()` does: the first ones are taken as they are."""
+    """Adds gradients as `backward()` does: the first ones are assigned."""
     for tensor, gradient in zip(tensors, gradients, strict=True):
         tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
 
 
 def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None:
-    """Refuses a tensor with an entry that is nan or infinite, by the name of its parameter."""
+    """Refuses a tensor with a nan or infinite entry, with the name of its parameter."""
     if capturing():  # a captured step has a check of its own
         return
     # A sum is one pass; only where that is not finite every entry is looked at.
@@ -113,7 +113,7 @@ def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None
 
 
 def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
-    """What the model's density depends on: its parameters, and the modules that it calls."""
+    """The parameters that the model's density depends on, and the modules that it calls."""
     row, called = tuple(part[:1] for part in batch), set()
     modules = [part for module in modules_of(model) for part in module.modules()]
     with (
