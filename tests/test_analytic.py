@@ -147,7 +147,7 @@ def laplace(y: Tensor) -> None:
 @pytest.mark.parametrize(
     ("program", "error", "message"),
     [
-        (two_sites, ValueError, r"one latent site of a datum, got \['a', 'b'\]"),
+        (two_sites, ValueError, r"one local latent site, got \['a', 'b'\]"),
         (positive, ValueError, "'scale' is on"),
         (laplace, TypeError, "divergence of Normal from StudentT has no closed form"),
     ],

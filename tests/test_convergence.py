@@ -166,6 +166,6 @@ def test_data_of_a_size_that_no_network_expects() -> None:
     with torch.no_grad():
         next(guide.parameters()).fill_(1.0)
     with pytest.raises(
-        FloatingPointError, match=r"Column 1 of the data has a size of .* standardize"
+        FloatingPointError, match=r"Column 1 of the data has a scale of .* standardize"
     ):
         fit(model, guide, y)

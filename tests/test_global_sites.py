@@ -96,7 +96,7 @@ def test_density_given_values() -> None:
     [
         (None, r"has the global sites \['mean'\], got values of \[\]"),
         ({"mu": torch.zeros(())}, r"got values of \['mu'\]"),
-        ({"mean": torch.zeros(7)}, r"'mean' has values of shape \(\), got \(7,\); of several"),
+        ({"mean": torch.zeros(7)}, r"'mean' has values of shape \(\), got \(7,\); pass one draw"),
     ],
 )
 def test_values_have_to_fit(given: dict[str, Tensor] | None, message: str) -> None:

@@ -535,7 +535,7 @@ def test_data_asked_of_a_program_that_makes_none(
     facts_y: Tensor, model: Any, asked: dict[str, Any], reason: str
 ) -> None:
     """It is said why; and where none were asked for, what was left out."""
-    with pytest.raises(ValueError, match=f"_draws=3 cannot be had: .*{reason}"):
+    with pytest.raises(ValueError, match=f"_draws=3 is not possible: .*{reason}"):
         to_inference_data(model, facts_guide, facts_y, num_samples=40, **asked)
     idata = to_inference_data(model, facts_guide, facts_y, num_samples=40)
     assert "posterior_predictive" not in group_names(idata)

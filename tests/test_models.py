@@ -182,7 +182,7 @@ def test_a_decoder_that_does_not_fit() -> None:
     bernoulli = pv.likelihoods.Bernoulli()
     with pytest.raises(ValueError, match=r"could not decode z of shape \(2, 3\)"):
         pv.models.VAE(nn.Linear(2, 3), bernoulli, latent_dim=3)
-    with pytest.raises(ValueError, match="MLPDecoder was made for 2 numbers a row, got 3"):
+    with pytest.raises(ValueError, match="MLPDecoder was made for 2 numbers per row, got 3"):
         pv.models.VAE(pv.nets.MLPDecoder(2, 4), bernoulli, latent_dim=3)
     with pytest.raises(ValueError, match="latent_dim is the number of latents, got 0"):
         pv.models.VAE(nn.Linear(2, 3), bernoulli, latent_dim=0)

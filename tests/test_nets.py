@@ -100,16 +100,19 @@ def test_float64() -> None:
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "mlp encoder": (
         lambda: MLPEncoder(6)(torch.zeros(2, 5)),
-        r"MLPEncoder was made for 6 numbers a row, got 5 \(input of shape \(2, 5\), rows first\)",
+        r"MLPEncoder was made for 6 numbers per row, got 5 \(input of shape \(2, 5\), rows first\)",
     ),
     "conv encoder": (
         lambda: ConvEncoder((1, 4, 4))(torch.zeros(2, 3, 4)),
-        r"ConvEncoder was made for 16 numbers a row, got 12 \(input of shape \(2, 3, 4\)",
+        r"ConvEncoder was made for 16 numbers per row, got 12 \(input of shape \(2, 3, 4\)",
     ),
-    "mlp decoder": (lambda: MLPDecoder(2, 3)(torch.zeros(5, 4)), "made for 2 numbers a row, got 4"),
+    "mlp decoder": (
+        lambda: MLPDecoder(2, 3)(torch.zeros(5, 4)),
+        "made for 2 numbers per row, got 4",
+    ),
     "conv decoder": (
         lambda: ConvDecoder(2, (1, 4, 4))(torch.zeros(5, 3)),
-        "made for 2 numbers a row, got 3",
+        "made for 2 numbers per row, got 3",
     ),
     "no hidden layer": (lambda: MLPEncoder(6, hidden=()), "at least one hidden layer, got none"),
     "not an image": (
@@ -122,7 +125,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no block": (lambda: ResidualEncoder(6, blocks=0), "at least one block, got 0"),
     "series of another shape": (
         lambda: GRUEncoder(3, 4, length=5)(torch.zeros(2, 4, 3)),
-        r"made for series of shape \(5, 3\) \(times, features\), got \(4, 3\)",
+        r"is for series of shape \(5, 3\) \(times, features\), got \(4, 3\)",
     ),
     "different rows": (
         lambda: Concatenated(nn.Linear(5, 2))(torch.zeros(2, 3), torch.zeros(4, 2)),

@@ -304,12 +304,12 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "other latents": (
         lambda: model_with(MixtureOfNormals(2, 3)),
         ValueError,
-        r"made for 3 latent\(s\), and the model has 2",
+        r"made for 3 latent\(s\), but the model has 2",
     ),
     "flow of other latents": (
         lambda: model_with(FlowPrior(3, pv.AffineCoupling())),
         ValueError,
-        r"made for 3 latent\(s\), and the model has 2",
+        r"made for 3 latent\(s\), but the model has 2",
     ),
     "no kind of layer": (lambda: FlowPrior(2, nn.Linear(2, 2)), TypeError, "needs a kind of layer"),
     "no layer": (lambda: FlowPrior(2, pv.AffineCoupling(), 0), ValueError, "at least one layer"),

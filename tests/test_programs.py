@@ -399,7 +399,7 @@ REFUSED = {
     "inner subsample": (inner_subsample, r"plate 'features' .* holds 4 of 10: only the plate over"),
     "forgotten": (forgotten, r"got latent \['z', 'y'\] and observed \[\]; was the data passed on"),
     "nothing latent": (nothing_latent, r"got latent \[\] and observed \['y'\]"),
-    "moving bounds": (moving_bounds, r"site 'z' has bounds that belong to a datum"),
+    "moving bounds": (moving_bounds, r"site 'z' has bounds that differ between data"),
 }
 
 

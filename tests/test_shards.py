@@ -188,7 +188,7 @@ def test_batches_that_are_too_small() -> None:
 def test_running_averages_are_refused() -> None:
     """Those of a BatchNorm would be of one shard, or of another."""
     model, guide = layered_vae(pv.likelihoods.Gaussian())
-    with pytest.raises(ValueError, match=r"BatchNorm1d 'decoder\.1' keeps averages"):
+    with pytest.raises(ValueError, match=r"BatchNorm1d 'decoder\.1' keeps running averages"):
         fit(model, guide, data(10), shards=2)
 
 

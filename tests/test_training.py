@@ -435,7 +435,7 @@ def test_a_last_batch_of_one_row() -> None:
 
     assert run(9, 4, nn.BatchNorm1d(3))[-2:] == [4, 5]
     assert run(9, 4, nn.LayerNorm(3))[-3:] == [4, 4, 1]
-    with pytest.raises(ValueError, match=r"BatchNorm1d 'map\.net\.1' takes the spread"):
+    with pytest.raises(ValueError, match=r"BatchNorm1d 'map\.net\.1' needs the variance"):
         run(9, 1, nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match="needs the variance over a batch"):
         run(1, 4, nn.BatchNorm1d(3))
