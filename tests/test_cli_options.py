@@ -43,6 +43,7 @@ LOADED: dict[str, tuple[list[str], str, Any]] = {
     "--test-fraction": (["x", "--test-fraction", "0.37"], "test_fraction", 0.37),
     "--drop": (["x", "--drop", "id,when"], "drop", ("id", "when")),
     "--kinds": (["x", "--kinds", "age=Real"], "kinds", {"age": Real}),
+    "--missing": (["x", "--missing=-9,x"], "layout", Layout(missing=("-9", "x"))),
     "--sep": (["x", "--sep", "semicolon"], "layout", Layout(separator=";")),
     "--header": (["x", "--no-header"], "layout", Layout(header=False)),
     "--seed": (["x", "--seed", "31"], "seed", 31),
@@ -283,9 +284,11 @@ def test_options_of_a_description(
     assert [line.split()[0] for line in lines] == ["b", "c"]
     assert "as said" in lines[0]
     seen = arrival(
-        monkeypatch, "cli.training.table_of", ["describe", "x", "--sep", "tab", "--key", "k"]
+        monkeypatch,
+        "cli.training.table_of",
+        ["describe", "x", "--sep", "tab", "--key", "k", "--missing=-9,x"],
     )
-    assert (seen["1"], seen["2"]) == ("k", Layout(separator="\t"))
+    assert (seen["1"], seen["2"]) == ("k", Layout(separator="\t", missing=("-9", "x")))
 
 
 @pytest.mark.parametrize("command", list(cli.COMMANDS))

@@ -85,7 +85,7 @@ def test_numbers_with_holes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1,2\n3,x\n", r"column '1' holds 1 numbers and 1 other entries \('x' in line 2"),
+        ("1,2\n3,x\n", r"column '1' holds 1 numbers and 1 other entries \('x' at row 1"),
         ("a,b\n1,x\n3\n", "line 3 has 1 cells, expected 2"),
     ],
 )

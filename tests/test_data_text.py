@@ -1,6 +1,7 @@
 """Texts as people and instruments write them: read right, or refused with a remedy."""
 
 import gzip
+import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -201,20 +202,163 @@ def test_numbers_as_they_are_written(
 @pytest.mark.parametrize(
     ("cells", "named"),
     [
-        (["1", "2", "x"] * 10, r"20 numbers and 10 other entries \('x' in line 4"),
-        (["5", "6 kg", "7"] * 10, r"20 numbers and 10 other entries \('6 kg' in line 3"),
-        (["46%", "5%", "?"] * 10, r"20 numbers and 10 other entries \('\?' in line 4"),
-        (["1.5"] * 7 + ["<1"] * 3, r"7 numbers and 3 other entries \('<1' in line 9"),
-        (["3", "many"], r"1 numbers and 1 other entries \('many' in line 3"),
+        (["1", "2", "x"] * 10, r"20 numbers and 10 other entries \('x' at row 2"),
+        (["5", "6 kg", "7"] * 10, r"20 numbers and 10 other entries \('6 kg' at row 1"),
+        (["46%", "5%", "low"] * 10, r"20 numbers and 10 other entries \('low' at row 2"),
+        (["1.5"] * 7 + ["<1"] * 3, r"7 numbers and 3 other entries \('<1' at row 7"),
+        (["3", "many"], r"1 numbers and 1 other entries \('many' at row 1"),
     ],
 )
 def test_neither_numbers_nor_words(cells: list[str], named: str, tmp_path: Path) -> None:
-    """Refused with the first cell; leaving these cells empty is a remedy, and words throughout."""
-    with pytest.raises(ValueError, match=rf"column 'a' holds {named}, ...\): leave these cells"):
-        column_of(tmp_path, cells)
-    bad = {"x", "6 kg", "?", "<1", "many"}
+    """Refused with the cells; leaving them empty is a remedy, and to say what the column is."""
+    frame = column_of(tmp_path, cells).to_frame().assign(z=0.5)
+    with pytest.raises(ValueError, match=rf"column 'a' holds {named}.*: leave these cells empty"):
+        Columns.of(frame)
+    assert frame["a"].tolist() == cells
+    bad = {"x", "6 kg", "low", "<1", "many"}
     assert column_of(tmp_path, ["" if cell in bad else cell for cell in cells]).dtype.kind in "if"
-    assert column_of(tmp_path, [f"w{cell}" for cell in cells]).dtype == object
+    with pytest.warns(UserWarning, match="They are taken as missing"):
+        columns = Columns.of(frame, {"a": Real})
+    with pytest.warns(UserWarning, match="They are taken as missing"):
+        missing = columns.encode(frame)[:, 0].isnan()
+    assert missing.tolist() == [cell in bad for cell in cells]
+    assert type(Columns.of(frame, {"a": data.Categories}).kinds["a"]) is data.Categories
+
+
+@pytest.mark.parametrize("mark", ["?", "n.d.", "-", "missing", "*", "N.A.", ".", "unknown"])
+def test_signs_that_nothing_was_measured(mark: str, tmp_path: Path) -> None:
+    """Up to half of a column; named with their lines. More of them make a column of words."""
+    with pytest.warns(UserWarning, match=r"column 'a' holds numbers, but 10 of 30 .* in line 4"):
+        column = column_of(tmp_path, ["1.5", "2.5", mark] * 10)
+    assert column.isna().sum() == 10
+    assert column_of(tmp_path, ["1.5", mark, mark] * 10).dtype == object
+
+
+_MEASURED = [f"{20 + 7 * math.sin(i):.2f}" for i in range(30)]
+_VISITS = [str(i % 9) for i in range(30)]
+MARKS = {
+    "-99": _MEASURED,
+    "9999": _MEASURED,
+    "-999.25": _MEASURED,
+    "-9999.0": _MEASURED,
+    "88888": _MEASURED,
+    "-1": _VISITS,
+    "-9": _VISITS,
+    "999": _VISITS,
+}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_numbers_that_may_mean_missing(mark: str, tmp_path: Path) -> None:
+    """Named, with the others; said to be missing, they are."""
+    path = tmp_path / "y.csv"
+    cells = [mark if i in (3, 8) else cell for i, cell in enumerate(MARKS[mark])]
+    path.write_text("a,b\n" + "".join(f"{cell},{i % 4}.5\n" for i, cell in enumerate(cells)))
+    with pytest.warns(
+        UserWarning, match=rf"column 'a' holds {float(mark):g} in 2 entries.*missing"
+    ):
+        assert not data.load(path).train.isnan().any()
+    table = data.load(path, layout=Layout(missing=(mark,)))
+    assert int(table.train.isnan().sum() + table.test.isnan().sum()) == 2
+    assert len(data.load(path, kinds={"a": Real}).train) == 24
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [str(90 + i % 12) for i in range(30)],  # 99 among its neighbours
+        [str(i % 3 - 1) for i in range(30)],  # -1, 0, 1
+        ["-1", "1"] * 15,
+        [f"{math.sin(i):.1f}" for i in range(30)],
+        [str(-(i % 12)) for i in range(30)],
+    ],
+)
+def test_numbers_that_mean_what_they_say(cells: list[str], tmp_path: Path) -> None:
+    """No warning: warnings are errors here."""
+    Columns.of(column_of(tmp_path, cells).to_frame().assign(z=0.5))
+
+
+BETWEEN_NOTES = {
+    "notes of an instrument": ("Station: X\nOperator: Y\n\n", ""),
+    "notes with cells": ("Instrument,Foo\nSerial,123\n", ""),
+    "a comment of MATLAB": ("% made by a lab\n", ""),
+    "a comment of C": ("// made by a lab\n", ""),
+    "a source below": ("", "Source: a lab\n"),
+    "above and below": ("Station: X\n", "\nend of file\n"),
+    "empty rows above": (",,\n,,\n", ""),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* taken for notes")
+@pytest.mark.parametrize("name", BETWEEN_NOTES)
+def test_notes_around_a_table(name: str, tmp_path: Path) -> None:
+    """Skipped, with a warning that names them, but for empty rows."""
+    above, below = BETWEEN_NOTES[name]
+    path = tmp_path / "y.csv"
+    path.write_text(above + "a,b,c\n1,2.5,x\n3,4.5,y\n" + below)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        columns = columns_of_text(path)
+    assert {name: list(raw.values) for name, raw in columns.items()} == {
+        "a": [1, 3],
+        "b": [2.5, 4.5],
+        "c": ["x", "y"],
+    }
+    assert [("taken for notes" in str(w.message)) for w in caught] == [True] * (above != ",,\n,,\n")
+    path.write_text(above + "a,b,c\n1,2.5,x\n3,4.5,y\n5,6.5,z\n3\n")  # a row that broke off
+    with pytest.raises(ValueError, match="has 1 cells, expected 3"):
+        columns_of_text(path)
+
+
+@pytest.mark.parametrize(
+    ("comment", "separator"),
+    [("# a,b", ","), ("#a,b", ","), ("## a, b", ","), ("# a;b", ";"), ("#a\tb", "\t")],
+)
+def test_names_in_a_comment(comment: str, separator: str, tmp_path: Path) -> None:
+    """As `numpy.savetxt` writes them; a comment that does not fit names nothing."""
+    path = tmp_path / "y.csv"
+    rows = f"1.5{separator}2.5\n3.5{separator}4.5\n"
+    path.write_text(f"# made by a lab\n{comment}\n{rows}")
+    assert list(columns_of_text(path)) == ["a", "b"]
+    path.write_text(f"# made by a lab\n{rows}")
+    assert list(columns_of_text(path)) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['a,b\n1,"2\n3,4\n', 'a,b\n"1,2\n3,4\n5,6\n', '"a,b\n1,2\n', 'a;b\n1;"x\n', 'a\tb\n1\t"2'],
+)
+def test_a_quotation_mark_swallows_nothing(text: str, tmp_path: Path) -> None:
+    """One that is never closed is refused, with its line; a cell of two lines is none."""
+    path = tmp_path / "y.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"a quotation mark is opened in line \d or below"):
+        columns_of_text(path)
+    path.write_text('a,b\n1,"two\nlines" \n2,5" pipe\n')
+    assert list(columns_of_text(path)["b"].values) == ["twolines", '5" pipe']
+
+
+@pytest.mark.parametrize("code", ["007", "01234", "0815", "00", "01"])
+def test_codes_that_look_like_numbers(code: str, tmp_path: Path) -> None:
+    """Named, with the remedy."""
+    with pytest.warns(UserWarning, match=rf"numbers that start with 0, such as '{code}' in line 2"):
+        column_of(tmp_path, [code, "12", "13"])
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    """Every column that is refused, and how to drop them all; `describe` goes on behind them."""
+    path = tmp_path / "y.csv"
+    rows = [f"P{i:03},2024-05-{i + 1:02},{i if i % 3 else '<1'},{i % 7}.5" for i in range(30)]
+    path.write_text("\n".join(["id,day,mix,x", *rows]))
+    with pytest.raises(ValueError, match="3 of 4 columns cannot") as caught:
+        data.load(path)
+    assert "--drop id,day,mix" in str(caught.value)
+    assert str(caught.value).count("\n- column") == 3
+    lines = describe(read_frame(path)).splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        *(["id", "refused"], ["day", "refused"], ["mix", "refused"], ["x", "Real"])
+    ]
+    assert data.load(path, drop=["id", "day", "mix"]).feature_names == ("x",)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +482,7 @@ def test_encodings(encoding: str, ending: str, tmp_path: Path) -> None:
         ("a;b;a\n1;2;3\n", "of the name 'a': rename one", ("b;a", "b;c")),
         ("x\tx\ty\n1\t2\t3\n", "of the name 'x': rename one", ("x\tx", "x\tz")),
         ("a,b,c\n1,2,3\n4,5\n", "line 3 has 2 cells, expected 3", ("4,5\n", "4,5,6\n")),
-        ("the lab\na,b,c\n1,2,3\n", "start lines above the names with #", ("the", "# the")),
+        ("7,lab\n1,2,3\n4,5,6\n", "start lines above the names with #", ("7", "# 7")),
         ("a,b,c\n1,2,3\n,,\n4,5,6\n", "line 3 has no entry .*: drop it", (",,\n", "")),
     ],
 )

@@ -89,6 +89,12 @@ class DataChoice:
         type=_kinds,
         metavar="COLUMN=KIND,...",
     )
+    missing: Sequence[str] = option(
+        (),
+        "entries that say that nothing was measured, beside empty ones: --missing=-999,n.d.",
+        type=_names,
+        metavar="CELL,...",
+    )
     sep: str | None = option(None, "what stands between cells of a text", choices=[*SEPARATORS])
     header: bool | None = option(
         None,
@@ -99,7 +105,8 @@ class DataChoice:
     @property
     def layout(self) -> Layout:
         """How a text is cut into cells."""
-        return Layout(None if self.sep is None else SEPARATORS[self.sep], self.header)
+        separator = None if self.sep is None else SEPARATORS[self.sep]
+        return Layout(separator, self.header, missing=tuple(self.missing))
 
     @property
     def said(self) -> dict[str, type[Kind]]:

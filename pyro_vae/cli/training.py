@@ -110,7 +110,7 @@ def _notes(
     """What is saved beside a model: all that is needed to treat other data as these were."""
     return {
         "command": command,
-        "data": {**asdict(which), "drop": list(which.drop)},
+        "data": {**asdict(which), "drop": list(which.drop), "missing": list(which.missing)},
         "data set": dataset.describe(),
         "model": {
             **asdict(how),

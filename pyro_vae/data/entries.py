@@ -2,8 +2,9 @@ r"""What the entries of a column are, where they come as words: of a text, or of
 
 A column is numbers if nine in ten of its entries are, or all but one: `1.5`, `1,5`, `1,234`,
 `1 234`, `46%`, `$46`, `46 kW` (each unit throughout). The few that are not, such as `<47` or `?`,
-are missing, with a warning that names their lines. A column of `true` and `false` is booleans; one
-with fewer numbers than other entries is words; anything between is refused.
+are missing, with a warning that names their lines; so are `?`, `n.d.` and their like in up to half
+of a column. A column of `true` and `false` is booleans; any other is words, which
+:mod:`pyro_vae.data.tables` refuses where some of them are numbers.
 """
 
 import re
@@ -16,7 +17,9 @@ import numpy as np
 from .frames import Holds, RawColumn
 
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat"}
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
+_FORTRAN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))[dD]([+-]?\d+)")
+_LEADING_ZERO = re.compile(r"0\d+")
 WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
 _DOTTED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+")
@@ -25,12 +28,18 @@ _SPACED = re.compile(r"[+-]?\d{1,3}([ \u00a0\u202f'\u2019]\d{3})+([.,]\d*)?")
 _WITH_UNIT = re.compile(
     r"([$€£]?)\s*([+-]?[\d.,]+(?:[eE][+-]?\d+)?)\s*([%$€£]|[°µA-Za-z][\w°µ/^*-]*)?"
 )
+_MARKS = {*MISSING, "?", "-", "--", "*", ".", "n.d.", "nd", "n.a.", "missing", "unknown"}
 _ODD = 0.1  # share of a column of numbers that may be none, such as `<47`
 _SHOWN = 4  # cells named in a warning
 
 
 def entries_of(
-    name: str, cells: Sequence[str], where: Callable[[int], str], *, comma: bool = False
+    name: str,
+    cells: Sequence[str],
+    where: Callable[[int], str],
+    *,
+    comma: bool = False,
+    numbers: bool = False,
 ) -> RawColumn:
     """A column of words as what its entries are.
 
@@ -39,27 +48,40 @@ def entries_of(
         cells: Its entries, "" where one is missing.
         where: Says where the entry at a position stands, as "line 7".
         comma: Whether a comma is the decimal sign.
-
-    Raises:
-        ValueError: If some entries are numbers, and too many are none.
+        numbers: Whether it is said to hold numbers: all else is missing then.
 
     Warns:
-        UserWarning: If entries of a column of numbers are none: they are missing then.
+        UserWarning: If entries of a column of numbers are none: they are missing then; or if
+            numbers start with 0, as codes do.
     """
     plain = _numerals(cells, comma=comma)
-    good, odd = _counted(plain, comma=False)
     values = [number(cell, comma=False) for cell in plain]
-    if mostly_numbers(plain, comma=False):
-        _warn_of_odd(name, cells, values, where)
-        return _numbers(plain, values)
-    if good >= odd > 0:
-        raise ValueError(
-            f"{name} holds {good} numbers and {odd} other entries "
-            f"({_odd(cells, values, where)[0]}, ...): leave these cells empty, write words "
-            "throughout, say that they are words (kinds=, --kinds COLUMN=Categories), or drop the "
-            "column (drop=, --drop COLUMN)"
-        )
-    return _booleans(cells) or words_of(cells)
+    good, _ = _counted(plain, comma=False)
+    said = numbers and good > 0
+    if not said and not mostly_numbers(plain, comma=False) and not _are_marked(plain):
+        return _booleans(cells) or words_of(cells)
+    _warn_of_odd(name, cells, values, where)
+    _warn_of_codes(name, plain, where)
+    return _numbers(plain, values)
+
+
+def _are_marked(cells: Sequence[str]) -> bool:
+    """Whether half or more are numbers, and all others are signs that nothing was measured."""
+    good, odd = _counted(cells, comma=False)
+    marked = sum(cell.lower() in _MARKS and not is_missing(cell) for cell in cells)
+    return good >= odd == marked
+
+
+def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
+    """How many of some words are numbers, and where others stand, if these are fewer."""
+    plain = _numerals(cells, comma=False)
+    odd = [
+        place
+        for place, cell in enumerate(plain)
+        if not is_missing(cell) and number(cell, comma=False) is None
+    ]
+    good = _counted(plain, comma=False)[0]
+    return (good, odd) if good >= len(odd) else (0, [])
 
 
 def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
@@ -118,7 +140,7 @@ def _plain(cell: str, *, comma: bool, dotted: bool = False) -> str:
         comma: Whether a comma is the decimal sign, and not that of thousands.
         dotted: Whether a point is the sign of thousands.
     """
-    cell = _ungrouped(cell)
+    cell = _FORTRAN.sub(r"\1e\2", _ungrouped(cell))
     if comma and _DECIMAL_COMMA.fullmatch(cell):
         return cell.replace(".", "").replace(",", ".")
     if dotted and _DOTTED.fullmatch(cell):
@@ -175,6 +197,18 @@ def _warn_of_odd(
             f"{name} holds numbers, but {len(odd)} of {len(cells)} entries are "
             f"none: {', '.join(odd[:_SHOWN])}{more}. They are taken as missing: mend the cells, "
             "or drop their rows, if they are something else",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+    codes = [place for place, cell in enumerate(cells) if _LEADING_ZERO.fullmatch(cell)]
+    if codes:
+        warnings.warn(
+            f"{name} holds numbers that start with 0, such as {cells[codes[0]]!r} in "
+            f"{where(codes[0])}: if they are codes, say that they are words (kinds=, --kinds "
+            "COLUMN=Categories), or drop the column",
             UserWarning,
             stacklevel=2,
         )

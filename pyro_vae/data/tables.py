@@ -24,6 +24,7 @@ to train on. Both are applied in float64, before anything is rounded to torch's 
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-from .entries import entries_of
+from .entries import entries_of, mixed
 from .frames import CONTAINERS, Holds, Matrix, RawColumn, columns_of, container_of
 from .kinds import (
     EVERY,
@@ -54,8 +55,11 @@ from .times import days, patterns_of
 
 _COUNTING = re.compile(r"(^|[_ .])(n|num|number|count|counts|visits)([_ .]|$)", re.IGNORECASE)
 _NAMING = re.compile(r"(^|[_ .-])(id|uid|uuid|nr|no|index|key)$|[a-z](ID|Id)$", re.IGNORECASE)
+_SHOWN = 3  # cells named in a message
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231
 _YEARS = (1800, 2100)  # whole numbers in between may be years
+_FEW_VALUES = 3  # others, below which -1 beside 1 is a code of its own
+_FEW_CODES = 10  # different whole numbers, up to which they may stand for words
 
 
 class Choice(NamedTuple):
@@ -69,13 +73,14 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     """What a column is by the rules at the head of this module.
 
     Raises:
-        ValueError: If it holds dates, or names its rows.
+        ValueError: If it holds dates, names its rows, or holds both numbers and words.
     """
     found = raw.values[~raw.missing]
     if raw.ordered:
         return Choice(Ordered, "its dtype has an order")
     if raw.categories is None:
         _refuse_times(name, raw)
+        _refuse_mixed(name, raw)
     if raw.categories is not None or raw.holds is Holds.WORDS:
         number = len(raw.categories or set(found.tolist()))
         return Choice(Binary if number == 2 else Categories, f"{number} different entries")
@@ -92,10 +97,11 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
 def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
     """Counts may have no zero, and ages start anywhere: by the smallest, or by the name."""
     if found.min() in (0, 1):
-        return Choice(Count, f"whole numbers, the smallest of them {found.min():g}")
+        few = "; Categories, if they are codes" if len(set(found.tolist())) <= _FEW_CODES else ""
+        return Choice(Count, f"whole numbers, the smallest of them {found.min():g}{few}")
     if found.min() > 0 and _COUNTING.search(name):
         return Choice(Count, "whole numbers, and its name says that they are counts")
-    return Choice(Real, f"whole numbers from {found.min():g} on; Count, if they are counts")
+    return Choice(Real, f"whole numbers from {found.min():.0f} on; Count, if they are counts")
 
 
 def _refuse_times(name: str, raw: RawColumn) -> None:
@@ -128,22 +134,80 @@ def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None
     if running or _NAMING.search(name):
         what = "counts the rows" if running else "has another whole number in each row"
         raise ValueError(
-            f"column '{name}' {what} ({found[0]:g}, {found[1]:g}, ..., {found[-1]:g}): "
+            f"column '{name}' {what} ({found[0]:.0f}, {found[1]:.0f}, ..., {found[-1]:.0f}): "
             f"{drop_it(name)}, or say what it is: kinds={{'{name}': Real}}, --kinds {name}=Real"
         )
 
 
-def read(name: str, raw: RawColumn, *, words: bool) -> RawColumn:
+def _refuse_mixed(name: str, raw: RawColumn) -> None:
+    """Refuses numbers among which stand words: which of them are a column's is not known."""
+    if raw.holds is not Holds.WORDS:
+        return
+    numbers, others = mixed(_cells(raw))
+    if numbers and others:
+        shown = ", ".join(f"{raw.values[i]!r} at row {i}" for i in others[:_SHOWN])
+        raise ValueError(
+            f"column '{name}' holds {numbers} numbers and {len(others)} other entries ({shown}"
+            f"{', ...' * (len(others) > _SHOWN)}, counted from 0): leave these cells empty; or say "
+            f"that they are missing (kinds={{'{name}': Real}}, --kinds {name}=Real), or that all "
+            f"are words (Categories); or {drop_it(name)}"
+        )
+
+
+def _cells(raw: RawColumn) -> list[str]:
+    return ["" if word is None else str(word).strip() for word in raw.values]
+
+
+def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> RawColumn:
     """A column of words as what its entries are, unless they are words: numbers, as a rule.
+
+    Arguments:
+        name: Its name, for messages.
+        raw: The column.
+        kind: What it is said to be, or None.
 
     Warns:
         UserWarning: If some entries of a column of numbers are none.
     """
+    words = said_to_be_words(kind)
     if words or raw.holds is not Holds.WORDS or raw.categories is not None:
         return raw
-    cells = ["" if word is None else str(word).strip() for word in raw.values]
-    found = entries_of(f"column '{name}'", cells, "row {}, counted from 0".format)
+    where, numbers = "row {}, counted from 0".format, kind is not None
+    found = entries_of(f"column '{name}'", _cells(raw), where, numbers=numbers)
     return raw if found.holds is Holds.WORDS else found
+
+
+def _warn_of_marks(name: str, raw: RawColumn) -> None:
+    """Names -999 and its like, where it is far from all other numbers, or alone below 0."""
+    if raw.holds not in (Holds.FLOATS, Holds.INTEGERS):
+        return
+    values, times = np.unique(raw.values[~raw.missing], return_counts=True)
+    marks = np.array([_is_mark(value) for value in values], dtype=bool)
+    if not marks.any() or (~marks).sum() < _FEW_VALUES:
+        return
+    low, high = values[~marks].min(), values[~marks].max()
+    far = np.maximum(low - values, values - high) > high - low
+    below = (values < 0) & (low >= 0) & (raw.whole | (times > 1))
+    found = [
+        f"{value:g} in {count:,} entries"
+        for value, count in zip(
+            values[marks & (far | below)], times[marks & (far | below)], strict=True
+        )
+    ]
+    if found:
+        warnings.warn(
+            f"column '{name}' holds {' and '.join(found)}, and all others are from {low:g} to "
+            f"{high:g}: if this says that nothing was measured, leave the cells empty, or say so "
+            f"(layout=Layout(missing=[...]), --missing=...); else say kinds={{'{name}': Real}}",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _is_mark(value: float) -> bool:
+    digits = f"{abs(value):.10g}".replace(".", "")
+    alike = len(digits) > 1 and set(digits) in ({"9"}, {"8"})
+    return alike or value in (-1, -9, -999.25)  # the last: of well logs
 
 
 def said_to_be_words(kind: Kind | type[Kind] | None) -> bool:
@@ -175,7 +239,7 @@ def describe(frame: Any, kinds: Mapping[str, Kind | type[Kind]] | None = None) -
 
 def _described(name: str, raw: RawColumn, kind: Kind | type[Kind] | None) -> tuple[str, str]:
     try:
-        raw = read(name, raw, words=said_to_be_words(kind))
+        raw = read(name, raw, kind)
         column = Column.of(name, raw, kind)
         why = "as said" if kind is not None else kind_of(name, raw).why
     except (TypeError, ValueError) as error:
@@ -212,6 +276,8 @@ class Column:
                 f"kinds says that column '{name}' is {kind!r}; expected a kind, such as "
                 f"pv.data.Count: there are {', '.join(KINDS)}"
             )
+        if kind is None:
+            _warn_of_marks(name, raw)
         chosen = kind_of(name, raw).kind if kind is None else kind
         if isinstance(chosen, type):
             chosen = chosen.learn(name, raw, rows)
@@ -219,8 +285,12 @@ class Column:
 
     def read(self, raw: RawColumn) -> RawColumn:
         """A column of another table as this one was read."""
-        words = self.holds is Holds.WORDS or isinstance(self.kind, Time)
-        return read(self.name, raw, words=words)
+        return raw if self.holds is Holds.WORDS else read(self.name, raw, self._said)
+
+    @property
+    def _said(self) -> Kind | None:
+        """What its kind says of how it is written: categories may be numbers, or booleans."""
+        return self.kind if isinstance(self.kind, Time | Real | Count) else None
 
     def restored(self, values: Shaped[np.ndarray, " rows"]) -> RawColumn:
         """Floats as the column that they stand for."""
@@ -291,8 +361,7 @@ class Columns:
         """
         kinds, container = dict(kinds or {}), container_of(frame)
         raw = {
-            name: read(name, c, words=said_to_be_words(kinds.get(name)))
-            for name, c in columns_of(frame).items()
+            name: read(name, column, kinds.get(name)) for name, column in columns_of(frame).items()
         }
         unknown = [name for name in kinds if name not in raw]
         if unknown:
@@ -302,10 +371,7 @@ class Columns:
                 dict.fromkeys(raw, kind_of_matrix(np.stack([c.values for c in raw.values()])))
                 | kinds
             )
-        columns = tuple(
-            Column.of(name, column, kinds.get(name), rows) for name, column in raw.items()
-        )
-        learned = cls(columns, container)
+        learned = cls(_learned(raw, kinds, rows), container)
         learned._encoded(raw)
         return learned
 
@@ -455,6 +521,27 @@ class Columns:
 
     def __repr__(self) -> str:
         return ", ".join(f"{name}: {type(kind).__name__}" for name, kind in self.kinds.items())
+
+
+def _learned(
+    raw: Mapping[str, RawColumn], kinds: Mapping[str, Kind | type[Kind]], rows: Rows
+) -> tuple[Column, ...]:
+    """All columns; what is wrong with several of them is said at once."""
+    columns, refused = [], {}
+    for name, column in raw.items():
+        try:
+            columns.append(Column.of(name, column, kinds.get(name), rows))
+        except (TypeError, ValueError) as error:
+            refused[name] = error
+    if len(refused) == 1:
+        raise next(iter(refused.values()))
+    if refused:
+        raise ValueError(
+            f"{len(refused)} of {len(raw)} columns cannot be taken as they are:\n"
+            + "".join(f"- {error}\n" for error in refused.values())
+            + f"to drop them all: drop={list(refused)}, --drop {','.join(refused)}"
+        )
+    return tuple(columns)
 
 
 def kind_of_matrix(values: Shaped[np.ndarray, "rows columns"]) -> Kind | type[Kind]:

@@ -6,14 +6,15 @@ told apart:
 
 | what stands there | what is made of it |
 | --- | --- |
-| `# ...`, `sep=;` | skipped |
+| `# ...`, `sep=;` | skipped, but for names behind a `#` that fit the columns |
+| lines of fewer cells at the head, or of one cell at the foot | notes, skipped |
 | a first line with a word above numbers, or with words alone | names of the columns |
 | numbers that rise or fall from left to right, far from those below, or in equal steps | names |
-| a second line of words above numbers | units, skipped |
+| one or two further lines of words above numbers | units, skipped |
 | a first column without a name, whose entries all differ | an index, skipped |
 
-Names that are numbers, and units, are guesses: a warning names them, and how to overrule it. What
-the entries of a column are says :mod:`pyro_vae.data.entries`.
+Names that are numbers, units and notes are guesses: a warning names them, and how to overrule it.
+What the entries of a column are says :mod:`pyro_vae.data.entries`.
 """
 
 import csv
@@ -56,11 +57,23 @@ class Layout:
         separator: What stands between cells, one character.
         header: Whether the first line has names.
         words: Names of columns that hold words, whatever they look like: `007` stays so.
+        missing: What says that nothing was measured, beside an empty cell and the usual `NA`:
+            `("-999", "n.d.")`. Numbers are compared as numbers.
     """
 
     separator: str | None = None
     header: bool | None = None
     words: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    def emptied(self, cell: str) -> str:
+        """A cell, empty where it says that nothing was measured."""
+        value = number(cell, comma=False)
+        gone = any(
+            cell == said or (value is not None and value == number(said, comma=False))
+            for said in self.missing
+        )
+        return "" if gone else cell
 
 
 @dataclass(frozen=True)
@@ -111,20 +124,84 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
     lines = _decoded(path).split("\n")
     skipped, said = _preamble(lines)
     separator = layout.separator or said or _separator(lines[skipped:])
-    try:
-        reader = csv.reader(lines[skipped:], delimiter=separator, skipinitialspace=True)
-        found = [
-            (skipped + reader.line_num, [cell.strip() for cell in cells])
-            for cells in reader
-            if cells
-        ]
-    except csv.Error as error:
-        raise ValueError(f"'{path}' is no csv file: expected text ({error})") from error
+    found = _between_notes(path, _cut(path, lines, skipped, separator))
+    found = _names_in_comment(lines[:skipped], separator, found, layout) + found
     comma = separator != "," and has_decimal_commas(
         [cell for _, row in found for cell in row if "," in cell or "." in cell],
         by_default=separator == ";",
     )
     return _below_names(path, found, layout, comma=comma)
+
+
+def _cut(
+    path: Path, lines: Sequence[str], skipped: int, separator: str, *, strict: bool = True
+) -> list[tuple[int, list[str]]]:
+    """Cells by line, without empty lines; strict, so that a quotation mark swallows nothing."""
+    found, last = [], skipped
+    reader = csv.reader(lines[skipped:], delimiter=separator, skipinitialspace=True, strict=strict)
+    try:
+        for cells in reader:
+            last = skipped + reader.line_num
+            if cells:
+                found.append((last, [cell.strip() for cell in cells]))
+    except csv.Error as error:
+        if "end of data" in str(error):
+            raise ValueError(
+                f"'{path}': a quotation mark is opened in line {last + 1} or below, and never "
+                "closed: close it, or take it away"
+            ) from error
+        if strict:  # such as a space behind a closing quotation mark
+            return _cut(path, lines, skipped, separator, strict=False)
+        raise ValueError(f"'{path}' is no csv file: expected text ({error})") from error
+    return found
+
+
+def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Lines from the names on, without notes of an instrument above and below the table."""
+    found = list(found)
+    while found and not any(found[-1][1]):  # a spreadsheet's empty rows
+        found.pop()
+    while found and not any(found[0][1]):
+        found.pop(0)
+    if not found:
+        return found
+    width, _ = Counter(len(cells) for _, cells in found).most_common(1)[0]
+    head = next(place for place, (_, cells) in enumerate(found) if len(cells) == width)
+    if head == 1 and 2 <= len(found[0][1]) == width - 1:  # names, but for that of the index
+        head = 0
+    names = [number(cell, comma=True) is None for cell in found[head][1]]
+    if not all(names) or any(len(cells) > width for _, cells in found[:head]):
+        head = 0
+    foot = len(found)
+    while foot > head + 1 and width > 2 and _is_note(found[foot - 1][1]):
+        foot -= 1
+    notes = found[:head] + found[foot:]
+    if notes:
+        shown = ", ".join(f"line {line} ({_shown(cells)})" for line, cells in notes[:_SHOWN])
+        _say(path, f"{shown}{', ...' * (len(notes) > _SHOWN)}: taken for notes around the table, "
+             "and skipped; if they are rows, mend them")  # fmt: skip
+    return found[head:foot]
+
+
+def _is_note(cells: list[str]) -> bool:
+    """One cell of words, and no row that broke off."""
+    return len(cells) == 1 and number(cells[0], comma=True) is None and len(cells[0]) > 1
+
+
+def _names_in_comment(
+    comments: list[str], separator: str, found: list[tuple[int, list[str]]], layout: Layout
+) -> list[tuple[int, list[str]]]:
+    """The last comment above a table, where it is as many words as the table has columns."""
+    if layout.header is not None or not comments or not comments[-1].lstrip().startswith("#"):
+        return []
+    bare = comments[-1].lstrip().lstrip("#").strip()
+    cells = [cell.strip() for cell in next(csv.reader([bare], delimiter=separator), [])]
+    words = all(cell and number(cell, comma=True) is None for cell in cells)
+    rows = [row for _, row in found]
+    fits = len(cells) > 1 and rows and {len(row) for row in rows} == {len(cells)}
+    if not (words and fits) or all(cell and number(cell, comma=True) is None for cell in rows[0]):
+        return []
+    return [(len(comments), cells)]
 
 
 def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
@@ -163,16 +240,14 @@ def _separator(lines: Sequence[str]) -> str:
         return number if width > 1 else 0
 
     best = max(SEPARATORS, key=alike)
-    if alike(best):
-        return best
-    return " " if alike(" ") == len(sample) else ","
+    if alike(" ") == len(sample) > alike(best):
+        return " "
+    return best if alike(best) else ","
 
 
 def _below_names(
     path: Path, found: list[tuple[int, list[str]]], layout: Layout, *, comma: bool
 ) -> Cells:
-    while found and not any(found[-1][1]):  # a spreadsheet's empty rows
-        found.pop()
     lines, rows = [line for line, _ in found], [cells for _, cells in found]
     if len(rows) > 1 and len(rows[0]) > 1 and not any(row[-1] for row in rows):
         rows = [row[:-1] for row in rows]  # every line ends with a separator
@@ -183,13 +258,21 @@ def _below_names(
         rows[0] = ["", *rows[0]]
     _check_widths(path, lines, rows, header=bool(header))
     start = int(bool(header))
-    if header and len(rows) > 2 and _is_units(rows[1], rows[2:], comma=comma):
-        _say(path, f"line {lines[1]} ({_shown(rows[1])}) is taken for units, and skipped: if it is "
-             "a row, take the line of names away, and say header=False, --no-header")  # fmt: skip
-        start = 2
+    # Loggers write how each column was averaged below its unit.
+    while (
+        1 <= start <= 2
+        and len(rows) > start + 1
+        and _is_units(rows[start], rows[start + 1 :], comma=comma)
+    ):
+        what = f"line {lines[start]} ({_shown(rows[start])})"
+        _say(path, f"{what} is taken for units, and skipped: if it is a row, take the line of "
+             "names away, and say header=False, --no-header")  # fmt: skip
+        start += 1
     if len(rows) <= start:
         raise ValueError(f"'{path}' has no rows: expected lines of cells, separated by commas")
     names = tuple(name or str(place) for place, name in enumerate(rows[0])) if header else None
+    if layout.missing:
+        rows[start:] = [[layout.emptied(cell) for cell in row] for row in rows[start:]]
     cells = Cells(names, rows[start:], lines[start:], comma)
     return _without_index(cells) if header and rows[0][0] in UNNAMED else cells
 
@@ -319,12 +402,13 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
         ValueError: If two columns have one name, or a row has no entry.
 
     Warns:
-        UserWarning: If entries of a column of numbers are none: they are missing then.
+        UserWarning: Of entries of a column of numbers that are none, which are missing then.
     """
     names = cells.names or tuple(str(place) for place in range(len(cells.rows[0])))
     twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
-        raise ValueError(f"'{path}' has more than one column of the name {twice[0]!r}: rename one")
+        shown = ", ".join(map(repr, twice))
+        raise ValueError(f"'{path}' has more than one column of the name {shown}: rename one")
     for line, row in zip(cells.lines, cells.rows, strict=True):
         if all(is_missing(cell) for cell in row):
             raise ValueError(f"'{path}': line {line} has no entry that was observed: drop it")
