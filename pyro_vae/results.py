@@ -38,6 +38,7 @@ class Doubt(Enum):
     ERROR_TARGET = "the most draws allowed were too few for the error asked for"
     ZERO_WEIGHTS = "every weight is 0"
     FEW_EFFECTIVE_CHAINS = "too few effective chains"
+    FEW_EFFECTIVE_DRAWS = "too few effective draws of the posterior to tell"
     ACCEPTANCE = "chains accept far more or less often than aimed at"
     TOLERANCE = "the error is above the tolerance after as many points as allowed"
     UNDEFINED = "the log joint is not a number at points next to the mass"

@@ -20,10 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pyro_vae as pv
 from pyro_vae.diagnostics import (
     Latents,
+    out_of_distribution,
+    posterior_calibration,
     predictive_check,
     rate_distortion,
     simulation_based_calibration,
     surgery,
+    two_sample_test,
 )
 from pyro_vae.evidence import annealing, bidirectional, cross_check, importance, tightest
 from pyro_vae.guides import local
@@ -79,6 +82,14 @@ COMMON_TO = {
     "rate_distortion": COMPARED | {"importance": WEIGHTS._replace(times=3)},  # the start, two betas
     "compare": COMPARED | {"importance": WEIGHTS._replace(times=7)},
 }
+
+
+class Trusted(NamedTuple):
+    """Draws of the posterior, as a caller brings them."""
+
+    z: torch.Tensor
+    ess: torch.Tensor
+    doubts: Any = {}  # noqa: RUF012 (not changed)
 
 
 class Listener(TorchDispatchMode):
@@ -148,6 +159,7 @@ SHARED = pv.Guide(population, pv.GlobalParameters(), example=torch.zeros(1))
 FEW = pv.ImportanceSampling(50)
 ANNEALED = pv.AnnealedImportanceSampling(num_chains=4, num_temperatures=10)
 CLIMBING = pv.Tightest(50, tempering=pv.TemperedSMC(2, 8)).sampled
+TRUSTED = Trusted(torch.linspace(-1, 1, 450).reshape(50, 3, 3), torch.full((3,), 1000.0))
 UNTIL = pv.ImportanceSampling(40, until=importance.Until(0.05, 500))
 
 
@@ -216,6 +228,9 @@ CALLS: dict[str, Callable[[], object]] = {
         MODEL, None, Y, 20, pv.ImportanceSampling(50, proposal=pv.Fitted())
     ),
     "calibration": lambda: simulation_based_calibration(MODEL, GUIDE, Y, 20, 9),
+    "two samples": lambda: two_sample_test(MODEL, GUIDE, Y, TRUSTED, num_samples=50),
+    "posterior calibration": lambda: posterior_calibration(MODEL, GUIDE, Y, TRUSTED, 5, 9),
+    "out of distribution": lambda: out_of_distribution(MODEL, GUIDE, Y, 40, num_samples=9),
     "surgery": lambda: surgery(MODEL, GUIDE, Y, 10),
     "rate_distortion": lambda: rate_distortion(
         MODEL, GUIDE, Y, (0.5, 2.0), held_out=Y + 1, num_epochs=1, num_samples=20, progress=False

@@ -99,6 +99,17 @@ def outliers() -> queries.Outliers:
     return queries.Outliers(tail, log_marginal(), torch.linspace(-9, 0, 9)[:, None].expand(9, 3))
 
 
+def p_values_parts() -> tuple[Any, ...]:
+    """Of three data, the last of which cannot be tested."""
+    p_value = pv.Estimate(VALUES.exp(), ERRORS / 10)
+    return p_value, ERRORS, "q is p", "distance", {Doubt.FEW_EFFECTIVE_DRAWS: LAST}
+
+
+def p_values() -> diagnostics.PValues:
+    """That q is p."""
+    return diagnostics.PValues(*p_values_parts())
+
+
 def one(value: float) -> pv.Estimate:
     """A number with an error."""
     return pv.Estimate(torch.tensor(float(value)), torch.tensor(0.1))
@@ -140,6 +151,17 @@ PER_DATUM: dict[str, Callable[[], PerDatum]] = {
     "outliers": outliers,
     "difference by datum": difference,
     "row fit": lambda: guides.RowFit(torch.ones(3, 2), *estimate(), ~LAST, 20, torch.zeros(3)),
+    "p-values": p_values,
+    "posterior calibration": lambda: diagnostics.PosteriorCalibration(
+        *p_values_parts(),
+        ranks=torch.arange(3 * 20).reshape(3, 20, 1) % 20,
+        ess=torch.ones(3).double(),
+        names=("z",),
+        num_samples=19,
+    ),
+    "out of distribution": lambda: diagnostics.OutOfDistribution(
+        *p_values_parts(), deviations=torch.ones(3, 2).double(), names=("rate", "distortion")
+    ),
     "two estimators": lambda: evidence.Comparison(
         "a", "b", *estimate(), {Doubt.HEAVY_TAIL: LAST}, -math.inf, 4.0
     ),

@@ -17,6 +17,13 @@ from .gradients import score_function as score_function
 from .information import MutualInformation as MutualInformation
 from .information import log_aggregate as log_aggregate
 from .information import mutual_information as mutual_information
+from .local import OutOfDistribution as OutOfDistribution
+from .local import PosteriorCalibration as PosteriorCalibration
+from .local import PValues as PValues
+from .local import TrustedDraws as TrustedDraws
+from .local import out_of_distribution as out_of_distribution
+from .local import posterior_calibration as posterior_calibration
+from .local import two_sample_test as two_sample_test
 from .posterior_collapse import Collapse as Collapse
 from .posterior_collapse import Use as Use
 from .posterior_collapse import active_units as active_units
@@ -41,12 +48,16 @@ __all__ = [
     "GradientNoise",
     "Latents",
     "MutualInformation",
+    "OutOfDistribution",
+    "PValues",
     "ParameterNoise",
+    "PosteriorCalibration",
     "PredictiveCheck",
     "PriorMatch",
     "RateDistortion",
     "Surgery",
     "TradeOff",
+    "TrustedDraws",
     "Use",
     "Violation",
     "active_units",
@@ -58,6 +69,8 @@ __all__ = [
     "log_likelihood",
     "marginal_divergences",
     "mutual_information",
+    "out_of_distribution",
+    "posterior_calibration",
     "predictive_check",
     "prior_match",
     "prior_variance",
@@ -65,6 +78,7 @@ __all__ = [
     "score_function",
     "simulation_based_calibration",
     "surgery",
+    "two_sample_test",
 ]
 
 check_public(globals())

@@ -13,7 +13,8 @@ returns the prior has uniform ranks of every coordinate of z, too: only function
 such as :math:`\log p(y \mid z)`, show that it did not look at its datum.
 """
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from statistics import NormalDist
@@ -280,9 +281,9 @@ def simulation_based_calibration(
     guide = for_new_rows(guide, simulated, given=given, seed=seed, progress=progress)
     with prepared(model, guide, simulated, seed, given) as (program, posterior, batch):
         known = _weighed(program, truth[None], batch)
-        against = _Ranked(program, posterior, batch, functions, num_samples)
+        against = Ranked(program, posterior, batch, functions, num_samples)
         below, equal = against.counts(_values(known, functions), seed, progress=progress)
-    names = (*_latent_names(program), *functions)
+    names = (*latent_names(program), *functions)
     ranks = _ties_broken(below.cpu(), equal.cpu(), seed)
     return Calibration(ranks, names, num_samples, simulated, program.conditions)
 
@@ -302,7 +303,7 @@ def _weighed(program: Program, z: Tensor, batch: Batch) -> Draws:
 
 
 @dataclass(frozen=True)
-class _Ranked:
+class Ranked:
     """The guide's draws, to be held against the truth.
 
     They come from one stream: the data are simulated in one go, so no datum has to keep its
@@ -317,20 +318,36 @@ class _Ranked:
 
     def counts(self, truth: Tensor, seed: int, *, progress: bool | None) -> tuple[Tensor, Tensor]:
         """How many draws lie below the truth and how many equal it, `(batch, quantities)`."""
+        below = equal = torch.zeros(truth.shape[1:], dtype=torch.int64, device=truth.device)
+        for draws in self._pieces(seed, progress=progress):
+            drawn = _values(draws, self.functions)
+            below = below + (drawn < truth).sum(dim=0)
+            equal = equal + (drawn == truth).sum(dim=0)
+        return below, equal
+
+    def weighed(
+        self,
+        truth: Tensor,
+        other: Batch,
+        seed: int,
+        *,
+        progress: bool | None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Quantities of the truth and then of the draws, each with log p(other data | z)."""
+        known = _weighed(self.program, truth[None], self.batch)
+        for draws in itertools.chain([known], self._pieces(seed, progress=progress)):
+            log_weights = _weighed(self.program, draws.z, other).log_likelihood
+            yield _values(draws, self.functions), log_weights
+
+    def _pieces(self, seed: int, *, progress: bool | None) -> Iterator[Draws]:
         limit = rows_at_once(self.program, self.batch, _MEMORY)
         size = max(1, limit // len(self.batch[0]))  # draws at once; all data always are
-        below = equal = torch.zeros(truth.shape[1:], dtype=torch.int64, device=truth.device)
         starts = range(0, self.num_samples, size)
         with forked(seed, "calibration.guide"):
             for first in progress_bar(starts, show=progress, desc="calibration"):
-                drawn = self._drawn(min(size, self.num_samples - first))
-                below = below + (drawn < truth).sum(dim=0)
-                equal = equal + (drawn == truth).sum(dim=0)
-        return below, equal
-
-    def _drawn(self, num_particles: int) -> Tensor:
-        z, _ = retry_unvalidated(partial(self.posterior.draw, num_particles))
-        return _values(_weighed(self.program, z, self.batch), self.functions)
+                particles = min(size, self.num_samples - first)
+                z, _ = retry_unvalidated(partial(self.posterior.draw, particles))
+                yield _weighed(self.program, z, self.batch)
 
 
 def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
@@ -356,7 +373,7 @@ def _ties_broken(below: Tensor, equal: Tensor, seed: int) -> Tensor:
     return below + (uniform * (equal + 1)).long()
 
 
-def _latent_names(program: Program) -> list[str]:
+def latent_names(program: Program) -> list[str]:
     """A name for each entry of the flat vector."""
     return [
         site.name if site.size == 1 else f"{site.name}[{entry}]"

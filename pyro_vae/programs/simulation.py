@@ -105,6 +105,16 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
     return program.flatten(first.values(latent))[0], batch
 
 
+def replicated(
+    program: Program, z: Float[Tensor, "particles batch latents"], batch: Batch
+) -> Batch:
+    """Data drawn from p(y | z), `particles * batch` rows with the further tensors of `batch`."""
+    rows = repeat_rows(batch, len(z))
+    values, _ = program.constrain(z.flatten(0, 1))
+    drawn = program.run_forward(rows, values)
+    return with_observed(program, rows, drawn.values(program.observed_names))
+
+
 def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -> Batch:
     """The batch with other values in place of what the program observes."""
     batch = tuple(part.clone() for part in rows)
