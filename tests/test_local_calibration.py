@@ -1,7 +1,7 @@
 """Tests per datum: their level under the exact posterior, and what is wrong is caught."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -59,7 +59,7 @@ def test_two_samples_have_their_level(seed: int) -> None:
     """P-values of the exact posterior are uniform; a wrong guide's are not."""
     y = FACTS.sample(250)
     draws = drawn(y, 40)
-    sizes = {"num_samples": 40, "num_permutations": 19}
+    sizes: dict[str, Any] = {"num_samples": 40, "num_permutations": 19}
     exact = two_sample_test(MODEL, guide_of(), y, draws, **sizes, seed=seed)
     assert bool(exact.reliable.all())
     assert_coverage(exact.value > 0.2, 0.8)
@@ -87,7 +87,7 @@ def test_draws_that_repeat_keep_the_level(seed: int) -> None:
     """One in 20 effective ones is used. The wrong twin takes each for a draw of its own."""
     y = FACTS.sample(250)
     draws = weighted(y, 60)
-    sizes = {"num_samples": 60, "num_permutations": 19}
+    sizes: dict[str, Any] = {"num_samples": 60, "num_permutations": 19}
     result = two_sample_test(MODEL, guide_of(), y, draws, **sizes, seed=seed)
     assert_coverage(result.value > 0.2, 0.8)
     repeated = draws._replace(z=draws.z[:20].repeat(12, 1, 1), ess=torch.full((250,), 1e9))
@@ -232,7 +232,7 @@ def test_posterior_sbc_says_what_it_cannot_test(seed: int) -> None:
 def test_answers_to_data_of_the_model_have_their_level(poor: float, seed: int) -> None:
     """P-values are uniform for any guide, given the reference; data of another model are caught."""
     guide, reference = guide_of(poor), FACTS.sample(1000)
-    sizes = {"num_samples": 20, "seed": seed, "progress": False}
+    sizes: dict[str, Any] = {"num_samples": 20, "seed": seed, "progress": False}
     result = out_of_distribution(MODEL, guide, FACTS.sample(300), reference, **sizes)
     assert_mean(result.value, 0.5 + 1 / 1002)
     simulated = out_of_distribution(MODEL, guide, FACTS.sample(300), 1000, **sizes)

@@ -516,7 +516,7 @@ def out_of_distribution(
         >>> guide = pv.Guide(model, pv.Encoder(torch.nn.Linear(3, 2)))
         >>> y = torch.cat([model.sample(9, seed=1), 50 * torch.ones(1, 3)])
         >>> result = out_of_distribution(model, guide, y, reference=100)
-        >>> int(result.value.argmin()), bool(result.value[9] < 0.02)
+        >>> int(result.statistic.argmax()), bool(result.value[9] < 0.02)
         (9, True)
     """
     batch = as_batch(data, device_of(model, guide))
@@ -527,11 +527,10 @@ def out_of_distribution(
 
     def answers(rows: Batch, name: str) -> tuple[Tensor, tuple[str, ...]]:
         own = for_new_rows(guide, rows, given=given, seed=seed, progress=progress)
-        with prepared(model, own, rows, seed, given) as (program, posterior, part):
-            blocks = estimator.blocks(
-                program, posterior, part, seed=stream(seed, name), progress=progress
-            )
-            return torch.cat([_features(block) for block in blocks]), _feature_names(program)
+        with prepared(model, own, rows, seed, given) as inference:
+            blocks = estimator.blocks(inference, seed=stream(seed, name), progress=progress)
+            parts = [_features(block) for block in blocks]
+        return torch.cat(parts), _feature_names(inference.program)
 
     known, names = answers(held, "out_of_distribution.reference")
     features, _ = answers(batch, "out_of_distribution.data")
