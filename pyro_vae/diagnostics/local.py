@@ -230,6 +230,11 @@ class PosteriorCalibration(PValues):
     """Ranks, near every datum, of what was simulated among the guide's draws.
 
     Arguments:
+        p_value: Of every datum.
+        statistic: Largest shift of a mean rank from 1/2, as a share.
+        hypothesis: What is rejected, in words.
+        measure: What the statistic is, in words.
+        doubts: Data that cannot be tested, by reason.
         ranks: From 0 to `num_samples`, `(batch, replicates, quantities)`; uniform if the guide is
             calibrated near the datum.
         ess: Effective number of the guide's draws per replicate, `(batch,)`, the median over them:
@@ -445,6 +450,11 @@ class OutOfDistribution(PValues):
     """How unlike a guide's answers are to those for reference data.
 
     Arguments:
+        p_value: Of every datum.
+        statistic: Mahalanobis distance of the answer.
+        hypothesis: What is rejected, in words.
+        measure: What the statistic is, in words.
+        doubts: Data that cannot be tested, by reason.
         deviations: Of every feature of an answer from its mean over reference data, in standard
             deviations, `(batch, features)`.
         names: Of the features.
