@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import pyro_vae as pv
 from pyro_vae.nets import (
     Concatenated,
     ConvDecoder,
@@ -255,3 +257,36 @@ def test_concatenated() -> None:
     assert torch.equal(net(image, x), net.net(side_by_side))
     assert net.num_features == 5
     assert Concatenated(nn.Linear(8, 2)).num_features is None
+
+
+class Returns(nn.Module):
+    """A network that gives something else than one tensor."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """That."""
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "answer", [None, (torch.ones(2, 3),), np.ones((2, 3)), torch.ones(2, 3) > 0]
+)
+def test_networks_return_one_tensor(answer: Any) -> None:
+    """A decoder is refused when the model is made, an encoder when it is called."""
+    with pytest.raises(TypeError, match="the decoder, Returns, should return one tensor"):
+        pv.models.VAE(Returns(answer), pv.likelihoods.Gaussian(), latent_dim=2)
+    model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
+    guide = pv.Guide(model, pv.Encoder(Returns(answer)))
+    with pytest.raises(TypeError, match="the encoder's net, Returns, should return one tensor"):
+        guide.mean(torch.ones(2, 3))
+
+
+def test_an_encoder_of_other_data() -> None:
+    """By shape and by dtype, with both."""
+    model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
+    for net in (nn.Linear(4, 4), nn.Linear(3, 4).double()):
+        with pytest.raises(ValueError, match=r"other data than \(5, 3\) torch.float32"):
+            pv.Guide(model, pv.Encoder(net)).mean(torch.ones(5, 3))

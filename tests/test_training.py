@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.compiling import Captured
 from pyro_vae.training import clipped, constant, hold_then_fall
-from pyro_vae.training.optimizers import Scheduler, made_optimizer
+from pyro_vae.training.optimizers import Scheduler
 from pyro_vae.training.rows import reader_of
 from tests.helpers.factor_analysis import (
     amortization_gap,
@@ -323,24 +323,59 @@ def test_plateaus_are_told_the_elbo(mode: Any) -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"scheduler": torch.optim.lr_scheduler.StepLR}, r"step_size=10\) does; got .*StepLR"),
-        ({"optimizer": functools.partial(torch.optim.LBFGS, lr=0.1)}, "LBFGS evaluates the loss"),
-    ],
-)
+UNUSABLE: list[tuple[dict[str, Any], str]] = [
+    ({"scheduler": torch.optim.lr_scheduler.StepLR}, r"step_size=10\); .*StepLR.* fails"),
+    ({"scheduler": lambda made: torch.optim.lr_scheduler.LambdaLR(made, lambda _: -1.0)}, "-0.002"),
+    ({"optimizer": functools.partial(torch.optim.LBFGS, lr=0.1)}, "LBFGS evaluates the loss"),
+    ({"optimizer": functools.partial(torch.optim.SGD, lr=float("nan"))}, "the step size nan"),
+    ({"optimizer": functools.partial(torch.optim.Adam, lr=float("inf"))}, "the step size inf"),
+    ({"optimizer": functools.partial(torch.optim.Adam, lr=-1.0)}, "pass the class.*Invalid learn"),
+    ({"optimizer": functools.partial(torch.optim.Adam, **{"rate": 1.0})}, "the class.*unexpected"),
+    ({"device": "gpu"}, "pass 'cpu', or 'cuda' where"),
+    ({"device": "meta"}, "pass 'cpu', or 'cuda' where"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), UNUSABLE)
 def test_what_fit_cannot_use_is_refused(options: dict[str, Any], message: str) -> None:
     """With the line to write."""
-    with pytest.raises(TypeError, match=message):
-        fit(*small(), data(), **options)
+    with pytest.raises((TypeError, ValueError), match=message):
+        fit(*small(), data(), num_epochs=1, **options)
 
 
 def test_an_optimizer_that_is_made_already() -> None:
-    """The line that stands in its place has its step size."""
-    made = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=0.25)
-    with pytest.raises(TypeError, match=r"partial\(torch\.optim\.Adam, lr=0\.25\)"):
-        made_optimizer(made, [])
+    """Trains as a factory of the same settings does, by group, and is left as it was."""
+
+    def weights(model: Any, guide: Any, **options: Any) -> list[Tensor]:
+        fit(model, guide, y, num_epochs=2, seed=1, **options)
+        return list(state(model, guide).values())
+
+    y, (model, guide) = data(), small()
+    (other, its), (third, with_groups) = (copy.deepcopy((model, guide)) for _ in range(2))
+    made = torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=0.01, momentum=0.9)
+    groups = torch.optim.SGD(
+        [{"params": third.parameters(), "lr": 0.0}, {"params": with_groups.parameters()}], lr=0.01
+    )
+    ours = weights(model, guide, optimizer=made)
+    theirs = weights(
+        other, its, optimizer=functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+    )
+    for one, two in zip(ours, theirs, strict=True):
+        assert torch.equal(one, two)
+    assert (made.param_groups[0]["lr"], made.state) == (0.01, {})
+    before = state(third)
+    weights(third, with_groups, optimizer=groups)
+    for name, value in state(third).items():
+        assert torch.equal(value, before[name])
+    with pytest.raises(ValueError, match=r"leaves out 4 of 4 .* lr=0\.01\)"):
+        fit(*small(), data(), optimizer=made)
+
+
+def test_a_guide_of_another_model() -> None:
+    """One whose latents have other sizes is refused by their names."""
+    model = pv.models.VAE(nn.Linear(3, 3), pv.likelihoods.Gaussian(), latent_dim=3)
+    with pytest.raises(ValueError, match=r"latent sites \{'z': 2\}.* \{'z': 3\}.* pv\.Guide\("):
+        fit(model, small()[1], data())
 
 
 @pytest.mark.parametrize("compile", [False, True])

@@ -245,11 +245,24 @@ def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDr
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
-    """The structure of a model; a guide made for that very model knows it already."""
+    """The structure of a model; a guide made for that very model knows it already.
+
+    Raises:
+        ValueError: If the guide was made for a model with other latent sites.
+    """
     program = getattr(guide, "program", None)
-    if isinstance(program, Program) and program.model == model:  # methods are never the same
+    if not isinstance(program, Program):
+        return Program(model, *batch)
+    if program.model == model:  # methods are never the same
         return program
-    return Program(model, *batch)
+    asked = Program(model, *batch)
+    theirs, mine = ({site.name: site.size for site in of.latent_sites} for of in (program, asked))
+    if theirs != mine:
+        raise ValueError(
+            f"the guide was made for a model with the latent sites {theirs} (name: size), and this "
+            f"model has {mine}: make one for it, pv.Guide(model, ...)"
+        )
+    return asked
 
 
 def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterior:

@@ -325,7 +325,9 @@ class Guide(NamedModule):
             A new guide for this model, with a :class:`Refined` map around this guide's own, which
             it shares. What the family and the shared sites have learnt is copied.
         """
-        return self._with(Refined(self.map, steps, num_particles)).eval()
+        guide = self._with(Refined(self.map, steps, num_particles))
+        guide.training = guide.map.training = False  # its net is this guide's, which stays as it is
+        return guide
 
     def _with(self, map: InferenceMap) -> "Guide":
         """A guide for the same model with another map, and all that is not the map copied."""

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .._types import Batch
+from ..nets import require_tensor
 from ..programs import Program, capturing, has_missing
 from ..randomness import row_digests
 from ..registry import registered
@@ -160,7 +161,15 @@ class Encoder(InferenceMap):
 
     def _read(self, batch: Batch) -> Tensor:
         try:
-            answer: Tensor = self.net(*batch)
+            answer = self.net(*batch)
+        except RuntimeError as error:
+            if "mat1 and mat2" not in str(error):
+                raise
+            seen = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
+            raise ValueError(
+                f"the encoder's net, {type(self.net).__name__}, is made for other data than "
+                f"{seen} ({error}): change its first layer, flatten each row, or convert the data"
+            ) from error
         except TypeError as error:
             if _takes(self.net, batch):
                 raise
@@ -170,7 +179,7 @@ class Encoder(InferenceMap):
                 "tensors of the batch: let it see them side by side, "
                 f"pv.Encoder(pv.nets.Concatenated(net)) with a net made for {width} inputs"
             ) from error
-        return answer
+        return require_tensor(answer, "encoder's net", self.net)
 
 
 def _takes(net: nn.Module, batch: Batch) -> bool:

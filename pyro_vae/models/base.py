@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._arguments import Interval
 from .._types import Distribution
 from ..likelihoods import Likelihood
+from ..nets import require_tensor
 from ..programs import NamedModule, evaluating
 from ..randomness import forked
 
@@ -139,9 +140,14 @@ class Decoded(Generative):
 
     def _check_decoder(self, latents: int) -> None:
         """Decodes two rows, so that a decoder for another number of latents is refused at once."""
+
+        def look(decoder: nn.Module, _: object, outputs: object) -> None:
+            require_tensor(outputs, "decoder", decoder)
+
         try:
-            self.prototype()
-        except (RuntimeError, ValueError) as error:
+            with self.decoder.register_forward_hook(look):
+                self.prototype()
+        except (RuntimeError, ValueError, IndexError) as error:
             raise ValueError(
                 f"the decoder could not decode z of shape (2, {latents}): {error}"
             ) from error

@@ -10,6 +10,27 @@ from torch.nn.functional import one_hot
 from ..registry import registered
 
 
+def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
+    """What a network returned, if it is a tensor of floating-point numbers.
+
+    Arguments:
+        answer: What it returned.
+        role: What the network is: "decoder" or "encoder's net".
+        net: The network.
+
+    Raises:
+        TypeError: If it is something else, such as the pair that a recurrent layer returns.
+    """
+    if isinstance(answer, Tensor) and answer.is_floating_point():
+        return answer
+    kind = f"a tensor of {answer.dtype}" if isinstance(answer, Tensor) else type(answer).__name__
+    raise TypeError(
+        f"the {role}, {type(net).__name__}, should return one tensor of floating-point numbers, "
+        f"got {kind}: wrap it in a module whose forward returns such a tensor, as net(x)[0] "
+        "is for a recurrent layer, or net(x).float()"
+    )
+
+
 class _Around(nn.Module):
     """A network with a transformed input; it is a trunk if that network is."""
 

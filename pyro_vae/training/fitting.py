@@ -46,7 +46,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     num_epochs: int = 50,
     batch_size: int = 64,
     objective: ELBO | None = None,
-    optimizer: OptimizerFactory = adam,
+    optimizer: OptimizerFactory | torch.optim.Optimizer = adam,
     scheduler: SchedulerFactory | None = None,
     validation: Data | None = None,
     patience: int | None = None,
@@ -85,9 +85,10 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             which it sums out. For a KL warm-up pass an objective with a schedule,
             `pv.BetaELBO(pv.objectives.LinearWarmup(10))`; reported ELBOs always have full weight.
         optimizer: Makes a torch optimizer from a list of tensors; Adam with 2e-3 by default, or
-            e.g. `functools.partial(torch.optim.SGD, lr=0.1)`. A `LocalParameters` table has its own
-            optimizer. :func:`pyro_vae.training.clipped` limits the gradient norm of another
-            optimizer.
+            e.g. `functools.partial(torch.optim.SGD, lr=0.1)`. From an optimizer object its class
+            and its settings are taken, group by group, but not its state. A `LocalParameters` table
+            has its own optimizer. :func:`pyro_vae.training.clipped` limits the norm of the gradient
+            of another optimizer.
         scheduler: Makes a torch scheduler from the optimizer; stepped once per epoch. By default
             :func:`hold_then_fall`; :func:`constant` keeps the step size fixed. A plateau scheduler
             is given the ELBO, of the validation data if there are any.
@@ -148,6 +149,8 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         Checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint,
         compile, precision, seed, progress,
     )  # fmt: skip
+    if device is not None:
+        require_device(device)
     for module in (part for program in (model, guide) for part in modules_of(program)):
         module.to(device)
     where = device_of(model, guide)
@@ -173,6 +176,21 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             start_equal(model, guide, training.tensors)
             result = training.run()
     return replace(result, missing=share_missing(distributed.total(missing)))
+
+
+def require_device(device: torch.device | str) -> None:
+    """Refuses a device that this machine, or this build of torch, does not have.
+
+    Raises:
+        ValueError: If no number can be put there and read back.
+    """
+    try:
+        torch.zeros((), device=device).item()
+    except (RuntimeError, AssertionError) as error:  # of torch without that backend
+        raise ValueError(
+            f"device={str(device)!r} cannot be used here ({error}): leave device= out, or pass "
+            "'cpu', or 'cuda' where torch.cuda.is_available()"
+        ) from error
 
 
 @contextmanager

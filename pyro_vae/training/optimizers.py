@@ -46,8 +46,7 @@ def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
         | https://arxiv.org/abs/1211.5063
 
     Example:
-        >>> from functools import partial
-        >>> parameter = torch.zeros(1, requires_grad=True)
+        >>>         >>> parameter = torch.zeros(1, requires_grad=True)
         >>> optimizer = clipped(partial(torch.optim.SGD, lr=1.0), max_norm=0.5)([parameter])
         >>> parameter.grad = torch.tensor([-8.0])
         >>> optimizer.step()
@@ -69,33 +68,75 @@ def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
     return made
 
 
-def made_optimizer(factory: Any, tensors: list[Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of these tensors.
+def made_optimizer(
+    given: OptimizerFactory | torch.optim.Optimizer, tensors: list[Tensor]
+) -> torch.optim.Optimizer:
+    """The optimizer of these tensors, by a class, a factory, or one like another that is made.
 
     Raises:
-        TypeError: If it is not a factory, does not make a torch optimizer, or makes one that
-            evaluates the loss several times per step.
+        TypeError: If none of torch's is made, or one that evaluates the loss several times a step.
+        ValueError: If it cannot be made, has a step size that is none, or leaves a tensor out.
     """
+    if isinstance(given, torch.optim.Optimizer):
+        return _alike(given, tensors)
     remedy = (
-        "optimizer= is a function that makes a torch optimizer from a list of tensors: pass the "
-        "class, torch.optim.Adam, or functools.partial(torch.optim.Adam, lr=1e-3)"
+        "optimizer= makes a torch optimizer from a list of tensors, which fit finds by itself: "
+        "pass the class, torch.optim.Adam, or functools.partial(torch.optim.Adam, lr=1e-3)"
     )
-    if isinstance(factory, torch.optim.Optimizer):
-        rate = factory.param_groups[0].get("lr")
-        name = type(factory).__name__
-        raise TypeError(
-            f"{remedy}; got an optimizer object; write instead "
-            f"optimizer=functools.partial(torch.optim.{name}, lr={rate})"
-        )
-    optimizer = factory(tensors) if callable(factory) else factory
+    try:
+        optimizer = given(tensors)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{remedy}; got {given}, which fails: {error}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"{remedy}; the one given made a {type(optimizer).__name__}")
-    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError(f"{remedy}; got something that made a {type(optimizer).__name__}")
+    if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise TypeError(
-            "LBFGS evaluates the loss several times per step on the same draws, which stochastic "
-            "steps do not offer: use torch.optim.Adam, or pv.FitRows for per-row parameters"
+            f"{type(optimizer).__name__} evaluates the loss several times per step on the same "
+            "draws, or takes sparse gradients, which a step on a batch does not: use "
+            "torch.optim.Adam, or pv.FitRows for the parameters of rows"
         )
+    require_step_sizes(optimizer, "optimizer=")
     return optimizer
+
+
+def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Optimizer:
+    """One of the same class and settings, group by group; that of the caller stays as it is."""
+    known = {tensor for group in made.param_groups for tensor in group["params"]}
+    left = [tuple(tensor.shape) for tensor in tensors if tensor not in known]
+    if left:
+        raise ValueError(
+            f"the optimizer that was passed leaves out {len(left)} of {len(tensors)} tensors to be "
+            f"trained, the first one of shape {left[0]}: pass the class or a factory, as in "
+            f"optimizer=functools.partial(torch.optim.{type(made).__name__}, "
+            f"lr={made.param_groups[0]['lr']}), which is given all of them; train_model=False "
+            "trains the guide alone"
+        )
+    wanted = set(tensors)
+    groups = [
+        {name: value for name, value in group.items() if name != "initial_lr"}
+        | {"params": [tensor for tensor in group["params"] if tensor in wanted]}
+        for group in made.param_groups
+    ]
+    kept = [group for group in groups if group["params"]]  # each with all of its settings
+    return made_optimizer(lambda _: type(made)(kept), tensors)  # type: ignore[call-arg]
+
+
+def require_step_sizes(optimizer: torch.optim.Optimizer, source: str) -> None:
+    """Refuses a step size that is negative or not finite.
+
+    Arguments:
+        optimizer: Has one for every group of parameters.
+        source: The argument of `fit` that the step sizes come from.
+
+    Raises:
+        ValueError: If there is such a one.
+    """
+    for rate in (float(group["lr"]) for group in optimizer.param_groups if "lr" in group):
+        if not 0 <= rate < math.inf:
+            raise ValueError(
+                f"{source} gives the step size {rate}, expected a finite number of at least 0: "
+                "give it one, as functools.partial(torch.optim.Adam, lr=1e-3) does"
+            )
 
 
 class Scheduler:
@@ -116,11 +157,12 @@ class Scheduler:
         )
         try:
             made = factory(optimizer)
-        except TypeError as error:
-            raise TypeError(f"{remedy}; got {factory}, which fails: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{remedy}; got {factory}, which fails: {error}") from error
         if not callable(getattr(made, "step", None)):
             raise TypeError(f"{remedy}; the one given made a {type(made).__name__}")
-        self.torch = made
+        require_step_sizes(optimizer, "scheduler=")
+        self.torch, self.optimizer = made, optimizer
 
     def fall(self, epochs: int) -> int | None:
         """Starts the decay of the step size now; returns the total epochs, or None if it cannot.
@@ -140,7 +182,11 @@ class Scheduler:
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         if isinstance(self.torch, plateau):
             self.torch.step(elbo if self.torch.mode == "max" else -elbo)
-            return
+        else:
+            self._step()
+        require_step_sizes(self.optimizer, "scheduler=")
+
+    def _step(self) -> None:
         with warnings.catch_warnings():
             # A run that was resumed at the end of an epoch had its steps in another process.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)

@@ -4,6 +4,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from .._types import Batch
 from ..objectives import Objective
 from .callbacks import Callback, EarlyStopping, StopWhenConverged
@@ -19,7 +21,7 @@ class Plan:
     num_epochs: int
     batch_size: int
     objective: Any  # an ELBO; the base class does not declare differentiable_loss
-    optimizer: OptimizerFactory
+    optimizer: OptimizerFactory | torch.optim.Optimizer
     scheduler: SchedulerFactory
     train_model: bool
     callbacks: tuple[Callback, ...]

@@ -71,7 +71,7 @@ class Training:
         self.num_epochs, self.warmup, self.elbo = plan.num_epochs, plan.warmup, float("nan")
         self.stepping = Steps(model, guide, reader, augmented, plan, shards)
         self.optimizer, self.tensors = self.stepping.optimizer, self.stepping.tensors
-        self.first_rate = self.optimizer.param_groups[0]["lr"]
+        self.first_rate = float(self.optimizer.param_groups[0]["lr"])
         self.scheduler = Scheduler(plan.scheduler, self.optimizer)
         self.held_out = None if held_out is None else _HeldOut(model, guide, held_out, plan.seed)
         self.epochs: list[_Epoch] = []
@@ -206,7 +206,7 @@ class Training:
 
     def _close_epoch(self, total: float) -> None:
         """Records an epoch with its validation, and advances the schedule."""
-        epoch, rate = len(self.epochs), self.optimizer.param_groups[0]["lr"]
+        epoch, rate = len(self.epochs), float(self.optimizer.param_groups[0]["lr"])
         elbo, held_out = total / self.stepping.num_data, self._validate(epoch)
         value, error = float(held_out.value), float(held_out.error)
         self.scheduler.step(value if self.has_validation else elbo)
@@ -223,7 +223,7 @@ class Training:
 
     def _follow_schedule(self) -> None:
         """Per-row parameters follow the schedule of the other parameters."""
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = float(self.optimizer.param_groups[0]["lr"])
         for map in maps_of(self.guide) if self.first_rate > 0 else ():
             map.scale_steps(rate / self.first_rate)
 
