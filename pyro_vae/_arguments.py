@@ -1,14 +1,14 @@
 """Arguments of public functions, checked by type and range at the call.
 
-A public module ends with `check_public(globals())`. Each function, class and method that it offers
-is then wrapped: what an argument may be is read from its annotation, and the range of a number
-from its name, since one word means one thing in every signature (`Annotated[int, Interval(2)]` for
-another range). What reaches the function is plain: a NumPy integer arrives as an `int`, a list of
-widths as the tuple that was asked for. A check costs a few microseconds; modules of the library
-import each other's functions before they are wrapped, so no inner loop pays.
+A public module ends with `check_public(globals())`. Each public function, class and method is then
+wrapped: the type of an argument is read from its annotation, and the range of a number from its
+name, since one word means one thing in every signature (`Annotated[int, Interval(2)]` sets another
+range). Values are normalized: a NumPy integer arrives as an `int`, a list of widths as the
+annotated tuple. A check costs a few microseconds; modules of the library import each other's
+functions before they are wrapped, so inner loops do not pay for it.
 
-Data are not looked into here: what a batch must be is checked where it is read, and the tensors
-that methods take are checked by their owners.
+Data are not checked here: batches are checked where they are read, and tensor arguments of methods
+by their owners.
 """
 
 import builtins
@@ -39,7 +39,7 @@ from torch import Tensor
 
 
 class Interval(NamedTuple):
-    """Numbers that an argument may be; both ends are left out of an open one."""
+    """Numbers that an argument may be; an open interval excludes both ends."""
 
     low: float | int = -math.inf
     high: float | int = math.inf
@@ -83,7 +83,7 @@ _RANGES = {name: interval for interval, names in _NAMES.items() for name in name
 
 
 def _range(name: str) -> Interval:
-    """What a number of this name may be, in every signature."""
+    """The range of a number of this name, in every signature."""
     return _RANGES.get(name, COUNT if name.startswith("num_") else Interval())
 
 
@@ -91,24 +91,24 @@ def _range(name: str) -> Interval:
 
 
 class _Misfit(Exception):
-    """A value that does not fit: by its type, or by its value."""
+    """A value that does not fit, by its type or by its range."""
 
     def __init__(self, error: type[Exception]) -> None:
         self.error, self.text = error, ""
 
 
 class Kind:
-    """What an annotation asks for, in words and as a check."""
+    """What an annotation requires, in words and as a check."""
 
     expected: str
 
     def take(self, value: Any) -> Any:
-        """Gives the value as it is wanted, or raises a misfit, without a word."""
+        """Returns the normalized value, or raises a misfit without a message."""
         raise NotImplementedError
 
 
 class _Number(Kind):
-    """A number, but no truth value and no nan; infinite only where its default is."""
+    """A number, but not a boolean and not nan; infinite only if its default is."""
 
     words: ClassVar = {int: "a whole number", float: "a finite number"}
 
@@ -171,7 +171,7 @@ class _Instance(Kind):
 
 
 class _Named(Kind):
-    """An object of a class that is only known by name, since its library is imported late."""
+    """An object of a class known only by name, since its library is imported late."""
 
     def __init__(self, name: str) -> None:
         self.name, self.expected = name, f"a {name}"
@@ -199,7 +199,7 @@ class _Shaped(Kind):
 
 
 class _Function(Kind):
-    """Something to call; a program, which is called `model(*batch)`, is no class."""
+    """Something callable; a program, which is called as `model(*batch)`, must not be a class."""
 
     def __init__(self, *, program: bool) -> None:
         self.program = program
@@ -234,7 +234,7 @@ class _Choice(Kind):
 
 
 class _Items(Kind):
-    """A sequence of like things; a string is none, although it is one of strings."""
+    """A sequence of items of one kind; a string does not count as a sequence."""
 
     def __init__(self, container: type, item: Kind | None) -> None:
         self.container, self.item = container, item
@@ -284,7 +284,7 @@ class _Mapping(Kind):
 
 
 class _Either(Kind):
-    """The first of several that fits; whole numbers stay whole where both kinds may be given."""
+    """The first of several that fits; whole numbers stay integers where both are allowed."""
 
     def __init__(self, kinds: Sequence[Kind]) -> None:
         self.kinds = sorted(kinds, key=lambda kind: getattr(kind, "kind", int) is not int)
@@ -311,7 +311,7 @@ def _is_str(kind: Kind | None) -> bool:
 
 
 def _entries(value: Any) -> Iterator[Any]:
-    """Entries as Python has them: those of a tensor are numbers here, not tensors."""
+    """Entries as Python values: those of a tensor become numbers."""
     return iter(value.tolist() if isinstance(value, Tensor) else value)
 
 
@@ -319,7 +319,7 @@ def _entries(value: Any) -> Iterator[Any]:
 
 
 def kind_of(annotation: Any, interval: Interval | None = None, default: Any = None) -> Kind | None:
-    """What an annotation asks for; None if it says nothing that can be checked here.
+    """What an annotation requires; None if it has nothing to check.
 
     Example:
         >>> kind_of(int, COUNT).take(np.int64(3))
@@ -369,7 +369,7 @@ def _generic(
 
 
 def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> Kind | None:
-    """One of several, unless one of them may be anything, or it is data, which are read later."""
+    """One of several, unless one may be anything, or it is data, which are checked later."""
     if Tensor in parts and any(get_origin(part) is tuple for part in parts):
         return None
     if {Sequence, Mapping} <= {get_origin(part) for part in parts}:
@@ -384,7 +384,7 @@ class _Late:
 
 
 class _Names(dict[str, Any]):
-    """Names in a quoted annotation: those of its module, and stand-ins for what it imports late."""
+    """Names in a quoted annotation: those of its module, and placeholders for late imports."""
 
     def __missing__(self, name: str) -> Any:
         return getattr(builtins, name, None) or type(name, (_Late,), {})
@@ -404,7 +404,7 @@ def _evaluated(annotation: Any, module: str) -> Any:
 
 
 class _Reader:
-    """Reads the arguments of one function: checks them, and gives them as it wants them."""
+    """Checks and normalizes the arguments of one function."""
 
     def __init__(self, function: Callable[..., Any], *, tensors: bool) -> None:
         self.function, self.parameters = function, inspect.signature(function).parameters
@@ -448,7 +448,7 @@ class _Reader:
             raise
 
     def _name(self, args: Sequence[Any]) -> str:
-        """What was called: the class of an object, if its constructor was inherited, too."""
+        """The name of what was called: the object's class, even if its constructor is inherited."""
         if self.positions[:1] not in (["self"], ["cls"]):
             return self.function.__qualname__.rpartition(".<locals>.")[-1]
         owner = args[0] if isinstance(args[0], type) else type(args[0])
@@ -481,7 +481,7 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """What came, in few words."""
+    """The value received, in a few words."""
     if isinstance(value, Tensor | np.ndarray):
         return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
     if isinstance(value, type):
@@ -491,11 +491,11 @@ def _shown(value: Any) -> str:
 
 
 def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[..., Any]:
-    """A function that checks its arguments first.
+    """Wraps a function so that it checks its arguments first.
 
     Arguments:
-        function: With annotated arguments.
-        tensors: Whether tensors are checked too: not those that methods take in inner loops.
+        function: A function with annotated arguments.
+        tensors: Whether tensors are checked too, which is skipped for methods in inner loops.
 
     Example:
         >>> def double(num_samples: int) -> int:
@@ -526,7 +526,7 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
 def _own(
     constructor: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> ValueError | None:
-    """What a class itself says of a number out of range: it knows what else there is."""
+    """The class's own message for a number out of range, which can say more."""
     try:
         constructor(*args, **kwargs)
     except ValueError as error:
@@ -537,10 +537,10 @@ def _own(
 
 
 def check_public(namespace: dict[str, Any]) -> None:
-    """Wraps all that a module makes public; to be called at its end, with its `globals()`.
+    """Wraps all public names of a module; call it at the module's end, with its `globals()`.
 
-    A function is replaced where it is defined too, so that it can be pickled. A class is the same
-    object as before, with a constructor and methods that check what they are given.
+    A function is replaced in the module that defines it too, so that it can be pickled. A class
+    stays the same object, with a constructor and methods that check their arguments.
     """
     for name, value in list(namespace.items()):
         origin = str(getattr(value, "__module__", ""))
@@ -573,9 +573,9 @@ def _check_methods(cls: type) -> None:
 
 
 def _is_result(cls: type) -> bool:
-    """Whether a class holds what the library found, nan and all: nobody else makes one.
+    """Whether a class is a result of the library, which may hold nan and is not made by users.
 
-    It says so by its base, or has no default for anything, as no class of options does.
+    It has a result's base class, or no default for any field, unlike every class of options.
     """
     if any(base.__name__ == "Result" for base in cls.__mro__):
         return True

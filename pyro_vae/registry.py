@@ -1,7 +1,7 @@
-"""What an object is made of: the arguments of its constructor, and the attributes that hold them.
+"""Constructor arguments of saved classes, and the attributes that hold them.
 
-A class says so where it is defined, with :func:`registered`. Saving reads the arguments from the
-attributes of an object, as they are now, and loading calls the class with them: a file can name
+A class is registered where it is defined, with :func:`registered`. Saving reads the arguments from
+the current attributes of an object, and loading calls the class with them: a file can name
 registered classes and no others.
 """
 
@@ -27,18 +27,18 @@ class Entry:
 
 _ENTRIES: dict[str, Entry] = {}
 ENTRIES = MappingProxyType(_ENTRIES)
-"""Registered classes by their names, which is how a file names them."""
+"""Registered classes by the names used in files."""
 
 
 def registered(**attributes: str) -> Callable[[_Class], _Class]:
     """Makes a class known to :func:`pyro_vae.save` and :func:`pyro_vae.load`.
 
-    Objects of the class must hold each argument of the constructor in an attribute of the same
-    name, and have it there still when they are saved. Put this above all other decorators.
+    Objects of the class must keep each constructor argument in an attribute of the same name until
+    they are saved. Put this above all other decorators.
 
     Arguments:
-        attributes: For arguments that are held elsewhere, the path of the attribute:
-            `prior="latent_prior"`, `spread="mixture.spread"`.
+        attributes: For arguments kept elsewhere, the path of the attribute: `prior="latent_prior"`,
+            `spread="mixture.spread"`.
 
     Raises:
         ValueError: If another class is registered under that name.
@@ -74,20 +74,20 @@ def add(cls: type, attributes: dict[str, str]) -> None:
     known = _ENTRIES.get(cls.__name__)
     if known is not None and known.cls.__module__ != cls.__module__:
         raise ValueError(
-            f"the name {cls.__name__!r} is taken by a class of {known.cls.__module__}, and a saved "
-            f"file could not tell it from that of {cls.__module__}: rename yours"
+            f"the name {cls.__name__!r} is taken by a class of {known.cls.__module__}, and a "
+            f"saved file could not distinguish it from that of {cls.__module__}: rename your class"
         )
     _ENTRIES[cls.__name__] = Entry(cls, attributes)
 
 
 def is_registered(cls: type) -> bool:
-    """Whether this very class is registered: a subclass may be made of something else."""
+    """Whether this class itself is registered: a subclass may have other arguments."""
     entry = _ENTRIES.get(cls.__name__)
     return entry is not None and entry.cls is cls
 
 
 def arguments_of(value: object) -> dict[str, Any]:
-    """What to call the class of an object with, to have its like again.
+    """Constructor arguments that rebuild an object.
 
     Arguments:
         value: An object of a registered class.
@@ -102,5 +102,5 @@ def arguments_of(value: object) -> dict[str, Any]:
 
 
 def _plain(argument: Any) -> Any:
-    """A sequence of modules is kept as a `ModuleList`, so that torch finds them."""
+    """A `ModuleList` as a plain list: modules are kept in one so that torch finds them."""
     return tuple(argument) if isinstance(argument, nn.ModuleList) else argument

@@ -1,9 +1,9 @@
-"""The contract of every result: what it says of itself, and how far it can be trusted.
+"""The contract of every result: how it is shown, and how far it can be trusted.
 
 A :class:`Result` has `summary()`, `plot()`, a short `repr` and an HTML form. One that holds a
 number per datum is a :class:`PerDatum`: it has a value and an error for each, doubts, means that
-leave out nobody in silence, rows, and a data frame. Results are dataclasses of tensors, so they
-are cut, joined and mended field by field, here and nowhere else.
+never silently leave out data, rows, and a data frame. Results are dataclasses of tensors, so they
+are sliced, joined and updated field by field, here and nowhere else.
 """
 
 import re
@@ -31,40 +31,40 @@ _COLUMNS = re.compile(r"\S {2,}\S|^-+$")  # what a line of a table has, and a se
 
 
 class Doubt(Enum):
-    """Why an estimate cannot be trusted: every reason there is, in the words that people read."""
+    """Why an estimate cannot be trusted: every reason, in the words that users read."""
 
-    HEAVY_TAIL = "a few weights carry the estimate, and larger ones may not have been drawn"
-    NO_TAIL = "fewer than 30 draws have no tail to look at"
-    ERROR_TARGET = "the most draws allowed were too few for the error asked for"
+    HEAVY_TAIL = "a few weights dominate the estimate, and larger ones may not have been drawn"
+    NO_TAIL = "fewer than 30 draws are too few to fit the tail"
+    ERROR_TARGET = "the maximum number of draws was too small for the requested error"
     ZERO_WEIGHTS = "every weight is 0"
     FEW_EFFECTIVE_CHAINS = "too few effective chains"
     FEW_EFFECTIVE_DRAWS = "too few effective draws of the posterior to tell"
-    ACCEPTANCE = "chains accept far more or less often than aimed at"
-    TOLERANCE = "the error is above the tolerance after as many points as allowed"
-    UNDEFINED = "the log joint is not a number at points next to the mass"
+    ACCEPTANCE = "the acceptance rate of the chains is far from its target"
+    TOLERANCE = "the error exceeds the tolerance at the maximum number of points"
+    UNDEFINED = "the log joint is nan at points next to the mass"
     UNSETTLED = "not all modes may have been found: a scan twice as fine still showed a new one"
     SEVERAL_MODES = "the posterior has several modes"
-    MISSED_MASS = "draws of the prior find mass that the estimate has missed"
-    RUNGS_DISAGREE = "two unlike estimates disagree"
-    CHAINS_APART = "chains have not come to the same distribution (R-hat)"
-    TIME_LIMIT = "the time limit came before a way to log p(y) was accepted"
-    FIT_STOPPED = "the fit of q* was stopped before it was done"
-    BEATEN = "the guide beats q*: it was not found, or is of a poorer family"
+    MISSED_MASS = "prior draws find mass that the estimate missed"
+    RUNGS_DISAGREE = "two independent estimates disagree"
+    CHAINS_APART = "chains have not converged to the same distribution (R-hat)"
+    TIME_LIMIT = "the time limit was reached before an estimate of log p(y) was accepted"
+    FIT_STOPPED = "the fit of q* stopped before it converged"
+    BEATEN = "the guide beats q*: q* was not found, or its family is poorer"
     NEGATIVE_INFERENCE = "the inference gap is negative: log p(y) is too low"
     NEGATIVE_APPROXIMATION = "the approximation gap is negative: log p(y) is too low"
     SATURATED = "a latent rounds to an edge of its support: the prior is too sparse for its numbers"
-    OTHER = "an estimator of your own says so"
+    OTHER = "a user-defined estimator says so"
 
 
 Doubts: TypeAlias = Mapping[Doubt, Bool[Tensor, " batch"]]
-"""The data that each reason holds for."""
+"""The data that each reason applies to."""
 
 
 class Mean(Estimate):
-    """A mean over data that says how many of them cannot be trusted, and what it is without them.
+    """A mean over data, with the number that cannot be trusted and the mean without them.
 
     Arguments:
-        value: Over all data.
+        value: The mean over all data.
         error: Its Monte Carlo error.
         num_data: How many data.
         num_doubted: How many of them cannot be trusted.
@@ -95,12 +95,12 @@ class Mean(Estimate):
 
 
 class MeanOverData(Mean):
-    """A mean over data with its two errors apart: of other draws, and of other data.
+    """A mean over data with two separate errors: from other draws, and from other data.
 
     Arguments:
-        value: Over all data.
-        error: Monte Carlo error: other draws, the same data.
-        population_error: Other data; contains the Monte Carlo error already, since that adds to
+        value: The mean over all data.
+        error: Monte Carlo error: from other draws on the same data.
+        population_error: Error from other data; it includes the Monte Carlo error, which adds to
             the spread over data.
     """
 
@@ -116,7 +116,7 @@ class MeanOverData(Mean):
 
     def __repr__(self) -> str:
         spread = Estimate(self.value, self.population_error)
-        return f"{super().__repr__()}, {spread} with the error of other data"
+        return f"{super().__repr__()}, {spread} with the error from other data"
 
 
 def _mean(estimate: Estimate) -> Estimate:
@@ -125,10 +125,10 @@ def _mean(estimate: Estimate) -> Estimate:
 
 
 class Result:
-    """What every result can do. A subclass has `summary` and `plot`, and ends with a verdict."""
+    """The base of every result. A subclass has `summary`, which ends with a verdict, and `plot`."""
 
     def summary(self) -> str:
-        """Says the result in words and numbers; the last line is what it comes to."""
+        """The result in words and numbers; the last line is the verdict."""
         raise NotImplementedError
 
     def plot(self) -> Any:
@@ -143,7 +143,7 @@ class Result:
 
 
 def _parts(summary: str) -> Iterator[tuple[bool, list[str]]]:
-    """Tables and prose of a summary, in turn: lines of a table have columns, so runs of spaces."""
+    """Tables and prose of a summary, alternating: table lines contain runs of spaces."""
     lines = [line for line in summary.splitlines() if line.strip()]
     grouped = groupby(lines, lambda line: bool(_COLUMNS.search(line)))
     return ((is_table, list(part)) for is_table, part in grouped)
@@ -160,8 +160,8 @@ class PerDatum(Result):
     """A result with one number, or several, per datum: a frozen dataclass of tensors.
 
     A subclass has fields or properties `value` and `error`, `(batch, ...)`, and `doubts`. Tensors
-    have the datum axis first, but for fields whose metadata name another `axis`, or None for what
-    all data share.
+    have the datum axis first, except for fields whose metadata name another `axis`, or None for
+    shared values.
     """
 
     if TYPE_CHECKING:  # fields of some results, computed by others
@@ -182,7 +182,7 @@ class PerDatum(Result):
 
     @property
     def reliable(self) -> Bool[Tensor, " batch"]:
-        """Which data can be trusted, for all that can be seen."""
+        """Which data pass every check."""
         doubted = torch.zeros(len(self), dtype=torch.bool, device=self.value.device)
         for mask in self.doubts.values():
             doubted = doubted | mask
@@ -194,7 +194,7 @@ class PerDatum(Result):
 
     @property
     def doubt_counts(self) -> dict[Doubt, int]:
-        """How many data each reason holds for; none that holds for nobody."""
+        """The number of data that each reason applies to; reasons without data are left out."""
         counts = {doubt: int(mask.sum()) for doubt, mask in self.doubts.items()}
         return {doubt: count for doubt, count in counts.items() if count}
 
@@ -228,11 +228,11 @@ class PerDatum(Result):
         return combined([self], lambda parts, axis: parts[0].index_select(axis, places))
 
     def columns(self) -> dict[str, Tensor]:
-        """What a data frame shows of every datum, `(batch, ...)` each, by name."""
+        """The columns of the data frame, `(batch, ...)` each, by name."""
         return {"value": self.value, "error": self.error}
 
     def as_columns(self) -> dict[str, Any]:
-        """Columns of a frame or a file, by name: numbers, whether to trust them, and why not."""
+        """Columns of a data frame or file, by name: numbers, whether to trust them, and why not."""
         numbers = {
             name: part.numpy()
             for column, tensor in self.columns().items()
@@ -272,12 +272,12 @@ def _flat(name: str, column: Shaped[Tensor, "batch *datum"]) -> dict[str, Tensor
 def combined(parts: list[_Some], merge: Callable[[list[Tensor], int], Tensor]) -> _Some:
     """Merges results of the same type, tensor by tensor.
 
-    What is not a tensor, or made of tensors, is the same in all of them. A reason to doubt that
-    only some of them know holds for none of the others' data.
+    Fields without tensors must be the same in all of them. A doubt that only some of them list
+    applies to none of the others' data.
 
     Arguments:
         parts: Tensors, or dataclasses, tuples and mappings of them, all of one type.
-        merge: Makes one tensor of those in the same place, given their datum axis.
+        merge: Combines the tensors in the same place, given their datum axis.
     """
     return _combined(parts, merge, 0)
 
@@ -307,7 +307,7 @@ def _combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], ax
 
 
 def either(first: Doubts, second: Doubts) -> dict[Doubt, Tensor]:
-    """Data of which one of two results is doubted, by reason."""
+    """Data on which at least one of two results is in doubt, by reason."""
     return {
         doubt: torch.stack([part[doubt] for part in (first, second) if doubt in part]).any(dim=0)
         for doubt in {**first, **second}
@@ -334,5 +334,5 @@ def join(parts: list[_Some]) -> _Some:
 
 
 def with_rows(result: _Some, rows: Tensor, other: _Some) -> _Some:
-    """The result with those of some data replaced, and their doubts with them."""
+    """The result with the entries of some data replaced, doubts included."""
     return combined([result, other], lambda parts, axis: parts[0].index_copy(axis, rows, parts[1]))

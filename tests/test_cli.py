@@ -44,8 +44,8 @@ def test_compare_writes_both_tables(tmp_path: Path, capsys: pytest.CaptureFixtur
     arguments += ["--guides", "amortized,global"]
     main(arguments)
     printed = capsys.readouterr().out
-    assert "Every guide with a model of its own" in printed
-    assert "The model that 'amortized' trained, fixed" in printed
+    assert "Every guide with its own model" in printed
+    assert "The model trained with 'amortized', fixed" in printed
     for folder in (out, out / "fixed_model"):
         with (folder / "table.csv").open() as file:
             names = [row["guide"] for row in csv.DictReader(file)]
@@ -177,7 +177,7 @@ def test_columns_are_matched_by_name(
     assert found[0] == found[1]
     assert len(found[0].splitlines()) == len(frame) + 1
     for other, message in {
-        "depth": "has no column 'depth'; expected are 5 columns: 'site', 'depth', ",
+        "depth": "has no column 'depth'; expected 5 columns: 'site', 'depth', ",
         "height": "has no column 'depth' and has 'height', which the training rows did not have",
     }.items():
         changed = frame.drop(columns="depth") if other == "depth" else frame
@@ -186,7 +186,7 @@ def test_columns_are_matched_by_name(
     frame.assign(extra=1.5).to_csv(path, index=False)
     refused = str(status(["evaluate", model, str(path), *how]))
     assert "has 'extra', which the training rows did not have" in refused
-    assert "leave others out" in refused
+    assert "drop other columns" in refused
     frame.to_csv(path, index=False, header=False)
     assert "has no column 'site', " in str(status(["evaluate", model, str(path), *how]))
     assert "taken for" not in capsys.readouterr().err

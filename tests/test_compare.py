@@ -313,9 +313,9 @@ def test_verdict_names_what_was_found(facts: FactorAnalysis) -> None:
         evaluation=pv.ImportanceSampling(200), progress=False,
     )  # fmt: skip
     local, surrogate, ranking = table.verdict.splitlines()
-    assert "costs nothing that can be seen" in local
-    assert "z says nothing about the datum" in surrogate
-    assert "guide.refined(20) would win back 100%" in surrogate
+    assert "has no measurable cost" in local
+    assert "z carries no information about the datum" in surrogate
+    assert "guide.refined(20) would recover 100%" in surrogate
     assert ranking.startswith("ELBO under per-datum is above that under global")
     assert table.verdict in table.summary()
 

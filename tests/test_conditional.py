@@ -141,7 +141,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="could not decode z"):
         ConditionalVAE(pv.nets.Concatenated(nn.Linear(5, 3)), gaussian, 2, 4)
     decoder = pv.nets.Concatenated(nn.Linear(6, 3))
-    with pytest.raises(ValueError, match=r"gives 3 latent\(s\) and the model has 2"):
+    with pytest.raises(ValueError, match=r"gives 3 latent\(s\), but the model has 2"):
         ConditionalVAE(decoder, gaussian, 2, 4, NormalGiven(nn.Linear(4, 3), 1.0))
     with pytest.raises(ValueError, match=r"could not take tensors of shape \[\(2, 4\)\]"):
         ConditionalVAE(decoder, gaussian, 2, 4, NormalGiven(nn.Linear(5, 2), 1.0))

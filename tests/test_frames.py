@@ -213,7 +213,7 @@ def test_draws_become_entries() -> None:
         ({"height": [1.0, np.inf, 2.0, 3.0]}, ValueError,
          r"column 'height' has 1 infinite entries \(inf at row 1"),
         ({"height": [NAN] * 4, "visits": [NAN] * 4, "fruit": [None] * 4}, ValueError,
-         r"4 of 4 rows have no entry that was observed, the first at row 0"),
+         r"4 of 4 rows have no observed entry, the first at row 0"),
         ({"colour": ["red"] * 4}, ValueError, "has 'colour', which the training rows did not have"),
         ({"height": pd.to_datetime(["2020-01-01"] * 4)}, TypeError,
          r"column 'height' should hold numbers, got dates or times"),
@@ -260,7 +260,7 @@ def test_tables_that_are_refused(table: Any, error: type[Exception] | None, mess
 def test_missing_columns_are_named() -> None:
     """And so is what has another number of columns."""
     columns = Columns.of(pandas_table())
-    with pytest.raises(ValueError, match="has no column 'fruit'; expected are 11 columns: 'hei"):
+    with pytest.raises(ValueError, match="has no column 'fruit'; expected 11 columns: 'hei"):
         columns.encode(pandas_table().drop(columns="fruit"))
     with pytest.raises(ValueError, match=r"a row has 11 columns .* got shape \(2, 3\)"):
         columns.decode(torch.zeros(2, 3))

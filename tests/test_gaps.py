@@ -369,7 +369,7 @@ def test_a_guide_richer_than_its_family_is_not_hidden(seed: int) -> None:
     assert bool(gap.suboptimal.all())
     assert not bool(gap.converged.any() or gap.reliable.any())
     assert bool(gap.fit_converged.all())  # the fit itself cannot know
-    assert gap.why_not(2) == ["the guide beats q*: it was not found, or is of a poorer family"]
+    assert gap.why_not(2) == ["the guide beats q*: q* was not found, or its family is poorer"]
     assert "4 of 4 cannot be trusted" in gap.verdict
     assert gap.verdict.endswith("the best q was not found for 4.")
 
@@ -415,7 +415,7 @@ def test_a_fit_that_was_stopped_is_said() -> None:
     stopped = pv.FitRows(max_steps=0)
     gap = inference_gap(model_of(FACTS), guide, y, num_samples=100, fitting=stopped)
     assert not bool(gap.fit_converged.any() or gap.converged.any() or gap.reliable.any())
-    assert gap.why_not(0) == ["the fit of q* was stopped before it was done"]
+    assert gap.why_not(0) == ["the fit of q* stopped before it converged"]
 
 
 def test_what_is_no_family_is_refused() -> None:

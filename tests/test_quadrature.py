@@ -238,7 +238,7 @@ def test_kinks_are_slow_and_honest() -> None:
 def test_few_points_are_doubted() -> None:
     """What did not meet the tolerance within the budget says so, and still covers."""
     y = torch.tensor([0.3])
-    with pytest.warns(UserWarning, match="above the tolerance after as many points"):
+    with pytest.warns(UserWarning, match="exceeds the tolerance at the maximum number of points"):
         found = integrated(STEP, y, method=Quadrature(max_points=2500))
     assert ((found.value - on_a_line(STEP, y)).abs() <= found.error).all()
     assert found.why_not(0) == [Doubt.TOLERANCE.value]

@@ -350,7 +350,7 @@ def test_nobody_to_trust() -> None:
     assert result.mean.trusted.value.isnan()
     assert (
         result.trust()
-        == "3 of 3 cannot be trusted (fewer than 30 draws have no tail to look at: 3)"
+        == "3 of 3 cannot be trusted (fewer than 30 draws are too few to fit the tail: 3)"
     )
 
 

@@ -258,7 +258,7 @@ def test_what_is_refused() -> None:
     """With what was expected and what to do."""
     gaussian = pv.likelihoods.Gaussian()
     walk = NormalGiven(nn.Identity(), 1.0)
-    with pytest.raises(ValueError, match="length is the number of times"):
+    with pytest.raises(ValueError, match="length is the number of time steps"):
         SequentialVAE(walk, nn.Linear(2, 3), gaussian, 2, 0)
     with pytest.raises(ValueError, match=r"transition gives 3 latent\(s\) from a state of 2"):
         SequentialVAE(NormalGiven(nn.Linear(2, 3), 1.0), nn.Linear(2, 3), gaussian, 2, 4)

@@ -91,7 +91,7 @@ def test_the_path_of_a_new_user(file: Path) -> None:
     assert len(entries) == int(frame.isna().sum().sum())
     assert all(float(row["low"]) <= float(row["high"]) for row in entries)
     page = Path("report.html").read_text()
-    assert page.index("latents carry the data") < page.index("<nav")
+    assert page.index("latents carry information") < page.index("<nav")
     assert "S0003" in page
     assert {row["column"] for row in rows_of("effects.csv")} == set(frame) - {"sample_id", "date"}
 

@@ -47,17 +47,17 @@ from .training import compare_guides, describe_data, fit_guide
 __all__ = ["COMMANDS", "main", "parser"]
 
 _DATA = """\
-DATA is a set by name (squares, digits, fashion-mnist) or a file: npy, npz, csv, parquet, h5ad,
-idx; texts and idx with or without .gz. One row per datum. Zeros and ones, and pictures in [0, 1],
-get a Bernoulli likelihood; other numbers are standardized and get a Gaussian one with a learned
-sigma per column; of a table with names each column gets its own (see `pyro-vae describe`). Every
-number is reported in the data's own units."""
+DATA is a data set by name (squares, digits, fashion-mnist) or a file: npy, npz, csv, parquet, h5ad,
+idx; text and idx files may be gzipped. One row per datum. Zeros and ones, and images in [0, 1],
+get a Bernoulli likelihood; other numbers are standardized and get a Gaussian likelihood with a
+learned sigma per column; in a table with column names each column gets its own likelihood (see
+`pyro-vae describe`). All results are in the data's own units."""
 
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[type, ...], str, str]] = {
     "describe": (
         describe_data,
         (DataChoice, Run),
-        "what each column of a file is taken for, and why",
+        "how each column of a file is interpreted, and why",
         f"""{_DATA}
 
 examples:
@@ -68,14 +68,14 @@ examples:
     "compare": (
         compare_guides,
         (DataChoice, ModelChoice, CompareChoice, Run),
-        "train under several guides, side by side",
+        "train under several guides and compare them",
         f"""{_DATA}
 
 examples:
   pyro-vae compare digits --out results
-      a table, pictures, ArviZ files and models of three guides on handwritten digits
+      a table, figures, ArviZ files and models of three guides on handwritten digits
   pyro-vae compare squares --guides amortized,global --epochs 300
-      why one q(z) for all data fails: the average picture, and a rate of zero
+      why one q(z) for all data fails: the average image, and a rate of zero
   pyro-vae compare measurements.csv --latents 4 --out results
 """,
     ),
@@ -104,27 +104,27 @@ examples:
     "embed": (
         embed_rows,
         (Question, EmbedChoice, Run),
-        "where each row lies in the latent space",
+        "the position of each row in latent space",
         """\
 examples:
   pyro-vae embed model measurements.csv --out embedding.csv
-      a column for each latent, beside what names the rows: their position, and dropped columns
+      a column per latent, next to the row's position and the dropped columns
 """,
     ),
     "impute": (
         impute_rows,
         (Question, ImputeChoice, Run),
-        "fill in what is missing, with intervals",
+        "fill in missing entries, with intervals",
         """\
 examples:
   pyro-vae impute model measurements.csv --out imputed.csv
-      the table without holes, and imputed_entries.csv: a 95% interval for each hole
+      the completed table, and imputed_entries.csv: a 95% interval for each missing entry
 """,
     ),
     "outliers": (
         find_outliers,
         (Question, OutliersChoice, Run),
-        "which rows the model would seldom make, with p-values",
+        "which rows are unusual under the model, with p-values",
         """\
 p is the share of data made by the model whose density is as low, scored with the same entries
 missing; the cost is that of evaluating --reference data, once for all rows and patterns of holes.
@@ -137,7 +137,7 @@ examples:
     "explain": (
         explain_latents,
         (Question, ExplainChoice, Run),
-        "which latent does what, for which columns",
+        "which latents affect which columns",
         """\
 examples:
   pyro-vae explain model
@@ -164,14 +164,14 @@ examples:
 """,
     ),
 }
-"""Commands by name: what each calls, with which groups of options, and its help."""
+"""Commands by name: the function, its groups of options, and its help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `pyro-vae` and `python -m pyro_vae`.
 
-    Exit status: 0 done, 1 something the user can mend (one line on standard error), 2 wrong
-    usage, 130 interrupted.
+    Exit status: 0 success, 1 an error the user can fix (one line on standard error), 2 wrong usage,
+    130 interrupted.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(given)
@@ -216,7 +216,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Turns warnings, and the errors that a user can mend, into one line; status 1 for errors."""
+    """Turns warnings, and errors that a user can fix, into one line; status 1 for errors."""
     try:
         with warnings.catch_warnings():
             # ArviZ 0.23 announces its next version at import, once a day.

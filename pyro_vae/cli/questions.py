@@ -1,7 +1,7 @@
-"""Commands that ask a saved model: evaluate, embed, impute, outliers, explain, sample.
+"""Commands that use a saved model: evaluate, embed, impute, outliers, explain, sample.
 
-What is written keeps the order of the file, and begins with what names its rows: their positions,
-its index, and the columns that were left out of the model.
+Output files keep the order of the input, and start with columns that identify the rows: their
+positions, the index, and the columns that were left out of the model.
 """
 
 import csv
@@ -48,14 +48,14 @@ _SHOWN = 10  # outliers listed
 
 @dataclass(frozen=True)
 class Asked:
-    """A saved model and the rows that it is asked about.
+    """A saved model and the rows to apply it to.
 
     Arguments:
         vae: The model.
         rows: A table, or a tensor of rows, of the columns that it was trained on.
-        names: What names the rows, by the name of its column.
-        frame: All of the table, with what was left out of the model; None if it is no table.
-        title: What the rows are.
+        names: Columns that identify the rows, by name.
+        frame: The whole table, including columns left out of the model; None if it is not a table.
+        title: A description of the rows.
     """
 
     vae: TableVAE
@@ -66,7 +66,7 @@ class Asked:
 
 
 def asked(question: Question, run: Run) -> Asked:
-    """The model of a question, and the rows that it is about: those of a file, or held out."""
+    """The model and the rows to apply it to: those of a file, or the held-out ones."""
     vae, about = TableVAE.load(question.folder), _about(question.folder)
     which = DataChoice(**about["data"])
     if (question.data or which.data) in SETS:
@@ -95,7 +95,7 @@ def _of_table(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_ou
 
 
 def _of_grey(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out: bool) -> Asked:
-    """Rows of grey levels, divided and binarized as the training data were."""
+    """Rows of grey levels, rescaled and binarized like the training data."""
     values, names = datasets.read_table(path, key=which.key)
     y = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
     y = y.reshape(len(y), -1) / which.divide_by
@@ -109,7 +109,7 @@ def _of_grey(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out
 def _chosen(
     vae: TableVAE, digests: Tensor, path: Path, run: Run, *, held_out: bool
 ) -> tuple[list[int], str]:
-    """Positions of the rows that are asked about: all, or those that were not trained on."""
+    """Positions of the rows to use: all, or those that were not trained on."""
     everyone = list(range(len(digests)))
     if vae.digests is None:
         if held_out:
@@ -122,7 +122,7 @@ def _chosen(
     if not held_out:
         if known:
             run.say(
-                f"{known:,} of the {len(everyone):,} rows were trained on: the model knows them "
+                f"{known:,} of the {len(everyone):,} rows were trained on: the model fits them "
                 "better than new ones"
             )
         return everyone, f"{path}: {len(everyone):,} rows"
@@ -138,7 +138,7 @@ def _chosen(
 
 
 def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command: str) -> None:
-    """Log p(y) under a saved model, by datum, in the data's own units."""
+    """Log p(y) under a saved model, per datum, in the data's own units."""
     if choice.out is not None:
         require_file_place(choice.out / "log_p.csv")
     about = asked(question, run)
@@ -165,11 +165,13 @@ def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) 
 
 
 def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str) -> None:
-    """The table with its holes filled in, and each hole with its interval."""
+    """The table with its missing entries filled in, and an interval for each."""
     check_out(choice.out)
     about = asked(question, run)
     if about.frame is None:
-        raise ValueError("holes are filled in tables, whose columns have names or numbers")
+        raise ValueError(
+            "missing entries are filled in tables, whose columns have names or numbers"
+        )
     filled = about.vae.impute(about.rows, choice.draws, seed=run.seed, progress=run.progress)
     run.say(f"{about.title}\n{filled.summary()}")
     best, before = columns_of(filled.completed()), columns_of(about.rows)
@@ -189,7 +191,7 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
 
 
 def find_outliers(question: Question, choice: OutliersChoice, run: Run, command: str) -> None:
-    """How unlikely each row is, with p-values against data that the model makes."""
+    """How unusual each row is, with p-values against data simulated from the model."""
     check_out(choice.out)
     about = asked(question, run)
     found = about.vae.outliers(about.rows, choice.reference, seed=run.seed, progress=run.progress)
@@ -212,7 +214,7 @@ def find_outliers(question: Question, choice: OutliersChoice, run: Run, command:
 
 
 def explain_latents(question: Question, choice: ExplainChoice, run: Run, command: str) -> None:
-    """Which latent does what, for which columns."""
+    """Which latents affect which columns."""
     if choice.out is not None:
         check_out(choice.out, (".csv", ".parquet", ".png"))
     about = asked(question, run)
@@ -230,7 +232,7 @@ def explain_latents(question: Question, choice: ExplainChoice, run: Run, command
 
 
 def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
-    """Draws from p(y) of a saved model, in the data's own units; names and words where it has."""
+    """Draws from p(y) of a saved model, in the data's own units, with names and categories."""
     if choice.out is not None:
         require_file_place(choice.out)
     vae = TableVAE.load(choice.folder)
@@ -266,19 +268,19 @@ def _is_table(vae: TableVAE) -> bool:
 
 
 def _endings(vae: TableVAE) -> tuple[str, ...]:
-    """Files that draws can be written to, the default first; words are no numbers of an array."""
+    """File endings for draws, the default first; an array cannot hold words."""
     if not isinstance(vae.units, Columns) or not vae.units.named:
         return ".npy", ".csv"
     return (".csv", ".parquet", ".npy") if vae.units.numeric else (".csv", ".parquet")
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """What `pyro-vae fit` noted beside the model it saved."""
+    """The notes that `pyro-vae fit` saved with the model."""
     about = storage.read_about(folder)
     if "data" not in about:
         raise ValueError(
-            f"'{folder}' was not saved by this command line, so it is not known which data it is "
-            "for; use pv.TableVAE.load in Python"
+            f"'{folder}' was not saved by this command line, so its columns are not known; use "
+            "pv.TableVAE.load in Python"
         )
     return about
 
@@ -314,17 +316,17 @@ def _write_csv(path: Path, lists: Mapping[str, list[Any]]) -> None:
 
 
 def _cells(row: Sequence[Any]) -> list[Any]:
-    """As they are read again: nothing where an entry is missing."""
+    """Cells in a form that is read back correctly: empty where an entry is missing."""
     return ["" if value is None or value != value else value for value in row]
 
 
 def _rounded(value: Any) -> Any:
-    """To the digits that a result has, and more."""
+    """Rounded to more digits than a result is accurate to."""
     return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
 def png(drawing: "Figure") -> bytes:
-    """The bytes of a picture, which is closed then."""
+    """The bytes of a picture, which is then closed."""
     from matplotlib import pyplot
 
     content = io.BytesIO()

@@ -21,7 +21,7 @@ from .options import CompareChoice, DataChoice, FitChoice, ModelChoice, Run
 
 
 def describe_data(which: DataChoice, run: Run, command: str) -> None:
-    """What each column of a file is taken for, and why."""
+    """How each column of a file is interpreted, and why."""
     layout = worded(which.layout, which.drop, which.said)
     frame = None if which.data in SETS else table_of(Path(which.data), which.key, layout)
     if frame is None:
@@ -33,7 +33,7 @@ def describe_data(which: DataChoice, run: Run, command: str) -> None:
 def compare_guides(
     which: DataChoice, how: ModelChoice, choice: CompareChoice, run: Run, command: str
 ) -> None:
-    """Trains a model under each guide; then the guides again, with one model fixed."""
+    """Trains a model under each guide, then all guides again with one model fixed."""
     if choice.out is not None:
         require_place(choice.out)
     dataset, architecture = how.prepared(which, run.seed)
@@ -57,11 +57,11 @@ def compare_guides(
     if not choice.no_fixed and not _interrupted(table):
         given |= how.kept("fixed_model")
         last = compare(first.model, maps, *parts(dataset), train_model=False, **given)
-        run.say(f"\nThe model that '{name}' trained, fixed\n\n{last.summary()}")
+        run.say(f"\nThe model trained with '{name}', fixed\n\n{last.summary()}")
         if choice.out is not None:
             table.save(choice.out, fixed=last)
     if choice.out is not None:
-        run.say(f"\nwrote {choice.out}/; to read: {choice.out / 'report.html'}")
+        run.say(f"\nwrote {choice.out}/; start with {choice.out / 'report.html'}")
     if _interrupted(last):
         _end_interrupted("guides may be missing", how)
 
@@ -90,14 +90,16 @@ def fit_guide(
 
 
 def _end_interrupted(what: str, how: ModelChoice) -> None:
-    """Says so on the standard error, and ends as shells expect it of who was interrupted."""
-    remedy = "the same command goes on" if how.resume else "with --resume FOLDER it could go on"
+    """Reports an interrupt on standard error, and exits with the status that shells expect."""
+    remedy = (
+        ("the same command resumes") if how.resume else "use --resume FOLDER to be able to resume"
+    )
     print(f"pyro-vae: interrupted: {what}; {remedy}", file=sys.stderr)
     raise KeyboardInterrupt
 
 
 def parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
-    """Training rows, and held-out rows as they are evaluated: one draw, where draws are redone."""
+    """Training rows, and held-out rows for evaluation: binarized once if every batch is redrawn."""
     if isinstance(dataset.binarization, Redrawn):
         held_out = FixedDraw().fixed(dataset.test, part=1)
         return Augmented(dataset.train, dataset.binarization), held_out
@@ -107,7 +109,7 @@ def parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
 def _notes(
     which: DataChoice, how: ModelChoice, run: Run, command: str, dataset: Dataset
 ) -> dict[str, Any]:
-    """What is saved beside a model: all that is needed to treat other data as these were."""
+    """The notes saved with a model: all that is needed to preprocess other data alike."""
     return {
         "command": command,
         "data": {**asdict(which), "drop": list(which.drop), "missing": list(which.missing)},

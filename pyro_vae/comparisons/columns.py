@@ -1,8 +1,8 @@
-"""What a comparison reports of every guide: the one list of its columns.
+"""What a comparison reports about every guide: the single list of its columns.
 
 The printed table, the csv file, the data frame and the page are all made from :data:`COLUMNS`: a
-quantity is defined once, with its heading, unit and definition, how it is found, and what speaks
-against it.
+quantity is defined once, with its heading, unit and definition, how it is computed, and any doubt
+about it.
 """
 
 import math
@@ -32,11 +32,11 @@ Value: TypeAlias = Estimate | Share | float | str
 
 
 class Entry(NamedTuple):
-    """What a guide's row is made of.
+    """The input for a guide's row.
 
     Arguments:
         name: Of the guide.
-        result: Under the first seed.
+        result: The result under the first seed.
         log_scale: Nats per datum that put log densities into the data's own units.
         seeds: Results under every seed that was not interrupted.
     """
@@ -60,12 +60,13 @@ class Reported(Column):
     """A column of a comparison.
 
     Arguments:
-        of: What it says of a guide.
-        table: The page's table that it is in; none if it is in the file and the frame alone.
-        short: Its heading on a terminal; empty for columns that are not printed there.
-        spec: Format of its numbers, where they have no error.
-        note: More about an entry.
-        doubt: What speaks against an entry; empty if nothing.
+        of: Its value for a guide.
+        table: The table of the page that shows it; empty if it is only in the file and the data
+            frame.
+        short: Its heading on a terminal; empty for columns not printed there.
+        spec: Format of its numbers, if they have no error.
+        note: A note on an entry.
+        doubt: Why not to trust an entry; empty if there is no reason.
     """
 
     of: Callable[[Entry], Value]
@@ -82,7 +83,7 @@ class Reported(Column):
         return value if isinstance(value, str) else f"{plain(value):{self.spec}}"
 
     def record(self, value: Value) -> dict[str, float | str]:
-        """An entry of the file and the frame: its name, and that of its error if it has one."""
+        """An entry of the file and the data frame, with its error if it has one."""
         if isinstance(value, Estimate):
             return {self.key: float(value.value), f"{self.key}_error": float(value.error)}
         return {self.key: value if isinstance(value, str) else plain(value)}
@@ -132,7 +133,7 @@ class Row:
         return float(value.value) if isinstance(value, Estimate) else plain(value)
 
     def record(self) -> dict[str, float | str]:
-        """All of it, flat, as a row of a file: errors follow the numbers that they are of."""
+        """All of it, flat, as a row of a file: each error follows its number."""
         return {
             name: part
             for column in COLUMNS
@@ -141,12 +142,12 @@ class Row:
 
 
 def row_of(entry: Entry) -> Row:
-    """Everything that is reported of a guide."""
+    """Everything that is reported about a guide."""
     return Row(entry.name, {column.key: column.of(entry) for column in COLUMNS})
 
 
 def columns_of(table: str, rows: list[Row]) -> list[Reported]:
-    """The columns of a table of the page, but for those that have no number for any guide."""
+    """The columns of a table of the page, except those empty for every guide."""
     return [
         column
         for column in COLUMNS
@@ -205,7 +206,7 @@ def _epochs(entry: Entry) -> float:
 GUIDE = Reported(
     key="guide",
     name="guide",
-    definition="A way to find q(z | y), the posterior's approximation.",
+    definition="The guide, q(z | y), which approximates the posterior.",
     is_number=False,
     of=lambda entry: entry.name,
     table=NOWHERE,  # it names the rows of every table
@@ -216,8 +217,10 @@ COLUMNS = (
     Reported(
         key="train_elbo",
         name="training ELBO",
-        definition="ELBO of the data that were trained on, mean over data. Far above the held-out "
-        "one, it tells of overfitting.",
+        definition=(
+            "ELBO of the training data, mean over data. If it is far above the held-out "
+            "one, the model overfits."
+        ),
         unit="nats",
         of=lambda entry: entry.shifted(entry.result.train_bound.mean),
         table=EVIDENCE,
@@ -226,8 +229,10 @@ COLUMNS = (
     Reported(
         key="elbo",
         name="ELBO",
-        definition="Evidence lower bound of held-out data, E_q[log p(y, z) - log q(z | y)], mean "
-        "over data: log p(y) less what inference loses. Higher is better.",
+        definition=(
+            "Evidence lower bound of held-out data, E_q[log p(y, z) - log q(z | y)], "
+            "mean over data: log p(y) minus the inference gap. Higher is better."
+        ),
         unit="nats",
         of=lambda entry: entry.shifted(entry.result.gap.mean.elbo),
         table=EVIDENCE,
@@ -236,8 +241,10 @@ COLUMNS = (
     Reported(
         key="log_p",
         name="log p",
-        definition="Log marginal likelihood log p(y) of held-out data under the model, mean over "
-        "data, by the tightest estimator there is. Higher is better.",
+        definition=(
+            "Log marginal likelihood log p(y) of held-out data under the model, mean "
+            "over data, by the tightest estimator available. Higher is better."
+        ),
         unit="nats",
         of=lambda entry: entry.shifted(entry.result.gap.mean.log_marginal),
         table=EVIDENCE,
@@ -247,8 +254,10 @@ COLUMNS = (
     Reported(
         key="approximation",
         name="approximation gap",
-        definition="Log p(y) less the ELBO of the best q of the guide's family for every datum: "
-        "what the family costs.",
+        definition=(
+            "Log p(y) minus the ELBO of the best q of the guide's family for every "
+            "datum: what the family costs."
+        ),
         unit="nats",
         of=lambda entry: entry.result.gap.mean.approximation,
         table=EVIDENCE,
@@ -258,9 +267,11 @@ COLUMNS = (
     Reported(
         key="amortization",
         name="amortization gap",
-        definition="ELBO of the best q of the family for every datum, less the guide's: what is "
-        "lost because q comes from a map instead. With the approximation gap it adds up to "
-        "log p - ELBO.",
+        definition=(
+            "ELBO of the best q of the family for every datum, minus the guide's: what "
+            "is lost because the map gives another q. Together with the approximation "
+            "gap it is log p - ELBO."
+        ),
         unit="nats",
         of=lambda entry: entry.result.gap.mean.amortization,
         table=EVIDENCE,
@@ -270,7 +281,7 @@ COLUMNS = (
     Reported(
         key="log_p_spread",
         name="log p, sd of seeds",
-        definition="Standard deviation of log p between runs that differ in nothing but the seed.",
+        definition="Standard deviation of log p between runs that differ only in the seed.",
         unit="nats",
         of=lambda entry: _spread([one.gap.mean.log_marginal.value for one in entry.seeds]),
         table=EVIDENCE,
@@ -279,8 +290,7 @@ COLUMNS = (
     Reported(
         key="elbo_spread",
         name="ELBO, sd of seeds",
-        definition="Standard deviation of the ELBO between runs that differ in nothing but the "
-        "seed.",
+        definition="Standard deviation of the ELBO between runs that differ only in the seed.",
         unit="nats",
         of=lambda entry: _spread([one.gap.mean.elbo.value for one in entry.seeds]),
         table=EVIDENCE,
@@ -289,7 +299,7 @@ COLUMNS = (
     Reported(
         key="rate",
         name="rate",
-        definition="KL(q(z | y) || p(z)), mean over held-out data: what it costs to say z.",
+        definition="KL(q(z | y) || p(z)), mean over held-out data: the cost of encoding z.",
         unit="nats",
         of=lambda entry: stats.mean_over_data(entry.result.test.bound.rate),
         table=LATENTS,
@@ -298,8 +308,10 @@ COLUMNS = (
     Reported(
         key="distortion",
         name="distortion",
-        definition="-E_q[log p(y | z)], mean over held-out data: what is left to say about y once "
-        "z is known. ELBO = -distortion - rate.",
+        definition=(
+            "-E_q[log p(y | z)], mean over held-out data: the cost of encoding y once z "
+            "is known. ELBO = -distortion - rate."
+        ),
         unit="nats",
         of=_distortion,
         table=LATENTS,
@@ -317,9 +329,11 @@ COLUMNS = (
     Reported(
         key="mutual_information",
         name="mutual information",
-        definition="What z says about which held-out datum it came from; at most log N for N of "
-        "them. Zero: q is the same for all data, and a small gap does not mean that the guide is "
-        "good.",
+        definition=(
+            "Information that z carries about which held-out datum it came from; at most "
+            "log N for N data. If zero, q is the same for all data, and a small gap does "
+            "not mean that the guide is good."
+        ),
         unit="nats",
         of=lambda entry: entry.result.information.estimate,
         table=LATENTS,
@@ -329,7 +343,7 @@ COLUMNS = (
     Reported(
         key="ceiling",
         name="log N",
-        definition="What the mutual information cannot exceed.",
+        definition="The upper limit of the mutual information.",
         unit="nats",
         of=lambda entry: entry.result.information.ceiling,
         table=NOWHERE,  # it is said under the table of the latents
@@ -337,7 +351,7 @@ COLUMNS = (
     Reported(
         key="seconds",
         name="training time",
-        definition="Seconds that training took, without evaluation.",
+        definition="Seconds of training, without evaluation.",
         unit="s",
         of=lambda entry: entry.result.seconds,
         table=LATENTS,
@@ -347,16 +361,19 @@ COLUMNS = (
     Reported(
         key="epochs",
         name="epochs",
-        definition="Passes over the training data; rounds, where rows were fitted with the model "
-        "fixed.",
+        definition=(
+            "Passes over the training data; rounds, if rows were fitted with the model fixed."
+        ),
         of=_epochs,
         table=LATENTS,
     ),
     Reported(
         key="method",
         name="log p by",
-        definition="How log p(y) was estimated, and on which side of the truth that lies on "
-        "average.",
+        definition=(
+            "How log p(y) was estimated, and on which side of the truth the estimate "
+            "lies on average."
+        ),
         is_number=False,
         of=_method,
         table=TRUST,
@@ -364,7 +381,7 @@ COLUMNS = (
     Reported(
         key="unreliable",
         name="log p doubted",
-        definition="Held-out data whose log p(y) cannot be trusted, by what its estimator can see.",
+        definition="Held-out data whose log p(y) cannot be trusted, by the estimator's own checks.",
         of=lambda entry: Share(entry.result.untrusted.doubted, len(entry.result.means)),
         table=TRUST,
         note=lambda entry: entry.result.gap.log_marginal.reasons,
@@ -372,18 +389,22 @@ COLUMNS = (
     Reported(
         key="lost",
         name="best q not found",
-        definition="Held-out data for which the search for the family's best q was not done, or "
-        "the guide beat its result. The two gaps of such a datum are split wrongly; their sum is "
-        "right.",
+        definition=(
+            "Held-out data for which the search for the family's best q did not finish, "
+            "or the guide beat its result. The split of such a datum's gap is wrong; the "
+            "sum is right."
+        ),
         of=lambda entry: Share(entry.result.untrusted.lost, len(entry.result.means)),
         table=TRUST,
     ),
     Reported(
         key="partly_covered",
         name="partly covered",
-        definition="Held-out data whose log p(y) the guide's own importance weights could not "
-        "give: it covers their posterior only in part, and larger weights than those drawn may be "
-        "left.",
+        definition=(
+            "Held-out data whose log p(y) cannot be estimated from the guide's own "
+            "importance weights: it covers their posterior only in part, and weights "
+            "larger than those drawn may exist."
+        ),
         of=lambda entry: Share(entry.result.partly_covered, len(entry.result.means)),
         table=TRUST,
         short="partly covered",
@@ -392,9 +413,10 @@ COLUMNS = (
     Reported(
         key="trusted",
         name="all trusted",
-        definition="Held-out data of which log p(y), both ELBOs and both gaps can be trusted, for "
-        "all that can be seen: not doubted, with a best q, and with no gap below zero beyond its "
-        "error.",
+        definition=(
+            "Held-out data whose log p(y), ELBOs and gaps pass every check: not in "
+            "doubt, best q found, and no gap negative beyond its error."
+        ),
         of=_trusted,
         table=TRUST,
     ),

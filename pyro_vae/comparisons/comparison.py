@@ -1,4 +1,4 @@
-"""What a comparison found: a table, pictures, ArviZ data, and a folder with all of it."""
+"""The result of a comparison: a table, figures, ArviZ data, and a folder with all of it."""
 
 import csv
 import io
@@ -59,24 +59,24 @@ class Comparison(Result):
 
     @property
     def interrupted(self) -> bool:
-        """Whether a training of this seed was stopped by hand; guides may be missing then."""
+        """Whether training under this seed was interrupted; guides may then be missing."""
         return any(result.fit.stopped == "interrupted" for result in self.results.values())
 
     @property
     def complete(self) -> "tuple[Comparison, ...]":
-        """The comparison under every seed that was not interrupted: what a spread is between."""
+        """The comparison under every uninterrupted seed, for the spread between seeds."""
         return tuple(table for table in (self, *self.others) if not table.interrupted)
 
     @property
     def entries(self) -> list[Entry]:
-        """What the rows are made of, one per guide."""
+        """The input of the rows, one per guide."""
         return [
             Entry(name, result, self.log_scale, tuple(one.results[name] for one in self.complete))
             for name, result in self.results.items()
         ]
 
     def rows(self) -> list[Row]:
-        """The table, one row a guide; of the first seed, with the spread between seeds."""
+        """The table, one row per guide; of the first seed, with the spread between seeds."""
         return [row_of(entry) for entry in self.entries]
 
     def to_dataframe(self) -> Any:
@@ -108,12 +108,12 @@ class Comparison(Result):
         models = (
             "every guide trained its own copy of the model, so only log p compares models"
             if self.about.get("train_model", True)
-            else "the model is fixed, so ELBOs compare too"
+            else "the model is fixed, so ELBOs can be compared too"
         )
         ceiling = rows[0].number("ceiling") if rows else math.nan
         return (
-            f"Nats per datum, held-out data unless it says training; ± is one Monte Carlo standard "
-            f"error; {models}.\nMutual information is at most log N = {ceiling:.2f}; "
+            "Nats per datum, held-out data unless marked as training; ± is one Monte Carlo "
+            f"standard error; {models}.\nMutual information is at most log N = {ceiling:.2f}; "
             f"partly covered: data whose log p the guide's own importance weights cannot give.\n\n"
             f"{self.verdict}"
         )
@@ -124,27 +124,29 @@ class Comparison(Result):
 
     @property
     def verdict(self) -> str:
-        """What was found, in plain words."""
+        """The verdict, in plain words."""
         said = verdict_of(self.results, train_model=bool(self.about.get("train_model", True)))
         return said + "".join(f"\n{line}" for line in self._seeds())
 
     def _seeds(self) -> list[str]:
-        """How much the numbers move between seeds."""
+        """How much the numbers vary between seeds."""
         if len(self.complete) < 2:
             return []
         rows = self.rows()
         spread = ", ".join(f"{row.guide} {row.number('log_p_spread'):.3f}" for row in rows)
-        return [f"Log p moves between the {len(self.complete)} seeds by (sd, nats): {spread}."]
+        return [
+            f"Standard deviation of log p between the {len(self.complete)} seeds (nats): {spread}."
+        ]
 
     def plot(self) -> "dict[str, Figure]":
-        """Figures by name, for a notebook or to save; opened with no window of their own."""
+        """Figures by name, for a notebook or to save; no window is opened."""
         from .figures import figures_of  # what draws is imported where something is drawn
 
         return figures_of(self.results, self.rows(), self.test, self.labels, self.image_shape)
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:
-        """The same figures as PNG files; drawn once, since that takes seconds."""
+        """The same figures as PNG files; drawn once and kept, since that takes seconds."""
         return {name: _png(figure) for name, figure in self.plot().items()}
 
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
@@ -170,14 +172,14 @@ class Comparison(Result):
         """Writes table, pictures, ArviZ data, models and what is needed to repeat the run.
 
         The folder gets `report.html`, one page with all of it that opens in any browser, and
-        `table.csv`, `summary.txt`, `run.json`, one PNG a figure, and, a guide, `NAME.nc` and
-        `models/NAME/`. It is written beside its place and moved there when it is whole, in place
-        of an older comparison. Names of guides become names of files that every system allows.
+        `table.csv`, `summary.txt`, `run.json`, one PNG per figure and, for each guide, `NAME.nc`
+        and `models/NAME/`. It is written atomically and replaces an older comparison. File names
+        are made from the guides' names so that every system allows them.
 
         Arguments:
-            folder: A folder for this alone.
-            fixed: The same guides under the model that the first one trained, fixed: saved in
-                `fixed_model/`, and told in the same page.
+            folder: A folder for this comparison alone.
+            fixed: A comparison of the same guides with the first guide's model fixed: saved in
+                `fixed_model/`, and shown on the same page.
 
         Returns:
             The folder.
@@ -194,7 +196,7 @@ class Comparison(Result):
                 place = new / _FIXED
                 place.mkdir()
                 _write(fixed, place)
-                tables[f"The model that '{next(iter(self.results))}' trained, fixed"] = fixed
+                tables[f"The model trained with '{next(iter(self.results))}', fixed"] = fixed
             save_report(new / "report.html", tables)
         return Path(folder)
 
@@ -207,7 +209,7 @@ class Comparison(Result):
             writer.writerows(records)
 
     def provenance(self) -> dict[str, Any]:
-        """What is needed to repeat the run: notes, and versions of packages; plain JSON."""
+        """What is needed to repeat the run: notes, and package versions; plain JSON."""
         from .. import __version__  # at the top it would be a circle: the root imports this module
 
         packages = ("torch", "pyro-ppl", "numpy", "arviz")
@@ -219,7 +221,7 @@ class Comparison(Result):
 
 
 def _write(table: Comparison, folder: Path) -> None:
-    """Everything into a new folder, but for the page of it."""
+    """Writes everything except the page into a new folder."""
     table.save_table(folder / "table.csv")
     (folder / "summary.txt").write_text(table.summary() + "\n", encoding="utf-8")
     (folder / "run.json").write_text(json.dumps(table.provenance(), indent=2) + "\n")
@@ -241,10 +243,10 @@ def _png(figure: "Figure") -> bytes:
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """A file name for each name, no two of them the same, also where upper case counts as lower.
+    """A file name for each name, all different, also where case is ignored.
 
-    Letters and digits of any script stay, all else becomes a dash; a name that is taken by an
-    earlier one gets a number.
+    Letters and digits of any script stay, everything else becomes a dash; a name that is already
+    taken gets a number.
 
     Example:
         >>> file_names(["a b", "a-b", "A.B", "..", "гайд"])

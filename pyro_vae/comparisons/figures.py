@@ -1,4 +1,4 @@
-"""The figures of a comparison, drawn from its results; opened with no window of their own."""
+"""The figures of a comparison, drawn from its results without opening windows."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
@@ -78,7 +78,7 @@ def _pareto_k(results: Results) -> "Figure":
 
 
 def _reconstructions(results: Results, y: Tensor, image_shape: tuple[int, int] | None) -> "Figure":
-    """Some data, the mean of p(y | z) at their embeddings, and means at draws of the prior."""
+    """Some data, the mean of p(y | z) at their embeddings, and at draws from the prior."""
     first = y[:_PICTURES]
     reconstructions, draws = {}, {}
     for name, result in results.items():
@@ -98,7 +98,7 @@ def _decoded(result: GuideResult, z: Tensor) -> Tensor:
 
 
 def _worst(results: Results, y: Tensor, image_shape: tuple[int, int] | None) -> "Figure":
-    """The data on which inference loses most, by guide, and their reconstructions under it."""
+    """The data with the largest inference gap under each guide, and their reconstructions."""
     parts = {}
     for name, result in results.items():
         rows = result.gap.inference.value.argsort(descending=True)[:_PICTURES]

@@ -50,13 +50,13 @@ _SAID_ELSEWHERE = {"command", "progress", "seed", "train_model"}
 
 
 def save_report(path: Path, tables: "Mapping[str, Comparison]") -> None:
-    """Writes one HTML file about comparisons by title, such as one with each model, and one."""
+    """Writes one HTML file about several comparisons, by title."""
     path.write_text(report_of(tables).html(), encoding="utf-8")
 
 
 def title_of(table: "Comparison") -> str:
     """What kind of comparison it is, as a title."""
-    return "Every guide with a model of its own" if _trained(table) else "One model, fixed"
+    return "Every guide with its own model" if _trained(table) else "One model, fixed"
 
 
 def report_of(tables: "Mapping[str, Comparison]") -> Report:
@@ -74,19 +74,22 @@ def report_of(tables: "Mapping[str, Comparison]") -> Report:
 
 
 def _lead(table: "Comparison") -> Lead:
-    """Which guide to use, what it costs, what cannot be trusted, and whether training settled."""
+    """Which guide to use, its gap, what cannot be trusted, and whether training converged."""
     ranked = max(table.rows(), key=lambda row: row.number("log_p" if _trained(table) else "elbo"))
     best = table.results[ranked.guide]
     size, doubted = len(best.means), best.untrusted[0]
     said = [
-        f"Use '{ranked.guide}': its model gives held-out data log p = {ranked.estimate('log_p')} "
-        f"nats per datum, and its inference costs {best.gap.mean.inference} of them."
+        f"Use '{ranked.guide}': its model has the highest held-out log p, "
+        f"{ranked.estimate('log_p')} nats per datum, and its inference gap is "
+        f"{best.gap.mean.inference} nats."
         if _trained(table)
-        else f"Use '{ranked.guide}': its inference costs least, {best.gap.mean.inference} nats "
-        "per datum.",
+        else (
+            f"Use '{ranked.guide}': its inference gap is the smallest, "
+            f"{best.gap.mean.inference} nats per datum."
+        ),
         f"Log p cannot be trusted for {doubted} of {size} data{_why(best)}."
         if doubted
-        else f"Log p can be trusted for all {size} data, for all that can be seen.",
+        else f"Log p passes every check for all {size} data.",
         f"Training: {best.fit.promise}.",
     ]
     drawn = table.pictures.get(_LEADING)  # there is none without matplotlib
@@ -104,7 +107,7 @@ def _found(title: str, table: "Comparison") -> list[Block]:
 
 
 def _verdict(table: "Comparison") -> list[tuple[str, str]]:
-    """The lines of the verdict, each with the guide that it is about, if it is about one."""
+    """The lines of the verdict, each with the guide it is about, if any."""
     points = []
     for line in typeset_numbers(table.verdict).splitlines():
         names = [f"{name}:" for name in table.results if line.startswith(f"{name}: ")]
@@ -114,7 +117,7 @@ def _verdict(table: "Comparison") -> list[tuple[str, str]]:
 
 
 def typeset_numbers(text: str) -> str:
-    """With the minus signs of print in place of those of a terminal."""
+    """With typographic minus signs in place of a terminal's."""
     return re.sub(r"(?<=[ (])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
@@ -125,22 +128,22 @@ def _trust(results: Mapping[str, GuideResult]) -> list[str]:
     ]
     size = max(len(one.means) for one in results.values())
     fine = (
-        f"for all that can be seen, log p(y) can be trusted for all {size} held-out data under "
-        "every guide, and the best q of the family was found for every one."
+        f"log p(y) passes every check for all {size} held-out data under every guide, and the "
+        "best q of the family was found for each of them."
     )
     return [*(doubts or [fine]), _reach(results, size)]
 
 
 def _doubts(result: GuideResult) -> list[str]:
-    """Reasons for care with the numbers of a guide, in words."""
+    """Doubts about the numbers of a guide, in words."""
     size, said = len(result.means), []
     doubted, lost, negative = result.untrusted
     if doubted:
         said.append(f"log p(y) cannot be trusted for {doubted} of {size} data{_why(result)}")
     if lost:
         said.append(
-            f"the best q of the family was not found for {lost} of {size} data, so their gap is "
-            "split wrongly between family and map"
+            f"the best q of the family was not found for {lost} of {size} data, so the split of "
+            "their gap between family and map is wrong"
         )
     if negative:
         said.append(
@@ -151,22 +154,22 @@ def _doubts(result: GuideResult) -> list[str]:
         said.append("training was interrupted")
     if result.fit.converged is False:
         said.append(
-            f"its training has not converged: more of it promises {result.fit.remaining} nats per "
-            "datum"
+            f"its training has not converged: further epochs promise {result.fit.remaining} nats "
+            "per datum"
         )
     return said
 
 
 def _reach(results: Mapping[str, GuideResult], size: int) -> str:
-    """Which guides miss a part of posteriors, and how log p is had all the same."""
+    """Which guides cover posteriors only in part, and how log p was estimated."""
     methods = ", ".join(dict.fromkeys(one.gap.log_marginal.method for one in results.values()))
     counts = {name: one.partly_covered for name, one in results.items()}
     partly = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     if not partly:
-        return f"Every guide covers every posterior. Log p(y) is by {methods}."
+        return f"Every guide covers every posterior. Log p(y) was estimated by {methods}."
     return (
-        f"Data whose posterior the guide covers only in part, of {size}: {partly}. "
-        f"Log p(y) is by {methods}."
+        f"Data whose posterior the guide covers only in part, of {size}: {partly}. Log p(y) was "
+        f"estimated by {methods}."
     )
 
 
@@ -176,29 +179,29 @@ def _why(result: GuideResult) -> str:
 
 
 def _errors(table: "Comparison") -> str:
-    """What ± is, and what it does not hold."""
+    """What ± is, and what it does not include."""
     seeds = len(table.complete)
     again = (
-        "how much they would move with another training was not measured (one seed)"
+        "how much they would change with another training run was not measured (one seed)"
         if seeds < 2
-        else f"how much they move with another training is in the spread between {seeds} seeds"
+        else f"the spread between {seeds} seeds shows how much they change with another run"
     )
     return (
-        "± is one standard error: of other random draws on the same held-out data or, where it "
-        f"says over data, of other held-out data; {again}."
+        "± is one standard error: from other random draws on the same held-out data or, where it "
+        f"says over data, from other held-out data; {again}."
     )
 
 
 def _details(table: "Comparison", *, leads: bool) -> list[Block]:
-    """All of a comparison, but for the picture that is at the head of the page."""
+    """All of a comparison, except the picture at the top of the page."""
     ceiling = table.rows()[0].number("ceiling")
     tables = [
         _table(
             table,
             EVIDENCE,
             "What inference costs",
-            "Means over held-out data, in nats per datum, unless it says training; "
-            "log p = ELBO + approximation gap + amortization gap.",
+            "Means over held-out data, in nats per datum, unless marked as training; log p = ELBO "
+            "+ approximation gap + amortization gap.",
         ),
         _table(
             table,
@@ -232,14 +235,15 @@ def _table(table: "Comparison", which: str, title: str, note: str = "") -> Table
 def _scope(table: "Comparison") -> str:
     if _trained(table):
         return (
-            "Every guide trained its own copy of the model, from the same start. So only log p "
-            "compares the models; an ELBO and its gaps are about the guide's own model."
+            "Every guide trained its own copy of the model, from the same initialization. So only "
+            "log p can be compared across models; an ELBO and its gaps are about the guide's own "
+            "model."
         )
-    return "The model is the same and fixed, only inference differs. So ELBOs compare too."
+    return "The model is the same and fixed; only inference differs. So ELBOs can be compared too."
 
 
 def cell_of(column: Reported, entry: Entry) -> Cell:
-    """What a column says of a guide, as an entry of the page."""
+    """A column's entry for a guide, as a table cell."""
     value, note, doubt = column.of(entry), column.note(entry), column.doubt(entry)
     if isinstance(value, Estimate):
         return estimate(float(value.value), float(value.error), note=note, doubt=doubt)
@@ -252,7 +256,7 @@ def cell_of(column: Reported, entry: Entry) -> Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class _OfPair(Column):
-    """A column about two guides; `of_models` if it says nothing where the model is fixed."""
+    """A column about two guides; `of_models` if it is empty when the model is fixed."""
 
     cell: Callable[[Difference], Cell]
     of_models: bool = False
@@ -260,12 +264,12 @@ class _OfPair(Column):
 
 def _mean(by_datum: PairedDifference) -> Cell:
     mean = by_datum.mean
-    note = f"Of the error, {float(mean.error):.2g} is that of the draws"
+    note = f"Of the error, {float(mean.error):.2g} comes from the draws"
     return estimate(float(mean.value), float(mean.population_error), note=note)
 
 
 def _higher(by_datum: PairedDifference) -> Cell:
-    """On what share of the data a difference is positive."""
+    """The share of the data on which a difference is positive."""
     above, size = int((by_datum.value > 0).sum()), len(by_datum.value)
     return number(above / size, f"{above / size:.0%}", note=f"{above} of {size} data")
 
@@ -274,16 +278,18 @@ _PAIRS = (
     _OfPair(
         key="pair",
         name="guides",
-        definition="The first of the two less the second, datum by datum.",
+        definition="The first minus the second, datum by datum.",
         is_number=False,
         cell=lambda one: words(f"{one.first} \N{MINUS SIGN} {one.second}"),
     ),
     _OfPair(
         key="elbo_difference",
         name="ELBO difference",
-        definition="Mean over held-out data of the first guide's ELBO less the second's. The error "
-        "is over data: how much other held-out data would move it. It is smaller than that of "
-        "either mean, since both guides saw the same data.",
+        definition=(
+            "Mean over held-out data of the first guide's ELBO minus the second's. The "
+            "error is over data: how much other held-out data would change it. It is "
+            "smaller than that of either mean, since both guides saw the same data."
+        ),
         unit="nats",
         cell=lambda one: _mean(one.elbo),
     ),
@@ -296,7 +302,7 @@ _PAIRS = (
     _OfPair(
         key="log_p_difference",
         name="log p difference",
-        definition="The same for log p(y), which compares the models.",
+        definition="The same for log p(y), to compare the models.",
         unit="nats",
         cell=lambda one: _mean(one.log_p),
         of_models=True,
@@ -304,7 +310,7 @@ _PAIRS = (
     _OfPair(
         key="log_p_share",
         name="log p higher",
-        definition="Share of held-out data to which the first gives the higher log p.",
+        definition="Share of held-out data on which the first has the higher log p.",
         cell=lambda one: _higher(one.log_p),
         of_models=True,
     ),
@@ -317,7 +323,7 @@ def _differences(table: "Comparison") -> Table:
         "Differences between guides, datum by datum",
         columns,
         [[column.cell(one) for column in columns] for one in table.differences()],
-        "± is one standard error over the held-out data, which holds that of the draws.",
+        "± is one standard error over the held-out data, which includes that of the draws.",
     )
 
 
@@ -326,7 +332,7 @@ _FIGURES = {
     "learning_curves": (
         "Training.",
         "ELBO of the training data by epoch.",
-        "Lines, one a guide: ELBO in nats per datum against the epoch",
+        "Lines, one per guide: ELBO in nats per datum against the epoch",
     ),
     "comparison": (
         "ELBO and log p.",
@@ -335,7 +341,7 @@ _FIGURES = {
     ),
     "gaps": (
         "The two gaps.",
-        "What the family costs, and what is lost because q comes from a map.",
+        "What the family costs (approximation gap), and what the map costs (amortization gap).",
         "A dot with an error bar for each gap; the table above has the numbers",
     ),
     "pareto_k": (
@@ -351,15 +357,15 @@ _FIGURES = {
         "Rows of data, of their reconstructions and of prior draws",
     ),
     "worst": (
-        "Where inference loses most.",
-        "The held-out data with the largest inference gaps under each guide, and what it makes of "
-        "them.",
+        "The largest inference gaps.",
+        "The held-out data with the largest inference gaps under each guide, and their "
+        "reconstructions.",
         "Rows of the data with the largest gaps and of their reconstructions",
     ),
     "latent_plane": (
         "Embeddings.",
         "Posterior means of held-out data, by class where classes are known.",
-        "Points in the plane of the two latents, a panel a guide",
+        "Points in the plane of the two latents, one panel per guide",
     ),
 }
 
@@ -374,14 +380,14 @@ def _repeat(tables: "Mapping[str, Comparison]") -> list[Block]:
     first = next(iter(tables.values()))
     run = first.provenance()
     return [
-        Text("One click selects all lines. Beside this file, run.json has the same and more."),
+        Text("One click selects all lines. The file run.json in the same folder has more detail."),
         Code(_commands(run)),
         Facts(_facts(tables) | {"versions": _fact({**run["versions"], "python": run["python"]})}),
     ]
 
 
 def _commands(run: Mapping[str, Any]) -> str:
-    """Lines that install what was used, and the command, if there was one."""
+    """Lines that install the packages used, and the command, if there was one."""
     packages = {name: text for name, text in run["versions"].items() if name != "pyro-vae"}
     # `+cpu` and the like name a build that only the place it came from has.
     pinned = shlex.join(f"{name}=={text.split('+')[0]}" for name, text in packages.items())
@@ -395,7 +401,7 @@ def _commands(run: Mapping[str, Any]) -> str:
 
 
 def _facts(tables: "Mapping[str, Comparison]") -> dict[str, str]:
-    """Data, model, seed and settings; where the comparisons differ, of each."""
+    """Data, model, seed and settings; for each comparison where they differ."""
     notes = {title: table.provenance()["about"] for title, table in tables.items()}
     names = dict.fromkeys(
         name for about in notes.values() for name in about if name not in _SAID_ELSEWHERE

@@ -1,4 +1,4 @@
-"""What a comparison keeps of every guide, how guides differ, and what that says in plain words."""
+"""The results of every guide in a comparison, their differences, and the verdict in words."""
 
 import itertools
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ REFINING_STEPS = 20
 
 
 class Untrusted(NamedTuple):
-    """Numbers of data: log p(y) doubted, best q not found, and told by a gap's sign alone."""
+    """Numbers of data: log p(y) in doubt, best q not found, and gap negative beyond its error."""
 
     doubted: int
     lost: int
@@ -31,18 +31,18 @@ class Untrusted(NamedTuple):
 
 @dataclass(frozen=True)
 class GuideResult:
-    """A trained guide and its model, and how they do.
+    """A trained guide with its model, and its evaluation.
 
     Arguments:
         model: The copy of the model that this guide trained.
         guide: The guide, for the training data.
         held_out_guide: The guide for the held-out data; another one where rows had to be fitted.
-        fit: How training went.
+        fit: The result of training.
         train_bound: ELBO of the training data.
         test: ELBO of the held-out data, and log p with the guide itself as the proposal.
         gap: Log p of the held-out data by the tightest estimator, and the parts of the gap
             between that and the ELBO.
-        refined: ELBO after some steps per datum from the guide's answer, where it can be refined.
+        refined: ELBO after some steps per datum from the guide's output, if it can be refined.
         means: Posterior means of the held-out data, `(batch, latents)`.
         prior_variance: Variance of each latent under the model's prior, `(latents,)`.
         information: Mutual information of z and the held-out data.
@@ -64,7 +64,7 @@ class GuideResult:
 
     @property
     def untrusted(self) -> Untrusted:
-        """Held-out data whose numbers cannot be trusted, by what is wrong."""
+        """Held-out data whose numbers cannot be trusted, by reason."""
         gap = self.gap
         negative = ~gap.reliable & gap.log_marginal.reliable & gap.converged
         lost, doubted = ~gap.converged, ~gap.log_marginal.reliable
@@ -78,13 +78,14 @@ class GuideResult:
 
 @dataclass(frozen=True, repr=False)
 class Difference(Result):
-    """One guide less another on the same held-out data, in nats.
+    """One guide minus another on the same held-out data, in nats.
 
     Arguments:
         first: Name of one guide.
         second: Name of the other.
-        elbo: Difference of ELBOs by datum; its mean has the errors of draws and of other data.
-        log_p: Difference of log p(y); zero, but for errors, if the model is fixed.
+        elbo: Difference of ELBOs by datum; its mean has both errors, from other draws and from
+            other data.
+        log_p: Difference of log p(y); zero up to errors if the model is fixed.
     """
 
     first: str
@@ -95,7 +96,7 @@ class Difference(Result):
     def summary(self) -> str:
         """Both means with both errors."""
         return (
-            f"{self.first} less {self.second}\nELBO: {self.elbo.summary()}\n"
+            f"{self.first} minus {self.second}\nELBO: {self.elbo.summary()}\n"
             f"log p(y): {self.log_p.summary()}"
         )
 
@@ -105,7 +106,7 @@ class Difference(Result):
 
 
 def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
-    """Of every pair of guides; with common draws the errors are a little too wide."""
+    """Differences of every pair of guides; with common draws the errors are slightly too large."""
     return [
         Difference(
             first,
@@ -125,7 +126,7 @@ def _difference(one: InferenceGap, other: InferenceGap, part: str) -> PairedDiff
 
 
 def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
-    """What was found, a line a guide, and how the guides differ."""
+    """The verdict, a line per guide, and how the guides differ."""
     lines = [
         f"{name}: {_of_guide(result, train_model=train_model)}" for name, result in results.items()
     ]
@@ -140,7 +141,7 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
         said.append(f"its map costs {cost} nats per datum{_where(result)}")
         said += _refining(result)
     else:
-        said.append(f"its map costs nothing that can be seen ({cost} nats)")
+        said.append(f"its map has no measurable cost ({cost} nats)")
     said.append(f"its family {mean.approximation}")
     said += _collapse(result, train_model=train_model)
     doubted, lost, _ = result.untrusted
@@ -152,7 +153,7 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
 
 
 def _where(result: GuideResult) -> str:
-    """What part of the amortization gap the worst data hold."""
+    """The share of the amortization gap that the worst data account for."""
     return f", {result.gap.concentration:.0%} of it on {WORST_SHARE:.0%} of the data"
 
 
@@ -161,7 +162,7 @@ def _refining(result: GuideResult) -> list[str]:
         return []
     won = stats.mean_over_data(stats.difference(result.refined, result.gap.elbo))
     part = float(won.value / result.gap.mean.amortization.value)
-    return [f"guide.refined({REFINING_STEPS}) would win back {part:.0%} of that at test time"]
+    return [f"guide.refined({REFINING_STEPS}) would recover {part:.0%} of that at test time"]
 
 
 def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
@@ -171,11 +172,11 @@ def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
     # A model that was trained with such a guide stops using z, and its gap is small for that.
     so = ", so a small gap does not mean that the guide is good" if train_model else ""
     information = result.information.estimate
-    return [f"z says nothing about the datum (mutual information {information} nats){so}"]
+    return [f"z carries no information about the datum (mutual information {information} nats){so}"]
 
 
 def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[str]:
-    """Every guide against the best one, by what compares: log p of models, ELBO of guides."""
+    """Every guide against the best: by log p of the models, or by ELBO if the model is fixed."""
     if len(results) < 2 or any(len(one.means) < 2 for one in results.values()):
         return []
     what = "log_marginal" if train_model else "elbo"

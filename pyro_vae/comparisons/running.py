@@ -1,8 +1,8 @@
-r"""Trains one copy of a model under each guide, and evaluates all of them alike.
+r"""Trains a copy of a model under each guide, and evaluates all of them alike.
 
-The quantities that can be compared across guides that each trained their own model are those of
-the model: :math:`\log p(y)` of held-out data. With the model fixed, the ELBOs compare too, and
-their differences are what the choice of a guide costs.
+If each guide trains its own model, only quantities of the model can be compared: :math:`\log p(y)`
+of held-out data. With the model fixed, ELBOs can be compared too, and their differences are the
+cost of the choice of guide.
 """
 
 import time
@@ -67,52 +67,53 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
     progress: bool | None = None,
     **fit_options: Any,
 ) -> Comparison:
-    r"""Compares guides of one model: trains a copy of it under each, evaluates all alike.
+    r"""Compares guides of a model: trains a copy of it under each, evaluates all alike.
 
-    Every copy starts from the same weights and sees the same batches. Data held out are evaluated
+    Every copy starts from the same weights and sees the same batches. Held-out data are evaluated
     with the same estimator and draws. A guide tied to rows (`LocalParameters`) is fitted afresh to
     held-out data, with the model fixed, since a new datum has no row.
 
-    When every guide trains its own model, only :math:`\log p(y)` compares models; the ELBO of a
-    guide is about its own one. With `train_model=False` the model is fixed, only inference
-    differs, and ELBOs compare too: per-datum >= amortized >= global, within errors.
+    If every guide trains its own model, only :math:`\log p(y)` compares models; the ELBO of a guide
+    is about its own model. With `train_model=False` the model is fixed, only inference differs, and
+    ELBOs can be compared too: per-datum >= amortized >= global, within errors.
 
     Arguments:
         model: A Pyro program `model(*batch)`: a module, a method of one, or a function. It is
-            copied with its networks and with the parameters that it has in Pyro's store; neither
-            is changed.
+            copied with its networks and its parameters in Pyro's store; the original is not
+            changed.
         guides: By name: a map, a `(map, family)` pair, a :class:`pyro_vae.Guide` of this model, or
-            a guide program written by hand. They are copied alike, so those given are not changed.
-        train: Training data, a tensor or a tuple of them; under
-            :class:`pyro_vae.data.Augmented` every batch is changed.
+            a guide program written by hand. They are copied too, so the originals are not changed.
+        train: Training data, a tensor or a tuple of them; with :class:`pyro_vae.data.Augmented`
+            every batch is transformed.
         test: Held-out data.
         train_model: Whether every guide trains its copy of the model, or the model is fixed.
         num_epochs: Passes over the training data.
-        evaluation: How many draws every average over held-out data takes, and what log p by the
-            guide's own weights is made of; importance sampling with 1000 draws. The column log p
-            is by :class:`pyro_vae.Tightest` with as many draws, or by `estimator`.
-        estimator: How log p of held-out data is found.
+        evaluation: Sets the number of draws of every average over held-out data, and estimates log
+            p from the guide's own weights; by default importance sampling with 1000 draws. The
+            column log p is estimated by :class:`pyro_vae.Tightest` with as many draws, or by
+            `estimator`.
+        estimator: How log p of held-out data is estimated.
         labels: Classes of the held-out data, for pictures only.
         image_shape: Height and width of a datum, for pictures only.
         log_scale: Nats per datum to add to log densities, where the data were rescaled (see
             :class:`pyro_vae.data.Dataset`), so that they are in the data's own units.
-        about: What to note beside the results, such as the data set and its binarization.
-        seed: Seed of everything.
-        num_seeds: Times to run all of it. The first run is what has been said; in every other one
-            networks start from weights of their own, drawn afresh by their `reset_parameters`, as
-            does the model if it is trained. The table then tells the spread between runs. Ctrl-C
-            in a training ends its run with that guide, and no further run is begun.
+        about: Notes to save with the results, such as the data set and its binarization.
+        seed: Seed of all random numbers.
+        num_seeds: How often to run the comparison. The first run is as described above; in every
+            other run networks (and the model, if it is trained) start from new weights, drawn by
+            their `reset_parameters`. The table then shows the spread between runs. Ctrl-C during
+            training ends the run with that guide, and starts no further run.
         progress: Whether to show progress bars; by default on terminals and in notebooks.
         fit_options: Further arguments of :func:`pyro_vae.fit`. With `checkpoint=folder` every
-            training is kept in a folder of its own in it: the same call goes on from there.
+            training run is saved in its own subfolder: the same call resumes from there.
 
     Returns:
-        The results by guide, as a table, pictures, ArviZ data, or a folder.
+        The results by guide, which give a table, figures, ArviZ data, or a folder.
 
     Raises:
         ValueError: If there is no guide or no run, or if data, model and guides do not fit
             together.
-        TypeError: If a model or a guide reaches its parameters in a way that cannot be copied.
+        TypeError: If a model or a guide refers to its parameters in a way that cannot be copied.
 
     References:
         | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018)
@@ -136,8 +137,8 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
         raise ValueError("compare needs at least one guide, got an empty mapping")
     if num_seeds < 1:
         raise ValueError(
-            f"num_seeds is how often all of it is run, at least once, got {num_seeds}; pass 1 for "
-            "a single run, or more to see the spread between runs"
+            f"num_seeds is the number of runs, at least 1, got {num_seeds}; pass 1 for a single "
+            "run, or more to see the spread between runs"
         )
     where = device_of(model)
     stored, augmented = augmentation_of(train)
@@ -171,7 +172,7 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
 
 @dataclass(frozen=True)
 class _Run:
-    """What is the same for every guide; `fresh` if networks start from weights of their own."""
+    """Settings shared by all guides; `fresh` if networks start from new weights."""
 
     model: ProgramLike
     train: Batch
@@ -188,7 +189,7 @@ class _Run:
         return replace(self, options={**self.options, "seed": seed}, fresh=fresh)
 
     def results(self, guides: Mapping[str, Candidate]) -> dict[str, GuideResult]:
-        """Trains and evaluates every guide; after an interrupt, those that there are."""
+        """Trains and evaluates every guide; after an interrupt, those finished so far."""
         Program(self.model, *self._few).require_latents()
         for candidate in guides.values():
             self._require_new_rows(candidate)
@@ -203,7 +204,7 @@ class _Run:
         return results
 
     def _kept_apart(self, place: int) -> "_Run":
-        """Every training has a checkpoint of its own, by the seed and the guide's place."""
+        """Every training run has its own checkpoint, by seed and position of the guide."""
         given = self.options.get("checkpoint")
         if given is None:
             return self
@@ -212,7 +213,7 @@ class _Run:
         return replace(self, options={**self.options, "checkpoint": replace(kept, folder=folder)})
 
     def _require_new_rows(self, candidate: Candidate) -> None:
-        """Refuses a guide that could not be evaluated on held-out data, before any is trained."""
+        """Refuses a guide that cannot be evaluated on held-out data, before any is trained."""
         guide = candidate[0] if isinstance(candidate, tuple) else candidate
         if not isinstance(guide, InferenceMap):
             require_new_rows(self.model, guide, self.train)
@@ -220,7 +221,7 @@ class _Run:
     def result(
         self, model: ProgramLike, guide: ProgramLike, known: GuideResult | None = None
     ) -> GuideResult:
-        """Trains a guide and evaluates it; with log p of another one, if that is the same."""
+        """Trains a guide and evaluates it; reuses log p of another guide if it is the same."""
         start = time.perf_counter()
         guide, training = self._trained(model, guide)
         seconds = time.perf_counter() - start
@@ -247,9 +248,9 @@ class _Run:
         )
 
     def _estimator(self, known: GuideResult | None) -> Estimator | None:
-        """Log p of a model that is fixed is found once: guides then differ by their own draws.
+        """Log p of a fixed model is estimated once, not per guide.
 
-        Not where it is conditional on sites that all data share, which each guide infers.
+        Except if it is conditional on global sites, which each guide infers.
         """
         if self.train_model or known is None or known.gap.given:
             return self.estimator
@@ -259,7 +260,7 @@ class _Run:
     def _refined(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> Estimate | None:
-        """ELBO of held-out data after some steps from the guide's answer, if it is a map's."""
+        """ELBO of held-out data after some steps from the guide's output, if a map gives it."""
         better = refined_guide(guide, REFINING_STEPS)
         if better is None:
             return None
@@ -269,9 +270,9 @@ class _Run:
     def _train_bound(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> evidence.EvidenceLowerBound:
-        """ELBO of the training data, as the guide saw them: changed once, if each batch was.
+        """ELBO of the training data as the guide saw them: transformed once, if each batch was.
 
-        A table knows the data before that change, so the rows are named.
+        A table knows the data before that transformation, so the rows are passed.
         """
         batch, rows = self.train, torch.arange(len(self.train[0]))
         if self.augmented is not None:
@@ -302,11 +303,11 @@ class _Run:
 
     @property
     def _few(self) -> Batch:
-        """Rows to try programs on."""
+        """A few rows to try programs on."""
         return tuple(part[:2] for part in self.train)
 
     def _restart(self, part: Any, role: str) -> None:
-        """Draws the weights of networks afresh, from the run's seed, if this run is to."""
+        """Redraws the weights of networks from the run's seed, if this run is to do so."""
         if not self.fresh or not isinstance(part, nn.Module):
             return
         with forked(self.options["seed"], f"weights.{role}"):
@@ -316,7 +317,7 @@ class _Run:
                     reset()
 
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
-        """Trains; where rows are all there is to train, they are fitted by the routine for rows."""
+        """Trains; if only rows are to be trained, they are fitted by the row fit."""
         if not self.train_model and has_only_rows(guide):
             start = time.perf_counter()
             given = {name: self.options[name] for name in ("seed", "progress")}
@@ -330,7 +331,7 @@ class _Run:
 
 
 def _no_fit(seed: int) -> Fit:
-    """The fit of a guide that has nothing to train, with the model fixed."""
+    """The fit of a guide that has no parameters, with the model fixed."""
     empty = History(**{name: np.zeros(0) for name in History.__dataclass_fields__})
     return Fit(empty, "finished", 0, seed, ())
 

@@ -1,4 +1,4 @@
-"""Programs compiled: one capture, one cost model, one check against the program."""
+"""Compiled programs: one capture, one cost model, one check against the program."""
 
 from .capturing import Captured as Captured
 from .capturing import NotCaptured as NotCaptured

@@ -1,16 +1,16 @@
-r"""A Pyro program as a flat function of tensors: captured once, replayed with no handler in sight.
+r"""A Pyro program as a flat function of tensors: captured once, replayed without handlers.
 
-Pyro's handlers cost milliseconds a call, whatever the network. What they end up doing is the same
-sequence of tensor operations every time, for given shapes. So a function that runs programs is run
-once while its operations are written down, gradients and updates in place among them; the list is
-compiled, and from then on the list is run in place of the function. Tensors that the function
-found elsewhere than in its arguments (parameters, buffers, the state of an optimizer) are held by
-reference: what changes in them is seen, and what the list changes is changed in them. Random draws
-are operations like others, made at every replay from torch's stream, in the same order and number.
+Pyro's handlers cost milliseconds per call, whatever the network. For given shapes they end up with
+the same sequence of tensor operations every time. So a function that runs programs is run once
+while its operations are recorded, including gradients and in-place updates; the graph is compiled,
+and from then on it runs in place of the function. Tensors that do not come from the arguments
+(parameters, buffers, the state of an optimizer) are held by reference: changes to them are seen,
+and changes by the graph are made in them. Random draws are operations like any other, made at every
+replay from torch's stream, in the same order and number.
 
-A list cannot take a branch. A function that reads a number out of a tensor (`.item()`, `if y > 0`)
-is not captured: :class:`NotCaptured` says which line did. Pyro's ELBOs do so for the numbers that
-they report and check; those get a zero, since the loss does not need them.
+A graph cannot branch. A function that reads a number out of a tensor (`.item()`, `if y > 0`) is not
+captured: :class:`NotCaptured` says which line did. Pyro's ELBOs do so for numbers that they report
+and check; they are given a zero, since the loss does not depend on it.
 """
 
 import sys
@@ -49,9 +49,9 @@ class Captured:
     """A captured function: called with new arguments of the same shapes and dtypes.
 
     Arguments:
-        graph: The operations, with what they hold as the first inputs.
-        held: Tensors that the function found elsewhere than in its arguments.
-        run: What runs the operations.
+        graph: The operations, with the held tensors as the first inputs.
+        held: Tensors that the function uses besides its arguments.
+        run: The callable that runs the operations.
     """
 
     def __init__(
@@ -63,21 +63,21 @@ class Captured:
 
     @torch.no_grad()
     def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
-        """The outputs; what the function changes in place has changed."""
+        """The outputs; in-place changes of the function are made."""
         laid_out = args if self._run is self.graph else _laid_out(args)
         answer: Sequence[Tensor] = self._run(*self._inputs, *laid_out)
         return tuple(answer)
 
     @property
     def is_current(self) -> bool:
-        """Whether the tensors held are still where they were: `module.to(...)` moves them."""
+        """Whether the held tensors are still at the same place: `module.to(...)` moves them."""
         return all(
             tensor.data_ptr() == held.data_ptr()
             for tensor, held in zip(self.held, self._inputs, strict=True)
         )
 
     def compiled(self, *args: Tensor) -> "Captured":
-        """The same with the operations compiled, for arguments like these.
+        """The same with compiled operations, for arguments of these shapes.
 
         Raises:
             NotCaptured: If there is no compiler, or it fails.
@@ -92,7 +92,7 @@ class Captured:
 
 
 def _laid_out(args: Sequence[Tensor]) -> list[Tensor]:
-    """Row by row in memory, as compiled operations expect it."""
+    """Contiguous in memory, as compiled operations expect."""
     return [arg.contiguous() for arg in args]
 
 
@@ -108,7 +108,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
 
 def _without_sums(graph: GraphModule) -> GraphModule:
-    """The same with products and sums apart: a compiler makes a sum a part of what comes next."""
+    """The same with products and sums kept apart: a compiler would fuse a sum with what follows."""
     for node in list(graph.graph.nodes):
         if node.target is torch.ops.aten.addmm.default and not node.kwargs:
             bias, left, right = node.args
@@ -122,20 +122,20 @@ def _without_sums(graph: GraphModule) -> GraphModule:
 
 
 def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = False) -> Captured:
-    """Runs a function once and writes down its operations.
+    """Runs a function once and records its operations.
 
-    The run is a real one: what the function changes in place it changes now, and it draws from the
-    random stream. The caller puts back what should not have moved.
+    The run is a real one: in-place changes are made, and it draws from the random stream. The
+    caller restores what should not have changed.
 
     Arguments:
-        function: Called with `args`; returns a sequence of tensors. It may differentiate, and may
+        function: Called with `args`; returns a sequence of tensors. It may compute gradients and
             change tensors in place.
         args: Tensors; a replay takes others of the same shapes and dtypes.
         missing: Whether the data have entries that are nan, for "not observed".
 
     Raises:
-        NotCaptured: If the function reads a number out of a tensor, or has an operation that
-            cannot be written down.
+        NotCaptured: If the function reads a number out of a tensor, or has an operation that cannot
+            be recorded.
 
     Example:
         >>> weight = torch.tensor([2.0])
@@ -175,13 +175,13 @@ class _NoNumbers(TorchFunctionMode):
         if is_pyro:
             return _READS[func]
         raise NotCaptured(
-            f"{frame.f_code.co_filename}:{frame.f_lineno} reads a number out of a tensor, so what "
-            "happens depends on the data"
+            f"{frame.f_code.co_filename}:{frame.f_lineno} reads a number out of a tensor, so the "
+            "program depends on the data"
         )
 
 
 def _calling_frame() -> Any:
-    """The first frame outside this file and those of torch and of checks of types."""
+    """The first frame outside this file, torch and the type checker."""
     frame: Any = sys._getframe(1)
     while str(frame.f_globals.get("__name__", "")).startswith(_SKIPPED):
         frame = frame.f_back

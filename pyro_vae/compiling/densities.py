@@ -1,15 +1,15 @@
 r"""A program's log densities, and their gradients in the latents, from compiled graphs.
 
-Fits of rows and Hamiltonian trajectories climb :math:`\log p(z) + \beta \log p(y \mid z)` in z,
-with the model fixed, for numbers of data that change from step to step. So the draws of all data
-are laid in a row and cut into pieces of one size, for which there are two graphs
-(:class:`CompiledDensity`): of both log densities of every draw, and of these with the gradients of
-both, from which any combination is differentiated.
+Row fits and Hamiltonian trajectories differentiate :math:`\log p(z) + \beta \log p(y \mid z)` in z,
+with the model fixed, for a number of data that changes from step to step. So the draws of all data
+are concatenated and cut into pieces of one size, for which there are two graphs
+(:class:`CompiledDensity`): one for the two log densities of every draw, and one that adds the
+gradients of both, from which any combination is differentiated.
 
-Importance sampling asks for the densities of piece after piece of draws, without gradients, all of
-the same shape (:class:`DrawDensities`). What is not the decoder's matrix products (sums over the
-features of a datum, with an exponential and a logarithm for each of them) costs as much again when
-it is done operation by operation. A compiler makes one pass over memory of it.
+Importance sampling needs the densities of many pieces of draws, without gradients, all of the same
+shape (:class:`DrawDensities`). Everything besides the decoder's matrix products (sums over the
+features of a datum, with an exponential and a logarithm for each) takes as long as the products if
+it runs operation by operation. A compiler fuses it into one pass over memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ _ROWS = 2048  # of a piece: more leave the cache, and fewer are filled up
 
 
 class _Densities:
-    """What is captured: densities as a function of latents, values of shared latents, and data."""
+    """The captured function: densities, given latents, values of global latents, and data."""
 
     def __init__(self, program: Program) -> None:
         self.program, self.shared = program, tuple(program.fixed.values())
@@ -57,18 +57,18 @@ class _Densities:
 
 
 class CompiledDensity:
-    """A program's densities, to be differentiated in the latents alone, from compiled graphs.
+    """A program's densities from compiled graphs, differentiable in the latents alone.
 
-    It stands in for the program where nothing but :meth:`log_densities` and :meth:`log_joint` is
-    asked of it, and evaluates the program itself where there is no graph. The model's weights get
-    no gradient from a graph.
+    It replaces the program where only :meth:`log_densities` and :meth:`log_joint` are used, and
+    evaluates the program itself where there is no graph. The model's weights get no gradient from a
+    graph.
 
     Arguments:
-        program: The model; its shared latents have their values, and its weights stay.
+        program: The model; its global latents have values, and its weights are fixed.
         compile: True to compile at once, False never, None where it pays.
-        rows: The most of a piece.
-        memory: Budget in mebibytes; see :class:`Graphs`.
-        calls_left: Calls that are known to come.
+        rows: Most rows of a piece.
+        memory: Memory budget in MiB; see :class:`Graphs`.
+        calls_left: Number of further calls that are certain.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class CompiledDensity:
 
     @property
     def model(self) -> ProgramLike:
-        """That of the program."""
+        """The program's model."""
         return self.program.model
 
     def log_joint(self, z: Tensor, *batch: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class CompiledDensity:
         )
 
     def _agrees(self, graph: Captured, first: Tensor, batch: Batch) -> bool:
-        """Whether it agrees with the program on a first draw of all data, which are validated."""
+        """Whether it agrees with the program on one draw of all data, which are validated."""
         if self._is_checked and not is_validation_enabled():
             return True
         self._is_checked = True
@@ -143,13 +143,13 @@ class CompiledDensity:
 
 
 def _filled(part: Tensor, rows: int) -> Tensor:
-    """So many rows, the last one repeated if there are fewer."""
+    """A fixed number of rows, the last one repeated if there are fewer."""
     lacking = rows - len(part)
     return part if lacking == 0 else torch.cat([part, part[-1:].expand(lacking, *part.shape[1:])])
 
 
 class _Differentiable(torch.autograd.Function):
-    """Densities of a graph, with the gradient in the latents that it gives."""
+    """Densities of a graph, with the graph's gradient in the latents."""
 
     @staticmethod
     def forward(
@@ -170,14 +170,14 @@ class _Differentiable(torch.autograd.Function):
 
 
 class DrawDensities:
-    """A program's log densities of very many draws, in pieces, compiled where that pays.
+    """A program's log densities of many draws, in pieces, compiled if that saves time.
 
     The first draw of every call is evaluated eagerly too, with the data validated.
 
     Arguments:
-        program: The model; its shared latents have their values.
+        program: The model; its global latents have values.
         compile: True to compile at once, False never, None where it pays.
-        memory: Budget in mebibytes; see :class:`Graphs`.
+        memory: Memory budget in MiB; see :class:`Graphs`.
     """
 
     def __init__(
@@ -194,8 +194,8 @@ class DrawDensities:
         Arguments:
             z: Draws `(particles, batch, latents)`.
             batch: Their data.
-            particles: The most of a piece.
-            rows_left: How many draws of some datum are still to be weighed.
+            particles: Most particles of a piece.
+            rows_left: How many draws of some datum remain.
         """
         size = even_pieces(len(z), particles)
         graph = None if self.graphs.is_off else self._graph(z[:size], batch, rows_left)
@@ -212,7 +212,7 @@ class DrawDensities:
         return _joined(self._eager(z, batch, particles))
 
     def _eager(self, z: Tensor, batch: Batch, particles: int) -> list[LogDensities]:
-        """Pyro validates the data with the first piece; with the others they are the same."""
+        """Pyro validates the data with the first piece; they are the same in the others."""
         found: list[LogDensities] = []
         for piece in z.split(particles):
             with self.graphs.counted(self._name, piece.shape[0] * piece.shape[1]):
@@ -243,7 +243,7 @@ def _joined(pieces: Sequence[Sequence[Tensor]]) -> LogDensities:
 
 
 def even_pieces(num_samples: int, most: int) -> int:
-    """Draws of a piece, no more than `most`: where possible all pieces are of one size.
+    """Number of draws per piece, at most `most`; if possible all pieces have one size.
 
     Example:
         >>> even_pieces(5000, 2048), even_pieces(100, 2048), even_pieces(4999, 2048)

@@ -1,20 +1,19 @@
-r"""What is compiled, what that costs and saves, and the graphs that are kept with a model.
+r"""Compiled graphs of a model, and the cost model that decides whether to compile.
 
-Evaluations ask a program for the same function of tensors hundreds of times. It is captured (see
-`capture`) and compiled once for tensors of given shapes. A model may have changed since in ways
-that no tensor shows: so whoever uses a graph compares it with the eager program at the start of
-every evaluation.
+Evaluations call the same function of tensors hundreds of times. It is captured (see `capture`) and
+compiled once for tensors of given shapes. A model may later change in ways that no tensor shows, so
+a graph is compared with the eager program at the start of every evaluation.
 
-Whether compiling pays is decided by counts, never by the clock, so that it does not hang on what
-else a machine does. An eager call makes :math:`n` operations, each with its share of Pyro's
+Whether compiling saves time is decided by counts, never by the clock, so that it does not depend on
+the load of the machine. An eager call makes :math:`n` operations, each with its share of Pyro's
 handlers and of torch's dispatcher, and :math:`m` bytes of results. A graph has no handlers, and
-makes fewer passes over memory; matrix products stay as they are. To compile it takes a time
-proportional to :math:`n`. So with :math:`c` calls it pays where
+makes fewer passes over memory; matrix products are the same. Compiling takes a time proportional to
+:math:`n`. So with :math:`c` calls it saves time if
 
 .. math:: c\, (s_n n + s_m m) > t\, n .
 
-Where the calls to come are not known, those that were made stand for them: compiling then costs at
-the most as much again as was lost by waiting.
+If the number of later calls is not known, it is taken to be the number of calls so far: compiling
+then costs at most as much again as was lost by waiting.
 """
 
 import warnings
@@ -45,30 +44,30 @@ Flat = Callable[..., Sequence[Tensor]]
 
 
 class Cost(NamedTuple):
-    """Operations of an eager call, and the bytes of results that each of its rows makes."""
+    """Operations of an eager call, and bytes of results per row."""
 
     operations: int
     bytes_per_row: float
 
     @staticmethod
     def of(count: Counted, rows: int, *, with_backward: bool = False) -> "Cost":
-        """From the counts of one call; a backward pass to come makes about as much again."""
+        """From the counts of one call; a backward pass costs about as much again."""
         passes = 2 if with_backward else 1
         return Cost(passes * count.operations, passes * count.bytes / rows)
 
     def seconds_saved(self, rows: int, calls: int = 1) -> float:
-        """What so many calls with so many rows would save if they were compiled."""
+        """Seconds that compiling would save for a number of calls and rows."""
         return calls * (_SAVED * self.operations + _SAVED_BYTE * self.bytes_per_row * rows)
 
     @property
     def seconds_to_compile(self) -> float:
-        """What compiling takes."""
+        """Seconds that compiling takes."""
         return _COMPILING * self.operations
 
 
 @dataclass
 class _Kept:
-    """What is known of a model: its graphs, what its calls cost, and why some have no graph."""
+    """The record of a model: its graphs, the cost of its calls, and why some have no graph."""
 
     owner: "ReferenceType[Any]"
     graphs: dict[Any, Captured] = field(default_factory=dict)
@@ -78,14 +77,14 @@ class _Kept:
     disagreements: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copied or saved with its model it is `None`: graphs are of this very model."""
+        """Becomes `None` when copied or saved with its model: graphs belong to one model object."""
         return type(None), ()
 
 
 def kept_with(model: Any) -> _Kept:
-    """What is known of a model, in an attribute of the object or function that it is.
+    """The record of a model, kept in an attribute of the object or function.
 
-    A bound method keeps it with its object. What has no attributes keeps nothing.
+    A bound method keeps it with its object. Objects without attributes keep none.
     """
     owner = getattr(model, "__self__", model)
     try:
@@ -100,27 +99,27 @@ def kept_with(model: Any) -> _Kept:
 
 
 def counts_of(model: Any) -> list[Any]:
-    """What decides which evaluations of a model to come are compiled."""
+    """State that decides which later evaluations of a model are compiled."""
     kept = kept_with(model)
     return [[name, tuple(cost), kept.lost.get(name, 0.0)] for name, cost in kept.costs.items()]
 
 
 def resume_counts(model: Any, counts: list[Any]) -> None:
-    """Goes on from what :func:`counts_of` gave in another process."""
+    """Resumes from what :func:`counts_of` returned in another process."""
     kept = kept_with(model)
     for name, cost, lost in counts:
         kept.costs[name], kept.lost[name] = Cost(*cost), lost
 
 
 class Graphs:
-    """Compiled functions of one model, made where that pays or was asked for.
+    """Compiled functions of one model, made if that saves time or on request.
 
     Arguments:
-        model: With which they are kept.
-        what: What they give, in words, for a warning.
+        model: The model that they belong to.
+        what: What they compute, in words, for a warning.
         compile: True to compile at once, False never, None where it pays.
-        memory: Budget in mebibytes. Unless asked nothing is compiled where it does not hold the
-            compiler.
+        memory: Memory budget in MiB. By default nothing is compiled if the compiler does not fit in
+            it.
     """
 
     def __init__(
@@ -157,12 +156,12 @@ class Graphs:
         rows: int,
         calls_left: int = 0,
     ) -> Captured | None:
-        """The graph of a function for tensors of these shapes, or `None` if there is to be none.
+        """The graph of a function for tensors of these shapes, or `None` if it is not compiled.
 
         Arguments:
-            name: What tells the function from others of the model.
-            function: What is captured, if it was not.
-            tensors: Its arguments: all that differs between its calls.
+            name: Name of the function, unique in the model.
+            function: The function to capture, if it is not captured yet.
+            tensors: Its arguments: everything that differs between calls.
             missing: Whether data have entries that are nan, for "not observed".
             rows: Rows of an eager call.
             calls_left: Calls that are known to come.
@@ -195,7 +194,7 @@ class Graphs:
         return saved > cost.seconds_to_compile
 
     def agree(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-        """Whether a graph gives what the program gives. If not, all graphs of the model go."""
+        """Whether a graph agrees with the program. If not, all graphs of the model are dropped."""
         if _agree(expected, found, _AGREE):
             return True
         reason = f"compiled {self.what} differ from those of the eager program"
@@ -219,17 +218,17 @@ class Graphs:
 def compiled(
     function: Flat, tensors: Sequence[Tensor], *, missing: bool, check: bool = False
 ) -> Captured:
-    """Captures and compiles a function for tensors of these shapes; no random stream moves.
+    """Captures and compiles a function for tensors of these shapes; no random stream advances.
 
     Arguments:
         function: Called with `tensors`.
-        tensors: All that differs between its calls.
+        tensors: Everything that differs between calls.
         missing: Whether data have entries that are nan, for "not observed".
-        check: Whether the first output, a sum over a batch, is compared with the function's own on
-            the same draws. Otherwise the caller compares (:meth:`Graphs.agree`).
+        check: Whether the first output, a sum over a batch, is compared with the eager function's
+            on the same draws. Otherwise the caller compares (:meth:`Graphs.agree`).
 
     Raises:
-        NotCaptured: If it cannot be captured or compiled, or gives something else.
+        NotCaptured: If it cannot be captured or compiled, or gives a different result.
     """
     stream = torch.get_rng_state()
     try:

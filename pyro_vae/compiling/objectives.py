@@ -23,10 +23,10 @@ class CompiledELBO(ELBO):
     """An ELBO for `pyro.infer.SVI` that runs model, guide and gradient compiled.
 
     The first step with a batch of given shapes runs eagerly, the second one captures and compiles
-    the programs, which takes half a minute, and every later one replays what was compiled: the
-    same draws from the same seed, the same loss and gradient, without Pyro's handlers. A batch of
-    other shapes is captured anew. Where that cannot be done, as for a program that takes a branch
-    on data or counts its calls, steps run eagerly, and `reason` says why.
+    the programs, which takes half a minute, and every later one replays the compiled code: the same
+    draws from the same seed, the same loss and gradient, without Pyro's handlers. A batch of
+    another shape is captured again. If a program cannot be captured, for example because it
+    branches on data or counts its calls, steps run eagerly, and `reason` says why.
 
     Arguments:
         elbo: The ELBO: one of Pyro's with a differentiable loss, or one of
@@ -51,7 +51,7 @@ class CompiledELBO(ELBO):
         self._seen: dict[_Key, _Seen] = {}
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Tensor:
-        """The eager loss, a scalar in nats, to be differentiated."""
+        """The eager loss, a scalar in nats, with its gradient."""
         loss: Tensor = self.elbo.differentiable_loss(model, guide, *batch)
         return loss
 
@@ -74,13 +74,13 @@ class CompiledELBO(ELBO):
         return seen.replay(batch)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        """A trace of the guide and one of the model, for Pyro's tools that ask an ELBO for it."""
+        """A trace of the guide and one of the model, for Pyro's tools that need them."""
         return self.elbo._get_trace(model, guide, args, kwargs)
 
     def _eager(
         self, key: _Key, model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]
     ) -> float:
-        """An eager step; remembers which parameters take part."""
+        """An eager step; records which parameters take part."""
         with poutine.trace(param_only=True) as programs:
             loss = float(self.elbo.loss_and_grads(model, guide, *batch))
         sites: dict[str, Any] = dict(programs.trace.nodes)
@@ -108,14 +108,14 @@ class CompiledELBO(ELBO):
 
 @dataclass
 class _Seen:
-    """The parameters of a step, by the names that Pyro has for them, and what was compiled."""
+    """The parameters of a step, by their names in Pyro's store, and the compiled graph."""
 
     tensors: dict[str, Tensor]
     run: Captured | None = None
 
     @property
     def is_current(self) -> bool:
-        """Whether Pyro still has these parameters."""
+        """Whether Pyro's store still has these parameters."""
         store = pyro.get_param_store()
         kept = dict(store.named_parameters())  # unconstrained
         return all(kept.get(name) is tensor for name, tensor in self.tensors.items()) and (
@@ -123,7 +123,7 @@ class _Seen:
         )
 
     def replay(self, batch: tuple[Tensor, ...]) -> float:
-        """The loss, after adding its gradients; Pyro is told of the parameters."""
+        """The loss, after adding its gradients; registers the parameters with Pyro."""
         assert self.run is not None
         loss, *gradients = self.run(*batch)
         for (name, tensor), gradient in zip(self.tensors.items(), gradients, strict=True):
@@ -133,7 +133,7 @@ class _Seen:
 
 
 def _key(model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]) -> _Key:
-    """What a captured step is good for."""
+    """The key under which a captured step is valid."""
     current = current_minibatch()
     rows = None if current is None else (len(current.rows), current.num_data)
     forms = tuple((part.shape, part.dtype, has_missing(part)) for part in batch)
@@ -142,7 +142,7 @@ def _key(model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]) -> _
 
 @contextmanager
 def _nameless_rows() -> Iterator[None]:
-    """Whoever asks which rows a batch holds cannot be captured: they are other ones every time."""
+    """Refuses to capture programs that ask for the rows of a batch, which change every time."""
     current = current_minibatch()
     if current is None:
         yield

@@ -1,12 +1,12 @@
-r"""Training steps that are compiled: programs, loss, gradient and check as one list of operations.
+r"""Compiled training steps: programs, loss, gradient and checks in one graph.
 
 A step runs two Pyro programs and differentiates them. That is captured once for a batch of given
 shapes (see `capturing`) and replayed from then on, with the draws that the programs would have
-made. The check for numbers that are not finite is a part of it: such a step moves nothing, and is
-taken once more eagerly, to name the culprit.
+made. The check for non-finite numbers is part of it: such a step changes nothing, and is repeated
+eagerly to find the cause.
 
-The optimizer's state is its own, so that steps of either kind can follow each other. Adam moves all
-tensors in one fused operation of torch's; another optimizer takes its own step.
+The optimizer's own state is used, so that compiled and eager steps can alternate. Adam updates all
+tensors in one fused torch operation; other optimizers take their own step.
 """
 
 import warnings
@@ -24,17 +24,17 @@ from .capturing import Captured, NotCaptured
 from .graphs import Cost, compiled
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
-"""From a batch to what is minimized and the ELBO, both in nats per datum."""
+"""From a batch to the loss and the ELBO, both in nats per datum."""
 
 
 class CompiledSteps:
-    """Training steps that run compiled where that pays, or where it was asked for.
+    """Training steps that are compiled if that saves time, or on request.
 
     Arguments:
-        loss: What a step minimizes, and the ELBO; must not read a number out of a tensor.
-        tensors: What it moves.
-        optimizer: How.
-        compile: True to compile at once, False never, None where it pays.
+        loss: The loss of a step, and the ELBO; must not read a number out of a tensor.
+        tensors: The tensors to update.
+        optimizer: The optimizer.
+        compile: True to compile at once, False never, None if it saves time.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class CompiledSteps:
         """Whether steps were compiled, or why not."""
         if self.graphs:
             return "compiled"
-        return f"eager: {self.reason or 'compiling would not have paid'}"
+        return f"eager: {self.reason or 'compiling would not have saved time'}"
 
     def state(self) -> dict[str, Any]:
-        """What decides which steps to come are compiled."""
+        """State that decides which later steps are compiled."""
         return {"cost": self.cost, "reason": self.reason, "graphs": [*self.graphs, *self.expected]}
 
     def resume(self, cost: Any, reason: str, graphs: list[Any]) -> None:
-        """Compiles what the run had compiled when it gave its :meth:`state`."""
+        """Compiles what the run had compiled at the time of its :meth:`state`."""
         self.cost = None if cost is None else Cost(*cost)
         self.reason, self.expected = reason, set(graphs)
 
@@ -80,11 +80,11 @@ class CompiledSteps:
         self.cost = Cost.of(count, 1)
 
     def step(self, batch: Batch, steps_left: int) -> float | None:
-        """A compiled step; its ELBO, or `None` if it has to be taken eagerly.
+        """Takes a compiled step and returns its ELBO, or `None` if it has to be taken eagerly.
 
         Arguments:
             batch: The tensors of the batch.
-            steps_left: How many steps with a batch of these shapes are still to come.
+            steps_left: How many steps with a batch of these shapes remain.
         """
         found = self.gradients(batch, steps_left)
         if found is None:
@@ -93,7 +93,7 @@ class CompiledSteps:
         return found[0]
 
     def gradients(self, batch: Batch, steps_left: int) -> tuple[float, list[Tensor]] | None:
-        """The ELBO and the gradients of a compiled step, which moves nothing; else as `step`."""
+        """ELBO and gradients of a compiled step, without an update; otherwise like `step`."""
         graph = self._graph(batch, steps_left)
         if graph is None:
             return None
@@ -106,7 +106,7 @@ class CompiledSteps:
         return float(elbo), gradients
 
     def _graph(self, batch: Batch, steps_left: int) -> Captured | None:
-        """The graph for batches like this one, if there is one or it pays to make one."""
+        """The graph for batches like this one, if there is one or making one saves time."""
         key = tuple((tuple(part.shape), str(part.dtype)) for part in batch)
         graph = self.graphs.get(key)
         if graph is not None and graph.is_current:
@@ -135,7 +135,7 @@ class CompiledSteps:
         return self.is_asked or saved > self.cost.seconds_to_compile
 
     def _flat(self, *batch: Tensor) -> list[Tensor]:
-        """The report and the gradients as a function of the batch: what is captured."""
+        """The function to capture: from a batch to the report and the gradients."""
         with torch.enable_grad():
             loss, elbo = self.loss(*batch)
             gradients = torch.autograd.grad(
@@ -146,7 +146,7 @@ class CompiledSteps:
         return [torch.stack([elbo.detach().double(), is_finite.double()]), *gradients]
 
     def _descend(self, gradients: list[Tensor]) -> None:
-        """The optimizer's part of a step."""
+        """The optimizer's update."""
         if self.adam is not None:
             self.adam.step(gradients)
             return
@@ -156,7 +156,7 @@ class CompiledSteps:
 
 
 class _Group(NamedTuple):
-    """Tensors that an optimizer moves alike, with their state, which stays where it is."""
+    """Tensors with the same optimizer settings, and their state."""
 
     options: dict[str, Any]
     places: list[int]  # among all tensors
@@ -168,9 +168,9 @@ class _Group(NamedTuple):
 
 
 class _Adam:
-    """The update of torch's Adam, on its own state, by torch's own fused operation.
+    """The update of torch's Adam, on its own state, by torch's fused operation.
 
-    `optimizer.step()` spends more time on looking at its state than a small model's step takes.
+    `optimizer.step()` spends more time on bookkeeping than a small model's step takes.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> None:
@@ -178,7 +178,7 @@ class _Adam:
 
     @cached_property
     def groups(self) -> list[_Group]:
-        """What there is to move, once a first step has made the state."""
+        """The parameter groups, once a first step has created the state."""
         places = {id(tensor): place for place, tensor in enumerate(self.tensors)}
         groups = []
         for group in filter(lambda group: group["params"], self.optimizer.param_groups):
@@ -196,7 +196,7 @@ class _Adam:
 
     @torch.no_grad()
     def step(self, gradients: list[Tensor]) -> None:
-        """Moves the tensors.
+        """Updates the tensors.
 
         References:
             | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)
@@ -223,7 +223,7 @@ class _Adam:
 
 
 def _plain_adam(optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> _Adam | None:
-    """Torch's Adam, if it is that and has no option that the fused operation lacks."""
+    """The optimizer, if it is torch's Adam without options that the fused operation lacks."""
     # There is no public way to ask whether somebody, such as who clips gradients, hooked in.
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks  # noqa: SLF001
     plain = (

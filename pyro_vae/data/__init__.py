@@ -1,4 +1,4 @@
-"""Data: sets by name, files, tables, rows on disk, binarizations, and checks at the door."""
+"""Data: named data sets, files, tables, rows on disk, binarizations, and checks of the input."""
 
 from .._arguments import check_public
 from .binarize import Binarization as Binarization

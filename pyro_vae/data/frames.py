@@ -311,7 +311,7 @@ def columns_of(frame: Any) -> dict[str, RawColumn]:
     names = container.names(frame)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"the table has more than one column of the name {_quoted(twice)}")
+        raise ValueError(f"the table has more than one column named {_quoted(twice)}")
     columns = {name: container.column(frame, i, name) for i, name in enumerate(names)}
     lengths = {name: len(raw.values) for name, raw in columns.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():

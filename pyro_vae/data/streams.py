@@ -1,4 +1,4 @@
-"""Rows that are read when they are needed, for data sets that do not fit into memory."""
+"""Rows that are read on demand, for data sets that do not fit into memory."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ CHUNK = 2**20  # numbers read at a time when all rows are looked at: 8 MB in flo
 
 @runtime_checkable
 class RowReader(Protocol):
-    """Data that give any of their rows on demand: what `pv.fit` needs of a data set.
+    """Data whose rows can be read on demand: what `pv.fit` needs of a data set.
 
-    A table in a database, or a folder of files, becomes one with these two methods.
+    With these two methods a database table or a folder of files can be used.
     """
 
     def __len__(self) -> int:
@@ -31,13 +31,13 @@ class RowReader(Protocol):
 class OnDisk:
     """Arrays that are read row by row: memory-mapped npy files, datasets of h5py or zarr.
 
-    Floating numbers take torch's default dtype of the moment when this is made, and so do the
-    integers of the first array; nothing is converted before it is read.
+    Floating-point numbers, and the integers of the first array, are converted to torch's default
+    dtype at the time of construction; nothing is converted before it is read.
 
     Arguments:
-        arrays: Arrays with the same number of rows, the datum axis leftmost; all that is asked of
-            them is a shape, a dtype, and rows by an increasing array of positions.
-        transform: Applied to the first tensor of what is read, such as `lambda y: y / 255`.
+        arrays: Arrays with the same number of rows, the datum axis leftmost; they need a shape, a
+            dtype, and indexing by an increasing array of positions.
+        transform: Applied to the first tensor after reading, such as `lambda y: y / 255`.
 
     Raises:
         ValueError: If there is no array or no row, or the numbers of rows differ.
@@ -80,14 +80,14 @@ class OnDisk:
 
 @dataclass(frozen=True, eq=False)
 class Augmented:
-    """Training data of which every batch is changed when it is used: noise, or a new binarization.
+    """Training data whose batches are transformed when used, by noise or a new binarization.
 
-    The change is made on the random stream of the run, so that the same seed gives the same
-    batches. What is held out for validation is evaluated as it is.
+    The transformation uses the random stream of the run, so that the same seed gives the same
+    batches. Validation data are evaluated unchanged.
 
     Arguments:
-        data: What :func:`pyro_vae.fit` takes: tensors, arrays, or rows that are read on demand.
-        augment: From the first tensor of a batch to another one of its shape, such as
+        data: As for :func:`pyro_vae.fit`: tensors, arrays, or rows that are read on demand.
+        augment: Maps the first tensor of a batch to one of the same shape, such as
             :class:`pyro_vae.data.Redrawn`.
 
     Example:
@@ -104,20 +104,20 @@ class Augmented:
         return len(self.data[0] if isinstance(self.data, tuple) else self.data)
 
     def change(self, batch: Batch) -> Batch:
-        """A batch with its first tensor changed."""
+        """A batch with its first tensor transformed."""
         first, *others = batch
         return (self.augment(first), *others)
 
 
 def augmentation_of(data: Any) -> tuple[Any, Augmented | None]:
-    """The data as they are stored, and how each batch of them is changed, if it is."""
+    """The stored data, and the transformation of each batch, if any."""
     return (data.data, data) if isinstance(data, Augmented) else (data, None)
 
 
 def chunks(reader: RowReader) -> Iterator[Batch]:
     """All rows of a reader in their order, some at a time.
 
-    The marginal likelihood of a data set on disk is found chunk by chunk.
+    Use it to estimate the marginal likelihood of a data set on disk.
 
     Example:
         >>> reader = OnDisk(np.zeros((10, 2**18)))
@@ -131,7 +131,7 @@ def chunks(reader: RowReader) -> Iterator[Batch]:
 
 
 def _dtype_of(array: Any, index: int) -> torch.dtype | None:
-    """What a tensor of this array is converted to; None where it stays as it is."""
+    """The dtype that a tensor of this array is converted to; None to keep its own."""
     kind = np.dtype(array.dtype).kind
     if kind not in "biuf":
         raise TypeError(f"array {index} should hold real numbers, got dtype {array.dtype}")

@@ -408,7 +408,7 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
     twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
         shown = ", ".join(map(repr, twice))
-        raise ValueError(f"'{path}' has more than one column of the name {shown}: rename one")
+        raise ValueError(f"'{path}' has more than one column named {shown}: rename one")
     for line, row in zip(cells.lines, cells.rows, strict=True):
         if all(is_missing(cell) for cell in row):
             raise ValueError(f"'{path}': line {line} has no entry that was observed: drop it")

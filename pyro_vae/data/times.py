@@ -24,9 +24,9 @@ _DAY = timedelta(days=1)
 
 
 def patterns_of(words: Sequence[str]) -> list[str]:
-    """The ways in which nearly all of some entries can be read as dates or times.
+    """Formats in which nearly all of some entries can be read as dates or times.
 
-    There are several where days and months cannot be told apart.
+    There are several if days and months cannot be told apart.
 
     Example:
         >>> patterns_of(["2024-05-01", "2024-05-20"]), patterns_of(["1/2/2024", "3/2/2024"])
@@ -43,7 +43,7 @@ def patterns_of(words: Sequence[str]) -> list[str]:
 
 
 def _patterns(word: str) -> list[str]:
-    """The ways in which one entry can be read."""
+    """Formats in which one entry can be read."""
     parts = _DAY_AND_CLOCK.fullmatch(word)
     if parts is None:
         return [pattern for pattern in _DAYS if days(word, pattern) is not None]
@@ -55,7 +55,7 @@ def _patterns(word: str) -> list[str]:
 
 
 def days(word: str, pattern: str) -> float | None:
-    """Days since 1970, or since midnight for the time of a day; None if it is no such time.
+    """Days since 1970, or since midnight for times of day; None if it does not have this format.
 
     Example:
         >>> days("1970-01-03 12:00", "%Y-%m-%d %H:%M"), days("06:00", "%H:%M")
@@ -71,12 +71,12 @@ def days(word: str, pattern: str) -> float | None:
 
 
 def _start(pattern: str) -> datetime:
-    """Where a pattern counts from: strptime puts what has no date in the year 1900."""
+    """The origin of a pattern: strptime puts times without a date in the year 1900."""
     return datetime(1970 if "%Y" in pattern or "%y" in pattern else 1900, 1, 1)
 
 
 def _step(pattern: str) -> int | float:
-    """Seconds between times that are written alike; a month is told by any of its days."""
+    """Resolution of a pattern in seconds; a month may be any of its days."""
     if "%f" in pattern:
         return 1e-3
     if "%S" in pattern:
@@ -85,7 +85,7 @@ def _step(pattern: str) -> int | float:
 
 
 def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | None]:
-    """Days as the words that they stand for, None where one is missing."""
+    """Days formatted as dates or times, None where one is missing."""
     zone, step = UTC if "%z" in pattern else None, _step(pattern)
     # Rounded, so that 11:59:59.9999997 is noon, and a day before 12 that day.
     times = [

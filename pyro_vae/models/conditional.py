@@ -1,4 +1,4 @@
-"""Models with conditional parts: a normal given a network's answer, and a VAE of y given x."""
+"""Models with conditional parts: a normal given a network's output, and a VAE of y given x."""
 
 import pyro
 import torch
@@ -15,14 +15,14 @@ from .priors import Prior, StandardNormal
 
 @registered(sigma="normal.sigma")
 class NormalGiven(nn.Module):
-    r"""A vector given what came before it, :math:`p(z \mid x) = \mathcal{N}(\mu(x), \sigma(x)^2)`.
+    r"""A normal vector given its inputs, :math:`p(z \mid x) = \mathcal{N}(\mu(x), \sigma(x)^2)`.
 
-    One link of a program: the layer of a ladder, the transition of a state-space model, a prior
-    that depends on covariates.
+    A building block of programs: a layer of a hierarchy, the transition of a state-space model, a
+    prior that depends on covariates.
 
     Arguments:
-        net: From what is given, each `(batch, ...)`, to the means `(batch, latents)`; and to
-            twice as many numbers where sigma depends on what is given, as it does by default.
+        net: From the inputs, each `(batch, ...)`, to the means `(batch, latents)`; and to twice as
+            many numbers if sigma depends on the inputs, as it does by default.
         sigma: A number for a fixed sigma, or one of the likelihoods' `FixedSigma`,
             `LearnedSigma`, `DecodedSigma`.
 
@@ -47,15 +47,15 @@ class NormalGiven(nn.Module):
 
 
 def as_normal(link: nn.Module) -> NormalGiven:
-    """A link, from one or from its net."""
+    """A :class:`NormalGiven`, made from a network if it is one."""
     return link if isinstance(link, NormalGiven) else NormalGiven(link)
 
 
 def latents_of(link: NormalGiven, *given: Tensor) -> int:
-    """How many latents a link gives, found by asking it.
+    """How many latents it gives, found by calling it.
 
     Raises:
-        ValueError: If it cannot take what is given.
+        ValueError: If it cannot take the inputs.
     """
     shapes = [tuple(part.shape) for part in given]
     modes = {module: module.training for module in link.modules()}
@@ -64,7 +64,7 @@ def latents_of(link: NormalGiven, *given: Tensor) -> int:
             return int(link.eval()(*given).event_shape[0])
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
-            f"a net of the model could not take tensors of shape {shapes}: {error}"
+            f"a network of the model could not take tensors of shape {shapes}: {error}"
         ) from error
     finally:
         for module, mode in modes.items():
@@ -77,22 +77,22 @@ class ConditionalVAE(Decoded):
 
     .. math:: z_n \sim p(z \mid x_n), \qquad y_n \sim p_\theta(y \mid z_n, x_n)
 
-    `model(y, x)` runs the program, and guides take the same batch: the encoder's net is called
-    with `(y, x)`. :class:`pyro_vae.nets.Concatenated` makes a net of one input take both. All
-    densities are conditional on x: nothing is said of how x is distributed, and x may have no
-    missing entry.
+    `model(y, x)` runs the program, and guides take the same batch: the encoder's network is called
+    with `(y, x)`. :class:`pyro_vae.nets.Concatenated` lets a network with one input take both. All
+    densities are conditional on x: x has no distribution, and must have no missing entries.
 
     Arguments:
-        decoder: A module called with `(z, x)`, giving what the likelihood needs a datum.
-        likelihood: From the decoder's output to p(y | z, x).
+        decoder: A module called with `(z, x)` that gives the parameters of the likelihood for each
+            datum.
+        likelihood: Turns the decoder's output into p(y | z, x).
         latent_dim: Entries of z.
         covariates: Entries of x.
-        prior: A prior that does not depend on x, or a :class:`NormalGiven` whose net is called
+        prior: A prior that does not depend on x, or a :class:`NormalGiven` whose network is called
             with x; standard normal by default.
 
     Raises:
-        ValueError: If the decoder or the prior cannot take what they are to be given; when
-            called, if the data do not have the shape that the decoder gives.
+        ValueError: If the decoder or the prior cannot take their inputs; when called, if the data
+            do not have the shape that the decoder gives.
 
     References:
         | Learning Structured Output Representation using Deep Conditional Generative Models
@@ -126,14 +126,15 @@ class ConditionalVAE(Decoded):
         self._set_up(self.latent_prior)
 
     def _set_up(self, prior: Prior | NormalGiven) -> None:
-        """Tells a prior of the latents, or asks a net how many it gives."""
+        """Sets up the prior, or checks how many latents its network gives."""
         if isinstance(prior, Prior):
             prior.setup(self.zero.expand(self.latent_dim))
             return
         found = latents_of(prior, self.zero.new_zeros(2, self.covariates))
         if found != self.latent_dim:
             raise ValueError(
-                f"the prior's net gives {found} latent(s) and the model has {self.latent_dim}: "
+                f"the prior's network gives {found} latent(s), but the model has "
+                f"{self.latent_dim}: "
                 "change its last layer"
             )
 
@@ -169,9 +170,9 @@ class ConditionalVAE(Decoded):
         """Draws from p(y | x) for every x.
 
         Arguments:
-            given: The covariates, `(rows, covariates)`, and what the likelihood takes beside.
+            given: The covariates, `(rows, covariates)`, and further inputs of the likelihood.
             num_samples: Draws for each.
-            seed: As in :meth:`sample`, which takes an x for every draw.
+            seed: As in :meth:`sample`, which takes one x per draw.
 
         Returns:
             `(num_samples, rows, *datum)`.

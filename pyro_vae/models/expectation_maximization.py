@@ -1,20 +1,19 @@
-r"""Maximum likelihood for linear Gaussian models: closed form, EM, and EM with longer steps.
+r"""Maximum likelihood for linear Gaussian models: closed form, EM, and accelerated EM.
 
 Let :math:`z \sim \mathcal{N}(0, I)`, :math:`y \mid z \sim \mathcal{N}(W z + \mu, \Psi)`, with
-:math:`\Psi` diagonal. The E-step is the exact posterior of every datum, given what was observed of
-it, :math:`P_n = I + W^\top O_n \Psi^{-1} W` and
-:math:`m_n = P_n^{-1} W^\top O_n \Psi^{-1} (y_n - \mu)`. The M-step regresses each feature on
-:math:`(z, 1)` with these moments, over the data in which it was observed.
+:math:`\Psi` diagonal. The E-step is the exact posterior of every datum, given its observed entries,
+:math:`P_n = I + W^\top O_n \Psi^{-1} W` and :math:`m_n = P_n^{-1} W^\top O_n \Psi^{-1} (y_n -
+\mu)`. The M-step regresses each feature on :math:`(z, 1)` with these moments, over the data in
+which it was observed.
 
-Without holes the covariance :math:`S` of the data is all that counts, and :math:`W` can be
-maximized over exactly for a given :math:`\Psi`: with :math:`U \Lambda U^\top` the largest
-eigenvalues of :math:`\Psi^{-1/2} S \Psi^{-1/2}`, it is
-:math:`\Psi^{1/2} U (\Lambda - I)_+^{1/2}`. An EM step from there,
-:math:`\Psi \leftarrow \operatorname{diag}(S - W W^\top)`, alternates with it (ECME).
+Without missing entries only the covariance :math:`S` of the data matters, and the maximum over
+:math:`W` is known for a given :math:`\Psi`: with :math:`U \Lambda U^\top` the largest eigenvalues
+of :math:`\Psi^{-1/2} S \Psi^{-1/2}`, it is :math:`\Psi^{1/2} U (\Lambda - I)_+^{1/2}`. An EM step
+from there, :math:`\Psi \leftarrow \operatorname{diag}(S - W W^\top)`, alternates with it (ECME).
 
-Either map takes small steps where little is known. Three iterates tell by how much they shrink,
-and SQUAREM jumps ahead by as much; a jump that lowers the likelihood is not made, so no step
-lowers it.
+Both maps converge slowly when the data say little. From three iterates SQUAREM estimates the rate
+of convergence and extrapolates; a jump that lowers the likelihood is rejected, so no step lowers
+it.
 """
 
 import math
@@ -67,7 +66,7 @@ def posterior(parameters: LinearGaussianParameters, y: Tensor) -> Posterior:
 def log_evidence(
     parameters: LinearGaussianParameters, y: Float[Tensor, "rows features"]
 ) -> Float[Tensor, " rows"]:
-    r"""Log density of what was observed of every datum, in nats.
+    r"""Log density of the observed entries of every datum, in nats.
 
     .. math:: \log p(y_O) = -\tfrac{1}{2} \Bigl( \textstyle\sum_{d \in O} \log 2 \pi \psi_d
         + \log \det P + \sum_{d \in O} (y_d - \mu_d - w_d^\top m)^2 / \psi_d + m^\top m \Bigr)
@@ -105,7 +104,7 @@ def regression(
 
 
 class LargestVariance(NamedTuple):
-    """The loadings that maximize the likelihood for given noise, and its value, nats per datum."""
+    """The maximum likelihood loadings for given noise, and the likelihood, nats per datum."""
 
     loadings: Tensor
     value: float
@@ -133,7 +132,7 @@ def best_loadings(
 
 @dataclass(frozen=True, repr=False)
 class EMFit(Result):
-    """How EM went.
+    """The result of EM.
 
     Arguments:
         log_evidence: Mean log density per datum after every accepted step, in nats; never falls.
@@ -146,7 +145,7 @@ class EMFit(Result):
     converged: bool
 
     def summary(self) -> str:
-        """What it came to, and whether it was done."""
+        """The final likelihood, and whether EM converged."""
         end = "converged" if self.converged else "stopped before it converged"
         return (
             f"log p(y) {float(self.log_evidence[-1]):.4f} nats per datum after {self.steps} steps, "
@@ -172,17 +171,17 @@ def squarem(
     tolerance: float,
     max_steps: int,
 ) -> tuple[Tensor, EMFit]:
-    r"""Iterates a map that never lowers a value, with jumps that do not lower it either.
+    r"""Accelerates a map that never lowers a value, with jumps that do not lower it either.
 
     .. math:: r = F(\theta) - \theta, \quad v = F(F(\theta)) - F(\theta) - r, \quad
         \alpha = -\|r\| / \|v\|, \quad \theta \leftarrow F(\theta - 2 \alpha r + \alpha^2 v)
 
     Arguments:
         step: The map :math:`F`.
-        value: What it raises, in nats per datum.
-        start: :math:`\theta` to begin with, a flat vector.
-        tolerance: Ends when two rounds in a row gain less than this.
-        max_steps: Evaluations of the map, at most.
+        value: The objective that it raises, in nats per datum.
+        start: Initial :math:`\theta`, a flat vector.
+        tolerance: Stops when two rounds in a row gain less than this.
+        max_steps: Most evaluations of the map.
 
     References:
         | Simple and Globally Convergent Methods for Accelerating the Convergence of Any EM
@@ -220,7 +219,7 @@ def squarem(
 
 
 def _jump(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:
-    """Where the iterates seem to go; `None` where they have come to rest."""
+    """The extrapolated point; `None` if the iterates have stopped moving."""
     first = once - theta
     second = twice - once - first
     length = float(second.norm())
@@ -240,7 +239,7 @@ def em_of_covariance(
     tolerance: float,
     max_steps: int,
 ) -> tuple[Tensor, Tensor, EMFit]:
-    """ECME without holes: loadings, noise variances, and how it went.
+    """ECME without missing entries: loadings, noise variances, and the history.
 
     References:
         | The ECME Algorithm: A Simple Extension of EM and ECM with Faster Monotone Convergence

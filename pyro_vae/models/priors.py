@@ -322,13 +322,13 @@ class VampPrior(Prior):
 
     Arguments:
         encoder: The encoder, a :class:`pyro_vae.Encoder`.
-        pseudo_inputs: Rows of data to start from, `(components, *datum)`; or that shape, for a
-            start at standard normal numbers.
-        family: The family of the guide, such as :class:`pyro_vae.DiagonalNormal`; one without
+        pseudo_inputs: Initial pseudo-inputs, rows of data `(components, *datum)`; or that shape, to
+            start from standard normal numbers.
+        family: The family of the guide, such as :class:`pyro_vae.DiagonalNormal`; it must have no
             parameters of its own.
 
     Raises:
-        TypeError: If the encoder or the family is none.
+        TypeError: If the encoder or the family is of the wrong type.
         ValueError: If there is no pseudo-input, or one is not finite.
 
     References:
@@ -373,7 +373,7 @@ class VampPrior(Prior):
         self.logits = nn.Parameter(start.new_zeros(len(start)))
 
     def setup(self, zero: Tensor) -> None:
-        """Sets the encoder up, for the guide to come."""
+        """Sets the encoder up, for the later guide."""
         super().setup(zero)
         self.encoder.setup(self.family.num_parameters(len(zero)), self.family.initial(zero))
 
@@ -385,33 +385,34 @@ class VampPrior(Prior):
 
 @runtime_checkable
 class Layers(Protocol):
-    """What :class:`FlowPrior` is made of; :class:`pyro_vae.AffineAutoregressive` is one."""
+    """A layer of a :class:`FlowPrior`; :class:`pyro_vae.AffineAutoregressive` is one."""
 
     def layer(self, latents: int, context: int) -> nn.Module:
-        """One of Pyro's conditional transforms, with nets of its own, near the identity."""
+        """One of Pyro's conditional transforms, with its own networks, near the identity."""
 
 
 @registered()
 class FlowPrior(Prior):
-    r"""A standard normal bent by invertible layers, :math:`z = \mu + \sigma f^{-1}(\epsilon)`.
+    r"""A standard normal, transformed by a flow, :math:`z = \mu + \sigma f^{-1}(\epsilon)`.
 
     .. math:: \log p(z) = \log \mathcal{N}(\epsilon; 0, I) + \log |\det J_f|
         - \sum_i \log \sigma_i, \qquad \epsilon = f((z - \mu) / \sigma)
 
-    The layers run from z to noise, so that the density, which training asks for, takes one pass
-    through the nets; draws take one pass for each latent with autoregressive layers, and one with
-    couplings. It starts as N(0, I).
+    The layers map z to noise, so that the density, which training needs, takes one pass through the
+    networks; draws take one pass per latent with autoregressive layers, and one with couplings. It
+    starts as N(0, I).
 
     Arguments:
         latent_dim: Entries of z.
         transform: The kind of layer: :class:`pyro_vae.SplineAutoregressive`,
-            :class:`pyro_vae.AffineAutoregressive`, :class:`pyro_vae.AffineCoupling` or, of one
+            :class:`pyro_vae.AffineAutoregressive`, :class:`pyro_vae.AffineCoupling` or, for one
             latent, :class:`pyro_vae.ElementwiseSpline`.
-        num_transforms: Layers; each takes the latents in the reverse order of the one before.
+        num_transforms: Number of layers; each takes the latents in the reverse order of the one
+            before.
 
     Raises:
-        TypeError: If the transform makes no layers.
-        ValueError: If there is no layer, or the transform cannot be made for so many latents.
+        TypeError: If the transform is not a kind of layer.
+        ValueError: If there is no layer, or the transform does not work for this number of latents.
 
     References:
         | Variational Lossy Autoencoder (Chen et al., 2017)
@@ -452,7 +453,7 @@ class FlowPrior(Prior):
 
 
 def _conditioned(layer: Any, like: Tensor, shape: Sequence[int]) -> Any:
-    """A new transform each time, since they cache what passes through."""
+    """A new transform each time, since transforms cache their inputs."""
     return layer.condition(like.new_ones(*shape, 1))
 
 

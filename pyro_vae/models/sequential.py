@@ -1,4 +1,4 @@
-"""State-space models of series, as variational autoencoders."""
+"""State-space models of time series, as variational autoencoders."""
 
 from collections.abc import Sequence
 
@@ -20,11 +20,11 @@ from .priors import Prior, StandardNormal, Unfolded
 def padded(
     series: Sequence[Tensor], length: int | None = None
 ) -> Float[Tensor, "batch length *features"]:
-    """Puts series of different lengths into one tensor, with nan beyond their ends.
+    """Pads series of different lengths into one tensor, with nan after their ends.
 
     Arguments:
         series: The series, each `(times, *features)`.
-        length: Times of the result; those of the longest series by default.
+        length: Time steps of the result; by default those of the longest series.
 
     Raises:
         ValueError: If there is no series, they differ in their features, or one is longer.
@@ -55,25 +55,26 @@ class SequentialVAE(Decoded):
     .. math:: z_1 \sim p(z_1), \qquad z_t \mid z_{t-1} \sim \mathcal{N}(\mu(z_{t-1}),
         \sigma(z_{t-1})^2), \qquad y_t \mid z_t \sim p_\theta(y_t \mid z_t)
 
-    Series are independent of each other, and the times of one are not. `model(y)` takes `(batch,
-    length, *features)`, with the latent sites `z_1`, ..., `z_T` and one observed site `y`. Where y
-    is nan it was not observed: beyond the end of a shorter series (:func:`padded`), at times
-    without a measurement, or in single entries. States beyond the end are draws from the
-    prior given the last one, which integrate to one, so that the evidence of a series does not
-    depend on its padding. Bounds and importance weights do a little, for the guide has to
-    follow the prior there.
+    Series are independent of each other; the times within a series are not. `model(y)` takes
+    `(batch, length, *features)`, with the latent sites `z_1`, ..., `z_T` and one observed site `y`.
+    A nan in y is missing: after the end of a shorter series (:func:`padded`), at times without a
+    measurement, or in single entries. States after the end are draws from the prior given the last
+    state, which integrate to one, so the evidence of a series does not depend on its padding.
+    Bounds and importance weights depend on it slightly, since the guide has to match the prior
+    there.
 
     The flat vector of a datum has `length * latent_dim` entries, so mean-field and low-rank
     families suit long series. :class:`pyro_vae.nets.GRUEncoder` reads a series from its end.
 
     Arguments:
-        transition: What gives `z_t` from `z_{t-1}`: a :class:`NormalGiven`, or a net that gives
-            two numbers for each latent, its mean and what becomes its standard deviation.
-        decoder: A module from one state, `(batch, latents)`, to what the likelihood needs for one
-            time.
-        likelihood: From the decoder's output to p(y_t | z_t).
+        transition: The distribution of `z_t` given `z_{t-1}`: a :class:`NormalGiven`, or a network
+            that gives two numbers for each latent, its mean and its unconstrained standard
+            deviation.
+        decoder: A module from one state, `(batch, latents)`, to the parameters of the likelihood at
+            one time.
+        likelihood: Turns the decoder's output into p(y_t | z_t).
         latent_dim: Entries of one state.
-        length: Times of a series, with its padding, T.
+        length: Time steps of a series, padding included, T.
         prior: The prior of the first state; standard normal by default.
 
     Raises:
@@ -108,7 +109,7 @@ class SequentialVAE(Decoded):
         super().__init__(decoder, likelihood)
         check_latents(latent_dim)
         if length < 1:
-            raise ValueError(f"length is the number of times of a series, got {length}")
+            raise ValueError(f"length is the number of time steps of a series, got {length}")
         self.state_dim, self.length = latent_dim, length
         self.latent_dim = length * latent_dim
         self.transition = as_normal(transition)
@@ -157,12 +158,12 @@ class SequentialVAE(Decoded):
         return self.likelihood.mean(output, *more).unflatten(0, (-1, self.length))
 
     def _at_all_times(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        """The decoder's output and what is given, with a row for every time of every series."""
+        """The decoder's output and the given tensors, with a row for every time of every series."""
         for part in given:
             if part.shape[1:2] != (self.length,):
                 raise ValueError(
-                    "what is given beside the series has shape (batch, length, ...), with "
-                    f"length={self.length}, got {tuple(part.shape)}"
+                    f"further inputs need shape (batch, length, ...), with length={self.length}, "
+                    f"got {tuple(part.shape)}"
                 )
         output: Tensor = self.decoder(self.states(z).flatten(0, 1))
         return output, [part.flatten(0, 1) for part in given]
@@ -170,15 +171,15 @@ class SequentialVAE(Decoded):
     def forecast(
         self, z: Float[Tensor, "*draws latents"], steps: int, *, seed: int | None = None
     ) -> Float[Tensor, "..."]:
-        """Draws of what comes after the last time, one for each draw of the states.
+        """Draws of the data after the last time, one for each draw of the states.
 
         With draws from the posterior of a series, `guide.sample(y, num_samples)`, these are draws
-        from the future given the past. For a series that ends earlier, states beyond its end are
-        in its draws: `model.sample_data(z)` has data for them.
+        of the future given the past. For a series that ends earlier, the draws already include
+        states after its end: `model.sample_data(z)` gives data for them.
 
         Arguments:
             z: Draws of the states, flat.
-            steps: Times to go on.
+            steps: Time steps to forecast.
             seed: As in :meth:`sample`.
 
         Returns:

@@ -77,7 +77,7 @@ def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
             return only.distribution
     raise TypeError(
         "AnalyticELBO needs a guide with a known distribution of each datum's latents; got "
-        "{type(posterior).__name__} over several sites: use Trace_ELBO()"
+        f"{type(posterior).__name__} over several sites: use Trace_ELBO()"
     )
 
 

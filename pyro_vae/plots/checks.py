@@ -374,7 +374,7 @@ def _checked(
     if not observed or sorted(observed) != sorted(replicated):
         raise ValueError(
             "expected at least one statistic, observed and replicated under the same names, got "
-            "{sorted(observed)} and {sorted(replicated)}"
+            f"{sorted(observed)} and {sorted(replicated)}"
         )
     values = {name: float(as_numpy(value)) for name, value in observed.items()}
     draws = {name: as_numpy(array).astype(float) for name, array in replicated.items()}

@@ -1,8 +1,7 @@
 """A folder that holds a model and a guide: `pyro_vae.json` and a safetensors file for each.
 
-The JSON file says how the objects are made, and has a digest of each file of tensors, so that
-what is loaded is what was saved together. The folder is written beside its place and moved there
-when it is whole.
+The JSON file says how to rebuild the objects, and has a digest of each tensor file, so that files
+of different saves cannot be mixed. The folder is written atomically.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from .limits import MAX_HEADER, Budget
 from .parts import Part, check_types, describe, differences, fill, module_of, rebuild, tensors_of
 
 JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] | None
-"""What JSON can hold."""
+"""Values that JSON can hold."""
 
 HEADER = "pyro_vae.json"
 FORMAT, FORMAT_VERSION = "pyro_vae", 1
@@ -49,24 +48,24 @@ def save(
 ) -> None:
     """Saves a model and a guide into a folder of their own, which cannot run code when loaded.
 
-    All tensors of the modules' `state_dict` are saved, of a `LocalParameters` table with the
-    state of its optimizer. How our own classes and plain layers of torch are put together is
-    saved too, so that :func:`load` can make them again. Of a class or function of your own the
-    tensors are saved, and :func:`load` fills them into an object that you made.
+    All tensors of the modules' `state_dict` are saved, and for a `LocalParameters` table the state
+    of its optimizer. The structure of the library's classes and torch's layers is saved too, so
+    that :func:`load` can rebuild them. For your own classes and functions only the tensors are
+    saved, and :func:`load` fills them into an object that you build.
 
-    Not saved: what lives in Pyro's parameter store (`pyro.get_param_store().save` does that), the
+    Not saved: parameters in Pyro's parameter store (`pyro.get_param_store().save` does that), the
     optimizer of the networks, and `guide.row_fit`.
 
     Arguments:
-        folder: Made if it does not exist; an older save in it is replaced once the new one is
-            whole. Name a folder for this alone.
+        folder: Created if it does not exist; an older save in it is replaced once the new one is
+            complete. Use a folder for this alone.
         model: A Pyro program.
         guide: A :class:`pyro_vae.Guide` for that model, or a guide program written by hand.
-        about: Whatever you want to find again with :func:`read_about`: words, numbers, lists.
+        about: Notes to read back with :func:`read_about`: strings, numbers, lists.
 
     Raises:
-        ValueError: If the folder holds anything else, if the guide was made for another model,
-            if `about` is not JSON, or if something that was trained is in no module.
+        ValueError: If the folder holds anything else, if the guide was made for another model, if
+            `about` is not JSON, or if a trained tensor is in no module.
 
     Example:
         >>> import tempfile
@@ -82,7 +81,7 @@ def save(
 
     if model_of(guide) not in (None, model):
         raise ValueError(
-            "the guide was made for another model than the one to save, and would be loaded for "
+            "the guide was made for another model than the one to save, but would be loaded for "
             "this one: save model=guide.model, or make the guide for this model"
         )
     target = require_place_for_model(Path(folder))
@@ -102,7 +101,7 @@ def save(
     if len(files[HEADER]) > MAX_HEADER:
         raise ValueError(
             f"about is too long: {HEADER} would have {len(files[HEADER]):,} bytes, and at most "
-            f"{MAX_HEADER:,} are read again; keep large things in files of their own"
+            f"{MAX_HEADER:,} can be read back; keep large objects in separate files"
         )
     with whole_folder(target) as new:
         for name, content in files.items():
@@ -118,16 +117,16 @@ def load(
 ) -> Loaded:
     """Loads what :func:`save` saved; runs no code from the folder.
 
-    Our own classes and plain layers of torch are made again, with the same bits in every tensor,
-    so their answers are the same. For programs of your own build the same objects and pass them:
-    their tensors are filled in, if names, shapes and dtypes agree.
+    The library's classes and torch's layers are rebuilt with bit-identical tensors, so they give
+    the same results. For your own programs build the same objects and pass them: their tensors are
+    filled in if names, shapes and dtypes agree.
 
     Arguments:
         folder: The folder of a save.
-        model: An object to fill, in place of one made from the folder. With a `Guide` to fill
-            this is that guide's model, unless told otherwise.
-        guide: An object to fill, in place of one made from the folder.
-        device: Where tensors shall be; by default those of a made object are on the CPU, and
+        model: An object to fill, instead of one built from the folder. If a `Guide` is passed, this
+            is by default that guide's model.
+        guide: An object to fill, instead of one built from the folder.
+        device: Where to put the tensors; by default those of a rebuilt object are on the CPU, and
             those of a filled one stay where they are.
 
     Returns:
@@ -135,8 +134,8 @@ def load(
 
     Raises:
         FileNotFoundError: If there is no such folder, or one of its files is missing.
-        ValueError: If the folder is not one of ours, is damaged, or comes from a newer version;
-            if a program cannot be made from a file; or if a given object does not fit.
+        ValueError: If the folder was not saved by this library, is damaged, or comes from a newer
+            version; if a program cannot be rebuilt from a file; or if a given object does not fit.
 
     Example:
         >>> import tempfile
@@ -175,11 +174,12 @@ def load(
 
 
 def read_about(folder: str | Path) -> dict[str, Any]:
-    """What :func:`save` was told about a saved model.
+    """The notes that :func:`save` stored with a model.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the folder is not one of ours, is damaged, or comes from a newer version.
+        ValueError: If the folder was not saved by this library, is damaged, or comes from a newer
+            version.
 
     Example:
         >>> import tempfile
@@ -205,14 +205,14 @@ def _checked_about(about: Mapping[str, JSON]) -> dict[str, Any]:
             json.dumps({name: value}, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"about[{name!r}] cannot be written as JSON ({error}): use words, finite "
+                f"about[{name!r}] cannot be written as JSON ({error}): use strings, finite "
                 "numbers, True, False, None, lists and dicts of these (`.tolist()` for arrays)"
             ) from error
     return dict(about)
 
 
 def require_place_for_model(folder: Path) -> Path:
-    """Refuses a place where :func:`save` cannot save, or which holds anything but a save of ours.
+    """Refuses a place that :func:`save` cannot write, or that holds anything but a saved model.
 
     Raises:
         ValueError: If it cannot be written to, or holds anything but a saved model.
@@ -221,7 +221,7 @@ def require_place_for_model(folder: Path) -> Path:
 
 
 def _header(folder: Path) -> dict[str, Any]:
-    """The JSON file of a save, once it is known to be one that this version can read."""
+    """The JSON file of a save, checked to be one that this version can read."""
     if not folder.exists():
         restored(folder)
     if not folder.is_dir():
@@ -233,15 +233,15 @@ def _header(folder: Path) -> dict[str, Any]:
         raise ValueError(f"'{folder}' was not saved by pyro_vae: no {HEADER} in it, but {found}")
     if path.stat().st_size > MAX_HEADER:
         raise ValueError(
-            f"'{path}' has {path.stat().st_size:,} bytes, and no save of ours has more than "
-            f"{MAX_HEADER:,} there: take the folder from where it was saved"
+            f"'{path}' has {path.stat().st_size:,} bytes, and no save of pyro_vae has more than "
+            f"{MAX_HEADER:,} there: copy the original folder again"
         )
     try:
         header = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"'{path}' is truncated or damaged, it is no JSON ({error}): save the model again, or "
-            "take the folder from a backup"
+            f"'{path}' is truncated or damaged, not valid JSON ({error}): save the model again, "
+            "or restore the folder from a backup"
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f'\'{path}\' was not written by pyro_vae: it has no "format": "{FORMAT}"')
@@ -289,21 +289,21 @@ def _part(path: Path, role: str, entry: Any) -> tuple[Part, str]:
 
 
 def _read_tensors(folder: Path, part: Part, digest: str) -> dict[str, Tensor]:
-    """The tensors of a part, in memory of their own."""
+    """The tensors of a part, in their own memory."""
     path = folder / f"{part.role}.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"'{path}' is missing: the save in '{folder}' is not whole")
+        raise FileNotFoundError(f"'{path}' is missing: the save in '{folder}' is incomplete")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != digest:
         raise ValueError(
             f"'{path}' is not the file that was saved with {HEADER}: it is truncated, damaged, or "
-            "from another save; take the whole folder from where it was saved"
+            "from another save; copy the whole original folder again"
         )
     try:
         tensors = safetensors.torch.load_file(path)  # mapped: read when it is copied below
     except safetensors.SafetensorError as error:
-        raise ValueError(f"'{path}' is no safetensors file, or a damaged one ({error})") from error
+        raise ValueError(f"'{path}' is not a safetensors file, or is damaged ({error})") from error
     # Copies lie in memory as torch aligns it, on which the last bit of a product can depend.
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
@@ -312,7 +312,7 @@ def _check_fit(folder: Path, role: str, program: ProgramLike, state: dict[str, T
     found = differences(module_of(program), state, with_dtypes=True)
     if found:
         raise ValueError(
-            f"the {role} given does not fit the one saved in '{folder}': {found}; make it with "
+            f"the {role} given does not fit the one saved in '{folder}': {found}; build it with "
             "the same arguments as the saved one"
         )
 
@@ -324,12 +324,12 @@ def _rebuilt(
     model: Any,
     device: torch.device | str | None,
 ) -> Any:
-    """A part made again from its record."""
+    """A part rebuilt from its record."""
     path = folder / HEADER
     if part.architecture is None:
         raise ValueError(
-            f"the {part.role} in '{folder}' (made by: {part.made_by}) cannot be made from a file "
-            f"that holds no code: {part.reason}. Build the same object and pass it, as in "
+            f"the {part.role} in '{folder}' (made by: {part.made_by}) cannot be rebuilt from a "
+            f"file without code: {part.reason}. Build the same object and pass it, as in "
             f"load(folder, {part.role}={part.role}); its tensors are then filled in"
         )
     try:

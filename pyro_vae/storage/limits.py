@@ -1,8 +1,7 @@
-"""What a save may ask for: no more memory and no more tensors than its files can account for.
+"""Limits on loading: no more memory and no more tensors than the saved files account for.
 
-The JSON file of a save says how large the parts of a model are, and anybody can write a number
-there. While the parts are made, the size of every new tensor is therefore looked at before there
-is memory for it.
+The JSON file of a saved model says how large its parts are, and anybody can write a number there.
+So while the parts are built, the size of every new tensor is checked before memory is allocated.
 """
 
 import math
@@ -20,13 +19,13 @@ _REPEATING = {"repeat", "new_empty", "new_full", "new_ones", "new_zeros"}
 
 
 class Budget(TorchDispatchMode):
-    """Refuses new tensors that would take more memory than the tensors of a save.
+    """Refuses new tensors that would take more memory than the saved tensors.
 
     Arguments:
-        tensors: Those that were read from the save.
+        tensors: The saved tensors.
 
     Raises:
-        ValueError: In place of the operation that would take too much.
+        ValueError: Instead of the operation that would take too much.
 
     Example:
         >>> with Budget({"weight": torch.ones(2, 2)}):  # doctest: +ELLIPSIS
@@ -55,7 +54,7 @@ class Budget(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _count(self, wanted: int) -> None:
-        """Takes a new tensor off what is left."""
+        """Subtracts a new tensor from the budget."""
         self._check(wanted)
         self.tensors_left -= 1
         if wanted > _SMALL:  # small ones come and go
@@ -66,8 +65,8 @@ class Budget(TorchDispatchMode):
             asked = f"{wanted:,} bytes" if self.tensors_left >= 0 else "many more tensors"
             raise ValueError(
                 f"it asks for {asked}, but the tensors of the save have {self.saved:,} bytes in "
-                f"{self.num_saved:,}: the JSON file was changed after it was written; take the "
-                "folder from where it was saved"
+                f"{self.num_saved:,}: the JSON file was changed after it was written; copy the "
+                "original folder again"
             )
 
 
@@ -80,7 +79,7 @@ def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def _elements(name: str, args: Sequence[Any]) -> int:
-    """How many elements an operation without tensors makes, by the numbers that it is given."""
+    """How many elements a tensor-creating operation makes, from its arguments."""
     for part in args:
         if isinstance(part, list | tuple):
             return math.prod(part)

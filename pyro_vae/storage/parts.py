@@ -1,9 +1,9 @@
-"""A model or a guide as it is stored: a record of how it is made, as JSON, and its tensors.
+"""A stored model or guide: a JSON record of how to build it, and its tensors.
 
-An object is recorded as `{"class": name, "arguments": {...}}`, its arguments likewise, down to
-numbers and words. To make it again the name is looked up among the registered classes and the
-arguments are checked against the annotations of its constructor: a file can ask for no other
-class, and nothing is imported by a name that stands in a file.
+An object is recorded as `{"class": name, "arguments": {...}}`, and so are its arguments, down to
+numbers and strings. To rebuild it, the name is looked up among the registered classes and the
+arguments are checked against the annotations of the constructor: a file can name no other class,
+and nothing is imported by a name in a file.
 """
 
 import inspect
@@ -60,8 +60,8 @@ def record(value: Any, where: str) -> Any:
     """An object as JSON.
 
     Arguments:
-        value: An object of a registered class, a number, a word, or a sequence of such.
-        where: What it is, for errors: "decoder.activation".
+        value: An object of a registered class, a number, a string, or a sequence of these.
+        where: Its place, for error messages: "decoder.activation".
 
     Raises:
         ValueError: If it, or something in it, is of another class.
@@ -91,7 +91,7 @@ def record(value: Any, where: str) -> Any:
 
 
 def described(value: Any) -> str:
-    """Says what an object is: "a `my_models.Decoder`"."""
+    """An object in words: "a `my_models.Decoder`"."""
     kind = "the class" if inspect.isclass(value) else "the function"
     article = kind if _is_named(value) else "a"
     return f"{article} `{full_name(value)}`"
@@ -122,11 +122,11 @@ def build(recorded: Any, where: str) -> Any:
 
     Arguments:
         recorded: A record, as read from JSON.
-        where: What it is, for errors.
+        where: Its place, for error messages.
 
     Raises:
-        ValueError: If it is no record, names a class that is not listed, or has arguments that
-            the class cannot be called with.
+        ValueError: If it is not a record, names a class that is not registered, or has arguments
+            that do not fit the class.
 
     Example:
         >>> build({"class": "LocalParameters", "arguments": {"num_data": 10}}, "map").num_data
@@ -160,14 +160,14 @@ def unpacked(recorded: Any, where: str) -> tuple[Any, dict[str, Any]]:
 def _listed(name: Any, table: Mapping[str, Any], where: str) -> Any:
     if not isinstance(name, str) or name not in table:
         raise ValueError(
-            f"{where} is of the class {name!r}, which is none of those that a file may name "
+            f"{where} is of the class {name!r}, which is not among those that a file may name "
             f"({', '.join(table)}); it was written by hand, or by a newer version"
         )
     return table[name]
 
 
 def _make(cls: type, arguments: dict[str, Any], where: str) -> Any:
-    """Calls a listed class with checked arguments."""
+    """Calls a registered class with checked arguments."""
     try:
         if cls is nn.Sequential:
             return nn.Sequential(OrderedDict(arguments))
@@ -200,7 +200,7 @@ def _in_words(hint: Any) -> str:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type, as far as types can tell."""
+    """Whether a value is of an annotated type, as far as can be checked."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, part) for part in parts)
@@ -214,14 +214,14 @@ def _fits(value: Any, hint: Any) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of a model or a guide beside its tensors.
+    """The description of a model or guide without its tensors.
 
     Arguments:
         role: "model" or "guide".
-        made_by: Its class, or the function that it is.
-        architecture: How it is made again; None if a file cannot say that.
-        reason: Why not, or empty.
-        frozen: Names of the parameters that do not ask for a gradient.
+        made_by: Its class, or the function.
+        architecture: The record to rebuild it from; None if there is none.
+        reason: Why there is none, or empty.
+        frozen: Names of the parameters that do not require a gradient.
         evaluating: Names of the modules that are in evaluation mode.
     """
 
@@ -234,15 +234,15 @@ class Part:
 
 
 def module_of(program: ProgramLike) -> nn.Module:
-    """All modules of a program as one: itself, or a list of those that it closes over."""
+    """All modules of a program as one: the program itself, or a list of those it closes over."""
     return program if isinstance(program, nn.Module) else nn.ModuleList(modules_of(program))
 
 
 def tensors_of(role: str, program: ProgramLike) -> dict[str, Tensor]:
-    """All tensors of a program by name, each in memory of its own, on the CPU.
+    """All tensors of a program by name, each in its own memory, on the CPU.
 
     Raises:
-        ValueError: If something that was trained, or is kept, is not a tensor in a module.
+        ValueError: If a trained or stored value is not a tensor in a module.
     """
     _check_loose(role, program)
     state = module_of(program).state_dict()
@@ -256,7 +256,7 @@ def tensors_of(role: str, program: ProgramLike) -> dict[str, Tensor]:
 
 
 def _check_loose(role: str, program: ProgramLike) -> None:
-    """Refuses a function with trained tensors that are in no module, so in no state_dict."""
+    """Refuses a function with trained tensors that are in no module, and so in no state_dict."""
     if not inspect.isfunction(program):
         return
     names = inspect.getclosurevars(program)
@@ -272,7 +272,7 @@ def _check_loose(role: str, program: ProgramLike) -> None:
 
 
 def describe(programs: Mapping[str, ProgramLike]) -> list[Part]:
-    """Says how each program is made, or why a file cannot say that."""
+    """Describes how to rebuild each program, or why that is not possible."""
     names: dict[int, str] = {}
     return [_described(role, program, names) for role, program in programs.items()]
 
@@ -296,21 +296,21 @@ def _described(role: str, program: ProgramLike, names: dict[int, str]) -> Part:
 
 
 def _check_unshared(role: str, module: nn.Module, names: dict[int, str]) -> None:
-    """Refuses a parameter with two names: made again from a record it would be two."""
+    """Refuses a parameter with two names: rebuilt from a record it would become two."""
     for name, parameter in module.named_parameters(remove_duplicate=False):
         other = names.setdefault(id(parameter), f"{role}.{name}")
         if other != f"{role}.{name}":
-            raise ValueError(f"its parameter '{role}.{name}' is '{other}' too")
+            raise ValueError(f"its parameter '{role}.{name}' is the same as '{other}'")
 
 
 def _record(program: ProgramLike) -> dict[str, Any]:
-    """A record of how a program is made, from which its like was made again to be sure.
+    """A record of how to build a program, checked by building it.
 
-    A net may have been changed after it was made: a layer replaced, a parametrization added.
-    Then its record would make another net, which would answer otherwise.
+    A network may have been changed after it was built: a layer replaced, a parametrization added.
+    Then the record would build a different network.
 
     Raises:
-        ValueError: If there is no such record, or not of what the program is now.
+        ValueError: If there is no such record, or it does not match the program as it is now.
     """
     if isinstance(program, Generative):
         recorded: dict[str, Any] = record(program, "model")
@@ -341,24 +341,23 @@ def _check_same(module: nn.Module, again: nn.Module, where: str) -> None:
     found = differences(again, module.state_dict(), with_dtypes=False)
     if found or repr(again) != repr(module):
         raise ValueError(
-            f"{where}, or a part of it, was changed after it was made as {described(module)}"
+            f"{where}, or a part of it, was changed after it was built as {described(module)}"
         )
 
 
 def rebuild(
     part: Part, state: dict[str, Tensor], model: Any, device: torch.device | str | None
 ) -> Any:
-    """Makes a part again, with its tensors, their dtypes and its modes.
+    """Rebuilds a part, with its tensors, their dtypes and its modes.
 
     Arguments:
-        part: What is known of it.
+        part: Its description.
         state: Its tensors.
         model: For a guide, the model that it is for.
-        device: Where it shall be; the CPU by default.
+        device: Where to put it; by default the CPU.
 
     Raises:
-        ValueError: If the record cannot be followed, or makes something that the tensors do not
-            fit.
+        ValueError: If the record cannot be followed, or the tensors do not fit the result.
     """
     assert part.architecture is not None, "the caller has looked"
     if part.role == "model":
@@ -384,7 +383,7 @@ def rebuild(
 
 @dataclass(frozen=True)
 class _GuideArguments:
-    """What a guide is made with, beside its model."""
+    """The arguments of a guide, except its model."""
 
     map: InferenceMap
     family: Family
@@ -406,18 +405,18 @@ def _guide(recorded: dict[str, Any], model: Any) -> Guide:
         )
     except Exception as error:
         raise ValueError(
-            f"{error}; or make the guide for this model and pass it, as in "
-            "load(folder, model=model, guide=guide)"
+            f"{error}; or build the guide for this model and pass it, as in load(folder, "
+            "model=model, guide=guide)"
         ) from error
 
 
 def fill(program: ProgramLike, state: dict[str, Tensor]) -> None:
-    """Copies tensors into a program's own, on the device where those are."""
+    """Copies tensors into a program's own tensors, on their device."""
     module_of(program).load_state_dict(state)
 
 
 def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: bool) -> str:
-    """What keeps tensors from being a module's: missing, unexpected, mismatched; else empty."""
+    """Why tensors do not fit a module: missing, unexpected, mismatched names; empty if they fit."""
     own = module.state_dict()
     both = [name for name in own if name in state and name not in _resizable(module)]
     mismatched = [
@@ -435,7 +434,7 @@ def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: boo
 
 
 def _resizable(module: nn.Module) -> set[str]:
-    """Buffers whose shape follows the data: a table has no digests before it is trained."""
+    """Buffers whose shape depends on the data: a table has no digests before it is trained."""
     tables = [n for n, part in module.named_modules() if isinstance(part, LocalParameters)]
     return {f"{name}.digests" if name else "digests" for name in tables}
 
