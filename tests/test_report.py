@@ -183,7 +183,7 @@ def test_the_answer_leads(text: str) -> None:
     lead = text[text.index('<div class="lead">') : text.index("<nav")]
     for said in (
         "Use &#x27;",
-        "log p = ",
+        "held-out log p",
         "its inference gap is",
         "Log p ",
         "Training: ",
