@@ -116,7 +116,7 @@ class TableVAE:
     def fit(self, **how: Any) -> Fit:
         """Trains on the training rows; takes the arguments of :func:`pyro_vae.fit`."""
         if self.dataset is None:
-            raise ValueError("there are no rows to train on: make it by TableVAE.of(table)")
+            raise ValueError("there are no training rows: create the model by TableVAE.of(table)")
         how.setdefault("batch_size", defaults.batch_size(len(self.dataset.train)))
         self.history = fit(self.model, self.guide, self.dataset.train, **how)
         return self.history

@@ -98,8 +98,8 @@ def test_nan_is_named_by_row_and_column() -> None:
         ),
         ([[0.0, 200.5]], "divide by 255: y / 255"),  # grey levels that were interpolated
         ([[0.0, 16.0]], "divide by 16: y / 16"),
-        ([[0.0, 1.5]], "rescale the data, or take a likelihood"),
-        ([[0.0, 1000.0]], "rescale the data, or take a likelihood"),
+        ([[0.0, 1.5]], "rescale the data, or use a likelihood"),
+        ([[0.0, 1000.0]], "rescale the data, or use a likelihood"),
         ([[-1.0, 255.0]], r"found -1 to 255\), at row 0, column 0; row 0, column 1, .* rescale"),
         ([[0.0, INF]], "0 nan and 1 inf"),
         ([[NAN, 255.0]], r"found 255 to 255\), at row 0, column 1"),

@@ -145,7 +145,7 @@ def test_bytes_are_no_csv_file(start: bytes, tmp_path: Path) -> None:
     """Bytes that are no text, in the header or below it."""
     path = tmp_path / "y.csv"
     path.write_bytes(start + b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"is no csv file: expected text in UTF-8"):
+    with pytest.raises(ValueError, match=r"is not a csv file: expected text in UTF-8"):
         read_table(path)
 
 
@@ -160,10 +160,13 @@ def test_text_in_parquet_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("y.npy", "is no npy array, or a damaged one"),
-        ("y.npz", "is no npz file, or a damaged one"),
-        ("y.parquet", "is no parquet file, or a damaged one"),
-        ("y.idx", r"is no idx file: it should start with 0, 0, .* found \[102, 111, 114, 101\]"),
+        ("y.npy", "is not an npy array, or is damaged"),
+        ("y.npz", "is not an npz file, or is damaged"),
+        ("y.parquet", "is not a parquet file, or is damaged"),
+        (
+            "y.idx",
+            r"is not an idx file: it should start with 0, 0, .* found \[102, 111, 114, 101\]",
+        ),
     ],
 )
 @pytest.mark.parametrize("cut", [0, 1], ids=["foreign", "truncated"])
@@ -191,7 +194,7 @@ class Bomb:
 def test_a_pickle_is_not_run(name: str, tmp_path: Path) -> None:
     """A pickle under any of the endings is refused, and runs no code."""
     (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ValueError, match=r"is no .* file|is no npy array"):
+    with pytest.raises(ValueError, match=r"is not an? .* file|is not an npy array"):
         read_table(tmp_path / name)
 
 
@@ -201,7 +204,7 @@ def test_arrays_of_objects_are_not_loaded(name: str, tmp_path: Path) -> None:
     save = np.save if name == "y.npy" else np.savez
     save(tmp_path / name, np.array([Bomb()], dtype=object))
     with pytest.raises(
-        ValueError, match="holds Python objects, which are not loaded since that can"
+        ValueError, match="holds Python objects, which are not loaded since that could"
     ):
         read_table(tmp_path / name)
 
@@ -248,16 +251,18 @@ def test_bad_magic_of_idx(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "y.idx"
     path.write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"no idx file: it should start with 0, 0, a type of \[8, 9"
+        ValueError, match=r"not an idx file: it should start with 0, 0, a type of \[8, 9"
     ):
         read_idx(path)
 
 
 def test_kinds_that_cannot_be_read() -> None:
     """The message lists the kinds that can."""
-    with pytest.raises(ValueError, match=r"not of a kind .* npy, npz, csv, tsv, txt, parquet"):
+    with pytest.raises(
+        ValueError, match=r"not a readable kind .* npy, npz, csv, tsv, txt, parquet"
+    ):
         file_kind(Path("y.xlsx"))
-    with pytest.raises(ValueError, match="not of a kind"):
+    with pytest.raises(ValueError, match="not a readable kind"):
         file_kind(Path("y.npy.gz"))
 
 

@@ -296,7 +296,7 @@ def test_fashion_mnist_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_fashion_mnist_has_so_many(number: int, tmp_path: Path) -> None:
     """No fewer pictures than asked for, in silence."""
     write_pictures(tmp_path)
-    with pytest.raises(ValueError, match=rf"12 pictures; {number} were|num_train .* got 0"):
+    with pytest.raises(ValueError, match=rf"12 images; {number} were|num_train .* got 0"):
         fashion_mnist(tmp_path, num_train=number)
 
 
@@ -305,7 +305,7 @@ def test_fashion_mnist_of_other_shapes(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     held_out = tmp_path / "t10k-images-idx3-ubyte"
     held_out.write_bytes(idx_bytes(np.zeros((6, 2, 2), np.uint8)))
-    with pytest.raises(ValueError, match=r"one size, got \(4, 3\) to train on, \(2, 2\) held out"):
+    with pytest.raises(ValueError, match=r"one size, got \(4, 3\) for training, \(2, 2\) held out"):
         fashion_mnist(tmp_path)
     held_out.write_bytes(idx_bytes(np.zeros((5, 4, 3), np.uint8)))
     with pytest.raises(ValueError, match=r"as many labels in .* got uint8 \(5, 4, 3\) and \(6,\)"):
@@ -360,16 +360,16 @@ def test_load_of_an_unknown_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The message lists the names, and says whether such a file exists."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        FileNotFoundError, match=r"neither a set \(squares, digits, fashion-mnist\) nor"
+        FileNotFoundError, match=r"neither a data set \(squares, digits, fashion-mnist\) nor"
     ):
         load("mnist")
     (tmp_path / "mnist").write_text("")
-    with pytest.raises(ValueError, match=r"'mnist' is not of a kind that can be read"):
+    with pytest.raises(ValueError, match=r"'mnist' is not a readable kind"):
         load("mnist")
     (tmp_path / "digits").write_text("")
     with pytest.raises(ValueError, match=r"names a set; './digits' reads the file of that name"):
         load("digits", divide_by=2)
-    with pytest.raises(ValueError, match=r"'digits' is not of a kind that can be read"):
+    with pytest.raises(ValueError, match=r"'digits' is not a readable kind"):
         load(Path("digits"))
 
 
@@ -460,7 +460,5 @@ def test_every_public_name_is_there() -> None:
 def test_a_set_of_ones_own() -> None:
     """Tensors are enough for a set."""
     dataset = Dataset("mine", train=torch.zeros(3, 2), test=torch.zeros(1, 2))
-    assert (
-        dataset.describe() == "mine: 3 rows to train on, 1 held out, 2 values each, not binarized"
-    )
+    assert dataset.describe() == "mine: 3 training rows, 1 held out, 2 values each, not binarized"
     assert dataset.binarized(Redrawn()).binarization == Redrawn()

@@ -170,11 +170,11 @@ def test_damaged_h5ad(tmp_path: Path) -> None:
     """No HDF5 at all, no matrix, or one of an unknown encoding."""
     path = tmp_path / "cells.h5ad"
     path.write_bytes(b"foreign")
-    with pytest.raises(ValueError, match="is no h5ad file with a matrix X"):
+    with pytest.raises(ValueError, match="is not an h5ad file with a matrix X"):
         read_table(path)
     with h5py.File(path, "w") as file:
         file.create_group("obs")
-    with pytest.raises(ValueError, match="is no h5ad file with a matrix X"):
+    with pytest.raises(ValueError, match="is not an h5ad file with a matrix X"):
         read_table(path)
     write_h5ad(path, "array")
     with h5py.File(path, "a") as file:

@@ -133,13 +133,13 @@ def test_guide_that_does_not_fit(make: Callable[[], Any], message: str) -> None:
         (torch.tensor([[0, torch.inf, 0], [0, 0, 0]]), "row 0, column 1"),
         (
             torch.tensor([[0, 0, 0], [torch.nan] * 3]),
-            "no entry that is observed, the first at row 1",
+            "no observed entry, the first at row 1",
         ),
         (torch.full((2, 3), 255.0), "divide by 255"),
         (torch.zeros(2, 4), "shape"),
         (torch.zeros(()), "y.None"),
     ],
-    ids=["empty", "nan", "inf", "no entry", "range", "shape", "scalar"],
+    ids=["empty", "nan", "inf", "no observed entry", "range", "shape", "scalar"],
 )
 def test_bad_data(y: Tensor, message: str) -> None:
     """Refused at the door, with the place and the remedy."""

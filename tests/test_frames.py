@@ -204,7 +204,7 @@ def test_draws_become_entries() -> None:
          r"column 'fruit' has categories .* 'fig' at row 0, 'fig' at row 2, counted from 0, 2 ent"
          r".*known are 'apple', 'pear', 'plum'"),
         ({"visits": [0, -3, 1, 2]}, ValueError,
-         r"column 'visits' holds counts, .* 1 entries are others \(-3 at row 1, .*'visits': Real"),
+         r"column 'visits' holds counts, .* 1 entries are not \(-3 at row 1, .*'visits': Real"),
         ({"visits": [0, 0.5, 1, 2]}, ValueError, r"column 'visits' holds counts, .*0\.5 at row 1"),
         ({"height": ["tall", "short", None, "tall"]}, TypeError,
          r"column 'height' should hold numbers, got words \('tall' at row 0"),
@@ -235,11 +235,15 @@ def test_rows_that_are_refused(
     ("table", "error", "message"),
     [
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), ValueError, "more than one column .* 'a'"),
-        ({"a": [None, NAN]}, ValueError, "column 'a' has no entry that was observed: drop it"),
+        ({"a": [None, NAN]}, ValueError, "column 'a' has no observed entry: drop it"),
         ({"a": [1.0, None], "b": ["x", None]}, ValueError, r"column 'b' has 1 categories \('x'\)"),
         ({"a": [1.0, None], "b": ["x", "y"]}, None, ""),
-        ({"a": [1.0, None, 2.0], "b": ["x", None, "y"]}, ValueError, "1 of 3 rows have no entry"),
-        ({"a": [1.0], "b": [1.0, 2.0]}, ValueError, r"columns of one length, .*'a': 1, 'b': 2"),
+        (
+            {"a": [1.0, None, 2.0], "b": ["x", None, "y"]},
+            ValueError,
+            "1 of 3 rows have no observed entry",
+        ),
+        ({"a": [1.0], "b": [1.0, 2.0]}, ValueError, r"columns of equal length, .*'a': 1, 'b': 2"),
         ({"a": []}, ValueError, "at least one row"),
         ({"a": [f"row {i}" for i in range(300)]}, ValueError, "300 different entries in 300 rows"),
         ({"a": np.zeros((2, 2))}, ValueError, r"column 'a' should have one axis"),

@@ -219,7 +219,7 @@ def test_starts() -> None:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("visits", -1.0, r"Poisson needs whole values of at least 0, but 1 of \d+ are others"),
+        ("visits", -1.0, r"Poisson needs whole values of at least 0, but 1 of \d+ are not"),
         ("visits", 0.5, r"counts are 0, 1, 2, \.\.\.; take LogNormal for positive amounts"),
         ("colour", 3.0, r"Categorical\(3\) needs whole values in \[0, 2\]"),
         ("sex", 2.0, r"Bernoulli needs values in \[0, 1\]"),

@@ -213,7 +213,7 @@ def test_where_holes_are_refused() -> None:
         pv.log_marginal_likelihood(plain, guide, y)
     factors, data = made()
     data[7] = NAN
-    with pytest.raises(ValueError, match=r"1 of \d+ rows .* no entry that is observed, .* row 7"):
+    with pytest.raises(ValueError, match=r"1 of \d+ rows .* no observed entry, .* row 7"):
         pv.log_marginal_likelihood(factors, exact_guide(factors), data, pv.ClosedForm())
 
 

@@ -189,5 +189,5 @@ def test_bad_conditions() -> None:
     y[1, 0] = torch.nan
     with pytest.raises(ValueError, match=r"row 1 and 0 more lack"):
         conditional(vae(), None, y, [0], [1])
-    with pytest.raises(ValueError, match="no entry that is observed"):
+    with pytest.raises(ValueError, match="no observed entry"):
         marginal(vae(), None, y, [0])  # the second row has nothing of it

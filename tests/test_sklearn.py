@@ -218,8 +218,11 @@ def test_training_stops_early() -> None:
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        ([[1.0, np.nan], [np.nan, np.nan], [0.0, 1.0]], r"1 of 3 rows have no entry .* at row 1"),
-        ([[1.0, np.nan], [2.0, np.nan]], r"column '1' has no entry that was observed"),
+        (
+            [[1.0, np.nan], [np.nan, np.nan], [0.0, 1.0]],
+            r"1 of 3 rows have no observed entry.* at row 1",
+        ),
+        ([[1.0, np.nan], [2.0, np.nan]], r"column '1' has no observed entry"),
         ([[1.0, np.inf], [2.0, 3.0]], "infinity"),
         ([[1.0, 2.0]], "1 sample"),
     ],

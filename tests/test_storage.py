@@ -325,7 +325,7 @@ def test_a_function_is_filled_through_the_modules_it_closes_over(tmp_path: Path)
     save(tmp_path / "save", model=models[0], guide=guides[0])
     with pytest.raises(ValueError, match=r"the function `tests.test_storage.function_model"):
         load(tmp_path / "save")
-    with pytest.raises(ValueError, match=r"example=y\[:2\]\); or make the guide for this model"):
+    with pytest.raises(ValueError, match=r"example=y\[:2\]\); or build the guide for this model"):
         load(tmp_path / "save", model=models[1])
     loaded = load(tmp_path / "save", guide=guides[1])
     assert loaded.model is models[1]
@@ -413,9 +413,9 @@ def unlisted_activation() -> nn.Module:
 @pytest.mark.parametrize(
     ("decoder", "reason"),
     [
-        (changed_layer, "was changed after it was made"),
-        (parametrized_layer, "was changed after it was made"),
-        (tied_layers, r"'model.decoder.2.weight' is 'model.decoder.0.weight' too"),
+        (changed_layer, "was changed after it was built"),
+        (parametrized_layer, "was changed after it was built"),
+        (tied_layers, r"'model.decoder.2.weight' is the same as 'model.decoder.0.weight'"),
         (unlisted_activation, "model.decoder.activation is the class `torch.*Mish`"),
     ],
 )

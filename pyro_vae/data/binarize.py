@@ -1,9 +1,8 @@
-r"""Binarizations: how grey levels in [0, 1] become the zeros and ones that a Bernoulli describes.
+r"""Binarizations: how grey levels in [0, 1] become zeros and ones for a Bernoulli likelihood.
 
-The number that a model reaches depends on the choice (about 2 nats on MNIST), so it is a value
-that travels with the data set and is stated beside every number. Two things can happen to data,
-and each choice says which: `fixed` happens once, when the data set is made; calling the value
-happens to every batch that is used, in training and in evaluation.
+Log p depends on the choice (by about 2 nats on MNIST), so it is stored with the data set and
+reported with every result. A choice has two parts: `fixed` is applied once, when the data set is
+made; a call is applied to every batch, in training and in evaluation.
 
 | choice | once | each batch |
 | --- | --- | --- |
@@ -26,11 +25,11 @@ from .checks import check_range
 
 
 class Binarization(ABC):
-    """What is done to grey levels, once (`fixed`) and to each batch (a call).
+    """A transformation of grey levels, once (`fixed`) and for each batch (a call).
 
     Attributes:
-        binary: Whether batches hold only 0 and 1 in the end, so that `log p` is the logarithm of a
-            probability and not of a density.
+        binary: Whether batches hold only 0 and 1, so that `log p` is the logarithm of a probability
+            and not of a density.
     """
 
     binary: ClassVar[bool] = True
@@ -38,11 +37,11 @@ class Binarization(ABC):
     def fixed(
         self, y: Shaped[Tensor, "rows *datum"], *, part: int = 0
     ) -> Shaped[Tensor, "rows *datum"]:
-        """Does what is done once, when the data set is made.
+        """The part applied once, when the data set is made.
 
         Arguments:
             y: Grey levels in [0, 1], `(rows, *datum)`.
-            part: Which part of the data set this is (0 train, 1 test); each has draws of its own.
+            part: Which part of the data set this is (0 train, 1 test); each has its own draws.
 
         Returns:
             The rows to store, `(rows, *datum)`.
@@ -54,20 +53,20 @@ class Binarization(ABC):
         return y
 
     def __call__(self, y: Shaped[Tensor, "rows *datum"]) -> Shaped[Tensor, "rows *datum"]:
-        """Does what is done to each batch: nothing, unless a choice says otherwise."""
+        """The part applied to each batch: by default nothing."""
         return y
 
     @abstractmethod
     def describe(self) -> str:
-        """The words to state beside a number."""
+        """The description to report with a result."""
 
 
 @dataclass(frozen=True)
 class Grey(Binarization):
-    """No binarization: values stay as they are, and any real number will do.
+    """No binarization: values are unchanged, and may be any real numbers.
 
-    Under a Bernoulli the 'log-likelihood' of grey levels is no log density of anything: it cannot
-    be compared with binarized numbers.
+    Under a Bernoulli the 'log-likelihood' of grey levels is not a log density: it cannot be
+    compared with results on binarized data.
 
     Example:
         >>> Grey().fixed(torch.tensor([[0.25, 16.0]]))
@@ -117,7 +116,7 @@ class Threshold(Binarization):
 
 @dataclass(frozen=True)
 class FixedDraw(Binarization):
-    """One draw of Bernoulli(y) for every value, kept for good.
+    """One draw of Bernoulli(y) for every value, kept fixed.
 
     The draw of a row depends on the seed, the part and the row's position, so the first rows of a
     data set are binarized alike however many rows are used.
@@ -155,8 +154,8 @@ class FixedDraw(Binarization):
 class Redrawn(Binarization):
     """A new draw of Bernoulli(y) in each batch; the data set itself stays grey.
 
-    A call draws from torch's current generator. Evaluation needs binary rows too: call the value on
-    the test rows once, under the seed of the evaluation.
+    A call draws from torch's current generator. Evaluation needs binary rows too: call it on the
+    test rows once, under the seed of the evaluation.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)

@@ -1,8 +1,8 @@
-"""Checks at the door: what a batch must be before a program sees it.
+"""Checks of a batch before a program sees it.
 
-A batch is one or several tensors with the datum axis leftmost. A nan, a row too many or pixels that
-run to 255 under a Bernoulli cost hours when they come out as a strange loss, so they are refused
-here, with the place and the remedy.
+A batch is one or several tensors with the datum axis leftmost. A nan, an extra row or pixels up to
+255 under a Bernoulli can cost hours when they show up as a strange loss, so they are refused here,
+with the position and the remedy.
 """
 
 import math
@@ -22,19 +22,19 @@ TEN = 10  # columns named in a warning
 def check_batch(
     *batch: object, names: Sequence[str] | None = None, missing: Sequence[int] = ()
 ) -> None:
-    """Refuses a batch that no program could be run on.
+    """Refuses a batch that no program could run on.
 
     Arguments:
         batch: Tensors `(rows, *datum)`, floating or integer, with the same number of rows; any
             but the first may be a boolean mask.
         names: Names of the columns of the first tensor, for the message.
-        missing: Positions of the tensors in which a nan means "not observed".
+        missing: Positions of the tensors in which a nan means "missing".
 
     Raises:
         TypeError: If something is not a tensor, or neither floating nor integer.
-        ValueError: If there is no tensor or no row, if the numbers of rows differ, or if a value
-            is nan or inf (with the count and the first places, counted from 0), or if a row of a
-            tensor in `missing` is nan throughout.
+        ValueError: If there is no tensor or no row, if the numbers of rows differ, or if a value is
+            nan or inf (with the count and the first places, counted from 0), or if a row of a
+            tensor in `missing` is entirely nan.
 
     Example:
         >>> check_batch(torch.ones(3, 2), torch.zeros(3))
@@ -71,15 +71,15 @@ def check_range(
         y: Data, `(rows, *datum)`.
         low: Smallest value allowed.
         high: Largest value allowed.
-        likelihood: Who asks, for the message.
+        likelihood: Name of the likelihood, for the message.
         names: Names of the columns, for the message.
-        inside: Whether the bounds themselves are refused too.
+        inside: Whether the bounds themselves are excluded.
         whole: Whether only whole numbers are allowed.
-        remedy: What to do about it; found from the values when left out.
+        remedy: What to do about it; by default guessed from the values.
 
     Raises:
-        ValueError: If a value is outside, or inf; a nan is for :func:`check_batch`. Says how many
-            are, what range was found, the first places, and the remedy.
+        ValueError: If a value is outside, or inf; for nan see :func:`check_batch`. The message says
+            how many, which range was found, the first positions, and the remedy.
 
     Example:
         >>> check_range(torch.tensor([[0.0, 255.0]]), low=0, high=1, likelihood="Bernoulli")
@@ -98,17 +98,17 @@ def check_range(
     least, most = _extremes(y)
     raise ValueError(
         f"{likelihood} needs {'whole ' if whole else ''}{_interval(low, high, inside=inside)}, but "
-        f"{outside.sum():,} of {(~y.isnan()).sum():,} are {'others' if whole else 'outside'} "
+        f"{outside.sum():,} of {(~y.isnan()).sum():,} are {'not' if whole else 'outside'} "
         f"(found {least:g} to {most:g}), {_places(outside, names)}; "
         f"{remedy or _remedy(y, low, high)}"
     )
 
 
 def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
-    """Refuses values that are nan or inf, with their count and the first places.
+    """Refuses values that are nan or inf, with their count and the first positions.
 
     Arguments:
-        label: What the data are called in the message.
+        label: Name of the data in the message.
         y: Data, `(rows, *datum)`.
         names: Names of the columns, or None.
 
@@ -129,7 +129,7 @@ def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
 def constant_columns(y: Shaped[Tensor, "rows *datum"]) -> list[int]:
     """Columns that have the same value in every row.
 
-    One row alone says nothing about this: its list is empty.
+    For a single row the list is empty.
 
     Arguments:
         y: Data, `(rows, *datum)`; the axes of a datum count as one, flattened.
@@ -153,11 +153,11 @@ def warn_constant_columns(
     """Warns of columns that have the same value in every row, by name.
 
     Under a likelihood that learns its scale the density of such a column grows without bound, and
-    the log density of the others drowns in it.
+    dominates the log density of the others.
 
     Arguments:
         y: Data, `(rows, *datum)`.
-        names: Names of the columns; positions are given when left out.
+        names: Names of the columns; by default positions are shown.
     """
     found = constant_columns(y)
     if not found:
@@ -167,7 +167,7 @@ def warn_constant_columns(
     warnings.warn(
         f"{len(found)} of {y[0].numel()} columns are constant over {len(y):,} rows: "
         f"{', '.join(named)}{more}; "
-        "drop them, or take a likelihood whose scale is fixed or has a floor",
+        "drop them, or use a likelihood whose scale is fixed or has a floor",
         UserWarning,
         stacklevel=2,
     )
@@ -190,14 +190,14 @@ def _check_tensor(index: int, tensor: object) -> Tensor:
 
 
 def _check_some_observed(index: int, tensor: Tensor) -> Tensor:
-    """The tensor with zeros where it is nan; refuses a row that has nothing else."""
+    """The tensor with zeros where it is nan; refuses a row that is entirely nan."""
     missing = tensor.isnan()
     empty = missing.reshape(len(missing), -1).all(dim=1)
     if bool(empty.any()):
         raise ValueError(
-            f"{int(empty.sum()):,} of {len(tensor):,} rows of batch[{index}] have no entry that is "
-            f"observed, the first at row {int(empty.nonzero()[0])}, counted from 0: drop them, "
-            "since they say nothing of the model"
+            f"{int(empty.sum()):,} of {len(tensor):,} rows of batch[{index}] have no observed "
+            f"entry, the first at row {int(empty.nonzero()[0])}, counted from 0: drop them, since "
+            "they carry no information"
         )
     return tensor.masked_fill(missing, 0.0)
 
@@ -235,13 +235,13 @@ def _interval(low: float | int, high: float | int, *, inside: bool) -> str:
 
 
 def _extremes(y: Tensor) -> tuple[float, float]:
-    """The smallest and the largest value that is no nan."""
+    """The smallest and the largest value that is not nan."""
     known = y[~y.isnan()]
     return float(known.min()), float(known.max())
 
 
 def _remedy(y: Tensor, low: float | int, high: float | int) -> str:
-    """What the values look like, and what to do then."""
+    """A guess at what the values are, and what to do about them."""
     least, most = _extremes(y)
     if (low, high) == (0, 1) and least >= 0:
         whole = bool((y == y.round()).all())
@@ -249,4 +249,4 @@ def _remedy(y: Tensor, low: float | int, high: float | int) -> str:
             return "if these are grey levels 0..16, divide by 16: y / 16"
         if 16 < most <= 255:  # the grey levels of a byte
             return "if these are grey levels 0..255, divide by 255: y / 255"
-    return "rescale the data, or take a likelihood for such values (Gaussian has any real number)"
+    return "rescale the data, or use a likelihood for such values (Gaussian takes any real number)"

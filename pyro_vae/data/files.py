@@ -1,7 +1,7 @@
-"""Tables out of files: npy, npz, csv, parquet, h5ad and idx, one row per datum.
+"""Tables from files: npy, npz, csv, parquet, h5ad and idx, one row per datum.
 
-Nothing that is read here can run code: arrays are read without pickle, and the idx format is bytes
-behind a header (two zeros, a type, the number of axes, each axis as four bytes, big end first).
+Reading a file cannot run code: arrays are read without pickle, and the idx format is bytes after a
+header (two zeros, a type, the number of axes, each axis as four bytes, big-endian).
 """
 
 import importlib
@@ -39,30 +39,30 @@ IDX_TYPES = {
     14: ">f8",
 }  # as the format has them
 TEXT = dict.fromkeys(("csv", "tsv", "txt", "tab"), "csv")
-"""Endings of texts, with or without gz."""
+"""Endings of text files, with or without gz."""
 
 
 class Table(NamedTuple):
-    """Numbers, `(rows, *datum)`, and the names of their columns where the file has them."""
+    """Numbers, `(rows, *datum)`, and the names of their columns if the file has them."""
 
     values: Shaped[np.ndarray, "rows *datum"]
     feature_names: tuple[str, ...] | None
 
 
 class Split(NamedTuple):
-    """Positions of the rows to train on and of those held out, each in random order."""
+    """Positions of the training rows and the held-out rows, each in random order."""
 
     train: Int64[Tensor, " train"]
     test: Int64[Tensor, " test"]
 
 
 def read_table(path: str | Path, *, key: str | None = None) -> Table:
-    r"""Reads a table of numbers from a file, by the ending of its name.
+    r"""Reads a table of numbers from a file, whose ending tells the format.
 
     Arguments:
-        path: An npy, npz, csv, parquet, h5ad or idx file. How a csv file is cut into columns and
-            names :mod:`pyro_vae.data.text` says. Of an h5ad file the matrix X is read, dense or
-            sparse, and the names of its variables.
+        path: An npy, npz, csv, parquet, h5ad or idx file. For how a csv file is parsed see
+            :mod:`pyro_vae.data.text`. From an h5ad file the matrix X, dense or sparse, and the
+            names of its variables are read.
         key: Name of the array in an npz file; needed only if there are several.
 
     Returns:
@@ -71,9 +71,9 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ImportError: If parquet is asked for and pandas or pyarrow is not installed, or h5ad
-            and h5py is not.
-        ValueError: If the file is of another kind, damaged, or holds what is not a number.
+        ImportError: If pandas or pyarrow is needed for parquet, or h5py for h5ad, and is not
+            installed.
+        ValueError: If the file is of another kind, damaged, or holds anything but numbers.
 
     Example:
         >>> import pathlib, tempfile
@@ -99,8 +99,8 @@ def from_anndata(cells: Any, *, layer: str | None = None) -> Table:
     """The matrix of an AnnData object in memory, dense, and the names of its variables.
 
     Arguments:
-        cells: An `anndata.AnnData`, one row a cell.
-        layer: Which of its layers; the matrix X by default.
+        cells: An `anndata.AnnData`, one row per cell.
+        layer: Which of its layers; by default the matrix X.
 
     Returns:
         The values in their own dtype, and the names.
@@ -119,7 +119,7 @@ def from_anndata(cells: Any, *, layer: str | None = None) -> Table:
         ('CD3', 'CD19')
     """
     if layer is not None and layer not in cells.layers:
-        raise ValueError(f"there is no layer '{layer}', only {list(cells.layers)}, beside X")
+        raise ValueError(f"there is no layer '{layer}', only {list(cells.layers)} and X")
     matrix = cells.X if layer is None else cells.layers[layer]
     if matrix is None:
         raise ValueError(f"the matrix X is empty: name one of the layers {list(cells.layers)}")
@@ -131,13 +131,13 @@ def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
     """Reads the array in an idx file, compressed by gzip or not.
 
     Arguments:
-        path: The file, whatever its name.
+        path: The file; its name does not matter.
 
     Returns:
         The array, `(rows, *datum)`, in the machine's byte order.
 
     Raises:
-        ValueError: If it is no idx file, or has fewer or more bytes than its header says.
+        ValueError: If it is not an idx file, or its size differs from its header.
 
     References:
         | The MNIST Database of Handwritten Digits (LeCun et al., 1998), "File formats"
@@ -149,14 +149,15 @@ def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
     if len(content) != expected:
         raise ValueError(
             f"'{path}' is truncated or damaged: its header says {shape} of {dtype.name}, "
-            f"{expected:,} bytes with the header, but {len(content):,} were found; fetch it again"
+            f"{expected:,} bytes with the header, but {len(content):,} were found; download it "
+            "again"
         )
     values = np.frombuffer(content, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="))
 
 
 def split_rows(num_data: int, *, test_fraction: float = 0.2, seed: int = 0) -> Split:
-    """Draws which rows are held out.
+    """Chooses at random which rows are held out.
 
     Arguments:
         num_data: Rows of the table, at least two.
@@ -189,7 +190,7 @@ def file_kind(path: Path) -> str:
     """The kind of a file by the ending of its name: npy, npz, csv, parquet, h5ad or idx.
 
     Raises:
-        ValueError: If it is none of these; lists them.
+        ValueError: If it is none of these; the message lists them.
     """
     name = path.name.lower()
     if IDX_NAME.search(name.removesuffix(".gz")):
@@ -197,8 +198,8 @@ def file_kind(path: Path) -> str:
     kind = TEXT.get(name.removesuffix(".gz").rpartition(".")[2]) or path.suffix.lower()[1:]
     if kind != "npz" and kind not in READERS:
         raise ValueError(
-            f"'{path}' is not of a kind that can be read: readable are {READABLE}; "
-            "convert it to one of them"
+            f"'{path}' is not a readable kind of file; readable are {READABLE}: convert it to one "
+            "of them"
         )
     return kind
 
@@ -222,7 +223,7 @@ def _read_npz(path: Path, key: str | None) -> Table:
             with archive.open(member) as file:
                 return Table(_read_array(file, f"array '{member}' of '{path}'"), None)
     except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # the last: encrypted
-        raise ValueError(f"'{path}' is no npz file, or a damaged one ({error})") from error
+        raise ValueError(f"'{path}' is not an npz file, or is damaged ({error})") from error
 
 
 def _npz_member(path: Path, members: list[str], key: str | None) -> str:
@@ -242,15 +243,15 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
     except (ValueError, EOFError) as error:
         if "Object arrays" in str(error):
             raise ValueError(
-                f"{what} holds Python objects, which are not loaded since that can run code: "
+                f"{what} holds Python objects, which are not loaded since that could run code: "
                 "save an array of numbers, as in np.save(path, values.astype(float))"
             ) from error
-        raise ValueError(f"{what} is no npy array, or a damaged one ({error})") from error
+        raise ValueError(f"{what} is not an npy array, or is damaged ({error})") from error
     return values
 
 
 def _read_csv(path: Path) -> Table:
-    """Numbers of a text file; what is no number is named by its place."""
+    """Numbers of a text file; refuses other entries, with their position."""
     cells = read_cells(path)
     columns = columns_of_cells(path, cells)
     for place, (name, column) in enumerate(columns.items(), start=1):
@@ -272,13 +273,13 @@ def _is_number(word: str | None) -> bool:
 def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B008 (frozen)
     """Reads a csv or parquet file with columns of any kind as a pandas DataFrame.
 
-    Words stay words, categories stay categories, empty cells of a csv file are missing;
-    :class:`pyro_vae.data.Columns` makes numbers of them. :mod:`pyro_vae.data.text` says how a text
-    is cut into cells.
+    Strings and categories are kept, empty cells of a csv file are missing;
+    :class:`pyro_vae.data.Columns` encodes them as numbers. For how a text file is parsed see
+    :mod:`pyro_vae.data.text`.
 
     Arguments:
         path: The file.
-        layout: How a text is cut, where it should not be found from the text.
+        layout: How a text file is parsed, where it should not be detected.
 
     Raises:
         ImportError: If pandas, or for parquet pyarrow, is not installed.
@@ -298,7 +299,7 @@ def _parquet_frame(path: Path) -> Any:
     try:
         return pandas.read_parquet(path, engine="pyarrow")
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-        raise ValueError(f"'{path}' is no parquet file, or a damaged one ({error})") from error
+        raise ValueError(f"'{path}' is not a parquet file, or is damaged ({error})") from error
 
 
 def _read_parquet(path: Path) -> Table:
@@ -328,7 +329,7 @@ def _read_h5ad(path: Path) -> Table:
             return Table(values, tuple(map(str, words)))
     except (OSError, KeyError) as error:
         raise ValueError(
-            f"'{path}' is no h5ad file with a matrix X and named variables, or a damaged one "
+            f"'{path}' is not an h5ad file with a matrix X and named variables, or is damaged "
             f"({error})"
         ) from error
 
@@ -346,17 +347,17 @@ def _h5ad_matrix(path: Path, matrix: Any) -> Shaped[np.ndarray, "rows columns"]:
 
 
 def _idx_header(path: Path, content: bytes) -> tuple[tuple[int, ...], "np.dtype[Any]", int]:
-    """Shape, dtype, and where the data start."""
+    """Shape, dtype, and offset of the data."""
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES or not content[3]:
         raise ValueError(
-            f"'{path}' is no idx file: it should start with 0, 0, a type of {[*IDX_TYPES]} "
+            f"'{path}' is not an idx file: it should start with 0, 0, a type of {[*IDX_TYPES]} "
             f"and the number of axes, found {[*content[:4]]}"
         )
     start = 4 + 4 * content[3]
     if len(content) < start:
         raise ValueError(
             f"'{path}' is truncated: its header of {content[3]} axes takes {start} bytes, "
-            f"but {len(content)} were found; fetch it again"
+            f"but {len(content)} were found; download it again"
         )
     return struct.unpack_from(f">{content[3]}I", content, 4), np.dtype(IDX_TYPES[content[2]]), start
 

@@ -1,7 +1,7 @@
-"""Tables of several libraries seen as named columns, and columns made into such tables again.
+"""Tables of several libraries as named columns, and columns as such tables.
 
 A column comes out as float64 with nan where an entry is missing, or as objects (words, categories)
-with None there; beside it stands what is needed to give it its old dtype again.
+with None there; with it comes what is needed to restore its dtype.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from .._types import optional
 
 
 class Holds(Enum):
-    """What the entries of a column are, by its dtype."""
+    """The type of a column's entries, by its dtype."""
 
     FLOATS = "numbers"
     INTEGERS = "whole numbers"
@@ -27,14 +27,14 @@ class Holds(Enum):
 
 
 class RawColumn(NamedTuple):
-    """A column as it came.
+    """A column as it was read.
 
     Arguments:
         values: float64 with nan, or objects with None where an entry is missing, `(rows,)`.
-        holds: What the entries are.
-        dtype: Name of the dtype, as its library has it.
-        categories: The categories that the dtype declares, in their order, or None.
-        ordered: Whether that order means something.
+        holds: The type of the entries.
+        dtype: Name of the dtype in its library.
+        categories: The categories declared by the dtype, in order, or None.
+        ordered: Whether that order is meaningful.
     """
 
     values: Shaped[np.ndarray, " rows"]
@@ -45,16 +45,16 @@ class RawColumn(NamedTuple):
 
     @property
     def missing(self) -> Shaped[np.ndarray, " rows"]:
-        """Where an entry is missing."""
+        """Which entries are missing."""
         if self.values.dtype == object:
             return np.array([value is None for value in self.values], dtype=bool)
         return np.isnan(self.values)
 
     @property
     def whole(self) -> bool:
-        """Whether its numbers are whole, by dtype or not.
+        """Whether its numbers are whole, whatever the dtype.
 
-        Most libraries turn a column of integers into floats where one is missing.
+        Most libraries turn a column of integers into floats if one is missing.
         """
         if self.holds is not Holds.FLOATS:
             return self.holds is Holds.INTEGERS
@@ -75,7 +75,7 @@ class Container(ABC):
 
     @abstractmethod
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """The column at a place."""
+        """The column at a position."""
 
     @abstractmethod
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
@@ -94,7 +94,7 @@ class PandasFrame(Container):
         return [str(name) for name in frame.columns]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """One of the columns, by its place."""
+        """One of the columns, by position."""
         series = frame.iloc[:, place]
         dtype = str(series.dtype)
         if dtype == "category":
@@ -146,7 +146,7 @@ class PolarsFrame(Container):
         return list(frame.columns)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """One of the columns, by its place."""
+        """One of the columns, by position."""
         series = frame.to_series(place)
         dtype = str(series.dtype.base_type())
         if dtype in ("Categorical", "Enum"):
@@ -200,7 +200,7 @@ class StructuredArray(Container):
         return list(frame.dtype.names)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """One of the columns, by its place."""
+        """One of the columns, by position."""
         return from_array(frame[frame.dtype.names[place]], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
@@ -225,7 +225,7 @@ class ColumnsByName(Container):
         return [str(name) for name in frame]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """One of the columns, by its place."""
+        """One of the columns, by position."""
         values = list(frame.values())[place]
         if isinstance(values, torch.Tensor):
             values = values.detach().cpu().numpy()
@@ -250,7 +250,7 @@ class Matrix(Container):
         return [str(place) for place in range(frame.shape[1])]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """One of the columns, by its place."""
+        """One of the columns, by position."""
         return from_array(frame[:, place], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
@@ -266,7 +266,7 @@ class TensorMatrix(Matrix):
         return isinstance(frame, torch.Tensor)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """One of the columns, by its place."""
+        """One of the columns, by position."""
         return from_array(frame[:, place].detach().cpu().numpy(), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
@@ -282,14 +282,14 @@ CONTAINERS: dict[str, Container] = {
     "numpy": Matrix(),
     "torch": TensorMatrix(),
 }
-"""Kinds of tables, by the names that a saved description has for them."""
+"""Kinds of tables, by their names in saved files."""
 
 
 def container_of(frame: Any) -> str:
-    """Which of :data:`CONTAINERS` a table is.
+    """The one of :data:`CONTAINERS` that a table belongs to.
 
     Raises:
-        TypeError: If it is none of them.
+        TypeError: If it belongs to none of them.
     """
     for name, container in CONTAINERS.items():
         if container.owns(frame):
@@ -304,8 +304,8 @@ def columns_of(frame: Any) -> dict[str, RawColumn]:
     """The columns of a table, by name and in order.
 
     Raises:
-        TypeError: If it is no table, or a column holds what has no likelihood, such as dates.
-        ValueError: If a name comes twice, the columns differ in length, or there is no row.
+        TypeError: If it is not a table, or a column has a type without a likelihood.
+        ValueError: If a name occurs twice, the columns differ in length, or there is no row.
     """
     container = CONTAINERS[container_of(frame)]
     names = container.names(frame)
@@ -316,7 +316,7 @@ def columns_of(frame: Any) -> dict[str, RawColumn]:
     lengths = {name: len(raw.values) for name, raw in columns.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(
-            f"a table needs columns of one length, and at least one row; got {lengths}"
+            f"a table needs columns of equal length, and at least one row; got {lengths}"
         )
     return columns
 
@@ -364,7 +364,7 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
 
 
 def to_array(raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-    """A column as an array of its old dtype; floats where an integer or a boolean is missing."""
+    """A column as an array of its dtype; floats if an integer or a boolean is missing."""
     if raw.holds is Holds.TIMES:
         return _times(raw.values).astype("datetime64[us]" if raw.dtype == "object" else raw.dtype)
     if raw.values.dtype == object or (raw.missing.any() and raw.holds is not Holds.FLOATS):
@@ -402,7 +402,7 @@ def _polars() -> Any:
 
 
 def _is_from(package: str, name: str, frame: Any) -> bool:
-    """Whether an object is of a class of a package, which need not be imported for that."""
+    """Whether an object's class is from a package, which need not be imported."""
     kinds = type(frame).__mro__
     return any(k.__name__ == name and k.__module__.split(".")[0] == package for k in kinds)
 
@@ -420,7 +420,7 @@ def _floats(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray
 
 
 def _array(values: Sequence[Any]) -> Shaped[np.ndarray, " rows"]:
-    """Objects as they are, one an entry."""
+    """An array of objects, one per entry."""
     array = np.empty(len(values), dtype=object)
     array[:] = list(values)
     return array
@@ -439,8 +439,8 @@ def _objects_of_booleans(raw: RawColumn) -> list[bool | None]:
 
 def _refused(name: str, dtype: str) -> TypeError:
     return TypeError(
-        f"column '{name}' has dtype {dtype}, which no likelihood describes: drop it "
-        f"(drop=['{name}'], --drop {name}), or make it numbers, such as hours or days"
+        f"column '{name}' has dtype {dtype}, which has no likelihood: drop it (drop=['{name}'], "
+        f"--drop {name}), or convert it to numbers, such as hours or days"
     )
 
 

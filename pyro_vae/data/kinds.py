@@ -1,4 +1,4 @@
-"""Kinds of columns: how the entries of each become floats, and floats its entries."""
+"""Kinds of columns: how entries are encoded as floats, and floats decoded to entries."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -22,25 +22,25 @@ _SHOWN = 6  # categories, names or rows listed in a message
 
 @dataclass(frozen=True)
 class Kind(ABC):
-    """What a column is: how its entries become floats, and floats its entries."""
+    """The kind of a column: how its entries are encoded as floats, and decoded."""
 
     @classmethod
     @abstractmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Kind":
-        """The kind of a column; what is estimated, from these rows of it."""
+        """The kind of a column, with estimates from these rows of it."""
 
     @abstractmethod
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         """Floats, nan where an entry is missing.
 
         Raises:
-            TypeError: If the entries are of another type than the training rows'.
-            ValueError: If an entry cannot be one of this kind.
+            TypeError: If the entries are of another type than in the training rows.
+            ValueError: If an entry does not fit this kind.
         """
 
     @abstractmethod
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries: floats with nan, or objects with None where something is missing."""
+        """Entries: floats with nan, or objects with None, where missing."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Real(Kind):
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Real":
-        """Mean and standard deviation of what was observed; a constant column is not scaled."""
+        """Mean and standard deviation of the observed entries; a constant column is not scaled."""
         values = _numbers(name, raw)[rows]
         if np.isnan(values).all():
             raise ValueError(
-                f"column '{name}' has no entry that was observed in the {len(values):,} rows to "
-                "train on: drop it, or split the rows by another seed"
+                f"column '{name}' has no observed entry in the {len(values):,} training rows: "
+                "drop it, or split the rows with another seed"
             )
         center, spread = float(np.nanmean(values)), float(np.nanstd(values))
         # Rounding leaves a spread of 1e-17 in a column that is constant.
@@ -70,11 +70,11 @@ class Real(Kind):
         return cls(center, 1.0 if constant else spread)
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Numbers for the entries, nan where one is missing."""
+        """Floats for the entries, nan where one is missing."""
         return (_numbers(name, raw) - self.center) / self.scale
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries for numbers, as the column had them."""
+        """Entries for floats, as in the original column."""
         return values * self.scale + self.center
 
 
@@ -85,32 +85,32 @@ class Time(Real):
     Arguments:
         center: What is subtracted, in days.
         scale: What the result is divided by, in days.
-        pattern: How they are written, in the notation of `strftime`; empty for dates by dtype.
+        pattern: Their format, in the notation of `strftime`; empty for dates by dtype.
     """
 
     pattern: str = ""
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Time":
-        """How they are written, their mean and their standard deviation."""
+        """Their format, mean and standard deviation."""
         pattern = "" if raw.holds is Holds.TIMES else _pattern_of(name, raw)
         days = RawColumn(_days(name, raw, pattern), Holds.FLOATS, "float64")
         plain = Real.learn(name, days, rows)
         return cls(plain.center, plain.scale, pattern)
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Numbers for the entries, nan where one is missing."""
+        """Floats for the entries, nan where one is missing."""
         return (_days(name, raw, self.pattern) - self.center) / self.scale
 
     def written(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Numbers as the words that stand for them."""
+        """Floats as formatted dates or times."""
         words = np.empty(len(values), dtype=object)
         words[:] = written(self.decode(values), self.pattern)
         return words
 
 
 def _words_of(raw: RawColumn) -> list[str | None]:
-    """Entries as they are written; 20240131 may have come as a number."""
+    """Entries as strings; 20240131 may be a number."""
     return [
         None if gone else f"{value:.0f}" if isinstance(value, float) else str(value)
         for gone, value in zip(raw.missing, raw.values.tolist(), strict=True)
@@ -123,7 +123,7 @@ def _pattern_of(name: str, raw: RawColumn) -> str:
         known = f"{len(patterns)} ways ({', '.join(patterns)})" if patterns else "no way"
         raise ValueError(
             f"column '{name}' should hold dates or times ({_places(raw.values, ~raw.missing)}), "
-            f"and there is {known} to read them: write them as 2024-12-31, or 2024-12-31 23:59"
+            f"but there is {known} to read them: write them as 2024-12-31, or 2024-12-31 23:59"
         )
     return patterns[0]
 
@@ -137,8 +137,8 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
     if odd.any():
         warnings.warn(
             f"column '{name}' holds dates or times written as {pattern}, but {int(odd.sum())} of "
-            f"{len(values)} entries are none: {_places(raw.values, odd)}. They are taken as "
-            "missing: mend them, or drop their rows",
+            f"{len(values)} entries are not: {_places(raw.values, odd)}. They are treated as "
+            "missing: correct them, or drop their rows",
             UserWarning,
             stacklevel=2,
         )
@@ -147,7 +147,7 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
 
 @dataclass(frozen=True)
 class Count(Kind):
-    """Whole numbers from 0 on, as they are."""
+    """Whole numbers from 0 on, unchanged."""
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Count":
@@ -156,19 +156,19 @@ class Count(Kind):
         return cls()
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Numbers for the entries, nan where one is missing."""
+        """Floats for the entries, nan where one is missing."""
         values = _numbers(name, raw)
         bad = (values < 0) | (values != np.rint(values)) & ~np.isnan(values)
         if bad.any():
             raise ValueError(
                 f"column '{name}' holds counts, whole numbers from 0 on, but {int(bad.sum()):,} "
-                f"entries are others ({_places(values, bad)}): mend or drop these rows, or say "
-                f"that the column is Real: kinds={{'{name}': Real}}"
+                f"entries are not ({_places(values, bad)}): correct or drop these rows, or "
+                f"declare the column Real: kinds={{'{name}': Real}}"
             )
         return values
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries for numbers, as the column had them."""
+        """Entries for floats, as in the original column."""
         return np.rint(values).clip(min=0)
 
 
@@ -177,7 +177,7 @@ class Categories(Kind):
     """One of several words, numbers or booleans, without an order.
 
     Arguments:
-        categories: All that an entry can be, at least two; their places are the codes.
+        categories: All possible entries, at least two; their positions are the codes.
     """
 
     categories: tuple[Any, ...] = ()
@@ -186,7 +186,7 @@ class Categories(Kind):
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Categories":
-        """The categories that the dtype declares, else those found, in their order."""
+        """The categories declared by the dtype, else those found, in order."""
         entries = raw.values[~raw.missing].tolist()
         found = raw.categories or tuple(sorted(set(entries)))
         if raw.holds is Holds.BOOLEANS:
@@ -202,13 +202,14 @@ class Categories(Kind):
         if raw.categories is None and len(found) > max(FEW, len(entries) / 2):
             raise ValueError(
                 f"column '{name}' has {len(found):,} different entries in {len(entries):,} rows "
-                f"({listed(found)}): names of rows have no distribution, so {drop_it(name)}, or "
+                f"({listed(found)}): row names have no distribution, so {drop_it(name)}, or "
                 "merge rare categories"
             )
         if len(found) > max(FEW, len(entries) / _SELDOM):
             warnings.warn(
                 f"column '{name}' has {len(found):,} categories in {len(entries):,} rows, fewer "
-                f"than {_SELDOM} rows each: little can be learned of them, so merge rare ones, or "
+                f"than {_SELDOM} rows each: little can be learned about them, so merge rare ones, "
+                "or "
                 f"{drop_it(name)}",
                 UserWarning,
                 stacklevel=2,
@@ -220,7 +221,7 @@ class Categories(Kind):
         return {category: code for code, category in enumerate(self.categories)}
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Numbers for the entries, nan where one is missing."""
+        """Floats for the entries, nan where one is missing."""
         words = any(isinstance(category, str) for category in self.categories)
         if words != (raw.holds is Holds.WORDS) and not raw.missing.all():
             raise _other_type(name, "words" if words else "numbers", raw)
@@ -241,7 +242,7 @@ class Categories(Kind):
         return values
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries for numbers, as the column had them."""
+        """Entries for floats, as in the original column."""
         objects = np.empty(len(values), dtype=object)
         last = len(self.categories) - 1
         for row, code in enumerate(values):
@@ -257,7 +258,7 @@ class Ordered(Categories):
 
 @dataclass(frozen=True)
 class Binary(Categories):
-    """One of two, the first of which is 0."""
+    """One of two categories, the first of which is 0."""
 
     most: ClassVar[float] = 2
 
@@ -277,7 +278,7 @@ def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
     if bad.any():
         raise ValueError(
             f"column '{name}' has {int(bad.sum()):,} infinite entries ({_places(values, bad)}): "
-            "mend or drop these rows"
+            "correct or drop these rows"
         )
     return values
 
@@ -304,11 +305,11 @@ def _whole(value: Any) -> Any:
 
 
 def listed(names: Sequence[Any]) -> str:
-    """The first of some names, and how many more there are."""
+    """The first names, and how many more there are."""
     shown = ", ".join(repr(name) for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def drop_it(name: str) -> str:
-    """A remedy."""
+    """The advice to drop a column."""
     return f"drop it (drop=['{name}'], --drop {name})"

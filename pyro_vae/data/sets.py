@@ -1,12 +1,12 @@
-"""Data sets by name or out of a file, split into rows to train on and rows held out.
+"""Data sets by name or from a file, split into training rows and held-out rows.
 
-Every number that is read off a model is in the data's own units. Where a loader divides the data by
-`s`, so that `y = x / s`, a density of what is stored is off by the Jacobian of the division,
+Every reported number is in the data's own units. If a loader divides the data by `s`, so that `y =
+x / s`, the density of the stored data differs by the Jacobian of the division,
 
     log p_x(x) = log p_y(y) - D log s,
 
 and `Dataset.log_scale` is that `-D log s`: add it to a log density of a stored row. Zeros and ones
-have a probability instead of a density, which no unit changes: there `log_scale` is 0.
+have a probability instead of a density, which has no unit: there `log_scale` is 0.
 """
 
 import math
@@ -38,37 +38,35 @@ from .tables import Columns, kind_of_matrix, said_to_be_words
 from .text import Layout
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package `dataset-fashion-mnist` puts its files."""
+"""The folder of Debian's package `dataset-fashion-mnist`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Rows to train on and rows held out, with what must be said beside a number about them.
+    """Training rows and held-out rows, with what must be reported along with results.
 
-    Floating tensors have torch's default dtype of the moment when the set is made.
+    Floating-point tensors have the default dtype of torch at the time the set is made.
 
     Arguments:
-        name: What the set is called.
-        train: Rows to train on, `(train, *datum)`.
-        test: Rows held out, `(test, *datum)`.
-        train_labels: Class of each row to train on, or None; never shown to a model.
-        test_labels: Class of each row held out, or None.
+        name: Name of the set. train: Training rows, `(train, *datum)`.
+        test: Held-out rows, `(test, *datum)`.
+        train_labels: Class of each training row, or None; never shown to a model.
+        test_labels: Class of each held-out row, or None.
         feature_names: Names of the columns, or None.
-        image_shape: Height and width, where a row is a picture, in row-major order.
-        binarization: How the rows were made binary, and what is still to be done to each batch:
-            call it on a batch.
-        log_scale: Nats to add to the log density of a stored row to have it in the data's own
+        image_shape: Height and width, if a row is an image, in row-major order.
+        binarization: How the rows were binarized; call it on each batch.
+        log_scale: Nats to add to the log density of a stored row to convert it to the data's own
             units.
         center: What was subtracted from each column, if the set was standardized.
         scale: What each column was divided by, if the set was standardized.
-        columns: What the columns are, if the rows come from a table: they make tables of stored
-            rows, where nan is an entry that was not observed.
-        digests: A digest of each row to train on as it was before it was made binary, by which it
-            is known again in another file; None for a set by name.
+        columns: The columns, if the rows come from a table; they convert stored rows back to
+            tables, where nan is a missing entry.
+        digests: A digest of each training row before binarization, to recognize it in another file;
+            None for a set by name.
 
     Example:
         >>> squares(4, side=2, num_test=2)
-        squares: 4 rows to train on, 2 held out, 4 values each (2 x 2 pictures), not binarized
+        squares: 4 training rows, 2 held out, 4 values each (2 x 2 images), not binarized
     """
 
     name: str
@@ -87,26 +85,26 @@ class Dataset:
 
     @property
     def units(self) -> "Columns | Scaling":
-        """What makes rows as a model has them out of the data as a person has them, and back."""
+        """Converts data in their own units to rows for the model, and back."""
         if self.columns is not None:
             return self.columns
         names = self.feature_names
         return Scaling(self.center, self.scale, self.log_scale, names)
 
     def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
-        """`log_scale` by row: an entry that is missing has no density, and no unit."""
+        """`log_scale` by row: a missing entry has no density, and no unit."""
         return self.units.log_scales(y)
 
     def standardized(self) -> "Dataset":
         """The same set with every column at mean 0 and standard deviation 1 over training rows.
 
         Returns:
-            A new set, whose `log_scale` has the Jacobian: densities stay in the data's own units.
-            A constant column is centered and not scaled. The real columns of a table are
+            A new set, whose `log_scale` includes the Jacobian: densities stay in the data's own
+            units. A constant column is centered and not scaled. The real columns of a table are
             standardized already.
 
         Raises:
-            ValueError: If the set is binary, or has fewer than two rows to train on.
+            ValueError: If the set is binary, or has fewer than two training rows.
         """
         if self.columns is not None:
             return self
@@ -128,10 +126,10 @@ class Dataset:
         )
 
     def binarized(self, binarization: Binarization) -> "Dataset":
-        """The same set with its grey levels in [0, 1] made binary.
+        """The same set with its grey levels in [0, 1] binarized.
 
         Arguments:
-            binarization: How; `Grey()` leaves the set as it is.
+            binarization: How to binarize; `Grey()` leaves the set unchanged.
 
         Returns:
             A new set; its `log_scale` is 0 unless it stays grey.
@@ -151,11 +149,9 @@ class Dataset:
 
     def describe(self) -> str:
         """Name, sizes and binarization in one line."""
-        picture = (
-            "" if self.image_shape is None else " ({} x {} pictures)".format(*self.image_shape)
-        )
+        picture = "" if self.image_shape is None else " ({} x {} images)".format(*self.image_shape)
         return (
-            f"{self.name}: {len(self.train):,} rows to train on, {len(self.test):,} held out, "
+            f"{self.name}: {len(self.train):,} training rows, {len(self.test):,} held out, "
             f"{self.train[0].numel():,} values each{picture}, {self.binarization.describe()}"
             + ("" if self.columns is None else f" ({self.columns})")
         )
@@ -166,12 +162,12 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Units of data that are no table, such as pictures: the part of :class:`Columns` they need.
+    """Units of data that are not a table, such as images: the part of :class:`Columns` they need.
 
     Arguments:
         center: What is subtracted from each entry, or None.
         scale: What the result is divided by, or None.
-        log_scale: What brings the log density of a row into the data's units, in nats.
+        log_scale: Converts the log density of a row to the data's units, in nats.
         feature_names: Names of the entries, or None.
     """
 
@@ -188,7 +184,7 @@ class Scaling:
     def encode(
         self, data: Any, *, dtype: torch.dtype | None = None
     ) -> Float[Tensor, "rows *datum"]:
-        """Rows as the model has them."""
+        """Rows as the model takes them."""
         y = torch.as_tensor(data, dtype=torch.float64)
         if self.center is not None and self.scale is not None:
             y = (y - self.center) / self.scale
@@ -205,7 +201,7 @@ class Scaling:
         return y.new_full((len(y),), self.log_scale)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it in lists, words and numbers."""
+        """All of it in lists, strings and numbers."""
         names = None if self.feature_names is None else list(self.feature_names)
         center, scale = (
             None if part is None else part.tolist() for part in (self.center, self.scale)
@@ -214,7 +210,7 @@ class Scaling:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Scaling":
-        """What :meth:`to_json` described."""
+        """The units that :meth:`to_json` described."""
         center, scale = (
             None if saved[key] is None else torch.tensor(saved[key], dtype=torch.float64)
             for key in ("center", "scale")
@@ -230,7 +226,7 @@ def trained_on(
 
     Arguments:
         rows: Digests of rows.
-        digests: Those of the rows trained on.
+        digests: Digests of the training rows.
 
     Example:
         >>> trained_on(torch.tensor([4, 7, 4, 4]), torch.tensor([4, 4, 9]))
@@ -245,31 +241,29 @@ def trained_on(
 
 
 def squares(num_data: int = 1000, side: int = 28, *, num_test: int = 200) -> Dataset:
-    r"""Two pictures in turn, one all 0 and one all 1: the smallest set that needs a latent.
+    r"""Two alternating images, one all 0 and one all 1: the smallest data set that needs a latent.
 
     Exactly half the rows of either part are 0, so under a Bernoulli with :math:`D` pixels the best
     log density is known: :math:`-\log 2` per datum with exact inference, :math:`-D \log 2` under
     one guide for all data.
 
     Arguments:
-        num_data: Pictures to train on, an even number.
+        num_data: Number of training images, even.
         side: Height and width in pixels.
-        num_test: Pictures held out, an even number.
+        num_test: Number of held-out images, even.
 
     Returns:
         Rows of `side ** 2` pixels; the label of a row is its pixels' value.
 
     Raises:
-        ValueError: If a number of pictures is odd or below 2, or there is no pixel.
+        ValueError: If a number of images is odd or below 2, or there is no pixel.
 
     Example:
         >>> squares(4, side=1, num_test=2).train.flatten()
         tensor([0., 1., 0., 1.])
     """
     if side < 1:
-        raise ValueError(
-            f"a picture needs at least one pixel: side should be 1 or more, got {side}"
-        )
+        raise ValueError(f"an image needs at least one pixel: side should be 1 or more, got {side}")
     train_labels, test_labels = _halves("num_data", num_data), _halves("num_test", num_test)
     dtype = torch.get_default_dtype()
     return Dataset(
@@ -291,9 +285,9 @@ def digits(
     """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships: no download.
 
     Arguments:
-        binarization: What is done to the grey levels 0..16, which are divided by 16 first.
+        binarization: How the grey levels 0..16 are binarized, after division by 16.
         seed: Seed of the split.
-        test_fraction: Share of the rows that is held out.
+        test_fraction: Share of the rows held out.
 
     Returns:
         Rows of 64 pixels; the label of a row is its digit.
@@ -328,23 +322,23 @@ def fashion_mnist(
     num_train: int | None = None,
     num_test: int | None = None,
 ) -> Dataset:
-    """Fashion-MNIST: 60,000 + 10,000 pictures of clothes, 28 x 28 pixels, in ten classes.
+    """Fashion-MNIST: 60,000 + 10,000 images of clothes, 28 x 28 pixels, in ten classes.
 
     Nothing is downloaded. The four idx files come with Debian's package `dataset-fashion-mnist`, or
-    lie in a folder of your own, with or without `.gz`; MNIST has files of the same names.
+    are in a folder of your own, with or without `.gz`; MNIST has files of the same names.
 
     Arguments:
-        folder: Folder with the four files; that of Debian's package unless given.
-        binarization: What is done to the grey levels 0..255, which are divided by 255 first.
-        num_train: How many pictures to train on, the first ones; all unless given.
-        num_test: How many of the held-out pictures, the first ones; all unless given.
+        folder: Folder with the four files; by default that of Debian's package.
+        binarization: How the grey levels 0..255 are binarized, after division by 255.
+        num_train: Number of training images, the first ones; by default all.
+        num_test: Number of held-out images, the first ones; by default all.
 
     Returns:
         Rows of 784 pixels; the label of a row is its class, 0..9.
 
     Raises:
         FileNotFoundError: If a file is missing; says which, where, and how to get them.
-        ValueError: If a file is damaged, or more pictures are asked for than there are.
+        ValueError: If a file is damaged, or has fewer images than asked for.
 
     References:
         | Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms
@@ -356,7 +350,7 @@ def fashion_mnist(
     test, test_labels, test_shape = _pictures(files[2], files[3], num_test)
     if image_shape != test_shape:
         raise ValueError(
-            f"expected pictures of one size, got {image_shape} to train on, {test_shape} held out"
+            f"expected images of one size, got {image_shape} for training, {test_shape} held out"
         )
     grey = Dataset(
         name="fashion-mnist",
@@ -372,7 +366,7 @@ def fashion_mnist(
 
 @dataclass(frozen=True)
 class _Options:
-    """What :func:`load` was asked for beside the source."""
+    """The options of :func:`load`."""
 
     binarization: Binarization | None
     test_fraction: float
@@ -396,25 +390,26 @@ def load(
     drop: Sequence[str] = (),
     layout: Layout = Layout(),  # noqa: B008 (frozen: one value serves every call)
 ) -> Dataset:
-    """Loads a set by its name, or the rows of a file.
+    """Loads a data set by name, or the rows of a file.
 
     Arguments:
         source: `squares`, `digits`, `fashion-mnist`, or a file that :func:`read_table` reads. A
-            name wins over a file of that name; write `./digits` for the file.
-        binarization: What is done to grey levels in [0, 1]; the set's own choice unless given,
-            nothing for a file. `Grey()` says that a table of a file holds grey levels.
-        test_fraction: Share of the rows held out, where the source does not come in two parts.
+            name takes precedence over a file of that name; write `./digits` for the file.
+        binarization: How grey levels in [0, 1] are binarized; by default the set's own choice, and
+            not at all for a file. `Grey()` declares that the table in a file holds grey levels.
+        test_fraction: Share of the rows held out, if the source does not come in two parts.
         seed: Seed of that split.
         key: Name of the array in an npz file that has several.
-        divide_by: A file's values are divided by this, as by 255 for pixels of a byte.
-        kinds: What some columns of a table are, where the rules of :class:`Columns` do not say it.
-        drop: Names of columns that are left out.
-        layout: How a text is cut into cells, where it should not be found from the text.
+        divide_by: Values of a file are divided by this, such as 255 for 8-bit pixels.
+        kinds: Kinds of some columns of a table, where the rules of :class:`Columns` do not fit.
+        drop: Names of columns to leave out.
+        layout: How a text file is parsed, where it should not be detected.
 
     Returns:
         The data set. The columns of a file are encoded by :class:`Columns`, real ones standardized,
-        with `log_scale` to bring densities into the file's own units. Grey levels stay as they are:
-        pictures in an idx file, data of more axes, and whatever is divided or binarized.
+        with a `log_scale` that converts densities to the file's own units. Grey levels are not
+        standardized: images in an idx file, data of more axes, and whatever is divided or
+        binarized.
 
     Raises:
         FileNotFoundError: If there is neither a set nor a file of this name.
@@ -432,7 +427,7 @@ def load(
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(
-            f"'{source}' is neither a set ({', '.join(SETS)}) nor a file: there is no file "
+            f"'{source}' is neither a data set ({', '.join(SETS)}) nor a file: there is no file "
             f"'{path.absolute()}'"
         )
     return _from_file(path, options)
@@ -482,22 +477,22 @@ def from_frame(
     seed: int = 0,
     name: str = "table",
 ) -> Dataset:
-    """Splits a table into rows to train on and rows held out, and makes numbers of its columns.
+    """Splits a table into training rows and held-out rows, and encodes its columns as numbers.
 
     Arguments:
         frame: A table, as for :meth:`Columns.of`.
-        kinds: What some columns are, as there.
+        kinds: Kinds of some columns, as there.
         test_fraction: Share of the rows held out.
         seed: Seed of the split.
         name: What the set is called.
 
     Returns:
-        The data set; its `columns` make tables of its rows again.
+        The data set; its `columns` convert rows back to tables.
 
     Example:
         >>> table = {"height": [1.6, 1.8, None, 1.7, 1.5], "sex": ["f", "m", "m", "f", "f"]}
         >>> from_frame(table)
-        table: 4 rows to train on, 1 held out, 2 values each, not binarized (height: Real, ...
+        table: 4 training rows, 1 held out, 2 values each, not binarized (height: Real, ...
     """
     num_data = len(next(iter(columns_of(frame).values())).values)
     train, test = split_rows(num_data, test_fraction=test_fraction, seed=seed)
@@ -539,7 +534,7 @@ def _from_file(path: Path, options: _Options) -> Dataset:
 
 
 def table_of(path: Path, key: str | None, layout: Layout) -> Any:
-    """The columns of a file as a table, or None where it holds pictures, or data of more axes."""
+    """The columns of a file as a table, or None if it holds images, or data of more axes."""
     if path.is_file() and file_kind(path) in ("csv", "parquet"):
         return read_frame(path, layout)
     values, names = read_table(path, key=key)
@@ -550,7 +545,7 @@ def table_of(path: Path, key: str | None, layout: Layout) -> Any:
 
 
 def worded(layout: Layout, drop: Sequence[str], kinds: Mapping[str, Kind | type[Kind]]) -> Layout:
-    """A layout that leaves columns as they are written which are dropped, or said to be words."""
+    """A layout that keeps dropped columns, and those declared to be words, as strings."""
     named = [name for name, kind in kinds.items() if said_to_be_words(kind)]
     return replace(layout, words=(*layout.words, *drop, *named))
 
@@ -566,7 +561,7 @@ def without(frame: Any, names: Sequence[str]) -> Any:
     """A table without some of its columns.
 
     Raises:
-        ValueError: If one of them is not there.
+        ValueError: If one of them does not exist.
     """
     if not names:
         return frame
@@ -581,7 +576,7 @@ def without(frame: Any, names: Sequence[str]) -> Any:
 
 
 def _from_grey(path: Path, options: _Options) -> Dataset:
-    """Grey levels, pictures, and data of more axes, as they are but for the division."""
+    """Grey levels, images, and data of more axes, unchanged except for the division."""
     if options.drop or options.kinds:
         raise ValueError(f"drop and kinds are for columns, but '{path}' is taken as grey levels")
     values, names = read_table(path, key=options.key)
@@ -605,7 +600,7 @@ def _from_grey(path: Path, options: _Options) -> Dataset:
 def _rows(
     path: Path, values: Shaped[np.ndarray, "rows ..."]
 ) -> tuple[Shaped[np.ndarray, "rows *datum"], tuple[int, int] | None]:
-    """One row per datum, and the shape of the pictures where the file holds some."""
+    """One row per datum, and the shape of the images if the file holds some."""
     if file_kind(path) == "idx" and values.ndim == 3:
         return values.reshape(len(values), math.prod(values.shape[1:])), values.shape[1:]
     return (values[:, None] if values.ndim == 1 else values), None
@@ -619,7 +614,7 @@ def _floats(values: Shaped[np.ndarray, "rows *datum"]) -> Float[Tensor, "rows *d
 
 
 def _log_jacobian(y: Float[Tensor, "rows *datum"], divisor: float | int) -> float:
-    """`-D log s` for data that were divided by `s`, in nats per datum."""
+    """`-D log s` for data divided by `s`, in nats per datum."""
     return -y[0].numel() * math.log(divisor)
 
 
@@ -632,7 +627,7 @@ def _halves(name: str, number: int) -> Int64[Tensor, " number"]:
 
 
 def _idx_files(folder: Path) -> list[Path]:
-    """Images and labels to train on, images and labels held out."""
+    """Training images and labels, held-out images and labels."""
     names = [
         f"{part}-{what}-ubyte"
         for part in ("train", "t10k")
@@ -645,7 +640,7 @@ def _idx_files(folder: Path) -> list[Path]:
             f"Fashion-MNIST: looked in '{folder}' for {', '.join(names)}, each with or without "
             f"'.gz', and found no {', no '.join(missing)}. "
             "On Debian: apt-get install dataset-fashion-mnist. "
-            "Elsewhere name the folder that has them: folder=..."
+            "Otherwise pass the folder that has them: folder=..."
         )
     return [path for path in found if path is not None]
 
@@ -658,15 +653,15 @@ def _compressed_or_not(path: Path) -> Path | None:
 def _pictures(
     images: Path, labels: Path, number: int | None
 ) -> tuple[Float[Tensor, "rows pixels"], Int64[Tensor, " rows"], tuple[int, int]]:
-    """The first pictures with values in [0, 1], their labels, and their height and width."""
+    """The first images with values in [0, 1], their labels, and their height and width."""
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.ndim != 3 or classes.shape != pixels.shape[:1] or pixels.dtype != np.uint8:
         raise ValueError(
-            f"expected bytes (pictures, height, width) in '{images}' and as many labels in "
+            f"expected bytes (images, height, width) in '{images}' and as many labels in "
             f"'{labels}', got {pixels.dtype} {pixels.shape} and {classes.shape}"
         )
     number = len(pixels) if number is None else number
     if not 1 <= number <= len(pixels):
-        raise ValueError(f"'{images}' has {len(pixels):,} pictures; {number:,} were asked for")
+        raise ValueError(f"'{images}' has {len(pixels):,} images; {number:,} were asked for")
     y = torch.from_numpy(pixels[:number].reshape(number, -1)).to(torch.get_default_dtype()) / 255
     return y, torch.from_numpy(classes[:number].astype(np.int64)), pixels.shape[1:]
