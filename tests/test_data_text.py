@@ -154,7 +154,7 @@ def test_one_odd_cell_among_numbers(cell: str, tmp_path: Path) -> None:
     """It is missing, with a warning that names its line; the column stays numbers."""
     cells = [str(x) for x in NUMBERS[:, 0]]
     cells[5] = cell
-    named = re.escape(f"but 1 of 30 entries are none: {cell!r} in line 7")
+    named = re.escape(f"but 1 of 30 entries are not: {cell!r} in line 7")
     with pytest.warns(UserWarning, match=f"column 'a' holds numbers, {named}"):
         column = column_of(tmp_path, cells)
     assert column.isna().tolist() == [i == 5 for i in range(30)]
@@ -217,9 +217,9 @@ def test_neither_numbers_nor_words(cells: list[str], named: str, tmp_path: Path)
     assert frame["a"].tolist() == cells
     bad = {"x", "6 kg", "low", "<1", "many"}
     assert column_of(tmp_path, ["" if cell in bad else cell for cell in cells]).dtype.kind in "if"
-    with pytest.warns(UserWarning, match="They are taken as missing"):
+    with pytest.warns(UserWarning, match="They are treated as missing"):
         columns = Columns.of(frame, {"a": Real})
-    with pytest.warns(UserWarning, match="They are taken as missing"):
+    with pytest.warns(UserWarning, match="They are treated as missing"):
         missing = columns.encode(frame)[:, 0].isnan()
     assert missing.tolist() == [cell in bad for cell in cells]
     assert type(Columns.of(frame, {"a": data.Categories}).kinds["a"]) is data.Categories
@@ -476,14 +476,14 @@ def test_encodings(encoding: str, ending: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message", "mend"),
     [
-        ("a,a,b\n1,2,3\n", "more than one column of the name 'a': rename one", ("a,a", "a,c")),
-        ("a, a,b\n1,2,3\n", "more than one column of the name 'a': rename one", (" a", "c")),
-        ('"a","b","b"\n1,2,3\n', "of the name 'b': rename one", ('"b","b"', '"b","c"')),
-        ("a;b;a\n1;2;3\n", "of the name 'a': rename one", ("b;a", "b;c")),
-        ("x\tx\ty\n1\t2\t3\n", "of the name 'x': rename one", ("x\tx", "x\tz")),
+        ("a,a,b\n1,2,3\n", "more than one column named 'a': rename one", ("a,a", "a,c")),
+        ("a, a,b\n1,2,3\n", "more than one column named 'a': rename one", (" a", "c")),
+        ('"a","b","b"\n1,2,3\n', "named 'b': rename one", ('"b","b"', '"b","c"')),
+        ("a;b;a\n1;2;3\n", "named 'a': rename one", ("b;a", "b;c")),
+        ("x\tx\ty\n1\t2\t3\n", "named 'x': rename one", ("x\tx", "x\tz")),
         ("a,b,c\n1,2,3\n4,5\n", "line 3 has 2 cells, expected 3", ("4,5\n", "4,5,6\n")),
         ("7,lab\n1,2,3\n4,5,6\n", "start lines above the names with #", ("7", "# 7")),
-        ("a,b,c\n1,2,3\n,,\n4,5,6\n", "line 3 has no entry .*: drop it", (",,\n", "")),
+        ("a,b,c\n1,2,3\n,,\n4,5,6\n", "line 3 has no observed entry: drop it", (",,\n", "")),
     ],
 )
 def test_refusals_say_what_to_do(
@@ -585,7 +585,7 @@ def test_an_odd_cell_among_dates(odd: str, tmp_path: Path) -> None:
     path.write_text("when,x\n" + "".join(f"{c},{i % 5}.5\n" for i, c in enumerate(cells)))
     with pytest.raises(ValueError, match="holds dates or times"):
         data.load(path)
-    with pytest.warns(UserWarning, match=rf"1 of 28 entries are none: '{odd}' at row 2, counted"):
+    with pytest.warns(UserWarning, match=rf"1 of 28 entries are not: '{odd}' at row 2, counted"):
         table = data.load(path, kinds={"when": Time})
     assert int(torch.cat([table.train, table.test]).isnan().sum()) == 1
 

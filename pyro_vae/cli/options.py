@@ -1,6 +1,6 @@
 """Options of the command line: each group is a dataclass, and each option a field of it.
 
-Its flag, its default and its help stand there once, and a command receives the dataclass.
+Its flag, default and help are defined there once, and a command receives the dataclass.
 """
 
 # ruff: noqa: RUF009 (`option` makes a field of a dataclass)
@@ -50,7 +50,7 @@ def _guides(text: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in GUIDES]
     if unknown:
         raise argparse.ArgumentTypeError(
-            f"unknown guide {', '.join(unknown)}; there are {', '.join(GUIDES)}"
+            f"unknown guide {', '.join(unknown)}; choose from {', '.join(GUIDES)}"
         )
     return names
 
@@ -73,19 +73,19 @@ def option(default: Any, text: str, *flags: str, **how: Any) -> Any:
 class DataChoice:
     """data"""  # noqa: D415 (the title of the group)
 
-    data: str = option(MISSING, "a file, or the name of a set", "data", metavar="DATA")
+    data: str = option(MISSING, "a file, or the name of a data set", "data", metavar="DATA")
     binarize: str | None = option(
         None,
         "none, threshold (at 0.5), fixed (one draw, kept) or redrawn (each batch)",
         choices=[*BINARIZATIONS],
     )
-    divide_by: float = option(1.0, "e.g. 255 for pixels of a byte", type=float)
+    divide_by: float = option(1.0, "divide values by this, e.g. 255 for 8-bit pixels", type=float)
     key: str | None = option(None, "name of the array in an npz file")
     test_fraction: float = option(0.2, "share held out (default %(default)s)", type=float)
     drop: Sequence[str] = option((), "columns to leave out", type=_names, metavar="COLUMN,...")
     kinds: dict[str, str] | None = option(
         None,
-        f"what columns are, where the file does not show it: {', '.join(KINDS)}",
+        f"kinds of columns, where the file does not show them: {', '.join(KINDS)}",
         type=_kinds,
         metavar="COLUMN=KIND,...",
     )
@@ -95,26 +95,26 @@ class DataChoice:
         type=_names,
         metavar="CELL,...",
     )
-    sep: str | None = option(None, "what stands between cells of a text", choices=[*SEPARATORS])
+    sep: str | None = option(None, "separator of cells in a text file", choices=[*SEPARATORS])
     header: bool | None = option(
         None,
-        "whether a text starts with names of columns (default: by the text)",
+        "whether a text file starts with column names (default: detected)",
         action=argparse.BooleanOptionalAction,
     )
 
     @property
     def layout(self) -> Layout:
-        """How a text is cut into cells."""
+        """How a text file is split into cells."""
         separator = None if self.sep is None else SEPARATORS[self.sep]
         return Layout(separator, self.header, missing=tuple(self.missing))
 
     @property
     def said(self) -> dict[str, type[Kind]]:
-        """What columns are said to be."""
+        """Kinds of columns given by the user."""
         return {name: KINDS[kind] for name, kind in (self.kinds or {}).items()}
 
     def load(self, seed: int, *, grey: bool = False) -> Dataset:
-        """The data set, split, and binarized if that was asked for."""
+        """The data set, split, and binarized on request."""
         unset = Grey() if grey and self.data not in SETS else None
         return datasets.load(
             self.data,
@@ -134,10 +134,14 @@ class ModelChoice:
     """model and training"""  # noqa: D415
 
     likelihood: str = option(
-        "auto", "p(y | z) (default: by the data)", choices=["auto", "bernoulli", "gaussian"]
+        "auto",
+        "p(y | z) (default: chosen from the data)",
+        choices=["auto", "bernoulli", "gaussian"],
     )
     sigma: float | None = option(
-        None, "a fixed sigma for the Gaussian, of the stored data (default: learned)", type=float
+        None,
+        "a fixed sigma for the Gaussian, in the units of the stored data (default: learned)",
+        type=float,
     )
     latent_dim: int | None = option(
         None, "entries of z (default: half the columns, 1 to 10)", "--latents", type=_positive
@@ -152,11 +156,11 @@ class ModelChoice:
     batch_size: int | None = option(
         None, "rows per step (default: a tenth, 32 to 256)", type=_positive
     )
-    lr: float = option(2e-3, "of Adam (default %(default)s)", type=float)
+    lr: float = option(2e-3, "step size of Adam (default %(default)s)", type=float)
     warmup: int = option(0, "epochs of KL warm-up (default %(default)s)", type=int)
     resume: Path | None = option(
         None,
-        "folder to keep the state of training in: the same command goes on from there",
+        "folder for the state of training: the same command resumes from there",
         type=Path,
         metavar="FOLDER",
     )
@@ -164,7 +168,7 @@ class ModelChoice:
     def prepared(self, which: DataChoice, seed: int) -> tuple[Dataset, Architecture]:
         """A data set, and sizes and likelihood for it; numbers are standardized for a Gaussian.
 
-        Pictures are left as they are: their pixels have a common scale already.
+        Images are left unchanged: their pixels have a common scale already.
         """
         dataset = which.load(seed, grey=self.likelihood == "bernoulli")
         likelihood = self.likelihood_of(dataset)
@@ -173,7 +177,7 @@ class ModelChoice:
         return dataset, Architecture(self.latent_dim, self.hidden, seed, likelihood)
 
     def likelihood_of(self, dataset: Dataset) -> likelihoods.Likelihood:
-        """What was asked for, or what suits the data."""
+        """The chosen likelihood, or one that suits the data."""
         default = defaults.default_likelihood(dataset)
         if self.likelihood != "auto" and isinstance(default, likelihoods.Mixed):
             raise ValueError(
@@ -200,7 +204,7 @@ class ModelChoice:
         }
 
     def kept(self, part: str) -> dict[str, Any]:
-        """Where one of several comparisons keeps its state."""
+        """The folder where one of several comparisons keeps its state."""
         return {"checkpoint": None if self.resume is None else self.resume / part}
 
 
@@ -208,19 +212,19 @@ class ModelChoice:
 class Run:
     """every command"""  # noqa: D415
 
-    seed: int = option(0, "seed of everything (default %(default)s)", type=int)
+    seed: int = option(0, "random seed (default %(default)s)", type=int)
     quiet: bool = option(default=False, text="no progress bars, no tables", action="store_true")
     threads: int = option(
-        1, "threads of torch (default 1: for small tensors more are slower)", type=_positive
+        1, "torch threads (default 1; more are slower for small tensors)", type=_positive
     )
 
     @property
     def progress(self) -> bool | None:
-        """Whether bars are shown: on terminals, unless told to be quiet."""
+        """Whether bars are shown: on terminals, unless --quiet."""
         return False if self.quiet else None
 
     def say(self, text: str) -> None:
-        """Prints, unless told to be quiet."""
+        """Prints, unless --quiet."""
         if not self.quiet:
             print(text, flush=True)
 
@@ -234,7 +238,7 @@ class CompareChoice:
     )
     no_fixed: bool = option(
         default=False,
-        text="skip the second comparison, where the first guide's model is fixed",
+        text="skip the second comparison, with the first guide's model fixed",
         action="store_true",
     )
     samples: int = option(
@@ -242,7 +246,7 @@ class CompareChoice:
     )
     out: Path | None = option(
         None,
-        "folder for report.html, table, pictures, ArviZ files and models",
+        "folder for report.html, table, figures, ArviZ files and models",
         type=Path,
         metavar="FOLDER",
     )
@@ -264,14 +268,14 @@ class Question:
 
     folder: Path = option(
         MISSING,
-        "a model that was saved by `fit`, or by `compare` in models/",
+        "a model saved by `fit`, or by `compare` in models/",
         "folder",
         type=Path,
         metavar="FOLDER",
     )
     data: str | None = option(
         None,
-        "other data, treated as the training data were (default: the held-out rows)",
+        "other data, preprocessed like the training data (default: the held-out rows)",
         "data",
         nargs="?",
         metavar="DATA",
@@ -286,7 +290,7 @@ class EvaluateChoice:
         5000, "importance samples per datum (default %(default)s)", type=_positive
     )
     out: Path | None = option(
-        None, "folder for log_p.csv, a row per datum", type=Path, metavar="FOLDER"
+        None, "folder for log_p.csv, one row per datum", type=Path, metavar="FOLDER"
     )
 
 
@@ -307,8 +311,8 @@ class ImputeChoice:
     draws: int = option(100, "draws per row (default %(default)s)", type=_positive)
     out: Path = option(
         Path("imputed.csv"),
-        "a .csv or .parquet file: the table without holes; beside it, with _entries in its name, "
-        "each hole with a 95%% interval (default %(default)s)",
+        "a .csv or .parquet file for the completed table; a second file with _entries in its name "
+        "has a 95%% interval for each missing entry (default %(default)s)",
         type=Path,
         metavar="FILE",
     )
@@ -319,10 +323,10 @@ class OutliersChoice:
     """outliers"""  # noqa: D415
 
     reference: int = option(
-        1000, "data simulated to compare with (default %(default)s)", type=_positive
+        1000, "number of simulated reference data (default %(default)s)", type=_positive
     )
     false_discoveries: float = option(
-        0.05, "share of what is flagged that is no outlier, on average (default %(default)s)",
+        0.05, "false discovery rate (default %(default)s)",
         type=float,
     )  # fmt: skip
     out: Path = option(
@@ -336,7 +340,7 @@ class ExplainChoice:
     """explanation"""  # noqa: D415
 
     out: Path | None = option(
-        None, "a .csv file for the effects, or a .png for a picture", type=Path, metavar="FILE"
+        None, "a .csv file for the effects, or a .png file for a figure", type=Path, metavar="FILE"
     )
 
 
@@ -348,7 +352,9 @@ class ReportChoice:
         1000, "importance samples per datum (default %(default)s)", type=_positive
     )
     reference: int = option(
-        1000, "data simulated to look for outliers (default %(default)s)", type=_positive
+        1000,
+        "number of simulated reference data for outliers (default %(default)s)",
+        type=_positive,
     )
     out: Path = option(
         Path("report.html"), "an html file (default %(default)s)", type=Path, metavar="FILE"
@@ -360,9 +366,11 @@ class SampleChoice:
     """draws"""  # noqa: D415
 
     folder: Path = option(
-        MISSING, "what `pyro-vae fit` saved", "folder", type=Path, metavar="FOLDER"
+        MISSING, "a model saved by `pyro-vae fit`", "folder", type=Path, metavar="FOLDER"
     )
-    number: int = option(100, "draws (default %(default)s)", "-n", "--number", type=_positive)
+    number: int = option(
+        100, "number of draws (default %(default)s)", "-n", "--number", type=_positive
+    )
     out: Path | None = option(
         None,
         "a .csv, .parquet or .npy file (default: draws.csv if columns have names, else draws.npy)",
@@ -383,6 +391,6 @@ def add(group: "argparse._ArgumentGroup", entry: "Field[Any]") -> None:
 
 
 def made(group: type[Options], options: argparse.Namespace) -> Options:
-    """A group of options with what was parsed."""
+    """A group of options from the parsed arguments."""
     names = [entry.name for entry in fields(group)]  # type: ignore[arg-type]
     return group(**{name: getattr(options, name) for name in names})

@@ -1,4 +1,4 @@
-r"""What the entries of a column are, where they come as words: of a text, or of a data frame.
+r"""The type of a column whose entries are strings, from a text file or a data frame.
 
 A column is numbers if nine in ten of its entries are, or all but one: `1.5`, `1,5`, `1,234`,
 `1 234`, `46%`, `$46`, `46 kW` (each unit throughout). The few that are not, such as `<47` or `?`,
@@ -41,13 +41,13 @@ def entries_of(
     comma: bool = False,
     numbers: bool = False,
 ) -> RawColumn:
-    """A column of words as what its entries are.
+    """Converts a column of strings by the type of its entries.
 
     Arguments:
-        name: Its name, with the file where there is one, for messages.
+        name: Its name, with the file if there is one, for messages.
         cells: Its entries, "" where one is missing.
-        where: Says where the entry at a position stands, as "line 7".
-        comma: Whether a comma is the decimal sign.
+        where: Location of the entry at a position, such as "line 7".
+        comma: Whether a comma is the decimal separator.
         numbers: Whether it is said to hold numbers: all else is missing then.
 
     Warns:
@@ -85,21 +85,21 @@ def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
 
 
 def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
-    """Whether commas are decimal: one has not three digits behind, or no number has a point."""
+    """Whether commas are decimal: one is not followed by three digits, or no number has a point."""
     if any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells):
         return True
     return by_default and not any("." in c and _NUMBER.fullmatch(c) for c in cells)
 
 
 def words_of(cells: Sequence[str]) -> RawColumn:
-    """A column of words as it is."""
+    """A column of words, unchanged."""
     words = np.empty(len(cells), dtype=object)
     words[:] = [None if is_missing(cell) else cell for cell in cells]
     return RawColumn(words, Holds.WORDS, "object")
 
 
 def is_missing(cell: str) -> bool:
-    """Whether a cell says that there is nothing."""
+    """Whether a cell stands for a missing entry."""
     return cell.lower() in MISSING
 
 
@@ -127,18 +127,18 @@ def mostly_numbers(cells: Sequence[str], *, comma: bool) -> bool:
 
 
 def number(cell: str, *, comma: bool) -> float | None:
-    """The number that a cell is, or None; with a decimal comma where commas separate nothing."""
+    """The number in a cell, or None; with a decimal comma where commas are not separators."""
     text = _plain(cell, comma=comma)
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def _plain(cell: str, *, comma: bool, dotted: bool = False) -> str:
-    """A number as Python writes it, where the cell is one.
+    """A number in Python's notation, if the cell is one.
 
     Arguments:
-        cell: What stands there.
-        comma: Whether a comma is the decimal sign, and not that of thousands.
-        dotted: Whether a point is the sign of thousands.
+        cell: The content of the cell.
+        comma: Whether a comma is the decimal separator, and not the thousands separator.
+        dotted: Whether a point is the thousands separator.
     """
     cell = _FORTRAN.sub(r"\1e\2", _ungrouped(cell))
     if comma and _DECIMAL_COMMA.fullmatch(cell):
@@ -155,7 +155,7 @@ def _ungrouped(cell: str) -> str:
 
 
 def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
-    """A column of numbers: whole ones, if all of them are written so."""
+    """A numeric column: of integers, if all of them are written as such."""
     array = np.array(values, dtype=np.float64)  # None becomes nan
     known = [cell for cell, value in zip(cells, values, strict=True) if value is not None]
     if all(WHOLE.fullmatch(cell) for cell in known):
@@ -165,7 +165,7 @@ def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
 
 
 def _numerals(cells: Sequence[str], *, comma: bool) -> list[str]:
-    """The cells of a column with its numbers as Python writes them."""
+    """The cells of a column with its numbers in Python's notation."""
     bare = [_ungrouped(cell) for cell in _without_units(cells)]
     points = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in bare)
     commas = [c for c in bare if _DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c)]
@@ -194,9 +194,9 @@ def _warn_of_odd(
     if odd:
         more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
         warnings.warn(
-            f"{name} holds numbers, but {len(odd)} of {len(cells)} entries are "
-            f"none: {', '.join(odd[:_SHOWN])}{more}. They are taken as missing: mend the cells, "
-            "or drop their rows, if they are something else",
+            f"{name} holds numbers, but {len(odd)} of {len(cells)} entries are not: "
+            f"{', '.join(odd[:_SHOWN])}{more}. They are treated as missing: correct the cells, or "
+            "drop their rows, if that is wrong",
             UserWarning,
             stacklevel=2,
         )
@@ -217,7 +217,7 @@ def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str])
 def _odd(
     cells: Sequence[str], values: Sequence[float | None], where: Callable[[int], str]
 ) -> list[str]:
-    """Entries that are no numbers, and where they stand."""
+    """Entries that are not numbers, and where they are."""
     return [
         f"{cell!r} in {where(place)}"
         for place, (cell, value) in enumerate(zip(cells, values, strict=True))

@@ -1,6 +1,6 @@
 r"""Tables with columns of several kinds as one float tensor, and back.
 
-What a column is follows from its dtype and its entries, by these rules, the first that fits:
+The kind of a column follows from its dtype and its entries, by the first rule that fits:
 
 | entries | kind | as a float |
 | --- | --- | --- |
@@ -8,19 +8,19 @@ What a column is follows from its dtype and its entries, by these rules, the fir
 | a category | `Categories`, or `Binary` of two | its code |
 | booleans | `Binary` | 0 or 1 |
 | words | `Categories` in alphabetical order, or `Binary` of two | its code |
-| zeros and ones, in whichever dtype | `Binary` | 0 or 1 |
-| whole numbers, the smallest of them 0 or 1, or in a column called a count | `Count` | itself |
+| zeros and ones, in any dtype | `Binary` | 0 or 1 |
+| whole numbers with minimum 0 or 1, or in a column named like a count | `Count` | itself |
 | other numbers | `Real` | :math:`(x - m) / s`, standardized over the training rows |
 
-Counts start at 0 or 1 as a rule; ages, years and sizes do not. Where the rule is wrong, say what
-the column is. Names of rows, dates and running numbers have no distribution: they are refused by
-name; as `Time` dates are days, standardized. Words that are numbers, but for a few odd ones, are
-read as those of a text are (:mod:`pyro_vae.data.entries`).
-A plain array has one kind throughout: `Binary` where it is zeros and ones, else `Real`. A missing
-entry (nan, None, NA, NaT) is nan, which a likelihood takes as not observed.
+Counts usually start at 0 or 1; ages, years and sizes do not. If a rule is wrong, set the kind of
+the column. Row names, dates and running numbers have no distribution: they are refused by name;
+declared as `Time`, dates become standardized days. Strings that are mostly numbers are read like
+those of a text file (:mod:`pyro_vae.data.entries`). A plain array has one kind throughout: `Binary`
+if it is zeros and ones, else `Real`. A missing entry (nan, None, NA, NaT) becomes nan, which
+likelihoods treat as missing.
 
-What a column is, and its categories, come from all rows of the table; centre and scale from those
-to train on. Both are applied in float64, before anything is rounded to torch's default dtype.
+The kind of a column and its categories come from all rows of the table; centre and scale from the
+training rows. Both are applied in float64, before rounding to torch's default dtype.
 """
 
 import re
@@ -63,21 +63,21 @@ _FEW_CODES = 10  # different whole numbers, up to which they may stand for words
 
 
 class Choice(NamedTuple):
-    """What a column is taken for, and why."""
+    """The kind of a column, and why it was chosen."""
 
     kind: type[Kind] | Kind
     why: str
 
 
 def kind_of(name: str, raw: RawColumn) -> Choice:
-    """What a column is by the rules at the head of this module.
+    """The kind of a column by the rules at the top of this module.
 
     Raises:
         ValueError: If it holds dates, names its rows, or holds both numbers and words.
     """
     found = raw.values[~raw.missing]
     if raw.ordered:
-        return Choice(Ordered, "its dtype has an order")
+        return Choice(Ordered, "its dtype is ordered")
     if raw.categories is None:
         _refuse_times(name, raw)
         _refuse_mixed(name, raw)
@@ -95,17 +95,17 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
 
 
 def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
-    """Counts may have no zero, and ages start anywhere: by the smallest, or by the name."""
+    """Counts may have no zero, and ages start anywhere: decided by the smallest, or by the name."""
     if found.min() in (0, 1):
         few = "; Categories, if they are codes" if len(set(found.tolist())) <= _FEW_CODES else ""
-        return Choice(Count, f"whole numbers, the smallest of them {found.min():g}{few}")
+        return Choice(Count, f"whole numbers, the smallest is {found.min():g}{few}")
     if found.min() > 0 and _COUNTING.search(name):
-        return Choice(Count, "whole numbers, and its name says that they are counts")
+        return Choice(Count, "whole numbers, and its name suggests counts")
     return Choice(Real, f"whole numbers from {found.min():.0f} on; Count, if they are counts")
 
 
 def _refuse_times(name: str, raw: RawColumn) -> None:
-    """Refuses dates and times, which no likelihood describes; 20240131 may be a number."""
+    """Refuses dates and times, which have no likelihood; 20240131 may be a number."""
     known, dated = raw.values[~raw.missing].tolist(), raw.holds is Holds.TIMES
     if raw.holds is Holds.WORDS:
         dated = bool(patterns_of(known))
@@ -115,8 +115,8 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
     if dated:
         shown = listed(sorted(set(known))) if raw.holds is Holds.WORDS else f"dtype {raw.dtype}"
         raise ValueError(
-            f"column '{name}' holds dates or times ({shown}), which no likelihood describes as "
-            f"they are: {drop_it(name)}, or take them as days since the first: "
+            f"column '{name}' holds dates or times ({shown}), which have no likelihood: "
+            f"{drop_it(name)}, or convert them to days: "
             f"kinds={{'{name}': Time}}, --kinds {name}=Time"
         )
 
@@ -126,16 +126,16 @@ def _is_day(word: str) -> bool:
 
 
 def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
-    """Refuses a running number, in any order, and other numbers for each row in a column `id`."""
+    """Refuses a running number, in any order, and unique numbers in a column named like `id`."""
     if len(found) < FEW or len(set(found.tolist())) < len(found):
         return
     low, high = found.min(), found.max()
     running = high - low == len(found) - 1 and not (_YEARS[0] <= low and high <= _YEARS[1])
     if running or _NAMING.search(name):
-        what = "counts the rows" if running else "has another whole number in each row"
+        what = "counts the rows" if running else "has a different whole number in each row"
         raise ValueError(
             f"column '{name}' {what} ({found[0]:.0f}, {found[1]:.0f}, ..., {found[-1]:.0f}): "
-            f"{drop_it(name)}, or say what it is: kinds={{'{name}': Real}}, --kinds {name}=Real"
+            f"{drop_it(name)}, or set its kind: kinds={{'{name}': Real}}, --kinds {name}=Real"
         )
 
 
@@ -159,7 +159,7 @@ def _cells(raw: RawColumn) -> list[str]:
 
 
 def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> RawColumn:
-    """A column of words as what its entries are, unless they are words: numbers, as a rule.
+    """Converts a column of strings by the type of its entries, usually to numbers.
 
     Arguments:
         name: Its name, for messages.
@@ -167,7 +167,7 @@ def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> Ra
         kind: What it is said to be, or None.
 
     Warns:
-        UserWarning: If some entries of a column of numbers are none.
+        UserWarning: If some entries of a numeric column are not numbers.
     """
     words = said_to_be_words(kind)
     if words or raw.holds is not Holds.WORDS or raw.categories is not None:
@@ -211,17 +211,17 @@ def _is_mark(value: float) -> bool:
 
 
 def said_to_be_words(kind: Kind | type[Kind] | None) -> bool:
-    """Whether a column of this kind is left as it is written."""
+    """Whether a column of this kind keeps its strings."""
     said = kind if isinstance(kind, type) else type(kind)
     return issubclass(said, Categories | Time)
 
 
 def describe(frame: Any, kinds: Mapping[str, Kind | type[Kind]] | None = None) -> str:
-    """What each column of a table is taken for and why, and what is refused: before any training.
+    """The kind of each column of a table and why, and what is refused; run it before training.
 
     Arguments:
         frame: A table, as for :meth:`Columns.of`.
-        kinds: What some columns are, as there.
+        kinds: Kinds of some columns, as there.
 
     Example:
         >>> print(describe({"age": [30, 41], "when": ["2024-05-01", "2024-05-02"]}))
@@ -254,9 +254,9 @@ class Column:
 
     Arguments:
         name: Its name.
-        kind: What it is.
-        holds: What its entries are.
-        dtype: The dtype that it has in its table.
+        kind: Its kind.
+        holds: The type of its entries.
+        dtype: Its dtype in the table.
     """
 
     name: str
@@ -268,13 +268,13 @@ class Column:
     def of(
         cls, name: str, raw: RawColumn, kind: Kind | type[Kind] | None, rows: Rows = EVERY
     ) -> "Column":
-        """A column: its kind from all rows, what is estimated from some."""
+        """A column: its kind from all rows, its estimates from the training rows."""
         if raw.missing.all():
-            raise ValueError(f"column '{name}' has no entry that was observed: {drop_it(name)}")
+            raise ValueError(f"column '{name}' has no observed entry: {drop_it(name)}")
         if kind is not None and not (isinstance(kind, Kind) or kind in KINDS.values()):
             raise TypeError(
                 f"kinds says that column '{name}' is {kind!r}; expected a kind, such as "
-                f"pv.data.Count: there are {', '.join(KINDS)}"
+                f"pv.data.Count; choose from {', '.join(KINDS)}"
             )
         if kind is None:
             _warn_of_marks(name, raw)
@@ -284,7 +284,7 @@ class Column:
         return cls(name, chosen, raw.holds, raw.dtype)
 
     def read(self, raw: RawColumn) -> RawColumn:
-        """A column of another table as this one was read."""
+        """Reads a column of another table the same way."""
         return raw if self.holds is Holds.WORDS else read(self.name, raw, self._said)
 
     @property
@@ -293,7 +293,7 @@ class Column:
         return self.kind if isinstance(self.kind, Time | Real | Count) else None
 
     def restored(self, values: Shaped[np.ndarray, " rows"]) -> RawColumn:
-        """Floats as the column that they stand for."""
+        """The column that floats encode."""
         entries, numbers = self.kind.decode(values), self.holds is not Holds.WORDS
         declared = None
         if isinstance(self.kind, Time):
@@ -316,7 +316,7 @@ class Columns:
 
     Arguments:
         columns: The columns, in order.
-        container: What kind of table they come from.
+        container: The kind of table they come from.
 
     Example:
         >>> table = {"height": [1.6, 1.8, None], "sex": ["f", "m", "m"], "visits": [0, 3, 1]}
@@ -342,22 +342,22 @@ class Columns:
         *,
         rows: Rows = EVERY,
     ) -> "Columns":
-        """Learns what the columns of a table are.
+        """Learns the columns of a table.
 
         Arguments:
             frame: A DataFrame of pandas or polars, a dictionary of columns, a structured or plain
                 NumPy array, or a tensor `(rows, columns)`.
-            kinds: What some columns are, where the rules would not say it: a class, such as
-                `Count`, or a value, such as `Ordered(("low", "high"))`. Columns of arrays without
-                names are called "0", "1", ...
-            rows: Positions of the rows to train on, over which real columns are centred and
-                scaled; all unless given.
+            kinds: Kinds of some columns, where the rules do not fit: a class, such as `Count`, or a
+                value, such as `Ordered(("low", "high"))`. Columns of arrays without names are
+                called "0", "1", ...
+            rows: Positions of the training rows, over which real columns are centred and scaled; by
+                default all.
 
         Raises:
-            TypeError: If this is no table, or a column holds what has no likelihood.
-            ValueError: If a column is missing throughout, has one category only, names rows, holds
-                dates, or does not fit what `kinds` says of it; if two columns have the same name;
-                if a row is missing throughout; or if `kinds` names a column that is not there.
+            TypeError: If this is not a table, or a column has a type without a likelihood.
+            ValueError: If a column is entirely missing, has one category only, holds row names or
+                dates, or does not fit its kind in `kinds`; if two columns have the same name; if a
+                row is entirely missing; or if `kinds` names an unknown column.
         """
         kinds, container = dict(kinds or {}), container_of(frame)
         raw = {
@@ -395,7 +395,7 @@ class Columns:
 
     @property
     def kinds(self) -> dict[str, Kind]:
-        """What each column is, by name."""
+        """The kind of each column, by name."""
         return {column.name: column.kind for column in self.columns}
 
     def encode(
@@ -407,13 +407,13 @@ class Columns:
 
         Arguments:
             frame: A table with the columns that this was learned from.
-            dtype: What the floats are rounded to; torch's default dtype unless given.
+            dtype: The dtype of the result; by default torch's default dtype.
 
         Raises:
             TypeError: If a column holds words where the training rows had numbers, or the reverse.
             ValueError: If a column is missing or unknown, an entry is a category that the training
-                rows did not have, or no count where counts are expected, or if a row is missing
-                throughout.
+                rows did not have, or is not a count where counts are expected, or if a row is
+                entirely missing.
         """
         raw = columns_of(frame)
         missing = [name for name in self.names if name not in raw]
@@ -422,8 +422,8 @@ class Columns:
             says = [f"has no column {listed(missing)}"] * bool(missing)
             says += [f"has {listed(extra)}, which the training rows did not have"] * bool(extra)
             raise ValueError(
-                f"the table {' and '.join(says)}; expected are {len(self.names)} columns: "
-                f"{listed(self.names)}. Name them so, in any order, and leave others out"
+                f"the table {' and '.join(says)}; expected {len(self.names)} columns: "
+                f"{listed(self.names)}. Use these names, in any order, and drop other columns"
             )
         return self._encoded(raw).to(dtype or torch.get_default_dtype())
 
@@ -436,16 +436,16 @@ class Columns:
         empty = np.flatnonzero(np.isnan(values).all(axis=1))
         if len(empty):
             raise ValueError(
-                f"{len(empty):,} of {len(values):,} rows have no entry that was observed, the "
-                f"first at row {empty[0]}, counted from 0: drop them"
+                f"{len(empty):,} of {len(values):,} rows have no observed entry, the first at row "
+                f"{empty[0]}, counted from 0: drop them"
             )
         return torch.from_numpy(values)
 
     def decode(self, y: Float[Tensor, "rows columns"]) -> Any:
-        """Floats as a table of the kind and with the dtypes that the columns came from.
+        """Converts floats to a table of the original kind, with the original dtypes.
 
-        Counts and codes are rounded, and so are the entries of integer columns; where nan stands,
-        an entry is missing.
+        Counts and codes are rounded, and so are the entries of integer columns; nan becomes a
+        missing entry.
         """
         if y.shape[1:] != (len(self.columns),):
             raise ValueError(
@@ -461,7 +461,7 @@ class Columns:
 
     @property
     def center(self) -> Float64[Tensor, " columns"]:
-        """What is subtracted from each column: 0 but for real ones."""
+        """What is subtracted from each column: 0 except for real ones."""
         return torch.tensor(
             [kind.center if isinstance(kind, Real) else 0.0 for kind in self.kinds.values()],
             dtype=torch.float64,
@@ -469,7 +469,7 @@ class Columns:
 
     @property
     def scale(self) -> Float64[Tensor, " columns"]:
-        """What each column is divided by: 1 but for real ones."""
+        """What each column is divided by: 1 except for real ones."""
         return torch.tensor(
             [kind.scale if isinstance(kind, Real) else 1.0 for kind in self.kinds.values()],
             dtype=torch.float64,
@@ -477,18 +477,18 @@ class Columns:
 
     @property
     def log_scale(self) -> float:
-        r"""What brings the log density of an encoded row without holes into the table's units.
+        r"""Converts the log density of a complete encoded row to the table's units.
 
-        To be added, in nats: :math:`-\sum_d \log s_d` over real columns.
+        Add it, in nats: :math:`-\sum_d \log s_d` over real columns.
         """
         return -float(self.scale.log().sum())
 
     def log_scales(self, y: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
-        """The same for each row: entries that are missing have no density, and no unit."""
+        """The same for each row: missing entries have no density, and no unit."""
         return -((~y.isnan()).to(y) @ self.scale.log().to(y))
 
     def to_json(self) -> dict[str, Any]:
-        """All of it in lists, words and numbers; :meth:`from_json` makes it again."""
+        """All of it in lists, strings and numbers; :meth:`from_json` restores it."""
         columns = [
             {
                 "name": column.name,
@@ -545,7 +545,7 @@ def _learned(
 
 
 def kind_of_matrix(values: Shaped[np.ndarray, "rows columns"]) -> Kind | type[Kind]:
-    """One kind for all of an array, so that no column's hangs on the rows that are there."""
+    """One kind for a whole array, so that no column's kind depends on its rows."""
     binary = bool(((values == 0) | (values == 1) | (values != values)).all())
     return Binary((0, 1)) if binary else Real
 

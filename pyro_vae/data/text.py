@@ -1,15 +1,15 @@
-r"""Tables out of text files, as people and their instruments write them.
+r"""Tables from text files, as people and instruments write them.
 
-The text is decoded (UTF-8, UTF-16, else Windows-1252; compressed by gzip or not), cut into cells at
-the separator that cuts most lines alike (`;`, tab, `,`, `|`, else spaces), and its first lines are
-told apart:
+The text is decoded (UTF-8, UTF-16, else Windows-1252; compressed by gzip or not), split into cells
+at the separator that splits most lines alike (`;`, tab, `,`, `|`, else spaces), and its first lines
+are classified:
 
-| what stands there | what is made of it |
+| content | treated as |
 | --- | --- |
 | `# ...`, `sep=;` | skipped, but for names behind a `#` that fit the columns |
 | lines of fewer cells at the head, or of one cell at the foot | notes, skipped |
-| a first line with a word above numbers, or with words alone | names of the columns |
-| numbers that rise or fall from left to right, far from those below, or in equal steps | names |
+| a first line with a word above numbers, or with words alone | column names |
+| numbers rising or falling from left to right, far from those below, or in equal steps | names |
 | one or two further lines of words above numbers | units, skipped |
 | a first column without a name, whose entries all differ | an index, skipped |
 
@@ -51,12 +51,12 @@ _SHOWN = 4  # cells named in a warning
 
 @dataclass(frozen=True)
 class Layout:
-    """How a text is cut into a table; what is None is found from the text.
+    """How a text file is split into a table; values of None are detected.
 
     Arguments:
-        separator: What stands between cells, one character.
-        header: Whether the first line has names.
-        words: Names of columns that hold words, whatever they look like: `007` stays so.
+        separator: The separator between cells, one character.
+        header: Whether the first line has column names.
+        words: Names of columns to keep as strings, whatever they look like, such as `007`.
         missing: What says that nothing was measured, beside an empty cell and the usual `NA`:
             `("-999", "n.d.")`. Numbers are compared as numbers.
     """
@@ -82,9 +82,9 @@ class Cells:
 
     Arguments:
         names: Names of the columns, or None.
-        rows: Cells, stripped; every row has as many.
-        lines: The line of the file in which each row stands, counted from 1.
-        comma: Whether a comma is the decimal sign.
+        rows: Cells, stripped; every row has the same number.
+        lines: The line number of each row in the file, counted from 1.
+        comma: Whether a comma is the decimal separator.
     """
 
     names: tuple[str, ...] | None
@@ -101,7 +101,7 @@ def uncompressed(path: Path) -> bytes:
     """Bytes of a file, compressed by gzip or not.
 
     Raises:
-        ValueError: If they are damaged.
+        ValueError: If the file is damaged.
     """
     content = path.read_bytes()
     if not content.startswith(GZIP_MAGIC):
@@ -111,15 +111,15 @@ def uncompressed(path: Path) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(
             f"'{path}' is truncated or damaged ({error}; {len(content):,} bytes were found): "
-            "fetch it again"
+            "download it again"
         ) from error
 
 
 def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
-    """Cuts a text file into cells, below the names of its columns.
+    """Splits a text file into cells, below the column names.
 
     Raises:
-        ValueError: If it is no text, has no rows, or lines of different lengths.
+        ValueError: If it is not text, has no rows, or has lines of different lengths.
     """
     lines = _decoded(path).split("\n")
     skipped, said = _preamble(lines)
@@ -152,7 +152,7 @@ def _cut(
             ) from error
         if strict:  # such as a space behind a closing quotation mark
             return _cut(path, lines, skipped, separator, strict=False)
-        raise ValueError(f"'{path}' is no csv file: expected text ({error})") from error
+        raise ValueError(f"'{path}' is not a csv file: expected text ({error})") from error
     return found
 
 
@@ -227,11 +227,11 @@ def _decoded(path: Path) -> str:
             continue
         if "\0" not in text:
             return text.replace("\r\n", "\n").replace("\r", "\n")
-    raise ValueError(f"'{path}' is no csv file: expected text in UTF-8, UTF-16 or Windows-1252")
+    raise ValueError(f"'{path}' is not a csv file: expected text in UTF-8, UTF-16 or Windows-1252")
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """What cuts most lines into the same number of cells, two or more; else spaces or a comma."""
+    """The separator that splits most lines into equally many cells; else spaces or a comma."""
     sample = [line for line in lines if line.strip()][:_SAMPLED]
 
     def alike(separator: str) -> int:
@@ -265,8 +265,8 @@ def _below_names(
         and _is_units(rows[start], rows[start + 1 :], comma=comma)
     ):
         what = f"line {lines[start]} ({_shown(rows[start])})"
-        _say(path, f"{what} is taken for units, and skipped: if it is a row, take the line of "
-             "names away, and say header=False, --no-header")  # fmt: skip
+        _say(path, f"{what} is taken for units, and skipped: if it is a row, delete the line of "
+             "names, and pass header=False, --no-header")  # fmt: skip
         start += 1
     if len(rows) <= start:
         raise ValueError(f"'{path}' has no rows: expected lines of cells, separated by commas")
@@ -278,7 +278,7 @@ def _below_names(
 
 
 def _has_names_of_rows(rows: list[list[str]]) -> bool:
-    """Whether a first column of words, or of 1, 2, ..., goes without a name, as R writes it."""
+    """Whether a first column of words, or of 1, 2, ..., has no name, as R writes it."""
     if len(rows[0]) < 2 or {len(row) for row in rows[1:]} != {len(rows[0]) + 1}:
         return False
     first = [row[0] for row in rows[1:]]
@@ -287,7 +287,7 @@ def _has_names_of_rows(rows: list[list[str]]) -> bool:
 
 
 def _say(path: Path, what: str) -> None:
-    """Warns of what was guessed."""
+    """Warns of guesses."""
     warnings.warn(f"'{path}': {what}", UserWarning, stacklevel=2)
 
 
@@ -301,9 +301,8 @@ def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header
         if len(row) != width:
             why = f", as many as line {lines[0]} has names" if header else ""
             raise ValueError(
-                f"'{path}': line {line} has {len(row)} cells, expected {width}{why}: mend the "
-                "line, start lines above the names with #, or say what stands between cells "
-                "(separator, --sep)"
+                f"'{path}': line {line} has {len(row)} cells, expected {width}{why}: correct the "
+                "line, start lines above the names with #, or set the separator (separator, --sep)"
             )
 
 
@@ -316,16 +315,16 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
         return under or all(w or c.lower() in MISSING for w, c in zip(words, first, strict=True))
     if not _are_numeric_names(first, below, comma=comma):
         return False
-    _say(path, f"the first line ({_shown(first)}) is taken for names of columns: if it is a row, "
-         "say header=False, --no-header")  # fmt: skip
+    _say(path, f"the first line ({_shown(first)}) is taken for column names: if it is a row, "
+             "pass header=False, --no-header")  # fmt: skip
     return True
 
 
 def _are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
     """Numbers in order, such as wavelengths, years or 0, 1, 2, ..., unlike those below.
 
-    They are names where nearly all are further from what stands below them than that is wide, or
-    where they, and no line below them, are 0, 1, 2, ..., or five or more in equal steps.
+    They are names if nearly all are further from the values below them than the range of those, or
+    if they, and no line below them, are 0, 1, 2, ..., or five or more in equal steps.
     """
     values, steps = _steps(first, comma=comma)
     if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
@@ -345,14 +344,14 @@ def _are_equal(steps: np.ndarray) -> bool:
 
 
 def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
-    """The numbers of a line without its index, and their steps; none where one is no number."""
+    """The numbers of a line without its index, and their steps; none if one is not a number."""
     found = [number(cell, comma=comma) for cell in line[int(not line[0]) :]]
     values = [] if None in found else [x for x in found if x is not None]
     return values, np.diff(values)
 
 
 def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a number is further from those of its column than they are from each other."""
+    """Whether a number is further from those of its column than their range."""
     parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
     column, value = [x for x in parsed if x is not None], number(name, comma=comma)
     if not column or value is None:
@@ -362,7 +361,7 @@ def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bo
 
 
 def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Words, or signs of no unit, above columns that are numbers; nothing, or new, above others."""
+    """Whether a line has units: words above numeric columns, nothing or new words above others."""
     columns = [[row[i] for row in below[:_SAMPLED]] for i in range(len(second))]
     numbers = [mostly_numbers(column, comma=comma) for column in columns]
     above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]
@@ -377,7 +376,7 @@ def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool
 
 
 def _without_index(cells: Cells) -> Cells:
-    """Without a first column that has no name, and another whole number or word in each row."""
+    """Drops an unnamed first column with a different whole number or word in each row."""
     column = cells.column(0)
     whole = all(WHOLE.fullmatch(x) for x in column)
     words = not any(
@@ -391,15 +390,15 @@ def _without_index(cells: Cells) -> Cells:
 
 
 def columns_of_text(path: Path, layout: Layout = Layout()) -> dict[str, RawColumn]:
-    """The columns of a text file, as :func:`columns_of_cells` has them."""
+    """The columns of a text file, as by :func:`columns_of_cells`."""
     return columns_of_cells(path, read_cells(path, layout), layout.words)
 
 
 def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dict[str, RawColumn]:
-    """The columns of a text, by name; "0", "1", ... where it has no names.
+    """The columns of a text file, by name; "0", "1", ... if it has no names.
 
     Raises:
-        ValueError: If two columns have one name, or a row has no entry.
+        ValueError: If two columns have the same name, or a row has no entry.
 
     Warns:
         UserWarning: Of entries of a column of numbers that are none, which are missing then.
@@ -411,7 +410,7 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
         raise ValueError(f"'{path}' has more than one column named {shown}: rename one")
     for line, row in zip(cells.lines, cells.rows, strict=True):
         if all(is_missing(cell) for cell in row):
-            raise ValueError(f"'{path}': line {line} has no entry that was observed: drop it")
+            raise ValueError(f"'{path}': line {line} has no observed entry: drop it")
     return {
         name: words_of(cells.column(place))
         if name in words
