@@ -40,6 +40,7 @@ from .evidence import (
     log_marginal_likelihood,
     log_weights,
 )
+from .exporting import ONNX, TorchExport, export
 from .gaps import inference_gap
 from .guides import (
     AffineAutoregressive,
@@ -86,6 +87,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IWAE",
+    "ONNX",
     "STL",
     "AffineAutoregressive",
     "AffineCoupling",
@@ -125,6 +127,7 @@ __all__ = [
     "TableVAE",
     "TemperedSMC",
     "Tightest",
+    "TorchExport",
     "Until",
     "Widened",
     "bidirectional",
@@ -142,6 +145,7 @@ __all__ = [
     "encode",
     "evaluate",
     "evidence",
+    "export",
     "fit",
     "gaps",
     "guides",

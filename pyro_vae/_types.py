@@ -33,6 +33,7 @@ Data: TypeAlias = Tensor | NDArray[np.generic] | tuple[Tensor | NDArray[np.gener
 EXTRAS = {
     "matplotlib": "plot",
     "h5netcdf": "netcdf",
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
     **dict.fromkeys(("h5py", "pandas", "pyarrow", "sklearn"), "data"),
 }
 """The extra of pyproject.toml that installs each optional package."""

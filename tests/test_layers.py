@@ -31,7 +31,7 @@ LAYERS = (
     ("training",),
     ("gaps", "diagnostics", "criticism"),
     ("queries",),
-    ("inference_data", "report", "storage"),
+    ("exporting", "inference_data", "report", "storage"),
     ("comparisons", "tables"),
     ("sklearn",),
     ("cli",),

@@ -19,6 +19,7 @@ on every other one.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import pyro.distributions as dist
@@ -29,6 +30,7 @@ from pyro.nn import ConditionalAutoRegressiveNN, ConditionalDenseNN, DenseNN
 from torch import Tensor, nn
 
 from .._types import Distribution
+from ..programs import capturing
 from ..registry import arguments_of, registered
 
 _MEAN_POINTS = 512  # and as many mirrored ones; see NormalizingFlow.mean
@@ -290,7 +292,7 @@ class NormalizingFlow(nn.Module):
         self._check(parameters)
         flat = parameters.reshape(-1, parameters.shape[-1])
         points = _normal_points(self.latents).to(flat)
-        parts = flat.split(_VALUES_AT_ONCE // len(points))
+        parts = [flat] if capturing() else flat.split(_VALUES_AT_ONCE // len(points))
         means = torch.cat([self._mean(part, points) for part in parts])
         return means.reshape(*parameters.shape[:-1], self.latents)
 
@@ -380,6 +382,7 @@ def _reversal(like: Tensor) -> Any:
     return transforms.Permute(torch.arange(latents - 1, -1, -1, device=like.device))
 
 
+@cache
 def _normal_points(latents: int) -> Float[Tensor, "points latents"]:
     """Fixed points that stand for draws of N(0, I), and their mirror images, in float64."""
     engine = torch.quasirandom.SobolEngine(latents, scramble=True, seed=0)  # a generator of its own

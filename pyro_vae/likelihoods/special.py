@@ -30,7 +30,7 @@ def soft_limit(x: Tensor, limit: float) -> Tensor:
     gradient, as a plain clamp would.
     """
     over = (x.abs() - limit).clamp(min=0).log1p()
-    return x.clamp(-limit, limit) + torch.copysign(over, x)
+    return x.clamp(-limit, limit) + over * x.sign()
 
 
 def stirling_error(x: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def _normal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     r""":math:`-\frac{1}{2} ((y - \mu) / \sigma)^2 - \log \sigma - \frac{1}{2} \log 2 \pi`."""
     standard = (value - loc).div_(scale)
     constant = math.log(2 * math.pi) / 2
-    return standard.square_().div_(-2).sub_(scale.log()).sub_(constant)
+    return standard.pow_(2).div_(-2).sub_(scale.log()).sub_(constant)
 
 
 _INDEPENDENT = (dist.Independent, torch.distributions.Independent)

@@ -1,0 +1,391 @@
+r"""Encoder, decoder and log weights as programs that run without this library, or without Python.
+
+Pyro's handlers cannot be exported, and neither can a program that reads `len(y)`, which is a plain
+number. So each function is captured (:mod:`pyro_vae.compiling`) for batches of two sizes: the two
+lists of operations are the same but for numbers such as a shape `(5, 3)` against `(7, 3)`, each of
+which is :math:`a + b n` in the number of rows n. The list with these expressions in it has a
+dynamic batch. What was written is loaded again and compared with the model and the guide, for
+batches of one row, of the rows given and of a thousand: it is right, or it is refused.
+"""
+
+import json
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, runtime_checkable
+
+import torch
+from torch import Tensor, fx, nn
+
+from ._arguments import check_public
+from ._types import Batch, Data, ProgramLike, optional
+from .compiling import Captured, NotCaptured, capture
+from .data import check_batch
+from .guides import Guide
+from .guides.noise import noise_size, push
+from .models import Generative
+from .programs import as_batch, evaluating, has_missing, partly_observed
+from .randomness import forked
+from .writing import Kind, require_place, whole_folder
+
+Name: TypeAlias = Literal["encoder", "decoder", "mean", "log_weights"]
+"""What can be exported."""
+
+_HEADER = "export.json"
+_SIZES = (5, 7)  # of the two captured batches: odd, so that no shape is one of them by chance
+_MANY = 1000  # rows of the largest batch that is compared
+# Of the largest number: some times the rounding of a sum in another order, far below a fault.
+_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+@runtime_checkable
+class Format(Protocol):
+    """A kind of file that an exported program is written to."""
+
+    suffix: str
+
+    def require(self) -> None:
+        """Refuses at once if something that it needs is not installed."""
+
+    def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
+        """Writes a program."""
+
+    def load(self, path: Path) -> Callable[..., Sequence[Tensor]]:
+        """Loads what was written, to be called with tensors."""
+
+
+@dataclass(frozen=True)
+class TorchExport:
+    """Files for `torch.export.load`, which needs torch and nothing else."""
+
+    suffix = ".pt2"
+
+    def require(self) -> None:
+        """Torch is there."""
+
+    def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
+        """By `torch.export.save`."""
+        torch.export.save(program, path)
+
+    def load(self, path: Path) -> Callable[..., Sequence[Tensor]]:
+        """By `torch.export.load`."""
+        return torch.export.load(path).module()
+
+
+@dataclass(frozen=True)
+class ONNX:
+    """Files for ONNX Runtime and others that read ONNX, in any language."""
+
+    suffix = ".onnx"
+
+    def require(self) -> None:
+        """Its packages come with an extra."""
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            optional(package, needed_for="pv.export to ONNX")
+
+    def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
+        """By `torch.onnx.export`, the weights within the file."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own house
+            written: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+        written.save(path, external_data=False)
+
+    def load(self, path: Path) -> Callable[..., Sequence[Tensor]]:
+        """By ONNX Runtime, on the CPU."""
+        runtime = optional("onnxruntime", needed_for="pv.export to ONNX")
+        session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        names = [given.name for given in session.get_inputs()]
+
+        def run(*inputs: Tensor) -> Sequence[Tensor]:
+            # An input that the answer does not depend on is no input of an ONNX program.
+            given = {name: inputs[int(name.rpartition("_")[-1])].numpy() for name in names}
+            return [torch.from_numpy(part) for part in session.run(None, given)]
+
+        return run
+
+
+class _Exported(nn.Module):
+    """Operations with a dynamic batch, and the weights that they use."""
+
+    def __init__(self, graph: fx.GraphModule, held: Sequence[Tensor]) -> None:
+        super().__init__()
+        weights = (nn.Parameter(part.detach().clone(), requires_grad=False) for part in held)
+        self.held, self.graph = nn.ParameterList(weights), graph
+
+    def forward(self, *input: Tensor) -> Sequence[Tensor]:
+        answer: Sequence[Tensor] = self.graph(*self.held, *input)
+        return tuple(answer)
+
+
+def export(
+    folder: str | Path,
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    *,
+    programs: Sequence[Name] | None = None,
+    formats: Sequence[Format] = (TorchExport(),),
+) -> None:
+    r"""Writes encoder, decoder, posterior mean and log weights as programs for other software.
+
+    Each takes tensors with any number of rows, at least one, and answers as the model and the
+    guide do in evaluation mode; what was written is compared with them before the folder is in
+    its place. None needs this library: `.pt2` files need torch alone
+    (`torch.export.load(file).module()`), and `.onnx` files any ONNX runtime.
+
+    .. math:: \text{encoder}(y) = \lambda, \quad \text{mean}(y) = \mathbb{E}_{q_\lambda}[z], \quad
+        \text{decoder}(z) = \mathbb{E}[y \mid z], \\
+        \text{log\_weights}(\epsilon, y) = \big(\log p(y, z) - \log q_\lambda(z), \; z\big),
+        \quad z = T_\lambda(\epsilon)
+
+    With K times the same row and standard normal noise :math:`\epsilon`, the logarithm of the mean
+    of the weights estimates log p(y), in nats; the latents z that have these weights come second.
+    Further tensors of the batch, such as covariates, follow y, and z of the decoder. Latent sites
+    that all data share are at the mean of their posterior.
+
+    Arguments:
+        folder: Made if it does not exist; an older export in it is replaced. `export.json` says
+            what each program takes and gives.
+        model: The Pyro program. A decoder is written of a model of `pv.models`.
+        guide: A :class:`pyro_vae.Guide` whose map answers for new data.
+        data: A few rows, on which what is written is checked. With holes (nan) among them the
+            programs take holes.
+        programs: Some of "encoder", "decoder", "mean" and "log_weights"; all that there are by
+            default.
+        formats: Kinds of files: :class:`TorchExport`, :class:`ONNX` (which needs `pip install
+            'pyro-vae[onnx]'`).
+
+    Raises:
+        ImportError: If a package that a format needs is not installed.
+        TypeError: If the guide is written by hand.
+        ValueError: If the folder holds anything else, or something cannot be exported: a table of
+            local parameters, a program that branches on its data, an operation that ONNX lacks.
+
+    References:
+        | torch.export: https://docs.pytorch.org/docs/stable/export.html
+        | Open Neural Network Exchange: https://onnx.ai
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_vae import Encoder, likelihoods, models, nets
+        >>> decoder = nets.MLPDecoder(latent_dim=2, shape=3)
+        >>> model = models.VAE(decoder, likelihoods.Bernoulli(), latent_dim=2)
+        >>> guide = Guide(model, Encoder(nets.MLPEncoder(3)))
+        >>> folder, y = Path(tempfile.mkdtemp()) / "exported", torch.ones(4, 3)
+        >>> export(folder, model, guide, y, programs=["mean"])
+        >>> (mean,) = torch.export.load(folder / "mean.pt2").module()(y)
+        >>> torch.allclose(mean, guide.mean(y))
+        True
+    """
+    for kind in formats:
+        kind.require()
+    target = require_place(Path(folder), Kind("an export", {_HEADER}, _is_ours))
+    batch = as_batch(data)
+    check_batch(*batch, missing=partly_observed(model, batch))
+    with (
+        whole_folder(target) as new,
+        evaluating(model, guide),
+        torch.no_grad(),
+        forked(0, "export"),
+    ):
+        found = _functions(model, guide, batch)
+        for name in found if programs is None else programs:
+            if name not in found:
+                raise ValueError(_refusal(name, "only a model of pv.models has a decoder"))
+            _export(new, name, found[name], formats)
+        told = {name: found[name].told() for name in found if programs is None or name in programs}
+        (new / _HEADER).write_text(json.dumps({"programs": told}, indent=1))
+
+
+def _is_ours(name: str) -> bool:
+    return name == _HEADER or name.partition(".")[0] in get_args(Name)
+
+
+class _Function(NamedTuple):
+    """What is exported, with examples of its inputs by name, and the names of its outputs."""
+
+    call: Callable[..., Sequence[Tensor]]
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+
+    def rows(self, size: int) -> Batch:
+        """So many rows of its inputs: the same over and over."""
+        examples = tuple(self.inputs.values())
+        places = torch.arange(size) % len(examples[0])
+        return tuple(part[places.to(part.device)] for part in examples)
+
+    def told(self) -> dict[str, Any]:
+        """What it takes and gives, in words."""
+        answers = dict(zip(self.outputs, self.call(*self.inputs.values()), strict=True))
+        told = {"inputs": self.inputs, "outputs": answers}
+        return {what: {n: _shape(part) for n, part in has.items()} for what, has in told.items()}
+
+
+def _shape(part: Tensor) -> str:
+    sizes = ", ".join(["batch", *map(str, part.shape[1:])])
+    return f"{str(part.dtype).removeprefix('torch.')} ({sizes})"
+
+
+def _functions(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[str, _Function]:
+    """What can be exported, by name."""
+    found: dict[str, _Function] = {}
+    given = {f"x{place}": part for place, part in enumerate(batch[1:], 1)}
+    data, rows = {"y": batch[0], **given}, len(batch[0])
+    if isinstance(model, Generative):
+        z = torch.randn(rows, model.latent_dim, dtype=model.zero.dtype)
+        expectation = model.expectation
+        found["decoder"] = _Function(lambda *r: (expectation(*r),), {"z": z, **given}, ("y",))
+    own = _amortized(guide)
+    program = own.program.given(own.global_values())
+    found["encoder"] = _Function(lambda *r: (own.parameters_of(*r),), data, ("parameters",))
+    found["mean"] = _Function(lambda *r: (own.posterior(*r).mean(),), data, ("z",))
+
+    def log_weights(noise: Tensor, *rows: Tensor) -> Sequence[Tensor]:
+        q = own.family(own.parameters_of(*rows))
+        z = push(q, noise[None])
+        log_weights = sum(program.log_densities(z, *rows)) - q.log_prob(z)
+        return log_weights[0], z[0]
+
+    size = noise_size(own.family(own.parameters_of(*batch)))
+    if size is not None:  # else a draw is not made of normals
+        noise = torch.randn(rows, size, dtype=program.dtype)
+        found["log_weights"] = _Function(
+            log_weights, {"noise": noise, **data}, ("log_weights", "z")
+        )
+    return found
+
+
+def _amortized(guide: ProgramLike) -> Guide:
+    """Refuses guides that have nothing to say of new data."""
+    if not isinstance(guide, Guide):
+        raise TypeError(
+            "only a pv.Guide has parameters and a mean to export, and this guide is written by "
+            "hand: make one of its network, pv.Guide(model, pv.Encoder(net))"
+        )
+    if guide.map.per_row:
+        raise ValueError(
+            f"{type(guide.map).__name__} answers for the data it was trained on alone, so there is "
+            "no encoder to export: train pv.Guide(model, pv.Encoder(net)) beside it"
+        )
+    return guide
+
+
+def _export(folder: Path, name: str, function: _Function, formats: Sequence[Format]) -> None:
+    """Writes one program in every format, and compares it."""
+    try:
+        program = _program(function)
+        for kind in formats:
+            path = folder / f"{name}{kind.suffix}"
+            kind.write(program, path)
+            _check(kind, path, function)
+    except OSError:
+        raise
+    except Exception as error:  # whatever the exporters raise
+        raise ValueError(_refusal(name, _reason(error))) from error
+
+
+def _refusal(name: str, reason: str) -> str:
+    return (
+        f"the {name} cannot be exported: {reason}; name those that can, as in "
+        f"programs={[other for other in get_args(Name) if other != name]}"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost reason."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _program(function: _Function) -> torch.export.ExportedProgram:
+    """A function with a dynamic batch, exported."""
+    function.call(*function.rows(_SIZES[0]))  # what is made once and kept is made by now
+    small, large = (_captured(function, size) for size in _SIZES)
+    module = _Exported(_dynamic(small, large), small.held)
+    dynamic = {"input": tuple({0: torch.export.Dim("batch", min=1)} for _ in function.inputs)}
+    inputs = function.rows(_SIZES[0])
+    return torch.export.export(module, inputs, dynamic_shapes=dynamic, strict=False)
+
+
+def _captured(function: _Function, size: int) -> Captured:
+    inputs = function.rows(size)
+    # With gradients a map answers for all rows at once, not piece by piece.
+    with torch.enable_grad():
+        captured = capture(function.call, *inputs, missing=any(map(has_missing, inputs)))
+    graph = captured.graph.graph
+    random = [node.target for node in graph.nodes if _is_random(node)]
+    if random or not all(isinstance(part, Tensor) for part in captured.held):
+        raise NotCaptured(f"it draws random numbers {random or ''}".strip())
+    for node in reversed(graph.nodes):
+        if "_linalg_check_errors" in str(node.target):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    return captured
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
+    """The operations of two captures of one function, for any number of rows."""
+    graph, others = small.graph.graph, iter(large.graph.graph.nodes)
+    same = len(graph.nodes) == len(large.graph.graph.nodes) and all(
+        one is other or torch.equal(one, other)
+        for one, other in zip(small.held, large.held, strict=False)
+    )
+    if not same or len(small.held) != len(large.held):
+        raise NotCaptured("what it does depends on the number of rows")
+    first = next(node for node in reversed(graph.nodes) if node.op == "placeholder")
+    with graph.inserting_after(first):
+        rows = graph.call_function(torch.ops.aten.sym_size.int, (first, 0))
+    for node in list(graph.nodes):
+        if node is rows:
+            continue
+        other = next(others)
+        if (node.op, node.target) != (other.op, other.target):
+            raise NotCaptured("what it does depends on the number of rows")
+        with graph.inserting_before(node):
+            node.args = _merged(node.args, other.args, rows)
+            node.kwargs = _merged(node.kwargs, other.kwargs, rows)
+    return fx.GraphModule({}, graph)  # without the tensors that were found
+
+
+def _merged(one: Any, other: Any, rows: fx.Node) -> Any:
+    """An argument of an operation as an expression in the number of rows."""
+    if isinstance(one, tuple | list) and isinstance(other, type(one)) and len(one) == len(other):
+        return type(one)(_merged(*pair, rows) for pair in zip(one, other, strict=True))
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return {name: _merged(one[name], other[name], rows) for name in one}
+    if isinstance(one, fx.Node) and isinstance(other, fx.Node) and one.name == other.name:
+        return one
+    if type(one) is type(other) and one == other:
+        return one
+    if type(one) is int and type(other) is int:
+        slope, rest = divmod(other - one, _SIZES[1] - _SIZES[0])
+        if rest == 0:
+            times = rows.graph.call_function(operator.mul, (rows, slope))
+            return rows.graph.call_function(operator.add, (times, one - slope * _SIZES[0]))
+    raise NotCaptured(f"it has {one} for {_SIZES[0]} rows and {other} for {_SIZES[1]}")
+
+
+def _check(kind: Format, path: Path, function: _Function) -> None:
+    """Compares what was written with the function: one row, the given ones, and many.
+
+    Raises:
+        ValueError: If they differ by more than rounding.
+    """
+    program = kind.load(path)
+    for size in (1, len(next(iter(function.inputs.values()))), _MANY):
+        rows = function.rows(size)
+        for found, expected in zip(program(*rows), function.call(*rows), strict=True):
+            largest = float(expected.nan_to_num(posinf=0.0, neginf=0.0).abs().amax())
+            limit = _TOLERANCE.get(expected.dtype, 1e-2) * (1 + largest)
+            if not torch.allclose(found.to(expected), expected, 0, limit, equal_nan=True):
+                raise ValueError(f"for {size} rows it would answer otherwise than the model here")
+
+
+check_public(globals())

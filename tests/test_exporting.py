@@ -1,0 +1,154 @@
+"""Exported programs answer as the model and the guide do, for any number of rows, without us."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.guides.noise import push
+from pyro_vae.likelihoods import Bernoulli, Gaussian
+from pyro_vae.models import VAE, ConditionalVAE
+from pyro_vae.nets import Concatenated, MLPDecoder, MLPEncoder
+from pyro_vae.programs import evaluating
+
+SIZES = (1, 2, 17, 1000)
+# Exported files are loaded and run by a process that cannot import this library.
+ALONE = """
+import sys
+sys.modules["pyro_vae"] = sys.modules["pyro"] = None
+import torch
+folder = sys.argv[1]
+inputs = torch.load(folder + "/inputs.pt")
+programs = {name: torch.export.load(f"{folder}/exported/{name}.pt2").module() for name in inputs}
+answers = {name: [programs[name](*i) for i in inputs[name]] for name in inputs}
+torch.save(answers, folder + "/answers.pt")
+"""
+
+
+def conditional() -> tuple[ConditionalVAE, pv.Guide]:
+    """A model with covariates, float64, and a guide with correlations."""
+    decoder = Concatenated(MLPDecoder(2 + 4, 3, hidden=(5,)))
+    model = ConditionalVAE(decoder, Gaussian(), 2, 4).double()
+    encoder = pv.Encoder(Concatenated(MLPEncoder(3 + 4, hidden=(5,))))
+    return model, pv.Guide(model, encoder, pv.FullRankNormal()).double()
+
+
+def weighed(guide: pv.Guide, noise: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Log weights, by the library's own densities, of the draws that some noise becomes."""
+    with evaluating(guide, guide.model), torch.no_grad():
+        z = push(guide.family(guide.parameters_of(*rows)), noise[None])
+        log_q = guide.posterior(*rows).log_prob(z.clone())  # at a point, not of the last draw
+        return (guide.program.log_joint(z, *rows) - log_q)[0], z[0]
+
+
+@pytest.mark.slow
+def test_answers_of_another_process_are_ours(tmp_path: Path) -> None:
+    """Fresh data, 1 to 1,000 rows: to 1e-6 (here float64: 1e-12), with no pyro_vae to import."""
+    model, guide = conditional()
+    data = torch.randn(4, 3).double(), torch.ones(4, 4).double()
+    pv.export(tmp_path / "exported", model, guide, data, programs=["decoder", "log_weights"])
+    fresh = [[torch.randn(size, width).double() for width in (2, 3, 4)] for size in SIZES]
+    inputs = {"decoder": [(z, x) for z, _, x in fresh], "log_weights": fresh}
+    torch.save(inputs, tmp_path / "inputs.pt")
+    subprocess.run([sys.executable, "-c", ALONE, tmp_path], check=True, cwd=tmp_path)
+    answers = torch.load(tmp_path / "answers.pt")
+    for (noise, y, x), decoded, weights in zip(fresh, *answers.values(), strict=True):
+        torch.testing.assert_close(decoded[0], model.decode(noise, x), rtol=0, atol=1e-12)
+        torch.testing.assert_close(weights, weighed(guide, noise, y, x), rtol=0, atol=1e-10)
+    told = json.loads((tmp_path / "exported" / "export.json").read_text())["programs"]
+    assert told["log_weights"]["outputs"] == {
+        "log_weights": "float64 (batch)",
+        "z": "float64 (batch, 2)",
+    }
+
+
+def branching(y: Tensor) -> None:
+    """A program that is another one for more than a hundred rows."""
+    loc = 1.0 if len(y) > 100 else 0.0
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z.sum(-1, keepdim=True) + loc, 1.0).to_event(1), obs=y)
+
+
+class Noisy(torch.nn.Module):
+    """A decoder that draws random numbers, in evaluation mode too."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + torch.randn_like(z)
+
+
+def test_what_cannot_be_right_is_refused(tmp_path: Path) -> None:
+    """By its name, with what can be exported; nothing is left behind."""
+    y, out = torch.randn(4, 2), tmp_path / "exported"
+    model = VAE(torch.nn.Linear(2, 2), Gaussian(), 2)
+    table = pv.Guide(model, pv.LocalParameters(4))
+    with pytest.raises(ValueError, match=r"trained on alone.*pv.Encoder"):
+        pv.export(out, model, table, y)
+    with pytest.raises(TypeError, match=r"written by hand.*pv.Guide"):
+        pv.export(out, model, lambda y: None, y)
+    guide = pv.Guide(branching, pv.Encoder(torch.nn.Linear(1, 4)), example=y[:, :1])
+    with pytest.raises(ValueError, match=r"log_weights cannot.*1000 rows.*'encoder'"):
+        pv.export(out, branching, guide, y[:, :1], programs=["log_weights"])
+    noisy = VAE(Noisy(), Gaussian(), 2)
+    guide = pv.Guide(noisy, pv.Encoder(torch.nn.Linear(2, 4)))
+    with pytest.raises(ValueError, match=r"decoder cannot be exported: it draws random numbers"):
+        pv.export(out, noisy, guide, y)
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is computed."""
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    model = VAE(torch.nn.Linear(2, 2), Gaussian(), 2)
+    with pytest.raises(ImportError, match=r"pip install 'pyro-vae\[onnx\]'"):
+        pv.export(tmp_path / "e", model, lambda y: None, torch.ones(2, 2), formats=[pv.ONNX()])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs pyro-vae[onnx]")
+def test_onnx_answers_are_ours(tmp_path: Path) -> None:
+    """Mixed columns with holes, further tensors and discrete data, 1 to 1,000 rows, to 1e-6."""
+    import onnxruntime
+
+    frame = {
+        "number": [0.5, None, 2.5, -1.0, 0.0, 3.0] * 5,
+        "word": ["a", "b", "c", "a", None, "b"] * 5,
+        "count": [0, 3, 2, 9, 1, 4] * 5,
+    }
+    vae = pv.TableVAE.of(pv.data.from_frame(frame))
+    rows = vae.rows(frame)
+    pv.export(tmp_path / "e", vae.model, vae.guide, rows, formats=[pv.ONNX()])
+    for size in SIZES:
+        y, noise = rows[torch.randint(30, (size,))], torch.randn(size, vae.model.latent_dim)
+        answers = {}
+        for name, given in {"mean": (y,), "decoder": (noise,), "log_weights": (noise, y)}.items():
+            session = onnxruntime.InferenceSession(tmp_path / "e" / f"{name}.onnx")
+            names = [part.name for part in session.get_inputs()]
+            inputs = {n: part.numpy() for n, part in zip(names, given, strict=True)}
+            answers[name] = [torch.from_numpy(part) for part in session.run(None, inputs)]
+        expected = {
+            "mean": (vae.guide.mean(y),),
+            "decoder": (vae.model.decode(noise),),
+            "log_weights": weighed(vae.guide, noise, y),
+        }
+        for name, parts in expected.items():
+            for found, part in zip(answers[name], parts, strict=True):
+                torch.testing.assert_close(found, part, rtol=1e-6, atol=2e-6)
+
+
+def test_binary_data_and_a_prototype_of_one_row(tmp_path: Path) -> None:
+    """Discrete outputs: the decoder gives means, the weights densities of zeros and ones."""
+    model = VAE(MLPDecoder(2, 3, hidden=(4,)), Bernoulli(), 2)
+    guide = pv.Guide(model, pv.Encoder(MLPEncoder(3, hidden=(4,))))
+    pv.export(tmp_path / "e", model, guide, torch.ones(1, 3), programs=["log_weights"])
+    program = torch.export.load(tmp_path / "e" / "log_weights.pt2").module()
+    y, noise = torch.bernoulli(torch.full((9, 3), 0.5)), torch.randn(9, 2)
+    torch.testing.assert_close(program(noise, y), weighed(guide, noise, y), rtol=0, atol=1e-6)
