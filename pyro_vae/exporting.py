@@ -23,7 +23,7 @@ from ._arguments import check_public
 from ._types import Batch, Data, ProgramLike, optional
 from .compiling import Captured, NotCaptured, capture
 from .data import check_batch
-from .guides import Guide
+from .guides import Guide, is_made_of_map
 from .guides.noise import noise_size, push
 from .models import Generative
 from .programs import as_batch, evaluating, has_missing, partly_observed
@@ -259,7 +259,7 @@ def _functions(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[str
 
 def _amortized(guide: ProgramLike) -> Guide:
     """Refuses guides that have nothing to say of new data."""
-    if not isinstance(guide, Guide):
+    if not is_made_of_map(guide):
         raise TypeError(
             "only a pv.Guide has parameters and a mean to export, and this guide is written by "
             "hand: make one of its network, pv.Guide(model, pv.Encoder(net))"
