@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,7 @@ from pyro_vae.randomness import stream
 from tests.trust.programs import PROGRAMS, Known
 
 _EXACT = (Rung.CLOSED_FORM, Rung.QUADRATURE)
+_ROUNDING = 1e-6  # nats; weights that are all alike have an error below it, and are exact
 
 
 def _fitted(program: Program, prior: Posterior, batch: tuple[Tensor, ...]) -> FamilyPosterior:
@@ -53,57 +54,76 @@ GUIDES: dict[str, Variant] = {
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came of one program under one guide."""
+class Cell:
+    """Counts of what came of one program under one guide.
+
+    Arguments:
+        program: Its name.
+        guide: Its name.
+        data: How many were asked for.
+        reliable: Those that are called so.
+        sampled: Those of the reliable whose error is a Monte Carlo one.
+        covered: Those of the sampled whose interval of 95 percent holds the truth.
+        beyond: Exact answers that are off by more than the error that they state.
+        wrong: Reliable, and off by more than five errors and a millionth of a nat.
+        least: Share that must be reliable.
+        error: The median, in nats.
+        draws: Of all data.
+        seconds: Of one core.
+        rungs: Data by the way that was accepted.
+    """
 
     program: str
     guide: str
-    known: Known
-    found: LadderMarginal
+    data: int
+    reliable: int
+    sampled: int
+    covered: int
+    beyond: int
+    wrong: int
+    least: float
+    error: float
+    draws: int
     seconds: float
+    rungs: dict[str, int]
 
-    @property
-    def off(self) -> Tensor:
-        """Estimates less truth, in nats."""
-        return self.found.value - self.known.log_p
-
-    @property
-    def exact(self) -> Tensor:
-        """Data that were accepted by a way without draws."""
-        return torch.tensor([rung in _EXACT for rung in self.found.rungs])
-
-    @property
-    def covered(self) -> Tensor:
-        """Whether each interval of 95 percent holds the truth."""
-        return self.off.abs() <= 1.96 * self.found.error + 1e-6
-
-    @property
-    def beyond(self) -> Tensor:
-        """Exact answers that are off by more than they state."""
-        return self.exact & (self.off.abs() > self.found.error + 1e-9)
-
-    @property
-    def wrong(self) -> Tensor:
-        """Reliable, and off by more than five errors and a millionth of a nat."""
-        return self.found.reliable & (self.off.abs() > 5 * self.found.error + 1e-6)
+    @classmethod
+    def of(
+        cls, program: str, guide: str, known: Known, found: LadderMarginal, seconds: float
+    ) -> "Cell":
+        """Counts estimates beside the truth."""
+        off, reliable = (found.value - known.log_p).abs(), found.reliable
+        exact = torch.tensor([rung in _EXACT for rung in found.rungs])
+        sampled = reliable & ~exact & (found.error > _ROUNDING)
+        beyond = (exact & (off > found.error + 1e-9)) | (
+            reliable & ~exact & ~sampled & (off > _ROUNDING)
+        )
+        counts = found.rung.bincount(minlength=len(RUNGS)).tolist()
+        return cls(
+            program, guide, len(off), int(reliable.sum()), int(sampled.sum()),
+            covered=int((off <= 1.96 * found.error)[sampled].sum()),
+            beyond=int(beyond.sum()),
+            wrong=int((reliable & (off > 5 * found.error + _ROUNDING)).sum()),
+            least=known.least,
+            error=float(found.error.median()),
+            draws=int(found.num_samples.sum()),
+            seconds=seconds,
+            rungs={rung.name.lower(): n for rung, n in zip(RUNGS, counts, strict=True) if n},
+        )  # fmt: skip
 
     def row(self) -> str:
         """A line of the table."""
-        sampled = self.found.reliable & ~self.exact
-        share = f"{self.covered[sampled].double().mean():6.1%}" if bool(sampled.any()) else "     -"
-        counts = self.found.rung.bincount(minlength=len(RUNGS)).tolist()
-        named = zip(RUNGS, counts, strict=True)
-        rungs = " ".join(f"{rung.name.lower()}:{count}" for rung, count in named if count)
+        share = f"{self.covered / self.sampled:6.1%}" if self.sampled else "     -"
+        rungs = " ".join(f"{name}:{count}" for name, count in self.rungs.items())
         return (
-            f"{self.program:22} {self.guide:10} {self.found.reliable.double().mean():6.1%} "
-            f"{share} {int(self.beyond.sum()):6} {int(self.wrong.sum()):5} "
-            f"{float(self.found.error.median()):9.2g} {int(self.found.num_samples.sum()):9} "
+            f"{self.program:22} {self.guide:10} {self.reliable / self.data:7.1%} {share} "
+            f"{self.beyond:6} {self.wrong:5} {self.error:9.2g} {self.draws:9} "
             f"{self.seconds:7.1f}  {rungs}"
         )
 
 
 HEADER = (
-    f"{'program':22} {'guide':10} {'trusted':>6} {'cover':>5} {'beyond':>6} {'wrong':>5} "
+    f"{'program':22} {'guide':10} {'trusted':>7} {'cover':>6} {'beyond':>6} {'wrong':>5} "
     f"{'error':>9} {'draws':>9} {'seconds':>7}  rungs"
 )
 
@@ -114,19 +134,17 @@ def known(name: str, num: int) -> Known:
     return PROGRAMS[name](num)
 
 
-def answers(name: str, num: int, guides: list[str], seed: int = 0) -> list[Answer]:
-    """All guides of one program; they share the fit that all but the untrained one come from."""
+def cells(name: str, num: int, guides: list[str], seed: int = 0) -> Iterator[Cell]:
+    """Some guides of one program; they share the fit that all but the untrained one come from."""
     case = known(name, num)
     guide = pv.Guide(case.model, pv.GlobalParameters(), example=tuple(t[:2] for t in case.batch))
     ladder = pv.Tightest()
-    came = []
     with prepared(case.model, guide, case.batch, seed) as (program, prior, batch):
         good = _fitted(program, prior, batch)
         for which in guides:
             posterior = GUIDES[which](program, prior, good, batch)
-            begun = time.perf_counter()
+            begun = time.process_time()
             climb = ladder.sampled if case.sampled else ladder
             own = stream(seed, f"trust.{which}")  # guides that climb share no draw
             found = climb(Inference(program, posterior, batch), seed=own, progress=False)
-            came.append(Answer(name, which, case, found, time.perf_counter() - begun))
-    return came
+            yield Cell.of(name, which, case, found, time.process_time() - begun)
