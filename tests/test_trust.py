@@ -4,6 +4,7 @@
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_what_is_accepted_is_right_everywhere(name: str) -> None:
     assert broken(list(cells(name, 30, list(GUIDES)))) == []
 
 
-def cell(**counts: int) -> Cell:
+def cell(**counts: Any) -> Cell:
     """One with nothing to blame."""
     good = Cell("a", "b", 500, 500, 500, 475, 0, 0, 0.99, 0.01, 500, 1.0, {})
     return replace(good, **counts)

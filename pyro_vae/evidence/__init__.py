@@ -24,6 +24,7 @@ from .estimates import log_marginal_likelihood as log_marginal_likelihood
 from .estimates import log_weights as log_weights
 from .estimates import posterior_means as posterior_means
 from .exact import ClosedForm as ClosedForm
+from .filtering import ParticleFilter as ParticleFilter
 from .fitted import Fitted as Fitted
 from .fitted import best_of_family as best_of_family
 from .fitted import near as near

@@ -220,21 +220,26 @@ class TemperedSMC:
         return Population(self._result(log_evidence, accepted), z, log_evidence)
 
     def _result(self, log_evidence: Tensor, acceptance: Tensor) -> LogMarginal:
-        value, error = log_mean_weight(log_evidence)
-        islands = stats.effective_sample_size(log_evidence)
+        result = result_of_islands(
+            log_evidence, self.num_particles, "tempered sequential Monte Carlo"
+        )
         off = (acceptance - self.target_acceptance).abs() > _FAR
-        few = stats.too_few_effective(islands, _LEAST_ISLANDS * self.num_islands)
-        doubts = {
-            Doubt.FEW_EFFECTIVE_CHAINS: few | value.isinf() | value.isnan(),
-            Doubt.ACCEPTANCE: off,
-        }
-        chains = self.num_islands * self.num_particles
-        samples = torch.full_like(value, chains, dtype=torch.int64)
-        nothing = torch.full_like(value, torch.nan)
-        return LogMarginal(
-            value, error, self.num_particles * islands, nothing, samples, Bound.LOWER,
-            "tempered sequential Monte Carlo", doubts,
-        )  # fmt: skip
+        return replace(result, doubts={**result.doubts, Doubt.ACCEPTANCE: off})
+
+
+def result_of_islands(
+    log_evidence: Float64[Tensor, "islands batch"], num_particles: int, method: str
+) -> LogMarginal:
+    """What islands of so many particles say of log p(y): reliable where half of them count."""
+    value, error = log_mean_weight(log_evidence)
+    islands = stats.effective_sample_size(log_evidence)
+    few = stats.too_few_effective(islands, _LEAST_ISLANDS * len(log_evidence))
+    doubts = {Doubt.FEW_EFFECTIVE_CHAINS: few | value.isinf() | value.isnan()}
+    samples = torch.full_like(value, len(log_evidence) * num_particles, dtype=torch.int64)
+    nothing = torch.full_like(value, torch.nan)
+    return LogMarginal(
+        value, error, num_particles * islands, nothing, samples, Bound.LOWER, method, doubts
+    )
 
 
 @dataclass(frozen=True)

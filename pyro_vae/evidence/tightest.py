@@ -38,6 +38,7 @@ from ..randomness import row_keys, seeded, stream
 from ..results import Doubt, with_rows
 from .annealing import Start, StartFromGuide, StartFromPrior
 from .exact import ClosedForm
+from .filtering import ParticleFilter, stages_of
 from .fitted import Fitted, other_modes
 from .importance import ImportanceSampling
 from .mixtures import StudentMixture, joined, mixture_of, student_of
@@ -66,6 +67,7 @@ class Rung(Enum):
     GUIDE = "importance sampling from the guide"
     FITTED = "importance sampling from a fitted proposal"
     STUDENT = "importance sampling from a Student t"
+    FILTER = "particle filter"
     MIXTURE = "importance sampling from a mixture over modes"
     TEMPERED = "tempered sequential Monte Carlo"
 
@@ -132,6 +134,7 @@ class Tightest:
         memory: Mebibytes that the program's intermediate results may take.
         proposal: The fitted proposal.
         prior_share: Share of draws of the prior in the mixtures.
+        filtering: The particle filter, for data that are series.
         tempering: The populations, for data for which nothing before them was accepted; where
             they start from is up to the ladder.
         time_limit: Seconds after which no further way is begun; none by default. The data that
@@ -160,6 +163,7 @@ class Tightest:
     memory: float = 512.0
     proposal: Proposal = field(default_factory=Fitted)
     prior_share: float = 0.1
+    filtering: ParticleFilter = field(default_factory=ParticleFilter)
     tempering: TemperedSMC = field(default_factory=TemperedSMC)
     time_limit: float | None = None
 
@@ -446,6 +450,21 @@ def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
     return student_of(torch.cat(z, dim=1), torch.cat(log_weights, dim=1))
 
 
+def _from_filter(climb: _Climb) -> _Attempt | None:
+    """Of a series; held against the Student t, too, whose estimate is too high by chance alone."""
+    assert climb.result is not None
+    stages = stages_of(climb.program, climb.part())
+    if len(stages) < 2:
+        return None
+    own = climb.ladder.filtering.populations(
+        climb.program, stages, climb.part(),
+        seed=stream(climb.seed, f"tightest.{Rung.FILTER.name}"), progress=climb.progress,
+    )  # fmt: skip
+    low = _excess(climb.result[climb.open], own.result) > _JOINT_ERRORS
+    result = replace(own.result, doubts={**own.result.doubts, Doubt.RUNGS_DISAGREE: low})
+    return climb.checked(result, own)
+
+
 def _from_mixture(climb: _Climb) -> _Attempt:
     """From all that a population from the prior came to, and the fit; both are held together."""
     assert isinstance(climb.proposal, StudentMixture)
@@ -485,13 +504,16 @@ def _excess(one: LogMarginal, other: LogMarginal) -> Tensor:
     return (one.value - other.value) / spread
 
 
-_SAMPLED = [Rung.GUIDE, Rung.FITTED, Rung.STUDENT, Rung.MIXTURE, Rung.TEMPERED]
+_SAMPLED = [
+    Rung.GUIDE, Rung.FITTED, Rung.STUDENT, Rung.FILTER, Rung.MIXTURE, Rung.TEMPERED,
+]  # fmt: skip
 _WAYS: dict[Rung, Callable[[_Climb], _Attempt | None]] = {
     Rung.CLOSED_FORM: _by_closed_form,
     Rung.QUADRATURE: _by_quadrature,
     Rung.GUIDE: _from_guide,
     Rung.FITTED: _from_fit,
     Rung.STUDENT: _from_student,
+    Rung.FILTER: _from_filter,
     Rung.MIXTURE: _from_mixture,
     Rung.TEMPERED: _from_population,
 }
