@@ -28,14 +28,12 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch
-from ..guides import Posterior
 from ..programs import Program, Run, TracedSite, repeat_rows, retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, row_keys, seeded
-from ..results import join
 from .results import LogMarginal
 from .tempering import Population, result_of_islands
-from .weights import require_numbers
+from .weights import Inference, require_numbers
 
 _PROBES, _PROBED_ROWS = 4, 16  # draws and data by which the program's order is read
 _INDEPENDENT = (dist.Independent, torch.distributions.Independent)
@@ -106,15 +104,10 @@ class ParticleFilter:
             )
 
     def __call__(
-        self,
-        program: Program,
-        posterior: Posterior,
-        batch: Batch,
-        *,
-        seed: int = 0,
-        progress: bool | None = None,
+        self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
         """Estimates per datum."""
+        program, _, batch = inference
         stages = stages_of(program, batch)
         if len(stages) < 2:
             raise ValueError(

@@ -11,7 +11,6 @@ there. A hundredth of a nat is enough to tell which hill is the highest, and onl
 last steps are taken. All of it depends on the datum alone.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
@@ -42,8 +41,10 @@ _START_DRAWS = 64  # a start only: it need not be the best place
 _ROWS_AT_ONCE = 4096  # of the program's batch: as many as are fast, and of images a few mebibytes
 _LEAST_SPREAD = 1e-3  # so that a guide that is a point, or nearly one, is no start without width
 _NARROW = 0.1  # standard deviation about the likeliest draw, so that the fit sees that place alone
-_PROBES = 4  # further places at which modes are looked for
-_FAR = 25.0  # squared distance in standard deviations: five, of both together
+_PROBES = 16  # further places at which modes are looked for
+_PROBE_POINTS, _PROBE_TOLERANCE = 8, 0.05  # enough to tell in which mode a fit ends
+_PROBED_AT_ONCE = 256  # data, each of which is fitted from all places at once
+_FAR = 8.0  # squared distance in standard deviations: four, if both have the same
 _HILLS = 1e-2  # nats: enough to tell which of some hills is the highest
 _COMPARABLE = 4.6  # nats, log 100: a mode of less than a hundredth is no matter
 _MOST_CORRELATED = 50  # latents; beyond, a full-rank fit takes seconds per datum
@@ -173,26 +174,50 @@ def other_modes(
 ) -> Bool[Tensor, " batch"]:
     r"""Data whose posterior is seen to have several modes.
 
-    Mean-field fits start at the posterior and at the likeliest of some draws of N(0, I). There
-    are several modes where two of them end far apart, :math:`\sum_i (m_i - m_i')^2 / (s_i^2 +
-    s_i'^2) > 25`, with ELBOs that differ by less than log 100. That none are seen proves nothing.
+    Mean-field fits start at the posterior and at the 16 likeliest of 64 draws of N(0, I). There
+    are several modes where one of them ends far from the best one, :math:`\sum_i (m_i - m_i')^2 /
+    (s_i^2 + s_i'^2) > 8`, with an ELBO that is lower by less than log 100: of two modes that are
+    closer a proposal with a single one reaches both. That none are seen proves nothing; of modes
+    that are found from half of the draws each, one in 2^16 goes unseen.
     """
+    starts = range(0, len(batch[0]), _PROBED_AT_ONCE)
+    parts = [slice(first, first + _PROBED_AT_ONCE) for first in starts]
+    return torch.cat(
+        [
+            _several(program, posterior.rows(rows), tuple(part[rows] for part in batch), fitting)
+            for rows in parts
+        ]
+    )
+
+
+def _several(
+    program: Program, posterior: Posterior, batch: Batch, fitting: FitRows
+) -> Bool[Tensor, " batch"]:
+    """All fits of some data at once, as if each were a datum of its own."""
     family = DiagonalNormal()
     first = near(family, posterior, batch)
-    places = [first] + [
-        torch.stack([family.initial(row, _NARROW) for row in rows])
-        for rows in _likeliest(program, batch, first, _PROBES)
-    ]
-    fits = list(_fits(program, batch, family, places, _rough(fitting), stream(0, "fit.modes")))
-    seen = torch.zeros_like(fits[0].converged)
-    for one, other in itertools.combinations(fits, 2):
-        seen |= _is_far(one, other) & ((one.elbo - other.elbo).abs() < _COMPARABLE)
-    return seen
+    away = _likeliest(program, batch, first, _PROBES)
+    narrow = family.initial(first.new_zeros(program.latent_dim), _NARROW)[program.latent_dim :]
+    places = torch.cat([first[None], torch.cat([away, narrow.expand_as(away)], dim=-1)])
+    many = tuple(part.repeat(len(places), *[1] * (part.dim() - 1)) for part in batch)
+    how = replace(fitting, num_particles=_PROBE_POINTS, tolerance=_PROBE_TOLERANCE)
+    seed = stream(0, "fit.modes")
+    starts = places.flatten(0, 1)
+    usable = finite_rows(program, family, many, starts, how, seed=seed)
+    starts = torch.where(usable[:, None], starts, first.repeat(len(places), 1))
+    fit = fit_parameters(program, family, many, starts, how, seed=seed, refit=False, progress=False)
+    ends, elbo = (part.unflatten(0, places.shape[:2]) for part in (fit.parameters, fit.elbo))
+    best = elbo.nan_to_num(-torch.inf).argmax(dim=0)
+    rows = torch.arange(len(first), device=first.device)
+    is_comparable = elbo > elbo[best, rows] - _COMPARABLE
+    return (is_comparable & _is_far(ends, ends[best, rows])).any(dim=0)
 
 
-def _is_far(one: RowFit, other: RowFit) -> Bool[Tensor, " batch"]:
+def _is_far(
+    one: Float[Tensor, "fits batch parameters"], other: Float[Tensor, "batch parameters"]
+) -> Bool[Tensor, "fits batch"]:
     (loc, log_scale), (loc_other, log_scale_other) = (
-        fit.parameters.chunk(2, dim=-1) for fit in (one, other)
+        parameters.chunk(2, dim=-1) for parameters in (one, other)
     )
     variance = (2 * log_scale).exp() + (2 * log_scale_other).exp()
     return ((loc - loc_other).square() / variance).sum(dim=-1) > _FAR

@@ -1,0 +1,123 @@
+"""The particle filter: exact answers by the Kalman filter, and how it reads a program's order."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae import stats
+from pyro_vae.evidence import ParticleFilter, Rung, prepared, tightest
+from pyro_vae.evidence.filtering import stages_of
+from tests.helpers.statistics import assert_mean
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+TIMES, STEP, NOISE = 5, 0.6, 0.5
+FEW = ParticleFilter(4, 32)
+
+
+def walk(y: Tensor) -> None:
+    """A walk that is seen with noise at each time, before it goes on."""
+    with pyro.plate("data", len(y)):
+        z = y.new_zeros(len(y))
+        for time in range(TIMES):
+            z = pyro.sample(f"z_{time}", dist.Normal(0.9 * z, STEP))
+            pyro.sample(f"y_{time}", dist.Normal(z, NOISE), obs=y[..., time])
+
+
+def seen_at_last(y: Tensor) -> None:
+    """The same, observed in one site after all states."""
+    with pyro.plate("data", len(y)):
+        z = [y.new_zeros(len(y))]
+        for time in range(TIMES):
+            z.append(pyro.sample(f"z_{time}", dist.Normal(0.9 * z[-1], STEP)))
+        seen = pv.PartlyObserved(dist.Normal(torch.stack(z[1:], dim=-1), NOISE))
+        pyro.sample("y", seen.to_event(1), obs=y)
+
+
+def of_pairs(y: Tensor) -> None:
+    """The same once more, each state in two steps, of which the first shows nothing."""
+    with pyro.plate("data", len(y)):
+        z = y.new_zeros(len(y))
+        for time in pyro.markov(range(TIMES)):
+            push = pyro.sample(f"push_{time}", dist.Normal(z.new_zeros(()), STEP / 2**0.5))
+            z = pyro.sample(f"z_{time}", dist.Normal(0.9 * z + push, STEP / 2**0.5))
+            pyro.sample(f"y_{time}", dist.Normal(z, NOISE), obs=y[..., time])
+
+
+def at_once(y: Tensor) -> None:
+    """Two latents that are seen together: nothing is settled before both are drawn."""
+    with pyro.plate("data", len(y)):
+        a = pyro.sample("a", dist.Normal(y.new_zeros(()), 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        pyro.sample(
+            "y", dist.Normal((a + b)[..., None].expand(*a.shape, TIMES), 1.0).to_event(1), obs=y
+        )
+
+
+def marginal() -> dist.MultivariateNormal:
+    """Of a series, as the Kalman filter has it."""
+    step = torch.eye(TIMES) - 0.9 * torch.diag(torch.ones(TIMES - 1), -1)
+    root = torch.linalg.inv(step) * STEP
+    return dist.MultivariateNormal(torch.zeros(TIMES), root @ root.T + NOISE**2 * torch.eye(TIMES))
+
+
+def off(model: object, number: int, seed: int) -> Tensor:
+    """What estimates are off by, over series."""
+    y = marginal().sample((number,))
+    with prepared(model, model, y, seed) as inference:
+        found = FEW(inference, seed=seed, progress=False)
+    return found.value - marginal().log_prob(y)
+
+
+@pytest.mark.parametrize("model", [walk, seen_at_last, of_pairs])
+def test_unbiased(model: object, seed: int) -> None:
+    """The mean of the estimates of p is p, however the program is written."""
+    assert_mean(off(model, 60, seed).exp(), 1.0)
+
+
+def test_a_mean_of_logarithms_is_caught(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong twin: the mean of the log weights of a time, in place of the log of their mean."""
+    monkeypatch.setattr(stats, "log_mean_exp", lambda logs: logs.mean(dim=0))
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean(off(walk, 60, seed).exp(), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "number"), [(walk, 5), (seen_at_last, 5), (of_pairs, 5), (at_once, 1)]
+)
+def test_the_order_is_read_off_the_program(model: object, number: int) -> None:
+    """One stage for each time; latents that show nothing are drawn with the next."""
+    with prepared(model, model, torch.randn(3, TIMES), 0) as (program, _, batch):
+        stages = stages_of(program, batch)
+    assert len(stages) == number
+    assert sum(len(stage.sites) for stage in stages) == len(program.latent_sites)
+
+
+def test_missing_times_are_left_out(seed: int) -> None:
+    """A series that ends early has the evidence of what was seen."""
+    y = marginal().sample((40,))
+    shorter = y.clone()
+    shorter[:, 3:] = torch.nan
+    with prepared(seen_at_last, seen_at_last, shorter, seed) as inference:
+        found = FEW(inference, seed=seed, progress=False)
+    whole = marginal()
+    seen = dist.MultivariateNormal(whole.loc[:3], whole.covariance_matrix[:3, :3])
+    assert_mean((found.value - seen.log_prob(y[:, :3])).exp(), 1.0)
+
+
+def test_a_program_without_an_order_is_refused() -> None:
+    """With what to take in its place."""
+    with pytest.raises(ValueError, match=r"settles all of \['y'\] at once.*pv.Tightest"):
+        pv.log_marginal_likelihood(at_once, at_once, torch.zeros(1, TIMES), FEW)
+
+
+def test_the_ladder_filters_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the guide, here the prior, will not do, and nothing is said of other programs."""
+    monkeypatch.setattr(tightest, "_SAMPLED", [Rung.GUIDE, Rung.FILTER])
+    y, ladder = marginal().sample((3,)), pv.Tightest(200, filtering=ParticleFilter(8, 64))
+    for model, rung in ((walk, Rung.FILTER), (at_once, Rung.NONE)):
+        with prepared(model, model, y, 0) as inference:
+            assert ladder.sampled(inference, progress=False).rungs == [rung] * 3
