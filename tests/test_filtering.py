@@ -8,6 +8,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae import stats
+from pyro_vae._types import ProgramLike
 from pyro_vae.evidence import ParticleFilter, Rung, prepared, tightest
 from pyro_vae.evidence.filtering import stages_of
 from tests.helpers.statistics import assert_mean
@@ -64,7 +65,7 @@ def marginal() -> dist.MultivariateNormal:
     return dist.MultivariateNormal(torch.zeros(TIMES), root @ root.T + NOISE**2 * torch.eye(TIMES))
 
 
-def off(model: object, number: int, seed: int) -> Tensor:
+def off(model: ProgramLike, number: int, seed: int) -> Tensor:
     """What estimates are off by, over series."""
     y = marginal().sample((number,))
     with prepared(model, model, y, seed) as inference:
@@ -73,7 +74,7 @@ def off(model: object, number: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("model", [walk, seen_at_last, of_pairs])
-def test_unbiased(model: object, seed: int) -> None:
+def test_unbiased(model: ProgramLike, seed: int) -> None:
     """The mean of the estimates of p is p, however the program is written."""
     assert_mean(off(model, 60, seed).exp(), 1.0)
 
@@ -88,7 +89,7 @@ def test_a_mean_of_logarithms_is_caught(seed: int, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("model", "number"), [(walk, 5), (seen_at_last, 5), (of_pairs, 5), (at_once, 1)]
 )
-def test_the_order_is_read_off_the_program(model: object, number: int) -> None:
+def test_the_order_is_read_off_the_program(model: ProgramLike, number: int) -> None:
     """One stage for each time; latents that show nothing are drawn with the next."""
     with prepared(model, model, torch.randn(3, TIMES), 0) as (program, _, batch):
         stages = stages_of(program, batch)
