@@ -86,7 +86,7 @@ def main() -> None:
         scores = []
         for name, z in {"q(z)": match.aggregate, "the prior": match.prior}.items():
             torch.manual_seed(0)
-            images = model.sample_data(z[:500].float())
+            images = model.sample_data(z[: rows or 500].float())
             scores.append(score(judge, images, samples))
             print(f"  images from {name:9s} log p(y) = {scores[-1][0]:.2f} ± {scores[-1][1]:.2f}")
         (aggregate, one), (prior, other) = scores

@@ -94,6 +94,7 @@ class Sizes(NamedTuple):
     """How much is computed."""
 
     rows: int | None
+    held_out: int
     epochs: int
     draws: int
 
@@ -129,13 +130,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     arguments = parser.parse_args()
-    sizes = Sizes(20, 1, 20) if arguments.smoke else Sizes(None, 30, 200)
+    sizes = Sizes(20, 4, 1, 20) if arguments.smoke else Sizes(None, 200, 30, 200)
 
     torch.set_num_threads(1)  # small tensors make threads fight
     digits = pv.data.digits(binarization=pv.data.Grey())
     train, test = (
         counted(digits.train[: sizes.rows], 0),
-        counted(digits.test[: sizes.rows or 200], 1),
+        counted(digits.test[: sizes.held_out], 1),
     )
     results = {}
     for name, likelihood in likelihoods().items():

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     arguments = parser.parse_args()
-    epochs, samples, side, rows = (3, 50, 4, 20) if arguments.smoke else (200, 1000, 16, None)
+    epochs, samples, side, rows = (3, 50, 4, 8) if arguments.smoke else (200, 1000, 16, None)
 
     torch.set_num_threads(1)  # small tensors make threads fight
     tables = {

@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     arguments = parser.parse_args()
     epochs, samples, rows, widths = (
-        (1, 50, 6, (4, 8)) if arguments.smoke else (60, 500, 150, (8, 32, 128))
+        (1, 50, 3, (4, 8)) if arguments.smoke else (60, 500, 150, (8, 32, 128))
     )
 
     torch.set_num_threads(1)  # small tensors make threads fight

@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     arguments = parser.parse_args()
     latents, epochs, samples, rows = (
-        ((1, 2), 3, 50, 10) if arguments.smoke else ((2, 4, 8), 400, 500, 60)
+        ((1, 2), 3, 50, 5) if arguments.smoke else ((2, 4, 8), 400, 500, 60)
     )
 
     torch.set_num_threads(1)  # small tensors make threads fight
@@ -115,6 +115,7 @@ def main() -> None:
     y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
     mean, sd = y[:400].mean(dim=0), y[:400].std(dim=0)
     train, test = (y[:400] - mean) / sd, (y[400:] - mean) / sd
+    test = test[:rows] if arguments.smoke else test
     tables, pairs = {}, {}
     for number in latents:
         pairs = in_closed_form(train, number) | by_gradients(train, number, epochs)

@@ -31,8 +31,9 @@ BY_ROW = {"local"}
 LOOPS = {"loops"}
 FEW = {(program, map, "diagonal") for program in REPRESENTATIVE for map in ("encoder", "global")}
 EVERY = [
-    pytest.param(*case, marks=[] if case in FEW or "local" in case else pytest.mark.slow)
+    pytest.param(*case.values, marks=case.marks if is_fast else pytest.mark.slow)
     for case in triples()
+    for is_fast in ["local" in case.values or case.values in FEW]
 ]
 
 

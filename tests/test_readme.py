@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae.cli import main
 from pyro_vae.guides import Guide
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +32,7 @@ NOT_RUN = re.compile(r"<!-- not run: \S.* -->[^\S\n]*\n\Z")  # just before; a re
 PYTHON = ("python", "{code-cell}")  # the second is run by `make docs` too, which shows the answers
 OPTIONS = re.compile(r"^:.*$", re.MULTILINE)  # of a cell, which say how it is shown
 SHELLS = ("bash", "console", "sh", "shell")
+PLAIN = re.compile(r"pyro-vae [\w ./=,-]+")  # needs no shell: run here, which saves 3 s of imports
 OURS = re.compile(r"(\s*#[^\n]*\n)*\s*pyro-vae\b")  # comments may stand before the command
 
 
@@ -74,6 +77,12 @@ def execute(block: Block, readme: Path, namespace: dict[str, Any], folder: Path)
         exec(compile(padded, readme, "exec"), namespace)
         return
     typed = commands(block.code)
+    if readme.name != "README.md" and all(PLAIN.fullmatch(line) for line in typed.splitlines()):
+        for line in typed.splitlines():
+            with warnings.catch_warnings():
+                warnings.simplefilter("default")  # as in a process of its own
+                main(shlex.split(line)[1:])
+        return
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", typed],

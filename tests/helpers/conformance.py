@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
@@ -106,8 +107,12 @@ QUADRATIC = {
 REPRESENTATIVE = ("factor-analysis", "gamma", "outer-data", "covariate", "clusters", "subsamples")
 
 
-def triples() -> list[tuple[str, str, str]]:
-    """Program, map and family: all for some programs, and one of each for the others."""
+def triples() -> list[Any]:
+    """Program, map and family: all for some programs, and one of each for the others.
+
+    The fast ones have all pairs of map and family for one program; for the others every map with
+    one family, and every family with one map.
+    """
     found = []
     for program in PROGRAMS:
         for map, how in MAPS.items():
@@ -116,8 +121,10 @@ def triples() -> list[tuple[str, str, str]]:
                 stands_for_more = program in REPRESENTATIVE or (
                     family == "diagonal" and map in ("encoder", "exact")
                 )
+                is_fast = program == "factor-analysis" or map == "encoder" or family == "diagonal"
                 if works and stands_for_more:
-                    found.append((program, map, family))
+                    marks = () if is_fast else pytest.mark.slow
+                    found.append(pytest.param(program, map, family, marks=marks))
     return found
 
 
