@@ -1,9 +1,14 @@
-"""Data whose posterior lies at an edge of a support, beyond what its numbers can hold.
+"""Data whose posterior lies at an edge of a support, where something else needs the value itself.
 
-A sparse prior, such as a Dirichlet of concentration 0.03, puts much of its mass so near a corner
-that a coordinate rounds to 0 or to 1. There the change of variables and the density are those of
-the rounded value: evidence misses that mass, or counts it more than once.
+Densities of sparse priors hold at the edges (:mod:`pyro_vae.programs.edges`), but a program sees a
+value: a number near 1 that rounds to 1, or one below the smallest there is. Mostly that is no
+matter, since nothing changes there any more. Whether it does is told by moving such a value away
+from the edge, by a little that can be told: where the densities of the other sites change, they
+have changed by what was rounded away, too.
 """
+
+from collections.abc import Collection
+from typing import Any
 
 import pyro
 import torch
@@ -18,6 +23,8 @@ from ..results import Doubt, Doubts
 
 _DRAWS = 500  # of the prior, for every datum
 _SHARE = 0.005  # of the posterior: as many nats are lost
+_FLAT = 0.01  # nats: a density that changes by less is the same
+_STEP = 16.0  # roundings, so that what one rounding takes away is a part of the change
 _TRIED = 4  # rows that tell whether the prior comes near an edge at all
 
 
@@ -44,12 +51,33 @@ def saturated(program: Program, batch: Batch) -> Bool[Tensor, " batch"]:
 
 
 def _share(program: Program, row: Batch) -> Tensor:
-    """The share of a datum's posterior that lies at an edge."""
-    run = program.run(repeat_rows(row, _DRAWS))
-    observed = [run[name].log_prob_by_datum(program.plate_dim) for name in program.observed_names]
-    log_weights = torch.stack(observed).sum(dim=0).nan_to_num(-torch.inf).double()
-    edge = log_weights.masked_fill(~_at_edge(program, run), -torch.inf)
-    return (edge.logsumexp(0) - log_weights.logsumexp(0)).exp().nan_to_num(0.0)
+    """The share of a datum's posterior that lies at an edge where something depends on it."""
+    batch = repeat_rows(row, _DRAWS)
+    run = program.run(batch)
+    likelihood = _total(program, run, program.observed_names)
+    edge = _at_edge(program, run)
+    edge &= _moved(program, run, batch) > _FLAT
+    log_weights = likelihood.nan_to_num(-torch.inf).double()
+    share = log_weights.masked_fill(~edge, -torch.inf).logsumexp(0) - log_weights.logsumexp(0)
+    return share.exp().nan_to_num(0.0)
+
+
+def _total(program: Program, run: Run, names: Collection[str]) -> Tensor:
+    parts = [run[name].log_prob_by_datum(program.plate_dim) for name in names]
+    return torch.stack(parts).sum(dim=0)
+
+
+def _moved(program: Program, run: Run, batch: Batch) -> Tensor:
+    """By how much densities change where values move away from the edges, in nats.
+
+    Those known by unconstrained values keep them: what they say of other sites' values counts.
+    """
+    drawn = run.values(name for name, site in run.inside.items() if not site.is_observed)
+    moved = {site.name: _inwards(run[site.name]) for site in program.latent_sites}
+    others = program.run(batch, {**drawn, **moved}, run.unconstrained)
+    names = [*drawn, *program.observed_names]
+    change = [_total(program, others, [name]) - _total(program, run, [name]) for name in names]
+    return torch.stack(change).abs().sum(dim=0).nan_to_num(torch.inf)
 
 
 def _at_edge(program: Program, run: Run) -> Tensor:
@@ -60,12 +88,35 @@ def _at_edge(program: Program, run: Run) -> Tensor:
 
 def _rounds(site: TracedSite, axis: int) -> Tensor:
     """Whether an entry of the value cannot be told from a bound of its support."""
-    value, support = site.value, site.distribution.support
+    low, high = _beside_bounds(site)
+    at_edge = (site.value <= low) | (site.value >= high)
+    return at_edge.movedim(axis, 0).flatten(1).any(dim=1) if at_edge.dim() > 1 else at_edge
+
+
+def _inwards(site: TracedSite) -> Tensor:
+    """The value, with what is at an edge moved to where the move can be told."""
+    value, (low, high) = site.value, _beside_bounds(site, _STEP)
+    if _entry_support(site) is constraints.simplex:
+        edge = ((value <= low) | (value >= high)).any(dim=-1, keepdim=True)
+        some = _STEP * torch.finfo(value.dtype).eps
+        return torch.where(edge, value * (1 - some) + some / value.shape[-1], value)
+    return value.clamp(low, high)
+
+
+def _beside_bounds(site: TracedSite, steps: float = 2.0) -> tuple[float, float]:
+    """Values at which a site is so many roundings away from its bounds."""
+    limits, support = torch.finfo(site.value.dtype), _entry_support(site)
+    is_simplex = support is constraints.simplex
+    low = 0.0 if is_simplex else float(getattr(support, "lower_bound", -torch.inf))
+    high = 1.0 if is_simplex else float(getattr(support, "upper_bound", torch.inf))
+    least = steps * limits.tiny / limits.eps  # beside 0
+    below = low + max(steps * limits.eps * abs(low), least) if low > -torch.inf else low
+    above = high - max(steps * limits.eps * abs(high), least) if high < torch.inf else high
+    return below, above
+
+
+def _entry_support(site: TracedSite) -> Any:
+    support: Any = site.distribution.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    is_simplex = support is constraints.simplex
-    low = 0.0 if is_simplex else getattr(support, "lower_bound", -torch.inf)
-    high = 1.0 if is_simplex else getattr(support, "upper_bound", torch.inf)
-    limits = torch.finfo(value.dtype)
-    at_edge = (value - low <= limits.tiny / limits.eps) | (high - value <= 2 * limits.eps)
-    return at_edge.movedim(axis, 0).flatten(1).any(dim=1) if at_edge.dim() > 1 else at_edge
+    return support

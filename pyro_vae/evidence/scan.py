@@ -428,6 +428,8 @@ class _Seeker:
         if self.modes is not None:
             high = (height > self.top[rows] - 2 * self.depth).nonzero()[:, 0]
             z, rows, height = z[high], rows[high], height[high]
+        if len(z) == 0:
+            return new
         found = _measured(self.integrand, rows, z, height, self.widest)
         for turn in _in_turn(rows, height):
             some = found.take(turn)

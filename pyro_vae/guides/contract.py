@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
 from .._types import Distribution
-from ..programs import Program, Run, TracedSite, sum_but, unmasked
+from ..programs import Program, Run, TracedSite, sum_but
 
 
 def density_sites(run: Run, given: Collection[str] = ()) -> list[TracedSite]:
@@ -141,7 +141,7 @@ def log_density(program: Program, site: TracedSite, rows: int) -> Tensor:
     Raises:
         ValueError: If the site is not in the plate over data.
     """
-    log_prob = unmasked(site.distribution).log_prob(site.value)
+    log_prob = site.whole_log_prob
     log_prob = sum_but(log_prob, log_prob.dim() + program.plate_dim)
     require_by_datum(program, site, log_prob, rows)
     return log_prob

@@ -114,7 +114,7 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
     given = program.given(run.values(shared))
     if not latent:
         return _of_nothing(given, batch, log_shared, num_particles, factors)
-    z, jacobian = program.flatten(run.values(latent))
+    z, jacobian = program.latents_of(run)
     size = len(batch[0])
     by_row = [log_density(program, site, len(rows[0])) for site in _among(run.inside, sampled)]
     log_guide = jacobian + completed(given, run, rows, torch.stack(by_row).sum(dim=0))

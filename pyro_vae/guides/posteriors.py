@@ -14,7 +14,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..programs import Program, Run, TracedSite, repeat_rows, unmasked
+from ..programs import (
+    Combinations,
+    LatentSite,
+    Program,
+    Run,
+    TracedSite,
+    draw_unconstrained,
+    log_prob_at,
+    repeat_rows,
+    unmasked,
+)
 from ..randomness import normals
 from .contract import check_sites, density_sites, log_density, without_auxiliary
 from .families import Family
@@ -102,7 +112,12 @@ class SitePosterior:
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Flat draws and their log densities."""
-        return self._flat(self.distribution(torch.Size((num_particles,))))
+        shape = torch.Size((num_particles,))
+        u = None
+        if not (self._site.is_real or torch.is_grad_enabled()):
+            u = draw_unconstrained(self.distribution, self._site.transform, shape)
+        value = self.distribution(shape) if u is None else self._site.transform(u)
+        return self._flat(value, u)
 
     def noise_shape(self) -> torch.Size | None:
         """Shape of the normals that a draw of one datum is made of; `None` if not of such."""
@@ -119,23 +134,27 @@ class SitePosterior:
         noise = normals(keys, num_particles, shape.numel(), like, first=first)
         return self._flat(push(self.distribution, noise.reshape(*noise.shape[:2], *shape)))
 
-    def _flat(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        flat, jacobian = self.program.flatten({self._name: value.flatten(0, 1)})
-        log_q = self._log_prob(value)
+    def _flat(self, value: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        noted = {} if u is None else {self._site.name: u.flatten(0, 1)}
+        flat, jacobian = self.program.flatten({self._site.name: value.flatten(0, 1)}, noted)
+        log_q = self._log_prob(value, u)
         return flat.view(*log_q.shape, -1), log_q + jacobian.view(log_q.shape)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Log density at given flat points."""
         values, jacobian = self.program.constrain(z.flatten(0, 1))
-        value = values[self._name].unflatten(0, z.shape[:2])
-        return self._log_prob(value) + jacobian.view(z.shape[:2])
+        value = values[self._site.name].unflatten(0, z.shape[:2])
+        u = self._site.unconstrained(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        log_q = self._log_prob(value, None if self._site.is_real else u)
+        return log_q + jacobian.view(z.shape[:2])
 
     @property
-    def _name(self) -> str:
-        return self.program.latent_sites[0].name
+    def _site(self) -> LatentSite:
+        return self.program.latent_sites[0]
 
-    def _log_prob(self, value: Tensor) -> Tensor:
-        log_prob: Tensor = self.distribution.log_prob(value)
+    def _log_prob(self, value: Tensor, u: Tensor | None) -> Tensor:
+        at_edges = None if u is None else log_prob_at(self.distribution, u, self._site.transform)
+        log_prob: Tensor = self.distribution.log_prob(value) if at_edges is None else at_edges
         return log_prob.flatten(2).sum(dim=-1) if log_prob.dim() > 2 else log_prob
 
 
@@ -200,9 +219,8 @@ class ProgramPosterior:
             return self.only.draw(num_particles)
         run, rows = self.run(num_particles), repeat_rows(self.batch, num_particles)
         log_q = completed(self.program, run, rows, self._log_probs(run, len(rows[0]), {}))
-        names = [site.name for site in self.program.latent_sites]
         empty = log_q.new_zeros(len(log_q), 0), torch.zeros_like(log_q)
-        z, jacobian = self.program.flatten(run.values(names)) if names else empty
+        z, jacobian = self.program.latents_of(run) if self.program.latent_sites else empty
         shape = (num_particles, len(self))
         return z.view(*shape, self.program.latent_dim), (jacobian + log_q).view(shape)
 
@@ -214,9 +232,16 @@ class ProgramPosterior:
         """
         if self.only is not None:
             return self.only.log_prob(z)
-        values, jacobian = self.program.constrain(z.reshape(-1, z.shape[-1]))
-        copies, values = self._beside_discrete(len(z), values)
-        run = self.run(copies * len(z), values)
+        flat = z.reshape(-1, z.shape[-1])
+        values, jacobian = self.program.constrain(flat)
+        unconstrained = self.program.unconstrained(flat)
+        discrete = self._discrete()
+        copies = 1 if discrete is None else len(discrete)
+        if discrete is not None:
+            axes = {site.name: site.axis for site in self.program.latent_sites}
+            values = discrete.beside(values, axes, len(flat))
+            unconstrained = discrete.repeated(unconstrained, axes)
+        run = self.run(copies * len(z), values, unconstrained)
         auxiliary = [site.name for site in self._sites(run, values) if site.name not in values]
         if auxiliary:
             raise ValueError(
@@ -229,31 +254,32 @@ class ProgramPosterior:
         log_q = mask_completed(self.program, run, rows, log_q).view(copies, -1).logsumexp(dim=0)
         return (jacobian + log_q).view(len(z), len(self))
 
-    def _beside_discrete(
-        self, num_particles: int, values: dict[str, Tensor]
-    ) -> tuple[int, dict[str, Tensor]]:
-        """Values for rows that are repeated for those of the discrete sites that the guide draws.
+    def _discrete(self) -> Combinations | None:
+        """All values of the discrete sites that the guide draws: its density is the sum over them.
 
-        Its density at a given point is the sum over them.
+        They are rows of a longer batch; `None` if it draws none.
         """
         every = self.program.structure.discrete_values
+        if every is None:
+            return None
         with torch.random.fork_rng():
-            drawn = drawn_discrete(self.program, self.run(1)) if every is not None else []
-        if every is None or not drawn:
-            return 1, values
-        chosen = every.only(drawn)
-        axes = {site.name: site.axis for site in self.program.latent_sites}
-        return len(chosen), chosen.beside(values, axes, num_particles * len(self))
+            drawn = drawn_discrete(self.program, self.run(1))
+        return every.only(drawn) if drawn else None
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
         """Mean of every datum's posterior: a program has no other way than the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
-    def run(self, num_particles: int, values: Mapping[str, Tensor] | None = None) -> Run:
+    def run(
+        self,
+        num_particles: int,
+        values: Mapping[str, Tensor] | None = None,
+        unconstrained: Mapping[str, Tensor] | None = None,
+    ) -> Run:
         """Runs the guide on repeated rows, with some sites set, and checks its sites."""
         batch = repeat_rows(self.batch, num_particles)
         given = {**self.program.fixed, **(values or {})}
-        run = self.program.run_guide(self.guide, batch, given)
+        run = self.program.run_guide(self.guide, batch, given, unconstrained)
         check_sites(self.program, run, [site.name for site in self.program.latent_sites], given)
         return run
 

@@ -4,6 +4,9 @@ from .._arguments import check_public
 from .copies import Copies as Copies
 from .copies import SelfContained as SelfContained
 from .copies import no_new_parameters as no_new_parameters
+from .edges import draw_unconstrained as draw_unconstrained
+from .edges import log_prob_at as log_prob_at
+from .enumeration import Combinations as Combinations
 from .hooks import ModelHooks as ModelHooks
 from .hooks import hooks_of as hooks_of
 from .masks import unmasked as unmasked
@@ -46,6 +49,7 @@ from .traces import sum_but as sum_but
 from .traces import total_log_prob as total_log_prob
 
 __all__ = [
+    "Combinations",
     "Copies",
     "Counted",
     "Density",
@@ -67,12 +71,14 @@ __all__ = [
     "capturing_data",
     "current_minibatch",
     "device_of",
+    "draw_unconstrained",
     "evaluating",
     "has_missing",
     "hooks_of",
     "leaves_of",
     "local_parameters",
     "log_joint",
+    "log_prob_at",
     "minibatch",
     "modules_of",
     "no_new_parameters",

@@ -49,13 +49,16 @@ class Combinations:
             axes: Where the datum axis stands in the values that belong to rows.
             rows: Rows of the batch.
         """
-        repeated = {
-            name: torch.cat([value] * len(self), dim=axes[name]) if name in axes else value
-            for name, value in given.items()
-        }
-        return repeated | {
+        return self.repeated(given, axes) | {
             name: value.repeat_interleave(rows, dim=0).movedim(0, self.axes[name])
             for name, value in self.values.items()
+        }
+
+    def repeated(self, given: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
+        """Values of sites for a batch that is repeated for the combinations."""
+        return {
+            name: torch.cat([value] * len(self), dim=axes[name]) if name in axes else value
+            for name, value in given.items()
         }
 
     def only(self, names: Collection[str]) -> "Combinations":

@@ -12,7 +12,7 @@ a product over the plates inside a datum, is Pyro's tensor variable elimination.
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -83,7 +83,9 @@ _TERMS: dict[type, _Terms] = {
 }
 
 
-def sum_out(trace: Trace, names: list[str], plate: str) -> Tensor:
+def sum_out(
+    trace: Trace, names: list[str], plate: str, known: Mapping[str, Tensor] | None = None
+) -> Tensor:
     r"""Log density of some sites with the enumerated ones summed out, by datum.
 
     .. math:: \log \sum_c \prod_s p(s \mid c, \ldots)
@@ -92,11 +94,16 @@ def sum_out(trace: Trace, names: list[str], plate: str) -> Tensor:
         trace: A trace of the program under enumeration.
         names: Sites to take: the enumerated ones and those whose marginal density is wanted.
         plate: Name of the plate over data.
+        known: Log densities of some sites by another way than their distribution's own.
 
     Returns:
         `(rows,)`, in nats, masked but not scaled.
     """
     if "packed" not in trace.nodes[names[0]]:
+        for name, log_prob in (known or {}).items():  # Pyro makes those alone that are not there
+            node: Any = trace.nodes[name]
+            node["unscaled_log_prob"] = node["log_prob"] = log_prob
+            node["log_prob_sum"] = log_prob.sum()
         trace.compute_log_prob()
         trace.pack_tensors()
     factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()

@@ -21,6 +21,7 @@ from torch import Tensor
 from .._types import Batch, ProgramLike
 from ..randomness import forked
 from .copies import copied
+from .edges import AtEdges
 from .hooks import hooks_of
 from .log_probs import sum_out
 from .masks import Unmasked
@@ -203,10 +204,29 @@ class Program:
             jacobian = jacobian + sum_but(log_jacobian, site.axis)
         return values, jacobian
 
-    def flatten(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Flat vectors `(rows, latents)` for values of the latent sites, and the log Jacobian."""
+    def unconstrained(self, z: Float[Tensor, "rows latents"]) -> dict[str, Tensor]:
+        """Unconstrained values of the latent sites that have a constrained support."""
+        parts = zip(self.latent_sites, self.split(z), strict=True)
+        return {site.name: site.unconstrained(part) for site, part in parts if not site.is_real}
+
+    def latents_of(self, run: Run) -> tuple[Tensor, Tensor]:
+        """Flat vectors `(rows, latents)` of what a run has drawn, and the log Jacobian."""
+        return self.flatten(run.values(site.name for site in self.latent_sites), run.unconstrained)
+
+    def flatten(
+        self, values: dict[str, Tensor], unconstrained: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Flat vectors `(rows, latents)` for values of the latent sites, and the log Jacobian.
+
+        Arguments:
+            values: Of the latent sites.
+            unconstrained: Their unconstrained values, where those are known.
+        """
         self.require_latents()
-        pairs = [site.flatten(values[site.name]) for site in self.latent_sites]
+        known = unconstrained or {}
+        pairs = [
+            site.flatten(values[site.name], known.get(site.name)) for site in self.latent_sites
+        ]
         jacobians = [
             sum_but(log_jacobian, site.axis)
             for site, (_, log_jacobian) in zip(self.latent_sites, pairs, strict=True)
@@ -253,20 +273,39 @@ class Program:
         """
         num_particles, rows, latents = z.shape
         self._check(batch, rows, latents)
-        values, jacobian = self.constrain(z.flatten(0, 1))
-        densities, run = self.weighed(values, repeat_rows(batch, num_particles))
+        flat = z.flatten(0, 1)
+        values, jacobian = self.constrain(flat)
+        rows_of_particles = repeat_rows(batch, num_particles)
+        densities, run = self.weighed(values, rows_of_particles, self.unconstrained(flat))
         prior, likelihood = (part.view(num_particles, rows) for part in densities)
         return LogDensities(prior + jacobian.view(num_particles, rows), likelihood), run
 
-    def weighed(self, values: Mapping[str, Tensor], rows: Batch) -> tuple[LogDensities, Run]:
-        """Log densities at values of the latent sites, each `(rows,)`, with no Jacobian."""
-        combined = self.structure.combinations
+    def weighed(
+        self,
+        values: Mapping[str, Tensor],
+        rows: Batch,
+        unconstrained: Mapping[str, Tensor] | None = None,
+    ) -> tuple[LogDensities, Run]:
+        """Log densities at values of the latent sites, each `(rows,)`, with no Jacobian.
+
+        Arguments:
+            values: Of the latent sites.
+            rows: What the program is called with.
+            unconstrained: Their unconstrained values, where those have more digits.
+        """
+        combined, unconstrained = self.structure.combinations, unconstrained or {}
         values, batch = {**values, **self._globals()}, rows
         if combined is not None:
+            unconstrained = combined.repeated(unconstrained, self._axes)
             values = combined.beside(values, self._axes, len(rows[0]))
             batch = repeat_rows(rows, len(combined))
-        run = run_rows(self.enumerated, batch, self.plate, values)
+        run = run_rows(self.enumerated, batch, self.plate, values, self._at_edges(unconstrained))
         return self.densities_of(run), run
+
+    def _at_edges(self, unconstrained: Mapping[str, Tensor]) -> AtEdges | None:
+        """What notes and draws unconstrained values; `None` where all latent sites are real."""
+        sites = [site for site in self.latent_sites if not site.is_real]
+        return AtEdges({s.name: s.transform for s in sites}, unconstrained) if sites else None
 
     def log_joint_at(self, values: Mapping[str, Tensor], rows: Batch) -> Tensor:
         r""":math:`\log p(y_n, z_n)` at values of the latent sites, `(rows,)`, with no Jacobian.
@@ -300,9 +339,16 @@ class Program:
         combined = self.structure.combinations
         return axes if combined is None else {**axes, **combined.axes}
 
-    def run(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
+    def run(
+        self,
+        batch: Batch,
+        values: Mapping[str, Tensor] | None = None,
+        unconstrained: Mapping[str, Tensor] | None = None,
+    ) -> Run:
         """Runs the program on rows, its data observed, and draws the latent sites not set."""
-        return run_rows(self._whole, batch, self.plate, {**self.fixed, **(values or {})})
+        values = {**self.fixed, **(values or {})}
+        edges = self._at_edges(unconstrained or {})
+        return run_rows(self._whole, batch, self.plate, values, edges)
 
     def run_forward(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
         """Runs the program on rows of which nothing is observed, so that its data are drawn.
@@ -312,13 +358,18 @@ class Program:
             values: Values of some latent sites; the others are drawn.
         """
         model = Unobserved(self.observed_names)(self._whole)
-        return run_rows(model, batch, self.plate, {**self.fixed, **(values or {})})
+        values = {**self.fixed, **(values or {})}
+        return run_rows(model, batch, self.plate, values, self._at_edges({}))
 
     def run_guide(
-        self, guide: ProgramLike, batch: Batch, values: Mapping[str, Tensor] | None = None
+        self,
+        guide: ProgramLike,
+        batch: Batch,
+        values: Mapping[str, Tensor] | None = None,
+        unconstrained: Mapping[str, Tensor] | None = None,
     ) -> Run:
         """Runs a guide of the program on rows, with some sites set."""
-        return run_rows(guide, batch, self.plate, values)
+        return run_rows(guide, batch, self.plate, values, self._at_edges(unconstrained or {}))
 
     def log_joint(
         self, z: Float[Tensor, "particles batch latents"], *batch: Tensor
@@ -377,7 +428,8 @@ class Program:
                 prior, self._total(sites, [*sites]).view(shape).logsumexp(0) - prior
             )
         if self.structure.enumerated:
-            prior = sum_out(run.trace, [*self.structure.enumerated, *latent], self.plate)
+            known = {n: sites[n].log_prob for n in latent if sites[n].is_known_at_edges}
+            prior = sum_out(run.trace, [*self.structure.enumerated, *latent], self.plate, known)
             return LogDensities(prior, sum_out(run.trace, [*sites], self.plate) - prior)
         likelihood = self._total(sites, [name for name in sites if name not in latent])
         prior = self._total(sites, latent) if latent else torch.zeros_like(likelihood)

@@ -71,8 +71,7 @@ class Prior:
         return self.program.run(repeat_rows(self.batch, num_particles))
 
     def _latents(self, run: Run) -> Float[Tensor, "particles batch latents"]:
-        values = run.values(site.name for site in self.program.latent_sites)
-        return self.program.flatten(values)[0].view(-1, len(self), self.program.latent_dim)
+        return self.program.latents_of(run)[0].view(-1, len(self), self.program.latent_dim)
 
     def _pieces(self, num_particles: int) -> list[int]:
         """Particles of each run."""
@@ -102,7 +101,7 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
                 "program cannot be simulated row by row; let later sites use the values that "
                 "pyro.sample returns instead of those of the batch"
             )
-    return program.flatten(first.values(latent))[0], batch
+    return program.latents_of(first)[0], batch
 
 
 def replicated(

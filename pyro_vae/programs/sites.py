@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
+from .edges import transform_to
 from .traces import TracedSite
 
 
@@ -78,16 +79,23 @@ class LatentSite:
         """Whether the value is the flat vector itself: real, one event dimension, no plate."""
         return self.is_real and self.event_dim == 1 and len(self.inner_shape) == 1
 
+    def unconstrained(self, flat: Float[Tensor, "rows size"]) -> Tensor:
+        """The unconstrained value, shaped as the site's."""
+        return flat.reshape(len(flat), *self.inner_shape).movedim(0, self.axis)
+
     def constrain(self, flat: Float[Tensor, "rows size"]) -> tuple[Tensor, Tensor]:
         """The site's value, and the log Jacobian, shaped as the site's log density."""
-        rows = flat.shape[0]
-        unconstrained = flat.reshape(rows, *self.inner_shape).movedim(0, self.axis)
+        unconstrained = self.unconstrained(flat)
         value = self.transform(unconstrained)
         return value, self.transform.log_abs_det_jacobian(unconstrained, value)
 
-    def flatten(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Inverse of :meth:`constrain`: the flat vector and the same log Jacobian."""
-        unconstrained = self.transform.inv(value)
+    def flatten(self, value: Tensor, unconstrained: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Inverse of :meth:`constrain`: the flat vector and the same log Jacobian.
+
+        The unconstrained value, where it is known, has digits that the value may have lost.
+        """
+        if unconstrained is None:
+            unconstrained = self.transform.inv(value)
         log_jacobian = self.transform.log_abs_det_jacobian(unconstrained, value)
         rows = value.shape[self.axis]
         return unconstrained.movedim(self.axis, 0).reshape(rows, self.size), log_jacobian
@@ -95,7 +103,7 @@ class LatentSite:
 
 def global_site(site: TracedSite) -> GlobalSite:
     """The layout of a latent site that is outside the plate over data."""
-    transform = biject_to(site.distribution.support)
+    transform = transform_to(site.distribution.support)
     with torch.no_grad():
         unconstrained = transform.inv(site.value)
     return GlobalSite(
@@ -110,7 +118,7 @@ def global_site(site: TracedSite) -> GlobalSite:
 def latent_site(site: TracedSite, plate: str, plate_dim: int) -> LatentSite:
     """The layout of a latent site that is in the plate over data."""
     function, value = site.distribution, site.value
-    transform = biject_to(function.support)
+    transform = transform_to(function.support)
     axis = value.dim() - function.event_dim + plate_dim
     _check_support(site.name, function.support, value.shape[axis:])
     with torch.no_grad():

@@ -20,6 +20,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from .._types import Batch, Distribution, ProgramLike
+from .edges import AtEdges, log_prob_at, noted
 from .log_probs import log_prob_of
 from .masks import as_written, entry_mask, is_masked, unmasked
 from .plates import whole_plate
@@ -111,13 +112,12 @@ class TracedSite:
     def kept(self) -> Tensor:
         """Its log density as the program is written, without what masks leave out."""
         function, mask = as_written(self.node)
-        return scale_and_mask(function.log_prob(self.value), 1.0, mask)
+        return scale_and_mask(self._log_prob_under(function), 1.0, mask)
 
     @property
     def left_out(self) -> Tensor:
         """Log density of what masks leave out as the program is written."""
-        whole: Tensor = unmasked(as_written(self.node)[0]).log_prob(self.value)
-        return whole - self.kept
+        return self._log_prob_under(unmasked(as_written(self.node)[0])) - self.kept
 
     @property
     def frames(self) -> tuple[Any, ...]:
@@ -127,9 +127,32 @@ class TracedSite:
     @property
     def log_prob(self) -> Tensor:
         """Its log density: masked, but never scaled by a plate or a handler."""
-        value, args, kwargs = self.value, self.node["args"], self.node["kwargs"]
-        log_prob = log_prob_of(self.distribution, value, *args, **kwargs)
-        return scale_and_mask(log_prob, 1.0, self.mask)
+        return scale_and_mask(self._log_prob_under(self.distribution), 1.0, self.mask)
+
+    @property
+    def whole_log_prob(self) -> Tensor:
+        """Its log density without any mask."""
+        return self._log_prob_under(unmasked(self.distribution))
+
+    @property
+    def unconstrained(self) -> Tensor | None:
+        """Its unconstrained value, where that is known better than from its value."""
+        found = noted(self.node)
+        return None if found is None else found[0]
+
+    @property
+    def is_known_at_edges(self) -> bool:
+        """Whether its density holds where its value rounds to an edge of the support."""
+        found = noted(self.node)
+        return found is not None and log_prob_at(self.distribution, *found) is not None
+
+    def _log_prob_under(self, distribution: Distribution) -> Tensor:
+        found = noted(self.node)
+        log_prob = None if found is None else log_prob_at(distribution, *found)
+        if log_prob is not None:
+            return log_prob
+        args, kwargs = self.node["args"], self.node["kwargs"]
+        return log_prob_of(distribution, self.value, *args, **kwargs)
 
     def is_in(self, plate: str) -> bool:
         """Whether it is in a plate."""
@@ -186,6 +209,12 @@ class Run:
         """Sites that all data share."""
         return {name: site for name, site in self.sites.items() if not site.is_in(self.plate)}
 
+    @property
+    def unconstrained(self) -> dict[str, Tensor]:
+        """Unconstrained values of the sites of which they are known better than from values."""
+        noted = ((name, site.unconstrained) for name, site in self.sites.items())
+        return {name: u for name, u in noted if u is not None}
+
     def values(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Values of some sites."""
         return {name: self[name].value for name in names}
@@ -209,6 +238,7 @@ def run(
     batch: Batch,
     values: Mapping[str, Tensor] | None = None,
     plate: str = "",
+    edges: AtEdges | None = None,
 ) -> Run:
     """Runs a program with the plates that it opens; some sites may be set.
 
@@ -217,9 +247,11 @@ def run(
         batch: The arguments of the call.
         values: Values of some of its sites, which then count as observed.
         plate: Name of the plate over data, if it is known.
+        edges: Notes unconstrained values, and draws them.
     """
     with poutine.block(expose_types=["param"]), _own_dimensions():
-        trace = poutine.trace(poutine.condition(program, data=dict(values or {})))
+        conditioned = poutine.condition(program, data=dict(values or {}))
+        trace = poutine.trace(conditioned if edges is None else edges(conditioned))
         return Run(trace.get_trace(*batch), plate)
 
 
@@ -235,11 +267,15 @@ def _own_dimensions() -> Iterator[None]:
 
 
 def run_rows(
-    program: ProgramLike, batch: Batch, plate: str, values: Mapping[str, Tensor] | None = None
+    program: ProgramLike,
+    batch: Batch,
+    plate: str,
+    values: Mapping[str, Tensor] | None = None,
+    edges: AtEdges | None = None,
 ) -> Run:
     """Runs a program whose plate over data holds the rows of the batch, all of them."""
     with whole_plate(len(batch[0]), plate):
-        return run(program, batch, values, plate)
+        return run(program, batch, values, plate, edges)
 
 
 class Unobserved(Messenger):

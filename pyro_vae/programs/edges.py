@@ -1,0 +1,339 @@
+r"""Densities and draws near the edges of a support, where the value itself rounds.
+
+A sparse prior such as Gamma(0.03, 0.03) has much of its mass below the smallest number there is,
+and Beta(0.03, 0.03) has it where p rounds to 1. The unconstrained value u (log x, the logit of p,
+the logits of a broken stick) holds there, and so does its density, taken in logarithms:
+
+.. math:: \log p(u) = a u - r e^u + a \log r - \log \Gamma(a), \qquad x = e^u \sim \Gamma(a, r)
+
+Draws are made in logarithms too: with :math:`E \sim \mathrm{Exp}(1)` apart from :math:`G`,
+
+.. math:: \log G_a = \log G_{a + 1} - E / a .
+
+A density of x is that of u less the log Jacobian, both of them finite.
+
+References:
+    | Generating Random Variates Using Transformations with Small Shape (Marsaglia & Tsang, 2000)
+    | https://doi.org/10.1145/358407.358414
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import (
+    Beta,
+    Dirichlet,
+    ExpTransform,
+    Gamma,
+    Independent,
+    InverseGamma,
+    Kumaraswamy,
+    SigmoidTransform,
+    StickBreakingTransform,
+    TransformedDistribution,
+    Weibull,
+    biject_to,
+    constraints,
+)
+from torch.distributions.transforms import IndependentTransform, Transform
+from torch.distributions.utils import broadcast_all
+from torch.nn.functional import logsigmoid
+
+_UNCONSTRAINED = "_unconstrained"
+
+
+# Transforms to a support whose values stay inside of it.
+
+
+class Positive(ExpTransform):
+    """:math:`x = e^u`, no smaller than the smallest number, and finite."""
+
+    def _call(self, x: Tensor) -> Tensor:
+        limits = torch.finfo(x.dtype)
+        return x.exp().clamp(limits.tiny, limits.max)
+
+
+class Simplex(StickBreakingTransform):
+    """The broken stick, in logarithms: what is left of it is never a difference of numbers."""
+
+    def log_values(self, x: Tensor) -> Tensor:
+        """Logarithms of the coordinates, `(..., K)`."""
+        taken, rest = self._sticks(x)
+        left = rest.cumsum(-1)
+        before = torch.cat([torch.zeros_like(left[..., :1]), left], dim=-1)
+        return before + torch.cat([taken, torch.zeros_like(left[..., :1])], dim=-1)
+
+    def of_logs(self, log_values: Tensor) -> Tensor:
+        """The inverse of :meth:`log_values`, whose argument need not be normalized."""
+        tails = log_values.flip(-1).logcumsumexp(-1).flip(-1)
+        return log_values[..., :-1] - tails[..., 1:] + _offsets(tails[..., 1:])
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """From u alone: its values may have rounded."""
+        rest = self._sticks(x)[1]
+        return (self.log_values(x)[..., :-1] + rest).sum(-1)
+
+    def _sticks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log shares that are broken off, and that are left."""
+        x = x - _offsets(x)
+        return logsigmoid(x), logsigmoid(-x)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.log_values(x).softmax(-1).clamp(min=torch.finfo(x.dtype).tiny)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.of_logs(y.clamp(min=torch.finfo(y.dtype).tiny).log())
+
+
+def _offsets(x: Tensor) -> Tensor:
+    r"""What is added so that zeros break the stick evenly: :math:`\log (K - k)`."""
+    return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
+
+
+_HALF_LINES = (type(constraints.positive), type(constraints.nonnegative))
+
+
+def transform_to(support: Any) -> Transform:
+    """From the unconstrained space to a support; :data:`biject_to`, but for what rounds there."""
+    if isinstance(support, constraints.independent):
+        inner = transform_to(support.base_constraint)
+        return IndependentTransform(inner, support.reinterpreted_batch_ndims)
+    if support is constraints.simplex:
+        return Simplex()
+    if isinstance(support, _HALF_LINES) and _is_zero(support.lower_bound):
+        return Positive()
+    return biject_to(support)
+
+
+def _is_zero(bound: Any) -> bool:
+    return not isinstance(bound, Tensor) and bound == 0
+
+
+# Distributions of the unconstrained value.
+
+
+@runtime_checkable
+class Unconstrained(Protocol):
+    """The distribution of u, where that of x is known."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of u."""
+
+    def sample(self, shape: torch.Size, /) -> Tensor:
+        """Draws of u."""
+
+
+def _log_gamma(concentration: Tensor, shape: torch.Size) -> Tensor:
+    """Draws of the logarithm of a standard gamma variate."""
+    concentration = concentration.expand(shape)
+    larger = torch._standard_gamma(concentration + 1)
+    return larger.log() - torch.empty_like(larger).exponential_() / concentration
+
+
+@dataclass(frozen=True)
+class _LogGamma:
+    """Of log x, where x has a gamma distribution."""
+
+    x: Gamma
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape, rate = self.x.concentration, self.x.rate
+        return shape * (value + rate.log()) - rate * value.exp() - shape.lgamma()
+
+    def sample(self, shape: torch.Size) -> Tensor:
+        size = shape + self.x.batch_shape
+        return _log_gamma(self.x.concentration, size) - self.x.rate.log()
+
+
+@dataclass(frozen=True)
+class _MinusLogGamma:
+    """Of log 1/x."""
+
+    inverse: _LogGamma
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.inverse.log_prob(-value)
+
+    def sample(self, shape: torch.Size) -> Tensor:
+        return -self.inverse.sample(shape)
+
+
+@dataclass(frozen=True)
+class _LogWeibull:
+    r"""Of log x: :math:`(x / \lambda)^k` is exponential."""
+
+    x: Weibull
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape = self.x.concentration
+        log_exponential = shape * (value - self.x.scale.log())
+        return shape.log() + log_exponential - log_exponential.exp()
+
+    def sample(self, shape: torch.Size) -> Tensor:
+        power = self.x.concentration.expand(shape + self.x.batch_shape)
+        return self.x.scale.log() + torch.empty_like(power).exponential_().log() / power
+
+
+@dataclass(frozen=True)
+class _LogitBeta:
+    """Of the logit of p, where p has a beta distribution."""
+
+    p: Beta
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        one, zero = self.p.concentration1, self.p.concentration0
+        constant = (one + zero).lgamma() - one.lgamma() - zero.lgamma()
+        return one * logsigmoid(value) + zero * logsigmoid(-value) + constant
+
+    def sample(self, shape: torch.Size) -> Tensor:
+        size = shape + self.p.batch_shape
+        one, zero = (_log_gamma(c, size) for c in (self.p.concentration1, self.p.concentration0))
+        return one - zero
+
+
+@dataclass(frozen=True)
+class _LogitKumaraswamy:
+    """Of the logit of p: :math:`1 - (1 - p^a)^b` is uniform."""
+
+    p: Kumaraswamy
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        one, zero = self.p.concentration1, self.p.concentration0
+        power = one * logsigmoid(value)
+        rest = (zero - 1) * _log1mexp(power)
+        return one.log() + zero.log() + power + logsigmoid(-value) + rest
+
+    def sample(self, shape: torch.Size) -> Tensor:
+        one, zero = broadcast_all(self.p.concentration1, self.p.concentration0)
+        one, zero = (part.expand(shape + self.p.batch_shape) for part in (one, zero))
+        log_p = _log1mexp(-torch.empty_like(zero).exponential_() / zero) / one
+        return log_p - _log1mexp(log_p)
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    r""":math:`\log(1 - e^x)` of negative x."""
+    small = x > -0.6931471805599453  # log 2, where either way keeps its digits
+    near = (-x.where(small, -1.0).expm1()).log()
+    return near.where(small, (-x.where(~small, -1.0).exp()).log1p())
+
+
+@dataclass(frozen=True)
+class _BrokenDirichlet:
+    """Of the logits of the broken stick."""
+
+    simplex: Dirichlet
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape, to = self.simplex.concentration, Simplex()
+        constant = shape.sum(-1).lgamma() - shape.lgamma().sum(-1)
+        density = ((shape - 1) * to.log_values(value)).sum(-1) + constant
+        return density + to.log_abs_det_jacobian(value, value)
+
+    def sample(self, shape: torch.Size) -> Tensor:
+        size = shape + self.simplex.batch_shape + self.simplex.event_shape
+        return Simplex().of_logs(_log_gamma(self.simplex.concentration, size))
+
+
+_KNOWN: Mapping[tuple[type, type], Callable[[Any], Unconstrained]] = {
+    (Gamma, Positive): _LogGamma,
+    (InverseGamma, Positive): lambda x: _MinusLogGamma(_LogGamma(x.base_dist)),
+    (Weibull, Positive): _LogWeibull,
+    (Beta, SigmoidTransform): _LogitBeta,
+    (Kumaraswamy, SigmoidTransform): _LogitKumaraswamy,
+    (Dirichlet, Simplex): _BrokenDirichlet,
+}
+
+
+def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
+    """The distribution of u, where the transform makes x of it; `None` if it is not known."""
+    if not type(x).__module__.startswith(("torch.distributions.", "pyro.distributions.")):
+        return None  # somebody's subclass may mean something else
+    for (distribution, kind), made in _KNOWN.items():
+        if isinstance(x, distribution):
+            return made(x) if isinstance(transform, kind) else None
+    return _before_last(x, transform) if isinstance(x, TransformedDistribution) else None
+
+
+def _before_last(x: TransformedDistribution, transform: Transform) -> Unconstrained | None:
+    """What is transformed last by the very transform of the site is u, as in a log-normal."""
+    *before, last = x.transforms
+    if not isinstance(transform, type(last)) or type(last) not in _LAST:
+        return None
+    return TransformedDistribution(x.base_dist, before) if before else x.base_dist
+
+
+_LAST = (ExpTransform, SigmoidTransform, StickBreakingTransform)
+
+
+def _of_entry(transform: Transform) -> Transform:
+    """The transform of one entry."""
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return transform
+
+
+def log_prob_at(distribution: Any, u: Tensor, transform: Transform) -> Tensor | None:
+    """Log density of x at its unconstrained value, in no mask but the distribution's own.
+
+    `None` for a distribution that is not known by its unconstrained value.
+    """
+    if isinstance(distribution, MaskedDistribution):
+        whole = log_prob_at(distribution.base_dist, u, transform)
+        return None if whole is None else scale_and_mask(whole, mask=distribution._mask)  # noqa: SLF001
+    if isinstance(distribution, Independent):
+        inner = log_prob_at(distribution.base_dist, u, transform)
+        dims = list(range(-distribution.reinterpreted_batch_ndims, 0))
+        return inner.sum(dims) if inner is not None and dims else inner
+    entry = _of_entry(transform)
+    of_u = unconstrained(distribution, entry)
+    if of_u is None:
+        return None
+    jacobian = entry.log_abs_det_jacobian(u, u)
+    dims = list(range(entry.codomain.event_dim - distribution.event_dim, 0))
+    return of_u.log_prob(u) - (jacobian.sum(dims) if dims else jacobian)
+
+
+def draw_unconstrained(distribution: Any, transform: Transform, shape: torch.Size) -> Tensor | None:
+    """Draws of u; `None` for a distribution that is not known by it."""
+    while isinstance(distribution, MaskedDistribution | Independent):
+        distribution = distribution.base_dist
+    of_u = unconstrained(distribution, _of_entry(transform))
+    return None if of_u is None else of_u.sample(shape)
+
+
+class AtEdges(Messenger):
+    """Notes the unconstrained values of latent sites, and draws where they are known.
+
+    Draws keep no gradient, so they are the distribution's own where gradients are wanted.
+
+    Arguments:
+        transforms: From the unconstrained space to each site's support.
+        given: Unconstrained values of the sites that are set.
+    """
+
+    def __init__(self, transforms: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.transforms, self.given = transforms, given
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name not in self.transforms:
+            return
+        u = self.given.get(name)
+        if u is None and msg["value"] is None and not torch.is_grad_enabled():
+            u = draw_unconstrained(msg["fn"], self.transforms[name], torch.Size())
+            msg["value"] = None if u is None else self.transforms[name](u)
+        if u is not None:
+            msg["infer"] = {**msg["infer"], _UNCONSTRAINED: (u, self.transforms[name])}
+
+
+def noted(node: Any) -> tuple[Tensor, Any] | None:
+    """The unconstrained value of a site and its transform, where :class:`AtEdges` noted them."""
+    found: tuple[Tensor, Any] | None = node["infer"].get(_UNCONSTRAINED)
+    return found
