@@ -35,6 +35,7 @@ from typing import (
 )
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -222,6 +223,23 @@ class _Class(Kind):
         return value
 
 
+class _Device(Kind):
+    """A device that this machine has, and on which numbers can be kept."""
+
+    expected = "a device of this machine or None"
+
+    def take(self, value: Any) -> Any:
+        if value is not None and not isinstance(value, str | torch.device):
+            raise _Misfit(TypeError)
+        try:
+            usable = value is None or torch.zeros((), device=value).item() == 0
+        except (RuntimeError, AssertionError, NotImplementedError):  # whatever a backend raises
+            usable = False
+        if not usable:
+            raise _Misfit(ValueError)
+        return value
+
+
 class _Choice(Kind):
     def __init__(self, values: tuple[Any, ...]) -> None:
         self.values = values
@@ -374,6 +392,8 @@ def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> K
         return None
     if {Sequence, Mapping} <= {get_origin(part) for part in parts}:
         return None  # free in form: JSON
+    if torch.device in parts:
+        return _Device()
     kinds = [kind_of(part, interval, default) for part in parts]
     found = [kind for kind in kinds if kind is not None]
     return _Either(found) if len(found) == len(kinds) else None
@@ -429,14 +449,14 @@ class _Reader:
     def __call__(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         try:
             for name in kwargs.keys() & self.kinds.keys():
-                kwargs[name] = self._take(name, kwargs[name])
+                kwargs[name] = self.take(name, kwargs[name])
             pairs = zip(self.positions, args)  # noqa: B905 (the call itself refuses too many)
-            read = [self._take(name, value) for name, value in pairs]
+            read = [self.take(name, value) for name, value in pairs]
             return [*read, *args[len(read) :]]
         except _Misfit as misfit:
             raise misfit.error(f"{self._name(args)}: {misfit.text}") from None
 
-    def _take(self, name: str, value: Any) -> Any:
+    def take(self, name: str, value: Any) -> Any:
         kind = self.kinds.get(name)
         if kind is None or value is self.parameters[name].default:
             return value
@@ -471,6 +491,8 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
         return f"put it into a list, as in {name}=[{value!r}]"
     if isinstance(value, Tensor | np.ndarray) and not _takes_tensors(kind):
         return f"pass a plain value, as in {name}=x.item() or x.tolist()"
+    if isinstance(kind, _Device):
+        return "pass 'cpu', or 'cuda' where torch.cuda.is_available()"
     if _takes_tensors(kind):
         return f"convert it, as in {name}=torch.as_tensor(...)"
     if default is None or isinstance(default, int | float | str):
@@ -534,6 +556,20 @@ def _own(
     except Exception:
         return None
     return None
+
+
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Checks arguments that a function is to be called with, by name.
+
+    Example:
+        >>> check_arguments(check_public, {"namespace": {}})
+    """
+    reader = _Reader(function, tensors=True)
+    try:
+        for name, value in arguments.items():
+            reader.take(name, value)
+    except _Misfit as misfit:
+        raise misfit.error(misfit.text) from None
 
 
 def check_public(namespace: dict[str, Any]) -> None:

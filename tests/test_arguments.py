@@ -250,3 +250,21 @@ def test_wrapping_twice_changes_nothing() -> None:
     assert pv.evidence.elbo is before
     assert inspect.signature(pv.fit).parameters["num_epochs"].default == 50
     assert kind_of(int, COUNT) is not None
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cpu:x", 3, torch.float32])
+def test_devices_that_hold_no_numbers_here_are_refused(device: Any) -> None:
+    """By `fit`, `load` and tables of rows alike, since all annotate it alike."""
+    with pytest.raises((ValueError, TypeError), match=r"device should be a device of this machine"):
+        pv.LocalParameters(3, device=device)
+    pv.LocalParameters(3, device=torch.device("cpu"))
+
+
+def test_pictures_that_cannot_be_drawn_are_refused_before_training() -> None:
+    """Labels of other rows, and images of another size."""
+    y, model = torch.randn(6, 4), pv.models.VAE(torch.nn.Linear(1, 4), pv.likelihoods.Gaussian(), 1)
+    guides = {"global": pv.GlobalParameters()}
+    with pytest.raises(ValueError, match=r"one for each of 6 rows, got shape \(2,\)"):
+        pv.compare(model, guides, y, y, labels=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"4 numbers are no image of 3 x 3"):
+        pv.compare(model, guides, y, y, image_shape=(3, 3))

@@ -183,6 +183,15 @@ def test_foreign_and_truncated_files(name: str, what: str, cut: int, tmp_path: P
         read_table(path)
 
 
+def test_an_array_that_claims_more_than_the_file_has(tmp_path: Path) -> None:
+    """A header of 80 bytes that asks for 7 TiB."""
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000), }"
+    start = b"\x93NUMPY\x01\x00v\x00" + header.ljust(117).encode() + b"\n"
+    (tmp_path / "y.npy").write_bytes(start + bytes(80))
+    with pytest.raises(ValueError, match=r"y.npy' (claims more numbers|is no npy array)"):
+        read_table(tmp_path / "y.npy")
+
+
 class Bomb:
     """What a hostile file would hold: it runs code when unpickled."""
 

@@ -5,6 +5,7 @@ of held-out data. With the model fixed, ELBOs can be compared too, and their dif
 cost of the choice of guide.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -145,6 +146,7 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
     batch, held_out = as_batch(stored, where), as_batch(test, where)
     check_data(model, batch)
     check_data(model, held_out)
+    _check_pictures(held_out[0], labels, image_shape)
     options = {"num_epochs": num_epochs, "seed": seed, "progress": progress, **fit_options}
     draws = evaluation or ImportanceSampling(1000)
     run = _Run(model, batch, augmented, held_out, draws, estimator, options, train_model)
@@ -168,6 +170,20 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
         if tables[-1].interrupted:
             break
     return replace(tables[0], others=tuple(tables[1:]))
+
+
+def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, int] | None) -> None:
+    """Refuses what could not be drawn in the end, before anything is trained."""
+    if labels is not None and labels.shape[:1] != y.shape[:1]:
+        raise ValueError(
+            f"labels are those of the held-out data, one for each of {len(y)} rows, got shape "
+            f"{tuple(labels.shape)}: pass the labels of `test`"
+        )
+    if image_shape is not None and math.prod(image_shape) != y[0].numel():
+        raise ValueError(
+            f"image_shape is the height and width of a datum, whose {y[0].numel()} numbers are no "
+            f"image of {image_shape[0]} x {image_shape[1]}: leave it out, or correct it"
+        )
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,11 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
     try:
         # Not np.load, which falls back to pickle formats: these bytes can run no code.
         values: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    except MemoryError as error:  # which a header can ask for, whatever the file has
+        raise ValueError(
+            f"{what} claims more numbers than fit into memory ({error}): it is damaged, or needs "
+            "to be cut into parts or mapped, np.load(path, mmap_mode='r')"
+        ) from error
     except (ValueError, EOFError) as error:
         if "Object arrays" in str(error):
             raise ValueError(

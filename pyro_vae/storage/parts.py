@@ -8,15 +8,15 @@ and nothing is imported by a name in a file.
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._arguments import check_arguments
 from .._types import ProgramLike
 from ..guides import Family, Guide, InferenceMap, LocalParameters, is_made_of_map
 from ..models import Generative
@@ -183,33 +183,17 @@ def check_types(cls: type, arguments: dict[str, Any]) -> None:
     """Checks arguments against the annotations of a constructor.
 
     Raises:
-        ValueError: If an argument is unknown, or of another type than annotated.
+        ValueError: If an argument is unknown, or of another type or range than annotated.
     """
-    hints = get_type_hints(cls.__init__)  # type: ignore[misc]
     entry = ENTRIES.get(cls.__name__)
     known = tuple(entry.attributes if entry else inspect.signature(cls).parameters)
-    for name, value in arguments.items():
+    for name in arguments:
         if name not in known:
             raise ValueError(f"it takes no argument {name!r}, only {list(known)}")
-        if not _fits(value, hints.get(name, Any)):
-            raise ValueError(f"{name} should be {_in_words(hints[name])}, got {value!r}")
-
-
-def _in_words(hint: Any) -> str:
-    return f"of type {hint.__name__ if isinstance(hint, type) else hint}"
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type, as far as can be checked."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin in (tuple, list, Sequence):  # JSON has one kind of sequence for all of them
-        return isinstance(value, list | tuple) and all(_fits(part, parts[0]) for part in value)
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    kind = origin or hint
-    return isinstance(value, kind) if isinstance(kind, type) else True
+    try:
+        check_arguments(cls.__init__, arguments)  # type: ignore[misc]
+    except TypeError as error:  # of a file, not of a call
+        raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True)
