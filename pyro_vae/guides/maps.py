@@ -144,7 +144,14 @@ class Encoder(InferenceMap):
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """The network's answer."""
-        parameters: Tensor = self.head(self._read(batch))
+        features = self._read(batch)
+        if isinstance(self.head, nn.Linear) and features.shape[-1:] != (self.head.in_features,):
+            raise ValueError(
+                f"the encoder's net says num_features = {self.head.in_features} and gives "
+                f"{tuple(features.shape)}: make it (batch, num_features), or take the attribute "
+                f"away and have it give (batch, {self.num_parameters}) itself"
+            )
+        parameters: Tensor = self.head(features)
         expected = (len(batch[0]), self.num_parameters)
         if parameters.shape != expected:
             raise ValueError(

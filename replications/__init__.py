@@ -1,0 +1,1 @@
+"""Published results, computed afresh: `python -m replications` runs them and writes RESULTS.md."""

@@ -1,0 +1,235 @@
+"""When can an encoder match one free q per datum? Linear model, saw series, nonlinear model."""
+
+import math
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+import pyro_vae as pv
+
+from .record import Finding, Replication, within
+
+TAU, SIGMA = 1.155, 2.43
+SLOPE, SHIFT = 0.75, 3.4159
+SOURCE = "Margossian & Blei, 2024: Amortized Variational Inference: When and Why?"
+
+
+def linear(y: Tensor) -> None:
+    """y = tau z + noise; the shared location is 0."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(y.new_zeros(len(y)), 1.0))
+        pyro.sample("y", dist.Normal(TAU * z, SIGMA), obs=y)
+
+
+def saw(before: Tensor, after: Tensor) -> None:
+    """A step of the series: z around the value before, the value after around z."""
+    with pyro.plate("data", len(after)):
+        z = pyro.sample("z", dist.Normal(before, 1.0))
+        pyro.sample("after", dist.Normal(SLOPE * (z + SHIFT), 1.0), obs=after)
+
+
+class OfAfter(nn.Module):
+    """An encoder that sees the value after, or with `both` the value before, too."""
+
+    def __init__(self, hidden: int, *, both: bool) -> None:
+        super().__init__()
+        self.both = both
+        self.net = pv.nets.MLPEncoder(2 if both else 1, hidden=(hidden, hidden))
+        self.num_features = self.net.num_features
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """Features of q(z)."""
+        seen = torch.stack([before, after] if self.both else [after], dim=-1)
+        features: Tensor = self.net(seen)
+        return features
+
+
+def nonlinear(y: Tensor) -> None:
+    """y around z + z sin z with sd exp(cos z); the factor takes the log of the sd out again.
+
+    The authors' objective leaves that logarithm out although it depends on z: what they bound is
+    no normalized log p(y). With the factor it is theirs, up to constants.
+    """
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(y.new_zeros(len(y)), 1.0))
+        pyro.sample("y", dist.Normal(z + z * z.sin(), z.cos().exp()), obs=y)
+        pyro.factor("no log of the sd", z.cos())
+
+
+class OfOne(nn.Module):
+    """An encoder of a single number, with two hidden layers or none."""
+
+    def __init__(self, width: int = 0) -> None:
+        super().__init__()
+        self.net = pv.nets.MLPEncoder(1, (width, width)) if width else nn.Identity()
+        self.num_features = width or 1
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Features of q(z)."""
+        features: Tensor = self.net(y.unsqueeze(-1))
+        return features
+
+
+def fitted(
+    model: Callable[..., None],
+    data: Tensor | tuple[Tensor, ...],
+    map_: pv.InferenceMap,
+    epochs: int,
+    rate: float,
+    *,
+    batch: int | None = None,
+) -> pv.Estimate:
+    """The total ELBO of a mean-field Gaussian under a map, trained on all data at once or in parts."""
+    torch.manual_seed(0)
+    few = tuple(part[:2] for part in data) if isinstance(data, tuple) else data[:2]
+    guide = pv.Guide(model, map_, example=few)
+    size = len(data[0]) if isinstance(data, tuple) else len(data)
+    pv.fit(
+        model,
+        guide,
+        data,
+        num_epochs=epochs,
+        batch_size=batch or size,
+        train_model=False,
+        optimizer=lambda tensors: torch.optim.Adam(tensors, lr=rate),
+        progress=False,
+    )
+    return pv.elbo(model, guide, data, 400, seed=1, progress=False).total
+
+
+def _shown(estimate: pv.Estimate) -> str:
+    return f"{float(estimate.value):.1f} ± {float(estimate.error):.1f}"
+
+
+def _linear_findings(*, smoke: bool) -> list[Finding]:
+    count, epochs = (300, 20) if smoke else (10_000, 1_500)
+    draw = torch.Generator().manual_seed(0)
+    z, noise = torch.randn(2, count, generator=draw)
+    y = TAU * z + SIGMA * noise
+    amortized = fitted(linear, y, pv.Encoder(OfOne()), epochs, 0.02)
+    shared = fitted(linear, y, pv.GlobalParameters(), epochs, 0.02)
+    gap = pv.Estimate(amortized.value - shared.value, amortized.error.hypot(shared.error))
+    # q's mean is the mean of the posterior's means: half their variance over the posterior's.
+    posterior = SIGMA**2 / (SIGMA**2 + TAU**2)
+    means = (TAU / SIGMA**2) * posterior * y
+    exact = count * float(means.var(correction=0)) / (2 * posterior)
+    evidence = float(dist.Normal(0.0, math.hypot(TAU, SIGMA)).log_prob(y).double().sum())
+    return [
+        Finding("linear: gap of a global q, nats in all", "1,144.4 ± 4.8", _shown(gap)),
+        Finding(
+            "linear: the same, closed form of these data",
+            "1,130 (population)",
+            f"{exact:.1f}",
+            within(float(gap.value), float(gap.error) + 0.25, exact),
+        ),
+        Finding(
+            "linear: log p less the linear encoder's ELBO",
+            "0",
+            f"{evidence - float(amortized.value):.2f} ± {float(amortized.error):.2f}",
+            within(float(amortized.value), float(amortized.error) + 0.25, evidence),
+        ),
+    ]
+
+
+def _saw_findings(*, smoke: bool) -> list[Finding]:
+    count, epochs = (200, 20) if smoke else (1_000, 2_000)
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(count, generator=draw)
+    series = torch.zeros(count + 1)
+    for n in range(count):  # as the source simulates it: without z, which has no noise then
+        series[n + 1] = SLOPE * (SHIFT + series[n]) + noise[n]
+    data = (series[:-1], series[1:])
+    free = fitted(saw, data, pv.LocalParameters(count), epochs, 0.05)
+    one = fitted(saw, data, pv.Encoder(OfAfter(10, both=False)), epochs, 0.01)
+    two = fitted(saw, data, pv.Encoder(OfAfter(10, both=True)), epochs, 0.01)
+    lost = [float(free.value - each.value) for each in (one, two)]
+    error = float(free.error.hypot(one.error))
+    # The value before is normal given the value after, with the variance that regression leaves.
+    centred = torch.stack(data) - torch.stack(data).mean(dim=1, keepdim=True)
+    before, after = centred.double()
+    left = float((before - after * (before @ after) / (after @ after)).square().sum())
+    bound = left / (2 * (1 + SLOPE**2))
+    return [
+        Finding(
+            "saw: lost by an encoder of y_n, nats in all",
+            "332 to 339",
+            f"{lost[0]:.1f} ± {error:.1f}",
+            0.9 * bound < lost[0] < 1.1 * bound,
+        ),
+        Finding("saw: the same, of the best linear encoder of y_n", "", f"{bound:.1f}"),
+        Finding(
+            "saw: lost by an encoder of (y_{n-1}, y_n)",
+            "-0.03 to 0.00",
+            f"{lost[1]:.2f} ± {float(free.error.hypot(two.error)):.2f}",
+            abs(lost[1]) < 0.01 * lost[0],
+        ),
+    ]
+
+
+def _nonlinear_findings(*, smoke: bool) -> list[Finding]:
+    count, epochs, widths = (200, 3, (1, 4)) if smoke else (10_000, 60, (1, 2, 4, 32))
+    with torch.random.fork_rng():
+        torch.manual_seed(1789)  # the authors' data, to the bit
+        torch.randn(1)  # the location, which is known here
+        z = 5 * torch.randn(count)
+        y = z + z * z.sin() + z.cos().exp() * torch.randn(count, 1).squeeze(-1)
+    published = {"free": 32398.9, "global": 36700.1, 1: 35638.7, 2: 32593.3, 4: 32391.9, 32: 32385.4}
+    maps: dict[str | int, pv.InferenceMap] = {
+        "free": pv.LocalParameters(count),
+        "global": pv.GlobalParameters(),
+        **{width: pv.Encoder(OfOne(width)) for width in widths},
+    }
+    constants = count * math.log(2 * math.pi) / 2  # dropped in the source
+    loss = {
+        name: -float(fitted(nonlinear, y, map_, epochs, 0.02, batch=250).value) - constants
+        for name, map_ in maps.items()
+    }
+    order = ["global", *widths]
+    falls = all(loss[one] > loss[two] for one, two in zip(order, order[1:], strict=False))
+    lost = loss["global"] - loss["free"]
+    close = {width: loss[width] - loss["free"] < 0.05 * lost for width in widths if width >= 4}
+    return [
+        Finding(
+            f"nonlinear: -ELBO, {name if isinstance(name, str) else f'encoder of width {name}'}",
+            f"{published[name]:,.1f}",
+            f"{value:,.1f}",
+            abs(value / published[name] - 1) < 0.005 if name == "free" else close.get(name, falls),
+        )
+        for name, value in loss.items()
+    ]
+
+
+def replicate(*, smoke: bool = False) -> Replication:
+    """All three models."""
+    parts = (_linear_findings, _saw_findings, _nonlinear_findings)
+    findings = [finding for part in parts for finding in part(smoke=smoke)]
+    return Replication(
+        title="An encoder matches one free q per datum where the posterior is a function of what it sees",
+        source=(
+            f"{SOURCE} Values from the authors' notebooks (-ELBO 6087.99 and 7232.36 ± 4.8; 553.08, "
+            "885 to 892, 553.05; 32398.9, 36700.1, 35638.7, 32593.3, 32391.9, 32385.4)."
+        ),
+        setting=(
+            "The models at their own parameters (the shared location is known, where the source "
+            "has a q for it): linear, N = 10,000, and saw series, N = 1,000, simulated afresh, so that "
+            "totals do not compare and gaps do; nonlinear, N = 10,000, the authors' data from their "
+            "seed and their unnormalized objective, in batches of 250 for 60 epochs where they took "
+            "20,000 steps on all data."
+        ),
+        criterion=(
+            "Linear: within four errors (and a quarter of a nat for training) of the closed form for "
+            "these data. Saw: within 10% of what the best linear encoder of y_n loses, and under 1% "
+            "of that with both values. Nonlinear: -ELBO of the free q within 0.5%; it falls from the "
+            "global q over widths 1, 2 and 4 to 32, whose loss against the free q is below 5% of the "
+            "global q's from width 4 on."
+        ),
+        findings=tuple(findings),
+        remark=(
+            "The authors' nonlinear objective leaves out the logarithm of the noise's sd, which "
+            "depends on z there, so it bounds no normalized log p(y). A `pyro.factor` in our program "
+            "does the same."
+        ),
+    )
