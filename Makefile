@@ -88,6 +88,10 @@ figures: $(STAMP) ## Draw the figures of the pages anew, from the examples (half
 	@for example in examples/*.py; do \
 		echo "==> $$example"; $(BIN)/python "$$example" --out docs/figures; done
 
+.PHONY: replications
+replications: $(STAMP) ## Compute published results afresh; writes replications/RESULTS.md (under an hour)
+	@$(BIN)/python -m replications
+
 .PHONY: bench
 bench: $(STAMP) ## Time what is said to be fast, as ratios in one run; writes benchmarks/RESULTS.md
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[bench]" || echo "NumPyro is left out"

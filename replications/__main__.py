@@ -18,8 +18,9 @@ from .record import Replication
 HERE = Path(__file__).parent
 INTRODUCTION = """# Published results, computed afresh
 
-`make replications` runs the scripts of this folder and writes this page. Each states its criterion, written down before its
-first run, and prints the published value beside ours with its standard error. Results that were not replicated stay here.
+`make replications` runs the scripts of this folder and writes this page. Each states its criterion,
+written down before its first run, and prints the published value beside ours with its standard
+error. Results that were not replicated stay here.
 
 | result | source | verdict | seconds |
 | --- | --- | --- | ---: |

@@ -1,4 +1,4 @@
-"""Posterior collapse of a linear VAE is that of pPCA: which latents die, and what the others cost."""
+"""Collapse of a linear VAE is that of pPCA: which latents die, and what the others cost."""
 
 import torch
 from torch import Tensor
@@ -75,13 +75,13 @@ def replicate(*, smoke: bool = False) -> Replication:
     return Replication(
         title="A linear VAE collapses exactly where pPCA does",
         source=(
-            "Lucas, Tucker, Grosse & Norouzi, 2019: Don't Blame the ELBO! A Linear VAE Perspective on "
-            "Posterior Collapse"
+            "Lucas, Tucker, Grosse & Norouzi, 2019: Don't Blame the ELBO! A Linear VAE "
+            "Perspective on Posterior Collapse"
         ),
         setting=(
-            f"Grey digits, 64 pixels, {LATENTS} latents, noise variance fixed between the eighth and "
-            f"ninth eigenvalue; {starts} random starts, L-BFGS on the best mean-field ELBO; KL of each "
-            "latent from q of `pv.CoordinateAscent()`."
+            f"Grey digits, 64 pixels, {LATENTS} latents, noise variance fixed between the eighth "
+            f"and ninth eigenvalue; {starts} random starts, L-BFGS on the best mean-field ELBO; "
+            "KL of each latent from q of `pv.CoordinateAscent()`."
         ),
         criterion=(
             "From every start eight latents live, and every KL is within 1e-6 nats of "
@@ -94,6 +94,8 @@ def replicate(*, smoke: bool = False) -> Replication:
                 ", ".join(map(str, sorted(set(alive)))),
                 set(alive) == {8},
             ),
-            Finding("largest distance of a KL from the formula, nats", "0", f"{worst:.1e}", worst < 1e-6),
+            Finding(
+                "largest distance of a KL from the formula, nats", "0", f"{worst:.1e}", worst < 1e-6
+            ),
         ),
     )

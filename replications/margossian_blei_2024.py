@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +19,7 @@ SOURCE = "Margossian & Blei, 2024: Amortized Variational Inference: When and Why
 
 
 def linear(y: Tensor) -> None:
-    """y = tau z + noise; the shared location is 0."""
+    """Data y = tau z + noise; the shared location is 0."""
     with pyro.plate("data", len(y)):
         z = pyro.sample("z", dist.Normal(y.new_zeros(len(y)), 1.0))
         pyro.sample("y", dist.Normal(TAU * z, SIGMA), obs=y)
@@ -48,7 +49,7 @@ class OfAfter(nn.Module):
 
 
 def nonlinear(y: Tensor) -> None:
-    """y around z + z sin z with sd exp(cos z); the factor takes the log of the sd out again.
+    """Data y around z + z sin z with sd exp(cos z); the factor takes the log of the sd out again.
 
     The authors' objective leaves that logarithm out although it depends on z: what they bound is
     no normalized log p(y). With the factor it is theirs, up to constants.
@@ -82,7 +83,7 @@ def fitted(
     *,
     batch: int | None = None,
 ) -> pv.Estimate:
-    """The total ELBO of a mean-field Gaussian under a map, trained on all data at once or in parts."""
+    """The total ELBO of a mean-field Gaussian under a map, trained on all data or in batches."""
     torch.manual_seed(0)
     few = tuple(part[:2] for part in data) if isinstance(data, tuple) else data[:2]
     guide = pv.Guide(model, map_, example=few)
@@ -176,7 +177,14 @@ def _nonlinear_findings(*, smoke: bool) -> list[Finding]:
         torch.randn(1)  # the location, which is known here
         z = 5 * torch.randn(count)
         y = z + z * z.sin() + z.cos().exp() * torch.randn(count, 1).squeeze(-1)
-    published = {"free": 32398.9, "global": 36700.1, 1: 35638.7, 2: 32593.3, 4: 32391.9, 32: 32385.4}
+    published = {
+        "free": 32398.9,
+        "global": 36700.1,
+        1: 35638.7,
+        2: 32593.3,
+        4: 32391.9,
+        32: 32385.4,
+    }
     maps: dict[str | int, pv.InferenceMap] = {
         "free": pv.LocalParameters(count),
         "global": pv.GlobalParameters(),
@@ -184,11 +192,14 @@ def _nonlinear_findings(*, smoke: bool) -> list[Finding]:
     }
     constants = count * math.log(2 * math.pi) / 2  # dropped in the source
     loss = {
-        name: -float(fitted(nonlinear, y, map_, epochs, 0.02, batch=250).value) - constants
+        name: -float(
+            fitted(nonlinear, y, map_, epochs, 0.005 if name in widths else 0.05, batch=250).value
+        )
+        - constants
         for name, map_ in maps.items()
     }
     order = ["global", *widths]
-    falls = all(loss[one] > loss[two] for one, two in zip(order, order[1:], strict=False))
+    falls = all(loss[one] > loss[two] for one, two in pairwise(order))
     lost = loss["global"] - loss["free"]
     close = {width: loss[width] - loss["free"] < 0.05 * lost for width in widths if width >= 4}
     return [
@@ -207,29 +218,29 @@ def replicate(*, smoke: bool = False) -> Replication:
     parts = (_linear_findings, _saw_findings, _nonlinear_findings)
     findings = [finding for part in parts for finding in part(smoke=smoke)]
     return Replication(
-        title="An encoder matches one free q per datum where the posterior is a function of what it sees",
+        title="An encoder that sees what the posterior depends on matches a free q per datum",
         source=(
-            f"{SOURCE} Values from the authors' notebooks (-ELBO 6087.99 and 7232.36 ± 4.8; 553.08, "
-            "885 to 892, 553.05; 32398.9, 36700.1, 35638.7, 32593.3, 32391.9, 32385.4)."
+            f"{SOURCE} Values from the authors' notebooks (-ELBO 6087.99 and 7232.36 ± 4.8; "
+            "553.08, 885 to 892, 553.05; 32398.9, 36700.1, 35638.7, 32593.3, 32391.9, 32385.4)."
         ),
         setting=(
             "The models at their own parameters (the shared location is known, where the source "
-            "has a q for it): linear, N = 10,000, and saw series, N = 1,000, simulated afresh, so that "
-            "totals do not compare and gaps do; nonlinear, N = 10,000, the authors' data from their "
-            "seed and their unnormalized objective, in batches of 250 for 60 epochs where they took "
-            "20,000 steps on all data."
+            "has a q for it): linear, N = 10,000, and saw series, N = 1,000, simulated afresh, "
+            "so that totals do not compare and gaps do; nonlinear, N = 10,000, the authors' "
+            "data from their seed and their unnormalized objective, in batches of 250 for 60 "
+            "epochs where they took 20,000 steps on all data."
         ),
         criterion=(
-            "Linear: within four errors (and a quarter of a nat for training) of the closed form for "
-            "these data. Saw: within 10% of what the best linear encoder of y_n loses, and under 1% "
-            "of that with both values. Nonlinear: -ELBO of the free q within 0.5%; it falls from the "
-            "global q over widths 1, 2 and 4 to 32, whose loss against the free q is below 5% of the "
-            "global q's from width 4 on."
+            "Linear: within four errors (and a quarter of a nat for training) of the closed "
+            "form for these data. Saw: within 10% of what the best linear encoder of y_n loses, "
+            "and under 1% of that with both values. Nonlinear: -ELBO of the free q within 0.5%; "
+            "it falls from the global q over widths 1, 2 and 4 to 32, whose loss against the "
+            "free q is below 5% of the global q's from width 4 on."
         ),
         findings=tuple(findings),
         remark=(
             "The authors' nonlinear objective leaves out the logarithm of the noise's sd, which "
-            "depends on z there, so it bounds no normalized log p(y). A `pyro.factor` in our program "
-            "does the same."
+            "depends on z there, so it bounds no normalized log p(y). A `pyro.factor` in our "
+            "program does the same."
         ),
     )

@@ -355,6 +355,15 @@ def test_a_wrong_output_size() -> None:
         guide.mean(torch.zeros(2, 3))
 
 
+def test_a_wrong_number_of_features() -> None:
+    """A trunk that says another number than it gives is named, not a product's shapes."""
+    trunk = nn.Linear(3, 5)
+    trunk.num_features = 7  # type: ignore[assignment]
+    guide = pv.Guide(vae(), pv.Encoder(trunk))
+    with pytest.raises(ValueError, match=r"num_features = 7 and gives \(2, 5\)"):
+        guide.mean(torch.zeros(2, 3))
+
+
 def test_a_map_belongs_to_one_guide() -> None:
     """A second guide would train the first one's parameters."""
     shared = pv.GlobalParameters()
