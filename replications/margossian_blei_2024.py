@@ -201,7 +201,9 @@ def _nonlinear_findings(*, smoke: bool) -> list[Finding]:
     order = ["global", *widths]
     falls = all(loss[one] > loss[two] for one, two in pairwise(order))
     lost = loss["global"] - loss["free"]
-    close = {width: loss[width] - loss["free"] < 0.05 * lost for width in widths if width >= 4}
+    close: dict[str | int, bool] = {
+        width: loss[width] - loss["free"] < 0.05 * lost for width in widths if width >= 4
+    }
     return [
         Finding(
             f"nonlinear: -ELBO, {name if isinstance(name, str) else f'encoder of width {name}'}",

@@ -16,7 +16,7 @@ from .record import Finding, Replication
 LATENTS, DATA, OFFSET, COPIES = 20, 1024, 0.01, 512
 
 
-class Model(PyroModule[nn.Module]):
+class Model(PyroModule):
     """z around a mean that is learnt, y around z."""
 
     def __init__(self, mean: Tensor) -> None:
@@ -30,7 +30,7 @@ class Model(PyroModule[nn.Module]):
             pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
 
 
-class Encoding(PyroModule[nn.Module]):
+class Encoding(PyroModule):
     """q(z | y) = N(A y + b, 2/3 I): the variance is not the posterior's, 1/2, and is not learnt."""
 
     def __init__(self, slope: Tensor, shift: Tensor) -> None:
