@@ -319,11 +319,12 @@ def test_programs_that_do_not_fit(guide: ProgramLike, message: str) -> None:
 
 
 def test_program_of() -> None:
-    """A guide knows the structure of its own model, be it a method; of no other."""
+    """A guide knows the structure of its own model, be it a method; another is refused."""
     y = torch.randn(NUM_DATA)
     guide = pv.Guide(scalar, pv.GlobalParameters(), example=y)
     assert program_of(scalar, guide, (y,)) is guide.program
-    assert program_of(dependent, guide, (y,)).latent_dim == 3
+    with pytest.raises(ValueError, match=r"latent sites \{'z': 1\} .* has \{'a': 1, 'b': 2\}"):
+        program_of(dependent, guide, (y,))
     owner = Owner()
     guide = pv.Guide(owner.model, pv.GlobalParameters(), example=y)
     assert program_of(owner.model, guide, (y,)) is guide.program
