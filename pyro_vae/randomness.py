@@ -316,7 +316,8 @@ def _sequences(keys: Tensor, kind: int) -> tuple[Tensor, Tensor]:
     """The start and the increment of each key's sequence; the increment is odd and well mixed."""
     start, step = (mixed(keys.cpu() + _signed((kind + n) * _INCREMENT)) for n in (1, 2))
     step |= 1
-    transitions = _count_bits(step ^ _shifted(step, 1))
+    changes = step ^ _shifted(step, 1)
+    transitions = ((changes[:, None] >> torch.arange(64)) & 1).sum(dim=1)
     return start, torch.where(transitions < _FEWEST_TRANSITIONS, step ^ _signed(_ALTERNATING), step)
 
 
@@ -343,10 +344,6 @@ def _shifted(bits: Tensor, shift: int) -> Tensor:
 def _signed(value: int) -> int:
     """The signed integer with the same 64 bits."""
     return (value + 2**63) % 2**64 - 2**63
-
-
-def _count_bits(bits: Tensor) -> Tensor:
-    return ((bits[:, None] >> torch.arange(64)) & 1).sum(dim=1)
 
 
 # Listening

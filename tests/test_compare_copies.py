@@ -13,7 +13,7 @@ from pyro_vae.comparisons import Comparison
 from pyro_vae.programs import Copies, leaves_of, run
 from tests.helpers.ways import FEATURES, WAYS, ByEncoder, Model, Pair, generate
 
-FAST = ("params", "closures", "methods", "params_in_forward")
+FAST = ("params", "closures")
 EVERY_WAY = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
 ORDER = ("author", "encoder", "global")
 

@@ -17,7 +17,6 @@ from pyro_vae._types import Estimate
 from pyro_vae.stats import (
     MAX_PARETO_K,
     MIN_TAIL_PARTICLES,
-    bound_curve,
     concentration,
     effective_sample_size,
     jackknife,
@@ -501,51 +500,6 @@ def test_no_limit_on_k() -> None:
     """One draw has none."""
     with pytest.raises(ValueError, match="at least 2 particles, got 1"):
         reliable_pareto_k(1)
-
-
-@pytest.mark.parametrize(
-    "size", [2, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 10))]
-)
-def test_curve_of_exponential_weights(size: int) -> None:
-    """Groups of K weights from Exp(1): digamma(K) - log K on average, and errors that hold."""
-    draws = torch.empty(50, 5_000, dtype=torch.float64).exponential_().log()
-    curve = bound_curve(draws, [size])
-    exact = special.digamma(size) - math.log(size)
-    assert_mean(curve.value[0], exact)
-    assert_mean(curve.error[0] ** 2, special.polygamma(1, size) / (50 // size))
-    with pytest.raises(AssertionError, match="resolution"):
-        assert_mean(curve.value[0], 0.0)
-
-
-def test_curve_of_log_normal_weights() -> None:
-    """Log-variance 8: bias -4.00, -1.45, -0.51 at K = 1, 10, 100, where theory is refused."""
-    log_weights = 8**0.5 * torch.randn(2_000, 150, dtype=torch.float64) - 4
-    curve = bound_curve(log_weights, [1, 10, 100])
-    known = torch.tensor([-4.0, -1.45, -0.509], dtype=torch.float64)[:, None]
-    rounding = torch.tensor([0.005, 0.005, 0.0005], dtype=torch.float64)[:, None]
-    mean = curve.value.mean(dim=1, keepdim=True)
-    nearest = torch.minimum(torch.maximum(mean, known - rounding), known + rounding)
-    assert_mean(curve.value.T, nearest[:, 0])
-    assert curve.bias[:2].isnan().all()
-    assert all(mask[0].any() for mask in curve.refused.values())
-
-
-def test_bias_of_light_weights() -> None:
-    """Widened exact posterior: L_K is low by c^2 / 2K, with c^2 known; what is left is less."""
-    log_weights, exact = widened(width=1.2, shape=(5_000, 40))
-    curve = bound_curve(log_weights, [5, 100])
-    variance = 1.2**4 / (2 * 1.2**2 - 1) - 1  # of the weights, over two latents
-    assert_mean(curve.bias.T, -variance / 2 / curve.num_particles)
-    assert_mean(curve.corrected[1] - exact, 0.0)
-    with pytest.raises(AssertionError, match="resolution"):
-        assert_mean(curve.value[0] - exact, 0.0)
-
-
-def test_curve_refuses() -> None:
-    """A size without a second group, and an extrapolation from too few draws to see a tail."""
-    with pytest.raises(ValueError, match=r"K = 6 needs two groups .* got 10 draws; ask for K from"):
-        bound_curve(torch.zeros(10), [6])
-    assert bound_curve(torch.randn(10), [1]).bias.isnan().all()
 
 
 def test_jackknife_of_exponential_weights() -> None:

@@ -24,6 +24,7 @@ from .._arguments import check_public
 from .averages import concentration as concentration
 from .averages import difference as difference
 from .averages import effective_sample_size as effective_sample_size
+from .averages import jackknife as jackknife
 from .averages import log_marginal as log_marginal
 from .averages import log_mean_exp as log_mean_exp
 from .averages import mean_estimate as mean_estimate
@@ -35,9 +36,6 @@ from .chains import rank_r_hat as rank_r_hat
 from .checks import rounding as rounding
 from .convergence import Gain as Gain
 from .convergence import remaining_gain as remaining_gain
-from .curves import BoundCurve as BoundCurve
-from .curves import bound_curve as bound_curve
-from .curves import jackknife as jackknife
 from .excess import MAX_ERROR as MAX_ERROR
 from .excess import MAX_SKEWNESS as MAX_SKEWNESS
 from .excess import TailError as TailError

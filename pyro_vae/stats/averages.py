@@ -1,5 +1,8 @@
 """Averages of weights and over data, each with its error."""
 
+import math
+
+import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
@@ -113,6 +116,42 @@ def log_marginal(log_weights: Float[Tensor, "particles *batch"]) -> Estimate:
     require_particles(log_weights, 2, "a standard error")
     error = (relative_variance(log_weights) / (len(log_weights) - 1)).sqrt()
     return Estimate(log_mean_exp(log_weights), error)
+
+
+def jackknife(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
+    r"""Log mean weight with its first-order bias removed.
+
+    .. math:: K \log \bar w - \frac{K - 1}{K} \sum_k \log \bar w_{-k}, \qquad
+        \bar w_{-k} = \frac{1}{K - 1} \sum_{j \ne k} w_j
+
+    Its bias is of order :math:`K^{-2}` where the weights have enough moments; it is not a bound,
+    and where :math:`k \ge 1/2` it is no better than the plain one. For two exponential weights the
+    bias goes from -0.270 to +0.036 nats, exactly.
+
+    Arguments:
+        log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
+
+    Returns:
+        `(*batch,)`, float64, in nats; `+inf` where a single weight carries the whole sum. To first
+        order its error is that of :func:`log_marginal`.
+
+    Raises:
+        ValueError: If there are fewer than two particles.
+
+    References:
+        | Debiasing Evidence Approximations (Nowozin, 2018)
+        | https://openreview.net/forum?id=HyZoi-WRb
+
+    Example:
+        >>> jackknife(torch.zeros(10)).abs() < 1e-12
+        tensor(True)
+    """
+    require_particles(log_weights, 2, "a jackknife")
+    num_particles = len(log_weights)
+    weights, _ = relative_weights(log_weights)
+    shares = weights / weights.sum(dim=0)
+    left_out = torch.log1p(-shares).mean(dim=0) - math.log1p(-1 / num_particles)
+    return log_mean_exp(log_weights) - (num_particles - 1) * left_out
 
 
 def mean_estimate(values: Float[Tensor, "particles *batch"]) -> Estimate:

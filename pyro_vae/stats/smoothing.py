@@ -16,7 +16,7 @@ from .tails import (
     TailFit,
     arviz_tail_fit,
     is_flat,
-    rounding_of,
+    rounding_units,
     sound_tail,
 )
 
@@ -55,9 +55,16 @@ def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
     require_particles(log_weights, MIN_TAIL_PARTICLES, "a fit to the tail of the weights")
     require_legal(log_weights)
     shape = log_weights.shape
-    rows = log_weights.detach().double().cpu().reshape(shape[0], math.prod(shape[1:])).T
-    eps = torch.finfo(log_weights.dtype).eps
-    answer = torch.from_numpy(_smoothed_rows(rows.contiguous().numpy(), eps))
+    rows = (
+        log_weights.detach().double().cpu().reshape(shape[0], math.prod(shape[1:])).T.contiguous()
+    )
+    fit, rounding = arviz_tail_fit(), rounding_units(log_weights).flatten().tolist()
+    answer = torch.empty(rows.shape, dtype=torch.float64)
+    with np.errstate(all="ignore"):  # ArviZ's grid under- and overflows at its far ends, by design
+        for place, (row, spread) in enumerate(
+            zip(rows.contiguous().numpy(), rounding, strict=True)
+        ):
+            answer[place] = torch.from_numpy(_smoothed_row(row, spread, fit))
     return answer.T.reshape(shape).to(log_weights.device)
 
 
@@ -74,14 +81,6 @@ def smoothed_log_mean(
         tensor(0., dtype=torch.float64)
     """
     return log_mean_exp(smoothed(log_weights))
-
-
-def _smoothed_rows(rows: NDArray[np.float64], eps: float) -> NDArray[np.float64]:
-    fit, rounding = arviz_tail_fit(), rounding_of(rows, eps)
-    with np.errstate(all="ignore"):  # ArviZ's grid under- and overflows at its far ends, by design
-        pairs = zip(rows, rounding, strict=True)
-        answers = [_smoothed_row(row, spread, fit) for row, spread in pairs]
-    return np.array(answers, dtype=np.float64).reshape(rows.shape)
 
 
 def _smoothed_row(row: NDArray[np.float64], rounding: float, fit: TailFit) -> NDArray[np.float64]:

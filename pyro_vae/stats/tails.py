@@ -91,9 +91,12 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
     require_legal(log_weights)
     num_particles, *batch = log_weights.shape
     rows = log_weights.detach().double().cpu().reshape(num_particles, math.prod(batch)).T
-    eps = torch.finfo(log_weights.dtype).eps
-    shapes = torch.from_numpy(_tail_shapes(rows.contiguous().numpy(), eps))
-    return shapes.reshape(batch).to(log_weights.device)
+    fit, rounding = arviz_tail_fit(), rounding_units(log_weights).flatten().tolist()
+    # ArviZ's grid of trial scales under- and overflows at its far ends, by design.
+    with np.errstate(all="ignore"):
+        pairs = zip(rows.contiguous().numpy(), rounding, strict=True)
+        shapes = [_tail_shape(row, spread, fit) for row, spread in pairs]
+    return torch.tensor(shapes, dtype=torch.float64).reshape(batch).to(log_weights.device)
 
 
 def reliable_pareto_k(num_particles: int) -> float:
@@ -141,22 +144,6 @@ def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Te
     magnitude = finite.abs().amax(dim=0).double().clamp(min=1)
     eps = torch.finfo(log_weights.dtype).eps
     return (_ROUNDING_UNITS * eps * magnitude).clamp(max=_MAX_ROUNDING)
-
-
-def rounding_of(rows: NDArray[np.float64], eps: float) -> NDArray[np.float64]:
-    """Spread in nats that rounding can cause in each row, `(data,)`; `eps` is the input's."""
-    magnitude = np.abs(rows, where=np.isfinite(rows), out=np.zeros_like(rows)).max(axis=1)
-    rounding: NDArray[np.float64] = _ROUNDING_UNITS * eps * np.maximum(magnitude, 1)
-    return np.minimum(rounding, _MAX_ROUNDING)
-
-
-def _tail_shapes(rows: NDArray[np.float64], eps: float) -> NDArray[np.float64]:
-    """`k` of each row of log weights, `(data, particles)` to `(data,)`; `eps` of their dtype."""
-    fit, rounding = arviz_tail_fit(), rounding_of(rows, eps)
-    # ArviZ's grid of trial scales under- and overflows at its far ends, by design.
-    with np.errstate(all="ignore"):
-        shapes = [_tail_shape(row, spread, fit) for row, spread in zip(rows, rounding, strict=True)]
-    return np.array(shapes, dtype=np.float64)
 
 
 def _tail_shape(row: NDArray[np.float64], rounding: float, fit: TailFit) -> float:
