@@ -258,7 +258,16 @@ class TableVAE:
 
     def save(self, folder: str | Path, about: dict[str, JSON] | None = None) -> None:
         """Saves model, guide and the encoding of the table, as :func:`pyro_vae.save` does."""
-        told = {**_saved(self.units, self.digests, holes=self.holes), **(about or {})}
+        trained = self.history
+        told = {
+            **_saved(self.units, self.digests, holes=self.holes),
+            **(
+                {}
+                if trained is None
+                else {"training": trained.summary(), "converged": trained.promise}
+            ),
+            **(about or {}),
+        }
         storage.save(folder, model=self.model, guide=self.guide, about=told)
 
     @classmethod

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -449,3 +450,36 @@ def test_subclasses_are_not_taken_for_their_base(tmp_path: Path) -> None:
     save(tmp_path / "save", model=Mine(nn.Linear(LATENTS, 3), Bernoulli(), LATENTS))
     with pytest.raises(ValueError, match=r"model is a `tests.*Mine`"):
         load(tmp_path / "save")
+
+
+def test_the_card_says_what_the_model_is_for_people(tmp_path: Path) -> None:
+    """Columns with their scales, how training went, and notes; no name of a column is markup."""
+    frame = {"<b>age|y</b>": [31.5, 47.0, None, 22.0, 60.5], "sex": ["f", "m", "m", "f", "f"]}
+    vae = pv.TableVAE.of(pv.data.from_frame(frame))
+    vae.fit(num_epochs=1, progress=False)
+    vae.save(tmp_path / "save", {"ethics": "simulated,\nnobody is in it"})
+    text = (tmp_path / "save" / "README.md").read_text()
+    column = vae.units.to_json()["columns"][0]
+    numbers = f"{column['center']:.6g} | {column['scale']:.6g}"
+    assert text.startswith(f"# VAE\n\nSaved by pyro_vae {pv.__version__}; `pv.TableVAE.load(folder")
+    assert f"| &lt;b&gt;age\\|y&lt;/b&gt; | Real | {numbers} |  |" in text
+    assert "| sex | Binary |  |  | f, m |" in text
+    assert "The encoder has seen missing entries." in text
+    assert "- **map**: Encoder\n- **family**: DiagonalNormal\n" in text
+    assert f"- **converged**: {vae.history.promise}" in text if vae.history else False
+    assert "- **ethics**: simulated, nobody is in it\n" in text
+    assert "digests" not in text  # of rows: no reader wants them
+    again = pv.TableVAE.load(tmp_path / "save")
+    pd.testing.assert_frame_equal(again.embed(frame), vae.embed(frame))
+
+
+def test_a_card_changes_nothing_that_is_loaded(tmp_path: Path) -> None:
+    """It is for people: a save without one, or with another text there, loads the same."""
+    model = plain_model()
+    save(tmp_path / "save", model=model)
+    (tmp_path / "save" / "README.md").write_text("another text")
+    one = load(tmp_path / "save").model.state_dict()
+    (tmp_path / "save" / "README.md").unlink()
+    other = load(tmp_path / "save").model.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in model.state_dict())
+    save(tmp_path / "save", model=model)  # replaced, as any save of ours

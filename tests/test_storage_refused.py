@@ -320,7 +320,11 @@ def test_saving_again_replaces_the_old_save(saved: Path) -> None:
     """A guide that is no longer saved is gone; nothing is left beside the folder."""
     model = plain_model()
     save(saved, model=model)
-    assert {path.name for path in saved.iterdir()} == {"pyro_vae.json", "model.safetensors"}
+    assert {path.name for path in saved.iterdir()} == {
+        "pyro_vae.json",
+        "README.md",
+        "model.safetensors",
+    }
     assert_same_state(model, load(saved).model)
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
 

@@ -81,9 +81,8 @@ def fit_guide(
     )
     run.say(result.summary())
     if choice.out is not None:
-        about = {**_notes(which, how, run, command, dataset), "training": result.summary()}
-        about["converged"] = result.promise
-        vae.save(choice.out, about)
+        vae.history = result
+        vae.save(choice.out, _notes(which, how, run, command, dataset))
         run.say(f"wrote {choice.out}/")
     if result.stopped == "interrupted":
         _end_interrupted(result.summary(), how)

@@ -233,7 +233,8 @@ def _write(table: Comparison, folder: Path) -> None:
     about = table.provenance()["about"]
     for name, result in table.results.items():
         place = folder / _MODELS / files[name]
-        storage.save(place, model=result.model, guide=result.guide, about=about)
+        told = {**about, "training": result.fit.summary(), "evaluation": result.test.summary()}
+        storage.save(place, model=result.model, guide=result.guide, about=told)
 
 
 def _png(figure: "Figure") -> bytes:

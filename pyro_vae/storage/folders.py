@@ -20,6 +20,7 @@ from .._types import ProgramLike
 from ..guides import model_of
 from ..randomness import forked
 from ..writing import Kind, require_place, restored, some, whole_folder
+from .cards import CARD, card
 from .limits import MAX_HEADER, Budget
 from .parts import Part, check_types, describe, differences, fill, module_of, rebuild, tensors_of
 
@@ -29,7 +30,7 @@ JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] |
 HEADER = "pyro_vae.json"
 FORMAT, FORMAT_VERSION = "pyro_vae", 1
 ROLES = ("model", "guide")
-FILES = {HEADER, *(f"{role}.safetensors" for role in ROLES)}
+FILES = {HEADER, CARD, *(f"{role}.safetensors" for role in ROLES)}
 
 
 class Loaded(NamedTuple):
@@ -53,6 +54,9 @@ def save(
     that :func:`load` can rebuild them. For your own classes and functions only the tensors are
     saved, and :func:`load` fills them into an object that you build.
 
+    `README.md` beside them is a model card: class, likelihood, sizes, columns with their centres
+    and scales, and what `about` says.
+
     Not saved: parameters in Pyro's parameter store (`pyro.get_param_store().save` does that), the
     optimizer of the networks, and `guide.row_fit`.
 
@@ -75,7 +79,7 @@ def save(
         >>> folder = Path(tempfile.mkdtemp()) / "my_model"
         >>> save(folder, model=model, about={"data": "three coins"})
         >>> sorted(path.name for path in folder.iterdir())
-        ['model.safetensors', 'pyro_vae.json']
+        ['README.md', 'model.safetensors', 'pyro_vae.json']
     """
     from .. import __version__  # set when the package is whole
 
@@ -103,6 +107,7 @@ def save(
             f"about is too long: {HEADER} would have {len(files[HEADER]):,} bytes, and at most "
             f"{MAX_HEADER:,} can be read back; keep large objects in separate files"
         )
+    files[CARD] = card(programs, header).encode()
     with whole_folder(target) as new:
         for name, content in files.items():
             (new / name).write_bytes(content)

@@ -1,0 +1,137 @@
+"""The model card: what a saved model is, for people, in a file beside its tensors.
+
+It is made of what `pyro_vae.json` says and says nothing more; loading does not read it.
+
+References:
+    | Model Cards for Model Reporting (Mitchell et al., 2019)
+    | https://arxiv.org/abs/1810.03993
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from html import escape
+from typing import Any
+
+from .._types import ProgramLike
+from ..guides import is_made_of_map
+from .parts import module_of
+
+CARD = "README.md"  # which pages that hold models show first
+
+_MOST_COLUMNS = 200  # rows of the table of columns: a card is to be read
+_MOST_LETTERS = 2000  # of a note
+_UNITS = {"table", "units", "missing", "digests"}  # what a model of a table has, told apart
+
+
+def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
+    """The text of a card, in Markdown.
+
+    Arguments:
+        programs: The model, and the guide if there is one.
+        header: What `pyro_vae.json` says of them.
+
+    Example:
+        >>> from pyro_vae import likelihoods, models, nets
+        >>> model = models.VAE(nets.MLPDecoder(2, 3, hidden=(4,)), likelihoods.Bernoulli(), 2)
+        >>> about = {"data": "three coins"}
+        >>> print(card({"model": model}, {"library_version": "0.1.0", "about": about}))
+        # VAE
+        <BLANKLINE>
+        Saved by pyro_vae 0.1.0; `pv.load(folder)` loads it.
+        <BLANKLINE>
+        ## Model
+        <BLANKLINE>
+        - **class**: VAE, 27 parameters
+        - **likelihood**: Bernoulli()
+        - **latent_dim**: 2
+        <BLANKLINE>
+        ## Notes
+        <BLANKLINE>
+        - **data**: three coins
+        <BLANKLINE>
+    """
+    about = header["about"]
+    columns = _columns(about) if set(about) >= _UNITS else []
+    notes = {name: value for name, value in about.items() if not (columns and name in _UNITS)}
+    loaded = "pv.TableVAE.load" if columns else "pv.load"
+    saved = f"Saved by pyro_vae {header['library_version']}; `{loaded}(folder)` loads it."
+    sections = {
+        f"# {type(programs['model']).__name__}": [saved],
+        "## Model": _items(_of_model(programs["model"])),
+        "## Guide": _items(_of_guide(programs["guide"]) if "guide" in programs else {}),
+        "## Columns": columns,
+        "## Notes": _items(notes),
+    }
+    told = ((title, list(lines)) for title, lines in sections.items())
+    return "\n".join("\n".join([title, "", *lines, ""]) for title, lines in told if lines)
+
+
+def _of_model(model: ProgramLike) -> dict[str, Any]:
+    likelihood = getattr(model, "likelihood", None)
+    return {
+        "class": _class(model),
+        **({} if likelihood is None else {"likelihood": " ".join(repr(likelihood).split())}),
+        **({"latent_dim": model.latent_dim} if hasattr(model, "latent_dim") else {}),
+    }
+
+
+def _of_guide(guide: ProgramLike) -> dict[str, Any]:
+    made = (
+        {"map": type(guide.map).__name__, "family": type(guide.family).__name__}
+        if (is_made_of_map(guide))
+        else {}
+    )
+    return {"class": _class(guide), **made}
+
+
+def _class(program: ProgramLike) -> str:
+    size = sum(parameter.numel() for parameter in module_of(program).parameters())
+    return f"{getattr(program, '__name__', type(program).__name__)}, {size:,} parameters"
+
+
+def _columns(units: Mapping[str, Any]) -> list[str]:
+    """The columns of a table, with the centres and scales between its units and the model's.
+
+    None, if somebody's notes have the names of ours and are something else.
+    """
+    seen = "has" if units["missing"] else "has not"
+    lines = ["| column | kind | centre | scale | categories |", "| --- | --- | --- | --- | --- |"]
+    try:
+        rows = list(_of_table(units["units"]) if units["table"] else _of_scaling(units["units"]))
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return []
+    lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows[:_MOST_COLUMNS]]
+    if len(rows) > _MOST_COLUMNS:
+        lines.append(f"\nand {len(rows) - _MOST_COLUMNS:,} more.")
+    return [*lines, "", f"The encoder {seen} seen missing entries."]
+
+
+def _of_table(units: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for column in units["columns"]:
+        words = ", ".join(map(str, column.get("categories", ())))
+        yield column["name"], column["kind"], column.get("center"), column.get("scale"), words
+
+
+def _of_scaling(units: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    lists = [part for part in (units["names"], units["center"], units["scale"]) if part]
+    for place in range(len(lists[0]) if lists else 0):
+        name = units["names"][place] if units["names"] else place
+        numbers = (units[part][place] if units[part] else None for part in ("center", "scale"))
+        yield name, "number", *numbers, ""
+
+
+def _items(notes: Mapping[str, Any]) -> Iterable[str]:
+    for name, value in notes.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield f"- **{_plain(name)}**: {_plain(text)}"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else _plain(f"{value:.6g}" if isinstance(value, float) else value)
+
+
+def _plain(value: Any) -> str:
+    """Text that a page shows as it is: no markup and no end of a line or of a cell."""
+    text = " ".join(str(value).split())
+    short = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} ..."
+    return escape(short, quote=False).replace("|", "\\|")
