@@ -1,15 +1,14 @@
-r"""Model criticism from marginal likelihoods: how good is a model of data it has not seen?
+r"""Model criticism from marginal likelihoods of held-out data.
 
-Two kinds of error must not be mixed. The Monte Carlo error is what other random draws would
-change on the same data. The population error is what other data from the same source would
-change, :math:`s / \sqrt{N}` from the spread over data. Models are compared datum by datum: what
-makes an image hard is hard for both, and drops out of the difference.
+Two kinds of error must not be confused. The Monte Carlo error comes from the random draws, on the
+same data. The population error comes from the sample of data, :math:`s / \sqrt{N}` from the spread
+over data. Models are compared datum by datum: an image that is hard for both drops out of the
+difference.
 
 Why not `arviz.compare`? That of 0.23 takes leave-one-out or WAIC results only, and labels what it
 is given as one of those. That of 1.x takes pointwise densities without a label, which
 :func:`elpd_data` makes; but it knows one kind of error, and its stacking weights exponentiate log
-densities per datum, which underflows for images. So :func:`compare_models` makes a table of our
-own.
+densities per datum, which underflows for images. So :func:`compare_models` makes its own table.
 """
 
 import math
@@ -40,17 +39,17 @@ def bits_per_dimension(
 
     .. math:: -\frac{1}{D \log 2} \left(\frac{1}{N} \sum_n \log p(y_n) - \log s_n\right)
 
-    Of densities it depends on the unit, and may be negative; of discrete data it does not.
+    For densities it depends on the unit, and may be negative; for discrete data it does not.
 
     Arguments:
         log_marginal: Estimates per datum, in nats.
         num_dimensions: Entries of a datum, :math:`D`.
-        log_scale: What the model saw was `y / scale` entry by entry: the sum of the logarithms
-            of the scales over the entries of a datum. `784 * log(256)` for images of 256 grey
-            levels that were divided by 256, to have bits in the unit of a grey level.
+        log_scale: If the model saw `y / scale` entry by entry, the sum of the logarithms of the
+            scales over the entries of a datum: `784 * log(256)` for images of 256 grey levels that
+            were divided by 256, to get bits in the unit of a grey level.
 
     Returns:
-        Bits a dimension, with its errors. A lower bound on log p(y) gives an upper one here.
+        Bits per dimension, with its errors. A lower bound on log p(y) gives an upper one here.
 
     Raises:
         ValueError: If there is no dimension, or fewer than two data.
@@ -78,12 +77,12 @@ def _require_spread(num_data: int) -> None:
 
 @dataclass(frozen=True, repr=False)
 class PairedDifference(PerDatum):
-    """One estimate per datum less another on the same data, in nats.
+    """One estimate per datum minus another on the same data, in nats.
 
     Arguments:
         value: The difference, `(batch,)`.
         error: Its Monte Carlo error.
-        doubts: Data of which one of the two is doubted, by reason.
+        doubts: Data for which one of the two is in doubt, by reason.
     """
 
     value: Float[Tensor, " batch"]
@@ -99,24 +98,24 @@ class PairedDifference(PerDatum):
         """The mean, its errors, and how many data can be trusted."""
         value, error, population = map(float, (*self.mean, self.mean.population_error))
         return (
-            f"{value:+.3f} nats per datum, ± {population:.3f} for other data, of which ± "
-            f"{error:.3f} for other draws ({self.trust()})"
+            f"{value:+.3f} nats per datum, ± {population:.3f} from other data, of which ± "
+            f"{error:.3f} from other draws ({self.trust()})"
         )
 
 
 def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifference:
-    r"""By how much one model predicts the same data better than another.
+    r"""The difference in log p(y) of two models on the same data.
 
     .. math:: d_n = \log p_1(y_n) - \log p_2(y_n)
 
     Both must have seen the same rows in the same order. The Monte Carlo errors are taken as
-    independent; for estimates with the same seed, whose draws resemble each other, that is a
-    little too wide. Two lower bounds may be low by different amounts: where the Monte Carlo
-    errors are not small beside the difference, take more draws.
+    independent; for estimates with the same seed, whose draws are correlated, they are slightly too
+    large. Two lower bounds may be low by different amounts: if the Monte Carlo errors are not small
+    compared with the difference, use more draws.
 
     Arguments:
         first: Estimates per datum under one model.
-        second: Those under the other.
+        second: Estimates under the other.
 
     Returns:
         The difference per datum, and its mean with both errors, in nats.
@@ -147,7 +146,7 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
 
 
 def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> Any:
-    r"""Held-out log p(y) as ArviZ 1.x keeps an expected log pointwise predictive density.
+    r"""Held-out log p(y) as an ArviZ 1.x expected log pointwise predictive density.
 
     .. math:: \mathrm{elpd} = \sum_n \log p(y_n), \qquad
         \mathrm{se}^2 = \frac{N}{N - 1} \sum_n (\log p(y_n) - \overline{\log p})^2
@@ -155,11 +154,11 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
     For `arviz.compare({"one": elpd_data(a), "other": elpd_data(b)}, method="BB-pseudo-BMA")`, of
     data that neither model was fitted to: nothing has been left out, there is no effective number
     of parameters (`p` is nan), and the result has no label of a method of cross-validation. The
-    default method, stacking, has weights of no meaning where log densities are below about -700.
+    weights of the default method, stacking, are meaningless if log densities are below about -700.
 
     Arguments:
         log_marginal: Estimates per datum, of held-out data.
-        names: Labels of the data; numbered from 0 when left out.
+        names: Labels of the data; by default numbers from 0.
 
     Returns:
         `arviz.ELPDData`, in nats, of the whole data set. The error is that of other data, which
@@ -205,7 +204,7 @@ class ModelComparison(Result):
 
     Arguments:
         means: Mean per datum, by model, in nats, with both errors.
-        to_best: Paired difference to the best model, by model: not above zero in the mean.
+        to_best: Paired difference to the best model, by model; its mean is at most zero.
         unreliable: Number of data with an estimate that cannot be trusted, by model.
     """
 

@@ -1,7 +1,7 @@
-r"""Several processes: each has its share of the rows, and what they find is put together.
+r"""Several processes: each has its share of the rows, and their results are gathered.
 
-Under `torchrun` a script runs once in every process. It starts torch's process group, cuts its
-share from the data, and trains and evaluates as it would alone::
+Under `torchrun` a script runs once in every process. It starts torch's process group,
+takes its share of the data, and trains and evaluates as a single process would::
 
     torch.distributed.init_process_group("gloo")
     y = pv.distributed.share(y_all)                     # a memory map is cut without reading it
@@ -9,12 +9,10 @@ share from the data, and trains and evaluates as it would alone::
     pv.fit(model, guide, y)
     lml = pv.distributed.gather(pv.log_marginal_likelihood(model, guide, y))
 
-Gradients of what all data share are summed in every step of :func:`pyro_vae.fit`; what belongs to
-a row is never sent. An estimate for
-a datum depends on the seed and on the content of its row alone, so what is gathered is what one
-process finds for all rows, in their order. Rows that are equal are told apart by how many stand
-before them, in the data of one call: where equal rows lie in different shares, their draws are the
-same in both.
+Gradients of shared parameters are summed in every step of :func:`pyro_vae.fit`; per-row parameters
+are never sent. An estimate for a datum depends only on the seed and on the content of its row, so
+the gathered results are those of one process for all rows, in order. Equal rows get different draws
+within the data of one call; equal rows in different shares get the same draws.
 
 Without a process group there is one process, whose share is everything.
 """
@@ -42,7 +40,7 @@ _Result = TypeVar("_Result")
 
 
 def size() -> int:
-    """Number of processes: 1 where torch's process group was not started."""
+    """Number of processes: 1 if torch's process group was not started."""
     return dist.get_world_size() if _is_started() else 1
 
 
@@ -52,11 +50,11 @@ def rank() -> int:
 
 
 def cuts(num_data: int, shares: int) -> list[int]:
-    """Where shares of nearly equal size begin, and where the last one ends.
+    """Boundaries of shares of nearly equal size.
 
     Arguments:
         num_data: Rows of the data set.
-        shares: How many; the first ones have a row more where it cannot be cut evenly.
+        shares: Number of shares; the first ones have one row more if the split is uneven.
 
     Raises:
         ValueError: If a share would be empty.
@@ -67,8 +65,8 @@ def cuts(num_data: int, shares: int) -> list[int]:
     """
     if not 1 <= shares <= num_data:
         raise ValueError(
-            f"{num_data} rows are cut into 1 to {num_data} shares, each with a row or more; got "
-            f"{shares}"
+            f"{num_data} rows can be split into 1 to {num_data} shares of at least one row each; "
+            f"got {shares}"
         )
     small, more = divmod(num_data, shares)
     return [index * small + min(index, more) for index in range(shares + 1)]
@@ -96,13 +94,13 @@ class Share:
 
 
 def share(data: Any, index: int | None = None, shares: int | None = None) -> Any:
-    """The consecutive rows that one process has, cut as :func:`torch.tensor_split` would.
+    """The consecutive rows of one process, split as by :func:`torch.tensor_split`.
 
     Arguments:
         data: One array or tensor, a tuple of them, or a reader of rows. Arrays are sliced, so
             that a memory map stays one and nothing is read.
-        index: Which share; that of this process unless told otherwise.
-        shares: Of how many; as many as there are processes unless told otherwise.
+        index: Which share; by default that of this process.
+        shares: Number of shares; by default the number of processes.
 
     Returns:
         The rows, as the same kind of data: views, or a :class:`Share` of a reader.
@@ -134,15 +132,14 @@ def _sliced(
 
 
 def gather(result: _Result) -> _Result:
-    """Puts the results of all processes together, along the data, in the order of the rows.
+    """Gathers the results of all processes, along the data, in the order of the rows.
 
     Every process calls it, and every one gets the whole.
 
     Arguments:
-        result: What was found for the rows of this process: a tensor with the datum axis
-            leftmost, or a dataclass or tuple of such, as :class:`pyro_vae.evidence.LogMarginal`
-            and the result of :func:`pyro_vae.elbo` are. What is not a tensor, nor made of them, is
-            the same in all processes.
+        result: The result for the rows of this process: a tensor with the datum axis leftmost, or a
+            dataclass or tuple of tensors, such as :class:`pyro_vae.evidence.LogMarginal` and the
+            result of :func:`pyro_vae.elbo`. Anything else must be the same in all processes.
 
     Returns:
         The same for all rows, on the CPU if there are several processes. Means and totals over
@@ -161,11 +158,11 @@ def gather(result: _Result) -> _Result:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What fails in one process fails in all of them, so that none waits for one that is gone.
+    """Raises in all processes if one fails, so that none waits forever.
 
     Raises:
         FloatingPointError: If another process met numbers that are not finite.
-        RuntimeError: If it met another error; names the process, and what it said.
+        RuntimeError: If another process raised another error; names the process and the error.
     """
     if size() == 1:
         yield
@@ -204,7 +201,7 @@ def sizes(num_rows: int) -> list[int]:
 def add_gradients(tensors: Iterable[Tensor]) -> None:
     """Sums the gradients of tensors over processes, all those of a dtype in one message.
 
-    A tensor that took part nowhere keeps none.
+    A tensor without a gradient in any process keeps none.
     """
     tensors = list(tensors)
     if size() == 1 or not tensors:
@@ -231,10 +228,10 @@ def start_equal(tensors: Iterable[Tensor]) -> None:
 
 
 def require_same(what: str, value: Any) -> None:
-    """Refuses what differs between processes, in all of them.
+    """Raises in all processes if a value differs between them.
 
     Raises:
-        ValueError: If it does; names the processes, and what they have.
+        ValueError: If it does; names the processes and their values.
     """
     values = _everyones(value)
     for index, other in enumerate(values):
@@ -250,7 +247,7 @@ def _is_started() -> bool:
 
 
 def _wire() -> torch.device:
-    """Where tensors have to be to be sent."""
+    """The device that tensors must be on to be sent."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 

@@ -1,18 +1,18 @@
-r"""What inference costs, per datum: the gap between log p(y) and a guide's ELBO, and its parts.
+r"""The cost of inference per datum: the gap between log p(y) and a guide's ELBO, and its parts.
 
 .. math:: \underbrace{\log p(y_n) - \mathrm{ELBO}_n(q)}_{\text{inference gap}}
     = \underbrace{\log p(y_n) - \mathrm{ELBO}_n(q_n^\star)}_{\text{approximation gap}}
     + \underbrace{\mathrm{ELBO}_n(q_n^\star) - \mathrm{ELBO}_n(q)}_{\text{amortization gap}}
 
 with :math:`q_n^\star` the member of the guide's family that is best for the datum. The first part
-is what the family cannot do, whatever its parameters; the second is what the map from data to
-parameters loses.
+is the loss due to the family, whatever its parameters; the second is the loss due to the map from
+data to parameters.
 
-The ELBO of the guide and that of :math:`q_n^\star` are averages of log weights over draws that
-come from the same stream. Where both draw :math:`z = \mu + \sigma \epsilon` the noise is common,
-and of the difference :math:`d_k = \log w_k^\star - \log w_k` little noise is left. The pairs are
-independent of one another, so :math:`\bar d` and its standard error are right whether or not a
-pair is alike. Log p(y) has draws of its own, and so an independent error.
+The ELBO of the guide and that of :math:`q_n^\star` are averages of log weights over draws that come
+from the same stream. If both draw :math:`z = \mu + \sigma \epsilon`, the noise is common, and the
+difference :math:`d_k = \log w_k^\star - \log w_k` has little noise. The pairs are independent of
+one another, so :math:`\bar d` and its standard error are valid however the two are correlated. Log
+p(y) uses separate draws, and so has an independent error.
 """
 
 import math
@@ -51,7 +51,7 @@ __all__ = [
 
 _FALSE_ALARM = 1e-3  # that some gap of a batch is called negative though none is
 WORST_SHARE = 0.08
-"""Verdicts say what part of a gap this share of the data holds, those with the largest gaps."""
+"""Verdicts say how much of the gap comes from this share of the data, the largest gaps."""
 
 
 class Parts(NamedTuple):
@@ -67,13 +67,13 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class FamilyGap(PerDatum):
-    """What another family could do, per datum.
+    """The approximation gap of another family, per datum.
 
     Arguments:
         best_elbo: ELBO of the best member of the family, `(batch,)`, nats.
-        approximation: Log p(y) less that: the family's approximation gap.
+        approximation: Log p(y) minus that: the family's approximation gap.
         gain: By how much it is better than the best member of the guide's own family.
-        converged: Whether the fit of a datum was done.
+        converged: Whether the fit of a datum converged.
     """
 
     best_elbo: Estimate
@@ -113,15 +113,15 @@ class InferenceGap(PerDatum):
         log_marginal: :math:`\log p(y_n)`, its error, and whether to trust it.
         elbo: That of the guide.
         best_elbo: That of :math:`q_n^\star`, the best member of the family for the datum; its
-            error, as those of both gaps, has in it what the fit may have left.
+            error, like those of both gaps, includes the fit's possible distance from the optimum.
         approximation: `log_marginal - best_elbo`.
         amortization: `best_elbo - elbo`. The two ELBOs are averages over common draws, so this
             error is smaller than that of either.
         inference: Their sum, `log_marginal - elbo`.
-        fit_converged: Whether the fit of :math:`q_n^\star` was done, to within 0.05 nats.
+        fit_converged: Whether the fit of :math:`q_n^\star` converged, to within 0.05 nats.
         families: The same for other families, by name.
         num_samples: Draws per datum that the ELBOs are averages over.
-        given: What all of it is conditional on, in words, as in
+        given: What the results are conditional on, in words, as in
             :class:`pyro_vae.evidence.LogMarginal`.
     """
 
@@ -156,17 +156,17 @@ class InferenceGap(PerDatum):
 
     @property
     def total(self) -> Parts:
-        """Sums over the batch, with Monte Carlo errors: data have draws of their own."""
+        """Sums over the batch, with Monte Carlo errors; draws are independent between data."""
         return Parts(*(stats.total(part) for part in self.parts))
 
     @property
     def mean(self) -> Parts:
-        """Means over the batch, with Monte Carlo errors: those of other draws on these data."""
+        """Means over the batch, with Monte Carlo errors, from other draws on the same data."""
         return Parts(*(Mean.over(part, self.reliable) for part in self.parts))
 
     @property
     def population(self) -> Parts:
-        """The same means, with the errors that other data would bring; at least two data."""
+        """The same means, with errors from other data; needs at least two data."""
         return Parts(*(stats.population_mean(part.value) for part in self.parts))
 
     @property
@@ -184,7 +184,7 @@ class InferenceGap(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Those of log p(y), and what speaks against either gap."""
+        """Those of log p(y), and doubts about either gap."""
         return {
             **self.log_marginal.doubts,
             Doubt.FIT_STOPPED: ~self.fit_converged,
@@ -220,7 +220,7 @@ class InferenceGap(PerDatum):
 
     @property
     def verdict(self) -> str:
-        """What inference costs here, and how far that can be trusted, in words."""
+        """The cost of inference, and how far it can be trusted, in words."""
         mean = self.mean
         said = [
             f"Inference costs {mean.inference} nats per datum here: "
@@ -230,15 +230,15 @@ class InferenceGap(PerDatum):
         value, error = mean.amortization
         if bool(value > 4 * error + stats.rounding(mean.elbo.value)):
             said.append(
-                f"{self.concentration:.0%} of the amortization gap is on {WORST_SHARE:.0%} of "
-                "the data."
+                f"{self.concentration:.0%} of the amortization gap comes from {WORST_SHARE:.0%} "
+                "of the data."
             )
         lost = int((~self.converged).sum())
         said.append(f"Of these data, {self.trust()}; the best q was not found for {lost}.")
         return " ".join(said)
 
     def summary(self) -> str:
-        """The table of means, with the errors of other draws and of other data, and the verdict."""
+        """The table of means, with errors from other draws and from other data, and the verdict."""
         lines = [f"{'nats per datum':24}{'mean':>12}{'± draws':>12}{'± data':>12}"]
         many = len(self.reliable) > 1
         for name, part in self.mean._asdict().items():
@@ -266,7 +266,7 @@ def _line(name: str, part: Estimate, spread: float) -> str:
 
 
 def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-    """Whether gaps are below zero by more than chance over the whole batch, and rounding."""
+    """Whether gaps are negative by more than chance over the whole batch, and rounding, explain."""
     quantile = torch.tensor(1 - _FALSE_ALARM / max(1, len(gap.value)), dtype=torch.float64)
     limit = Normal(torch.zeros_like(quantile), torch.ones_like(quantile)).icdf(quantile)
     return gap.value < -(limit.to(gap.error.device) * gap.error + stats.rounding(near))
@@ -285,33 +285,32 @@ def inference_gap(
     seed: int = 0,
     progress: bool | None = None,
 ) -> InferenceGap:
-    r"""Takes the gap between log p(y) and a guide's ELBO apart, per datum and with errors.
+    r"""Decomposes the gap between log p(y) and a guide's ELBO, per datum and with errors.
 
     .. math:: \log p(y_n) - \mathrm{ELBO}_n(q)
         = \left[\log p(y_n) - \mathrm{ELBO}_n(q_n^\star)\right]
         + \left[\mathrm{ELBO}_n(q_n^\star) - \mathrm{ELBO}_n(q)\right]
 
-    :math:`q_n^\star` is the member of the guide's family that is best for the datum, with the
-    model fixed: fitted from the guide's answer, from N(0, I), and from the likeliest of some draws
-    of N(0, I); the best of them. For a guide written by hand the family is the mean-field Gaussian.
+    :math:`q_n^\star` is the member of the guide's family that is best for the datum, with the model
+    fixed: the best of fits that start from the guide's output, from N(0, I), and from the likeliest
+    of some draws of N(0, I). For a guide written by hand the family is the mean-field Gaussian.
 
-    It assumes that the fits find the best member. That cannot be proven; where the guide beats
-    :math:`q_n^\star` beyond error it was not found, and the datum is marked and not hidden
-    (`converged`, `suboptimal`). Where log p(y) is a lower bound on average, the inference and the
-    approximation gap are so too. The gaps of guides that each trained their own model do not
-    compare: a model adapts to its guide.
+    It assumes that the fits find the best member, which cannot be proven. If the guide beats
+    :math:`q_n^\star` by more than its error, it was not found, and the datum is flagged
+    (`converged`, `suboptimal`). If log p(y) is a lower bound on average, so are the inference and
+    the approximation gap. Gaps of guides that each trained their own model cannot be compared: a
+    model adapts to its guide.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        estimator: How log p(y) is found; :class:`pyro_vae.Tightest` with as many draws, unless
-            told otherwise.
-        families: Further families, by name, of which the best member is fitted too.
+        estimator: How log p(y) is estimated; by default :class:`pyro_vae.Tightest` with as many
+            draws.
+        families: Further families, by name, whose best member is fitted too.
         num_samples: Draws per datum of each average.
         fitting: How rows are fitted.
-        given: Values of the latent sites that all data share, as in
-            :func:`pyro_vae.log_marginal_likelihood`.
+        given: Values of the global latent sites, as in :func:`pyro_vae.log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show progress bars; by default on terminals and in notebooks.
 
@@ -320,8 +319,8 @@ def inference_gap(
         `approximation` and `amortization`.
 
     Raises:
-        ValueError: If data, model and guide do not fit together, or a family is a flow that was
-            set up for no guide.
+        ValueError: If data, model and guide do not fit together, or a family is a flow that no
+            guide has set up.
         FloatingPointError: If a log density is nan or plus infinity.
 
     References:
@@ -378,7 +377,7 @@ def inference_gap(
 
 
 class _Average(NamedTuple):
-    """An ELBO, and by how much it is larger than that of a reference, from common draws."""
+    """An ELBO, and its difference from that of a reference, from common draws."""
 
     elbo: Estimate
     gain: Estimate
@@ -425,15 +424,15 @@ def _decomposed(
 
 
 def _unsure(average: _Average, fit: RowFit) -> _Average:
-    """With what may be missing to the best member put into the errors."""
+    """Adds the possible distance from the best member to the errors."""
     return _Average(*(Estimate(part.value, torch.hypot(part.error, fit.left)) for part in average))
 
 
 @dataclass(frozen=True, repr=False)
 class Generalization(Result):
-    """How much worse the data that were not trained on fare; means over data, nats per datum.
+    """The difference between held-out and training data; means over data, nats per datum.
 
-    The errors are those of other data and other draws, on both sides.
+    The errors are from other data and other draws, on both sides.
     """
 
     log_marginal: Estimate
@@ -445,32 +444,33 @@ class Generalization(Result):
         """The differences, one after the other."""
         names = [entry.name for entry in fields(self)]
         said = ", ".join(f"{_NAMES[name].strip()} {getattr(self, name)}" for name in names)
-        return f"held out less trained on, nats per datum: {said}"
+        return f"held-out minus training data, nats per datum: {said}"
 
     def plot(self) -> Any:
         """The differences with their errors; needs matplotlib."""
         from .plots import plot_comparison
 
         named = {_NAMES[entry.name].strip(): getattr(self, entry.name) for entry in fields(self)}
-        return plot_comparison({"held out less trained on": named})
+        return plot_comparison({"held-out minus training data": named})
 
 
 def generalization(train: InferenceGap, held_out: InferenceGap) -> Generalization:
-    r"""Names the part of each gap that is due to data not having been trained on.
+    r"""The part of each gap that is due to generalization from training to held-out data.
 
     .. math:: \Delta = \frac{1}{N'} \sum_{n \in \text{held out}} g_n
         - \frac{1}{N} \sum_{n \in \text{trained on}} g_n
 
-    For `amortization` that is the encoder's own overfitting: with the model the same on both
-    sides, an encoder that learnt to infer in general has none. For `log_marginal` it is the
-    model's, with the sign of a gain.
+    For `amortization` it is the overfitting of the encoder: with the same model on both sides, an
+    encoder that generalizes has none. For `log_marginal` it is the overfitting of the model, with
+    the opposite sign.
 
     Arguments:
         train: Gaps on data that the guide was trained on, or a sample of them.
-        held_out: Gaps on data that it was not.
+        held_out: Gaps on data that it was not trained on.
 
     Returns:
-        Differences, held out less trained on, with errors over data, which are the larger ones.
+        Differences, held-out minus training data, with errors over data, which include those of
+        draws.
 
     Raises:
         ValueError: If either has fewer than two data.

@@ -135,7 +135,7 @@ def test_without_normals_there_are_the_means(guide: ProgramLike, use: Use) -> No
     result = collapse(gamma, guide, torch.arange(12) * 1.0)
     assert result.uses == (use,)
     assert bool(result.rate.value.isnan())
-    assert "prior alone" in result.unknown
+    assert "prior only" in result.unknown
     assert result.summary().endswith(result.unknown)
 
 

@@ -448,7 +448,7 @@ def test_unreliable_data_are_counted() -> None:
 def test_few_draws_are_unreliable() -> None:
     """Less than 30 have no tail to look at: k is nan, and nothing is trusted."""
     method = pv.ImportanceSampling(29)
-    with pytest.warns(UserWarning, match="take more draws"):
+    with pytest.warns(UserWarning, match="more draws, or train"):
         result = pv.log_marginal_likelihood(MODEL, MEAN_FIELD, FACTS_Y, method)
     assert result.pareto_k.isnan().all()
     assert result.why_not(0)[0] == Doubt.NO_TAIL.value

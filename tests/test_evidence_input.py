@@ -111,7 +111,7 @@ def other_model() -> pv.Guide:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: missing_site, r"misses the latent site\(s\) \['z'\]"),
+        (lambda: missing_site, r"lacks the latent site\(s\) \['z'\]"),
         (lambda: extra_site, "samples 'x', which the model does not have"),
         (lambda: no_plate, "sample it inside"),
         (other_rows, "fit_rows"),

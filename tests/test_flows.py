@@ -78,12 +78,12 @@ def test_a_flow_learns_what_no_normal_can() -> None:
 def test_a_flow_has_to_be_set_up_once() -> None:
     """Before it there are no nets, and a second time they would be lost."""
     family = NormalizingFlow()
-    with pytest.raises(ValueError, match=r"no nets yet.*pv.Guide"):
+    with pytest.raises(ValueError, match=r"no networks yet.*pv.Guide"):
         family(torch.zeros(1, 12))
-    with pytest.raises(ValueError, match="no nets yet"):
+    with pytest.raises(ValueError, match="no networks yet"):
         family.mean(torch.zeros(1, 12))
     family.setup(2)
-    with pytest.raises(ValueError, match=r"set up already, for 2 latent"):
+    with pytest.raises(ValueError, match=r"already set up for 2 latent"):
         family.setup(2)
 
 

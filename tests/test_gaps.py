@@ -447,7 +447,7 @@ def test_the_table(seed: int) -> None:
         *("amortization gap", "approximation, full"),
     ]
     assert f"{float(gap.mean.inference.value):.4f}" in said[4]
-    assert "100% of the amortization gap is on 8% of the data." in gap.verdict
+    assert "100% of the amortization gap comes from 8% of the data." in gap.verdict
     one = inference_gap(model_of(WEAK), off_guide("diagonal", WEAK), y[:1], num_samples=50)
     assert "± data" in one.summary()  # one datum has no spread
 

@@ -305,7 +305,7 @@ def joint_over_rows(y: Tensor) -> None:
 @pytest.mark.parametrize(
     ("guide", "message"),
     [
-        (misses, r"misses the latent site\(s\) \['b'\] .* it samples \['a'\]: add pyro\.sample"),
+        (misses, r"lacks the latent site\(s\) \['b'\] .* it samples \['a'\]: add pyro\.sample"),
         (adds, r"samples 'c', which the model does not have .*\['a', 'b'\].*is_auxiliary"),
         (joint_over_rows, r"site 'a' of the guide .* for 14 rows: sample it inside "),
     ],
@@ -369,7 +369,7 @@ def test_a_map_belongs_to_one_guide() -> None:
     """A second guide would train the first one's parameters."""
     shared = pv.GlobalParameters()
     pv.Guide(vae(), shared)
-    with pytest.raises(ValueError, match="this GlobalParameters belongs to a guide already"):
+    with pytest.raises(ValueError, match="this GlobalParameters already belongs to a guide"):
         pv.Guide(vae(), shared)
 
 

@@ -279,7 +279,7 @@ def mixed(y: Tensor) -> None:
 
 def test_mixed_auxiliary_sites_are_refused() -> None:
     """Which of them make up the density cannot be known."""
-    with pytest.raises(ValueError, match=r"\['a'\] of the guide follow .* \['b'\] do not"):
+    with pytest.raises(ValueError, match=r"\['a'\] of the guide are functions .* \['b'\] are not"):
         pv.elbo(two, mixed, Y)
 
 
@@ -299,7 +299,7 @@ def observes(y: Tensor) -> None:
     ("guide", "message"),
     [
         (point, r"puts site 'z' at a point \(Delta\), which has no density"),
-        (observes, r"misses the latent site\(s\) \['z'\] .* without obs="),
+        (observes, r"lacks the latent site\(s\) \['z'\] .* without obs="),
     ],
 )
 def test_guides_without_a_density_are_refused(guide: Callable[..., Any], message: str) -> None:

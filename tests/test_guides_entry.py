@@ -58,7 +58,7 @@ def test_new_rows_of_a_table_inside_a_module_are_refused() -> None:
     y = torch.tensor([-3.0, 0.0, 3.0])
     local, _ = guides(3)
     wrapped = Delegating(local)
-    with pytest.raises(TypeError, match=r"Delegating holds a pv.Guide with free parameters"):
+    with pytest.raises(TypeError, match=r"Delegating contains a pv.Guide with free parameters"):
         pv.fit(model, wrapped, y, validation=-y, num_epochs=1, progress=False)
 
 

@@ -224,9 +224,7 @@ def test_a_guide_of_the_batch_is_refused() -> None:
         with pyro.plate("data", len(y)):
             pyro.sample("z", dist.Normal((y - y.mean()) / 2, SD))
 
-    with pytest.raises(
-        ValueError, match=r"site 'z' .* depends on where a row stands .* other rows"
-    ):
+    with pytest.raises(ValueError, match=r"site 'z' .* depends on a row's position .* other rows"):
         pv.elbo(model, guide, Y + 1)
 
 
@@ -251,7 +249,7 @@ def test_automatic_guides_on_their_rows(kind: Any) -> None:
     torch.testing.assert_close(value, EXACT, rtol=0, atol=1e-5)
     posterior = posterior_of(guide, Program(model, Y), (Y,))
     torch.testing.assert_close(posterior.rows(slice(3, 6)).mean().squeeze(-1), Y[3:] / 2)
-    with pytest.raises(ValueError, match=r"is tied to 6 rows, and got 3: .*fit_rows"):
+    with pytest.raises(ValueError, match=r"is tied to 6 rows, but got 3: .*fit_rows"):
         pv.elbo(model, guide, Y[3:])
 
 
@@ -326,7 +324,7 @@ def test_fit_trains_them_on_all_rows(make: Callable[[], Any]) -> None:
 def test_what_they_cannot_do_is_refused_before_training(make: Callable[[], Any]) -> None:
     """Batches of some rows, and data that are held out: nothing has moved when it is said."""
     guide = make()
-    with pytest.raises(ValueError, match=r"tied to its 6 rows, and a step has 2 .*batch_size=6"):
+    with pytest.raises(ValueError, match=r"tied to its 6 rows, but a step has 2 .*batch_size=6"):
         pv.fit(model, guide, Y, batch_size=2, num_epochs=1, progress=False)
     with pytest.raises(TypeError, match=r"tied to its rows: .*pv\.LocalParameters"):
         pv.fit(model, guide, Y, validation=Y[:2], num_epochs=1, progress=False)

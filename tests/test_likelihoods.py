@@ -174,13 +174,13 @@ def test_wrong_sigmas(sigma: float) -> None:
 @pytest.mark.parametrize("initial", [0.1, 0.05, math.inf, math.nan])
 def test_wrong_starts(initial: float) -> None:
     """Sigma is above its floor, and finite."""
-    with pytest.raises(ValueError, match=r"sigma must start above its floor 0\.1"):
+    with pytest.raises(ValueError, match=r"sigma must be finite and above its floor 0\.1"):
         LearnedSigma(initial=initial, floor=0.1)
 
 
 def test_a_decoder_with_one_output() -> None:
     """An output that cannot be halved, with the remedy."""
-    with pytest.raises(ValueError, match=r"gave \(2, 3\): make it with outputs=2"):
+    with pytest.raises(ValueError, match=r"gave \(2, 3\): build it with outputs=2"):
         pv.models.VAE(nn.Linear(2, 3), Gaussian(DecodedSigma()), latent_dim=2)
 
 

@@ -220,11 +220,11 @@ def test_starts() -> None:
     ("column", "value", "message"),
     [
         ("visits", -1.0, r"Poisson needs whole values of at least 0, but 1 of \d+ are not"),
-        ("visits", 0.5, r"counts are 0, 1, 2, \.\.\.; take LogNormal for positive amounts"),
+        ("visits", 0.5, r"counts are 0, 1, 2, \.\.\.; use LogNormal for positive amounts"),
         ("colour", 3.0, r"Categorical\(3\) needs whole values in \[0, 2\]"),
         ("sex", 2.0, r"Bernoulli needs values in \[0, 1\]"),
-        ("share", 1.0, r"Beta needs values in \(0, 1\).*take ContinuousBernoulli, or move"),
-        ("income", 0.0, r"LogNormal needs values above 0.*below what can be measured"),
+        ("share", 1.0, r"Beta needs values in \(0, 1\).*use ContinuousBernoulli, or move"),
+        ("income", 0.0, r"LogNormal needs values above 0.*below the detection limit"),
     ],
 )
 def test_wrong_values(column: str, value: float, message: str) -> None:
@@ -246,10 +246,10 @@ def test_wrong_columns() -> None:
     with pytest.raises(ValueError, match=r"data of shape \(2,\), got \(3,\)"):
         likelihood.check(torch.zeros(2, 3))
     with pytest.raises(
-        ValueError, match=r"2 columns need 2 numbers a row, the decoder gave \(1, 5\)"
+        ValueError, match=r"2 columns need 2 numbers per row, the decoder gave \(1, 5\)"
     ):
         likelihood(torch.zeros(1, 5))
-    with pytest.raises(ValueError, match="each column a name of its own"):
+    with pytest.raises(ValueError, match="distinct names"):
         Mixed([Gaussian(), Gaussian()], names=("age", "age"))
     with pytest.raises(ValueError, match="got 0 likelihoods"):
         Mixed({})
@@ -280,10 +280,13 @@ def test_arguments_make_the_same() -> None:
         (lambda: StudentT(math.inf), "degrees of freedom, are positive and finite, got inf"),
         (lambda: NegativeBinomial(-1.0), r"inverse dispersion is positive and finite, got -1"),
         (lambda: LearnedDispersion(initial=1.0, floor=1.0), r"0 <= floor < initial"),
-        (lambda: Categorical(1), "num_categories is how many there are, at least 2, got 1"),
-        (lambda: Ordinal(0), "num_levels is how many there are, at least 2, got 0"),
-        (lambda: Categorical(3)(torch.zeros(1, 4)), r"3 categories need .* make it with outputs=3"),
-        (lambda: Beta()(torch.zeros(1, 3)), r"a Beta needs two numbers a feature.*outputs=2"),
+        (lambda: Categorical(1), "num_categories must be at least 2, got 1"),
+        (lambda: Ordinal(0), "num_levels must be at least 2, got 0"),
+        (
+            lambda: Categorical(3)(torch.zeros(1, 4)),
+            r"3 categories need .* build it with outputs=3",
+        ),
+        (lambda: Beta()(torch.zeros(1, 3)), r"a Beta needs two numbers per feature.*outputs=2"),
         (lambda: ZeroInflated(Poisson())(torch.zeros(1, 3)), "zero-inflated counts need 2 numbers"),
     ],
 )
@@ -412,8 +415,11 @@ def test_exposure_of_columns(place: int | None) -> None:
         ((torch.ones(3),), r"counts of shape \(4, 3\) take one exposure.*got \[\(3,\)\]"),
         ((torch.ones(4), torch.ones(4)), r"takes 1 tensor"),
         ((torch.ones(4, 2),), r"got \[\(4, 2\)\]: pass model\(y, exposure\)"),
-        ((torch.tensor([1.0, 0.0, 1.0, 1.0]),), "an exposure is positive, got 0 as the smallest"),
-        ((torch.tensor([1.0, NAN, 1.0, 1.0]),), "an exposure is positive, got nan as the smallest"),
+        ((torch.tensor([1.0, 0.0, 1.0, 1.0]),), "an exposure must be positive, the smallest is 0"),
+        (
+            (torch.tensor([1.0, NAN, 1.0, 1.0]),),
+            "an exposure must be positive, the smallest is nan",
+        ),
     ],
 )
 def test_wrong_exposures(given: tuple[Tensor, ...], message: str) -> None:
@@ -453,7 +459,7 @@ def test_no_tensor_is_left_unused(likelihood: Likelihood) -> None:
     """Only counts take an exposure; what else is given would have had no effect."""
     output = torch.zeros(3, 2)
     assert likelihood(output).batch_shape == (3,)
-    with pytest.raises(ValueError, match=r"takes 0 tensor\(s\) beside the data.*ConditionalVAE"):
+    with pytest.raises(ValueError, match=r"takes 0 tensor\(s\) besides the data.*ConditionalVAE"):
         likelihood(output, torch.ones(3))
     with pytest.raises(ValueError, match="takes 1 tensor"):
         Mixed({"a": Gaussian(), "b": Poisson()})(output, torch.ones(3), torch.ones(3))

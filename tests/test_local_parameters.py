@@ -191,10 +191,10 @@ def test_wrong_rows() -> None:
     _, guide = pair()
     with pytest.raises(ValueError, match=r"num_data is the number of rows .* got 0"):
         pv.LocalParameters(0)
-    message = "names 3 rows, but the guide was called with 4"
+    message = "has 3 rows, but the guide was called with 4"
     with pv.minibatch(torch.arange(3), NUM_DATA), pytest.raises(ValueError, match=message):
         guide.mean(data(4))
-    message = "has 20 rows, the minibatch names row 25: make it with num_data=26 or more"
+    message = "has 20 rows, but the minibatch has row 25: create it with num_data=26 or more"
     with pv.minibatch(torch.tensor([2, 25]), 30), pytest.raises(ValueError, match=message):
         guide.mean(data(2))
 
@@ -209,7 +209,9 @@ def test_other_data_are_refused() -> None:
     other[[4, 7]] += 1
     with pytest.raises(ValueError, match=r"2 of 20 rows \(the first is row 4\) .*guide\.fit_rows"):
         guide.mean(other)
-    with pytest.raises(ValueError, match=r"each of the 20 data .* got 3 others: .*pv\.minibatch"):
+    with pytest.raises(
+        ValueError, match=r"each of the 20 data .* got 3 other data: .*pv\.minibatch"
+    ):
         guide.sample(y[:3])
     with pv.minibatch(torch.arange(3), NUM_DATA):
         assert guide.mean(y[:3]).shape == (3, 2)

@@ -106,7 +106,7 @@ def test_latents_of_the_guide_are_optimistic(seed: int) -> None:
         num_samples=50,
         latents=Latents.GUIDE,
     )
-    assert "which flatters the model" in easy.verdict(1e-9)
+    assert "this check is optimistic" in easy.verdict(1e-9)
 
 
 def test_error_of_a_p_value() -> None:

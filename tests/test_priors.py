@@ -292,7 +292,7 @@ def test_another_family_is_refused() -> None:
     mine = encoder()
     model = model_with(VampPrior(mine, (4, 3), pv.DiagonalNormal()))
     with pytest.raises(
-        ValueError, match=r"set up for 4 parameters .* needs 5: make another Encoder"
+        ValueError, match=r"set up for 4 parameters .* needs 5: create another Encoder"
     ):
         pv.Guide(model, mine, pv.FullRankNormal())
 

@@ -154,7 +154,7 @@ def test_large_beta_collapses() -> None:
         assert_on(curve.rate, torch.zeros(1), 1e-3)
         assert_on(curve.information, torch.zeros(1), 1e-3)
     assert result.violations == ()
-    assert "z says nothing about the data from beta 10000 on" in result.verdict
+    assert "z carries no information about the data from beta 10000 on" in result.verdict
 
 
 @pytest.mark.slow
@@ -385,7 +385,7 @@ def test_guides_of_other_kinds() -> None:
         )
         assert len(result.points) == 2
         assert result.violations == ()
-    with pytest.raises(ValueError, match="held-out data have no row in this guide"):
+    with pytest.raises(ValueError, match="held-out data have no rows in this guide"):
         rate_distortion(model, tied, y, held_out=y, train_model=False)
 
 
@@ -432,4 +432,4 @@ def test_a_beta_that_was_still_rising_is_named(slope: float, expected: tuple[flo
     point = TradeOff(0.5, surgery, None, None, None, fit)
     result = RateDistortion((point,), None)
     assert result.unconverged == expected
-    assert ("not seen to converge" in result.verdict) == bool(expected)
+    assert ("training may not have converged" in result.verdict) == bool(expected)

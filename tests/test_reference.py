@@ -104,6 +104,24 @@ def test_public_docstrings_refer_to_what_is_public() -> None:
                 assert not ours or public_names.documented(path), (name.path, reference.text)
 
 
+def test_pages_refer_to_what_is_public() -> None:
+    """What a module says of itself heads its page; `:mod:` leads to a page, too."""
+    for page in public_names.PAGES:
+        home = public_names.module(page)
+        for reference in public_names.references(home.__doc__ or ""):
+            found = public_names.resolve(reference.target, home, None)
+            assert found is not None, (page, reference.text)
+            ours = found[0].startswith("pyro_vae")
+            assert not ours or public_names.documented(found[0]), (page, reference.text)
+
+
+def test_references_stand_on_one_line() -> None:
+    """The pages resolve them line by line."""
+    broken = re.compile(r":(?:func|class|meth|attr|mod|data|obj|exc):`[^`]*$", re.MULTILINE)
+    for file in sorted((ROOT / "pyro_vae").rglob("*.py")):
+        assert broken.findall(file.read_text(encoding="utf-8")) == [], file
+
+
 def test_every_public_name_is_documented() -> None:
     """Names at the root stand under their shortest path, and every name has a sentence."""
     names = {name.path: name for name in public_names.public_names()}

@@ -351,17 +351,17 @@ def test_a_trained_encoder_is_refined() -> None:
     assert isinstance(guide.map, Refined)
     assert torch.equal(guide.map.map((y,), None), before)
     other = pv.Guide(model, Refined(trained.map), FullRankNormal())
-    with pytest.raises(ValueError, match=r"needs 5 parameters per datum, and .* gives 4"):
+    with pytest.raises(ValueError, match=r"needs 5 parameters per datum, but .* gives 4"):
         other.mean(y)
     fresh = pv.Encoder(nn.Linear(3, 4))
     pv.Guide(model, Refined(fresh))
-    with pytest.raises(ValueError, match="belongs to a guide already"):
+    with pytest.raises(ValueError, match="already belongs to a guide"):
         pv.Guide(model, fresh)
 
 
 def test_arguments_out_of_range() -> None:
     """No steps, or no draws."""
-    with pytest.raises(ValueError, match="are at least 1, got 0 and 16; the map itself is"):
+    with pytest.raises(ValueError, match="are at least 1, got 0 and 16; without steps use"):
         Refined(pv.GlobalParameters(), steps=0)
     with pytest.raises(ValueError, match="are at least 1, got 10 and 0"):
         Refined(pv.GlobalParameters(), num_particles=0)

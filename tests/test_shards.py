@@ -69,7 +69,7 @@ def test_cuts_are_those_of_torch() -> None:
     augmented = pv.data.Augmented((y, -y), torch.neg)
     piece, other = pv.distributed.share(augmented, 1, 2).data
     assert torch.equal(torch.cat([piece, -other]), y[6:].repeat(2))
-    with pytest.raises(ValueError, match="11 rows are cut into 1 to 11 shares"):
+    with pytest.raises(ValueError, match="11 rows can be split into 1 to 11 shares"):
         pv.distributed.share(y, 0, 12)
 
 
@@ -175,7 +175,7 @@ def test_compiled_steps_are_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_shards_than_rows_are_refused() -> None:
     """Each has one row at least."""
-    with pytest.raises(ValueError, match="10 rows are cut into 1 to 10 shares"):
+    with pytest.raises(ValueError, match="10 rows can be split into 1 to 10 shares"):
         fit(*small(), data(10), shards=11)
 
 

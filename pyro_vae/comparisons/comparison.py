@@ -1,7 +1,6 @@
 """The result of a comparison: a table, figures, ArviZ data, and a folder with all of it."""
 
 import csv
-import io
 import itertools
 import json
 import math
@@ -147,7 +146,9 @@ class Comparison(Result):
     @cached_property
     def pictures(self) -> dict[str, bytes]:
         """The same figures as PNG files; drawn once and kept, since that takes seconds."""
-        return {name: _png(figure) for name, figure in self.plot().items()}
+        from .figures import png_of
+
+        return {name: png_of(figure) for name, figure in self.plot().items()}
 
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
         """ArviZ data of the held-out data, by guide."""
@@ -235,12 +236,6 @@ def _write(table: Comparison, folder: Path) -> None:
         place = folder / _MODELS / files[name]
         told = {**about, "training": result.fit.summary(), "evaluation": result.test.summary()}
         storage.save(place, model=result.model, guide=result.guide, about=told)
-
-
-def _png(figure: "Figure") -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150)
-    return file.getvalue()
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """The figures of a comparison, drawn from its results without opening windows."""
 
+import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -127,6 +129,16 @@ def _latent_plane(results: Results, labels: Tensor | None) -> "Figure":
 def _figure(
     width: float, height: float, *, layout: Literal["constrained", "compressed"] = "constrained"
 ) -> "Figure":
+    """A new figure; a notebook shows it, also where pyplot has drawn nothing yet."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout=layout)  # inches
+    figure = Figure(figsize=(width, height), layout=layout)  # inches
+    figure._repr_png_ = partial(png_of, figure)  # type: ignore[attr-defined]
+    return figure
+
+
+def png_of(figure: "Figure") -> bytes:
+    """The bytes of a PNG file of a figure."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return file.getvalue()

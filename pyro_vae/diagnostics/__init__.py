@@ -1,4 +1,4 @@
-"""Diagnoses of guides and of the latent space: what z says about the data, and how well."""
+"""Diagnostics of guides and of the latent space."""
 
 from .._arguments import check_public
 from .aggregate import PriorMatch as PriorMatch

@@ -1,20 +1,20 @@
-r"""The aggregated posterior against the prior: by how much they differ, and where.
+r"""The aggregated posterior and the prior: how much they differ, and where.
 
-A model generates from :math:`p(z)`, and was trained at draws of
-:math:`q(z) = \frac{1}{N} \sum_n q(z \mid y_n)`. Where the two differ, it generates from places
-that it has not learnt. The rate splits into what z says about the datum, and that difference:
+A model generates from :math:`p(z)`, and was trained at draws of :math:`q(z) = \frac{1}{N} \sum_n
+q(z \mid y_n)`. Where the two differ, it generates from regions that it was not trained on. The rate
+splits into the information of z about the datum, and that difference:
 
 .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z \mid y_n) \,\|\, p(z))
     = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))
 
-Every expectation is over :math:`q(z \mid y_n)` of one datum, and what is averaged is a function
-of the posteriors, not of other draws. So with :math:`K` independent draws per datum the means are
-unbiased, and their errors those of plain means: they say what other draws on the same data would
-change. With other data the aggregate is another one.
+Every expectation is over :math:`q(z \mid y_n)` of one datum, and what is averaged is a function of
+the posteriors, not of other draws. So with :math:`K` independent draws per datum the means are
+unbiased, and their errors are those of plain means, from other draws on the same data. With other
+data the aggregate is different.
 
 The same holds for a single latent, :math:`z_d`, if the density of each :math:`q(z_d \mid y_n)` is
-known. It is for normals, whatever map, family or program they come from. They are told by their
-density: with gradient :math:`g` and Hessian :math:`-P` of :math:`\log q` at any one point
+known. It is known for normals, whatever map, family or program they come from. They are recognized
+by their density: with gradient :math:`g` and Hessian :math:`-P` of :math:`\log q` at any one point
 :math:`z`, a normal has the covariance :math:`P^{-1}` and the mean :math:`z + P^{-1} g`, and then
 its density is that of :math:`q` at every other point as well, which is checked.
 """
@@ -50,21 +50,21 @@ _FEWEST = 10  # draws: of fewer no permutation test can be significant at any le
 
 @dataclass(frozen=True, repr=False)
 class Surgery(Result):
-    r"""The parts of the ELBO, in nats per datum, with Monte Carlo errors for these very data.
+    r"""The parts of the ELBO, in nats per datum, with Monte Carlo errors for these data.
 
     :math:`\mathrm{ELBO} = -\mathrm{distortion} - \mathrm{rate}` and
     :math:`\mathrm{rate} = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))`, exactly, since all are from
     the same draws.
 
     Arguments:
-        information: What z says about which of the data it came from.
+        information: Information of z about the identity of the datum.
         mismatch: Divergence of the aggregated posterior from the prior.
         rate: Their sum, :math:`\mathrm{KL}(q(z \mid y) \,\|\, p(z))`.
         distortion: :math:`-\mathbb{E}_q \log p(y \mid z)`.
         elbo: The bound.
         ceiling: The logarithm of the number of data, which the information cannot exceed.
         num_samples: Draws used per datum.
-        given: What all is conditional on, in words: values of sites that all data share.
+        given: What the results are conditional on, in words: values of global sites.
     """
 
     information: Estimate
@@ -85,33 +85,35 @@ class Surgery(Result):
 
     @property
     def verdict(self) -> str:
-        """What the parts mean, in words."""
+        """The verdict, in words."""
         return f"{self._on_information()}; {self._on_mismatch()}"
 
     def _on_information(self) -> str:
         value, error = (float(part) for part in self.information)
         if value < max(NEGLIGIBLE, 2 * error):
-            return "z says nothing about the data"
+            return "z carries no information about the data"
         if value > 0.95 * self.ceiling:
             return (
-                "z all but names the datum: the information is at its ceiling, and more data "
-                "would show more of it"
+                "z nearly identifies the datum: the information is at its ceiling, and could be "
+                "higher with more data"
             )
         return f"z narrows the data down by a factor of {math.exp(value):.3g}"
 
     def _on_mismatch(self) -> str:
         value, error = (float(part) for part in self.mismatch)
         if value < max(NEGLIGIBLE, 2 * error):
-            return "the aggregated posterior is the prior, as far as this can see"
+            return "no difference between the aggregated posterior and the prior is detected"
         share = 100 * value / float(self.rate.value)
-        return f"{share:.0f}% of the rate is distance of the aggregated posterior from the prior"
+        return (
+            f"{share:.0f}% of the rate is the divergence of the aggregated posterior from the prior"
+        )
 
     def summary(self) -> str:
-        """The numbers, and what they mean."""
+        """The numbers, and the verdict."""
         return (
-            f"rate {self.rate:.3f} = {self.information:.3f} about which datum (at most "
-            f"log N = {self.ceiling:.2f}) + {self.mismatch:.3f} from q(z) to the prior; "
-            f"distortion {self.distortion:.3f}, ELBO {self.elbo:.3f} nats per datum "
+            f"rate {self.rate:.3f} = {self.information:.3f} of information (at most log N = "
+            f"{self.ceiling:.2f}) + {self.mismatch:.3f} of divergence from the prior; distortion "
+            f"{self.distortion:.3f}, ELBO {self.elbo:.3f} nats per datum "
             f"({self.num_samples} draws each{', ' * bool(self.given)}{self.given}): {self.verdict}"
         )
 
@@ -130,16 +132,16 @@ def surgery(
     .. math:: \mathrm{KL}(q(z) \,\|\, p(z)) = \frac{1}{N} \sum_n \mathbb{E}_{q(z \mid y_n)} \left[
         \log \frac{1}{N} \sum_m q(z \mid y_m) - \log p(z) \right]
 
-    The aggregate is over all N data, so the cost grows with :math:`N^2`. All parts are about
-    these data: of fewer data, the same guide has less information (never above log N) and more
+    The aggregate is over all N data, so the cost grows with :math:`N^2`. All parts depend on the
+    data set: on fewer data, the same guide has less information (never above log N) and more
     mismatch, while rate and distortion are plain means over data.
 
     Arguments:
-        model: The Pyro program, whose own prior the aggregate is held against.
+        model: The Pyro program, whose prior the aggregate is compared with.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them; the data that the aggregate is over.
-        num_samples: Draws per datum, at least two; by default as many as take seconds. With as many
-            draws and the same seed, :func:`pyro_vae.elbo` has the same rate and distortion.
+        num_samples: Draws per datum, at least two; by default chosen to take a few seconds. With as
+            many draws and the same seed, :func:`pyro_vae.elbo` has the same rate and distortion.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
@@ -160,7 +162,7 @@ def surgery(
         >>> model = models.VAE(torch.nn.Linear(1, 3), likelihoods.Gaussian(), latent_dim=1)
         >>> parts = surgery(model, Guide(model, GlobalParameters()), torch.zeros(9, 3))
         >>> parts.verdict.split(";")[0]
-        'z says nothing about the data'
+        'z carries no information about the data'
     """
     with prepared(model, guide, data, seed) as inference:
         _require_one_prior(*inference)
@@ -188,7 +190,7 @@ def _mean(values: Float[Tensor, "particles data"]) -> Estimate:
 
 
 def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> None:
-    """Refuses a prior that depends on the datum: there is then no one prior to compare with.
+    """Refuses a prior that depends on the datum: there is then no single prior to compare with.
 
     It is seen from the density of the same points for the next datum.
     """
@@ -198,8 +200,8 @@ def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> 
     if not torch.allclose(own, other, rtol=1e-4, atol=1e-4):
         raise ValueError(
             "the prior of this program depends on the datum (on a covariate, or on what was "
-            "observed earlier), so there is no one prior to hold the aggregated posterior "
-            "against; take pv.elbo for the rate of each datum, or data with equal covariates"
+            "observed earlier), so there is no single prior to compare the aggregated posterior "
+            "with; use pv.elbo for the rate of each datum, or data with equal covariates"
         )
 
 
@@ -262,7 +264,7 @@ def _gradient(value: Tensor, z: Tensor) -> Tensor:
 
 
 class Latents(NamedTuple):
-    r"""What single latents do, `(latents,)` each, in nats: rate = information + mismatch.
+    r"""Quantities of single latents, `(latents,)` each, in nats: rate = information + mismatch.
 
     The rate is exact, and has no error. The mean is each datum's, `(data, latents)`, and the
     variance that of the prior.
@@ -305,7 +307,7 @@ def _posterior_normals(posterior: Posterior) -> Normals:
     normals = normals_of(lambda points: density(posterior, points), z)
     if normals is None:
         raise UnknownDensity(
-            "the density of a single latent is known for normal posteriors alone, and those of "
+            "the density of a single latent is known for normal posteriors only, and those of "
             "this guide are not normal; pv.diagnostics.prior_match compares draws, and "
             "pv.diagnostics.surgery all latents together"
         )
@@ -323,7 +325,7 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
     normals = normals_of(lambda z: program.log_densities(z, *row).prior, points)
     if normals is None:
         raise UnknownDensity(
-            "the density of a single latent is known for a normal prior alone, and that of this "
+            "the density of a single latent is known for a normal prior only, and that of this "
             "program is not normal, in its unconstrained latents; pv.diagnostics.prior_match "
             "compares draws, and pv.diagnostics.surgery all latents together"
         )
@@ -375,19 +377,19 @@ def marginal_divergences(
     .. math:: \mathrm{KL}(q(z_d) \,\|\, p(z_d)), \qquad
         q(z_d) = \frac{1}{N} \sum_n q(z_d \mid y_n)
 
-    For normal posteriors and a normal prior, of any map, family or program: normals are told by
-    their density. With all zero, the latents together may differ from the prior still, by how
-    they depend on one another: :func:`surgery` has that.
+    For normal posteriors and a normal prior, from any map, family or program: normals are
+    recognized by their density. Even if all are zero, the latents may jointly differ from the
+    prior, by their dependence: see :func:`surgery`.
 
     Arguments:
-        model: The Pyro program, whose own prior the aggregate is held against.
+        model: The Pyro program, whose prior the aggregate is compared with.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them; the data that the aggregate is over.
-        num_samples: Draws per datum, at least two; by default as many as take a second.
+        num_samples: Draws per datum, at least two; by default chosen to take about a second.
         seed: Seed of the draws; the caller's random stream is left alone.
 
     Returns:
-        `(latents,)`, in nats, with the Monte Carlo errors for these very data.
+        `(latents,)`, in nats, with the Monte Carlo errors for these data.
 
     Raises:
         ValueError: If posteriors or prior are not normal, the prior is not the same for all data,
@@ -410,7 +412,7 @@ class PriorMatch(Result):
 
     Arguments:
         joint: p-value of all latents together.
-        latents: p-values of each by itself, `(latents,)`, adjusted for their number (Holm).
+        latents: p-values of single latents, `(latents,)`, adjusted for their number (Holm).
         distances: Largest difference of the distribution functions, `(latents,)`, from 0 to 1.
         aggregate: Draws of the aggregated posterior, one per datum, `(draws, latents)`.
         prior: As many draws of the prior, `(draws, latents)`.
@@ -423,7 +425,7 @@ class PriorMatch(Result):
     prior: Float[Tensor, "draws latents"]
 
     def summary(self) -> str:
-        """Both tests, and what they say."""
+        """Both tests, and the verdict."""
         return f"all latents together: p = {self.joint:.2g}\n{self.verdict}"
 
     def plot(self) -> Any:
@@ -439,11 +441,11 @@ class PriorMatch(Result):
 
     @property
     def verdict(self) -> str:
-        """What the tests say at the 5% level, in words."""
+        """The verdict at the 5% level, in words."""
         if self.p_value > 0.05:
             return (
-                f"no difference between q(z) and the prior is seen in {len(self.prior)} draws of "
-                f"each (p = {self.p_value:.2g}); a small one may be there"
+                f"no difference between q(z) and the prior is detected in {len(self.prior)} draws "
+                f"of each (p = {self.p_value:.2g}); a small one may exist"
             )
         off = [str(latent) for latent in (self.latents <= 0.05).nonzero()[:, 0].tolist()]
         where = f"latents {', '.join(off)} by themselves" if off else "no latent by itself"
@@ -467,17 +469,17 @@ def prior_match(
     .. math:: 2 \mathbb{E} \|z - z'\| - \mathbb{E} \|z - \tilde z\| - \mathbb{E} \|z' - \tilde z'\|,
         \qquad z, \tilde z \sim q(z), \quad z', \tilde z' \sim p(z)
 
-    in units of each latent's spread. What is tested is the aggregate over the population that the
-    data are a sample of, :math:`\mathbb{E}_y q(z \mid y)`: then one draw per datum makes
-    independent draws, and the level is exact, if the guide has not seen these data (take held-out
-    ones). On the data that it was fitted to, p-values are approximate. Any guide that can be drawn
-    from will do; no density is asked for.
+    in units of each latent's spread. The test is about the aggregate over the population that the
+    data are a sample of, :math:`\mathbb{E}_y q(z \mid y)`: then one draw per datum gives
+    independent draws, and the level is exact if the guide was not fitted to these data (use
+    held-out ones). On the data that it was fitted to, p-values are approximate. Any guide that can
+    be sampled works; no density is needed.
 
     Arguments:
-        model: The Pyro program, whose own prior is drawn from.
+        model: The Pyro program, whose prior is sampled.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        num_permutations: The joint p-value is at least one over this number plus one.
+        num_permutations: Permutations; the joint p-value is at least one over this number plus one.
         seed: Seed of the draws; the caller's random stream is left alone.
 
     Returns:

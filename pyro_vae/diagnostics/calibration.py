@@ -1,16 +1,16 @@
-r"""Simulation-based calibration: does a guide know how much it does not know?
+r"""Simulation-based calibration: does a guide quantify its uncertainty correctly?
 
-A program that simulates :math:`z^\star \sim p(z)` and then :math:`y \sim p(y \mid z^\star)` has
-drawn :math:`z^\star` from the posterior :math:`p(z \mid y)`. If the guide is that posterior, then
-:math:`z^\star` is one more draw like :math:`z_1, \ldots, z_L \sim q(z \mid y)`, so for any function
-:math:`t(z, y)` the rank
+If a program simulates :math:`z^\star \sim p(z)` and then :math:`y \sim p(y \mid z^\star)`, then
+:math:`z^\star` is a draw from the posterior :math:`p(z \mid y)`. If the guide is that posterior,
+then :math:`z^\star` is one more draw like :math:`z_1, \ldots, z_L \sim q(z \mid y)`, so for any
+function :math:`t(z, y)` the rank
 
 .. math:: r = \#\{l : t(z_l, y) < t(z^\star, y)\}
 
-is uniform on :math:`0, \ldots, L`, exactly, with ties broken at random. Ranks at both ends say that
-the guide is too narrow, in the middle too wide, at one end too high or too low. A guide that
-returns the prior has uniform ranks of every coordinate of z, too: only functions of z *and* y,
-such as :math:`\log p(y \mid z)`, show that it did not look at its datum.
+is uniform on :math:`0, \ldots, L`, exactly, with ties broken at random. Too many ranks at both ends
+mean that the guide is too narrow, in the middle too wide, at one end biased. A guide that returns
+the prior also has uniform ranks of every coordinate of z: only functions of z *and* y, such as
+:math:`\log p(y \mid z)`, reveal that it ignores its datum.
 """
 
 import itertools
@@ -41,7 +41,7 @@ _POWER = 0.9  # probability that what a verdict says would be seen is seen
 
 
 class Draws(NamedTuple):
-    """What a test quantity is computed from, be the latents the simulated ones or the guide's.
+    """The input of a test quantity, for the simulated latents or the guide's draws.
 
     Arguments:
         z: Flat unconstrained latents, `(particles, batch, latents)`.
@@ -61,7 +61,7 @@ Quantity: TypeAlias = Callable[[Draws], Tensor]
 
 
 def log_likelihood(draws: Draws) -> Tensor:
-    r""":math:`\log p(y \mid z)`: catches a guide that does not look at its datum."""
+    r""":math:`\log p(y \mid z)`: detects a guide that ignores its datum."""
     return draws.log_likelihood
 
 
@@ -72,11 +72,11 @@ def log_joint(draws: Draws) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class Calibration(Result):
-    """Ranks of what was simulated among the guide's draws, and what they say.
+    """Ranks of simulated latents among the guide's draws, with tests.
 
     Arguments:
         ranks: From 0 to `num_samples`, `(data, quantities)`; uniform if the guide is calibrated.
-        names: Of the quantities: latents by site, then functions of z and y.
+        names: Names of the quantities: latents by site, then functions of z and y.
         num_samples: Draws of the guide per datum.
         data: The simulated data.
         given: What the posterior is conditional on, in words; empty if on nothing.
@@ -107,7 +107,7 @@ class Calibration(Result):
 
     @property
     def adjusted(self) -> Float64[Tensor, " quantities"]:
-        """P-values after Holm: rejecting those below a rate has that rate for all together."""
+        """P-values adjusted by Holm's method for the number of quantities."""
         return stats.holm(self.p_values)
 
     @property
@@ -121,7 +121,7 @@ class Calibration(Result):
         return stats.mean_estimate(_squares(self.num_samples)[self.ranks.cpu()])
 
     def verdict(self, false_alarm: float = 0.01) -> str:
-        """Says which quantities are not calibrated, and in what way.
+        """Which quantities are not calibrated, and in what way, in words.
 
         Arguments:
             false_alarm: Probability that a calibrated guide is rejected, over all quantities.
@@ -129,12 +129,12 @@ class Calibration(Result):
         rejected = (self.adjusted < false_alarm).nonzero().flatten().tolist()
         rate = f"false-alarm rate {false_alarm:g} over {len(self.names)} quantities (Holm)"
         if not rejected:
-            return f"nothing amiss at a {rate}: {self._resolution(false_alarm)}"
+            return f"no miscalibration detected at a {rate}: {self._resolution(false_alarm)}"
         words = ", ".join(f"{self.names[place]} {self._shape(place)}" for place in rejected)
         return f"not calibrated at a {rate}; the guide's draws of {words}"
 
     def summary(self, false_alarm: float = 0.01) -> str:
-        """One line a quantity, then the verdict."""
+        """One line per quantity, then the verdict."""
         lines = [
             f"{name}: mean rank {plus_minus(place, place_error, '.3f')} (1/2 if calibrated), "
             f"spread {plus_minus(spread, spread_error, '.2f')} (1), "
@@ -156,7 +156,7 @@ class Calibration(Result):
         # The latents lie below the draws where the draws are too high.
         high = "too low" if shift > 0 else "too high"
         if max(abs(shift), abs(width)) < 2:
-            return "are off in another way than their place or width"
+            return "are off in another way than by location or width"
         if abs(shift) >= abs(width):  # a shift alone sends ranks to an end, and spreads them
             return f"are {high}"
         return f"{narrow} and {high}" if abs(shift) > 2 else narrow
@@ -171,15 +171,15 @@ class Calibration(Result):
         return shift * root, width * root
 
     def _resolution(self, false_alarm: float) -> str:
-        """What would have been seen nine times in ten, in words."""
+        """What would have been detected nine times in ten, in words."""
         scale, place = self.resolution(false_alarm)
         return (
-            f"with {len(self.ranks)} data, scales of a normal posterior that are off by "
-            f"{scale:.0%}, or means by {place:.2g} posterior sd, are seen nine times in ten"
+            f"with {len(self.ranks)} data, errors of {scale:.0%} in the scale of a normal "
+            f"posterior, or of {place:.2g} posterior sd in its mean, are detected nine times in ten"
         )
 
     def resolution(self, false_alarm: float = 0.01) -> tuple[float, float]:
-        r"""Relative error of a scale, and error of a mean in posterior sd, seen nine times in ten.
+        r"""Errors of a scale (relative) and of a mean (posterior sd) detected nine times in ten.
 
         A scale that is off by :math:`\delta` moves the share of ranks up to one standard deviation
         by :math:`\phi(1) \delta`, a mean the share up to the middle by :math:`\phi(0) \delta`. It
@@ -217,32 +217,32 @@ def simulation_based_calibration(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Calibration:
-    r"""Ranks simulated latents among the guide's draws for the data that they simulate.
+    r"""Ranks simulated latents among the guide's draws for the simulated data.
 
     .. math:: z^\star \sim p(z), \quad y \sim p(y \mid z^\star), \quad
         z_1, \ldots, z_L \sim q(z \mid y), \quad r = \#\{l : t(z_l, y) < t(z^\star, y)\}
 
-    It says whether the guide is the posterior on data such as the model makes, which need not be
-    such as yours. Calibration is an average over data: a guide may be too narrow for some and
-    too wide for others. A :class:`pyro_vae.LocalParameters` guide has no rows for data that are
-    simulated, so free parameters are fitted to them first (`guide.fit_rows`); what is tested is
-    then its family and that fit, not the rows that it has.
+    It tests whether the guide is the posterior on data simulated from the model, which may differ
+    from your data. Calibration is an average over data: a guide may be too narrow for some and too
+    wide for others. A :class:`pyro_vae.LocalParameters` guide has no rows for simulated data, so
+    free parameters are fitted to them first (`guide.fit_rows`); this tests its family and that fit,
+    not its trained rows.
 
     Arguments:
-        model: A Pyro program `model(*batch)` with one plate over data, whose observed sites are
-            given tensors of the batch or parts of them.
+        model: A Pyro program `model(*batch)` with one plate over data, whose observed sites observe
+            tensors of the batch or parts of them.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: Rows that say the shapes, and the covariates. What the model observes of them is
-            replaced by what it simulates.
-        num_data: Data to simulate; the rows are taken in turn. As many as rows by default. With
-            1,000 a scale that is off by 8% shows.
+        data: Rows that give the shapes and the covariates. The observed values are replaced by
+            simulated ones.
+        num_data: Data to simulate; the rows are used in turn. By default as many as rows. With
+            1,000 an error of 8% in a scale is detected.
         num_samples: Draws of the guide per datum, :math:`L`; L + 1 with many divisors makes a
             histogram of equal bins.
-        quantities: Functions of z and y that are ranked beside the entries of the flat latent
-            vector; by default :math:`\log p(y \mid z)` alone (:func:`log_likelihood`).
-        given: Values of the latent sites that all data share; by default the mean of their
-            posterior. Latents and data are simulated given these.
-        seed: Seed of everything; the caller's random stream is left alone.
+        quantities: Functions of z and y that are ranked in addition to the entries of the flat
+            latent vector; by default :math:`\log p(y \mid z)` alone (:func:`log_likelihood`).
+        given: Values of the global latent sites; by default the mean of their posterior. Latents
+            and data are simulated given these.
+        seed: Seed of all draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:

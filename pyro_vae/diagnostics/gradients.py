@@ -1,10 +1,10 @@
-r"""How noisy is the gradient that training follows?
+r"""The noise of the training gradient.
 
-One evaluation of a loss gives a draw :math:`g` of its gradient. Draws at the same parameters have
-a mean, which is the signal, and a variance, which is the noise; training has to average about
-:math:`1 / \mathrm{SNR}^2` of them, over steps or over data, before it sees the signal. For
-:math:`\mathbb{E}_q f(z)` with :math:`f = -|z|^2 / 2` and :math:`q = N(\mu, I_d)` at
-:math:`\mu = 0` the gradient by an entry of :math:`\mu` is
+One evaluation of a loss gives a draw :math:`g` of its gradient. Draws at the same parameters have a
+mean, which is the signal, and a variance, which is the noise; training has to average about
+:math:`1 / \mathrm{SNR}^2` of them, over steps or over data, for the signal to emerge. For
+:math:`\mathbb{E}_q f(z)` with :math:`f = -|z|^2 / 2` and :math:`q = N(\mu, I_d)` at :math:`\mu = 0`
+the gradient with respect to an entry of :math:`\mu` is
 
 * :math:`-z_i` along the path :math:`z = \mu + \epsilon`, with variance 1;
 * :math:`f(z) \, z_i` as a score function, with variance :math:`(d + 2)(d + 4) / 4`;
@@ -66,12 +66,12 @@ class _Sums:
 
 @dataclass(frozen=True, repr=False)
 class ParameterNoise(Result):
-    """The gradient by one parameter; every field has the parameter's shape.
+    """The gradient with respect to one parameter; every field has the parameter's shape.
 
     Arguments:
         mean: Gradient of the loss per datum, in nats per unit of the parameter.
         variance: Variance of one draw of it.
-        signal_to_noise: Absolute mean over standard deviation; nan where both are zero.
+        signal_to_noise: Absolute mean divided by standard deviation; nan where both are zero.
     """
 
     mean: Estimate
@@ -79,7 +79,7 @@ class ParameterNoise(Result):
     signal_to_noise: Estimate
 
     def summary(self) -> str:
-        """Signal to noise of its entries: the middle one, and the lowest and highest."""
+        """Signal-to-noise ratio of its entries: median, lowest and highest."""
         ratios = self.signal_to_noise.value.flatten()
         known = ratios[~ratios.isnan()]
         if not len(known):
@@ -121,7 +121,7 @@ class GradientNoise(Result):
     second: Float64[Tensor, "blocks entries"]
 
     def plot(self) -> Any:
-        """Signal to noise of the gradient by each parameter; needs matplotlib."""
+        """Signal-to-noise ratio for each parameter; needs matplotlib."""
         from ..plots import plot_comparison
 
         ratios = {name: self.of(name, exactly=True).signal_to_noise for name in self.shapes}
@@ -149,7 +149,7 @@ class GradientNoise(Result):
         return Estimate(statistic(self._all), (spread * (blocks - 1) / blocks).sqrt())
 
     def parameter(self, name: str) -> ParameterNoise:
-        """The gradient by one parameter, entry by entry.
+        """The gradient with respect to one parameter, entry by entry.
 
         Raises:
             ValueError: If there is no parameter of that name.
@@ -166,7 +166,7 @@ class GradientNoise(Result):
         return ParameterNoise(*shaped)
 
     def of(self, start: str, *, exactly: bool = False) -> "GradientNoise":
-        """The same for the parameters whose name starts so: `of("guide")`, `of("model")`.
+        """The same for the parameters whose names have a prefix: `of("guide")`, `of("model")`.
 
         Arguments:
             start: The beginning of the names.
@@ -200,20 +200,20 @@ class GradientNoise(Result):
 
     @property
     def signal_to_noise(self) -> Estimate:
-        r"""Absolute mean over standard deviation, average over all entries that have either.
+        r"""Absolute mean divided by standard deviation, averaged over entries with a nonzero one.
 
-        Where there is no signal at all it is :attr:`floor` on average, and not 0.
+        Without any signal it is :attr:`floor` on average, and not 0.
         """
         return self._estimate(lambda sums: sums.signal_to_noise.nanmean())
 
     @property
     def floor(self) -> float:
-        r"""What the ratio of an entry without signal is on average, :math:`\sqrt{2 / (\pi R)}`."""
+        r"""Average ratio of an entry without signal, :math:`\sqrt{2 / (\pi R)}`."""
         return math.sqrt(2 / (math.pi * self.num_repeats))
 
     @property
     def verdict(self) -> str:
-        """Says how much of one draw is signal, and how many have to be averaged."""
+        """The signal in one draw, and how many draws have to be averaged, in words."""
         value, error = (float(part) for part in self.signal_to_noise)
         if math.isnan(value):
             return "the gradient is zero for every draw: there is neither signal nor noise"
@@ -226,15 +226,15 @@ class GradientNoise(Result):
         if value < 2 * self.floor:
             return (
                 f"{ratio}: noise alone gives {self.floor:.2g} with {self.num_repeats} repeats, so "
-                "the signal is drowned; take more repeats to measure it"
+                "the signal cannot be measured; use more repeats"
             )
         needed = math.ceil(value**-2)
         if needed == 1:
             return f"{ratio}: one draw has more signal than noise"
-        return f"{ratio}: about {needed} draws are to be averaged for as much signal as noise"
+        return f"{ratio}: about {needed} draws have to be averaged for as much signal as noise"
 
     def summary(self) -> str:
-        """One line a parameter, then the verdict."""
+        """One line per parameter, then the verdict."""
         lines = []
         for name, shape in self.shapes.items():
             part = self.of(name, exactly=True)
@@ -257,25 +257,25 @@ def gradient_noise(
     seed: int = 0,
     progress: bool | None = None,
 ) -> GradientNoise:
-    r"""Measures the noise of an objective's gradient, by repeating it at the same parameters.
+    r"""Measures the noise of an objective's gradient, by repeated draws at the same parameters.
 
     .. math:: \bar g = \frac{1}{R} \sum_r g_r, \qquad
         s^2 = \frac{1}{R - 1} \sum_r (g_r - \bar g)^2, \qquad \mathrm{SNR} = |\bar g| / s
 
-    Each :math:`g_r` is the gradient of the loss per datum, over all the data given: what one step
-    of :func:`pyro_vae.fit` sees when these are its batch. Averages over N data have 1/N of the
-    variance of one datum. Modules are in training mode, as they are there, so that dropout is
-    part of the noise; every buffer and parameter is put back. For some rows of a larger data set
+    Each :math:`g_r` is the gradient of the loss per datum, over all the data given: the gradient of
+    one step of :func:`pyro_vae.fit` with these data as its batch. Averages over N data have 1/N of
+    the variance of one datum. Modules are in training mode, as they are there, so that dropout is
+    part of the noise; every buffer and parameter is restored. For some rows of a larger data set
     call it inside `with pv.minibatch(rows, num_data):`.
 
     Arguments:
-        objective: An objective of ours, or one of Pyro's ELBOs (also `TraceGraph_ELBO`).
+        objective: One of :mod:`pyro_vae.objectives`, or of Pyro's ELBOs (also `TraceGraph_ELBO`).
         model: The Pyro program.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; with
             :func:`score_function` around it, its draws have no path gradient.
         data: The batch tensor, or a tuple of them.
         num_repeats: Draws of the gradient, :math:`R`. A ratio below :math:`1 / \sqrt R` cannot be
-            told from none.
+            distinguished from zero.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
@@ -354,12 +354,12 @@ class _Gradients:
             self._refuse_rows()
 
     def _refuse_rows(self) -> None:
-        """A table's rows would move as soon as a gradient is accumulated in them."""
+        """Refuses a table, whose rows would be updated by every gradient."""
         map = getattr(self.guide, "map", None)
         if map is not None and any(map.owns(leaf) for leaf in self.tensors.values()):
             raise ValueError(
                 f"{type(self.objective).__name__} has no differentiable_loss, and its gradients "
-                "would train the rows of LocalParameters; use Trace_ELBO, or an objective of ours"
+                "would train the rows of LocalParameters; use Trace_ELBO, or one of pv.objectives"
             )
 
     def draw(self) -> Float64[Tensor, " entries"]:
@@ -428,7 +428,8 @@ def score_function(guide: ProgramLike) -> ScoreFunction:
 
     Every draw of the guide is detached from the parameters, and its density is not. Pyro's
     `Trace_ELBO` and `TraceGraph_ELBO` then take the score function by themselves, the second with
-    the baselines that sites ask for; the objectives of ours need a path, and refuse it.
+    the baselines set at the sites; the objectives of this library need a path gradient, and refuse
+    it.
 
     Arguments:
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
@@ -457,7 +458,7 @@ def score_function(guide: ProgramLike) -> ScoreFunction:
 
 
 class _NoPath(Messenger):
-    """Takes the path out of what is sampled. A point mass has no other gradient and keeps it."""
+    """Removes the path gradient of samples. A point mass has no other gradient and keeps it."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]

@@ -1,8 +1,8 @@
-r"""What the latents say about which datum they came from.
+r"""Information of the latents about the identity of the datum.
 
 With :math:`q(z) = \frac{1}{N} \sum_n q(z \mid y_n)` the aggregated posterior, the rate splits into
-what z says about which datum it came from, and how far the aggregate is from the prior
-("ELBO surgery"):
+the information of z about the identity of the datum, and the divergence of the aggregate from the
+prior ("ELBO surgery"):
 
 .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z \mid y_n) \,\|\, p(z))
     = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z)), \qquad 0 \le I_q(n; z) \le \log N
@@ -29,7 +29,7 @@ _PAIRS_IN_ALL = 20_000_000  # so many densities take seconds; beyond, fewer draw
 
 @dataclass(frozen=True, repr=False)
 class MutualInformation(Result):
-    """What z says about which datum it came from, in nats.
+    """Mutual information of z and the identity of the datum, in nats.
 
     Arguments:
         estimate: The mutual information and its Monte Carlo error, scalars.
@@ -42,9 +42,9 @@ class MutualInformation(Result):
     num_samples: int
 
     def summary(self) -> str:
-        """The estimate, and what it cannot exceed."""
+        """The estimate, and its upper limit."""
         return (
-            f"z says {self.estimate} nats about which datum it came from, at most log N = "
+            f"z carries {self.estimate} nats of information about the datum, at most log N = "
             f"{self.ceiling:.2f} ({self.num_samples} draws each)"
         )
 
@@ -70,14 +70,14 @@ def mutual_information(
     .. math:: I_q(n; z) = \frac{1}{N} \sum_n \mathbb{E}_{q(z \mid y_n)} \left[
         \log q(z \mid y_n) - \log \frac{1}{N} \sum_m q(z \mid y_m) \right]
 
-    Every draw is held against all N data, so the cost grows with :math:`N^2`. Estimates from a
-    mini-batch are biased, and report :math:`\log N` for a guide that has collapsed.
+    Every draw is compared with all N data, so the cost grows with :math:`N^2`. Estimates from a
+    mini-batch are biased.
 
     Arguments:
         model: The Pyro program.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them; the data that the aggregate is over.
-        num_samples: Draws per datum, at least two; by default as many as take seconds.
+        num_samples: Draws per datum, at least two; by default chosen to take a few seconds.
         seed: Seed of the draws.
 
     Returns:
@@ -110,7 +110,7 @@ def mutual_information(
 
 
 def draws_a_datum(num_samples: int | None, num_data: int) -> int:
-    """Draws asked for, or as many as take seconds when each is held against all data.
+    """Draws asked for, or as many as take seconds when each is compared with all data.
 
     Raises:
         ValueError: If they are fewer than two.
@@ -133,7 +133,7 @@ def log_aggregate(
         z: Points, with any two leading dimensions.
 
     Returns:
-        One number a point, float64, in nats.
+        One number per point, float64, in nats.
 
     Raises:
         ValueError: If the posterior has no density at points that it did not draw.
@@ -159,5 +159,5 @@ def density(posterior: Posterior, z: Float[Tensor, "particles data latents"]) ->
         raise ValueError(
             "the aggregated posterior needs the density of each datum's posterior at the draws of "
             f"the others, which this guide does not have ({error!r}): its flow cannot be "
-            "inverted; take one that can, as those of pv.NormalizingFlow"
+            "inverted; use one that can, such as those of pv.NormalizingFlow"
         ) from error

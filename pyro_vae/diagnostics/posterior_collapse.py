@@ -1,13 +1,13 @@
 r"""Which latents a guide uses.
 
-A latent is used if it says something about the data, and costs its rate whether or not it does.
-With :math:`z_d` one latent, its rate splits as that of all latents does:
+A latent is used if it carries information about the data; it costs its rate either way. The rate of
+a single latent :math:`z_d` splits like that of all latents:
 
 .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z_d \mid y_n) \,\|\, p(z_d))
     = I_q(n; z_d) + \mathrm{KL}(q(z_d) \,\|\, p(z_d))
 
-Collapsed is a latent without rate: its posterior is the prior, whatever the datum. A latent with
-a rate and without information is constant but off the prior: it costs nats for nothing.
+A latent without rate has collapsed: its posterior is the prior, whatever the datum. A latent with a
+rate but without information is constant but off the prior: its rate is wasted.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ _PRIOR_DRAWS = 1000  # for a variance to within 5%, and only where there is no o
 def active_units(
     means: Float[Tensor, "data latents"], prior_variance: Float[Tensor, " latents"] | float = 1.0
 ) -> tuple[int, Tensor]:
-    r"""Counts the latents whose posterior mean varies over the data, beside their prior.
+    r"""Counts the latents whose posterior mean varies over the data, relative to the prior.
 
     .. math:: A_i = \frac{\mathrm{Var}_n \, \mathbb{E}_{q(z \mid y_n)}[z_i]}
         {\mathrm{Var}_{p(z)}[z_i]} > 0.01
@@ -73,7 +73,7 @@ def prior_variance(
 
     Arguments:
         model: The Pyro program.
-        guide: A guide of it, for the values of sites that all data share.
+        guide: A guide of it, for the values of global sites.
         data: The batch tensor, or a tuple of them; the prior is that of the first datum.
         seed: Seed of the draws, for priors that are not normal.
 
@@ -103,21 +103,21 @@ def _variance_of_draws(program: Program, batch: Batch) -> Tensor:
 
 
 class Use(Enum):
-    """What a guide makes of a latent."""
+    """How a guide uses a latent."""
 
     USED = "used"
     COLLAPSED = "collapsed"
     CONSTANT = "constant but off the prior"
-    UNDECIDED = "of no use in its mean; its density is unknown"
+    UNDECIDED = "inactive (its mean does not vary); its density is unknown"
 
 
 @dataclass(frozen=True, repr=False)
 class Collapse(Result):
-    """What a guide makes of each latent, `(latents,)` each: rate = information + mismatch.
+    """How a guide uses each latent, `(latents,)` each: rate = information + mismatch.
 
     Arguments:
         rate: Divergence of the posterior from the prior, mean over data, in nats; exact.
-        information: What the latent says, by itself, about which datum it came from, in nats.
+        information: Information of the latent, by itself, about the identity of the datum, in nats.
         mismatch: Divergence of its aggregated posterior from the prior, in nats.
         variances: Variance over data of the posterior mean, in units of the prior's variance.
         uses: The verdicts.
@@ -147,13 +147,13 @@ class Collapse(Result):
 
     @property
     def verdict(self) -> str:
-        """How many latents there are of each kind, in words."""
+        """The number of latents of each kind, in words."""
         counts = [(self.uses.count(use), use.value) for use in Use]
         kinds = [f"{count} {words}" for count, words in counts if count]
         return f"of {len(self.uses)} latents {', '.join(kinds)}"
 
     def summary(self) -> str:
-        """A line a latent, the largest rate first, and the verdict."""
+        """A line per latent, the largest rate first, and the verdict."""
         order = self.rate.value.nan_to_num().argsort(descending=True).tolist()
         width = max(map(len, self.names))
         lines = [f"{'':{width}}     rate  information       off the prior  variance of mean"]
@@ -185,30 +185,30 @@ def collapse(
     *,
     seed: int = 0,
 ) -> Collapse:
-    r"""Says of each latent whether it is used, has collapsed, or is constant off the prior.
+    r"""Classifies each latent as used, collapsed, or constant off the prior.
 
-    Used is a latent that is active (its posterior mean varies over the data by more than 0.01 of
+    A latent is used if it is active (its posterior mean varies over the data by more than 0.01 of
     the prior's variance) or has more than 0.01 nats of information, which may be in its spread
-    alone. Of the others, those with a rate up to 0.01 nats have collapsed.
+    alone. The others have collapsed if their rate is at most 0.01 nats.
 
-    Latents are taken one at a time: two of them may say the same thing, or say something
-    together that neither says alone. Under exact inference a latent collapses too if the data
-    have no use for it (in probabilistic PCA, where the eigenvalue is at most the noise's
+    Latents are considered one at a time: two of them may carry the same information, or together
+    carry information that neither has alone. Under exact inference a latent also collapses if the
+    data do not need it (in probabilistic PCA, where the eigenvalue is at most the noise's
     variance): a collapsed latent is not the guide's failure by itself.
 
-    Rates are known for normal posteriors and a normal prior, of any map, family or program; for
-    others there are the variances of the means alone.
+    Rates are known for normal posteriors and a normal prior, for any map, family or program;
+    otherwise only the variances of the means are given.
 
     Arguments:
-        model: The Pyro program, whose own prior counts.
+        model: The Pyro program, with its prior.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them; at least two data.
-        num_samples: Draws per datum, at least two; by default as many as take a second.
+        num_samples: Draws per datum, at least two; by default chosen to take about a second.
         seed: Seed of the draws; the caller's random stream is left alone.
 
     Returns:
         Rates, information, mismatches, variances and verdicts, `(latents,)`, with Monte Carlo
-        errors for these very data.
+        errors for these data.
 
     Raises:
         ValueError: If there are fewer than two data, or data and programs do not fit.
@@ -238,7 +238,7 @@ def collapse(
 
 
 def _means_alone(program: Program, posterior: Posterior, batch: Batch) -> Latents:
-    """What is known of every guide; the rest is nan."""
+    """The quantities known for every guide; the rest is nan."""
     variance = _variance_of_draws(program, batch)
     nan = torch.full_like(variance, torch.nan)
     nothing = Estimate(nan, nan)

@@ -1,20 +1,21 @@
-r"""Predictive checks: does the model make data sets that look like the one that was observed?
+r"""Predictive checks: does the model simulate data sets that look like the observed one?
 
-A statistic :math:`T` of the observed data set :math:`y` is held against its values for data sets
-:math:`y^{(1)}, \ldots, y^{(R)}` of the same size that the model makes. Where the latents come from
-decides what is asked.
+A statistic :math:`T` of the observed data set :math:`y` is compared with its values for data sets
+:math:`y^{(1)}, \ldots, y^{(R)}` of the same size simulated from the model. The source of the
+latents decides what is tested.
 
-From their prior, :math:`z_n \sim p(z)`, the replicates are draws of :math:`p(y)`, and the question
-is whether the model is a model of these data. If it is, and was not fitted to them, then the
+From their prior, :math:`z_n \sim p(z)`, the replicates are draws of :math:`p(y)`, and the test is
+whether these data could come from the model. If they do, and it was not fitted to them, then the
 observed data set is one more draw, its rank among the replicates is uniform, and
 
 .. math:: \hat q = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
 
 is a p-value: at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any R.
 
-From the guide, :math:`z_n \sim q(z \mid y_n)`, every datum is held against data like itself. Its
-latents have seen it, so the replicates lie too close to the data, and p-values pile up around 1/2:
-such a check is optimistic. It shows what the decoder cannot make with the best of latents.
+From the guide, :math:`z_n \sim q(z \mid y_n)`, every datum is compared with replicates of itself.
+Its latents were inferred from it, so the replicates are too close to the data, and p-values
+concentrate around 1/2: such a check is optimistic. What it rejects, the decoder cannot produce with
+any latents.
 """
 
 import math
@@ -52,7 +53,7 @@ _TRIED = 4  # rows that show whether a program can be simulated
 
 
 class Latents(Enum):
-    """Where the latents of replicated data come from."""
+    """The source of the latents of replicated data."""
 
     PRIOR = "prior"
     GUIDE = "guide"
@@ -68,15 +69,15 @@ _WORDS = {
 class PredictiveCheck(Result):
     """Statistics of the observed data set, and of replicated ones.
 
-    Of a statistic that has several entries the largest deviation is kept, in standard deviations,
-    from the mean over all data sets, the observed one among them.
+    For a statistic with several entries the largest deviation is kept, in standard deviations, from
+    the mean over all data sets, including the observed one.
 
     Arguments:
-        names: Of the statistics.
+        names: Names of the statistics.
         observed: Those of the observed data set, `(statistics,)`, each in its own unit.
         replicated: Those of the replicated ones, `(draws, statistics)`.
-        p_values: `(statistics,)`, with the error of having so many replicates. Two-sided; of
-            largest deviations one-sided.
+        p_values: `(statistics,)`, with the error from the number of replicates. Two-sided;
+            one-sided for largest deviations.
         latents: Where the latents of the replicates came from.
         given: What the replicates are conditional on, in words; empty if on nothing.
     """
@@ -97,7 +98,7 @@ class PredictiveCheck(Result):
 
     @property
     def adjusted(self) -> Float64[Tensor, " statistics"]:
-        """P-values after Holm: rejecting those below a rate has that rate for all together."""
+        """P-values adjusted by Holm's method for the number of statistics."""
         return stats.holm(self.p_values.value)
 
     @property
@@ -111,11 +112,11 @@ class PredictiveCheck(Result):
         return dict(zip(self.names, self.replicated.T, strict=True))
 
     def verdict(self, false_alarm: float = 0.05) -> str:
-        """Says in which statistics the data differ from those of the model, and how.
+        """Which statistics of the data differ from those of the model, and how, in words.
 
         Arguments:
-            false_alarm: Probability that data of the model are rejected, over all statistics;
-                for latents from the guide it is less than that.
+            false_alarm: Probability that data from the model are rejected, over all statistics; for
+                latents from the guide the actual probability is lower.
         """
         rate = f"false-alarm rate {false_alarm:g} over {len(self.names)} statistics (Holm)"
         rejected = (self.adjusted < false_alarm).nonzero().flatten().tolist()
@@ -123,23 +124,26 @@ class PredictiveCheck(Result):
             said = "; ".join(self._misfit(place) for place in rejected)
             return f"the data do not look like {_WORDS[self.latents]}, at a {rate}: {said}"
         return (
-            f"nothing tells the data from {_WORDS[self.latents]}, at a {rate}"
+            f"the data cannot be told from {_WORDS[self.latents]}, at a {rate}"
             f"{self._caution(false_alarm)}"
         )
 
     def _caution(self, false_alarm: float) -> str:
         if self.latents is Latents.GUIDE:
             return (
-                "; these latents have seen the data, which flatters the model, so that this says "
-                "little: latents=Latents.PRIOR asks the model itself"
+                "; these latents were inferred from the data, so this check is optimistic: "
+                "latents=Latents.PRIOR tests the model itself"
             )
         needed = math.ceil(2 * len(self.names) / false_alarm)  # for Holm to reject the first
         if len(self.replicated) + 1 > needed:
             return ""
-        return f"; with {len(self.replicated)} draws nothing could: take num_samples={needed}"
+        return (
+            f"; with {len(self.replicated)} draws nothing could be rejected: use "
+            f"num_samples={needed}"
+        )
 
     def summary(self, false_alarm: float = 0.05) -> str:
-        """One line a statistic, then the verdict."""
+        """One line per statistic, then the verdict."""
         low, high = (self.replicated.quantile(q, dim=0).tolist() for q in (0.025, 0.975))
         lines = [
             f"{name}: {value:.4g} observed, {lower:.4g} to {upper:.4g} replicated (95%), "
@@ -175,33 +179,33 @@ def predictive_check(
     seed: int = 0,
     progress: bool | None = None,
 ) -> PredictiveCheck:
-    r"""Holds statistics of a data set against those of data sets that the model makes.
+    r"""Compares statistics of a data set with those of data sets simulated from the model.
 
     .. math:: z_n^{(r)} \sim p(z) \text{ or } q(z \mid y_n), \qquad
         y_n^{(r)} \sim p(y \mid z_n^{(r)}), \qquad
         \hat q = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
 
     Replicates are data sets of the same size with the same covariates, and with the same entries
-    missing (nan); statistics of one's own have to leave these out. Latents from the prior
-    (the default) ask whether the model is one of these data. Latents from the guide have seen the
-    data: that check is optimistic, and only what it rejects means something. P-values are exact
-    for data that the model was not fitted to; for its training data they are too large.
+    missing (nan); your own statistics have to leave these out. Latents from the prior (the default)
+    test whether the data could come from the model. Latents from the guide were inferred from the
+    data: that check is optimistic, and only rejections are meaningful. P-values are exact for data
+    that the model was not fitted to; for its training data they are too large.
 
-    Latent sites that all data share are drawn anew for every data set from their posterior, unless
-    their values are given. With such draws p-values are conservative.
+    Global latent sites are drawn from their posterior for every data set, unless their values are
+    given. With such draws p-values are conservative.
 
     Arguments:
-        model: A Pyro program `model(*batch)` with one plate over data, whose observed sites are
-            given tensors of the batch or parts of them.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; `None` will do for
-            latents from the prior, where no latent site is shared by all data.
+        model: A Pyro program `model(*batch)` with one plate over data, whose observed sites observe
+            tensors of the batch or parts of them.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; `None` works for
+            latents from the prior, if there are no global latent sites.
         data: The observed data set: the batch tensor, or a tuple of them.
         statistics: Functions from a data set (a tuple of tensors, as the model takes them) to one
             number or a vector, by name; :func:`default_statistics` by default.
         num_samples: Replicated data sets, :math:`R`.
         latents: Where the latents of the replicates come from.
-        given: Values of the latent sites that all data share, by name.
-        seed: Seed of everything; the caller's random stream is left alone.
+        given: Values of the global latent sites, by name.
+        seed: Seed of all draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
@@ -271,11 +275,11 @@ def _check_asked(
 
 def _check_simulable(program: Program, batch: Batch, latents: Latents, seed: int) -> None:
     if len(batch[0]) < 2:
-        raise ValueError("a data set has at least 2 data to be checked, got 1")
+        raise ValueError("a predictive check needs at least 2 data, got 1")
     if latents is Latents.GUIDE and program.structure.enumerated:
         raise ValueError(
             f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so the "
-            "guide has no draws of them to make data from; take latents=Latents.PRIOR"
+            "guide has no draws of them to simulate data from; use latents=Latents.PRIOR"
         )
     simulate(program, tuple(part[:_TRIED] for part in batch), seed)
 
@@ -401,7 +405,7 @@ def _held_against(
         columns.append(column)
         p_values.append(stats.tail_probability(column[0], column[1:], two_sided=not vector))
     if not names:
-        raise ValueError("every statistic is the same for all data sets; pass others")
+        raise ValueError("every statistic is the same for all data sets; pass other statistics")
     table = torch.stack(columns, dim=1)
     return (
         tuple(names),

@@ -1,28 +1,27 @@
-r"""What a nat of rate buys in distortion: models and guides trained for one weight after another.
+r"""The rate-distortion trade-off: models and guides trained for a sequence of KL weights.
 
 With the rate :math:`R = \mathbb{E} \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))` and the distortion
-:math:`D = -\mathbb{E}_q \log p(y \mid z)`, the ELBO is :math:`-D - R`. Models with one and the
-same ELBO may be anything from a decoder that ignores z to a code that names the datum. Training on
+:math:`D = -\mathbb{E}_q \log p(y \mid z)`, the ELBO is :math:`-D - R`. Models with the same ELBO
+range from a decoder that ignores z to a code that identifies the datum. Training on
 
 .. math:: \min D + \beta R
 
-for several :math:`\beta` shows them all. At its optimum :math:`D` is a convex, falling function of
-:math:`R` with the slope :math:`dD / dR = -\beta`: of two betas the larger has the lower rate and
-the higher distortion, and the ELBO is greatest at :math:`\beta = 1`.
+for several :math:`\beta` shows the whole range. At its optimum :math:`D` is a convex, falling
+function of :math:`R` with the slope :math:`dD / dR = -\beta`: of two betas the larger has the lower
+rate and the higher distortion, and the ELBO is greatest at :math:`\beta = 1`.
 
-For any model and guide, with I what z says about which datum it came from,
+For any model and guide, with I the information of z about the identity of the datum,
 
 .. math:: H - D \le I_q(n; z) \le R, \qquad 0 \le I_q(n; z) \le \log N .
 
 The right side is a divergence, :math:`R - I = \mathrm{KL}(q(z) \,\|\, p(z)) \ge 0`. On the left,
-the decoder is no better at coding y than its conditional distribution under q,
-:math:`D \ge H(y \mid z) = H(y) - I_q(y; z)`, and z says no more about y than about n. All terms
-are of one distribution, the empirical one of the very data that are evaluated, so H is *its*
-entropy: :math:`-\sum_c \frac{N_c}{N} \log \frac{N_c}{N}` over distinct rows that come
-:math:`N_c` times, which is :math:`\log N` if no two rows are equal. It is not the entropy of the
-population, which is larger and not known. Where the likelihood is a density and no probability,
-the empirical distribution has no entropy that a density could be held against; then only the right
-side is checked.
+the decoder is no better at coding y than its conditional distribution under q, :math:`D \ge H(y
+\mid z) = H(y) - I_q(y; z)`, and z has no more information about y than about n. All terms are for
+one distribution, the empirical one of the evaluated data, so H is *its* entropy: :math:`-\sum_c
+\frac{N_c}{N} \log \frac{N_c}{N}` over distinct rows that occur :math:`N_c` times, which is
+:math:`\log N` if no two rows are equal. It is not the entropy of the population, which is larger
+and unknown. If the likelihood is a density and not a probability, the empirical distribution has no
+comparable entropy; then only the right side is checked.
 """
 
 import copy
@@ -55,15 +54,15 @@ _ROUNDING = 1e-3  # nats; log densities of a thousand nats in float32 are off by
 
 @dataclass(frozen=True, eq=False)
 class TradeOff:
-    """One beta: what was trained, and the parts of its ELBO at full weight of the rate.
+    """One beta: the trained model and guide, and the parts of their ELBO at full KL weight.
 
     Arguments:
-        beta: The weight of the rate that it was trained with.
+        beta: The weight of the rate in training.
         train: Parts of the ELBO of the training data.
-        held_out: The same of held-out data, if there are such.
+        held_out: The same for held-out data, if there are any.
         model: The copy of the model.
         guide: The copy of the guide.
-        fit: How training went.
+        fit: The result of training.
     """
 
     beta: float
@@ -85,13 +84,13 @@ class Curve(NamedTuple):
 
 
 class Violation(NamedTuple):
-    """A bound that does not hold, by more than the errors allow.
+    """A bound that is violated by more than the errors allow.
 
     Arguments:
-        beta: Where.
-        data: On which data.
-        bound: What should hold, in words.
-        excess: By how much it does not, in nats per datum.
+        beta: The beta.
+        data: The data set concerned.
+        bound: The violated bound, in words.
+        excess: The violation, in nats per datum.
     """
 
     beta: float
@@ -100,17 +99,17 @@ class Violation(NamedTuple):
     excess: Estimate
 
     def __str__(self) -> str:
-        """Says it in a line."""
+        """The statement in one line."""
         return f"beta {self.beta:g}, {self.data}: not {self.bound}, by {self.excess:.3f} nats"
 
 
 class Beaten(NamedTuple):
-    """What was trained for one beta is worse at it than what was trained for another.
+    """A model trained for one beta that is worse at it than one trained for another beta.
 
     Arguments:
-        beta: Whose objective, D + beta R of the training data, is looked at.
-        by: The beta whose model and guide have a lower one.
-        excess: By how much lower, in nats per datum.
+        beta: The beta of the objective, D + beta R on the training data.
+        by: The beta whose model and guide do better.
+        excess: The difference, in nats per datum.
     """
 
     beta: float
@@ -118,9 +117,9 @@ class Beaten(NamedTuple):
     excess: Estimate
 
     def __str__(self) -> str:
-        """Says it in a line."""
+        """The statement in one line."""
         return (
-            f"beta {self.beta:g}: D + beta R is lower for what was trained with {self.by:g}, by "
+            f"beta {self.beta:g}: D + beta R is lower for the model trained with {self.by:g}, by "
             f"{self.excess:.3f} nats"
         )
 
@@ -132,8 +131,8 @@ class RateDistortion(Result):
     Arguments:
         points: One for each beta that was reached.
         entropy: That of the training data as an empirical distribution, in nats per datum; `None`
-            where the likelihood is a density, or observes something else than the data tensor.
-        held_out_entropy: The same of the held-out data.
+            if the likelihood is a density, or does not observe the data tensor itself.
+        held_out_entropy: The same for the held-out data.
     """
 
     points: tuple[TradeOff, ...]
@@ -141,7 +140,7 @@ class RateDistortion(Result):
     held_out_entropy: float | None = None
 
     def plot(self) -> Any:
-        """Distortion against rate, of the held-out data too if there are such; needs matplotlib."""
+        """Distortion against rate, for held-out data too if there are any; needs matplotlib."""
         from ..plots import plot_rate_distortion
 
         curves = {"training data": self.train, "held out": self.held_out}
@@ -173,9 +172,9 @@ class RateDistortion(Result):
 
     @property
     def violations(self) -> tuple[Violation, ...]:
-        """Bounds that hold for any model and guide, and here do not: the numbers are wrong then.
+        """Violated bounds that hold for any model and guide: if there are any, numbers are wrong.
 
-        A bound counts as broken beyond five errors and a thousandth of a nat for rounding.
+        A bound counts as violated beyond five errors plus a thousandth of a nat for rounding.
         """
         found: list[Violation] = []
         for point in self.points:
@@ -186,10 +185,10 @@ class RateDistortion(Result):
 
     @property
     def beaten(self) -> tuple[Beaten, ...]:
-        """Betas whose training has not found what another's has, each by the best of the others.
+        """Betas at which another beta's model does better, each with the best other one.
 
-        Differences beyond errors only. At the optimum there is none, and then rate falls and
-        distortion rises with beta. More epochs are the remedy, or other betas to start from.
+        Only differences beyond errors count. At the optimum there is none, and then rate falls and
+        distortion rises with beta. The remedy is more epochs, or other betas to start from.
         """
         pairs = (_beaten(one, other) for one, other in permutations(self.points, 2))
         worst: dict[float, Beaten] = {}
@@ -201,7 +200,7 @@ class RateDistortion(Result):
 
     @property
     def unconverged(self) -> tuple[float, ...]:
-        """Betas whose training was not seen to converge, by the curve of its ELBO.
+        """Betas whose training did not demonstrably converge, by the curve of the ELBO.
 
         Their points may lie above the curve that the model can reach. See
         :attr:`pyro_vae.training.Fit.converged`.
@@ -210,22 +209,24 @@ class RateDistortion(Result):
 
     @property
     def verdict(self) -> str:
-        """What the curve says, in words."""
+        """The verdict, in words."""
         parts = {point.beta: point.held_out or point.train for point in self.points}
         best = max(parts, key=lambda beta: float(parts[beta].elbo.value))
         silent = [beta for beta, part in parts.items() if _says_nothing(part.information)]
         said = f"the ELBO is greatest at beta {best:g}, {parts[best].elbo:.3f} nats"
         if silent:
-            said += f"; z says nothing about the data from beta {min(silent):g} on"
+            said += f"; z carries no information about the data from beta {min(silent):g} on"
         if self.unconverged:
             betas = ", ".join(f"{beta:g}" for beta in self.unconverged)
-            said += f"; not seen to converge, so that the curve may be lower: beta {betas}"
+            said += (
+                f"; training may not have converged, so the true curve may be lower: beta {betas}"
+            )
         if self.points[-1].fit.stopped == "interrupted":
             said += f"; training was interrupted at beta {self.points[-1].beta:g}"
         return said
 
     def summary(self) -> str:
-        """A table, the bounds, and what it all says."""
+        """A table, the bounds, and the verdict."""
         lines = ["training data", *_table(self.train)]
         if self.held_out is not None:
             lines += ["held out", *_table(self.held_out)]
@@ -242,7 +243,7 @@ class RateDistortion(Result):
             known.append(f"{self.held_out_entropy:.3f} held out")
         return (
             "H - distortion <= information <= rate everywhere, with H = "
-            f"{', '.join(known)}: the entropy of the rows as they are, not of the population"
+            f"{', '.join(known)}: the entropy of these rows, not of the population"
         )
 
 
@@ -320,52 +321,54 @@ def rate_distortion(  # noqa: PLR0913 (what fit and the evaluation are told)
     seed: int = 0,
     progress: bool | None = None,
 ) -> RateDistortion:
-    r"""Trains copies of a model and a guide for several weights of the rate, and evaluates all.
+    r"""Trains copies of a model and a guide for several KL weights, and evaluates all of them.
 
     .. math:: \min_{\theta, \phi} D + \beta R, \qquad R = \frac{1}{N} \sum_n
         \mathrm{KL}(q(z \mid y_n) \,\|\, p(z)), \quad
         D = -\frac{1}{N} \sum_n \mathbb{E}_{q(z \mid y_n)} \log p(y_n \mid z)
 
-    The betas are taken from the smallest to the largest, whatever order they come in, and each
-    starts from the solution of the one before, the first from the model and guide given. The other
-    way around would not do: where the weight is so large that q is the prior and the decoder
-    ignores z, neither has a gradient, and a smaller weight brings z back late or never (on digits,
-    60 epochs at a beta of 20 cost 0.8 nats after 60 more at 1, against as many at 0.2). Upwards, a
-    latent is given up where that is worth it. So a beta has had the epochs of all smaller ones
-    before it, and may end elsewhere in a longer list; for the first one, train the model and guide
-    with `pv.BetaELBO` before the call.
+    The betas are trained from the smallest to the largest, whatever their order, and each starts
+    from the solution of the one before, the first from the given model and guide. The reverse order
+    fails: if the weight is so large that q is the prior and the decoder ignores z, neither has a
+    gradient, and z recovers late or never at a smaller weight (on digits, 60 epochs at a beta of 20
+    cost 0.8 nats after 60 more at 1, compared with as many at 0.2). In increasing order, latents
+    are dropped when they are not worth their rate. So a beta has had the epochs of all smaller ones
+    before it, and may end elsewhere in a longer list; to prepare the first one, train model and
+    guide with `pv.BetaELBO` before the call.
 
-    The models are the least distortion at their rate within what the networks can do and training
-    finds, not *the* rate-distortion function. With a fixed model (`train_model=False`) only the
-    guide moves. Every beta but 1 trains a guide that is not after the posterior; a guide that
-    climbs the ELBO by itself (`Refined`, `ExactPosterior`, `CoordinateAscent`) does so at full
-    weight, whatever beta is. Ctrl-C ends training: what there is is evaluated and returned.
+    The curve is the lowest distortion at a rate that these networks and this training reach, not
+    *the* rate-distortion function. With a fixed model (`train_model=False`) only the guide is
+    trained. For a beta other than 1 the guide does not approximate the posterior; a guide that
+    maximizes the ELBO by itself (`Refined`, `ExactPosterior`, `CoordinateAscent`) does so at full
+    weight, whatever beta is. Ctrl-C ends training, and the results so far are evaluated and
+    returned.
 
     Arguments:
-        model: A Pyro program `model(*batch)`, an `nn.Module` unless `train_model=False`; the one
-            given is not changed.
-        guide: A :class:`pyro_vae.Guide`, or a guide program that is an `nn.Module`; the one given
-            is not changed.
-        data: The training tensor, or a tuple of them. Evaluation costs grow with their square.
+        model: A Pyro program `model(*batch)`, an `nn.Module` unless `train_model=False`; it is
+            copied, not changed.
+        guide: A :class:`pyro_vae.Guide`, or a guide program that is an `nn.Module`; it is copied,
+            not changed.
+        data: The training tensor, or a tuple of them. The cost of evaluation grows with the square
+            of its size.
         betas: The weights, positive.
         held_out: Data to evaluate as well.
         train_model: Whether the model is trained too, or only the guide.
         num_epochs: Passes over the data for each beta.
-        batch_size: Rows a step.
+        batch_size: Rows per step.
         optimizer: Makes a torch optimizer from a list of tensors, as for :func:`pyro_vae.fit`.
-        num_samples: Draws per datum for the evaluation, at least two; by default as many as take
-            seconds.
+        num_samples: Draws per datum for the evaluation, at least two; by default chosen
+            to take a few seconds.
         seed: Seed of training and of evaluation, which has the same draws for every beta.
         progress: Whether to show progress bars; by default on terminals and in notebooks.
 
     Returns:
-        Rate, distortion, ELBO at full weight and information for each beta, with Monte Carlo
-        errors for these very data; the bounds that are broken; models and guides.
+        Rate, distortion, ELBO at full weight and information for each beta, with Monte Carlo errors
+        for these data; violated bounds; models and guides.
 
     Raises:
-        ValueError: If a beta is not positive or comes twice, if rows of held-out data would have
+        ValueError: If a beta is not positive or occurs twice, if rows of held-out data would have
             to be fitted, or if data, model and guide do not fit together.
-        TypeError: If what is to be trained cannot be copied.
+        TypeError: If a trained program cannot be copied.
 
     References:
         | Fixing a Broken ELBO (Alemi et al., 2018)
@@ -408,8 +411,8 @@ def _checked(betas: Sequence[float | int]) -> list[float]:
     proper = all(0 < beta < math.inf for beta in ascending)
     if not ascending or not proper or len(set(ascending)) < len(ascending):
         raise ValueError(
-            "betas are different finite numbers above 0, at least one, got "
-            f"{list(betas)}; at 0 nothing keeps the rate finite"
+            "betas must be distinct positive finite numbers, at least one, got "
+            f"{list(betas)}; at 0 nothing bounds the rate"
         )
     return ascending
 
@@ -429,7 +432,7 @@ def _require_copies(model: ProgramLike, guide: ProgramLike, *, train_model: bool
 def _require_encoder(guide: ProgramLike, held_out: Batch | None) -> None:
     if held_out is not None and is_tied_to_rows(guide):
         raise ValueError(
-            "held-out data have no row in this guide, and rows fitted to them would maximize the "
+            "held-out data have no rows in this guide, and rows fitted to them would maximize the "
             "ELBO at full weight, whatever beta is: pass an amortized guide, or no held_out="
         )
 
@@ -450,7 +453,7 @@ class _Run:
         self.seed = options["seed"]
 
     def try_out(self, model: ProgramLike, guide: ProgramLike) -> None:
-        """Takes two rows apart, so that what cannot be done is said before training, not after."""
+        """Evaluates two rows, so that errors are raised before training, not after."""
         check_data(model, self.train)
         if self.held_out is not None:
             check_data(model, self.held_out)
@@ -485,7 +488,7 @@ class _Run:
 
 
 def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | None:
-    """Entropy of the rows as an empirical distribution, where the likelihood can be held to it."""
+    """Entropy of the rows as an empirical distribution, if it is comparable with the likelihood."""
     with prepared(model, guide, batch, 0) as (program, _, (y, *others)):
         if others or not _gives_probabilities(program, y[:2]):
             return None

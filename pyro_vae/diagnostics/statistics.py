@@ -1,4 +1,4 @@
-"""Statistics of a data set, by which predictive checks tell it from those that a model makes."""
+"""Statistics of a data set for predictive checks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,19 +10,19 @@ from torch import Tensor
 from .._types import Batch
 
 Statistic: TypeAlias = Callable[[Batch], Tensor]
-"""From a data set, a tuple of tensors as the model takes them, to one number or a vector."""
+"""A function from a data set, the tensors that the model takes, to a number or a vector."""
 
 
 def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[str, Statistic]:
-    """Statistics that fit any data: of all entries that were observed, and of each feature.
+    """Statistics for any data: of all observed entries, and of each feature.
 
     Arguments:
         batch: The data set.
         observed: Which of its tensors the model observes.
 
     Returns:
-        Mean, standard deviation, smallest and largest of all entries, share of zeros; and, where
-        a datum has several, the vectors of the features' means and standard deviations.
+        Mean, standard deviation, smallest and largest of all entries, share of zeros; and, if a
+        datum has several features, the vectors of their means and standard deviations.
 
     Example:
         >>> y = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
@@ -66,6 +66,6 @@ def _of_features(function: Callable[[Tensor], Tensor], index: int, batch: Batch)
 
 
 def _column_sds(part: Tensor) -> Tensor:
-    """Standard deviations of the entries that were observed."""
+    """Standard deviations of the observed entries."""
     observed = (~part.isnan()).sum(dim=0)
     return ((part - part.nanmean(dim=0)).square().nansum(dim=0) / (observed - 1)).sqrt()

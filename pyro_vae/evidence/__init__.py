@@ -5,9 +5,9 @@ With draws :math:`z_k \sim q(z \mid y_n)` the importance weights are
 estimates the ELBO, and the logarithm of the mean of :math:`w_{kn}` estimates
 :math:`\log p(y_n)`, which is what :mod:`pyro_vae.stats` does. Here the weights are made.
 
-Every datum draws from a stream of its own, seeded by the seed and the content of its row. So an
-estimate depends on the datum, the programs and the seed alone: not on the order of the rows, the
-other data, the batch, or how the work was cut to fit into memory.
+Every datum draws from its own stream, seeded by the seed and the content of its row. So an estimate
+depends only on the datum, the programs and the seed: not on the order of the rows, the other data,
+the batch, or how the work was split to fit into memory.
 """
 
 from .._arguments import check_public

@@ -1,4 +1,4 @@
-r"""Annealed importance sampling: weights built up on the way from a start to the posterior.
+r"""Annealed importance sampling: weights accumulated on a path from a start to the posterior.
 
 On the geometric path :math:`f_t(z) = f_0(z)\, r(z)^{\beta_t}` from a normalized start
 :math:`f_0` (the prior, with :math:`r = p(y \mid z)`, or the guide, with :math:`r = p(y, z) / q(z)`)
@@ -12,8 +12,8 @@ is importance sampling on the whole path of the chain, so it is unbiased whether
 transitions mix, and the logarithm of a mean of weights is low on average. From an exact draw of
 the posterior the chain can be walked backwards: that weight is unbiased for :math:`1 / p(y)`.
 
-All this needs transitions that were fixed before the chain set out. Steps, scales and an adaptive
-schedule come from a pilot run with a random stream of its own, and are then frozen.
+All this needs transitions that are fixed in advance. Steps, scales and an adaptive schedule come
+from a pilot run with a separate random stream, and are then frozen.
 """
 
 import math
@@ -62,7 +62,7 @@ _NO_DENSITY = 1e8  # stands for the spread where a chain has a likelihood of 0
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Where on the path the temperatures are."""
+    """A schedule of temperatures on the path."""
 
     def places(
         self,
@@ -72,13 +72,14 @@ class Schedule(Protocol):
     ) -> Float64[Tensor, "places batch"]:
         """Increasing places from 0 to 1 for every datum, `(count + 1, batch)`.
 
-        Given are the places that the pilot run visited, and the spread of log r there.
+        The arguments are the places that the pilot run visited, and the standard deviation of log r
+        there.
         """
 
 
 @dataclass(frozen=True)
 class Linear:
-    r"""Evenly spread temperatures, :math:`\beta_t = t / T`: fit for a start close to the end."""
+    r"""Evenly spaced temperatures, :math:`\beta_t = t / T`: for a start close to the posterior."""
 
     def places(
         self,
@@ -86,7 +87,7 @@ class Linear:
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Evenly spread, the same for every datum."""
+        """Evenly spaced, the same for every datum."""
         line = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=grid.device)
         return line[:, None].repeat(1, grid.shape[1])
 
@@ -98,7 +99,7 @@ class Sigmoid:
     .. math:: \beta_t \propto \sigma\big(\delta (2 t / T - 1)\big) - \sigma(-\delta)
 
     Arguments:
-        steepness: :math:`\delta`; 4 is what is customary for decoders of images.
+        steepness: :math:`\delta`; 4 is customary for image decoders.
 
     References:
         | On the Quantitative Analysis of Decoder-Based Generative Models (Wu et al., 2017)
@@ -124,10 +125,10 @@ class Sigmoid:
 class Adaptive:
     r"""Temperatures of every datum such that each costs the same effective sample size.
 
-    A short stretch :math:`\Delta \beta` multiplies the weights' relative variance by about
-    :math:`1 + (\Delta \beta)^2 \operatorname{Var} \log r`. The pilot run measures
-    :math:`\operatorname{sd} \log r` along the path, and the places are put where
-    :math:`\int \operatorname{sd} \log r \, d\beta` is cut into equal parts.
+    A short stretch :math:`\Delta \beta` multiplies the weights' relative variance by about :math:`1
+    + (\Delta \beta)^2 \operatorname{Var} \log r`. The pilot run measures :math:`\operatorname{sd}
+    \log r` along the path, and the places divide :math:`\int \operatorname{sd} \log r \, d\beta`
+    into equal parts.
 
     References:
         | Sequential Monte Carlo Samplers (Del Moral, Doucet & Jasra, 2006)
@@ -170,7 +171,7 @@ def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 @runtime_checkable
 class Start(Protocol):
-    """What the chains start from: draws of it, and the path from it to the posterior."""
+    """The starting distribution of the chains, and the path from it to the posterior."""
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """The normalized density that chains start from."""
@@ -181,7 +182,7 @@ class Start(Protocol):
 
 @dataclass(frozen=True)
 class StartFromPrior:
-    """Chains start from the prior: independent of any guide, and a long way for sharp data."""
+    """Chains start from the prior: independent of any guide, but a long way to sharp posteriors."""
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """The prior."""
@@ -194,11 +195,11 @@ class StartFromPrior:
 
 @dataclass(frozen=True)
 class StartFromGuide:
-    """Chains start from the guide: a shorter way, where the guide is close to the posterior.
+    """Chains start from the guide: a shorter path if the guide is close to the posterior.
 
-    A guide that is narrower than the posterior gives the weights a long tail, which some tens of
-    temperatures wear off and a dozen do not: with so few the errors are too small.
-    The density of the guide at a given point must be known, and differentiable in the latents.
+    A guide that is narrower than the posterior gives the weights a heavy tail, which takes some
+    tens of temperatures to remove: with a dozen the errors are too small. The density of the guide
+    at a given point must be known, and differentiable in the latents.
     """
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
@@ -318,26 +319,25 @@ class AnnealedImportanceSampling:
     .. math:: \log \hat p(y_n) = \log \frac{1}{C} \sum_{c=1}^{C} w_{cn}, \qquad
         \log w = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) \log r(z_{t-1})
 
-    Unbiased for p, so low on average for log p, by about half the variance of the log weights
-    over the number of chains. More temperatures help more than more chains: that variance falls
-    as 1 / T. Every datum has steps, scales and (with :class:`Adaptive`) temperatures of its own
-    from a pilot run of 60 to some hundred transitions. Where a posterior has modes that no chain
-    found, the estimate is low without a sign of it; :func:`pyro_vae.bidirectional` bounds that.
+    Unbiased for p, so low on average for log p, by about half the variance of the log weights over
+    the number of chains. More temperatures help more than more chains: that variance falls as 1 /
+    T. Every datum has its own steps, scales and (with :class:`Adaptive`) temperatures from a pilot
+    run of 60 to some hundred transitions. If a posterior has modes that no chain found, the
+    estimate is low and nothing shows it; :func:`pyro_vae.bidirectional` bounds that error.
 
     Arguments:
         num_chains: Chains per datum, :math:`C`.
-        num_temperatures: Stretches of the path, :math:`T`, with a transition between any two.
-        leapfrog_steps: Gradients a transition takes. Short trajectories at more temperatures did
-            far better for the same work than the customary 10.
-        schedule: Where the temperatures are: :class:`Linear`, :class:`Sigmoid` or
+        num_temperatures: Number of temperatures, :math:`T`, with a transition at each.
+        leapfrog_steps: Leapfrog steps per transition, each with one gradient. Short trajectories at
+            more temperatures did far better for the same work than the customary 10.
+        schedule: The spacing of the temperatures: :class:`Linear`, :class:`Sigmoid` or
             :class:`Adaptive`.
         start: :class:`StartFromPrior` or :class:`StartFromGuide`.
-        target_acceptance: What the pilot tunes the steps to, between 0 and 1.
-        memory: Mebibytes that the program's intermediate results may take.
+        target_acceptance: Acceptance rate that the pilot run tunes the steps to, between 0 and 1.
+        memory: Memory budget for the program's intermediate results, in MiB.
         compile: Whether the program's densities and gradients are compiled, which takes some ten
-            seconds at first and is kept with the model; by default where that
-            pays. It changes a density by its rounding alone, which may send a chain
-            elsewhere in the end.
+            seconds once and is kept with the model; by default if that saves time. It changes
+            densities by rounding only, which may change the path of a chain.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -384,7 +384,7 @@ class AnnealedImportanceSampling:
                 f"target_acceptance is between 0 and 1, got {self.target_acceptance}; 0.65 is usual"
             )
         if self.memory <= 0:
-            raise ValueError(f"memory is a budget in mebibytes, got {self.memory}")
+            raise ValueError(f"memory is a budget in MiB, got {self.memory}")
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
@@ -431,7 +431,7 @@ class AnnealedImportanceSampling:
         return self.result_of(log_weights, acceptance, Bound.LOWER)
 
     def result_of(self, log_weights: Tensor, acceptance: Tensor, bound: Bound) -> LogMarginal:
-        """What the weights of chains say of log p(y): an upper bound if they went backwards."""
+        """The result from the weights of chains: an upper bound if they ran backwards."""
         value, error = log_mean_weight(log_weights)
         ess = stats.effective_sample_size(log_weights)
         has_tail = self.num_chains >= stats.MIN_TAIL_PARTICLES

@@ -1,4 +1,4 @@
-"""The functions that people call: evidence and bounds of a model and a guide, on data."""
+"""The user's functions: evidence and bounds of a model and a guide, on data."""
 
 import warnings
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Estimator(Protocol):
     """A way to estimate log p(y_n)."""
 
     def __call__(self, inference: Inference, *, seed: int, progress: bool | None) -> LogMarginal:
-        """Estimates per datum, whose draws depend on the seed and the datum alone."""
+        """Estimates per datum; the draws of a datum depend only on the seed and the datum."""
 
 
 def log_weights(
@@ -47,8 +47,7 @@ def log_weights(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         batch: The data, the datum axis leftmost in each.
         num_samples: Draws per datum.
-        given: Values of the latent sites that all data share, as in
-            :func:`log_marginal_likelihood`.
+        given: Values of the global latent sites, as in :func:`log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
 
     Returns:
@@ -88,8 +87,7 @@ def elbo(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
         num_samples: Draws per datum.
-        given: Values of the latent sites that all data share, as in
-            :func:`log_marginal_likelihood`.
+        given: Values of the global latent sites, as in :func:`log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
@@ -124,19 +122,19 @@ def log_marginal_likelihood(
 ) -> LogMarginal:
     r"""Estimates :math:`\log p(y_n)` of every datum, with its error and its reliability.
 
-    Where the latent sites of a datum are all discrete they are summed out, which is exact, and
-    neither the guide nor the estimator plays a part (`estimator` is "enumeration").
+    If all local latent sites are discrete, they are summed out exactly, and neither the guide nor
+    the estimator is used (`method` is then "enumeration").
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand: the proposal.
         data: The batch tensor, or a tuple of them.
-        estimator: :class:`ImportanceSampling` with 5000 draws unless told otherwise.
-        given: For a program with latent sites that all data share: their values, by name. A
-            datum has a marginal likelihood only conditional on those. By default the mean of
-            their posterior is taken (`guide.global_values()`); for the spread over their
-            posterior call this once for each of `guide.sample_globals(num_samples)`. The
-            result's `given` says which.
+        estimator: How to estimate it; by default :class:`ImportanceSampling` with 5000 draws.
+        given: Values of the global latent sites, by name, if the program has any: the marginal
+            likelihood of a datum is conditional on them. By default the mean of their posterior
+            (`guide.global_values()`); for the spread over their posterior call this once for each
+            of `guide.sample_globals(num_samples)`. The result's `given` says which values were
+            used.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
@@ -144,7 +142,7 @@ def log_marginal_likelihood(
         Value, error, effective sample size and Pareto k, each `(batch,)`; nats.
 
     Warns:
-        UserWarning: If the weights of some data cannot be trusted: how many, and what to do.
+        UserWarning: If the estimates of some data cannot be trusted; says how many, and what to do.
 
     Raises:
         ValueError: If data, model and guide do not fit together.
@@ -188,8 +186,8 @@ def evaluate(
 ) -> Evaluation:
     """The bound and the marginal likelihood of every datum, from the same draws.
 
-    Arguments and errors are those of :func:`log_marginal_likelihood`; it does not warn, since
-    the result carries its reliability.
+    Arguments and exceptions are those of :func:`log_marginal_likelihood`; it does not warn, since
+    the result says which data are reliable.
     """
     estimator = ImportanceSampling() if estimator is None else estimator
     with prepared(model, guide, data, seed, given) as inference:
@@ -224,16 +222,16 @@ def _warn_unreliable(result: LogMarginal) -> None:
     if bad:
         warnings.warn(
             f"log p(y) cannot be trusted for {bad} of {len(result)} data, by "
-            f"{result.method} ({result.reasons}). Draw from a proposal that is fitted to every "
-            "datum, pv.ImportanceSampling(proposal=pv.Fitted()), let the program decide, "
-            "pv.Tightest(), take more draws, or train the guide for longer",
+            f"{result.method} ({result.reasons}). Use a proposal fitted to every datum, "
+            "pv.ImportanceSampling(proposal=pv.Fitted()), the ladder of estimators, "
+            "pv.Tightest(), more draws, or train the guide for longer",
             UserWarning,
             stacklevel=3,  # the caller of the entry point
         )
 
 
 def _bound_of(marginal: LogMarginal, num_samples: int) -> EvidenceLowerBound:
-    """The bound of a program with no latents to guide: log p itself."""
+    """The bound of a program without continuous latents: log p itself."""
     nothing = marginal.value.new_zeros(len(marginal))
     return EvidenceLowerBound(
         elbo=Estimate(marginal.value, marginal.error),

@@ -1,8 +1,8 @@
-"""Marginal likelihoods in closed form, for the programs that have one.
+"""Marginal likelihoods in closed form, for programs that have one.
 
 A log joint that is quadratic in the latents of a datum, read off and verified by
-:mod:`pyro_vae.guides.closed_form`, is integrated by a determinant. Other programs may know their
-own answer, which they then offer as a method.
+:mod:`pyro_vae.guides.closed_form`, is integrated by a determinant. Other models may offer the exact
+answer as a method.
 """
 
 from dataclasses import dataclass, replace
@@ -22,17 +22,17 @@ _ROUNDINGS = 16.0  # units in the last place that a log density of many terms ma
 
 @dataclass(frozen=True)
 class ClosedForm:
-    r"""The exact answer, for linear Gaussian programs and for models that know their own.
+    r"""The exact answer, for linear Gaussian programs and for models with a method for it.
 
     .. math:: \log p(y_n) = \log p(y_n, m_n) + \tfrac{1}{2} (L \log 2 \pi - \log \det P_n)
 
-    where the log joint is a quadratic function of the flat latents with its maximum at
-    :math:`m_n` and second derivatives :math:`-P_n`, which is verified for every datum. A model
-    with a method `log_evidence(*batch)` that returns `(batch,)` is asked instead, and believed:
-    check it with :func:`pyro_vae.cross_check`.
+    where the log joint is a quadratic function of the flat latents with its maximum at :math:`m_n`
+    and second derivatives :math:`-P_n`, which is verified for every datum. If the model has a
+    method `log_evidence(*batch)` that returns `(batch,)`, it is used instead, unchecked: verify it
+    with :func:`pyro_vae.cross_check`.
 
-    The error is that of rounding, and what the log joint was seen to lack to be quadratic, so that
-    other estimates can be compared with this one.
+    The error is that of rounding plus the observed deviation of the log joint from a quadratic, so
+    that other estimates can be compared with this one.
 
     Raises:
         ValueError: When called, if the program has no closed form; names the row.
@@ -57,7 +57,7 @@ class ClosedForm:
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
-        """Computes it per datum; neither the guide nor the seed plays a part."""
+        """Computes it per datum; the guide and the seed are not used."""
         program, _, batch = inference
         value, error = (part.detach().double() for part in _log_evidence(program, batch))
         exact = _exact(value, program, "closed form")
@@ -65,7 +65,7 @@ class ClosedForm:
 
 
 def summed_out(program: Program, batch: Batch) -> LogMarginal:
-    r"""Log p(y) of a program whose latent sites of a datum are all discrete: their sum, exactly.
+    r"""Log p(y) of a program whose local latent sites are all discrete: their exact sum.
 
     .. math:: \log p(y_n) = \log \sum_c p(y_n, c)
 
@@ -82,13 +82,13 @@ def summed_out(program: Program, batch: Batch) -> LogMarginal:
         row = int((value.isnan() | (value == torch.inf)).nonzero()[0])
         raise FloatingPointError(
             f"log p(y) is {float(value[row])} for datum {row}: a log density must be a number; "
-            "look at the parameters of the observed sites there"
+            "check the parameters of the observed sites there"
         )
     return _exact(value, program, "enumeration")
 
 
 def _exact(value: Tensor, program: Program, method: str) -> LogMarginal:
-    """Values that are right but for rounding."""
+    """Values that are exact up to rounding."""
     error = _ROUNDINGS * torch.finfo(program.dtype).eps * (1 + value.abs())
     missing = torch.full_like(value, torch.nan)
     points = torch.full_like(value, 1, dtype=torch.int64)

@@ -1,14 +1,13 @@
-r"""The member of a family that fits a datum best, whatever guide there is.
+r"""The member of a family that fits a datum best, independent of the guide.
 
-It is what a guide is compared with (:func:`pyro_vae.inference_gap`), and, a little wider, the
-proposal that importance sampling wants: the Gaussian of full rank closest to the posterior has
-seen the correlations that a mean-field guide has not, and some more width gives it the tails.
+It is the reference for a guide (:func:`pyro_vae.inference_gap`), and, slightly widened, a good
+proposal for importance sampling: the full-rank Gaussian closest to the posterior has the
+correlations that a mean-field guide lacks, and the extra width covers the tails.
 
-An ascent ends at the optimum of the hill it starts on. So there are three starts: what the guide
-says; N(0, I); and the likeliest of some draws of N(0, I), since the first two may be a saddle of
-the ELBO where the posterior is symmetric with modes on both sides, and no step leads away from
-there. A hundredth of a nat is enough to tell which hill is the highest, and only on that one the
-last steps are taken. All of it depends on the datum alone.
+A fit ends at a local optimum. So there are three starting points: the guide's output; N(0, I); and
+the likeliest of some draws of N(0, I), since the first two may be at a saddle point of the ELBO if
+the posterior is symmetric with modes on both sides. 0.01 nats is enough to tell which optimum is
+the highest, and only that fit is run to convergence. All of it depends only on the datum.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,25 +52,25 @@ _WIDER = (0.1, 0.8)  # at most a tenth, and less for many latents, each of which
 
 @dataclass(frozen=True)
 class Fitted:
-    r"""A member of a family that is fitted to every datum afresh, made a little wider.
+    r"""A member of a family that is fitted to every datum, then slightly widened.
 
     .. math:: q_n^\star = \arg\max_{q} \mathrm{ELBO}_n(q), \qquad z' = m_n + s (z - m_n)
 
-    Of the guide only a start is left; see :func:`starts` for the others.
+    The guide only provides a starting point; see :func:`starts` for the others.
 
-    One Gaussian covers one mode. Of several modes far apart it covers one, and neither its Pareto
-    k nor its error shows that; :class:`Tightest` looks for mass elsewhere with draws of the prior.
+    One Gaussian covers one mode. If there are several, far apart, neither its Pareto k nor its
+    error shows that; :class:`Tightest` looks for mass elsewhere with prior draws.
 
     Arguments:
         family: By default the full-rank Gaussian for up to 50 latents, and the mean-field one
             beyond, since the parameters of the first grow with the square of the latents.
         scale: :math:`s`, no unit; by default :math:`1 + \min(0.1, 0.8 / L)` for L latents.
-        fitting: How the rows are fitted. 0.01 nats is accurate enough for a proposal, so that is
-            the tolerance, unless told otherwise.
+        fitting: How the rows are fitted. The default tolerance is 0.01 nats, which is accurate
+            enough for a proposal.
 
     Raises:
-        ValueError: If the scale is not a positive number; when called, if the family is a flow
-            that was set up for no guide.
+        ValueError: If the scale is not a positive number; when called, if the family is a flow that
+            no guide has set up.
 
     References:
         | Adaptive Importance Sampling: The Past, the Present, and the Future (Bugallo et al., 2017)
@@ -101,7 +100,7 @@ class Fitted:
             Widened(self.scale)
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """The fitted posterior of every datum, spread out."""
+        """The fitted posterior of every datum, widened."""
         correlated = program.latent_dim <= _MOST_CORRELATED
         family = self.family or (FullRankNormal() if correlated else DiagonalNormal())
         places = starts(program, posterior, batch, family)

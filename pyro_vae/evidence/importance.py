@@ -1,10 +1,10 @@
-r"""Importance sampling with the guide, or what is made of it, as the proposal.
+r"""Importance sampling with the guide, or a proposal made from it.
 
-How many draws a datum needs for a given error is not known beforehand, and to draw until the error
-looks small enough would bias the answer: the error is estimated from the same weights as the
-value, and small where the large weights are still missing. So the number is found in a run of its
-own, a pilot, with the error going down as :math:`K^{-1/2}`; then it is left as it is, and the
-estimate is made from other draws (Stein's two stages).
+How many draws a datum needs for a given error is not known beforehand, and drawing until the error
+looks small enough would bias the estimate: the error is estimated from the same weights as the
+value, and is small while the large weights are still missing. So the number is determined in a
+separate pilot run, assuming that the error falls as :math:`K^{-1/2}`; the estimate is then made
+from fresh draws (Stein's two-stage procedure).
 """
 
 import math
@@ -35,7 +35,7 @@ class Average(NamedTuple):
     """How weights are averaged.
 
     Arguments:
-        method: What results call the estimator.
+        method: Name of the estimator in results.
         log_mean: From log weights `(particles, batch)` to the log of their mean `(batch,)`.
         bound: On which side of log p(y) it lies on average.
     """
@@ -46,7 +46,7 @@ class Average(NamedTuple):
 
 
 PLAIN = Average("importance sampling", stats.log_mean_exp, Bound.LOWER)
-"""The log of the mean weight: unbiased for p, a lower bound for log p on average."""
+"""The log of the mean weight: unbiased for p, a lower bound on log p on average."""
 
 PARETO_SMOOTHED = Average(
     "Pareto-smoothed importance sampling", stats.smoothed_log_mean, Bound.TWO_SIDED
@@ -54,7 +54,7 @@ PARETO_SMOOTHED = Average(
 """The largest weights smoothed first; see :func:`pyro_vae.stats.smoothed`."""
 
 JACKKNIFED = Average("jackknifed importance sampling", stats.jackknife, Bound.TWO_SIDED)
-"""With the bias of first order taken off; see :func:`pyro_vae.stats.jackknife`."""
+"""With the first-order bias removed; see :func:`pyro_vae.stats.jackknife`."""
 
 
 @dataclass(frozen=True)
@@ -87,30 +87,31 @@ class ImportanceSampling:
     .. math:: \log \hat p(y_n) = \log \frac{1}{K} \sum_{k=1}^{K}
         \frac{p(y_n, z_k)}{q(z_k \mid y_n)}, \quad z_k \sim q(z \mid y_n)
 
-    Unbiased for p, so low on average for log p; useless where the guide misses part of the
-    posterior, which the largest weights show if enough draws are taken. The error is
-    :func:`pyro_vae.stats.tail_error`, which counts what the tail of the weights may still hold; a
-    datum is reliable where 1.96 of it to either side cover. With fewer than 30 draws, which have
-    no tail to look at, it is the delta method's, and the datum is not reliable.
+    Unbiased for p, so low on average for log p; useless if the guide misses part of the posterior,
+    which the largest weights show if enough draws are taken. The error is
+    :func:`pyro_vae.stats.tail_error`, which accounts for the part of the tail that was not drawn; a
+    datum is reliable if 1.96 errors to either side are expected to cover. With fewer than 30 draws,
+    too few to fit a tail, the error is the delta method's, and the datum is not reliable.
 
     Where a datum is not reliable, the remedy is a better proposal (:class:`pyro_vae.Fitted`)
     rather than more draws: halving the error of weights with a Pareto k of 0.7 takes ten times as
     many.
 
     Arguments:
-        num_samples: Draws per datum, :math:`K`; exactly so many are used, unless `until` is given.
-        memory: Mebibytes that the program's intermediate results may take. What is made of the
-            weights, about 50 bytes a draw of one datum, comes on top.
+        num_samples: Draws per datum, :math:`K`; exactly this many are used, unless `until` is
+            given.
+        memory: Mebibytes that the program's intermediate results may take. The weights take about
+            50 bytes per draw in addition.
         proposal: What to draw from: :class:`FromGuide`, :class:`Widened`, :class:`Defensive`, or
             :class:`Fitted`.
         average: How to average weights: :data:`PLAIN`, :data:`PARETO_SMOOTHED`,
             :data:`JACKKNIFED`.
-        until: An error to be met. A pilot of `num_samples` draws then tells for each datum how
-            often that number is to be doubled; the estimate is made afresh with so many.
-        compile: Whether the program's densities are compiled, which takes some ten seconds at first
-            and is kept with the model; by default where that pays. It changes results by rounding
-            alone. What cannot be compiled is evaluated eagerly, and so is, unless asked, everything
-            within a budget that does not hold the compiler (300 mebibytes).
+        until: A target error. A pilot run of `num_samples` draws then determines for each datum how
+            often that number is doubled; the estimate is made from that many fresh draws.
+        compile: Whether the program's densities are compiled, which takes some ten seconds once and
+            is kept with the model; by default if that saves time. It changes results by rounding
+            only. Programs that cannot be compiled are evaluated eagerly; by default so are all
+            programs if the memory budget is too small for the compiler (300 MiB).
 
     Raises:
         ValueError: If there are fewer than two draws, or fewer than 30 for a pilot.
@@ -165,7 +166,7 @@ class ImportanceSampling:
     def log_means(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Float[Tensor, " batch"]:
-        """The estimates alone, without errors and verdicts, which take half of the time."""
+        """The estimates alone, without errors and verdicts, which take half the time."""
         proposed = inference._replace(posterior=self.proposal(*inference))
         sampling = self._sampling(proposed, seed=seed, progress=progress)
         found = [self.average.log_mean(w.log_weights) for w in sampling.weights(self.num_samples)]
@@ -287,7 +288,7 @@ class _Sampling:
 
 
 class _Figures(NamedTuple):
-    """What weights say, each `(batch,)`, before it is judged."""
+    """Statistics of weights, each `(batch,)`, before the verdict."""
 
     value: Tensor
     error: Tensor
@@ -298,7 +299,7 @@ class _Figures(NamedTuple):
 
 
 def log_marginal_of(weights: Weights, average: Average = PLAIN) -> LogMarginal:
-    """What weights say of log p(y), with its error and how far to trust it."""
+    """The estimate of log p(y) from weights, with its error and verdict."""
     return _judged(_figures_of(weights.log_weights, average), average)
 
 

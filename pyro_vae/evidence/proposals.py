@@ -1,7 +1,7 @@
-r"""Proposals made from a guide: as it is, spread out, or mixed with the program's prior.
+r"""Proposals made from a guide: unchanged, widened, or mixed with the program's prior.
 
-Weights are bounded, or at least have a variance, if the proposal's tails reach as far as those of
-the posterior. A guide that was fitted by its ELBO is narrow as a rule. Spreading its draws about
+Weights are bounded, or at least have a variance, if the proposal's tails are as heavy as those of
+the posterior. A guide that was fitted by its ELBO is usually too narrow. Widening its draws about
 its mean, :math:`z' = m + s (z - m)`, gives a proposal with the density
 
 .. math:: \log q_s(z') = \log q(z) - L \log s
@@ -12,9 +12,9 @@ draws from the prior bounds the weights by the largest likelihood over :math:`a`
 .. math:: q_a(z) = (1 - a) q(z) + a p(z), \qquad w = \frac{p(y, z)}{q_a(z)} \le
     \frac{\max_z p(y \mid z)}{a}
 
-Every draw is weighted by the density of the whole mixture, whichever part it came from (the
-balance heuristic). Which part that is, is drawn afresh for each: the draws stay independent, as
-every error and Pareto k assume.
+Every draw is weighted by the density of the whole mixture, whichever part it came from (the balance
+heuristic). The part is drawn independently for each draw, so the draws stay independent, as errors
+and Pareto k assume.
 """
 
 import math
@@ -36,7 +36,7 @@ from ..programs import Prior, Program
 
 @runtime_checkable
 class Proposal(Protocol):
-    """What importance sampling draws from, made from what a guide says of the data."""
+    """A proposal for importance sampling, made from a guide's posterior."""
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """The distribution to draw from, for the same data."""
@@ -44,34 +44,34 @@ class Proposal(Protocol):
 
 @runtime_checkable
 class Keyed(Posterior, Protocol):
-    """A posterior that may draw many data at once, each from a key of its own."""
+    """A posterior that may draw many data at once, each from its own key."""
 
     def is_keyed(self) -> bool:
-        """Whether it can: whether its draws are made of standard normals."""
+        """Whether it can, because its draws are made from standard normals."""
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Draws and their log densities, from the `first` draw of every key on."""
+        """Draws and their log densities, starting at draw `first` of every key."""
 
 
 @dataclass(frozen=True)
 class FromGuide:
-    """The guide as it is."""
+    """The guide, unchanged."""
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """What came in."""
+        """The posterior, unchanged."""
         return posterior
 
 
 @dataclass(frozen=True)
 class Widened:
-    r"""The guide with its draws spread about its mean, :math:`z' = m + s (z - m)`.
+    r"""The guide, with its draws widened about its mean, :math:`z' = m + s (z - m)`.
 
     Arguments:
-        scale: :math:`s`, no unit; above 1 wider. For :math:`L` latents a guide that was right
-            keeps :math:`(\sqrt{2 s^2 - 1} / s^2)^L` of its effective draws, 61 percent of them at
-            1.2 with 10 latents: with many latents take a scale near 1.
+        scale: :math:`s`, no unit; wider above 1. For :math:`L` latents an exact guide keeps
+            :math:`(\sqrt{2 s^2 - 1} / s^2)^L` of its effective draws, 61 percent at 1.2 with 10
+            latents: with many latents use a scale near 1.
 
     Raises:
         ValueError: If the scale is not a positive number.
@@ -85,7 +85,7 @@ class Widened:
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
-            raise ValueError(f"scale multiplies the spread: a positive number, got {self.scale}")
+            raise ValueError(f"scale must be a positive number, got {self.scale}")
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """The guide, spread out."""
@@ -96,13 +96,13 @@ class Widened:
 class Defensive:
     r"""A mixture of a proposal and the program's prior, which bounds the weights.
 
-    It needs the density of the guide at draws of the prior, which some flows and guides with
-    auxiliary sites do not have: that is refused when the first draw is made. Every draw costs
-    about three runs of the program instead of one: a draw of the prior, its density, the weight.
+    It needs the density of the guide at draws from the prior, which some flows and guides with
+    auxiliary sites lack: these are refused at the first draw. Every draw costs about three runs of
+    the program instead of one: a draw of the prior, its density, the weight.
 
     Arguments:
-        prior_share: :math:`a`, the chance that a draw is from the prior, between 0 and 1.
-        base: The other part.
+        prior_share: :math:`a`, the probability that a draw is from the prior, between 0 and 1.
+        base: The proposal for the other draws.
 
     Raises:
         ValueError: If the share is not between 0 and 1.
@@ -122,8 +122,8 @@ class Defensive:
     def __post_init__(self) -> None:
         if not 0 < self.prior_share < 1:
             raise ValueError(
-                f"prior_share lies between 0 and 1, got {self.prior_share}; for none of it pass "
-                "the other part itself"
+                f"prior_share lies between 0 and 1, got {self.prior_share}; for a share of 0 pass "
+                "the base itself"
             )
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
@@ -134,10 +134,10 @@ class Defensive:
 
 @dataclass(frozen=True)
 class WidenedPosterior:
-    """Draws of another posterior, spread about a center.
+    """Draws from another posterior, widened about a center.
 
-    The center is its mean, found once: a mean of draws differs from call to call, and the density
-    is right for any center that stays.
+    The center is its mean, computed once: a mean of draws differs from call to call, and the
+    density is valid for any fixed center.
     """
 
     base: Posterior
@@ -234,5 +234,5 @@ def density_at(posterior: Posterior, z: Float[Tensor, "particles batch latents"]
     except (NotImplementedError, KeyError) as error:
         raise ValueError(
             f"the density of this guide at a given point is not available ({error!r}): its flow "
-            "cannot be inverted; take Widened(scale), which needs none, or another family"
+            "cannot be inverted; use Widened(scale), which does not need it, or another family"
         ) from error

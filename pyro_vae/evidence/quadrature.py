@@ -64,16 +64,16 @@ class Quadrature:
     .. math:: \log p(y_n) = \log \int p(y_n, z) \, dz
         \approx \log \sum_{t \in h \mathbb{Z}^L} p(y_n, z(t)) \left|\frac{dz}{dt}\right| h^L
 
-    No randomness. The error is a conservative figure from rules that are unlike. Modes are looked
-    for over the prior's range, on grids that are made finer until they show no new one; a datum for
-    which the points end first is doubted. Kinks in the log joint, such as a decoder with ReLUs has,
-    slow the convergence down, to :math:`h^2`, and jumps to :math:`h`.
+    Deterministic. The error is a conservative estimate from different rules. Modes are searched for
+    over the prior's range, on grids that are refined until they show no new one; a datum for which
+    the points run out first is unreliable. Kinks in the log joint, as from a decoder with ReLUs,
+    slow the convergence to :math:`h^2`, and jumps to :math:`h`.
 
     Arguments:
-        tolerance: Error asked for, in nats per datum; smooth programs are far better at once.
-        max_points: Points per datum of each lattice, and of the scan; a datum that needs more is
-            doubted.
-        memory: Mebibytes that points and the program's intermediate results may take.
+        tolerance: Target error, in nats per datum; for smooth programs the error is far smaller.
+        max_points: Most points per datum of each lattice, and of the scan; a datum that needs more
+            is unreliable.
+        memory: Memory budget for points and the program's intermediate results, in MiB.
 
     Raises:
         ValueError: If a number is out of range; when called, if the program has more than three
@@ -105,19 +105,19 @@ class Quadrature:
             raise ValueError(f"tolerance is an error in nats in (0, 1), got {self.tolerance}")
         if self.max_points < 100 or not self.memory > 0:
             raise ValueError(
-                f"max_points is at least 100 and memory is a budget in mebibytes, got "
+                f"max_points is at least 100 and memory is a budget in MiB, got "
                 f"{self.max_points} and {self.memory}"
             )
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
-        """Integrates per datum; the seed plays no part."""
+        """Integrates per datum; the seed is not used."""
         program, posterior, batch = inference
         if not 1 <= program.latent_dim <= _MOST_LATENTS:
             raise ValueError(
-                f"Quadrature is for 1 to {_MOST_LATENTS} latents per datum, and the program "
-                f"has {program.latent_dim}; use pv.ImportanceSampling() or "
+                f"Quadrature is for 1 to {_MOST_LATENTS} latents per datum, but the program has "
+                f"{program.latent_dim}; use pv.ImportanceSampling() or "
                 "pv.AnnealedImportanceSampling()"
             )
         keys = row_keys(0, "quadrature.starts", *batch)  # always the same: they enter no estimate

@@ -1,4 +1,4 @@
-"""What estimators of evidence return: numbers per datum that say how far they can be trusted."""
+"""Results of evidence estimators: numbers per datum, and how far they can be trusted."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from ..results import Doubts, PerDatum, Result, data_frame
 
 
 class Bound(Enum):
-    """On which side of log p(y) an estimate lies, on average over its own randomness."""
+    """The side of log p(y) on which an estimate lies, on average over its own randomness."""
 
     LOWER = "low on average"
     UPPER = "high on average"
@@ -52,16 +52,16 @@ class LogMarginal(PerDatum):
 
     Arguments:
         value: The estimate.
-        error: Its standard error; what it covers, and where it is void, the estimator says.
-        ess: Effective sample size of the weights; nan where the method has none.
-        pareto_k: Shape of the weights' upper tail; minus infinity for a perfect proposal, nan
-            where the method has none, or fewer than 30 draws, which have no tail to fit.
+        error: Its standard error; see the estimator for what it covers and when it is invalid.
+        ess: Effective sample size of the weights; nan if the method has none.
+        pareto_k: Shape of the weights' upper tail; minus infinity for a perfect proposal, nan if
+            the method has none, or if there are fewer than 30 draws.
         num_samples: Draws, chains or points used for each datum.
         bound: On which side of :math:`\log p(y_n)` the estimate lies on average.
         method: The estimator, in words.
-        doubts: Reasons not to trust an estimate, and the data that they hold for.
-        given: What the estimates are conditional on, in words: the latent sites that all data
-            share, and whose values were taken. Empty if there are none.
+        doubts: Reasons not to trust an estimate, and the data that they apply to.
+        given: What the estimates are conditional on, in words: the global latent sites, and the
+            source of their values. Empty if there are none.
     """
 
     value: Float[Tensor, " batch"]
@@ -80,7 +80,7 @@ class LogMarginal(PerDatum):
         return stats.total(self.estimate)
 
     def columns(self) -> dict[str, Tensor]:
-        """Log p(y) of every datum, its error, and what tells how far to trust it."""
+        """Log p(y) of every datum, its error, and diagnostics."""
         return {
             "log_p": self.value,
             "log_p_error": self.error,
@@ -90,7 +90,7 @@ class LogMarginal(PerDatum):
         }
 
     def summary(self) -> str:
-        """Says the result, and how far it can be trusted, in a line or two."""
+        """The result, and how far it can be trusted, in a line or two."""
         return (
             f"log p(y) = {self.mean:.3f} nats per datum, {self.bound.value} ({self.method}, "
             f"{len(self)} data, {self._samples()}{self._tails()}); {self.trust()}"
@@ -118,8 +118,8 @@ class EvidenceLowerBound(PerDatum):
         distortion: :math:`-\mathbb{E}_q \log p(y \mid z)`.
         num_samples: Draws used per datum.
         given: What the bound is conditional on, in words, as in :class:`LogMarginal`.
-        doubts: Reasons not to trust a bound. Draws are none: it is unbiased, and its error is
-            their spread.
+        doubts: Reasons not to trust a bound. Few draws are not one: it is unbiased, with the error
+            from their spread.
     """
 
     elbo: Estimate

@@ -72,21 +72,21 @@ class Population:
 
 @dataclass(frozen=True)
 class TemperedSMC:
-    r"""Marginal likelihood from populations of particles, tempered, moved and resampled.
+    r"""Marginal likelihood from populations of particles that are tempered, moved and resampled.
 
-    Unbiased for p. Every datum has steps and temperatures of its own from a pilot run, which are
-    then frozen. The error is that of the islands' estimates; a datum is reliable where half of the
-    islands are effective and chains accepted about as often as aimed at. Modes that no
-    particle is near stay unseen.
+    Unbiased for p. Every datum has its own steps and temperatures from a pilot run, which are then
+    frozen. The error comes from the spread of the islands' estimates; a datum is reliable if half
+    of the islands are effective and the acceptance rate is near its target. Modes that no particle
+    is near stay undetected.
 
     Arguments:
-        num_islands: Populations that share nothing.
-        num_particles: Of each island.
-        leapfrog_steps: Gradients of a transition.
-        start: :class:`StartFromPrior`, which has every mode, or :class:`StartFromGuide`, a shorter
-            way where the guide has them.
-        target_acceptance: What the pilot tunes the steps to, between 0 and 1.
-        memory: Mebibytes that the program's intermediate results may take.
+        num_islands: Number of independent populations.
+        num_particles: Particles per island.
+        leapfrog_steps: Leapfrog steps per transition.
+        start: :class:`StartFromPrior`, which covers every mode, or :class:`StartFromGuide`, a
+            shorter path if the guide covers them.
+        target_acceptance: Acceptance rate that the pilot run tunes the steps to, between 0 and 1.
+        memory: Memory budget for the program's intermediate results, in MiB.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -126,7 +126,7 @@ class TemperedSMC:
             )
         if not 0 < self.target_acceptance < 1 or not self.memory > 0:
             raise ValueError(
-                "target_acceptance is between 0 and 1 and memory is a budget in mebibytes, got "
+                "target_acceptance is between 0 and 1 and memory is a budget in MiB, got "
                 f"{self.target_acceptance} and {self.memory}"
             )
 

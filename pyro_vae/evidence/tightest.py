@@ -1,19 +1,19 @@
-r"""The ladder: ways to log p(y) in order of cost, for each datum until one is accepted.
+r"""The ladder: estimators of log p(y) in order of cost, tried for each datum until one is accepted.
 
-A way that is accepted is a *rung*: the closed form; quadrature, for one or two latents; importance
-sampling from the guide, from a Gaussian fitted to the datum, from a Student t distribution with the
-moments of the posterior, and from a mixture over all modes that a tempered population found; that
-population itself. Each has diagnostics of its own, and these see no mass that the draws never
-reached: a Gaussian on one of eight equal modes has weights that are all alike, and log p(y) is low
-by log 8 with an error of nothing. So a rung is accepted only where something unlike it agrees:
+Each estimator is a *rung*: the closed form; quadrature, for one or two latents; importance sampling
+from the guide, from a Gaussian fitted to the datum, from a Student t distribution with the moments
+of the posterior, and from a mixture over all modes that a tempered population found; that
+population itself. Each has its own diagnostics, but these cannot see mass that the draws never
+reached: a Gaussian on one of eight equal modes has nearly equal weights, and log p(y) is low by log
+8 with a tiny error. So a rung is accepted only if an independent check agrees:
 
-* draws of the prior find no more mass than it did, beyond their error,
-  :math:`\hat p_{\text{prior}} - \hat p \le 4 \, \mathrm{se}`, for all that sample;
-* fits from several places find no second mode, for a proposal with one mode;
-* the mixture and the population that it was fitted to agree within four joint errors.
+* prior draws find no more mass than it did, beyond their error, :math:`\hat p_{\text{prior}} - \hat
+  p \le 4 \, \mathrm{se}`, for all rungs that sample;
+* fits from several starting points find no second mode, for a proposal with one mode; * the mixture
+and the population that it was fitted to agree within four joint errors.
 
-With narrow posteriors draws of the prior find nothing, which proves nothing, and modes that neither
-the population nor the fits came near stay unseen.
+With narrow posteriors prior draws find no mass, which proves nothing, and modes that neither the
+population nor the fits came near stay undetected.
 
 Which data climb depends on their draws, so the estimates of those that stay are not exactly
 unbiased for p(y): those with the largest weights went on. The shift is within the error.
@@ -59,7 +59,7 @@ _COMPONENTS = 16
 
 
 class Rung(Enum):
-    """Ways to log p(y), in the order in which they are tried."""
+    """Estimators of log p(y), in the order in which they are tried."""
 
     NONE = "none"
     CLOSED_FORM = "closed form"
@@ -73,7 +73,7 @@ class Rung(Enum):
 
 
 RUNGS = tuple(Rung)
-"""Ways to log p(y), by their places in results."""
+"""Estimators of log p(y), by their numbers in results."""
 
 Source: TypeAlias = Posterior | Population
 """What draws of the posterior are made from: a proposal, or particles."""
@@ -81,23 +81,23 @@ Source: TypeAlias = Posterior | Population
 
 @dataclass(frozen=True, repr=False)
 class LadderMarginal(LogMarginal):
-    """Log p(y) per datum by the first way that was accepted.
+    """Log p(y) per datum by the first rung that was accepted.
 
     Arguments:
-        rung: Place in :data:`RUNGS` of the way that was accepted, `(batch,)`; 0 where none was.
-            Such a datum is unreliable, and the numbers are those of the last way tried.
+        rung: Position in :data:`RUNGS` of the accepted rung, `(batch,)`; 0 if none was. Such a
+            datum is unreliable, and its numbers are those of the last rung tried.
     """
 
     rung: Int64[Tensor, " batch"] = field(kw_only=True)
 
     @property
     def rungs(self) -> list[Rung]:
-        """The way that was accepted for each datum."""
+        """The rung that was accepted for each datum."""
         return [RUNGS[place] for place in self.rung.tolist()]
 
     @property
     def rung_shares(self) -> dict[Rung, float]:
-        """Share of the data by the way that was accepted, of those that were."""
+        """Share of the data by accepted rung."""
         shares = {rung: float((self.rung == n).double().mean()) for n, rung in enumerate(RUNGS)}
         return {rung: share for rung, share in shares.items() if share > 0}
 
@@ -117,28 +117,29 @@ class LadderMarginal(LogMarginal):
 
 @dataclass(frozen=True)
 class Tightest:
-    r"""Ways to log p(y) in order of cost, for each datum until one is accepted.
+    r"""Estimators of log p(y) in order of cost, tried for each datum until one is accepted.
 
     The closed form, quadrature for one or two latents, importance sampling from the guide, from a
     fitted Gaussian, from a Student t distribution and from a mixture over the modes found, and
-    tempered sequential Monte Carlo: see :class:`Rung`. The first two are exact but for rounding or
-    the error that quadrature states, at most 0.001 nats where it converges. A datum for which no
-    way is accepted is unreliable, with the reason.
+    tempered sequential Monte Carlo: see :class:`Rung`. The first two are exact up to rounding or
+    the stated error of quadrature, at most 0.001 nats if it converges. A datum for which no rung is
+    accepted is unreliable, with the reason.
 
-    Each way is held against something unlike it: draws of the prior, fits from several places, and
+    Each rung is checked independently: by prior draws, by fits from several starting points, and
     the mixture and the population against each other. Modes that none of these came near stay
-    unseen.
+    undetected.
 
     Arguments:
-        num_samples: Draws per datum of each way that samples.
+        num_samples: Draws per datum of each rung that samples.
         memory: Mebibytes that the program's intermediate results may take.
         proposal: The fitted proposal.
-        prior_share: Share of draws of the prior in the mixtures.
+        prior_share: Share of prior draws in the mixtures.
         filtering: The particle filter, for data that are series.
-        tempering: The populations, for data for which nothing before them was accepted; where
-            they start from is up to the ladder.
-        time_limit: Seconds after which no further way is begun; none by default. The data that
-            are left are unreliable, and say so. A result under a limit may not repeat.
+        tempering: Settings of the tempered populations, for data for which no earlier rung was
+            accepted; the ladder chooses their start.
+        time_limit: Seconds after which no further rung is tried; by default no limit. The remaining
+            data are unreliable, with this as the reason. Results under a limit may not be
+            reproducible.
 
     Raises:
         ValueError: If a number is out of range.

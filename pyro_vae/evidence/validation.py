@@ -1,20 +1,19 @@
-r"""Is an estimate of log p(y) right? Checks that no single estimator can make of itself.
+r"""Checks of estimates of log p(y) that a single estimator cannot make by itself.
 
-Two that can be compared. For estimators `a` and `b` with independent errors, :math:`z_n = (a_n -
-b_n) / \sqrt{e_{an}^2 + e_{bn}^2}` is about standard normal where both are right, and so is the same
-for the sums over data, which sees smaller common shifts. Errors of bounds cover log p(y) too, but
-for a bias to one side that is of second order: the logarithm of an average is low by about
-:math:`e^2 / 2`. So a lower bound may be low by :math:`e^2`, twice that, and not high, and an upper
-bound the reverse; what is left beyond is a contradiction, of two lower bounds as of any others.
-With :math:`m` comparisons in all one is called beyond the quantile of :math:`\alpha / m`.
+Cross-checks. For estimators `a` and `b` with independent errors, :math:`z_n = (a_n - b_n) /
+\sqrt{e_{an}^2 + e_{bn}^2}` is approximately standard normal if both are right, and so is the
+corresponding statistic for sums over data, which detects smaller common shifts. Errors of bounds
+cover log p(y) too, except for a one-sided bias of second order: the logarithm of an average is low
+by about :math:`e^2 / 2`. So a lower bound may be low by :math:`e^2`, twice that, and not high, and
+an upper bound the reverse; any difference beyond that is a contradiction. With :math:`m`
+comparisons the threshold is the quantile of :math:`\alpha / m`.
 
-Bounds from both sides, of simulated data. A program that simulates :math:`z \sim p(z)` and then
-:math:`y \sim p(y \mid z)` has drawn :math:`z` exactly from the posterior :math:`p(z \mid y)`.
+Bounds from both sides, for simulated data. If a program simulates :math:`z \sim p(z)` and then
+:math:`y \sim p(y \mid z)`, then :math:`z` is an exact draw from the posterior :math:`p(z \mid y)`.
 Chains that anneal towards the posterior give :math:`\mathbb{E}\, w = p(y)`, low on average in the
-logarithm; chains that walk the same ladder backwards from that :math:`z` give
-:math:`\mathbb{E}\, w' = 1 / p(y)`, high on average. The truth lies between them, so their distance
-bounds how far off annealing is, on data such as the model makes. Of data that the model does not
-fit it says nothing.
+logarithm; chains that run the same schedule backwards from that :math:`z` give :math:`\mathbb{E}\,
+w' = 1 / p(y)`, high on average. The truth lies between them, so their distance bounds the error of
+annealing on data simulated from the model. It says nothing about data that the model does not fit.
 """
 
 import itertools
@@ -48,17 +47,17 @@ _ROUNDING = 64 * torch.finfo(torch.float64).eps  # so that two exact answers can
 
 @dataclass(frozen=True, repr=False)
 class Comparison(PerDatum):
-    """Two estimators on the same data: one less the other, by datum, in nats.
+    """Two estimators on the same data: their difference by datum, in nats.
 
     Arguments:
         first: Name of one.
         second: Name of the other.
-        value: First less second, `(batch,)`.
+        value: First minus second, `(batch,)`.
         error: Its standard error.
-        doubts: Data that one of them doubts, by reason, which are not compared.
-        contradiction: The largest size of z that is left when each bound is granted the bias that
-            its error stands for.
-        limit: Size of z beyond which it is no accident.
+        doubts: Data that are in doubt under one of them, by reason; these are not compared.
+        contradiction: The largest absolute z that remains after allowing for the bias of each
+            bound.
+        limit: Absolute z beyond which it counts as a contradiction.
     """
 
     first: str
@@ -71,12 +70,12 @@ class Comparison(PerDatum):
 
     @property
     def compared(self) -> Bool[Tensor, " batch"]:
-        """Data that both call reliable, and of which both are finite."""
+        """Data that are reliable and finite under both."""
         return self.reliable & self.value.isfinite()
 
     @property
     def difference(self) -> Estimate:
-        """First less second, mean over the compared data, with its error."""
+        """First minus second, mean over the compared data, with its error."""
         return _mean(self.value[self.compared], self.error[self.compared])
 
     @property
@@ -91,7 +90,7 @@ class Comparison(PerDatum):
         return value / error
 
     def summary(self) -> str:
-        """The mean difference, and what it says."""
+        """The mean difference, and the verdict."""
         number = int(self.compared.sum())
         return (
             f"{self.first} - {self.second}: {self.difference} nats per datum over the {number} of "
@@ -100,19 +99,19 @@ class Comparison(PerDatum):
 
     @property
     def verdict(self) -> str:
-        """What the comparison says, in words."""
+        """The verdict, in words."""
         if not bool(self.compared.any()):
             return "cannot be compared: no datum is reliable under both"
         if self.contradiction > self.limit:
             return "contradict each other"
         if self.worst > self.limit:
             low = self.first if float(self.difference.value) < 0 else self.second
-            return f"differ, as a bound may: {low} is the lower one"
+            return f"differ, as bounds may: {low} is the lower one"
         return "agree"
 
     @property
     def worst(self) -> float:
-        """The largest size of z, of any datum or of the mean."""
+        """The largest absolute z, of any datum or of the mean."""
         sizes = torch.cat([self.z[self.compared].abs(), torch.tensor([abs(self.mean_z)])])
         return float(sizes.nan_to_num(nan=0.0).max())
 
@@ -122,11 +121,11 @@ class CrossCheck(Result):
     """Several estimates of the same data, and how they differ.
 
     Arguments:
-        rows: Positions of the data that were taken, `(batch,)`.
-        results: What every estimator said, by name.
+        rows: Positions of the data that were used, `(batch,)`.
+        results: The result of every estimator, by name.
         comparisons: One for each pair.
         skipped: Estimators that do not apply to the program, with the reason.
-        false_alarm: Probability that a contradiction is called though all are right.
+        false_alarm: Probability of a contradiction if all estimators are right.
     """
 
     rows: Int64[Tensor, " batch"]
@@ -153,7 +152,7 @@ class CrossCheck(Result):
 
     @property
     def verdict(self) -> str:
-        """Which agree and which do not, in words."""
+        """Which estimators agree and which do not, in words."""
         number = sum(int(pair.compared.sum()) + 1 for pair in self.comparisons)
         worst = max(self.comparisons, key=lambda pair: pair.worst)
         said = "; ".join(f"{p.first} and {p.second} {p.verdict}" for p in self.comparisons)
@@ -198,10 +197,10 @@ def cross_check(
 
     .. math:: z_n = \frac{a_n - b_n}{\sqrt{e_{an}^2 + e_{bn}^2}}
 
-    for every pair of estimators and every datum that both call reliable, and the same for the
-    mean over these data. A difference is a contradiction if it is larger than chance explains,
-    and the bias of a bound, which is of the order of its squared error and to one side. Agreement
-    is worth as much as the estimators are different: they may all miss the same mode.
+    for every pair of estimators and every datum that both call reliable, and the same for the mean
+    over these data. A difference is a contradiction if it is larger than chance and the one-sided
+    bias of a bound (of the order of its squared error) explain. Agreement means more the more the
+    estimators differ: they may all miss the same mode.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -210,17 +209,17 @@ def cross_check(
         estimators: At least two, by name. By default importance sampling from the guide,
             quadrature for up to three latents, and the closed form where there is one; where
             neither applies, importance sampling with other and fewer draws.
-        num_data: Data that are taken, at random by the seed; all if there are fewer.
+        num_data: Number of data to use, chosen at random by the seed; all if there are fewer.
         given: Values of the latent sites that all data share, as in
             :func:`log_marginal_likelihood`.
-        seed: Seed of the choice and of the draws, of which every estimator has its own.
+        seed: Seed of the choice and of the draws; every estimator has its own stream.
 
     Returns:
         Every estimate, every pair's differences in standard errors, and a verdict in words.
 
     Raises:
-        ValueError: If there are fewer than two estimators or no datum, or if an estimator that
-            was asked for does not apply.
+        ValueError: If there are fewer than two estimators or no datum, or if a requested estimator
+            does not apply.
 
     Example:
         >>> import pyro
@@ -339,9 +338,9 @@ class Sandwich(PerDatum):
     r"""Bounds on :math:`\log p(y_n)` of simulated data, `(batch,)` each, in nats.
 
     Arguments:
-        lower: From chains that annealed forwards; low on average.
-        upper: From chains that annealed backwards; high on average. The chains of a datum share
-            their start, so its error leaves out what another draw of the posterior would change.
+        lower: From forward annealing; low on average.
+        upper: From reverse annealing; high on average. The chains of a datum share their starting
+            point, so its error does not include the variation between posterior draws.
         data: The simulated data.
     """
 
@@ -351,7 +350,7 @@ class Sandwich(PerDatum):
 
     @property
     def value(self) -> Tensor:
-        """Upper less lower bound of every datum."""
+        """Upper minus lower bound of every datum."""
         return self.upper.value - self.lower.value
 
     @property
@@ -375,11 +374,11 @@ class Sandwich(PerDatum):
 
     @property
     def width(self) -> Estimate:
-        """Upper less lower bound, mean over data, with the error from their spread, in nats."""
+        """Upper minus lower bound, mean over data, with the error from their spread, in nats."""
         return stats.population_mean(self.upper.value - self.lower.value)
 
     def summary(self) -> str:
-        """Says how far apart the bounds are, and the bounds."""
+        """The bounds, and the distance between them."""
         return (
             f"lower: {self.lower.summary()}\nupper: {self.upper.summary()}\n"
             f"log p(y) of {len(self)} simulated data is known to within {self.width:.3f} nats per "
@@ -398,7 +397,7 @@ def bidirectional(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Sandwich:
-    r"""Bounds the marginal likelihood of data that the model simulates from both sides.
+    r"""Bounds the marginal likelihood of simulated data from both sides.
 
     .. math:: \mathbb{E} \log \hat p(y) \le \log p(y) \le
         \mathbb{E} \log \Big(\frac{1}{C} \sum_c w'_c\Big)^{-1}
@@ -406,22 +405,22 @@ def bidirectional(
     Both directions use the same frozen steps and temperatures.
 
     Arguments:
-        model: A Pyro program `model(*batch)` with one plate over data, whose observed sites are
-            given tensors of the batch or parts of them.
+        model: A Pyro program `model(*batch)` with one plate over data, whose observed sites observe
+            tensors of the batch or parts of them.
         guide: A guide to start from, for an estimator with `start=StartFromGuide()`; else `None`.
-        data: Rows that say the shapes, and the covariates. What the model observes of them is
-            replaced by what it simulates.
-        estimator: :class:`AnnealedImportanceSampling` with its defaults unless told otherwise.
-        num_data: Data to simulate; the rows are taken in turn. As many as rows by default.
-        given: Values of the latent sites that all data share.
-        seed: Seed of everything; the caller's random stream is left alone.
+        data: Rows that give the shapes and the covariates. The observed values are replaced by
+            simulated ones.
+        estimator: By default :class:`AnnealedImportanceSampling` with its default settings.
+        num_data: Number of data to simulate; the rows are used in turn. By default as many as rows.
+        given: Values of the global latent sites.
+        seed: Seed of all draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
         Both bounds and the simulated data. The width needs at least two of them.
 
     Raises:
-        ValueError: If the program cannot be simulated row by row, or misses a guide.
+        ValueError: If the program cannot be simulated row by row, or a needed guide is missing.
 
     References:
         | Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo
@@ -461,8 +460,8 @@ def bidirectional(
 def no_guide(*_batch: Tensor) -> None:
     """Stands for a guide that nobody gave: refuses to be asked for shared sites."""
     raise ValueError(
-        "the program has latent sites that all data share, and no guide that says their values: "
-        "pass given=, a value for each"
+        "the program has global latent sites, and there is no guide that gives their values: pass "
+        "given=, a value for each"
     )
 
 

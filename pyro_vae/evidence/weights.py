@@ -5,9 +5,9 @@ With draws :math:`z_k \sim q(z \mid y_n)` the importance weights are
 estimates the ELBO, and the logarithm of the mean of :math:`w_{kn}` estimates
 :math:`\log p(y_n)`, which is what :mod:`pyro_vae.stats` does. Here the weights are made.
 
-Every datum draws from a key of its own, made of the seed and the content of its row. So an
-estimate depends on the datum, the programs and the seed alone: not on the order of the rows, the
-other data, the batch, or how the work was cut to fit into memory.
+Every datum draws from its own key, made of the seed and the content of its row. So an estimate
+depends only on the datum, the programs and the seed: not on the order of the rows, the other data,
+the batch, or how the work was split to fit into memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -154,7 +154,7 @@ def weigh(
 
 
 def require_numbers(name: str, value: Tensor, z: Tensor, places: Sequence[int]) -> None:
-    """Refuses a log density that is no number, with the datum and the draw where it is not.
+    """Refuses a log density that is nan or plus infinity; names the datum and the draw.
 
     Raises:
         FloatingPointError: If there is one.
@@ -166,7 +166,7 @@ def require_numbers(name: str, value: Tensor, z: Tensor, places: Sequence[int]) 
         raise FloatingPointError(
             f"{name} is {float(value[particle, datum])} for particle {particle} of datum "
             f"{places[datum]}, at z = {z[particle, datum].tolist()}: a log density must be a "
-            f"number; look at {_LOOK_AT[name]} there"
+            f"number; check {_LOOK_AT[name]} there"
         )
 
 
@@ -188,9 +188,9 @@ def prepared(
 
 
 def check_data(model: ProgramLike, batch: Batch) -> None:
-    """Checks at the door: shapes, nan and inf, and the range that the likelihood asks for.
+    """Checks the data: shapes, nan and inf, and the range that the likelihood needs.
 
-    A nan passes where the program says that it means "not observed" (see `PartlyObserved`).
+    A nan is allowed where the program treats it as missing (see `PartlyObserved`).
     """
     check_batch(*batch, missing=partly_observed(model, batch))
     check = hooks_of(model).check

@@ -1,19 +1,19 @@
-r"""Posteriors in closed form: for programs that are linear and Gaussian, whatever they look like.
+r"""Posteriors in closed form, for any program that is linear and Gaussian in its latents.
 
 If every latent of a datum is Gaussian given the others and the data are Gaussian around something
 linear in them (factor analysis, probabilistic PCA, a random walk seen through noise), then
 :math:`\log p(y, z) = c + h^\top z - z^\top P z / 2`, so its gradient :math:`g(z) = h - P z` is
-linear: :math:`h = g(0)` and :math:`P e_i = g(0) - g(e_i)` are exact from L + 1 points, without
-looking into the program. The posterior is :math:`\mathcal{N}(P^{-1} h, P^{-1})`. Two more points,
-which the datum's own posterior places, show whether the gradient is linear where it matters.
+linear: :math:`h = g(0)` and :math:`P e_i = g(0) - g(e_i)` follow exactly from L + 1 points, without
+inspecting the program. The posterior is :math:`\mathcal{N}(P^{-1} h, P^{-1})`. Two more points,
+placed by the datum's own posterior, show whether the gradient is linear where it matters.
 
-Training a model under the exact posterior is EM with gradient M-steps: the posterior at the
-present :math:`\theta` is the E-step, and it is held fixed while the ELBO is differentiated. By
-Fisher's identity that gradient is the one of the evidence,
-:math:`\nabla_\theta \log p(y) = \mathbb{E}_{p(z \mid y)} \nabla_\theta \log p(y, z)`, so nothing
-is lost by holding it. Coordinate ascent sets :math:`\partial \mathrm{ELBO} / \partial m_i = 0`
-for one coordinate after the other, :math:`m_i = (h_i - \sum_{j \ne i} P_{ij} m_j) / P_{ii}` with
-variances :math:`1 / P_{ii}`: Gauss-Seidel iteration for :math:`P m = h`.
+Training a model under the exact posterior is EM with gradient M-steps: the posterior at the current
+:math:`\theta` is the E-step, and it is held fixed while the ELBO is differentiated. By Fisher's
+identity that gradient is the one of the evidence, :math:`\nabla_\theta \log p(y) = \mathbb{E}_{p(z
+\mid y)} \nabla_\theta \log p(y, z)`, so nothing is lost by holding it. Coordinate ascent sets
+:math:`\partial \mathrm{ELBO} / \partial m_i = 0` for one coordinate after the other, :math:`m_i =
+(h_i - \sum_{j \ne i} P_{ij} m_j) / P_{ii}` with variances :math:`1 / P_{ii}`: Gauss-Seidel
+iteration for :math:`P m = h`.
 """
 
 import math
@@ -38,7 +38,7 @@ _SLACK = 8.0  # on the root of the rounding unit: a third of the digits may go t
 
 @runtime_checkable
 class ClosestNormal(Protocol):
-    """A family that knows its member closest to a Gaussian."""
+    """A family whose member closest to a Gaussian is known."""
 
     def closest_normal(
         self,
@@ -57,8 +57,8 @@ class Quadratic(NamedTuple):
         loc: :math:`m_n`, the posterior mean, `(batch, latents)`.
         precision: :math:`P_n`, that of the posterior, `(batch, latents, latents)`.
         peak: :math:`a_n`, the log joint at the mean, `(batch,)`, in nats.
-        error: By how much it was seen to be off at one to three standard deviations from the mean,
-            `(batch,)`, in nats: rounding, or what it lacks to be quadratic.
+        error: Observed deviation from a quadratic function at one to three standard deviations from
+            the mean, `(batch,)`, in nats, rounding included.
     """
 
     loc: Tensor
@@ -83,8 +83,8 @@ def quadratic_of(
     r"""Reads a program's log joint off as a quadratic function of the latents, and verifies it.
 
     Where the model has a method `exact_posterior(*batch)` that returns a `MultivariateNormal` over
-    the flat latents, with batch shape `(batch,)`, its answer is taken and verified alike. The
-    program runs in evaluation mode; nothing of the answer carries a gradient.
+    the flat latents, with batch shape `(batch,)`, its result is used and verified in the same way.
+    The program runs in evaluation mode; the result carries no gradient.
 
     Arguments:
         program: The model, as a density per datum.
@@ -96,8 +96,8 @@ def quadratic_of(
 
     Raises:
         ValueError: If the log joint of a datum is not a quadratic function with a maximum, or the
-            method's answer is not its posterior; names the row and the discrepancy.
-        TypeError: If the method returns something else than a `MultivariateNormal`.
+            method's result is not its posterior; names the row and the discrepancy.
+        TypeError: If the method does not return a `MultivariateNormal`.
 
     References:
         | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
@@ -167,7 +167,7 @@ def _read_off(program: Program, batch: Batch, names: Tensor) -> tuple[Tensor, Te
 
 
 def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -> Quadratic:
-    """Checks the gradient at two points a few standard deviations from the mean; polishes that."""
+    """Checks the gradient at two points a few standard deviations away; refines the mean."""
     factor = _factor(claim.precision, names)
     steps = torch.stack([direction := _direction(factor), -2 * direction])  # (2, batch, L)
     points = claim.loc + steps
@@ -184,7 +184,7 @@ def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -
 
 
 def _direction(factor: Tensor) -> Tensor:
-    """A generic step in units of every datum's posterior, `(batch, latents)`: always the same."""
+    """A fixed generic step in units of every datum's posterior, `(batch, latents)`."""
     latents = factor.shape[-1]
     draws = generator(stream(0, "closed form.directions"))
     sizes = 1 + torch.rand(latents, generator=draws) / 2  # at 1 to 3 standard deviations
@@ -208,7 +208,7 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def _rounding(size: Tensor) -> Tensor:
-    """What rounding may make of a sum of terms of this size."""
+    """Possible rounding error of a sum of terms of this size."""
     return _SLACK * torch.finfo(size.dtype).eps ** 0.5 * size
 
 
@@ -240,7 +240,7 @@ def _factor(precision: Tensor, names: Tensor) -> Tensor:
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise ValueError(
-            f"the log joint of row {int(names[row])} is no quadratic function of its latents "
+            f"the log joint of row {int(names[row])} is not a quadratic function of its latents "
             f"with a maximum ({int(bad.sum())} of {len(bad)} rows): the matrix of minus its second "
             f"derivatives has the eigenvalues {_shown(torch.linalg.eigvalsh(precision[row]))}; "
             f"{_REMEDY}"
@@ -253,13 +253,13 @@ def _shown(values: Tensor) -> str:
 
 
 class _ClosedForm(InferenceMap):
-    """A map that knows the program, and holds no parameters."""
+    """A map that knows the program, and has no parameters."""
 
     def attach(self, program: Program, family: Family) -> None:
         """Keeps both.
 
         Raises:
-            TypeError: If the family is not one that this map can answer for.
+            TypeError: If the family is not supported by this map.
         """
         self._check(family)
         self._attached: tuple[Program, Any] = (program, family)  # no attributes: no submodules
@@ -267,20 +267,20 @@ class _ClosedForm(InferenceMap):
     def _check(self, family: Family) -> None:
         if not isinstance(family, ClosestNormal):
             raise TypeError(
-                f"{type(self).__name__} needs a family that knows its member closest to a "
-                f"Gaussian, and {type(family).__name__} has no method closest_normal(loc, "
+                f"{type(self).__name__} needs a family whose member closest to a Gaussian is "
+                f"known, but {type(family).__name__} has no method closest_normal(loc, "
                 "precision); use pv.DiagonalNormal(), or pv.Encoder(net) with this family"
             )
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Nothing to make: the answer follows from the model."""
+        """Nothing to create: the parameters follow from the model."""
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The answer for a program without sites that all data share."""
+        """The parameters for a program without global sites."""
         return self.infer(self._attached[0], batch, rows)
 
     def _closest(self, loc: Tensor, precision: Tensor) -> Tensor:
-        """The family's parameters, as plain numbers."""
+        """The family's parameters, without a gradient."""
         answer: Tensor = self._attached[1].closest_normal(loc, precision)
         return answer.detach()
 
@@ -289,13 +289,13 @@ class _ClosedForm(InferenceMap):
 class ExactPosterior(_ClosedForm):
     r"""Closed-form map: :math:`\lambda_n = \arg\min_\lambda \mathrm{KL}(q_\lambda \| p(z | y_n))`.
 
-    For programs that are linear and Gaussian in their latents, which is verified at every call
-    (see :func:`quadratic_of`). With a full-rank family q is the posterior itself and the ELBO is
-    log p(y); with `DiagonalNormal` it is the mean-field optimum. The answer follows the model:
-    training it is EM with gradient M-steps. There is nothing to train but the model, and a copy
-    of the guide alone follows a copy of the model, so copy them together.
+    For programs that are linear and Gaussian in their latents, which is verified at every call (see
+    :func:`quadratic_of`). With a full-rank family q is the posterior itself and the ELBO is log
+    p(y); with `DiagonalNormal` it is the mean-field optimum. The result follows the model, so
+    training is EM with gradient M-steps. Only the model is trained. A copy of the guide alone
+    refers to its own copy of the model, so copy both together.
 
-    A call costs L + 3 evaluations of the model per datum, of L latents.
+    A call costs L + 3 evaluations of the model per datum, for L latents.
 
     Raises:
         TypeError: When a guide is made, if the family has no `closest_normal`.
@@ -331,10 +331,10 @@ class ExactPosterior(_ClosedForm):
 
 
 class Ascent(NamedTuple):
-    """Where coordinate ascent arrived: means `(batch, latents)`, sweeps, and verdicts `(batch,)`.
+    """Result of coordinate ascent: means `(batch, latents)`, sweeps, and convergence `(batch,)`.
 
-    `moved` is by how much the last sweep of a datum moved a mean, at most, in the standard
-    deviations of its factor.
+    `moved` is the largest change of a mean in the last sweep of a datum, in standard deviations of
+    its factor.
     """
 
     loc: Tensor
@@ -354,20 +354,20 @@ def coordinate_ascent(
 
     .. math:: m_i \leftarrow \frac{h_i - \sum_{j \ne i} P_{ij} m_j}{P_{ii}}, \quad i = 1 \ldots L
 
-    Every step maximizes the ELBO in one factor, so no sweep lowers it. The distance from the
-    optimum shrinks by the spectral radius of the Gauss-Seidel iteration a sweep, which is near 1
-    where latents are strongly correlated; what is left is then more than the last move.
+    Every step maximizes the ELBO in one factor, so no sweep lowers it. Each sweep shrinks the
+    distance from the optimum by the spectral radius of the Gauss-Seidel iteration, which is near 1
+    if latents are strongly correlated; the remaining distance is then larger than the last change.
 
     Arguments:
         linear: :math:`h_n`, the gradient of the log joint at zero.
         precision: :math:`P_n`, symmetric positive definite.
-        sweeps: How often each coordinate is set, at most.
-        tolerance: A datum is done when no mean moves by more, in units of
-            :math:`P_{ii}^{-1/2}`, or by more than rounding does. It is not moved any more then,
-            so that its answer does not depend on the rest of the batch.
+        sweeps: Most updates of each coordinate.
+        tolerance: A datum has converged when no mean changes by more, in units of
+            :math:`P_{ii}^{-1/2}`, or by more than rounding. It is then left alone, so that its
+            result does not depend on the rest of the batch.
 
     Returns:
-        The means, how many sweeps were made, and which data were done.
+        The means, the number of sweeps, and which data converged.
 
     Example:
         >>> precision = torch.tensor([[[2.0, 1.0], [1.0, 2.0]]])
@@ -407,14 +407,14 @@ class CoordinateAscent(_ClosedForm):
     .. math:: q(z_i) \leftarrow \mathcal{N}\Bigl(\tfrac{1}{P_{ii}} \bigl(h_i - \sum_{j \ne i}
         P_{ij} m_j\bigr), \tfrac{1}{P_{ii}}\Bigr)
 
-    For programs that are linear and Gaussian in their latents, as :class:`ExactPosterior`, whose
-    answer it approaches; it never solves a linear system. A few
-    sweeps on purpose make a partial E-step; `tolerance=math.inf` then says that one is enough.
+    For programs that are linear and Gaussian in their latents, like :class:`ExactPosterior`, whose
+    result it approaches without solving a linear system. A few sweeps make a partial E-step; with
+    `tolerance=math.inf` one sweep is enough.
 
     Arguments:
-        sweeps: How often every factor is set, at most. Data that are not done by then are
-            warned of.
-        tolerance: A datum is done when no mean moves by more, in standard deviations of its
+        sweeps: Most updates of every factor. A warning says how many data have not converged by
+            then.
+        tolerance: A datum has converged when no mean changes by more, in standard deviations of its
             factor.
 
     Raises:
@@ -439,7 +439,8 @@ class CoordinateAscent(_ClosedForm):
     def _check(self, family: Family) -> None:
         if not isinstance(family, DiagonalNormal):
             raise TypeError(
-                "CoordinateAscent sets independent factors, which is pv.DiagonalNormal(), got "
+                "CoordinateAscent updates independent factors, so it needs pv.DiagonalNormal(), "
+                "got "
                 f"{type(family).__name__}; use pv.ExactPosterior() with that family"
             )
 
@@ -457,7 +458,7 @@ class CoordinateAscent(_ClosedForm):
         if slow > 0:
             warnings.warn(
                 f"coordinate ascent has not converged for {slow} of {len(answer.loc)} data after "
-                f"{answer.sweeps} sweeps: a mean still moves by {float(answer.moved.max()):.3g} "
-                "standard deviations a sweep; raise sweeps=, or use pv.ExactPosterior()",
+                f"{answer.sweeps} sweeps: a mean still changes by {float(answer.moved.max()):.3g} "
+                "standard deviations per sweep; raise sweeps=, or use pv.ExactPosterior()",
                 stacklevel=2,
             )

@@ -1,8 +1,8 @@
-"""What a guide may contain, checked by the names of its sites, and which of them make up log q.
+"""What a guide may contain, checked by the names of its sites, and which of them enter log q.
 
 A guide samples the latent sites of the model and no others unless they are auxiliary. What it
-*observes*, and its `pyro.factor` terms, are terms of a training objective: they are no part of its
-density. Masks and scales weigh an objective too; a site that is drawn has its whole density.
+*observes*, and its `pyro.factor` terms, are terms of the training objective and not part of its
+density. Masks and scales also affect only the objective; a site that is drawn has its full density.
 """
 
 from collections.abc import Collection
@@ -16,11 +16,11 @@ from ..programs import Program, Run, TracedSite, sum_but
 
 
 def density_sites(run: Run, given: Collection[str] = ()) -> list[TracedSite]:
-    """Sites that make up log q: those that the guide drew, and those that were set for it.
+    """Sites that enter log q: those that the guide drew, and those that were set for it.
 
     Arguments:
         run: A run of the guide.
-        given: Names of the sites that were set, which a run says are observed.
+        given: Names of the sites that were set, which the run marks as observed.
     """
     return [
         site
@@ -30,7 +30,7 @@ def density_sites(run: Run, given: Collection[str] = ()) -> list[TracedSite]:
 
 
 def is_factor(site: TracedSite) -> bool:
-    """Whether it is a `pyro.factor` term, which draws nothing."""
+    """Whether a site is a `pyro.factor` term, which draws nothing."""
     return isinstance(site.distribution, dist.Unit)
 
 
@@ -42,19 +42,19 @@ def check_sites(
     Arguments:
         program: The model.
         run: A run of the guide.
-        needed: Names of the latent sites that it has to have.
+        needed: Names of the latent sites that it must have.
         given: Names of the sites that were set.
 
     Raises:
-        ValueError: With the name of the site, and what to do.
+        ValueError: If it does; the message has the name of the site, and what to do.
     """
     sampled = density_sites(run, given)
     missing = sorted(set(needed) - {site.name for site in sampled})
     if missing:
         shared = missing[0] in [site.name for site in program.global_sites]
-        where = ", which all data share, outside the plate over data" if shared else ""
+        where = ", which is global, outside the plate over data" if shared else ""
         raise ValueError(
-            f"the guide misses the latent site(s) {missing} of the model; it samples "
+            f"the guide lacks the latent site(s) {missing} of the model; it samples "
             f"{[site.name for site in sampled]}: add pyro.sample({missing[0]!r}, ...) to the "
             f"guide{where}, without obs="
         )
@@ -78,16 +78,16 @@ def sampled_sites(program: Program) -> list[str]:
 
 
 def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[TracedSite]:
-    r"""Sites of a datum that make up log q, given those that were drawn for it.
+    r"""Sites of a datum that enter log q, given those that were drawn for it.
 
-    An auxiliary site a, of which the model knows nothing, is a mere source of noise where the
-    model's sites have distributions given it: with :math:`z \sim q(z \mid a)` the weight
-    :math:`p(y, z) / q(z \mid a)` has the mean p(y), and its logarithm is a lower bound. Where the
-    model's sites follow from it (`Delta`, with the log Jacobian), their density is that of a.
+    An auxiliary site a, which the model does not have, only adds noise if the model's sites have
+    distributions given it: with :math:`z \sim q(z \mid a)` the weight :math:`p(y, z) / q(z \mid a)`
+    has the mean p(y), and its logarithm is a lower bound. If the model's sites are functions of it
+    (`Delta`, with the log Jacobian), their density is that of a.
 
     Raises:
-        ValueError: If some of the model's sites follow from auxiliary ones and some do not, or one
-            is a point; with the name of the site.
+        ValueError: If some of the model's sites are functions of auxiliary ones and some are not,
+            or one is a point mass; with the name of the site.
     """
     known = sampled_sites(program)
     model = [site for site in sites if site.name in known or not site.is_auxiliary]
@@ -101,9 +101,9 @@ def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[T
     if len(deltas) < len(model):
         others = [site.name for site in model if site not in deltas]
         raise ValueError(
-            f"site(s) {[site.name for site in deltas]} of the guide follow from its auxiliary ones "
-            f"(Delta) and {others} do not, so which of those are part of the density cannot be "
-            "known: sample all of them from distributions of their own, or none"
+            f"site(s) {[site.name for site in deltas]} of the guide are functions of its "
+            f"auxiliary ones (Delta) and {others} are not, so the density is ambiguous: sample "
+            "all of them from their own distributions, or none"
         )
     return list(sites)
 
@@ -112,31 +112,31 @@ def _refuse_point(site: TracedSite) -> None:
     if is_point(site.distribution):
         raise ValueError(
             f"the guide puts site '{site.name}' at a point (Delta), which has no density: an ELBO "
-            "or log p would hang on the unit of the site; sample it from a distribution with a "
-            "spread, as in dist.Normal(value, 0.1), or use pv.Guide"
+            "or log p would depend on the unit of the site; sample it from a distribution with a "
+            "scale, as in dist.Normal(value, 0.1), or use pv.Guide"
         )
 
 
 def is_point(distribution: Distribution) -> bool:
-    """Whether it is a `Delta` that was given no density of its own."""
+    """Whether a site is a `Delta` without a log density."""
     base = base_of(distribution)
     return isinstance(base, dist.Delta) and not bool(base.log_density.any())
 
 
 def is_delta(distribution: Distribution) -> bool:
-    """Whether its value follows from what was drawn before."""
+    """Whether its value is a function of earlier draws."""
     return isinstance(base_of(distribution), dist.Delta)
 
 
 def base_of(distribution: Distribution) -> Distribution:
-    """The distribution without its event dimensions and masks."""
+    """The distribution without `Independent` and mask wrappers."""
     while isinstance(distribution, dist.Independent | MaskedDistribution):
         distribution = distribution.base_dist
     return distribution
 
 
 def log_density(program: Program, site: TracedSite, rows: int) -> Tensor:
-    """Whole log density of a site of a guide, by datum, `(rows,)`: neither masked nor scaled.
+    """Log density of a guide's site, by datum, `(rows,)`, without masks and scales.
 
     Raises:
         ValueError: If the site is not in the plate over data.
@@ -148,7 +148,7 @@ def log_density(program: Program, site: TracedSite, rows: int) -> Tensor:
 
 
 def require_by_datum(program: Program, site: TracedSite, log_prob: Tensor, rows: int) -> None:
-    """Refuses a log density of a site that has not one value for every row."""
+    """Refuses a site's log density that does not have one value per row."""
     if log_prob.shape != (rows,):
         raise ValueError(
             f"site '{site.name}' of the guide has a log density of shape "

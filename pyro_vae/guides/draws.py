@@ -1,11 +1,11 @@
 """Particles for an objective: draws of the guide for every datum, with all their gradients.
 
-Latent sites that all data share are drawn once; the particles of a datum are conditional on that
-draw. A guide of ours is asked once per datum, and one that was written by hand is run on a longer
-batch, each row repeated for its particles. Either way outer handlers see the parameters that the
-guide registers, and nothing else of it, so that Pyro's SVI trains them. What a guide observes and
-its `pyro.factor` terms count as Pyro has it: with the sign of log q, so that minus their sum is
-added to the ELBO of training. No reported number has them.
+Global latent sites are drawn once; the particles of a datum are conditional on that draw. A `Guide`
+is evaluated once per datum, and a guide written by hand is run on a longer batch, each row repeated
+for its particles. Either way outer handlers see only the parameters that the guide registers, so
+that Pyro's SVI trains them. What a guide observes and its `pyro.factor` terms count as in Pyro:
+with the sign of log q, so that minus their sum is added to the training ELBO. Reported numbers
+leave them out.
 """
 
 from collections.abc import Collection, Mapping
@@ -30,13 +30,13 @@ class Draws:
     """Draws of a guide for some data.
 
     Arguments:
-        program: The program, with its global sites given as they were drawn.
+        program: The program, with its global sites at the drawn values.
         z: Flat unconstrained latents, `(particles, batch, latents)`.
         log_guide: Their log densities, `(particles, batch)`.
-        posterior: What they were drawn from; for densities at other points.
-        log_shared: Log density of the sites that all data share, a scalar.
-        terms: Of the objective per datum, `(batch,)`, and no part of the ELBO: what carries a
-            map's own gradient, with the value zero; minus what the guide observes or factors.
+        posterior: The distribution they were drawn from; for densities at other points.
+        log_shared: Log density of the global sites, a scalar.
+        terms: Terms of the objective per datum, `(batch,)`, that are not part of the ELBO: a map's
+            surrogate, with the value zero, minus what the guide observes or factors.
         shared_terms: The same outside the plate over data, a scalar.
     """
 
@@ -49,12 +49,11 @@ class Draws:
     shared_terms: Tensor
 
     def log_guide_path(self, z: Tensor) -> Tensor:
-        r"""The log density, differentiated by the draws alone, not by the guide's parameters.
+        r"""The log density, differentiated through the draws only, not the guide's parameters.
 
         With :math:`z = z(\phi)` the difference :math:`\log q_\phi(z) - \log q_\phi(\lceil z
-        \rceil)`, where the bars stop gradients, is zero and has the derivative
-        :math:`\partial_z \log q \, \partial_\phi z`. This needs no copy of the guide with its
-        parameters held, whatever they are.
+        \rceil)`, where the bars stop gradients, is zero and has the derivative :math:`\partial_z
+        \log q \, \partial_\phi z`. This needs no copy of the guide with fixed parameters.
         """
         if not z.requires_grad:
             return self.log_guide.detach()
@@ -63,18 +62,18 @@ class Draws:
 
 
 def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int) -> Draws:
-    """Draws so many particles for every datum, reparameterized.
+    """Draws reparameterized particles for every datum.
 
     Raises:
-        ValueError: If the guide misses a site, or has one that cannot be reparameterized.
+        ValueError: If the guide lacks a site, or has one that cannot be reparameterized.
         TypeError: If it is one of Pyro's automatic guides.
     """
     if isinstance(guide, Guide):
         return pyro_method(_from_guide)(guide, program, batch, num_particles)
     if isinstance(guide, AutoGuide):
         raise TypeError(
-            f"{type(guide).__name__} has no draws of one row that keep their gradient: train it by "
-            "Trace_ELBO(), or take pv.Guide(model, pv.LocalParameters(num_data))"
+            f"{type(guide).__name__} has no draws of single rows with a gradient: train it with "
+            "Trace_ELBO(), or use pv.Guide(model, pv.LocalParameters(num_data))"
         )
     return _from_program(guide, program, batch, num_particles)
 
@@ -142,7 +141,7 @@ def _outside_of(sites: Mapping[str, TracedSite], names: Collection[str]) -> list
 def _of_nothing(
     program: Program, batch: Batch, log_shared: Tensor, num_particles: int, factors: Tensor
 ) -> Draws:
-    """Draws for a program whose latent sites of a datum are all summed out."""
+    """Draws for a program whose local latent sites are all summed out."""
     posterior = NoLatents.of(program, batch)
     z, log_guide = posterior.draw(num_particles)
     return Draws(program, z, log_guide, posterior, log_shared, log_guide[0], -factors)

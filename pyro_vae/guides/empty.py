@@ -1,4 +1,4 @@
-"""The posterior of a program whose latent sites of a datum are all discrete and summed out."""
+"""The posterior of a program whose local latent sites are all discrete and summed out."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ from ..programs import Program
 
 @dataclass(frozen=True)
 class NoLatents:
-    """Draws of no entries, with density one: nothing is left to be guided.
+    """Empty draws with density one: no latents are left.
 
     Arguments:
         empty: `(batch, 0)`, in the dtype and on the device of the program.
@@ -39,7 +39,7 @@ class NoLatents:
         return z, self.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether each datum can draw from a key of its own: it draws nothing."""
+        """Whether each datum can draw from its own key; trivially, since nothing is drawn."""
         return True
 
     def draw_keyed(
@@ -53,5 +53,5 @@ class NoLatents:
         return torch.zeros(z.shape[:2], dtype=z.dtype, device=z.device)
 
     def mean(self) -> Float[Tensor, "batch 0"]:
-        """Of no entries."""
+        """An empty mean."""
         return self.empty

@@ -1,8 +1,8 @@
-"""Guides of any origin, to everything above: made of a map, automatic, delegating, or by hand.
+"""The entry point for guides of any origin: made of a map, automatic, delegating, or by hand.
 
-Nothing above this folder asks which a guide is. It asks for the posterior of a batch, for a guide
-of other rows, for the values and draws of sites that all data share, for the model that a guide
-was made for, and for what there is to train; what cannot be answered is refused here, by name.
+Nothing above this folder distinguishes them. Here it gets the posterior of a batch, a guide for
+other rows, values and draws of global sites, the model that a guide was made for, and the trainable
+parts; unsupported requests are refused here, with the name of the guide or site.
 """
 
 from collections.abc import Mapping
@@ -48,23 +48,23 @@ def maps_of(guide: ProgramLike) -> list[InferenceMap]:
 
 
 def is_tied_to_rows(guide: ProgramLike) -> bool:
-    """Whether a guide, or one that it delegates to, answers only for its training rows."""
+    """Whether a guide, or one that it delegates to, works only for its training rows."""
     return isinstance(guide, AutoGuide) or any(map.per_row for map in maps_of(guide))
 
 
 def row_buffers(guide: ProgramLike) -> list[Tensor]:
-    """What belongs to rows: tables with their optimizers."""
+    """Buffers that belong to rows: tables with their optimizers."""
     return [buffer for map in maps_of(guide) if map.per_row for buffer in map.buffers()]
 
 
 def model_of(guide: ProgramLike | None) -> ProgramLike | None:
-    """The model that a guide was made for; `None` for one that does not know its model."""
+    """The model that a guide was made for; `None` if it does not know."""
     program = getattr(guide, "program", None)
     return program.model if isinstance(program, Program) else None
 
 
 def has_parameters(guide: ProgramLike) -> bool:
-    """Whether a guide may have anything to train; not so under `ExactPosterior`, say."""
+    """Whether a guide may have trainable parameters; with `ExactPosterior` it has none."""
     held = reached_by(guide)  # of a program that is self-contained, some may not be made yet
     return any(isinstance(part, Tensor | SelfContained) for part in held) or any(
         parameter.numel() > 0
@@ -75,7 +75,7 @@ def has_parameters(guide: ProgramLike) -> bool:
 
 
 def has_only_rows(guide: ProgramLike) -> bool:
-    """Whether rows of a table are all that a guide has to train: no shared sites, no nets."""
+    """Whether a guide trains only rows of a table: no global sites, no networks."""
     return (
         isinstance(guide, Guide)
         and guide.map.per_row
@@ -85,9 +85,9 @@ def has_only_rows(guide: ProgramLike) -> bool:
 
 
 def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
-    """The guide with so many steps per datum after its map's answer; `None` where it has no map.
+    """The guide with a few steps per datum after its map's output; `None` if it has no map.
 
-    Nor where there is nothing to refine: its rows are optimal already, or its answer is exact.
+    Also `None` if there is nothing to refine: its rows are optimal already, or its output is exact.
     """
     if not isinstance(guide, Guide) or is_tied_to_rows(guide) or not has_parameters(guide):
         return None
@@ -95,9 +95,9 @@ def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
 
 
 class SharedOnly:
-    """Stands in for a guide whose latents of a datum are not asked for, only the shared sites.
+    """Replaces a guide of which only the global sites are needed.
 
-    A table of parameters has no rows for other data than its own, and here none are needed.
+    A table of parameters has no rows for other data, and here none are needed.
 
     Arguments:
         guide: The guide.
@@ -107,11 +107,11 @@ class SharedOnly:
         self.guide, self.program = guide, guide.program
 
     def global_values(self) -> dict[str, Tensor]:
-        """Values of the latent sites that all data share."""
+        """Values of the global latent sites."""
         return self.guide.global_values()
 
     def posterior(self, *batch: Tensor, given: Mapping[str, Tensor] | None = None) -> NoLatents:
-        """Of nothing."""
+        """An empty posterior."""
         return NoLatents(torch.zeros(len(batch[0]), 0, device=batch[0].device))
 
     def __call__(self, *batch: Tensor) -> None:
@@ -119,9 +119,9 @@ class SharedOnly:
 
 
 def shared_only(guide: ProgramLike) -> ProgramLike:
-    """A guide that is asked about the sites that all data share, and about no rows.
+    """A guide for the global sites alone.
 
-    Itself, where it was written by hand: its shared sites are found by calling it.
+    A guide written by hand is returned unchanged: its global sites are found by calling it.
     """
     return SharedOnly(guide) if isinstance(guide, Guide) else guide
 
@@ -141,16 +141,16 @@ def for_new_rows(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
         fitting: How to fit; see :class:`FitRows`.
-        given: Values of the latent sites that all data share.
+        given: Values of the global latent sites.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        A guide that is not tied to rows as it is, else one with parameters for every new row.
+        The same guide if it is not tied to rows, else one with parameters for every new row.
 
     Raises:
-        TypeError: If the guide is a module around one that is tied to rows: what that module
-            makes of it is not known for new rows.
+        TypeError: If the guide is a module around one that is tied to rows: how that module uses it
+            for new rows is not known.
     """
     if not is_tied_to_rows(guide):
         return guide
@@ -158,9 +158,9 @@ def for_new_rows(
         raise TypeError(f"{type(guide).__name__} is tied to its rows: {REMEDY}")
     if not isinstance(guide, Guide):
         raise TypeError(
-            f"{type(guide).__name__} holds a pv.Guide with free parameters for every training row, "
-            "which has no parameters for other data: pass that pv.Guide itself, whose rows are "
-            "fitted to new data, or put an amortized guide, pv.Encoder(net), inside"
+            f"{type(guide).__name__} contains a pv.Guide with free parameters for every training "
+            "row, which has none for other data: pass that pv.Guide itself, whose rows are fitted "
+            "to new data, or use an amortized guide, pv.Encoder(net), inside"
         )
     return guide.fit_rows(data, fitting, given=given, seed=seed, progress=progress)
 
@@ -207,12 +207,12 @@ def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor
 def draw_globals(
     program: Program, guide: ProgramLike, batch: Batch, num_samples: int, seed: int
 ) -> list[GlobalDraw]:
-    """Draws the latent sites that all data share from a guide of ours or one written by hand.
+    """Draws the global latent sites from a `Guide` or a guide written by hand.
 
     Arguments:
-        program: The model; it says which sites these are.
-        guide: Has a posterior of them.
-        batch: Data that a guide written by hand is run on; it may look at all of them.
+        program: The model.
+        guide: A guide with a posterior of them.
+        batch: Data that a guide written by hand is run on; it may depend on all of them.
         num_samples: Number of draws.
         seed: Seed of the draws.
 
@@ -245,7 +245,7 @@ def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDr
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
-    """The structure of a model; a guide made for that very model knows it already.
+    """The structure of a model; a guide made for the same model knows it already.
 
     Raises:
         ValueError: If the guide was made for a model with other latent sites.
@@ -266,9 +266,9 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
 
 
 def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterior:
-    """What a guide says about a batch, whoever made it; checked by calling it on a few rows.
+    """The posterior of a batch under a guide of any origin; checked by calling it on a few rows.
 
-    Where all latent sites of a datum are discrete there is nothing to say, unless it samples them.
+    It is empty if all local latent sites are discrete, unless the guide samples them.
 
     Raises:
         TypeError: If the guide is an automatic guide of Pyro's that is not mean-field.
@@ -297,9 +297,9 @@ def samples_discrete(program: Program, guide: ProgramLike, batch: Batch) -> list
 
 
 def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike:
-    """The model as an objective of Pyro's needs it, its discrete sites marked to be summed out.
+    """The model for a Pyro objective, with its discrete sites marked to be summed out.
 
-    Latents that it masks have their whole densities, unless the guide masks them alike.
+    Latents that it masks have their full densities, unless the guide masks them alike.
     """
     masked = program.structure.masked
     if masked and not _is_ours(guide):
@@ -310,14 +310,14 @@ def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike
 
 
 def _is_ours(guide: ProgramLike) -> bool:
-    """Whether it samples the continuous sites of the model, whole, and no others."""
+    """Whether it samples all continuous sites of the model, unmasked, and no others."""
     return hasattr(guide, "posterior") or isinstance(guide, AutoGuide)
 
 
 def _looked_at(program: Program, guide: ProgramLike, batch: Batch) -> Run | None:
-    """A run of a guide that shows which sites it has; no draw of it is anybody's.
+    """A run of a guide to see which sites it has; its draws are not used.
 
-    `None` if it cannot be run on these rows: whoever asks it next will see why.
+    `None` if it cannot be run on these rows; the next call will raise.
     """
     with torch.random.fork_rng(), torch.no_grad(), no_new_parameters():
         for rows in (tuple(part[:_FEW] for part in batch), batch):
@@ -327,7 +327,7 @@ def _looked_at(program: Program, guide: ProgramLike, batch: Batch) -> Run | None
 
 
 def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> None:
-    """Refuses a guide that has no answer for other data than its own, before it is trained.
+    """Refuses a guide that cannot handle data other than its own, before it is trained.
 
     Arguments:
         model: The model.
@@ -335,7 +335,7 @@ def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> Non
         rows: All rows that it is for.
 
     Raises:
-        TypeError: If it is tied to these rows and has no way of fitting others; with the remedy.
+        TypeError: If it is tied to these rows and cannot fit others; the message has the remedy.
     """
     if isinstance(guide, Guide):
         return
@@ -352,7 +352,7 @@ def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> Non
 def prepare_training(
     program: Program, guide: ProgramLike, rows: Batch, batch_size: Annotated[int, Interval(0)]
 ) -> bool:
-    """Gets a guide that is tied to rows ready to be trained on them.
+    """Prepares a guide that is tied to rows for training on them.
 
     Arguments:
         program: The model.
@@ -361,11 +361,11 @@ def prepare_training(
         batch_size: Rows of a step.
 
     Returns:
-        Whether it has to be called with all rows, in their order: it is tied to them, and made by
+        Whether it has to be called with all rows, in order, because it is tied to them and made by
         hand or by Pyro.
 
     Raises:
-        ValueError: If it is, and a step has fewer rows.
+        ValueError: If so, and a step has fewer rows.
     """
     for map in maps_of(guide):
         map.remember(*rows)
@@ -379,7 +379,7 @@ def prepare_training(
         return False
     if batch_size < len(rows[0]):
         raise ValueError(
-            f"the guide is tied to its {len(rows[0])} rows, and a step has {batch_size} of them: "
+            f"the guide is tied to its {len(rows[0])} rows, but a step has {batch_size} of them: "
             f"pass batch_size={len(rows[0])}; or, {REMEDY}"
         )
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:

@@ -1,6 +1,6 @@
 """Families of approximate posteriors: from a flat tensor of parameters to a distribution.
 
-A family turns `(batch, parameters)` into a distribution over one flat unconstrained vector a
+A family turns `(batch, parameters)` into a distribution over one flat unconstrained vector per
 datum. It does not know where the parameters come from.
 """
 
@@ -23,17 +23,17 @@ _LEAST_SHARE = 1e-3  # see LowRankNormal
 
 @runtime_checkable
 class Family(Protocol):
-    r"""What a family offers.
+    r"""The interface of a family.
 
-    A family with shared parameters of its own is an `nn.Module` too, and may have a method
-    `setup(latents)` that makes them: a :class:`pyro_vae.Guide` calls it once, before the rest.
-    A family whose distributions have no mean in closed form may have a method `mean(parameters)`,
-    and one that knows its member closest to a Gaussian, :math:`\arg\min_q
-    \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`, a method `closest_normal(loc, precision)`.
+    A family with shared parameters is also an `nn.Module`, and may have a method `setup(latents)`
+    that creates them: a :class:`pyro_vae.Guide` calls it once, first. A family whose distributions
+    have no mean in closed form may have a method `mean(parameters)`, and one whose member closest
+    to a Gaussian is known, :math:`\arg\min_q \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`, a
+    method `closest_normal(loc, precision)`.
     """
 
     def num_parameters(self, latents: int) -> int:
-        """Parameters per datum, for a flat vector of so many latents."""
+        """Parameters per datum, for a flat vector of this many latents."""
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
         """Parameters `(parameters,)` at which the family is N(loc, scale^2 I), or close to it."""
@@ -47,7 +47,7 @@ class Family(Protocol):
 class DiagonalNormal:
     r"""Mean-field Gaussian, :math:`q(z) = \mathcal{N}(z \mid \mu, \operatorname{diag}(\sigma^2))`.
 
-    Its parameters are :math:`(\mu, \log \sigma)`, two a latent.
+    Its parameters are :math:`(\mu, \log \sigma)`, two per latent.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
@@ -60,7 +60,7 @@ class DiagonalNormal:
     """
 
     def num_parameters(self, latents: int) -> int:
-        """Two a latent: its mean and the logarithm of its standard deviation."""
+        """Two per latent: its mean and the logarithm of its standard deviation."""
         return 2 * latents
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
@@ -83,13 +83,13 @@ class DiagonalNormal:
 
 
 class FactoredNormal(dist.MultivariateNormal):
-    r"""A normal that knows the noise of its last draws, :math:`z = \mu + L \epsilon`.
+    r"""A normal that remembers the noise of its last draws, :math:`z = \mu + L \epsilon`.
 
     .. math:: \log q(z) = -\tfrac{1}{2} \|\epsilon\|^2 - \sum_i \log L_{ii}
         - \tfrac{d}{2} \log 2 \pi
 
-    Solving for the noise loses it to rounding where L is close to singular, and training in
-    float32 finds such places: there the entropy of q seems to be anything.
+    Solving for the noise fails by rounding if L is close to singular, and training in float32
+    exploits that: the computed entropy of q then becomes arbitrary.
     """
 
     _drawn: tuple[Tensor, Tensor] | None = None
@@ -100,13 +100,13 @@ class FactoredNormal(dist.MultivariateNormal):
         return self.pushed(_standard_normal(shape, dtype=self.loc.dtype, device=self.loc.device))
 
     def pushed(self, noise: Tensor) -> Tensor:
-        """The draws that this noise becomes."""
+        """The draws for given noise."""
         z: Tensor = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
         self._drawn = (z, noise)
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density; of the last draws from their noise."""
+        """Log density; for the last draws it is computed from their noise."""
         log_prob: Tensor
         if self._drawn is None or value is not self._drawn[0]:
             log_prob = super().log_prob(value)
@@ -123,8 +123,8 @@ class FullRankNormal:
     r"""Gaussian with any covariance, :math:`q(z) = \mathcal{N}(z \mid \mu, L L^\top)`.
 
     Its parameters are :math:`\mu` and the lower triangle of :math:`L` row by row, with the
-    logarithms of its diagonal: d + d (d + 1) / 2 of them for d latents. They grow with the square
-    of the latents; :class:`LowRankNormal` is for more latents than some dozens.
+    logarithms of its diagonal: d + d (d + 1) / 2 of them for d latents. Their number grows with the
+    square of the latents; use :class:`LowRankNormal` for more than a few dozen latents.
 
     References:
         | Automatic Differentiation Variational Inference (Kucukelbir et al., 2017)
@@ -181,18 +181,17 @@ class FullRankNormal:
 @registered()
 @dataclass(frozen=True)
 class LowRankNormal:
-    r"""Gaussian with few directions of correlation, :math:`\mathcal{N}(\mu, D + W W^\top)`.
+    r"""Gaussian with a low-rank correlation, :math:`\mathcal{N}(\mu, D + W W^\top)`.
 
     :math:`D = \operatorname{diag}(\sigma_i^2 + c \sum_r W_{ir}^2)`, and :math:`W` has `rank`
-    columns. At least :math:`c = 10^{-3}` of the variance that a latent shares with others is its
-    own besides: a fit may otherwise end at a singular covariance (a Heywood case), whose density
-    cannot be computed and whose draws are no proposal. Its parameters are
-    :math:`(\mu, \log \sigma, W)`, with :math:`W` row by row: 2 + rank a latent, so they grow
-    with the latents as those of :class:`DiagonalNormal` do.
+    columns. The term with :math:`c = 10^{-3}` keeps the covariance regular: a fit may otherwise end
+    at a singular one (a Heywood case), whose density cannot be computed and whose draws are useless
+    as proposals. Its parameters are :math:`(\mu, \log \sigma, W)`, with :math:`W` row by row: 2 +
+    rank per latent, so their number is linear in the latents.
 
     Arguments:
-        rank: Columns of :math:`W`. There may be more than latents, so that one value serves every
-            program; those beyond the latents add parameters, and no distribution.
+        rank: Columns of :math:`W`. It may exceed the number of latents, so that one value serves
+            every program; the extra columns add parameters, but no new distributions.
 
     Raises:
         ValueError: If the rank is below one.
@@ -225,10 +224,9 @@ class LowRankNormal:
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
         r"""These means and standard deviations, exactly, and correlations of at most 0.01.
 
-        The gradient of W vanishes where W does, is the same for columns that are the same, and
-        never leaves an eigenvector of the posterior, such as (1, 1) in a model that is symmetric
-        in its latents. So W starts as cosines of no particular direction, with columns of length
-        0.1 `scale` over the root of `rank`.
+        The gradient of W vanishes at W = 0, is the same for equal columns, and stays in eigenspaces
+        of the posterior, such as (1, 1) in a model that is symmetric in its latents. So W starts at
+        cosines in a generic direction, with columns of length 0.1 `scale` over the root of `rank`.
         """
         row = torch.arange(1, len(loc) + 1, dtype=loc.dtype, device=loc.device).unsqueeze(-1)
         column = torch.arange(1, self.rank + 1, dtype=loc.dtype, device=loc.device)
@@ -243,7 +241,7 @@ class LowRankNormal:
         loc: Float[Tensor, "batch latents"],
         covariance: Float[Tensor, "batch latents latents"],
     ) -> Float[Tensor, "batch parameters"]:
-        """Parameters near a Gaussian's, by the principal axes of what its latents share."""
+        """Parameters of a nearby member, from the principal axes of the shared variance."""
         variances = covariance.diagonal(dim1=-2, dim2=-1)
         own, rank = variances / 2, min(self.rank, loc.shape[-1])
         factor = covariance.new_zeros(*loc.shape, self.rank)
@@ -278,6 +276,5 @@ def _check_size(family: Family, parameters: Tensor, latents: int) -> None:
         raise ValueError(
             f"{family} has {expected} parameters for {latents} latent(s) and "
             f"{family.num_parameters(latents + 1)} for {latents + 1}, got "
-            f"{parameters.shape[-1]} (shape {tuple(parameters.shape)}); num_parameters(latents) "
-            "says how many it needs"
+            f"{parameters.shape[-1]} (shape {tuple(parameters.shape)}); see num_parameters(latents)"
         )

@@ -1,8 +1,8 @@
-r"""Normalizing flows: a normal, bent by invertible maps.
+r"""Normalizing flows: a normal, transformed by invertible maps.
 
-A flow draws :math:`\epsilon \sim \mathcal{N}(0, I)` and returns
-:math:`z = \mu + \sigma \odot f(\epsilon; c)`, where :math:`f = f_T \circ \dots \circ f_1` is
-invertible and knows its Jacobian. By the change of variables
+A flow draws :math:`\epsilon \sim \mathcal{N}(0, I)` and returns :math:`z = \mu + \sigma \odot
+f(\epsilon; c)`, where :math:`f = f_T \circ \dots \circ f_1` is invertible with a known Jacobian. By
+the change of variables
 
 .. math:: \log q(z) = \log \mathcal{N}(\epsilon; 0, I) - \sum_i \log \sigma_i
     - \sum_t \log |\det J_{f_t}|, \qquad \epsilon = f^{-1}((z - \mu) / \sigma; c)
@@ -39,10 +39,10 @@ _VALUES_AT_ONCE = 2**18  # points times data in memory while a mean is taken
 
 @runtime_checkable
 class FlowTransform(Protocol):
-    """What kind of layer a flow is made of, as a value."""
+    """The kind of layer of a flow."""
 
     def layer(self, latents: int, context: int) -> nn.Module:
-        """One of Pyro's conditional transforms, with nets of its own, near the identity."""
+        """One of Pyro's conditional transforms, with its own networks, near the identity."""
 
 
 @registered()
@@ -50,7 +50,7 @@ class FlowTransform(Protocol):
 class AffineAutoregressive:
     r"""Layers :math:`y_i = \sigma_i(x_{<i}, c) \, x_i + \mu_i(x_{<i}, c)`.
 
-    Draws take one pass through the nets, the density at a given point one for each latent.
+    Draws take one pass through the networks, the density at a given point one per latent.
 
     Arguments:
         hidden: Width of each hidden layer, at least the number of latents.
@@ -76,13 +76,13 @@ class AffineAutoregressive:
 class SplineAutoregressive:
     r"""Layers :math:`y_i = g(x_i; x_{<i}, c)`, with :math:`g` a monotonic rational spline.
 
-    Draws take one pass through the nets, the density at a given point one for each latent.
+    Draws take one pass through the networks, the density at a given point one per latent.
 
     Arguments:
         hidden: Width of each hidden layer, at least the number of latents.
-        bins: Pieces of a spline.
-        bound: The splines bend between -bound and bound, in standard deviations of the normal
-            that they act on, and are the identity beyond.
+        bins: Number of bins of a spline.
+        bound: The splines act between -bound and bound, in standard deviations of the normal that
+            they transform, and are the identity outside.
 
     References:
         | Neural Spline Flows (Durkan et al., 2019)
@@ -112,11 +112,11 @@ class SplineAutoregressive:
 @registered()
 @dataclass(frozen=True)
 class AffineCoupling:
-    r"""Layers that move half of the entries: :math:`y_B = \sigma(x_A, c) x_B + \mu(x_A, c)`.
+    r"""Layers that transform half of the entries: :math:`y_B = \sigma(x_A, c) x_B + \mu(x_A, c)`.
 
     Less flexible than an autoregressive layer, but draws and densities at given points both take
-    one pass through the nets, however many latents there are. Half of the entries of each layer
-    stay, so use two layers or more.
+    one pass through the networks, however many latents there are. Each layer leaves half of the
+    entries unchanged, so use two layers or more.
 
     Arguments:
         hidden: Width of each hidden layer.
@@ -144,16 +144,16 @@ class AffineCoupling:
 @registered()
 @dataclass(frozen=True)
 class ElementwiseSpline:
-    r"""Layers :math:`y_i = g_i(x_i; c)`: every latent is bent by itself, and none sees another.
+    r"""Layers :math:`y_i = g_i(x_i; c)`: every latent is transformed independently.
 
-    A mean-field family whose marginals need not be normal; the one for a single latent. Draws and
-    densities at given points both take one pass through the nets.
+    A mean-field family whose marginals need not be normal; the flow for a single latent. Draws and
+    densities at given points both take one pass through the networks.
 
     Arguments:
         hidden: Width of each hidden layer.
-        bins: Pieces of a spline.
-        bound: The splines bend between -bound and bound, in standard deviations of the normal
-            that they act on, and are the identity beyond.
+        bins: Number of bins of a spline.
+        bound: The splines act between -bound and bound, in standard deviations of the normal that
+            they transform, and are the identity outside.
 
     References:
         | Neural Spline Flows (Durkan et al., 2019)
@@ -179,23 +179,23 @@ class ElementwiseSpline:
 
 @registered()
 class NormalizingFlow(nn.Module):
-    r"""A normal bent by layers of one kind, :math:`z = \mu + \sigma \odot f(\epsilon; c)`.
+    r"""A normal transformed by layers of one kind, :math:`z = \mu + \sigma \odot f(\epsilon; c)`.
 
-    Its parameters per datum are :math:`(\mu, \log \sigma, c)`. The nets in :math:`f` belong to the
-    family and are trained with the rest; a :class:`pyro_vae.Guide` makes them, as small
-    perturbations of the identity. Where a datum's own parameters are fitted with the family
-    fixed, the fit can bend no further than the nets have learnt: with nets that were never trained
-    it finds little more than the mean-field optimum.
+    Its parameters per datum are :math:`(\mu, \log \sigma, c)`. The networks in :math:`f` belong to
+    the family and are trained with the rest; a :class:`pyro_vae.Guide` creates them, as small
+    perturbations of the identity. If a datum's parameters are fitted with the family fixed, the fit
+    is limited to what the networks have learned: with untrained networks it finds little more than
+    the mean-field optimum.
 
     Arguments:
-        transform: The kind of layer: :class:`AffineAutoregressive` unless told otherwise, or
+        transform: The kind of layer: by default :class:`AffineAutoregressive`, or
             :class:`SplineAutoregressive`, :class:`AffineCoupling`, :class:`ElementwiseSpline`.
-        num_transforms: Layers.
-        context: Entries of :math:`c`.
+        num_transforms: Number of layers.
+        context: Number of entries of :math:`c`.
 
     Raises:
-        ValueError: If there is no layer or no context; in :meth:`setup`, if the transform cannot
-            be made for so many latents.
+        ValueError: If there is no layer or no context; in :meth:`setup`, if the transform does not
+            work for this number of latents.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015)
@@ -221,8 +221,8 @@ class NormalizingFlow(nn.Module):
         if num_transforms < 1 or context < 1:
             raise ValueError(
                 "NormalizingFlow needs at least one transform and one entry of context, got "
-                f"num_transforms={num_transforms} and context={context}; without them it would "
-                "be a DiagonalNormal(), or bent alike for all data"
+                f"num_transforms={num_transforms} and context={context}; without them it would be "
+                "a DiagonalNormal(), or the same transform for all data"
             )
         self.transform = AffineAutoregressive() if transform is None else transform
         self.num_transforms, self.context = num_transforms, context
@@ -230,44 +230,45 @@ class NormalizingFlow(nn.Module):
         self.layers = nn.ModuleList()
 
     def extra_repr(self) -> str:
-        """What the family was made with."""
+        """The arguments of the family."""
         return ", ".join(f"{name}={value}" for name, value in arguments_of(self).items())
 
     def setup(self, latents: int) -> None:
-        """Makes the nets, with weights from torch's random stream.
+        """Creates the networks, with weights from torch's random stream.
 
         Raises:
-            ValueError: If they are there already, or cannot be made for so many latents.
+            ValueError: If they exist already, or the transform does not work for this number of
+                latents.
         """
         if self.latents:
             raise ValueError(
-                f"this NormalizingFlow is set up already, for {self.latents} latent(s), and its "
-                "nets may be trained; make a new one"
+                f"this NormalizingFlow is already set up for {self.latents} latent(s), and its "
+                "networks may be trained; create a new one"
             )
         layers = [self.transform.layer(latents, self.context) for _ in range(self.num_transforms)]
         self.layers.extend(layers)
         self.latents = latents
 
     def num_parameters(self, latents: int) -> int:
-        """Two a latent, and the context."""
+        """Two per latent, and the context."""
         return 2 * latents + self.context
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
         """These means, the same standard deviation for all, and a context of ones.
 
-        With fresh nets the family is within about 1% of that normal. (A context of zeros would do
-        as well, but leave the weights it is multiplied with without a gradient.)
+        With new networks the family is within about 1% of that normal. (A context of zeros would
+        work too, but the weights that multiply it would get no gradient.)
         """
         return torch.cat([loc, torch.full_like(loc, scale).log(), loc.new_ones(self.context)])
 
     def forward(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """The distribution with these parameters.
 
-        Its own draws carry their density with them. That of any other point costs as much as the
-        transform says.
+        Its own draws come with their density. At other points it costs as much as the transform's
+        docstring says.
 
         Raises:
-            ValueError: Before :meth:`setup`, or if the number of parameters is another.
+            ValueError: Before :meth:`setup`, or if the number of parameters is wrong.
         """
         self._check(parameters)
         loc, log_scale, context = parameters.split([self.latents, self.latents, self.context], -1)
@@ -297,7 +298,7 @@ class NormalizingFlow(nn.Module):
         return means.reshape(*parameters.shape[:-1], self.latents)
 
     def _mean(self, parameters: Tensor, points: Tensor) -> Tensor:
-        """The mean of the points' images, for few enough rows."""
+        """The mean of the transformed points, for a limited number of rows."""
         loc, log_scale, context = parameters.split([self.latents, self.latents, self.context], -1)
         z = points.unsqueeze(1).expand(-1, len(parameters), -1)  # (points, rows, latents)
         for transform in self._transforms(loc, log_scale, context):
@@ -305,7 +306,7 @@ class NormalizingFlow(nn.Module):
         return z.mean(dim=0)
 
     def _transforms(self, loc: Tensor, log_scale: Tensor, context: Tensor) -> list[Any]:
-        """The layers and the last affine map; new objects, since they cache what passes through."""
+        """The layers and the last affine map; new objects, since transforms cache their inputs."""
         stack: list[Any] = []
         for position, layer in enumerate(self.layers):
             bend = layer.condition(context)  # type: ignore[operator]
@@ -318,7 +319,8 @@ class NormalizingFlow(nn.Module):
     def _check(self, parameters: Tensor) -> None:
         if not self.latents:
             raise ValueError(
-                "this NormalizingFlow has no nets yet; pass it to pv.Guide, which sets it up, or "
+                "this NormalizingFlow has no networks yet; pass it to pv.Guide, which sets it up, "
+                "or "
                 "call setup(latents) once"
             )
         expected = self.num_parameters(self.latents)
@@ -334,14 +336,14 @@ class _AutoregressiveNet(ConditionalAutoRegressiveNN):
     """Pyro's, in the dtype of the context: inversion starts from zeros in the default dtype."""
 
     def forward(self, x: Tensor, context: Tensor) -> Sequence[Tensor] | Tensor:
-        """The parameters of the transform of each entry, from the entries before it."""
+        """The transform's parameters for each entry, from the entries before it."""
         return super().forward(x.to(context.dtype), context)
 
 
 def _autoregressive(
     transform: FlowTransform, hidden: tuple[int, ...], latents: int, context: int, sizes: list[int]
 ) -> _AutoregressiveNet:
-    """A net for entries in their order, with all outputs near zero."""
+    """An autoregressive network with all outputs near zero."""
     _check_two(transform, latents)
     if min(hidden) < latents:
         raise ValueError(
@@ -357,7 +359,7 @@ def _autoregressive(
 
 @torch.no_grad()
 def _shrink(last: Any) -> None:
-    """Puts a net's outputs near zero; not at zero, where no gradient would reach inner layers."""
+    """Shrinks a network's outputs to near zero; at zero no gradient would reach inner layers."""
     last.weight.mul_(0.01)
     last.bias.zero_()
 
@@ -384,7 +386,7 @@ def _reversal(like: Tensor) -> Any:
 
 @cache
 def _normal_points(latents: int) -> Float[Tensor, "points latents"]:
-    """Fixed points that stand for draws of N(0, I), and their mirror images, in float64."""
+    """Fixed quasi-random points for N(0, I), and their mirror images, in float64."""
     engine = torch.quasirandom.SobolEngine(latents, scramble=True, seed=0)  # a generator of its own
     uniform = engine.draw(_MEAN_POINTS, dtype=torch.float64)
     # Sobol points are multiples of 2^-30, of which 0 is one.
@@ -395,8 +397,8 @@ def _normal_points(latents: int) -> Float[Tensor, "points latents"]:
 def _check_two(transform: FlowTransform, latents: int) -> None:
     if latents < 2:
         raise ValueError(
-            f"{type(transform).__name__} bends latents given others, so it needs at least two, "
-            f"got {latents}; use NormalizingFlow(ElementwiseSpline()), or DiagonalNormal()"
+            f"{type(transform).__name__} transforms latents given others, so it needs at least "
+            f"two, got {latents}; use NormalizingFlow(ElementwiseSpline()), or DiagonalNormal()"
         )
 
 

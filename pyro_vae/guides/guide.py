@@ -33,20 +33,20 @@ _ROWS_AT_ONCE = 4096  # rows a network sees at once; only memory depends on it
 class Guide(NamedModule):
     r"""An approximate posterior :math:`q(z_n \mid \lambda_n)`, with :math:`\lambda_n` from a map.
 
-    It is a Pyro program: `guide(*batch)` samples the model's latent sites, inside the model's
-    plate over data. Each latent site of the model is part of one flat unconstrained vector a
-    datum, over which the family is a distribution.
+    It is a Pyro program: `guide(*batch)` samples the model's latent sites, inside the model's plate
+    over data. Each latent site of the model is part of one flat unconstrained vector per datum,
+    over which the family is a distribution.
 
     Arguments:
-        model: The Pyro program whose latent sites are guided.
+        model: The Pyro program whose latent sites the guide samples.
         map: Where the parameters come from: `Encoder`, `LocalParameters`, `GlobalParameters`.
             A map belongs to one guide.
-        family: The distribution, mean-field Gaussian unless told otherwise.
-        global_family: The distribution of the latent sites that all data share, if the program
-            has such; mean-field Gaussian unless told otherwise.
-        example: A few rows of data on which the program is run once, to find its latent sites.
-            Not needed for `pv.models.VAE`, which can make some.
-        plate: Name of the model's plate over data, where it cannot be told from others.
+        family: The family; by default a mean-field Gaussian.
+        global_family: The family for the global latent sites, if the program has any; by default a
+            mean-field Gaussian.
+        example: A few rows of data on which the program is run once, to find its latent sites. Not
+            needed for the models of `pv.models`, which provide some.
+        plate: Name of the model's plate over data, if it is ambiguous.
 
     Raises:
         ValueError: If the program has no plate over data, more than one, or a site outside it;
@@ -95,7 +95,7 @@ class Guide(NamedModule):
             self.shared = GlobalPosterior(self.program, shared)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Guide":  # noqa: FBT001, FBT002  (torch's signature)
-        """Moves the guide, and what it knows of the model's dtype and device: move both."""
+        """Called by torch to move or cast the guide; move the model too."""
         super()._apply(fn, recurse)
         self.program.moved(fn)
         return self
@@ -111,14 +111,14 @@ class Guide(NamedModule):
         return self.program.model
 
     def _take_map(self, map: InferenceMap) -> None:
-        """Makes a map this guide's own, now that the model and the family are known."""
+        """Attaches a map to this guide, now that the model and the family are known."""
         _claim(map)
         map.attach(self.program, self.family)
         map.setup(self.family.num_parameters(self.latents), self.prior_parameters())
         self.map = map
 
     def _take_family(self, family: Family, latents: int) -> None:
-        """Sets a family up that has parameters of its own, unless it is a copy of one that is."""
+        """Sets up a family with parameters, unless it is a copy of one already set up."""
         if isinstance(family, nn.Module):
             _claim(family)
             if not getattr(family, "latents", 0):
@@ -126,7 +126,7 @@ class Guide(NamedModule):
             family.to(device=self.program.device, dtype=self.program.dtype)
 
     def prior_parameters(self) -> Float[Tensor, " parameters"]:
-        """Parameters at which the family is close to N(0, I), like the model on its device."""
+        """Parameters at which the family is close to N(0, I), with the model's dtype and device."""
         program = self.program
         return self.family.initial(
             torch.zeros(self.latents, dtype=program.dtype, device=program.device)
@@ -138,13 +138,13 @@ class Guide(NamedModule):
         rows: Tensor | None = None,
         given: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "batch parameters"]:
-        """The map's answer for a batch, in the mode the guide is in.
+        """The parameters for a batch, in the current mode of the guide.
 
         Arguments:
-            batch: What the guide is called with.
-            rows: Positions of the batch in the data set, unless a minibatch says them.
-            given: Values of the latent sites that all data share, for a map that looks at the
-                model; by default the mean of their posterior. No gradient goes back to them.
+            batch: The arguments of the guide.
+            rows: Positions of the batch in the data set, unless a minibatch states them.
+            given: Values of the global latent sites, for a map that uses the model; by default the
+                mean of their posterior. No gradient flows back to them.
         """
         current = current_minibatch()
         rows = rows if current is None else current.rows
@@ -179,9 +179,9 @@ class Guide(NamedModule):
                 self._sample_sites(posterior, plates)
 
     def _take(self, batch: Batch) -> tuple[Any, Tensor | None, Batch]:
-        """The model's plate over data, the rows of the data that it holds, and their data.
+        """The model's plate over data, the rows that it holds, and their data.
 
-        A plate that subsamples does so here, as Pyro wants it: the model then takes the same rows.
+        A plate that subsamples does so here, as Pyro requires: the model then takes the same rows.
         """
         current, structure = current_minibatch(), self.program.structure
         if current is not None:
@@ -197,7 +197,7 @@ class Guide(NamedModule):
         return plate, rows, tuple(part[rows.to(part.device)] for part in batch)
 
     def _sample_sites(self, posterior: Distribution, plates: Plates) -> None:
-        """Draws the flat vector, then gives every site its part of it."""
+        """Draws the flat vector, then splits it among the sites."""
         flat = pyro.sample("_latent", posterior, infer={"is_auxiliary": True})
         flat = flat.reshape(-1, self.latents)
         for site, part in zip(self.program.latent_sites, self.program.split(flat), strict=True):
@@ -209,10 +209,10 @@ class Guide(NamedModule):
     def posterior(
         self, *batch: Tensor, given: Mapping[str, Tensor] | None = None
     ) -> FamilyPosterior:
-        """What the guide says about a batch: draws, and densities at given points.
+        """The posterior of a batch: draws, and densities at given points.
 
-        A map that looks at the model does so with the sites that all data share at the `given`
-        values, or at the mean of their posterior.
+        A map that uses the model does so with the global sites at the `given` values, or at the
+        mean of their posterior.
         """
         return FamilyPosterior(self.family, self.parameters_of(*batch, given=given))
 
@@ -245,7 +245,7 @@ class Guide(NamedModule):
             return self.posterior(*as_batch(data, self.program.device), given=given)
 
     def global_values(self) -> dict[str, Tensor]:
-        """Values of the latent sites that all data share, at the mean of their posterior.
+        """Values of the global latent sites, at the mean of their posterior.
 
         The mean is that of the unconstrained values. Evidence, bounds and embeddings are
         conditional on these values unless others are given.
@@ -256,14 +256,14 @@ class Guide(NamedModule):
             return values_of(self.program, self.shared.mean().detach().clone())
 
     def sample_globals(self, num_samples: int, *, seed: int = 0) -> list[dict[str, Tensor]]:
-        """Draws of the latent sites that all data share, to be given to evidence and bounds.
+        """Draws of the global latent sites, to pass to evidence and bounds as `given`.
 
         Arguments:
             num_samples: Number of draws.
             seed: Seed of the draws; the caller's random stream is left alone.
 
         Returns:
-            A mapping from site to value for every draw; empty ones if there are no such sites.
+            A mapping from site to value for every draw; empty mappings if there are no such sites.
         """
         if self.shared is None:
             return [{} for _ in range(num_samples)]
@@ -283,21 +283,20 @@ class Guide(NamedModule):
 
         .. math:: \lambda_n^\star = \arg\max_\lambda \mathrm{ELBO}_n(q_\lambda)
 
-        This is how data that a `LocalParameters` table has no rows for are inferred, and, for an
-        encoder, the optimum of its family that it is compared with. It starts at the map's
-        answer, or near the prior where the map has none.
+        It infers data for which a `LocalParameters` table has no rows; for an encoder it gives the
+        optimum of its family, for comparison. It starts at the map's output, or near the prior if
+        the map has none.
 
         Arguments:
             data: The batch tensor, or a tuple of them.
             fitting: How to optimize; see :class:`FitRows`.
-            given: Values of the latent sites that all data share; by default the mean of their
-                posterior.
+            given: Values of the global latent sites; by default the mean of their posterior.
             seed: Seed of the draws; the caller's random stream is left alone.
             progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
         Returns:
-            A new guide for these data and this model, with `LocalParameters`, and the result of
-            the fit in its `row_fit` (ELBO, its error, and `converged`, each `(batch,)`).
+            A new guide for these data and this model, with `LocalParameters`; its `row_fit` has the
+            result of the fit (ELBO, its error, and `converged`, each `(batch,)`).
         """
         batch = as_batch(data, self.program.device)
         start = self._start(batch, given)
@@ -315,22 +314,22 @@ class Guide(NamedModule):
         return guide.eval()
 
     def refined(self, steps: int = 10, num_particles: int = 16) -> "Guide":
-        """The same guide with a few steps per datum after its map's answer, at test time.
+        """The same guide with a few steps per datum after its map's output, at test time.
 
         Arguments:
-            steps: Steps per datum, at most; see :class:`Refined`.
+            steps: Most steps per datum; see :class:`Refined`.
             num_particles: Draws per datum and step.
 
         Returns:
-            A new guide for this model, with a :class:`Refined` map around this guide's own, which
-            it shares. What the family and the shared sites have learnt is copied.
+            A new guide for this model, with a :class:`Refined` map around this guide's map, which
+            it shares. Trained parameters of the family and the global sites are copied.
         """
         guide = self._with(Refined(self.map, steps, num_particles))
         guide.training = guide.map.training = False  # its net is this guide's, which stays as it is
         return guide
 
     def _with(self, map: InferenceMap) -> "Guide":
-        """A guide for the same model with another map, and all that is not the map copied."""
+        """A guide for the same model with another map; everything else is copied."""
         guide = Guide.__new__(Guide)
         NamedModule.__init__(guide)
         guide.program = self.program
@@ -346,12 +345,12 @@ class Guide(NamedModule):
 
 
 def is_made_of_map(guide: ProgramLike) -> TypeGuard[Guide]:
-    """Whether a guide is what its model, map and families make; a subclass may be more."""
+    """Whether a guide is fully determined by its model, map and families; a subclass may not be."""
     return type(guide) is Guide
 
 
 def copy_of(family: Family) -> Family:
-    """A family for another guide: with its shared parameters copied, if it has such."""
+    """A family for another guide, with copies of its shared parameters, if it has any."""
     if not isinstance(family, nn.Module):
         return family
     copied = copy.deepcopy(family)
@@ -360,10 +359,10 @@ def copy_of(family: Family) -> Family:
 
 
 def _claim(part: nn.Module) -> None:
-    """Marks a map, or a family with parameters, as one guide's: a second would train its own."""
+    """Marks a map, or a family with parameters, as belonging to one guide."""
     if getattr(part, "_belongs", False):
         raise ValueError(
-            f"this {type(part).__name__} belongs to a guide already, with the parameters of "
-            "that guide; make a new one, or copy.deepcopy it before the first guide"
+            f"this {type(part).__name__} already belongs to a guide and has its parameters; "
+            "create a new one, or copy.deepcopy it before making the first guide"
         )
     part._belongs = True  # type: ignore[assignment]

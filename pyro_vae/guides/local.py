@@ -1,9 +1,9 @@
 """Free parameters for every datum, fitted with the model fixed.
 
-All data climb their own ELBO over fixed points at once (see `climbing`). Points can be overfitted:
-where other points promise that a step would bring more than a few thousandths of a nat, or the ELBO
-over fresh draws falls short of that over the points, the datum is refitted from there, with
-more of them. What is promised at last is reported: so much may be missing to the best q.
+The ELBOs of all data are maximized at once over fixed points. Points can be overfitted: if other
+points predict that a step would gain more than a few thousandths of a nat, or the ELBO over fresh
+draws is below that over the points, the datum is refitted from there, with more points. The final
+predicted gain is reported as the possible distance from the best q.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,16 +40,16 @@ _FEW_LATENTS = 2
 
 @dataclass(frozen=True, repr=False)
 class RowFit(PerDatum):
-    """Parameters fitted to every datum, and the ELBO that they reach.
+    """Parameters fitted to every datum, and their ELBO.
 
     Arguments:
         parameters: `(batch, parameters)`.
         elbo: Their ELBO over fresh draws, so that it is not optimistic, `(batch,)`, in nats.
         error: Its standard error.
-        converged: Whether each datum was done within the steps.
-        steps: Steps until the last datum was done.
-        left: What may be missing to the best parameters, `(batch,)`, in nats; infinite where
-            nobody looked.
+        converged: Whether each datum converged within the steps.
+        steps: Steps until the last datum converged.
+        left: Possible distance from the best ELBO, `(batch,)`, in nats; infinite where it was not
+            checked.
     """
 
     parameters: Tensor
@@ -66,7 +66,7 @@ class RowFit(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Data whose fit was stopped before it was done."""
+        """Data whose fit stopped before it converged."""
         return {Doubt.FIT_STOPPED: ~self.converged}
 
     def columns(self) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ class RowFit(PerDatum):
         return {"elbo": self.elbo, "error": self.error, "parameters": self.parameters}
 
     def summary(self) -> str:
-        """The mean ELBO, the steps, and how many data were done."""
+        """The mean ELBO, the steps, and how many data converged."""
         return f"ELBO {self.mean} nats per datum after {self.steps} steps; {self.trust()}"
 
 
@@ -89,23 +89,23 @@ def fit_parameters(
     progress: bool | None = None,
     refit: bool = True,
 ) -> RowFit:
-    """Maximizes every datum's ELBO over the parameters of its own q, the model fixed.
+    """Maximizes every datum's ELBO over the parameters of its own q, with the model fixed.
 
     Arguments:
         program: The model, as a density per datum.
         family: The family of q.
         batch: The data.
-        start: Where to start, `(batch, parameters)`.
-        fitting: Points, tolerance and steps.
-        seed: Seed of the points and of the fresh draws; no random stream of the caller moves.
-        progress: Whether to show a bar of the data that are done.
-        refit: Whether a datum whose points promised more than the fresh draws keep is fitted
-            again on more of them; one set of points is enough to find the right place.
+        start: Initial parameters, `(batch, parameters)`.
+        fitting: Points, tolerance and steps; see :class:`FitRows`.
+        seed: Seed of the points and of the fresh draws; the caller's random streams are left alone.
+        progress: Whether to show a progress bar of converged data.
+        refit: Whether a datum whose points were overfitted is fitted again on more points; one set
+            of points is enough for a rough fit.
 
     Returns:
         The parameters; their ELBO over 64 fresh draws with its standard error, in nats, float64;
-        whether each datum was done within the steps and, where fits may be refined, is within 0.05
-        nats of the best; and what may be missing.
+        whether each datum converged within the steps and, with `refit`, is within 0.05 nats of the
+        best; and the possible distance from the best.
 
     Raises:
         FloatingPointError: If the ELBO of a datum, or its gradient, is not finite at the start.
@@ -131,7 +131,7 @@ def fit_parameters(
 
 
 class _Fitted(NamedTuple):
-    """Where data arrived, the ELBO there over the points and over fresh draws, and verdicts."""
+    """Fitted parameters, their ELBO over the points and over fresh draws, and convergence."""
 
     parameters: Float[Tensor, "batch parameters"]
     over_points: Float64[Tensor, " batch"]
@@ -142,7 +142,7 @@ class _Fitted(NamedTuple):
     left: Float64[Tensor, " batch"]
 
     def is_unfinished(self, enough: float) -> Tensor:
-        """Whether the points were overfitted: others promise more, or fresh draws keep less."""
+        """Whether the points were overfitted, by other points or by fresh draws."""
         # An exact family has no error: there rounding would ask for more points.
         slack = _OPTIMISTIC * self.error + stats.rounding(self.elbo)
         return (self.over_points - self.elbo > slack) | (self.left > enough)
@@ -156,7 +156,7 @@ class _Fitted(NamedTuple):
 
 @dataclass(frozen=True)
 class _How:
-    """What is the same for every fit of a program's data."""
+    """Settings shared by every fit of a program's data."""
 
     program: Density
     family: Family
@@ -166,19 +166,19 @@ class _How:
 
     @staticmethod
     def of(program: Program, family: Family, fitting: FitRows, seed: int, start: Tensor) -> "_How":
-        """With the program's densities compiled, if that pays or was asked for."""
+        """With the program's densities compiled, if that saves time or on request."""
         size = noise_size(family(start[:1].detach()))
         few = size is not None and size <= _FEW_LATENTS
         return _How(_compiled(program, fitting), family, fitting, seed, few)
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """How many times as many points, one after the other."""
+        """Factors by which the number of points grows, in order."""
         return _POINTS[1:] if self.few_latents else _POINTS
 
     @property
     def enough(self) -> float:
-        """What may be left, in nats."""
+        """The tolerated remaining gain, in nats."""
         return _LEFT_OF_FEW if self.few_latents else _LEFT
 
     def times(self, more: int) -> "_How":
@@ -194,7 +194,7 @@ class _How:
         *,
         judged: bool = False,
     ) -> _Fitted:
-        """Fits over so many points, and evaluates over fresh draws, and if asked over others."""
+        """Fits over fixed points; evaluates over fresh draws, and optionally over other points."""
         problem = Problem.of(self.program, self.family, batch, start, self.fitting, self.seed)
         size = self.fitting.max_rows
         with _fixed(self.program, self.family, problem.noise):
@@ -220,7 +220,7 @@ class _How:
         return _Fitted(parameters, over_points, elbo, error, converged, taken, left)
 
     def _left(self, batch: Batch, parameters: Tensor) -> Float64[Tensor, " batch"]:
-        """What other points promise from here; infinite where that is no number."""
+        """The gain that other points predict; infinite where that is nan."""
         fitting = self.fitting.times(_JUDGES)
         seed = stream(self.seed, "fit.left")
         problem = Problem.of(self.program, self.family, batch, parameters, fitting, seed)
@@ -243,17 +243,17 @@ def refine_parameters(
     num_particles: int = 8,
     seed: int = 0,
 ) -> Float[Tensor, "batch parameters"]:
-    """A few steps up every datum's ELBO from `start`: the same answer whenever it is called.
+    """A few deterministic steps up every datum's ELBO from `start`.
 
     Arguments:
         program: The model, as a density per datum.
         family: The family of q.
         batch: The data.
-        start: Where to start, `(batch, parameters)`.
-        steps: Steps, at most; each takes one evaluation of the program and its gradient, and so
-            does the start. A datum that has nothing to win takes fewer.
+        start: Initial parameters, `(batch, parameters)`.
+        steps: Most steps; each takes one evaluation of the program and its gradient, and so does
+            the start. A datum that has converged takes fewer.
         num_particles: Points per datum; see :class:`FitRows`.
-        seed: Seed of the points; no random stream of the caller moves.
+        seed: Seed of the points; the caller's random streams are left alone.
 
     Returns:
         The parameters, without a gradient; also where gradients are switched off.
@@ -276,7 +276,7 @@ def finite_rows(
     *,
     seed: int = 0,
 ) -> Bool[Tensor, " batch"]:
-    """Which data could be fitted from there: ELBO and gradient over the points are numbers."""
+    """Which data can be fitted from there: ELBO and gradient over the points are finite."""
     problem = Problem.of(_compiled(program, fitting), family, batch, start, fitting, seed)
     parts = pieces(len(start), _TOGETHER * fitting.max_rows // problem.num_points)
     with _fixed(program, family, problem.noise), pyro.validation_enabled(is_validate=False):
@@ -289,7 +289,7 @@ def _compiled(program: Program, fitting: FitRows) -> CompiledDensity:
 
 @contextmanager
 def _fixed(program: Density, family: Family, noise: Noise) -> Iterator[None]:
-    """Nothing is trained, and no random stream of the caller moves."""
+    """Nothing is trained, and the caller's random streams are left alone."""
     with evaluating(program.model, family):
         if isinstance(noise, Seeded):
             with forked(0, "fit.points"):

@@ -1,7 +1,7 @@
 """Inference maps: where a family's parameters come from.
 
-A map turns `(batch, rows)` into a flat tensor `(batch, parameters)`. It does not know what the
-parameters mean; that is the family's part.
+A map turns `(batch, rows)` into a flat tensor `(batch, parameters)`. Only the family knows what the
+parameters mean.
 """
 
 import inspect
@@ -20,9 +20,9 @@ from .families import Family
 
 
 class InferenceMap(nn.Module):
-    """Where the parameters of q(z_n) come from.
+    """An inference map: where the parameters of q(z_n) come from.
 
-    A map of your own sets up what it owns in :meth:`setup` and answers in :meth:`forward`::
+    A map of your own creates its parameters in :meth:`setup` and uses them in :meth:`forward`::
 
         class Constant(pv.InferenceMap):
             def setup(self, num_parameters, initial):
@@ -33,41 +33,40 @@ class InferenceMap(nn.Module):
     """
 
     per_row = False
-    """Whether the map answers only for the rows it was trained on."""
+    """Whether the map works only for the rows it was trained on."""
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Makes what the map owns, once the family and the model are known.
+        """Creates what the map owns, once the family and the model are known.
 
         Arguments:
-            num_parameters: Entries the family needs a datum.
-            initial: Values at which the family is close to the prior, with the dtype and on the
-                device of the model.
+            num_parameters: Parameters per datum that the family needs.
+            initial: Values at which the family is close to the prior, with the dtype and device of
+                the model.
         """
         raise NotImplementedError
 
     def attach(self, program: Program, family: Family) -> None:
-        """Told, before :meth:`setup`, of the model as a density per datum, and of the family.
+        """Called before :meth:`setup` with the model as a density per datum, and the family.
 
-        A map that looks at neither ignores it. One that keeps them keeps them in a tuple: as an
-        attribute a module would become a part of the map.
+        A map that needs neither ignores it. To keep them, put them in a tuple: as an attribute, a
+        module would become part of the map.
         """
 
     def surrogate(self) -> Float[Tensor, " batch"] | None:
         """A term of value zero for every datum of the last call, or `None`.
 
-        Its gradient is added to that of the ELBO: the way in for a map whose answer carries no
-        gradient of its own.
+        Its gradient is added to that of the ELBO, for maps whose output carries no gradient.
         """
         return None
 
     def remember(self, *batch: Tensor) -> None:
-        """Told of the whole data set before training; a map that needs nothing ignores it."""
+        """Called with the whole data set before training; most maps ignore it."""
 
     def scale_steps(self, factor: float) -> None:
-        """Told of the schedule: the step size as a fraction of the first one."""
+        """Called when the learning rate changes, with its value as a fraction of the first one."""
 
     def owns(self, leaf: Tensor) -> bool:
-        """Whether a leaf of the loss's graph is moved by the map itself, not by an optimizer."""
+        """Whether a leaf of the loss's graph is updated by the map itself, not by an optimizer."""
         return False
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
@@ -75,21 +74,21 @@ class InferenceMap(nn.Module):
 
         Arguments:
             batch: The tensors the guide was called with.
-            rows: Their positions in the data set, or `None` where nobody said.
+            rows: Their positions in the data set, or `None` if unknown.
         """
         raise NotImplementedError
 
     def infer(
         self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None
     ) -> Float[Tensor, "batch parameters"]:
-        """The same for values of the latent sites that all data share.
+        """The same, given values of the global latent sites.
 
-        A map that does not look at the model has the same answer for all of them.
+        A map that does not use the model returns the same for all of them.
 
         Arguments:
             program: The model, with these values given.
             batch: The tensors the guide was called with.
-            rows: Their positions in the data set, or `None` where nobody said.
+            rows: Their positions in the data set, or `None` if unknown.
         """
         answer: Tensor = self(batch, rows)
         return answer
@@ -100,14 +99,14 @@ class Encoder(InferenceMap):
     r"""Amortized map: :math:`\lambda_n = \mathrm{net}(y_n)`, one network for all data.
 
     Arguments:
-        net: A module called with the batch tensors, giving `(batch, parameters)`. A net with an
-            attribute `num_features` (as those of :mod:`pyro_vae.nets`) is a trunk that gives
-            `(batch, num_features)`: a linear layer of the size the family needs is put on top,
-            so that the same net serves every family.
+        net: A module called with the batch tensors that returns `(batch, parameters)`. A network
+            with an attribute `num_features` (like those of :mod:`pyro_vae.nets`) is a trunk that
+            returns `(batch, num_features)`: a linear layer of the size the family needs is put on
+            top, so that the same network serves every family.
 
     Raises:
-        ValueError: When called, if the net's output does not have the shape the family needs, or
-            is nan for data that have missing entries.
+        ValueError: When called, if the network's output does not have the shape the family needs,
+            or is nan for data that have missing entries.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
@@ -121,9 +120,9 @@ class Encoder(InferenceMap):
         self.num_parameters = 0
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Puts a linear layer on top of a trunk; one that is there already is kept.
+        """Puts a linear layer on top of a trunk; an existing one is kept.
 
-        A prior made of the encoder's own posteriors has it before the guide does.
+        A prior made of the encoder's own posteriors sets it up before the guide does.
 
         Raises:
             ValueError: If it was set up for another number of parameters.
@@ -132,9 +131,9 @@ class Encoder(InferenceMap):
             return
         if self.num_parameters:
             raise ValueError(
-                f"this Encoder was set up for {self.num_parameters} parameters per datum, by a "
-                f"guide or a prior that has it already, and this family needs {num_parameters}: "
-                "make another Encoder, or give both the same family"
+                f"this Encoder was set up for {self.num_parameters} parameters per datum, by "
+                f"another guide or a prior, but this family needs {num_parameters}: create "
+                "another Encoder, or use the same family for both"
             )
         self.num_parameters = num_parameters
         features = getattr(self.net, "num_features", None)
@@ -143,7 +142,7 @@ class Encoder(InferenceMap):
             self.head = head.to(device=initial.device, dtype=initial.dtype)
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The network's answer."""
+        """The output of the network."""
         features = self._read(batch)
         if isinstance(self.head, nn.Linear) and features.shape[-1:] != (self.head.in_features,):
             raise ValueError(
@@ -157,11 +156,11 @@ class Encoder(InferenceMap):
             raise ValueError(
                 f"the encoder's net must give {expected} (batch, parameters of the family), got "
                 f"{tuple(parameters.shape)}; change its last layer to {self.num_parameters} "
-                "outputs, or give it an attribute num_features to have one put on top"
+                "outputs, or give it an attribute num_features to have a layer put on top"
             )
         if not capturing() and has_missing(parameters) and any(map(has_missing, batch)):
             raise ValueError(
-                "the encoder's net answers nan to data with missing entries (nan): wrap it in "
+                "the encoder's net returns nan for data with missing entries (nan): wrap it in "
                 "pv.nets.MissingIndicator, with twice as many inputs, or let it fill them in"
             )
         return parameters
@@ -183,14 +182,14 @@ class Encoder(InferenceMap):
             width = sum(part[0].numel() for part in batch)
             raise TypeError(
                 f"the encoder's net, {type(self.net).__name__}, does not take the {len(batch)} "
-                "tensors of the batch: let it see them side by side, "
-                f"pv.Encoder(pv.nets.Concatenated(net)) with a net made for {width} inputs"
+                "tensors of the batch: concatenate them, pv.Encoder(pv.nets.Concatenated(net)) "
+                "with a net for {width} inputs"
             ) from error
         return require_tensor(answer, "encoder's net", self.net)
 
 
 def _takes(net: nn.Module, batch: Batch) -> bool:
-    """Whether a network can be called with so many tensors."""
+    """Whether a network can be called with this number of tensors."""
     try:
         inspect.signature(net.forward).bind(*batch)
     except TypeError:
@@ -202,8 +201,8 @@ def _takes(net: nn.Module, batch: Batch) -> bool:
 class GlobalParameters(InferenceMap):
     r"""Deliberately global map: :math:`\lambda_n = \lambda`, the same q(z) for every datum.
 
-    It does not look at the data, so the best it can do is to be the prior, while the decoder
-    learns to ignore z: the average image and a rate of zero. It is here to be compared with.
+    It does not look at the data, so the best it can do is to equal the prior, while the decoder
+    learns to ignore z: the average image and a rate of zero. It serves as a baseline.
     """
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
@@ -219,25 +218,25 @@ class GlobalParameters(InferenceMap):
 class LocalParameters(InferenceMap):
     r"""Non-amortized map: row :math:`n` of a free table, :math:`\lambda_n`; does not look at `y`.
 
-    The table is not a `Parameter`. An optimizer that holds it would move rows that are not in
-    the batch (Adam's momentum) at a cost that grows with the data. Here the gradient of a batch's
-    rows updates those rows, during `backward()`, by an Adam whose moments and step count belong
-    to the row. So whatever optimizer trains the rest, rows outside the batch do not move, and a
-    step costs the same for a thousand data as for a million. Under `pv.fit` the rows' step size
-    follows the schedule of the rest.
+    The table is not a `Parameter`. An optimizer that holds it would move rows that are not in the
+    batch (Adam's momentum) at a cost that grows with the data. Here the gradient of a batch's rows
+    updates those rows, during `backward()`, by Adam with moments and a step count per row. So
+    whatever optimizer trains the rest, rows outside the batch do not change, and a step costs the
+    same for a thousand data as for a million. Under `pv.fit` the rows' step size follows the common
+    schedule.
 
-    Rows are known from :class:`pyro_vae.minibatch`; without it the batch must be the whole data
-    set the table was trained on, which is checked by digests of its rows.
+    Rows are identified by :class:`pyro_vae.minibatch`; without it the batch must be the whole data
+    set that the table was trained on, which is checked by digests of its rows.
 
     Arguments:
         num_data: Rows of the data set that the guide is trained on.
-        lr: Step size of the rows' Adam. A row is visited once an epoch, so it has far fewer
-            steps than the networks and takes longer ones.
-        decay: A row's step size is divided by the root of 1 + visits / decay: rows travel first,
-            and settle later.
-        device: Where the table and the state of its optimizer live; by default where the guide
-            does. With `device="cpu"` they stay in main memory when the guide moves to an
-            accelerator: only the rows of a batch travel there, and their gradients back.
+        lr: Step size of the rows' Adam. A row is visited once per epoch, so it takes far fewer
+            steps than the networks, and longer ones.
+        decay: A row's step size is divided by the root of 1 + visits / decay, so rows move fast
+            first and settle later.
+        device: Device of the table and its optimizer state; by default the guide's. With
+            `device="cpu"` they stay in main memory when the guide moves to an accelerator: only the
+            rows of a batch are copied there, and their gradients back.
 
     Shapes:
         rows: `(batch,)`, int64 positions in that data set.
@@ -248,7 +247,7 @@ class LocalParameters(InferenceMap):
 
     References:
         | Stochastic Variational Inference (Hoffman et al., 2013)
-        | https://arxiv.org/abs/1206.7055
+        | https://arxiv.org/abs/1206.7051
         | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)
         | https://arxiv.org/abs/1412.6980
     """
@@ -278,7 +277,7 @@ class LocalParameters(InferenceMap):
         self._leaf: tuple[Tensor, int, Tensor] | None = None
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """A table of so many rows, each at `initial`, with the optimizer's state of each row."""
+        """Creates the table, each row at `initial`, with an optimizer state per row."""
         table = initial.to(self.device).repeat(self.num_data, 1)
         self.register_buffer("table", table)
         self.register_buffer("moment", torch.zeros_like(table))
@@ -288,7 +287,7 @@ class LocalParameters(InferenceMap):
         self.register_buffer("digests", counts[:0].clone())
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LocalParameters":  # noqa: FBT001, FBT002
-        """What moves and casts a module: a table with a device of its own is cast only."""
+        """Called by torch to move or cast a module: a table with its own device is cast only."""
         if self.device is None:
             return super()._apply(fn, recurse)
 
@@ -300,11 +299,11 @@ class LocalParameters(InferenceMap):
         return super()._apply(cast, recurse)
 
     def remember(self, *batch: Tensor) -> None:
-        """Notes which data the table belongs to, so that other data are not taken for them."""
+        """Records which data the table belongs to, so that other data are refused."""
         self.digests = row_digests(*batch).to(self.table.device)
 
     def scale_steps(self, factor: float) -> None:
-        """The rows' step size follows the schedule of the rest."""
+        """The rows' step size follows the common schedule."""
         self.factor = factor
 
     def fill(self, parameters: Float[Tensor, "data parameters"]) -> None:
@@ -330,17 +329,17 @@ class LocalParameters(InferenceMap):
             return torch.arange(self.num_data)
         if len(rows) != num_rows:
             raise ValueError(
-                f"the minibatch names {len(rows)} rows, but the guide was called with {num_rows}"
+                f"the minibatch has {len(rows)} rows, but the guide was called with {num_rows}"
             )
         if int(rows.max()) >= self.num_data:
             raise ValueError(
-                f"LocalParameters has {self.num_data} rows, the minibatch names row "
-                f"{int(rows.max())}: make it with num_data={int(rows.max()) + 1} or more"
+                f"LocalParameters has {self.num_data} rows, but the minibatch has row "
+                f"{int(rows.max())}: create it with num_data={int(rows.max()) + 1} or more"
             )
         return rows
 
     def _check_whole(self, batch: Batch) -> None:
-        """Refuses data that are not the ones the table was trained on."""
+        """Refuses data that the table was not trained on."""
         remedy = (
             "use guide.fit_rows(y) for new data, or `with pv.minibatch(rows, num_data):` for "
             "some rows of the data it was trained on"
@@ -348,7 +347,7 @@ class LocalParameters(InferenceMap):
         if len(batch[0]) != self.num_data:
             raise ValueError(
                 f"LocalParameters has a row for each of the {self.num_data} data it is trained "
-                f"on, and got {len(batch[0])} others: {remedy}"
+                f"on, but got {len(batch[0])} other data: {remedy}"
             )
         if self.training or self.digests.numel() == 0:
             return
@@ -362,9 +361,9 @@ class LocalParameters(InferenceMap):
     def _trainable(self, rows: Tensor) -> Tensor:
         """A leaf of the graph with these rows; its gradient updates them when it arrives.
 
-        Several calls with the same rows before the update (one a particle) share the leaf, so
-        that one `backward()` over all of them makes one step. Pyro's `svi.step` calls it once a
-        particle, unless they are vectorized, and makes as many steps.
+        Several calls with the same rows before the update (one per particle) share the leaf, so
+        that one `backward()` over all of them makes one step. Pyro's `svi.step` calls `backward()`
+        once per particle, unless they are vectorized, and makes as many steps.
         """
         version = self.table._version
         if self._leaf is not None and self._leaf[1] == version and torch.equal(self._leaf[0], rows):

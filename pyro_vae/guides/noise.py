@@ -2,12 +2,12 @@ r"""Draws from q as a function of its parameters and of noise that stays fixed.
 
 Many distributions are a transformation of standard normals, :math:`z = T_\lambda(\epsilon)`. With
 :math:`\epsilon` fixed the ELBO's sample average is an ordinary, deterministic function of
-:math:`\lambda`. Points that are spread evenly (a scrambled Sobol sequence, mirrored at zero) and
-whitened have exactly the mean and covariance of the normal: an average of a quadratic function
+:math:`\lambda`. Quasi-random points (a scrambled Sobol sequence, mirrored at zero) that are
+whitened have exactly the mean and covariance of the normal: the average of a quadratic function
 over them is its expectation, without error.
 
-A distribution that is no such transformation is drawn from row by row by its own `rsample`, with
-torch's generator set to the same seed before each row: noise that is fixed too, though not even.
+Other distributions are drawn from row by row by their own `rsample`, with torch's generator set to
+the same seed before each row: this noise is fixed too, but not quasi-random.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,13 +31,13 @@ from ..randomness import normals, seeded
 
 
 def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, "points size"]:
-    r"""Points that stand for a standard normal: mirrored, evenly spread, and whitened.
+    r"""Quasi-random points for a standard normal: mirrored, evenly spread, and whitened.
 
     .. math:: \frac{1}{K} \sum_k \epsilon_k = 0, \qquad
         \frac{1}{K} \sum_k \epsilon_k \epsilon_k^\top = I
 
-    The covariance takes twice as many points as there are dimensions; with fewer only its
-    diagonal is exact. Torch's random stream is not touched.
+    The covariance is exact from twice as many points as dimensions; with fewer only its diagonal
+    is. Torch's random stream is not touched.
 
     Arguments:
         num_points: :math:`K`; an odd number is rounded up, since points come in pairs.
@@ -48,7 +48,7 @@ def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, 
         `(points, size)`, in float64 on the CPU.
 
     Raises:
-        ValueError: If there is not at least one point.
+        ValueError: If there is no point.
 
     References:
         | Scrambling Sobol' and Niederreiter-Xing Points (Owen, 1998)
@@ -77,17 +77,17 @@ def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, 
 
 @singledispatch
 def noise_shape(q: Any) -> torch.Size | None:
-    """Shape of the normals that one draw from `q` is made of; `None` if it is not made of such."""
+    """Shape of the normals that one draw from `q` is made from; `None` if it is not."""
     return None
 
 
 @singledispatch
 def push(q: Any, noise: Tensor) -> Tensor:
-    r"""The draws :math:`T_\lambda(\epsilon)` that standard normal noise becomes under `q`.
+    r"""Reparameterized draws :math:`T_\lambda(\epsilon)` of `q` for standard normal noise.
 
     Arguments:
         q: A distribution whose :func:`noise_shape` is known.
-        noise: `(points, *batch, *noise_shape)`; a batch dimension may be 1, for the same noise
+        noise: `(points, *batch, *noise_shape)`; a batch dimension may be 1, to use the same noise
             in all rows.
 
     Returns:
@@ -170,7 +170,7 @@ def _(q: TransformedDistribution, noise: Tensor) -> Tensor:
 
 @runtime_checkable
 class Noise(Protocol):
-    """Fixed noise: turns parameters into a distribution and draws from it, always the same."""
+    """Fixed noise: turns parameters into a distribution and reproducible draws from it."""
 
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Tensor
@@ -180,7 +180,7 @@ class Noise(Protocol):
 
 @dataclass(frozen=True)
 class Pushed:
-    """Standard normals `(points, batch or 1, size)`, pushed through the distribution."""
+    """Reparameterized draws from standard normals `(points, batch or 1, size)`."""
 
     points: Float[Tensor, "points _ size"]
 
@@ -194,9 +194,9 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Seeded:
-    """Draws by `rsample`, row by row, each from the stream of a seed: one for all, or one a row.
+    """Draws by `rsample`, row by row, with a common seed or one seed per row.
 
-    It sets torch's global generator: call it where that is put back.
+    It sets torch's global generator: call it where that is restored.
     """
 
     num_points: int
@@ -218,7 +218,7 @@ def _drawn(q: Distribution, num_points: int, key: int) -> Tensor:
 
 
 def noise_size(q: Distribution) -> int | None:
-    """Normals that one draw from `q`, over flat vectors, is made of; `None` if of no such.
+    """Number of normals that a flat draw from `q` is made from; `None` if it is not.
 
     Example:
         >>> noise_size(Independent(Normal(torch.zeros(5, 3), 1.0), 1))
@@ -229,12 +229,12 @@ def noise_size(q: Distribution) -> int | None:
 
 
 def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0) -> Noise:
-    """Even noise for `q`, the same for all rows; by a seed if `q` is not made of normals.
+    """Quasi-random noise for `q`, the same for all rows; by a seed if `q` is not made of normals.
 
     Arguments:
-        q: The distribution of some row, whose noise's shape is looked at.
+        q: The distribution of some row, which sets the shape of the noise.
         num_points: Points per datum; see :func:`even_noise`.
-        like: A tensor of the dtype and on the device wanted.
+        like: A tensor with the desired dtype and device.
         seed: Seed of the points.
     """
     size = noise_size(q)
@@ -246,7 +246,7 @@ def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0
 def fresh_noise(
     q: Distribution, num_points: int, like: Tensor, keys: Int64[Tensor, " rows"]
 ) -> Noise:
-    """Independent noise for every row, which depends on the row's own key alone."""
+    """Independent noise for every row, which depends only on the row's key."""
     size = noise_size(q)
     if size is None:
         return Seeded(num_points, tuple(keys.tolist()))

@@ -1,7 +1,7 @@
-"""What a guide says about given data: draws with their log density, and the density at a point.
+"""The posterior of given data under a guide: draws, log densities, and means.
 
-Objectives, evidence and diagnostics ask a :class:`Posterior` and nothing else, so a guide of ours
-and a guide that somebody wrote by hand as a Pyro program are the same to them.
+Objectives, evidence and diagnostics use only the :class:`Posterior`, so they treat a `Guide` and a
+guide written by hand as a Pyro program alike.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class Posterior(Protocol):
 
 
 def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> Tensor:
-    """Mean of a family's distributions, `(*batch, latents)`; in its own way, where it has one."""
+    """Mean of a family's distributions, `(*batch, latents)`; by its own method if it has one."""
     own = getattr(family, "mean", None)
     mean: Tensor = family(parameters).mean if own is None else own(parameters)
     return mean
@@ -81,13 +81,13 @@ class FamilyPosterior:
         return z, q.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether a draw is made of standard normals, so that each datum's can have its own key."""
+        """Whether draws are made from standard normals, so that each datum can have its own key."""
         return noise_size(self.family(self.parameters[:1])) is not None
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Draws as by :meth:`draw`, of each datum from its own key, from the `first` draw on."""
+        """Like :meth:`draw`, with each datum's draws from its own key, starting at draw `first`."""
         q = self.family(self.parameters)
         size = noise_size(q)
         assert size is not None
@@ -105,7 +105,7 @@ class FamilyPosterior:
 
 @dataclass(frozen=True)
 class SitePosterior:
-    """The distribution of a program's only latent site, its leftmost batch dimension the data."""
+    """The distribution of a program's only latent site, with the data leftmost."""
 
     program: Program
     distribution: Any
@@ -120,14 +120,14 @@ class SitePosterior:
         return self._flat(value, u)
 
     def noise_shape(self) -> torch.Size | None:
-        """Shape of the normals that a draw of one datum is made of; `None` if not of such."""
+        """Shape of the normals that a draw of one datum is made from; `None` if it is not."""
         shape = noise_shape(self.distribution) if _is_known(self.distribution) else None
         return None if shape is None else self.distribution.batch_shape[1:] + shape
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Draws as by :meth:`draw`, of each datum from its own key, from the `first` draw on."""
+        """Like :meth:`draw`, with each datum's draws from its own key, starting at draw `first`."""
         shape = self.noise_shape()
         assert shape is not None
         like = self.distribution.mean
@@ -159,7 +159,7 @@ class SitePosterior:
 
 
 def _is_known(q: Any) -> bool:
-    """Whether it is of torch or Pyro throughout: somebody's subclass may draw in its own way."""
+    """Whether it consists of torch's and Pyro's own classes: a subclass may draw differently."""
     own = type(q).__module__.startswith(("torch.distributions.", "pyro.distributions."))
     return own and (not hasattr(q, "base_dist") or _is_known(q.base_dist))
 
@@ -168,11 +168,11 @@ def _is_known(q: Any) -> bool:
 class ProgramPosterior:
     """A guide written by hand as a Pyro program, with the data it is called with.
 
-    It is run on a longer batch, rows repeated for their particles, so it must treat rows
+    It is run on a longer batch, with rows repeated for their particles, so it must treat rows
     independently of one another and of their position. A guide with one site is run on the batch
-    as it is, and its distribution is asked for all particles. What it observes, and its factors,
-    are no part of the density; scales leave nothing of it out, and neither do masks that the
-    model has not. A discrete site of the model that it samples has its density in log q.
+    itself, and all particles are drawn from its distribution. What it observes, and its factors,
+    are not part of the density; scales do not affect it, nor do masks that the model lacks. A
+    discrete site of the model that it samples contributes to log q.
     """
 
     program: Program
@@ -189,7 +189,7 @@ class ProgramPosterior:
 
     @cached_property
     def only(self) -> "SitePosterior | None":
-        """The guide's distribution, if it draws nothing but one site, by datum and unmasked."""
+        """The guide's distribution, if it samples one site only, per datum and unmasked."""
         if not self.program.latent_sites or self.program.structure.masked:
             return None
         with torch.random.fork_rng():  # the draw of this run is no draw of anybody's
@@ -203,13 +203,13 @@ class ProgramPosterior:
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
-        """Whether its one site is drawn from standard normals: then each datum can have a key."""
+        """Whether its only site is drawn from standard normals, so each datum can have a key."""
         return self.only is not None and self.only.noise_shape() is not None
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Draws of each datum from its own key, from the `first` draw on."""
+        """Draws of each datum from its own key, starting at draw `first`."""
         assert self.only is not None
         return self.only.draw_keyed(keys, num_particles, first=first)
 
@@ -228,7 +228,7 @@ class ProgramPosterior:
         """Runs the guide with its sites set to given points.
 
         Raises:
-            ValueError: If the guide has auxiliary sites: their values at a given point are unknown.
+            ValueError: If the guide has auxiliary sites, whose values at a given point are unknown.
         """
         if self.only is not None:
             return self.only.log_prob(z)
@@ -246,8 +246,8 @@ class ProgramPosterior:
         if auxiliary:
             raise ValueError(
                 f"the density of this guide at a given point is unknown, since it has the "
-                f"auxiliary site(s) {auxiliary}; sample the model's sites from distributions "
-                "of their own (a TransformedDistribution), or use pv.Guide"
+                f"auxiliary site(s) {auxiliary}; sample the model's sites from their own "
+                "distributions (a TransformedDistribution), or use pv.Guide"
             )
         rows = repeat_rows(self.batch, copies * len(z))
         log_q = self._log_probs(run, len(rows[0]), values)
@@ -267,7 +267,7 @@ class ProgramPosterior:
         return every.only(drawn) if drawn else None
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's posterior: a program has no other way than the mean of draws."""
+        """Mean of every datum's posterior, as the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
     def run(
@@ -284,7 +284,7 @@ class ProgramPosterior:
         return run
 
     def _sites(self, run: Run, values: Mapping[str, Tensor]) -> list[TracedSite]:
-        """Sites that make up the density of a datum's latents."""
+        """Sites that enter the density of a datum's latents."""
         sites = density_sites(run, values)
         return [site for site in sites if site.name not in self.program.fixed]
 

@@ -1,11 +1,11 @@
-r"""Semi-amortized inference: a map's answer, then a few steps per datum on that datum's own ELBO.
+r"""Semi-amortized inference: a map's output, then a few steps per datum on that datum's ELBO.
 
 With the model fixed, the ELBO of a datum is a function of its own parameters alone. From the inner
-map's answer :math:`\lambda_0 = f_\phi(y_n)`, steps that raise :math:`\mathrm{ELBO}_n(\lambda)` with
+map's output :math:`\lambda_0 = f_\phi(y_n)`, steps that raise :math:`\mathrm{ELBO}_n(\lambda)` with
 noise held fixed give :math:`\lambda_S`. The model is trained there, where the bound is tighter:
-:math:`\nabla_\theta \mathrm{ELBO}(\theta, \lambda_S)` with :math:`\lambda_S` held fixed. The map
-is trained as it would be without the steps, by :math:`\nabla_\lambda \mathrm{ELBO}(\theta,
-\lambda_0)`, carried to :math:`\phi` by the surrogate :math:`g_0^\top (\lambda_0 - \lceil \lambda_0
+:math:`\nabla_\theta \mathrm{ELBO}(\theta, \lambda_S)` with :math:`\lambda_S` held fixed. The map is
+trained as it would be without the steps, by :math:`\nabla_\lambda \mathrm{ELBO}(\theta,
+\lambda_0)`, passed to :math:`\phi` by the surrogate :math:`g_0^\top (\lambda_0 - \lceil \lambda_0
 \rceil)`, where :math:`g_0` is that gradient and the bars stop gradients: its value is zero, its
 derivative :math:`g_0^\top \partial \lambda_0 / \partial \phi`. Nothing is differentiated through
 the steps, in contrast to Kim et al. (2018), where :math:`\phi` follows the ELBO at
@@ -30,29 +30,29 @@ _DRAWS_AT_ONCE = 16_384  # rows of the longer batch the program sees; only memor
 
 @registered()
 class Refined(InferenceMap):
-    r"""Semi-amortized map: the answer of another map, improved by a few steps for every datum.
+    r"""Semi-amortized map: the output of another map, improved by a few steps per datum.
 
     .. math:: \lambda_0 = \mathrm{map}(y_n), \qquad
         \lambda_{s+1} = \lambda_s + \text{a step that raises } \mathrm{ELBO}_n
 
-    In evaluation mode every answer is refined, with the same noise for all rows and every time,
-    so an answer depends neither on the random stream nor on the rest of the batch. In training
-    the model has the gradient of the ELBO at the refined parameters, and the inner map that of
-    the ELBO at its own answer. The steps and the inner map's gradient are those of the ELBO at
-    full KL weight, with the model in evaluation mode. A step costs one gradient of the model's
-    density at `num_particles` draws per datum; see :func:`refine_parameters`.
+    In evaluation mode every output is refined, always with the same noise for all rows, so the
+    result depends neither on the random stream nor on the rest of the batch. In training the model
+    gets the gradient of the ELBO at the refined parameters, and the inner map that of the ELBO at
+    its own output. The steps and the inner map's gradient are those of the ELBO at full KL weight,
+    with the model in evaluation mode. A step costs one gradient of the model's density at
+    `num_particles` draws per datum; see :func:`refine_parameters`.
 
     Arguments:
-        map: The map to start from. One that belongs to a guide already, such as a trained encoder,
-            is shared with it and keeps its parameters.
+        map: The map to start from. A map that already belongs to a guide, such as a trained
+            encoder, is shared with it and keeps its parameters.
         steps: Steps per datum.
-        num_particles: Draws per datum, shared by all steps. Fixed draws are overfitted by a little:
-            many steps deserve many draws.
-        in_training: Whether to refine in training, too, or in evaluation only.
+        num_particles: Draws per datum, shared by all steps. Fixed draws are slightly overfitted, so
+            use more draws for more steps.
+        in_training: Whether to refine during training too, or in evaluation only.
 
     Raises:
-        ValueError: If there is no step or no draw, or the inner map's answer does not fit.
-        FloatingPointError: When called, if the ELBO at the inner map's answer is not finite.
+        ValueError: If there is no step or no draw, or the inner map's output does not fit.
+        FloatingPointError: When called, if the ELBO at the inner map's output is not finite.
 
     References:
         | On the Challenges of Learning with Inference Networks on Sparse, High-dimensional Data
@@ -80,8 +80,8 @@ class Refined(InferenceMap):
         super().__init__()
         if steps < 1 or num_particles < 1:
             raise ValueError(
-                f"steps and num_particles are at least 1, got {steps} and {num_particles}; the "
-                "map itself is the answer without steps"
+                f"steps and num_particles are at least 1, got {steps} and {num_particles}; "
+                "without steps use the map itself"
             )
         self.map, self.steps, self.num_particles = map, steps, num_particles
         self.in_training = in_training
@@ -89,11 +89,11 @@ class Refined(InferenceMap):
 
     @property
     def per_row(self) -> bool:  # type: ignore[override]
-        """Whether the inner map answers only for the rows it was trained on."""
+        """Whether the inner map works only for the rows it was trained on."""
         return self.map.per_row
 
     def attach(self, program: Program, family: Family) -> None:
-        """Keeps both, and tells the inner map."""
+        """Keeps both, and passes them to the inner map."""
         self._attached = (program, family)  # in a tuple: the model is no part of the map
         self.map.attach(program, family)
 
@@ -105,29 +105,29 @@ class Refined(InferenceMap):
             self.map.setup(num_parameters, initial)
 
     def remember(self, *batch: Tensor) -> None:
-        """Tells the inner map."""
+        """Passes it to the inner map."""
         self.map.remember(*batch)
 
     def scale_steps(self, factor: float) -> None:
-        """Tells the inner map: the steps of the refinement find their own size."""
+        """Passes it to the inner map; the refinement chooses its own step sizes."""
         self.map.scale_steps(factor)
 
     def owns(self, leaf: Tensor) -> bool:
-        """What the inner map moves itself."""
+        """Leaves that the inner map updates itself."""
         return self.map.owns(leaf)
 
     def surrogate(self) -> Float[Tensor, " batch"] | None:
-        """The way of the ELBO's gradient at the inner map's answer into that map."""
+        """The surrogate that passes the ELBO's gradient at the inner map's output to that map."""
         terms = [term for term in (self._surrogate, self.map.surrogate()) if term is not None]
         self._surrogate = None
         return sum(terms[1:], terms[0]) if terms else None
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The inner map's answer, refined unless it is training alone."""
+        """The inner map's output, refined unless in training without `in_training`."""
         return self.infer(self._attached[0], batch, rows)
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The same, towards the posterior at given values of the sites that all data share."""
+        """The same, given values of the global sites."""
         self._surrogate = None  # of an earlier call that nobody asked for
         start = self._started(program, batch, rows)
         if self.training and not self.in_training:
@@ -139,7 +139,7 @@ class Refined(InferenceMap):
         return self._refined(program, batch, start.detach())
 
     def _refined(self, program: Program, batch: Batch, start: Tensor) -> Tensor:
-        """The answer after the steps, some rows at a time."""
+        """The refined parameters, some rows at a time."""
         size = max(1, _DRAWS_AT_ONCE // self.num_particles)
         pieces = zip(*(part.split(size) for part in (start, *batch)), strict=True)
         family = self._attached[1]
@@ -155,7 +155,7 @@ class Refined(InferenceMap):
         start = self.map.infer(program, batch, rows)
         if start.shape[-1] != self.num_parameters:
             raise ValueError(
-                f"the family needs {self.num_parameters} parameters per datum, and the "
+                f"the family needs {self.num_parameters} parameters per datum, but the "
                 f"{type(self.map).__name__} inside Refined gives {start.shape[-1]}: it was set up "
                 "for another family"
             )

@@ -1,4 +1,4 @@
-r"""The posterior of latent sites that all data share.
+r"""The posterior of global latent sites.
 
 A program with global sites :math:`\beta` beside the local :math:`z_n` is guided by
 :math:`q(\beta) \prod_n q(z_n \mid \lambda_n)`, and the ELBO of a batch of :math:`B` rows is
@@ -27,7 +27,7 @@ _FIRST_SCALE = 0.1  # narrow, as Pyro's automatic guides start: draws of it say 
 
 
 class GlobalDraw(NamedTuple):
-    """Values of the latent sites that all data share, and their log density under the guide."""
+    """Values of the global latent sites, and their log density under the guide."""
 
     values: dict[str, Tensor]
     log_guide: Tensor
@@ -36,12 +36,12 @@ class GlobalDraw(NamedTuple):
 class GlobalPosterior(nn.Module):
     """A family with one set of parameters, over the flat vector of a program's global sites.
 
-    Where the prior of a site is wide, its unit is not that of an optimizer's steps: the location
-    has a second parameter there, which counts in the spread of the prior.
+    If the prior of a site is wide, optimizer steps of the usual size are too small: the location
+    then has a second parameter, in units of the prior's spread.
 
     Arguments:
-        program: The program; it starts near the median of its prior.
-        family: The distribution.
+        program: The program; the posterior starts near the median of its prior.
+        family: The family of the distribution.
     """
 
     unit: Tensor
@@ -58,11 +58,11 @@ class GlobalPosterior(nn.Module):
 
     @property
     def shift(self) -> Float[Tensor, " size"] | None:
-        """How far all of it is moved, where the prior is wide."""
+        """The shift of the location where the prior is wide."""
         return None if self.far is None else self.unit * self.far
 
     def distribution(self) -> Distribution:
-        """Over the flat unconstrained vector, with event shape `(size,)`."""
+        """The distribution over the flat unconstrained vector, with event shape `(size,)`."""
         base = self.family(self.value)
         if self.shift is None:
             return base

@@ -1,11 +1,11 @@
-r"""Guides written by hand that are tied to rows: whether one is, and what it says about its rows.
+r"""Guides written by hand that are tied to rows: how they are detected, and their posteriors.
 
 In a guide of a datum :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for
-every row, or a mean over the batch, makes it depend on where the row stands or on the others. That
-is told by calling the guide on a few rows, rearranged, repeated and alone: with the latents at the
-same points the log density of every site must be the same, and so must the gradient of a weighted
-sum of them (parameters of rows that are all equal still give themselves away by their gradient).
-A guide that is tied to rows is asked about all of them together, and about no others.
+every row, or a mean over the batch, makes it depend on the row's position or on the other rows.
+This is detected by calling the guide on a few rows, rearranged, repeated and alone: with the
+latents at the same points the log density of every site must be the same, and so must the gradient
+of a weighted sum of them (the gradient also reveals per-row parameters that are all equal). A guide
+that is tied to rows is evaluated on all of them together, and on no others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,19 +42,19 @@ _TOLERANCE = 1e-2  # relative: rounding in float32 is less, another row's parame
 _MOST_ROWS = 10**6  # no table of parameters is tried that has more
 
 REMEDY = (
-    "free parameters for every row answer for all rows that they were trained on, together; for "
-    "other data take pv.Guide(model, pv.LocalParameters(num_data)), whose fit_rows(y) gives new "
-    "rows parameters, or an amortized guide, pv.Guide(model, pv.Encoder(net))"
+    "a guide with free parameters per row has a posterior for all of its training rows together "
+    "only; for other data use pv.Guide(model, pv.LocalParameters(num_data)), whose fit_rows(y) "
+    "fits parameters to new rows, or an amortized guide, pv.Guide(model, pv.Encoder(net))"
 )
 
 
 def program_posterior(
     program: Program, guide: ProgramLike, batch: Batch
 ) -> "ProgramPosterior | SitesPosterior | RepeatedCalls":
-    """The posterior of a guide written by hand, after a look whether it is tied to rows.
+    """The posterior of a guide written by hand, after a check whether it is tied to rows.
 
     Raises:
-        ValueError: If it is, and these are not all of its rows, with the remedy.
+        ValueError: If it is, and these are not all of its rows; the message has the remedy.
     """
     every, rows = _all_rows(batch)
     site = tied_site(program, guide, every)
@@ -64,9 +64,9 @@ def program_posterior(
 
 
 def _all_rows(batch: Batch) -> tuple[Batch, Tensor | slice]:
-    """All rows of the data set, and which of them these are: within a minibatch it says so.
+    """All rows of the data set, and which of them these are, as stated by a minibatch.
 
-    What the others are called with is no part of the answer: it is the first row.
+    The other rows do not matter: they are filled with the first row.
     """
     current = current_minibatch()
     if current is None or len(current.rows) != len(batch[0]):
@@ -85,9 +85,9 @@ def _tied_posterior(
         _refuse_other_number(program, guide, batch)
     elif _can_be_run(program, guide, _taken(batch, torch.arange(num_data + 1) % num_data)):
         raise ValueError(
-            f"q of site '{site}' in the guide depends on where a row stands in the batch, or on "
-            f"other rows, and the guide takes other numbers of rows than these {num_data}: whose "
-            f"posterior it is cannot be known; {REMEDY}"
+            f"q of site '{site}' in the guide depends on a row's position in the batch, or on "
+            f"other rows, and the guide accepts numbers of rows other than these {num_data}, so "
+            f"it is unknown whose posterior it is; {REMEDY}"
         )
     calls = RepeatedCalls(program, guide, batch, torch.arange(num_data))
     runs = [ProgramPosterior(program, guide, batch).run(1) for _ in range(2)]
@@ -95,7 +95,7 @@ def _tied_posterior(
 
 
 def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> FamilyPosterior:
-    """The posterior of a mean-field automatic guide of Pyro's: normals with free parameters by row.
+    """The posterior of Pyro's mean-field automatic guides: normals with free parameters per row.
 
     Raises:
         TypeError: If it is another automatic guide, or was never called.
@@ -116,13 +116,13 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
         return posterior.rows(current.rows.to(loc.device))
     if len(loc) != num_data:
         raise ValueError(
-            f"{type(guide).__name__} is tied to {len(loc)} rows, and got {num_data}: {REMEDY}"
+            f"{type(guide).__name__} is tied to {len(loc)} rows, but got {num_data}: {REMEDY}"
         )
     return posterior
 
 
 def automatic_globals(program: Program, guide: AutoGuide) -> tuple[Tensor, Tensor]:
-    """Mean and scale of the flat vector of the sites that all data share, each `(size,)`."""
+    """Mean and scale of the flat vector of the global sites, each `(size,)`."""
     moments = _moments(guide)
     pairs = [moments[site.name] for site in program.global_sites]
     loc, scale = (
@@ -137,7 +137,7 @@ def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
     if type(guide) not in (AutoNormal, AutoDiagonalNormal):
         raise TypeError(
             f"{name} ties its parameters to positions in the batch, and has no density of one "
-            "row's latents: take AutoNormal, AutoDiagonalNormal, or "
+            "row's latents: use AutoNormal, AutoDiagonalNormal, or "
             "pv.Guide(model, pv.LocalParameters(num_data)), with a family of your choice"
         )
     if guide.prototype_trace is None:
@@ -157,11 +157,11 @@ def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
 def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     """A site whose q(z_n) depends on more than the content of row n; `None` if there is none.
 
-    Also `None` if the guide cannot be run on these rows for another reason: whoever asks it next
-    will see which.
+    Also `None` if the guide cannot be run on these rows for another reason; the next call will
+    raise.
 
     Raises:
-        ValueError: If the guide can be run on another number of rows only.
+        ValueError: If the guide can only be run on another number of rows.
     """
     if not program.latent_sites:
         return None
@@ -181,7 +181,7 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Refuses these rows if the guide can be run on as many as a parameter of its own has."""
+    """Refuses these rows if the guide only runs on as many rows as one of its parameters has."""
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     tensors += [param for _, param in pyro.get_param_store().named_parameters()]
@@ -189,7 +189,7 @@ def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> 
     for rows in sorted(sizes, reverse=True):
         some = torch.arange(rows) % num_data
         if rows <= _MOST_ROWS and _can_be_run(program, guide, _taken(batch, some)):
-            raise ValueError(f"the guide is tied to {rows} rows, and got {num_data}: {REMEDY}")
+            raise ValueError(f"the guide is tied to {rows} rows, but got {num_data}: {REMEDY}")
 
 
 def _can_be_run(program: Program, guide: ProgramLike, batch: Batch) -> bool:
@@ -203,7 +203,7 @@ def _can_be_run(program: Program, guide: ProgramLike, batch: Batch) -> bool:
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """A look at the guide: no draw is anybody's, and no parameter is left in Pyro's store."""
+    """For inspecting a guide: no random stream advances, and no parameter stays in Pyro's store."""
     with (
         no_new_parameters(),
         torch.enable_grad(),
@@ -238,7 +238,7 @@ class _Call:
         values: Mapping[str, Tensor] | None = None,
         rows: Tensor | None = None,
     ) -> "_Call":
-        """Calls it, with sites at the given values; of rows that are these of another call."""
+        """Calls the guide, with sites at the given values."""
         given = {**program.fixed, **(values or {})}
         run = program.run_guide(guide, batch, given)
         rows = torch.arange(len(batch[0])) if rows is None else rows
@@ -247,7 +247,7 @@ class _Call:
         return cls(program, guide, batch, rows, tuple(inside), log_probs)
 
     def again(self, order: Tensor) -> "_Call":
-        """Calls it on these rows in another order, with the latents of each where they were."""
+        """Calls it on these rows in another order, with the same latents for each."""
         # What follows from other draws, as a Delta does, follows again.
         values = {s.name: self._taken(s, order) for s in self.sites if not is_delta(s.distribution)}
         return _Call.of(self.program, self.guide, _taken(self.batch, order), values, order)
@@ -258,7 +258,7 @@ class _Call:
         return value[rows.to(value.device)].movedim(0, value.dim() - axis)
 
     def differs_from(self, other: "_Call") -> str | None:
-        """The first site whose log densities, or their gradients, are not those of another call."""
+        """The first site whose log densities, or their gradients, differ from another call's."""
         for name, here in self.log_probs.items():
             there = other.log_probs[name]
             expected = here[other.rows.to(here.device)]
@@ -270,7 +270,7 @@ class _Call:
 
 
 def _answer(program: Program, site: TracedSite, rows: int) -> Tensor:
-    """Log density of a site, by datum; where its value follows from other draws, that too."""
+    """Log density of a site, by datum; and its value, if it is a function of other draws."""
     log_prob = log_density(program, site, rows)
     if not is_delta(site.distribution):
         return log_prob
@@ -279,7 +279,7 @@ def _answer(program: Program, site: TracedSite, rows: int) -> Tensor:
 
 
 def _gradients_differ(one: Tensor, other: Tensor, rows: Tensor) -> bool:
-    """Whether a sum with a weight for each row has another gradient."""
+    """Whether the gradient of a weighted sum over rows differs."""
     weights = (1.0 + rows).to(one)
     leaves = list(leaves_of((one + other).sum()))
     if not leaves:
@@ -298,7 +298,7 @@ def _gradients_differ(one: Tensor, other: Tensor, rows: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class SitesPosterior:
-    """Sites of some data that do not depend on one another: their distributions, asked by row.
+    """Independent sites of some data, whose distributions can be evaluated by row.
 
     Arguments:
         program: The model.
@@ -340,7 +340,7 @@ class SitesPosterior:
         return self._log_probs(values) + jacobian.view(z.shape[:2])
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's posterior: the mean of draws."""
+        """Mean of every datum's posterior, as the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
     def _log_probs(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -373,7 +373,7 @@ def _parameters(q: Any) -> tuple[str, ...]:
 
 
 def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | None:
-    """The sites' distributions, if those of two runs are the same and can be asked by row."""
+    """The sites' distributions, if those of two runs are equal and can be evaluated by row."""
     names = [site.name for site in program.latent_sites]
     if {site.name for site in density_sites(one)} - {*names, *program.fixed}:
         return None
@@ -395,13 +395,13 @@ def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | Non
 
 @dataclass(frozen=True)
 class RepeatedCalls:
-    """What a guide that is tied to rows says about some of them: called once for each particle.
+    """The posterior of some rows under a guide tied to rows, which is called once per particle.
 
     Arguments:
         program: The model.
         guide: The guide.
         batch: All of its rows.
-        chosen: Positions of the rows that are asked for.
+        chosen: Positions of the requested rows.
     """
 
     program: Program
@@ -433,7 +433,7 @@ class RepeatedCalls:
         return torch.cat([every.log_prob(point[None]) for point in points])[:, chosen]
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's posterior: the mean of draws."""
+        """Mean of every datum's posterior, as the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
     @property

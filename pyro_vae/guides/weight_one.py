@@ -1,14 +1,14 @@
-r"""Weight one: what a guide written by hand draws beside the continuous latents, or masks.
+r"""Discrete and masked sites of guides written by hand, and their importance weights.
 
 A program has a density :math:`p(y, z)` of its continuous latents, with discrete sites summed out.
 A guide that samples a discrete site c, too, has the weights
 
 .. math:: \frac{p(y, z, c)}{q(z, c)} = \frac{p(y, z)}{q(z, c) \, / \, p(c \mid y, z)} ,
 
-so that the density it shows for its draws is the one below the right line. A latent that guide and
-model mask alike has no density in either: in the guide it gets the one that it has in the model,
-which stands for none (see :mod:`pyro_vae.programs.masks`). Where only one of the two masks it, both
-have their whole densities.
+so that the density of its draws is the denominator on the right. A latent that guide and model mask
+in the same way has no density in either: in the guide it gets the density that it has in the model,
+which cancels (see :mod:`pyro_vae.programs.masks`). If only one of the two masks it, both have their
+full densities.
 """
 
 import torch
@@ -30,13 +30,13 @@ def drawn_discrete(program: Program, run: Run) -> list[str]:
 
 
 def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
-    """Log density of a guide's draws as weights need it, `(rows,)`.
+    """Log density of a guide's draws, as importance weights need it, `(rows,)`.
 
     Arguments:
         program: The model.
         run: The guide's run on these rows.
-        rows: What it was called with.
-        log_q: Whole log density of all that it drew.
+        rows: The arguments of the run.
+        log_q: Log density of all that it drew, without masks.
     """
     log_q = mask_completed(program, run, rows, log_q)
     drawn = drawn_discrete(program, run)
@@ -49,7 +49,7 @@ def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
 
 
 def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
-    """The same for what guide and model mask alike: there the model's density is the guide's."""
+    """The same for sites that guide and model mask alike: there the model's density is used."""
     masked = [
         site
         for site in program.latent_sites
@@ -67,13 +67,13 @@ def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Te
 
 
 def _left_out(program: Program, run: Run, masked: list[LatentSite]) -> Tensor:
-    """Log density that masks leave out, by datum."""
+    """Log density removed by masks, by datum."""
     parts = [run[site.name].left_out for site in masked]
     return torch.stack([sum_but(part, part.dim() + program.plate_dim) for part in parts]).sum(0)
 
 
 def _same_rows(layout: LatentSite, one: TracedSite, other: TracedSite) -> Bool[Tensor, " rows"]:
-    """Rows in which the same entries are masked."""
+    """Rows in which both mask the same entries."""
     masks = one.entry_mask, other.entry_mask
     if masks[0] is None or masks[1] is None:
         value = other.value.movedim(layout.axis, 0)
@@ -84,13 +84,13 @@ def _same_rows(layout: LatentSite, one: TracedSite, other: TracedSite) -> Bool[T
 
 @torch.no_grad()
 def check_masks(program: Program, batch: Batch) -> None:
-    """Refuses a program in which something depends on what a mask leaves out.
+    """Refuses a program in which something depends on masked values.
 
-    The entries that are masked in one run get their values of another, and no other density may
-    change; what no run draws there, no run depends on.
+    The masked entries of one run get their values from another run, and no other density may
+    change.
 
     Raises:
-        ValueError: With the names of the masked site and of one that depends on it.
+        ValueError: If something does; the message names the masked site and one that depends on it.
     """
     if not program.structure.masked:
         return
@@ -110,7 +110,7 @@ def check_masks(program: Program, batch: Batch) -> None:
                 site.kept, there[name].kept, _TOLERANCE, _TOLERANCE, equal_nan=True
             ):
                 raise ValueError(
-                    f"masks leave out the density of the latent site(s) {sorted(moved)} for some "
-                    f"data, and the density of site '{name}' depends on their values there, so "
+                    f"masks remove the density of the latent site(s) {sorted(moved)} for some "
+                    f"data, but the density of site '{name}' depends on their values there, so "
                     "log p(y) is not defined: sample them unmasked, and mask only what is observed"
                 )

@@ -1,7 +1,7 @@
-r"""What a likelihood is: from a decoder's output to :math:`p(y \mid z)`.
+r"""The interface of a likelihood: from a decoder's output to :math:`p(y \mid z)`.
 
-A likelihood is a value: it turns the output for a row into independent distributions of the
-features of a datum, gives their means, and knows which data it can be asked about.
+A likelihood turns the output for a row into independent distributions of the features of a datum,
+gives their means, and checks which data are in its support.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ from ..programs import PartlyObserved
 
 
 class Likelihood(nn.Module):
-    r"""What a likelihood offers. A subclass defines :meth:`distribution`, and what differs.
+    r"""The base of likelihoods; a subclass defines :meth:`distribution`, and what else differs.
 
     .. math:: \log p(y \mid z) = \sum_{d \in O} \log p(y_d \mid \eta_d(z))
 
-    where :math:`O` are the features that were observed: an entry that is nan was not, and leaves
-    the sum. Further tensors of the batch, such as an exposure, are handed on as `given`.
+    where :math:`O` are the observed features: an entry that is nan is missing and drops out of the
+    sum. Further tensors of the batch, such as an exposure, are passed as `given`.
     """
 
     outputs = 1
-    """Numbers a feature that the decoder must give, stacked along the first axis of the datum."""
+    """Numbers per feature that the decoder must give, stacked along the first axis of the datum."""
 
     takes = 0
     """Further tensors of the batch that it takes; counts take one, their exposure."""
@@ -57,10 +57,10 @@ class Likelihood(nn.Module):
         return features.to_event(len(features.batch_shape) - 1)
 
     def check_given(self, given: tuple[Tensor, ...]) -> None:
-        """Refuses tensors that would be left unused, without a word."""
+        """Refuses tensors that would otherwise be ignored."""
         if len(given) > self.takes:
             raise ValueError(
-                f"{type(self).__name__} takes {self.takes} tensor(s) beside the data, got "
+                f"{type(self).__name__} takes {self.takes} tensor(s) besides the data, got "
                 f"{len(given)} of shapes {[tuple(part.shape) for part in given]}: an exposure is "
                 "for counts, and covariates are for models.ConditionalVAE"
             )
@@ -70,13 +70,13 @@ class Likelihood(nn.Module):
         return self.placeholder
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data outside the support, with the first offender and the remedy."""
+        """Refuses data outside the support; the message has the first position and the remedy."""
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """An output, the same for every datum, that suits the columns of some data one by one.
+        """A constant output that fits the columns of some data one by one.
 
-        For the bias of a decoder's last layer, from which training then starts at the best model
-        that ignores z, or close to it; see :func:`start_from`. Missing entries are left out.
+        It initializes the bias of a decoder's last layer, so that training starts at or near the
+        best model that ignores z; see :func:`start_from`. Missing entries are left out.
         """
         return y.new_zeros(self.output_shape(tuple(y.shape[1:])))
 
@@ -107,7 +107,7 @@ class Features(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """Where the data are."""
+        """The support of the data."""
         return self.values
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Features":
@@ -119,12 +119,12 @@ class Features(dist.TorchDistribution):
 
 
 def start_from(decoder: nn.Module, start: Tensor) -> None:
-    """Sets the bias of a decoder's last linear layer, so that training starts from an output.
+    """Sets the bias of a decoder's last linear layer, so that training starts from a given output.
 
     Arguments:
-        decoder: A module whose last linear layer gives its output, as that of
+        decoder: A module whose last linear layer gives its output, like
             :class:`pyro_vae.nets.MLPDecoder` does.
-        start: That output for a datum, as `Likelihood.start` gives it.
+        start: The output for a datum, from `Likelihood.start`.
 
     Raises:
         ValueError: If there is no such layer with a bias of that size.
@@ -142,24 +142,24 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
         found = "no linear layer" if bias is None else f"{bias.numel()} numbers"
         raise ValueError(
             f"the start has {start.numel()} numbers, so the decoder's last linear layer needs a "
-            f"bias of as many; found {found}: set the start where the decoder makes its output"
+            f"bias of that size; found {found}: set the initial output in the decoder itself"
         )
     with torch.no_grad():
         bias.copy_(start.flatten())
 
 
 def column_means(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Mean of the entries that were observed; 0 where there are none."""
+    """Mean of the observed entries; 0 where there are none."""
     return y.nanmean(dim=0).nan_to_num(nan=0.0)
 
 
 def column_spreads(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Standard deviation of the entries that were observed; 0 where there are none."""
+    """Standard deviation of the observed entries; 0 where there are none."""
     return column_means((y - column_means(y)).square()).sqrt()
 
 
 def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Share of the observed entries at which `hits` is true, with half a hit and half a miss more.
+    """Share of the observed entries at which `hits` is true, with half a hit and half a miss added.
 
     So it is never 0 or 1, whose logits are infinite.
     """

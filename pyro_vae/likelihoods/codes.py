@@ -24,7 +24,7 @@ class Codes(Features):
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the codes; of use where they have an order."""
+        """Mean of the codes; meaningful if they are ordered."""
         probabilities = self.parameters[0].exp()
         return probabilities @ torch.arange(probabilities.shape[-1]).to(probabilities)
 
@@ -35,7 +35,7 @@ class Codes(Features):
         return log_probs.argmax(dim=-1).to(log_probs)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability; of what lies between two codes that of the nearer one."""
+        """Log probability; values between two codes are rounded to the nearer one."""
         log_probs = self.parameters[0]
         code = value.round().long().clamp(0, log_probs.shape[-1] - 1)
         shape = torch.broadcast_shapes(code.shape, log_probs.shape[:-1])
@@ -59,7 +59,7 @@ def _check_codes(y: Tensor, count: int, likelihood: str, names: tuple[str, ...] 
 
 def _check_count(count: int, name: str) -> int:
     if count < 2:
-        raise ValueError(f"{name} is how many there are, at least 2, got {count}")
+        raise ValueError(f"{name} must be at least 2, got {count}")
     return count
 
 
@@ -69,15 +69,15 @@ class Categorical(Likelihood):
 
     .. math:: p(y_d = c \mid z) = \frac{e^{\eta_{dc}(z)}}{\sum_{c'} e^{\eta_{dc'}(z)}}
 
-    The decoder gives C numbers a feature, stacked along the first axis of the datum: for 5
+    The decoder gives C numbers per feature, stacked along the first axis of the datum: for 5
     features first the 5 of category 0. Codes have no mean: :meth:`mean` is the most probable code,
-    which stands for a reconstruction, and :meth:`probabilities` gives all that is known.
+    which serves as reconstruction, and :meth:`probabilities` gives the whole distribution.
 
     Arguments:
         num_categories: C, the same for all features; see :class:`Mixed` for columns that differ.
 
     Raises:
-        ValueError: If there are fewer than two; when called, if the output cannot be shared out.
+        ValueError: If there are fewer than two; when called, if the output does not split evenly.
 
     Example:
         >>> Categorical(4)(torch.zeros(1, 4)).log_prob(torch.tensor([[3.0]])).exp()
@@ -90,15 +90,15 @@ class Categorical(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Numbers a feature that the decoder must give: one a category."""
+        """Numbers per feature that the decoder must give: one per category."""
         return self.num_categories
 
     def distribution(self, output: Tensor, *given: Tensor) -> Codes:
         """Categories of the features."""
         if output.shape[1] % self.num_categories:
             raise ValueError(
-                f"{self.num_categories} categories need as many numbers a feature along the first "
-                f"axis of the datum; the decoder gave {tuple(output.shape)}: make it with "
+                f"{self.num_categories} categories need that many numbers per feature along the "
+                f"first axis of the datum; the decoder gave {tuple(output.shape)}: build it with "
                 f"outputs={self.num_categories}"
             )
         scores = output.unflatten(1, (self.num_categories, -1)).movedim(1, -1)
@@ -117,7 +117,7 @@ class Categorical(Likelihood):
         return self.distribution(output).parameters[0].exp()
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses what is no code."""
+        """Refuses values that are not codes."""
         _check_codes(y, self.num_categories, f"Categorical({self.num_categories})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
@@ -132,13 +132,13 @@ class Ordinal(Likelihood):
     .. math:: p(y_d \ge k \mid z) = \mathrm{logit}^{-1}(\eta_d(z) - c_{k}), \qquad
         c_1 < c_2 < \dots < c_{C-1}
 
-    One number a feature moves the odds of all levels in proportion; the cut points are parameters
-    of the model. :meth:`mean` is the mean of the codes, a number between two levels.
+    One number per feature shifts the log odds of all levels (proportional odds); the cut points are
+    parameters of the model. :meth:`mean` is the mean of the codes, a number between two levels.
 
     Arguments:
         num_levels: C.
-        shape: `()` for the same cut points for all features, or the shape of a datum for some of
-            its own for each.
+        shape: `()` for the same cut points for all features, or the shape of a datum for separate
+            ones.
 
     Raises:
         ValueError: If there are fewer than two levels.
@@ -194,7 +194,7 @@ class Ordinal(Likelihood):
         return self.distribution(output).parameters[0].exp()
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses what is no code."""
+        """Refuses values that are not codes."""
         _check_codes(y, self.num_levels, f"Ordinal({self.num_levels})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:

@@ -1,17 +1,16 @@
-r"""Likelihoods of counts, with an exposure: how long, or how much, was counted.
+r"""Likelihoods of counts, with an exposure: how long, or over how much, was counted.
 
-The decoder gives the logarithm of a rate, :math:`\eta`, and the mean of a count is
-:math:`\mu = t e^{\eta}` with the exposure t of its row, a further tensor of the batch:
-`model(y, exposure)`, `pv.fit(model, guide, (y, exposure))`. It is `(batch,)` or `(batch, 1)` for
-one a row, or shaped like the data; without one it is 1.
+The decoder gives the logarithm of a rate, :math:`\eta`, and the mean of a count is :math:`\mu = t
+e^{\eta}` with the exposure t of its row, a further tensor of the batch: `model(y, exposure)`,
+`pv.fit(model, guide, (y, exposure))`. It is `(batch,)` or `(batch, 1)` for one per row, or shaped
+like the data; by default it is 1.
 
-A total of a row, as the library size in single-cell counts, is such an exposure,
-`exposure = y.sum(dim=1)`. Then log p is conditional on the total, as a regression's is on its
-covariates: it is no density of rows whose total is not known beforehand, and it is comparable only
-with models that are told the total as well.
+The total of a row, such as the library size of single-cell counts, can be an exposure, `exposure =
+y.sum(dim=1)`. Then log p is conditional on the total, like a regression on its covariates: it is
+not a density of rows with unknown totals, and it can be compared only with models that also
+condition on the total.
 
-Beyond +-30 a log rate is taken to grow as a logarithm, so that neither a rate nor a gradient
-overflows.
+Beyond +-30 a log rate grows only logarithmically, so that neither a rate nor a gradient overflows.
 """
 
 import math
@@ -56,8 +55,8 @@ def _exposure(given: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
         )
     if not capturing() and not bool((exposure > 0).all()):
         raise ValueError(
-            f"an exposure is positive, got {float(exposure.min()):g} as the smallest: leave out "
-            "rows in which nothing was counted on"
+            f"an exposure must be positive, the smallest is {float(exposure.min()):g}: leave out "
+            "rows with no exposure"
         )
     return exposure
 
@@ -105,7 +104,7 @@ class Poisson(Likelihood):
     .. math:: \log p(y \mid z) = \sum_d y_d \log \mu_d - \mu_d - \log y_d!,
         \qquad \mu_d = t e^{\eta_d(z)}
 
-    with an exposure t that may be given, see :mod:`pyro_vae.likelihoods.counts`.
+    with an optional exposure t, see :mod:`pyro_vae.likelihoods.counts`.
 
     Raises:
         ValueError: When called, if an exposure is not positive or does not fit.
@@ -122,7 +121,7 @@ class Poisson(Likelihood):
         return PoissonFeatures(_log_mean(output, given))
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses what is no count."""
+        """Refuses values that are not counts."""
         check_counts(y, "Poisson", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
@@ -135,8 +134,8 @@ class LearnedDispersion(Learned):
     r"""An inverse dispersion that is a parameter of the model, :math:`r = f + e^{s}`.
 
     Arguments:
-        shape: `()` for one for all features, or the shape of a datum for one a feature.
-        initial: Where it starts; large is close to a Poisson.
+        shape: `()` for one for all features, or the shape of a datum for one per feature.
+        initial: Initial value; large values are close to a Poisson.
         floor: Its lower bound.
 
     Raises:
@@ -190,18 +189,18 @@ class NegativeBinomialFeatures(_Counts):
 
 @registered()
 class NegativeBinomial(Likelihood):
-    r"""Counts that vary more than Poisson's: the variance is :math:`\mu + \mu^2 / r`.
+    r"""Overdispersed counts: the variance is :math:`\mu + \mu^2 / r`.
 
     .. math:: p(y_d \mid z) = \frac{\Gamma(y_d + r)}{\Gamma(r) \, y_d!}
         \left(\frac{r}{r + \mu_d}\right)^{r} \left(\frac{\mu_d}{r + \mu_d}\right)^{y_d},
         \qquad \mu_d = t e^{\eta_d(z)}
 
-    with an exposure t that may be given, see :mod:`pyro_vae.likelihoods.counts`. It is a Poisson
-    whose rate has a gamma distribution of shape r.
+    with an optional exposure t, see :mod:`pyro_vae.likelihoods.counts`. It is a Poisson whose rate
+    has a gamma distribution of shape r.
 
     Arguments:
         inverse_dispersion: r: a positive number, :class:`LearnedDispersion`, or
-            :class:`DecodedDispersion`, for which the decoder gives two numbers a feature.
+            :class:`DecodedDispersion`, for which the decoder gives two numbers per feature.
 
     Raises:
         ValueError: If it is a number and not positive and finite; when called, if an exposure is
@@ -232,7 +231,7 @@ class NegativeBinomial(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Numbers a feature that the decoder must give: two if the dispersion depends on z."""
+        """Numbers per feature that the decoder must give: two if the dispersion depends on z."""
         return 2 if isinstance(self.inverse_dispersion, DecodedDispersion) else 1
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
@@ -247,7 +246,7 @@ class NegativeBinomial(Likelihood):
         return NegativeBinomialFeatures(_log_mean(output, given), r)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses what is no count."""
+        """Refuses values that are not counts."""
         check_counts(y, "NegativeBinomial", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
@@ -261,11 +260,11 @@ class NegativeBinomial(Likelihood):
 
 
 class ZeroInflatedFeatures(_Counts):
-    """Counts of which some are zero for another reason, at the rate of a gate.
+    """Counts with extra zeros, with the probability of a gate.
 
     Arguments:
         counts: Distributions of the counts that are not gated.
-        gate: Logits of a zero for another reason.
+        gate: Logits of an extra zero.
     """
 
     def __init__(self, counts: Distribution, gate: Tensor) -> None:
@@ -284,7 +283,7 @@ class ZeroInflatedFeatures(_Counts):
         return mean
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability; a zero may have come both ways."""
+        """Log probability; a zero can come from either part."""
         (gate,) = self.parameters
         counted = self.counts.log_prob(value) + logsigmoid(-gate)
         return torch.where(value > 0, counted, torch.logaddexp(logsigmoid(gate), counted))
@@ -302,8 +301,8 @@ class ZeroInflated(Likelihood):
 
     .. math:: p(y_d \mid z) = \pi_d(z) \, [y_d = 0] + (1 - \pi_d(z)) \, p_c(y_d \mid z)
 
-    The decoder gives what the counts need and then, for every feature, the logit of :math:`\pi`.
-    An exposure, if given, is for the counts.
+    The decoder gives the parameters of the counts and then, for every feature, the logit of
+    :math:`\pi`. An exposure, if given, is for the counts.
 
     Arguments:
         counts: :class:`Poisson` or :class:`NegativeBinomial`.
@@ -321,7 +320,7 @@ class ZeroInflated(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Numbers a feature that the decoder must give: one more than the counts need."""
+        """Numbers per feature that the decoder must give: one more than the counts need."""
         return self.counts.outputs + 1
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
@@ -334,14 +333,14 @@ class ZeroInflated(Likelihood):
         size, rest = divmod(output.shape[1], self.outputs)
         if rest:
             raise ValueError(
-                f"zero-inflated counts need {self.outputs} numbers a feature along the first axis "
-                f"of the datum; the decoder gave {tuple(output.shape)}: make it with "
+                f"zero-inflated counts need {self.outputs} numbers per feature along the first "
+                f"axis of the datum; the decoder gave {tuple(output.shape)}: build it with "
                 f"outputs={self.outputs}"
             )
         return output[:, :-size], output[:, -size:]
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses what is no count."""
+        """Refuses values that are not counts."""
         check_counts(y, f"ZeroInflated({type(self.counts).__name__})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
@@ -355,8 +354,8 @@ class ZeroInflated(Likelihood):
 
 
 def check_counts(y: Tensor, likelihood: str, names: tuple[str, ...] | None) -> None:
-    """Refuses what is negative or no whole number."""
+    """Refuses values that are negative or not whole numbers."""
     check_range(
         y, low=0, whole=True, likelihood=likelihood, names=names,
-        remedy="counts are 0, 1, 2, ...; take LogNormal for positive amounts, or Gaussian",
+        remedy="counts are 0, 1, 2, ...; use LogNormal for positive amounts, or Gaussian",
     )  # fmt: skip

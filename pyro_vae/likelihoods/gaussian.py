@@ -1,4 +1,4 @@
-"""Gaussian features, whose sigma is an object of its own: fixed, learned, or decoded from z."""
+"""Gaussian features, with a separate object for sigma: fixed, learned, or decoded from z."""
 
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ from .special import halves
 
 @registered()
 class FixedSigma(nn.Module):
-    """A sigma that is given and stays.
+    """A fixed sigma.
 
     Arguments:
         sigma: Standard deviation, in the unit of the data.
@@ -43,12 +43,12 @@ class FixedSigma(nn.Module):
 class LearnedSigma(nn.Module):
     r"""A sigma that is a parameter of the model, :math:`\sigma = f + \mathrm{softplus}(s)`.
 
-    Without a floor sigma goes to zero for any guide that tells the data apart: the density is
-    unbounded. The floor says how finely the data were measured.
+    Without a floor sigma goes to zero for any guide that distinguishes the data: the density is
+    unbounded. Set the floor to the precision of the measurements.
 
     Arguments:
-        shape: `()` for one sigma for all features, or the shape of a datum for one a feature.
-        initial: Where sigma starts.
+        shape: `()` for one sigma for all features, or the shape of a datum for one per feature.
+        initial: Initial sigma.
         floor: Smallest sigma, in the unit of the data.
 
     Raises:
@@ -63,7 +63,9 @@ class LearnedSigma(nn.Module):
         super().__init__()
         _check_floor(floor)
         if not floor < initial < float("inf"):
-            raise ValueError(f"sigma must start above its floor {floor}, and finite, got {initial}")
+            raise ValueError(
+                f"the initial sigma must be finite and above its floor {floor}, got {initial}"
+            )
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.initial, self.floor = initial, floor
         start = _inverse_softplus(torch.tensor(initial - floor))
@@ -99,7 +101,7 @@ class DecodedSigma(nn.Module):
 
 
 Sigma: TypeAlias = float | int | FixedSigma | LearnedSigma | DecodedSigma
-"""What may be given for a sigma; a number is a fixed one."""
+"""Types accepted for a sigma; a number is a fixed one."""
 
 
 def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ def _check_floor(floor: float) -> None:
 
 
 class WithSigma(Likelihood):
-    """A likelihood of real features that have a sigma, which is an object of its own."""
+    """A likelihood of real features with a sigma object."""
 
     def __init__(self, sigma: Sigma = 1.0) -> None:
         super().__init__()
@@ -128,7 +130,7 @@ class WithSigma(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Numbers a feature that the decoder must give: two if sigma depends on z."""
+        """Numbers per feature that the decoder must give: two if sigma depends on z."""
         return self.sigma.outputs
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
@@ -141,8 +143,8 @@ class WithSigma(Likelihood):
 class Gaussian(WithSigma):
     r"""Gaussian features, :math:`p(y \mid z) = \prod_d \mathcal{N}(y_d \mid \mu_d(z), \sigma_d^2)`.
 
-    With a fixed sigma the log density is squared error: :math:`-\|y - \mu\|^2 / 2\sigma^2` and a
-    constant.
+    With a fixed sigma the log density is the squared error, :math:`-\|y - \mu\|^2 / 2\sigma^2`,
+    plus a constant.
 
     Arguments:
         sigma: A number for a fixed sigma, or :class:`FixedSigma`, :class:`LearnedSigma`,

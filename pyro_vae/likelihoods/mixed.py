@@ -25,7 +25,7 @@ class MixedFeatures(dist.TorchDistribution):
 
     Arguments:
         parts: Distributions of the columns, `(batch, some)` each.
-        columns: Where the columns of each part stand.
+        columns: Positions of the columns of each part.
     """
 
     def __init__(self, parts: Sequence[Distribution], columns: Sequence[Tensor]) -> None:
@@ -41,7 +41,7 @@ class MixedFeatures(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """The real numbers, of which every column has its own part."""
+        """The real numbers; every column has its own support."""
         return constraints.real
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "MixedFeatures":
@@ -51,7 +51,7 @@ class MixedFeatures(dist.TorchDistribution):
         return MixedFeatures(parts, self.columns)
 
     def _joined(self, answers: list[Tensor]) -> Tensor:
-        """Answers of the parts, in the order of the columns."""
+        """Results of the parts, in the order of the columns."""
         return torch.cat(answers, dim=-1)[..., self.order]
 
     @property
@@ -71,24 +71,24 @@ class MixedFeatures(dist.TorchDistribution):
 
 @registered()
 class Mixed(Likelihood):
-    r"""One likelihood a column, for tables of numbers, counts, shares and categories.
+    r"""One likelihood per column, for tables of numbers, counts, shares and categories.
 
     .. math:: \log p(y \mid z) = \sum_d \log p_d(y_d \mid \eta_d(z))
 
     Data are one float tensor `(batch, columns)`, categories and counts as floats too. The decoder
-    gives what the columns need, one column after the other:
-    `MLPDecoder(latent_dim, likelihood.output_shape((columns,)))`. A further tensor of the batch is
-    handed to every column, of one that is shaped like the data its own column. Columns whose
-    likelihoods have the same arguments are evaluated together, each with what it has learned.
+    gives the parameters of the columns, one column after the other: `MLPDecoder(latent_dim,
+    likelihood.output_shape((columns,)))`. A further tensor of the batch is passed to every column;
+    if it is shaped like the data, each gets its own column. Columns whose likelihoods have the same
+    arguments are evaluated together, each with its own parameters.
 
     Arguments:
         likelihoods: A likelihood for each column, by its name, in the order of the columns; or
             a sequence of them.
-        names: Names of the columns, where the likelihoods come as a sequence; else "0", "1", ...
+        names: Names of the columns, if the likelihoods are a sequence; by default "0", "1", ...
 
     Raises:
-        ValueError: If there is none, if names and likelihoods differ in number, or if a name
-            comes twice.
+        ValueError: If there is none, if names and likelihoods differ in number, or if a name occurs
+            twice.
         TypeError: If a column's likelihood is a Mixed itself.
 
     References:
@@ -141,7 +141,7 @@ class Mixed(Likelihood):
         return iter(self.likelihoods)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the decoder's output: as many numbers as all columns need."""
+        """Shape of the decoder's output: the number of parameters of all columns."""
         if shape != (len(self.names),):
             raise ValueError(
                 f"a Mixed of {len(self.names)} columns {list(self.names[:10])} has data of shape "
@@ -153,8 +153,8 @@ class Mixed(Likelihood):
         """The columns side by side."""
         if output.shape[1:] != (self.outputs,):
             raise ValueError(
-                f"the {len(self.names)} columns need {self.outputs} numbers a row, the decoder "
-                f"gave {tuple(output.shape)}: make it with "
+                f"the {len(self.names)} columns need {self.outputs} numbers per row, the decoder "
+                f"gave {tuple(output.shape)}: build it with "
                 "MLPDecoder(latent_dim, likelihood.output_shape((columns,)))"
             )
         return MixedFeatures(self._ask("distribution", output, given), self._columns())
@@ -162,7 +162,7 @@ class Mixed(Likelihood):
     def mean(
         self, output: Float[Tensor, "batch output"], *given: Tensor
     ) -> Float[Tensor, "batch columns"]:
-        """Mean of every column, of categories the most probable code."""
+        """Mean of every column; for categories the most probable code."""
         means = torch.cat(self._ask("mean", output, given), dim=1)
         return means[:, torch.cat(self._columns()).argsort()]
 
@@ -171,7 +171,7 @@ class Mixed(Likelihood):
         return [getattr(self, f"columns_{number}") for number in range(len(self._groups))]
 
     def _ask(self, method: str, output: Tensor, given: tuple[Tensor, ...]) -> list[Any]:
-        """What a method of each group's likelihood answers to its part of the output."""
+        """The result of a method of each group's likelihood for its part of the output."""
         answers = []
         for number, (group, columns) in enumerate(zip(self._groups, self._columns(), strict=True)):
             own = output[:, getattr(self, f"places_{number}")]
@@ -186,7 +186,7 @@ class Mixed(Likelihood):
         return self.placeholders.to(output)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses columns of other names or in another order, and what a column cannot be."""
+        """Refuses columns of other names or order, and values outside a column's support."""
         if names is not None and tuple(names) != self.names:
             raise ValueError(f"the columns are {list(self.names)} in this order, got {list(names)}")
         self.output_shape(tuple(y.shape[1:]))
@@ -197,7 +197,7 @@ class Mixed(Likelihood):
             likelihood.check(only, self.names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Those of the columns, one after the other."""
+        """The outputs of the columns, concatenated."""
         self.output_shape(tuple(y.shape[1:]))
         starts = []
         for place, likelihood in enumerate(self):
@@ -210,13 +210,13 @@ class Mixed(Likelihood):
 def _check_columns(likelihoods: Sequence[Likelihood], names: tuple[str, ...]) -> None:
     if not likelihoods or len(names) != len(likelihoods) or len(set(names)) < len(names):
         raise ValueError(
-            "a Mixed needs a likelihood for each column, and each column a name of its own; got "
+            "a Mixed needs a likelihood for each column, and distinct names; got "
             f"{len(likelihoods)} likelihoods for {list(names)}"
         )
     for name, likelihood in zip(names, likelihoods, strict=True):
         if isinstance(likelihood, Mixed):
             raise TypeError(
-                f"column '{name}' has a Mixed as its likelihood: give it one for a single column, "
+                f"column '{name}' has a Mixed as its likelihood: use one for a single column, "
                 "such as Gaussian()"
             )
 

@@ -21,8 +21,8 @@ class LearnedDegrees(Learned):
     r"""Degrees of freedom that are a parameter of the model, :math:`\nu = f + e^{s}`.
 
     Arguments:
-        shape: `()` for one number for all features, or the shape of a datum for one a feature.
-        initial: Where they start.
+        shape: `()` for one number for all features, or the shape of a datum for one per feature.
+        initial: Initial value.
         floor: Their lower bound; above 1 there is a mean, above 2 a variance.
 
     Raises:
@@ -60,15 +60,15 @@ class StudentTFeatures(Features):
 
 @registered()
 class StudentT(WithSigma):
-    r"""Features with heavy tails, a Gaussian that a few outliers do not pull along.
+    r"""Features with heavy tails: like a Gaussian, but robust to a few outliers.
 
     .. math:: p(y_d \mid z) = \frac{\Gamma(\frac{\nu + 1}{2})}{\Gamma(\frac{\nu}{2})
         \sqrt{\pi \nu} \sigma} \left(1 + \frac{(y_d - \mu_d(z))^2}{\nu \sigma^2}
         \right)^{-(\nu + 1) / 2}
 
-    Sigma is a scale and not the standard deviation, which is
-    :math:`\sigma \sqrt{\nu / (\nu - 2)}` for :math:`\nu > 2`. With :math:`\nu \le 1` there is no
-    mean, and the centre is given in its place.
+    Sigma is a scale and not the standard deviation, which is :math:`\sigma \sqrt{\nu / (\nu - 2)}`
+    for :math:`\nu > 2`. With :math:`\nu \le 1` there is no mean, and the centre is returned
+    instead.
 
     Arguments:
         df: Degrees of freedom: a positive number, or :class:`LearnedDegrees`.
@@ -104,7 +104,7 @@ class StudentT(WithSigma):
         super().check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Medians, and median distances from them, which outliers do not move."""
+        """Medians, and median absolute deviations, which are robust to outliers."""
         centre = _column_medians(y)
         return start_of_sigma(self.sigma, centre, 1.4826 * _column_medians((y - centre).abs()))
 
@@ -116,12 +116,12 @@ class LogNormal(WithSigma):
     .. math:: \log p(y_d \mid z) =
         \log \mathcal{N}(\log y_d \mid \mu_d(z), \sigma^2) - \log y_d
 
-    The last term is the Jacobian: with it log p is comparable with that of any other likelihood
-    of the same data. The mean is :math:`e^{\mu + \sigma^2 / 2}`; the median is :math:`e^\mu`.
+    The last term is the Jacobian, so log p can be compared with that of any other likelihood of the
+    same data. The mean is :math:`e^{\mu + \sigma^2 / 2}`; the median is :math:`e^\mu`.
 
     Arguments:
-        sigma: Of the logarithm: a number for a fixed one, or :class:`FixedSigma`,
-            :class:`LearnedSigma`, :class:`DecodedSigma`.
+        sigma: Standard deviation of the logarithm: a number for a fixed one, or
+            :class:`FixedSigma`, :class:`LearnedSigma`, :class:`DecodedSigma`.
 
     Example:
         >>> LogNormal()(torch.zeros(1, 1)).log_prob(torch.ones(1, 1))
@@ -139,8 +139,8 @@ class LogNormal(WithSigma):
         """Refuses values that are not positive; warns of constant columns, as a Gaussian does."""
         check_range(
             y, low=0.0, inside=True, likelihood="LogNormal", names=names,
-            remedy="take Gaussian for numbers of any sign; zeros that stand for 'below what can be "
-            "measured' are missing entries: make them nan",
+            remedy=("use Gaussian for numbers of any sign; zeros that mean 'below the detection "
+                   "limit' are missing entries: make them nan"),
         )  # fmt: skip
         super().check(y, names)
 
@@ -152,5 +152,5 @@ class LogNormal(WithSigma):
 
 
 def _column_medians(y: Tensor) -> Tensor:
-    """Medians of the entries that were observed; 0 where there are none."""
+    """Medians of the observed entries; 0 where there are none."""
     return y.nanmedian(dim=0).values.nan_to_num(nan=0.0)

@@ -1,4 +1,4 @@
-r"""Functions that keep their digits where the textbook formula loses them.
+r"""Functions that stay accurate where the textbook formula cancels.
 
 A count of a million has :math:`\log \Gamma(y + 1) = 1.3 \cdot 10^7`, of which float32 resolves one
 nat. The densities of this package are written so that such terms never appear: what is left of
@@ -22,7 +22,7 @@ _LARGE = 16.0  # from where on these series are exact to 1e-13
 
 
 def soft_limit(x: Tensor, limit: float) -> Tensor:
-    r"""The number itself up to a limit, and beyond it growing as a logarithm.
+    r"""The identity up to a limit, with logarithmic growth beyond it.
 
     .. math:: x \mapsto \mathrm{sign}(x) (\min(|x|, c) + \log(1 + \max(|x| - c, 0)))
 
@@ -34,7 +34,7 @@ def soft_limit(x: Tensor, limit: float) -> Tensor:
 
 
 def stirling_error(x: Tensor) -> Tensor:
-    r"""What Stirling's formula leaves of :math:`\log x!`, for positive x.
+    r"""The error of Stirling's formula for :math:`\log x!`, for positive x.
 
     .. math:: \log \Gamma(x + 1) - (x + \tfrac{1}{2}) \log x + x - \tfrac{1}{2} \log 2 \pi
     """
@@ -67,8 +67,8 @@ class Learned(nn.Module):
     r"""A positive number that is a parameter of the model, :math:`f + e^{s}`.
 
     Arguments:
-        shape: `()` for one for all features, or the shape of a datum for one a feature.
-        initial: Where it starts.
+        shape: `()` for one for all features, or the shape of a datum for one per feature.
+        initial: Initial value.
         floor: Its lower bound, which it never reaches.
 
     Raises:
@@ -83,15 +83,15 @@ class Learned(nn.Module):
         super().__init__()
         if not 0 <= floor < initial < math.inf:
             raise ValueError(
-                f"a {type(self).__name__} starts above its floor, 0 <= floor < initial, and "
-                f"finite; got floor {floor} and initial {initial}"
+                f"a {type(self).__name__} needs 0 <= floor < initial, both finite; got floor "
+                f"{floor} and initial {initial}"
             )
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.initial, self.floor = initial, floor
         self.raw = nn.Parameter(torch.full(self.shape, math.log(initial - floor)))
 
     def forward(self) -> Tensor:
-        """The number, or one a feature."""
+        """The number, or one per feature."""
         return self.floor + soft_limit(self.raw, LOG_LIMIT).exp()
 
 
@@ -99,16 +99,16 @@ def halves(output: Tensor, what: str) -> tuple[Tensor, Tensor]:
     """The two numbers of every feature.
 
     Arguments:
-        output: What a decoder gave, `(batch, 2 * features, ...)`.
-        what: Who needs two, for the message.
+        output: Output of a decoder, `(batch, 2 * features, ...)`.
+        what: What needs two, for the message.
 
     Raises:
         ValueError: If the output cannot be halved.
     """
     if output.shape[1] % 2:
         raise ValueError(
-            f"{what} needs two numbers a feature, so an even first axis of the datum; the decoder "
-            f"gave {tuple(output.shape)}: make it with outputs=2"
+            f"{what} needs two numbers per feature, so an even first axis of the datum; the "
+            f"decoder gave {tuple(output.shape)}: build it with outputs=2"
         )
     first, second = output.chunk(2, dim=1)
     return first, second

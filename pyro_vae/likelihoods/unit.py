@@ -46,7 +46,7 @@ class Bernoulli(Likelihood):
         check_range(y, low=0.0, high=1.0, likelihood="Bernoulli", names=names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Logits of the means, drawn in by half a one and half a zero."""
+        """Logits of the means, shrunk by half a one and half a zero."""
         observed = (~y.isnan()).sum(dim=0)
         return ((column_means(y) * observed + 0.5) / (observed + 1)).logit()
 
@@ -105,12 +105,12 @@ class ContinuousBernoulliFeatures(Features):
 
 @registered()
 class ContinuousBernoulli(Likelihood):
-    r"""Features in [0, 1], a Bernoulli made a density: grey images as what they are.
+    r"""Features in [0, 1], a Bernoulli normalized to a density: for grey images.
 
     .. math:: \log p(y \mid z) = \sum_d y_d \eta_d - \log \frac{e^{\eta_d} - 1}{\eta_d}
 
-    The decoder gives the logits :math:`\eta`. The last term makes it integrate to one; without it
-    grey values under a :class:`Bernoulli` have no log p.
+    The decoder gives the logits :math:`\eta`. The last term makes it integrate to one; without it,
+    as in a :class:`Bernoulli`, grey values have no log p.
 
     References:
         | The continuous Bernoulli: fixing a pervasive error in variational autoencoders
@@ -174,7 +174,7 @@ class BetaFeatures(Features):
         )
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws, kept off 0 and 1 by the least that the dtype can tell."""
+        """Draws, kept away from 0 and 1 by the smallest amount that the dtype resolves."""
         with torch.no_grad():
             log_mean, log_rest, log_phi = self._logs()
             alpha, beta = (log_mean + log_phi).exp(), (log_rest + log_phi).exp()
@@ -191,10 +191,10 @@ class Beta(Likelihood):
         {B(m \phi, (1 - m) \phi)}, \qquad m = \mathrm{logit}^{-1}(\eta_d(z)), \quad
         \phi = e^{\kappa_d(z)}
 
-    The variance is :math:`m (1 - m) / (1 + \phi)`. The decoder gives two numbers a feature, first
-    all logits of means and then all logs of concentrations. Beyond +-15 and +-12 both are taken to
-    grow as a logarithm, so that nothing overflows. Where :math:`(1 - m) \phi` is far below 1 draws
-    pile up closer to 1 than a float can be, and stay at the last number before it.
+    The variance is :math:`m (1 - m) / (1 + \phi)`. The decoder gives two numbers per feature, first
+    all logits of means and then all logs of concentrations. Beyond +-15 and +-12 both grow only
+    logarithmically, so that nothing overflows. If :math:`(1 - m) \phi` is far below 1, draws are
+    closer to 1 than a float can represent, and stay at the last number before it.
 
     References:
         | Beta Regression for Modelling Rates and Proportions (Ferrari & Cribari-Neto, 2004)
@@ -218,8 +218,8 @@ class Beta(Likelihood):
         """Refuses values outside (0, 1), and 0 and 1 themselves, where the density is 0 or inf."""
         check_range(
             y, low=0.0, high=1.0, inside=True, likelihood="Beta", names=names,
-            remedy="for shares with exact 0 and 1 take ContinuousBernoulli, or move them inside, "
-            "as in (y * (n - 1) + 0.5) / n with n rows",
+            remedy=("for shares with exact 0 and 1 use ContinuousBernoulli, or move them inside, "
+                   "as in (y * (n - 1) + 0.5) / n with n rows"),
         )  # fmt: skip
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:

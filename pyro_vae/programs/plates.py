@@ -158,7 +158,7 @@ def minibatch(
 
     References:
         | Stochastic Variational Inference (Hoffman et al., 2013)
-        | https://arxiv.org/abs/1206.7055
+        | https://arxiv.org/abs/1206.7051
 
     Example:
         >>> import torch

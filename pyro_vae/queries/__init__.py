@@ -1,6 +1,6 @@
-"""What a fitted model is for: embeddings, imputation, densities, outliers, dependence.
+"""Uses of a fitted model: embeddings, imputation, densities, outliers, dependence.
 
-Each number that is found by chance says how far it can be trusted. Nothing here trains.
+Every Monte Carlo result says how far it can be trusted. Nothing here trains a model.
 """
 
 from .._arguments import check_public

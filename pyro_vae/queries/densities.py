@@ -1,4 +1,4 @@
-r"""The joint density of the features that a fitted model is: its margins and its conditionals.
+r"""Marginal and conditional densities of features under a fitted model.
 
 A likelihood that factorizes over features gives the marginal density of any of them: the others
 are left out, as if they had not been observed. Conditionals are ratios of two such margins, or,
@@ -66,18 +66,18 @@ def marginal(
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
-        guide: A guide that was told of missing entries; `None` fits a Gaussian to every row.
-        data: The batch tensor, or a tuple of them; entries of other columns are not looked at.
+        guide: A guide that handles missing entries; `None` fits a Gaussian to every row.
+        data: The batch tensor, or a tuple of them; entries of other columns are ignored.
         columns: Which features, by position (over all axes of a datum) or by name.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
         names: Names of the columns.
-        given: Values of the latent sites that all data share, by name.
+        given: Values of the global latent sites, by name.
         seed: Seed of the draws.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Values in nats, `(batch,)`, with errors and what speaks against them. An entry that is
-        missing in the data leaves the density.
+        Values in nats, `(batch,)`, with errors and doubts. An entry that is missing in the data
+        leaves the density.
 
     Warns:
         UserWarning: If some values cannot be trusted.
@@ -120,19 +120,19 @@ def conditional(
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
-        guide: A guide that was told of missing entries; `None` fits a Gaussian to every row.
+        guide: A guide that handles missing entries; `None` fits a Gaussian to every row.
         data: The batch tensor, or a tuple of them.
         columns: A, by position (over all axes of a datum) or by name; observed in every row.
         on: B; all other columns by default. What is missing of them is not conditioned on.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
         names: Names of the columns.
-        given: Values of the latent sites that all data share, by name.
+        given: Values of the global latent sites, by name.
         seed: Seed of the draws.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Values in nats, `(batch,)`, with errors and what speaks against them: the smaller
-        effective sample size and the larger Pareto k of both.
+        Values in nats, `(batch,)`, with errors and doubts: the smaller effective sample size and
+        the larger Pareto k of both.
 
     Warns:
         UserWarning: If some values cannot be trusted.
@@ -165,7 +165,7 @@ def conditional(
 
 def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
     if bool((of & others).any()):
-        raise ValueError("a column is both in columns and in on: a feature given itself is no news")
+        raise ValueError("a column is both in columns and in on: remove it from one of them")
     lacking = (y.isnan() & of).flatten(1).any(dim=1)
     if bool(lacking.any()):
         row = int(lacking.nonzero()[0])
@@ -303,14 +303,14 @@ def conditional_density(
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
-        guide: A guide that was told of missing entries; `None` fits a Gaussian to every row.
-        data: The batch tensor, or a tuple of them. What a row has in that column is not looked at.
+        guide: A guide that handles missing entries; `None` fits a Gaussian to every row.
+        data: The batch tensor, or a tuple of them. Entries of that column are ignored.
         column: Which feature, by position (over all axes of a datum) or by name.
         grid: Where to evaluate it; by default 201 points over the range of draws of it, or the
             whole numbers in that range if the draws are whole.
         estimator: Draws of latents per row, at least 30, and the proposal.
         names: Names of the columns.
-        given: Values of the latent sites that all data share, by name.
+        given: Values of the global latent sites, by name.
         seed: Seed of the draws.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 

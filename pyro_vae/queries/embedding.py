@@ -1,7 +1,7 @@
-r"""Embeddings of data, and what the model makes of them again.
+r"""Embeddings and reconstructions of data.
 
-The embedding of a datum is the mean of its posterior, which is deterministic, or draws of it,
-which carry what the guide does not know. A reconstruction decodes either: at the mean, with
+The embedding of a datum is the mean of its posterior, which is deterministic, or draws from it,
+which carry the guide's uncertainty. A reconstruction decodes either: at the mean, with
 :math:`\mathbb{E}[y \mid z = m_n]`; averaged over the posterior, :math:`\mathbb{E}_q \mathbb{E}[y
 \mid z]`, the mean of another measurement of the same thing; or drawn, with the noise of p(y | z).
 """
@@ -32,8 +32,8 @@ def encode(
 
     .. math:: m_n = \mathbb{E}_q [z_n] \qquad\text{or}\qquad z_n \sim q(z \mid y_n)
 
-    The mean is what to cluster, classify or plot by; what is learnt from means alone does not
-    know how uncertain each is, which draws do.
+    Use the mean to cluster, classify or plot; means alone do not show how uncertain each embedding
+    is, draws do.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -74,14 +74,14 @@ def reconstruct(
     r"""Decodes the embedding of every datum, :math:`\mathbb{E}[y \mid z = m_n]`.
 
     It is sharper than the mean of p(y | z) over draws of z, :func:`reconstruction_draws`, since it
-    takes no notice of how uncertain z is.
-    Entries that are missing (nan) in the data are filled in from the rest of their row.
+    ignores the uncertainty of z. Entries that are missing (nan) in the data are filled in from the
+    rest of their row.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        given: Values of the latent sites that all data share, by name.
+        given: Values of the global latent sites, by name.
         seed: Seed, for guides whose mean is one of draws.
 
     Returns:
@@ -109,14 +109,14 @@ def reconstruction_draws(
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Tensor:
-    r"""Draws data like every datum, :math:`z \sim q(z \mid y_n)`, then :math:`y \sim p(y \mid z)`.
+    r"""Draws :math:`z \sim q(z \mid y_n)`, then :math:`y \sim p(y \mid z)`, for every datum.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
         num_samples: Draws per datum.
-        given: Values of the latent sites that all data share, by name.
+        given: Values of the global latent sites, by name.
         seed: Seed of the draws.
 
     Returns:

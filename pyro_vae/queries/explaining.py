@@ -1,4 +1,4 @@
-r"""Which latent does what: how far each column moves as one latent goes through its range.
+r"""Effects of latents: how far each column moves as one latent goes through its range.
 
 A latent is moved from its 2.5% to its 97.5% quantile in the data, the others stay where they are,
 and each column is decoded at both ends. Effects on columns of unlike units are compared in the
@@ -32,7 +32,7 @@ _MOST = 5  # columns named for each latent
 
 @dataclass(frozen=True, repr=False)
 class Explanation(Result):
-    """What each latent does to each column, the most informative latent first.
+    """The effect of each latent on each column, the most informative latent first.
 
     Arguments:
         traversal: The walks along the latents that it is read off.
@@ -40,7 +40,7 @@ class Explanation(Result):
         effect: From the lowest to the highest level of each latent, `(latents, columns)`: of
             numbers in standard deviations of the column, with sign; of categories the share of
             probability that changes sides, with the sign of the second one where there are two.
-        words: The same in the column's own units, `(latents, columns)`.
+        words: The same as text in the column's own units, `(latents, columns)`.
     """
 
     traversal: Traversal
@@ -124,7 +124,7 @@ def explain(
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Explanation:
-    r"""Says which latent does what, for which columns.
+    r"""Effects of each latent on each column.
 
     Latents are ordered by the information that each has by itself. The effect of a latent that
     depends on the others is shown at one place, where they are 0.
@@ -133,8 +133,8 @@ def explain(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The data whose aggregated posterior gives the ranges, at least two.
-        columns: What the columns are; without it all are numbers, called "0", "1", ...
-        given: Values of the latent sites that all data share, by name.
+        columns: The columns of the table; by default all are numbers, called "0", "1", ...
+        given: Values of the global latent sites, by name.
         seed: Seed of the draws that the ranges are of.
 
     Returns:

@@ -35,10 +35,10 @@ from .weighted import (
 
 @dataclass(frozen=True, repr=False)
 class Imputation(PerDatum):
-    """Data with their missing entries drawn, many times over.
+    """Data with multiple draws of their missing entries.
 
     Arguments:
-        draws: Completed data, `(samples, rows, *datum)`; observed entries are as they were.
+        draws: Completed data, `(samples, rows, *datum)`; observed entries are unchanged.
         value: Mean of every entry given the observed ones, `(rows, *datum)`; of an observed entry
             itself.
         error: Its Monte Carlo error; 0 for an observed entry.
@@ -47,9 +47,9 @@ class Imputation(PerDatum):
         missing: Which entries were missing.
         ess: Effective sample size of each row's weights, `(rows,)`; nan where nothing is missing.
         pareto_k: Shape of their tail, `(rows,)`; nan where nothing is missing.
-        doubts: Reasons not to trust a row, and the rows that they hold for.
-        given: What all is conditional on, in words; empty if on nothing.
-        table: What the columns are, where the data are a table.
+        doubts: Reasons not to trust a row, and the rows that they apply to.
+        given: What the results are conditional on, in words; empty if on nothing.
+        table: The columns, if the data are a table.
     """
 
     draws: Float[Tensor, "samples rows *datum"] = field(metadata={"axis": 1})
@@ -112,7 +112,7 @@ class Imputation(PerDatum):
         return filled
 
     def completed(self) -> Any:
-        """The table with its holes filled, in its own units, words and dtypes.
+        """The table with its missing entries filled in, in its own units, categories and dtypes.
 
         Raises:
             ValueError: If it is not known what the columns are: ask :class:`pyro_vae.TableVAE`.
@@ -122,7 +122,7 @@ class Imputation(PerDatum):
     def entries(self, level: float = 0.95) -> Any:
         """A row for each missing entry, in its own units, with a central interval; needs pandas.
 
-        A category has no interval, but the share of draws that it has.
+        For a category the share of its draws is given instead of an interval.
 
         Arguments:
             level: Probability that the interval holds the entry, under the model.
@@ -157,8 +157,8 @@ class Imputation(PerDatum):
 
     def _columns(self) -> Columns:
         if self.table is None:
-            raise ValueError("it is not known what the columns are: ask pv.TableVAE, whose impute "
-                             "knows, or decode draws by yourself")  # fmt: skip
+            raise ValueError("the columns are not known: use pv.TableVAE.impute, or decode "
+                             "draws yourself")  # fmt: skip
         return self.table
 
     def summary(self) -> str:
@@ -222,15 +222,15 @@ def impute(
     .. math:: z_k \sim q(z \mid y_O), \quad w_k = \frac{p(y_O, z_k)}{q(z_k \mid y_O)}, \qquad
         z \sim \sum_k s_k \delta_{z_k}, \quad y_M \sim p(y_M \mid z)
 
-    Whether an entry is missing must not depend on what it would have been, given the observed
-    ones (missing at random). Means and standard deviations are of all weighted draws, one y for
-    each; `draws` are resampled, each with noise of its own.
+    Whether an entry is missing must not depend on its value, given the observed ones (missing at
+    random). Means and standard deviations are of all weighted draws, one y for each; `draws` are
+    resampled, each with noise of its own.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose likelihood takes
             missing entries.
-        guide: A guide that was told of missing entries, as an encoder in
-            `pv.nets.MissingIndicator` is. `None` fits a Gaussian to every row instead
+        guide: A guide that handles missing entries, such as an encoder in
+            `pv.nets.MissingIndicator`. `None` fits a Gaussian to every row instead
             (:class:`pyro_vae.Fitted`), which needs no encoder.
         data: The batch tensor, or a tuple of them; nan in the first one is filled in.
         num_samples: Completed data sets.

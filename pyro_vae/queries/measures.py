@@ -1,4 +1,4 @@
-r"""Which features go together, as the fitted model has it.
+r"""Dependence between features under the fitted model.
 
 Under p(y) features depend on one another through z alone. Correlations are those of draws from
 the model; mutual information is an average over such draws of log densities that are integrals
@@ -7,10 +7,10 @@ over z,
 .. math:: I(y_i; y_j) = \mathbb{E}_{p(y)} \left[ \log \frac{p(y_i, y_j)}{p(y_i) \, p(y_j)} \right],
     \qquad p(y_i, y_j) = \mathbb{E}_{p(z)} [p(y_i \mid z) \, p(y_j \mid z)] ,
 
-zero if and only if the two are independent. One or two features seldom pin z down, so draws of
-the prior serve all integrals. Their average is low inside the logarithm by about
-:math:`c^2 / 2M` for M draws; half of the draws at a time are low by twice that, and twice the one
-less the other is free of it to first order.
+zero if and only if the two are independent. One or two features seldom determine z, so prior draws
+serve all integrals. Their average is low inside the logarithm by about :math:`c^2 / 2M` for M
+draws; with half of the draws the bias doubles, so twice the one minus the other is free of it to
+first order.
 """
 
 import warnings
@@ -50,7 +50,7 @@ class Measure(Protocol):
 
 @dataclass(frozen=True)
 class Correlation:
-    r"""Pearson's correlation, which sees what is linear.
+    r"""Pearson's correlation, which measures linear dependence.
 
     .. math:: r_{ij} = \overline{u_i u_j}, \qquad \text{error}^2 = \frac{1}{S}
         \operatorname{Var}\left[u_i u_j - \tfrac{1}{2} r_{ij} (u_i^2 + u_j^2)\right]
@@ -76,7 +76,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's correlation, that of the ranks: sees what is monotonic, in any unit.
+    """Spearman's rank correlation, which measures monotonic dependence, in any unit.
 
     Its error is the spread over batches of the draws.
 
@@ -103,15 +103,15 @@ class RankCorrelation:
 
 @dataclass(frozen=True)
 class MutualInformation:
-    """Mutual information in nats: sees every dependence, in any unit.
+    """Mutual information in nats, which measures any dependence, in any unit.
 
-    Value and error are those of independent replicates, each with data and latents of its own.
-    The diagonal is nan, and so are pairs that no draw of the prior explains: noise that is
-    narrow next to the spread of a feature takes many latents, and the error says so before.
+    Value and error are those of independent replicates, each with data and latents of its own. The
+    diagonal is nan, and so are pairs that no prior draw explains: if the noise is narrow compared
+    with the spread of a feature, many latents are needed, as the error shows.
 
     Arguments:
-        num_samples: Draws of data a replicate.
-        num_latents: Draws of the prior a replicate, which all its data share; an even number.
+        num_samples: Draws of data per replicate.
+        num_latents: Prior draws per replicate, shared by all its data; an even number.
         num_replicates: At least two.
     """
 
@@ -228,7 +228,7 @@ class Dependence(Result):
     Arguments:
         estimate: Value and Monte Carlo error, each `(features, features)`.
         names: Of the features.
-        measure: What it is, in words.
+        measure: Name of the measure.
         given: What it is conditional on, in words; empty if on nothing.
     """
 
@@ -257,7 +257,7 @@ class Dependence(Result):
         ]
 
     def summary(self, number: int = 10) -> str:
-        """The strongest pairs, a line each."""
+        """The strongest pairs, one line each."""
         pairs = self.strongest(number)
         lines = [f"{a} and {b}: {plus_minus(value, error)}" for a, b, value, error in pairs]
         return "\n".join([f"{self.measure} under the model", *lines])
@@ -275,18 +275,18 @@ def dependence(
 ) -> Dependence:
     r"""Estimates the dependence between every two features under p(y).
 
-    It is the model's and not the data's: where both differ, the model misses something.
+    It is a property of the model, not of the data: if they differ, the model misses something.
 
     Arguments:
         model: A Pyro program with one plate over data.
-        guide: Only needed where latent sites are shared by all data, for their values.
-        data: Data that say the shape, and the further tensors of the batch, whose first row is
-            taken; not needed for a model that has a `prototype()`.
+        guide: Only needed for the values of global latent sites, if there are any.
+        data: Data that give the shape, and the further tensors of the batch, whose first row is
+            used; not needed for a model that has a `prototype()`.
         measure: :class:`Correlation` (the default), :class:`RankCorrelation` or
             :class:`MutualInformation`, which alone is for categories without an order.
         names: Names of the features; their positions by default.
-        given: Values of the latent sites that all data share, by name.
-        seed: Seed of everything.
+        given: Values of the global latent sites, by name.
+        seed: Seed of all draws.
 
     Returns:
         Value and error of every pair.

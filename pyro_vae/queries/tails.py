@@ -1,7 +1,7 @@
-r"""Data that the model would seldom make, with calibrated tail probabilities.
+r"""Unusual data under the model, with calibrated tail probabilities.
 
-A log density says nothing by itself: how low is low depends on the model. So each datum is held
-against reference data, made by the model or held out, scored in the same way. If the datum is
+A log density alone is not informative: how low is low depends on the model. So each datum is
+compared with reference data, simulated or held out, scored in the same way. If the datum is
 exchangeable with the n reference data, its rank among them is uniform, and
 
 .. math:: \hat p = \frac{1 + \#\{r : s_r \le s\}}{n + 1}
@@ -42,11 +42,11 @@ class Tail(Enum):
 
 @dataclass(frozen=True, repr=False)
 class Outliers(PerDatum):
-    """How far out each datum is.
+    """How unusual each datum is.
 
     Arguments:
-        tail_probability: Share of reference data as far out, `(batch,)`, with the error of having
-            so many of them, and of estimating log p of the datum.
+        tail_probability: Share of reference data at least as unusual, `(batch,)`, with the error
+            from their number and from estimating log p of the datum.
         log_p: Log density of every datum, with its error and how far to trust it.
         reference: Log densities of the reference data, `(reference, batch)`, in nats, scored with
             the same entries missing as in each datum; all columns alike where none is missing.
@@ -91,7 +91,7 @@ class Outliers(PerDatum):
         return plot_outliers(self.log_p.value, self.value, reference, self.flagged())
 
     def flagged(self, control: stats.Control | None = None) -> Bool[Tensor, " batch"]:
-        """Data that are called outliers.
+        """Data that are flagged as outliers.
 
         Arguments:
             control: :class:`pyro_vae.stats.FalseDiscoveries` at 5% by default, or
@@ -100,7 +100,7 @@ class Outliers(PerDatum):
         return (control or stats.FalseDiscoveries())(self.tail_probability.value)
 
     def most_extreme(self, number: int = 10) -> Tensor:
-        """Positions of the data furthest out, the furthest first; ties by log p."""
+        """Positions of the most unusual data, the most unusual first; ties by log p."""
         by_density = self.log_p.value.argsort(stable=True)
         order = self.tail_probability.value[by_density].argsort(stable=True)
         return by_density[order][:number]
@@ -136,33 +136,33 @@ def outliers(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Outliers:
-    r"""Holds the log density of every datum against those of reference data.
+    r"""Compares the log density of every datum with those of reference data.
 
     .. math:: \hat p_n = \frac{1 + \#\{r : \log \hat p(y_r) \le \log \hat p(y_n)\}}{R + 1}
 
-    What the reference is decides what is asked. Data that the model simulates ask whether the
-    model makes such data: if it does not fit, ordinary data are flagged, too many of them. Held
-    out data, clean and exchangeable with ordinary ones, ask whether the datum is unlike those,
-    whatever the model; data it was trained on are too well fitted, and flag too many. A density
-    is high near the mode, where in many dimensions next to no data lie: :attr:`Tail.BOTH` flags
-    those too.
+    The reference decides what is tested. With simulated data the question is whether the model
+    produces such data: if it does not fit, many ordinary data are flagged. With held-out data,
+    clean and exchangeable with ordinary ones, it is whether the datum differs from those, whatever
+    the model; training data are fitted too well, so that too many would be flagged. A density is
+    high near the mode, where in many dimensions almost no data lie: :attr:`Tail.BOTH` flags those
+    too.
 
-    No tail probability is below 1 / (R + 1). To flag k of N data with the rate :math:`\alpha` of
-    false discoveries takes :math:`R \ge N / k \alpha`; `summary` says where R was too small.
+    No tail probability is below 1 / (R + 1). Flagging k of N data at a false discovery rate
+    :math:`\alpha` needs :math:`R \ge N / k \alpha`; `summary` says if R was too small.
 
     Arguments:
         model: A Pyro program with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or one written by hand; `None` fits a Gaussian to every
             row.
         data: The batch tensor, or a tuple of them.
-        reference: How many data to simulate from the model (with the further tensors of `data` over
-            and over), or held-out data, complete.
+        reference: Number of data to simulate from the model (with the further tensors of `data`,
+            repeated), or complete held-out data.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`, the same for both; importance
             sampling with 250 draws by default. The cost is that of the reference data, times the
             number of patterns of missing entries.
         tail: Which data are far out.
-        given: Values of the latent sites that all data share, by name.
-        seed: Seed of everything.
+        given: Values of the global latent sites, by name.
+        seed: Seed of all draws.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:

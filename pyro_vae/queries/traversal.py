@@ -1,12 +1,12 @@
-r"""Walks through the latent space: along one latent at a time, and from one point to another.
+r"""Paths through the latent space: along one latent at a time, and from one point to another.
 
-The range of a latent is where the data put it, quantiles of the aggregated posterior
-:math:`\frac{1}{N} \sum_n q(z_d \mid y_n)`, and not where the prior has it: what the decoder makes
-of a latent that has collapsed, or of values no datum has, shows nothing of the data.
+The range of a latent is taken from the data, as quantiles of the aggregated posterior
+:math:`\frac{1}{N} \sum_n q(z_d \mid y_n)`, and not from the prior: decoding a collapsed latent, or
+values that no datum has, shows nothing about the data.
 
-In many dimensions the draws of N(0, I) lie near a sphere of radius :math:`\sqrt{L}`, and the
-middle of a straight line between two of them lies at :math:`\sqrt{L / 2}`, where next to none do:
-the decoder has seldom been there. A path along the sphere stays among them.
+In many dimensions the draws of N(0, I) lie near a sphere of radius :math:`\sqrt{L}`, and the middle
+of a straight line between two of them lies at :math:`\sqrt{L / 2}`, where almost none are: the
+decoder was hardly trained there. A path along the sphere stays among them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ _ANTIPODAL = 1e-6  # radians short of half a turn, where rounding chooses the wa
 
 @runtime_checkable
 class Path(Protocol):
-    """A way from one latent vector to another."""
+    """A path from one latent vector to another."""
 
     def __call__(self, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         """Points `(steps, *batch, latents)` at the shares `t`, `(steps,)`, of the way."""
@@ -71,7 +71,7 @@ class Spherical:
         shares = t.reshape(-1, *[1] * a.dim())
         radii = [point.norm(dim=-1, keepdim=True) for point in (a, b)]
         if any(bool((radius == 0).any()) for radius in radii):
-            raise ValueError("an arc needs two directions, and the origin has none; take Linear()")
+            raise ValueError("an arc needs two directions, and the origin has none; use Linear()")
         start, end = a / radii[0], b / radii[1]
         # From both chords: the arc cosine of the product loses half of the digits near its ends.
         chords = [
@@ -80,7 +80,9 @@ class Spherical:
         ]
         angle = 2 * torch.atan2(*chords)
         if bool((angle > torch.pi - _ANTIPODAL).any()):
-            raise ValueError("the two points are opposite: every arc is as short; take Linear()")
+            raise ValueError(
+                "the two points are opposite, so there is no shortest arc; use Linear()"
+            )
         direction = torch.where(
             angle > 0,
             (((1 - shares) * angle).sin() * start + (shares * angle).sin() * end)
@@ -124,7 +126,7 @@ def interpolate(
 
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
-"""Quantiles that a latent is moved to, unless told otherwise."""
+"""Default quantiles that a latent is moved to."""
 
 _SHOWN = 6  # columns of a table that are drawn, unless told otherwise
 _DRAWS = 2000  # of the aggregated posterior: quantiles at 2.5% to within 0.4%
@@ -137,14 +139,14 @@ class Traversal(Result):
     Arguments:
         order: Positions of the latents, `(latents,)`.
         names: Their names, in that order.
-        information: What each says by itself of which datum it came from, `(latents,)`, in
-            nats, in that order; nan where it is unknown, and the order is then that of the
-            variance of the posterior's mean.
+        information: Information of each by itself about the identity of the datum, `(latents,)`, in
+            nats, in that order; nan where it is unknown, and the order is then that of the variance
+            of the posterior's mean.
         levels: Quantiles, `(steps,)`.
         values: What each latent was set to, `(latents, steps)`.
         decoded: Means of p(y | z), `(latents, steps, *datum)`, in the unit of the data.
-        at: Where the other latents stayed, `(latents,)`, in the model's order.
-        table: What the columns are, where the data are a table.
+        at: Values of the other latents, `(latents,)`, in the model's order.
+        table: The columns, if the data are a table.
     """
 
     order: Int64[Tensor, " latents"]
@@ -168,7 +170,7 @@ class Traversal(Result):
         Arguments:
             columns: Names of the columns that are drawn, of a table a panel each: by default those
                 that move most. For data that are no table, names of all features.
-            image_shape: Height and width, for data that are pictures.
+            image_shape: Height and width, for images.
 
         Raises:
             ValueError: If a column is unknown.
@@ -227,10 +229,10 @@ def traverse(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The data whose aggregated posterior gives the ranges, at least two.
-        at: Where the other latents stay, `(latents,)`, such as `encode(model, guide, y)[n]`;
-            zeros by default.
+        at: Values of the other latents, `(latents,)`, such as `encode(model, guide, y)[n]`; zeros
+            by default.
         levels: Quantiles, between 0 and 1.
-        given: Values of the latent sites that all data share, by name.
+        given: Values of the global latent sites, by name.
         seed: Seed of the draws that the quantiles are of.
 
     Returns:
