@@ -183,7 +183,7 @@ class Encoder(InferenceMap):
             raise TypeError(
                 f"the encoder's net, {type(self.net).__name__}, does not take the {len(batch)} "
                 "tensors of the batch: concatenate them, pv.Encoder(pv.nets.Concatenated(net)) "
-                "with a net for {width} inputs"
+                f"with a net for {width} inputs"
             ) from error
         return require_tensor(answer, "encoder's net", self.net)
 
