@@ -11,11 +11,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.stats import binom
 from torch import Tensor
 
 from pyro_vae._types import ProgramLike
-from pyro_vae.evidence import ImportanceSampling, LogMarginal, prepared
-from tests.helpers.statistics import FACTS, FactorAnalysis, assert_coverage
+from pyro_vae.evidence import ImportanceSampling, LogMarginal, Tightest, prepared
+from tests.helpers.statistics import FACTS, FALSE_ALARM, FactorAnalysis, assert_coverage
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -201,6 +202,21 @@ def test_reliable_intervals_cover_1000_data(name: str, seed: int) -> None:
     print([f"{hits[quality == q].double().mean():.3f}" for q in QUALITIES])
     assert result.reliable.double().mean() > RELIABLE[name]
     assert_covers(hits[result.reliable])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_ladder_accepts_all_data(name: str, seed: int) -> None:
+    """Those that a guide too narrow or too wide leaves doubted, too; exactly, or covered."""
+    family = FAMILIES[name]()
+    y, quality = family.sample(200), qualities(200)
+    with prepared(family.model, family.guide, (y, quality), seed) as inference:
+        for ladder in (Tightest(), Tightest().sampled):
+            result = ladder(inference, seed=seed, progress=False)
+            assert result.reliable.all(), result.summary()
+            hits = (result.value - family.exact(y)).abs() < 1.96 * result.error + 1e-6
+            by_chance = binom.cdf(int(hits.sum()), len(hits), 0.93)
+            assert by_chance > FALSE_ALARM, f"{int(hits.sum())} of {len(hits)} hold the truth"
 
 
 @pytest.mark.slow
