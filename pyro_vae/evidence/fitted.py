@@ -104,7 +104,9 @@ class Fitted:
         correlated = program.latent_dim <= _MOST_CORRELATED
         family = self.family or (FullRankNormal() if correlated else DiagonalNormal())
         places = starts(program, posterior, batch, family)
-        fit = best_of_family(program, batch, family, places, self.fitting, progress=False)
+        fit = best_of_family(  # weights make up for what more points would bring
+            program, batch, family, places, self.fitting, progress=False, refit=False
+        )
         most, share = _WIDER
         scale = 1 + min(most, share / program.latent_dim) if self.scale is None else self.scale
         return Widened(scale)(program, FamilyPosterior(family, fit.parameters), batch)
@@ -141,7 +143,7 @@ def _from_full_rank(
     """From the Gaussian of full rank that is fitted to every datum: no saddle is near it."""
     family, rough = FullRankNormal(), FitRows(tolerance=_HILLS)
     places = starts(program, posterior, batch, family)
-    fit = best_of_family(program, batch, family, places, rough, progress=False)
+    fit = best_of_family(program, batch, family, places, rough, progress=False, refit=False)
     q = family(fit.parameters)
     return matching(q.mean, q.covariance_matrix)
 
@@ -247,6 +249,7 @@ def best_of_family(
     *,
     seed: int = 0,
     progress: bool | None = None,
+    refit: bool = True,
 ) -> RowFit:
     """Rough fits from several starts; the better one of every datum, by fresh draws, goes on.
 
@@ -259,7 +262,9 @@ def best_of_family(
     if len(starts) > 1:
         rough = _rough(fitting), stream(seed, "fit.rough")  # what chooses q does not judge it
         start = reduce(_better, _fits(program, batch, family, starts, *rough)).parameters
-    return fit_parameters(program, family, batch, start, fitting, seed=seed, progress=progress)
+    return fit_parameters(
+        program, family, batch, start, fitting, seed=seed, progress=progress, refit=refit
+    )
 
 
 def _rough(fitting: FitRows) -> FitRows:
