@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import pyro_vae as pv
 from pyro_vae.stats import remaining_gain
-from pyro_vae.training import Fit, History, StopWhenConverged, constant
+from pyro_vae.training import Callback, Fit, History, StopWhenConverged, constant
 from tests.helpers.factor_analysis import prior_guide
 from tests.helpers.training import OneParameter, adam, data, fit, small, walk
 
@@ -143,6 +143,33 @@ def test_training_ends_when_it_has_converged(tmp_path: Path) -> None:
     assert (again.stopped, len(again.history.epoch)) == ("converged", 60)
     at_once = fit(model, prior_guide, y, **given | {"checkpoint": None, "scheduler": constant})
     assert (at_once.stopped, len(at_once.history.epoch)) == ("early", 30)
+
+
+def test_a_budget_that_nobody_named() -> None:
+    """At least 50 epochs and 3,000 steps, and no more than it takes to converge."""
+    model, y = OneParameter(), torch.zeros(4, dtype=torch.float64)
+    result = fit(model, prior_guide, y, optimizer=functools.partial(Resting, lr=1.0))
+    assert (result.stopped, len(result.history.epoch)) == ("converged", 40)
+    asked = fit(model, prior_guide, y, num_epochs=50, optimizer=functools.partial(Resting, lr=1.0))
+    assert (asked.stopped, len(asked.history.epoch)) == ("finished", 50)  # as it was told
+    stop = StopAt(1)
+    fit(model, prior_guide, y, callbacks=stop)
+    fit(model, prior_guide, y, batch_size=1, callbacks=stop)
+    fit(model, prior_guide, y.repeat(100), batch_size=1, callbacks=stop)
+    assert stop.budgets == [3000, 750, 50]
+
+
+class StopAt(Callback):
+    """Stops after so many steps, and notes the budgets."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.budgets = steps, list[int]()
+
+    def on_step(self, run: Any) -> None:
+        """Stops."""
+        if run.steps == self.steps:
+            self.budgets.append(run.num_epochs)
+            run.stop()
 
 
 def test_training_goes_on_while_there_is_something_to_gain() -> None:

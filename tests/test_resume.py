@@ -3,6 +3,7 @@
 import functools
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.compiling import Captured
 from pyro_vae.training import Callback, Checkpoint, Fit
+from pyro_vae.training.checkpoints import Keeper
 from tests.helpers.training import adam, data, fit, layered_vae, sgd, small, state
 
 Y = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
@@ -256,32 +258,126 @@ def test_a_second_interrupt_is_not_waited_for() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def fitted(name: str) -> Callable[[Path, int], dict[str, Tensor]]:
+    """A training of this kind, as a job that keeps its state in a folder."""
+
+    def job(folder: Path, weights: int) -> dict[str, Tensor]:
+        options = {**RUNS[name], "num_epochs": 12}
+        result, end = trained(Checkpoint(folder / "kept"), weights, **options)
+        return end | {"ELBO": torch.tensor(result.history.elbo)}
+
+    return job
+
+
+def compared(folder: Path, weights: int) -> dict[str, Tensor]:
+    """A comparison of two guides, and what it reports."""
+    torch.manual_seed(0)
+    model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
+    table = pv.compare(
+        model, {"one": pv.Encoder(nn.Linear(3, 4)), "two": pv.GlobalParameters()}, Y, HELD_OUT,
+        num_epochs=8, batch_size=4, evaluation=pv.ImportanceSampling(20, compile=False),
+        compile=False, progress=False, checkpoint=folder / "kept",
+    )  # fmt: skip
+    numbers = [row.number("log_p") for row in table.rows()]
+    states = [result.model.state_dict() for result in table.results.values()]
+    weights_of = {f"{place} {name}": v for place, of in enumerate(states) for name, v in of.items()}
+    return weights_of | {"log p": torch.tensor(numbers)}
+
+
+def commanded(folder: Path, weights: int) -> dict[str, Tensor]:
+    """A training by the command line, saved over an older result."""
+    table, out = folder / "y.csv", folder / "out"
+    if not table.exists():
+        np.savetxt(table, np.random.default_rng(0).normal(size=(40, 3)), delimiter=",")
+        pv.save(out, model=small()[0])
+    command = ["fit", str(table), "--epochs", "12", "--quiet", "--out", str(out)]
+    main([*command, "--resume", str(folder / "kept")])
+    return dict(pv.load(out).model.state_dict())
+
+
+JOBS = {name: fitted(name) for name in ("encoder", "rows", "global", "refined", "validation")}
+JOBS |= {"a comparison": compared, "the command line": commanded}
+
+
+def assert_whole(folder: Path) -> None:
+    """Checkpoints are whole; what was being written stands beside them; results can be loaded."""
+    for path in (folder / "kept").rglob("*"):
+        if path.name.startswith(".fit.safetensors."):
+            path.unlink()
+        elif path.is_file():
+            assert path.name == "fit.safetensors"
+            with safetensors.safe_open(str(path), "pt") as file:
+                assert file.metadata()
+    if (folder / "out").exists():
+        pv.load(folder / "out")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["encoder", "rows", "global", "refined", "validation"])
-def test_kills_at_random_points(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", JOBS)
+def test_kills_at_random_points(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen of each, by other processes and at any instruction; every one ends alike."""
-    options = {**RUNS[name], "num_epochs": 12}
+    job, points = JOBS[name], random.Random(0)
+    place = tmp_path / "whole"
+    place.mkdir()
+    job(place, 0)  # imports and first calls cost time of their own
     start = time.perf_counter()
-    whole = trained(None, 0, **options)
-    seconds, points = time.perf_counter() - start, random.Random(0)
-    for number in [signal.SIGKILL] * 8 + [signal.SIGINT] * 4 + [signal.SIGTERM] * 4:
+    place = tmp_path / "timed"
+    place.mkdir()
+    whole = job(place, 0)
+    seconds = time.perf_counter() - start
+    due = property(lambda keeper: time.perf_counter() - keeper._written >= seconds / 10)
+    monkeypatch.setattr(Keeper, "is_due", due)
+    numbers = [signal.SIGKILL] * 8 + [signal.SIGINT] * 4 + [signal.SIGTERM] * 4
+    for count, number in enumerate(numbers):
+        if not count or points.random() < 0.5:  # else the same run is killed again
+            place = tmp_path / str(count)
+            place.mkdir()
         child = os.fork()
         if child == 0:
             try:
-                trained(Checkpoint(tmp_path, seconds=seconds / 10), 0, **options)
+                job(place, 0)
             finally:
                 os._exit(0)  # not the rest of the tests once more
         time.sleep(points.uniform(0, seconds))
         os.kill(child, number)
         os.waitpid(child, 0)
-        left = [path for path in tmp_path.iterdir() if path.name != "fit.safetensors"]
-        for path in left:  # a file that was being written: beside its place
-            assert path.name.startswith(".fit.safetensors.")
-            path.unlink()
-        if points.random() < 0.5:
-            continue
-        assert_same(trained(tmp_path, 1, **options), whole)
-        (tmp_path / "fit.safetensors").unlink()
+        assert_whole(place)
+        again = tmp_path / f"copy of {count}"
+        shutil.copytree(place, again)
+        ended = job(again, 1)
+        assert ended.keys() == whole.keys()
+        assert all(torch.equal(value, whole[key]) for key, value in ended.items())
+
+
+@pytest.mark.slow
+def test_a_kill_costs_one_interval_at_most(tmp_path: Path) -> None:
+    """Steps take a tenth of a second here, or more, and a checkpoint is due after a quarter."""
+
+    class Waits(Callback):
+        def __init__(self) -> None:
+            self.first = -1
+
+        def on_start(self, run: Any) -> None:
+            self.first = run.steps
+
+        def on_step(self, run: Any) -> None:
+            time.sleep(0.1)
+
+    def run(waits: Waits, *more: Callback) -> None:
+        torch.manual_seed(0)
+        kept = Checkpoint(tmp_path, seconds=0.25)
+        fit(*small(), Y, num_epochs=5, batch_size=4, callbacks=[waits, *more], checkpoint=kept)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            run(Waits(), StopAfter(11, signal.SIGKILL))
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    resumed = Waits()
+    run(resumed)
+    assert 11 - 4 <= resumed.first <= 11  # an interval of three steps, and the step that it ends in
 
 
 def test_comparisons_are_resumed_guide_by_guide(tmp_path: Path) -> None:

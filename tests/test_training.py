@@ -3,9 +3,11 @@
 import copy
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import pytest
 import torch
@@ -16,10 +18,12 @@ from pyro.infer import (
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
+from scipy import sparse
 from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.compiling import Captured
+from pyro_vae.programs import as_batch
 from pyro_vae.training import clipped, constant, hold_then_fall
 from pyro_vae.training.optimizers import Scheduler
 from pyro_vae.training.rows import reader_of
@@ -432,9 +436,75 @@ def test_data_that_have_no_rows_to_draw(wrapped: Any, message: str) -> None:
         reader_of(wrapped, torch.device("cpu"))
 
 
+class Items(torch.utils.data.Dataset[Any]):
+    """A data set whose items are made of rows."""
+
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        self.make, self.rows = make, torch.eye(10, 3)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> Any:
+        """A row."""
+        return self.make(self.rows[row])
+
+
+class Unsized(torch.utils.data.Dataset[Any]):
+    """A data set without a length."""
+
+    def __getitem__(self, row: int) -> Any:
+        """Nothing."""
+
+
+def test_items_that_are_no_tensors() -> None:
+    """Arrays and lists of numbers are rows, in the default dtype; others are refused by the row."""
+    makers: list[Callable[[Tensor], Any]] = [
+        lambda row: row, lambda row: row.double().numpy(), lambda row: row.tolist(),
+        lambda row: (row.double().numpy(),), lambda row: [row],
+    ]  # fmt: skip
+    for make in makers:
+        (read,) = reader_of(Items(make), torch.device("cpu")).read(torch.tensor([2, 0]))
+        assert torch.equal(read, torch.eye(10, 3)[[2, 0]])
+    for bad in (lambda row: {"y": row}, lambda row: "a", lambda row: None):
+        with pytest.raises(TypeError, match=r"row 0 of Items is a .* let __getitem__ return those"):
+            reader_of(Items(bad), torch.device("cpu")).read(torch.tensor([0]))
+    with pytest.raises(TypeError, match="give it a __len__"):
+        reader_of(Unsized(), torch.device("cpu"))
+
+
+def annotated(y: Tensor) -> Any:
+    """What an AnnData object answers; the package is not needed."""
+    return SimpleNamespace(X=y.numpy(), to_df=lambda: pd.DataFrame(y.numpy()))
+
+
+CONTAINERS: dict[str, Callable[[Tensor], Any]] = {
+    "a list of numbers": lambda y: y.tolist(),
+    "a list of tensors": list,
+    "a data frame": lambda y: pd.DataFrame(y.numpy()),
+    "a sparse matrix": lambda y: sparse.csr_matrix(y.numpy()),
+    "a TensorDataset": lambda y: torch.utils.data.TensorDataset(y),
+    "a map-style data set": lambda y: Items(lambda row: row),
+    "AnnData": annotated,
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_the_line_for_other_containers(name: str) -> None:
+    """It is written in the refusal, and gives the same rows as the tensor."""
+    rows = torch.eye(10, 3)
+    given = CONTAINERS[name](rows)
+    with pytest.raises(TypeError, match=r": pass .*\by\b") as refused:
+        as_batch(given)
+    line = str(refused.value).partition(": pass ")[2].partition(", or take columns")[0]
+    (made,) = as_batch(eval(line, {"torch": torch, "y": given}))
+    assert torch.equal(made, rows)
+
+
 def test_integers_and_halves_are_refused_with_the_line_to_write() -> None:
     """Data are those of the model's dtype; float16 has no room for an optimizer."""
-    with pytest.raises(ValueError, match=r"with y\.to\(torch\.float32\)$"):
+    with pytest.raises(ValueError, match=r"with torch\.as_tensor\(y\)\.to\(torch\.float32\)$"):
         fit(*small(), data().long())
     model, guide = small()
     with pytest.raises(ValueError, match=r"float16, in which optimizer steps overflow"):

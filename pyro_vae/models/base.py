@@ -127,7 +127,7 @@ class Generative(NamedModule):
             other = f" or model.to({y.dtype})" if y.is_floating_point() else ""
             raise ValueError(
                 f"the data are {y.dtype} and the model is {self.zero.dtype}: convert one of them, "
-                f"with y.to({self.zero.dtype}){other}"
+                f"with torch.as_tensor(y).to({self.zero.dtype}){other}"
             )
 
 

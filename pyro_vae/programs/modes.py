@@ -289,7 +289,30 @@ def _no_array(part: Any, index: int) -> str:
             f"{expected}: give its tensors as a tuple, ({names}), and collect them in model and "
             f"guide, as in lambda {names}: model({{{', '.join(f'{n!r}: {n}' for n in part)}}})"
         )
-    return f"{expected} at position {index}; convert it with torch.as_tensor(...)"
+    return f"{expected} at position {index}: pass {_conversion(part)}"
+
+
+_CONVERSIONS = {
+    "to_df": "torch.tensor(y.to_df().to_numpy(), dtype=torch.float32)",  # AnnData
+    "toarray": "torch.tensor(y.toarray(), dtype=torch.float32)",  # sparse matrices
+    "to_numpy": (  # data frames
+        "torch.tensor(y.to_numpy(), dtype=torch.float32), or take columns of several kinds with "
+        "pv.data.Columns.of(y)"
+    ),
+    "tensors": "y.tensors",  # a TensorDataset
+    "train": "y.train and y.test",  # a pyro_vae.data.Dataset
+    "batch_size": "the data set of the loader, y.dataset, as a tensor",  # a DataLoader
+    "__getitem__": "torch.stack([torch.as_tensor(y[row]) for row in range(len(y))])",
+}
+"""What to write in place of something that has this attribute."""
+
+
+def _conversion(part: Any) -> str:
+    """The expression that makes a tensor of it."""
+    if isinstance(part, list) and part and not isinstance(part[0], Tensor):
+        return "torch.tensor(y)"
+    lines = (line for name, line in _CONVERSIONS.items() if hasattr(part, name))
+    return next(lines, "a tensor with one row per datum, made with torch.tensor(...)")
 
 
 def _check_array(part: Any, index: int) -> None:

@@ -53,8 +53,12 @@ class Run(Protocol):
         """Steps taken so far."""
 
     @property
+    def epoch(self) -> int:
+        """Epochs so far."""
+
+    @property
     def history(self) -> History:
-        """The epochs so far."""
+        """The epochs so far, as arrays that are made at every call."""
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
@@ -129,7 +133,7 @@ class StopWhenConverged(Callback):
     Arguments:
         tolerance: The gain that counts as small, nats per datum; it must not be exceeded with
             probability 95%.
-        every: Epochs between checks.
+        every: Epochs between checks, or a tenth of the epochs so far if that is more.
 
     Raises:
         ValueError: If an argument is not positive.
@@ -144,7 +148,9 @@ class StopWhenConverged(Callback):
 
     def on_epoch(self, run: Run) -> None:
         """Checks the curve."""
-        if len(run.history.epoch) % self.every == 0:
+        epochs = run.epoch
+        # Of long runs every tenth of the way: what may be saved there is a share of it, too.
+        if epochs % max(self.every, epochs // 10 // self.every * self.every) == 0:
             gain = gain_of(run.history)
             if gain is not None and gain.high < self.tolerance:
                 run.settle()
@@ -164,8 +170,8 @@ class Printing(Callback):
 
     def on_epoch(self, run: Run) -> None:
         """Prints."""
-        if len(run.history.epoch) % self.every == 0:
-            print(f"epoch {len(run.history.epoch)}/{run.num_epochs}: {_in_words(run)}", flush=True)
+        if run.epoch % self.every == 0:
+            print(f"epoch {run.epoch}/{run.num_epochs}: {_in_words(run)}", flush=True)
 
 
 class LivePlot(Callback):
@@ -184,7 +190,7 @@ class LivePlot(Callback):
 
     def on_epoch(self, run: Run) -> None:
         """Draws."""
-        if len(run.history.epoch) % self.every:
+        if run.epoch % self.every:
             return
         from ..plots import plot_learning_curves
 
@@ -272,16 +278,16 @@ class Journal(Callback):
 
     def on_start(self, run: Run) -> None:
         """Logs the start."""
-        logger.info("training starts at epoch %d", len(run.history.epoch) + 1)
+        logger.info("training starts at epoch %d", run.epoch + 1)
 
     def on_epoch(self, run: Run) -> None:
         """A line per epoch."""
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("epoch %d: %s", len(run.history.epoch), _in_words(run))
+            logger.debug("epoch %d: %s", run.epoch, _in_words(run))
 
     def on_end(self, run: Run) -> None:
         """Logs the end."""
-        logger.info("training ended after %d epochs, %d steps", len(run.history.epoch), run.steps)
+        logger.info("training ended after %d epochs, %d steps", run.epoch, run.steps)
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:

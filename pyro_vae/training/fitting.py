@@ -28,7 +28,7 @@ from ..programs import as_batch, device_of, evaluating, modules_of
 from ..randomness import forked
 from .callbacks import Callback, EarlyStopping, check_callbacks
 from .checkpoints import Checkpoint
-from .optimizers import OptimizerFactory, SchedulerFactory, adam, hold_then_fall
+from .optimizers import OptimizerFactory, SchedulerFactory, adam
 from .plans import Plan
 from .products import Products
 from .results import Fit
@@ -43,7 +43,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     guide: ProgramLike,
     data: Data | RowReader | Dataset[Any] | Augmented,
     *,
-    num_epochs: int = 50,
+    num_epochs: int | None = None,
     batch_size: int = 64,
     objective: ELBO | None = None,
     optimizer: OptimizerFactory | torch.optim.Optimizer = adam,
@@ -77,7 +77,9 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             process passes its own rows, cut by :func:`pyro_vae.distributed.share`, and likewise for
             validation data. :class:`pyro_vae.data.Augmented` transforms every batch, for example by
             a new binarization. A map-style `torch.utils.data.Dataset` is read row by row.
-        num_epochs: Passes over the data.
+        num_epochs: Passes over the data. By default a budget of 50, and of more for few data, such
+            that there are 3,000 steps; training then ends earlier if it has converged
+            (:class:`pyro_vae.training.StopWhenConverged`).
         batch_size: Rows per step; the whole data set if it has fewer rows. The last batch of an
             epoch may be smaller, and is weighted by its rows.
         objective: A Pyro ELBO with a differentiable loss, or one of :mod:`pyro_vae.objectives`; by
@@ -144,7 +146,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     stopping = () if patience is None else (EarlyStopping(patience),)
     plan = Plan(
         num_epochs, batch_size, objective, optimizer,
-        scheduler or hold_then_fall(num_epochs),
+        scheduler,
         train_model, (*check_callbacks(callbacks), *stopping),
         Checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint,
         compile, precision, seed, progress,
@@ -165,6 +167,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
                 require_new_rows(model, guide, reader.batch)
     distributed.require_same("what fit is told", plan.told(held_out, patience))
     cut = Shards.of(len(reader), seed)
+    plan = plan.over(cut.num_data)
     refuse_running_averages(cut.count, min(batch_size, cut.num_data), model, guide)
     with _training(model, guide, train_model=train_model), forked(seed, "fit"):
         fixed = Parts() if train_model else parts_of(model, guide, head(reader))

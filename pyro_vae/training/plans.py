@@ -1,7 +1,8 @@
 """The training options of `fit`, checked; data are not among them."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,19 +11,22 @@ from .._types import Batch
 from ..objectives import Objective
 from .callbacks import Callback, EarlyStopping, StopWhenConverged
 from .checkpoints import Checkpoint, in_words
-from .optimizers import OptimizerFactory, SchedulerFactory
+from .optimizers import OptimizerFactory, SchedulerFactory, hold_then_fall
 from .products import Products
+
+_FEWEST_EPOCHS = 50  # of a budget that nobody named
+_FEWEST_STEPS = 3_000  # 2e-3 long each: a weight may go a few units, which is what nets expect
 
 
 @dataclass(frozen=True)
 class Plan:
     """The training options of `fit`."""
 
-    num_epochs: int
+    num_epochs: int | None
     batch_size: int
     objective: Any  # an ELBO; the base class does not declare differentiable_loss
     optimizer: OptimizerFactory | torch.optim.Optimizer
-    scheduler: SchedulerFactory
+    scheduler: SchedulerFactory | None
     train_model: bool
     callbacks: tuple[Callback, ...]
     checkpoint: Checkpoint | None
@@ -33,7 +37,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "batch_size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
         if self.objective is not None and not hasattr(self.objective, "differentiable_loss"):
             raise TypeError(
@@ -41,8 +45,23 @@ class Plan:
                 "use Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO(), or write your own "
                 "loop with pyro.infer.SVI and pv.minibatch"
             )
-        if isinstance(self.objective, Objective):
+        if isinstance(self.objective, Objective) and self.num_epochs is not None:
             self.objective.check(self.num_epochs)
+
+    def over(self, num_data: int) -> "Plan":
+        """The plan for this many data, with a budget of epochs and a schedule."""
+        if self.num_epochs is not None:
+            return replace(self, scheduler=self.scheduler or hold_then_fall(self.num_epochs))
+        steps_per_epoch = math.ceil(num_data / self.batch_size)
+        budget = max(_FEWEST_EPOCHS, math.ceil(_FEWEST_STEPS / steps_per_epoch))
+        callbacks = (*self.callbacks, StopWhenConverged())
+        return replace(self, num_epochs=budget, callbacks=callbacks).over(num_data)
+
+    @property
+    def epochs(self) -> int:
+        """The budget, once it is known."""
+        assert self.num_epochs is not None
+        return self.num_epochs
 
     @property
     def warmup(self) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from .._types import Batch
@@ -50,19 +50,48 @@ class Moved:
 
 
 class Collated:
-    """A reader of a map-style torch data set, whose items are a tensor or several."""
+    """A reader of a map-style torch data set, whose items are a tensor or several.
+
+    Numbers that are no tensors, such as NumPy's, have torch's default dtype if they are float64.
+    """
 
     def __init__(self, dataset: TorchDataset[Any]) -> None:
+        if not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"{type(dataset).__name__} does not say how many rows it has: give it a __len__"
+            )
         self.dataset = dataset
 
     def __len__(self) -> int:
         """Number of rows."""
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def read(self, rows: Tensor) -> Batch:
         """The tensors of these rows."""
-        batch = default_collate([self.dataset[row] for row in rows.tolist()])
-        return tuple(batch) if isinstance(batch, list | tuple) else (batch,)
+        items = [self._item(row) for row in rows.tolist()]
+        return tuple(torch.stack(parts) for parts in zip(*items, strict=True))
+
+    def _item(self, row: int) -> Batch:
+        item = self.dataset[row]
+        parts = item if isinstance(item, tuple) else (item,)
+        if isinstance(item, list) and any(isinstance(part, Tensor) for part in item):
+            parts = tuple(item)
+        try:
+            return tuple(map(_entry, parts))
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"row {row} of {type(self.dataset).__name__} is a {type(item).__name__}, expected "
+                f"a tensor, or a tuple of tensors, arrays or numbers: {error}; let __getitem__ "
+                "return those"
+            ) from error
+
+
+def _entry(part: Any) -> Tensor:
+    """One tensor of a row."""
+    if isinstance(part, Tensor):
+        return part
+    tensor = torch.as_tensor(np.asarray(part))
+    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
 
 
 def reader_of(data: Any, device: torch.device) -> RowReader:

@@ -17,7 +17,7 @@ from ..progress import progress_bar
 from .callbacks import Callback, Journal, logger
 from .checkpoints import Keeper, description_of, digest_of, in_words
 from .interrupts import Interrupts
-from .optimizers import Scheduler
+from .optimizers import Scheduler, constant
 from .plans import Plan
 from .results import Fit, History
 from .rows import read_ahead
@@ -68,11 +68,11 @@ class Training:
         shards: Shards,
     ) -> None:
         self.model, self.guide, self.plan, self.shards = model, guide, plan, shards
-        self.num_epochs, self.warmup, self.elbo = plan.num_epochs, plan.warmup, float("nan")
+        self.num_epochs, self.warmup, self.elbo = plan.epochs, plan.warmup, float("nan")
         self.stepping = Steps(model, guide, reader, augmented, plan, shards)
         self.optimizer, self.tensors = self.stepping.optimizer, self.stepping.tensors
         self.first_rate = float(self.optimizer.param_groups[0]["lr"])
-        self.scheduler = Scheduler(plan.scheduler, self.optimizer)
+        self.scheduler = Scheduler(plan.scheduler or constant, self.optimizer)
         self.held_out = None if held_out is None else _HeldOut(model, guide, held_out, plan.seed)
         self.epochs: list[_Epoch] = []
         self.best: tuple[float, int, State | None] = (-np.inf, 0, None)
@@ -99,6 +99,11 @@ class Training:
         """The epochs so far."""
         columns = list(zip(*self.epochs, strict=True)) or [()] * len(_Epoch._fields)
         return History(*(np.array(column) for column in columns))
+
+    @property
+    def epoch(self) -> int:
+        """Epochs so far."""
+        return len(self.epochs)
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
@@ -185,7 +190,7 @@ class Training:
         self._is_whole = True
         self._call("on_epoch")
         if not self._has_to_stop(interrupts) and len(self.epochs) == self.num_epochs:
-            cut = self.num_epochs < self.plan.num_epochs
+            cut = self.num_epochs < self.plan.epochs
             self.stopped = "converged" if cut else "finished"
 
     def _in_order(self, begun: _Begun) -> list[list[Part]]:

@@ -151,13 +151,13 @@ class Steps:
         """Whether the objective no longer changes, which a compiled step needs."""
         if not isinstance(self.asked, Objective):
             return True
-        return bool(self.objective == self.asked.at(self.plan.num_epochs))
+        return bool(self.objective == self.asked.at(self.plan.epochs))
 
     def _steps_left(self, epoch: int, part: Part) -> int:
         """How many batches of this size remain."""
         size = self.batch_size * part.shard.size // self.num_data
         full = part.shard.size // size if len(part.rows) == size else 1
-        return (self.plan.num_epochs - epoch) * full
+        return (self.plan.epochs - epoch) * full
 
     def captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """What a compiled step minimizes, and the ELBO, in nats per datum."""
