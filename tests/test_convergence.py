@@ -1,6 +1,7 @@
 """What further training promises: against curves that are known, and against the pPCA optimum."""
 
 import functools
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,8 @@ def test_data_of_a_size_that_no_network_expects() -> None:
         FloatingPointError, match=r"Column 1 of the data has a scale of .* standardize"
     ):
         fit(model, guide, y)
+    model, guide = small(map=pv.GlobalParameters())
+    result = fit(model, guide, y, num_epochs=20)
+    assert result.converged is not True
+    assert re.search(r"Column 1 of the data .*mean 1\S*e\+04, sd .*standardize", result.summary())
+    assert "Column" not in fit(model, guide, torch.randn(20, 3), num_epochs=20).summary()

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -496,7 +497,7 @@ def test_the_line_for_other_containers(name: str) -> None:
     rows = torch.eye(10, 3)
     given = CONTAINERS[name](rows)
     with pytest.raises(TypeError, match=r": pass .*\by\b") as refused:
-        as_batch(given)
+        inspect.unwrap(as_batch)(given)  # without the checks of types that tests switch on
     line = str(refused.value).partition(": pass ")[2].partition(", or take columns")[0]
     (made,) = as_batch(eval(line, {"torch": torch, "y": given}))
     assert torch.equal(made, rows)

@@ -58,6 +58,7 @@ class Fit(Result):
         missing: Share of the entries that are nan, in the tensors that may have nan.
         rounding: Difference in the ELBO of a first batch caused by low-precision products, nats per
             datum, from the same draws; `None` at full precision.
+        advice: Which column of the data to standardize, if its scale is far from 1.
     """
 
     history: History
@@ -68,6 +69,7 @@ class Fit(Result):
     compiled: str = ""
     missing: float = 0.0
     rounding: Estimate | None = None
+    advice: str = ""
 
     @cached_property
     def _gain(self) -> Gain | None:
@@ -122,10 +124,14 @@ class Fit(Result):
             return "too few epochs to tell whether it has converged"
         promise = f"further training promises {self.remaining} nats per datum"
         if self.converged is None:
-            return f"{promise}: it cannot be told whether it has converged"
+            return f"{promise}: it cannot be told whether it has converged{self._advised()}"
         if self.converged:
             return f"{promise}: converged"
-        return f"{promise}: not converged, use more epochs or a larger step size"
+        remedy = "use more epochs or a larger step size"
+        return f"{promise}: not converged, {remedy}{self._advised()}"
+
+    def _advised(self) -> str:
+        return f". {self.advice}" if self.advice else ""
 
     def _rounded(self) -> str:
         if self.rounding is None:

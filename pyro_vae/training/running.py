@@ -250,6 +250,7 @@ class Training:
         return Fit(
             self.history, self.stopped, kept, self.plan.seed, tuple(self.tensors),
             self.stepping.compiled.verdict, rounding=self.stepping.rounding(),
+            advice=self.stepping.advice(),
         )  # fmt: skip
 
     def _validate(self, epoch: int) -> Estimate:

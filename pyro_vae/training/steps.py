@@ -29,6 +29,7 @@ from .sharding import Part, Shards, norms_of
 from .tensors import State, add_to_gradients, named, require_finite
 
 _LARGE = 100.0  # a root mean square: outputs of a fresh network are then as large
+_SOME_ROWS = 1000  # show the scale of a column
 _ROUNDING_DRAWS = 10  # of the ELBO in full precision and in less
 
 
@@ -274,6 +275,10 @@ class Steps:
             raise
         return list(leaves_of(loss))
 
+    def advice(self) -> str:
+        """On columns of the data that need standardizing; empty where none does."""
+        return _scales(self.reader.read(torch.arange(min(_SOME_ROWS, len(self.reader))))[0])
+
     def rounding(self) -> Estimate | None:
         """Change of the ELBO of the first rows by low-precision products, in nats per datum."""
         if self.plan.precision is None:
@@ -306,15 +311,16 @@ def _naming(where: str) -> Iterator[None]:
 
 def _scales(y: Tensor) -> str:
     """Advice on columns whose scale is far from 1, which networks do not expect."""
-    flat = y.double().reshape(len(y), -1)
-    sizes = flat.nan_to_num(0.0, 0.0, 0.0).square().mean(dim=0).sqrt()
-    size, column = sizes.max(dim=0)
-    if not float(size) > _LARGE:
+    flat = y.double().reshape(len(y), -1).nan_to_num(0.0, 0.0, 0.0)
+    scale, column = flat.square().mean(dim=0).sqrt().max(dim=0)
+    if not float(scale) > _LARGE:
         return ""
+    sd, mean = torch.std_mean(flat[:, column], correction=0)
     return (
-        f"Column {int(column)} of the data has a scale of {float(size):.3g}, and networks expect "
-        "about 1: standardize, as by y = (y - y.mean(0)) / y.std(0), or use pv.data.Columns, "
-        "which gives answers in the data's own units"
+        f"Column {int(column)} of the data has a scale of {float(scale):.3g} (mean "
+        f"{float(mean):.3g}, sd {float(sd):.3g}), and networks and step sizes expect about 1: "
+        "standardize, as by y = (y - y.mean(0)) / y.std(0), or use pv.data.Columns, which gives "
+        "answers in the data's own units"
     )
 
 
