@@ -200,5 +200,5 @@ def test_data_of_a_size_that_no_network_expects() -> None:
     model, guide = small(map=pv.GlobalParameters())
     result = fit(model, guide, y, num_epochs=20)
     assert result.converged is not True
-    assert re.search(r"Column 1 of the data .*mean 1\S*e\+04, sd .*standardize", result.summary())
+    assert re.search(r"Column 1 of the data .*\(mean .*, sd .*standardize", result.summary())
     assert "Column" not in fit(model, guide, torch.randn(20, 3), num_epochs=20).summary()
