@@ -48,7 +48,8 @@ class Dataset:
     Floating-point tensors have the default dtype of torch at the time the set is made.
 
     Arguments:
-        name: Name of the set. train: Training rows, `(train, *datum)`.
+        name: Name of the set.
+        train: Training rows, `(train, *datum)`.
         test: Held-out rows, `(test, *datum)`.
         train_labels: Class of each training row, or None; never shown to a model.
         test_labels: Class of each held-out row, or None.
