@@ -182,6 +182,10 @@ OTHERS |= {
     "calibration": lambda: diagnostics.Calibration(
         torch.arange(20).reshape(20, 1), ("z",), 19, (torch.zeros(20),)
     ),
+    "leave one out": lambda: diagnostics.LeaveOneOut(
+        torch.arange(20).reshape(20, 1), ("a",), 19, (torch.zeros(20),),
+        ess=torch.ones(20, 1).double(),
+    ),
     "predictive": lambda: diagnostics.PredictiveCheck(
         ("mean",), torch.zeros(1).double(), torch.linspace(-1, 1, 50).double()[:, None],
         pv.Estimate(torch.tensor([0.5]).double(), torch.tensor([0.1]).double()),

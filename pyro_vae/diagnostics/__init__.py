@@ -10,6 +10,8 @@ from .calibration import Calibration as Calibration
 from .calibration import log_joint as log_joint
 from .calibration import log_likelihood as log_likelihood
 from .calibration import simulation_based_calibration as simulation_based_calibration
+from .columns import LeaveOneOut as LeaveOneOut
+from .columns import leave_one_out as leave_one_out
 from .gradients import GradientNoise as GradientNoise
 from .gradients import ParameterNoise as ParameterNoise
 from .gradients import gradient_noise as gradient_noise
@@ -47,6 +49,7 @@ __all__ = [
     "Curve",
     "GradientNoise",
     "Latents",
+    "LeaveOneOut",
     "MutualInformation",
     "OutOfDistribution",
     "PValues",
@@ -64,6 +67,7 @@ __all__ = [
     "collapse",
     "default_statistics",
     "gradient_noise",
+    "leave_one_out",
     "log_aggregate",
     "log_joint",
     "log_likelihood",

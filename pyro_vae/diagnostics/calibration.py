@@ -80,6 +80,7 @@ class Calibration(Result):
         num_samples: Draws of the guide per datum.
         data: The simulated data.
         given: What the posterior is conditional on, in words; empty if on nothing.
+        draws: Whose draws they are, in words.
     """
 
     ranks: Int[Tensor, "data quantities"]
@@ -87,6 +88,7 @@ class Calibration(Result):
     num_samples: int
     data: Batch
     given: str = ""
+    draws: str = "the guide's draws"
 
     def plot(self) -> Any:
         """The distribution of the ranks and its band; needs matplotlib."""
@@ -131,7 +133,7 @@ class Calibration(Result):
         if not rejected:
             return f"no miscalibration detected at a {rate}: {self._resolution(false_alarm)}"
         words = ", ".join(f"{self.names[place]} {self._shape(place)}" for place in rejected)
-        return f"not calibrated at a {rate}; the guide's draws of {words}"
+        return f"not calibrated at a {rate}; {self.draws} of {words}"
 
     def summary(self, false_alarm: float = 0.01) -> str:
         """One line per quantity, then the verdict."""
@@ -174,8 +176,8 @@ class Calibration(Result):
         """What would have been detected nine times in ten, in words."""
         scale, place = self.resolution(false_alarm)
         return (
-            f"with {len(self.ranks)} data, errors of {scale:.0%} in the scale of a normal "
-            f"posterior, or of {place:.2g} posterior sd in its mean, are detected nine times in ten"
+            f"with {len(self.ranks)} data, errors of {scale:.0%} in the scale of normal draws, or "
+            f"of {place:.2g} of their sd in their mean, are detected nine times in ten"
         )
 
     def resolution(self, false_alarm: float = 0.01) -> tuple[float, float]:

@@ -33,6 +33,7 @@ from .program import log_joint as log_joint
 from .running import Counted as Counted
 from .running import bytes_per_row as bytes_per_row
 from .simulation import Prior as Prior
+from .simulation import feature_distribution as feature_distribution
 from .simulation import replicated as replicated
 from .simulation import simulate as simulate
 from .simulation import with_observed as with_observed

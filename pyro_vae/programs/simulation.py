@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._types import Batch
+from .._types import Batch, Distribution
 from ..randomness import forked
 from .missing import has_missing
 from .program import Program
@@ -112,6 +112,32 @@ def replicated(
     values, _ = program.constrain(z.flatten(0, 1))
     drawn = program.run_forward(rows, values)
     return with_observed(program, rows, drawn.values(program.observed_names))
+
+
+def feature_distribution(
+    program: Program, z: Float[Tensor, "particles batch latents"], batch: Batch
+) -> Distribution:
+    """p(y | z) as independent distributions of features, `(particles * batch, *datum)`.
+
+    Raises:
+        ValueError: If the features of a datum are not independent given z, or the program has
+            several observed sites.
+    """
+    rows = repeat_rows(batch, len(z))
+    values, _ = program.constrain(z.flatten(0, 1))
+    names = program.observed_names
+    distribution = program.run_forward(rows, values)[names[0]].distribution
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    expected = rows[0].shape
+    if len(names) != 1 or distribution.event_shape or distribution.batch_shape != expected:
+        raise ValueError(
+            "densities of single features need one observed site whose features are "
+            f"independent given z, of shape {tuple(expected)}; got the sites {list(names)}, the "
+            f"first of batch shape {tuple(distribution.batch_shape)} and event shape "
+            f"{tuple(distribution.event_shape)}"
+        )
+    return distribution
 
 
 def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -> Batch:

@@ -22,6 +22,7 @@ from ..programs import (
     Run,
     TracedSite,
     evaluating,
+    feature_distribution,
     hooks_of,
     repeat_rows,
     with_observed,
@@ -83,19 +84,7 @@ def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) 
     """
     if _own_methods(program).decode is None:
         _check_continuous(program)
-    names = program.observed_names
-    distribution = _run(program, z.unsqueeze(1), batch)[names[0]].distribution
-    while isinstance(distribution, torch.distributions.Independent):
-        distribution = distribution.base_dist
-    expected = (len(z), *batch[0].shape[1:])
-    if len(names) != 1 or distribution.event_shape or distribution.batch_shape != expected:
-        raise ValueError(
-            "densities of single features need one observed site whose features are "
-            f"independent given z, of shape {expected}; got the sites {list(names)}, the first of "
-            f"batch shape {tuple(distribution.batch_shape)} and event shape "
-            f"{tuple(distribution.event_shape)}"
-        )
-    return distribution
+    return feature_distribution(program, z.unsqueeze(1), batch)
 
 
 def _own_methods(program: Program) -> ModelHooks:
