@@ -115,7 +115,7 @@ def leave_one_out(
         >>> guide = pv.Guide(model, pv.GlobalParameters())
         >>> y = model.sample(60, seed=1) + torch.tensor([0.0, 0.0, 3.0])
         >>> check = leave_one_out(model, guide, y, 200, names=["a", "b", "c"])
-        >>> "the model's predictions of c are too low" in check.verdict(1e-6)
+        >>> "the model's predictions of c are too narrow and too low" in check.verdict(1e-6)
         True
     """
     with prepared(model, guide, data, seed, given) as inference:
