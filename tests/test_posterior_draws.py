@@ -33,6 +33,19 @@ class Shifted(nn.Module):
         ], dim=-1)  # fmt: skip
 
 
+def test_a_large_shift_has_the_error_of_the_standard_deviation(parts: tuple[Any, Tensor]) -> None:
+    """Twenty standard deviations off, all of the error is that of the unit that it is given in."""
+    draws, y = parts
+    sd = FACTS.posterior(y).covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt()
+    far = draws.guide_mean._replace(value=draws.guide_mean.value + 20 * sd)
+    moved = dataclasses.replace(draws, guide_mean=far)
+    z = (moved.value - OFF / sd - 20) / moved.error
+    assert_mean(z.square(), 1.0)
+    without = stats.difference(far, draws.posterior_mean).error / draws.posterior_sd.value
+    # The wrong twin's errors are four times too small: 80 squares of them average 17.
+    assert float((z * moved.error / without).square().mean()) > 6
+
+
 @pytest.fixture(scope="module")
 def parts() -> tuple[Any, Tensor]:
     """Draws for forty data, and the data."""
@@ -63,6 +76,11 @@ def test_the_guide_is_said_to_be_off_by_what_it_is(parts: tuple[Any, Tensor]) ->
     sd = FACTS.posterior(y).covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt()
     assert_mean((draws.value - OFF / sd) / draws.error, 0.0)
     assert_mean((draws.scale.value - 1) / draws.scale.error, 0.0)
+    parts_of = (draws.value - OFF / sd) / draws.error, (draws.scale.value - 1) / draws.scale.error
+    z = torch.cat(parts_of, dim=1)
+    assert_mean(z.square(), 1.0)
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean((2.5 * z).flatten().square(), 1.0)  # the wrong twin: errors too small
     assert "posterior standard deviations off" in draws.summary()
 
 

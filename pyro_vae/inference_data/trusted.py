@@ -77,9 +77,14 @@ class PosteriorDraws(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Its standard error, without that of the standard deviation, which is of second order."""
+        """Its standard error; that of the standard deviation counts as much as the shift is large.
+
+        As for a symmetric posterior: there mean and standard deviation have independent errors.
+        """
         pair = stats.difference(self.guide_mean, self.posterior_mean)
-        return pair.error / self.posterior_sd.value
+        return torch.hypot(pair.error, self.value * self.posterior_sd.error) / (
+            self.posterior_sd.value
+        )
 
     @property
     def scale(self) -> Estimate:
