@@ -156,6 +156,27 @@ def test_a_time_limit_stops_between_ways(monkeypatch: pytest.MonkeyPatch) -> Non
         pv.Tightest(time_limit=0.0)
 
 
+@pytest.mark.parametrize(("draws", "rung"), [(29, Rung.NONE), (100, Rung.GUIDE)])
+def test_few_draws_are_not_accepted(
+    draws: int, rung: Rung, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the exact posterior: fewer than 30 draws have no tail that could tell."""
+    monkeypatch.setattr(tightest, "_SAMPLED", [Rung.GUIDE])
+    y = WEAK.sample(3)
+    posterior = WEAK.posterior(y)
+
+    def guide(y: Tensor) -> None:
+        loc = WEAK.posterior(y).loc
+        with pyro.plate("data", len(y)):
+            scale_tril = posterior.scale_tril[:1].expand(len(y), -1, -1)
+            pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=scale_tril))
+
+    with prepared(model_of(WEAK), guide, y, 0) as inference:
+        found = pv.Tightest(draws).sampled(inference, progress=False)
+    assert found.rungs == [rung] * 3
+    assert (Doubt.NO_TAIL in found.doubt_counts) == (rung is Rung.NONE)
+
+
 # Student t distributions
 
 

@@ -120,8 +120,9 @@ class Tightest:
     r"""Estimators of log p(y) in order of cost, tried for each datum until one is accepted.
 
     The closed form, quadrature for one or two latents, importance sampling from the guide, from a
-    fitted Gaussian, from a Student t distribution and from a mixture over the modes found, and
-    tempered sequential Monte Carlo: see :class:`Rung`. The first two are exact up to rounding or
+    fitted Gaussian and from a Student t distribution, a particle filter for series, importance
+    sampling from a mixture over the modes found, and tempered sequential Monte Carlo: see
+    :class:`Rung`. The first two are exact up to rounding or
     the stated error of quadrature, at most 0.001 nats if it converges. A datum for which no rung is
     accepted is unreliable, with the reason.
 
