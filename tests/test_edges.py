@@ -122,6 +122,7 @@ KINDS = {
     ),
     "Dirichlet": dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0, 0.5])),
     "logistic normal": dist.LogisticNormal(torch.zeros(3), torch.ones(3)),
+    "on an interval": dist.AffineBeta(0.5, 2.0, -1.0, 2.0),
     "several": dist.Gamma(torch.ones(3), 2.0).to_event(1),
     "masked": dist.Gamma(torch.ones(3), 2.0).mask(torch.tensor([True, False, True])).to_event(1),
 }

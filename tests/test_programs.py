@@ -640,3 +640,70 @@ def test_an_encoder_of_one_tensor_is_told_of_the_others() -> None:
     net = pv.nets.Concatenated(pv.nets.MLPEncoder(3))
     both = pv.Guide(model, pv.Encoder(net), example=(y, x))
     assert pv.elbo(model, both, (y, x)).elbo.value.isfinite().all()
+
+
+def _certain(y: Tensor) -> None:
+    """A `Delta` site: its value follows, it is no latent."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        twice = pyro.sample("twice", dist.Delta(2 * z))
+        pyro.sample("y", dist.Normal(twice, 1.0), obs=y)
+
+
+def _mixture(y: Tensor) -> None:
+    """A prior that is a mixture, its components not a site."""
+    with pyro.plate("data", len(y)):
+        parts = dist.Normal(torch.tensor([-1.0, 2.0]), 0.5)
+        shares = dist.Categorical(torch.tensor([0.3, 0.7]))
+        z = pyro.sample("z", dist.MixtureSameFamily(shares, parts))
+        pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+
+def _pareto(y: Tensor) -> None:
+    """Bounds that a plate repeats for its rows are the same for all data."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Pareto(1.0, 2.0))
+        pyro.sample("y", dist.Normal(z.log(), 1.0), obs=y)
+
+
+def _two_normals(y: Tensor) -> Tensor:
+    """The mixture's evidence."""
+    parts = dist.Normal(torch.tensor([-1.0, 2.0]), 0.5**0.5).log_prob(y.unsqueeze(-1))
+    return (parts + torch.tensor([0.3, 0.7]).log()).logsumexp(-1)
+
+
+def _exponential_and_normal(y: Tensor) -> Tensor:
+    """Log z is exponential with rate 2: the sum with a normal is an exponentially modified one."""
+    tail = dist.Normal(0.0, 1.0).cdf(y - 2)
+    return torch.tensor(2.0).log() + 2 - 2 * y + tail.log()
+
+
+@pytest.mark.parametrize(
+    ("model", "truth"),
+    [
+        (_certain, dist.Normal(0.0, 5**0.5).log_prob),
+        (_mixture, _two_normals),
+        (_pareto, _exponential_and_normal),
+    ],
+)
+def test_kinds_of_latent_sites(
+    model: Callable[[Tensor], None], truth: Callable[[Tensor], Tensor]
+) -> None:
+    """Their evidence by quadrature is the closed form."""
+    y = torch.tensor([0.3, -1.2, 2.0])
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    found = pv.log_marginal_likelihood(model, guide, y, pv.Quadrature())
+    assert bool(found.reliable.all())
+    assert bool(((found.value - truth(y)).abs() <= found.error + 1e-4).all())  # float32
+
+
+def test_a_point_with_a_density_of_its_own_is_no_certain_site() -> None:
+    """As guides have them; a model with one has a latent there."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("d", dist.Delta(z, log_density=torch.ones(len(y))))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    assert [site.name for site in Program(model, torch.zeros(2)).latent_sites] == ["z", "d"]

@@ -103,16 +103,17 @@ def _inwards(site: TracedSite) -> Tensor:
     return value.clamp(low, high)
 
 
-def _beside_bounds(site: TracedSite, steps: float = 2.0) -> tuple[float, float]:
+def _beside_bounds(site: TracedSite, steps: float = 2.0) -> tuple[Tensor, Tensor]:
     """Values at which a site is so many roundings away from its bounds."""
-    limits, support = torch.finfo(site.value.dtype), _entry_support(site)
-    is_simplex = support is constraints.simplex
-    low = 0.0 if is_simplex else float(getattr(support, "lower_bound", -torch.inf))
-    high = 1.0 if is_simplex else float(getattr(support, "upper_bound", torch.inf))
+    value, support = site.value, _entry_support(site)
+    limits, is_simplex = torch.finfo(value.dtype), support is constraints.simplex
+    low = 0.0 if is_simplex else getattr(support, "lower_bound", -torch.inf)
+    high = 1.0 if is_simplex else getattr(support, "upper_bound", torch.inf)
+    low, high = (torch.as_tensor(bound).to(value) for bound in (low, high))
     least = steps * limits.tiny / limits.eps  # beside 0
-    below = low + max(steps * limits.eps * abs(low), least) if low > -torch.inf else low
-    above = high - max(steps * limits.eps * abs(high), least) if high < torch.inf else high
-    return below, above
+    spaces = ((steps * limits.eps * bound.abs()).clamp(min=least) for bound in (low, high))
+    below, above = (space.where(space < torch.inf, 0.0) for space in spaces)
+    return low + below, high - above
 
 
 def _entry_support(site: TracedSite) -> Any:

@@ -27,7 +27,9 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import (
+    AffineTransform,
     Beta,
+    ComposeTransform,
     Dirichlet,
     ExpTransform,
     Gamma,
@@ -41,6 +43,7 @@ from torch.distributions import (
     biject_to,
     constraints,
 )
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 from torch.distributions.transforms import IndependentTransform, Transform
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
@@ -99,8 +102,16 @@ def _offsets(x: Tensor) -> Tensor:
 _HALF_LINES = (type(constraints.positive), type(constraints.nonnegative))
 
 
+def plain(support: Any) -> Any:
+    """The support itself, of a mixture that of its components."""
+    while isinstance(support, MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    return support
+
+
 def transform_to(support: Any) -> Transform:
     """From the unconstrained space to a support; :data:`biject_to`, but for what rounds there."""
+    support = plain(support)
     if isinstance(support, constraints.independent):
         inner = transform_to(support.base_constraint)
         return IndependentTransform(inner, support.reinterpreted_batch_ndims)
@@ -241,9 +252,9 @@ class _BrokenDirichlet:
 
 
 _KNOWN: Mapping[tuple[type, type], Callable[[Any], Unconstrained]] = {
-    (Gamma, Positive): _LogGamma,
-    (InverseGamma, Positive): lambda x: _MinusLogGamma(_LogGamma(x.base_dist)),
-    (Weibull, Positive): _LogWeibull,
+    (Gamma, ExpTransform): _LogGamma,
+    (InverseGamma, ExpTransform): lambda x: _MinusLogGamma(_LogGamma(x.base_dist)),
+    (Weibull, ExpTransform): _LogWeibull,
     (Beta, SigmoidTransform): _LogitBeta,
     (Kumaraswamy, SigmoidTransform): _LogitKumaraswamy,
     (Dirichlet, Simplex): _BrokenDirichlet,
@@ -257,7 +268,27 @@ def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
     for (distribution, kind), made in _KNOWN.items():
         if isinstance(x, distribution):
             return made(x) if isinstance(transform, kind) else None
-    return _before_last(x, transform) if isinstance(x, TransformedDistribution) else None
+    if not isinstance(x, TransformedDistribution):
+        return None
+    if isinstance(transform, ComposeTransform):
+        return _before_affine(x, transform.parts)
+    return _before_last(x, transform)
+
+
+def _before_affine(x: TransformedDistribution, parts: list[Transform]) -> Unconstrained | None:
+    """On an interval: what is moved and scaled last, by the site's own line."""
+    *before, last = x.transforms
+    if len(parts) != 2 or not isinstance(last, AffineTransform) or not _is_same(last, parts[1]):
+        return None
+    base = TransformedDistribution(x.base_dist, before) if before else x.base_dist
+    return unconstrained(base, parts[0])
+
+
+def _is_same(one: AffineTransform, other: Transform) -> bool:
+    try:
+        return bool(one == other)
+    except RuntimeError:  # shapes that do not broadcast
+        return False
 
 
 def _before_last(x: TransformedDistribution, transform: Transform) -> Unconstrained | None:

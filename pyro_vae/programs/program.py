@@ -28,7 +28,7 @@ from .masks import Unmasked
 from .modes import evaluating
 from .sites import GlobalSite
 from .structure import Structure, structure_of
-from .traces import Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
+from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
 
 
 class LogDensities(NamedTuple):
@@ -389,7 +389,8 @@ class Program:
 
     def whole(self, names: Collection[str]) -> ProgramLike:
         """The model with the masks of some latent sites removed."""
-        return Unmasked(names)(self.model) if names else self.model
+        model = Determined()(self.model) if self.structure.determined else self.model
+        return Unmasked(names)(model) if names else model
 
     @property
     def _whole(self) -> ProgramLike:

@@ -1,5 +1,6 @@
 """Sites of a program: how their values are laid out in a flat unconstrained vector."""
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
-from .edges import transform_to
+from .edges import plain, transform_to
 from .traces import TracedSite
 
 
@@ -118,9 +119,10 @@ def global_site(site: TracedSite) -> GlobalSite:
 def latent_site(site: TracedSite, plate: str, plate_dim: int) -> LatentSite:
     """The layout of a latent site that is in the plate over data."""
     function, value = site.distribution, site.value
-    transform = transform_to(function.support)
     axis = value.dim() - function.event_dim + plate_dim
-    _check_support(site.name, function.support, value.shape[axis:])
+    support = _of_all_data(function.support, value.shape[axis:])
+    _check_support(site.name, support, value.shape[axis:])
+    transform = transform_to(support)
     with torch.no_grad():
         unconstrained = transform.inv(value)
     return LatentSite(
@@ -141,9 +143,32 @@ def _plates(site: TracedSite) -> tuple[tuple[str, int, int], ...]:
 
 def _base(support: Any) -> Any:
     """The constraint on one entry."""
+    support = plain(support)
     while isinstance(support, constraints.independent):
-        support = support.base_constraint
+        support = plain(support.base_constraint)
     return support
+
+
+def _of_all_data(support: Any, shape: torch.Size) -> Any:
+    """The support with one of the bounds that a plate has made as many of as there are data."""
+    if isinstance(support, constraints.independent):
+        inner = _of_all_data(support.base_constraint, shape)
+        return constraints.independent(inner, support.reinterpreted_batch_ndims)
+    repeated = {
+        name: bound.narrow(-len(shape), 0, 1)
+        for name, bound in vars(support).items()
+        if isinstance(bound, Tensor) and _is_expanded(bound, -len(shape))
+    }
+    if not repeated:
+        return support
+    shared = copy.copy(support)
+    vars(shared).update(repeated)
+    return shared
+
+
+def _is_expanded(bound: Tensor, axis: int) -> bool:
+    """Whether its entries along an axis are one and the same."""
+    return bound.dim() >= -axis and bound.shape[axis] > 1 and bound.stride(axis) == 0
 
 
 def _check_support(name: str, support: Any, shape: torch.Size) -> None:

@@ -20,7 +20,7 @@ from .missing import PartlyObserved, has_missing
 from .modes import evaluating
 from .plates import Subsampling, whole_plate
 from .sites import GlobalSite, LatentSite, global_site, latent_site
-from .traces import TracedSite, run
+from .traces import Determined, TracedSite, run
 
 _ROWS = (2, 3)
 _SITES = 10_000  # a program of more has probably a loop without an end
@@ -47,6 +47,7 @@ class Structure:
         global_start: A point near the middle of their prior, flat and unconstrained.
         global_spread: Distance within which four in five prior draws are from there.
         masked: Names of the latent sites with a mask around them or in them.
+        determined: Names of the sites whose value follows from the others (`Delta`).
         observed: Names of the observed sites of a datum.
         dtype: That of the latents.
         device: That of the latents.
@@ -64,6 +65,7 @@ class Structure:
     global_start: Tensor
     global_spread: Tensor
     masked: tuple[str, ...]
+    determined: frozenset[str]
     observed: tuple[str, ...]
     dtype: torch.dtype
     device: torch.device
@@ -89,7 +91,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
         ValueError: If the program has no density per datum.
     """
     row = tuple(part[:1] for part in batch)
-    (two, asked), (three, more) = _two_runs(model, row, plate)
+    (two, asked, determined), (three, more, _) = _two_runs(model, row, plate)
     frame = _data_plate(two, three, plate)
     _check_same_sites(two, three)
     _check_plates(two, three, frame)
@@ -120,13 +122,14 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
         global_start=start,
         global_spread=spread,
         masked=tuple(site.name for site in [*latent, *outside] if _is_masked_latent(site)),
+        determined=determined,
         observed=observed,
         dtype=first.dtype,
         device=first.device,
     )
 
 
-_Run = tuple[Sites, dict[str, Subsampling]]
+_Run = tuple[Sites, dict[str, Subsampling], frozenset[str]]
 
 
 def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, _Run]:
@@ -165,6 +168,7 @@ def _run(
 ) -> _Run:
     """A trace of the program on copies of a row, and what its plates were asked to subsample."""
     batch = tuple(part.expand(rows, *part.shape[1:]).contiguous() for part in row)
+    determined = Determined()
     with (
         evaluating(model),
         torch.no_grad(),
@@ -172,7 +176,7 @@ def _run(
         whole_plate(rows if whole else None, plate) as asked,
     ):
         try:
-            sites = run(_CountSites()(model), batch).sites
+            sites = run(_CountSites()(determined(model)), batch).sites
         except Exception as error:
             error.add_note(
                 f"This error was raised while the program was run on {rows} copies of the first "
@@ -182,7 +186,7 @@ def _run(
                 "of a row decide which sites are sampled."
             )
             raise
-    return sites, asked
+    return sites, asked, frozenset(determined.names)
 
 
 def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampling | None:
@@ -349,7 +353,7 @@ def _prior_median(
         return like.new_zeros(0), like.new_zeros(0)
     draws = []
     for seed in range(_PRIOR_RUNS):
-        drawn, _ = _run(model, row, _ROWS[0], plate, seed=seed)
+        drawn, *_ = _run(model, row, _ROWS[0], plate, seed=seed)
         draws.append(torch.cat([site.flatten(drawn[site.name].value) for site in sites]))
     found = torch.stack(draws)
     median = found.median(dim=0).values

@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import Independent
 
 from .._types import Batch, Distribution, ProgramLike
 from .edges import AtEdges, log_prob_at, noted
@@ -288,6 +290,31 @@ class Unobserved(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.names:
             msg.update(is_observed=False, value=None, done=False)
+
+
+class Determined(Messenger):
+    """Takes a `Delta` site of a model for what it is: its value follows, it is no latent.
+
+    Without this it would be a latent whose density is that of the point, in the unit of the site.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["value"] is not None or not _is_certain(msg["fn"]):
+            return
+        self.names.add(msg["name"])
+        msg["infer"] = {**msg["infer"], "_deterministic": True}
+        msg.update(value=msg["fn"](), is_observed=True)
+
+
+def _is_certain(distribution: Any) -> bool:
+    """Whether it is a point without a density of its own."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, Delta) and not bool(distribution.log_density.any())
 
 
 def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
