@@ -151,3 +151,29 @@ def test_constant_columns_are_named_ten_at_most() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_constant_columns(torch.eye(3))
+
+
+def test_checks_take_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a memory map larger than memory can be checked; a fault in the last rows is found."""
+    seen: list[int] = []
+
+    own = torch.isfinite
+
+    def isfinite(y: Tensor) -> Tensor:
+        seen.append(len(y))
+        return own(y)
+
+    monkeypatch.setattr(torch, "isfinite", isfinite)
+    monkeypatch.setattr("pyro_vae.data.checks._VALUES_AT_ONCE", 8)
+    y = torch.ones(11, 2)
+    check_batch(y)
+    assert max(seen) == 4
+    assert sum(seen) == 11
+    check_range(y, 0, 1, likelihood="Bernoulli")
+    y[10, 1] = 3.0
+    with pytest.raises(ValueError, match=r"1 of 22 are outside \(found 1 to 3\), at row 10"):
+        check_range(y, 0, 1, likelihood="Bernoulli")
+    y[10, 1] = torch.inf
+    for missing in ((), (0,)):
+        with pytest.raises(ValueError, match=r"1 inf among its 22 values, at row 10, column 1"):
+            check_batch(y, missing=missing)

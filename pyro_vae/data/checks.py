@@ -19,6 +19,9 @@ FEW = 5  # places named in an error: enough to see a pattern, short enough to re
 TEN = 10  # columns named in a warning
 
 
+_VALUES_AT_ONCE = 2**22  # checked at a time: some copies of them take 50 MB
+
+
 def check_batch(
     *batch: object, names: Sequence[str] | None = None, missing: Sequence[int] = ()
 ) -> None:
@@ -50,7 +53,11 @@ def check_batch(
     tensors = [_check_tensor(i, tensor) for i, tensor in enumerate(batch)]
     check_rows(tensors)
     for i, tensor in enumerate(tensors):
-        known = _check_some_observed(i, tensor) if i in missing else tensor
+        if i in missing:
+            _check_some_observed(i, tensor)
+            if not any(bool(part.isinf().any()) for part in _pieces(tensor)):
+                continue
+        known = tensor.masked_fill(tensor.isnan(), 0.0) if i in missing else tensor
         check_finite(f"batch[{i}]", known, names if i == 0 else None)
 
 
@@ -87,14 +94,17 @@ def check_range(
         Traceback (most recent call last):
         ValueError: Bernoulli needs values in [0, 1], but 1 of 2 are outside (found 0 to 255), ...
     """
-    check_finite("the data", y.masked_fill(y.isnan(), 0), names)
-    outside = (y < low) | (y > high)  # false for nan, which check_batch takes or refuses
-    if inside:
-        outside |= (y == low) | (y == high)
-    if whole:
-        outside |= (y != y.round()) & ~y.isnan()
-    if not outside.any():
+
+    def out(y: Tensor) -> Tensor:
+        bad = (y < low) | (y > high)  # false for nan, which check_batch takes or refuses
+        if inside:
+            bad |= (y == low) | (y == high)
+        return bad | ((y != y.round()) & ~y.isnan()) if whole else bad
+
+    if not any(bool((part.isinf() | out(part)).any()) for part in _pieces(y)):
         return
+    check_finite("the data", y.masked_fill(y.isnan(), 0), names)
+    outside = out(y)
     least, most = _extremes(y)
     raise ValueError(
         f"{likelihood} needs {'whole ' if whole else ''}{_interval(low, high, inside=inside)}, but "
@@ -115,15 +125,21 @@ def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
     Raises:
         ValueError: If there are any.
     """
-    bad = ~torch.isfinite(y)
-    if not bad.any():
+    if all(bool(torch.isfinite(part).all()) for part in _pieces(y)):
         return
+    bad = ~torch.isfinite(y)
     nan = int(torch.isnan(y).sum())
     raise ValueError(
         f"{label} has {nan:,} nan and {int(bad.sum()) - nan:,} inf among its {y.numel():,} values, "
         f"{_places(bad, names)}; drop these rows ({_num_rows(bad):,} of {len(y):,}), "
         "or fill in the values"
     )
+
+
+def _pieces(y: Shaped[Tensor, "rows *datum"]) -> tuple[Tensor, ...]:
+    """Some rows at a time, so that a memory map larger than memory can be checked."""
+    width = max(1, y[:1].numel())
+    return y.split(max(1, _VALUES_AT_ONCE // width))
 
 
 def constant_columns(y: Shaped[Tensor, "rows *datum"]) -> list[int]:
@@ -189,17 +205,16 @@ def _check_tensor(index: int, tensor: object) -> Tensor:
     return tensor
 
 
-def _check_some_observed(index: int, tensor: Tensor) -> Tensor:
-    """The tensor with zeros where it is nan; refuses a row that is entirely nan."""
-    missing = tensor.isnan()
-    empty = missing.reshape(len(missing), -1).all(dim=1)
+def _check_some_observed(index: int, tensor: Tensor) -> None:
+    """Refuses a row that is entirely nan."""
+    parts = _pieces(tensor)
+    empty = torch.cat([part.isnan().reshape(len(part), -1).all(dim=1) for part in parts])
     if bool(empty.any()):
         raise ValueError(
             f"{int(empty.sum()):,} of {len(tensor):,} rows of batch[{index}] have no observed "
             f"entry, the first at row {int(empty.nonzero()[0])}, counted from 0: drop them, since "
             "they carry no information"
         )
-    return tensor.masked_fill(missing, 0.0)
 
 
 def _num_rows(bad: Bool[Tensor, "rows *datum"]) -> int:
