@@ -14,6 +14,8 @@ from .gaussian import DecodedSigma as DecodedSigma
 from .gaussian import FixedSigma as FixedSigma
 from .gaussian import Gaussian as Gaussian
 from .gaussian import LearnedSigma as LearnedSigma
+from .missingness import SelfMasked as SelfMasked
+from .missingness import SelfMasking as SelfMasking
 from .mixed import Mixed as Mixed
 from .real import LearnedDegrees as LearnedDegrees
 from .real import LogNormal as LogNormal
@@ -40,6 +42,8 @@ __all__ = [
     "NegativeBinomial",
     "Ordinal",
     "Poisson",
+    "SelfMasked",
+    "SelfMasking",
     "StudentT",
     "ZeroInflated",
     "start_from",

@@ -50,23 +50,23 @@ class MixedFeatures(dist.TorchDistribution):
         parts = [part.expand((*rows, part.batch_shape[-1])) for part in self.parts]
         return MixedFeatures(parts, self.columns)
 
-    def _joined(self, answers: list[Tensor]) -> Tensor:
+    def joined(self, answers: list[Tensor]) -> Tensor:
         """Results of the parts, in the order of the columns."""
         return torch.cat(answers, dim=-1)[..., self.order]
 
     @property
     def mean(self) -> Tensor:
         """Means of the columns."""
-        return self._joined([part.mean for part in self.parts])
+        return self.joined([part.mean for part in self.parts])
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each column."""
         pairs = zip(self.parts, self.columns, strict=True)
-        return self._joined([part.log_prob(value[..., columns]) for part, columns in pairs])
+        return self.joined([part.log_prob(value[..., columns]) for part, columns in pairs])
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Draws of all columns."""
-        return self._joined([part.sample(sample_shape) for part in self.parts])
+        return self.joined([part.sample(sample_shape) for part in self.parts])
 
 
 @registered()

@@ -13,7 +13,7 @@ from .._arguments import Interval
 from .._types import Distribution
 from ..likelihoods import Likelihood
 from ..nets import require_tensor
-from ..programs import NamedModule, evaluating
+from ..programs import NamedModule, evaluating, sample_missing
 from ..randomness import forked
 
 _ROWS_AT_ONCE = 4096  # rows a decoder sees at once; only memory depends on it
@@ -108,6 +108,18 @@ class Generative(NamedModule):
     ) -> Float[Tensor, "..."]:
         """Draws from p(y | z), one for each z."""
         return self._by_rows(lambda *rows: self.conditional(*rows).sample(), z, given)
+
+    def sample_missing(
+        self, z: Float[Tensor, "*draws latents"], *given: Tensor
+    ) -> Float[Tensor, "..."]:
+        """Draws of entries that are missing, for each z; of p(y | z), if that is at random."""
+
+        def draws(*rows: Tensor) -> Tensor:
+            conditional = self.conditional(*rows)
+            missing = sample_missing(conditional)
+            return conditional.sample() if missing is None else missing
+
+        return self._by_rows(draws, z, given)
 
     def _by_rows(
         self, answer: Callable[..., Tensor], z: Tensor, given: tuple[Tensor, ...]

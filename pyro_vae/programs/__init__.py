@@ -12,6 +12,7 @@ from .hooks import hooks_of as hooks_of
 from .masks import unmasked as unmasked
 from .missing import PartlyObserved as PartlyObserved
 from .missing import has_missing as has_missing
+from .missing import sample_missing as sample_missing
 from .modes import NamedModule as NamedModule
 from .modes import as_batch as as_batch
 from .modes import capturing as capturing
@@ -89,6 +90,7 @@ __all__ = [
     "repeat_rows",
     "retry_unvalidated",
     "run",
+    "sample_missing",
     "simulate",
     "sum_but",
     "total_log_prob",

@@ -16,6 +16,7 @@ class ModelHooks(NamedTuple):
         check: `(y)`: refuses data outside the likelihood's support.
         decode: `(z, *covariates)`: mean of p(y | z).
         sample_data: `(z, *covariates)`: draws from p(y | z).
+        sample_missing: `(z, *covariates)`: draws from p(y | z) of entries that are missing.
         exact_posterior: `(*batch)`: p(z | y) as a `MultivariateNormal`.
         log_evidence: `(*batch)`: log p(y), `(batch,)`, in nats.
     """
@@ -24,6 +25,7 @@ class ModelHooks(NamedTuple):
     check: Callable[[Tensor], None] | None = None
     decode: Callable[..., Tensor] | None = None
     sample_data: Callable[..., Tensor] | None = None
+    sample_missing: Callable[..., Tensor] | None = None
     exact_posterior: Callable[..., Any] | None = None
     log_evidence: Callable[..., Any] | None = None
 

@@ -99,6 +99,17 @@ class PartlyObserved(dist.TorchDistribution):
         log_prob = self.features.log_prob(filled)
         return log_prob.masked_fill(missing, 0.0)
 
+    def sample_missing(self) -> Tensor | None:
+        """Draws of every feature given that it is missing; None where that says nothing of it."""
+        return None
+
+
+def sample_missing(distribution: Distribution) -> Tensor | None:
+    """Draws of a datum whose features are missing; None where that says nothing of them."""
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return distribution.sample_missing() if isinstance(distribution, PartlyObserved) else None
+
 
 def has_missing(value: Tensor) -> bool:
     """Whether some entry is nan."""
@@ -112,6 +123,7 @@ def has_missing(value: Tensor) -> bool:
 
 def observed_features(features: Distribution, value: Tensor) -> Distribution:
     """The wrapped distributions, if none is in fact missing."""
-    if isinstance(features, PartlyObserved) and not has_missing(value):
+    # This type and no subclass, which may have a density of what is missing.
+    if type(features) is PartlyObserved and not has_missing(value):
         return features.features
     return features

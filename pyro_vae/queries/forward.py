@@ -25,6 +25,7 @@ from ..programs import (
     feature_distribution,
     hooks_of,
     repeat_rows,
+    sample_missing,
     with_observed,
 )
 from ..randomness import forked
@@ -73,6 +74,16 @@ def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batc
     if sample_data is not None:
         return sample_data(z, *batch[1:])
     return _by_pieces(program, z, batch, _value)
+
+
+def drawn_missing(
+    program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch
+) -> Tensor:
+    """Draws from p(y | z) of entries that are missing, which may say what they would have been."""
+    sample = _own_methods(program).sample_missing
+    if sample is not None:
+        return sample(z, *batch[1:])
+    return _by_pieces(program, z, batch, _missing_value)
 
 
 def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) -> Distribution:
@@ -130,6 +141,11 @@ def _run(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch
 
 def _value(site: TracedSite) -> Tensor:
     return site.value
+
+
+def _missing_value(site: TracedSite) -> Tensor:
+    missing = sample_missing(site.distribution)
+    return site.value if missing is None else missing
 
 
 def _mean(site: TracedSite) -> Tensor:

@@ -23,7 +23,7 @@ from ..evidence import ImportanceSampling, Inference, LogMarginal
 from ..programs import Program
 from ..randomness import row_keys, seeded
 from ..results import Doubts, PerDatum, data_frame, join
-from .forward import drawn
+from .forward import drawn_missing
 from .weighted import (
     WeightedDraws,
     estimator_for,
@@ -223,8 +223,9 @@ def impute(
         z \sim \sum_k s_k \delta_{z_k}, \quad y_M \sim p(y_M \mid z)
 
     Whether an entry is missing must not depend on its value, given the observed ones (missing at
-    random). Means and standard deviations are of all weighted draws, one y for each; `draws` are
-    resampled, each with noise of its own.
+    random), unless the model says how it does (:class:`pyro_vae.likelihoods.SelfMasking`). Means
+    and standard deviations are of all weighted draws, one y for each; `draws` are resampled, each
+    with noise of its own.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose likelihood takes
@@ -301,7 +302,7 @@ def _filled_row(
     seeded(key)
     z, shares = block.z[:, place : place + 1], block.shares[:, place]
     again = torch.multinomial(shares, num_samples, replacement=True)
-    y = drawn(program, torch.cat([z, z[again]]), row)[:, 0]
+    y = drawn_missing(program, torch.cat([z, z[again]]), row)[:, 0]
     every, draws = y[: len(z)].double(), y[len(z) :]
     mean, error = weighted_mean(every, shares.reshape(-1, *[1] * (every.dim() - 1)))
     variance = weighted_mean((every - mean).square(), shares.reshape(-1, *[1] * mean.dim()))

@@ -1,0 +1,209 @@
+r"""A model of the holes: whether an entry is missing may depend on what it would have been.
+
+A likelihood leaves missing entries out, which is right where they are missing at random: where
+that they are depends on what was observed alone. Here the mask :math:`s_d` (1 where an entry was
+observed) has a likelihood of its own, a logistic regression on the entry itself,
+
+.. math:: p(y_O, s \mid z) = \prod_{d \in O} p(y_d \mid z) \, \sigma(a_d + b_d y_d)
+    \prod_{d \in M} \int p(y_d \mid z) \, \sigma(-a_d - b_d y_d) \, dy_d .
+
+Ipsen, Mattei and Frellsen draw the missing entries; features that are independent given z need no
+draws, since each integral has one dimension: a quadrature for normal features, a sum of two for
+Bernoulli ones. With :math:`b = 0` the mask says nothing of the data, and all is as without it.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from .._types import Distribution
+from ..programs import PartlyObserved
+from ..registry import registered
+from .base import Likelihood
+from .mixed import MixedFeatures
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # a slope of 3 sds: 1e-5 of the integral
+_TRIES = 64  # draws for a missing entry, of which the first that would be missing is taken
+
+
+class SelfMasked(PartlyObserved):
+    r"""Independent features that may be missing by their own value.
+
+    Where an entry was observed, its log density and :math:`\log \sigma(a + b y)`; at a nan the log
+    probability of being missing, with the entry integrated out. For programs of one's own, in place
+    of :class:`pyro_vae.PartlyObserved`.
+
+    Arguments:
+        features: Distributions of the features, with no event dimension. Columns of them that are
+            neither normal nor Bernoulli are missing at random.
+        intercept: :math:`a`, log odds of being observed where y is 0; broadcasts with a datum.
+        slope: :math:`b`, what a unit of y adds to them.
+        placeholder: A value on the support of the features.
+
+    Example:
+        >>> features = SelfMasked(dist.Normal(torch.zeros(1), 1.0), torch.zeros(1), torch.ones(1))
+        >>> features.log_prob(torch.tensor([[float("nan")], [0.0]])).squeeze()
+        tensor([-0.6931, -1.6121])
+    """
+
+    def __init__(
+        self,
+        features: Distribution,
+        intercept: Tensor,
+        slope: Tensor,
+        placeholder: Tensor | float = 0.0,
+    ) -> None:
+        super().__init__(features, placeholder)
+        self.intercept, self.slope = intercept, slope
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "SelfMasked":
+        """The same with more batch dimensions."""
+        features = self.features.expand(batch_shape)
+        return SelfMasked(features, self.intercept, self.slope, self.placeholder)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of each feature with that of its mask."""
+        missing = value.isnan()
+        filled = torch.where(missing, torch.as_tensor(self.placeholder).to(value), value)
+        seen = _by_parts(self.features, _log_observed, filled, self.intercept, self.slope)
+        gone = _by_parts(self.features, _log_missing, filled, self.intercept, self.slope)
+        return torch.where(missing, gone, self.features.log_prob(filled) + seen)
+
+    def sample_missing(self) -> Tensor:
+        r"""Draws of every feature given that it is missing, :math:`\propto p(y) \sigma(-a - b y)`.
+
+        By rejection, exact where one in 64 draws of p(y) would be missing; of rarer ones one of 64
+        in proportion to its weight.
+        """
+        draws = self.features.sample((_TRIES,))
+        log_odds = _by_parts(self.features, _log_gone, draws, self.intercept, self.slope)
+        taken = torch.rand_like(log_odds).log() < log_odds
+        gumbel = log_odds - (-torch.rand_like(log_odds).log()).log()
+        first = torch.where(taken.any(dim=0), taken.to(torch.int8).argmax(dim=0), gumbel.argmax(0))
+        return draws.gather(0, first[None])[0]
+
+
+def _by_parts(features: Distribution, answer: Any, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """An answer for each column: those of a table have several kinds."""
+    if not isinstance(features, MixedFeatures):
+        return answer(features, value, a, b).expand(value.shape)
+    width = value.shape[-1:]
+    a, b = a.expand(width), b.expand(width)
+    pairs = zip(features.parts, features.columns, strict=True)
+    return features.joined(
+        [
+            answer(part, value[..., at], a[at], b[at]).expand(value[..., at].shape)
+            for part, at in pairs
+        ]
+    )
+
+
+def _log_observed(features: Distribution, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    modelled = isinstance(features, dist.Normal | dist.Bernoulli)
+    return logsigmoid(a + b * value) if modelled else torch.zeros_like(value)
+
+
+def _log_gone(features: Distribution, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return _log_observed(features, value, -a, -b)
+
+
+def _log_missing(features: Distribution, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Log probability of being missing, with the entry integrated out."""
+    if isinstance(features, dist.Bernoulli):
+        logits = features.logits
+        return torch.logaddexp(
+            logsigmoid(-logits) + logsigmoid(-a), logsigmoid(logits) + logsigmoid(-a - b)
+        )
+    if not isinstance(features, dist.Normal):
+        return torch.zeros_like(value)
+    loc, slope = features.loc, b * features.scale
+    nodes = [
+        logsigmoid(-(a + b * loc) - slope * float(node))
+        + math.log(float(weight) / math.sqrt(2 * math.pi))
+        for node, weight in zip(_NODES, _WEIGHTS, strict=True)
+    ]
+    return torch.stack(torch.broadcast_tensors(*nodes)).logsumexp(dim=0)
+
+
+@registered()
+class SelfMasking(Likelihood):
+    r"""A likelihood with a model of its holes: an entry is observed by its own value.
+
+    .. math:: p(s_d = 1 \mid y_d) = \sigma(a_d + b_d y_d)
+
+    with an intercept and a slope for each column, which are learned with the model. Evidence,
+    training and imputation count the mask then: log p is that of what was observed *and* of which
+    entries were. Columns of categories and counts are taken as missing at random. Whether holes
+    depend on their own entries cannot be seen from the observed ones without assumptions: the
+    likelihood of the features says what the entries would have been, and slopes are as good as it
+    is. Densities of some columns (`pv.marginal`, `pv.conditional`) would take the others as missing
+    by this model: ask them of a model without it.
+
+    Arguments:
+        likelihood: That of the features.
+        shape: Shape of a datum, for an intercept and a slope a feature; `()` for one of each.
+
+    References:
+        | not-MIWAE: Deep Generative Modelling with Missing not at Random Data (Ipsen, Mattei &
+          Frellsen, 2021)
+        | https://arxiv.org/abs/2006.12871
+
+    Example:
+        >>> from pyro_vae.likelihoods import Gaussian
+        >>> likelihood = SelfMasking(Gaussian(), (2,))
+        >>> likelihood(torch.zeros(1, 2)).log_prob(torch.tensor([[0.0, float("nan")]]))
+        tensor([-2.5455])
+    """
+
+    def __init__(self, likelihood: Likelihood, shape: tuple[int, ...] | int = ()) -> None:
+        super().__init__()
+        self.likelihood = likelihood
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.intercept = nn.Parameter(torch.ones(self.shape))
+        self.slope = nn.Parameter(torch.zeros(self.shape))
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        """Those of the features' likelihood."""
+        return self.likelihood.outputs
+
+    @property
+    def takes(self) -> int:  # type: ignore[override]
+        """Further tensors that the features' likelihood takes."""
+        return self.likelihood.takes
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """That of the features' likelihood."""
+        return self.likelihood.output_shape(shape)
+
+    def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
+        """The features, complete."""
+        return self.likelihood.distribution(output, *given)
+
+    def mean(
+        self, output: Float[Tensor, "batch *output"], *given: Tensor
+    ) -> Float[Tensor, "batch *datum"]:
+        """Mean of p(y | z)."""
+        return self.likelihood.mean(output, *given)
+
+    def forward(self, output: Float[Tensor, "batch *output"], *given: Tensor) -> Distribution:
+        """p(y, s | z) with the datum as its event."""
+        self.check_given(given)
+        features = self.likelihood.distribution(output, *given)
+        fill = self.likelihood.fill(output)
+        masked = SelfMasked(features, self.intercept, self.slope, fill)
+        return masked.to_event(len(masked.batch_shape) - 1)
+
+    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
+        """Refuses data that the features' likelihood refuses."""
+        self.likelihood.check(y, names)
+
+    def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
+        """That of the features' likelihood."""
+        return self.likelihood.start(y, *given)
