@@ -98,6 +98,7 @@ def test_imputation_counts_the_mask(seed: int) -> None:
 def test_a_program_by_hand_counts_the_mask(seed: int) -> None:
     """The same distribution in a program of one's own, which has no methods."""
     likelihood = masked().likelihood
+    assert isinstance(likelihood, SelfMasking)
 
     def program(y: Tensor) -> None:
         with pyro.plate("data", len(y)):
