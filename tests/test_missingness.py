@@ -33,8 +33,8 @@ def masked() -> pv.models.VAE:
     with torch.no_grad():
         model.decoder.weight.copy_(torch.tensor(LOADING)[:, None])
         model.decoder.bias.copy_(torch.tensor(BIAS))
-        likelihood.intercept.copy_(torch.tensor(INTERCEPT))
-        likelihood.slope.copy_(torch.tensor(SLOPE))
+        likelihood.raw_intercept.copy_(torch.tensor(INTERCEPT) / 10)
+        likelihood.raw_slope.copy_(torch.tensor(SLOPE) / 10)
     return model
 
 
@@ -121,7 +121,7 @@ def test_columns_of_several_kinds() -> None:
         Mixed({"x": Gaussian(1.0), "b": Bernoulli(), "c": pv.likelihoods.Categorical(3)}), (3,)
     )
     with torch.no_grad():
-        likelihood.slope.copy_(torch.tensor([1.0, -2.0, 5.0]))
+        likelihood.raw_slope.copy_(torch.tensor([0.1, -0.2, 0.5]))
     output = torch.tensor([[0.3, 0.7, 0.1, 0.2, 0.3]], requires_grad=True)
     alone = SelfMasked(
         dist.Bernoulli(logits=torch.tensor([0.7])), torch.ones(1), torch.tensor([-2.0])
@@ -135,9 +135,9 @@ def test_columns_of_several_kinds() -> None:
     torch.testing.assert_close(found[0], expected)
     found.sum().backward()
     assert output.grad is not None
-    assert likelihood.slope.grad is not None
+    assert likelihood.raw_slope.grad is not None
     assert not output.grad.isnan().any()
-    assert not likelihood.slope.grad.isnan().any()
+    assert not likelihood.raw_slope.grad.isnan().any()
     draws = likelihood(output.detach().expand(2000, -1)).base_dist.sample_missing()
     assert draws.shape == (2000, 3)
     assert set(draws[:, 2].tolist()) == {0.0, 1.0, 2.0}

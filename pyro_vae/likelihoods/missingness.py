@@ -29,6 +29,7 @@ from .base import Likelihood
 from .mixed import MixedFeatures
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # a slope of 3 sds: 1e-5 of the integral
+_PACE = 10.0  # Adam's steps suit weights of nets; log odds are of order 1, and need longer ones
 _TRIES = 64  # draws for a missing entry, of which the first that would be missing is taken
 
 
@@ -165,8 +166,18 @@ class SelfMasking(Likelihood):
         super().__init__()
         self.likelihood = likelihood
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        self.intercept = nn.Parameter(torch.ones(self.shape))
-        self.slope = nn.Parameter(torch.zeros(self.shape))
+        self.raw_intercept = nn.Parameter(torch.full(self.shape, 1 / _PACE))
+        self.raw_slope = nn.Parameter(torch.zeros(self.shape))
+
+    @property
+    def intercept(self) -> Tensor:
+        """Log odds of being observed where an entry is 0."""
+        return _PACE * self.raw_intercept
+
+    @property
+    def slope(self) -> Tensor:
+        """What a unit of an entry, as the model has it, adds to them."""
+        return _PACE * self.raw_slope
 
     @property
     def outputs(self) -> int:  # type: ignore[override]

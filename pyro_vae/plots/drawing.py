@@ -36,6 +36,7 @@ CATEGORY_COLOURS = (
     *("#332288", "#CC6677", "#117733", "#88CCEE", "#AA4499"),
     *("#DDCC77", "#44AA99", "#882255", "#999933", "#777777"),
 )
+_WIDE = 3.0  # quartile ranges beyond the quartiles that an axis shows
 
 
 def as_numpy(values: Number) -> NDArray[Any]:
@@ -190,3 +191,23 @@ def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple
             f"{listed([value.shape, error.shape])}: average over the data first"
         )
     return value.item(), error.item()
+
+
+def look_at_most(ax: "Axes", values: NDArray[Any]) -> int:
+    """Cuts the vertical axis to where nearly all values are: one outlier would flatten the rest.
+
+    Arguments:
+        ax: The axes.
+        values: What is drawn on them.
+
+    Returns:
+        How many values lie outside.
+    """
+    low, high = np.quantile(values, [0.25, 0.75])
+    reach = _WIDE * (high - low)
+    near = values[(values >= low - reach) & (values <= high + reach)]
+    if reach > 0 and len(near) < len(values):
+        margin = 0.05 * (near.max() - near.min())
+        ax.set_ylim(near.min() - margin, near.max() + margin)
+        return len(values) - len(near)
+    return 0

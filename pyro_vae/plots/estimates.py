@@ -18,6 +18,7 @@ from .drawing import (
     estimates_of,
     handles,
     legend_above,
+    look_at_most,
     style,
     without_box,
 )
@@ -268,6 +269,8 @@ def plot_per_datum(
             look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none"}
             look |= {"label": f"{label}: {len(rows)}", "markersize": 4, "elinewidth": 0.8}
             ax.errorbar(places[some], values[rows], yerr=bars, **look)
-    ax.set(xlabel="data, lowest first", ylabel=f"{name} (± 1 standard error)")
+    beyond = look_at_most(ax, values[np.isfinite(values)]) if np.isfinite(values).any() else 0
+    more = f"; {beyond:,} outside the picture" if beyond else ""
+    ax.set(xlabel=f"data, lowest first{more}", ylabel=f"{name} (± 1 standard error)")
     ax.legend(frameon=False, fontsize="small")
     return without_box(ax)

@@ -14,6 +14,7 @@ from .drawing import (
     as_numpy,
     axes_or_new,
     figure_or_new,
+    look_at_most,
     with_minus,
     without_box,
 )
@@ -26,7 +27,6 @@ _FULL = 2.0  # spreads, at which a colour is full: larger effects do not pale th
 _MOST_LATENTS, _MOST_COLUMNS = 12, 24  # that can be read in one figure
 _MOST_ROWS = 60  # intervals side by side
 _ACROSS = 3  # panels beside one another; more cannot be read on a page
-_WIDE = 3.0  # quartile ranges beyond the quartiles that an axis shows
 
 
 def plot_effects(
@@ -218,17 +218,7 @@ def _draw_filled(
         ax.set_xlabel(f"rows with a hole{more}", fontsize="x-small")
     _name_entries(ax, column)
     if not isinstance(column.kind, Categories | Time):
-        _look_at_most(ax, np.concatenate([observed, low, high]))
-
-
-def _look_at_most(ax: "Axes", values: NDArray[Any]) -> None:
-    """Cuts the axis to where nearly all values are: one outlier would flatten the rest."""
-    low, high = np.quantile(values, [0.25, 0.75])
-    reach = _WIDE * (high - low)
-    near = values[(values >= low - reach) & (values <= high + reach)]
-    if reach > 0 and len(near) < len(values):
-        margin = 0.05 * (near.max() - near.min())
-        ax.set_ylim(near.min() - margin, near.max() + margin)
+        look_at_most(ax, np.concatenate([observed, low, high]))
 
 
 def own(values: NDArray[Any], column: Column) -> NDArray[Any]:

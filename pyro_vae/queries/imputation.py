@@ -168,9 +168,11 @@ class Imputation(PerDatum):
         share = holes / self.missing.numel()
         worst = self.pareto_k[~self.pareto_k.isnan()]
         tail = f"; Pareto k at most {float(worst.max()):.2f}" if len(worst) else ""
+        bad = int((~self.reliable).sum())
+        trusted = f"{bad} cannot be trusted ({self.reasons})" if bad else "all can be trusted"
         return (
             f"{holes} missing entries ({share:.0%}) in {rows} of {len(self)} rows, "
-            f"{len(self.draws)} draws each{tail}; of the rows {self.trust()}"
+            f"{len(self.draws)} draws each{tail}; of these rows {trusted}"
             f"{', ' * bool(self.given)}{self.given}"
         )
 
