@@ -435,9 +435,22 @@ def test_both_generations_of_arviz(
     }
     monkeypatch.setattr(tails, "arviz_generation", lambda: int(arviz.split(".")[0]))
     monkeypatch.setattr(tails, "import_module", modules.__getitem__)
-    log_weights = torch.arange(num_particles, dtype=torch.float64) / 1_024
-    answer = pareto_k(log_weights).item()
-    assert answer == tail_size(num_particles) - log_weights.max().item()
+    log_weights = np.arange(num_particles) / 1_024
+    _, answer = tails.arviz_tail_fit()(log_weights - log_weights.max(), tail_size(num_particles))
+    assert answer == tail_size(num_particles) - log_weights.max()
+
+
+@pytest.mark.parametrize("num_particles", [40, 250, 1_000, 5_000])
+@pytest.mark.parametrize("k", [-1.0, 0.3, 0.9, 2.0])
+def test_the_fit_is_that_of_arviz(num_particles: int, k: float) -> None:
+    """To rounding, of heavy and of bounded tails; of a tail one draw shorter it is another."""
+    log_weights = -k * torch.rand(num_particles, 5, dtype=torch.float64).log()
+    size, fit = tail_size(num_particles), tails.arviz_tail_fit()
+    rows = (log_weights - log_weights.amax(dim=0)).T.numpy()
+    for fewer in (0, 1):
+        theirs = [fit(row.copy(), size - fewer)[1] for row in rows]
+        agree = np.isclose(pareto_k(log_weights).numpy(), theirs, rtol=0, atol=1e-9)
+        assert agree.all() if not fewer else not agree.any()
 
 
 @pytest.mark.parametrize(

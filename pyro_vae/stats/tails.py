@@ -48,10 +48,10 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
 
     .. math:: P(w > u + x \mid w > u) \approx (1 + k x / \sigma)^{-1/k}
 
-    A generalized Pareto distribution is fitted by ArviZ to the excess of the largest :math:`\min(K
-    / 5, 3 \sqrt K)` weights over the next one, :math:`u`. Moments of order :math:`1/k` and above
-    are infinite: with :math:`k < 1/2` the weights have a variance, with :math:`k < 1` a mean.
-    :func:`reliable_pareto_k` gives the limit for a number of draws.
+    A generalized Pareto distribution is fitted, as ArviZ does it, to the excess of the largest
+    :math:`\min(K / 5, 3 \sqrt K)` weights over the next one, :math:`u`. Moments of order
+    :math:`1/k` and above are infinite: with :math:`k < 1/2` the weights have a variance, with
+    :math:`k < 1` a mean. :func:`reliable_pareto_k` gives the limit for a number of draws.
 
     The fit is shrunk towards 1/2 by ten pseudo-draws and often reads low for a tail that is not yet
     a power law. One :math:`k` from 1,000 draws has a standard deviation near 0.15: use 5,000 or
@@ -91,11 +91,11 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
     require_legal(log_weights)
     num_particles, *batch = log_weights.shape
     rows = log_weights.detach().double().cpu().reshape(num_particles, math.prod(batch)).T
-    fit, rounding = arviz_tail_fit(), rounding_units(log_weights).flatten().tolist()
-    # ArviZ's grid of trial scales under- and overflows at its far ends, by design.
+    rounding = rounding_units(log_weights).flatten().tolist()
+    # The grid of trial scales under- and overflows at its far ends, by design.
     with np.errstate(all="ignore"):
         pairs = zip(rows.contiguous().numpy(), rounding, strict=True)
-        shapes = [_tail_shape(row, spread, fit) for row, spread in pairs]
+        shapes = [_tail_shape(row, spread) for row, spread in pairs]
     return torch.tensor(shapes, dtype=torch.float64).reshape(batch).to(log_weights.device)
 
 
@@ -146,13 +146,36 @@ def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Te
     return (_ROUNDING_UNITS * eps * magnitude).clamp(max=_MAX_ROUNDING)
 
 
-def _tail_shape(row: NDArray[np.float64], rounding: float, fit: TailFit) -> float:
+def _tail_shape(row: NDArray[np.float64], rounding: float) -> float:
     if row.max() == -np.inf:
         return math.nan  # every weight is zero
     if is_flat(row, rounding):
         return -math.inf
     relative, size = sound_tail(row)
-    return fit(relative, size)[1] if size >= FEWEST_IN_TAIL else math.nan
+    if size < FEWEST_IN_TAIL:
+        return math.nan
+    largest = np.sort(relative)[-size - 1 :]
+    return _shape_of_excess(np.exp(largest[1:]) - np.exp(largest[0]))
+
+
+def _shape_of_excess(excess: NDArray[np.float64]) -> float:
+    r"""`k` of a generalized Pareto distribution of these excesses, in ascending order.
+
+    As `arviz.psislw` fits it, by the posterior mean over a grid of :math:`b = -k / \sigma` (Zhang
+    & Stephens, 2009), without its 4 ms of labelling per row and 2 s of import.
+    """
+    number = len(excess)
+    points = 30 + int(number**0.5)
+    quartile = excess[int(number / 4 + 0.5) - 1]
+    grid = 1 - np.sqrt(points / (np.arange(1, points + 1) - 0.5))
+    b = grid / (3 * quartile) + 1 / excess[-1]
+    k = np.log1p(-b[:, None] * excess).mean(axis=1)
+    profile = number * (np.log(-b / k) - k - 1)
+    weights = 1 / np.exp(profile - profile[:, None]).sum(axis=1)
+    kept = weights >= 10 * np.finfo(np.float64).eps
+    mean = (b[kept] * weights[kept]).sum() / weights[kept].sum()
+    shape = float(np.log1p(-mean * excess).mean())
+    return (number * shape + 10 * 0.5) / (number + 10)  # ten pseudo-draws at 1/2
 
 
 def tail_size(num_particles: int) -> int:
