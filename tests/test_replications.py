@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from replications.__main__ import names
+from replications.__main__ import names, page, section, written
 from replications.record import Finding, Replication, within
 
 
@@ -19,6 +19,18 @@ def test_page_shows_failures() -> None:
     assert "| b | 2 | 9.0 ± 0.1 | **no** |" in result.page()
     assert "Not replicated" in result.page()
     assert Replication("T", "S", "s", "c", (*findings[:1], Finding("shown", "", "3"))).met
+
+
+def test_page_keeps_what_did_not_run() -> None:
+    """One section is replaced, the others stay, and the table at the top follows."""
+    findings = (Finding("a", "1", "1.0 ± 0.1", met=True),)
+    one, two = (Replication(title, "A, 2020: W", "s", "c", findings) for title in ("One", "Two"))
+    text = page({"b_2020": section("b_2020", two, 2.0), "a_2019": section("a_2019", one, 1.0)})
+    assert written(text).keys() == {"a_2019", "b_2020"}
+    assert page(written(text)) == text
+    later = page(written(text) | {"b_2020": section("b_2020", two, 30.0)})
+    assert later == text.replace("| replicated | 2 |", "| replicated | 30 |")
+    assert text.index("| One |") < text.index("| Two |") < text.index("## One")
 
 
 def test_within_counts_errors() -> None:
