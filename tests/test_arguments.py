@@ -248,7 +248,7 @@ def test_wrapping_twice_changes_nothing() -> None:
     before = pv.evidence.elbo
     check_public(vars(pv.evidence))
     assert pv.evidence.elbo is before
-    assert inspect.signature(pv.fit).parameters["num_epochs"].default == 50
+    assert inspect.signature(pv.fit).parameters["batch_size"].default == 64
     assert kind_of(int, COUNT) is not None
 
 

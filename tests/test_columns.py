@@ -228,7 +228,7 @@ def test_errors_over_data_and_over_draws_are_not_mixed(table: Comparison) -> Non
     assert float(found["data-error"]) == pytest.approx(spread)
     draws = PLANTED["elbo"][1] * 2**0.5
     assert draws < spread / 4
-    assert f"{draws:.2g} is that of the draws" in found["title"]
+    assert f"{draws:.2g} comes from the draws" in found["title"]
 
 
 @pytest.mark.parametrize(("one", "other"), [("rate", "distortion"), ("elbo", "train_elbo")])

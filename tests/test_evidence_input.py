@@ -115,7 +115,7 @@ def other_model() -> pv.Guide:
         (lambda: extra_site, "samples 'x', which the model does not have"),
         (lambda: no_plate, "sample it inside"),
         (other_rows, "fit_rows"),
-        (other_model, "z needs 2 latents"),
+        (other_model, r"made for a model with the latent sites \{'z': 3\}"),
     ],
     ids=["missing", "extra", "no-plate", "other-rows", "other-model"],
 )

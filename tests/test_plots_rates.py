@@ -74,7 +74,7 @@ def test_bounds(ax: Axes) -> None:
     plot_rate_distortion(
         BETAS, curves("training"), information=(information, ERROR), entropy=2.0, ax=ax
     )
-    assert legend(ax) == ["training", "information", "below H = 2.00: cannot be"]
+    assert legend(ax) == ["training", "information", "below H = 2.00: impossible"]
     joined = next(part for part in ax.collections if part.get_label() == "_information")
     ends = np.array([segment[:, 0] for segment in joined.get_segments()])  # type: ignore[attr-defined]
     np.testing.assert_array_equal(ends, np.c_[information, RATE])

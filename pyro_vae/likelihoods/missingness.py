@@ -158,7 +158,7 @@ class SelfMasking(Likelihood):
     Example:
         >>> from pyro_vae.likelihoods import Gaussian
         >>> likelihood = SelfMasking(Gaussian(), (2,))
-        >>> likelihood(torch.zeros(1, 2)).log_prob(torch.tensor([[0.0, float("nan")]]))
+        >>> likelihood(torch.zeros(1, 2)).log_prob(torch.tensor([[0.0, float("nan")]])).detach()
         tensor([-2.5455])
     """
 
