@@ -187,7 +187,7 @@ def test_data_may_be_arrays() -> None:
     guide = amortized(case, batch)
     mixed = (batch[0], batch[1].double().numpy())
     torch.testing.assert_close(guide.mean(mixed), guide.mean(batch))
-    with pytest.raises(TypeError, match="got list at position 1: pass torch.tensor"):
+    with pytest.raises(TypeError, match=r"got list at position 1: pass torch\.tensor"):
         inspect.unwrap(as_batch)((batch[0], [1.0]))  # around the check of types in tests
 
 

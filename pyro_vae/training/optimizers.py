@@ -46,6 +46,7 @@ def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
         | https://arxiv.org/abs/1211.5063
 
     Example:
+        >>> from functools import partial
         >>> parameter = torch.zeros(1, requires_grad=True)
         >>> optimizer = clipped(partial(torch.optim.SGD, lr=1.0), max_norm=0.5)([parameter])
         >>> parameter.grad = torch.tensor([-8.0])
