@@ -1,7 +1,8 @@
 """What a replication says: published and own values side by side, and whether the criterion is met.
 
 A script of this folder has a function `replicate(*, smoke)` that returns a :class:`Replication`.
-Its criterion was written down before its first run; where it was changed later, the remark says so.
+Its criterion was written down before its first run; where it or the setting was changed later, the
+remark says so.
 """
 
 from dataclasses import dataclass
