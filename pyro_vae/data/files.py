@@ -265,8 +265,8 @@ def _read_csv(path: Path) -> Table:
             named = "" if cells.names is None else f" ({name!r})"
             raise ValueError(
                 f"'{path}': line {cells.lines[row]}, column {place}{named}: "
-                f"{column.values[row]!r} is not a number: correct the cell, leave it empty where it "
-                f"is missing, or read columns of words, too, by pv.data.read_frame('{path}')"
+                f"{column.values[row]!r} is not a number: correct the cell, leave it empty where "
+                f"it is missing, or read columns of words, too, by pv.data.read_frame('{path}')"
             )
     values = np.stack([column.values.astype(np.float64) for column in columns.values()], axis=1)
     return Table(values, cells.names)
