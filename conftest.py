@@ -46,6 +46,12 @@ def assert_untouched(before: GlobalState) -> None:
         assert old == new, f"the test changed {name} from {old} to {new}"
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Seeds what a test module draws while it is imported, whichever were imported before."""
+    if isinstance(collector, pytest.Module):
+        pyro.set_rng_seed(SEED)
+
+
 @pytest.fixture(autouse=True)
 def leaves_no_trace() -> Iterator[None]:
     """Fails the test that leaves global state changed, or entries in Pyro's parameter store."""
