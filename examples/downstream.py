@@ -149,6 +149,50 @@ def draw(
     figure.savefig(path, dpi=110)
 
 
+def learned(
+    embedded: dict[str, tuple[Array, Array]], labels: Array, test_labels: Array
+) -> tuple[dict[str, dict[int, Array]], dict[str, tuple[float, Array]]]:
+    """Held-out pictures classified rightly, by embedding and labels, and agreement of clusters."""
+    accuracy, clusters = {}, {}
+    for name, pair in embedded.items():
+        accuracy[name] = {
+            number: right(pair, labels, test_labels, number)
+            for number in (50, 100, 300, len(labels))
+        }
+        if "draws" not in name:
+            kmeans = KMeans(10, n_init=20, random_state=0).fit(pair[0][0])
+            found = kmeans.predict(pair[1][0])
+            clusters[name] = resampled(adjusted_rand_score, test_labels, found)
+        hits = (
+            f"{part.mean():.3f} ± {part.std() / len(part) ** 0.5:.3f} from {number}"
+            for number, part in accuracy[name].items()
+        )
+        print(f"{name:14s} accuracy by labels: {', '.join(hits)}")
+    return accuracy, clusters
+
+
+def conclude(
+    accuracy: dict[str, dict[int, Array]],
+    clusters: dict[str, tuple[float, Array]],
+    scores: dict[str, tuple[float, Array]],
+) -> None:
+    """Prints what the VAE's embedding gains on others, each with its error."""
+    said = []
+    for number in (50, max(accuracy["pixels"])):
+        for other in ("pixels", f"PCA, {LATENTS}"):
+            gain = accuracy["VAE, mean"][number] - accuracy[other][number]
+            error = gain.std() / len(gain) ** 0.5
+            said.append(f"{gain.mean():+.3f} ± {error:.3f} against {other} from {number} labels")
+    closer = less(clusters["VAE, mean"], clusters["pixels"])
+    lost = less(scores["VAE, 4"], scores["all ten"])
+    print(
+        f"\nAccuracy from {LATENTS} numbers a digit, the mean of q(z | y), less that from others: "
+        f"{'; '.join(said)}. Agreement of k-means on them with the digits, less that on pixels: "
+        f"{closer[0]:+.3f} ± {closer[1].std():.3f}. R^2 from four latents of a patient, less that "
+        f"from all ten columns: {lost[0]:+.3f} ± {lost[1].std():.3f}."
+    )
+
+
 def main() -> None:
     """Question, model, fit, figure, sentence."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -164,20 +208,7 @@ def main() -> None:
         np.array(part)[:rows] for part in (digits.train_labels, digits.test_labels)
     )
     embedded = embeddings(train, test, epochs, draws)
-    accuracy: dict[str, dict[int, Array]] = {name: {} for name in embedded}
-    clusters = {}
-    for name, pair in embedded.items():
-        for number in (50, 100, 300, len(labels)):
-            accuracy[name][number] = right(pair, labels, test_labels, number)
-        if "draws" not in name:
-            kmeans = KMeans(10, n_init=20, random_state=0).fit(pair[0][0])
-            found = kmeans.predict(pair[1][0])
-            clusters[name] = resampled(adjusted_rand_score, test_labels, found)
-        hits = (
-            f"{part.mean():.3f} ± {part.std() / len(part) ** 0.5:.3f} from {number}"
-            for number, part in accuracy[name].items()
-        )
-        print(f"{name:14s} accuracy by labels: {', '.join(hits)}")
+    accuracy, clusters = learned(embedded, labels, test_labels)
     scores = progressions(300 if rows is None else 2)
     print("adjusted Rand index:", "; ".join(shown(n, *part) for n, part in clusters.items()))
     print("R^2 of the progression:", "; ".join(shown(n, *part) for n, part in scores.items()))
@@ -185,21 +216,7 @@ def main() -> None:
     first, new = (part[0] for part in embedded["VAE, mean"])
     plane = PCA(2).fit(first).transform(new)
     draw(plane, test_labels, accuracy, clusters, arguments.out / "downstream.png")
-
-    said = []
-    for number in (50, len(labels)):
-        for other in ("pixels", f"PCA, {LATENTS}"):
-            gain = accuracy["VAE, mean"][number] - accuracy[other][number]
-            error = gain.std() / len(gain) ** 0.5
-            said.append(f"{gain.mean():+.3f} ± {error:.3f} against {other} from {number} labels")
-    closer = less(clusters["VAE, mean"], clusters["pixels"])
-    lost = less(scores["VAE, 4"], scores["all ten"])
-    print(
-        f"\nAccuracy from {LATENTS} numbers a digit, the mean of q(z | y), less that from others: "
-        f"{'; '.join(said)}. Agreement of k-means on them with the digits, less that on pixels: "
-        f"{closer[0]:+.3f} ± {closer[1].std():.3f}. R^2 from four latents of a patient, less that "
-        f"from all ten columns: {lost[0]:+.3f} ± {lost[1].std():.3f}."
-    )
+    conclude(accuracy, clusters, scores)
 
 
 if __name__ == "__main__":

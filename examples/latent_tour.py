@@ -90,6 +90,51 @@ def draw(
     figure.savefig(path, dpi=90)
 
 
+def pictures(
+    model: pv.models.VAE, guide: pv.Guide, eight: Tensor, z: Tensor
+) -> dict[str, dict[str, Tensor]]:
+    """Reconstructions of some digits, ways between two latents, and what is generated."""
+    made = queries.reconstruction_draws(model, guide, eight)[0]
+    means, at_draw = (queries.encode(model, guide, eight, number) for number in (None, 1))
+    farthest = (z - z[0]).norm(dim=-1).argmax()
+    torch.manual_seed(0)
+    return {
+        "reconstructions": {
+            "data": eight,
+            "at the mean": model.decode(means),
+            "at a draw": model.decode(at_draw[0]),
+            "data drawn": made,
+        },
+        "from one digit to another": {
+            name: model.decode(way) for name, way in paths(z[0], z[farthest]).items()
+        },
+        "generated": {
+            "q(z)": model.decode(z[torch.randperm(len(z))[:COLUMNS]]),
+            "prior": model.decode(model.sample_latents(COLUMNS)),
+        },
+    }
+
+
+def say_lengths(z: Tensor) -> None:
+    """Prints how long latents are half way between two digits, and at digits."""
+    half = len(z) // 2
+    for name, way in paths(z[:half], z[half : 2 * half], 3).items():
+        middle, error = stats.population_mean(way[1].norm(dim=-1))
+        print(f"half way, {name:9s} |z| = {float(middle):.2f} ± {float(error):.2f}")
+    typical = stats.population_mean(z.norm(dim=-1))
+    print(f"at the digits       |z| = {float(typical.value):.2f} ± {float(typical.error):.2f}")
+
+
+def say_tails(found: dict[str, tuple[Tensor, queries.Outliers]]) -> None:
+    """Prints which share of digits, and of what is none, has a small tail probability."""
+    said = []
+    for name, (_, out) in found.items():
+        share, error = stats.population_mean(out.flagged(ALARMS).double())
+        print(f"{name:15s} {out.log_p.summary()}")
+        said.append(f"{float(share):.1%} ± {float(error):.1%} of {name}")
+    print(f"\nBelow a tail probability of 0.05 are {', '.join(said)}.")
+
+
 def main() -> None:
     """Question, model, fit, figure, sentence."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -103,28 +148,8 @@ def main() -> None:
     train, reference, test = digits.train[:some], digits.test[:180][:some], digits.test[180:][:some]
     model, guide = trained(train, epochs)
 
-    eight = test[:COLUMNS]
-    made = queries.reconstruction_draws(model, guide, eight)[0]
-    means, at_draw = (queries.encode(model, guide, eight, number) for number in (None, 1))
     z = queries.encode(model, guide, train, 1, seed=1)[0]
-    farthest = (z - z[0]).norm(dim=-1).argmax()
-    ways = paths(z[0], z[farthest])
-    split = diagnostics.surgery(model, guide, train)
-    prior = model.sample_latents
-    torch.manual_seed(0)
-    rows = {
-        "reconstructions": {
-            "data": eight,
-            "at the mean": model.decode(means),
-            "at a draw": model.decode(at_draw[0]),
-            "data drawn": made,
-        },
-        "from one digit to another": {name: model.decode(way) for name, way in ways.items()},
-        "generated": {
-            "q(z)": model.decode(z[torch.randperm(len(z))[:COLUMNS]]),
-            "prior": model.decode(prior(COLUMNS)),
-        },
-    }
+    rows = pictures(model, guide, test[:COLUMNS], z)
     traversal = queries.traverse(model, guide, train)
     found = {
         name: (y, queries.outliers(model, guide, y, reference, pv.ImportanceSampling(samples)))
@@ -133,19 +158,10 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw(rows, traversal, found, arguments.out / "latent_tour.png")
 
+    split = diagnostics.surgery(model, guide, train)
     print(f"\n{split.summary()}\n\nlatents by information: {', '.join(traversal.labels)}\n")
-    half = len(z) // 2
-    for name, way in paths(z[:half], z[half : 2 * half], 3).items():
-        middle, error = stats.population_mean(way[1].norm(dim=-1))
-        print(f"half way, {name:9s} |z| = {float(middle):.2f} ± {float(error):.2f}")
-    typical = stats.population_mean(z.norm(dim=-1))
-    print(f"at the digits       |z| = {float(typical.value):.2f} ± {float(typical.error):.2f}")
-    said = []
-    for name, (_, out) in found.items():
-        share, error = stats.population_mean(out.flagged(ALARMS).double())
-        print(f"{name:15s} {out.log_p.summary()}")
-        said.append(f"{float(share):.1%} ± {float(error):.1%} of {name}")
-    print(f"\nBelow a tail probability of 0.05 are {', '.join(said)}.")
+    say_lengths(z)
+    say_tails(found)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,38 @@ def draw(
     figure.savefig(path, dpi=110)
 
 
+def tumours() -> tuple[Tensor, Tensor, Tensor]:
+    """Four hundred for training and the others, standardized by the first, and their sds."""
+    y = torch.as_tensor(load_breast_cancer().data)
+    y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
+    mean, sd = y[:400].mean(dim=0), y[:400].std(dim=0)
+    return (y[:400] - mean) / sd, (y[400:] - mean) / sd, sd
+
+
+def conclude(
+    last: dict[str, LogMarginal], gaps: dict[str, InferenceGap], sd: Tensor, number: int
+) -> None:
+    """Prints paired differences between models with as many latents, and their gaps."""
+    print(
+        f"\nNats a standardized tumour; in the units of the table add the log of the Jacobian, "
+        f"{-float(sd.log().sum()):.3f}. With {number} latents, paired:"
+    )
+    for one, other in (
+        ("pPCA, EM", "pPCA, closed form"),
+        ("pPCA, CAVI", "pPCA, closed form"),
+        ("pPCA, linear VAE", "pPCA, closed form"),
+        ("factor analysis, EM", "pPCA, closed form"),
+        ("deep VAE", "factor analysis, EM"),
+    ):
+        pair = pv.criticism.paired_difference(last[one], last[other])
+        print(f"  {one} less {other}: {pair.summary()}")
+    print(
+        f"EM's q(z) leaves a gap of {float(gaps['pPCA, EM'].mean.inference.value):.4f} nats, the "
+        f"linear encoder {float(gaps['pPCA, linear VAE'].mean.inference.value):.4f}, and the deep "
+        f"VAE's {float(gaps['deep VAE'].mean.inference.value):.3f}."
+    )
+
+
 def main() -> None:
     """Question, model, fit, figure, sentence."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -111,10 +143,7 @@ def main() -> None:
 
     torch.set_num_threads(1)  # small tensors make threads fight
     torch.set_default_dtype(torch.float64)  # so that exact answers agree to the last digits
-    y = torch.as_tensor(load_breast_cancer().data)
-    y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
-    mean, sd = y[:400].mean(dim=0), y[:400].std(dim=0)
-    train, test = (y[:400] - mean) / sd, (y[400:] - mean) / sd
+    train, test, sd = tumours()
     test = test[:rows] if arguments.smoke else test
     tables, pairs = {}, {}
     for number in latents:
@@ -132,26 +161,7 @@ def main() -> None:
         print(f"\n{name}, {latents[-1]} latents: {gap.summary()}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw(tables, gaps, arguments.out / "pca_to_vae.png")
-
-    last = tables[latents[-1]]
-    print(
-        f"\nNats a standardized tumour; in the units of the table add the log of the Jacobian, "
-        f"{-float(sd.log().sum()):.3f}. With {latents[-1]} latents, paired:"
-    )
-    for one, other in (
-        ("pPCA, EM", "pPCA, closed form"),
-        ("pPCA, CAVI", "pPCA, closed form"),
-        ("pPCA, linear VAE", "pPCA, closed form"),
-        ("factor analysis, EM", "pPCA, closed form"),
-        ("deep VAE", "factor analysis, EM"),
-    ):
-        pair = pv.criticism.paired_difference(last[one], last[other])
-        print(f"  {one} less {other}: {pair.summary()}")
-    print(
-        f"EM's q(z) leaves a gap of {float(gaps['pPCA, EM'].mean.inference.value):.4f} nats, the "
-        f"linear encoder {float(gaps['pPCA, linear VAE'].mean.inference.value):.4f}, and the deep "
-        f"VAE's {float(gaps['deep VAE'].mean.inference.value):.3f}."
-    )
+    conclude(tables[latents[-1]], gaps, sd, latents[-1])
 
 
 if __name__ == "__main__":

@@ -180,30 +180,25 @@ def draw(
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    """Question, model, fit, figure, sentence."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
-    arguments = parser.parse_args()
-    sizes = Sizes(2, 1, 50, 3, 2) if arguments.smoke else Sizes(5, 120, 1000, 15, 20)
+class Compared(NamedTuple):
+    """Scores by method, and the last fold: two rows with holes, their draws, and without holes."""
 
-    torch.set_num_threads(1)  # small tensors make threads fight
-    table = wines()
+    scores: dict[str, list[Array]]
+    shown: tuple[Tensor, Tensor, Tensor]
+
+
+def compared(table: pd.DataFrame, sizes: Sizes) -> Compared:
+    """Every wine imputed by every method, none of which was trained on it."""
     holes = np.random.default_rng(0).random(table.shape) < 0.3
     parts: dict[str, list[Filled]] = {name: [] for name in METHODS}
     order: list[Array] = []
     truth: list[Array] = []
     for rows, new in KFold(sizes.folds, shuffle=True, random_state=0).split(table):
         columns = Columns.of(table.iloc[rows].mask(holes[rows]))  # learned from what was observed
-        levels = [
-            len(kind.categories) - 1 if isinstance(kind, Categories) else None
-            for kind in columns.kinds.values()
-        ]
-        top = np.array(levels, dtype=float)  # the highest code; nan for numbers
         whole = columns.encode(table.iloc[new])
         train = columns.encode(table.iloc[rows]).masked_fill(torch.tensor(holes[rows]), torch.nan)
         test = whole.masked_fill(torch.tensor(holes[new]), torch.nan)
+        top = highest_codes(columns)
         y, y_new = train.double().numpy(), test.double().numpy()
         parts["column means"].append(by_columns(y, y_new, top))
         for name, regression in REGRESSIONS.items():
@@ -221,13 +216,34 @@ def main() -> None:
         )
         for name, filled in parts.items()
     }  # fmt: skip
+    return Compared(results, (test[:2], result.draws[:, :2], whole[:2]))
+
+
+def highest_codes(columns: Columns) -> Array:
+    """The code of the last category of each column; nan for numbers."""
+    levels = [
+        len(kind.categories) - 1 if isinstance(kind, Categories) else None
+        for kind in columns.kinds.values()
+    ]
+    return np.array(levels, dtype=float)
+
+
+def main() -> None:
+    """Question, model, fit, figure, sentence."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    arguments = parser.parse_args()
+    sizes = Sizes(2, 1, 50, 3, 2) if arguments.smoke else Sizes(5, 120, 1000, 15, 20)
+
+    torch.set_num_threads(1)  # small tensors make threads fight
+    table = wines()
+    results, shown = compared(table, sizes)
     for name, values in results.items():
         print(f"{name:23s} {said(values, '.3f')}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    draw(
-        results, (test[:2], result.draws[:, :2], whole[:2]), list(table.columns),
-        arguments.out / "tabular_with_missing_values.png",
-    )  # fmt: skip
+    picture = arguments.out / "tabular_with_missing_values.png"
+    draw(results, shown, list(table.columns), picture)
     gains = {
         other: [one - two for one, two in zip(results["VAE"], results[other], strict=True)]
         for other in METHODS[:-1]

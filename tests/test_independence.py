@@ -150,9 +150,10 @@ def shared_streams(call: Callable[[], object]) -> dict[str, tuple[int, set[str]]
     return found
 
 
-MODEL = pv.models.VAE(torch.nn.Linear(3, 4), pv.likelihoods.Gaussian(), latent_dim=3)
+DECODER = torch.nn.Linear(3, 4)
 with torch.no_grad():  # a posterior narrower than an untrained guide, which needs further rungs
-    MODEL.decoder.weight.copy_(3 * torch.eye(4, 3))
+    DECODER.weight.copy_(3 * torch.eye(4, 3))
+MODEL = pv.models.VAE(DECODER, pv.likelihoods.Gaussian(), latent_dim=3)
 GUIDE = pv.Guide(MODEL, pv.GlobalParameters(), example=torch.zeros(1, 4))
 ENCODER = pv.Guide(MODEL, pv.Encoder(torch.nn.Linear(4, 5)), example=torch.zeros(1, 4))
 Y = torch.linspace(-1, 1, 12).reshape(3, 4)
