@@ -387,7 +387,7 @@ def _generic(
 
 
 def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> Kind | None:
-    """One of several, unless one may be anything, or it is data, which are checked later."""
+    """A union of kinds; None if one of them accepts anything, or is data, which are checked later."""
     if Tensor in parts and any(get_origin(part) is tuple for part in parts):
         return None
     if {Sequence, Mapping} <= {get_origin(part) for part in parts}:
@@ -483,7 +483,7 @@ def _takes_tensors(kind: Kind) -> bool:
 
 
 def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
-    """What to do about an argument."""
+    """The remedy that an error about an argument suggests."""
     name, default = parameter.name, parameter.default
     if isinstance(value, type):
         return f"call the class, as in {name}={value.__name__}(...)"

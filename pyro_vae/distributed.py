@@ -193,7 +193,7 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def sizes(num_rows: int) -> list[int]:
-    """How many rows every process has."""
+    """The number of rows of each process."""
     return [int(rows) for rows in _everyones(num_rows)]
 
 

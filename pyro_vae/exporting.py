@@ -66,11 +66,11 @@ class TorchExport:
         """Torch is there."""
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
-        """By `torch.export.save`."""
+        """Writes with `torch.export.save`."""
         torch.export.save(program, path)
 
     def load(self, path: Path) -> Callable[..., Sequence[Tensor]]:
-        """By `torch.export.load`."""
+        """Loads with `torch.export.load`."""
         return torch.export.load(path).module()
 
 
@@ -81,19 +81,19 @@ class ONNX:
     suffix = ".onnx"
 
     def require(self) -> None:
-        """Its packages come with an extra."""
+        """Raises an ImportError that names the extra, if its packages are missing."""
         for package in ("onnx", "onnxscript", "onnxruntime"):
             optional(package, needed_for="pv.export to ONNX")
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
-        """By `torch.onnx.export`, the weights within the file."""
+        """Writes with `torch.onnx.export`; the weights are in the file."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter's own house
             written: Any = torch.onnx.export(program, dynamo=True, verbose=False)
         written.save(path, external_data=False)
 
     def load(self, path: Path) -> Callable[..., Sequence[Tensor]]:
-        """By ONNX Runtime, on the CPU."""
+        """Loads with ONNX Runtime, on the CPU."""
         runtime = optional("onnxruntime", needed_for="pv.export to ONNX")
         session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
         names = [given.name for given in session.get_inputs()]
@@ -204,7 +204,7 @@ def _is_ours(name: str) -> bool:
 
 
 class _Function(NamedTuple):
-    """What is exported, with examples of its inputs by name, and the names of its outputs."""
+    """A function to export, with example inputs by name, and the names of its outputs."""
 
     call: Callable[..., Sequence[Tensor]]
     inputs: dict[str, Tensor]
@@ -217,7 +217,7 @@ class _Function(NamedTuple):
         return tuple(part[places.to(part.device)] for part in examples)
 
     def told(self) -> dict[str, Any]:
-        """What it takes and gives, in words."""
+        """Inputs and outputs, in words."""
         answers = dict(zip(self.outputs, self.call(*self.inputs.values()), strict=True))
         told = {"inputs": self.inputs, "outputs": answers}
         return {what: {n: _shape(part) for n, part in has.items()} for what, has in told.items()}
@@ -229,7 +229,7 @@ def _shape(part: Tensor) -> str:
 
 
 def _functions(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[str, _Function]:
-    """What can be exported, by name."""
+    """The functions that can be exported, by name."""
     found: dict[str, _Function] = {}
     given = {f"x{place}": part for place, part in enumerate(batch[1:], 1)}
     data, rows = {"y": batch[0], **given}, len(batch[0])

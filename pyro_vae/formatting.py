@@ -85,7 +85,7 @@ def several(value: Tensor, error: Tensor, spec: str = "") -> str:
 
 
 def typeset(text: str) -> str:
-    """The same with a typographic minus sign, for figures and pages."""
+    """Replaces hyphens before digits by typographic minus signs, for figures and pages."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 

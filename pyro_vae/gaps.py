@@ -184,7 +184,7 @@ class InferenceGap(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Those of log p(y), and doubts about either gap."""
+        """The doubts about log p(y), and about either gap."""
         return {
             **self.log_marginal.doubts,
             Doubt.FIT_STOPPED: ~self.fit_converged,

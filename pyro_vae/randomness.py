@@ -229,7 +229,7 @@ def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " row
 
 
 def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-    """How many equal values precede each."""
+    """The number of equal values that precede each."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     ranks = np.arange(len(values)) - np.searchsorted(ordered, ordered)  # from the first equal one

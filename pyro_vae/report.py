@@ -319,7 +319,7 @@ class Report:
         )
 
     def _columns(self) -> list[Column]:
-        """Every column of every table, once."""
+        """All columns of all tables, each once."""
         tables = (
             block
             for section in self.sections

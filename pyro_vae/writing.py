@@ -99,7 +99,7 @@ def _require_above(path: Path) -> None:
 
 
 def some(names: set[str]) -> str:
-    """A few of the names, in order."""
+    """Lists the first few names in alphabetical order."""
     shown = sorted(names)[:5]
     return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
 

@@ -22,7 +22,7 @@ EVIDENCE, LATENTS, TRUST, NOWHERE = "evidence", "latents", "trust", ""  # tables
 
 
 class Share(NamedTuple):
-    """Some of the data."""
+    """A share of the data."""
 
     number: int
     size: int
@@ -133,7 +133,7 @@ class Row:
         return float(value.value) if isinstance(value, Estimate) else plain(value)
 
     def record(self) -> dict[str, float | str]:
-        """All of it, flat, as a row of a file: each error follows its number."""
+        """The row as flat values for a file: each error follows its number."""
         return {
             name: part
             for column in COLUMNS

@@ -118,7 +118,7 @@ class Comparison(Result):
         )
 
     def differences(self) -> list[Difference]:
-        """Of every pair of guides, datum by datum, on the same held-out data."""
+        """Paired differences between guides, datum by datum, on the same held-out data."""
         return differences_of(self.results)
 
     @property

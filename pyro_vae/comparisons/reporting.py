@@ -117,7 +117,7 @@ def _verdict(table: "Comparison") -> list[tuple[str, str]]:
 
 
 def typeset_numbers(text: str) -> str:
-    """With typographic minus signs in place of a terminal's."""
+    """Replaces the hyphens of negative numbers by typographic minus signs."""
     return re.sub(r"(?<=[ (])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
@@ -179,7 +179,7 @@ def _why(result: GuideResult) -> str:
 
 
 def _errors(table: "Comparison") -> str:
-    """What ± is, and what it does not include."""
+    """Says what ± stands for, and what it does not include."""
     seeds = len(table.complete)
     again = (
         "how much they would change with another training run was not measured (one seed)"
@@ -193,7 +193,7 @@ def _errors(table: "Comparison") -> str:
 
 
 def _details(table: "Comparison", *, leads: bool) -> list[Block]:
-    """All of a comparison, except the picture at the top of the page."""
+    """Everything about a comparison, except the picture at the top of the page."""
     ceiling = table.rows()[0].number("ceiling")
     tables = [
         _table(

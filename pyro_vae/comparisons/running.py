@@ -201,7 +201,7 @@ class _Run:
     fresh: bool = False
 
     def under(self, seed: int, *, fresh: bool) -> "_Run":
-        """The same with another seed."""
+        """A copy of this run with another seed."""
         return replace(self, options={**self.options, "seed": seed}, fresh=fresh)
 
     def results(self, guides: Mapping[str, Candidate]) -> dict[str, GuideResult]:
@@ -220,7 +220,7 @@ class _Run:
         return results
 
     def _kept_apart(self, place: int) -> "_Run":
-        """Every training run has its own checkpoint, by seed and position of the guide."""
+        """A copy with its own checkpoint, named by the seed and the position of the guide."""
         given = self.options.get("checkpoint")
         if given is None:
             return self

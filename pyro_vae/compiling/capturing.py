@@ -77,7 +77,7 @@ class Captured:
         )
 
     def compiled(self, *args: Tensor) -> "Captured":
-        """The same with compiled operations, for arguments of these shapes.
+        """A copy with compiled operations, for arguments of these shapes.
 
         Raises:
             NotCaptured: If there is no compiler, or it fails.
@@ -108,7 +108,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
 
 def _without_sums(graph: GraphModule) -> GraphModule:
-    """The same with products and sums kept apart: a compiler would fuse a sum with what follows."""
+    """A copy with products and sums kept apart: a compiler would fuse a sum with what follows."""
     for node in list(graph.graph.nodes):
         if node.target is torch.ops.aten.addmm.default and not node.kwargs:
             bias, left, right = node.args

@@ -44,7 +44,7 @@ class _Densities:
 
     @torch.enable_grad()
     def with_gradients(self, z: Tensor, *rest: Tensor) -> list[Tensor]:
-        """The same, with the gradients of both in the latents."""
+        """Both densities, and their gradients with respect to the latents."""
         z = z.detach().requires_grad_()
         densities = self(z, *rest)
         gradients = [
@@ -119,7 +119,7 @@ class CompiledDensity:
         )
 
     def _agrees(self, graph: Captured, first: Tensor, batch: Batch) -> bool:
-        """Whether it agrees with the program on one draw of all data, which are validated."""
+        """Whether the graph agrees with the program on one draw for all data, validation included."""
         if self._is_checked and not is_validation_enabled():
             return True
         self._is_checked = True

@@ -51,7 +51,7 @@ class Cost(NamedTuple):
 
     @staticmethod
     def of(count: Counted, rows: int, *, with_backward: bool = False) -> "Cost":
-        """From the counts of one call; a backward pass costs about as much again."""
+        """Makes a cost from the counts of one call; a backward pass costs about as much again."""
         passes = 2 if with_backward else 1
         return Cost(passes * count.operations, passes * count.bytes / rows)
 
@@ -132,7 +132,7 @@ class Graphs:
 
     @contextmanager
     def counted(self, name: Any, rows: int, *, with_backward: bool = False) -> Iterator[None]:
-        """Around an eager call, whose operations are counted the first time."""
+        """Wraps an eager call and counts its operations the first time."""
         if self.is_off:
             yield
             return

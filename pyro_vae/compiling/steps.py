@@ -71,7 +71,7 @@ class CompiledSteps:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Around an eager step, forward and backward; the operations of the first are counted."""
+        """Wraps an eager step, forward and backward, and counts the operations of the first one."""
         if self.reason or self.cost is not None:
             yield
             return

@@ -137,7 +137,7 @@ def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
 
 
 def _pieces(y: Shaped[Tensor, "rows *datum"]) -> tuple[Tensor, ...]:
-    """Some rows at a time, so that a memory map larger than memory can be checked."""
+    """Splits the rows into pieces, so that a memory map larger than memory can be checked."""
     width = max(1, y[:1].numel())
     return y.split(max(1, _VALUES_AT_ONCE // width))
 

@@ -73,7 +73,7 @@ def _are_marked(cells: Sequence[str]) -> bool:
 
 
 def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
-    """How many of some words are numbers, and where others stand, if these are fewer."""
+    """How many cells are numbers, and the positions of the others if they are the minority."""
     plain = _numerals(cells, comma=False)
     odd = [
         place
@@ -114,7 +114,7 @@ def _booleans(cells: Sequence[str]) -> RawColumn | None:
 
 
 def _counted(cells: Sequence[str], *, comma: bool) -> tuple[int, int]:
-    """How many entries are numbers, and how many are not."""
+    """Counts the entries that are numbers, and those that are not."""
     known = [cell for cell in cells if not is_missing(cell)]
     good = sum(number(cell, comma=comma) is not None for cell in known)
     return good, len(known) - good
@@ -149,7 +149,7 @@ def _plain(cell: str, *, comma: bool, dotted: bool = False) -> str:
 
 
 def _ungrouped(cell: str) -> str:
-    """Without a typographer's minus, and without spaces or apostrophes between thousands."""
+    """Replaces a typographic minus, and removes spaces and apostrophes between thousands."""
     cell = cell.replace("\u2212", "-")
     return re.sub("[ \u00a0\u202f'\u2019]", "", cell) if _SPACED.fullmatch(cell) else cell
 

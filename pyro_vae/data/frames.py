@@ -86,7 +86,7 @@ class PandasFrame(Container):
     """A `pandas.DataFrame`."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether it is one of these."""
+        """Whether a table is of this library."""
         return _is_from("pandas", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
@@ -94,7 +94,7 @@ class PandasFrame(Container):
         return [str(name) for name in frame.columns]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """One of the columns, by position."""
+        """A column of the table, by position."""
         series = frame.iloc[:, place]
         dtype = str(series.dtype)
         if dtype == "category":
@@ -138,7 +138,7 @@ class PolarsFrame(Container):
     """A `polars.DataFrame`."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether it is one of these."""
+        """Whether a table is of this library."""
         return _is_from("polars", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
@@ -146,7 +146,7 @@ class PolarsFrame(Container):
         return list(frame.columns)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """One of the columns, by position."""
+        """A column of the table, by position."""
         series = frame.to_series(place)
         dtype = str(series.dtype.base_type())
         if dtype in ("Categorical", "Enum"):
@@ -192,7 +192,7 @@ class StructuredArray(Container):
     """A NumPy array with named fields."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether it is one of these."""
+        """Whether a table is of this library."""
         return isinstance(frame, np.ndarray) and frame.dtype.names is not None
 
     def names(self, frame: Any) -> list[str]:
@@ -200,7 +200,7 @@ class StructuredArray(Container):
         return list(frame.dtype.names)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """One of the columns, by position."""
+        """A column of the table, by position."""
         return from_array(frame[frame.dtype.names[place]], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
@@ -217,7 +217,7 @@ class ColumnsByName(Container):
     """A dictionary of arrays or sequences."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether it is one of these."""
+        """Whether a table is of this library."""
         return isinstance(frame, Mapping)
 
     def names(self, frame: Any) -> list[str]:
@@ -225,7 +225,7 @@ class ColumnsByName(Container):
         return [str(name) for name in frame]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """One of the columns, by position."""
+        """A column of the table, by position."""
         values = list(frame.values())[place]
         if isinstance(values, torch.Tensor):
             values = values.detach().cpu().numpy()
@@ -240,7 +240,7 @@ class Matrix(Container):
     """A NumPy array `(rows, columns)`, whose columns are called "0", "1", ..."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether it is one of these."""
+        """Whether a table is of this library."""
         return isinstance(frame, np.ndarray) and frame.dtype.names is None
 
     def names(self, frame: Any) -> list[str]:
@@ -250,7 +250,7 @@ class Matrix(Container):
         return [str(place) for place in range(frame.shape[1])]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """One of the columns, by position."""
+        """A column of the table, by position."""
         return from_array(frame[:, place], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
@@ -262,11 +262,11 @@ class TensorMatrix(Matrix):
     """A torch tensor `(rows, columns)`."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether it is one of these."""
+        """Whether a table is of this library."""
         return isinstance(frame, torch.Tensor)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """One of the columns, by position."""
+        """A column of the table, by position."""
         return from_array(frame[:, place].detach().cpu().numpy(), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:

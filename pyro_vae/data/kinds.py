@@ -92,7 +92,7 @@ class Time(Real):
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Time":
-        """Their format, mean and standard deviation."""
+        """Learns the format of the times, and their mean and standard deviation."""
         pattern = "" if raw.holds is Holds.TIMES else _pattern_of(name, raw)
         days = RawColumn(_days(name, raw, pattern), Holds.FLOATS, "float64")
         plain = Real.learn(name, days, rows)
@@ -151,7 +151,7 @@ class Count(Kind):
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Count":
-        """Nothing is to be learned."""
+        """Needs nothing from the data."""
         cls().encode(name, raw)
         return cls()
 

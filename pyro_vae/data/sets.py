@@ -202,7 +202,7 @@ class Scaling:
         return y.new_full((len(y),), self.log_scale)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it in lists, strings and numbers."""
+        """The set as lists, strings and numbers."""
         names = None if self.feature_names is None else list(self.feature_names)
         center, scale = (
             None if part is None else part.tolist() for part in (self.center, self.scale)

@@ -115,7 +115,7 @@ def augmentation_of(data: Any) -> tuple[Any, Augmented | None]:
 
 
 def chunks(reader: RowReader) -> Iterator[Batch]:
-    """All rows of a reader in their order, some at a time.
+    """Reads all rows in order, a chunk at a time.
 
     Use it to estimate the marginal likelihood of a data set on disk.
 

@@ -289,7 +289,7 @@ class Column:
 
     @property
     def _said(self) -> Kind | None:
-        """What its kind says of how it is written: categories may be numbers, or booleans."""
+        """The kind, if it determines how entries are written; categories may be numbers or booleans."""
         return self.kind if isinstance(self.kind, Time | Real | Count) else None
 
     def restored(self, values: Shaped[np.ndarray, " rows"]) -> RawColumn:
@@ -461,7 +461,7 @@ class Columns:
 
     @property
     def center(self) -> Float64[Tensor, " columns"]:
-        """What is subtracted from each column: 0 except for real ones."""
+        """The number subtracted from each column: 0 except for real ones."""
         return torch.tensor(
             [kind.center if isinstance(kind, Real) else 0.0 for kind in self.kinds.values()],
             dtype=torch.float64,
@@ -469,7 +469,7 @@ class Columns:
 
     @property
     def scale(self) -> Float64[Tensor, " columns"]:
-        """What each column is divided by: 1 except for real ones."""
+        """The number that each column is divided by: 1 except for real ones."""
         return torch.tensor(
             [kind.scale if isinstance(kind, Real) else 1.0 for kind in self.kinds.values()],
             dtype=torch.float64,
@@ -484,7 +484,7 @@ class Columns:
         return -float(self.scale.log().sum())
 
     def log_scales(self, y: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
-        """The same for each row: missing entries have no density, and no unit."""
+        """The same for each row, over its observed entries; missing ones have no density."""
         return -((~y.isnan()).to(y) @ self.scale.log().to(y))
 
     def to_json(self) -> dict[str, Any]:
@@ -526,7 +526,7 @@ class Columns:
 def _learned(
     raw: Mapping[str, RawColumn], kinds: Mapping[str, Kind | type[Kind]], rows: Rows
 ) -> tuple[Column, ...]:
-    """All columns; what is wrong with several of them is said at once."""
+    """Learns all columns; one error lists the faults of all of them."""
     columns, refused = [], {}
     for name, column in raw.items():
         try:

@@ -93,7 +93,7 @@ class Cells:
     comma: bool
 
     def column(self, place: int) -> list[str]:
-        """Its cells."""
+        """The cells of a column."""
         return [row[place] for row in self.rows]
 
 

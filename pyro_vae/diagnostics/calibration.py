@@ -173,7 +173,7 @@ class Calibration(Result):
         return shift * root, width * root
 
     def _resolution(self, false_alarm: float) -> str:
-        """What would have been detected nine times in ten, in words."""
+        """Says which deviation would have been detected nine times in ten."""
         scale, place = self.resolution(false_alarm)
         return (
             f"with {len(self.ranks)} data, errors of {scale:.0%} in the scale of normal draws, or "
@@ -385,7 +385,7 @@ def latent_names(program: Program) -> list[str]:
 
 
 def _squares(num_samples: int) -> Tensor:
-    """For each rank its squared distance from the middle, over the mean of that for all ranks."""
+    """Squared distance of each rank from the middle, divided by its mean over all ranks."""
     ranks = torch.arange(num_samples + 1, dtype=torch.float64)
     squares = (ranks - ranks.mean()).square()
     return squares / squares.mean()

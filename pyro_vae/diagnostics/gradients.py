@@ -377,7 +377,7 @@ class _Gradients:
         return list(torch.autograd.grad(loss, list(self.tensors.values()), allow_unused=True))
 
     def _accumulated(self) -> list[Tensor | None]:
-        """For Pyro's objectives that only fill in `.grad`: what was there is put back."""
+        """Gradients of objectives that only fill in `.grad`; its previous content is restored."""
         tensors = list(self.tensors.values())
         before = [tensor.grad for tensor in tensors]
         try:
@@ -480,12 +480,12 @@ class _Detached(dist.TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """That of the distribution."""
+        """As for the wrapped distribution."""
         return self.base.support
 
     @property
     def mean(self) -> Tensor:
-        """That of the distribution."""
+        """As for the wrapped distribution."""
         mean: Tensor = self.base.mean
         return mean
 

@@ -53,7 +53,7 @@ class TrustedDraws(Protocol):
 
     @property
     def ess(self) -> Tensor:
-        """How many independent draws they are worth, `(batch,)`."""
+        """Effective number of draws, `(batch,)`."""
 
     @property
     def doubts(self) -> Doubts:
@@ -85,7 +85,7 @@ class PValues(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Their Monte Carlo errors."""
+        """Monte Carlo errors of the p-values."""
         return self.p_value.error
 
     def rejected(self, control: stats.Control | None = None) -> Tensor:
@@ -267,7 +267,7 @@ class PosteriorCalibration(PValues):
         return Calibration(ranks, self.names, self.num_samples, (), self.given)
 
     def columns(self) -> dict[str, Tensor]:
-        """With the effective number of draws."""
+        """The columns of the base class, and the effective number of draws."""
         return {**super().columns(), "ess": self.ess}
 
     def summary(self, control: stats.Control | None = None) -> str:
@@ -394,7 +394,7 @@ def _require_simulable(program: Program) -> None:
 
 
 def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> Tensor:
-    """Some of every datum's draws, in random order, all different places while there are any."""
+    """A random choice of every datum's draws, without replacement while there are enough."""
     chance = generator(stream(seed, "posterior_calibration.draws"))
     order = torch.cat([
         torch.rand(len(z), z.shape[1], generator=chance).argsort(dim=0)
@@ -447,7 +447,7 @@ def _rank_p_values(ranks: Int[Tensor, "replicates quantities"], num_samples: int
 
 @dataclass(frozen=True, repr=False)
 class OutOfDistribution(PValues):
-    """How unlike a guide's answers are to those for reference data.
+    """How much a guide's answers differ from those for reference data.
 
     Arguments:
         p_value: Of every datum.
@@ -464,7 +464,7 @@ class OutOfDistribution(PValues):
     names: tuple[str, ...] = field(kw_only=True, metadata={"axis": None})
 
     def unusual(self, row: int, number: int = 3) -> list[tuple[str, float]]:
-        """What is most unusual about an answer: features and their deviations."""
+        """The most unusual features of an answer, with their deviations."""
         order = self.deviations[row].abs().argsort(descending=True)[:number].tolist()
         return [(self.names[place], float(self.deviations[row, place])) for place in order]
 
@@ -572,7 +572,7 @@ def _reference(
 
 
 def _features(block: Block) -> Float64[Tensor, "rows features"]:
-    """What describes a guide's answer for each of some rows."""
+    """Features that describe the guide's posterior for each row."""
     z, weights = block.z.double(), block.weights
     spread = z.std(dim=0)
     parts = [

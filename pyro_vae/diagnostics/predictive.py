@@ -322,7 +322,7 @@ def _replicates(runs: list[_Run], batch: Batch, shown: "_Shown", seed: int) -> I
 def _replicated(
     program: Program, posterior: Posterior | None, batch: Batch, shown: "_Shown", count: int
 ) -> Batch:
-    """Some data sets, one after the other in one batch."""
+    """Replicated data sets, one after the other in one batch."""
     rows = repeat_rows(batch, count)
     values: dict[str, Tensor] = {}
     if posterior is not None:
@@ -336,7 +336,7 @@ def _replicated(
 
 
 def _with_holes(value: Tensor, like: Tensor) -> Tensor:
-    """What was drawn, where something was observed."""
+    """The drawn values, with nan where the data have nan."""
     value = value.to(like.dtype)
     return value.masked_fill(like.isnan(), torch.nan) if has_missing(like) else value
 
@@ -355,7 +355,7 @@ class _Shown(NamedTuple):
 
 
 def _shown(program: Program, batch: Batch) -> _Shown:
-    """What its own trace shows that the program observes."""
+    """Finds in a trace which tensors of the batch the program observes."""
     rows = tuple(part[:_TRIED].clone() for part in batch)
     values = program.run(rows).values(program.observed_names)
     places = {part.untyped_storage().data_ptr(): index for index, part in enumerate(rows)}

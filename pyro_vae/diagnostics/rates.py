@@ -444,7 +444,7 @@ def _copies(model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Progra
 
 
 class _Run:
-    """What is the same for every beta."""
+    """The settings that all values of beta share."""
 
     def __init__(
         self, train: Batch, held_out: Batch | None, draws: int | None, options: dict[str, Any]

@@ -220,7 +220,7 @@ class StartFromGuide:
 
 
 class Ladder(NamedTuple):
-    """All that is frozen before the run: places on the path, and the pilot's steps.
+    """Everything fixed before the run: points on the path, and the step sizes of the pilot run.
 
     `places` is `(temperatures + 1, batch)`; `log_step`, `(pilot, batch, latents)`, is known at
     the places of `grid`, `(batch, pilot)`.
@@ -231,7 +231,7 @@ class Ladder(NamedTuple):
     log_step: Tensor
 
     def backwards(self) -> "Ladder":
-        """From the posterior to the start."""
+        """The same path, from the posterior to the start."""
         return self._replace(places=self.places.flip(0))
 
     def step(self, place: Float64[Tensor, " batch"]) -> Tensor:
@@ -395,7 +395,7 @@ class AnnealedImportanceSampling:
         return result
 
     def works(self, inference: Inference, *, seed: int, progress: bool | None) -> Iterator["Work"]:
-        """Some data at a time, as many as fit: starts, path, frozen ladder and keys."""
+        """Splits the data into chunks that fit in memory, with their starts, path, ladder and keys."""
         program, posterior, batch = inference
         origin = self.start.origin(program, posterior, batch)
         keys = [row_keys(seed, f"annealing.{part}", *batch) for part in _PARTS]
@@ -459,7 +459,7 @@ class AnnealedImportanceSampling:
 
 
 class Work(NamedTuple):
-    """Some data, and all that a run over them needs."""
+    """A chunk of data, with everything that a run over it needs."""
 
     rows: slice
     path: Path
@@ -470,7 +470,7 @@ class Work(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What the pilot knows at a place, for every datum."""
+    """What the pilot run has found at a point of the path, for every datum."""
 
     place: Tensor
     log_step: Tensor

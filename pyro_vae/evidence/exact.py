@@ -96,7 +96,7 @@ def _exact(value: Tensor, program: Program, method: str) -> LogMarginal:
 
 
 def _log_evidence(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
-    """From the model's method; else from a quadratic, with what it lacks to be one."""
+    """From the model's own method, or a quadratic log joint; with its distance from a quadratic."""
     method = hooks_of(program.model).log_evidence
     if method is None:
         return _integrated(program, batch)

@@ -163,7 +163,7 @@ class ParticleFilter:
 
 
 def stages_of(program: Program, batch: Batch) -> list[Stage]:
-    """In which order a program settles its data; one stage if it does so at the end.
+    """The order in which the latent sites determine the data; one stage if only the last does.
 
     Programs with discrete latent sites have one stage, since those are summed out.
     """

@@ -115,7 +115,7 @@ class Fitted:
 def starts(
     program: Program, posterior: Posterior, batch: Batch, family: Family
 ) -> list[Float[Tensor, "batch parameters"]]:
-    """Where fits start: at what a posterior says, at N(0, I), and at the likeliest of its draws.
+    """Starting points of fits: the posterior's, N(0, I), and the likeliest of draws from N(0, I).
 
     Raises:
         ValueError: If the family is a flow whose nets belong to no guide yet.
@@ -140,7 +140,7 @@ def _from_full_rank(
     batch: Batch,
     matching: Callable[[Tensor, Tensor], Tensor],
 ) -> Float[Tensor, "batch parameters"]:
-    """From the Gaussian of full rank that is fitted to every datum: no saddle is near it."""
+    """Starts from the full-rank Gaussian fitted to every datum, which lies near no saddle point."""
     family, rough = FullRankNormal(), FitRows(tolerance=_HILLS)
     places = starts(program, posterior, batch, family)
     fit = best_of_family(program, batch, family, places, rough, progress=False, refit=False)
@@ -151,7 +151,7 @@ def _from_full_rank(
 def _likeliest(
     program: Program, batch: Batch, like: Tensor, number: int
 ) -> Float[Tensor, "number batch latents"]:
-    """Of some draws of N(0, I), the same for all data, those with a datum's largest log joint."""
+    """For each datum, those of common draws of N(0, I) with the largest log joint."""
     draws = generator(stream(0, "fit.starts"))
     z = torch.randn(_START_DRAWS, program.latent_dim, generator=draws, dtype=like.dtype)
     z = z.to(like.device)
@@ -163,7 +163,7 @@ def _likeliest(
 def _log_joint(
     program: Program, z: Float[Tensor, "draws latents"], batch: Batch
 ) -> Float[Tensor, "draws batch"]:
-    """Of the same draws for all data, as many at a time as are :data:`_ROWS_AT_ONCE` rows."""
+    """Log joint of the same draws for all data, :data:`_ROWS_AT_ONCE` rows at a time."""
     draws = z.unsqueeze(1).expand(-1, len(batch[0]), -1).split(_ROWS_AT_ONCE // len(batch[0]))
     return torch.cat(
         [retry_unvalidated(partial(program.log_joint, some, *batch)) for some in draws]
@@ -268,7 +268,7 @@ def best_of_family(
 
 
 def _rough(fitting: FitRows) -> FitRows:
-    """As exact as is needed to see which hill is the highest."""
+    """A cheaper fit, accurate enough to tell which mode is the highest."""
     return replace(fitting, tolerance=max(fitting.tolerance, _HILLS))
 
 

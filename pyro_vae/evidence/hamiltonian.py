@@ -33,7 +33,7 @@ Path: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Point(NamedTuple):
-    """Where the chains are, `(chains, batch, latents)`, and the path's two numbers there."""
+    """Positions of the chains, `(chains, batch, latents)`, and the path's two log densities there."""
 
     z: Tensor
     log_base: Tensor
@@ -41,7 +41,7 @@ class Point(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """What one transition draws: normals `(chains, batch, latents)`, uniforms `(chains, batch)`."""
+    """Draws of one transition: normals `(chains, batch, latents)`, uniforms `(chains, batch)`."""
 
     momentum: Tensor
     stretch: Tensor
@@ -49,7 +49,7 @@ class Noise(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Where the chains are now, and the probability with which each was to move."""
+    """Positions of the chains after a transition, and its acceptance probabilities."""
 
     point: Point
     acceptance: Tensor

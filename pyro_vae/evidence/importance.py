@@ -144,7 +144,7 @@ class ImportanceSampling:
 
     @property
     def is_plain(self) -> bool:
-        """Whether its weights are those of the guide itself, of which an ELBO is the mean log."""
+        """Whether the guide is the proposal, so that the mean log weight is its ELBO."""
         return self.until is None and self.average == PLAIN and self.proposal == FromGuide()
 
     def __call__(
@@ -247,7 +247,7 @@ class _Sampling:
     progress: bool | None
 
     def of_rows(self, rows: Int64[Tensor, " some"]) -> "_Sampling":
-        """The same for some of the data."""
+        """The same for a subset of the data."""
         own = rows.to(self.batch[0].device)
         return replace(
             self,

@@ -53,7 +53,7 @@ class StudentMixture:
         return len(self.loc)
 
     def rows(self, rows: slice | Tensor) -> "StudentMixture":
-        """Those of some of the data."""
+        """The mixtures of a subset of the data."""
         shares, loc, scale_tril = (
             part[rows] for part in (self.log_shares, self.loc, self.scale_tril)
         )
@@ -189,7 +189,7 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def _clusters(white: Tensor, number: int) -> Tensor:
-    """Which draws belong together, `(batch, particles, components)`: Lloyd's algorithm."""
+    """Clusters of the draws by Lloyd's algorithm, `(batch, particles, components)`."""
     centers = _far_apart(white, number)
     for _ in range(_LLOYD):
         nearest = torch.cdist(white, centers).argmin(dim=-1)

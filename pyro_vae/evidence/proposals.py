@@ -47,7 +47,7 @@ class Keyed(Posterior, Protocol):
     """A posterior that may draw many data at once, each from its own key."""
 
     def is_keyed(self) -> bool:
-        """Whether it can, because its draws are made from standard normals."""
+        """Whether draws can have a key per datum: they are made from standard normals."""
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
@@ -148,12 +148,12 @@ class WidenedPosterior:
         return len(self.base)
 
     def rows(self, rows: slice | Tensor) -> "WidenedPosterior":
-        """That of some of the data, which find centers of their own."""
+        """The proposal of a subset of the data, whose centers are found anew."""
         return replace(self, base=self.base.rows(rows))
 
     @cached_property
     def center(self) -> Tensor:
-        """What the draws are spread about, `(batch, latents)`."""
+        """Centers of the draws, `(batch, latents)`."""
         return self.base.mean()
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
@@ -201,7 +201,7 @@ class DefensivePosterior:
         return len(self.base)
 
     def rows(self, rows: slice | Tensor) -> "DefensivePosterior":
-        """That of some of the data."""
+        """The proposal of a subset of the data."""
         return replace(self, base=self.base.rows(rows), prior=self.prior.rows(rows))
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:

@@ -157,7 +157,7 @@ class _Frames:
         return modes, torch.cat([centres, self.coordinates(mode, other)])
 
     def coordinates(self, mode: Tensor, other: Tensor) -> Tensor:
-        """Where another mode is in the lattice coordinates of a mode."""
+        """Position of another mode in the lattice coordinates of a mode."""
         away = (self.modes.z[other] - self.modes.z[mode])[..., None]
         bent = torch.linalg.solve(self.modes.axes[mode], away)[..., 0]
         return _BEND * (bent / _BEND).asinh()
@@ -192,7 +192,7 @@ class _Frames:
 
 
 class _Sums(NamedTuple):
-    """What the points of each lattice add up to, `(lattices,)`."""
+    """Sums over the points of each lattice, `(lattices,)`."""
 
     log_mass: Tensor
     log_edge: Tensor
@@ -201,7 +201,7 @@ class _Sums(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """What the lattices say of every mode's part: bounds, mass beyond, and the points of each."""
+    """The integral around each mode: bounds on its value, the mass outside, and the points."""
 
     log_mass: Tensor
     log_spread: Tensor
@@ -211,7 +211,7 @@ class _Parts(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """What the parts of every datum add up to, and the error of each part."""
+    """The integral of every datum, summed over its modes, and the error of each part."""
 
     value: Tensor
     error: Tensor
@@ -283,7 +283,7 @@ def _result(answer: _Answer, scan: Scan, rounding: Tensor, method: Quadrature) -
 
 
 def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrature) -> _Parts:
-    """All lattices of some modes at one spacing, and how far they are apart."""
+    """The integrals on all lattices of one spacing, and how much they differ."""
     parts = []
     for which in frames.which.split(_MODES_AT_ONCE):
         some, spacing = replace(frames, which=which), 0.5**halvings
@@ -387,7 +387,7 @@ class _Lattice:
 
 
 def _unseen(keys: Tensor, seen: Tensor) -> Tensor:
-    """Those keys that are not among the sorted ones, each once."""
+    """Unique keys that are not among the sorted ones."""
     keys = keys.unique()
     place = torch.searchsorted(seen, keys).clamp(max=len(seen) - 1)
     return keys[seen[place] != keys]

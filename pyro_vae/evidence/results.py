@@ -39,7 +39,7 @@ class Weights(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some of the data: their rows, draws `(particles, rows, latents)`, and the weights."""
+    """A chunk of the data: their rows, draws `(particles, rows, latents)`, and the weights."""
 
     rows: slice
     z: Tensor
@@ -182,7 +182,7 @@ class Evaluation(Result):
         return data_frame(self.as_columns())
 
     def shifted(self, log_scale: Tensor) -> "Evaluation":
-        """The same in other units: nats per datum that are added to log densities, `(batch,)`."""
+        """Adds a change of units to the log densities: nats per datum, `(batch,)`."""
         bound, result = self
 
         def moved(part: Estimate, shift: Tensor) -> Estimate:

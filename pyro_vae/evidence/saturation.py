@@ -68,7 +68,7 @@ def _total(program: Program, run: Run, names: Collection[str]) -> Tensor:
 
 
 def _moved(program: Program, run: Run, batch: Batch) -> Tensor:
-    """By how much densities change where values move away from the edges, in nats.
+    """The change of the log density, in nats, when values are moved away from their edges.
 
     Those known by unconstrained values keep them: what they say of other sites' values counts.
     """

@@ -196,17 +196,17 @@ class Modes:
 
     @cached_property
     def log_det(self) -> Tensor:
-        """Of the axes."""
+        """Log determinant of the axes."""
         return torch.linalg.slogdet(self.axes)[1]
 
     @cached_property
     def log_mass(self) -> Tensor:
-        """By Laplace's method."""
+        """Log mass of each mode by Laplace's method."""
         return self.height + self.log_det + self.z.shape[-1] * math.log(2 * math.pi) / 2
 
     @cached_property
     def inverse(self) -> Tensor:
-        """Of the axes: differences become numbers of standard deviations."""
+        """Inverse of the axes, which turns differences into numbers of standard deviations."""
         return torch.linalg.inv(self.axes)
 
     @cached_property
@@ -224,11 +224,11 @@ class Modes:
         return table
 
     def take(self, index: Tensor) -> "Modes":
-        """Some of the modes."""
+        """A subset of the modes."""
         return Modes(self.rows[index], self.z[index], self.height[index], self.axes[index])
 
     def heavy(self, depth: float) -> "Modes":
-        """Those less than so many nats lighter than the heaviest of their datum."""
+        """The modes within `depth` nats of the heaviest one of their datum."""
         return self.take((self.log_mass >= self._most[self.rows] - depth).nonzero()[:, 0])
 
     def joined(self, other: "Modes") -> "Modes":
@@ -303,7 +303,7 @@ def widths(bend: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def climbed(integrand: Integrand, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Where Newton's method leads from some points, and the log joint there."""
+    """The points to which Newton's method leads, and the log joint there."""
     z, height = z.clone(), integrand.heights(z[None], rows)[0]
     going = (height > -torch.inf).nonzero()[:, 0]
     for _ in range(_NEWTON_STEPS):
@@ -355,7 +355,7 @@ def _measured(
 
 
 class Scan(NamedTuple):
-    """What a scan has found.
+    """The result of a scan.
 
     Arguments:
         modes: Of all data.
@@ -481,7 +481,7 @@ class _Places:
 
     @staticmethod
     def of(integrand: Integrand) -> "_Places":
-        """From draws of the prior."""
+        """Places from draws of the prior."""
         draws = torch.nan_to_num(integrand.draws)
         levels = torch.tensor([0.16, 0.5, 0.84], dtype=draws.dtype, device=draws.device)
         low, middle, high = draws.quantile(levels, dim=0)
@@ -538,7 +538,7 @@ class _Grid:
         return _Grid(z, rows, value, prior, density, spacing)
 
     def of_rows(self, keep: Tensor) -> "_Grid":
-        """Some of the data."""
+        """A subset of the data."""
         z = self.z if self.z.shape[1] == 1 else self.z[:, keep]
         parts = (self.rows, self.value, self.prior, self.density)
         rows, value, prior, density = (part[keep] for part in parts)

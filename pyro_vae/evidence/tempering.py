@@ -179,7 +179,7 @@ class TemperedSMC:
         return _Work(path, path.white(trial), path.white(z), keys)
 
     def _annealed(self, work: "_Work") -> Population:
-        """Each datum in as many stretches as its pilot asks for; those of equal number together."""
+        """Anneals every datum in as many stretches as its pilot asks for, equal numbers together."""
         path, keys = work.path, work.keys["pilot"]
         stages = pilot(path, work.trial, keys, self.leapfrog_steps, self.target_acceptance)
         grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
@@ -230,7 +230,7 @@ class TemperedSMC:
 def result_of_islands(
     log_evidence: Float64[Tensor, "islands batch"], num_particles: int, method: str
 ) -> LogMarginal:
-    """What islands of so many particles say of log p(y): reliable where half of them count."""
+    """Log p(y) from independent islands; reliable if half of them or more are effective."""
     value, error = log_mean_weight(log_evidence)
     islands = stats.effective_sample_size(log_evidence)
     few = stats.too_few_effective(islands, _LEAST_ISLANDS * len(log_evidence))
@@ -244,7 +244,7 @@ def result_of_islands(
 
 @dataclass(frozen=True)
 class _Path:
-    """From the start to the joint density, in whitened latents."""
+    """The path from the start to the joint density, in whitened latents."""
 
     start: Start
     density: Density
@@ -262,7 +262,7 @@ class _Path:
         return log_base.to(u.dtype), log_ratio.to(u.dtype)
 
     def rows(self, rows: Tensor) -> "_Path":
-        """That of some of the data."""
+        """The path of a subset of the data."""
         return replace(
             self,
             origin=self.origin.rows(rows),
@@ -283,7 +283,7 @@ class _Path:
 
 
 class _Work(NamedTuple):
-    """Some data, and all that a run over them needs."""
+    """A chunk of data, with everything that a run over it needs."""
 
     path: _Path
     trial: Tensor
@@ -294,7 +294,7 @@ class _Work(NamedTuple):
         return self.start.shape[1]
 
     def rows(self, rows: Tensor) -> "_Work":
-        """Those of some of the data."""
+        """The work on a subset of the data."""
         keys = {part: key[rows.to(key.device)] for part, key in self.keys.items()}
         return _Work(self.path.rows(rows), self.trial[:, rows], self.start[:, rows], keys)
 

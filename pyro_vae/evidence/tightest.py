@@ -102,11 +102,11 @@ class LadderMarginal(LogMarginal):
         return {rung: share for rung, share in shares.items() if share > 0}
 
     def columns(self) -> dict[str, Tensor]:
-        """With the place of the rung."""
+        """The columns of the base class, and the position of the rung."""
         return {**super().columns(), "rung": self.rung}
 
     def summary(self) -> str:
-        """With the share of the data by rung, where there are several."""
+        """The summary, with the share of the data by rung if there are several."""
         said = super().summary()
         shares = self.rung_shares
         if len(shares) < 2 or len(self) == 0:
@@ -189,19 +189,19 @@ class Tightest:
     def sampled(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LadderMarginal:
-        """By the ways that sample alone."""
+        """Estimates by the sampling methods alone."""
         return self.climbed(inference, seed=seed, progress=progress)[0]
 
     def climbed(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> tuple[LadderMarginal, list[tuple[Tensor, Source]]]:
-        """By the ways that sample alone, with what was drawn from, and the rows that it is for."""
+        """Estimates by the sampling methods alone, with their proposals and the rows of each."""
         climb = _Climb(self, *inference, seed, progress)
         return climb.up(_SAMPLED), climb.sources
 
 
 class _Attempt(NamedTuple):
-    """What a way says of some data, and which of them it is accepted for."""
+    """An estimate by one method, and the data that it is accepted for."""
 
     result: LogMarginal
     accepted: Bool[Tensor, " batch"]
@@ -221,7 +221,7 @@ class _Attempt(NamedTuple):
 
 @dataclass
 class _Climb:
-    """Some data on their way up. What is expensive is kept for the rungs above."""
+    """The data of one call of the ladder; expensive results are kept for later rungs."""
 
     ladder: Tightest
     program: Program
@@ -263,7 +263,7 @@ class _Climb:
         return tuple(tensor[self.open] for tensor in self.batch)
 
     def inference(self, posterior: Posterior) -> Inference:
-        """What an estimator works on: the data that are still open."""
+        """The inference problem of the data that have no accepted estimate yet."""
         return Inference(self.program, posterior, self.part())
 
     def weighed(self, proposal: Posterior, rung: Rung) -> LogMarginal:
@@ -297,7 +297,7 @@ class _Climb:
     def several_modes(
         self, posterior: Posterior, asked: Bool[Tensor, " open"]
     ) -> Bool[Tensor, " open"]:
-        """Which of the open data that are asked for are seen to have several modes."""
+        """Which of the data in question are found to have several modes."""
         rows = self.open.tolist()
         wanted = asked & torch.tensor([row not in self.several for row in rows]).to(asked.device)
         places = wanted.nonzero()[:, 0]
@@ -319,7 +319,7 @@ class _Climb:
         return _Attempt.of(result, doubts, source)
 
     def _take(self, rung: Rung, attempt: _Attempt) -> None:
-        """Keeps what a way says; data that it is accepted for are done."""
+        """Stores the estimate of a method, and marks the data that it is accepted for as done."""
         places = attempt.accepted * RUNGS.index(rung)
         own = {entry.name: getattr(attempt.result, entry.name) for entry in fields(LogMarginal)}
         new = LadderMarginal(**own, rung=places.long())
@@ -334,7 +334,7 @@ class _Climb:
             self.population = _particles_of(self.population, left)
 
     def _keep(self, places: Tensor, source: Source | None) -> None:
-        """What some of the open data are drawn from."""
+        """Keeps the proposal of some of the open data."""
         if source is not None and len(places) > 0:
             self.sources.append((self.open[places], _of_rows(source, places)))
 
@@ -358,7 +358,7 @@ def _particles_of(population: Population, rows: Tensor) -> Population:
 
 
 def _named(result: LadderMarginal) -> LadderMarginal:
-    """With the methods that were accepted, and what they are on average."""
+    """Names the methods that were accepted, and the kind of bound that they give together."""
     used = {RUNGS[place] for place in result.rung.unique().tolist()}
     exact, quadrature = {Rung.CLOSED_FORM}, {Rung.QUADRATURE}
     bound = (
@@ -453,7 +453,7 @@ def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
 
 
 def _from_filter(climb: _Climb) -> _Attempt | None:
-    """Of a series; held against the Student t, too, whose estimate is too high by chance alone."""
+    """The particle filter of a series, checked against the Student t."""
     assert climb.result is not None
     stages = stages_of(climb.program, climb.part())
     if len(stages) < 2:
@@ -468,7 +468,7 @@ def _from_filter(climb: _Climb) -> _Attempt | None:
 
 
 def _from_mixture(climb: _Climb) -> _Attempt:
-    """From all that a population from the prior came to, and the fit; both are held together."""
+    """A mixture fitted to the final population of tempered SMC, checked against it."""
     assert isinstance(climb.proposal, StudentMixture)
     climb.population = _population(climb, StartFromPrior(), Rung.MIXTURE)
     modes = mixture_of(climb.population.z.flatten(0, 1), _COMPONENTS)
@@ -501,7 +501,7 @@ def _population(climb: _Climb, start: Start, rung: Rung) -> Population:
 
 
 def _excess(one: LogMarginal, other: LogMarginal) -> Tensor:
-    """By how many joint errors one is larger than the other."""
+    """The difference of two estimates in joint standard errors."""
     spread = (one.error.square() + other.error.square() + _TOLERANCE**2).sqrt()
     return (one.value - other.value) / spread
 

@@ -85,7 +85,7 @@ class Comparison(PerDatum):
 
     @property
     def mean_z(self) -> float:
-        """That of the mean over the compared data; nan if there are none."""
+        """Z-score of the mean over the compared data; nan if there are none."""
         value, error = (float(part) for part in self.difference)
         return value / error
 
@@ -329,7 +329,7 @@ def _biases(result: LogMarginal) -> tuple[Tensor, Tensor]:
 
 
 def _left(difference: Tensor, error: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """How many errors a difference is outside an interval."""
+    """Number of standard errors by which a difference lies outside an interval."""
     return torch.maximum(low - difference, difference - high).clamp(min=0.0) / error
 
 
@@ -355,12 +355,12 @@ class Sandwich(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Its standard error: the two runs share no draw."""
+        """Standard error of the distance; the two runs share no draw."""
         return torch.hypot(self.upper.error, self.lower.error)
 
     @property
     def doubts(self) -> Doubts:
-        """Those of either bound."""
+        """The doubts about either bound."""
         return either(self.lower.doubts, self.upper.doubts)
 
     def columns(self) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ _MEBIBYTE = 2**20
 
 
 class Inference(NamedTuple):
-    """What an estimator works on, as :func:`prepared` gives it: two programs and their data.
+    """The input of an estimator, made by :func:`prepared`: two programs and their data.
 
     Arguments:
         program: The model, with values of its shared sites.

@@ -51,7 +51,7 @@ FRESH_DRAWS = 64  # the error of the reported ELBO is an eighth of the spread of
 
 @dataclass(frozen=True)
 class FitRows:
-    """How free parameters are fitted to every datum.
+    """How the free parameters of every datum are fitted.
 
     Arguments:
         num_particles: Points per datum, which stand for q. Never fewer are used than twice the
@@ -88,12 +88,12 @@ class FitRows:
             raise ValueError(f"tolerance is a gain in nats above 0, got {self.tolerance}")
 
     def times(self, more: int) -> "FitRows":
-        """The same with so many times the points."""
+        """A copy with `more` times as many points."""
         return replace(self, num_particles=more * self.num_particles)
 
 
 class Point(NamedTuple):
-    """What one evaluation says of some data, each at its own parameters."""
+    """One evaluation of the objective, each datum at its own parameters."""
 
     parameters: Float[Tensor, "batch parameters"]
     elbo: Float64[Tensor, " batch"]
@@ -107,7 +107,7 @@ class Point(NamedTuple):
         return self.elbo.isfinite() & self.gradient.isfinite().all(dim=-1)
 
     def take(self, rows: Tensor) -> "Point":
-        """Some of the data."""
+        """A subset of the data."""
         return Point(
             self.parameters[rows],
             self.elbo[rows],
@@ -137,7 +137,7 @@ class Problem:
         fitting: FitRows,
         seed: int,
     ) -> "Problem":
-        """With noise that fits the family."""
+        """Makes the problem with noise that suits the family."""
         q = family(start[:1].detach())
         size = noise_size(q) or q.event_shape[0]
         enough = size * (2 if hasattr(family, "closest_normal") else 4)
@@ -146,7 +146,7 @@ class Problem:
         return Problem(program, family, batch, noise, num_points, fitting.max_rows)
 
     def of_rows(self, rows: slice | Tensor) -> "Problem":
-        """Some of the data."""
+        """A subset of the data."""
         batch = tuple(part[rows] for part in self.batch)
         return replace(self, batch=batch)
 
@@ -185,7 +185,7 @@ class Problem:
         return draws.mean(dim=0), draws.std(dim=0) / len(draws) ** 0.5
 
     def promise(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
-        """What a step of Newton's method, or of the natural gradient, would still bring, in nats.
+        """The gain, in nats, that a step of Newton's method or the natural gradient promises.
 
         Over points that the parameters were not fitted to it says by how much these may fall short
         of the best ones: their own share of the noise comes on top.
@@ -208,7 +208,7 @@ class Problem:
 
 
 def pieces(num_data: int, size: int) -> list[slice]:
-    """All data, so many at a time."""
+    """Splits the data into slices of at most `size` rows."""
     size = max(1, size)
     return [slice(first, first + size) for first in range(0, num_data, size)]
 
@@ -251,14 +251,14 @@ def climb(
 
 
 class _Place(NamedTuple):
-    """Where some data were, and their gradient there."""
+    """The previous parameters of each datum, and the gradient there."""
 
     parameters: Float[Tensor, "batch parameters"]
     gradient: Float64[Tensor, "batch parameters"]
 
 
 class _Step(NamedTuple):
-    """Where data go next: the direction, the rise per step along it in nats, and verdicts."""
+    """The next step of each datum: direction, slope along it in nats, and whether it is done."""
 
     direction: Float64[Tensor, "batch parameters"]
     rise: Float64[Tensor, " batch"]
@@ -401,7 +401,7 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 
 class Climber:
-    """Where some data are, how far they have come, and the line search of each."""
+    """State of the fits: parameters, progress and line search of each datum."""
 
     def __init__(
         self, problem: Problem, start: Point, fitting: FitRows, report: Callable[[int], object]
@@ -417,7 +417,7 @@ class Climber:
         self.active = self.converged.clone()
 
     def climb(self, direct: _Direct, max_steps: int) -> None:
-        """All data that are not done take steps, at most so many, each by its own line search."""
+        """Takes up to `max_steps` steps for all data not done, each with its own line search."""
         last = (self.taken + max_steps).clamp(max=self.fitting.max_steps)
         going = ~self.converged & ((self.taken < last) | (self.taken == 0))
         rows = going.nonzero().squeeze(-1)

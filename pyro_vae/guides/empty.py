@@ -22,7 +22,7 @@ class NoLatents:
 
     @classmethod
     def of(cls, program: Program, batch: Batch) -> "NoLatents":
-        """For some data."""
+        """Makes the empty posterior of a batch."""
         return cls(torch.zeros(len(batch[0]), 0, dtype=program.dtype, device=batch[0].device))
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class NoLatents:
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """The same for every key."""
+        """Empty draws, whatever the keys."""
         return self.draw(num_particles)
 
     def log_prob(self, z: Float[Tensor, "particles batch 0"]) -> Tensor:

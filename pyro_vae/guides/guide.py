@@ -314,7 +314,7 @@ class Guide(NamedModule):
         return guide.eval()
 
     def refined(self, steps: int = 10, num_particles: int = 16) -> "Guide":
-        """The same guide with a few steps per datum after its map's output, at test time.
+        """A copy of the guide that takes a few steps per datum from its map's output, at test time.
 
         Arguments:
             steps: Most steps per datum; see :class:`Refined`.

@@ -148,7 +148,7 @@ class _Fitted(NamedTuple):
         return (self.over_points - self.elbo > slack) | (self.left > enough)
 
     def with_rows(self, rows: Tensor, other: "_Fitted") -> "_Fitted":
-        """Some of the data replaced; their steps add up."""
+        """A copy with the fits of some data replaced; their steps add up."""
         other = other._replace(steps=self.steps[rows] + other.steps)
         pairs = zip(self, other, strict=True)
         return _Fitted(*(mine.index_copy(0, rows, theirs) for mine, theirs in pairs))
@@ -166,7 +166,7 @@ class _How:
 
     @staticmethod
     def of(program: Program, family: Family, fitting: FitRows, seed: int, start: Tensor) -> "_How":
-        """With the program's densities compiled, if that saves time or on request."""
+        """Makes the settings, with compiled densities if that saves time or on request."""
         size = noise_size(family(start[:1].detach()))
         few = size is not None and size <= _FEW_LATENTS
         return _How(_compiled(program, fitting), family, fitting, seed, few)
@@ -182,7 +182,7 @@ class _How:
         return _LEFT_OF_FEW if self.few_latents else _LEFT
 
     def times(self, more: int) -> "_How":
-        """The same with more points."""
+        """A copy with `more` times as many points."""
         return replace(self, fitting=self.fitting.times(more)) if more > 1 else self
 
     def fit(
@@ -243,7 +243,7 @@ def refine_parameters(
     num_particles: int = 8,
     seed: int = 0,
 ) -> Float[Tensor, "batch parameters"]:
-    """A few deterministic steps up every datum's ELBO from `start`.
+    """Takes a few deterministic steps from `start` that increase every datum's ELBO.
 
     Arguments:
         program: The model, as a density per datum.
@@ -289,7 +289,7 @@ def _compiled(program: Program, fitting: FitRows) -> CompiledDensity:
 
 @contextmanager
 def _fixed(program: Density, family: Family, noise: Noise) -> Iterator[None]:
-    """Nothing is trained, and the caller's random streams are left alone."""
+    """Trains nothing, and leaves the caller's random streams alone."""
     with evaluating(program.model, family):
         if isinstance(noise, Seeded):
             with forked(0, "fit.points"):

@@ -81,7 +81,7 @@ class InferenceMap(nn.Module):
     def infer(
         self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None
     ) -> Float[Tensor, "batch parameters"]:
-        """The same, given values of the global latent sites.
+        """Parameters of the batch, given values of the global latent sites.
 
         A map that does not use the model returns the same for all of them.
 
@@ -210,7 +210,7 @@ class GlobalParameters(InferenceMap):
         self.value = nn.Parameter(initial.clone())
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The same row for every datum."""
+        """Returns the same row for every datum."""
         return self.value.expand(len(batch[0]), -1)
 
 

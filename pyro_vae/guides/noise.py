@@ -187,7 +187,7 @@ class Pushed:
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Float[Tensor, "batch _"]
     ) -> tuple[Distribution, Tensor]:
-        """All rows at once."""
+        """Draws all rows at once."""
         q = family(parameters)
         return q, push(q, self.points)
 

@@ -127,7 +127,7 @@ class Refined(InferenceMap):
         return self.infer(self._attached[0], batch, rows)
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The same, given values of the global sites."""
+        """Parameters of the batch, given values of the global sites."""
         self._surrogate = None  # of an earlier call that nobody asked for
         start = self._started(program, batch, rows)
         if self.training and not self.in_training:

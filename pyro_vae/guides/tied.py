@@ -64,7 +64,7 @@ def program_posterior(
 
 
 def _all_rows(batch: Batch) -> tuple[Batch, Tensor | slice]:
-    """All rows of the data set, and which of them these are, as stated by a minibatch.
+    """All rows of the data set, and the positions of these rows among them, from the minibatch.
 
     The other rows do not matter: they are filled with the first row.
     """
@@ -203,7 +203,7 @@ def _can_be_run(program: Program, guide: ProgramLike, batch: Batch) -> bool:
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """For inspecting a guide: no random stream advances, and no parameter stays in Pyro's store."""
+    """Inspects a guide: no random stream advances, and no parameter stays in Pyro's store."""
     with (
         no_new_parameters(),
         torch.enable_grad(),

@@ -49,7 +49,7 @@ def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
 
 
 def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
-    """The same for sites that guide and model mask alike: there the model's density is used."""
+    """Completes sites that guide and model mask alike, using the model's density."""
     masked = [
         site
         for site in program.latent_sites

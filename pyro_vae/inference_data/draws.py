@@ -151,7 +151,7 @@ _Groups: TypeAlias = dict[str, dict[str, Labelled]]
 
 
 class _Block(NamedTuple):
-    """Some of the data, draws for them `(draws, rows, latents)`, and keys, two per row."""
+    """A chunk of the data, draws `(draws, rows, latents)`, and keys, two per row."""
 
     batch: Batch
     z: Tensor
@@ -304,7 +304,7 @@ def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
 
 
 def _latents(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[str, Labelled]:
-    """Every latent site, constrained."""
+    """Values of every latent site, constrained."""
     draws, rows, latents = z.shape
     values, _ = program.constrain(z.reshape(-1, latents))
     by_datum = {
@@ -323,7 +323,7 @@ def drawn_sites(values: dict[str, Tensor], word: str | None) -> dict[str, Labell
 
 
 def observed_arrays(program: Program, batch: Batch) -> dict[str, Labelled]:
-    """Every observed site, as the program observes it: it may have computed it from the batch."""
+    """Values of every observed site, which the program may have computed from the batch."""
     run, sites = program.run(batch), {}
     for name in program.observed_names:
         value = run[name].value_by_datum(program.plate_dim)

@@ -31,7 +31,7 @@ from .draws import Attributes, Labelled, build, datum_labels, label, labelled, o
 
 
 class _Draw(NamedTuple):
-    """What all data share, its log densities, and the log likelihoods of the data given it."""
+    """A draw of the global sites, its log densities, and the data's log likelihoods given it."""
 
     shared: GlobalDraw
     log_prior: Tensor

@@ -95,7 +95,7 @@ class PosteriorDraws(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Those of log p(y), and chains that disagree."""
+        """The doubts about log p(y), and about chains that disagree."""
         apart = (self.r_hat > MAX_RHAT).any(dim=-1)
         return {**self.log_marginal.doubts, Doubt.CHAINS_APART: apart}
 

@@ -170,7 +170,7 @@ def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tenso
 def inverse_of(
     increasing: Callable[[Tensor], Tensor], value: Tensor, low: float, high: float
 ) -> Tensor:
-    """Where an increasing function has this value, entry by entry, by bisection."""
+    """Inverts an increasing function by bisection, entry by entry."""
     lower, upper = torch.full_like(value, low), torch.full_like(value, high)
     for _ in range(50):  # halvings: to rounding in float32, 1e-13 of the interval
         middle = (lower + upper) / 2

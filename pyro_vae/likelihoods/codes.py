@@ -198,7 +198,7 @@ class Ordinal(Likelihood):
         _check_codes(y, self.num_levels, f"Ordinal({self.num_levels})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Where the mean of the codes is that of the data, at the cut points as they are."""
+        """The output that gives the codes the mean of the data, with the present cut points."""
         with torch.no_grad():
             means = column_means(y)
             return inverse_of(lambda output: self.distribution(output).mean, means, -20.0, 20.0)

@@ -329,7 +329,7 @@ class ZeroInflated(Likelihood):
         return ZeroInflatedFeatures(self.counts.distribution(of_counts, *given), gate)
 
     def _parts(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """What the counts need, and the logits of the gate."""
+        """Splits the output into that of the counts and the logits of the gate."""
         size, rest = divmod(output.shape[1], self.outputs)
         if rest:
             raise ValueError(
@@ -344,7 +344,7 @@ class ZeroInflated(Likelihood):
         check_counts(y, f"ZeroInflated({type(self.counts).__name__})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """That of the counts, and the logit of the zeros that they leave over."""
+        """The start of the counts, and the logit of the excess share of zeros."""
         start = self.counts.start(y, *given)
         with torch.no_grad():
             of_counts = self.counts.distribution(start[None].expand(len(y), *start.shape), *given)

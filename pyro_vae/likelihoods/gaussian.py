@@ -112,7 +112,7 @@ def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:
-    """Without the exponential of a large number, which overflows."""
+    """Inverse of softplus that does not overflow for large numbers."""
     return x + (-(-x).expm1()).log()
 
 

@@ -176,12 +176,12 @@ class SelfMasking(Likelihood):
 
     @property
     def slope(self) -> Tensor:
-        """What a unit of an entry, as the model has it, adds to them."""
+        """The change of the log odds per unit of an entry, in the model's scale."""
         return _PACE * self.raw_slope
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Those of the features' likelihood."""
+        """As for the likelihood of the features."""
         return self.likelihood.outputs
 
     @property
@@ -190,7 +190,7 @@ class SelfMasking(Likelihood):
         return self.likelihood.takes
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """That of the features' likelihood."""
+        """As for the likelihood of the features."""
         return self.likelihood.output_shape(shape)
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
@@ -216,5 +216,5 @@ class SelfMasking(Likelihood):
         self.likelihood.check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """That of the features' likelihood."""
+        """As for the likelihood of the features."""
         return self.likelihood.start(y, *given)

@@ -243,7 +243,7 @@ def _key(likelihood: Likelihood, place: int) -> Any:
 
 
 def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
-    """What a method of likelihoods that are alike answers for all their columns at once.
+    """Calls a method of several like likelihoods once for all of their columns.
 
     Their parameters are stacked, one a column, as those of a likelihood with a shape are.
     """

@@ -168,7 +168,7 @@ class Unfolded(dist.TorchDistribution):
         return value.unflatten(dim, (-1, self.times))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Unfolded":
-        """The same; it cannot have more rows than its features."""
+        """The same distribution; it cannot have more rows than its features."""
         if torch.Size(batch_shape) != self.batch_shape:
             raise ValueError(
                 f"batch shape {tuple(self.batch_shape)} cannot become {tuple(batch_shape)}"

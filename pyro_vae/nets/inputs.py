@@ -11,7 +11,7 @@ from ..registry import registered
 
 
 def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
-    """What a network returned, if it is a tensor of floating-point numbers.
+    """Returns the answer of a network if it is a floating-point tensor; raises otherwise.
 
     Arguments:
         answer: What it returned.
@@ -136,7 +136,7 @@ class ColumnInputs(_Around):
         return sum(max(1, number) for number in categories) + len(categories)
 
     def inputs(self, y: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch inputs"]:
-        """What the encoder sees.
+        """The input of the encoder.
 
         Raises:
             ValueError: If a row has another number of columns.

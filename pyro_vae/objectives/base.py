@@ -277,7 +277,7 @@ class Objective(ELBO):
         return self.differentiable_loss(model, guide, *batch).item()
 
     def loss_and_grads(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
-        """The same, after adding its gradients to those of the parameters."""
+        """Returns the loss, and adds its gradients to those of the parameters."""
         loss = self.differentiable_loss(model, guide, *batch)
         if loss.requires_grad:
             loss.backward()

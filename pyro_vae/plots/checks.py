@@ -263,7 +263,7 @@ def _edges(num_ranks: int, num_data: int) -> NDArray[np.int64]:
 
 
 def _counts(ranks: Mapping[str, Array], num_samples: int) -> dict[str, NDArray[Any]]:
-    """How often each rank occurs, for each quantity."""
+    """Frequency of each rank, for each quantity."""
     if not ranks:
         raise ValueError("expected the ranks of at least one quantity, got an empty mapping")
     arrays = {name: as_numpy(values) for name, values in ranks.items()}

@@ -383,7 +383,7 @@ def _names(names: Sequence[str] | None, latents: int) -> Sequence[str]:
 
 
 def _limits(draws: NDArray[Any]) -> tuple[float, float]:
-    """Where all but a few of the draws lie, with a margin."""
+    """Limits that contain all but a few of the draws, with a margin."""
     inner = np.quantile(draws[np.isfinite(draws)], [1 - _OUTER, _OUTER])
     low, high = finite_span([inner])
     margin = 0.15 * (high - low) or 1.0  # one unit on both sides of a constant

@@ -255,7 +255,7 @@ def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
 
 
 def _function(function: types.FunctionType, memo: dict[Any, Any]) -> types.FunctionType:
-    """The same code with copies of what it refers to."""
+    """A function of the same code that refers to copies."""
     cells = tuple(types.CellType() for _ in function.__closure__ or ())
     scope = dict(function.__globals__)
     made = types.FunctionType(function.__code__, scope, function.__name__, None, cells or None)

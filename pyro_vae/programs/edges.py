@@ -78,7 +78,7 @@ class Simplex(StickBreakingTransform):
         return log_values[..., :-1] - tails[..., 1:] + _offsets(tails[..., 1:])
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """From u alone: its values may have rounded."""
+        """Log Jacobian from u alone, since values of the support may have rounded."""
         rest = self._sticks(x)[1]
         return (self.log_values(x)[..., :-1] + rest).sum(-1)
 
@@ -95,7 +95,7 @@ class Simplex(StickBreakingTransform):
 
 
 def _offsets(x: Tensor) -> Tensor:
-    r"""What is added so that zeros break the stick evenly: :math:`\log (K - k)`."""
+    r"""Offsets with which zeros break the stick evenly: :math:`\log (K - k)`."""
     return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
 
 
@@ -110,7 +110,7 @@ def plain(support: Any) -> Any:
 
 
 def transform_to(support: Any) -> Transform:
-    """From the unconstrained space to a support; :data:`biject_to`, but for what rounds there."""
+    """Transform from the unconstrained space to a support; :data:`biject_to` unless that rounds."""
     support = plain(support)
     if isinstance(support, constraints.independent):
         inner = transform_to(support.base_constraint)
@@ -149,7 +149,7 @@ def _log_gamma(concentration: Tensor, shape: torch.Size) -> Tensor:
 
 @dataclass(frozen=True)
 class _LogGamma:
-    """Of log x, where x has a gamma distribution."""
+    """Distribution of log x, where x has a gamma distribution."""
 
     x: Gamma
 
@@ -164,7 +164,7 @@ class _LogGamma:
 
 @dataclass(frozen=True)
 class _MinusLogGamma:
-    """Of log 1/x."""
+    """Distribution of log 1/x, where x has a gamma distribution."""
 
     inverse: _LogGamma
 
@@ -177,7 +177,7 @@ class _MinusLogGamma:
 
 @dataclass(frozen=True)
 class _LogWeibull:
-    r"""Of log x: :math:`(x / \lambda)^k` is exponential."""
+    r"""Distribution of log x, where x has a Weibull: :math:`(x / \lambda)^k` is exponential."""
 
     x: Weibull
 
@@ -193,7 +193,7 @@ class _LogWeibull:
 
 @dataclass(frozen=True)
 class _LogitBeta:
-    """Of the logit of p, where p has a beta distribution."""
+    """Distribution of the logit of p, where p has a beta distribution."""
 
     p: Beta
 
@@ -210,7 +210,7 @@ class _LogitBeta:
 
 @dataclass(frozen=True)
 class _LogitKumaraswamy:
-    """Of the logit of p: :math:`1 - (1 - p^a)^b` is uniform."""
+    """Distribution of the logit of p, where :math:`1 - (1 - p^a)^b` is uniform."""
 
     p: Kumaraswamy
 
@@ -236,7 +236,7 @@ def _log1mexp(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _BrokenDirichlet:
-    """Of the logits of the broken stick."""
+    """Distribution of the stick-breaking logits of a Dirichlet."""
 
     simplex: Dirichlet
 
@@ -276,7 +276,7 @@ def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
 
 
 def _before_affine(x: TransformedDistribution, parts: list[Transform]) -> Unconstrained | None:
-    """On an interval: what is moved and scaled last, by the site's own line."""
+    """A distribution whose last transform moves and scales an interval, before that transform."""
     *before, last = x.transforms
     if len(parts) != 2 or not isinstance(last, AffineTransform) or not _is_same(last, parts[1]):
         return None
@@ -292,7 +292,7 @@ def _is_same(one: AffineTransform, other: Transform) -> bool:
 
 
 def _before_last(x: TransformedDistribution, transform: Transform) -> Unconstrained | None:
-    """What is transformed last by the very transform of the site is u, as in a log-normal."""
+    """A distribution whose last transform is that of the site, before it, as in a log-normal."""
     *before, last = x.transforms
     if not isinstance(transform, type(last)) or type(last) not in _LAST:
         return None

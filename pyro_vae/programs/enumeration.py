@@ -36,7 +36,7 @@ class Combinations:
     axes: Mapping[str, int]
 
     def __len__(self) -> int:
-        """Their number."""
+        """The number of combinations."""
         return len(next(iter(self.values.values())))
 
     def beside(
@@ -70,7 +70,7 @@ class Combinations:
         return replace(self, values={name: self.values[name][first] for name in names})
 
     def to(self, like: Tensor) -> "Combinations":
-        """The same on another device, those of floating point in another dtype."""
+        """A copy on another device; floating-point values take the dtype."""
         moved = {
             name: value.to(like.device, like.dtype if value.is_floating_point() else None)
             for name, value in self.values.items()
@@ -118,7 +118,7 @@ class _Support:
 
     @property
     def entries(self) -> int:
-        """How many values a datum has: one for each place in its inner plates."""
+        """The number of values per datum: one for each position in its inner plates."""
         return math.prod(self.inner_shape)
 
     def values(self, index: Tensor) -> Tensor:

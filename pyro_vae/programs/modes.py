@@ -94,7 +94,7 @@ def reached_by(program: Any) -> list[Any]:
 
 
 def _named_by(program: Any) -> list[Any]:
-    """What a program that is not a module refers to."""
+    """The objects that a program refers to, if it is not a module."""
     if isinstance(program, list | tuple):
         return list(program)
     if isinstance(program, dict):

@@ -33,7 +33,7 @@ class Subsampling(NamedTuple):
 
 @dataclass
 class _Whole:
-    """Which plates hold the rows given: the named one, all without a fixed size, or none."""
+    """The plates that hold the given rows: the named one, all without a fixed size, or none."""
 
     rows: int | None
     plate: str | None

@@ -40,7 +40,7 @@ class LogDensities(NamedTuple):
 
 @runtime_checkable
 class Density(Protocol):
-    """What row fits and chains need of a program, or of its replacement."""
+    """The interface that row fits and Markov chains need of a program."""
 
     @property
     def model(self) -> ProgramLike:
@@ -50,7 +50,7 @@ class Density(Protocol):
         """Log prior and log likelihood, each `(particles, batch)`, in nats."""
 
     def log_joint(self, z: Tensor, *batch: Tensor) -> Tensor:
-        """Their sum."""
+        """The log joint density: the sum of the two."""
 
 
 class Program:
@@ -303,7 +303,7 @@ class Program:
         return self.densities_of(run), run
 
     def _at_edges(self, unconstrained: Mapping[str, Tensor]) -> AtEdges | None:
-        """What notes and draws unconstrained values; `None` where all latent sites are real."""
+        """Handler that notes and draws unconstrained values; `None` if all latent sites are real."""
         sites = [site for site in self.latent_sites if not site.is_real]
         return AtEdges({s.name: s.transform for s in sites}, unconstrained) if sites else None
 
@@ -334,7 +334,7 @@ class Program:
 
     @property
     def _axes(self) -> dict[str, int]:
-        """Where the datum axis stands in the value of each latent site."""
+        """Position of the datum axis in the value of each latent site."""
         axes = {site.name: site.axis for site in self.latent_sites}
         combined = self.structure.combinations
         return axes if combined is None else {**axes, **combined.axes}

@@ -167,7 +167,7 @@ def _of_all_data(support: Any, shape: torch.Size) -> Any:
 
 
 def _is_expanded(bound: Tensor, axis: int) -> bool:
-    """Whether its entries along an axis are one and the same."""
+    """Whether a tensor is expanded along an axis, so that its entries share memory."""
     return bound.dim() >= -axis and bound.shape[axis] > 1 and bound.stride(axis) == 0
 
 

@@ -31,7 +31,7 @@ Sites = dict[str, TracedSite]
 
 @dataclass(frozen=True)
 class Structure:
-    """What a program is made of.
+    """The sites and plates of a program.
 
     Arguments:
         plate: Name of the plate over data.
@@ -147,7 +147,7 @@ def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, 
 
 
 class _CountSites(Messenger):
-    """Stops a program that never ends."""
+    """Handler that stops a program after too many sites, since it may never end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ def _run(
 
 
 def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampling | None:
-    """What the plate asks for; `None` for a number that follows the batch."""
+    """The subsampling that a plate asks for; `None` if its size follows the batch."""
     if two is None or three is None:
         return None
     return Subsampling(*(a if a == b else None for a, b in zip(two, three, strict=True)))

@@ -55,7 +55,7 @@ class TracedSite:
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Name of the site."""
         name: str = self.node["name"]
         return name
 
@@ -67,7 +67,7 @@ class TracedSite:
 
     @property
     def value(self) -> Tensor:
-        """Its value."""
+        """Value of the site."""
         value: Tensor = self.node["value"]
         return value
 
@@ -107,18 +107,18 @@ class TracedSite:
 
     @property
     def entry_mask(self) -> Tensor | None:
-        """Which entries of its value have a density as the program is written; `None` if all."""
+        """Entries of the value that the program does not mask; `None` if there is no mask."""
         return entry_mask(*as_written(self.node), self.value)
 
     @property
     def kept(self) -> Tensor:
-        """Its log density as the program is written, without what masks leave out."""
+        """Log density with the masks of the program."""
         function, mask = as_written(self.node)
         return scale_and_mask(self._log_prob_under(function), 1.0, mask)
 
     @property
     def left_out(self) -> Tensor:
-        """Log density of what masks leave out as the program is written."""
+        """Log density of the entries that the program masks."""
         return self._log_prob_under(unmasked(as_written(self.node)[0])) - self.kept
 
     @property
@@ -138,7 +138,7 @@ class TracedSite:
 
     @property
     def unconstrained(self) -> Tensor | None:
-        """Its unconstrained value, where that is known better than from its value."""
+        """The unconstrained value, if it is known more accurately than from the value."""
         found = noted(self.node)
         return None if found is None else found[0]
 
@@ -157,7 +157,7 @@ class TracedSite:
         return log_prob_of(distribution, self.value, *args, **kwargs)
 
     def is_in(self, plate: str) -> bool:
-        """Whether it is in a plate."""
+        """Whether the site is in a plate."""
         return any(frame.name == plate for frame in self.frames)
 
     def log_prob_by_datum(self, plate_dim: int) -> Tensor:
@@ -311,7 +311,7 @@ class Determined(Messenger):
 
 
 def _is_certain(distribution: Any) -> bool:
-    """Whether it is a point without a density of its own."""
+    """Whether a distribution is a point mass."""
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return isinstance(distribution, Delta) and not bool(distribution.log_density.any())

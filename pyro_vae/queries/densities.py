@@ -253,7 +253,7 @@ class ConditionalDensity(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Those of the weights."""
+        """The doubts about the weights."""
         return self.evidence.doubts
 
     @property
@@ -262,7 +262,7 @@ class ConditionalDensity(PerDatum):
         return bool((self.grid == self.grid.round()).all())
 
     def summary(self) -> str:
-        """Of what, on which grid, and how far the curves can be trusted."""
+        """The column, the grid, and how far the curves can be trusted."""
         low, high = float(self.grid.min()), float(self.grid.max())
         why = f" ({self.reasons})" * bool(self.reasons)
         trusted = f"{int(self.reliable.sum())} can be trusted{why}"

@@ -162,7 +162,7 @@ class Imputation(PerDatum):
         return self.table
 
     def summary(self) -> str:
-        """How much was missing, and how far what was drawn can be trusted."""
+        """The share of missing entries, and how far the draws can be trusted."""
         holes = int(self.missing.sum())
         rows = int(self.missing.flatten(1).any(dim=1).sum())
         share = holes / self.missing.numel()
@@ -199,7 +199,7 @@ class Imputation(PerDatum):
 
 
 class _Filled(NamedTuple):
-    """Of some rows that have holes."""
+    """Imputations of a chunk of rows with missing entries."""
 
     draws: Tensor  # (rows, samples, *datum)
     mean: Tensor
@@ -347,7 +347,7 @@ def _assembled(
 
 
 def _complete(y: Tensor, num_samples: int, program: Program) -> Imputation:
-    """Nothing was missing: the data, over and over."""
+    """The imputation of complete data: copies of the data."""
     zero = torch.zeros_like(y, dtype=torch.float64)
     unknown = torch.full((len(y),), math.nan, dtype=torch.float64, device=y.device)
     draws = y.expand(num_samples, *y.shape).clone()

@@ -42,7 +42,7 @@ class Measure(Protocol):
 
     @property
     def words(self) -> str:
-        """What it is called, with its unit."""
+        """The name of the measure, with its unit."""
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
         """Value and error, each `(features, features)`."""
@@ -66,11 +66,11 @@ class Correlation:
 
     @property
     def words(self) -> str:
-        """What it is called."""
+        """The name of the measure."""
         return "correlation"
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
-        """Of draws from the model."""
+        """Estimates the measure from draws of the model."""
         return correlation(_simulated(program, row, self.num_samples, seed))
 
 
@@ -90,11 +90,11 @@ class RankCorrelation:
 
     @property
     def words(self) -> str:
-        """What it is called."""
+        """The name of the measure."""
         return "rank correlation"
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
-        """Of draws from the model."""
+        """Estimates the measure from draws of the model."""
         y = _simulated(program, row, self.num_samples, seed)
         batches = y[: len(y) // self.num_batches * self.num_batches].chunk(self.num_batches)
         parts = torch.stack([correlation(_ranks(batch)).value for batch in batches])
@@ -121,11 +121,11 @@ class MutualInformation:
 
     @property
     def words(self) -> str:
-        """What it is called."""
+        """The name of the measure."""
         return "mutual information (nats)"
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
-        """Of replicates."""
+        """Estimates the measure from replicates of the row."""
         values = [
             self._replicate(program, row, stream(seed, f"dependence.{r}"))
             for r in range(self.num_replicates)

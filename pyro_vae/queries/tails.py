@@ -70,7 +70,7 @@ class Outliers(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Those of log p, which cost power and not validity."""
+        """The doubts about log p, which cost power and not validity."""
         return self.log_p.doubts
 
     def columns(self) -> dict[str, Tensor]:
@@ -106,7 +106,7 @@ class Outliers(PerDatum):
         return by_density[order][:number]
 
     def summary(self, control: stats.Control | None = None) -> str:
-        """How many are flagged, and what could have been."""
+        """The number of flagged data, and how many more lie beyond all reference data."""
         how = control or stats.FalseDiscoveries()
         number, size = int(self.flagged(how).sum()), len(self.reference)
         lowest = self.tail_probability.value * (size + 1) <= (1 if self.tail is Tail.LOW else 2)

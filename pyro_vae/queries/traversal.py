@@ -278,7 +278,7 @@ def _order(uses: Collapse) -> Int64[Tensor, " latents"]:
 
 
 def _quantiles(z: Float[Tensor, "draws data latents"], levels: tuple[float, ...]) -> Tensor:
-    """Of all draws together, `(latents, levels)`."""
+    """Quantiles of all draws together, `(latents, levels)`."""
     ordered = z.flatten(0, 1).sort(dim=0).values  # Tensor.quantile refuses 16 million entries
     places = [round(level * (len(ordered) - 1)) for level in levels]
     return ordered[places].T

@@ -65,7 +65,7 @@ def weighted_mean(
 def estimator_for(
     guide: ProgramLike | None, estimator: ImportanceSampling | None
 ) -> ImportanceSampling:
-    """What was asked for; else the guide as it is, and without one a fit to every row.
+    """The estimator asked for; by default the guide as proposal, or a fit to every row without one.
 
     Raises:
         ValueError: If there are too few draws, or an error is to be met.

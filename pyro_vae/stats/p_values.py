@@ -143,7 +143,7 @@ def holm(p_values: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
 
 @runtime_checkable
 class Control(Protocol):
-    """Which of many p-values are small enough."""
+    """A rule for which of many p-values are flagged."""
 
     def __call__(self, p_values: Tensor) -> Tensor:
         """Flags, shaped like the p-values."""
@@ -151,7 +151,7 @@ class Control(Protocol):
 
 @dataclass(frozen=True)
 class FalseDiscoveries:
-    r"""At most this share of what is flagged is flagged falsely, on average (Benjamini-Hochberg).
+    r"""Controls the expected share of false flags among the flagged data (Benjamini-Hochberg).
 
     .. math:: \hat p_{(k)} \le \frac{k}{N} \alpha
 
@@ -192,7 +192,7 @@ class FalseDiscoveries:
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    r"""Each datum by itself is flagged falsely with at most this probability.
+    r"""Flags each datum on its own, falsely with at most this probability.
 
     Arguments:
         rate: Between 0 and 1.

@@ -218,7 +218,7 @@ class Part:
 
 
 def module_of(program: ProgramLike) -> nn.Module:
-    """All modules of a program as one: the program itself, or a list of those it closes over."""
+    """The modules of a program as one: the program itself, or a list of those it closes over."""
     return program if isinstance(program, nn.Module) else nn.ModuleList(modules_of(program))
 
 

@@ -72,16 +72,16 @@ class Run(Protocol):
 
 
 class Callback:
-    """What is called at the start of training, after steps and epochs, and at its end."""
+    """Functions that `fit` calls at the start and end of training, and after steps and epochs."""
 
     def on_start(self, run: Run) -> None:
-        """Before the first step, or the first one after a run was resumed."""
+        """Called before the first step, or before the first one after resuming."""
 
     def on_step(self, run: Run) -> None:
-        """After every step."""
+        """Called after every step."""
 
     def on_epoch(self, run: Run) -> None:
-        """After every epoch, its validation included."""
+        """Called after every epoch and its validation."""
 
     def on_end(self, run: Run) -> None:
         """When training has ended in any way, including an error."""

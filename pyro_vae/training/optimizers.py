@@ -101,7 +101,7 @@ def made_optimizer(
 
 
 def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Optimizer:
-    """One of the same class and settings, group by group; that of the caller stays as it is."""
+    """A new optimizer of the same class and settings, group by group; the caller's is untouched."""
     known = {tensor for group in made.param_groups for tensor in group["params"]}
     left = [tuple(tensor.shape) for tensor in tensors if tensor not in known]
     if left:
@@ -265,7 +265,7 @@ class DrawnELBO(TraceEnum_ELBO):
 
 
 def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELBO:
-    """For a guide with discrete sites: enumerates where it asks to, else uses score functions."""
+    """The ELBO of a guide with discrete sites: enumerated if it asks to, else by score functions."""
     options = {
         "max_plate_nesting": program.structure.nesting,
         "strict_enumeration_warning": False,  # of a guide that draws

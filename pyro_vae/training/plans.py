@@ -82,5 +82,5 @@ class Plan:
         return given | {"patience": str(stopping)}
 
     def rounded(self) -> AbstractContextManager[None]:
-        """Around training steps: products are computed at the requested precision."""
+        """Computes the products of training steps at the requested precision."""
         return nullcontext() if self.precision is None else self.precision.active()

@@ -161,7 +161,7 @@ class Steps:
         return (self.plan.epochs - epoch) * full
 
     def captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """What a compiled step minimizes, and the ELBO, in nats per datum."""
+        """The loss of a compiled step, and the ELBO, in nats per datum."""
         size = len(batch[0])
         # Whoever asks which rows these are cannot be captured: such a tensor has no values.
         rows = torch.arange(size, device="meta" if capturing() else None)
@@ -170,7 +170,7 @@ class Steps:
         return loss / self.num_data * (size / self.batch_size), elbo / self.num_data
 
     def _progress(self, batch: Batch) -> Progress:
-        """What is minimized, and the ELBO, in nats over the data set.
+        """The loss, and the ELBO, in nats over the data set.
 
         The ELBO has full weight, and no scale of the program's own, whatever is minimized.
         """
@@ -186,7 +186,7 @@ class Steps:
         return Progress(loss, -full)
 
     def _loss(self, batch: Batch, rows: Tensor, where: str) -> Progress:
-        """The same, in nats per datum; what is not finite is traced to its source."""
+        """Loss and ELBO in nats per datum; a value that is not finite is traced to its source."""
         draws, refused = torch.get_rng_state(), None
         try:
             loss, elbo = self._progress(batch)
@@ -276,7 +276,7 @@ class Steps:
         return list(leaves_of(loss))
 
     def advice(self) -> str:
-        """On columns of the data that need standardizing; empty where none does."""
+        """Advice on columns of the data that need standardizing; empty if none does."""
         return _scales(self.reader.read(torch.arange(min(_SOME_ROWS, len(self.reader))))[0])
 
     def rounding(self) -> Estimate | None:

@@ -82,7 +82,7 @@ class State:
         return [[state for _, state in self.modules], [value for _, value in self.loose]]
 
     def with_values(self, values: list[Any]) -> "State":
-        """The same structure with other tensors."""
+        """A copy of the structure with other tensors."""
         states, loose = values
         modules = [(module, new) for (module, _), new in zip(self.modules, states, strict=True)]
         pairs = zip(self.loose, loose, strict=True)
