@@ -387,7 +387,7 @@ def _generic(
 
 
 def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> Kind | None:
-    """A union of kinds; None if one of them accepts anything, or is data, which are checked later."""
+    """A union of kinds; None if one of them accepts anything, or is data (checked later)."""
     if Tensor in parts and any(get_origin(part) is tuple for part in parts):
         return None
     if {Sequence, Mapping} <= {get_origin(part) for part in parts}:

@@ -119,7 +119,7 @@ class CompiledDensity:
         )
 
     def _agrees(self, graph: Captured, first: Tensor, batch: Batch) -> bool:
-        """Whether the graph agrees with the program on one draw for all data, validation included."""
+        """Whether the graph agrees with the program on one draw for all data, with validation."""
         if self._is_checked and not is_validation_enabled():
             return True
         self._is_checked = True

@@ -289,7 +289,7 @@ class Column:
 
     @property
     def _said(self) -> Kind | None:
-        """The kind, if it determines how entries are written; categories may be numbers or booleans."""
+        """The kind, if it says how entries are written; categories may be numbers or booleans."""
         return self.kind if isinstance(self.kind, Time | Real | Count) else None
 
     def restored(self, values: Shaped[np.ndarray, " rows"]) -> RawColumn:

@@ -395,7 +395,7 @@ class AnnealedImportanceSampling:
         return result
 
     def works(self, inference: Inference, *, seed: int, progress: bool | None) -> Iterator["Work"]:
-        """Splits the data into chunks that fit in memory, with their starts, path, ladder and keys."""
+        """Splits the data into chunks that fit in memory, with starts, path, ladder and keys."""
         program, posterior, batch = inference
         origin = self.start.origin(program, posterior, batch)
         keys = [row_keys(seed, f"annealing.{part}", *batch) for part in _PARTS]

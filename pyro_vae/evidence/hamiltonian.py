@@ -33,7 +33,7 @@ Path: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Point(NamedTuple):
-    """Positions of the chains, `(chains, batch, latents)`, and the path's two log densities there."""
+    """Positions of the chains, `(chains, batch, latents)`, and the path's log densities there."""
 
     z: Tensor
     log_base: Tensor

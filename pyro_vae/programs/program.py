@@ -303,7 +303,7 @@ class Program:
         return self.densities_of(run), run
 
     def _at_edges(self, unconstrained: Mapping[str, Tensor]) -> AtEdges | None:
-        """Handler that notes and draws unconstrained values; `None` if all latent sites are real."""
+        """Handler that notes and draws unconstrained values; `None` if all latents are real."""
         sites = [site for site in self.latent_sites if not site.is_real]
         return AtEdges({s.name: s.transform for s in sites}, unconstrained) if sites else None
 

@@ -265,7 +265,7 @@ class DrawnELBO(TraceEnum_ELBO):
 
 
 def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELBO:
-    """The ELBO of a guide with discrete sites: enumerated if it asks to, else by score functions."""
+    """The ELBO of a guide with discrete sites, enumerated or by score functions."""
     options = {
         "max_plate_nesting": program.structure.nesting,
         "strict_enumeration_warning": False,  # of a guide that draws
