@@ -111,8 +111,8 @@ class InferenceGap(PerDatum):
 
     Arguments:
         log_marginal: :math:`\log p(y_n)`, its error, and whether to trust it.
-        elbo: That of the guide.
-        best_elbo: That of :math:`q_n^\star`, the best member of the family for the datum; its
+        elbo: ELBO of the guide.
+        best_elbo: ELBO of :math:`q_n^\star`, the best member of the family for the datum; its
             error, like those of both gaps, includes the fit's possible distance from the optimum.
         approximation: `log_marginal - best_elbo`.
         amortization: `best_elbo - elbo`. The two ELBOs are averages over common draws, so this
@@ -121,7 +121,7 @@ class InferenceGap(PerDatum):
         fit_converged: Whether the fit of :math:`q_n^\star` converged, to within 0.05 nats.
         families: The same for other families, by name.
         num_samples: Draws per datum that the ELBOs are averages over.
-        given: What the results are conditional on, in words, as in
+        given: Global sites that the results are conditional on, in words, as in
             :class:`pyro_vae.evidence.LogMarginal`.
     """
 

@@ -14,7 +14,7 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, show: bool | None, **
     """A tqdm progress bar over an iterable, or one updated by hand.
 
     Arguments:
-        iterable: What is counted.
+        iterable: The items to count.
         show: Whether to show it; None shows it on terminals and in notebooks only.
         how: Arguments of :class:`tqdm.auto.tqdm`. A nested bar disappears when it is done.
 

@@ -142,7 +142,7 @@ class Table:
     """A table whose first column names the rows.
 
     Arguments:
-        caption: What it shows.
+        caption: The caption.
         columns: Its columns.
         rows: One cell per column.
         note: How to read it.
@@ -226,7 +226,7 @@ class Figure:
 
     Arguments:
         png: The bytes of a PNG file.
-        alt: What it shows, for those who cannot see it.
+        alt: A description for those who cannot see the figure.
         caption: How to read it.
         title: A few words.
         dpi: Dots per inch, which set its size on the page.
@@ -272,7 +272,7 @@ class Lead:
     """The answer in brief: a sentence or two beside one picture.
 
     Arguments:
-        text: What was found, what it costs, and what cannot be trusted.
+        text: The findings, their cost, and what cannot be trusted.
         figure: The picture that shows it, or None.
     """
 
@@ -291,7 +291,7 @@ class Report:
 
     Arguments:
         title: Its title.
-        subtitle: What it is about.
+        subtitle: The subtitle.
         sections: Findings first, how to repeat them last; a glossary is appended.
         lead: The answer, in the first screen of the page.
     """

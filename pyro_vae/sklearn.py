@@ -101,7 +101,7 @@ class VAE(
         columns_: The columns; `center_`: what is subtracted from them; `scale_`: what they are
             divided by.
         latent_dim_: Entries of z.
-        history_: What happened in each epoch; `n_epochs_`: the epoch that was kept.
+        history_: A record of each epoch; `n_epochs_`: the epoch that was kept.
         n_features_in_: Number of columns; `feature_names_in_`: their names, if they had any.
 
     References:

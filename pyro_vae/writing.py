@@ -38,7 +38,7 @@ def require_place(folder: Path, kind: Kind) -> Path:
 
     Arguments:
         folder: The folder to write; it may replace an older one of its kind.
-        kind: What it will hold.
+        kind: The kind of content.
 
     Raises:
         ValueError: If it is a file, below a file, not writable, the current folder, has too long a

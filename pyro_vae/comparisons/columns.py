@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     """The input for a guide's row.
 
     Arguments:
-        name: Of the guide.
+        name: Name of the guide.
         result: The result under the first seed.
         log_scale: Nats per datum that put log densities into the data's own units.
         seeds: Results under every seed that was not interrupted.

@@ -116,7 +116,7 @@ class Graphs:
 
     Arguments:
         model: The model that they belong to.
-        what: What they compute, in words, for a warning.
+        what: Name of the result, for a warning.
         compile: True to compile at once, False never, None where it pays.
         memory: Memory budget in MiB. By default nothing is compiled if the compiler does not fit in
             it.

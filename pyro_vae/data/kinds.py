@@ -48,8 +48,8 @@ class Real(Kind):
     """Numbers, standardized.
 
     Arguments:
-        center: What is subtracted.
-        scale: What the result is divided by, positive.
+        center: The number that is subtracted.
+        scale: The number that the result is then divided by, positive.
     """
 
     center: float = 0.0
@@ -83,8 +83,8 @@ class Time(Real):
     """Dates or times, in days: since 1970, or since midnight for the time of a day.
 
     Arguments:
-        center: What is subtracted, in days.
-        scale: What the result is divided by, in days.
+        center: The time that is subtracted, in days.
+        scale: The time that the result is divided by, in days.
         pattern: Their format, in the notation of `strftime`; empty for dates by dtype.
     """
 

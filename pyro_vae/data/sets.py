@@ -58,8 +58,8 @@ class Dataset:
         binarization: How the rows were binarized; call it on each batch.
         log_scale: Nats to add to the log density of a stored row to convert it to the data's own
             units.
-        center: What was subtracted from each column, if the set was standardized.
-        scale: What each column was divided by, if the set was standardized.
+        center: The number subtracted from each column, if the set was standardized.
+        scale: The number that each column was divided by, if the set was standardized.
         columns: The columns, if the rows come from a table; they convert stored rows back to
             tables, where nan is a missing entry.
         digests: A digest of each training row before binarization, to recognize it in another file;
@@ -166,8 +166,8 @@ class Scaling:
     """Units of data that are not a table, such as images: the part of :class:`Columns` they need.
 
     Arguments:
-        center: What is subtracted from each entry, or None.
-        scale: What the result is divided by, or None.
+        center: The number subtracted from each entry, or None.
+        scale: The number that the result is divided by, or None.
         log_scale: Converts the log density of a row to the data's units, in nats.
         feature_names: Names of the entries, or None.
     """
@@ -485,7 +485,7 @@ def from_frame(
         kinds: Kinds of some columns, as there.
         test_fraction: Share of the rows held out.
         seed: Seed of the split.
-        name: What the set is called.
+        name: Name of the set.
 
     Returns:
         The data set; its `columns` convert rows back to tables.

@@ -164,7 +164,7 @@ def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> Ra
     Arguments:
         name: Its name, for messages.
         raw: The column.
-        kind: What it is said to be, or None.
+        kind: The declared kind, or None.
 
     Warns:
         UserWarning: If some entries of a numeric column are not numbers.

@@ -57,7 +57,7 @@ class Layout:
         separator: The separator between cells, one character.
         header: Whether the first line has column names.
         words: Names of columns to keep as strings, whatever they look like, such as `007`.
-        missing: What says that nothing was measured, beside an empty cell and the usual `NA`:
+        missing: Marks of missing entries, besides an empty cell and the usual `NA`:
             `("-999", "n.d.")`. Numbers are compared as numbers.
     """
 

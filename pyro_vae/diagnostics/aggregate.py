@@ -64,7 +64,7 @@ class Surgery(Result):
         elbo: The bound.
         ceiling: The logarithm of the number of data, which the information cannot exceed.
         num_samples: Draws used per datum.
-        given: What the results are conditional on, in words: values of global sites.
+        given: Global sites that the results are conditional on, in words: values of global sites.
     """
 
     information: Estimate

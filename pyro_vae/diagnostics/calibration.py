@@ -79,7 +79,7 @@ class Calibration(Result):
         names: Names of the quantities: latents by site, then functions of z and y.
         num_samples: Draws of the guide per datum.
         data: The simulated data.
-        given: What the posterior is conditional on, in words; empty if on nothing.
+        given: Global sites that the posterior is conditional on, in words; empty if on nothing.
         draws: Whose draws they are, in words.
     """
 

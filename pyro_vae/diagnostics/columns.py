@@ -39,10 +39,10 @@ class LeaveOneOut(Calibration):
 
     Arguments:
         ranks: Percentiles from 0 to 99, `(data, columns)`; uniform if the model is right.
-        names: Of the columns.
+        names: Names of the columns.
         num_samples: The largest rank.
         data: The data.
-        given: What the predictions are conditional on, in words; empty if on nothing.
+        given: Global sites that the predictions are conditional on, in words; empty if on nothing.
         draws: Whose draws they are, in words.
         ess: Effective number of draws without the entry, `(data, columns)`.
     """

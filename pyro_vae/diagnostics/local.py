@@ -66,9 +66,9 @@ class PValues(PerDatum):
 
     Arguments:
         p_value: With the Monte Carlo error of having so many permutations or reference data.
-        statistic: What it was computed from, `(batch,)`.
-        hypothesis: What is rejected, in words.
-        measure: What the statistic is, in words.
+        statistic: The statistic that it was computed from, `(batch,)`.
+        hypothesis: The hypothesis that is rejected, in words.
+        measure: The statistic, in words.
         doubts: Data that cannot be tested, by reason.
     """
 
@@ -230,18 +230,18 @@ class PosteriorCalibration(PValues):
     """Ranks, near every datum, of what was simulated among the guide's draws.
 
     Arguments:
-        p_value: Of every datum.
+        p_value: P-value of every datum.
         statistic: Largest shift of a mean rank from 1/2, as a share.
-        hypothesis: What is rejected, in words.
-        measure: What the statistic is, in words.
+        hypothesis: The hypothesis that is rejected, in words.
+        measure: The statistic, in words.
         doubts: Data that cannot be tested, by reason.
         ranks: From 0 to `num_samples`, `(batch, replicates, quantities)`; uniform if the guide is
             calibrated near the datum.
         ess: Effective number of the guide's draws per replicate, `(batch,)`, the median over them:
             with few there is little to be seen.
-        names: Of the quantities: latents by site, then functions of z and y.
+        names: Names of the quantities: latents by site, then functions of z and y.
         num_samples: Draws of the guide per replicate.
-        given: What the posterior is conditional on, in words; empty if on nothing.
+        given: Global sites that the posterior is conditional on, in words; empty if on nothing.
     """
 
     ranks: Int[Tensor, "batch replicates quantities"] = field(kw_only=True)
@@ -450,14 +450,14 @@ class OutOfDistribution(PValues):
     """How much a guide's answers differ from those for reference data.
 
     Arguments:
-        p_value: Of every datum.
+        p_value: P-value of every datum.
         statistic: Mahalanobis distance of the answer.
-        hypothesis: What is rejected, in words.
-        measure: What the statistic is, in words.
+        hypothesis: The hypothesis that is rejected, in words.
+        measure: The statistic, in words.
         doubts: Data that cannot be tested, by reason.
-        deviations: Of every feature of an answer from its mean over reference data, in standard
+        deviations: Deviation of every feature from its mean over reference data, in standard
             deviations, `(batch, features)`.
-        names: Of the features.
+        names: Names of the features.
     """
 
     deviations: Float64[Tensor, "batch features"] = field(kw_only=True)

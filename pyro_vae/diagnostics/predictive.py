@@ -74,12 +74,12 @@ class PredictiveCheck(Result):
 
     Arguments:
         names: Names of the statistics.
-        observed: Those of the observed data set, `(statistics,)`, each in its own unit.
-        replicated: Those of the replicated ones, `(draws, statistics)`.
+        observed: Statistics of the observed data set, `(statistics,)`, each in its own unit.
+        replicated: Statistics of the replicated ones, `(draws, statistics)`.
         p_values: `(statistics,)`, with the error from the number of replicates. Two-sided;
             one-sided for largest deviations.
         latents: Where the latents of the replicates came from.
-        given: What the replicates are conditional on, in words; empty if on nothing.
+        given: Global sites that the replicates are conditional on, in words; empty if on nothing.
     """
 
     names: tuple[str, ...]

@@ -44,7 +44,7 @@ class Stage(NamedTuple):
 
     Arguments:
         sites: Names of the latent sites.
-        entries: Of every observed site, entries of one datum whose density is known by then.
+        entries: By observed site, entries of one datum whose density is known by then.
     """
 
     sites: tuple[str, ...]
@@ -64,7 +64,7 @@ class ParticleFilter:
 
     Arguments:
         num_islands: Filters that share nothing.
-        num_particles: Of each.
+        num_particles: Particles in each.
 
     Raises:
         ValueError: If there are fewer than two islands or particles; when called, if the program

@@ -76,7 +76,7 @@ def transition(
         beta: Place on the path, `(batch,)`, from 0 to 1.
         step: Step of every latent, in its unit, `(batch, latents)` or `(chains, batch, latents)`;
             it must not depend on these chains.
-        noise: What is drawn; independent of all that was drawn before.
+        noise: Random numbers, independent of all earlier ones.
         leapfrog_steps: Steps of a trajectory, each with one gradient.
 
     Returns:

@@ -102,7 +102,7 @@ class ImportanceSampling:
             given.
         memory: Mebibytes that the program's intermediate results may take. The weights take about
             50 bytes per draw in addition.
-        proposal: What to draw from: :class:`FromGuide`, :class:`Widened`, :class:`Defensive`, or
+        proposal: The distribution to draw from: :class:`FromGuide`, :class:`Widened`, :class:`Defensive`, or
             :class:`Fitted`.
         average: How to average weights: :data:`PLAIN`, :data:`PARETO_SMOOTHED`,
             :data:`JACKKNIFED`.
@@ -228,10 +228,10 @@ class _Sampling:
 
     Arguments:
         program: The model.
-        proposal: What is drawn from, for these data.
+        proposal: The proposal of these data.
         batch: The data.
-        keys: Of the draws of each datum.
-        places: Of the data in the data set, for messages.
+        keys: Keys of the draws of each datum.
+        places: Positions of the data in the data set, for messages.
         limit: Rows of the program's batch that fit at once.
         densities: The program's, compiled where that pays.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.

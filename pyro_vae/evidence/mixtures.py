@@ -37,10 +37,10 @@ class StudentMixture:
     """Mixtures of Student t distributions, one per datum.
 
     Arguments:
-        log_shares: Of the components, `(batch, components)`; the shares add up to 1.
+        log_shares: Logarithms of the shares of the components, `(batch, components)`; the shares add up to 1.
         loc: `(batch, components, latents)`.
         scale_tril: `(batch, components, latents, latents)`.
-        dtype: Of the draws; densities are float64.
+        dtype: Dtype of the draws; densities are float64.
     """
 
     log_shares: Float64[Tensor, "batch components"]

@@ -180,9 +180,9 @@ class Modes:
 
     Arguments:
         rows: The datum of each mode.
-        z: Its place.
-        height: Its log joint, nats.
-        axes: Its directions, columns of the length of one standard deviation.
+        z: Position of the mode.
+        height: Log joint there, in nats.
+        axes: Directions, as columns with the length of one standard deviation.
     """
 
     rows: Int64[Tensor, " modes"]
@@ -358,7 +358,7 @@ class Scan(NamedTuple):
     """The result of a scan.
 
     Arguments:
-        modes: Of all data.
+        modes: The modes of all data.
         unsettled: Data of which a grid twice as fine still showed a new mode.
         log_edge: Log of what may lie beyond the grid, nats.
         log_mass: Sum over the grid, where it is fine enough to be log p(y); nan elsewhere.
@@ -515,7 +515,7 @@ class _Grid:
         value: Log joint, `(data, along, ..., along)`.
         prior: The part of it that is the prior's.
         density: The same in the grid's coordinates, with the log Jacobian.
-        spacing: Of the coordinates.
+        spacing: Spacing of the coordinates.
     """
 
     z: Tensor

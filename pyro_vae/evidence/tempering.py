@@ -62,7 +62,7 @@ class Population:
     Arguments:
         result: Estimates of log p(y).
         z: `(islands, particles, batch, latents)`, of equal weight within an island.
-        log_evidence: Of every island, `(islands, batch)`, in nats.
+        log_evidence: Log p(y) of every island, `(islands, batch)`, in nats.
     """
 
     result: LogMarginal

@@ -147,7 +147,7 @@ class SelfMasking(Likelihood):
     by this model: ask them of a model without it.
 
     Arguments:
-        likelihood: That of the features.
+        likelihood: Likelihood of the features.
         shape: Shape of a datum, for an intercept and a slope a feature; `()` for one of each.
 
     References:

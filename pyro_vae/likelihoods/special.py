@@ -100,7 +100,7 @@ def halves(output: Tensor, what: str) -> tuple[Tensor, Tensor]:
 
     Arguments:
         output: Output of a decoder, `(batch, 2 * features, ...)`.
-        what: What needs two, for the message.
+        what: Name of the thing that needs two, for the message.
 
     Raises:
         ValueError: If the output cannot be halved.

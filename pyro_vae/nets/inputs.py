@@ -14,8 +14,8 @@ def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
     """Returns the answer of a network if it is a floating-point tensor; raises otherwise.
 
     Arguments:
-        answer: What it returned.
-        role: What the network is: "decoder" or "encoder's net".
+        answer: The object that it returned.
+        role: The role of the network: "decoder" or "encoder's net".
         net: The network.
 
     Raises:

@@ -164,7 +164,7 @@ class Progress(NamedTuple):
     """The loss and the plain ELBO at the same draws, each a scalar over the data set, in nats.
 
     Arguments:
-        loss: What is minimized: minus the bound, with its gradient.
+        loss: The number to minimize: minus the bound, with its gradient.
         elbo: The plain ELBO at full KL weight and without the program's own scales, higher is
             better; no gradient.
     """

@@ -301,7 +301,7 @@ def plot_predictive_check(
     Arguments:
         observed: Statistics of the observed data set, by name, as
             :attr:`pyro_vae.diagnostics.PredictiveCheck.observed_by_name`.
-        replicated: Those of the replicated data sets, `(draws,)` each, under the same names.
+        replicated: Statistics of the replicated data sets, `(draws,)` each, under the same names.
         p_values: Written beside the names, if given.
         figure: Where to draw; a new pyplot figure by default.
 

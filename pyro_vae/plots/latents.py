@@ -46,7 +46,7 @@ def plot_latent_plane(
 
     Arguments:
         means: For each guide the posterior means, `(data, 2)`.
-        labels: What to colour by, `(data,)`: up to ten different whole numbers, or any strings,
+        labels: Values to colour by, `(data,)`: up to ten different whole numbers, or any strings,
             are categories with a legend; other numbers get a colour bar, and nan is not drawn.
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 

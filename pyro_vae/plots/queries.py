@@ -360,7 +360,7 @@ def plot_dependence(
 
     Arguments:
         value: `(features, features)`.
-        names: Of the features.
+        names: Names of the features.
         error: Standard errors.
         measure: Name of the measure, for the colour bar.
         ax: Where to draw; a new pyplot figure by default.

@@ -219,7 +219,7 @@ class Program:
         """Flat vectors `(rows, latents)` for values of the latent sites, and the log Jacobian.
 
         Arguments:
-            values: Of the latent sites.
+            values: Values of the latent sites.
             unconstrained: Their unconstrained values, where those are known.
         """
         self.require_latents()
@@ -289,8 +289,8 @@ class Program:
         """Log densities at values of the latent sites, each `(rows,)`, with no Jacobian.
 
         Arguments:
-            values: Of the latent sites.
-            rows: What the program is called with.
+            values: Values of the latent sites.
+            rows: The arguments of the program.
             unconstrained: Their unconstrained values, where those have more digits.
         """
         combined, unconstrained = self.structure.combinations, unconstrained or {}

@@ -37,7 +37,7 @@ class Structure:
         plate: Name of the plate over data.
         plate_dim: Its dimension, counted from the right.
         nesting: Number of dimensions used by plates.
-        subsampling: What the plate was asked to subsample, if anything.
+        subsampling: The subsampling that the plate was asked for, if any.
         latent_sites: Continuous latent sites of a datum.
         enumerated: Discrete latent sites of a datum, which are summed out.
         discrete_values: All combinations of their values; `None` if there are none, or too many.
@@ -49,8 +49,8 @@ class Structure:
         masked: Names of the latent sites with a mask around them or in them.
         determined: Names of the sites whose value follows from the others (`Delta`).
         observed: Names of the observed sites of a datum.
-        dtype: That of the latents.
-        device: That of the latents.
+        dtype: Dtype of the latents.
+        device: Device of the latents.
     """
 
     plate: str

@@ -232,7 +232,7 @@ class ConditionalDensity(PerDatum):
             Carlo error of every point. Errors of neighbouring points go together.
         evidence: Log density of what was observed, from the same weights: its effective sample
             size, Pareto k and doubts are those of the curve.
-        given: What all is conditional on, in words; empty if on nothing.
+        given: Global sites that all numbers are conditional on, in words; empty if on nothing.
     """
 
     column: str

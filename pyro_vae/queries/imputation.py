@@ -48,7 +48,7 @@ class Imputation(PerDatum):
         ess: Effective sample size of each row's weights, `(rows,)`; nan where nothing is missing.
         pareto_k: Shape of their tail, `(rows,)`; nan where nothing is missing.
         doubts: Reasons not to trust a row, and the rows that they apply to.
-        given: What the results are conditional on, in words; empty if on nothing.
+        given: Global sites that the results are conditional on, in words; empty if on nothing.
         table: The columns, if the data are a table.
     """
 

@@ -227,9 +227,9 @@ class Dependence(Result):
 
     Arguments:
         estimate: Value and Monte Carlo error, each `(features, features)`.
-        names: Of the features.
+        names: Names of the features.
         measure: Name of the measure.
-        given: What it is conditional on, in words; empty if on nothing.
+        given: Global sites that it is conditional on, in words; empty if on nothing.
     """
 
     estimate: Estimate

@@ -28,7 +28,7 @@ def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
 
     Arguments:
         programs: The model, and the guide if there is one.
-        header: What `pyro_vae.json` says of them.
+        header: The content of `pyro_vae.json`.
 
     Example:
         >>> from pyro_vae import likelihoods, models, nets

@@ -24,7 +24,7 @@ class History:
         validation_elbo: ELBO of the validation data after the epoch; nan without any.
         validation_error: Its Monte Carlo error.
         kl_weight: Weight of the KL term in the last step's loss.
-        learning_rate: Of the first parameter group.
+        learning_rate: Step size of the first parameter group.
         seconds: Since the start of training.
     """
 
