@@ -1,11 +1,11 @@
 r"""Encoder, decoder and log weights as programs that run without this library, or without Python.
 
-Pyro's handlers cannot be exported, and neither can a program that reads `len(y)`, which is a plain
-number. So each function is captured (:mod:`pyro_vae.compiling`) for batches of two sizes: the two
-lists of operations are the same but for numbers such as a shape `(5, 3)` against `(7, 3)`, each of
-which is :math:`a + b n` in the number of rows n. The list with these expressions in it has a
-dynamic batch. What was written is loaded again and compared with the model and the guide, for
-batches of one row, of the rows given and of a thousand: it is right, or it is refused.
+`torch.export` cannot trace Pyro's handlers, nor a program that reads `len(y)`, a plain number. So
+each function is captured (:mod:`pyro_vae.compiling`) for batches of two sizes. The two lists of
+operations differ only in numbers that depend on the number of rows n, such as a shape `(5, 3)`
+against `(7, 3)`; each of these is :math:`a + b n`, and with these expressions the list serves any
+batch size. The file is then loaded and compared with the model and the guide for batches of one
+row, of the given rows and of a thousand; if they differ, the export is refused.
 """
 
 import json
@@ -47,13 +47,13 @@ class Format(Protocol):
     suffix: str
 
     def require(self) -> None:
-        """Refuses at once if something that it needs is not installed."""
+        """Raises an error if a package that it needs is not installed."""
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
         """Writes a program."""
 
     def load(self, path: Path) -> Callable[..., Sequence[Tensor]]:
-        """Loads what was written, to be called with tensors."""
+        """Loads a file as a callable of tensors."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TorchExport:
     suffix = ".pt2"
 
     def require(self) -> None:
-        """Torch is there."""
+        """Needs nothing besides torch."""
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
         """Writes with `torch.export.save`."""
@@ -130,9 +130,9 @@ def export(
 ) -> None:
     r"""Writes encoder, decoder, posterior mean and log weights as programs for other software.
 
-    Each takes tensors with any number of rows, at least one, and answers as the model and the
-    guide do in evaluation mode; what was written is compared with them before the folder is in
-    its place. None needs this library: `.pt2` files need torch alone
+    Each takes tensors with any number of rows, at least one, and returns what model and guide
+    return in evaluation mode; this is checked before the folder is put in place. None needs this
+    library: `.pt2` files need only torch
     (`torch.export.load(file).module()`), and `.onnx` files any ONNX runtime.
 
     .. math:: \text{encoder}(y) = \lambda, \quad \text{mean}(y) = \mathbb{E}_{q_\lambda}[z], \quad
@@ -140,25 +140,25 @@ def export(
         \text{log\_weights}(\epsilon, y) = \big(\log p(y, z) - \log q_\lambda(z), \; z\big),
         \quad z = T_\lambda(\epsilon)
 
-    With K times the same row and standard normal noise :math:`\epsilon`, the logarithm of the mean
-    of the weights estimates log p(y), in nats; the latents z that have these weights come second.
-    Further tensors of the batch, such as covariates, follow y, and z of the decoder. Latent sites
-    that all data share are at the mean of their posterior.
+    Given a row K times and standard normal noise :math:`\epsilon`, the logarithm of the mean weight
+    estimates log p(y), in nats; the second output holds the latents z of these weights. Further
+    tensors of the batch, such as covariates, come after y, or after z for the decoder. Global
+    latent sites are set to their posterior mean.
 
     Arguments:
-        folder: Made if it does not exist; an older export in it is replaced. `export.json` says
-            what each program takes and gives.
-        model: The Pyro program. A decoder is written of a model of `pv.models`.
-        guide: A :class:`pyro_vae.Guide` whose map answers for new data.
-        data: A few rows, on which what is written is checked. With holes (nan) among them the
-            programs take holes.
-        programs: Some of "encoder", "decoder", "mean" and "log_weights"; all that there are by
-            default.
-        formats: Kinds of files: :class:`TorchExport`, :class:`ONNX` (which needs `pip install
+        folder: Created if it does not exist; an older export in it is replaced. `export.json`
+            describes the inputs and outputs of each program.
+        model: The Pyro program. Models of `pv.models` also have a decoder to export.
+        guide: A :class:`pyro_vae.Guide` whose map works for new data.
+        data: A few rows on which the files are checked. If they have missing entries (nan), the
+            programs accept missing entries.
+        programs: Some of "encoder", "decoder", "mean" and "log_weights"; by default all that
+            exist for this model and guide.
+        formats: File formats: :class:`TorchExport`, :class:`ONNX` (which needs `pip install
             'pyro-vae[onnx]'`).
 
     Raises:
-        ImportError: If a package that a format needs is not installed.
+        ImportError: If a format needs a package that is not installed.
         TypeError: If the guide is written by hand.
         ValueError: If the folder holds anything else, or something cannot be exported: a table of
             local parameters, a program that branches on its data, an operation that ONNX lacks.
@@ -211,7 +211,7 @@ class _Function(NamedTuple):
     outputs: tuple[str, ...]
 
     def rows(self, size: int) -> Batch:
-        """So many rows of its inputs: the same over and over."""
+        """Example inputs with this number of rows, by repetition."""
         examples = tuple(self.inputs.values())
         places = torch.arange(size) % len(examples[0])
         return tuple(part[places.to(part.device)] for part in examples)
@@ -258,7 +258,7 @@ def _functions(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[str
 
 
 def _amortized(guide: ProgramLike) -> Guide:
-    """Refuses guides that have nothing to say of new data."""
+    """Refuses guides that have no posterior for new data."""
     if not is_made_of_map(guide):
         raise TypeError(
             "only a pv.Guide has parameters and a mean to export, and this guide is written by "
@@ -294,7 +294,7 @@ def _refusal(name: str, reason: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the innermost reason."""
+    """The first line of the innermost cause of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -331,7 +331,7 @@ def _is_random(node: fx.Node) -> bool:
 
 
 def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
-    """The operations of two captures of one function, for any number of rows."""
+    """Merges two captures of a function into one for any number of rows."""
     graph, others = small.graph.graph, iter(large.graph.graph.nodes)
     same = len(graph.nodes) == len(large.graph.graph.nodes) and all(
         one is other or torch.equal(one, other)
@@ -373,7 +373,7 @@ def _merged(one: Any, other: Any, rows: fx.Node) -> Any:
 
 
 def _check(kind: Format, path: Path, function: _Function) -> None:
-    """Compares what was written with the function: one row, the given ones, and many.
+    """Compares a file with the function for one row, the given rows and many.
 
     Raises:
         ValueError: If they differ by more than rounding.

@@ -1,10 +1,10 @@
 r"""The type of a column whose entries are strings, from a text file or a data frame.
 
-A column is numbers if nine in ten of its entries are, or all but one: `1.5`, `1,5`, `1,234`,
-`1 234`, `46%`, `$46`, `46 kW` (each unit throughout). The few that are not, such as `<47` or `?`,
-are missing, with a warning that names their lines; so are `?`, `n.d.` and their like in up to half
-of a column. A column of `true` and `false` is booleans; any other is words, which
-:mod:`pyro_vae.data.tables` refuses where some of them are numbers.
+A column is numeric if nine in ten of its entries are numbers, or all but one: `1.5`, `1,5`,
+`1,234`, `1 234`, `46%`, `$46`, `46 kW` (with the same unit throughout). The few others, such as
+`<47`, are treated as missing, with a warning that lists their lines; so are marks such as `?` and
+`n.d.` in up to half of the entries. A column of `true` and `false` is boolean. Any other column
+consists of words, and :mod:`pyro_vae.data.tables` refuses it if some of them are numbers.
 """
 
 import re
@@ -48,11 +48,11 @@ def entries_of(
         cells: Its entries, "" where one is missing.
         where: Location of the entry at a position, such as "line 7".
         comma: Whether a comma is the decimal separator.
-        numbers: Whether it is said to hold numbers: all else is missing then.
+        numbers: Whether the column was declared numeric: anything else in it is then missing.
 
     Warns:
-        UserWarning: If entries of a column of numbers are none: they are missing then; or if
-            numbers start with 0, as codes do.
+        UserWarning: If a numeric column has entries that are no numbers, which are treated as
+            missing; or if numbers start with 0, as codes do.
     """
     plain = _numerals(cells, comma=comma)
     values = [number(cell, comma=False) for cell in plain]
@@ -66,7 +66,7 @@ def entries_of(
 
 
 def _are_marked(cells: Sequence[str]) -> bool:
-    """Whether half or more are numbers, and all others are signs that nothing was measured."""
+    """Whether half of the cells or more are numbers, and all others mark missing entries."""
     good, odd = _counted(cells, comma=False)
     marked = sum(cell.lower() in _MARKS and not is_missing(cell) for cell in cells)
     return good >= odd == marked

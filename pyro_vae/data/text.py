@@ -6,15 +6,15 @@ are classified:
 
 | content | treated as |
 | --- | --- |
-| `# ...`, `sep=;` | skipped, but for names behind a `#` that fit the columns |
-| lines of fewer cells at the head, or of one cell at the foot | notes, skipped |
-| a first line with a word above numbers, or with words alone | column names |
+| `# ...`, `sep=;` | skipped, except for names after a `#` that fit the columns |
+| lines of fewer cells at the top, or of one cell at the bottom | notes, skipped |
+| a first line with a word above numbers, or with words only | column names |
 | numbers rising or falling from left to right, far from those below, or in equal steps | names |
 | one or two further lines of words above numbers | units, skipped |
 | a first column without a name, whose entries all differ | an index, skipped |
 
-Names that are numbers, units and notes are guesses: a warning names them, and how to overrule it.
-What the entries of a column are says :mod:`pyro_vae.data.entries`.
+Names that are numbers, units and notes are guesses; a warning lists them and says how to overrule
+them. :mod:`pyro_vae.data.entries` decides on the type of each column.
 """
 
 import csv
@@ -67,7 +67,7 @@ class Layout:
     missing: tuple[str, ...] = ()
 
     def emptied(self, cell: str) -> str:
-        """A cell, empty where it says that nothing was measured."""
+        """A cell, emptied if it is a mark of a missing entry."""
         value = number(cell, comma=False)
         gone = any(
             cell == said or (value is not None and value == number(said, comma=False))
@@ -136,7 +136,7 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
 def _cut(
     path: Path, lines: Sequence[str], skipped: int, separator: str, *, strict: bool = True
 ) -> list[tuple[int, list[str]]]:
-    """Cells by line, without empty lines; strict, so that a quotation mark swallows nothing."""
+    """Cells by line, without empty lines; if strict, an unclosed quotation mark is an error."""
     found, last = [], skipped
     reader = csv.reader(lines[skipped:], delimiter=separator, skipinitialspace=True, strict=strict)
     try:
@@ -157,7 +157,7 @@ def _cut(
 
 
 def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
-    """Lines from the names on, without notes of an instrument above and below the table."""
+    """The lines of the table, without notes of an instrument above and below it."""
     found = list(found)
     while found and not any(found[-1][1]):  # a spreadsheet's empty rows
         found.pop()
@@ -184,14 +184,14 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
 
 
 def _is_note(cells: list[str]) -> bool:
-    """One cell of words, and no row that broke off."""
+    """Whether a line is a note: one cell of words, and not a row that broke off."""
     return len(cells) == 1 and number(cells[0], comma=True) is None and len(cells[0]) > 1
 
 
 def _names_in_comment(
     comments: list[str], separator: str, found: list[tuple[int, list[str]]], layout: Layout
 ) -> list[tuple[int, list[str]]]:
-    """The last comment above a table, where it is as many words as the table has columns."""
+    """The last comment above a table, if it has as many words as the table has columns."""
     if layout.header is not None or not comments or not comments[-1].lstrip().startswith("#"):
         return []
     bare = comments[-1].lstrip().lstrip("#").strip()
@@ -205,7 +205,7 @@ def _names_in_comment(
 
 
 def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
-    """Lines to be skipped, and the separator that they declare."""
+    """The number of lines to skip, and the separator that they declare."""
     skipped = next((i for i, line in enumerate(lines) if not line.lstrip().startswith("#")), 0)
     if re.fullmatch(r"sep=.", lines[skipped]):
         return skipped + 1, lines[skipped][4]
@@ -287,7 +287,7 @@ def _has_names_of_rows(rows: list[list[str]]) -> bool:
 
 
 def _say(path: Path, what: str) -> None:
-    """Warns of guesses."""
+    """Warns that names, units or notes were guessed."""
     warnings.warn(f"'{path}': {what}", UserWarning, stacklevel=2)
 
 
@@ -321,10 +321,10 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
 
 
 def _are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Numbers in order, such as wavelengths, years or 0, 1, 2, ..., unlike those below.
+    """Whether a first line of numbers holds names, such as wavelengths, years or 0, 1, 2, ...
 
-    They are names if nearly all are further from the values below them than the range of those, or
-    if they, and no line below them, are 0, 1, 2, ..., or five or more in equal steps.
+    Numbers in order are names if nearly all lie further from the values below than these spread,
+    or if only the first line counts 0, 1, 2, ... or has five or more numbers in equal steps.
     """
     values, steps = _steps(first, comma=comma)
     if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
@@ -351,7 +351,7 @@ def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
 
 
 def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a number is further from those of its column than their range."""
+    """Whether a number is further from the values of its column than their range."""
     parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
     column, value = [x for x in parsed if x is not None], number(name, comma=comma)
     if not column or value is None:
@@ -361,7 +361,7 @@ def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bo
 
 
 def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a line has units: words above numeric columns, nothing or new words above others."""
+    """Whether a line has units: words above numeric columns; above others nothing, or new words."""
     columns = [[row[i] for row in below[:_SAMPLED]] for i in range(len(second))]
     numbers = [mostly_numbers(column, comma=comma) for column in columns]
     above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]
@@ -401,7 +401,7 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
         ValueError: If two columns have the same name, or a row has no entry.
 
     Warns:
-        UserWarning: Of entries of a column of numbers that are none, which are missing then.
+        UserWarning: If a numeric column has entries that are no numbers, which are then missing.
     """
     names = cells.names or tuple(str(place) for place in range(len(cells.rows[0])))
     twice = [name for name, number in Counter(names).items() if number > 1]

@@ -130,8 +130,8 @@ class RateDistortion(Result):
 
     Arguments:
         points: One for each beta that was reached.
-        entropy: Entropy of the training data as an empirical distribution, in nats per datum; `None`
-            if the likelihood is a density, or does not observe the data tensor itself.
+        entropy: Entropy of the training data as an empirical distribution, in nats per datum;
+            `None` if the likelihood is a density, or does not observe the data tensor itself.
         held_out_entropy: The same for the held-out data.
     """
 

@@ -4,16 +4,16 @@ A program of a series samples a state, observes something of it, and goes on to 
 
 .. math:: p(y, z) = \prod_{t=1}^{T} p(z_t \mid z_{<t}, y_{<t})\, p(y_t \mid z_{\le t}, y_{<t}) .
 
-Particles follow it. At each time they draw :math:`z_t` from the program, are weighed by what it
-says of :math:`y_t`, and are resampled, so that those that fit the series so far go on:
+At each time every particle draws :math:`z_t` from the program and is weighted by the density of
+:math:`y_t`; then the particles are resampled, so that those that fit the series so far survive:
 
 .. math:: \log \hat p(y) = \sum_{t=1}^{T} \log \frac{1}{M} \sum_{m=1}^{M}
     p(y_t \mid z_{\le t}^m, y_{<t}), \qquad \mathbb{E}\, \hat p(y) = p(y) .
 
-Which data belong to which time is read off the program: an entry of an observed site belongs to
-the first latent site after which its density no longer changes, whatever is drawn for the later
-ones. So data may be observed at each time or in one site at the end. If that is read wrongly the
-filter is inefficient, and not wrong: the last weight is what is left of the log likelihood.
+The program itself shows which data belong to which time: an entry of an observed site belongs to
+the first latent site after which its density no longer changes, whatever the later sites draw. So
+data may be observed at each time, or in one site at the end. A mistake here makes the filter
+inefficient but not wrong, since the last weight holds the rest of the log likelihood.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ _INDEPENDENT = (dist.Independent, torch.distributions.Independent)
 
 
 class Stage(NamedTuple):
-    """Latent sites that are drawn together, and the data that they settle.
+    """Latent sites that are drawn together, and the data whose density they complete.
 
     Arguments:
         sites: Names of the latent sites.
@@ -53,22 +53,22 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class ParticleFilter:
-    r"""Marginal likelihood of series, from particles that follow the program in time.
+    r"""Estimates log p(y) of time series by a bootstrap particle filter.
 
-    For programs with a latent site for each time, of which each datum is a whole series. Unbiased
-    for p, and independent of any guide. The error is that of the islands' estimates, which share
-    nothing; a datum is reliable where half of the islands are effective. Where single data are
-    very informative few particles survive, and the error says so.
+    For programs with a latent site for each time, where each datum is a whole series. The estimate
+    of p(y) is unbiased and uses no guide. The error comes from the spread of independent filters
+    (islands); a datum is reliable if at least half of the islands are effective. If single
+    observations are very informative, few particles survive, and the error grows accordingly.
 
-    Of discrete latent sites, which are summed out, there may be none.
+    Programs with discrete latent sites, which are summed out, are refused.
 
     Arguments:
-        num_islands: Filters that share nothing.
+        num_islands: Number of independent filters.
         num_particles: Particles in each.
 
     Raises:
-        ValueError: If there are fewer than two islands or particles; when called, if the program
-            draws all latents of a datum before it settles anything that was observed.
+        ValueError: If there are fewer than two islands or particles; when called, if all
+            observations depend on all latent sites, so that there are no steps to filter along.
 
     References:
         | Novel Approach to Nonlinear/Non-Gaussian Bayesian State Estimation
@@ -111,10 +111,10 @@ class ParticleFilter:
         stages = stages_of(program, batch)
         if len(stages) < 2:
             raise ValueError(
-                "a particle filter needs data that are settled one after the other, and this "
-                f"program settles all of {list(program.observed_names)} at once, after its latent "
-                f"sites {[site.name for site in program.latent_sites]}; for such a program take "
-                "pv.ImportanceSampling() or pv.Tightest()"
+                "a particle filter needs observations that depend on the latent sites one after "
+                f"the other; here all of {list(program.observed_names)} depend on all latent sites "
+                f"{[site.name for site in program.latent_sites]}: use pv.ImportanceSampling() or "
+                "pv.Tightest()"
             )
         return self.populations(program, stages, batch, seed=seed, progress=progress).result
 
@@ -196,7 +196,7 @@ def _is_same(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _entries(program: Program, run: Run) -> dict[str, Tensor]:
-    """Log densities of every entry of what a datum's observed sites hold, `(rows, entries)`."""
+    """Log densities of all entries of a datum's observed sites, `(rows, entries)`."""
     sites = run.inside
     return {name: _by_entry(sites[name], program.plate_dim) for name in program.observed_names}
 
@@ -218,7 +218,7 @@ def _by_entry(site: TracedSite, plate_dim: int) -> Tensor:
 
 
 def _settled(program: Program, run: Run, stage: Stage) -> Tensor:
-    """Log density of the data that are settled by a stage, `(rows,)`."""
+    """Log density of the data that a stage completes, `(rows,)`."""
     parts = _entries(program, run)
     return sum(
         (parts[name][:, which].double().sum(dim=1) for name, which in stage.entries.items()),
@@ -235,7 +235,7 @@ def _log_likelihood(program: Program, run: Run) -> Tensor:
 
 
 def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None:
-    """Refuses what is no number.
+    """Refuses log densities that are nan.
 
     Raises:
         FloatingPointError: If it is not, with the place.
@@ -246,7 +246,7 @@ def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None
 
 
 def _systematic(gains: Float[Tensor, "islands particles"]) -> Tensor:
-    """Rows that go on, `(islands * particles,)`: systematic resampling within each island."""
+    """Systematic resampling within each island: surviving rows, `(islands * particles,)`."""
     islands, particles = gains.shape
     edges = gains.softmax(dim=1).nan_to_num(nan=1 / particles).cumsum(dim=1)
     levels = torch.rand(islands, 1, dtype=edges.dtype).to(edges)
@@ -257,6 +257,6 @@ def _systematic(gains: Float[Tensor, "islands particles"]) -> Tensor:
 
 
 def _picked(program: Program, values: Mapping[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
-    """Values of the sites so far, of the rows that go on."""
+    """Values of the sites so far, for the surviving rows."""
     axes = {site.name: site.axis for site in program.latent_sites}
     return {name: value.index_select(axes[name], chosen) for name, value in values.items()}

@@ -102,8 +102,8 @@ class ImportanceSampling:
             given.
         memory: Mebibytes that the program's intermediate results may take. The weights take about
             50 bytes per draw in addition.
-        proposal: The distribution to draw from: :class:`FromGuide`, :class:`Widened`, :class:`Defensive`, or
-            :class:`Fitted`.
+        proposal: The distribution to draw from: :class:`FromGuide`, :class:`Widened`,
+            :class:`Defensive`, or :class:`Fitted`.
         average: How to average weights: :data:`PLAIN`, :data:`PARETO_SMOOTHED`,
             :data:`JACKKNIFED`.
         until: A target error. A pilot run of `num_samples` draws then determines for each datum how

@@ -37,7 +37,8 @@ class StudentMixture:
     """Mixtures of Student t distributions, one per datum.
 
     Arguments:
-        log_shares: Logarithms of the shares of the components, `(batch, components)`; the shares add up to 1.
+        log_shares: Logarithms of the components' shares, `(batch, components)`; the shares add up
+            to 1.
         loc: `(batch, components, latents)`.
         scale_tril: `(batch, components, latents, latents)`.
         dtype: Dtype of the draws; densities are float64.
