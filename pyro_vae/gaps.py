@@ -370,7 +370,7 @@ def inference_gap(
         weights = (weigh(inference._replace(posterior=one)) for one in posteriors)
         pieces = zip(*weights, strict=True)
         averages = [join(list(parts)) for parts in zip(*map(_averages, pieces), strict=True)]
-        edges = edge_doubts(program, batch)
+        edges = edge_doubts(program, batch, marginal)
     doubts = {**marginal.doubts, **edges}
     marginal = replace(marginal, given=program.conditions, doubts=doubts)
     return _decomposed(marginal, averages, best, others, num_samples)

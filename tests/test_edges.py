@@ -107,6 +107,40 @@ def test_sparse_priors_are_integrated(name: str) -> None:
     assert bool(((lml.value - exact).abs() <= 4 * lml.error + 1e-4).all())
 
 
+MISSED = {
+    "Beta": (dist.Beta(0.3, 0.3), lambda p: dist.Binomial(6, p), dist.Normal(1.0, 0.7)),
+    "Gamma": (dist.Gamma(0.3, 0.3), dist.Poisson, dist.Normal(0.0, 0.5)),
+    "LogNormal": (dist.LogNormal(-3.0, 3.0), dist.Poisson, dist.Normal(0.0, 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", MISSED)
+@pytest.mark.filterwarnings("ignore:log p")
+def test_mass_at_an_edge_that_a_guide_misses_is_doubted(name: str) -> None:
+    """No draw comes near the edge, where nearly all of the posterior of a zero is."""
+    prior, likelihood, of_u = MISSED[name]
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", prior)
+            pyro.sample("y", likelihood(z), obs=y)
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.TransformedDistribution(of_u, [biject_to(prior.support)]))
+
+    y = torch.tensor([0.0])
+    for estimator in (
+        pv.ImportanceSampling(500),
+        pv.ImportanceSampling(100, proposal=pv.Widened()),
+    ):
+        lml = pv.log_marginal_likelihood(model, guide, y, estimator)
+        assert bool(lml.doubts[Doubt.MISSED_MASS].all())
+    both = pv.evaluate(model, guide, y, pv.ImportanceSampling(500))
+    assert bool(both.log_marginal.doubts[Doubt.MISSED_MASS].all())
+    assert Doubt.MISSED_MASS not in pv.elbo(model, guide, y).doubts  # a bound all the same
+
+
 KINDS = {
     "gamma": dist.Gamma(2.0, 3.0),
     "inverse gamma": dist.InverseGamma(2.0, 3.0),

@@ -85,7 +85,19 @@ def scaled(y: Tensor) -> None:
         plain(y)
 
 
-GUIDES = (plain, with_factor, with_factor_outside, with_observed, masked, masked_by_itself, scaled)
+def transformed(y: Tensor) -> None:
+    """As a standard normal, moved and scaled."""
+    move = dist.transforms.AffineTransform(y / 2, SD)
+    with pyro.plate("data", len(y)):
+        pyro.sample(
+            "z", dist.TransformedDistribution(dist.Normal(torch.zeros(len(y)), 1.0), [move])
+        )
+
+
+GUIDES = (
+    plain, with_factor, with_factor_outside, with_observed, masked, masked_by_itself, scaled,
+    transformed,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.__name__)

@@ -168,7 +168,8 @@ def log_marginal_likelihood(
             result = summed_out(program, batch)
         else:
             result = estimator(inference, seed=seed, progress=progress)
-        result = replace(result, doubts={**result.doubts, **edge_doubts(program, batch)})
+        doubts = {**result.doubts, **edge_doubts(program, batch, result)}
+        result = replace(result, doubts=doubts)
     result = replace(result, given=program.conditions)
     _warn_unreliable(result)
     return result
@@ -202,7 +203,7 @@ def evaluate(
         bound, marginal = join(list(map(_evaluation, weights)))
         if not estimator.is_plain:
             marginal = estimator(inference, seed=seed, progress=progress)
-        edges = edge_doubts(program, batch)
+        edges = edge_doubts(program, batch, marginal)
         bound = replace(bound, doubts={**bound.doubts, **edges})
         marginal = replace(marginal, doubts={**marginal.doubts, **edges})
     given_as = program.conditions

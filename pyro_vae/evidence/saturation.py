@@ -1,37 +1,99 @@
-"""Data whose posterior lies at an edge of a support, where something else needs the value itself.
+r"""What draws of the prior say of latents with bounded supports.
 
-Densities of sparse priors hold at the edges (:mod:`pyro_vae.programs.edges`), but a program sees a
-value: a number near 1 that rounds to 1, or one below the smallest there is. Mostly that is no
-matter, since nothing changes there any more. Whether it does is told by moving such a value away
-from the edge, by a little that can be told: where the densities of the other sites change, they
-have changed by what was rounded away, too.
+*Mass near an edge.* The unconstrained value of such a latent (log x, the logit of p) has a density
+that falls exponentially, :math:`e^{a u}` for a concentration a, and a normal proposal falls faster.
+Its largest weights are then so rare that none may be among the draws, and the weights that are look
+harmless. The prior itself falls as the posterior does, and its draws give a second estimate:
+
+.. math:: \frac{\hat p_{\text{prior}} - \hat p}
+    {\sqrt{\mathrm{se}(\hat p_{\text{prior}})^2 + \mathrm{se}(\hat p)^2}} \le 4
+
+*Values that round.* Densities of sparse priors hold at the edges
+(:mod:`pyro_vae.programs.edges`), but a program sees a value: a number near 1 that rounds to 1, or
+one below the smallest there is. Mostly nothing changes there any more. Whether it does is told by
+moving such a value away from the edge, by the smallest step that does not round: where the
+densities of the other sites change, they have changed by what was rounded away, too.
 """
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor
 from torch.distributions import constraints
 
-from .._types import Batch
-from ..programs import Program, Run, TracedSite, repeat_rows
-from ..randomness import forked
+from .. import stats
+from .._types import Batch, Estimate
+from ..programs import Prior, Program, Run, TracedSite, repeat_rows, retry_unvalidated
+from ..randomness import forked, row_keys, seeded
 from ..results import Doubt, Doubts
+from .results import Bound, LogMarginal
+from .weights import require_numbers
 
-_DRAWS = 500  # of the prior, for every datum
+_PRIOR_DRAWS = 1000  # for every datum
+_JOINT_ERRORS = 4.0  # by which two estimates may differ
+_DRAWS = 500  # of the prior, for every datum that may lie at an edge
 _SHARE = 0.005  # of the posterior: as many nats are lost
 _FLAT = 0.01  # nats: a density that changes by less is the same
 _STEP = 16.0  # roundings, so that what one rounding takes away is a part of the change
 _TRIED = 4  # rows that tell whether the prior comes near an edge at all
 
 
-def edge_doubts(program: Program, batch: Batch) -> Doubts:
-    """The doubt, where it holds for some data."""
-    at_edge = saturated(program, batch)
-    return {Doubt.SATURATED: at_edge} if bool(at_edge.any()) else {}
+def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = None) -> Doubts:
+    """Doubts about latents with bounded supports, each where it holds for some data.
+
+    Arguments:
+        program: The model.
+        batch: The data.
+        result: An estimate of log p(y), held against draws of the prior unless it was already.
+    """
+    if all(site.is_real for site in program.latent_sites):
+        return {}
+    doubts = {Doubt.SATURATED: saturated(program, batch)}
+    exact = result is None or result.bound is Bound.EXACT
+    if result is not None and not exact and Doubt.MISSED_MASS not in result.doubts:
+        doubts[Doubt.MISSED_MASS] = missed_mass(result, from_prior(program, batch))
+    return {doubt: rows for doubt, rows in doubts.items() if bool(rows.any())}
+
+
+def from_prior(
+    program: Program, batch: Batch, keys: Int64[Tensor, " batch"] | None = None
+) -> Estimate:
+    """Log p(y) from draws of the prior alone, each `(batch,)`, in nats.
+
+    Arguments:
+        program: The model.
+        batch: The data.
+        keys: Of the draws of each datum; by default made of its content.
+
+    Raises:
+        FloatingPointError: If the likelihood of a draw is not a number.
+    """
+    keys = row_keys(0, "prior check", *batch) if keys is None else keys
+    prior, rows = Prior(program, batch), range(len(keys))
+    with torch.random.fork_rng():  # what programs draw afterwards has its own stream
+        found = [_from_prior(prior, row, int(keys[row])) for row in rows]
+    return Estimate(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def _from_prior(prior: Prior, row: int, key: int) -> Estimate:
+    """That of one datum, by one run of the program."""
+    seeded(key)
+    own = prior.rows(slice(row, row + 1))
+    z, log_likelihood = retry_unvalidated(partial(own.weighed, _PRIOR_DRAWS))
+    require_numbers("log_likelihood", log_likelihood, z, [row])
+    return stats.log_marginal(log_likelihood.double())
+
+
+def missed_mass(result: LogMarginal, prior: Estimate) -> Bool[Tensor, " batch"]:
+    """Data for which draws of the prior find more mass than a result has, beyond both errors."""
+    value, error = (part.to(result.value) for part in prior)
+    share = (result.value - value).exp()  # of what the prior found
+    spread = (error.square() + (share * result.error).square()).sqrt()
+    return share < 1 - _JOINT_ERRORS * spread - stats.rounding(value)
 
 
 def saturated(program: Program, batch: Batch) -> Bool[Tensor, " batch"]:
@@ -40,8 +102,6 @@ def saturated(program: Program, batch: Batch) -> Bool[Tensor, " batch"]:
     Draws of the prior are weighed by the likelihood, which is finite at the edges.
     """
     nobody = torch.zeros(len(batch[0]), dtype=torch.bool)
-    if all(site.is_real for site in program.latent_sites):
-        return nobody
     with forked(0, "saturation"), pyro.validation_enabled(is_validate=False), torch.no_grad():
         few = repeat_rows(tuple(part[:_TRIED] for part in batch), _DRAWS)
         if not bool(_at_edge(program, program.run(few)).any()):

@@ -23,18 +23,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from .. import stats
-from .._types import Batch
+from .._types import Batch, Estimate
 from ..guides import FitRows, Posterior
-from ..programs import Prior, Program, hooks_of, retry_unvalidated
-from ..randomness import row_keys, seeded, stream
+from ..programs import Program, hooks_of
+from ..randomness import row_keys, stream
 from ..results import Doubt, with_rows
 from .annealing import Start, StartFromGuide, StartFromPrior
 from .exact import ClosedForm
@@ -45,13 +43,13 @@ from .mixtures import StudentMixture, joined, mixture_of, student_of
 from .proposals import Defensive, FromGuide, Proposal
 from .quadrature import Quadrature
 from .results import Bound, LogMarginal
+from .saturation import from_prior, missed_mass
 from .tempering import Population, TemperedSMC
-from .weights import Inference, require_numbers
+from .weights import Inference
 
 _ROUNDINGS = 1000.0  # units in the last place that may be lost to cancellation in gradients
 _MOST_LATENTS_ON_A_GRID = 2  # three take seconds per datum
 _TOLERANCE = 1e-3  # nats per datum: below the error of any ELBO that it is held against
-_PRIOR_DRAWS = 1000
 _JOINT_ERRORS = 4.0  # by which unlike estimates may differ
 _EFFICIENT = 0.5  # share of the guide's draws that is effective; with fewer a fit pays
 _MATCHED_DRAWS, _MATCHES = 1000, 2  # draws of which moments are taken, and how often
@@ -282,17 +280,11 @@ class _Climb:
         missing = torch.tensor([row for row in rows if row not in self.from_prior])
         if len(missing) > 0:
             some = tuple(tensor[missing] for tensor in self.batch)
-            keys = row_keys(self.seed, "tightest.prior", *self.batch)[missing].tolist()
-            prior = Prior(self.program, some)
-            with torch.random.fork_rng():  # what programs draw afterwards has its own stream
-                for place, (row, key) in enumerate(zip(missing.tolist(), keys, strict=True)):
-                    estimate = stats.log_marginal(_prior_weights(prior, place, key))
-                    self.from_prior[row] = (estimate.value[0], estimate.error[0])
-        found = (torch.stack(part) for part in zip(*map(self.from_prior.get, rows), strict=True))
-        value, error = found
-        # Relative to what the prior found: p / p_prior < 1 - 4 se, and the error of p itself.
-        spread = (error.square() + result.error.square()).sqrt()
-        return (result.value - value).exp() < 1 - _JOINT_ERRORS * spread - stats.rounding(value)
+            keys = row_keys(self.seed, "tightest.prior", *self.batch)[missing]
+            found = zip(*from_prior(self.program, some, keys), strict=True)
+            self.from_prior.update(zip(missing.tolist(), found, strict=True))
+        pairs = zip(*map(self.from_prior.__getitem__, rows), strict=True)
+        return missed_mass(result, Estimate(*map(torch.stack, pairs)))
 
     def several_modes(
         self, posterior: Posterior, asked: Bool[Tensor, " open"]
@@ -373,19 +365,6 @@ def _named(result: LadderMarginal) -> LadderMarginal:
     else:
         method = ", ".join(rung.value for rung in RUNGS[1:] if rung in used)
     return replace(result, method=method, bound=bound)
-
-
-def _prior_weights(prior: Prior, row: int, key: int) -> Float[Tensor, "particles 1"]:
-    """Log weights of draws of the prior for one datum, each of which one run of the program gives.
-
-    Raises:
-        FloatingPointError: If one is not a number.
-    """
-    seeded(key)
-    own = prior.rows(slice(row, row + 1))
-    z, log_likelihood = retry_unvalidated(partial(own.weighed, _PRIOR_DRAWS))
-    require_numbers("log_likelihood", log_likelihood, z, [row])
-    return log_likelihood.double()
 
 
 # The ways

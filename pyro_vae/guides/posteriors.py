@@ -121,7 +121,9 @@ class SitePosterior:
 
     def noise_shape(self) -> torch.Size | None:
         """Shape of the normals that a draw of one datum is made from; `None` if it is not."""
-        shape = noise_shape(self.distribution) if _is_known(self.distribution) else None
+        # On a bounded support the value rounds at the edges: it is drawn unconstrained.
+        known = self._site.is_real and _is_known(self.distribution)
+        shape = noise_shape(self.distribution) if known else None
         return None if shape is None else self.distribution.batch_shape[1:] + shape
 
     def draw_keyed(
@@ -130,7 +132,7 @@ class SitePosterior:
         """Like :meth:`draw`, with each datum's draws from its own key, starting at draw `first`."""
         shape = self.noise_shape()
         assert shape is not None
-        like = self.distribution.mean
+        like = _mean_of_base(self.distribution)
         noise = normals(keys, num_particles, shape.numel(), like, first=first)
         return self._flat(push(self.distribution, noise.reshape(*noise.shape[:2], *shape)))
 
@@ -156,6 +158,14 @@ class SitePosterior:
         at_edges = None if u is None else log_prob_at(self.distribution, u, self._site.transform)
         log_prob: Tensor = self.distribution.log_prob(value) if at_edges is None else at_edges
         return log_prob.flatten(2).sum(dim=-1) if log_prob.dim() > 2 else log_prob
+
+
+def _mean_of_base(q: Any) -> Tensor:
+    """The mean of the distribution that is transformed: it has the dtype and device of draws."""
+    while hasattr(q, "base_dist"):
+        q = q.base_dist
+    mean: Tensor = q.mean
+    return mean
 
 
 def _is_known(q: Any) -> bool:
