@@ -107,7 +107,7 @@ def test_sparse_priors_are_integrated(name: str) -> None:
     assert bool(((lml.value - exact).abs() <= 4 * lml.error + 1e-4).all())
 
 
-MISSED = {
+MISSED: dict[str, tuple[Any, Any, Any]] = {
     "Beta": (dist.Beta(0.3, 0.3), lambda p: dist.Binomial(6, p), dist.Normal(1.0, 0.7)),
     "Gamma": (dist.Gamma(0.3, 0.3), dist.Poisson, dist.Normal(0.0, 0.5)),
     "LogNormal": (dist.LogNormal(-3.0, 3.0), dist.Poisson, dist.Normal(0.0, 0.5)),
