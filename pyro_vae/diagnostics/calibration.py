@@ -80,7 +80,7 @@ class Calibration(Result):
         num_samples: Draws of the guide per datum.
         data: The simulated data.
         given: Global sites that the posterior is conditional on, in words; empty if on nothing.
-        draws: Whose draws they are, in words.
+        draws: Source of the draws, in words.
     """
 
     ranks: Int[Tensor, "data quantities"]
@@ -183,9 +183,10 @@ class Calibration(Result):
     def resolution(self, false_alarm: float = 0.01) -> tuple[float, float]:
         r"""Errors of a scale (relative) and of a mean (posterior sd) detected nine times in ten.
 
-        A scale that is off by :math:`\delta` moves the share of ranks up to one standard deviation
-        by :math:`\phi(1) \delta`, a mean the share up to the middle by :math:`\phi(0) \delta`. It
-        is seen where that leaves the band of uniform ranks, and a standard deviation to spare.
+        An error :math:`\delta` of a scale moves the share of ranks up to one standard deviation by
+        :math:`\phi(1) \delta`; an error of a mean moves the share up to the middle by
+        :math:`\phi(0) \delta`. It is detected if this share leaves the band of uniform ranks by
+        more than a standard deviation.
 
         Arguments:
             false_alarm: Probability that a calibrated guide is rejected, over all quantities.
@@ -198,7 +199,7 @@ class Calibration(Result):
         )
 
     def _seen(self, band: stats.Band, share: float, slope: float) -> float:
-        """The error that moves the share of ranks up to some place, by its slope, out of a band."""
+        """The error that moves the share of ranks up to a place, by its slope, out of a band."""
         number, ranks = len(self.ranks), self.num_samples + 1
         place = min(max(round(share * ranks), 1), self.num_samples)
         centre, share = number * place / ranks, place / ranks
@@ -299,17 +300,17 @@ def _check_sizes(num_data: int, num_samples: int) -> None:
 
 
 def _weighed(program: Program, z: Tensor, batch: Batch) -> Draws:
-    """Latents with their densities; what has no number there is refused by its place."""
+    """Latents with their densities; a density that is nan is an error that names its place."""
     weights = weigh(program, z, z.new_zeros(z.shape[:2]), batch, 1)
     return Draws(z, weights.log_prior, weights.log_likelihood, batch)
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The guide's draws, to be held against the truth.
+    """The guide's draws, to be compared with the truth.
 
-    They come from one stream: the data are simulated in one go, so no datum has to keep its
-    numbers when its neighbours change.
+    They come from one random stream, since all data are simulated together: no datum has to keep
+    its numbers when others change.
     """
 
     program: Program
@@ -369,7 +370,7 @@ def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
 
 
 def _ties_broken(below: Tensor, equal: Tensor, seed: int) -> Tensor:
-    """Ranks: among its equals the truth has each place with the same probability."""
+    """Ranks with ties broken at random: the truth has each place among its equals equally often."""
     draws = generator(stream(seed, "calibration.ties"))
     uniform = torch.rand(below.shape, generator=draws, dtype=torch.float64)
     return below + (uniform * (equal + 1)).long()

@@ -1,17 +1,17 @@
 r"""Which column of the data does the model get wrong? Leave-one-out checks by column.
 
-Every entry is held against what the model predicts for it from the other entries of its datum,
+Every entry is compared with the model's prediction of it from the other entries of its datum,
 
 .. math:: p(y_d \mid y_{-d}) = \int p(y_d \mid z) \, p(z \mid y_{-d}) \, dz .
 
-The same draws :math:`z_k \sim q(z \mid y)` serve all columns: taken out of the weights of its
-datum, an entry has not been seen,
+The same draws :math:`z_k \sim q(z \mid y)` serve all columns. Dividing an entry's density out of
+the importance weights leaves weights for the posterior that has not seen this entry,
 
 .. math:: w_k^{(-d)} = \frac{p(y, z_k)}{q(z_k \mid y) \, p(y_d \mid z_k)}, \qquad
     u_d = \sum_k \bar w_k^{(-d)} \big( [\tilde y_{kd} < y_d] + v [\tilde y_{kd} = y_d] \big), \quad
     \tilde y_{kd} \sim p(y_d \mid z_k),
 
-with v uniform on (0, 1). If the model is right u is uniform, but for the error of the weights.
+with v uniform on (0, 1). If the model is right, u is uniform up to the error of the weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class LeaveOneOut(Calibration):
         num_samples: The largest rank.
         data: The data.
         given: Global sites that the predictions are conditional on, in words; empty if on nothing.
-        draws: Whose draws they are, in words.
+        draws: Source of the draws, in words.
         ess: Effective number of draws without the entry, `(data, columns)`.
     """
 
@@ -77,14 +77,14 @@ def leave_one_out(
 
     .. math:: u_d = P(\tilde y_d \le y_d \mid y_{-d})
 
-    is uniform over data that the model makes. For data that it was fitted to, columns look better
-    than they are. An entry that is missing has a random rank, which costs power and not validity.
+    is uniform for data drawn from the model. For the data that the model was fitted to, columns
+    look better than they are. A missing entry gets a random rank, which costs power, not validity.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data and one observed site, whose
             features are independent given z.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; where it is off its
-            weights put it right.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; importance weights
+            correct for its errors.
         data: The batch tensor, or a tuple of them.
         num_samples: Draws of the guide per datum, which serve all columns.
         names: Names of the columns; their positions by default.
@@ -162,7 +162,7 @@ def _require_draws_of_data(inference: Inference) -> None:
 
 
 def _located(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight of the predictions below every entry, and equal to it; and effective draws."""
+    """Weight of the predictions below and equal to every entry, and the effective draws."""
     rows = tuple(part[block.rows] for part in inference.batch)
     shape = block.z.shape[:2]
     predicted = feature_distribution(inference.program, block.z, rows)

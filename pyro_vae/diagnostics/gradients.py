@@ -170,7 +170,7 @@ class GradientNoise(Result):
 
         Arguments:
             start: The beginning of the names.
-            exactly: Whether it is the whole name.
+            exactly: Whether `start` is the whole name.
 
         Raises:
             ValueError: If there is none.
@@ -313,7 +313,7 @@ def gradient_noise(
 
 @contextmanager
 def _as_in_training(model: ProgramLike, guide: ProgramLike) -> Iterator[None]:
-    """Training mode, with parameters in modules; every mode, buffer and parameter is put back."""
+    """Training mode, with parameters in modules; restores every mode, buffer and parameter."""
     with evaluating(model, guide), warnings.catch_warnings():
         # Pyro only warns of these; here they are errors, which name the parameter.
         warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf)", UserWarning)
@@ -426,10 +426,10 @@ def score_function(guide: ProgramLike) -> ScoreFunction:
 
     .. math:: \nabla_\phi \mathbb{E}_q f(z) = \mathbb{E}_q f(z) \nabla_\phi \log q_\phi(z)
 
-    Every draw of the guide is detached from the parameters, and its density is not. Pyro's
-    `Trace_ELBO` and `TraceGraph_ELBO` then take the score function by themselves, the second with
-    the baselines set at the sites; the objectives of this library need a path gradient, and refuse
-    it.
+    Every draw of the guide is detached from the parameters, but its density is not. Pyro's
+    `Trace_ELBO` and `TraceGraph_ELBO` then use the score function automatically, the second with
+    the baselines set at the sites. The objectives of this library need a path gradient and refuse
+    such a guide.
 
     Arguments:
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.

@@ -1,22 +1,22 @@
 r"""Calibration for the data at hand, not on average: three tests, with a p-value per datum.
 
-*Two samples.* Draws of q(z | y_n) are held against draws of the posterior that can be trusted.
+*Two samples.* Draws of q(z | y_n) are compared with trusted draws of the posterior.
 
-*Posterior SBC.* Calibration of the guide near a datum. A program that draws :math:`z^\star \sim
-p(z \mid y_n)` and then :math:`y' \sim p(y \mid z^\star)` has drawn :math:`z^\star` from
+*Posterior SBC.* Calibration of the guide near a datum. If a program draws :math:`z^\star \sim
+p(z \mid y_n)` and then :math:`y' \sim p(y \mid z^\star)`, then :math:`z^\star` is a draw from
 
 .. math:: p(z \mid y', y_n) \propto p(z \mid y') \, p(y_n \mid z) .
 
-A guide takes one datum, so it cannot be asked for this posterior of two. But with :math:`z_0 =
-z^\star` and :math:`z_1, \ldots, z_L \sim p(z \mid y')`, given the set of all and both data, each
-of them is the one that made :math:`y'` with probability :math:`\bar w_l \propto p(y_n \mid z_l)`.
-So for any function t of z and :math:`y'`, and v uniform on (0, 1),
+A guide takes one datum, so it has no posterior given two. But let :math:`z_0 = z^\star` and
+:math:`z_1, \ldots, z_L \sim p(z \mid y')`. Given both data and the set of these values, each of
+them is the one that made :math:`y'` with probability :math:`\bar w_l \propto p(y_n \mid z_l)`. So
+for any function t of z and :math:`y'`, and v uniform on (0, 1),
 
 .. math:: u = \sum_{l : t_l < t_0} \bar w_l + v \sum_{l : t_l = t_0} \bar w_l
 
 is uniform, exactly, for any L, if :math:`q(z \mid y')` is the posterior of :math:`y'`.
 
-*Out of distribution.* What the guide answers is held against its answers for reference data.
+*Out of distribution.* The guide's posterior for a datum is compared with those for reference data.
 """
 
 from collections.abc import Iterator, Mapping
@@ -62,10 +62,11 @@ class TrustedDraws(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class PValues(PerDatum):
-    """A p-value per datum of one and the same hypothesis.
+    """P-values of one hypothesis, one per datum.
 
     Arguments:
-        p_value: With the Monte Carlo error of having so many permutations or reference data.
+        p_value: The p-value, with the Monte Carlo error from the finite number of permutations or
+            reference data.
         statistic: The statistic that it was computed from, `(batch,)`.
         hypothesis: The hypothesis that is rejected, in words.
         measure: The statistic, in words.
@@ -109,7 +110,7 @@ class PValues(PerDatum):
         }
 
     def summary(self, control: stats.Control | None = None) -> str:
-        """For how many data the hypothesis is rejected, and for how many it cannot be tested."""
+        """The number of data for which the hypothesis is rejected, or cannot be tested."""
         control = control or stats.FalseDiscoveries()
         bad = int((~self.reliable).sum())
         untested = f"; {bad} cannot be tested ({self.reasons})" if bad else ""
@@ -142,11 +143,12 @@ def two_sample_test(
     .. math:: H_n : q(z \mid y_n) = p(z \mid y_n)
 
     by the energy distance of two samples and permutations of their labels (see
-    :func:`pyro_vae.stats.energy_test`). Unlike weights it sees mass of the posterior that the guide
-    never visits, if `draws` visit it. Draws by importance or of chains are not independent: of
-    every datum's, one for each 20 effective ones is used, so that the level holds. A guide that is
-    good enough differs from the posterior too, and is rejected if there are draws enough: the
-    statistic says by how much, and `draws.value` and `draws.scale` in which moments.
+    :func:`pyro_vae.stats.energy_test`). Unlike importance weights, the test can detect a region of
+    the posterior that the guide never visits, provided that `draws` visit it. Draws from importance
+    sampling or Markov chains are not independent, so only one in 20 effective draws is used, and
+    the level holds. With enough draws, even a guide that is good enough for its purpose is
+    rejected: the statistic shows how large the difference is, `draws.value` and `draws.scale` in
+    which moments.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -160,8 +162,8 @@ def two_sample_test(
             alone.
 
     Returns:
-        A p-value per datum, with the energy distance as a share of the largest. Data with fewer
-        than 20 draws to use are doubted, and so are those whose draws are.
+        A p-value per datum, with the energy distance as a share of the largest possible one. Data
+        with fewer than 20 usable draws, or with draws that are not reliable, are doubted.
 
     Raises:
         ValueError: If the draws are not of these data, or there are too few.
@@ -207,7 +209,7 @@ def two_sample_test(
 def _compared(
     own: Tensor, trusted: Tensor, size: int, num_permutations: int, chance: torch.Generator
 ) -> tuple[float, float, float]:
-    """P-value, its error and the distance for one datum; 1 where there is nothing to compare."""
+    """P-value, its error and the distance for one datum; 1 if there is nothing to compare."""
     if size < 2:
         return 1.0, 0.0, 0.0
     some = trusted[torch.randperm(len(trusted), generator=chance)[:size].to(trusted.device)]
@@ -227,7 +229,7 @@ def _require_draws(draws: TrustedDraws, program: Program, batch: Batch) -> None:
 
 @dataclass(frozen=True, repr=False)
 class PosteriorCalibration(PValues):
-    """Ranks, near every datum, of what was simulated among the guide's draws.
+    """Ranks of simulated latents among the guide's draws, near every datum.
 
     Arguments:
         p_value: P-value of every datum.
@@ -237,8 +239,8 @@ class PosteriorCalibration(PValues):
         doubts: Data that cannot be tested, by reason.
         ranks: From 0 to `num_samples`, `(batch, replicates, quantities)`; uniform if the guide is
             calibrated near the datum.
-        ess: Effective number of the guide's draws per replicate, `(batch,)`, the median over them:
-            with few there is little to be seen.
+        ess: Effective number of the guide's draws per replicate, `(batch,)`, the median over
+            replicates; if it is small, the test has little power.
         names: Names of the quantities: latents by site, then functions of z and y.
         num_samples: Draws of the guide per replicate.
         given: Global sites that the posterior is conditional on, in words; empty if on nothing.
@@ -256,7 +258,7 @@ class PosteriorCalibration(PValues):
 
     @property
     def pooled(self) -> Calibration:
-        """The ranks near all data that can be tested, together: uniform too, and more of them.
+        """The ranks near all data that can be tested, together; these should be uniform, too.
 
         Raises:
             ValueError: If none can be tested.
@@ -271,7 +273,7 @@ class PosteriorCalibration(PValues):
         return {**super().columns(), "ess": self.ess}
 
     def summary(self, control: stats.Control | None = None) -> str:
-        """The ranks near all data together, and for how many data they are not uniform."""
+        """The pooled ranks, and the number of data near which ranks are not uniform."""
         own = (
             f"{super().summary(control)}; {float(self.ess.median()):.0f} of {self.num_samples} "
             "draws of the guide are effective"
@@ -302,12 +304,12 @@ def posterior_calibration(
         z_1, \ldots, z_L \sim q(z \mid y'), \quad
         u = \sum_{l : t_l < t_\star} \bar w_l + v \, \bar w_\star , \quad w_l = p(y_n \mid z_l)
 
-    What is tested is the guide on data :math:`y'` that the model would make where it has seen
-    :math:`y_n`: that :math:`q(z \mid y') = p(z \mid y')` for them. With the weights, which make the
-    posterior of :math:`y'` that of :math:`y'` and :math:`y_n`, u is uniform for any number of
-    draws if that holds; without them it is not, even for the exact posterior. What is not tested is
-    :math:`q(z \mid y_n)` itself, which is one point among those data: :func:`two_sample_test` does.
-    Where few of the guide's draws are effective, as for many latents, little can be seen.
+    This tests whether :math:`q(z \mid y') = p(z \mid y')` for data :math:`y'` drawn from the
+    posterior predictive distribution given :math:`y_n`. If so, u is uniform for any number of
+    draws. The weights turn the posterior given :math:`y'` into that given :math:`y'` and
+    :math:`y_n`; without them u is not uniform even for the exact posterior. The test does not
+    concern :math:`q(z \mid y_n)` itself: use :func:`two_sample_test` for that. If few of the
+    guide's draws are effective, as with many latents, the test has little power.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observed sites are
@@ -326,8 +328,8 @@ def posterior_calibration(
 
     Returns:
         Ranks, and a p-value per datum (Holm, over the quantities). Data with fewer than 4
-        effective draws of the posterior per replicate are doubted, and so are those whose draws
-        are.
+        effective draws of the posterior per replicate, or with draws that are not reliable, are
+        doubted.
 
     Raises:
         ValueError: If the program cannot be simulated row by row, a discrete site is summed out,
@@ -407,8 +409,8 @@ def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tupl
     """Share of the weight below the first draw, ties broken at random; and effective draws.
 
     Arguments:
-        pieces: Values `(particles, batch, quantities)` and log weights `(particles, batch)`, the
-            first of which is what was simulated.
+        pieces: Values `(particles, batch, quantities)` and log weights `(particles, batch)`; the
+            first particle is the simulated one.
         seed: Seed of the ties.
     """
     truth, log_weight = next(pieces)
@@ -431,7 +433,7 @@ def _added(log_sum: Tensor, terms: Float[Tensor, "particles *shape"]) -> Tensor:
 
 
 def _uniformity(ranks: Int[Tensor, "batch replicates quantities"], num_samples: int) -> Any:
-    """P-value of uniform ranks for every datum, over its quantities, and the largest shift."""
+    """P-value of the hypothesis of uniform ranks for every datum, and the largest shift."""
     p_values = [
         float(stats.holm(_rank_p_values(own, num_samples)).min()) for own in ranks
     ]  # fmt: skip
@@ -482,33 +484,33 @@ def out_of_distribution(
 ) -> OutOfDistribution:
     r"""Tests for every datum whether the guide's answer is like its answers for reference data.
 
-    An encoder has learnt from data; where it is asked for others, its answer may be anything. The
-    features f of an answer are the means and log standard deviations of all latents, the rate, the
-    distortion, and the log spread of log weights; with their mean m and covariance S over one half
-    of the reference, the distances of the other half rank that of the datum:
+    An encoder may return anything for data unlike those that it was trained on. The features f of
+    its answer are the means and log standard deviations of all latents, the rate, the distortion,
+    and the log spread of the log weights. Their mean m and covariance S come from one half of the
+    reference data; the distance of a datum is ranked among those of the other half:
 
     .. math:: d_n^2 = (f_n - m)^\top S^{-1} (f_n - m), \qquad
         \hat p_n = \frac{1 + \#\{r : d_r \ge d_n\}}{R / 2 + 1}
 
-    P-values are exact for a datum that is exchangeable with the reference, whatever the guide. With
-    data of the model as reference, a rejected datum is one that the model does not make, or that
-    the guide was not trained for: its answer needs another estimator, and a model that fits. With
-    held-out data as reference it is one unlike these. A datum that passes may still have a poor
-    answer, as all of the reference may have: that is what weights show.
+    P-values are exact for a datum that is exchangeable with the reference, whatever the guide. If
+    the reference is simulated from the model, a rejected datum is one that the model does not
+    produce, or that the guide was not trained for: do not use the guide alone for it, and check the
+    model. If the reference is held-out data, a rejected datum is unlike these. A datum that passes
+    may still have a poor posterior, as may all of the reference; importance weights reveal that.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        reference: How many data to simulate from the model (with the further tensors and the holes
-            of `data` in turn), at least 20, or held-out data.
+        reference: Held-out data; or the number of data to simulate from the model, at least 20
+            (with the covariates and missing entries of `data`, row by row in turn).
         num_samples: Draws of the guide per datum, at least 2.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of everything; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        A p-value and a distance per datum, and what is unusual about an answer.
+        A p-value and a distance per datum, and the features that are unusual.
 
     Raises:
         ValueError: If there are fewer than 20 reference data, or the program cannot be simulated.
@@ -602,7 +604,7 @@ def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
 
 
 def _distances(fitted: Tensor, features: Tensor) -> Float64[Tensor, " rows"]:
-    """Mahalanobis distances; an answer that is not finite is further out than any other."""
+    """Mahalanobis distances; infinite for an answer that is not finite."""
     own = _standardized(fitted, fitted)
     values, vectors = torch.linalg.eigh(own.T @ own / len(own))
     turned = _standardized(fitted, features) @ vectors

@@ -122,7 +122,7 @@ class Collapse(Result):
         variances: Variance over data of the posterior mean, in units of the prior's variance.
         uses: The verdicts.
         names: Site and entry of each latent.
-        unknown: Why rate, information and mismatch are nan, where they are; else empty.
+        unknown: The reason if rate, information and mismatch are nan; else empty.
     """
 
     rate: Estimate

@@ -250,7 +250,7 @@ def predictive_check(
 
 
 class _Run(NamedTuple):
-    """So many data sets, with what all their data share at some values."""
+    """A number of data sets, given values of the global sites."""
 
     program: Program
     posterior: Posterior | None
@@ -293,7 +293,7 @@ def _runs(
     latents: Latents,
     seed: int,
 ) -> list[_Run]:
-    """One run for all data sets; or one each, with draws of what all data share."""
+    """One run for all data sets; or one run each, with draws of the global sites."""
 
     def run(at: Program, number: int) -> _Run:
         asked = latents is Latents.GUIDE and guide is not None

@@ -499,10 +499,11 @@ def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | No
 
 
 def _gives_probabilities(program: Program, y: Tensor) -> bool:
-    """Whether p(y | z) is a probability of the datum as it is: discrete, whole, and nothing else.
+    """Whether p(y | z) is a probability of the whole datum.
 
-    A density may exceed 1, a masked site leaves some of the datum out, a factor adds what is no
-    distribution, and of a function of the datum the entropy is lower.
+    It is not if the likelihood is a density, which may exceed 1; if a mask leaves out part of the
+    datum; if a factor changes the joint density; or if the site observes a function of the datum,
+    whose entropy is lower.
     """
     z = torch.zeros(1, len(y), program.latent_dim, dtype=program.dtype, device=y.device)
     if len(program.observed_names) != 1:

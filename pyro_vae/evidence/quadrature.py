@@ -10,15 +10,15 @@ deviation it is off by :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}` of itself.
    normal densities as high and wide as the modes. The shares add up to one, so nothing is counted
    twice, and each part has one scale.
 3. In coordinates :math:`z = c + A \, b \sinh(t / b)`, which are linear near the mode and bring
-   far, heavy tails near, points :math:`t` of a lattice are visited outwards from it, for as long
-   as they carry mass. So the domain finds its own size and shape, and the mass of the outermost
-   points says how much was left out.
-4. This is done on three lattices, shifted against each other by a third of a cell. All are
-   estimates of their own; they are averaged, and their spread is the error, which is more than
-   that of the average: six times for a kink, wherever it lies between the points (two lattices
-   can agree by accident there). Where it is too large the spacing is halved.
-5. Where the grid of the scan is fine enough to add up to log p(y) itself, that is a second rule,
-   which knows of neither modes nor shares: how far the two are apart is part of the error.
+   far, heavy tails near, points :math:`t` of a lattice are visited outwards from the mode for as
+   long as they carry mass. So the size and shape of the domain adapt to the integrand, and the mass
+   of the outermost points shows how much was left out.
+4. This is done on three lattices, shifted against each other by a third of a cell. Each gives an
+   estimate; their average is the result and their spread is its error, which is conservative: six
+   times the true error for a kink, wherever it lies between the points (two lattices can agree by
+   accident there). If the error is too large, the spacing is halved.
+5. If the grid of the scan is fine enough, its sum is a second estimate of log p(y), which uses
+   neither modes nor shares: the difference of the two is part of the error.
 """
 
 import math
@@ -146,7 +146,8 @@ class _Frames:
     def seeds(self) -> tuple[Tensor, Tensor]:
         """Modes, and lattice coordinates of places to start from: their own and others' places.
 
-        Between them may be a hole that nothing carries the visits over.
+        The region between two modes may have no mass, so that visits from one do not reach the
+        other.
         """
         place = torch.full_like(self.modes.rows, -1)
         place[self.which] = torch.arange(len(self.which), device=place.device)
@@ -163,7 +164,7 @@ class _Frames:
         return _BEND * (bent / _BEND).asinh()
 
     def unseen(self, spacing: float) -> Float[Tensor, " some"]:
-        """Mass where other modes stand between the points, so that their share is not seen."""
+        """Mass near other modes that lie between the points, so that their share is missed."""
         mode, other, log_stake = self.overlaps
         stretch = (self.coordinates(mode, other) / _BEND).cosh()[:, None]
         steps = torch.linalg.solve(self.modes.axes[other], self.modes.axes[mode] * stretch)
@@ -248,7 +249,7 @@ def _integrate(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogMa
 
 
 def _added_up(parts: _Parts, scan: Scan) -> _Answer:
-    """The sum over the modes of every datum, and by how much it may be off, in nats."""
+    """The sum over the modes of every datum, and its error, in nats."""
     rows = scan.modes.rows
     nothing = torch.full_like(scan.log_edge, -torch.inf)
     value = _log_add(nothing, rows, parts.log_mass)
@@ -400,7 +401,7 @@ def _empty_sums(like: Tensor) -> _Sums:
 
 
 def _added(total: _Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> _Sums:
-    """Sums with some more points; the edge is where one goes no further."""
+    """Adds points to the sums; the edge is the mass of the points where visits end."""
     undefined = total.undefined.clone()
     undefined[lattices[found.isnan()]] = True
     found = found.nan_to_num(nan=-torch.inf)

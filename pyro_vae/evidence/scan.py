@@ -1,14 +1,15 @@
-r"""Where the mass of a log joint is: a scan of the prior's range, and climbs from its maxima.
+r"""Finds the modes of a log joint by a grid over the prior's range, and Newton's method from there.
 
 The scan's grid is even in coordinates :math:`z = m + s\, b \sinh(t / b)` of every latent, with
-:math:`m` and :math:`s` the middle and the spread of draws of the prior: fine where the prior is,
-and far-reaching. Of the log joint, and not of the density, a narrow mode is seen from far away.
-Every local maximum of the grid is climbed from, by Newton's method, unless the prior is too low
-there for the best likelihood that was seen. Then the grid is made twice as fine, and so on until it
-shows no maximum that leads to a new mode, two standard deviations from the others. Where the points
-allowed end first, modes may have been missed, and the datum says so.
+:math:`m` and :math:`s` the median and the spread of draws of the prior: fine where the prior has
+its mass, and far-reaching. On the scale of the log joint even a narrow mode is visible from far
+away. Newton's method starts at every local maximum of the grid, unless the prior density there is
+so low that even the best likelihood found could not make up for it. Then the grid is refined by a
+factor of two, until no maximum leads to a new mode at least two standard deviations from the
+others. If the number of points reaches its limit first, modes may have been missed, and the datum
+is flagged.
 
-Where the model's nets see the latents alone, they are run on the grid once for all data.
+If the model's networks depend on the latents alone, they are run on the grid once for all data.
 """
 
 import itertools
@@ -216,7 +217,7 @@ class Modes:
 
     @cached_property
     def _table(self) -> Tensor:
-        """The modes of every datum, `(data, most)`; -1 where there are no more."""
+        """Indices of the modes of every datum, `(data, most)`; -1 where there are no more."""
         order = self.rows.argsort(stable=True)
         rows, first = self.rows[order], self.count.cumsum(0) - self.count
         table = self.rows.new_full((len(self.count), int(self.count.max())), -1)
@@ -232,14 +233,14 @@ class Modes:
         return self.take((self.log_mass >= self._most[self.rows] - depth).nonzero()[:, 0])
 
     def joined(self, other: "Modes") -> "Modes":
-        """These and others."""
+        """These modes and others."""
         pairs = ((getattr(self, name), getattr(other, name)) for name in self.__annotations__)
         return Modes(*(torch.cat(pair) for pair in pairs))
 
     def _terms(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Log densities `(points, most)` of a datum's modes, a little wider than they, and which.
+        """Log densities `(points, most)` of a datum's modes, slightly widened, and their indices.
 
-        Of the log mass of each; a mode that is not there has none.
+        Each is weighted by the mode's mass; -inf where there is no mode.
         """
         index = self._table[rows]
         away = self.inverse[index] @ (z[:, None] - self.z[index])[..., None]
@@ -248,14 +249,14 @@ class Modes:
         return (height - fallen).where(index >= 0, -torch.inf), index
 
     def cover(self, others: "Modes") -> Bool[Tensor, " others"]:
-        """Whether other modes are next to one of these, or on a ridge of which these are others."""
+        """Whether other modes are near one of these, or on the same ridge."""
         terms, index = self._terms(others.z, others.rows)
         alike = self.log_det[index] < others.log_det[:, None] + _WIDER
         ridge = terms.where(alike, -torch.inf).logsumexp(dim=-1)
         return self._are_near(others) | (ridge > others.height - _COVERED)
 
     def _are_near(self, others: "Modes") -> Bool[Tensor, " others"]:
-        """Whether other modes are next to one of these of their datum, by the widths of both."""
+        """Whether other modes are near one of these of their datum, by the widths of both."""
         index = self._table[others.rows]
         apart = (others.z[:, None] - self.z[index])[..., None]
         here = (self.inverse[index] @ apart).square().sum(dim=(-2, -1))
@@ -263,7 +264,7 @@ class Modes:
         return ((torch.maximum(here, there) < _NEAR**2) & (index >= 0)).any(dim=-1)
 
     def overlaps(self, depth: float) -> "Overlaps":
-        """Pairs of a datum's modes of which one has mass, in the mixture, where the other is."""
+        """Pairs of a datum's modes where one has mass, in the mixture, at the other."""
         terms, index = self._terms(self.z, self.rows)
         volume = self.log_mass - self.height
         light = self._most[self.rows] - depth
@@ -319,7 +320,7 @@ def climbed(integrand: Integrand, z: Tensor, rows: Tensor) -> tuple[Tensor, Tens
 def _newton(
     integrand: Integrand, z: Tensor, height: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best of steps of several lengths, its height, and the rise that a whole one promises."""
+    """The best of Newton steps of several lengths, its height, and a full step's predicted gain."""
     slope, bend = integrand.derivatives(z, rows)
     scale, vectors = widths(bend)
     along = scale * (vectors.mT @ slope[..., None])[..., 0]  # in standard deviations
@@ -335,7 +336,7 @@ def _newton(
 def _measured(
     integrand: Integrand, rows: Tensor, z: Tensor, height: Tensor, widest: float
 ) -> Modes:
-    """Modes with how far from each the log joint has fallen as a normal's within one sd.
+    """Scales the axes of modes to where the log joint has fallen as a normal's at one sd.
 
     The curvature at the mode alone would mislead for a cusp, a flat top or a heavy tail.
     """
@@ -359,8 +360,8 @@ class Scan(NamedTuple):
 
     Arguments:
         modes: The modes of all data.
-        unsettled: Data of which a grid twice as fine still showed a new mode.
-        log_edge: Log of what may lie beyond the grid, nats.
+        unsettled: Data for which the finest grid still showed a new mode.
+        log_edge: Log of the mass that may lie beyond the grid, in nats.
         log_mass: Sum over the grid, where it is fine enough to be log p(y); nan elsewhere.
     """
 
@@ -373,13 +374,13 @@ class Scan(NamedTuple):
 def scanned(
     integrand: Integrand, guess: Float[Tensor, "batch latents"], tolerance: float, max_points: int
 ) -> Scan:
-    """Modes of every datum, of grids that are made finer until they show no new one.
+    """Finds the modes of every datum on grids that are refined until they show no new one.
 
     Arguments:
         integrand: The log joint.
-        guess: A further place to climb from.
-        tolerance: Share of a datum's mass that is of no matter.
-        max_points: Most points of a grid.
+        guess: A further starting point for Newton's method.
+        tolerance: Share of a datum's mass that may be neglected.
+        max_points: Largest number of points of a grid.
     """
     number, latents = guess.shape
     rows = torch.arange(number, device=guess.device)
@@ -407,7 +408,7 @@ def scanned(
 
 
 class _Seeker:
-    """Climbs from points, and keeps the modes that are new and not too light."""
+    """Runs Newton's method from points, and keeps the modes that are new and have enough mass."""
 
     def __init__(self, integrand: Integrand, depth: float, widest: float) -> None:
         self.integrand, self.depth, self.widest = integrand, depth, widest
@@ -417,7 +418,7 @@ class _Seeker:
         self.likeliest = self.top.clone()
 
     def seek(self, z: Tensor, rows: Tensor) -> Bool[Tensor, " batch"]:
-        """Climbs; says for which data a mode is new."""
+        """Runs Newton's method; returns for which data a mode is new."""
         new = torch.zeros_like(self.top, dtype=torch.bool)
         if len(z) == 0:
             return new
@@ -440,7 +441,7 @@ class _Seeker:
         return new
 
     def relevant(self, grid: "_Grid") -> Bool[Tensor, "batch ..."]:
-        """Points where the best likelihood seen would be of matter."""
+        """Points where the best likelihood found so far would give the joint a relevant mass."""
         likelihood = (grid.value - grid.prior).nan_to_num(nan=-torch.inf).flatten(1).amax(dim=1)
         likeliest = torch.maximum(self.likeliest[grid.rows], likelihood)
         top = torch.maximum(self.top[grid.rows], grid.value.flatten(1).amax(dim=1))
@@ -454,7 +455,7 @@ class _Seeker:
 
 
 def _in_turn(rows: Tensor, height: Tensor) -> Iterator[Tensor]:
-    """Indices of every datum's highest, then of their second ones, and so on."""
+    """Indices of every datum's highest point, then of every datum's second highest, and so on."""
     order = height.argsort(descending=True, stable=True)
     order = order[rows[order].argsort(stable=True)]
     if len(rows) == 0:

@@ -7,11 +7,11 @@ replaced by copies of those of large weight. With :math:`M` particles of one isl
 .. math:: \log \hat p(y) = \sum_{t=1}^{T} \log \frac{1}{M} \sum_{m=1}^{M}
     r(z_{t-1}^m)^{\beta_t - \beta_{t-1}}, \qquad \mathbb{E}\, \hat p(y) = p(y),
 
-and the particles of the end are draws from the posterior. Islands share nothing but what was frozen
-before they set out, so the spread of their estimates is an honest error.
+and the final particles are draws from the posterior. Given the step sizes and temperatures, which
+are fixed beforehand, the islands are independent, so the spread of their estimates gives the error.
 
-Latents are measured in the scale of the start, :math:`z = m + S u`, so that steps of one length
-suit all of them.
+Latents are whitened by the mean and covariance of the start, :math:`z = m + S u`, so that one step
+size suits all of them.
 """
 
 from dataclasses import dataclass, field, replace
@@ -57,7 +57,7 @@ _LEAST_ISLANDS = 0.5  # share of them that is effective; below, one or two carry
 
 @dataclass(frozen=True)
 class Population:
-    """The particles of some data at the end, and what they say.
+    """The final particles of some data, and the estimates from them.
 
     Arguments:
         result: Estimates of log p(y).
@@ -272,7 +272,7 @@ class _Path:
         )
 
     def colored(self, u: Tensor) -> Tensor:
-        """Latents of whitened ones."""
+        """Latents from whitened ones."""
         return self.loc + torch.einsum("kbl,bjl->kbj", u, self.scale_tril)
 
     def white(self, z: Tensor) -> Tensor:
@@ -300,7 +300,7 @@ class _Work(NamedTuple):
 
 
 def _scale_of(z: Float[Tensor, "draws batch latents"]) -> tuple[Tensor, Tensor]:
-    """Mean and root of the covariance of draws; nothing hangs on it but how well chains move."""
+    """Mean and root of the covariance of draws, which affect only how well chains move."""
     draws = z.double().nan_to_num()
     loc = draws.mean(dim=0)
     away = draws - loc
@@ -314,14 +314,14 @@ def _scale_of(z: Float[Tensor, "draws batch latents"]) -> tuple[Tensor, Tensor]:
 def _stretches(
     grid: Float64[Tensor, "pilot batch"], spread: Float64[Tensor, "pilot batch"]
 ) -> Int64[Tensor, " batch"]:
-    """How many stretches of the path each datum needs: a power of two, so that there are few."""
+    """The number of stretches of each datum's path: a power of two, so that few numbers occur."""
     lengths = ((spread[1:] + spread[:-1]) / 2 * grid.diff(dim=0)).sum(dim=0)
     doublings = (lengths / _PACE).clamp(min=1).log2().ceil()
     return (2**doublings).clamp(_FEWEST, _MOST).long()
 
 
 def _gains(stretch: Tensor, log_ratio: Tensor) -> Tensor:
-    """Log weights of a stretch; where there is none, none are gained whatever the ratio."""
+    """Log weights of a stretch of the path; zero if its length is zero, whatever the ratio."""
     gains = (stretch * log_ratio.double()).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     return torch.where(stretch > 0, gains, 0.0)
 

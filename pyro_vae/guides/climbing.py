@@ -1,27 +1,26 @@
-r"""The climb: every datum up its own ELBO, with the model and the noise fixed.
+r"""Row fits: maximizes every datum's own ELBO, with the model and the noise fixed.
 
-For fixed :math:`\theta` the ELBO is a sum of terms that share nothing,
-:math:`\sum_n \mathrm{ELBO}_n(\lambda_n)`. With noise that stays fixed each term is a deterministic
-function of the datum's own parameters,
+For fixed :math:`\theta` the ELBO is a sum of terms without common parameters,
+:math:`\sum_n \mathrm{ELBO}_n(\lambda_n)`. With fixed noise each term is a deterministic function of
+the datum's own parameters,
 
 .. math:: f_n(\lambda) = \frac{1}{K} \sum_k \left[\log p(y_n, z_k) - \log q_\lambda(z_k)\right],
     \qquad z_k = T_\lambda(\epsilon_k),
 
-which all data climb at once, each with its own steps, line search and verdict. The slopes
-:math:`\nabla_z \log p(y_n, z_k)` at the points, which one backward pass gives, are regressed on the
-points: that is the curvature of the log posterior as q sees it, :math:`-P`. With it,
+and all of them are maximized at once, each with its own steps, line search and stopping rule. The
+gradients :math:`\nabla_z \log p(y_n, z_k)` at the points, which one backward pass gives, are
+regressed on the points. This gives the curvature of the log posterior averaged over q, :math:`-P`.
 
-1. a family that knows its member closest to a normal distribution steps towards the one closest to
-   :math:`\mathcal{N}(\bar z + P^{-1} \bar s, P^{-1})`, with :math:`\bar s` the mean slope. Where
-   the posterior is normal, this is the optimum, in one step; elsewhere it is Newton's method with
-   the curvature averaged over q, whose fixed point for normal families is a maximum of
-   :math:`f_n`.
-2. What is left (other families, data that did not settle) takes steps of a quasi-Newton method,
-   L-BFGS, in the metric of q's own Fisher information, so that no step depends on the
-   units of the parameters; one step moves q by no more than about two nats.
+1. A family with `closest_normal` steps towards its member closest to
+   :math:`\mathcal{N}(\bar z + P^{-1} \bar s, P^{-1})`, where :math:`\bar s` is the mean gradient.
+   If the posterior is normal, one step reaches the optimum; otherwise this is Newton's method with
+   the averaged curvature, whose fixed point for normal families is a maximum of :math:`f_n`.
+2. The rest (other families, data that did not converge) takes steps of a quasi-Newton method,
+   L-BFGS, in the metric of q's own Fisher information, so that no step depends on the units of the
+   parameters; one step moves q by no more than about two nats.
 
-A datum is done when the gain that a whole step predicts is below a tolerance in nats. The noise
-is the same for all data, so what is found for one depends neither on the others nor on their order.
+A datum is done when the gain predicted for a full step is below a tolerance in nats. The noise is
+the same for all data, so the result for one depends neither on the others nor on their order.
 """
 
 from collections.abc import Callable
@@ -54,18 +53,19 @@ class FitRows:
     """How the free parameters of every datum are fitted.
 
     Arguments:
-        num_particles: Points per datum, which stand for q. Never fewer are used than twice the
-            latents (four times, for a family without `closest_normal`): fewer do not show a
-            curvature in every direction. More of them bring the optimum over the points closer to
-            the optimum over q, where the posterior is far from normal.
+        num_particles: Points per datum that represent q; at least twice the number of latents is
+            used (four times for a family without `closest_normal`), since fewer do not show the
+            curvature in every direction. If the posterior is far from normal, more points bring the
+            optimum over the points closer to the optimum over q.
         tolerance: A datum is done when a further step promises less than this, in nats.
-        max_steps: Steps, at most; data that are not done by then are reported as not converged.
-            Each takes one evaluation of the program and its gradient, and so does the start.
+        max_steps: Largest number of steps; data that are not done by then are reported as not
+            converged. Each step, and the start, takes one evaluation of the program and its
+            gradient.
         history: Past steps that L-BFGS remembers.
-        max_rows: Data times particles that the program is asked for at once.
-        compile: Whether the program's densities and gradients are compiled, which takes some ten
-            seconds at first and is kept with the model; by default once that would have paid. It
-            changes a value by its rounding alone, and a fit within the tolerance.
+        max_rows: Largest number of rows (data times particles) per call of the program.
+        compile: Whether to compile the program's densities and gradients, which takes about ten
+            seconds once and is kept with the model; by default when that would have saved time.
+            Values change by rounding, and fits within the tolerance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -165,7 +165,7 @@ class Problem:
         return Point(leaf.detach(), elbo, gradient.double(), at, slope)
 
     def _with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log joint at the points, and its slope, of as many data at once as memory allows."""
+        """Log joint at the points, and its gradient, for as many data at once as memory allows."""
         parts = []
         for rows in pieces(z.shape[1], self.max_rows // self.num_points):
             at = z[:, rows].requires_grad_()
@@ -187,8 +187,8 @@ class Problem:
     def promise(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
         """The gain, in nats, that a step of Newton's method or the natural gradient promises.
 
-        Over points that the parameters were not fitted to it says by how much these may fall short
-        of the best ones: their own share of the noise comes on top.
+        Over fresh points, to which the parameters were not fitted, it bounds how far they are from
+        the best ones; the noise of these points adds to it.
         """
         point = self(parameters)
         if hasattr(self.family, "closest_normal"):
@@ -214,7 +214,7 @@ def pieces(num_data: int, size: int) -> list[slice]:
 
 
 def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
-    """The first evaluation, under the caller's validation; the later ones may try anything."""
+    """The first evaluation, with the caller's validation; later ones may try invalid values."""
     try:
         point = problem(start)
     except ValueError:
@@ -240,7 +240,7 @@ def climb(
     first: int = 0,
     report: Callable[[int], object] = lambda done: None,
 ) -> "Climber":
-    """Newton's method where the family offers it, then L-BFGS for what is not done."""
+    """Newton's method if the family offers it, then L-BFGS for the data that are not done."""
     climber = Climber(problem, _checked_start(problem, start, first), fitting, report)
     with pyro.validation_enabled(is_validate=False):  # a trial may be nan: it is taken back
         if hasattr(problem.family, "closest_normal"):
@@ -268,20 +268,20 @@ class _Step(NamedTuple):
 
 @runtime_checkable
 class _Direct(Protocol):
-    """A method: the next step of some data, from what is known where they are."""
+    """An optimization method: gives the next step of some data."""
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
         """The next step of `rows`, which are at `point` and came from `before`."""
 
 
 class _Newton:
-    """Towards the family's member closest to the normal that has q's slopes and curvature."""
+    """Steps towards the family's member closest to the normal with q's gradients and curvature."""
 
     def __init__(self, problem: Problem, tolerance: float) -> None:
         self.problem, self.tolerance = problem, tolerance
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Data whose step is no ascent, or promises nothing where q could gain, are lost."""
+        """Marks data as lost whose step is no ascent, or promises no gain where q could gain."""
         direction, rise = self.gain(point)
         is_small = rise.abs() / 2 < self.tolerance
         is_done = is_small.clone()
@@ -301,7 +301,7 @@ class _Newton:
 
 
 def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
-    """Mean and precision of the normal whose log density has q's mean slope and curvature."""
+    """Mean and precision of the normal whose log density has the mean gradient and curvature."""
     z, slope = point.z.double(), point.slope.double()
     mean, mean_slope = z.mean(dim=0), slope.mean(dim=0)
     centred = z - mean
@@ -314,10 +314,10 @@ def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
 
 
 def _positive(matrix: Float64[Tensor, "batch latents latents"]) -> Tensor:
-    """Symmetric matrices with the signs of negative eigenvalues turned; the identity for a nan.
+    """Symmetric matrices with absolute values of the eigenvalues; the identity for a nan.
 
-    Where the log posterior is convex along a direction, the step so goes up, and not to the
-    saddle or minimum that Newton's would go to.
+    If the log posterior is convex along a direction, a step then goes up, and not to the saddle
+    point or minimum that Newton's method would find.
     """
     _, info = torch.linalg.cholesky_ex(matrix)
     if not bool(info.any()):
@@ -364,7 +364,7 @@ class _QuasiNewton:
         return _Step(direction, rise, is_done, torch.zeros_like(is_done))
 
     def _remember(self, rows: Tensor, point: Point, before: _Place, information: Tensor) -> None:
-        """A pair is of use if the function curves down between its ends."""
+        """Keeps a pair of differences if the function is concave between its ends."""
         move = point.parameters.double() - before.parameters.double()
         change = before.gradient - point.gradient
         curvature, size = _dot(move, change), _dot(change, change / information)
@@ -376,7 +376,7 @@ class _QuasiNewton:
         self.scale[rows] = torch.where(is_useful, curvature / size, self.scale[rows])
 
     def _multiplied(self, rows: Tensor, gradient: Tensor, information: Tensor) -> Tensor:
-        """The inverse curvature times the gradient, by the recursion in two loops."""
+        """The inverse curvature times the gradient, by the two-loop recursion."""
         count, size = self.count[rows], len(self.moves)
         newest_first = [(count - age) % size for age in range(1, 1 + min(size, int(count.max())))]
         result, shares = gradient, []
@@ -437,7 +437,7 @@ class Climber:
             self._advance(rows, problem, direct)
 
     def _advance(self, rows: Tensor, problem: Problem, direct: _Direct) -> None:
-        """One trial per datum: taken if it rises enough, else the next one is shorter."""
+        """Tries one step per datum: accepted if it rises enough, else the next one is shorter."""
         self.taken[rows] += 1
         length = self.length[rows]
         move = length.unsqueeze(-1) * self.direction[rows]
@@ -460,7 +460,7 @@ class Climber:
         return _Place(self.parameters[rows], self.gradient[rows])
 
     def _turn(self, rows: Tensor, point: Point, direct: _Direct, before: _Place | None) -> None:
-        """Takes a place for some data, and the next direction from there."""
+        """Moves some data to new parameters, and finds the next direction there."""
         step = direct(rows, point, before)
         self.parameters[rows], self.elbo[rows] = point.parameters, point.elbo
         self.gradient[rows], self.direction[rows] = point.gradient, step.direction
