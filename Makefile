@@ -16,6 +16,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
+# Annotated types and shapes are checked at every call, which takes two to three times as long: `make
+# test` does it in the examples of the docstrings, which reach most of them; test-shapes everywhere.
+SHAPES := --jaxtyping-packages=pyro_vae,beartype.beartype
+FAST = -m "not slow" -n $(WORKERS) --dist worksteal
+
 # The tensors here are small: a second thread in one operation waits longer than it works.
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND := Agg
@@ -46,13 +51,20 @@ demo: $(STAMP) ## Compare amortized, per-datum and global guides on the digits; 
 
 .PHONY: test
 test: lint types ## Lint, types and the fast tests: unit, doctests, README, examples at small size
-	@echo "==> running fast tests, doctests, README blocks and examples, on $(WORKERS) processes"
-	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+	@echo "==> running doctests with shapes checked, on $(WORKERS) processes"
+	@$(BIN)/python -m pytest pyro_vae $(SHAPES) $(FAST)
+	@echo "==> running fast tests, README blocks and examples, on $(WORKERS) processes"
+	@$(BIN)/python -m pytest tests $(FAST)
+
+.PHONY: test-shapes
+test-shapes: $(STAMP) ## The fast tests with annotated types and shapes checked at every call
+	@echo "==> running fast tests with shapes checked, on $(WORKERS) processes"
+	@$(BIN)/python -m pytest $(SHAPES) $(FAST)
 
 .PHONY: test-isa
 test-isa: $(STAMP) ## The fast tests under another instruction set, whose sums are rounded otherwise
 	@echo "==> running fast tests under the instruction set of any x86-64 or ARM, on $(WORKERS) processes"
-	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest $(FAST)
 
 .PHONY: test-threads
 test-threads: $(STAMP) ## The fast tests in one process, with two threads in each operation
@@ -133,14 +145,14 @@ test-lowest: $(STAMP) ## The fast tests with the lowest versions that pyproject.
 	@$(BIN)/python tests/helpers/versions.py > build/lowest/constraints.txt
 	@echo "==> installing the lowest versions"
 	@build/lowest/bin/pip install -qq --disable-pip-version-check -c build/lowest/constraints.txt -e ".[all,test]"
-	@build/lowest/bin/python -m pytest -o filterwarnings=default -m "not slow" -n $(WORKERS) --dist worksteal
+	@build/lowest/bin/python -m pytest -o filterwarnings=default $(FAST)
 
 .PHONY: test-newest
 test-newest: ## The fast tests with the newest versions there are: make PYTHON=python3.13 test-newest
 	@rm -rf build/newest && $(PYTHON) -m venv build/newest
 	@echo "==> installing the newest versions, on $$($(PYTHON) --version)"
 	@build/newest/bin/pip install -qq --disable-pip-version-check -e ".[all,test]"
-	@build/newest/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+	@build/newest/bin/python -m pytest $(FAST)
 
 .PHONY: coverage
 coverage: $(STAMP) ## The share of lines that the fast tests run
