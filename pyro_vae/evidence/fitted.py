@@ -95,7 +95,7 @@ class Fitted:
     fitting: FitRows = field(default_factory=partial(FitRows, tolerance=_HILLS))
 
     def __post_init__(self) -> None:
-        """Refuses a scale that is none."""
+        """Refuses a scale that is not a positive number."""
         if self.scale is not None:
             Widened(self.scale)
 
@@ -194,7 +194,7 @@ def other_modes(
 def _several(
     program: Program, posterior: Posterior, batch: Batch, fitting: FitRows
 ) -> Bool[Tensor, " batch"]:
-    """All fits of some data at once, as if each were a datum of its own."""
+    """Runs all fits of some data at once, as if each were a datum of its own."""
     family = DiagonalNormal()
     first = near(family, posterior, batch)
     away = _likeliest(program, batch, first, _PROBES)
@@ -280,7 +280,7 @@ def _fits(
     fitting: FitRows,
     seed: int,
 ) -> Iterator[RowFit]:
-    """A fit from every start, over one set of points; where one is of no use, from the first."""
+    """A fit from every start, over one set of points; from the first if a start is not finite."""
     fit = partial(fit_parameters, program, family, batch, fitting=fitting, seed=seed, refit=False)
     first, *others = starts
     yield fit(first)

@@ -116,8 +116,8 @@ def student_of(
 ) -> StudentMixture:
     """One t distribution per datum about the weighted mean of draws, with their covariance.
 
-    Where fewer than five draws for each latent are effective, all weights are raised to a power
-    below 1 until so many are: a wide proposal is better than one that a single draw made.
+    If fewer than five draws per latent are effective, all weights are raised to a power below 1
+    until that many are: a wide proposal is better than one based on a single draw.
     """
     shares = _enough(log_weights.double(), _PER_LATENT * z.shape[-1])
     loc, scale_tril = _moments(z.double(), shares.unsqueeze(-1))
@@ -200,7 +200,7 @@ def _clusters(white: Tensor, number: int) -> Tensor:
 
 
 def _far_apart(white: Tensor, number: int) -> Tensor:
-    """Draws that are each as far as can be from those before."""
+    """Chooses draws one after the other, each as far as possible from the chosen ones."""
     centers = [white[:, 0]]
     distance = torch.full_like(white[..., 0], torch.inf)
     for _ in range(number - 1):

@@ -162,7 +162,7 @@ class WidenedPosterior:
         return self._spread(*self.base.draw(num_particles))
 
     def is_keyed(self) -> bool:
-        """Whether the base is, and has a mean that is not one of draws, which have no key."""
+        """Whether the base is keyed and has an exact mean; a mean of draws would have no key."""
         return isinstance(self.base, FamilyPosterior) and self.base.is_keyed()
 
     def draw_keyed(

@@ -1,18 +1,18 @@
-r"""What draws of the prior say of latents with bounded supports.
+r"""Checks latents with bounded supports by draws of the prior.
 
 *Mass near an edge.* The unconstrained value of such a latent (log x, the logit of p) has a density
-that falls exponentially, :math:`e^{a u}` for a concentration a, and a normal proposal falls faster.
-Its largest weights are then so rare that none may be among the draws, and the weights that are look
-harmless. The prior itself falls as the posterior does, and its draws give a second estimate:
+that falls exponentially, :math:`e^{a u}` for a concentration a, while a normal proposal falls
+faster. The largest weights are then so rare that none of them may be drawn, and the others look
+harmless. The prior falls as the posterior does, and its draws give a second estimate:
 
 .. math:: \frac{\hat p_{\text{prior}} - \hat p}
     {\sqrt{\mathrm{se}(\hat p_{\text{prior}})^2 + \mathrm{se}(\hat p)^2}} \le 4
 
 *Values that round.* Densities of sparse priors hold at the edges
 (:mod:`pyro_vae.programs.edges`), but a program sees a value: a number near 1 that rounds to 1, or
-one below the smallest there is. Mostly nothing changes there any more. Whether it does is told by
-moving such a value away from the edge, by the smallest step that does not round: where the
-densities of the other sites change, they have changed by what was rounded away, too.
+one below the smallest positive number. Usually this changes nothing. To find out, such a value is
+moved away from the edge by the smallest step that does not round: if the densities of the other
+sites change, then the rounding has changed them as well.
 """
 
 from collections.abc import Collection
@@ -67,7 +67,7 @@ def from_prior(
     Arguments:
         program: The model.
         batch: The data.
-        keys: Of the draws of each datum; by default made of its content.
+        keys: Keys of the draws of each datum; by default made from its content.
 
     Raises:
         FloatingPointError: If the likelihood of a draw is not a number.
@@ -80,7 +80,7 @@ def from_prior(
 
 
 def _from_prior(prior: Prior, row: int, key: int) -> Estimate:
-    """That of one datum, by one run of the program."""
+    """Log p(y) of one datum, by one run of the program."""
     seeded(key)
     own = prior.rows(slice(row, row + 1))
     z, log_likelihood = retry_unvalidated(partial(own.weighed, _PRIOR_DRAWS))
@@ -99,7 +99,7 @@ def missed_mass(result: LogMarginal, prior: Estimate) -> Bool[Tensor, " batch"]:
 def saturated(program: Program, batch: Batch) -> Bool[Tensor, " batch"]:
     """Whether a part of a datum's posterior lies where a latent rounds to an edge of its support.
 
-    Draws of the prior are weighed by the likelihood, which is finite at the edges.
+    Draws of the prior are weighted by the likelihood, which is finite at the edges.
     """
     nobody = torch.zeros(len(batch[0]), dtype=torch.bool)
     with forked(0, "saturation"), pyro.validation_enabled(is_validate=False), torch.no_grad():
@@ -130,7 +130,7 @@ def _total(program: Program, run: Run, names: Collection[str]) -> Tensor:
 def _moved(program: Program, run: Run, batch: Batch) -> Tensor:
     """The change of the log density, in nats, when values are moved away from their edges.
 
-    Those known by unconstrained values keep them: what they say of other sites' values counts.
+    Sites with known unconstrained values keep them, so that only their effect on others is seen.
     """
     drawn = run.values(name for name, site in run.inside.items() if not site.is_observed)
     moved = {site.name: _inwards(run[site.name]) for site in program.latent_sites}
@@ -154,7 +154,7 @@ def _rounds(site: TracedSite, axis: int) -> Tensor:
 
 
 def _inwards(site: TracedSite) -> Tensor:
-    """The value, with what is at an edge moved to where the move can be told."""
+    """The value, with entries at an edge moved to the nearest number that does not round."""
     value, (low, high) = site.value, _beside_bounds(site, _STEP)
     if _entry_support(site) is constraints.simplex:
         edge = ((value <= low) | (value >= high)).any(dim=-1, keepdim=True)
@@ -164,7 +164,7 @@ def _inwards(site: TracedSite) -> Tensor:
 
 
 def _beside_bounds(site: TracedSite, steps: float = 2.0) -> tuple[Tensor, Tensor]:
-    """Values at which a site is so many roundings away from its bounds."""
+    """Values of a site that are a given number of roundings away from its bounds."""
     value, support = site.value, _entry_support(site)
     limits, is_simplex = torch.finfo(value.dtype), support is constraints.simplex
     low = 0.0 if is_simplex else getattr(support, "lower_bound", -torch.inf)

@@ -179,7 +179,7 @@ class TemperedSMC:
         return _Work(path, path.white(trial), path.white(z), keys)
 
     def _annealed(self, work: "_Work") -> Population:
-        """Anneals every datum in as many stretches as its pilot asks for, equals together."""
+        """Anneals every datum in the number of stretches that its pilot run determined."""
         path, keys = work.path, work.keys["pilot"]
         stages = pilot(path, work.trial, keys, self.leapfrog_steps, self.target_acceptance)
         grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))

@@ -9,14 +9,14 @@ reached: a Gaussian on one of eight equal modes has nearly equal weights, and lo
 
 * prior draws find no more mass than it did, beyond their error, :math:`\hat p_{\text{prior}} - \hat
   p \le 4 \, \mathrm{se}`, for all rungs that sample;
-* fits from several starting points find no second mode, for a proposal with one mode; * the mixture
-and the population that it was fitted to agree within four joint errors.
+* fits from several starting points find no second mode, for a proposal with one mode;
+* the mixture and the population that it was fitted to agree within four joint errors.
 
-With narrow posteriors prior draws find no mass, which proves nothing, and modes that neither the
+If a posterior is narrow, prior draws find no mass, which proves nothing; and modes that neither the
 population nor the fits came near stay undetected.
 
-Which data climb depends on their draws, so the estimates of those that stay are not exactly
-unbiased for p(y): those with the largest weights went on. The shift is within the error.
+Whether a datum moves on to the next rung depends on its draws, so the accepted estimates are not
+exactly unbiased for p(y): data with very large weights moved on. The bias is within the error.
 """
 
 import time
@@ -212,7 +212,7 @@ class _Attempt(NamedTuple):
         doubts: dict[Doubt, Tensor] | None = None,
         source: Source | None = None,
     ) -> "_Attempt":
-        """Accepted where it is reliable, after an independent check."""
+        """An attempt that is accepted for the data with a reliable result."""
         result = replace(result, doubts={**result.doubts, **(doubts or {})})
         return cls(result, result.reliable, source)
 
@@ -239,7 +239,7 @@ class _Climb:
         self.last: Source | None = None  # of the open data
 
     def up(self, rungs: list[Rung]) -> LadderMarginal:
-        """Tries one way after the other."""
+        """Tries one estimator after the other."""
         begun = time.monotonic()
         for rung in rungs:
             late = time.monotonic() - begun > (self.ladder.time_limit or torch.inf)
@@ -303,7 +303,7 @@ class _Climb:
     def checked(
         self, result: LogMarginal, source: Source, posterior: Posterior | None = None
     ) -> _Attempt:
-        """Held against draws of the prior, and against fits for a proposal of one mode."""
+        """Checks a result against draws of the prior, and a proposal of one mode against fits."""
         doubts = {Doubt.MISSED_MASS: self.missed(result)}
         if posterior is not None:
             asked = result.reliable & ~doubts[Doubt.MISSED_MASS]
@@ -331,7 +331,7 @@ class _Climb:
             self.sources.append((self.open[places], _of_rows(source, places)))
 
     def _stop(self) -> None:
-        """Data that time was too short for."""
+        """Marks the remaining data as not done within the time limit."""
         result = self.result
         assert result is not None
         doubted = torch.zeros(len(result), dtype=torch.bool, device=self.open.device)
@@ -371,7 +371,7 @@ def _named(result: LadderMarginal) -> LadderMarginal:
 
 
 def _by_closed_form(climb: _Climb) -> _Attempt | None:
-    """The exact answer, if there is one; what a model's own method raises is raised."""
+    """The exact answer, if there is one; errors of a model's own method are passed on."""
     program, inference = climb.program, Inference(climb.program, climb.posterior, climb.batch)
     if hooks_of(program.model).log_evidence is not None:
         return _Attempt.of(ClosedForm()(inference))

@@ -310,9 +310,9 @@ def _of_entry(transform: Transform) -> Transform:
 
 
 def log_prob_at(distribution: Any, u: Tensor, transform: Transform) -> Tensor | None:
-    """Log density of x at its unconstrained value, in no mask but the distribution's own.
+    """Log density of x from its unconstrained value; only the distribution's own mask applies.
 
-    `None` for a distribution that is not known by its unconstrained value.
+    `None` if there is no such formula for the distribution.
     """
     if isinstance(distribution, MaskedDistribution):
         whole = log_prob_at(distribution.base_dist, u, transform)

@@ -220,9 +220,9 @@ def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
 
 @contextmanager
 def capturing_data(*, missing: bool) -> Iterator[None]:
-    """While a program is captured: no number can be read out of a tensor.
+    """Notes that a program is being captured, when no number can be read out of a tensor.
 
-    The one fact about the data that programs need then is whether entries are missing.
+    The only fact about the data that programs then need is whether entries are missing.
     """
     token = _CAPTURED_DATA_MISS.set(missing)
     try:

@@ -133,7 +133,7 @@ _Run = tuple[Sites, dict[str, Subsampling], frozenset[str]]
 
 
 def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, _Run]:
-    """Runs on two and three rows: as it is if a plate follows the batch, else unsubsampled."""
+    """Runs on two and three rows: unchanged if a plate follows the batch, else unsubsampled."""
     if plate is None:
         try:
             two, three = (_run(model, row, rows, None, seed=rows, whole=False) for rows in _ROWS)

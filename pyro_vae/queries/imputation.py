@@ -84,7 +84,7 @@ class Imputation(PerDatum):
         return self.draws.quantile(self.draws.new_tensor([share, 1 - share]), dim=0)
 
     def _student(self, tail: float) -> Float[Tensor, "ends rows *datum"]:
-        """Mean, and the spread of another draw around it, for so much mass beyond either end."""
+        """Ends of a Student t interval for a further draw, with a share `tail` beyond each."""
         from scipy.special import stdtrit  # a third of a second to import
 
         number = len(self.draws)
@@ -115,7 +115,7 @@ class Imputation(PerDatum):
         """The table with its missing entries filled in, in its own units, categories and dtypes.
 
         Raises:
-            ValueError: If it is not known what the columns are: ask :class:`pyro_vae.TableVAE`.
+            ValueError: If the columns are not known: use :class:`pyro_vae.TableVAE`.
         """
         return self._columns().decode(self.filled())
 

@@ -1,9 +1,9 @@
-r"""What the draws that were not made may hold: an error that counts them, and whether it covers.
+r"""An error that accounts for large weights that were not drawn, and whether it covers.
 
-An average of :math:`K` weights is normal, and its error the delta method's, unless a few weights
-carry it. Whether some do shows in the largest. The :math:`M` largest, those above a cutoff
-:math:`u`, are described on the scale of nats, by a generalized Pareto distribution of the *log*
-excess:
+An average of :math:`K` weights is nearly normal, with the delta method's error, unless a few
+weights dominate it. The largest weights show whether they do. The :math:`M` largest, those above a
+cutoff :math:`u`, are described on the scale of nats, by a generalized Pareto distribution of the
+*log* excess:
 
 .. math:: \log w(t) = \log u + \frac{s}{\xi} (e^{\xi t} - 1), \quad t \sim \mathrm{Exp}(1),
     \qquad \hat\xi = \frac{1}{2} \Big(1 - \frac{m^2}{v}\Big), \quad \hat s = m (1 - \hat\xi)
@@ -14,15 +14,15 @@ it a lighter one, as log-normal weights do. Unlike a Pareto shape, which is fitt
 the weights and has no scale, :math:`s` is in nats: weights that are nearly equal have one near 0,
 however irregular their tail.
 
-With the tail so described, cut where one of eight such runs would have a draw, the weights have a
+With this tail, cut off at the weight that one in eight such runs would exceed, the weights have a
 variance :math:`V` and a third central moment :math:`T`, and the average has the skewness
 
 .. math:: g = \frac{T}{V^{3/2} \sqrt K} .
 
-The verdict takes it at the heaviest plausible tail, :math:`\hat\xi + 1.5 / \sqrt M` and
-:math:`\hat s (1 + 1.5 / \sqrt M)`: the draws of a run that missed large weights look harmless, and
-to call those reliable that look harmless selects just such runs. That is also why an error that
-is called reliable is wider than a likely one, the more so the closer it came to being doubted.
+The verdict uses the skewness at the heaviest plausible tail, :math:`\hat\xi + 1.5 / \sqrt M` and
+:math:`\hat s (1 + 1.5 / \sqrt M)`: a run that missed large weights looks harmless, and a verdict
+of reliable selects just such runs. For the same reason the error of a reliable estimate is larger
+than the likely one, the more so the closer it came to being doubted.
 """
 
 import math

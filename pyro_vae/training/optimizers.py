@@ -72,11 +72,11 @@ def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
 def made_optimizer(
     given: OptimizerFactory | torch.optim.Optimizer, tensors: list[Tensor]
 ) -> torch.optim.Optimizer:
-    """The optimizer of these tensors, by a class, a factory, or one like another that is made.
+    """The optimizer of these tensors, from a class, a factory, or another optimizer's settings.
 
     Raises:
-        TypeError: If none of torch's is made, or one that evaluates the loss several times a step.
-        ValueError: If it cannot be made, has a step size that is none, or leaves a tensor out.
+        TypeError: If the result is no torch optimizer, or needs several losses per step (LBFGS).
+        ValueError: If it cannot be made, has an invalid step size, or leaves a tensor out.
     """
     if isinstance(given, torch.optim.Optimizer):
         return _alike(given, tensors)

@@ -66,7 +66,7 @@ class Steps:
             self.captured_loss, list(self.tensors.values()), self.optimizer, compile=plan.compile
         )
         if is_tied_to_rows(guide):
-            self.compiled.reason = "the rows of a table move by themselves"
+            self.compiled.reason = "the rows of a table are updated outside the optimizer"
         self.taken = 0
         half = [name for name, tensor in self.tensors.items() if tensor.dtype == torch.float16]
         if half:
