@@ -91,7 +91,7 @@ class DataChoice:
     )
     missing: Sequence[str] = option(
         (),
-        "entries that say that nothing was measured, beside empty ones: --missing=-999,n.d.",
+        "marks of missing entries, besides empty cells: --missing=-999,n.d.",
         type=_names,
         metavar="CELL,...",
     )
