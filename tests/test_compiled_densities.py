@@ -13,14 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.compiling import (
-    Captured,
-    CompiledDensity,
-    NotCaptured,
-    capture,
-    densities,
-    graphs,
-)
+from pyro_vae.compiling import Captured, CompiledDensity, NotCaptured, capture, graphs
 from pyro_vae.evidence.annealing import Start, StartFromPrior
 from pyro_vae.guides import fit_parameters
 from pyro_vae.programs import Program, evaluating
@@ -400,13 +393,6 @@ def test_data_of_draws_are_validated_still() -> None:
     both(coins, guide, y)
     with pytest.raises(ValueError, match="support"), warnings.catch_warnings():
         pv.log_marginal_likelihood(coins, guide, y + 0.5, pv.ImportanceSampling(60, compile=True))
-
-
-def test_pieces() -> None:
-    """Of one size where a divisor is not much smaller than what fits."""
-    assert densities.even_pieces(1000, 1000) == 1000
-    assert densities.even_pieces(5000, 1000) == 1000
-    assert densities.even_pieces(4999, 1000) == 1000
 
 
 def test_when_draws_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ SHAPES = {
     "images": ((70, 40, 50), 2),
     "particles": ((4, 3, 2), 1),
     "one datum": ((5,), 1),
+    "a prime number of features": ((3, 229), 1),
     "a row larger than a piece": ((2, 150_000), 1),
 }
 
@@ -53,6 +54,14 @@ def test_certain_pixels_cost_nothing() -> None:
     with torch.no_grad():
         value = log_prob_of(dist.Bernoulli(logits=logits).to_event(1), (logits > 0).float())
     assert torch.equal(value, torch.zeros(3))
+
+
+def test_half_precision_does_not_overflow() -> None:
+    """A float16 holds a product of 15 factors of 2, not of a hundred."""
+    datum = dist.Bernoulli(logits=torch.zeros(2, 784, dtype=torch.float16)).to_event(1)
+    with torch.no_grad():
+        value = log_prob_of(datum, torch.ones(2, 784, dtype=torch.float16))
+    torch.testing.assert_close(value.float(), torch.full((2,), -543.43), rtol=1e-2, atol=0)
 
 
 def test_data_outside_the_support_are_refused() -> None:

@@ -22,7 +22,14 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..programs import LogDensities, Program, has_missing, repeat_rows, retry_unvalidated
+from ..programs import (
+    LogDensities,
+    Program,
+    even_pieces,
+    has_missing,
+    repeat_rows,
+    retry_unvalidated,
+)
 from .capturing import Captured
 from .graphs import Graphs
 
@@ -240,15 +247,3 @@ class DrawDensities:
 
 def _joined(pieces: Sequence[Sequence[Tensor]]) -> LogDensities:
     return LogDensities(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
-
-
-def even_pieces(num_samples: int, most: int) -> int:
-    """Number of draws per piece, at most `most`; if possible all pieces have one size.
-
-    Example:
-        >>> even_pieces(5000, 2048), even_pieces(100, 2048), even_pieces(4999, 2048)
-        (1250, 100, 2048)
-    """
-    divisors = (size for size in range(min(most, num_samples), 0, -1) if num_samples % size == 0)
-    largest = next(divisors)
-    return largest if 2 * largest > min(most, num_samples) else min(most, num_samples)

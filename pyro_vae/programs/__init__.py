@@ -9,6 +9,7 @@ from .edges import log_prob_at as log_prob_at
 from .enumeration import Combinations as Combinations
 from .hooks import ModelHooks as ModelHooks
 from .hooks import hooks_of as hooks_of
+from .log_probs import even_pieces as even_pieces
 from .masks import unmasked as unmasked
 from .missing import PartlyObserved as PartlyObserved
 from .missing import has_missing as has_missing
@@ -75,6 +76,7 @@ __all__ = [
     "device_of",
     "draw_unconstrained",
     "evaluating",
+    "even_pieces",
     "has_missing",
     "hooks_of",
     "leaves_of",

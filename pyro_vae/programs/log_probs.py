@@ -12,7 +12,7 @@ a product over the plates inside a datum, is Pyro's tensor variable elimination.
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -27,6 +27,7 @@ from .missing import observed_features
 from .modes import capturing
 
 _CACHED = 100_000  # entries of a piece, of which a few copies stay in a CPU's cache
+_FACTORS = 112  # of at most 2: a float32 holds their product; a multiple of every vector's length
 
 
 def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -45,30 +46,62 @@ def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> 
     return _by_pieces(terms, tensors, distribution.reinterpreted_batch_ndims)
 
 
-def _by_pieces(terms: Callable[..., Tensor], tensors: tuple[Tensor, ...], event_dim: int) -> Tensor:
+def _by_pieces(sums: Callable[..., Tensor], tensors: Sequence[Tensor], event_dim: int) -> Tensor:
     """Sums over a datum, a few entries of the leftmost batch dimension at a time."""
-    event = list(range(-event_dim, 0))
-    if tensors[0].dim() == event_dim or capturing():  # a compiler makes one pass of it all
-        return terms(*tensors).sum(dim=event)
+    tensors = [tensor.flatten(tensor.dim() - event_dim) for tensor in tensors]
+    if tensors[0].dim() == 1 or capturing():  # a compiler makes one pass of it all
+        return sums(*tensors)
     size = max(1, _CACHED // max(1, tensors[0][:1].numel()))
     pieces = zip(*(tensor.split(size) for tensor in tensors), strict=True)
-    return torch.cat([terms(*piece).sum(dim=event) for piece in pieces])
+    return torch.cat([sums(*piece) for piece in pieces])
 
 
 def _bernoulli(value: Tensor, logits: Tensor) -> Tensor:
-    r""":math:`y \eta - \max(\eta, 0) - \log(1 + e^{-|\eta|})`.
+    r""":math:`\sum_d y_d \eta_d - \max(\eta_d, 0) - \log(1 + e^{-|\eta_d|})`.
 
-    Entry by entry, since sums of large terms that cancel later would lose digits.
+    The first two terms are taken entry by entry: sums of large terms that cancel later would lose
+    digits.
     """
-    softplus = logits.abs().neg_().exp_().add_(1).log_()
-    return (value * logits).sub_(logits.relu()).sub_(softplus)
+    linear = (value * logits).sub_(logits.relu()).sum(dim=-1)
+    return linear - _log_product(logits.abs().neg_().exp_().add_(1))
+
+
+def _log_product(factors: Tensor) -> Tensor:
+    """Sum of the logarithms of factors from 1 to 2: the logarithms of products of a few of them.
+
+    A logarithm takes longer than the rest of a density, and a product of numbers above 1 loses
+    fewer digits than a sum of their logarithms.
+    """
+    most = min(_FACTORS, int(math.log2(torch.finfo(factors.dtype).max)))
+    size = even_pieces(factors.shape[-1], most)
+    blocks, rest = divmod(factors.shape[-1], size)
+    products = factors[..., : blocks * size].unflatten(-1, (blocks, size)).prod(dim=-1)
+    total = products.log_().sum(dim=-1)
+    # An empty product would have a compiler store all factors for it.
+    return total if rest == 0 else total + factors[..., -rest:].prod(dim=-1).log_()
+
+
+def even_pieces(size: int, most: int) -> int:
+    """Size of a piece, at most `most`; if possible all pieces have one size.
+
+    Example:
+        >>> even_pieces(5000, 2048), even_pieces(100, 2048), even_pieces(4999, 2048)
+        (1250, 100, 2048)
+    """
+    most = max(1, min(most, size))
+    largest = next(piece for piece in range(most, 0, -1) if size % piece == 0)
+    return largest if 2 * largest > most else most
 
 
 def _normal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    r""":math:`-\frac{1}{2} ((y - \mu) / \sigma)^2 - \log \sigma - \frac{1}{2} \log 2 \pi`."""
+    r""":math:`\sum_d -\frac{1}{2} ((y_d - \mu_d) / \sigma_d)^2 - \log(\sigma_d \sqrt{2 \pi})`."""
     standard = (value - loc).div_(scale)
+    shared = scale
+    for dim, stride in enumerate(scale.stride()[:-1]):
+        if stride == 0:  # one sigma for all of them: its logarithm is taken once
+            shared = shared.narrow(dim, 0, 1)
     constant = math.log(2 * math.pi) / 2
-    return standard.pow_(2).div_(-2).sub_(scale.log()).sub_(constant)
+    return standard.square_().sum(dim=-1).div_(-2) - shared.log().add_(constant).sum(dim=-1)
 
 
 _INDEPENDENT = (dist.Independent, torch.distributions.Independent)
