@@ -272,7 +272,7 @@ def normals(
     noise = like.new_empty(num, len(keys), size)
     for part, bits in _pieces(keys, num, (size + 1) // 2, noise, kind=_NORMAL, first=first):
         upper = _shifted(bits, 32).double().add_(0.5).mul_(2.0**-32)  # never 0
-        radius = upper.log_().mul_(-2).sqrt_().to(noise.dtype)
+        radius = upper.log_().mul_(-2).to(noise.dtype).sqrt_()
         angle = bits.bitwise_and_(2**32 - 1).double().mul_(2 * math.pi * 2.0**-32).to(noise.dtype)
         part[..., 0::2] = radius * angle.cos()
         part[..., 1::2] = (radius * angle.sin())[..., : size // 2]

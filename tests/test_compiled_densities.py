@@ -316,6 +316,25 @@ def test_draws_have_the_same_densities() -> None:
     assert graphs.kept_with(model).graphs
 
 
+@pytest.mark.usefixtures("uncompiled")
+def test_graphs_of_draws_are_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last data fill a piece up, and the program is run once to compare, on the first piece."""
+    model, guide, y = with_encoder()
+    monkeypatch.setattr("pyro_vae.evidence.weights._FAST_ROWS", 120)  # of two data
+    monkeypatch.setattr("pyro_vae.evidence.weights._FAST_BYTES", 0)
+    checked: list[int] = []
+    agree = graphs.Graphs.agree
+
+    def noted(self: Any, expected: Any, found: Any) -> bool:
+        checked.append(len(expected[0]))
+        return agree(self, expected, found)
+
+    monkeypatch.setattr(graphs.Graphs, "agree", noted)
+    eager, found = both(model, guide, y[:5])
+    torch.testing.assert_close(found, eager, rtol=1e-6, atol=1e-6)
+    assert len(graphs.kept_with(model).graphs) == len(checked) == 1
+
+
 @pytest.mark.slow
 def test_graphs_of_draws_follow_the_weights() -> None:
     """A second evaluation compiles nothing, and sees weights that have moved."""

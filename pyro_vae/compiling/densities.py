@@ -27,6 +27,7 @@ from ..programs import (
     Program,
     even_pieces,
     has_missing,
+    hooks_of,
     repeat_rows,
     retry_unvalidated,
 )
@@ -179,7 +180,8 @@ class _Differentiable(torch.autograd.Function):
 class DrawDensities:
     """A program's log densities of many draws, in pieces, compiled if that saves time.
 
-    The first draw of every call is evaluated eagerly too, with the data validated.
+    The first draw of the first piece is evaluated eagerly, too. So is that of every other piece
+    whose data Pyro has to validate: those of a model that does not check them itself.
 
     Arguments:
         program: The model; its global latents have values.
@@ -194,29 +196,56 @@ class DrawDensities:
         self.graphs = Graphs(program.model, "densities", compile=compile, memory=memory)
         self._name = ("draws", program.plate)
         self._densities = _Densities(program)
+        self._is_checked = False  # against the program, in this evaluation
 
-    def __call__(self, z: Tensor, batch: Batch, particles: int, rows_left: int = 0) -> LogDensities:
+    def __call__(
+        self, z: Tensor, batch: Batch, particles: int, *, data: int, rows_left: int = 0
+    ) -> LogDensities:
         """Log prior and log likelihood, `(particles, batch)`, in nats.
 
         Arguments:
             z: Draws `(particles, batch, latents)`.
             batch: Their data.
             particles: Most particles of a piece.
+            data: Data of a piece; if the last has fewer, its last datum is repeated for a graph.
             rows_left: How many draws of some datum remain.
         """
-        size = even_pieces(len(z), particles)
-        graph = None if self.graphs.is_off else self._graph(z[:size], batch, rows_left)
-        if graph is not None:
-            expected = self._validated(z[:1], batch)
-            found = [
-                graph(piece, *self._densities.shared, *batch)
-                if len(piece) == size
-                else self.program.log_densities(piece, *batch)
-                for piece in z.split(size)
-            ]
-            if self.graphs.agree(expected, [part[:1] for part in found[0]]):
-                return _joined(found)
+        cuts = zip(z.split(data, dim=1), *(part.split(data) for part in batch), strict=True)
+        found = []
+        for draws, *rows in cuts:
+            found.append(self._of_some(draws, tuple(rows), particles, data, rows_left))
+            rows_left -= draws.shape[0] * draws.shape[1]
+        return LogDensities(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
+
+    def _of_some(
+        self, z: Tensor, batch: Batch, particles: int, data: int, rows_left: int
+    ) -> LogDensities:
+        """Densities of draws of so many data."""
+        size, own = even_pieces(len(z), particles), len(batch[0])
+        graph = None
+        if not self.graphs.is_off:
+            long = _filled(z.transpose(0, 1), data).transpose(0, 1)
+            rows = tuple(_filled(part, data) for part in batch)
+            graph = self._graph(long[:size], rows, rows_left)
+        if graph is None:
+            return _joined(self._eager(z, batch, particles))
+        expected = None if self._is_trusted else self._validated(z[:1], batch)
+        found = [
+            [part[:, :own] for part in graph(piece, *self._densities.shared, *rows)]
+            if len(piece) == size
+            else self.program.log_densities(piece[:, :own], *batch)
+            for piece in long.split(size)
+        ]
+        self._is_checked = True
+        if expected is None or self.graphs.agree(expected, [part[:1] for part in found[0]]):
+            return _joined(found)
         return _joined(self._eager(z, batch, particles))
+
+    @property
+    def _is_trusted(self) -> bool:
+        """Whether the graph agreed with the program, and nobody has to validate the data."""
+        validates = is_validation_enabled() and hooks_of(self.program.model).check is None
+        return self._is_checked and not validates
 
     def _eager(self, z: Tensor, batch: Batch, particles: int) -> list[LogDensities]:
         """Pyro validates the data with the first piece; they are the same in the others."""

@@ -29,6 +29,9 @@ from .results import Block, Bound, LogMarginal, Weights
 from .weights import Inference, draw_rows, rows_at_once, weigh, weigh_row
 
 _KEPT = 65_536  # draws per datum, beyond which their latents would fill the memory
+_ROOM = 2**24  # bytes of the draws and weights of some data, which a cache holds
+_ROOM_SHARE = 1 / 8  # at most, of the memory budget
+_DRAW_BYTES, _DRAW_NUMBERS = 100, 3  # a draw: its weights, and its latents made from noise
 
 
 class Average(NamedTuple):
@@ -194,6 +197,7 @@ class ImportanceSampling:
             keys=row_keys(seed, "importance", *batch),
             places=range(len(batch[0])),
             limit=rows_at_once(program, batch, self.memory),
+            room=int(min(_ROOM, _ROOM_SHARE * self.memory * 2**20)),
             densities=DrawDensities(program, compile=self.compile, memory=self.memory),
             progress=progress,
         )  # fmt: skip
@@ -233,6 +237,7 @@ class _Sampling:
         keys: Keys of the draws of each datum.
         places: Positions of the data in the data set, for messages.
         limit: Rows of the program's batch that fit at once.
+        room: Bytes that draws and weights may take before the next data are drawn for.
         densities: The program's, compiled where that pays.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
     """
@@ -243,6 +248,7 @@ class _Sampling:
     keys: Int64[Tensor, " batch"]
     places: Sequence[int]
     limit: int
+    room: int
     densities: DrawDensities
     progress: bool | None
 
@@ -259,13 +265,15 @@ class _Sampling:
 
     def blocks(self, num_samples: int) -> Iterator[Block]:
         """Draws and weights, as many data at once as fit with all their draws."""
-        size = max(1, self.limit // num_samples)
+        data = min(max(1, self.limit // num_samples), len(self.keys))  # of one run of the program
+        draw = _DRAW_BYTES + _DRAW_NUMBERS * self.program.latent_dim * self.batch[0].element_size()
+        size = data * max(1, self.room // (draw * num_samples * data))
         for first in self._bar(range(0, len(self.keys), size)):
             rows = slice(first, first + size)
             z, log_guide = draw_rows(self.proposal, first, self.keys[rows], num_samples)
             weights = weigh(
                 self.program, z, log_guide, tuple(tensor[rows] for tensor in self.batch),
-                max(1, self.limit // z.shape[1]), places=self.places[rows],
+                max(1, self.limit // data), data=data, places=self.places[rows],
                 densities=self.densities, rows_left=(len(self.keys) - first) * num_samples,
             )  # fmt: skip
             yield Block(rows, z, weights)

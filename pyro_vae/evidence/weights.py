@@ -134,19 +134,21 @@ def weigh(
     batch: Batch,
     particles: int,
     *,
+    data: int | None = None,
     places: Sequence[int] | None = None,
     densities: DrawDensities | None = None,
     rows_left: int = 0,
 ) -> Weights:
-    """Log densities of given draws, so many particles at a time; checked and in float64.
+    """Log densities of given draws, checked and in float64.
 
-    Pyro validates the data with the first particles; with the others they are the same. With
-    `densities` they may be compiled, the more so the more draws of some datum are left to come.
-    `places` are those of the rows in the data set, for a message, if they are not the first ones.
+    So many particles of so many data at a time, by default of all of them. Pyro validates the data
+    with the first particles; with the others they are the same. With `densities` they may be
+    compiled, the more so the more draws of some datum are left to come. `places` are those of the
+    rows in the data set, for a message, if they are not the first ones.
     """
     if densities is None:
         densities = DrawDensities(program, compile=False)
-    prior, likelihood = densities(z, batch, particles, rows_left)
+    prior, likelihood = densities(z, batch, particles, data=data or z.shape[1], rows_left=rows_left)
     weights = Weights(prior.double(), likelihood.double(), log_guide.double())
     for name in _LOOK_AT:
         require_numbers(name, getattr(weights, name), z, places or range(z.shape[1]))

@@ -114,7 +114,7 @@ def _(q: Normal) -> torch.Size:
 
 @push.register(Normal)
 def _(q: Normal, noise: Tensor) -> Tensor:
-    return q.loc + q.scale * noise
+    return torch.addcmul(q.loc, q.scale, noise)
 
 
 @noise_shape.register(Independent)

@@ -22,6 +22,7 @@ from ..programs import (
     TracedSite,
     draw_unconstrained,
     log_prob_at,
+    log_prob_of,
     repeat_rows,
     unmasked,
 )
@@ -92,7 +93,7 @@ class FamilyPosterior:
         size = noise_size(q)
         assert size is not None
         z = push(q, normals(keys, num_particles, size, self.parameters, first=first))
-        return z, q.log_prob(z)
+        return z, log_prob_of(q, z)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Log density at given points."""

@@ -10,6 +10,7 @@ from .enumeration import Combinations as Combinations
 from .hooks import ModelHooks as ModelHooks
 from .hooks import hooks_of as hooks_of
 from .log_probs import even_pieces as even_pieces
+from .log_probs import log_prob_of as log_prob_of
 from .masks import unmasked as unmasked
 from .missing import PartlyObserved as PartlyObserved
 from .missing import has_missing as has_missing
@@ -83,6 +84,7 @@ __all__ = [
     "local_parameters",
     "log_joint",
     "log_prob_at",
+    "log_prob_of",
     "minibatch",
     "modules_of",
     "no_new_parameters",
