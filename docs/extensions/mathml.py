@@ -14,12 +14,15 @@ def setup(app: Sphinx) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
+OPERATORS = {"&#x0007E;": "&#x0223C;", ";": ";"}  # \sim and ;, which the converter calls letters
 FUNCTION = re.compile(r"(<mi>[A-Za-z]{2,}</mi>)(?!<mo stretchy=\"false\">&#x00028;)")
 
 
 def mathml(formula: str, display: str) -> str:
     """A formula; between the name of a function and its argument stands the space of print."""
-    found = convert(formula, display=display).replace("<mo>&#x0007E;</mo>", "<mo>&#x0223C;</mo>")
+    found = convert(formula, display=display)
+    for letter, operator in OPERATORS.items():
+        found = found.replace(f"<mi>{letter}</mi>", f"<mo>{operator}</mo>")
     return FUNCTION.sub(r'\1<mspace width="0.17em" />', found)
 
 
