@@ -158,7 +158,7 @@ def main() -> None:
             seconds = seconds or time.perf_counter() - start
             errors[name].append(float(off.square().mean().sqrt()))
     first = errors["annealing, HMC"]
-    print(f"{'':<16} {'seconds a datum':>24} {'error, nats':>24} {'times the first':>24}")
+    print(f"{'':<16} {'seconds per datum':>24} {'error, nats':>24} {'times the first':>24}")
     for name in names:
         ratios = [mine / its for mine, its in zip(errors[name], first, strict=True)]
         print(

@@ -209,7 +209,7 @@ def rows_in_a_file(sizes: Sizes, path: Path) -> bool:
                 batch_size=sizes.batch, progress=False,
             )  # fmt: skip
         watch.report()
-        with timed(f"log p(y), {sizes.draws} draws a row", sizes.evaluated, "row"):
+        with timed(f"log p(y), {sizes.draws} draws per row", sizes.evaluated, "row"):
             rows = torch.arange(sizes.evaluated) * len(reader) // sizes.evaluated
             method = pv.ImportanceSampling(sizes.draws)
             found = [

@@ -1,4 +1,4 @@
-"""How far is the aggregated posterior from the prior, and does it show in what is generated?
+"""How far is the aggregated posterior from the prior, and do generated images show it?
 
 Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw), two latents. A decoder is
 trained at draws of the aggregated posterior q(z), the mean of q(z | y_n) over the data, and
@@ -7,8 +7,8 @@ generates from the prior p(z). By "ELBO surgery" the rate is
     rate = I(n; z), about which datum it is  +  KL(q(z) || p(z)), the mismatch
 
 One VAE is trained by its ELBO, one with a hundredth of the weight on the rate, which reconstructs
-better. From each, images are generated at draws of q(z) and of the prior, and judged by their
-log p(y) under a third VAE, which knows neither: a high one is one of a digit-like image.
+better. From each, images are generated at draws of q(z) and of the prior, and scored by their
+log p(y) under a third, independent VAE: the higher it is, the more an image looks like a digit.
 
 Run:  python examples/aggregated_posterior.py --out figures      (--smoke for a quick look)
 """

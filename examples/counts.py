@@ -1,15 +1,15 @@
-"""Which distribution do counts have, when they were counted for longer or shorter?
+"""Which distribution do counts have if exposures differ?
 
-Handwritten digits (scikit-learn's): each of the 64 numbers of a picture is a count, how many of
-the 16 dots in a square of 4 x 4 bear ink. To have exposures that differ, as library sizes in
-single-cell data do, only a random share t_n of the ink of a picture is counted:
+Handwritten digits (scikit-learn's): each of the 64 numbers of a picture is a count, the number of
+inked dots in a square of 4 x 4. To make exposures differ, as library sizes in single-cell data do,
+only a random share t_n of the ink of a picture is counted:
 
     t_n ~ Uniform(0.2, 1),    y_nd ~ Binomial(ink_nd, t_n)
 
 which turns a Poisson of mean mu into one of mean t mu, and a negative binomial or zero-inflated one
-likewise. The same VAE is trained under several likelihoods, each told the exposure (but for one,
-for comparison), and they are held against each other twice: by log p(y | t) of held-out pictures,
-picture by picture, and by the share of zeros in the data sets that they make.
+likewise. The same VAE is trained under several likelihoods, all but one with the exposure as
+input. They are compared twice: by log p(y | t) of held-out pictures, picture by picture, and by the
+share of zeros in the data sets that they simulate.
 
 Run:  python examples/counts.py --out figures      (--smoke for a quick look)
 """
@@ -116,7 +116,7 @@ def draw(
     left.axvline(0.0, color="0.6", linewidth=1.0)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.set_xlabel(f"log p less that of {best}\n(nats a held-out picture, 2 standard errors)")
+    left.set_xlabel(f"log p less that of {best}\n(nats per held-out picture, 2 standard errors)")
     observed = float(results[best].zeros.observed)
     right.axvline(observed, color="C1", label="held-out pictures")
     right.set_xlabel("share of zeros in data sets of the model\n(quartiles and 95%)")
@@ -145,7 +145,7 @@ def main() -> None:
         log_p, zeros = results[name]
         bad = int((~log_p.reliable).sum())
         print(
-            f"{name:22s} log p {float(log_p.mean.value):9.2f} nats a picture ({bad} of "
+            f"{name:22s} log p {float(log_p.mean.value):9.2f} nats per picture ({bad} of "
             f"{len(log_p.value)} unreliable); zeros: {zeros.summary().splitlines()[0]}"
         )
     best = max(results, key=lambda name: float(results[name].log_p.mean.value))
@@ -166,7 +166,7 @@ def main() -> None:
     )
     made = {name: float(result.zeros.replicated.mean()) for name, result in results.items()}
     print(
-        f"\nThe {best} predicts held-out counts best; nats a picture less: {', '.join(lost)}. Of "
+        f"\nThe {best} predicts held-out counts best; nats per picture less: {', '.join(lost)}. Of "
         f"the held-out counts {float(results[best].zeros.observed):.1%} are zero; of its own "
         f"{made[best]:.1%}, of the Poisson's {made['Poisson']:.1%}."
     )

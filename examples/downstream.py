@@ -1,15 +1,15 @@
-"""Is an embedding of use to those who know nothing of VAEs? Classes, clusters and a regression.
+"""Are embeddings useful for other methods? Classification, clustering and regression.
 
-Handwritten digits (scikit-learn's; a pixel counts how many of 16 dots bear ink). A VAE is trained
+Handwritten digits (scikit-learn's; a pixel counts the inked dots among 16). A VAE is trained
 on the training pictures without their labels, and embeds all of them with its encoder,
 
     m_n = E[z | y_n], the mean of q(z | y_n),  or draws  z_n ~ q(z | y_n)
 
-What is learned from the embedding, as from PCA's with as many numbers and from the pixels, is
-scored on held-out pictures that neither the encoder nor what follows has seen: logistic regression
-from few labels and from all of them, and k-means, which is told no label. The same is asked of a
-table: how far diabetes has progressed after a year, by ridge regression on an embedding of ten
-measurements of 442 patients. Errors are of other held-out data, paired where two are compared.
+Logistic regression, with few labels and with all of them, and k-means, which uses no labels, are
+applied to the embedding, to PCA with as many components, and to the pixels. They are scored on
+held-out pictures, which neither the encoder nor these methods have seen. The same is done for a
+table: ridge regression of the progression of diabetes after a year on an embedding of ten
+measurements of 442 patients. Errors are from the sampling of held-out data, paired in comparisons.
 
 Run:  python examples/downstream.py --out figures      (--smoke for a quick look)
 """

@@ -1,14 +1,14 @@
-"""What does inference cost a VAE: the family of q, or the encoder, and is it a matter of its width?
+"""What does inference cost a VAE: is it the family of q, or the encoder, and does its width matter?
 
 A VAE of handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw) is trained with an
-encoder. Then the model is fixed, since a model adapts to its guide and gaps of different models do
-not compare. Encoders of several widths are trained for it anew, for a mean-field and for a
-full-rank Gaussian, and the gap of each is taken apart (Cremer et al., 2018):
+encoder. Then the model is fixed, since a model adapts to its guide, so that gaps of different
+models cannot be compared. New encoders of several widths are trained for it, with a mean-field and
+with a full-rank Gaussian, and the gap of each is split (Cremer et al., 2018):
 
     log p(y) - ELBO = approximation gap, of the family  +  amortization gap, of the encoder
 
-on digits that they were trained on and on digits that they were not: the difference is what the
-encoder has learnt by heart.
+on digits that they were trained on and on held-out ones: the difference is the encoder's
+overfitting.
 
 Run:  python examples/inference_gaps.py --out figures      (--smoke for a quick look)
 """
@@ -47,7 +47,9 @@ def trained(
 
 def table(gaps: Gaps) -> str:
     """The parts on either side, and what is due to digits not having been trained on."""
-    lines = [f"{'nats a datum':22}{'approximation':>26}{'amortization':>26}{'generalization':>20}"]
+    lines = [
+        f"{'nats per datum':22}{'approximation':>26}{'amortization':>26}{'generalization':>20}"
+    ]
     for name, pair in gaps.items():
         parts = ["  ".join(f"{float(g.mean[i].value):8.3f}" for g in pair) for i in (4, 5)]
         value, error = generalization(*pair).amortization

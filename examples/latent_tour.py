@@ -1,16 +1,16 @@
 """What is in a latent space, and what can be done with it? A tour of eight latents.
 
-Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw) and a VAE of them. What it
-makes of a digit, at the mean of q(z | y) and at a draw of it; the way from one digit to another,
-straight or along a sphere, where the draws of the prior lie; what each latent does by itself, the
-most informative first; what it generates, from the prior and from the mean of q(z | y) over the
-data; and whether it knows what is no digit:
+Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw) and a VAE of them. The tour
+shows reconstructions, at the mean of q(z | y) and at a draw from it; paths from one digit to
+another, straight or along the sphere where draws of the prior lie; the effect of each latent, the
+most informative first; images generated from the prior and from the aggregated posterior; and
+whether the model recognizes images that are no digits:
 
     tail probability of y = (1 + number of R held-out digits with a log p no higher) / (R + 1)
 
-which for another held-out digit is below 0.05 with a probability of at most 0.05, however poor the
-model, or its log p(y), may be. Digits on their sides, and noise in which each pixel is as often
-dark as in digits, should be below it more often.
+For a further held-out digit it is below 0.05 with a probability of at most 0.05, however poor the
+model is. For rotated digits, and for noise with the same frequency of dark pixels, it should be
+below 0.05 more often.
 
 Run:  python examples/latent_tour.py --out figures      (--smoke for a quick look)
 """

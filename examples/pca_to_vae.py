@@ -1,8 +1,9 @@
 """From PCA to the VAE: what does each step buy, on data that the model has not seen?
 
 Thirty measurements of 569 breast tumours (scikit-learn's), standardized with the mean and standard
-deviation of the 400 that models are fitted to. One model in three ways that know its posterior,
-one in which a network has to find it, and two models that are freer:
+deviation of the 400 that models are fitted to. The first model is fitted in three ways that use its
+exact posterior, and in one where a network has to learn it; the other two models are less
+restricted:
 
     pPCA            y_n | z_n ~ N(W z_n + mu, sigma^2 I)        closed form; EM; CAVI; linear VAE
     factor analysis y_n | z_n ~ N(W z_n + mu, diag sigma^2)     EM
@@ -10,8 +11,8 @@ one in which a network has to find it, and two models that are freer:
 
 EM's E-step is exact since p(z | y) is Gaussian there, with a mean linear in y and one covariance
 for all. So a linear encoder can be exact as well; and the mean-field family of CAVI and of the
-linear VAE costs nothing at the optimum, for W can be turned until the latents are independent.
-Behind a network p(z | y) is neither: a VAE's step for q leaves a gap.
+linear VAE costs nothing at the optimum, since W can be rotated until the latents are independent.
+If the decoder is a network, neither holds, and the approximate posterior leaves a gap.
 
 Run:  python examples/pca_to_vae.py --out figures      (--smoke for a quick look)
 """
@@ -89,7 +90,7 @@ def draw(
         values = [float(table[name].mean.value) for table in tables.values()]
         size = {"o": 10, "s": 14, "+": 18}.get(mark, 6)  # the first four lie on one another
         left.plot(list(tables), values, mark + "-", label=name, mfc="none", markersize=size)
-    left.set(xlabel="latents", ylabel="held-out log p(y) (nats a tumour)", xticks=list(tables))
+    left.set(xlabel="latents", ylabel="held-out log p(y) (nats per tumour)", xticks=list(tables))
     left.legend(fontsize="small", loc="lower right")
     parts = {
         name: {"approximation": gap.mean.approximation, "amortization": gap.mean.amortization}

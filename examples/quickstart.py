@@ -1,4 +1,4 @@
-"""How much does the choice of a guide matter? A program of one's own, and three guides for it.
+"""How much does the choice of a guide matter? Your own program under three guides.
 
 Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw). The generative model is
 written by hand in Pyro:
@@ -6,8 +6,8 @@ written by hand in Pyro:
     z_n ~ N(0, I),    y_n | z_n ~ Bernoulli(logits = net(z_n))
 
 It is trained under three guides: an encoder (one network for all digits), free parameters for
-every digit, and one deliberately global q(z). The held-out log p(y), by importance sampling, says
-which model has learned more; the error says how far to trust it.
+every digit, and one deliberately global q(z). The held-out log p(y), by importance sampling, shows
+which model has learned more, with an error.
 
 Run:  python examples/quickstart.py --out figures      (--smoke for a quick look)
 """

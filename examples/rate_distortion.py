@@ -1,14 +1,14 @@
-"""What does a nat of rate buy, and where does the latent space fall silent?
+"""How does distortion fall with the rate, and when do latents collapse?
 
 Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw), eight latents. The ELBO is
 minus the sum of
 
-    rate R = KL(q(z | y) || p(z)), what z is said to cost, and
-    distortion D = - E log p(y | z), what is left of y to say
+    rate R = KL(q(z | y) || p(z)), the cost of z, and
+    distortion D = - E log p(y | z), the remaining cost of y given z
 
-and says nothing of how the two share it. Copies of one VAE are trained to minimize D + beta R, from
-a small beta to a large one, each from where the one before ended. For each of them the
-information I that z has about which digit it is lies between H - D and R.
+and does not determine how it is divided between the two. Copies of one VAE are trained to minimize
+D + beta R, from a small beta to a large one, each starting from the one before. For each of them
+the information I of z about the identity of the digit lies between H - D and R.
 
 Run:  python examples/rate_distortion.py --out figures      (--smoke for a quick look)
 """

@@ -5,8 +5,8 @@ with an encoder. Then the model is fixed, and only inference differs:
 
     one global q(z) <= encoder <= encoder + S steps <= the best q(z) of every digit <= log p(y)
 
-The encoder's answer is refined by S steps on the digit's own ELBO. That can be done at test time
-alone, or in training as well, where the model sees the tighter bound.
+The encoder's output is refined by S steps on the digit's own ELBO. That can be done at test time
+only, or in training as well, so that the model is trained on the tighter bound.
 
 Run:  python examples/semi_amortized.py --out figures      (--smoke for a quick look)
 """
@@ -24,7 +24,7 @@ STEPS = (1, 2, 3, 5, 10)
 
 
 def elbo(model: pv.models.VAE, guide: pv.Guide, y: Tensor, samples: int) -> float:
-    """Mean ELBO, nats a digit; the same draws of a digit for every guide."""
+    """Mean ELBO, nats per digit; the same draws of a digit for every guide."""
     return float(pv.elbo(model, guide, y, samples).mean.value)
 
 
@@ -72,7 +72,7 @@ def draw(values: dict[str, float], path: Path) -> None:
     for style, name in ((":", "per-datum"), ("--", "per-datum, full-rank"), ("-", "log p")):
         axes.axhline(values[name], color="0.4", linestyle=style, label=name)
     axes.set_xlabel("steps")
-    axes.set_ylabel("held-out ELBO (nats a digit)")
+    axes.set_ylabel("held-out ELBO (nats per digit)")
     axes.legend()
     figure.savefig(path, dpi=150)
 
@@ -90,7 +90,7 @@ def main() -> None:
     train, test = digits.train[:rows], digits.test[:rows]
     model, guide = trained(encoder(), train, epochs)
     values = bounds(model, guide, test, samples, epochs)
-    print("\nOne model, held-out digits, nats a digit")
+    print("\nOne model, held-out digits, nats per digit")
     for name, value in values.items():
         print(f"  {name:22s} {value:9.3f}")
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def main() -> None:
     gap = values["per-datum"] - values["amortized"]
     left = values["per-datum"] - values[f"{STEPS[1]} steps"]
     print(
-        f"\nAmortizing costs {gap:.3f} nats a digit; after {STEPS[1]} steps {left:.3f} are left. "
+        f"\nAmortizing costs {gap:.3f} nats per digit; after {STEPS[1]} steps {left:.3f} are left. "
         f"Trained with 2 steps a digit, a model has log p(y) = "
         f"{float(lml.log_marginal.mean.value):.3f}; the one above has {values['log p']:.3f}."
     )

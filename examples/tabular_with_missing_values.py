@@ -1,4 +1,4 @@
-"""What may the missing entries of a table have been? Columns of several kinds, with holes.
+"""How well does a VAE impute missing entries of a table with columns of several kinds?
 
 178 wines (scikit-learn's) in 14 columns: eleven measurements, standardized; the cultivar, one of
 three; the colour, recorded in four steps from pale to dark; and whether there are many
@@ -7,12 +7,12 @@ each column is trained on what is left,
 
     z_n ~ N(0, I),    log p(y_n | z_n) = sum over the observed columns d of log p_d(y_nd | z_n)
 
-and its encoder is told which entries are missing. It imputes wines that it was not trained on, in
-five folds, by draws of p(missing | observed). It is held against the means (most frequent
-categories) of the columns and against scikit-learn's IterativeImputer, which regresses each column
-on all others: by its default, and with a stronger penalty, which these few rows need. That penalty,
-the number of latents and the length of training were chosen by looking at the same folds. Errors
-are of other wines, by the bootstrap.
+and its encoder also gets a mask of the missing entries. It imputes wines that it was not trained
+on, in five folds, by draws of p(missing | observed). It is compared with the means (or most
+frequent categories) of the columns and with scikit-learn's IterativeImputer, which regresses each
+column on all others: with its default, and with a stronger penalty, which these few rows need. That
+penalty, the number of latents and the length of training were chosen on the same folds. Errors are
+from the sampling of wines, by the bootstrap.
 
 Run:  python examples/tabular_with_missing_values.py --out figures      (--smoke for a quick look)
 """

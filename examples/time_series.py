@@ -1,15 +1,15 @@
-"""Does it pay to model a series in time, and not as a bag of windows or as one long row?
+"""Is a state-space model of series better than a VAE of windows or of whole rows?
 
-A noisy nonlinear oscillator (van der Pol's, pushed by noise), of which the position alone is
-measured, with noise, at 6 to 16 times: series of different lengths, nan beyond their ends.
+A nonlinear oscillator driven by noise (van der Pol's), of which only the position is measured, with
+noise, at 6 to 16 times: series of different lengths, nan beyond their ends.
 
     state space   z_t | z_{t-1} ~ N(net(z_{t-1}), diag sigma^2),   y_t | z_t ~ N(A z_t + b, s^2)
     i.i.d. VAE    every 4 times, or all 16, are one row of numbers,            y ~ N(net(z), s^2)
 
 In the state-space model p(z | y) is a product of p(z_t | z_{t-1}, y_t .. y_T). So its guide,
-written by hand, corrects the transition at each time by what a network has read of the data ahead.
-Beyond the end there are none and the guide is the transition: padding costs nothing, and draws of
-the states there make the forecast. The length of training was chosen by looking at the same
+written by hand, corrects the transition at each time by a network's summary of the data ahead.
+Beyond the end of a series there are none, and the guide is the transition: padding costs nothing,
+and draws of the states there are the forecast. The length of training was chosen on the same
 series.
 
 Run:  python examples/time_series.py --out figures      (--smoke for a quick look)
@@ -196,7 +196,7 @@ def main() -> None:
         mean, error = stats.population_mean(value)
         less, beside = stats.population_mean(value - log_p["state space"])
         print(
-            f"{name:16s} log p = {float(mean):8.3f} ± {float(error):.3f} nats a series, "
+            f"{name:16s} log p = {float(mean):8.3f} ± {float(error):.3f} nats per series, "
             f"{float(less):+.3f} ± {float(beside):.3f} beside the state space"
         )
     beyond = torch.ones(len(test), AHEAD, dtype=torch.bool)

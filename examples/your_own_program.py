@@ -1,15 +1,15 @@
-"""What does a guide cost a hierarchical model? A program with parameters that are latent too.
+"""What does the guide cost in a hierarchical model? A program with global latent sites.
 
 Thirteen chemical measurements of 178 wines (scikit-learn's), standardized. Each wine has two
-latents of its own; the loadings, and how noisy each measurement is, are latent as well, and all
-wines share them:
+latents of its own; the loadings and the noise of each measurement are latent as well, and shared by
+all wines:
 
     W_j ~ N(0, I),  sigma_j ~ LogNormal(-0.5, 0.5),    j = 1 .. 13, for all wines
     z_n ~ N(0, I),  y_n | z_n ~ N(W z_n, diag sigma^2)
 
-The same program runs under three maps, and two families of the latents of a wine. The shared sites
-have a posterior of their own, so that log p(y_n) of a held-out wine is conditional on them: it is
-computed at the mean of that posterior, and averaged over draws of it.
+The same program runs under three maps, and two families for the latents of a wine. The shared sites
+have a posterior of their own, and log p(y_n) of a held-out wine is conditional on them: it is
+computed at the mean of that posterior, and averaged over draws from it.
 
 Run:  python examples/your_own_program.py --out figures      (--smoke for a quick look)
 """
@@ -44,7 +44,7 @@ def wines(y: Tensor) -> None:
 
 
 class Result(NamedTuple):
-    """What a guide says of held-out wines, nats a wine."""
+    """The result of a guide for held-out wines, nats per wine."""
 
     elbo: float
     log_p: float  # given the shared sites at the mean of their posterior
@@ -88,7 +88,7 @@ def draw(results: dict[str, Result], guide: pv.Guide, names: list[str], path: Pa
         left.plot(result.averaged, place, "o", color="C0", label=hide + "averaged over draws")
         left.plot(result.elbo, place, "v", color="C1", label=hide + "ELBO at the mean")
     left.set_yticks(range(len(results)), list(results))
-    left.set_xlabel("held-out wines (nats a wine)")
+    left.set_xlabel("held-out wines (nats per wine)")
     left.legend(loc="center")
     loadings = torch.stack([values["loadings"] for values in guide.sample_globals(500)])
     for latent, shift in enumerate((-0.15, 0.15)):

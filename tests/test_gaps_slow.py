@@ -137,7 +137,7 @@ def test_the_global_guide_has_no_gap_and_is_exposed(seed: int) -> None:
     assert float(gaps[0].mean.inference.value) > 0.1  # by its gap alone the better one is worse
     assert_above(gaps[0].mean.log_marginal, gaps[1].mean.log_marginal)
     difference = float(gaps[0].mean.log_marginal.value - gaps[1].mean.log_marginal.value)
-    assert difference > 1.5  # nats a digit
+    assert difference > 1.5  # nats per digit
     information = mutual_information(*surrogate, y, seed=seed).estimate
     assert float(information.value.abs()) <= LIMIT * float(information.error) + 1e-4
     assert float(mutual_information(*amortized, y, seed=seed).estimate.value) > 2

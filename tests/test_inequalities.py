@@ -15,7 +15,7 @@ DRAWS = 300
 
 
 def elbo(model: pv.models.VAE, guide: pv.Guide, y: Tensor) -> tuple[float, float]:
-    """Mean ELBO and its Monte Carlo error, nats a digit."""
+    """Mean ELBO and its Monte Carlo error, nats per digit."""
     mean = pv.elbo(model, guide, y, DRAWS).mean
     return float(mean.value), float(mean.error)
 

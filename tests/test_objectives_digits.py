@@ -55,7 +55,7 @@ def test_iwae_beats_the_elbo_on_digits(other: int, seed: int) -> None:
     for objective in (Trace_ELBO(), IWAE(50)):
         values.append(log_p(*trained(objective, 60, 3 * seed + other), y, 1000))
     z = z_of(values[1] - values[0])
-    print(f"gain {float((values[1] - values[0]).mean()):.3f} nats a digit, z = {z:.1f}")
+    print(f"gain {float((values[1] - values[0]).mean()):.3f} nats per digit, z = {z:.1f}")
     assert z > 3
 
 

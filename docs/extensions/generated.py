@@ -47,7 +47,7 @@ def gallery() -> str:
 
 def _example(script: Path) -> str:
     about = (ast.get_docstring(ast.parse(script.read_text())) or "").split("\n\n")
-    title = script.stem.replace("_", " ").capitalize()
+    title = script.stem.replace("_", " ").capitalize().replace("Pca to vae", "PCA to VAE")
     return (
         f"## {title}\n\n**{' '.join(about[0].split())}**\n\n"
         f"![{title}](figures/{script.stem}.png)\n\n"

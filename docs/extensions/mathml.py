@@ -20,7 +20,7 @@ FUNCTION = re.compile(r"(<mi>[A-Za-z]{2,}</mi>)(?!<mo stretchy=\"false\">&#x0002
 
 def mathml(formula: str, display: str) -> str:
     """A formula; between the name of a function and its argument stands the space of print."""
-    found = convert(formula, display=display)
+    found = convert(formula.replace(r"\arg", r"\operatorname{arg}"), display=display)
     for letter, operator in OPERATORS.items():
         found = found.replace(f"<mi>{letter}</mi>", f"<mo>{operator}</mo>")
     return FUNCTION.sub(r'\1<mspace width="0.17em" />', found)
