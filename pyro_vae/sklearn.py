@@ -33,6 +33,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from . import defaults, likelihoods
+from ._warnings import warn
 from .data import Columns, Dataset, Kind, Real, split_rows, warn_constant_columns
 from .data.frames import Holds, columns_of, container_of
 from .evidence import ImportanceSampling, LogMarginal, Widened, log_marginal_likelihood
@@ -236,13 +237,12 @@ class VAE(
         result = self.log_marginal_likelihood(X)
         bad = int((~result.reliable).sum())
         if bad:
-            warnings.warn(
+            warn(
                 f"the log density of {bad} of {len(result.value)} rows cannot be trusted "
                 f"({result.reasons}): "
                 "train for longer, or pass evaluation=pv.Tightest(), which fits a proposal to "
                 "each row; log_marginal_likelihood(X).reliable says which rows",
                 UnreliableDensityWarning,
-                stacklevel=2,
             )
         return result.value.numpy()
 

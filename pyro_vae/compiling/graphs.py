@@ -16,7 +16,6 @@ If the number of later calls is not known, it is taken to be the number of calls
 then costs at most as much again as was lost by waiting.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
+from .._warnings import warn
 from ..programs import Counted
 from .capturing import Captured, NotCaptured, capture
 
@@ -208,11 +208,7 @@ class Graphs:
     def _turn_off(self, reason: str) -> None:
         self.is_off = True
         if self.is_asked:
-            warnings.warn(
-                f"{self.what} are evaluated eagerly, not compiled: {reason}",
-                UserWarning,
-                stacklevel=2,
-            )
+            warn(f"{self.what} are evaluated eagerly, not compiled: {reason}")
 
 
 def compiled(

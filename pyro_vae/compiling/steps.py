@@ -9,7 +9,6 @@ The optimizer's own state is used, so that compiled and eager steps can alternat
 tensors in one fused torch operation; other optimizers take their own step.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .._types import Batch
+from .._warnings import warn
 from ..programs import Counted, has_missing
 from .capturing import Captured, NotCaptured
 from .graphs import Cost, compiled
@@ -122,9 +122,7 @@ class CompiledSteps:
         except NotCaptured as error:
             self.reason = str(error)
             if self.is_asked:
-                warnings.warn(
-                    f"training runs eagerly, not compiled: {error}", UserWarning, stacklevel=2
-                )
+                warn(f"training runs eagerly, not compiled: {error}")
             return None
         return self.graphs[key]
 

@@ -6,13 +6,13 @@ with the position and the remedy.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from .._warnings import warn
 from ..randomness import check_rows
 
 FEW = 5  # places named in an error: enough to see a pattern, short enough to read
@@ -180,12 +180,10 @@ def warn_constant_columns(
         return
     named = [repr(names[i]) if names else str(i) for i in found[:TEN]]
     more = f" +{len(found) - TEN} more" if len(found) > TEN else ""
-    warnings.warn(
+    warn(
         f"{len(found)} of {y[0].numel()} columns are constant over {len(y):,} rows: "
         f"{', '.join(named)}{more}; "
-        "drop them, or use a likelihood whose scale is fixed or has a floor",
-        UserWarning,
-        stacklevel=2,
+        "drop them, or use a likelihood whose scale is fixed or has a floor"
     )
 
 

@@ -1,6 +1,5 @@
 """Kinds of columns: how entries are encoded as floats, and floats decoded to entries."""
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Shaped
 
+from .._warnings import warn
 from .frames import Holds, RawColumn
 from .times import days, patterns_of, written
 
@@ -135,12 +135,10 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
     values = np.array([np.nan if word is None else days(word, pattern) for word in words], float)
     odd = np.isnan(values) & ~raw.missing
     if odd.any():
-        warnings.warn(
+        warn(
             f"column '{name}' holds dates or times written as {pattern}, but {int(odd.sum())} of "
             f"{len(values)} entries are not: {_places(raw.values, odd)}. They are treated as "
-            "missing: correct them, or drop their rows",
-            UserWarning,
-            stacklevel=2,
+            "missing: correct them, or drop their rows"
         )
     return values
 
@@ -206,13 +204,11 @@ class Categories(Kind):
                 "merge rare categories"
             )
         if len(found) > max(FEW, len(entries) / _SELDOM):
-            warnings.warn(
+            warn(
                 f"column '{name}' has {len(found):,} categories in {len(entries):,} rows, fewer "
                 f"than {_SELDOM} rows each: little can be learned about them, so merge rare ones, "
                 "or "
-                f"{drop_it(name)}",
-                UserWarning,
-                stacklevel=2,
+                f"{drop_it(name)}"
             )
         return cls(found)
 

@@ -24,7 +24,6 @@ training rows. Both are applied in float64, before rounding to torch's default d
 """
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -34,6 +33,7 @@ import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
+from .._warnings import warn
 from .entries import entries_of, mixed
 from .frames import CONTAINERS, Holds, Matrix, RawColumn, columns_of, container_of
 from .kinds import (
@@ -195,12 +195,10 @@ def _warn_of_marks(name: str, raw: RawColumn) -> None:
         )
     ]
     if found:
-        warnings.warn(
+        warn(
             f"column '{name}' holds {' and '.join(found)}, and all others are from {low:g} to "
             f"{high:g}: if this says that nothing was measured, leave the cells empty, or say so "
-            f"(layout=Layout(missing=[...]), --missing=...); else say kinds={{'{name}': Real}}",
-            UserWarning,
-            stacklevel=2,
+            f"(layout=Layout(missing=[...]), --missing=...); else say kinds={{'{name}': Real}}"
         )
 
 

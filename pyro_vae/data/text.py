@@ -20,7 +20,6 @@ them. :mod:`pyro_vae.data.entries` decides on the type of each column.
 import csv
 import gzip
 import re
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .._warnings import warn
 from .entries import (
     MISSING,
     WHOLE,
@@ -288,7 +288,7 @@ def _has_names_of_rows(rows: list[list[str]]) -> bool:
 
 def _say(path: Path, what: str) -> None:
     """Warns that names, units or notes were guessed."""
-    warnings.warn(f"'{path}': {what}", UserWarning, stacklevel=2)
+    warn(f"'{path}': {what}")
 
 
 def _shown(cells: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """The user's functions: evidence and bounds of a model and a guide, on data."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Data, Estimate, ProgramLike
+from .._warnings import warn
 from ..randomness import row_keys
 from ..results import join
 from .exact import summed_out
@@ -221,13 +221,11 @@ def posterior_means(
 def _warn_unreliable(result: LogMarginal) -> None:
     bad = int((~result.reliable).sum())
     if bad:
-        warnings.warn(
+        warn(
             f"log p(y) cannot be trusted for {bad} of {len(result)} data, by "
             f"{result.method} ({result.reasons}). Use a proposal fitted to every datum, "
             "pv.ImportanceSampling(proposal=pv.Fitted()), the ladder of estimators, "
-            "pv.Tightest(), more draws, or train the guide for longer",
-            UserWarning,
-            stacklevel=3,  # the caller of the entry point
+            "pv.Tightest(), more draws, or train the guide for longer"
         )
 
 

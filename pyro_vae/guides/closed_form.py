@@ -17,7 +17,6 @@ iteration for :math:`P m = h`.
 """
 
 import math
-import warnings
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from .._types import Batch
+from .._warnings import warn
 from ..programs import Program, evaluating, hooks_of
 from ..randomness import generator, stream
 from ..registry import registered
@@ -456,9 +456,8 @@ class CoordinateAscent(_ClosedForm):
     def _warn(self, answer: Ascent) -> None:
         slow = int((~answer.converged).sum())
         if slow > 0:
-            warnings.warn(
+            warn(
                 f"coordinate ascent has not converged for {slow} of {len(answer.loc)} data after "
                 f"{answer.sweeps} sweeps: a mean still changes by {float(answer.moved.max()):.3g} "
-                "standard deviations per sweep; raise sweeps=, or use pv.ExactPosterior()",
-                stacklevel=2,
+                "standard deviations per sweep; raise sweeps=, or use pv.ExactPosterior()"
             )

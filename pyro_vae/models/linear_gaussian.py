@@ -1,7 +1,6 @@
 """Probabilistic PCA and factor analysis: the linear Gaussian model, all in closed form."""
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from .._types import Distribution
+from .._warnings import warn
 from ..data import check_batch
 from ..programs import PartlyObserved
 from ..registry import registered
@@ -255,12 +255,11 @@ class LinearGaussian(Generative):
             found = moved._replace(mean=moved.mean + mean)
         self._set(found)
         if not how.converged:
-            warnings.warn(
+            warn(
                 f"EM has not converged after {how.steps} steps: the last round gained "
                 f"{float(how.log_evidence.diff()[-1]):.2g} nats per datum, more than the tolerance "
                 f"{tolerance:g}; raise max_steps=, or the noise floor if a feature's noise tends "
-                "to zero",
-                stacklevel=2,
+                "to zero"
             )
         return how
 

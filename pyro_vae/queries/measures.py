@@ -13,7 +13,6 @@ draws; with half of the draws the bias doubles, so twice the one minus the other
 first order.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
+from .._warnings import warn
 from ..evidence import in_turn
 from ..formatting import plus_minus
 from ..likelihoods import Categorical, Mixed
@@ -137,11 +137,9 @@ class MutualInformation:
         lost = ~estimate.value.isfinite() | ~estimate.error.isfinite()
         pairs = int(lost.triu(diagonal=1).sum())
         if pairs > 0:
-            warnings.warn(
+            warn(
                 f"mutual information of {pairs} pair(s) is nan: none of {self.num_latents} draws "
-                f"of the prior explains some datum; try num_latents={10 * self.num_latents}",
-                UserWarning,
-                stacklevel=4,
+                f"of the prior explains some datum; try num_latents={10 * self.num_latents}"
             )
         return Estimate(*(part.masked_fill(lost, torch.nan) for part in estimate))
 
@@ -330,11 +328,9 @@ def _without(estimate: Estimate, places: list[int], names: tuple[str, ...]) -> E
     """Nan for some columns, with a warning that names them and the remedy."""
     if not places:
         return estimate
-    warnings.warn(
+    warn(
         f"{[names[place] for place in places]} are categories without an order, whose codes have "
-        "no correlation: it is nan; take measure=MutualInformation()",
-        UserWarning,
-        stacklevel=3,
+        "no correlation: it is nan; take measure=MutualInformation()"
     )
     value, error = (part.clone() for part in estimate)
     for part in (value, error):
