@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae.programs import threads_for
 from pyro_vae.randomness import ALONE
+from pyro_vae.training.callbacks import Callback, Run
 
 Y = torch.linspace(-1.0, 1.0, 12).view(4, 3)
 
@@ -75,6 +77,52 @@ def test_threads_do_not_meet(*, alone: bool) -> None:
 
     answers(use, 2, 2)
     assert met == [not alone] * 2
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Torch has two threads, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+class Outside(Callback):
+    """Notes the number of torch's threads between steps."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_step(self, run: Run) -> None:
+        self.seen.append(torch.get_num_threads())
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("fails", [False, True])
+def test_small_steps_take_one_thread(*, fails: bool) -> None:
+    """All but the first, which is counted; callers have theirs again, after an error too."""
+    model, guide = programs()
+    inside, outside = [], Outside()
+
+    def note(*_: Any) -> None:
+        inside.append(torch.get_num_threads())
+        if fails and len(inside) > 5:
+            raise RuntimeError("in this test")
+
+    model.decoder.register_forward_pre_hook(note)
+    with pytest.raises(RuntimeError, match="in this test") if fails else nullcontext():
+        pv.fit(model, guide, Y, num_epochs=4, batch_size=2, compile=False, callbacks=[outside])
+    assert inside[-1] == 1
+    assert set(outside.seen) == {2} == {torch.get_num_threads()}
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_large_steps_keep_theirs() -> None:
+    """A step of many milliseconds, or one of which nothing is known."""
+    for num_bytes in (None, 1e9):
+        with threads_for(num_bytes):
+            assert torch.get_num_threads() == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -69,10 +69,15 @@ class CompiledSteps:
         self.cost = None if cost is None else Cost(*cost)
         self.reason, self.expected = reason, set(graphs)
 
+    @property
+    def num_bytes(self) -> float | None:
+        """Bytes of all results of a step, once one has been counted."""
+        return None if self.cost is None else self.cost.bytes_per_row
+
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Wraps an eager step, forward and backward, and counts the operations of the first one."""
-        if self.reason or self.cost is not None:
+        if self.cost is not None:
             yield
             return
         with Counted() as count:

@@ -35,6 +35,7 @@ from .program import Program as Program
 from .program import log_joint as log_joint
 from .running import Counted as Counted
 from .running import bytes_per_row as bytes_per_row
+from .running import threads_for as threads_for
 from .simulation import Prior as Prior
 from .simulation import feature_distribution as feature_distribution
 from .simulation import replicated as replicated
@@ -97,6 +98,7 @@ __all__ = [
     "sample_missing",
     "simulate",
     "sum_but",
+    "threads_for",
     "total_log_prob",
     "unmasked",
     "whole_plate",

@@ -1,5 +1,7 @@
-"""The cost of a call of a program."""
+"""The cost of a call of a program, and the threads that it is worth."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .._types import Batch
 from .program import Program
 from .traces import retry_unvalidated
+
+_SMALL = 2**22  # bytes of results, which one core makes in a millisecond
 
 
 class Counted(TorchDispatchMode):
@@ -39,3 +43,33 @@ def bytes_per_row(program: Program, batch: Batch) -> float:
             retry_unvalidated(partial(program.log_densities, z, *row))
         totals.append(count.bytes)
     return (totals[1] - totals[0]) / 2
+
+
+@contextmanager
+def threads_for(num_bytes: float | None) -> Iterator[None]:
+    """Runs a small piece of work on one of torch's threads; their number is restored.
+
+    Threads that share a small step wait for each other at every operation. If another process keeps
+    a core busy, the step takes tens of times as long as on one thread.
+
+    Arguments:
+        num_bytes: Bytes of all results of the work, as :class:`Counted` has them, or `None` if they
+            have not been counted yet.
+
+    Example:
+        >>> before = torch.get_num_threads()
+        >>> with threads_for(1e5):
+        ...     torch.get_num_threads()
+        1
+        >>> torch.get_num_threads() == before
+        True
+    """
+    before = torch.get_num_threads()
+    if num_bytes is None or num_bytes > _SMALL or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -13,6 +13,7 @@ from .._types import Batch, Estimate, ProgramLike
 from ..compiling.graphs import counts_of, resume_counts
 from ..data import Augmented, RowReader
 from ..guides import FitRows, for_new_rows, maps_of
+from ..programs import threads_for
 from ..progress import progress_bar
 from .callbacks import Callback, Journal, logger
 from .checkpoints import Keeper, description_of, digest_of, in_words
@@ -175,7 +176,8 @@ class Training:
             for parts in steps[begun.done :]:
                 self.stepping.schedule(epoch + begun.done / len(steps))
                 self._is_whole = False
-                elbo = self.stepping.take(epoch, parts, batches)
+                with threads_for(self.stepping.compiled.num_bytes):
+                    elbo = self.stepping.take(epoch, parts, batches)
                 begun = self.begun = _Begun(begun.start, begun.done + 1, begun.total + elbo)
                 self._is_whole = True
                 self.elbo = elbo / sum(len(part.rows) for part in parts)
