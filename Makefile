@@ -102,7 +102,11 @@ figures: $(STAMP) ## Draw the figures of the pages anew, from the examples (half
 
 .PHONY: replications
 replications: $(STAMP) ## Compute published results afresh; writes replications/RESULTS.md (under an hour)
-	@$(BIN)/python -m replications
+	@$(BIN)/python -m replications replications
+
+.PHONY: audits
+audits: $(STAMP) ## Check other packages' numbers, each in an environment in build/; writes replications/AUDITS.md
+	@$(BIN)/python -m replications audits
 
 .PHONY: bench
 bench: $(STAMP) ## Time what is said to be fast, as ratios in one run; writes benchmarks/RESULTS.md

@@ -1,83 +1,91 @@
-"""Runs the replications and writes RESULTS.md: `python -m replications [NAME ...]`.
+"""Runs replications and audits: `python -m replications [NAME ...]`, and writes their pages.
 
-With names only these run, and the rest of the page stays as it was. Nothing is hidden: a result
-that was not replicated stays in the table, with what a further run said about it.
+With names only these run; the others stay on the pages as they were. Nothing is hidden: a result
+that was not replicated stays, with what a further run said about it.
 
-    --smoke     tiny sizes, to see that all of them run; judges nothing and writes no file
+    replications    all replications, without the audits
+    audits          all audits, each of which first makes an environment for its package in build/
+    pages           runs nothing: writes the pages from the findings that are kept
+    --smoke         tiny sizes, to see that all of them run; judges nothing and writes no file
 """
 
 import argparse
 import importlib
-import re
-import time
-from pathlib import Path
+import json
+import os
 
 import torch
 
-from .record import Replication
-
-HERE = Path(__file__).parent
-INTRODUCTION = """# Published results, computed afresh
-
-`make replications` runs the scripts of this folder and writes this page. Each states its criterion,
-written down before its first run, and prints the published value beside ours with its standard
-error. Results that were not replicated stay here.
-
-| result | source | verdict | seconds |
-| --- | --- | --- | ---: |
-"""
+from .page import AUDITS, REPLICATIONS, Kind, keep, page, section
+from .record import Claim, Finding, Record
 
 
-def names() -> list[str]:
-    """The scripts, in the order of their names."""
-    return sorted(path.stem for path in HERE.glob("*_[12][0-9][0-9][0-9]*.py"))
+def claim_of(kind: Kind, name: str) -> Claim:
+    """What a script sets out to check."""
+    claim: Claim = importlib.import_module(f"{kind.package}.{name}").CLAIM
+    return claim
 
 
-def run(name: str, *, smoke: bool) -> tuple[Replication, float]:
-    """One replication, and its seconds."""
-    start = time.perf_counter()
-    result: Replication = importlib.import_module(f"replications.{name}").replicate(smoke=smoke)
-    return result, time.perf_counter() - start
+def run(kind: Kind, name: str, *, smoke: bool) -> Record:
+    """One script, and the seconds of processor time it takes, those of its peer among them."""
+    script = importlib.import_module(f"{kind.package}.{name}")
+    start = sum(os.times()[:4])
+    found = script.findings(smoke=smoke)
+    return Record(script.CLAIM, found, sum(os.times()[:4]) - start)
 
 
-def section(name: str, result: Replication, seconds: float) -> str:
-    """A part of the page, whose first line, a comment, is its row of the table at the top."""
-    row = f"| {result.title} | {result.source.split(':')[0]} | {result.verdict} | {seconds:.0f} |"
-    return f"<!-- {name} {row} -->\n{result.page()}\n*`replications/{name}.py`*\n"
+def records(kind: Kind) -> dict[str, Record]:
+    """What the last runs found, by name."""
+    kept = json.loads(kind.kept.read_text()) if kind.kept.exists() else {}
+    return {
+        name: Record(
+            claim_of(kind, name), [Finding(**each) for each in part["findings"]], part["seconds"]
+        )
+        for name, part in kept.items()
+        if name in kind.names()
+    }
 
 
-def page(sections: dict[str, str]) -> str:
-    """The whole of RESULTS.md, in the order of the names."""
-    ordered = [sections[name] for name in sorted(sections)]
-    rows = [part.splitlines()[0].split(" ", 2)[2].removesuffix(" -->") for part in ordered]
-    return INTRODUCTION + "\n".join(rows) + "\n\n" + "\n".join(ordered)
+def write(kind: Kind) -> None:
+    """The page, from the findings of the last runs."""
+    kind.page.write_text(page(kind, records(kind)))
 
 
-def written(text: str) -> dict[str, str]:
-    """The sections of a page, by name."""
-    parts = re.split(r"^(?=<!-- \w+ \|)", text, flags=re.MULTILINE)[1:]
-    return {part.split(" ", 2)[1]: part.rstrip("\n") + "\n" for part in parts}
+def chosen(names: list[str]) -> list[tuple[Kind, str]]:
+    """The scripts of these names; everything if there are none."""
+    groups = {"replications": [REPLICATIONS], "audits": [AUDITS], "pages": []}
+    known = {name: kind for kind in (REPLICATIONS, AUDITS) for name in kind.names()}
+    unknown = sorted(set(names) - set(known) - set(groups))
+    if unknown:
+        raise SystemExit(f"no {', '.join(unknown)}; there are {', '.join([*groups, *known])}")
+    whole = [kind for name in names for kind in groups.get(name, [])]
+    if not names:
+        whole = [REPLICATIONS, AUDITS]
+    picked = [(known[name], name) for name in names if name in known]
+    return [(kind, name) for kind in whole for name in kind.names()] + picked
 
 
 def main() -> None:
-    """Runs what is asked for, prints it, and puts it into the page."""
-    parser = argparse.ArgumentParser(prog="python -m replications", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"all by default: {', '.join(names())}")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes; judges nothing")
-    chosen = parser.parse_args()
-    unknown = sorted(set(chosen.names) - set(names()))
-    if unknown:
-        parser.error(f"no replication {', '.join(unknown)}; there are {', '.join(names())}")
+    """Runs what is asked for, prints it, and puts it into the pages."""
+    parser = argparse.ArgumentParser(
+        prog="python -m replications",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--smoke", action="store_true")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)  # small tensors make threads fight
-    place = HERE / "RESULTS.md"
-    for name in chosen.names or names():
+    for kind, name in chosen(arguments.names):
         print(f"==> {name}", flush=True)
-        result, seconds = run(name, smoke=chosen.smoke)
-        print(f"\n{result.page()}\n({seconds:.0f} s)\n", flush=True)
-        if not chosen.smoke:
-            kept = written(place.read_text()) if place.exists() else {}
-            kept = {old: part for old, part in kept.items() if old in names()}
-            place.write_text(page(kept | {name: section(name, result, seconds)}))
+        record = run(kind, name, smoke=arguments.smoke)
+        print(section(kind, name, record), flush=True)
+        if not arguments.smoke:
+            keep(kind, name, record.findings, record.seconds)
+            write(kind)
+    if "pages" in arguments.names:
+        for kind in (REPLICATIONS, AUDITS):
+            write(kind)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""What a replication says: published and own values side by side, and whether the criterion is met.
+"""What a replication or an audit says: a claim, fixed before the run, and what was found.
 
-A script of this folder has a function `replicate(*, smoke)` that returns a :class:`Replication`.
-Its criterion was written down before its first run; where it or the setting was changed later, the
-remark says so.
+A script of this folder has a :class:`Claim`, written down before its first run, and a function
+`findings(*, smoke)` that computes the values. Where a criterion or a setting was changed after a
+value had been seen, the claim's remark says so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import pyro_vae as pv
 
 
 @dataclass(frozen=True)
@@ -14,36 +17,46 @@ class Finding:
 
     Arguments:
         quantity: What it is, with its unit.
-        published: The published value.
+        theirs: The value that others published or report.
         ours: Ours, with its error.
         met: Whether the criterion is met; None for a value that is shown and not judged.
     """
 
     quantity: str
-    published: str
+    theirs: str
     ours: str
     met: bool | None = None
 
 
 @dataclass(frozen=True)
-class Replication:
-    """One published result.
+class Claim:
+    """A published result or a reported number, and when it counts as confirmed.
 
     Arguments:
         title: What is claimed, in a sentence.
         source: Authors, year, title, and where in it.
         setting: Model, data and sizes, with what differs from the source.
         criterion: When it counts as replicated.
-        findings: The values.
-        remark: What a reader should know beside the values.
+        remark: What a reader should know beside the values: changes after a first run, and what a
+            further run says of a failure.
+        explained: Whether the remark explains what misses the criterion by a further run.
     """
 
     title: str
     source: str
     setting: str
     criterion: str
-    findings: tuple[Finding, ...]
     remark: str = ""
+    explained: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """A claim with what was found, and the seconds of processor time that it took."""
+
+    claim: Claim
+    findings: Sequence[Finding]
+    seconds: float
 
     @property
     def met(self) -> bool:
@@ -51,25 +64,10 @@ class Replication:
         return all(finding.met for finding in self.findings if finding.met is not None)
 
     @property
-    def verdict(self) -> str:
-        """In a word."""
-        return "replicated" if self.met else "not replicated"
-
-    def page(self) -> str:
-        """The section of RESULTS.md."""
-        marks = {True: "yes", False: "**no**", None: ""}
-        rows = [
-            f"| {each.quantity} | {each.published} | {each.ours} | {marks[each.met]} |"
-            for each in self.findings
-        ]
-        remark = f"\n\n{self.remark}" if self.remark else ""
-        return (
-            f"## {self.title}\n\n{self.source}\n\n"
-            f"*Setting.* {self.setting}\n\n*Criterion.* {self.criterion}\n\n"
-            "| quantity | published | here | met |\n| --- | ---: | ---: | :---: |\n"
-            + "\n".join(rows)
-            + f"{remark}\n\n**{self.verdict.capitalize()}.**\n"
-        )
+    def score(self) -> str:
+        """How many of the judged values meet the criterion."""
+        judged = [finding.met for finding in self.findings if finding.met is not None]
+        return f"{sum(judged)} of {len(judged)} values meet the criterion"
 
 
 def within(value: float, error: float, target: float, errors: float = 4.0) -> bool:
@@ -78,3 +76,8 @@ def within(value: float, error: float, target: float, errors: float = 4.0) -> bo
     Four of them: 6e-5 is the probability that a right value is further off.
     """
     return abs(value - target) <= errors * error
+
+
+def numbers(estimate: pv.Estimate) -> tuple[float, float]:
+    """Value and error of an estimate of one number."""
+    return float(estimate.value), float(estimate.error)

@@ -9,9 +9,24 @@ from torch import Tensor
 
 from pyro_vae.diagnostics import simulation_based_calibration
 
-from .record import Finding, Replication
+from .record import Claim, Finding
 
 DRAWS = 99
+CLAIM = Claim(
+    title="Calibration ranks: a cup is too narrow, a dome too wide, a slope shifted",
+    source=(
+        "Talts, Betancourt, Simpson, Vehtari & Gelman, 2018: Validating Bayesian Inference "
+        "Algorithms with Simulation-Based Calibration (section 4.2)"
+    ),
+    setting=(
+        f"z ~ N(0, 1), y ~ N(z, 1), 10,000 simulated data, {DRAWS} draws of guides whose error is "
+        "known, by `simulation_based_calibration`; 20 bins."
+    ),
+    criterion=(
+        "Each histogram has the published shape, and every bin is within 4.5 binomial errors of "
+        "its exact probability for a normal posterior with that error."
+    ),
+)
 
 
 def model(y: Tensor) -> None:
@@ -40,58 +55,42 @@ def expected_shares(width: float, shift: float, bins: int = 20) -> Tensor:
     return normal.cdf(width * edges + shift).diff()
 
 
-def replicate(*, smoke: bool = False) -> Replication:
-    """The right guide, one too narrow, one too wide and one shifted."""
-    count = 200 if smoke else 10_000
-    cases = {
-        "right": (1.0, 0.0, "flat"),
-        "0.7 times as wide": (0.7, 0.0, "cup"),
-        "1.4 times as wide": (1.4, 0.0, "dome"),
-        "shifted by half an sd": (1.0, 0.5, "sloped"),
-    }
-    findings = []
-    for name, (width, shift, shape) in cases.items():
-        result = simulation_based_calibration(
-            model, Wrong(width, shift), torch.zeros(8), count, DRAWS, progress=False
-        )
-        ranks = result.ranks[..., 0].flatten()
-        shares = torch.histc(ranks.double(), 20, 0, DRAWS + 1) / len(ranks)
-        exact = expected_shares(width, shift)
-        # Of 20 bins the largest distance is beyond four binomial errors once in 800 runs.
-        distance = float(((shares - exact) / (exact * (1 - exact) / count).sqrt()).abs().max())
-        low, middle, high = (
-            float(shares[part].mean() * 20) for part in (slice(0, 2), slice(9, 11), slice(18, 20))
-        )
-        seen = (
-            "flat"
-            if max(abs(x - 1) for x in (low, middle, high)) < 0.15
-            else "cup"
-            if min(low, high) > middle
-            else "dome"
-            if max(low, high) < middle
-            else "sloped"
-        )
-        findings.append(
-            Finding(
-                f"guide {name}: shape of the histogram (ends and middle against 1)",
-                shape,
-                f"{seen} ({low:.2f}, {middle:.2f}, {high:.2f}); worst bin {distance:.1f} errors",
-                seen == shape and distance < 4.5,
-            )
-        )
-    return Replication(
-        title="Calibration ranks: a cup is too narrow, a dome too wide, a slope shifted",
-        source=(
-            "Talts, Betancourt, Simpson, Vehtari & Gelman, 2018: Validating Bayesian Inference "
-            "Algorithms with Simulation-Based Calibration (section 4.2)"
-        ),
-        setting=(
-            f"z ~ N(0, 1), y ~ N(z, 1), {count:,} simulated data, {DRAWS} draws of guides whose "
-            "error is known, by `simulation_based_calibration`; 20 bins."
-        ),
-        criterion=(
-            "Each histogram has the published shape, and every bin is within 4.5 binomial "
-            "errors of its exact probability for a normal posterior with that error."
-        ),
-        findings=tuple(findings),
+def _shape(low: float, middle: float, high: float) -> str:
+    """Of a histogram of ranks, from its ends and its middle against 1."""
+    if max(abs(part - 1) for part in (low, middle, high)) < 0.15:
+        return "flat"
+    if min(low, high) > middle:
+        return "cup"
+    return "dome" if max(low, high) < middle else "slope"
+
+
+def _finding(name: str, width: float, shift: float, shape: str, count: int) -> Finding:
+    """The ranks of one guide."""
+    result = simulation_based_calibration(
+        model, Wrong(width, shift), torch.zeros(8), count, DRAWS, progress=False
     )
+    ranks = result.ranks[..., 0].flatten()
+    shares = torch.histc(ranks.double(), 20, 0, DRAWS + 1) / len(ranks)
+    exact = expected_shares(width, shift)
+    # Of 20 bins the largest distance is beyond four binomial errors once in 800 runs.
+    distance = float(((shares - exact) / (exact * (1 - exact) / count).sqrt()).abs().max())
+    parts = (slice(0, 2), slice(9, 11), slice(18, 20))
+    low, middle, high = (float(shares[part].mean() * 20) for part in parts)
+    seen = _shape(low, middle, high)
+    return Finding(
+        f"guide {name}: shape of the histogram (ends and middle against 1)",
+        shape,
+        f"{seen} ({low:.2f}, {middle:.2f}, {high:.2f}); worst bin {distance:.1f} errors",
+        seen == shape and distance < 4.5,
+    )
+
+
+def findings(*, smoke: bool = False) -> list[Finding]:
+    """The right guide, one too narrow, one too wide and one shifted."""
+    cases = [
+        ("right", 1.0, 0.0, "flat"),
+        ("0.7 times as wide", 0.7, 0.0, "cup"),
+        ("1.4 times as wide", 1.4, 0.0, "dome"),
+        ("shifted by half an sd", 1.0, 0.5, "slope"),
+    ]
+    return [_finding(*case, count=200 if smoke else 10_000) for case in cases]

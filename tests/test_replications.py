@@ -1,36 +1,34 @@
-"""Replications run, and the page says of each value whether its criterion is met."""
+"""Replications and audits run, and their pages say of each value whether its criterion is met."""
 
 import importlib
 
 import pytest
 
-from replications.__main__ import names, page, section, written
-from replications.record import Finding, Replication, within
+from replications.__main__ import chosen, claim_of, records, run
+from replications.page import AUDITS, REPLICATIONS, Kind, page, section
+from replications.record import Claim, Finding, Record, within
+
+GOOD, BAD = Finding("a", "1", "1.0 ± 0.1", met=True), Finding("b", "2", "9.0 ± 0.1", met=False)
+CLAIM = Claim("Title", "Author, 2020: Work", "the setting", "the criterion")
+SCRIPTS = [(kind, name) for kind in (REPLICATIONS, AUDITS) for name in kind.names()]
 
 
 def test_page_shows_failures() -> None:
     """One value that misses its criterion makes the whole "not replicated", in bold."""
-    findings = (
-        Finding("a", "1", "1.0 ± 0.1", met=True),
-        Finding("b", "2", "9.0 ± 0.1", met=False),
-    )
-    result = Replication("Title", "Author, 2020: Work", "setting", "criterion", findings)
-    assert not result.met
-    assert "| b | 2 | 9.0 ± 0.1 | **no** |" in result.page()
-    assert "Not replicated" in result.page()
-    assert Replication("T", "S", "s", "c", (*findings[:1], Finding("shown", "", "3"))).met
+    text = section(REPLICATIONS, "a_2020", Record(CLAIM, [GOOD, BAD], 3.0))
+    assert "**Not replicated**: 1 of 2 values meet the criterion." in text
+    assert "| b | 2 | 9.0 ± 0.1 | **no** |" in text
+    assert Record(CLAIM, [GOOD, Finding("shown", "", "3")], 1.0).met
 
 
-def test_page_keeps_what_did_not_run() -> None:
-    """One section is replaced, the others stay, and the table at the top follows."""
-    findings = (Finding("a", "1", "1.0 ± 0.1", met=True),)
-    one, two = (Replication(title, "A, 2020: W", "s", "c", findings) for title in ("One", "Two"))
-    text = page({"b_2020": section("b_2020", two, 2.0), "a_2019": section("a_2019", one, 1.0)})
-    assert written(text).keys() == {"a_2019", "b_2020"}
-    assert page(written(text)) == text
-    later = page(written(text) | {"b_2020": section("b_2020", two, 30.0)})
-    assert later == text.replace("| replicated | 2 |", "| replicated | 30 |")
-    assert text.index("| One |") < text.index("| Two |") < text.index("## One")
+def test_page_gives_the_answer_first() -> None:
+    """How many are replicated stands above the table, and each verdict above its values."""
+    records = {"a": Record(CLAIM, [GOOD], 30.0), "b": Record(CLAIM, [BAD], 90.0)}
+    text = page(REPLICATIONS, records)
+    assert text.index("**1 of 2 replicated; of the others 0 explained.") < text.index("| result |")
+    assert "took 2 minutes of one processor" in text
+    part = section(AUDITS, "a", records["a"])
+    assert part.index("**Confirmed**") < part.index("| a |") < part.index("*Criterion.*")
 
 
 def test_within_counts_errors() -> None:
@@ -39,18 +37,41 @@ def test_within_counts_errors() -> None:
     assert not within(1.5, 0.1, 1.0)
 
 
+def test_names_choose_scripts() -> None:
+    """A group stands for its scripts, and an unknown name is refused with the known ones."""
+    assert [name for _, name in chosen(["audits"])] == AUDITS.names()
+    assert [name for _, name in chosen([])] == REPLICATIONS.names() + AUDITS.names()
+    assert chosen(["pages"]) == []
+    with pytest.raises(SystemExit, match="no nonsense; there are replications, audits"):
+        chosen(["nonsense"])
+
+
 def test_closed_form_is_replicated() -> None:
     """The cheapest one, at small size; its values are judged by their errors."""
-    assert importlib.import_module("replications.nowozin_2018").replicate(smoke=True).met
+    assert run(REPLICATIONS, "nowozin_2018", smoke=True).met
+
+
+@pytest.mark.parametrize(("kind", "name"), SCRIPTS, ids=[name for _, name in SCRIPTS])
+def test_claims_are_whole(kind: Kind, name: str) -> None:
+    """Every script says whose result it is, its setting and its criterion."""
+    claim = claim_of(kind, name)
+    assert claim.title
+    assert ":" in claim.source
+    assert claim.setting.endswith(".")
+    assert claim.criterion.endswith(".")
+
+
+@pytest.mark.parametrize("kind", [REPLICATIONS, AUDITS], ids=["replications", "audits"])
+def test_pages_are_those_of_the_findings(kind: Kind) -> None:
+    """No page was edited by hand, and none is older than its claims."""
+    assert kind.page.read_text() == page(kind, records(kind))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of so few draws that nothing can be trusted
-@pytest.mark.parametrize("name", names())
-def test_replication_runs(name: str) -> None:
-    """Every script gives values, a setting and a criterion, at tiny size."""
-    result = importlib.import_module(f"replications.{name}").replicate(smoke=True)
-    assert result.findings
-    assert result.source
-    assert result.setting
-    assert result.criterion
+@pytest.mark.parametrize("name", [*REPLICATIONS.names(), "sklearn_pca"])
+def test_script_runs(name: str) -> None:
+    """Every script that needs no environment of its own gives values, at tiny size."""
+    kind = AUDITS if name in AUDITS.names() else REPLICATIONS
+    module = importlib.import_module(f"{kind.package}.{name}")
+    assert module.findings(smoke=True)
