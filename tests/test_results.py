@@ -143,6 +143,7 @@ PER_DATUM: dict[str, Callable[[], PerDatum]] = {
     "log marginal": log_marginal,
     "ladder": ladder,
     "bound": bound,
+    "audit": lambda: evidence.Audit(estimate(-3.0), log_marginal(), estimate(4.0)),
     "sandwich": sandwich,
     "gap": inference_gap,
     "family": lambda: inference_gap().families["flow"],

@@ -17,6 +17,8 @@ from .annealing import Linear as Linear
 from .annealing import Sigmoid as Sigmoid
 from .annealing import StartFromGuide as StartFromGuide
 from .annealing import StartFromPrior as StartFromPrior
+from .auditing import Audit as Audit
+from .auditing import audit as audit
 from .estimates import Estimator as Estimator
 from .estimates import elbo as elbo
 from .estimates import evaluate as evaluate
