@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import Rung
+from pyro_vae.evidence import LadderMarginal, Rung
 
 from .record import Claim, Finding
 
@@ -66,6 +66,7 @@ def findings(*, smoke: bool = False) -> list[Finding]:
     pv.fit(model, guide, y, num_epochs=epochs, batch_size=100, train_model=False, progress=False)
     ladder = pv.Tightest(200 if smoke else 2_000)
     found = pv.log_marginal_likelihood(model, guide, simulated(new, 2), ladder, progress=False)
+    assert isinstance(found, LadderMarginal)
     shares = found.rung_shares
     fitted = sum(shares.get(rung, 0.0) for rung in (Rung.FITTED, Rung.STUDENT, Rung.MIXTURE))
     own, chains = shares.get(Rung.GUIDE, 0.0), shares.get(Rung.TEMPERED, 0.0)
