@@ -43,12 +43,14 @@ from torch.distributions import (
     biject_to,
     constraints,
 )
-from torch.distributions.constraints import MixtureSameFamilyConstraint
 from torch.distributions.transforms import IndependentTransform, Transform
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
 _UNCONSTRAINED = "_unconstrained"
+
+# What newer versions of torch call the support of a mixture; older ones give that of a component.
+_MIXED = getattr(constraints, "MixtureSameFamilyConstraint", ())
 
 
 # Transforms to a support whose values stay inside of it.
@@ -104,7 +106,7 @@ _HALF_LINES = (type(constraints.positive), type(constraints.nonnegative))
 
 def plain(support: Any) -> Any:
     """The support itself, of a mixture that of its components."""
-    while isinstance(support, MixtureSameFamilyConstraint):
+    while isinstance(support, _MIXED):
         support = support.base_constraint
     return support
 
