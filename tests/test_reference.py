@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib import import_module, util
 from inspect import getdoc, isclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -167,3 +167,17 @@ def test_links_of_a_repository_page_are_there(page: Path) -> None:
     """Those inside the repository; what Sphinx reads it checks itself."""
     links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_the_page_of_a_package_index_has_nothing_relative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No picture and no link that leads nowhere there, and the line that installs the package."""
+    for name in ("hatchling", "hatchling.metadata", "hatchling.metadata.plugin"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    hook = SimpleNamespace(MetadataHookInterface=object)  # which only a release needs
+    monkeypatch.setitem(sys.modules, "hatchling.metadata.plugin.interface", hook)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = extension("package_page").page(text)
+    assert "](" in text
+    assert not re.findall(r"\]\((?!https?:)|<img|for the repository", page)
+    assert "pip install 'pyro-vae[all]'" in page
+    assert "Licence" in page

@@ -10,12 +10,14 @@ from typing import Any
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 PICTURE = re.compile(r"^!\[[^\]]*\]\(docs/[^)]*\)\n+\*[^*]*\*\n+", re.MULTILINE)
+REPOSITORY = re.compile(r"<!-- for the repository.*?<!-- for both again -->\n+", re.DOTALL)
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")
 
 
 def page(readme: str) -> str:
-    """The text with relative links as their words, and without pictures and their captions."""
-    return LINK.sub(r"\1", PICTURE.sub("", readme))
+    """The text without relative links, pictures and their captions, and lists of pages."""
+    text = REPOSITORY.sub("", PICTURE.sub("", readme)).replace("'.[all]'", "'pyro-vae[all]'")
+    return LINK.sub(r"\1", text)
 
 
 class PackagePage(MetadataHookInterface):
