@@ -183,7 +183,7 @@ def test_ranks_without_weights_are_the_wrong_twin(
 def test_posterior_sbc_catches(scale: float, shift: float, words: str, seed: int) -> None:
     """A guide that is wrong near the data, and in what way."""
     result = near(guide_of(scale, shift), seed)
-    assert (result.pooled.adjusted[:2] < FALSE_ALARM).all()
+    assert (result.pooled.adjusted[:2] < 0.01).all()  # at most 5e-4 on 14 seeds
     assert words in result.pooled.verdict().split("z[0]")[1].split(",")[0]
     assert int(result.rejected().sum()) > 5
     assert "not calibrated" in result.summary()
