@@ -181,7 +181,7 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Refuses these rows if the guide only runs on as many rows as one of its parameters has."""
+    """Refuses these rows if the guide only runs on as many rows as a parameter of it has."""
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     tensors += [param for _, param in pyro.get_param_store().named_parameters()]

@@ -343,7 +343,7 @@ def draw_unconstrained(distribution: Any, transform: Transform, shape: torch.Siz
 class AtEdges(Messenger):
     """Notes the unconstrained values of latent sites, and draws where they are known.
 
-    Draws keep no gradient, so they are the distribution's own where gradients are wanted.
+    Its draws have no gradient; if gradients are enabled, the distribution draws itself.
 
     Arguments:
         transforms: From the unconstrained space to each site's support.

@@ -76,8 +76,8 @@ def marginal(
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Values in nats, `(batch,)`, with errors and doubts. An entry that is missing in the data
-        leaves the density.
+        Values in nats, `(batch,)`, with errors and doubts. Entries that are missing in the data
+        are integrated out, too.
 
     Warns:
         UserWarning: If some values cannot be trusted.

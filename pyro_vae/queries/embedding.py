@@ -82,7 +82,7 @@ def reconstruct(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
         given: Values of the global latent sites, by name.
-        seed: Seed, for guides whose mean is one of draws.
+        seed: Seed, for guides whose mean is estimated from draws.
 
     Returns:
         Shaped like the data, in their unit; exact where the posterior's mean is.
