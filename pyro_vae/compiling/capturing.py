@@ -63,7 +63,7 @@ class Captured:
 
     @torch.no_grad()
     def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
-        """The outputs; in-place changes of the function are made."""
+        """Returns the outputs, and repeats the function's in-place changes."""
         laid_out = args if self._run is self.graph else _laid_out(args)
         answer: Sequence[Tensor] = self._run(*self._inputs, *laid_out)
         return tuple(answer)

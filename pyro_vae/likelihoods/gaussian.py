@@ -105,7 +105,7 @@ Sigma: TypeAlias = float | int | FixedSigma | LearnedSigma | DecodedSigma
 
 
 def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
-    """A decoder's output with this centre and, where sigma is decoded, about this sigma."""
+    """The decoder's output for this centre and, if sigma is decoded, nearly this sigma."""
     if not isinstance(sigma, DecodedSigma):
         return centre
     return torch.cat([centre, _inverse_softplus((spread - sigma.floor).clamp(min=sigma.floor))])
