@@ -2,10 +2,17 @@
 
 import os
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
 HERE = Path(__file__).parent
+
+# Kernels take no settings from whoever builds, and do not warn that their sockets are local.
+profile = Path(tempfile.mkdtemp(prefix="pyro_vae_docs_")) / "profile_default"
+profile.mkdir()
+(profile / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 'ERROR'\n")
+os.environ["IPYTHONDIR"] = str(profile.parent)
 
 # Of the kernels that run the notebooks: figures are shown, and no widget is missed.
 os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
