@@ -17,17 +17,30 @@ Everything here can be written out by hand in a few lines with `pv.models`, `pv.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from . import likelihoods, models, nets
 from ._arguments import check_public
 from .data import Binary, Categories, Columns, Count, Dataset, Kind, Ordered, Real
-from .guides import Encoder, Family, GlobalParameters, Guide, InferenceMap, LocalParameters
+from .guides import (
+    Encoder,
+    Family,
+    FullRankNormal,
+    GlobalParameters,
+    Guide,
+    InferenceMap,
+    LocalParameters,
+    ProductOfExperts,
+)
 from .likelihoods import Likelihood, Mixed, start_from
+from .linear_start import start_experts, start_model, starts_linear
 from .randomness import forked
 
 GUIDES = ("amortized", "per-datum", "global")
 """Names of the maps that :func:`inference_map` makes."""
+
+_FULL_RANK = 32  # latents; a factor of the covariance has 560 parameters then
 
 
 @dataclass(frozen=True)
@@ -39,12 +52,17 @@ class Architecture:
         hidden: Widths of the encoder's hidden layers; the decoder's are the same, reversed.
         seed: Seed of the weights.
         likelihood: The likelihood, p(y | z).
+        linear_start: Whether the model of a table of at most 512 columns starts at factor analysis,
+            with a full-rank q that contains its posteriors (:mod:`pyro_vae.linear_start`). It
+            matters for tables of a few hundred rows, in which too few steps are taken to find even
+            the linear solution; their held-out log density is then several tenths of a nat higher.
     """
 
     latent_dim: int | None = None
     hidden: Sequence[int] | None = None
     seed: int = 0
     likelihood: Likelihood | None = field(default=None)
+    linear_start: bool = False
 
     def of(self, dataset: Dataset) -> tuple[int, tuple[int, ...]]:
         """Entries of z, and widths of the encoder's hidden layers, for a data set.
@@ -124,39 +142,74 @@ def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models
     """
     likelihood = architecture.likelihood or default_likelihood(dataset)
     latent_dim, hidden = architecture.of(dataset)
+    columns = dataset.columns
+    linear = _starts_linear(dataset, architecture)
     with forked(architecture.seed, "weights.decoder"):
         decoder = nets.MLPDecoder(
-            latent_dim, likelihood.output_shape(tuple(dataset.train.shape[1:])), hidden[::-1]
+            latent_dim,
+            likelihood.output_shape(tuple(dataset.train.shape[1:])),
+            hidden[::-1],
+            skip=linear,
         )
     decoder, likelihood = decoder.to(dataset.train.dtype), likelihood.to(dataset.train.dtype)
-    if dataset.columns is not None:
+    if columns is not None:
         start_from(decoder, likelihood.start(dataset.train))
-    return models.VAE(decoder, likelihood, latent_dim)
+    model = models.VAE(decoder, likelihood, latent_dim)
+    if columns is not None and linear:
+        with forked(architecture.seed, "weights.decoder"):  # overwritten, but drawn
+            start_model(model, columns, dataset.train)
+    return model
+
+
+def _starts_linear(dataset: Dataset, architecture: Architecture) -> bool:
+    columns = dataset.columns
+    return architecture.linear_start and columns is not None and starts_linear(columns)
 
 
 def inference_map(
     name: str,
     dataset: Dataset,
     architecture: Architecture = Architecture(),
+    model: models.VAE | None = None,
 ) -> InferenceMap:
     """The map that a name on the command line stands for.
+
+    Arguments:
+        name: One of :data:`GUIDES`.
+        dataset: The data.
+        architecture: Sizes of the encoder, and the seed of its weights.
+        model: The model from :func:`vae`; the map of a table then starts at the posteriors of the
+            model linearized at z = 0 (:mod:`pyro_vae.linear_start`).
 
     Raises:
         ValueError: If the name is none of :data:`GUIDES`.
     """
     with forked(architecture.seed, "weights.encoder"):
-        return _map(name, dataset, architecture)
+        return _map(name, dataset, architecture, model)
 
 
-def _map(name: str, dataset: Dataset, architecture: Architecture) -> InferenceMap:
-    if name == "amortized":
-        net = encoder(dataset, architecture.of(dataset)[1])
-        return Encoder(net.to(dataset.train.dtype))
-    if name == "per-datum":
-        return LocalParameters(len(dataset.train))
+def _map(
+    name: str, dataset: Dataset, architecture: Architecture, model: models.VAE | None
+) -> InferenceMap:
     if name == "global":
         return GlobalParameters()
-    raise ValueError(f"'{name}' is no guide; there are {', '.join(GUIDES)}")
+    if name not in GUIDES:
+        raise ValueError(f"'{name}' is no guide; there are {', '.join(GUIDES)}")
+    amortized, columns = name == "amortized", dataset.columns
+    if model is None or columns is None or not _starts_linear(dataset, architecture):
+        hidden = architecture.of(dataset)[1]
+        net = encoder(dataset, hidden).to(dataset.train.dtype) if amortized else None
+        return LocalParameters(len(dataset.train)) if net is None else Encoder(net)
+    experts = ProductOfExperts(
+        column_encoder(columns, architecture.of(dataset)[1]), model.latent_dim
+    ).to(dataset.train.dtype)
+    start_experts(experts, model, dataset.train)
+    if amortized:
+        return experts
+    table = LocalParameters(len(dataset.train))
+    with torch.no_grad():
+        table.start_at(*experts.natural(dataset.train))
+    return table
 
 
 def guide(
@@ -174,7 +227,8 @@ def guide(
         dataset: Its data.
         architecture: Sizes of the encoder, and the seed of its weights.
         name: One of :data:`GUIDES`, as for :func:`inference_map`.
-        family: Family of q(z | y); by default a mean-field Gaussian.
+        family: Family of q(z | y); by default a Gaussian, mean-field or, after a linear
+            start, full-rank.
 
     Example:
         >>> from pyro_vae import data
@@ -183,8 +237,12 @@ def guide(
         >>> guide(model, table).mean(table.train).shape
         torch.Size([3, 1])
     """
+    linear = _starts_linear(dataset, architecture)
+    if family is None and linear and model.latent_dim <= _FULL_RANK:
+        family = FullRankNormal()
+    start = model if family is None or hasattr(family, "closest_normal") else None
     with forked(architecture.seed, "weights.encoder"):  # and those of a layer on top
-        return Guide(model, _map(name, dataset, architecture), family)
+        return Guide(model, _map(name, dataset, architecture, start), family)
 
 
 def batch_size(num_data: int) -> int:

@@ -26,7 +26,7 @@ from torch import Tensor
 from . import defaults, storage
 from ._arguments import check_public
 from ._types import ProgramLike
-from .data import Columns, Dataset, Scaling, from_frame, trained_on
+from .data import Columns, Dataset, Scaling, from_frame, split_rows, trained_on
 from .defaults import GUIDES, Architecture
 from .evidence import (
     Evaluation,
@@ -53,6 +53,8 @@ from .results import data_frame
 from .storage.folders import JSON
 from .training import Fit, fit
 
+_FEWEST_TO_SPLIT = 20  # rows; of fewer, two cannot say when to stop
+_PATIENCE = 50  # epochs: a validation ELBO of a few rows jitters
 _MOST_DIGESTS = 500_000  # rows; 11 letters each are saved, of the 8 MiB that a save may say
 
 
@@ -69,7 +71,8 @@ class TableVAE:
         units: The columns, which encode tables.
         holes: Whether the encoder has seen missing entries.
         digests: Digests of the training rows, or None if they are not known.
-        dataset: The rows, if they are available.
+        dataset: The rows, if they are available; its training rows are those that `fit` takes.
+        validation: Some of the rows to train on, by which `fit` chooses the epoch; or None.
         history: The training history, once trained.
 
     Example:
@@ -87,6 +90,7 @@ class TableVAE:
     holes: bool
     digests: Int64[Tensor, " train"] | None = None
     dataset: Dataset | None = None
+    validation: Float[Tensor, "validation *datum"] | None = None
     history: Fit | None = None
 
     @classmethod
@@ -97,6 +101,7 @@ class TableVAE:
         *,
         guide: str = GUIDES[0],
         family: Family | None = None,
+        validation_fraction: float = 0.0,
     ) -> "TableVAE":
         """An untrained model for a table: likelihood, sizes and encoder follow from the columns.
 
@@ -105,19 +110,35 @@ class TableVAE:
                 table that the latter takes.
             architecture: Sizes, seed of the weights, and a likelihood of your own.
             guide: "amortized", "per-datum" or "global".
-            family: Family of q(z | y); by default a mean-field Gaussian.
+            family: Family of q(z | y); by default a mean-field Gaussian, or a full-rank one after a
+                linear start.
+            validation_fraction: Share of the training rows by which `fit` chooses the epoch to
+                keep; a tenth is usual. Of fewer than 20 training rows, and for a guide with
+                parameters of every row, there are none.
         """
         dataset = data if isinstance(data, Dataset) else from_frame(data)
-        model = defaults.vae(dataset, architecture)
-        posterior = defaults.guide(model, dataset, architecture, name=guide, family=family)
         holes = bool(dataset.train.isnan().any() or dataset.test.isnan().any())
-        return cls(model, posterior, dataset.units, holes, dataset.digests, dataset)
+        splits = validation_fraction > 0 and guide != "per-datum"
+        rows, held_out = dataset.train, None
+        if splits and len(rows) >= _FEWEST_TO_SPLIT:
+            split = split_rows(len(rows), test_fraction=validation_fraction, seed=architecture.seed)
+            rows, held_out = rows[split.train], rows[split.test]
+        fitted = replace(dataset, train=rows, train_labels=None, digests=None)
+        model = defaults.vae(fitted, architecture)
+        posterior = defaults.guide(model, fitted, architecture, name=guide, family=family)
+        return cls(model, posterior, dataset.units, holes, dataset.digests, fitted, held_out)
 
     def fit(self, **how: Any) -> Fit:
-        """Trains on the training rows; takes the arguments of :func:`pyro_vae.fit`."""
+        """Trains on the training rows; takes the arguments of :func:`pyro_vae.fit`.
+
+        If there are validation rows, the epoch with their highest ELBO is kept, and training stops
+        after 50 epochs without a higher one, unless there are other instructions.
+        """
         if self.dataset is None:
             raise ValueError("there are no training rows: create the model by TableVAE.of(table)")
         how.setdefault("batch_size", defaults.batch_size(len(self.dataset.train)))
+        if self.validation is not None and "validation" not in how:
+            how = {"validation": self.validation, "patience": _PATIENCE, **how}
         self.history = fit(self.model, self.guide, self.dataset.train, **how)
         return self.history
 

@@ -25,6 +25,7 @@ LAYERS = (
     ("compiling",),
     ("nets", "likelihoods"),
     ("guides", "models"),
+    ("linear_start",),
     ("defaults",),
     ("objectives", "evidence"),
     ("distributed",),

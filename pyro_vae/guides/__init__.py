@@ -25,6 +25,7 @@ from .entry import require_new_rows as require_new_rows
 from .entry import row_buffers as row_buffers
 from .entry import samples_discrete as samples_discrete
 from .entry import shared_only as shared_only
+from .experts import ProductOfExperts as ProductOfExperts
 from .families import DiagonalNormal as DiagonalNormal
 from .families import Family as Family
 from .families import FullRankNormal as FullRankNormal
@@ -73,6 +74,7 @@ __all__ = [
     "LowRankNormal",
     "NormalizingFlow",
     "Posterior",
+    "ProductOfExperts",
     "ProgramPosterior",
     "Quadratic",
     "Refined",

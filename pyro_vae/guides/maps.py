@@ -275,10 +275,28 @@ class LocalParameters(InferenceMap):
         # Pyro's SVI calls backward() only where a program has a parameter: an empty one will do.
         self.anchor = nn.Parameter(torch.zeros(0))
         self._leaf: tuple[Tensor, int, Tensor] | None = None
+        self._start: tuple[Tensor, Tensor] | Tensor | None = None
+
+    def start_at(
+        self,
+        loc: Float[Tensor, "data latents"],
+        precision: Float[Tensor, "data latents latents"],
+    ) -> None:
+        """Lets the table start at these Gaussians, as well as the family of its guide can."""
+        self._start = (loc, precision)
+
+    def attach(self, program: Program, family: Family) -> None:
+        """Finds the family's parameters for the start, if it can."""
+        closest = getattr(family, "closest_normal", None)
+        if isinstance(self._start, tuple):
+            self._start = None if closest is None else closest(*self._start)
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Creates the table, each row at `initial`, with an optimizer state per row."""
+        start, self._start = self._start, None
         table = initial.to(self.device).repeat(self.num_data, 1)
+        if isinstance(start, Tensor):
+            table.copy_(start)
         self.register_buffer("table", table)
         self.register_buffer("moment", torch.zeros_like(table))
         self.register_buffer("square", torch.zeros_like(table))

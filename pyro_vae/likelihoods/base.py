@@ -80,6 +80,9 @@ class Likelihood(nn.Module):
         """
         return y.new_zeros(self.output_shape(tuple(y.shape[1:])))
 
+    def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
+        """Sets a learned standard deviation around the mean, for likelihoods that have one."""
+
 
 class Features(dist.TorchDistribution):
     """Independent features; a subclass defines `log_prob`, `sample` and `mean`.

@@ -14,6 +14,8 @@ from ..registry import registered
 from .base import Likelihood, column_means, column_spreads
 from .special import halves
 
+_ABOVE = 0.1  # of the floor: a sigma that is set starts so far above it, where it can still move
+
 
 @registered()
 class FixedSigma(nn.Module):
@@ -70,6 +72,12 @@ class LearnedSigma(nn.Module):
         self.initial, self.floor = initial, floor
         start = _inverse_softplus(torch.tensor(initial - floor))
         self.raw = nn.Parameter(start.expand(self.shape).clone())
+
+    @torch.no_grad()
+    def set(self, sigma: Tensor) -> None:
+        """Sets sigma, entry by entry, or to the root of the mean square if there is only one."""
+        own = sigma if self.shape else sigma.square().mean().sqrt()
+        self.raw.copy_(_inverse_softplus((own - self.floor).clamp(min=_ABOVE * self.floor)))
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and sigma."""
@@ -137,6 +145,11 @@ class WithSigma(Likelihood):
         """Warns of constant columns, whose density grows without bound as a learned sigma falls."""
         if not isinstance(self.sigma, FixedSigma):
             warn_constant_columns(y, names)
+
+    def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
+        """Sets a learned sigma."""
+        if isinstance(self.sigma, LearnedSigma):
+            self.sigma.set(sd)
 
 
 @registered()

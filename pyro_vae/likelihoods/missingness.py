@@ -218,3 +218,7 @@ class SelfMasking(Likelihood):
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """As for the likelihood of the features."""
         return self.likelihood.start(y, *given)
+
+    def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
+        """That of the features' likelihood."""
+        self.likelihood.start_noise(sd)

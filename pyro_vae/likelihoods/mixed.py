@@ -206,6 +206,11 @@ class Mixed(Likelihood):
             starts.append(likelihood.start(y[:, own], *more))
         return torch.cat(starts)
 
+    def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
+        """That of every column."""
+        for place, likelihood in enumerate(self):
+            likelihood.start_noise(sd[place : place + 1])
+
 
 def _check_columns(likelihoods: Sequence[Likelihood], names: tuple[str, ...]) -> None:
     if not likelihoods or len(names) != len(likelihoods) or len(set(names)) < len(names):

@@ -30,6 +30,14 @@ def dense_layers(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class _WithInput(nn.Sequential):
+    """Layers that pass their input on beside their output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output, then the input."""
+        return torch.cat([super().forward(x), x], dim=-1)
+
+
 def check_width(name: str, flat: Tensor, expected: int, shape: tuple[int, ...]) -> None:
     """Refuses rows of another width."""
     if flat.shape[-1] != expected:
@@ -86,6 +94,8 @@ class MLPDecoder(nn.Module):
         outputs: Numbers per feature: 1 for most likelihoods, 2 where sigma depends on z. They are
             stacked along the first axis of the datum.
         activation: Class of the activation.
+        skip: Whether a linear map of z is added to the output, so that the decoder contains those
+            of probabilistic PCA and factor analysis.
 
     Example:
         >>> import torch
@@ -101,14 +111,17 @@ class MLPDecoder(nn.Module):
         *,
         outputs: int = 1,
         activation: Activation = nn.ELU,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         self.latent_dim, self.hidden, self.outputs = latent_dim, tuple(hidden), outputs
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        self.activation = activation
+        self.activation, self.skip = activation, skip
         sizes = (latent_dim, *self.hidden)
-        last = nn.Linear(sizes[-1], outputs * math.prod(self.shape))
-        self.layers = nn.Sequential(*dense_layers(sizes, activation), last)
+        layers = dense_layers(sizes, activation)
+        trunk = [_WithInput(*layers)] if skip else layers
+        last = nn.Linear(sizes[-1] + latent_dim * skip, outputs * math.prod(self.shape))
+        self.layers = nn.Sequential(*trunk, last)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """The likelihood's parameters for each z."""

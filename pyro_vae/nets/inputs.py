@@ -124,11 +124,30 @@ class ColumnInputs(_Around):
                 [0.0000, 1.0000, 0.0000, 0.0000, 0.0000, 1.0000]])
     """
 
+    columns: Tensor
+
     def __init__(
         self, net: nn.Module, categories: Sequence[int], counts: Sequence[int] = ()
     ) -> None:
         super().__init__(net)
         self.categories, self.counts = tuple(categories), tuple(counts)
+        widths = torch.tensor([max(1, number) for number in self.categories])
+        # The column of every number, to say which numbers were observed.
+        columns = torch.arange(len(widths)).repeat_interleave(widths)
+        self.register_buffer("columns", columns, persistent=False)
+
+    def numbers(
+        self, y: Float[Tensor, "batch columns"]
+    ) -> tuple[Float[Tensor, "batch numbers"], Float[Tensor, "batch numbers"]]:
+        """Numbers and indicators of every row, with zeros for missing ones, and a 1 or 0 for each.
+
+        Example:
+            >>> ColumnInputs(nn.Identity(), [0, 2]).numbers(torch.tensor([[torch.nan, 1.0]]))
+            (tensor([[0., 0., 1.]]), tensor([[0., 1., 1.]]))
+        """
+        inputs = self.inputs(y)
+        numbers, observed = inputs.split([len(self.columns), len(self.categories)], dim=1)
+        return numbers, observed[:, self.columns]
 
     @staticmethod
     def width(categories: Sequence[int]) -> int:

@@ -1,0 +1,119 @@
+r"""An encoder for tables with holes: a product of experts, one per observed column, and a network.
+
+In a linear Gaussian model every observed column adds to the precision of z and to its product with
+the mean; what is missing adds nothing. A network that sees zeros and a mask has to learn this sum,
+which for :math:`2^D` patterns of holes it does not do from a few hundred rows; here it learns only
+what is not linear.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .._types import Batch
+from ..nets import ColumnInputs
+from ..programs import Program
+from ..registry import registered
+from .families import Family
+from .maps import Encoder
+
+
+@registered()
+class ProductOfExperts(Encoder):
+    r"""Amortized map for tables: the posterior of a linear model, and a network's correction.
+
+    .. math:: P_n = I + \sum_{d \in O_n} h_d a_d a_d^\top, \qquad
+        m_n = P_n^{-1} \sum_{d \in O_n} (g_d x_{nd} + c_d) a_d, \qquad
+        \lambda_n = \lambda(m_n, P_n) + \mathrm{net}(y_n)
+
+    with the observed numbers and indicators :math:`x_{nd}`, and :math:`\lambda(m, P)` the family's
+    member closest to :math:`\mathcal{N}(m, P^{-1})`. The network's last layer starts at zero. With
+    the slopes and noise of factor analysis the map is exact for it, whatever is missing. All of
+    this is trained together.
+
+    Arguments:
+        net: An encoder for tables.
+        latent_dim: Entries of z.
+
+    Raises:
+        TypeError: When a guide is made, if its family has no `closest_normal`.
+
+    References:
+        | Multimodal Generative Models for Scalable Weakly-Supervised Learning (Wu & Goodman, 2018)
+        | https://arxiv.org/abs/1802.05335
+
+    Example:
+        >>> from pyro_vae.nets import MLPEncoder
+        >>> net = ColumnInputs(MLPEncoder(ColumnInputs.width([0, 0])), [0, 0])
+        >>> ProductOfExperts(net, latent_dim=1).natural(torch.zeros(3, 2))[1].shape
+        torch.Size([3, 1, 1])
+    """
+
+    net: ColumnInputs
+    _attached: tuple[Program, Any]
+
+    def __init__(self, net: ColumnInputs, latent_dim: int) -> None:
+        super().__init__(net)
+        self.latent_dim, features = latent_dim, len(net.columns)
+        self.slopes = nn.Parameter(torch.zeros(features, latent_dim))
+        self.gain = nn.Parameter(torch.ones(features))
+        self.offset = nn.Parameter(torch.zeros(features))
+        self.log_weight = nn.Parameter(torch.zeros(features))
+
+    def attach(self, program: Program, family: Family) -> None:
+        """Keeps the family.
+
+        Raises:
+            TypeError: If it has no member that is known to be closest to a Gaussian.
+        """
+        if not hasattr(family, "closest_normal"):
+            raise TypeError(
+                f"ProductOfExperts needs a family with closest_normal(loc, precision), which "
+                f"{type(family).__name__} has not: use DiagonalNormal(), FullRankNormal() or an "
+                "Encoder"
+            )
+        self._attached = (program, family)
+
+    @torch.no_grad()
+    def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
+        """Adds the network's last layer, at zero."""
+        is_new = self.num_parameters != num_parameters
+        super().setup(num_parameters, initial)
+        if is_new and isinstance(self.head, nn.Linear):
+            self.head.weight.zero_()
+            self.head.bias.zero_()
+
+    @torch.no_grad()
+    def set_experts(
+        self,
+        slopes: Float[Tensor, "features latents"],
+        gain: Float[Tensor, " features"],
+        offset: Float[Tensor, " features"],
+        weight: Float[Tensor, " features"],
+    ) -> None:
+        """Sets :math:`a`, :math:`g`, :math:`c` and :math:`h`."""
+        self.slopes.copy_(slopes)
+        self.gain.copy_(gain)
+        self.offset.copy_(offset)
+        self.log_weight.copy_(weight.log())
+
+    def natural(
+        self, y: Float[Tensor, "batch columns"]
+    ) -> tuple[Float[Tensor, "batch latents"], Float[Tensor, "batch latents latents"]]:
+        """Mean and precision of the linear model's posterior of every row."""
+        x, observed = self.net.numbers(y)
+        products = (self.slopes[:, :, None] * self.slopes[:, None, :]).flatten(1)
+        identity = torch.eye(self.latent_dim, dtype=x.dtype, device=x.device)
+        weights = observed * self.log_weight.exp()
+        precision = identity + (weights @ products).unflatten(1, identity.shape)
+        linear = (observed * (self.gain * x + self.offset)) @ self.slopes
+        loc = torch.cholesky_solve(linear[..., None], torch.linalg.cholesky(precision))[..., 0]
+        return loc, precision
+
+    def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
+        """The product of the experts with the network's correction."""
+        correction = super().forward(batch, rows)
+        closest: Tensor = self._attached[1].closest_normal(*self.natural(batch[0]))
+        return closest + correction

@@ -1,0 +1,196 @@
+r"""Training of a table's VAE starts from factor analysis, which it contains.
+
+A decoder :math:`\eta(z) = \eta_0 + A z + g(z)` with :math:`g = 0` is factor analysis where the
+features are Gaussian, and a few hundred rows are too few steps to find that solution by stochastic
+gradients. So factor analysis is fitted first, by EM on the numeric columns (standardized, counts as
+:math:`\log(1 + y)`, missing entries left out), and its loadings :math:`W`, rotated so that the
+posterior of a complete row has independent entries, give the slopes of the output,
+
+.. math:: A = J^+ W, \qquad J = \frac{\partial\, \mathrm{mean}(y)}{\partial \eta}(\eta_0)
+
+The encoder, a :class:`pyro_vae.guides.ProductOfExperts`, starts at the posterior of the model
+linearized at z = 0,
+
+.. math:: P_n = I + A^\top H_n A, \qquad m_n = P_n^{-1} A^\top s_n
+
+with score :math:`s_n` and curvature :math:`H_n` of :math:`\log p(y_n \mid \eta)` at
+:math:`\eta_0`: exact for factor analysis, whatever is missing. All of it is rounded to float32, so
+that it does not differ between processors.
+
+References:
+    | EM Algorithms for ML Factor Analysis (Rubin & Thayer, 1982)
+    | https://doi.org/10.1007/BF02293851
+    | Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse (Lucas et al., 2019)
+    | https://arxiv.org/abs/1911.02469
+"""
+
+import copy
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.functional import jacobian
+
+from .data import Binary, Categories, Columns, Count, Ordered
+from .guides import ProductOfExperts
+from .models import VAE, Diagonal, LinearGaussian
+
+_MOST_COLUMNS = 512  # factor analysis needs the covariance of the columns
+_ROWS_OF_EXPERTS = 500  # whose scores are averaged; exact for Gaussian columns
+_LEAST_WEIGHT = 1e-4  # a curvature is positive on average, but not in any few rows
+_MOST_ROWS = 5000  # loadings are then known to 1.5% of a standard deviation; EM takes seconds
+_LEAST_NOISE = 0.03  # of a column's spread: a smaller one fits rounding or the few rows at hand
+_STEEPEST = 3.0  # of a slope of log odds or of a logarithm, per standard deviation of z
+_IDENTITY = 1e-9  # how far the derivative of an identity link may be from 1, by rounding
+
+
+class Factors(NamedTuple):
+    """Factor analysis of numeric columns: loadings, means and noise sds; 0 for other columns."""
+
+    loadings: Float[Tensor, "columns latents"]
+    mean: Float[Tensor, " columns"]
+    noise: Float[Tensor, " columns"]
+
+
+def starts_linear(columns: Columns) -> bool:
+    """Whether there are few enough columns for factor analysis."""
+    return len(columns.kinds) <= _MOST_COLUMNS
+
+
+@torch.enable_grad()  # type: ignore[untyped-decorator]
+def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) -> None:
+    """Sets decoder and noise to factor analysis; the decoder's hidden layers then add nothing.
+
+    Arguments:
+        model: A VAE whose decoder is an `MLPDecoder` with `skip=True`.
+        columns: The columns.
+        y: Encoded training rows.
+    """
+    y = y[:: 1 + (len(y) - 1) // _MOST_ROWS].double()
+    found = factor_analysis(_numbers(columns, y), model.latent_dim)
+    likelihood = copy.deepcopy(model.likelihood).double()
+    start = likelihood.start(y)
+
+    def means(output: Tensor) -> Tensor:
+        return _numbers(columns, likelihood.mean(output[None]))[0].nan_to_num(nan=0.0)
+
+    link: Tensor = jacobian(means, start)  # type: ignore[no-untyped-call]
+    back, curved = torch.linalg.pinv(link), (link.sum(dim=0) - 1).abs() > _IDENTITY
+    slopes, shift = back @ found.loadings, back @ (found.mean - means(start))
+    slopes[curved] = slopes[curved].clamp(-_STEEPEST, _STEEPEST)
+    shift[curved] = 0.0  # the mean of a logarithm is not the logarithm of the mean
+    last = _last_layer(model.decoder)
+    with torch.no_grad():
+        last.weight.zero_()[:, -model.latent_dim :] = slopes.float()
+        last.bias.copy_((start.flatten() + shift).float())
+        model.likelihood.start_noise(found.noise.float())
+
+
+def factor_analysis(x: Float[Tensor, "rows columns"], latent_dim: int) -> Factors:
+    """Factor analysis of the columns that vary, in the units of the columns."""
+    spread = (x - x.nanmean(dim=0)).square().nanmean(dim=0).sqrt()
+    used = (spread > 0).nonzero().flatten()  # nan, which compares false, where none was observed
+    standard = ((x - x.nanmean(dim=0)) / spread)[:, used]
+    standard = standard[~standard.isnan().all(dim=1)]
+    blank = Factors(x.new_zeros(x.shape[1], latent_dim), x.nanmean(dim=0), spread)
+    blank = Factors(*(part.nan_to_num(nan=0.0) for part in blank))
+    if len(used) < 2 or len(standard) < 2:
+        return blank
+    analysis = LinearGaussian(latent_dim, len(used), Diagonal(_LEAST_NOISE)).to(x.dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "EM has not converged")  # a start is wanted
+        analysis.fit_em(standard, tolerance=1e-4, max_steps=200)
+    sd = analysis.variance().sqrt()
+    rotation = torch.linalg.svd(analysis.loadings / sd[:, None], full_matrices=True).Vh.mT
+    unit = spread[used]
+    blank.loadings[used] = unit[:, None] * (analysis.loadings @ rotation).detach()
+    blank.mean[used] += unit * analysis.mean.detach()
+    blank.noise[used] = unit * sd.detach()
+    return blank
+
+
+def _numbers(columns: Columns, y: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    """The columns as factor analysis sees them: nan for categories without an order."""
+    parts = [
+        torch.full_like(part, torch.nan)
+        if isinstance(kind, Categories) and not isinstance(kind, Binary | Ordered)
+        else part.clamp(min=0).log1p()
+        if isinstance(kind, Count)
+        else part
+        for kind, part in zip(columns.kinds.values(), y.mT, strict=True)
+    ]
+    return torch.stack(parts, dim=1)
+
+
+def _last_layer(decoder: nn.Module) -> nn.Linear:
+    return [layer for layer in decoder.modules() if isinstance(layer, nn.Linear)][-1]
+
+
+@torch.enable_grad()  # type: ignore[untyped-decorator]
+def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows columns"]) -> None:
+    """Sets an encoder's experts to the model linearized at z = 0.
+
+    A number's expert has the score's regression on it and the mean curvature; an indicator's has
+    the score of its category, whose squares average to the information.
+
+    Arguments:
+        map: The encoder.
+        model: The model.
+        y: Encoded training rows.
+    """
+    y = y[:: 1 + (len(y) - 1) // _ROWS_OF_EXPERTS].double()
+    slopes, log_p, output = _linearized(copy.deepcopy(model).double(), y)
+    numbers, _ = map.net.numbers(y)
+    experts = [
+        _experts_of(log_p[:, place], output, slopes, y[:, place], numbers[:, own])
+        for place in range(y.shape[1])
+        for own in [map.net.columns == place]
+    ]
+    map.set_experts(*(torch.cat(parts).float() for parts in zip(*experts, strict=True)))
+
+
+def _linearized(
+    model: VAE, y: Float[Tensor, "rows columns"]
+) -> tuple[Float[Tensor, "outputs latents"], Float[Tensor, "rows columns"], Tensor]:
+    """Slopes of the decoder at z = 0; the columns' log densities there, and of which output."""
+    origin = y.new_zeros(model.latent_dim)
+    slopes: Tensor = jacobian(  # type: ignore[no-untyped-call]
+        lambda z: model.decoder(z[None])[0], origin
+    )
+    output = model.decoder(origin[None]).detach().expand(len(y), -1).clone().requires_grad_()
+    features: Any = model.likelihood(output)
+    return slopes, features.base_dist.log_prob(y), output
+
+
+class _Experts(NamedTuple):
+    """See :meth:`pyro_vae.guides.ProductOfExperts.set_experts`."""
+
+    slopes: Float[Tensor, "features latents"]
+    gain: Float[Tensor, " features"]
+    offset: Float[Tensor, " features"]
+    weight: Float[Tensor, " features"]
+
+
+def _experts_of(
+    log_p: Float[Tensor, " rows"],
+    output: Float[Tensor, "rows outputs"],
+    slopes: Float[Tensor, "outputs latents"],
+    y: Float[Tensor, " rows"],
+    x: Float[Tensor, "rows features"],
+) -> _Experts:
+    """The experts of a column, of one number or of indicators."""
+    (score,) = torch.autograd.grad(log_p.sum(), output, create_graph=True)
+    seen = ~y.isnan()
+    if x.shape[1] > 1:
+        times = x.sum(dim=0)
+        scores = x.mT @ score.detach() / times.clamp(min=1)[:, None]
+        one = torch.ones_like(times)
+        return _Experts(scores @ slopes, one, 0 * one, (times + 0.5) / (seen.sum() + 1))
+    place = score.abs().sum(dim=0).argmax()
+    (curvature,) = torch.autograd.grad(score[:, place].sum(), output, retain_graph=True)
+    weight = -curvature[seen, place].mean()
+    values = torch.stack([x[seen, 0], torch.ones_like(x[seen, 0])], dim=1)
+    gain, offset = torch.linalg.lstsq(values, score[seen, place].detach()[:, None]).solution
+    return _Experts(slopes[place][None], gain, offset, weight.clamp(min=_LEAST_WEIGHT)[None])

@@ -1,0 +1,96 @@
+"""A table's VAE starts at factor analysis: exact there, and finite for every kind of column."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae import defaults, linear_start
+from pyro_vae.data import Count
+from pyro_vae.models import Diagonal, LinearGaussian
+
+START = defaults.Architecture(linear_start=True)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def table() -> pv.data.Dataset:
+    """Five measurements of two causes, with a fifth of the entries missing."""
+    rng = np.random.default_rng(1)
+    y = rng.normal(size=(40, 2)) @ rng.normal(size=(2, 5)) + 0.4 * rng.normal(size=(40, 5))
+    y[rng.random(y.shape) < 0.2] = np.nan
+    y[np.isnan(y).all(axis=1)] = 0.0
+    return pv.data.from_frame(pd.DataFrame(y, columns=list("abcde")))
+
+
+def evidence_at_the_start(model: pv.models.VAE, y: torch.Tensor) -> torch.Tensor:
+    """Log p of every row if the decoder is linear, in closed form."""
+    last = [*model.decoder.modules()][-1]
+    exact = LinearGaussian(model.latent_dim, y.shape[1], Diagonal(1e-6))
+    sigma = model.likelihood.sigma(y)[1]
+    with torch.no_grad():
+        exact.loadings.copy_(last.weight[:, -model.latent_dim :])
+        exact.mean.copy_(last.bias)
+        exact.log_noise.copy_((sigma.square() - 1e-12).log())
+        return exact.log_evidence(y)
+
+
+@pytest.mark.parametrize("guide", ["amortized", "per-datum"])
+def test_the_elbo_is_log_p_at_the_start(guide: str) -> None:
+    """For every pattern of holes: q is the posterior of factor analysis, so every weight is p(y).
+
+    A plain encoder, the twin, is far off.
+    """
+    dataset = table()
+    model = defaults.vae(dataset, START)
+    y, exact = dataset.train, evidence_at_the_start(model, dataset.train)
+    posterior = defaults.guide(model, dataset, START, name=guide)
+    with pv.minibatch(torch.arange(len(y)), len(y)):
+        bound = pv.evaluate(model, posterior, y, pv.ImportanceSampling(30), progress=False).bound
+    torch.testing.assert_close(bound.value, exact, rtol=0, atol=1e-4)  # rounded to float32
+    twin = pv.Guide(model, defaults.inference_map("amortized", dataset))
+    far = pv.evaluate(model, twin, y, pv.ImportanceSampling(30), progress=False).bound
+    assert float((exact - far.value).mean()) > 1
+
+
+def test_the_start_is_the_maximum_of_factor_analysis() -> None:
+    """As good as EM to the end, within what its tolerance leaves."""
+    y = table().train
+    model = defaults.vae(table(), START)
+    best = LinearGaussian(model.latent_dim, 5, Diagonal(0.03))
+    best.fit_em(y, tolerance=1e-6)
+    with torch.no_grad():
+        lost = best.log_evidence(y).mean() - evidence_at_the_start(model, y).mean()
+    assert -1e-6 < float(lost) < 0.01
+
+
+def test_every_kind_of_column_has_a_start() -> None:
+    """Counts, two values, levels and words: finite, and better than a guide that ignores rows."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=60)
+    frame = pd.DataFrame(
+        {
+            "x": z + 0.3 * rng.normal(size=60),
+            "n": rng.poisson(np.exp(1 + 0.7 * z)),
+            "b": np.where(z + rng.normal(size=60) > 0, "yes", "no"),
+            "o": pd.Categorical(np.digitize(z, [-0.5, 0.5]), ordered=True),
+            "c": rng.choice(["red", "green", "blue"], 60),
+        }
+    ).mask(rng.random((60, 5)) < 0.1)
+    dataset = pv.data.from_frame(frame.astype({"n": float}), kinds={"n": Count})
+    model = defaults.vae(dataset, START)
+    y = dataset.train
+    guides = [defaults.guide(model, dataset, START), pv.Guide(model, pv.GlobalParameters())]
+    one, other = (
+        pv.evaluate(model, guide, y, pv.ImportanceSampling(100), progress=False).bound.value
+        for guide in guides
+    )
+    assert bool(one.isfinite().all())
+    assert float((one - other).mean()) > 0.5
+
+
+def test_columns_without_numbers_have_none() -> None:
+    """One number, or none, has no factors."""
+    blank = linear_start.factor_analysis(torch.full((4, 3), torch.nan), 2)
+    assert blank.loadings.tolist() == [[0.0, 0.0]] * 3
