@@ -59,7 +59,7 @@ def starts_linear(columns: Columns) -> bool:
     return len(columns.kinds) <= _MOST_COLUMNS
 
 
-@torch.enable_grad()  # type: ignore[untyped-decorator]
+@torch.enable_grad()
 def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) -> None:
     """Sets decoder and noise to factor analysis; the decoder's hidden layers then add nothing.
 
@@ -76,7 +76,7 @@ def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) 
     def means(output: Tensor) -> Tensor:
         return _numbers(columns, likelihood.mean(output[None]))[0].nan_to_num(nan=0.0)
 
-    link: Tensor = jacobian(means, start)  # type: ignore[no-untyped-call]
+    link: Tensor = jacobian(means, start)
     back, curved = torch.linalg.pinv(link), (link.sum(dim=0) - 1).abs() > _IDENTITY
     slopes, shift = back @ found.loadings, back @ (found.mean - means(start))
     slopes[curved] = slopes[curved].clamp(-_STEEPEST, _STEEPEST)
@@ -128,7 +128,7 @@ def _last_layer(decoder: nn.Module) -> nn.Linear:
     return [layer for layer in decoder.modules() if isinstance(layer, nn.Linear)][-1]
 
 
-@torch.enable_grad()  # type: ignore[untyped-decorator]
+@torch.enable_grad()
 def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows columns"]) -> None:
     """Sets an encoder's experts to the model linearized at z = 0.
 
@@ -156,9 +156,7 @@ def _linearized(
 ) -> tuple[Float[Tensor, "outputs latents"], Float[Tensor, "rows columns"], Tensor]:
     """Slopes of the decoder at z = 0; the columns' log densities there, and of which output."""
     origin = y.new_zeros(model.latent_dim)
-    slopes: Tensor = jacobian(  # type: ignore[no-untyped-call]
-        lambda z: model.decoder(z[None])[0], origin
-    )
+    slopes: Tensor = jacobian(lambda z: model.decoder(z[None])[0], origin)
     output = model.decoder(origin[None]).detach().expand(len(y), -1).clone().requires_grad_()
     features: Any = model.likelihood(output)
     return slopes, features.base_dist.log_prob(y), output

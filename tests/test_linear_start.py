@@ -1,5 +1,7 @@
 """A table's VAE starts at factor analysis: exact there, and finite for every kind of column."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,9 +28,10 @@ def table() -> pv.data.Dataset:
 
 def evidence_at_the_start(model: pv.models.VAE, y: torch.Tensor) -> torch.Tensor:
     """Log p of every row if the decoder is linear, in closed form."""
-    last = [*model.decoder.modules()][-1]
+    last: Any = [*model.decoder.modules()][-1]
+    likelihood: Any = model.likelihood
     exact = LinearGaussian(model.latent_dim, y.shape[1], Diagonal(1e-6))
-    sigma = model.likelihood.sigma(y)[1]
+    sigma = likelihood.sigma(y)[1]
     with torch.no_grad():
         exact.loadings.copy_(last.weight[:, -model.latent_dim :])
         exact.mean.copy_(last.bias)
