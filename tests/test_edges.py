@@ -12,6 +12,8 @@ from torch.distributions import biject_to, transforms
 
 import pyro_vae as pv
 from pyro_vae.evidence.saturation import saturated
+from pyro_vae.guides import posterior_of
+from pyro_vae.guides.tied import SitesPosterior
 from pyro_vae.programs import Program, draw_unconstrained, log_prob_at
 from pyro_vae.programs.edges import transform_to
 from pyro_vae.results import Doubt
@@ -105,6 +107,24 @@ def test_sparse_priors_are_integrated(name: str) -> None:
     lml = pv.log_marginal_likelihood(model, guide, y, pv.Tightest(1000))
     assert bool(lml.reliable.all())
     assert bool(((lml.value - exact).abs() <= 4 * lml.error + 1e-4).all())
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_guide_tied_to_rows_has_no_error(name: str) -> None:
+    """Draws and densities of its sites are by logarithms, too."""
+    model, guide, y, exact = PRIORS[name](0.03)
+
+    rows = y.clone().requires_grad_()
+
+    def tied(_: Tensor) -> None:
+        guide(rows)
+
+    posterior = posterior_of(tied, Program(model, y), (y,))
+    assert isinstance(posterior, SitesPosterior)
+    lml = pv.log_marginal_likelihood(model, tied, y, pv.ImportanceSampling(500))
+    torch.testing.assert_close(lml.value, exact, rtol=0, atol=2e-4)
+    z, log_q = posterior.draw(20)
+    torch.testing.assert_close(posterior.log_prob(z), log_q, rtol=1e-4, atol=1e-3)
 
 
 MISSED: dict[str, tuple[Any, Any, Any]] = {

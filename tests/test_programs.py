@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -580,44 +581,35 @@ def test_dimensions_right_of_the_plate_belong_to_a_datum() -> None:
 
 # As users have it: without the types' own checks, which the tests switch on.
 as_batch: Any = inspect.unwrap(pv.programs.as_batch)
-CONSTANTS: list[tuple[Any, str]] = [
-    (None, r"got NoneType at position 1: .*lambda y: model\(y, None\)"),
-    (0.5, r"got float at position 1: .*lambda y: model\(y, 0.5\)"),
-]
+X = torch.tensor([0.5, 2.0, -1.0])
+NOT_ROWS: dict[str, Any] = {
+    "None": (X, None),
+    "number": (X, 0.5),
+    "constants before and between": (None, X, True, X / 2),
+    "dict": {"y": X, "x": X / 2},
+    "dict beside tensors": (X, {"x": X / 2, "name": "a", "y": None}),
+    "dict with other names": {0: X, "a b": {"lambda": X}},
+}
 
 
-@pytest.mark.parametrize(("constant", "message"), CONSTANTS, ids=["None", "number"])
-def test_constants_among_the_data_are_bound(constant: Any, message: str) -> None:
-    """The refusal's line runs."""
+@pytest.mark.parametrize("name", NOT_ROWS)
+def test_what_is_not_a_tensor_of_rows_is_bound(name: str) -> None:
+    """The refusal's line runs, and its program gets what was passed."""
+    data, got = NOT_ROWS[name], []
 
-    def model(y: Tensor, offset: float | None) -> None:
-        with pyro.plate("data", len(y)):
-            z = pyro.sample("z", dist.Normal(offset or 0.0, 1.0))
-            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    def model(*arguments: Any) -> None:
+        got.append(arguments)
+        location(X)
 
-    def guide(y: Tensor, offset: float | None) -> None:
-        with pyro.plate("data", len(y)):
-            pyro.sample("z", dist.Normal((y + (offset or 0.0)) / 2, 0.5**0.5))
-
-    y = torch.tensor([0.0, 1.0])
-    with pytest.raises(TypeError, match=message):
-        as_batch((y, constant))
-    bound = pv.elbo(lambda y: model(y, constant), lambda y: guide(y, constant), y, 5)
-    expected = normal(y, constant or 0.0, 2**0.5).double()
-    torch.testing.assert_close(bound.elbo.value, expected, rtol=0, atol=1e-5)
-
-
-def test_a_dict_is_unpacked_by_the_program() -> None:
-    """The refusal's line, with the names of the dict."""
-
-    def model(batch: dict[str, Tensor]) -> None:
-        location(batch["y"] - batch["x"])
-
-    y = torch.randn(3)
-    with pytest.raises(TypeError, match=r"\(y, x\).*lambda y, x: model\({'y': y, 'x': x}\)"):
-        pv.log_joint(model, torch.zeros(1, 3, 1), *as_batch({"y": y, "x": y}))
-    found = pv.log_joint(lambda y, x: model({"y": y, "x": x}), torch.zeros(1, 3, 1), y, y / 2)
-    torch.testing.assert_close(found[0], normal(y / 2, 0.0, 1.0) + normal(torch.zeros(3), 0.0, 1.0))
+    with pytest.raises(TypeError) as refusal:
+        as_batch(data)
+    found = re.search(r"pass (\(?[\w, ]+\)?), and .* as in (lambda .*)", str(refusal.value))
+    assert found is not None
+    line = eval(found[2], {"model": model})
+    count = found[1].count(",") + 1
+    line(*[tensor for tensor in (X, X / 2)[:count]])
+    expected = data if isinstance(data, tuple) else (data,)
+    assert str(got[0]) == str(expected) or (count == 2 and name.endswith("other names"))
 
 
 def location(y: Tensor) -> None:

@@ -17,6 +17,7 @@ from ..programs import (
     as_batch,
     current_minibatch,
     evaluating,
+    require_arrays,
 )
 from ..randomness import forked
 from .climbing import FitRows
@@ -146,6 +147,9 @@ class Guide(NamedModule):
             given: Values of the global latent sites, for a map that uses the model; by default the
                 mean of their posterior. No gradient flows back to them.
         """
+        if self.latents == 0:  # all local sites are discrete: no net is asked
+            size = self.family.num_parameters(0)
+            return self.prior_parameters().new_zeros(len(batch[0]), size)
         current = current_minibatch()
         rows = rows if current is None else current.rows
         values = self.global_values() if given is None else given
@@ -157,6 +161,7 @@ class Guide(NamedModule):
 
     def forward(self, *batch: Tensor) -> None:
         """Samples the model's latent sites; a Pyro program."""
+        require_arrays(batch)
         plates = Plates()
         shared = {} if self.shared is None else self.shared.sample_sites(self.program, plates)
         plate, rows, batch = self._take(batch)

@@ -156,9 +156,15 @@ class SitePosterior:
         return self.program.latent_sites[0]
 
     def _log_prob(self, value: Tensor, u: Tensor | None) -> Tensor:
-        at_edges = None if u is None else log_prob_at(self.distribution, u, self._site.transform)
-        log_prob: Tensor = self.distribution.log_prob(value) if at_edges is None else at_edges
+        log_prob = site_log_prob(self.distribution, value, u, self._site.transform)
         return log_prob.flatten(2).sum(dim=-1) if log_prob.dim() > 2 else log_prob
+
+
+def site_log_prob(q: Any, value: Tensor, u: Tensor | None, transform: Any) -> Tensor:
+    """Log density of a site's value, by its unconstrained value where both are known."""
+    at_edges = None if u is None else log_prob_at(q, u, transform)
+    log_prob: Tensor = q.log_prob(value) if at_edges is None else at_edges
+    return log_prob
 
 
 def _mean_of_base(q: Any) -> Tensor:

@@ -11,7 +11,7 @@ that is tied to rows is evaluated on all of them together, and on no others.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro
 import pyro.distributions as dist
@@ -22,10 +22,12 @@ from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from ..programs import (
+    LatentSite,
     Program,
     Run,
     TracedSite,
     current_minibatch,
+    draw_unconstrained,
     leaves_of,
     modules_of,
     no_new_parameters,
@@ -35,11 +37,14 @@ from ..programs import (
 from ..randomness import forked
 from .contract import density_sites, is_delta, log_density
 from .families import DiagonalNormal
-from .posteriors import FamilyPosterior, ProgramPosterior
+from .posteriors import FamilyPosterior, ProgramPosterior, site_log_prob
 
 _FEW = 3  # rows, of which some move and one does not
 _TOLERANCE = 1e-2  # relative: rounding in float32 is less, another row's parameters change more
 _MOST_ROWS = 10**6  # no table of parameters is tried that has more
+
+_Value: TypeAlias = tuple[Tensor, Tensor | None]
+"""Values of a site, and their unconstrained values where those are known."""
 
 REMEDY = (
     "a guide with free parameters per row has a posterior for all of its training rows together "
@@ -321,32 +326,50 @@ class SitesPosterior:
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Draws `(particles, batch, latents)` and their log densities `(particles, batch)`."""
         shape = torch.Size((num_particles,))
-        values = {name: q.sample(shape) for name, q in self.sites.items()}
-        together = {
-            site.name: values[site.name].movedim(0, site.axis).flatten(site.axis, site.axis + 1)
-            for site in self.program.latent_sites
-        }
-        z, jacobian = self.program.flatten(together)
-        log_q = self._log_probs(values) + jacobian.view(num_particles, len(self))
+        pairs = {site.name: self._drawn(site, shape) for site in self.program.latent_sites}
+        together: list[dict[str, Tensor]] = [
+            {
+                site.name: part.movedim(0, site.axis).flatten(site.axis, site.axis + 1)
+                for site in self.program.latent_sites
+                if (part := pairs[site.name][place]) is not None
+            }
+            for place in range(2)
+        ]
+        z, jacobian = self.program.flatten(*together)
+        log_q = self._log_probs(pairs) + jacobian.view(num_particles, len(self))
         return z.view(num_particles, len(self), -1), log_q
+
+    def _drawn(self, site: LatentSite, shape: torch.Size) -> _Value:
+        """Draws of a site, by unconstrained values where those are known."""
+        q = self.sites[site.name]
+        u = None if site.is_real else draw_unconstrained(q, site.transform, shape)
+        return (q.sample(shape), None) if u is None else (site.transform(u), u)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Log density at given points, `(particles, batch)`, in nats."""
-        together, jacobian = self.program.constrain(z.flatten(0, 1))
-        values = {
-            site.name: together[site.name].unflatten(site.axis, z.shape[:2]).movedim(site.axis, 0)
+        flat = z.flatten(0, 1)
+        together, jacobian = self.program.constrain(flat)
+        unconstrained = self.program.unconstrained(flat)
+        pairs = {
+            site.name: tuple(
+                part.unflatten(site.axis, z.shape[:2]).movedim(site.axis, 0)
+                if (part := parts.get(site.name)) is not None
+                else None
+                for parts in (together, unconstrained)
+            )
             for site in self.program.latent_sites
         }
-        return self._log_probs(values) + jacobian.view(z.shape[:2])
+        return self._log_probs(pairs) + jacobian.view(z.shape[:2])
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
         """Mean of every datum's posterior, as the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
-    def _log_probs(self, values: Mapping[str, Tensor]) -> Tensor:
+    def _log_probs(self, pairs: Mapping[str, Any]) -> Tensor:
+        """Of values with their unconstrained values, `None` where unknown."""
         parts = []
-        for name, q in self.sites.items():
-            log_prob = q.log_prob(values[name])
+        for site in self.program.latent_sites:
+            log_prob = site_log_prob(self.sites[site.name], *pairs[site.name], site.transform)
             axis = log_prob.dim() + self.program.plate_dim
             others = [dim for dim in range(1, log_prob.dim()) if dim != axis]
             parts.append(log_prob.sum(dim=others) if others else log_prob)

@@ -24,6 +24,7 @@ from .modes import evaluating as evaluating
 from .modes import local_parameters as local_parameters
 from .modes import modules_of as modules_of
 from .modes import reached_by as reached_by
+from .modes import require_arrays as require_arrays
 from .plates import Minibatch as Minibatch
 from .plates import current_minibatch as current_minibatch
 from .plates import minibatch as minibatch
@@ -93,6 +94,7 @@ __all__ = [
     "partly_observed",
     "reached_by",
     "repeat_rows",
+    "require_arrays",
     "retry_unvalidated",
     "run",
     "sample_missing",

@@ -7,6 +7,7 @@ caller: no module's mode, no weight, no random stream, no setting.
 import functools
 import inspect
 import itertools
+import keyword
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -253,7 +254,23 @@ def as_batch(data: Data, device: torch.device | None = None) -> Batch:
         TypeError: If an entry is neither a tensor nor an array.
     """
     parts = data if isinstance(data, tuple) else (data,)
+    require_arrays(parts)
     return tuple(_as_tensor(part, index).to(device=device) for index, part in enumerate(parts))
+
+
+def require_arrays(parts: tuple[Any, ...]) -> None:
+    """Refuses a part of a batch that is not an array, with the line that passes it on.
+
+    Raises:
+        TypeError: If a part is neither a tensor nor an array.
+    """
+    for index, part in enumerate(parts):
+        if not isinstance(part, np.ndarray | Tensor):
+            kind = type(part).__name__
+            raise TypeError(
+                f"data must be a tensor, a NumPy array or a tuple of them, got {kind} at position "
+                f"{index}: {_instead(part, parts)}"
+            )
 
 
 def _as_tensor(part: Any, index: int) -> Tensor:
@@ -263,8 +280,6 @@ def _as_tensor(part: Any, index: int) -> Tensor:
         native = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("="))
         tensor = torch.as_tensor(native)
         return tensor.to(torch.get_default_dtype()) if part.dtype == np.float64 else tensor
-    if not isinstance(part, Tensor):
-        raise TypeError(_no_array(part, index))
     if part.is_meta or part.is_quantized or part.is_nested or part.layout is not torch.strided:
         raise TypeError(
             f"data must be a dense tensor of numbers, got one of layout {part.layout} "
@@ -274,22 +289,34 @@ def _as_tensor(part: Any, index: int) -> Tensor:
     return part
 
 
-def _no_array(part: Any, index: int) -> str:
-    """The message for something that is not an array."""
-    kind = type(part).__name__
-    expected = f"data must be a tensor, a NumPy array or a tuple of them, got {kind}"
-    if part is None or isinstance(part, bool | int | float | str):
-        return (
-            f"{expected} at position {index}: a value that is the same for all data is not part "
-            f"of the batch; bind it in model and guide, as in lambda y: model(y, {part!r})"
-        )
+def _instead(part: Any, parts: tuple[Any, ...]) -> str:
+    """What to write for a batch of which one part is not an array."""
+    if not _is_constant(part) and not isinstance(part, Mapping):
+        return f"pass {_conversion(part)}"
+    names: list[str] = []
+    call = ", ".join(_argument(one, names) for one in parts)
+    rows = f"({', '.join(names)})" if len(names) > 1 else "".join(names) or "the rows alone"
+    return (
+        f"only tensors with a row per datum are data; pass {rows}, and bind the others in model "
+        f"and guide, as in lambda {', '.join(names)}: model({call})"
+    )
+
+
+def _argument(part: Any, names: list[str], key: object = "y") -> str:
+    """A part of a batch as an argument, in Python; names of arrays are added to those in use."""
     if isinstance(part, Mapping):
-        names = ", ".join(map(str, part))
-        return (
-            f"{expected}: give its tensors as a tuple, ({names}), and collect them in model and "
-            f"guide, as in lambda {names}: model({{{', '.join(f'{n!r}: {n}' for n in part)}}})"
-        )
-    return f"{expected} at position {index}: pass {_conversion(part)}"
+        entries = (f"{key!r}: {_argument(value, names, key)}" for key, value in part.items())
+        return f"{{{', '.join(entries)}}}"
+    if _is_constant(part):
+        return repr(part)
+    free = str(key).isidentifier() and not keyword.iskeyword(str(key)) and key not in names
+    names.append(str(key) if free else f"x{len(names)}")
+    return names[-1]
+
+
+def _is_constant(part: Any) -> bool:
+    """Whether a program takes it as it is, for all data alike."""
+    return part is None or isinstance(part, bool | int | float | str)
 
 
 _CONVERSIONS = {
@@ -312,7 +339,9 @@ def _conversion(part: Any) -> str:
     if isinstance(part, list) and part and not isinstance(part[0], Tensor):
         return "torch.tensor(y)"
     lines = (line for name, line in _CONVERSIONS.items() if hasattr(part, name))
-    return next(lines, "a tensor with one row per datum, made with torch.tensor(...)")
+    made = "a tensor with one row per datum, made with torch.tensor(...)"
+    bound = "where it is the same for all data, bind it, as in lambda y: model(y, args)"
+    return next(lines, f"{made}; {bound}")
 
 
 def _check_array(part: Any, index: int) -> None:

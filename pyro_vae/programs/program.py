@@ -25,7 +25,7 @@ from .edges import AtEdges
 from .hooks import hooks_of
 from .log_probs import sum_out
 from .masks import Unmasked
-from .modes import evaluating
+from .modes import evaluating, require_arrays
 from .sites import GlobalSite
 from .structure import Structure, structure_of
 from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
@@ -495,6 +495,7 @@ def _tried(program: Program, batch: Batch) -> Tensor | None:
 
 
 def _checked(batch: Batch) -> Batch:
+    require_arrays(batch)
     for index, part in enumerate(batch):
         if part.dim() == 0 or len(part) == 0:
             raise ValueError(f"a program needs at least one row of data, tensor {index} has none")
