@@ -369,7 +369,8 @@ class SitesPosterior:
         """Of values with their unconstrained values, `None` where unknown."""
         parts = []
         for site in self.program.latent_sites:
-            log_prob = site_log_prob(self.sites[site.name], *pairs[site.name], site.transform)
+            value, u = pairs[site.name]
+            log_prob = site_log_prob(self.sites[site.name], value, u, site.transform)
             axis = log_prob.dim() + self.program.plate_dim
             others = [dim for dim in range(1, log_prob.dim()) if dim != axis]
             parts.append(log_prob.sum(dim=others) if others else log_prob)

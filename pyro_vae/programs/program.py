@@ -159,7 +159,8 @@ class Program:
         names = [site.name for site in self.global_sites]
         if sorted(values) != sorted(names):
             raise ValueError(
-                f"the program has the global sites {names}, got values of {sorted(values)}"
+                f"the program has the global sites {names}, got values of {sorted(values)}: pass "
+                "given=, as guide.global_values() returns them"
             )
         for site in self.global_sites:
             expected, got = self._global_shape(site), tuple(values[site.name].shape)
