@@ -92,7 +92,7 @@ def stream(seed: int, name: str) -> int:
 
 def generator(seed: int) -> torch.Generator:
     """A separate generator on the CPU, for sequential draws."""
-    return torch.Generator().manual_seed(seed % 2**64)
+    return torch.Generator("cpu").manual_seed(seed % 2**64)
 
 
 def seeded(key: int) -> None:
@@ -317,7 +317,7 @@ def _sequences(keys: Tensor, kind: int) -> tuple[Tensor, Tensor]:
     start, step = (mixed(keys.cpu() + _signed((kind + n) * _INCREMENT)) for n in (1, 2))
     step |= 1
     changes = step ^ _shifted(step, 1)
-    transitions = ((changes[:, None] >> torch.arange(64)) & 1).sum(dim=1)
+    transitions = ((changes[:, None] >> torch.arange(64, device=step.device)) & 1).sum(dim=1)
     return start, torch.where(transitions < _FEWEST_TRANSITIONS, step ^ _signed(_ALTERNATING), step)
 
 

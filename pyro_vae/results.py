@@ -223,7 +223,9 @@ class PerDatum(Result):
 
     def __getitem__(self, rows: Rows) -> "Self":
         """The result of some of the data, by position, slice or mask."""
-        places = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows]
+        places = torch.arange(len(self), device="cpu")[
+            rows.cpu() if isinstance(rows, Tensor) else rows
+        ]
         places = places.reshape(-1).to(self.value.device)
         return combined([self], lambda parts, axis: parts[0].index_select(axis, places))
 

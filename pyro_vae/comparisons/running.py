@@ -290,7 +290,7 @@ class _Run:
 
         A table knows the data before that transformation, so the rows are passed.
         """
-        batch, rows = self.train, torch.arange(len(self.train[0]))
+        batch, rows = self.train, torch.arange(len(self.train[0]), device="cpu")
         if self.augmented is not None:
             with forked(seed, "compare.augmented"):
                 batch = self.augmented.change(batch)

@@ -372,7 +372,7 @@ def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
 def _ties_broken(below: Tensor, equal: Tensor, seed: int) -> Tensor:
     """Ranks with ties broken at random: the truth has each place among its equals equally often."""
     draws = generator(stream(seed, "calibration.ties"))
-    uniform = torch.rand(below.shape, generator=draws, dtype=torch.float64)
+    uniform = torch.rand(below.shape, generator=draws, dtype=torch.float64, device="cpu")
     return below + (uniform * (equal + 1)).long()
 
 

@@ -131,7 +131,7 @@ def leave_one_out(
             ]
         below, equal, ess = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     chance = generator(stream(seed, "leave_one_out.ties"))
-    uniform = torch.rand(below.shape, generator=chance, dtype=torch.float64)
+    uniform = torch.rand(below.shape, generator=chance, dtype=torch.float64, device="cpu")
     missing = batch[0].flatten(1).isnan().cpu()
     shares = (below + uniform * equal).where(~missing, uniform)
     ranks = (shares * (_RANKS + 1)).long().clamp(max=_RANKS)

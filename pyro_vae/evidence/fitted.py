@@ -153,8 +153,8 @@ def _likeliest(
 ) -> Float[Tensor, "number batch latents"]:
     """For each datum, those of common draws of N(0, I) with the largest log joint."""
     draws = generator(stream(0, "fit.starts"))
-    z = torch.randn(_START_DRAWS, program.latent_dim, generator=draws, dtype=like.dtype)
-    z = z.to(like.device)
+    shape = (_START_DRAWS, program.latent_dim)
+    z = torch.randn(shape, generator=draws, dtype=like.dtype, device="cpu").to(like.device)
     parts = zip(*(tensor.split(_ROWS_AT_ONCE) for tensor in batch), strict=True)
     log_joint = torch.cat([_log_joint(program, z, part) for part in parts], dim=1)
     return z[log_joint.nan_to_num(-torch.inf).topk(number, dim=0).indices]

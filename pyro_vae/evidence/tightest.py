@@ -277,7 +277,7 @@ class _Climb:
     def missed(self, result: LogMarginal) -> Bool[Tensor, " open"]:
         """Open data for which draws of the prior find more mass than a result has."""
         rows = self.open.tolist()
-        missing = torch.tensor([row for row in rows if row not in self.from_prior])
+        missing = torch.tensor([row for row in rows if row not in self.from_prior], device="cpu")
         if len(missing) > 0:
             some = tuple(tensor[missing] for tensor in self.batch)
             keys = row_keys(self.seed, "tightest.prior", *self.batch)[missing]
@@ -291,7 +291,7 @@ class _Climb:
     ) -> Bool[Tensor, " open"]:
         """Which of the data in question are found to have several modes."""
         rows = self.open.tolist()
-        wanted = asked & torch.tensor([row not in self.several for row in rows]).to(asked.device)
+        wanted = asked & asked.new_tensor([row not in self.several for row in rows])
         places = wanted.nonzero()[:, 0]
         if len(places) > 0:
             some = tuple(tensor[self.open[places]] for tensor in self.batch)

@@ -251,7 +251,7 @@ def cross_check(
 def _chosen(number: int, wanted: int, seed: int) -> Tensor:
     """Rows at random, in their order."""
     draws = generator(stream(seed, "cross_check.rows"))
-    return torch.randperm(number, generator=draws)[:wanted].sort().values
+    return torch.randperm(number, generator=draws, device="cpu")[:wanted].sort().values
 
 
 def _defaults(program: Program) -> dict[str, Estimator]:
@@ -286,7 +286,7 @@ def _results(
 def _compare(results: Mapping[str, LogMarginal]) -> tuple[Comparison, ...]:
     pairs = list(itertools.combinations(results, 2))
     number = sum(int((results[a].reliable & results[b].reliable).sum()) + 1 for a, b in pairs)
-    quantile = torch.tensor(1 - _FALSE_ALARM / (2 * number), dtype=torch.float64)
+    quantile = torch.tensor(1 - _FALSE_ALARM / (2 * number), dtype=torch.float64, device="cpu")
     limit = float(Normal(torch.zeros_like(quantile), torch.ones_like(quantile)).icdf(quantile))
     return tuple(_pair(a, b, results[a], results[b], limit) for a, b in pairs)
 

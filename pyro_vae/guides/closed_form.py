@@ -114,7 +114,7 @@ def quadratic_of(
         tensor([[0.],
                 [1.]])
     """
-    names = torch.arange(len(batch[0])) if rows is None else rows
+    names = torch.arange(len(batch[0]), device="cpu") if rows is None else rows
     size = max(1, _POINTS_AT_ONCE // (program.latent_dim + 1))
     pieces = zip(*(part.split(size) for part in (names, *batch)), strict=True)
     with evaluating(program.model):

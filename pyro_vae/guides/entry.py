@@ -228,7 +228,7 @@ def draw_globals(
 
 def _own_draw(guide: Guide, values: dict[str, Tensor]) -> GlobalDraw:
     if guide.shared is None:
-        return GlobalDraw(values, torch.zeros(()))
+        return GlobalDraw(values, torch.zeros((), device="cpu"))
     sites = guide.program.global_sites
     flat = torch.cat([site.flatten(values[site.name]) for site in sites])
     parts = guide.program.constrain_globals(flat).values()

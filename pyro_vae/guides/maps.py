@@ -138,7 +138,7 @@ class Encoder(InferenceMap):
         self.num_parameters = num_parameters
         features = getattr(self.net, "num_features", None)
         if features is not None:
-            head = nn.Linear(int(features), num_parameters)
+            head = nn.Linear(int(features), num_parameters, device="cpu")
             self.head = head.to(device=initial.device, dtype=initial.dtype)
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
@@ -344,7 +344,7 @@ class LocalParameters(InferenceMap):
         num_rows = len(batch[0])
         if rows is None:
             self._check_whole(batch)
-            return torch.arange(self.num_data)
+            return torch.arange(self.num_data, device="cpu")
         if len(rows) != num_rows:
             raise ValueError(
                 f"the minibatch has {len(rows)} rows, but the guide was called with {num_rows}"

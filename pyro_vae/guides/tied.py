@@ -76,8 +76,8 @@ def _all_rows(batch: Batch) -> tuple[Batch, Tensor | slice]:
     current = current_minibatch()
     if current is None or len(current.rows) != len(batch[0]):
         return batch, slice(None)
-    places = torch.zeros(current.num_data, dtype=torch.int64)
-    places[current.rows.cpu()] = torch.arange(len(current.rows))
+    places = torch.zeros(current.num_data, dtype=torch.int64, device="cpu")
+    places[current.rows.cpu()] = torch.arange(len(current.rows), device="cpu")
     return _taken(batch, places), current.rows
 
 
@@ -246,7 +246,7 @@ class _Call:
         """Calls the guide, with sites at the given values."""
         given = {**program.fixed, **(values or {})}
         run = program.run_guide(guide, batch, given)
-        rows = torch.arange(len(batch[0])) if rows is None else rows
+        rows = torch.arange(len(batch[0]), device="cpu") if rows is None else rows
         inside = [s for s in density_sites(run, values or ()) if s.is_in(program.plate)]
         log_probs = {site.name: _answer(program, site, len(rows)) for site in inside}
         return cls(program, guide, batch, rows, tuple(inside), log_probs)

@@ -141,7 +141,7 @@ def _shared(
     program: Program, guide: ProgramLike, batch: Batch, number: int, seed: int
 ) -> list[GlobalDraw]:
     if not program.global_sites:
-        return [GlobalDraw({}, torch.zeros(()))]
+        return [GlobalDraw({}, torch.zeros((), device="cpu"))]
     return draw_globals(program, guide, batch, number, seed)
 
 
@@ -163,7 +163,9 @@ def _log_prior(program: Program, batch: Batch) -> Tensor:
     """Log prior density of the latent sites that all data share, in their units."""
     row = tuple(part[:1] for part in batch)
     run = retry_unvalidated(partial(program.run, row))
-    return total_log_prob((run[site.name] for site in program.global_sites), torch.zeros(()))
+    return total_log_prob(
+        (run[site.name] for site in program.global_sites), torch.zeros((), device="cpu")
+    )
 
 
 def _groups(program: Program, draws: list[_Draw]) -> dict[str, dict[str, Labelled]]:
@@ -192,7 +194,7 @@ def _sites(program: Program, draws: list[_Draw]) -> dict[str, Labelled]:
         axes = [f"{label(site.name)}_dim_{axis}" for axis in range(value.dim() - 1)]
         sites[label(site.name)] = labelled(value, "draw", *axes)
     # ArviZ asks for a posterior even where its only draw is the point that was fitted.
-    return sites or {"point": labelled(torch.zeros(len(draws)), "draw")}
+    return sites or {"point": labelled(torch.zeros(len(draws), device="cpu"), "draw")}
 
 
 def _attributes(

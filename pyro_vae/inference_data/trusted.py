@@ -263,7 +263,7 @@ def _of_proposal(
 ) -> _Drawn:
     """Fresh draws of a proposal, resampled by their weights."""
     keys = row_keys(seed, "resampled", *inference.batch)
-    levels = uniforms(keys, 1, 1, torch.zeros(0).double())[0, :, 0]
+    levels = uniforms(keys, 1, 1, inference.batch[0].new_zeros(0, dtype=torch.float64))[0, :, 0]
     parts = []
     for block in estimator.blocks(inference, seed=seed, progress=False):
         log_weights = block.weights.log_weights

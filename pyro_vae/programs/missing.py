@@ -95,7 +95,11 @@ class PartlyObserved(dist.TorchDistribution):
             log_prob = self.features.log_prob(value)
             return log_prob
         missing = value.isnan()
-        filled = torch.where(missing, torch.as_tensor(self.placeholder).to(value), value)
+        filled = torch.where(
+            missing,
+            torch.as_tensor(self.placeholder, dtype=value.dtype, device=value.device),
+            value,
+        )
         log_prob = self.features.log_prob(filled)
         return log_prob.masked_fill(missing, 0.0)
 

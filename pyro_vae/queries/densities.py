@@ -357,9 +357,9 @@ def _draws(program: Program, block: WeightedDraws, batch: Batch, mask: Tensor) -
 def _grid(draws: Tensor) -> Tensor:
     low, high = float(draws.min()), float(draws.max())
     if bool((draws == draws.round()).all()) and high - low < _MOST_VALUES:
-        return torch.arange(low, high + 1)
+        return torch.arange(low, high + 1, device="cpu")
     more = _BEYOND * (high - low)
-    return torch.linspace(low - more, high + more, _POINTS)
+    return torch.linspace(low - more, high + more, _POINTS, device="cpu")
 
 
 def _curve(

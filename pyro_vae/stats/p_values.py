@@ -106,7 +106,8 @@ def energy_test(
     between = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
     signs = torch.ones_like(pooled[:, 0]) / sizes[0]
     signs[sizes[0] :] = -1 / sizes[1]
-    noise = torch.rand(num_permutations, len(pooled), generator=generator).to(pooled.device)
+    noise = torch.rand(num_permutations, len(pooled), generator=generator, device="cpu")
+    noise = noise.to(pooled.device)
     every = torch.cat([signs[None], signs[noise.argsort(dim=1)]])
     distances = -((every @ between) * every).sum(dim=1)
     apart = 2 * between[: sizes[0], sizes[0] :].mean()

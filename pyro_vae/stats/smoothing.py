@@ -59,7 +59,7 @@ def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
         log_weights.detach().double().cpu().reshape(shape[0], math.prod(shape[1:])).T.contiguous()
     )
     fit, rounding = arviz_tail_fit(), rounding_units(log_weights).flatten().tolist()
-    answer = torch.empty(rows.shape, dtype=torch.float64)
+    answer = torch.empty_like(rows)
     with np.errstate(all="ignore"):  # ArviZ's grid under- and overflows at its far ends, by design
         for place, (row, spread) in enumerate(
             zip(rows.contiguous().numpy(), rounding, strict=True)

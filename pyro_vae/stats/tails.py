@@ -181,7 +181,8 @@ def _shapes_of_excess(excess: Float64[Tensor, "rows number"]) -> Float64[Tensor,
     """
     number = excess.shape[1]
     points = 30 + int(number**0.5)
-    grid = 1 - (points / (torch.arange(1, points + 1, dtype=excess.dtype) - 0.5)).sqrt()
+    places = torch.arange(1, points + 1, dtype=excess.dtype, device=excess.device)
+    grid = 1 - (points / (places - 0.5)).sqrt()
     quartile, largest = excess[:, _quartile(number) - 1, None], excess[:, -1:]
     b = grid / (3 * quartile) + 1 / largest  # (rows, points)
     k = torch.log1p(-b.unsqueeze(2) * excess.unsqueeze(1)).mean(dim=2)

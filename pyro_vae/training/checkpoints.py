@@ -190,7 +190,7 @@ def digest_of(data: RowReader | Batch | None) -> str:
     if isinstance(data, InMemory):
         data = data.batch
     if not isinstance(data, tuple):
-        places = torch.linspace(0, len(data) - 1, min(len(data), _SOME_ROWS)).long()
+        places = torch.linspace(0, len(data) - 1, min(len(data), _SOME_ROWS), device="cpu").long()
         return f"{len(data)} rows, {digest_of(data.read(places))}"
     digest = hashlib.blake2b(digest_size=8)
     for part in data:

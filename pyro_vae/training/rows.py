@@ -146,7 +146,7 @@ def check_rows(model: Any, guide: Any, reader: RowReader) -> Tensor:
             "a guide with free parameters for every row recognizes rows by their content, which "
             "has to be in memory: pass tensors, or use an amortized guide, pv.Encoder(...)"
         )
-    first, missing = 0, torch.zeros(1, 2, dtype=torch.int64)
+    first, missing = 0, torch.zeros(1, 2, dtype=torch.int64, device="cpu")
     for batch in chunks(reader):
         try:
             with warnings.catch_warnings():
@@ -164,7 +164,7 @@ def check_rows(model: Any, guide: Any, reader: RowReader) -> Tensor:
 def _missing(batch: Batch) -> Tensor:
     """Missing entries and all entries of every tensor, `(tensors, 2)`."""
     counts = [(int(part.isnan().sum()) if has_missing(part) else 0, part.numel()) for part in batch]
-    return torch.tensor(counts)
+    return torch.tensor(counts, device="cpu")
 
 
 def share_missing(total: Tensor) -> float:
@@ -175,7 +175,7 @@ def share_missing(total: Tensor) -> float:
 
 def head(reader: RowReader) -> Batch:
     """Two rows, or one if there are no more: enough to read off a program's structure."""
-    return reader.read(torch.arange(min(2, len(reader))))
+    return reader.read(torch.arange(min(2, len(reader)), device="cpu"))
 
 
 def read_ahead(reader: RowReader, requests: Iterable[Tensor]) -> Generator[Batch, None, None]:

@@ -262,7 +262,8 @@ class Training:
     def _validate(self, epoch: int) -> Estimate:
         """Validation ELBO; keeps the state if it is the best one since the warm-up."""
         if self.held_out is None:
-            return Estimate(torch.tensor(torch.nan), torch.tensor(torch.nan))
+            nothing = torch.tensor(torch.nan, device="cpu")
+            return Estimate(nothing, nothing)
         try:
             with distributed.together():
                 bound = self.held_out.elbo()

@@ -75,7 +75,7 @@ class Shard:
             num_data: Rows of the data set.
         """
         with self.used():
-            order = torch.randperm(self.size) + self.first
+            order = torch.randperm(self.size, device="cpu") + self.first
         if len(ends) == 2:  # one step has them all: a guide may know them by their places
             order = order.sort().values
         cuts = (ends * self.size).div(num_data, rounding_mode="floor").tolist()
@@ -133,10 +133,10 @@ class Shards:
             raise ValueError(
                 f"{self.count} shards need batches of at least {self.count} rows, got {batch_size}"
             )
-        ends = torch.arange(0, self.num_data, batch_size)
+        ends = torch.arange(0, self.num_data, batch_size, device="cpu")
         if len(ends) > 1 and self.num_data - int(ends[-1]) < fewest:
             ends = ends[:-1]
-        ends = torch.cat([ends, torch.tensor([self.num_data])])
+        ends = torch.cat([ends, ends.new_tensor([self.num_data])])
         columns = [shard.epoch(ends, self.num_data) for shard in self.own]
         return [
             [Part(*pair) for pair in zip(self.own, rows, strict=True) if len(pair[1]) > 0]
@@ -146,7 +146,7 @@ class Shards:
     def add_up(self, elbo: float, tensors: Iterable[Tensor]) -> float:
         """Sums the gradients, and the ELBO of a step, over processes."""
         distributed.add_gradients(tensors)
-        return float(distributed.total(torch.tensor(elbo, dtype=torch.float64)))
+        return float(distributed.total(torch.tensor(elbo, dtype=torch.float64, device="cpu")))
 
 
 def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tensor]) -> None:

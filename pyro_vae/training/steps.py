@@ -145,7 +145,7 @@ class Steps:
         return elbo.item() * len(rows)
 
     def _where(self, epoch: int, parts: list[Part]) -> str:
-        rows = torch.cat([part.rows for part in parts] or [torch.arange(0)])
+        rows = torch.cat([part.rows for part in parts] or [torch.arange(0, device="cpu")])
         return f"step {self.taken + 1} (epoch {epoch + 1}, rows {_some(rows)})"
 
     def _is_settled(self) -> bool:
@@ -164,7 +164,7 @@ class Steps:
         """The loss of a compiled step, and the ELBO, in nats per datum."""
         size = len(batch[0])
         # Whoever asks which rows these are cannot be captured: such a tensor has no values.
-        rows = torch.arange(size, device="meta" if capturing() else None)
+        rows = torch.arange(size, device="meta" if capturing() else "cpu")
         with minibatch(rows, self.num_data, plate=self.program.plate):
             loss, elbo = self._progress(batch)
         return loss / self.num_data * (size / self.batch_size), elbo / self.num_data
@@ -243,9 +243,11 @@ class Steps:
     def _find_tensors(self) -> dict[str, Tensor]:
         """Everything that training updates, by name: the leaves of the loss's graph."""
         # A guide that is tied to its rows is called with all of them.
-        first = self.reader.read(torch.arange(self.num_data)) if self.in_order else None
+        first = (
+            self.reader.read(torch.arange(self.num_data, device="cpu")) if self.in_order else None
+        )
         batch = self.augment(first or head(self.reader))
-        rows = torch.arange(len(batch[0]))
+        rows = torch.arange(len(batch[0]), device="cpu")
         # Running means of a BatchNorm may move; a table of rows does not without a gradient.
         buffers = State.of(self.model, self.guide, (), still=row_buffers(self.guide))
         with (
@@ -277,13 +279,14 @@ class Steps:
 
     def advice(self) -> str:
         """Advice on columns of the data that need standardizing; empty if none does."""
-        return _scales(self.reader.read(torch.arange(min(_SOME_ROWS, len(self.reader))))[0])
+        few = min(_SOME_ROWS, len(self.reader))
+        return _scales(self.reader.read(torch.arange(few, device="cpu"))[0])
 
     def rounding(self) -> Estimate | None:
         """Change of the ELBO of the first rows by low-precision products, in nats per datum."""
         if self.plan.precision is None:
             return None
-        rows = torch.arange(min(self.batch_size, len(self.reader)))
+        rows = torch.arange(min(self.batch_size, len(self.reader)), device="cpu")
         batch, moved = self.augment(self.reader.read(rows)), []
         still = State.of(self.model, self.guide, (), still=row_buffers(self.guide))
         with torch.no_grad():

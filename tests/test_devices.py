@@ -1,0 +1,212 @@
+"""What users call makes its tensors where they belong: on the device of what they meet.
+
+On every machine: under a default device without memory, on which a tensor lands that was not put
+anywhere, and cannot be used with the data. Where there is another device, with the model on it:
+`make bench DEVICE=cuda` runs these.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+
+DEVICE = os.environ.get("DEVICE", "cuda")
+pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be trusted", "ignore:.*NaN")
+elsewhere = pytest.mark.skipif(
+    DEVICE != "cpu" and not torch.cuda.is_available(), reason=f"there is no device {DEVICE}"
+)
+DATA, FEATURES, LATENTS = 24, 5, 2
+Fitted = tuple[Any, Any, Tensor]
+
+
+def vae(likelihood: Any = None) -> tuple[pv.models.VAE, pv.Guide]:
+    """Model and guide, on the CPU."""
+    torch.manual_seed(0)
+    decoder = pv.nets.MLPDecoder(LATENTS, FEATURES, hidden=(8,))
+    model = pv.models.VAE(decoder, likelihood or pv.likelihoods.Gaussian(0.5), LATENTS)
+    net = pv.nets.MissingIndicator(pv.nets.MLPEncoder(2 * FEATURES, hidden=(8,)))
+    return model, pv.Guide(model, pv.Encoder(net))
+
+
+@pytest.fixture
+def fitted() -> Fitted:
+    """Model, guide and data."""
+    return (*vae(), torch.randn(DATA, FEATURES))
+
+
+def moved(given: Fitted) -> Fitted:
+    """With the programs on the device."""
+    model, guide, y = given
+    return model.to(DEVICE), guide.to(DEVICE), y
+
+
+def place_of(model: Any) -> torch.device:
+    """The device of a model."""
+    return next(iter(model.parameters())).device
+
+
+def trained(map: Any = None, family: Any = None, **options: Any) -> Callable[[Fitted], Any]:
+    """Training, two epochs of it."""
+
+    def train(given: Fitted) -> Any:
+        model, _, y = given
+        with torch.device("cpu"):
+            made = pv.Encoder(pv.nets.MLPEncoder(FEATURES, hidden=(8,))) if map is None else map()
+            guide = pv.Guide(model, made, **({} if family is None else {"family": family}))
+        own = place_of(model)
+        result = pv.fit(model, guide, y, num_epochs=2, batch_size=8, device=own, **options)
+        return torch.tensor(result.history.elbo, device="cpu")
+
+    return train
+
+
+def log_p(estimator: Any) -> Callable[[Fitted], Tensor]:
+    """Evidence by an estimator."""
+    return lambda given: pv.log_marginal_likelihood(*given, estimator).value
+
+
+def of(function: Any, **options: Any) -> Callable[[Fitted], Any]:
+    """A function of a model, a guide and data."""
+    return lambda given: function(*given, **options)
+
+
+def with_holes(given: Fitted) -> Any:
+    """Data of which some are missing."""
+    model, guide, y = given
+    return pv.impute(model, guide, y.where(y < 1.0, torch.nan), num_samples=20)
+
+
+def compared(given: Fitted) -> Any:
+    """Two maps."""
+    model, _, y = given
+    with torch.device("cpu"):
+        net = pv.nets.MLPEncoder(FEATURES, hidden=(8,))
+        maps = {"encoder": pv.Encoder(net), "rows": pv.LocalParameters(16)}
+    return pv.compare(
+        model, maps, y[:16], y[16:], num_epochs=2, estimator=pv.ImportanceSampling(50)
+    )
+
+
+QUICK = pv.ImportanceSampling(60, compile=False)
+CASES: dict[str, Callable[[Fitted], Any]] = {
+    "fit": trained(compile=False),
+    "fit, compiled": trained(compile=True),
+    "fit, rows": trained(lambda: pv.LocalParameters(DATA)),
+    "fit, global": trained(pv.GlobalParameters),
+    "fit, full rank": trained(family=pv.FullRankNormal()),
+    "fit, flow": trained(family=pv.NormalizingFlow(pv.AffineAutoregressive())),
+    "fit, IWAE": trained(objective=pv.IWAE(4)),
+    "fit, products": trained(precision=pv.BFloat16Products()),
+    "importance": log_p(QUICK),
+    "importance, compiled": log_p(pv.ImportanceSampling(3000, compile=True)),
+    "defensive": log_p(pv.ImportanceSampling(60, proposal=pv.Defensive(0.2))),
+    "fitted": log_p(pv.ImportanceSampling(60, proposal=pv.Fitted())),
+    "until": log_p(pv.ImportanceSampling(60, until=pv.Until(0.1, 500))),
+    "annealing": log_p(pv.AnnealedImportanceSampling(4, 20)),
+    "tempering": log_p(pv.TemperedSMC(32)),
+    "quadrature": log_p(pv.Quadrature(1e-2)),
+    "tightest": log_p(pv.Tightest(500)),
+    "elbo": of(pv.elbo),
+    "evaluate": of(pv.evaluate, estimator=QUICK),
+    "gaps": of(pv.inference_gap, estimator=QUICK),
+    "compare": compared,
+    "encode": of(pv.encode),
+    "reconstruct": of(pv.reconstruct),
+    "traverse": lambda given: pv.traverse(*given[:2], given[2]),
+    "impute": with_holes,
+    "outliers": of(pv.outliers, estimator=QUICK),
+    "marginal": of(pv.marginal, columns=[0, 1]),
+    "conditional": of(pv.conditional, columns=[0], on=[1, 2]),
+    "conditional density": of(pv.conditional_density, column=0),
+    "marginal likelihood": of(pv.marginal_log_likelihood),
+    "dependence": of(pv.dependence),
+    "posterior draws": of(pv.posterior_draws, num_samples=20),
+    "inference data": of(pv.to_inference_data, num_samples=20),
+    "bidirectional": of(pv.bidirectional),
+    "cross check": of(pv.cross_check),
+    "collapse": of(pv.diagnostics.collapse),
+    "information": of(pv.diagnostics.mutual_information),
+    "calibration": of(pv.diagnostics.simulation_based_calibration),
+    "predictive": of(pv.diagnostics.predictive_check),
+    "leave one out": of(pv.diagnostics.leave_one_out),
+    "marginal divergences": of(pv.diagnostics.marginal_divergences),
+    "prior match": of(pv.diagnostics.prior_match),
+    "out of distribution": lambda g: pv.diagnostics.out_of_distribution(*g, reference=g[2]),
+    "surgery": of(pv.diagnostics.surgery),
+    "gradient noise": lambda g: pv.diagnostics.gradient_noise(pv.AnalyticELBO(), *g),
+    "sample": lambda g: g[0].sample(10, seed=0),
+    "draws": lambda g: g[1].sample(g[2].to(place_of(g[0])), num_samples=3),
+    "mean": lambda g: g[1].mean(g[2].to(place_of(g[0]))),
+}
+
+
+QUICKEST = ("fit", "importance", "evaluate", "outliers")
+UNPLACED = {
+    "fit, compiled": "a compiler makes such tensors",
+    "importance, compiled": "a compiler makes such tensors",
+    "fit, flow": "Pyro makes such tensors",
+    "predictive": "statistics of users may make such tensors",
+}
+WALK = [
+    pytest.param(name, marks=[] if name in QUICKEST else pytest.mark.slow)
+    for name in CASES
+    if name not in UNPLACED
+]
+
+
+@pytest.mark.parametrize("name", WALK)
+def test_every_tensor_is_put_somewhere(name: str, fitted: Fitted) -> None:
+    """With a default device that has no memory, as with any that a user sets."""
+    with torch.device("meta"):
+        CASES[name](fitted)
+
+
+def test_a_tensor_put_nowhere_is_caught(fitted: Fitted) -> None:
+    """The wrong twin."""
+    _, _, y = fitted
+    with torch.device("meta"), pytest.raises((RuntimeError, NotImplementedError)):
+        (y + torch.zeros(FEATURES)).tolist()
+
+
+@elsewhere
+@pytest.mark.parametrize("name", CASES)
+def test_runs_there(name: str, fitted: Fitted) -> None:
+    """Without an error, and with finite numbers where it gives numbers."""
+    result = CASES[name](moved(fitted))
+    if isinstance(result, Tensor):
+        assert bool(result.isfinite().all())
+
+
+@elsewhere
+def test_the_same_numbers(fitted: Fitted) -> None:
+    """Draws hang on seed and content, not on the device: log p agrees to rounding."""
+    here = log_p(QUICK)(fitted)
+    there = log_p(QUICK)(moved(fitted))
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-4, atol=1e-4)
+
+
+@elsewhere
+def test_saved_there(fitted: Fitted, tmp_path: Path) -> None:
+    """What is saved there is loaded anywhere."""
+    model, guide, _ = moved(fitted)
+    pv.save(tmp_path / "save", model=model, guide=guide)
+    for device in ("cpu", DEVICE):
+        loaded = pv.load(tmp_path / "save", device=device)
+        assert next(loaded.model.parameters()).device.type == device
+
+
+@elsewhere
+def test_closed_form() -> None:
+    """Of a linear model."""
+    model = pv.models.LinearGaussian(LATENTS, FEATURES).to(DEVICE)
+    guide = pv.Guide(model, pv.ExactPosterior(), family=pv.FullRankNormal())
+    value = pv.log_marginal_likelihood(
+        model, guide, torch.randn(4, FEATURES), pv.ClosedForm()
+    ).value
+    assert bool(value.isfinite().all())
