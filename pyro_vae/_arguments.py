@@ -23,16 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    NamedTuple,
-    Union,
-    get_args,
-    get_origin,
-)
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
 
 import numpy as np
 import torch
@@ -72,7 +63,7 @@ _NAMES: dict[Interval, str] = {
     COUNT: "batch_size bins blocks components features hidden history latent_dim leapfrog_steps "
     "length max_epochs max_points max_rows max_samples number outputs patience rank side "
     "steps sweeps width",
-    POSITIVE: "bound decay error lr scale sigma spread steepness",
+    POSITIVE: "bound decay df error lr scale sigma spread steepness",
     SHARE: "false_alarm level prior_share rate target_acceptance test_fraction",
     Interval(
         0
@@ -92,16 +83,17 @@ def _range(name: str) -> Interval:
 
 
 class _Misfit(Exception):
-    """A value that does not fit, by its type or by its range."""
+    """A value that does not fit, by its type or by its range; the name and text are added later."""
 
     def __init__(self, error: type[Exception]) -> None:
-        self.error, self.text = error, ""
+        self.error, self.name, self.text = error, "", ""
 
 
 class Kind:
     """What an annotation requires, in words and as a check."""
 
     expected: str
+    takes_tensors = False
 
     def take(self, value: Any) -> Any:
         """Returns the normalized value, or raises a misfit without a message."""
@@ -120,36 +112,55 @@ class _Number(Kind):
         self.example = kind(max(interval.low, 1) if interval.high > 1 else interval.high / 2)
 
     def take(self, value: Any) -> Any:
+        """The number as an `int` or a `float`."""
         if isinstance(value, bool) or not isinstance(value, Integral if self.kind is int else Real):
             raise _Misfit(TypeError)
-        number: int | float
+        convert: Any = self.kind
         try:
-            number = (
-                int(value) if isinstance(value, Integral) and self.kind is int else float(value)
-            )
+            number: float | int = convert(value)
         except OverflowError:
             raise _Misfit(ValueError) from None
-        if self.interval.unknown and math.isnan(number):
-            return number
-        if self.kind is float and not (
-            math.isfinite(number) or (self.infinite and not math.isnan(number))
-        ):
-            raise _Misfit(ValueError)
-        if not self.interval.has(number):
+        if not self._has(number):
             raise _Misfit(ValueError)
         return number
 
+    def _has(self, number: float | int) -> bool:
+        if self.kind is float and not math.isfinite(number):
+            if math.isnan(number):
+                return self.interval.unknown
+            if not self.infinite:
+                return False
+        return self.interval.has(number)
+
+
+class _Test(Kind):
+    """A value that passes a test, and stays what it is."""
+
+    def __init__(
+        self, expected: str, fits: Callable[[Any], bool], error: type[Exception] = TypeError
+    ) -> None:
+        self.expected, self.fits, self.error = expected, fits, error
+
+    def take(self, value: Any) -> Any:
+        """The value itself."""
+        if not self.fits(value):
+            raise _Misfit(self.error)
+        return value
+
 
 class _Flag(Kind):
+    """True or False, also NumPy's."""
+
     expected = "True or False"
 
     def take(self, value: Any) -> bool:
+        """The flag as a `bool`."""
         if not isinstance(value, bool | np.bool_):
             raise _Misfit(TypeError)
         return bool(value)
 
 
-class _Instance(Kind):
+class _Instance(_Test):
     """An object of a class or of a protocol, and not the class itself."""
 
     words: ClassVar = {
@@ -161,66 +172,25 @@ class _Instance(Kind):
     }
 
     def __init__(self, cls: type) -> None:
-        self.cls = cls
-        self.expected = self.words.get(cls) or f"an object of {cls.__name__}"
+        super().__init__(self.words.get(cls) or f"an object of {cls.__name__}", self._is_one)
+        self.cls, self.takes_tensors = cls, cls is Tensor
 
-    def take(self, value: Any) -> Any:
+    def _is_one(self, value: Any) -> bool:
         fits = isinstance(value, os.PathLike if self.cls is Path else self.cls)
-        if not fits or (isinstance(value, type) and self.cls is not type):
-            raise _Misfit(TypeError)
-        return value
+        return fits and (self.cls is type or not isinstance(value, type))
 
 
-class _Named(Kind):
-    """An object of a class known only by name, since its library is imported late."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.expected = name, f"a {name}"
-
-    def take(self, value: Any) -> Any:
-        if not any(cls.__name__ == self.name for cls in type(value).__mro__):
-            raise _Misfit(TypeError)
-        return value
-
-
-class _Shaped(Kind):
+class _Shaped(_Test):
     """A tensor or an array of a kind of number and a number of axes, by jaxtyping."""
 
+    takes_tensors = True
+
     def __init__(self, annotation: Any) -> None:
-        self.annotation = annotation
         array = "tensor" if annotation.array_type is Tensor else "NumPy array"
         shape = annotation.dim_str.replace(" ", ", ")
         kind = annotation.__name__.partition("[")[0].lower()
-        self.expected = f"a {kind} {array} of shape ({shape})"
-
-    def take(self, value: Any) -> Any:
-        if not isinstance(value, self.annotation):
-            raise _Misfit(TypeError)
-        return value
-
-
-class _Function(Kind):
-    """Something callable; a program, which is called as `model(*batch)`, must not be a class."""
-
-    def __init__(self, *, program: bool) -> None:
-        self.program = program
-        self.expected = "a Pyro program: a module or a function" if program else "a function"
-
-    def take(self, value: Any) -> Any:
-        if not callable(value) or (self.program and isinstance(value, type)):
-            raise _Misfit(TypeError)
-        return value
-
-
-class _Class(Kind):
-    def __init__(self, base: Any) -> None:
-        self.base = base if isinstance(base, type) else object
-        self.expected = f"a class, of {self.base.__name__}"
-
-    def take(self, value: Any) -> Any:
-        if not (isinstance(value, type) and issubclass(value, self.base)):
-            raise _Misfit(TypeError)
-        return value
+        expected = f"a {kind} {array} of shape ({shape})"
+        super().__init__(expected, lambda value: isinstance(value, annotation))
 
 
 class _Device(Kind):
@@ -229,6 +199,7 @@ class _Device(Kind):
     expected = "a device of this machine or None"
 
     def take(self, value: Any) -> Any:
+        """The device itself, tried with one number."""
         if value is not None and not isinstance(value, str | torch.device):
             raise _Misfit(TypeError)
         try:
@@ -240,15 +211,29 @@ class _Device(Kind):
         return value
 
 
-class _Choice(Kind):
-    def __init__(self, values: tuple[Any, ...]) -> None:
-        self.values = values
-        self.expected = f"one of {', '.join(map(repr, values))}"
+def _named(name: str) -> Kind:
+    """An object of a class known only by name, since its library is imported late."""
+    return _Test(f"a {name}", lambda value: name in [cls.__name__ for cls in type(value).__mro__])
 
-    def take(self, value: Any) -> Any:
-        if value not in self.values:
-            raise _Misfit(ValueError)
-        return value
+
+def _function(*, program: bool) -> Kind:
+    """Something callable; a program, which is called as `model(*batch)`, must not be a class."""
+    expected = "a Pyro program: a module or a function" if program else "a function"
+    return _Test(expected, lambda value: callable(value) and not (program and _is_class(value)))
+
+
+def _class(base: Any) -> Kind:
+    """A class, not an object of it."""
+    base = base if isinstance(base, type) else object
+    return _Test(
+        f"a class, of {base.__name__}", lambda value: _is_class(value) and issubclass(value, base)
+    )
+
+
+def _choice(values: tuple[Any, ...]) -> Kind:
+    """One of some values."""
+    expected = f"one of {', '.join(map(repr, values))}"
+    return _Test(expected, lambda value: value in values, ValueError)
 
 
 class _Items(Kind):
@@ -259,6 +244,7 @@ class _Items(Kind):
         self.expected = f"a sequence, each entry {item.expected}" if item else "a sequence"
 
     def take(self, value: Any) -> Any:
+        """The entries in the annotated container; the value itself where it is one already."""
         if isinstance(value, str | bytes | Mapping | set | type) or not hasattr(value, "__iter__"):
             raise _Misfit(TypeError)
         if self.item is None and isinstance(value, self.container):
@@ -277,6 +263,7 @@ class _Tuple(Kind):
         self.expected = f"a tuple of {len(parts)}: {', '.join(names)}"
 
     def take(self, value: Any) -> Any:
+        """The entries as a tuple."""
         if not isinstance(value, tuple | list) or len(value) != len(self.parts):
             raise _Misfit(TypeError)
         pairs = zip(self.parts, value, strict=True)
@@ -291,6 +278,7 @@ class _Mapping(Kind):
         self.expected = f"a dictionary with {'names' if _is_str(key) else 'keys'}{each}"
 
     def take(self, value: Any) -> Any:
+        """The dictionary itself, with checked keys and values."""
         if not isinstance(value, Mapping):
             raise _Misfit(TypeError)
         for key, entry in value.items():
@@ -309,8 +297,10 @@ class _Either(Kind):
         real = any(getattr(kind, "kind", None) is float for kind in kinds)
         told = [kind for kind in kinds if not (real and getattr(kind, "kind", None) is int)]
         self.expected = " or ".join(dict.fromkeys(kind.expected for kind in told))
+        self.takes_tensors = any(kind.takes_tensors for kind in kinds)
 
     def take(self, value: Any) -> Any:
+        """What the first kind that fits makes of it."""
         error: type[Exception] = TypeError
         for kind in self.kinds:
             try:
@@ -318,6 +308,10 @@ class _Either(Kind):
             except _Misfit as misfit:
                 error = ValueError if misfit.error is ValueError else error
         raise _Misfit(error)
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, type)
 
 
 def _same(some: Sequence[Any], others: Any) -> bool:
@@ -361,7 +355,7 @@ def kind_of(annotation: Any, interval: Interval | None = None, default: Any = No
     if not isinstance(annotation, type) or annotation in (Any, object, inspect.Parameter.empty):
         return None
     late = issubclass(annotation, _Late)
-    return _Named(annotation.__name__) if late else _Instance(annotation)
+    return _named(annotation.__name__) if late else _Instance(annotation)
 
 
 def _generic(
@@ -372,11 +366,11 @@ def _generic(
         own = [part for part in parts[1:] if isinstance(part, Interval)]
         return kind_of(parts[0], own[0] if own else interval)
     if origin is Literal:
-        return _Choice(parts)
+        return _choice(parts)
     if origin is Callable:
-        return _Function(program=annotation == Callable[..., Any])
+        return _function(program=annotation == Callable[..., Any])
     if origin is type:
-        return _Class(parts[0])
+        return _class(parts[0])
     if origin is tuple and parts[-1:] != (...,):
         return _Tuple([kind_of(part, interval) for part in parts])
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -390,7 +384,7 @@ def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> K
     """A union of kinds; None if one of them accepts anything, or is data (checked later)."""
     if Tensor in parts and any(get_origin(part) is tuple for part in parts):
         return None
-    if {Sequence, Mapping} <= {get_origin(part) for part in parts}:
+    if Sequence[Any] in parts and Mapping[str, Any] in parts:
         return None  # free in form: JSON
     if torch.device in parts:
         return _Device()
@@ -431,7 +425,7 @@ class _Reader:
         self.kinds: dict[str, Kind] = {}
         for parameter in self.parameters.values():
             kind = self._kind(parameter, function.__module__)
-            if kind is not None and (tensors or not _takes_tensors(kind)):
+            if kind is not None and (tensors or not kind.takes_tensors):
                 self.kinds[parameter.name] = kind
         self.positions = [
             parameter.name
@@ -454,7 +448,8 @@ class _Reader:
             read = [self.take(name, value) for name, value in pairs]
             return [*read, *args[len(read) :]]
         except _Misfit as misfit:
-            raise misfit.error(f"{self._name(args)}: {misfit.text}") from None
+            misfit.text = f"{self._name(args)}: {misfit.text}"
+            raise
 
     def take(self, name: str, value: Any) -> Any:
         kind = self.kinds.get(name)
@@ -463,7 +458,7 @@ class _Reader:
         try:
             return kind.take(value)
         except _Misfit as misfit:
-            remedy = _remedy(self.parameters[name], kind, value)
+            remedy, misfit.name = _remedy(self.parameters[name], kind, value), name
             misfit.text = f"{name} should be {kind.expected}, got {_shown(value)}; {remedy}"
             raise
 
@@ -476,30 +471,32 @@ class _Reader:
         return owner.__name__ if name == "__init__" else f"{owner.__name__}.{name}"
 
 
-def _takes_tensors(kind: Kind) -> bool:
-    if isinstance(kind, _Either):
-        return any(map(_takes_tensors, kind.kinds))
-    return isinstance(kind, _Shaped) or (isinstance(kind, _Instance) and kind.cls is Tensor)
-
-
 def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
     """The remedy that an error about an argument suggests."""
     name, default = parameter.name, parameter.default
-    if isinstance(value, type):
-        return f"call the class, as in {name}={value.__name__}(...)"
+    classes = [part for part in _parts(value) if isinstance(part, type)]
+    if classes:
+        return f"call the class, as in {classes[0].__name__}(...)"
     if isinstance(value, str) and isinstance(kind, _Items):
         return f"put it into a list, as in {name}=[{value!r}]"
-    if isinstance(value, Tensor | np.ndarray) and not _takes_tensors(kind):
+    if isinstance(value, Tensor | np.ndarray) and not kind.takes_tensors:
         return f"pass a plain value, as in {name}=x.item() or x.tolist()"
     if isinstance(kind, _Device):
         return "pass 'cpu', or 'cuda' where torch.cuda.is_available()"
-    if _takes_tensors(kind):
+    if kind.takes_tensors:
         return f"convert it, as in {name}=torch.as_tensor(...)"
     if default is None or isinstance(default, int | float | str):
         return f"pass for example {name}={default!r}, the default"
     if isinstance(kind, _Number):
         return f"pass for example {name}={kind.example}"
     return "its help() has an example"
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    """A value, or what a dictionary or a list holds."""
+    if isinstance(value, Mapping):
+        return tuple(value.values())
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def _shown(value: Any) -> str:
@@ -530,31 +527,27 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*reader(args, kwargs), **kwargs)
-
-    @functools.wraps(function)
-    def construct(*args: Any, **kwargs: Any) -> None:
         try:
             read = reader(args, kwargs)
-        except ValueError as error:
-            raise _own(function, args, kwargs) or error from None
-        function(*read, **kwargs)
+        except _Misfit as misfit:
+            raise _own(function, misfit, args, kwargs) or misfit.error(misfit.text) from None
+        return function(*read, **kwargs)
 
-    wrapped = construct if function.__name__ == "__init__" else call
-    wrapped.__dict__["checks_arguments"] = True
-    return wrapped if reader.kinds else function
+    call.__dict__["checks_arguments"] = True
+    return call if reader.kinds else function
 
 
 def _own(
-    constructor: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    function: Callable[..., Any], misfit: _Misfit, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> ValueError | None:
-    """The class's own message for a number out of range, which can say more."""
-    try:
-        constructor(*args, **kwargs)
-    except ValueError as error:
-        return error
-    except Exception:
-        return None
+    """What a class says itself of a number out of range, which can be more than its name says."""
+    if function.__name__ == "__init__" and misfit.error is ValueError:
+        try:
+            function(*args, **kwargs)
+        except ValueError as error:
+            return error if misfit.name in str(error) else None
+        except Exception:
+            return None
     return None
 
 

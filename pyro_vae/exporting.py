@@ -9,6 +9,7 @@ row, of the given rows and of a thousand; if they differ, the export is refused.
 """
 
 import json
+import math
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -38,6 +39,9 @@ _SIZES = (5, 7)  # of the two captured batches: odd, so that no shape is one of 
 _MANY = 1000  # rows of the largest batch that is compared
 # Of the largest number: some times the rounding of a sum in another order, far below a fault.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+# Coefficients of 1 / x, 1 / x^3, ... in Stirling's series: to 1e-11 from x = 5 on.
+_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 
 
 @runtime_checkable
@@ -89,6 +93,7 @@ class ONNX:
         """Writes with `torch.onnx.export`; the weights are in the file."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter's own house
+            program = program.run_decompositions({torch.ops.aten.lgamma.default: _log_gamma})
             written: Any = torch.onnx.export(program, dynamo=True, verbose=False)
         written.save(path, external_data=False)
 
@@ -104,6 +109,16 @@ class ONNX:
             return [torch.from_numpy(part) for part in session.run(None, given)]
 
         return run
+
+
+def _log_gamma(x: Tensor) -> Tensor:
+    """The log gamma function of positive numbers, which ONNX lacks, by Stirling's series."""
+    is_small = x < 5  # log gamma(x) = log gamma(x + 5) - log(x (x + 1) ... (x + 4))
+    product = math.prod((x.clamp(max=5) + shift for shift in range(5)), start=torch.ones_like(x))
+    large = torch.where(is_small, x + 5, x)
+    series = sum(weight * large ** (1 - 2 * k) for k, weight in enumerate(_STIRLING, 1))
+    answer = (large - 0.5) * (large.log() - 1) + math.log(2 * math.pi) / 2 - 0.5 + series
+    return torch.where(is_small, answer - product.log(), answer)
 
 
 class _Exported(nn.Module):

@@ -160,10 +160,25 @@ def test_decoded_sigma_goes_with_decoders() -> None:
 # ---------------------------------------------------------------------- what is refused
 
 
+def test_learned_parameters_fit_a_datum() -> None:
+    """One for all features, or one for each: else refused when the model is made."""
+    for shape in ((), 3, (1,)):
+        pv.models.VAE(torch.nn.Linear(2, 3), Gaussian(LearnedSigma(shape)), 2)
+    with pytest.raises(
+        ValueError, match=r"LearnedSigma has shape \(5,\).* make it with shape=\(3,\)"
+    ):
+        pv.models.VAE(torch.nn.Linear(2, 3), Gaussian(LearnedSigma(5)), 2)
+    mixed = pv.likelihoods.Mixed([Gaussian(LearnedSigma(2)), Gaussian()])
+    with pytest.raises(ValueError, match=r"LearnedSigma has shape \(2,\)"):
+        pv.models.VAE(torch.nn.Linear(2, 2), mixed, 2)
+    with pytest.raises(TypeError, match=r"call the class, as in Gaussian\(\.\.\.\)"):
+        pv.likelihoods.Mixed({"a": Gaussian})  # type: ignore[dict-item]
+
+
 @pytest.mark.parametrize("sigma", [0.0, -1.0, math.inf, math.nan])
 def test_wrong_sigmas(sigma: float) -> None:
     """A standard deviation is positive and finite, and so is a floor."""
-    with pytest.raises(ValueError, match="sigma is a positive standard deviation, got"):
+    with pytest.raises(ValueError, match="sigma should be a finite number above 0"):
         Gaussian(sigma)
     with pytest.raises(ValueError, match="the floor is the smallest sigma and must be positive"):
         LearnedSigma(floor=sigma)

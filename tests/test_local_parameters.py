@@ -189,7 +189,7 @@ def test_a_gradient_that_is_not_finite() -> None:
 def test_wrong_rows() -> None:
     """Too many, too few, or beyond the table."""
     _, guide = pair()
-    with pytest.raises(ValueError, match=r"num_data is the number of rows .* got 0"):
+    with pytest.raises(ValueError, match=r"num_data should be a whole .* got 0"):
         pv.LocalParameters(0)
     message = "has 3 rows, but the guide was called with 4"
     with pv.minibatch(torch.arange(3), NUM_DATA), pytest.raises(ValueError, match=message):

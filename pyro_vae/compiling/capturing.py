@@ -102,13 +102,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
     # Draws are left to torch, which makes the same ones as without a compiler. What would put the
     # sums back into the products is left out. A tanh from an exponential takes a third of the time.
-    # Shapes are those of the key that a graph is kept under.
-    options = {
-        "fallback_random": True,
-        "pattern_matcher": False,
-        "cpp.use_decompose_tanh": True,
-        "size_asserts": False,
-    }
+    options = {"fallback_random": True, "pattern_matcher": False, "cpp.use_decompose_tanh": True}
     with config.patch(options):
         run: Any = compile_fx(_without_sums(graph), inputs)
     return run

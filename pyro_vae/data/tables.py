@@ -444,6 +444,9 @@ class Columns:
 
         Counts and codes are rounded, and so are the entries of integer columns; nan becomes a
         missing entry.
+
+        Raises:
+            ValueError: If a row has another number of columns, or a count or code is infinite.
         """
         if y.shape[1:] != (len(self.columns),):
             raise ValueError(
@@ -451,6 +454,12 @@ class Columns:
                 f"{tuple(y.shape)}"
             )
         values = y.detach().cpu().double().numpy()
+        for place, column in enumerate(self.columns):
+            if not isinstance(column.kind, Real) and np.isinf(values[:, place]).any():
+                raise ValueError(
+                    f"column '{column.name}' holds an infinite entry, which is no "
+                    f"{type(column.kind).__name__}: decode finite numbers, or nan for missing ones"
+                )
         restored = {
             column.name: column.restored(values[:, place])
             for place, column in enumerate(self.columns)
@@ -504,21 +513,31 @@ class Columns:
         """The columns that :meth:`to_json` described.
 
         Raises:
-            ValueError: If the description has a kind of column or of table that does not exist.
+            ValueError: If it is no such description, or names a kind of column or of table that
+                does not exist.
         """
-        columns = []
-        for entry in saved["columns"]:
-            given = dict(entry)
-            name, kind = given.pop("name"), given.pop("kind")
-            holds, dtype = Holds(given.pop("holds")), given.pop("dtype")
-            if kind not in KINDS or saved["container"] not in CONTAINERS:
-                raise ValueError(f"column '{name}' of a '{saved['container']}' table is a '{kind}'")
-            arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
-            columns.append(Column(name, KINDS[kind](**arguments), holds, dtype))
-        return cls(tuple(columns), saved["container"])
+        try:
+            container = saved["container"]
+            columns = tuple(_column_of(container, dict(entry)) for entry in saved["columns"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"this is no description of columns ({type(error).__name__}: {error}): pass what "
+                "Columns.to_json() gave"
+            ) from error
+        return cls(columns, container)
 
     def __repr__(self) -> str:
         return ", ".join(f"{name}: {type(kind).__name__}" for name, kind in self.kinds.items())
+
+
+def _column_of(container: str, given: dict[str, Any]) -> Column:
+    """The column that an entry of `Columns.to_json` describes."""
+    name, kind = given.pop("name"), given.pop("kind")
+    holds, dtype = Holds(given.pop("holds")), given.pop("dtype")
+    if kind not in KINDS or container not in CONTAINERS:
+        raise ValueError(f"column '{name}' of a '{container}' table is a '{kind}'")
+    arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+    return Column(name, KINDS[kind](**arguments), holds, dtype)
 
 
 def _learned(

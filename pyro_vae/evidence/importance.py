@@ -142,8 +142,6 @@ class ImportanceSampling:
         if self.num_samples < fewest:
             purpose = "a standard error" if self.until is None else "a pilot"
             raise ValueError(f"{purpose} needs at least {fewest} draws, got {self.num_samples}")
-        if self.memory <= 0:
-            raise ValueError(f"memory is a budget in mebibytes, got {self.memory}")
 
     @property
     def is_plain(self) -> bool:

@@ -83,10 +83,6 @@ class Widened:
 
     scale: float = 1.2
 
-    def __post_init__(self) -> None:
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"scale must be a positive number, got {self.scale}")
-
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """The guide, spread out."""
         return WidenedPosterior(posterior, self.scale)

@@ -37,7 +37,7 @@ from ..randomness import row_keys
 from ..results import Doubt, join
 from .results import Bound, LogMarginal
 from .scan import Integrand, Modes, Overlaps, Scan, scanned
-from .weights import Inference, draw_rows, rows_at_once
+from .weights import Inference, draw_rows, require_numbers, rows_at_once
 
 _MOST_LATENTS = 3  # each more multiplies the points by about ten
 _GUIDE_DRAWS = 16
@@ -223,7 +223,9 @@ class _Answer(NamedTuple):
 
 def _integrate(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogMarginal:
     """Halves the spacing of every part until every datum is done or out of points."""
-    best = integrand.heights(draws, torch.arange(len(integrand), device=draws.device)).argmax(dim=0)
+    heights = integrand.heights(draws, torch.arange(len(integrand), device=draws.device))
+    require_numbers("log_likelihood", heights, draws, range(len(integrand)))
+    best = heights.argmax(dim=0)
     guess = draws[best, torch.arange(len(best), device=draws.device)]
     scan = scanned(integrand, guess, method.tolerance, method.max_points)
     overlaps = scan.modes.overlaps(_MARGIN - math.log(method.tolerance))

@@ -30,6 +30,7 @@ from ..programs import (
     device_of,
     evaluating,
     hooks_of,
+    modules_of,
     partly_observed,
     retry_unvalidated,
 )
@@ -183,10 +184,25 @@ def prepared(
     """Checks the data; runs the block in evaluation mode, without gradients, on its own seed."""
     batch = as_batch(data, device_of(model, guide))
     check_data(model, batch)
+    _require_trained({"model": model, "guide": guide})
     with evaluating(model, guide), torch.no_grad(), forked(seed, "evidence.unkeyed"):
         program = retry_unvalidated(partial(program_of, model, guide, batch))
         program = given_globals(program, guide, batch, given)
+        if len(batch[0]) > 1:
+            program.require_separate_rows(batch)
         yield Inference(program, posterior_of(guide, program, batch), batch)
+
+
+def _require_trained(programs: Mapping[str, ProgramLike]) -> None:
+    """Refuses parameters that are nan, as a training that diverged leaves them."""
+    for role, program in programs.items():
+        for module in modules_of(program):
+            for name, parameter in module.named_parameters():
+                if bool(parameter.isnan().any()):
+                    raise FloatingPointError(
+                        f"parameter '{name}' of the {role} has entries that are nan, so it has no "
+                        "densities: train it again, with a smaller step size, or load an older one"
+                    )
 
 
 def check_data(model: ProgramLike, batch: Batch) -> None:

@@ -268,8 +268,6 @@ class LocalParameters(InferenceMap):
         device: str | torch.device | None = None,
     ) -> None:
         super().__init__()
-        if num_data < 1:
-            raise ValueError(f"num_data is the number of rows of the data set, got {num_data}")
         self.num_data, self.lr, self.decay, self.factor = num_data, lr, decay, 1.0
         self.device = None if device is None else torch.device(device)
         # Pyro's SVI calls backward() only where a program has a parameter: an empty one will do.

@@ -65,6 +65,20 @@ class Likelihood(nn.Module):
                 "for counts, and covariates are for models.ConditionalVAE"
             )
 
+    def check_learned(self, shape: tuple[int, ...]) -> None:
+        """Refuses learned parameters, such as a sigma, that do not fit a datum of this shape."""
+        for part in (self, *self.children()):
+            if isinstance(part, Likelihood) and part is not self:
+                part.check_learned(shape)
+                continue
+            own = getattr(part, "shape", ())
+            pairs = zip(reversed(own), reversed(shape), strict=False)
+            if len(own) > len(shape) or any(mine not in (1, size) for mine, size in pairs):
+                raise ValueError(
+                    f"{type(part).__name__} has shape {own}, and a datum has {shape}: make it with "
+                    f"shape={shape}, or leave the shape out for one that all features share"
+                )
+
     def fill(self, output: Tensor) -> Tensor | float:
         """The placeholder of every feature, a number or a tensor that broadcasts with the data."""
         return self.placeholder

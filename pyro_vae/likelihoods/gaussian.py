@@ -32,8 +32,6 @@ class FixedSigma(nn.Module):
 
     def __init__(self, sigma: float = 1.0) -> None:
         super().__init__()
-        if not 0 < sigma < float("inf"):
-            raise ValueError(f"sigma is a positive standard deviation, got {sigma}")
         self.sigma = float(sigma)
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:

@@ -140,6 +140,11 @@ class Mixed(Likelihood):
         """The likelihoods of the columns."""
         return iter(self.likelihoods)
 
+    def check_learned(self, shape: tuple[int, ...]) -> None:
+        """Refuses learned parameters of more than one number: each column has its own."""
+        for likelihood in self:
+            likelihood.check_learned((1,))
+
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the decoder's output: the number of parameters of all columns."""
         if shape != (len(self.names),):

@@ -89,8 +89,6 @@ class StudentT(WithSigma):
 
     def __init__(self, df: float | int | LearnedDegrees = 4.0, sigma: Sigma = 1.0) -> None:
         super().__init__(sigma)
-        if isinstance(df, int | float) and not 0 < df < math.inf:
-            raise ValueError(f"df, the degrees of freedom, are positive and finite, got {df}")
         self.df = float(df) if isinstance(df, int | float) else df
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:

@@ -158,11 +158,13 @@ class Decoded(Generative):
 
         try:
             with self.decoder.register_forward_hook(look):
-                self.prototype()
+                rows = self.prototype()
         except (RuntimeError, ValueError, IndexError) as error:
             raise ValueError(
                 f"the decoder could not decode z of shape (2, {latents}): {error}"
             ) from error
+        y = rows[0] if isinstance(rows, tuple) else rows
+        self.likelihood.check_learned(tuple(y.shape[1:]))
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
         """p(y | z) of every row, with the datum as its event."""
@@ -178,9 +180,3 @@ class Decoded(Generative):
         """Refuses data outside the likelihood's support; the message has the remedy."""
         super().check(y, names)
         self.likelihood.check(y, names)
-
-
-def check_latents(latent_dim: int) -> None:
-    """Refuses a model without latents."""
-    if latent_dim < 1:
-        raise ValueError(f"latent_dim is the number of latents, got {latent_dim}")

@@ -9,7 +9,7 @@ from .._types import Batch, Distribution
 from ..likelihoods import DecodedSigma, FixedSigma, Gaussian, LearnedSigma, Likelihood
 from ..randomness import forked
 from ..registry import registered
-from .base import Decoded, check_latents
+from .base import Decoded
 from .priors import Prior, StandardNormal
 
 
@@ -117,7 +117,6 @@ class ConditionalVAE(Decoded):
         prior: Prior | NormalGiven | None = None,
     ) -> None:
         super().__init__(decoder, likelihood)
-        check_latents(latent_dim)
         if covariates < 1:
             raise ValueError(f"covariates is the number of entries of x, got {covariates}")
         self.latent_dim, self.covariates = latent_dim, covariates

@@ -17,7 +17,7 @@ from ..data import check_batch
 from ..programs import PartlyObserved
 from ..registry import registered
 from . import expectation_maximization as em
-from .base import Generative, check_latents
+from .base import Generative
 
 
 @registered()
@@ -104,9 +104,6 @@ class LinearGaussian(Generative):
         self, latent_dim: int, features: int, noise: Isotropic | Diagonal | None = None
     ) -> None:
         super().__init__(torch.zeros(()))
-        check_latents(latent_dim)
-        if features < 1:
-            raise ValueError(f"features is the number of entries of a datum, got {features}")
         self.latent_dim, self.features = latent_dim, features
         self.noise = Isotropic() if noise is None else noise
         shape = () if isinstance(self.noise, Isotropic) else (features,)

@@ -12,7 +12,7 @@ from ..likelihoods import Likelihood
 from ..programs import PartlyObserved, evaluating
 from ..randomness import forked
 from ..registry import registered
-from .base import Decoded, check_latents
+from .base import Decoded
 from .conditional import as_normal, latents_of
 from .priors import Prior, StandardNormal, Unfolded
 
@@ -107,7 +107,6 @@ class SequentialVAE(Decoded):
         prior: Prior | None = None,
     ) -> None:
         super().__init__(decoder, likelihood)
-        check_latents(latent_dim)
         if length < 1:
             raise ValueError(f"length is the number of time steps of a series, got {length}")
         self.state_dim, self.length = latent_dim, length

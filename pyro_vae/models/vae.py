@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._types import Distribution, Estimate
 from ..likelihoods import Likelihood
 from ..registry import registered
-from .base import Decoded, check_latents
+from .base import Decoded
 from .conditional import as_normal, latents_of
 from .priors import MixtureOfNormals, Prior, StandardNormal
 
@@ -60,7 +60,6 @@ class VAE(Decoded):
         prior: Prior | None = None,
     ) -> None:
         super().__init__(decoder, likelihood)
-        check_latents(latent_dim)
         self.latent_dim = latent_dim
         self.latent_prior = StandardNormal() if prior is None else prior
         self._check_decoder(latent_dim)
@@ -123,7 +122,6 @@ class MixtureVAE(Decoded):
         spread: float = 1.0,
     ) -> None:
         super().__init__(decoder, likelihood)
-        check_latents(latent_dim)
         self.latent_dim, self.components = latent_dim, components
         self.mixture = MixtureOfNormals(components, latent_dim, spread=spread)
         self._check_decoder(latent_dim)
@@ -227,7 +225,6 @@ class HierarchicalVAE(Decoded):
         prior: Prior | None = None,
     ) -> None:
         super().__init__(decoder, likelihood)
-        check_latents(latent_dim)
         if not layers:
             raise ValueError(
                 "a hierarchy needs a layer below the top, got none; for one layer use a VAE"

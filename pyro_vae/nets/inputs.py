@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from ..registry import registered
 
@@ -173,8 +172,9 @@ class ColumnInputs(_Around):
     def _column(self, place: int, y: Float[Tensor, " batch"]) -> Float[Tensor, "batch inputs"]:
         number = self.categories[place]
         if number:
-            codes = y.round().long().clamp(0, number - 1)
-            return one_hot(codes, number).to(y)
+            codes = y.round().clamp(0, number - 1)
+            # Not `one_hot`, which reads numbers out of its argument and so cannot be captured.
+            return (codes[:, None] == torch.arange(number, device=y.device)).to(y)
         return (y.clamp(min=0).log1p() if place in self.counts else y)[:, None]
 
     def forward(self, y: Float[Tensor, "batch columns"], *given: Tensor) -> Tensor:

@@ -210,8 +210,6 @@ class Renyi(Objective):
 
     def __post_init__(self) -> None:
         _check_particles(self.num_particles)
-        if not math.isfinite(self.alpha):
-            raise ValueError(f"alpha is a finite number, got {self.alpha}")
 
     def bound(self, particles: Particles) -> Tensor:
         """The logarithm of a power mean of the weights."""

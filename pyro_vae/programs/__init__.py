@@ -48,6 +48,7 @@ from .structure import partly_observed as partly_observed
 from .traces import Run as Run
 from .traces import TracedSite as TracedSite
 from .traces import leaves_of as leaves_of
+from .traces import own_messages as own_messages
 from .traces import repeat_rows as repeat_rows
 from .traces import retry_unvalidated as retry_unvalidated
 from .traces import run as run
@@ -91,6 +92,7 @@ __all__ = [
     "modules_of",
     "no_new_parameters",
     "outside_minibatch",
+    "own_messages",
     "partly_observed",
     "reached_by",
     "repeat_rows",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
@@ -455,6 +456,26 @@ class Program:
             got, expected, rtol=1e-4, atol=1e-4, equal_nan=True
         )
 
+    def require_separate_rows(self, batch: Batch) -> None:
+        """Refuses a program whose density of a datum depends on the other rows of the batch.
+
+        The density of the first row, alone, is compared with that of the first row of two.
+
+        Raises:
+            ValueError: If they differ, unless the density differs between two equal calls anyway.
+        """
+        one, two = (_first_row(self, batch, rows, seed=0) for rows in (1, 2))
+        if one is None or two is None or _is_close(one, two):
+            return
+        again = _first_row(self, batch, 2, seed=1)
+        if again is not None and _is_close(again, two):
+            raise ValueError(
+                f"log p(y, z) of the first datum is {float(two):.6g} beside a second row and "
+                f"{float(one):.6g} alone, at the same z: the program mixes the rows of a batch, so "
+                "no datum has a density of its own; let no operation sum, normalize or attend "
+                "over the first axis (in evaluation mode nn.BatchNorm does not)"
+            )
+
     def _check_sites(self, sites: dict[str, TracedSite]) -> None:
         """Refuses a run whose sites differ from those of the first run."""
         expected = {site.name for site in self.latent_sites} | set(self.structure.enumerated)
@@ -493,6 +514,23 @@ def _tried(program: Program, batch: Batch) -> Tensor | None:
         return torch.cat(program.log_densities(z, *rows))
     except Exception:  # whatever a program that cannot broadcast raises
         return None
+
+
+def _first_row(program: Program, batch: Batch, rows: int, *, seed: int) -> Tensor | None:
+    """Log density of the first of so many rows, at fixed latents; `None` if the program raises."""
+    z = torch.linspace(-1, 1, 2 * program.latent_dim, dtype=program.dtype, device=program.device)
+    some = tuple(part[:rows] for part in batch)
+    try:
+        with forked(seed, "a row alone"), pyro.validation_enabled(is_validate=False):
+            return program.log_joint(z.view(1, 2, -1)[:, :rows], *some)[0, 0]
+    except Exception:  # which is reported where the program is used
+        return None
+
+
+def _is_close(one: Tensor, other: Tensor) -> bool:
+    """Up to rounding; what is not finite is compared elsewhere."""
+    apart = (one - other).abs()
+    return not bool(apart > 1e-3 * (1 + one.abs() + other.abs()))
 
 
 def _checked(batch: Batch) -> Batch:

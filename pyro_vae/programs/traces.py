@@ -5,9 +5,11 @@ data holds exactly the rows given, outer handlers see only the parameters that i
 result lists the sites that carry a density.
 """
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, TypeVar
 
 import pyro
@@ -251,10 +253,29 @@ def run(
         plate: Name of the plate over data, if it is known.
         edges: Notes unconstrained values, and draws them.
     """
-    with poutine.block(expose_types=["param"]), _own_dimensions():
+    with own_messages(), poutine.block(expose_types=["param"]), _own_dimensions():
         conditioned = poutine.condition(program, data=dict(values or {}))
         trace = poutine.trace(conditioned if edges is None else edges(conditioned))
         return Run(trace.get_trace(*batch), plate)
+
+
+@contextmanager
+def own_messages() -> Iterator[None]:
+    """Raises our own errors without the table of all shapes that Pyro's traces add to them."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        cause: BaseException = error
+        while "Trace Shapes:" in str(cause) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        frames = list(traceback.walk_tb(cause.__traceback__))
+        if cause is error or not frames or not _is_ours(frames[-1][0]):
+            raise
+        raise cause from None
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]
 
 
 @contextmanager

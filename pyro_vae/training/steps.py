@@ -20,7 +20,7 @@ from ..compiling import CompiledSteps
 from ..data import Augmented, RowReader
 from ..guides import is_tied_to_rows, maps_of, model_for, prepare_training, program_of, row_buffers
 from ..objectives import Objective, Progress
-from ..programs import capturing, leaves_of, minibatch, run
+from ..programs import capturing, leaves_of, minibatch, own_messages, run
 from ..randomness import forked
 from .optimizers import NoteScales, Unscaled, made_optimizer, objective_of
 from .plans import Plan
@@ -189,7 +189,8 @@ class Steps:
         """Loss and ELBO in nats per datum; a value that is not finite is traced to its source."""
         draws, refused = torch.get_rng_state(), None
         try:
-            loss, elbo = self._progress(batch)
+            with own_messages():
+                loss, elbo = self._progress(batch)
         except ValueError as error:  # a distribution refuses parameters that are nan
             loss, elbo, refused = torch.tensor(torch.nan), torch.tensor(torch.nan), error
         if bool(torch.isfinite(loss + elbo)):
