@@ -207,7 +207,30 @@ def test_tensors_that_only_the_digest_knows(saved: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"missing from the file: map.*unexpected .*: weight"):
         load(saved)
     put_tensors(saved, (saved / "model.safetensors").read_bytes()[:-7])
-    with pytest.raises(ValueError, match="not a safetensors file, or is damaged"):
+    with pytest.raises(ValueError, match="not a safetensors file at all"):
+        load(saved)
+
+
+def test_more_than_a_save_can_hold_is_not_begun(saved: Path) -> None:
+    """Tensors by the hundred thousand, a file longer than its header says, objects without end."""
+    none = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"t{place}": none for place in range(200_000)}).encode()
+    many = len(header).to_bytes(8, "little") + header
+    whole = (saved / "model.safetensors").read_bytes()
+    for content in (many, whole + b"0"):
+        put_tensors(saved, content)
+        with pytest.raises(ValueError, match="truncated, damaged, or from another save"):
+            load(saved)
+    put_tensors(saved, whole)
+    record = {"class": "Identity", "arguments": {}}
+    layers = {str(place): record for place in range(20_000)}
+    edit = json.loads((saved / "pyro_vae.json").read_text())
+    edit["model"]["architecture"]["arguments"]["decoder"] = {
+        "class": "Sequential",
+        "arguments": layers,
+    }
+    (saved / "pyro_vae.json").write_text(json.dumps(edit))
+    with pytest.raises(ValueError, match=r"it lists 20,00. objects"):
         load(saved)
 
 

@@ -21,7 +21,7 @@ from ..guides import model_of
 from ..randomness import forked
 from ..writing import Kind, require_place, restored, some, whole_folder
 from .cards import CARD, card
-from .limits import MAX_HEADER, Budget
+from .limits import MAX_HEADER, Budget, is_whole, require_few_objects
 from .parts import Part, check_types, describe, differences, fill, module_of, rebuild, tensors_of
 
 JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] | None
@@ -298,12 +298,15 @@ def _read_tensors(folder: Path, part: Part, digest: str) -> dict[str, Tensor]:
     path = folder / f"{part.role}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is missing: the save in '{folder}' is incomplete")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = ""
+    if is_whole(path):
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != digest:
         raise ValueError(
-            f"'{path}' is not the file that was saved with {HEADER}: it is truncated, damaged, or "
-            "from another save; copy the whole original folder again"
+            f"'{path}' is not the file that was saved with {HEADER}, or not a safetensors file at "
+            "all: it is truncated, damaged, or from another save; copy the whole original folder "
+            "again"
         )
     try:
         tensors = safetensors.torch.load_file(path)  # mapped: read when it is copied below
@@ -338,6 +341,7 @@ def _rebuilt(
             f"load(folder, {part.role}={part.role}); its tensors are then filled in"
         )
     try:
+        require_few_objects(part.architecture, state)
         with Budget(state):
             return rebuild(part, state, model, device)
     except (ValueError, RecursionError) as error:

@@ -4,8 +4,10 @@ The JSON file of a saved model says how large its parts are, and anybody can wri
 So while the parts are built, the size of every new tensor is checked before memory is allocated.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +70,37 @@ class Budget(TorchDispatchMode):
                 f"{self.num_saved:,}: the JSON file was changed after it was written; copy the "
                 "original folder again"
             )
+
+
+def require_few_objects(recorded: Any, tensors: dict[str, Tensor]) -> None:
+    """Refuses a record of more objects than a save with these tensors can have.
+
+    Raises:
+        ValueError: If it has: making an object takes time and memory, even one without tensors.
+    """
+    number = json.dumps(recorded).count('"class"')
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    if number > _FEW + numbers:  # a column of a table has numbers in the decoder
+        raise ValueError(
+            f"it lists {number:,} objects, but the tensors of the save have {numbers:,} numbers: "
+            "the JSON file was changed after it was written; copy the original folder again"
+        )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its own header says, which is read alone."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size, MAX_HEADER):
+            return False
+        try:
+            entries = json.loads(file.read(length))
+            entries.pop("__metadata__", None)
+            ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return False
+    return size == 8 + length + max(ends, default=0)
 
 
 def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:

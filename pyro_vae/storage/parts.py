@@ -7,6 +7,7 @@ and nothing is imported by a name in a file.
 """
 
 import inspect
+import reprlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -153,15 +154,17 @@ def unpacked(recorded: Any, where: str) -> tuple[Any, dict[str, Any]]:
     """
     is_record = isinstance(recorded, dict) and set(recorded) == {"class", "arguments"}
     if not is_record or not isinstance(recorded["arguments"], dict):
-        raise ValueError(f'{where} should be {{"class": ..., "arguments": {{...}}}}: {recorded!r}')
+        raise ValueError(
+            f'{where} should be {{"class": ..., "arguments": {{...}}}}: {reprlib.repr(recorded)}'
+        )
     return recorded["class"], recorded["arguments"]
 
 
 def _listed(name: Any, table: Mapping[str, Any], where: str) -> Any:
     if not isinstance(name, str) or name not in table:
         raise ValueError(
-            f"{where} is of the class {name!r}, which is not among those that a file may name "
-            f"({', '.join(table)}); it was written by hand, or by a newer version"
+            f"{where} is of the class {reprlib.repr(name)}, which is not among those that a file "
+            f"may name ({', '.join(table)}); it was written by hand, or by a newer version"
         )
     return table[name]
 
