@@ -1,6 +1,7 @@
 """RESULTS.md and AUDITS.md, made from the claims of the scripts and the kept findings."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ class Kind:
         theirs: Heading of the column with the numbers of others.
         confirmed: The verdict if every judged value meets its criterion.
         refuted: The verdict if one does not.
+        others: What is said of those in the answer, with how many of them are explained.
     """
 
     folder: Path
@@ -31,6 +33,7 @@ class Kind:
     theirs: str
     confirmed: str
     refuted: str
+    others: str
 
     def names(self) -> list[str]:
         """The scripts, in the order of their names."""
@@ -62,6 +65,7 @@ REPLICATIONS = Kind(
     theirs="published",
     confirmed="replicated",
     refuted="not replicated",
+    others="of the others {} explained by a further run",
 )
 AUDITS = Kind(
     folder=HERE / "audits",
@@ -77,6 +81,7 @@ AUDITS = Kind(
     theirs="reported",
     confirmed="confirmed",
     refuted="differs",
+    others="the others differ, for reasons given with each",
 )
 
 
@@ -107,8 +112,8 @@ def page(kind: Kind, records: Mapping[str, Record]) -> str:
     explained = sum(not each.met and each.claim.explained for each in records.values())
     minutes = sum(record.seconds for record in records.values()) / 60
     answer = (
-        f"**{good} of {len(records)} {kind.confirmed}; of the others {explained} explained. "
-        f"All together took {minutes:.0f} minutes of one processor.**"
+        f"**{good} of {len(records)} {kind.confirmed}; {kind.others.format(explained)}. "
+        f"All together took {math.ceil(minutes)} minutes of one processor.**"
     )
     rows = [
         f"| {each.claim.title} | {each.claim.source.split(':')[0]} | {kind.verdict(each)} |"

@@ -18,5 +18,5 @@ np.savez(
     mean=model.latent_mean.detach().cpu(),
     scale=model._latent_sqrt_variance.detach().abs().cpu(),
     elbo=float(model.elbo),
-    loglike=float(model.loglike),
+    final=float(model.compute_elbo()),
 )
