@@ -15,7 +15,7 @@ from ..record import Claim, Finding, numbers, within
 
 CLAIM = Claim(
     title="pyPLNmodels reports a bound that lies above log p, by Stirling's formula for log y!",
-    source="pyPLNmodels 1.0.10: `PlnPCA(rank=5).fit()`, `compute_elbo()` and `elbo`, on its own oaks",
+    source="pyPLNmodels 1.0.10: `PlnPCA(rank=5).fit()`, `compute_elbo()`, `elbo`, on its oaks",
     setting=(
         "Oaks: 116 leaves, 114 counts each, offsets and an intercept. The program is z ~ N(0, I) "
         "with five latents and y ~ Poisson(exp(offset + intercept + C z)), at its components; the "
@@ -32,8 +32,8 @@ CLAIM = Claim(
         "does not depend on parameters, so the fit and the ranking of models on the same data "
         "are unaffected; a comparison with another package, or a likelihood ratio against "
         "another family, is. Parameters and q are good: with log y! in place, what q loses is "
-        "the gap shown last. Its attribute `elbo` is the value before the last step of the fit, and "
-        "so another 6 nats from the bound at the parameters that it returns."
+        "the gap shown last. Its attribute `elbo` is the value before the last step of the fit, "
+        "and so another 6 nats from the bound at the parameters that it returns."
     ),
 )
 

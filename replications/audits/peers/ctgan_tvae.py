@@ -14,7 +14,8 @@ kept = []
 made = tvae.Encoder.__init__
 
 
-def make_and_keep(self, *sizes):
+def make_and_keep(self: tvae.Encoder, *sizes: int) -> None:
+    """What the constructor does, and keeps what it made."""
     made(self, *sizes)
     kept.append(self)
 
@@ -46,6 +47,6 @@ np.savez(
     losses=losses,
     sizes=[span.dim for span in spans],
     is_number=[span.activation_fn != "softmax" for span in spans],
-    sigma=sigma,
+    sigma=sigma.detach(),
     **{f"decoder.{name}": part for name, part in model.decoder.seq.state_dict().items()},
 )
