@@ -150,6 +150,8 @@ def test_both_precisions(program: str, map: str, family: str) -> None:
         posterior = single.posterior(*batch)
         log_q = posterior.log_prob(z.float())
         assert posterior.draw(2)[0].dtype == log_q.dtype == torch.float32
+    if map.startswith("refined") and not posterior.is_keyed():
+        return  # its steps follow draws of torch's own, which are others in each precision
     tolerance = 0.02 if map.startswith("refined") else 1e-3  # steps follow the rounding
     torch.testing.assert_close(log_q.double(), expected, rtol=tolerance, atol=tolerance)
 

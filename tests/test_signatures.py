@@ -35,17 +35,22 @@ UNDOCUMENTED = re.compile(
     r"|diagnostics\.(Curve|Latents|Use|log_joint|log_likelihood)|gaps\.(Generalization|Parts)"
     r"|models\.(Generative|Isotropic)|objectives\.Objective|queries\.(Correlation|Tail)"
 )
+# What users call of these is at the root, or has the signatures of scikit-learn.
+SKIPPED = ("defaults", "evidence", "registry", "sklearn", "stats")
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:
     """What the package and its modules list as public: functions, and classes by constructor."""
-    modules = [pv, *(getattr(pv, name) for name in dir(pv))]
+    modules = [pv, *(getattr(pv, name) for name in dir(pv) if name not in SKIPPED)]
     for module in modules:
         if not isinstance(module, ModuleType):
             continue
-        for name in getattr(module, "__all__", ()):
+        listed = hasattr(module, "__all__")
+        for name in module.__all__ if listed else dir(module):
             value = getattr(module, name)
-            if str(getattr(value, "__module__", "")).startswith("pyro_vae") and callable(value):
+            home = "pyro_vae" if listed else module.__name__  # what it only uses is not its own
+            own = str(getattr(value, "__module__", "")).startswith(home)
+            if own and callable(value) and not name.startswith("_"):
                 yield f"{module.__name__}.{name}".removeprefix("pyro_vae."), value
 
 

@@ -24,29 +24,4 @@ from .unit import Bernoulli as Bernoulli
 from .unit import Beta as Beta
 from .unit import ContinuousBernoulli as ContinuousBernoulli
 
-__all__ = [
-    "Bernoulli",
-    "Beta",
-    "Categorical",
-    "ContinuousBernoulli",
-    "DecodedDispersion",
-    "DecodedSigma",
-    "FixedSigma",
-    "Gaussian",
-    "LearnedDegrees",
-    "LearnedDispersion",
-    "LearnedSigma",
-    "Likelihood",
-    "LogNormal",
-    "Mixed",
-    "NegativeBinomial",
-    "Ordinal",
-    "Poisson",
-    "SelfMasked",
-    "SelfMasking",
-    "StudentT",
-    "ZeroInflated",
-    "start_from",
-]
-
 check_public(globals())

@@ -48,33 +48,4 @@ from .tables import plot_effects as plot_effects
 from .tables import plot_filled as plot_filled
 from .tables import plot_walks as plot_walks
 
-__all__ = [
-    "LearningCurve",
-    "plot_aggregated_marginals",
-    "plot_aggregated_plane",
-    "plot_collapse",
-    "plot_comparison",
-    "plot_conditional_density",
-    "plot_data",
-    "plot_dependence",
-    "plot_effects",
-    "plot_filled",
-    "plot_gap_shares",
-    "plot_gaps",
-    "plot_imputation",
-    "plot_latent_plane",
-    "plot_learning_curves",
-    "plot_outliers",
-    "plot_pareto_k",
-    "plot_per_datum",
-    "plot_predictive_check",
-    "plot_rank_ecdf",
-    "plot_rank_histograms",
-    "plot_rate_distortion",
-    "plot_reconstructions",
-    "plot_signal_to_noise",
-    "plot_traversal",
-    "plot_walks",
-]
-
 check_public(globals())
