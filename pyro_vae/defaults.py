@@ -53,7 +53,7 @@ class Architecture:
         seed: Seed of the weights.
         likelihood: The likelihood, p(y | z).
         linear_start: Whether the model of a table of at most 512 columns starts at factor analysis,
-            with a full-rank q that contains its posteriors (:mod:`pyro_vae.linear_start`). It
+            with a full-rank q that contains its posteriors (`pyro_vae.linear_start`). It
             matters for tables of a few hundred rows, in which too few steps are taken to find even
             the linear solution; their held-out log density is then several tenths of a nat higher.
     """
@@ -179,7 +179,7 @@ def inference_map(
         dataset: The data.
         architecture: Sizes of the encoder, and the seed of its weights.
         model: The model from :func:`vae`; the map of a table then starts at the posteriors of the
-            model linearized at z = 0 (:mod:`pyro_vae.linear_start`).
+            model linearized at z = 0 (`pyro_vae.linear_start`).
 
     Raises:
         ValueError: If the name is none of :data:`GUIDES`.
