@@ -109,9 +109,9 @@ audits: $(STAMP) ## Check other packages' numbers, each in an environment in bui
 	@$(BIN)/python -m replications audits
 
 .PHONY: bench
-bench: $(STAMP) ## Time what is said to be fast, as ratios in one run; writes benchmarks/RESULTS.md
+bench: $(STAMP) ## Time what is said to be fast, as ratios in one run; writes benchmarks/RESULTS.md (DEVICE=cuda: on a GPU)
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[bench]" || echo "NumPyro is left out"
-	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python benchmarks/run.py $(if $(DEVICE),--device $(DEVICE))
 
 .PHONY: lint
 lint: $(STAMP) ## Check style and format with ruff

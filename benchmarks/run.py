@@ -3,8 +3,9 @@
 Each benchmark measures its peers in its own process, in turns, and prints medians, ratios and
 their spread; this one adds what they were run on. Nothing else should run on the machine: `make
 bench` takes about a quarter of an hour. NumPyro is timed where it is installed
-(`pip install '.[bench]'`). With `--scale` ten million rows of parameters and a file of 20 GB come
-last. With names only these run, and the rest of the page stays as it was.
+(`pip install '.[bench]'`). With `--device cuda` (`make bench DEVICE=cuda`) the tests of other
+devices run, and the benchmarks that take a device; no page is written. With `--scale` ten million
+rows of parameters and a file of 20 GB come last. With names only these run, and the rest of the page stays as it was.
 
 Run:  python benchmarks/run.py [NAME ...]      (--smoke for a quick look, which writes no file)
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
+ON_DEVICES = ("evidence",)
 LAST = ("scale",)  # asked for by name: it needs room on the disk
 PACKAGES = ("pyro-vae", "torch", "pyro-ppl", "numpy", "numpyro", "jax")
 
@@ -101,15 +103,29 @@ def sections_of(page: Path) -> dict[str, str]:
     return {part.split("\n", 1)[0]: f"## {part.rstrip()}\n" for part in parts}
 
 
+def on_device(device: str, options: list[str]) -> None:
+    """The tests of other devices, and the benchmarks that take one."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise SystemExit(f"torch {torch.__version__} sees no device '{device}' on this machine")
+    tests = [sys.executable, "-m", "pytest", "-q", str(HERE.parent / "tests/test_devices.py")]
+    subprocess.run(tests, env={**os.environ, "DEVICE": device}, check=True)
+    for script in scripts(list(ON_DEVICES), scale=False):
+        printed(script, [*options, "--device", device])
+
+
 def main() -> None:
     """Runs them and writes the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that they run")
     parser.add_argument("--scale", action="store_true", help="ten million rows and 20 GB as well")
     parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md", help="the page")
+    parser.add_argument("--device", help="a device such as cuda: its tests and benchmarks alone")
     parser.add_argument("names", nargs="*", help="benchmarks to run; all of them by default")
     arguments = parser.parse_args()
     options = ["--smoke"] if arguments.smoke else []
+    if arguments.device:
+        on_device(arguments.device, options)
+        return
     parts = sections_of(arguments.out) if arguments.names else {}
     for script in scripts(arguments.names, scale=arguments.scale):
         parts[script.stem] = section(script, *printed(script, options))
