@@ -5,7 +5,8 @@ their spread; this one adds what they were run on. Nothing else should run on th
 bench` takes about a quarter of an hour. NumPyro is timed where it is installed
 (`pip install '.[bench]'`). With `--device cuda` (`make bench DEVICE=cuda`) the tests of other
 devices run, and the benchmarks that take a device; no page is written. With `--scale` ten million
-rows of parameters and a file of 20 GB come last. With names only these run, and the rest of the page stays as it was.
+rows of parameters and a file of 20 GB come last. With names only these run, and the rest of the
+page stays as it was.
 
 Run:  python benchmarks/run.py [NAME ...]      (--smoke for a quick look, which writes no file)
 """
