@@ -122,8 +122,8 @@ def plain_loop(program: ProgramLike, guide: ProgramLike, y: Tensor, draws: int) 
 def bare_product(model: pv.models.VAE, draws: int) -> None:
     """The decoder's products on so many draws."""
     weights = [layer.weight.T for layer in model.decoder.modules() if isinstance(layer, nn.Linear)]
-    rows = min(ROWS, draws)
-    inputs = [torch.randn(rows, len(weight), device=weight.device) for weight in weights]
+    size = min(ROWS, draws)
+    inputs = [torch.randn(size, len(weight), device=weight.device) for weight in weights]
     for _ in range(max(1, draws // ROWS)):
         for rows, weight in zip(inputs, weights, strict=True):
             torch.mm(rows, weight)
