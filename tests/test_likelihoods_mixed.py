@@ -276,8 +276,8 @@ def test_arguments_make_the_same() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: StudentT(0.0), "degrees of freedom, are positive and finite, got 0"),
-        (lambda: StudentT(math.inf), "degrees of freedom, are positive and finite, got inf"),
+        (lambda: StudentT(0.0), "df should be a finite number above 0 .* got 0"),
+        (lambda: StudentT(math.inf), "df should be a finite number above 0 .* got inf"),
         (lambda: NegativeBinomial(-1.0), r"inverse dispersion is positive and finite, got -1"),
         (lambda: LearnedDispersion(initial=1.0, floor=1.0), r"0 <= floor < initial"),
         (lambda: Categorical(1), "num_categories must be at least 2, got 1"),

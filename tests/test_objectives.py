@@ -538,7 +538,7 @@ def test_schedules() -> None:
     ("make", "message"),
     [
         (lambda: IWAE(0), "num_particles is at least 1, got 0"),
-        (lambda: Renyi(math.nan), "alpha is a finite number"),
+        (lambda: Renyi(math.nan), "alpha should be a finite number"),
         (lambda: BetaELBO(-1.0), "beta is a finite number of at least 0"),
         (lambda: LinearWarmup(0), "epochs is positive"),
         (lambda: Cyclic(1, rising=2.0), "rising is a share"),
