@@ -31,11 +31,11 @@ CLAIM = Claim(
     remark=(
         "With `loss_factor=2` the squared errors and cross entropies count twice, and the "
         "constant log(2 pi) / 2 of every number is left out: minus the loss is the ELBO of "
-        "nothing, though a sum of the right terms. What is optimized is the bound at beta = 1/2, "
-        "a choice that its authors made for samples and document as an option. `loss_factor=1` "
-        "gives the negative ELBO up to the constants, as the third row computes from the same "
-        "parameters. Losses of two models can be compared with each other, not with a "
-        "likelihood. Its encoder is not kept after the fit, so that q cannot be asked for later."
+        "nothing, though a sum of the right terms, as the third row shows at these parameters. "
+        "What is optimized is the bound at beta = 1/2, a choice that the package leaves open: "
+        "`loss_factor=1` gives the negative ELBO up to the constants. Losses of two models can be "
+        "compared with each other, not with a likelihood. The encoder is not kept after the fit, "
+        "so that q cannot be asked for later."
     ),
 )
 
