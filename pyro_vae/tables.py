@@ -41,11 +41,13 @@ from .queries import (
     Explanation,
     Imputation,
     Outliers,
+    Similarity,
     Traversal,
     encode,
     explain,
     impute,
     outliers,
+    similarity,
     traverse,
 )
 from .randomness import row_digests
@@ -232,6 +234,22 @@ class TableVAE:
         found = outliers(self.model, posterior, rows, held, **given)
         shift = self._shift(rows).to(found.reference)
         return replace(found, log_p=self._own(found.log_p, rows), reference=found.reference + shift)
+
+    def similarity(
+        self,
+        data: Any = None,
+        others: Any = None,
+        *,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Similarity:
+        """Similarity of every row with others, as :func:`pyro_vae.queries.similarity`."""
+        rows = self.rows(data)
+        beside = rows if others is None else self.rows(others)
+        everything = torch.cat([rows, beside])
+        self._check_holes(everything)
+        given: dict[str, Any] = {"seed": seed, "progress": progress}
+        return similarity(self.model, self._posterior(rows, seed), rows, beside, **given)
 
     def impute(
         self,

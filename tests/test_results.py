@@ -219,6 +219,9 @@ OTHERS |= {
     "dependence": lambda: queries.Dependence(
         pv.Estimate(torch.eye(2), torch.zeros(2, 2)), ("age", "size"), "correlation"
     ),
+    "similarity": lambda: queries.Similarity(
+        pv.Estimate(torch.eye(2), torch.zeros(2, 2)), torch.eye(2, dtype=torch.bool)
+    ),
     "traversal": traversal,
     "explanation": lambda: queries.Explanation(
         traversal(), ("age", "size", "mass"), torch.ones(2, 3), (("up",) * 3,) * 2

@@ -41,6 +41,7 @@ from .queries import plot_conditional_density as plot_conditional_density
 from .queries import plot_dependence as plot_dependence
 from .queries import plot_imputation as plot_imputation
 from .queries import plot_outliers as plot_outliers
+from .queries import plot_similarity as plot_similarity
 from .queries import plot_traversal as plot_traversal
 from .reconstructions import plot_data as plot_data
 from .reconstructions import plot_reconstructions as plot_reconstructions

@@ -399,6 +399,33 @@ def plot_dependence(
     return ax
 
 
+def plot_similarity(value: Float[Array, "rows others"], *, ax: "Axes | None" = None) -> "Axes":
+    """Draws the similarity of rows with others as a heat map, white at 0.
+
+    The scale ends at the 95th percentile of the sizes: a few very unlike rows do not set it.
+
+    Arguments:
+        value: `(rows, others)`, in nats.
+        ax: Where to draw; a new pyplot figure by default.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> plot_similarity(np.eye(2), ax=Figure().subplots()).get_ylabel()
+        'row'
+    """
+    matrix = as_numpy(value).astype(float)
+    end = float(np.nanquantile(np.abs(matrix), 0.95)) or 1.0
+    if ax is None:
+        ax = figure_or_new(None, (5.0, 4.0), layout="compressed").subplots()
+    image = ax.imshow(matrix, cmap="RdBu_r", vmin=-end, vmax=end, aspect="auto")
+    ax.set(xlabel="other", ylabel="row")
+    ax.figure.colorbar(image, ax=ax, label="similarity (nats)", extend="both", shrink=0.8)
+    return ax
+
+
 def _name_cells(ax: "Axes", names: Sequence[str]) -> None:
     ax.spines[:].set_visible(False)
     if len(names) > _MOST_TICKS:

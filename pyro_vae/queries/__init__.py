@@ -21,6 +21,8 @@ from .measures import MutualInformation as MutualInformation
 from .measures import RankCorrelation as RankCorrelation
 from .measures import correlation as correlation
 from .measures import dependence as dependence
+from .similarity import Similarity as Similarity
+from .similarity import similarity as similarity
 from .tails import Outliers as Outliers
 from .tails import Tail as Tail
 from .tails import outliers as outliers
@@ -40,6 +42,7 @@ __all__ = [
     "MutualInformation",
     "Outliers",
     "RankCorrelation",
+    "Similarity",
     "Spherical",
     "Tail",
     "Traversal",
@@ -55,6 +58,7 @@ __all__ = [
     "outliers",
     "reconstruct",
     "reconstruction_draws",
+    "similarity",
     "traverse",
 ]
 

@@ -1,0 +1,159 @@
+r"""How much more probable two rows are together than apart.
+
+.. math:: s_{nm} = \log \frac{p(y_n, y_m)}{p(y_n)\, p(y_m)} = \log \frac{p(y_m \mid y_n)}{p(y_m)},
+    \qquad p(y_n, y_m) = \int p(z)\, p(y_n \mid z)\, p(y_m \mid z)\, dz
+
+the log Bayes factor of one latent for both rows against one for each: the score of Bayesian sets
+for a set of one row. It is symmetric, has no unit (a change of units cancels), takes missing
+entries as they are, and is positive where the rows speak for the same z; by how much depends on how
+informative both are, which distances between embeddings ignore.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .._types import Batch, Data, Estimate, ProgramLike
+from ..evidence import PARETO_SMOOTHED, ImportanceSampling, LogMarginal, Weights, log_marginal_of
+from ..formatting import plus_minus
+from ..programs import Program
+from ..results import Result, join
+from .weighted import estimator_for, prepared_with_holes
+
+_ROWS_AT_ONCE = 65_536  # of the program's batch; only memory depends on it
+
+
+@dataclass(frozen=True, repr=False)
+class Similarity(Result):
+    """Similarity of rows with others, under the model.
+
+    Arguments:
+        estimate: Value and error of each pair, `(rows, others)`, in nats.
+        reliable: Whether all three densities of a pair can be trusted, `(rows, others)`.
+    """
+
+    estimate: Estimate
+    reliable: Bool[Tensor, "rows others"]
+
+    def nearest(self, row: int, number: int = 10) -> list[tuple[int, float, float]]:
+        """The others most similar to a row: position, value and error, the most similar first."""
+        value, error = (part[row].cpu() for part in self.estimate)
+        order = value.argsort(descending=True)[:number].tolist()
+        return [(place, float(value[place]), float(error[place])) for place in order]
+
+    def plot(self) -> Any:
+        """The matrix of all pairs; needs matplotlib."""
+        from ..plots import plot_similarity
+
+        return plot_similarity(self.estimate.value)
+
+    def summary(self, number: int = 10) -> str:
+        """The most similar other of each of the first rows, and how many pairs to doubt."""
+        rows, others = self.reliable.shape
+        lines = [
+            f"row {row}: most similar to {place} ({plus_minus(value, error)} nats)"
+            for row in range(min(rows, number))
+            for place, value, error in self.nearest(row, 1)
+        ]
+        bad = int((~self.reliable).sum())
+        return "\n".join(
+            [
+                *lines,
+                f"similarity of {rows} rows with {others}; {bad} of {rows * others} pairs cannot be "
+                "trusted",
+            ]
+        )
+
+
+def similarity(
+    model: ProgramLike,
+    guide: ProgramLike | None,
+    data: Data,
+    others: Data | None = None,
+    estimator: ImportanceSampling | None = None,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Similarity:
+    r"""Similarity of every row with every other: a log Bayes factor, by importance sampling.
+
+    .. math:: \hat p(y_n, y_m) = \frac{1}{K} \sum_k \frac{p(z_k)\, p(y_n \mid z_k)\,
+        p(y_m \mid z_k)}{q(z_k \mid y_n)}, \qquad z_k \sim q(z \mid y_n)
+
+    It costs draws x rows x others evaluations of p(y | z). Of two very different rows the draws for
+    one say little about the other, so that the value is very negative and not reliable.
+
+    Arguments:
+        model: A Pyro program with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or one written by hand; `None` fits a Gaussian to every
+            row.
+        data: The batch tensor, or a tuple of them.
+        others: Rows to compare with; by default the same.
+        estimator: Importance sampling with 2,000 draws by default.
+        given: Values of the global latent sites, by name.
+        seed: Seed of all draws.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
+
+    Returns:
+        Value and error of every pair, `(rows, others)`, in nats. The errors of the three densities
+        are added as if independent; shared draws make the true one smaller.
+
+    Raises:
+        ValueError: If data, model and guide do not fit together, or there are too few draws.
+
+    References:
+        | Bayesian Sets (Ghahramani & Heller, 2005)
+        | https://papers.nips.cc/paper/2005/hash/bd7db7397f7d83052f829816ecc7f004-Abstract.html
+        | CrossCat: A Fully Bayesian Nonparametric Method for Analyzing Heterogeneous, High
+          Dimensional Data (Mansinghka et al., 2016), for similarity of rows under a model
+        | https://arxiv.org/abs/1512.01272
+
+    Example:
+        >>> from pyro_vae import likelihoods, models
+        >>> model = models.VAE(torch.nn.Linear(1, 2), likelihoods.Gaussian(0.3), latent_dim=1)
+        >>> y = model.sample(3, seed=1)
+        >>> similarity(model, None, y, estimator=ImportanceSampling(50)).reliable.shape
+        torch.Size([3, 3])
+    """
+    how = estimator_for(guide, estimator)
+    options: dict[str, Any] = {"seed": seed, "progress": progress}
+    beside = data if others is None else others
+    with prepared_with_holes(model, guide, beside, seed, given) as found:
+        marginal = how(found, **options)
+    parts: list[LogMarginal] = []
+    joint: list[LogMarginal] = []
+    with prepared_with_holes(model, guide, data, seed, given) as inference:
+        proposed = inference._replace(posterior=how.proposal(*inference))
+        for _, z, weights in how.blocks(proposed, **options):
+            parts.append(log_marginal_of(weights, PARETO_SMOOTHED))
+            for row in range(z.shape[1]):
+                one = Weights(*(part[:, [row]] for part in weights))
+                joint.append(_joint(inference.program, z[:, [row]], one, found.batch))
+    return _similarity(join(parts), marginal, joint)
+
+
+def _joint(
+    program: Program, z: Float[Tensor, "draws one latents"], weights: Weights, others: Batch
+) -> LogMarginal:
+    """Log density of one row together with each of the others, by draws for the row."""
+    size = max(1, _ROWS_AT_ONCE // len(z))
+    parts = zip(*(part.split(size) for part in others), strict=True)
+    scores = [
+        program.log_densities(z.expand(-1, len(some[0]), -1), *some).likelihood for some in parts
+    ]
+    both = weights.log_likelihood + torch.cat(scores, dim=1)
+    prior, proposal = (part.expand_as(both) for part in (weights.log_prior, weights.log_guide))
+    return log_marginal_of(Weights(prior, both, proposal), PARETO_SMOOTHED)
+
+
+def _similarity(rows: LogMarginal, others: LogMarginal, joint: list[LogMarginal]) -> Similarity:
+    value = torch.stack([pair.value for pair in joint]) - rows.value[:, None] - others.value
+    squares = torch.stack([pair.error.square() for pair in joint])
+    error = (squares + rows.error.square()[:, None] + others.error.square()).sqrt()
+    reliable = torch.stack([pair.reliable for pair in joint])
+    return Similarity(Estimate(value, error), reliable & rows.reliable[:, None] & others.reliable)
