@@ -60,13 +60,11 @@ class Similarity(Result):
             for place, value, error in self.nearest(row, 1)
         ]
         bad = int((~self.reliable).sum())
-        return "\n".join(
-            [
-                *lines,
-                f"similarity of {rows} rows with {others}; {bad} of {rows * others} pairs cannot be "
-                "trusted",
-            ]
+        verdict = (
+            f"similarity of {rows} rows with {others}; {bad} of {rows * others} pairs cannot be "
+            "trusted"
         )
+        return "\n".join([*lines, verdict])
 
 
 def similarity(
