@@ -1,6 +1,7 @@
 """Similarity of rows under the model: the closed form of factor analysis, with a twin."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_the_closed_form(model: pv._types.ProgramLike, seed: int) -> None:
 def test_others_and_units() -> None:
     """Some rows against others are some of all pairs, and the row's own unit does not matter."""
     model = vae()
-    given = {"estimator": pv.ImportanceSampling(200), "seed": 3}
+    given: dict[str, Any] = {"estimator": pv.ImportanceSampling(200), "seed": 3}
     every = similarity(model, guide(model), ROWS, **given)
     some = similarity(model, guide(model), ROWS[:2], ROWS[2:], **given)
     torch.testing.assert_close(some.estimate.value, every.estimate.value[:2, 2:])
