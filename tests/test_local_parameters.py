@@ -336,6 +336,33 @@ def test_rows_reach_the_mean_field_optimum() -> None:
     assert_shapes_and_refuses(fitted, y)
 
 
+@float64
+def test_new_rows_join_a_table() -> None:
+    """Old rows stay to the bit, with their optimizer; new ones reach the mean-field optimum.
+
+    The twin, new rows at the prior, does not. Training goes on with all of them.
+    """
+    y, model = FACTS.sample(12), factor_analysis
+    guide = pv.Guide(model, pv.LocalParameters(8), example=y)
+    pv.fit(model, guide, y[:8], num_epochs=3, train_model=False, progress=False)
+    before, steps = table(guide), visits(guide)
+    more = guide.extended(y[8:], progress=False)
+    assert torch.equal(table(more)[:8], before)
+    assert visits(more) == steps + [0] * 4
+    assert torch.equal(table(guide), before)
+    best = mean_field_elbo(guide.fit_rows(y[8:], progress=False), y[8:])
+    blank = pv.Guide(model, pv.LocalParameters(12), example=y)
+    reached, prior = (mean_field_elbo(some, y)[8:] for some in (more, blank))
+    torch.testing.assert_close(reached, best, rtol=0, atol=1e-3)
+    assert float((best - prior).mean()) > 0.1
+    with pytest.raises(ValueError, match="not the data that LocalParameters was trained on"):
+        more.mean(y.flip(0))
+    pv.fit(model, more, y, num_epochs=1, train_model=False, progress=False)
+    assert visits(more) == [step + 1 for step in steps] + [1] * 4
+    with pytest.raises(TypeError, match=r"only a table of free parameters, pv\.LocalParameters"):
+        pv.Guide(model, pv.GlobalParameters(), example=y).extended(y)
+
+
 def assert_shapes_and_refuses(fitted: pv.Guide, y: Tensor) -> None:
     """A guide of fitted rows is one for its data."""
     assert not fitted.training

@@ -318,6 +318,54 @@ class Guide(NamedModule):
         guide.row_fit = fit
         return guide.eval()
 
+    def extended(
+        self,
+        data: Data,
+        fitting: FitRows | None = None,
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> "Guide":
+        r"""Adds new rows to a fitted `LocalParameters` table, fitted with the model fixed.
+
+        Parameters of the rows that it has, and the state of their optimizer, are copied to the bit,
+        so training may go on with all rows together.
+
+        Arguments:
+            data: The new rows, a tensor or a tuple of them.
+            fitting: How to optimize; see :class:`FitRows`.
+            given: Values of the global latent sites; by default the mean of their posterior.
+            seed: Seed of the draws; the caller's random stream is left alone.
+            progress: Whether to show a progress bar; by default on terminals and in notebooks.
+
+        Returns:
+            A new guide for the old rows followed by the new ones; its `row_fit` is that of the new
+            ones.
+
+        Raises:
+            TypeError: If the map has no row for each datum.
+
+        Example:
+            >>> from pyro_vae import likelihoods, models
+            >>> model = models.VAE(torch.nn.Linear(1, 2), likelihoods.Gaussian(), latent_dim=1)
+            >>> guide = Guide(model, LocalParameters(3)).fit_rows(torch.zeros(3, 2))
+            >>> guide.extended(torch.ones(2, 2)).map.num_data
+            5
+        """
+        if not isinstance(self.map, LocalParameters):
+            raise TypeError(
+                "only a table of free parameters, pv.LocalParameters, has rows to add to; a guide "
+                f"with {type(self.map).__name__} takes new data as they are"
+            )
+        new = self.fit_rows(data, fitting, given=given, seed=seed, progress=progress)
+        assert isinstance(new.map, LocalParameters)
+        rows = self.map.blank(self.map.num_data + new.map.num_data)
+        guide = self._with(rows)
+        rows.take(self.map, new.map)
+        guide.row_fit = new.row_fit
+        return guide.eval()
+
     def refined(self, steps: int = 10, num_particles: int = 16) -> "Guide":
         """A copy of the guide that takes a few steps per datum from its map's output, at test time.
 

@@ -326,6 +326,17 @@ class LocalParameters(InferenceMap):
         """Sets the whole table, as after a fit of all rows."""
         self.table.copy_(parameters)
 
+    def blank(self, num_data: int) -> "LocalParameters":
+        """A map of another number of rows, with the same settings."""
+        return LocalParameters(num_data, lr=self.lr, decay=self.decay, device=self.device)
+
+    def take(self, *tables: "LocalParameters") -> None:
+        """Copies the rows of several tables, one after the other, with their optimizer state."""
+        for name in ("table", "moment", "square", "visits", "digests"):
+            setattr(self, name, torch.cat([getattr(table, name) for table in tables]))
+        if len(self.digests) < self.num_data:  # the data of some were never seen as a whole
+            self.digests = self.digests[:0]
+
     def owns(self, leaf: Tensor) -> bool:
         """The rows in flight are."""
         return self._leaf is not None and leaf is self._leaf[2]
