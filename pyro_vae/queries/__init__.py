@@ -21,8 +21,8 @@ from .measures import MutualInformation as MutualInformation
 from .measures import RankCorrelation as RankCorrelation
 from .measures import correlation as correlation
 from .measures import dependence as dependence
-from .similarity import Similarity as Similarity
-from .similarity import similarity as similarity
+from .similar_rows import Similarity as Similarity
+from .similar_rows import similarity as similarity
 from .tails import Outliers as Outliers
 from .tails import Tail as Tail
 from .tails import outliers as outliers
