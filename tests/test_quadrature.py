@@ -277,6 +277,24 @@ def test_a_missed_mode_would_be_seen() -> None:
     assert ((found.value + math.log(11 / 12) - on_a_line(program, y)).abs() > found.error).all()
 
 
+def test_light_modes_leave_no_doubt() -> None:
+    """Hundreds of modes of two latents, of which few have mass; the twin's grid is too coarse."""
+    frequencies = torch.tensor([[2.3, -0.4], [-3.3, 0.9], [-1.6, -2.1], [0.6, 1.3]])
+
+    def waves(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal((z @ frequencies.T).sin(), 0.3).to_event(1), obs=y)
+
+    y = torch.tensor([[0.8, -0.5, 0.1, 0.6]])
+    axis = torch.linspace(-7, 7, 701)
+    z = torch.cartesian_prod(axis, axis)
+    exact = pv.log_joint(waves, z[:, None], y).logsumexp(0) + 2 * (axis[1] - axis[0]).log()
+    assert_covers(integrated(waves, y), exact)
+    with pytest.warns(UserWarning, match="not all modes may have been found"):
+        integrated(waves, y, method=Quadrature(max_points=5_000))
+
+
 def test_rings_in_two_latents() -> None:
     """Seven modes along one latent; and a ridge all around, without an end, known by its radius."""
 

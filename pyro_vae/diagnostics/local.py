@@ -229,14 +229,11 @@ def _require_draws(draws: TrustedDraws, program: Program, batch: Batch) -> None:
 
 @dataclass(frozen=True, repr=False)
 class PosteriorCalibration(PValues):
-    """Ranks of simulated latents among the guide's draws, near every datum.
+    """P-values, and ranks of simulated latents among the guide's draws, near every datum.
+
+    The statistic is the largest shift of a mean rank from 1/2, as a share.
 
     Arguments:
-        p_value: P-value of every datum.
-        statistic: Largest shift of a mean rank from 1/2, as a share.
-        hypothesis: The hypothesis that is rejected, in words.
-        measure: The statistic, in words.
-        doubts: Data that cannot be tested, by reason.
         ranks: From 0 to `num_samples`, `(batch, replicates, quantities)`; uniform if the guide is
             calibrated near the datum.
         ess: Effective number of the guide's draws per replicate, `(batch,)`, the median over
@@ -258,11 +255,7 @@ class PosteriorCalibration(PValues):
 
     @property
     def pooled(self) -> Calibration:
-        """The ranks near all data that can be tested, together; these should be uniform, too.
-
-        Raises:
-            ValueError: If none can be tested.
-        """
+        """The ranks near all data that can be tested, together; these should be uniform, too."""
         ranks = self.ranks[self.reliable].flatten(0, 1)
         if not len(ranks):
             raise ValueError(f"no datum can be tested ({self.reasons})")
@@ -408,10 +401,7 @@ def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> 
 def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tuple[Tensor, Tensor]:
     """Share of the weight below the first draw, ties broken at random; and effective draws.
 
-    Arguments:
-        pieces: Values `(particles, batch, quantities)` and log weights `(particles, batch)`; the
-            first particle is the simulated one.
-        seed: Seed of the ties.
+    `pieces` are values `(particles, batch, quantities)` and log weights `(particles, batch)`.
     """
     truth, log_weight = next(pieces)
     total, squares = log_weight[0], 2 * log_weight[0]
@@ -432,31 +422,29 @@ def _added(log_sum: Tensor, terms: Float[Tensor, "particles *shape"]) -> Tensor:
     return torch.logaddexp(log_sum, terms.logsumexp(dim=0))
 
 
-def _uniformity(ranks: Int[Tensor, "batch replicates quantities"], num_samples: int) -> Any:
+def _uniformity(
+    ranks: Int[Tensor, "batch replicates quantities"], num_samples: int
+) -> tuple[Tensor, Tensor]:
     """P-value of the hypothesis of uniform ranks for every datum, and the largest shift."""
-    p_values = [
-        float(stats.holm(_rank_p_values(own, num_samples)).min()) for own in ranks
-    ]  # fmt: skip
+    p_values = [_p_value(own, num_samples) for own in ranks]
     places = (ranks.double() + 0.5) / (num_samples + 1)
     shift = (places.mean(dim=1) - 0.5).abs().amax(dim=-1)
     return torch.tensor(p_values, dtype=torch.float64), shift
 
 
-def _rank_p_values(ranks: Int[Tensor, "replicates quantities"], num_samples: int) -> Tensor:
+def _p_value(ranks: Int[Tensor, "replicates quantities"], num_samples: int) -> float:
+    """The smallest one of all quantities, adjusted for their number."""
     values = [stats.rank_p_value(column, num_samples) for column in ranks.T]
-    return torch.tensor(values, dtype=torch.float64)
+    return float(stats.holm(torch.tensor(values, dtype=torch.float64)).min())
 
 
 @dataclass(frozen=True, repr=False)
 class OutOfDistribution(PValues):
-    """How much a guide's answers differ from those for reference data.
+    """P-values, and how much a guide's answers differ from those for reference data.
+
+    The statistic is the Mahalanobis distance of the answer.
 
     Arguments:
-        p_value: P-value of every datum.
-        statistic: Mahalanobis distance of the answer.
-        hypothesis: The hypothesis that is rejected, in words.
-        measure: The statistic, in words.
-        doubts: Data that cannot be tested, by reason.
         deviations: Deviation of every feature from its mean over reference data, in standard
             deviations, `(batch, features)`.
         names: Names of the features.

@@ -35,8 +35,9 @@ from ..programs import retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import row_keys
 from ..results import Doubt, join
+from .modes import Modes, Overlaps
 from .results import Bound, LogMarginal
-from .scan import Integrand, Modes, Overlaps, Scan, scanned
+from .scan import Integrand, Scan, scanned
 from .weights import Inference, draw_rows, require_numbers, rows_at_once
 
 _MOST_LATENTS = 3  # each more multiplies the points by about ten

@@ -6,8 +6,9 @@ its mass, and far-reaching. On the scale of the log joint even a narrow mode is 
 away. Newton's method starts at every local maximum of the grid, unless the prior density there is
 so low that even the best likelihood found could not make up for it. Then the grid is refined by a
 factor of two, until no maximum leads to a new mode at least two standard deviations from the
-others. If the number of points reaches its limit first, modes may have been missed, and the datum
-is flagged.
+others. New modes whose total mass is far below the tolerance do not count: those of a still finer
+grid have less. If the number of points reaches its limit first, modes may have been missed, and the
+datum is flagged.
 
 If the model's networks depend on the latents alone, they are run on the grid once for all data.
 """
@@ -27,6 +28,7 @@ from torch.nn import functional
 from .._types import Batch
 from ..programs import LogDensities, Prior, Program
 from ..randomness import forked
+from .modes import Modes, widths
 
 _PRIOR_DRAWS = 512
 _CHECKED = 8  # draws of the prior at which rows are compared, and a shared pass with the program
@@ -42,10 +44,7 @@ _HALVINGS = 10  # of a step, on whose way up there must be no valley
 _SETTLED = 1e-8  # nats that a step promises: the maximum is known to many digits
 _DROP = 0.5  # nats that a normal density falls within one standard deviation
 _STEEP = 1.5  # most that a mode's width is above that of its steeper side
-_WIDE = 1.5  # how much wider than the modes their mixture is
-_NEAR = 2.0  # standard deviations, of both: modes that are nearer than this are one
-_COVERED = 1.5  # nats that a mode may be above the mixture of those that are not much wider
-_WIDER = math.log(4.0)  # of a volume: wider ones do not show what is narrow
+_LIGHTER = 10.0  # times lighter than the tolerance: new modes that are left out of account
 _LIGHT = 7.0  # nats below the tolerance at which a mode is too light to count
 _SLACK = 256.0  # roundings by which two ways to the same density may differ
 
@@ -175,134 +174,6 @@ def _second(slope: Tensor, z: Tensor) -> Tensor:
     return torch.zeros_like(z) if column is None else column.detach()
 
 
-@dataclass(frozen=True)
-class Modes:
-    """Modes of some data, and normal densities as high and about as wide as they.
-
-    Arguments:
-        rows: The datum of each mode.
-        z: Position of the mode.
-        height: Log joint there, in nats.
-        axes: Directions, as columns with the length of one standard deviation.
-    """
-
-    rows: Int64[Tensor, " modes"]
-    z: Float[Tensor, "modes latents"]
-    height: Float[Tensor, " modes"]
-    axes: Float[Tensor, "modes latents latents"]
-
-    def __len__(self) -> int:
-        """Number of modes."""
-        return len(self.rows)
-
-    @cached_property
-    def log_det(self) -> Tensor:
-        """Log determinant of the axes."""
-        return torch.linalg.slogdet(self.axes)[1]
-
-    @cached_property
-    def log_mass(self) -> Tensor:
-        """Log mass of each mode by Laplace's method."""
-        return self.height + self.log_det + self.z.shape[-1] * math.log(2 * math.pi) / 2
-
-    @cached_property
-    def inverse(self) -> Tensor:
-        """Inverse of the axes, which turns differences into numbers of standard deviations."""
-        return torch.linalg.inv(self.axes)
-
-    @cached_property
-    def count(self) -> Int64[Tensor, " data"]:
-        """Modes of every datum."""
-        return torch.bincount(self.rows)
-
-    @cached_property
-    def _table(self) -> Tensor:
-        """Indices of the modes of every datum, `(data, most)`; -1 where there are no more."""
-        order = self.rows.argsort(stable=True)
-        rows, first = self.rows[order], self.count.cumsum(0) - self.count
-        table = self.rows.new_full((len(self.count), int(self.count.max())), -1)
-        table[rows, torch.arange(len(rows), device=rows.device) - first[rows]] = order
-        return table
-
-    def take(self, index: Tensor) -> "Modes":
-        """A subset of the modes."""
-        return Modes(self.rows[index], self.z[index], self.height[index], self.axes[index])
-
-    def heavy(self, depth: float) -> "Modes":
-        """The modes within `depth` nats of the heaviest one of their datum."""
-        return self.take((self.log_mass >= self._most[self.rows] - depth).nonzero()[:, 0])
-
-    def joined(self, other: "Modes") -> "Modes":
-        """These modes and others."""
-        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__annotations__)
-        return Modes(*(torch.cat(pair) for pair in pairs))
-
-    def _terms(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Log densities `(points, most)` of a datum's modes, slightly widened, and their indices.
-
-        Each is weighted by the mode's mass; -inf where there is no mode.
-        """
-        index = self._table[rows]
-        away = self.inverse[index] @ (z[:, None] - self.z[index])[..., None]
-        fallen = away[..., 0].square().sum(dim=-1) / (2 * _WIDE**2)
-        height = self.height[index] - z.shape[-1] * math.log(_WIDE)
-        return (height - fallen).where(index >= 0, -torch.inf), index
-
-    def cover(self, others: "Modes") -> Bool[Tensor, " others"]:
-        """Whether other modes are near one of these, or on the same ridge."""
-        terms, index = self._terms(others.z, others.rows)
-        alike = self.log_det[index] < others.log_det[:, None] + _WIDER
-        ridge = terms.where(alike, -torch.inf).logsumexp(dim=-1)
-        return self._are_near(others) | (ridge > others.height - _COVERED)
-
-    def _are_near(self, others: "Modes") -> Bool[Tensor, " others"]:
-        """Whether other modes are near one of these of their datum, by the widths of both."""
-        index = self._table[others.rows]
-        apart = (others.z[:, None] - self.z[index])[..., None]
-        here = (self.inverse[index] @ apart).square().sum(dim=(-2, -1))
-        there = (others.inverse[:, None] @ apart).square().sum(dim=(-2, -1))
-        return ((torch.maximum(here, there) < _NEAR**2) & (index >= 0)).any(dim=-1)
-
-    def overlaps(self, depth: float) -> "Overlaps":
-        """Pairs of a datum's modes where one has mass, in the mixture, at the other."""
-        terms, index = self._terms(self.z, self.rows)
-        volume = self.log_mass - self.height
-        light = self._most[self.rows] - depth
-        other = torch.arange(len(self), device=index.device)[:, None].expand_as(index)
-        stake = terms + volume[:, None]
-        pair = (stake > light[:, None]) & (index != other)
-        return Overlaps(index[pair], other[pair], stake[pair])
-
-    @cached_property
-    def _most(self) -> Float[Tensor, " data"]:
-        most = torch.full_like(self.log_mass[: len(self.count)], -torch.inf)
-        return most.scatter_reduce(0, self.rows, self.log_mass, "amax")
-
-    def log_share(self, z: Tensor, rows: Tensor, mode: Tensor) -> Float[Tensor, " points"]:
-        """Log of the share that a mode has in the mixture: a partition of one."""
-        terms, index = self._terms(z, rows)
-        own = terms.where(index == mode[:, None], -torch.inf).amax(dim=-1)
-        total = terms.logsumexp(dim=-1)
-        # Where all of them underflow the first one takes what there is.
-        nothing = torch.zeros_like(own).where(index[:, 0] == mode, -torch.inf)
-        return (own - total).where(total > -torch.inf, nothing)
-
-
-class Overlaps(NamedTuple):
-    """Pairs of modes, and the log mass that the first one has, in the mixture, at the second."""
-
-    mode: Int64[Tensor, " pairs"]
-    other: Int64[Tensor, " pairs"]
-    log_stake: Float[Tensor, " pairs"]
-
-
-def widths(bend: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviations and directions; curvatures are made positive, and not too small."""
-    values, vectors = torch.linalg.eigh(bend)
-    largest = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
-    return values.abs().clamp(min=1e-8 * largest).rsqrt(), vectors
-
-
 def climbed(integrand: Integrand, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The points to which Newton's method leads, and the log joint there."""
     z, height = z.clone(), integrand.heights(z[None], rows)[0]
@@ -360,7 +231,7 @@ class Scan(NamedTuple):
 
     Arguments:
         modes: The modes of all data.
-        unsettled: Data for which the finest grid still showed a new mode.
+        unsettled: Data for which the finest grid still showed new modes with mass.
         log_edge: Log of the mass that may lie beyond the grid, in nats.
         log_mass: Sum over the grid, where it is fine enough to be log p(y); nan elsewhere.
     """
@@ -400,7 +271,8 @@ def scanned(
         peaks = seeker.relevant(fine) & fine.peaks & ~coarse.peaks_around()
         new = seeker.seek(*fine.highest(peaks))
         log_edge[rows], log_mass[rows] = fine.log_edge(), fine.log_mass(tolerance)
-        left = new[rows] | (peaks.flatten(1).sum(dim=1) > _MOST_MAXIMA)
+        left = seeker.shares(new)[rows] > tolerance / _LIGHTER
+        left |= peaks.flatten(1).sum(dim=1) > _MOST_MAXIMA
         rows, coarse = rows[left], fine.of_rows(left)
     unsettled = torch.zeros(number, dtype=torch.bool, device=guess.device)
     unsettled[rows] = True
@@ -417,9 +289,9 @@ class _Seeker:
         self.top = torch.full((number,), -torch.inf, dtype=torch.float64, device=device)
         self.likeliest = self.top.clone()
 
-    def seek(self, z: Tensor, rows: Tensor) -> Bool[Tensor, " batch"]:
-        """Runs Newton's method; returns for which data a mode is new."""
-        new = torch.zeros_like(self.top, dtype=torch.bool)
+    def seek(self, z: Tensor, rows: Tensor) -> Float[Tensor, " batch"]:
+        """Runs Newton's method; returns the log mass of every datum's new modes."""
+        new = torch.full_like(self.top, -torch.inf)
         if len(z) == 0:
             return new
         z, height = climbed(self.integrand, z, rows)
@@ -437,7 +309,7 @@ class _Seeker:
             if self.modes is not None:
                 some = some.take((~self.modes.cover(some)).nonzero()[:, 0])
             self.modes = some if self.modes is None else self.modes.joined(some)
-            new[some.rows] = True
+            new[some.rows] = torch.logaddexp(new[some.rows], some.log_mass)
         return new
 
     def relevant(self, grid: "_Grid") -> Bool[Tensor, "batch ..."]:
@@ -447,6 +319,11 @@ class _Seeker:
         top = torch.maximum(self.top[grid.rows], grid.value.flatten(1).amax(dim=1))
         least = (top - likeliest - 2 * self.depth).view(-1, *[1] * grid.latents)
         return grid.prior > least
+
+    def shares(self, log_mass: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Masses relative to that of every datum's heaviest mode."""
+        assert self.modes is not None
+        return (log_mass - self.modes.heaviest).exp()
 
     def heavy(self) -> Modes:
         """The modes that have some mass."""

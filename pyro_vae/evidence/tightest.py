@@ -1,15 +1,17 @@
 r"""The ladder: estimators of log p(y) in order of cost, tried for each datum until one is accepted.
 
 Each estimator is a *rung*: the closed form; quadrature, for one or two latents; importance sampling
-from the guide, from a Gaussian fitted to the datum, from a Student t distribution with the moments
-of the posterior, and from a mixture over all modes that a tempered population found; that
-population itself. Each has its own diagnostics, but these cannot see mass that the draws never
-reached: a Gaussian on one of eight equal modes has nearly equal weights, and log p(y) is low by log
-8 with a tiny error. So a rung is accepted only if an independent check agrees:
+from the guide, from a Gaussian fitted to the datum, and from a Student t distribution with the
+moments of the posterior; for series a particle filter; importance sampling from a mixture over all
+modes that a tempered population found; that population itself. Each has its own diagnostics, but
+these cannot see mass that the draws never reached: a Gaussian on one of eight equal modes has
+nearly equal weights, and log p(y) is low by log 8 with a tiny error. So a rung is accepted only if
+an independent check agrees:
 
 * prior draws find no more mass than it did, beyond their error, :math:`\hat p_{\text{prior}} - \hat
   p \le 4 \, \mathrm{se}`, for all rungs that sample;
 * fits from several starting points find no second mode, for a proposal with one mode;
+* the filter is not lower than the Student t by more than four joint errors;
 * the mixture and the population that it was fitted to agree within four joint errors.
 
 If a posterior is narrow, prior draws find no mass, which proves nothing; and modes that neither the
@@ -480,9 +482,12 @@ def _population(climb: _Climb, start: Start, rung: Rung) -> Population:
 
 
 def _excess(one: LogMarginal, other: LogMarginal) -> Tensor:
-    """The difference of two estimates in joint standard errors."""
-    spread = (one.error.square() + other.error.square() + _TOLERANCE**2).sqrt()
-    return (one.value - other.value) / spread
+    """The difference of two estimates in joint standard errors, of at most a nat each.
+
+    An average of a few weights may be too low by many nats, but is rarely too high by one.
+    """
+    spread = torch.hypot(one.error.clamp(max=1), other.error.clamp(max=1))
+    return (one.value - other.value) / (spread.square() + _TOLERANCE**2).sqrt()
 
 
 _SAMPLED = [

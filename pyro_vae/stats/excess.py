@@ -23,6 +23,16 @@ The verdict uses the skewness at the heaviest plausible tail, :math:`\hat\xi + 1
 :math:`\hat s (1 + 1.5 / \sqrt M)`: a run that missed large weights looks harmless, and a verdict
 of reliable selects just such runs. For the same reason the error of a reliable estimate is larger
 than the likely one, the more so the closer it came to being doubted.
+
+If its largest weights dominate an average, its logarithm varies from run to run as theirs does, by
+nats or by thousands of them, and the delta method, whose error is at most 1, does not show it. Near
+the largest of :math:`K` weights the log weights rise by :math:`k = s\, e^{\xi \log M}` nats per
+unit of :math:`t`, so the weights are locally a power law of shape :math:`k`. For :math:`k > 1` it
+has no mean; the sum is a positive stable variable, and
+
+.. math:: \mathrm{Var} \log \hat p = \frac{\pi^2}{6} (k^2 - 1) .
+
+This is the spread of runs. All of them are too low, by an amount that no draw shows.
 """
 
 import math
@@ -85,7 +95,8 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
         (\text{error}_+ - \text{error}_0)
 
     where the skewness :math:`g` is below :data:`MAX_SKEWNESS`, or :math:`\text{error}_+` below
-    0.001 nats, and :math:`\text{error}_0` elsewhere. The variance of
+    0.001 nats; elsewhere the larger one of :math:`\min(1, \text{error}_0)` and the spread, from run
+    to run, of the sum of the largest weights, where these dominate. The variance of
     :math:`\text{error}_0` has a likely tail in it, that of :math:`\text{error}_+` the heaviest
     plausible one (see the module's derivation); neither is below the delta method's.
 
@@ -113,6 +124,7 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
         | Parameter and Quantile Estimation for the Generalized Pareto Distribution
           (Hosking & Wallis, 1987)
         | https://doi.org/10.1080/00401706.1987.10488243
+        | One-dimensional Stable Distributions (Zolotarev, 1986), for the variance of the logarithm
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
         | https://arxiv.org/abs/1507.02646
 
@@ -138,7 +150,28 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
     is_even = (skewness < MAX_SKEWNESS) | (seen & (wide < MILLINAT))
     share = (skewness / _WIDEST).clamp(0, 1).where(is_even, 0.0)
     error = (likely + share * (wide - likely)).where(seen & ~tail.is_flat, delta)
-    return TailError(error, skewness, is_even & (error < MAX_ERROR))
+    covers = is_even & (error < MAX_ERROR)
+    # A relative error above 1 says nothing about the logarithm: the largest weights do.
+    doubted = error.clamp(max=1).maximum(_spread_of_largest(log_weights))
+    return TailError(error.where(covers, doubted), skewness, covers)
+
+
+def _spread_of_largest(log_weights: Tensor) -> Tensor:
+    """Spread, from run to run, of the log of a sum that its largest terms dominate; else 0."""
+    size = tail_size(len(log_weights))
+    top = log_weights.double().topk(size + 1, dim=0).values
+    shape, scale = _fitted((top - top[-1])[:-1], torch.full_like(top[0], size))
+    power = scale * (shape * math.log(size)).exp()
+    return (power.square() - 1).clamp(min=0).sqrt().nan_to_num(nan=0.0) * math.pi / math.sqrt(6)
+
+
+def _fitted(excess: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape and scale of the first `size` log excesses, by their moments; the others are 0."""
+    places = torch.arange(len(excess), device=excess.device).reshape(-1, *[1] * size.dim())
+    first = excess.sum(dim=0) / size
+    spread = ((excess - first).square().where(places < size, 0.0)).sum(dim=0) / (size - 1)
+    shape = (1 - first.square() / spread) / 2
+    return shape, first * (1 - shape)
 
 
 def _tail_of(log_weights: Tensor) -> _Tail:
@@ -153,10 +186,7 @@ def _tail_of(log_weights: Tensor) -> _Tail:
     cutoff = top.gather(0, size.clamp(min=0).unsqueeze(0)).squeeze(0)
     places = torch.arange(len(top), device=top.device).reshape(-1, *[1] * cutoff.dim())
     inside = places < size
-    excess = (top - cutoff).where(inside, 0.0)
-    first = excess.sum(dim=0) / size
-    spread = ((excess - first).square().where(inside, 0.0)).sum(dim=0) / (size - 1)
-    shape = (1 - first.square() / spread) / 2
+    shape, scale = _fitted((top - cutoff).where(inside, 0.0), size)
     far = (top.clamp(max=_HIGHEST).exp() - 1).where(inside, 0.0)
     return _Tail(
         weights / mean,
@@ -164,7 +194,7 @@ def _tail_of(log_weights: Tensor) -> _Tail:
         size,
         torch.stack([far.square().sum(dim=0), far.pow(3).sum(dim=0)]),
         shape,
-        first * (1 - shape),
+        scale,
         top[0] - top[-1] <= rounding_units(log_weights),
     )
 
