@@ -411,7 +411,13 @@ def _from_fit(climb: _Climb) -> _Attempt:
     posterior = climb.posterior.rows(climb.open)
     climb.proposal = climb.ladder.proposal(*climb.inference(posterior))
     result = climb.weighed(climb.proposal, Rung.FITTED)
-    return climb.checked(result, climb.proposal, climb.proposal)
+    attempt = climb.checked(result, climb.proposal, climb.proposal)
+    if all(site.is_real for site in climb.program.latent_sites):
+        return attempt
+    # Near an edge a density falls exponentially. A normal falls faster, and misses up to a tenth of
+    # the mass without a large weight among its draws; but then few of them are effective.
+    efficient = result.ess >= _EFFICIENT * result.num_samples
+    return attempt._replace(accepted=attempt.accepted & efficient)
 
 
 def _from_student(climb: _Climb) -> _Attempt:

@@ -195,6 +195,21 @@ def gamma_exponential(num: int) -> Known:
     return Known(model, (y,), log_p)
 
 
+def sparse_rates(num: int) -> Known:
+    """Three rates that are nearly 0 or large, and one small count of each."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            prior = dist.Gamma(y.new_full((3,), 0.05), 1.0)
+            rates = pyro.sample("rates", prior.to_event(1))
+            pyro.sample("y", dist.Poisson(rates).to_event(1), obs=y)
+
+    marginal = dist.GammaPoisson(torch.tensor(0.05), torch.tensor(1.0))
+    y = marginal.sample((num, 3))
+    y[: num // 2, 0] = 1.0  # a datum without any count tells of the prior alone
+    return Known(model, (y,), marginal.log_prob(y).sum(dim=-1))
+
+
 def dirichlet_multinomial(num: int) -> Known:
     """Shares of four kinds."""
     concentration = torch.tensor([0.5, 1.0, 3.0, 2.0])
@@ -305,6 +320,7 @@ PROGRAMS: dict[str, Callable[[int], Known]] = {
     "beta-binomial": beta_binomial,
     "gamma-exponential": gamma_exponential,
     "dirichlet-multinomial": dirichlet_multinomial,
+    "sparse-rates": sparse_rates,
     "discrete-continuous": discrete_and_continuous,
     "covariates": covariates,
     "holes": holes,
