@@ -1,4 +1,4 @@
-"""The ladder against independent answers: sixteen programs under five guides, at a small size.
+"""The ladder against independent answers: seventeen programs under five guides, at a small size.
 
 `make trust` asks 500 data of each cell and prints the table.
 """
