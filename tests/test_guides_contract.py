@@ -14,6 +14,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 import pyro_vae as pv
@@ -452,3 +453,29 @@ def test_a_latent_of_what_was_not_seen() -> None:
     exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(Y).double() * seen
     value = pv.elbo(partly, guide, (Y, seen), 20).elbo.value
     torch.testing.assert_close(value, exact, rtol=0, atol=1e-5)
+
+
+def test_auxiliary_sites_of_global_sites_are_of_no_datum() -> None:
+    """An automatic guide of a global site, called by a guide of the others, leaves q(z_n) known."""
+
+    def population(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    shared = AutoNormal(poutine.block(population, expose=["loc"]))
+
+    def guide(y: Tensor) -> None:
+        shared(y)
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal((y + 0.5) / 2, SD))
+
+    program = Program(population, Y).given({"loc": torch.tensor(0.5)})
+    z, log_q = ProgramPosterior(program, guide, (Y,)).draw(5)
+    torch.testing.assert_close(ProgramPosterior(program, guide, (Y,)).log_prob(z), log_q)
+    defended = pv.ImportanceSampling(200, proposal=pv.Defensive(0.5))
+    found = pv.log_marginal_likelihood(population, guide, Y, defended, given=program.fixed)
+    exact = torch.distributions.Normal(0.5, 2**0.5).log_prob(Y).double()
+    assert bool(((found.value - exact).abs() <= 6 * found.error).all())
+    pyro.clear_param_store()  # of the automatic guide

@@ -259,7 +259,9 @@ class ProgramPosterior:
             values = discrete.beside(values, axes, len(flat))
             unconstrained = discrete.repeated(unconstrained, axes)
         run = self.run(copies * len(z), values, unconstrained)
-        auxiliary = [site.name for site in self._sites(run, values) if site.name not in values]
+        others = (site for site in self._sites(run, values) if site.name not in values)
+        # Those outside the plate, as of an automatic guide of global sites, are of no datum.
+        auxiliary = [site.name for site in others if site.is_in(self.program.plate)]
         if auxiliary:
             raise ValueError(
                 f"the density of this guide at a given point is unknown, since it has the "
