@@ -302,7 +302,7 @@ JOBS |= {"a comparison": compared, "the command line": commanded}
 def assert_whole(folder: Path) -> None:
     """Checkpoints are whole; what was being written stands beside them; results can be loaded."""
     for path in (folder / "kept").rglob("*"):
-        if path.name.startswith(".fit.safetensors."):
+        if path.name.startswith(".fit."):
             path.unlink()
         elif path.is_file():
             assert path.name == "fit.safetensors"
