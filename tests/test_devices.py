@@ -160,9 +160,24 @@ WALK = [
 ]
 
 
+def adam_counts_elsewhere() -> bool:
+    """Whether torch's own Adam, as in 2.11, keeps its counter of steps on the default device."""
+    weight = torch.zeros(1, requires_grad=True)
+    weight.grad = torch.zeros(1)
+    with torch.device("meta"):
+        optimizer = torch.optim.Adam([weight])
+        try:
+            optimizer.step()
+        except RuntimeError:
+            return True
+    return False
+
+
 @pytest.mark.parametrize("name", WALK)
 def test_every_tensor_is_put_somewhere(name: str, fitted: Fitted) -> None:
     """With a default device that has no memory, as with any that a user sets."""
+    if name.startswith(("fit", "compare")) and adam_counts_elsewhere():
+        pytest.skip("torch's Adam makes such tensors")
     with torch.device("meta"):
         CASES[name](fitted)
 

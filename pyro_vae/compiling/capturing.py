@@ -149,6 +149,9 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
         with (
             capturing_data(missing=missing),
             pyro.validation_enabled(is_validate=False),
+            # Gradients on a GPU come from a thread of its own, where nothing says that this is a
+            # capture, and hooks would read numbers.
+            torch.autograd.set_multithreading_enabled(False),
             _NoNumbers(),
         ):
             graph = make_fx(function, _allow_non_fake_inputs=True)(*args)
