@@ -1,6 +1,7 @@
 """Tables of every library: encoded as one tensor, decoded as they came, refused with reasons."""
 
 import json
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -231,12 +232,52 @@ def test_rows_that_are_refused(
         columns.encode(table.assign(**change))
 
 
+def test_a_column_in_other_units_than_that_of_the_training_rows_is_named() -> None:
+    """Metres for kilometres; not outliers among other rows, nor an empty or a constant column."""
+    table = pd.DataFrame({"height": [1.5, 1.7, 1.9, 1.6], "shoe": [41.0] * 4})
+    columns = Columns.of(table)
+    with pytest.warns(UserWarning, match="'height': .* beyond 1650, .* 1.675 ± 0.15 .*units"):
+        columns.encode(table.assign(height=1000 * table["height"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        columns.encode(table.assign(height=[1.5, 1e6, NAN, 1.7]))
+        columns.encode(table.assign(height=NAN))
+        columns.encode(table)
+
+
+@pytest.mark.parametrize(
+    ("words", "mark"),
+    [
+        (["a", "b", "?", "a", "?"], "?"),
+        (["a", "-", "b"], "-"),
+        (["low", "high", "unknown"], "unknown"),
+        (["+", "-", "+"], None),
+        (["*", "**", "***"], None),
+        (["ND", "SD", "NY"], None),
+        (["a", "b"], None),
+    ],
+)
+def test_marks_of_missing_entries_among_words_are_named(words: list[Any], mark: str | None) -> None:
+    """With both lines to write; among signs, and as a code of a state, they are categories."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Columns.of({"site": words})
+        Columns.of({"site": words}, kinds={"site": Categories})
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == (mark is not None)
+    if mark is not None:
+        number = words.count(mark)
+        assert f"column 'site' holds '{mark}' in {number} entries" in said[0]
+        assert f"--missing='{mark}'" in said[0]
+        assert "--kinds 'site=Categories'" in said[0]
+
+
 @pytest.mark.parametrize(
     ("table", "error", "message"),
     [
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), ValueError, "more than one column .* 'a'"),
         ({"a": [None, NAN]}, ValueError, "column 'a' has no observed entry: drop it"),
-        ({"a": [1.0, None], "b": ["x", None]}, ValueError, r"column 'b' has 1 categories \('x'\)"),
+        ({"a": [1.0, None], "b": ["x", None]}, ValueError, r"column 'b' has 1 category \('x'\)"),
         ({"a": [1.0, None], "b": ["x", "y"]}, None, ""),
         (
             {"a": [1.0, None, 2.0], "b": ["x", None, "y"]},

@@ -29,6 +29,7 @@ _WITH_UNIT = re.compile(
     r"([$€£]?)\s*([+-]?[\d.,]+(?:[eE][+-]?\d+)?)\s*([%$€£]|[°µA-Za-z][\w°µ/^*-]*)?"
 )
 _MARKS = {*MISSING, "?", "-", "--", "*", ".", "n.d.", "nd", "n.a.", "missing", "unknown"}
+_CODES = {"nd", "*"}  # marks among numbers that are words in their own right elsewhere
 _ODD = 0.1  # share of a column of numbers that may be none, such as `<47`
 _SHOWN = 4  # cells named in a warning
 
@@ -101,6 +102,11 @@ def words_of(cells: Sequence[str]) -> RawColumn:
 def is_missing(cell: str) -> bool:
     """Whether a cell stands for a missing entry."""
     return cell.lower() in MISSING
+
+
+def stands_for_missing(word: str) -> bool:
+    """Whether a word is a usual mark of a missing entry, such as `?` or `n.d.`."""
+    return word.lower() in _MARKS - _CODES
 
 
 def _booleans(cells: Sequence[str]) -> RawColumn | None:

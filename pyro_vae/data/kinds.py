@@ -192,10 +192,12 @@ class Categories(Kind):
         elif raw.holds is Holds.INTEGERS or raw.holds is Holds.FLOATS:
             found = tuple(_whole(value) for value in found)
         if not cls.fewest <= len(found) <= cls.most:
+            number = "1 category" if len(found) == 1 else f"{len(found)} categories"
             raise ValueError(
-                f"column '{name}' has {len(found)} categories ({listed(found)}): a column of this "
+                f"column '{name}' has {number} ({listed(found)}): a column of this "
                 f"kind ({cls.__name__}) needs {'exactly' if cls.most == 2 else 'at least'} 2; "
-                "drop it, or declare its categories"
+                f"{drop_it(name)}, or list all that it may have: "
+                f"kinds={{'{name}': Categories(({listed(found[:1])}, ...))}}"
             )
         if raw.categories is None and len(found) > max(FEW, len(entries) / 2):
             raise ValueError(

@@ -34,7 +34,7 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from .._warnings import warn
-from .entries import entries_of, mixed
+from .entries import entries_of, mixed, stands_for_missing
 from .frames import CONTAINERS, Holds, Matrix, RawColumn, columns_of, container_of
 from .kinds import (
     EVERY,
@@ -58,6 +58,7 @@ _NAMING = re.compile(r"(^|[_ .-])(id|uid|uuid|nr|no|index|key)$|[a-z](ID|Id)$", 
 _SHOWN = 3  # cells named in a message
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231
 _YEARS = (1800, 2100)  # whole numbers in between may be years
+_FAR = 10  # standard deviations from the mean of the training rows, seldom seen in the same units
 _FEW_VALUES = 3  # others, below which -1 beside 1 is a code of its own
 _FEW_CODES = 10  # different whole numbers, up to which they may stand for words
 
@@ -82,8 +83,9 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
         _refuse_times(name, raw)
         _refuse_mixed(name, raw)
     if raw.categories is not None or raw.holds is Holds.WORDS:
-        number = len(raw.categories or set(found.tolist()))
-        return Choice(Binary if number == 2 else Categories, f"{number} different entries")
+        entries = raw.categories or sorted(set(found.tolist()))
+        kind = Binary if len(entries) == 2 else Categories
+        return Choice(kind, f"{len(entries)} different entries: {listed(entries)}")
     if raw.holds is Holds.BOOLEANS:
         return Choice(Binary((False, True)), "booleans")
     if set(found.tolist()) == {0.0, 1.0}:
@@ -178,9 +180,30 @@ def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> Ra
 
 
 def _warn_of_marks(name: str, raw: RawColumn) -> None:
-    """Names -999 and its like, where it is far from all other numbers, or alone below 0."""
-    if raw.holds not in (Holds.FLOATS, Holds.INTEGERS):
+    """Names entries that may say that nothing was measured."""
+    if raw.holds is Holds.WORDS and raw.categories is None:
+        _warn_of_words(name, raw)
+    elif raw.holds in (Holds.FLOATS, Holds.INTEGERS):
+        _warn_of_numbers(name, raw)
+
+
+def _warn_of_words(name: str, raw: RawColumn) -> None:
+    """Names `?` and its like among words; among signs, such as + and -, it is one of them."""
+    words, times = np.unique(raw.values[~raw.missing].astype(str), return_counts=True)
+    marks = np.array([stands_for_missing(word) for word in words], dtype=bool)
+    if not any(letter.isalnum() for word in words[~marks] for letter in word):
         return
+    for word, count in zip(words[marks], times[marks], strict=True):
+        warn(
+            f"column '{name}' holds '{word}' in {count:,} entries, which is taken for a category: "
+            "if it says that nothing was recorded, leave the cells empty, or say so "
+            f"(layout=Layout(missing=['{word}']), --missing='{word}'); else say "
+            f"kinds={{'{name}': Categories}}, --kinds '{name}=Categories'"
+        )
+
+
+def _warn_of_numbers(name: str, raw: RawColumn) -> None:
+    """Names -999 and its like, where it is far from all other numbers, or alone below 0."""
     values, times = np.unique(raw.values[~raw.missing], return_counts=True)
     marks = np.array([_is_mark(value) for value in values], dtype=bool)
     if not marks.any() or (~marks).sum() < _FEW_VALUES:
@@ -284,6 +307,22 @@ class Column:
     def read(self, raw: RawColumn) -> RawColumn:
         """Reads a column of another table the same way."""
         return raw if self.holds is Holds.WORDS else read(self.name, raw, self._said)
+
+    def warn_of_units(self, values: Shaped[np.ndarray, " rows"]) -> None:
+        """Warns if encoded entries lie where those of other units would.
+
+        The training rows never warn: a median is within one standard deviation of the mean.
+        """
+        known = values[~np.isnan(values)]
+        if type(self.kind) is not Real or not len(known) or abs(np.median(known)) <= _FAR:
+            return
+        middle, usual = self.kind.decode(np.median(known)), self.kind.center
+        warn(
+            f"column '{self.name}': half of the entries lie beyond {middle:.4g}, and those of the "
+            f"training rows were {usual:.4g} \N{PLUS-MINUS SIGN} {self.kind.scale:.2g} (mean, "
+            "standard deviation): convert them if they are in other units; the model has learned "
+            "nothing about such rows"
+        )
 
     @property
     def _said(self) -> Kind | None:
@@ -421,9 +460,13 @@ class Columns:
             says += [f"has {listed(extra)}, which the training rows did not have"] * bool(extra)
             raise ValueError(
                 f"the table {' and '.join(says)}; expected {len(self.names)} columns: "
-                f"{listed(self.names)}. Use these names, in any order, and drop other columns"
+                f"{listed(self.names)}. Use these names, in any order, leave a column without "
+                "measurements empty, and drop other columns"
             )
-        return self._encoded(raw).to(dtype or torch.get_default_dtype())
+        y = self._encoded(raw)
+        for column, values in zip(self.columns, y.numpy().T, strict=True):
+            column.warn_of_units(values)
+        return y.to(dtype or torch.get_default_dtype())
 
     def _encoded(self, raw: Mapping[str, RawColumn]) -> Float64[Tensor, "rows columns"]:
         arrays = [
