@@ -295,6 +295,7 @@ class LocalParameters(InferenceMap):
         table = initial.to(self.device).repeat(self.num_data, 1)
         if isinstance(start, Tensor):
             table.copy_(start)
+        self.anchor = nn.Parameter(initial.new_zeros(0))  # where the model is
         self.register_buffer("table", table)
         self.register_buffer("moment", torch.zeros_like(table))
         self.register_buffer("square", torch.zeros_like(table))
