@@ -1,5 +1,6 @@
 """Edges of supports: sparse priors have right numbers, and what a value cannot say is doubted."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -258,3 +259,68 @@ def test_others_are_not_doubted(name: str, concentration: float) -> None:
     """Where nothing changes at the edge any more, that a value rounds is no matter."""
     model, _, y, _ = PRIORS[name](concentration)
     assert not bool(saturated(Program(model, y), (y,)).any())
+
+
+def of_angles(prior: Any) -> Any:
+    """A program of an angle, seen by its cosine and sine, whose posterior is that of 2D noise."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            a = pyro.sample("a", prior)
+            loc = torch.stack([a.cos(), a.sin()], dim=-1)
+            pyro.sample("y", dist.Normal(loc, 0.5).to_event(1), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        dist.VonMises(0.3, 2.0),
+        dist.MixtureSameFamily(
+            dist.Categorical(torch.tensor([1.0, 0.0])),
+            dist.VonMises(torch.tensor([0.3, 2.0]), torch.tensor([2.0, 2.0])),
+        ),
+    ],
+    ids=["von Mises", "mixture"],
+)
+def test_angles_are_integrated_over_one_turn(prior: Any) -> None:
+    """Over the real line, which torch calls their support, their density has no integral."""
+    model, y = of_angles(prior), torch.tensor([[1.0, 0.0], [-1.0, 0.1]], dtype=torch.float64)
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    found = pv.log_marginal_likelihood(model, guide, y, pv.Quadrature())
+    grid = torch.arange(1000, dtype=torch.float64) * (2 * math.pi / 1000) - math.pi
+    loc = torch.stack([grid.cos(), grid.sin()], dim=-1)
+    terms = dist.Normal(loc, 0.5).log_prob(y[:, None]).sum(dim=-1)
+    terms = terms + dist.VonMises(0.3, 2.0).log_prob(grid)
+    truth = terms.logsumexp(dim=-1) + math.log(2 * math.pi / 1000)
+    assert (found.value - truth).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("prior", [dist.Uniform(0.0, 1.0), dist.HalfNormal(1.0)])
+def test_a_guide_outside_the_support_is_refused(prior: Any) -> None:
+    """Its draws were moved to the edge: the ELBO exceeded log p(y), and was called reliable."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", prior)
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(y)), 1.0))
+
+    with pytest.raises(ValueError, match=r"'z' has the value -.*outside its support"):
+        pv.elbo(model, guide, torch.zeros(2), 50)
+
+
+def test_a_support_without_a_transform_is_refused_by_name() -> None:
+    """Points on a sphere: torch's own error names no site."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.ProjectedNormal(torch.tensor([1.0, 0.0])))
+            pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    with pytest.raises(ValueError, match=r"'z' has the support.*no transform"):
+        pv.Guide(model, pv.GlobalParameters(), example=torch.zeros(2, 2))

@@ -17,7 +17,6 @@ sites change, then the rounding has changed them as well.
 
 from collections.abc import Collection
 from functools import partial
-from typing import Any
 
 import pyro
 import torch
@@ -27,7 +26,17 @@ from torch.distributions import constraints
 
 from .. import stats
 from .._types import Batch, Estimate
-from ..programs import Prior, Program, Run, TracedSite, repeat_rows, retry_unvalidated
+from ..programs import (
+    Prior,
+    Program,
+    Run,
+    TracedSite,
+    bounds_of,
+    entry_of,
+    repeat_rows,
+    retry_unvalidated,
+    support_of,
+)
 from ..randomness import forked, row_keys, seeded
 from ..results import Doubt, Doubts
 from .results import Bound, LogMarginal
@@ -156,7 +165,7 @@ def _rounds(site: TracedSite, axis: int) -> Tensor:
 def _inwards(site: TracedSite) -> Tensor:
     """The value, with entries at an edge moved to the nearest number that does not round."""
     value, (low, high) = site.value, _beside_bounds(site, _STEP)
-    if _entry_support(site) is constraints.simplex:
+    if entry_of(support_of(site.distribution)) is constraints.simplex:
         edge = ((value <= low) | (value >= high)).any(dim=-1, keepdim=True)
         some = _STEP * torch.finfo(value.dtype).eps
         return torch.where(edge, value * (1 - some) + some / value.shape[-1], value)
@@ -165,19 +174,9 @@ def _inwards(site: TracedSite) -> Tensor:
 
 def _beside_bounds(site: TracedSite, steps: float = 2.0) -> tuple[Tensor, Tensor]:
     """Values of a site that are a given number of roundings away from its bounds."""
-    value, support = site.value, _entry_support(site)
-    limits, is_simplex = torch.finfo(value.dtype), support is constraints.simplex
-    low = 0.0 if is_simplex else getattr(support, "lower_bound", -torch.inf)
-    high = 1.0 if is_simplex else getattr(support, "upper_bound", torch.inf)
-    low, high = (torch.as_tensor(bound).to(value) for bound in (low, high))
+    limits = torch.finfo(site.value.dtype)
+    low, high = bounds_of(support_of(site.distribution), site.value)
     least = steps * limits.tiny / limits.eps  # beside 0
     spaces = ((steps * limits.eps * bound.abs()).clamp(min=least) for bound in (low, high))
     below, above = (space.where(space < torch.inf, 0.0) for space in spaces)
     return low + below, high - above
-
-
-def _entry_support(site: TracedSite) -> Any:
-    support: Any = site.distribution.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support

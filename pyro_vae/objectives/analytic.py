@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal, constraints, kl_divergence
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from .._types import Batch
 from ..guides import Draws, FamilyPosterior, Posterior, ProgramPosterior
@@ -91,13 +91,10 @@ def _prior(draws: Draws, run: Run) -> Any:
             "may depend on each other's draws: use Trace_ELBO()"
         )
     prior: Any = run[sites[0].name].distribution
-    support = prior.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if support not in (constraints.real, constraints.real_vector):
+    if not sites[0].is_real:
         raise ValueError(
             f"AnalyticELBO is for latents on the real numbers; site '{sites[0].name}' is on "
-            f"{support}: use Trace_ELBO()"
+            f"{sites[0].support}: use Trace_ELBO()"
         )
     return prior
 

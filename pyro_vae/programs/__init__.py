@@ -4,8 +4,11 @@ from .._arguments import check_public
 from .copies import Copies as Copies
 from .copies import SelfContained as SelfContained
 from .copies import no_new_parameters as no_new_parameters
+from .edges import bounds_of as bounds_of
 from .edges import draw_unconstrained as draw_unconstrained
+from .edges import entry_of as entry_of
 from .edges import log_prob_at as log_prob_at
+from .edges import support_of as support_of
 from .enumeration import Combinations as Combinations
 from .hooks import ModelHooks as ModelHooks
 from .hooks import hooks_of as hooks_of
@@ -73,12 +76,14 @@ __all__ = [
     "SelfContained",
     "TracedSite",
     "as_batch",
+    "bounds_of",
     "bytes_per_row",
     "capturing",
     "capturing_data",
     "current_minibatch",
     "device_of",
     "draw_unconstrained",
+    "entry_of",
     "evaluating",
     "even_pieces",
     "has_missing",
@@ -102,6 +107,7 @@ __all__ = [
     "sample_missing",
     "simulate",
     "sum_but",
+    "support_of",
     "threads_for",
     "total_log_prob",
     "unmasked",

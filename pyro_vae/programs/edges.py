@@ -17,11 +17,13 @@ References:
     | https://doi.org/10.1145/358407.358414
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from pyro.distributions import SineBivariateVonMises, SineSkewed
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
@@ -36,9 +38,11 @@ from torch.distributions import (
     Independent,
     InverseGamma,
     Kumaraswamy,
+    MixtureSameFamily,
     SigmoidTransform,
     StickBreakingTransform,
     TransformedDistribution,
+    VonMises,
     Weibull,
     biject_to,
     constraints,
@@ -102,6 +106,45 @@ def _offsets(x: Tensor) -> Tensor:
 
 
 _HALF_LINES = (type(constraints.positive), type(constraints.nonnegative))
+
+
+_ANGLES = (VonMises, SineBivariateVonMises, SineSkewed)
+_TURN = constraints.interval(-math.pi, math.pi)
+
+
+def support_of(distribution: Any) -> Any:
+    """The support of draws: `distribution.support`, and of an angle one turn.
+
+    Torch calls the support of an angle the real line, over which its periodic density has no
+    integral.
+    """
+    inner = distribution
+    while not isinstance(inner, _ANGLES):
+        if isinstance(inner, MixtureSameFamily):
+            inner = inner.component_distribution
+        elif isinstance(inner, MaskedDistribution | Independent):
+            inner = inner.base_dist
+        else:
+            return distribution.support
+    dims = distribution.event_dim
+    return constraints.independent(_TURN, dims) if dims else _TURN
+
+
+def entry_of(support: Any) -> Any:
+    """The constraint on one entry."""
+    support = plain(support)
+    while isinstance(support, constraints.independent):
+        support = plain(support.base_constraint)
+    return support
+
+
+def bounds_of(support: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of the entries of a value, infinite where there are none, of its dtype and device."""
+    entry = entry_of(support)
+    is_simplex = entry is constraints.simplex
+    low = 0.0 if is_simplex else getattr(entry, "lower_bound", -torch.inf)
+    high = 1.0 if is_simplex else getattr(entry, "upper_bound", torch.inf)
+    return torch.as_tensor(low).to(value), torch.as_tensor(high).to(value)
 
 
 def plain(support: Any) -> Any:

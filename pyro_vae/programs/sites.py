@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
-from .edges import plain, transform_to
+from .edges import bounds_of, entry_of, support_of, transform_to
 from .traces import TracedSite
+
+_ROUNDINGS = 8.0  # beyond a bound, by which transforms to an interval miss it
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,15 @@ class GlobalSite:
     Arguments:
         name: Name of the site.
         shape: Shape of the unconstrained value (plates, then event).
-        transform: From unconstrained to the site's support.
+        support: Where its values are.
+        transform: From unconstrained to the support.
         event_dim: Event dimensions of the value.
         plates: Names, sizes and dimensions of the plates it is in.
     """
 
     name: str
     shape: tuple[int, ...]
+    support: Any
     transform: Any
     event_dim: int
     plates: tuple[tuple[str, int, int], ...]
@@ -45,6 +49,7 @@ class GlobalSite:
 
     def flatten(self, value: Tensor) -> Tensor:
         """The flat vector of a value."""
+        require_within(self.name, self.support, value)
         return self.transform.inv(value).reshape(self.size)
 
 
@@ -56,7 +61,8 @@ class LatentSite:
         name: Name of the site.
         axis: Where the datum axis stands in the site's value.
         inner_shape: Shape of one datum's unconstrained value (inner plates, then event).
-        transform: From unconstrained to the site's support.
+        support: Where its values are.
+        transform: From unconstrained to the support.
         is_real: Whether the support is the whole space, so that the transform does nothing.
         event_dim: Event dimensions of the value.
         plates: Names, sizes and dimensions of the plates inside a datum.
@@ -65,6 +71,7 @@ class LatentSite:
     name: str
     axis: int
     inner_shape: tuple[int, ...]
+    support: Any
     transform: Any
     is_real: bool
     event_dim: int
@@ -96,6 +103,7 @@ class LatentSite:
         The unconstrained value, where it is known, has digits that the value may have lost.
         """
         if unconstrained is None:
+            require_within(self.name, self.support, value)
             unconstrained = self.transform.inv(value)
         log_jacobian = self.transform.log_abs_det_jacobian(unconstrained, value)
         rows = value.shape[self.axis]
@@ -104,12 +112,14 @@ class LatentSite:
 
 def global_site(site: TracedSite) -> GlobalSite:
     """The layout of a latent site that is outside the plate over data."""
-    transform = transform_to(site.distribution.support)
+    support = support_of(site.distribution)
+    transform = _transform_to(site.name, support)
     with torch.no_grad():
         unconstrained = transform.inv(site.value)
     return GlobalSite(
         name=site.name,
         shape=tuple(unconstrained.shape),
+        support=support,
         transform=transform,
         event_dim=site.distribution.event_dim,
         plates=_plates(site),
@@ -120,17 +130,18 @@ def latent_site(site: TracedSite, plate: str, plate_dim: int) -> LatentSite:
     """The layout of a latent site that is in the plate over data."""
     function, value = site.distribution, site.value
     axis = value.dim() - function.event_dim + plate_dim
-    support = _of_all_data(function.support, value.shape[axis:])
+    support = _of_all_data(support_of(function), value.shape[axis:])
     _check_support(site.name, support, value.shape[axis:])
-    transform = transform_to(support)
+    transform = _transform_to(site.name, support)
     with torch.no_grad():
         unconstrained = transform.inv(value)
     return LatentSite(
         name=site.name,
         axis=axis,
         inner_shape=tuple(unconstrained.movedim(axis, 0).shape[1:]),
+        support=support,
         transform=transform,
-        is_real=_base(function.support) is constraints.real,
+        is_real=entry_of(support) is constraints.real,
         event_dim=function.event_dim,
         plates=tuple(inner for inner in _plates(site) if inner[0] != plate),
     )
@@ -141,12 +152,34 @@ def _plates(site: TracedSite) -> tuple[tuple[str, int, int], ...]:
     return tuple((f.name, f.size, f.dim) for f in site.frames if f.dim is not None)
 
 
-def _base(support: Any) -> Any:
-    """The constraint on one entry."""
-    support = plain(support)
-    while isinstance(support, constraints.independent):
-        support = plain(support.base_constraint)
-    return support
+def _transform_to(name: str, support: Any) -> Any:
+    """The transform, or a refusal with the name of the site."""
+    try:
+        return transform_to(support)
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"latent site '{name}' has the support {support}, to which there is no transform from "
+            "unconstrained numbers; compute the value from a latent that has one: a point z / |z| "
+            "on a sphere from a normal z, as pyro.infer.reparam.ProjectedNormalReparam does"
+        ) from error
+
+
+def require_within(name: str, support: Any, value: Tensor) -> None:
+    """Refuses values outside the bounds of a site's support, beyond rounding; nan is let through.
+
+    Their density is zero, and no unconstrained value stands for them.
+    """
+    if entry_of(support) is constraints.real:
+        return
+    low, high = bounds_of(support, value)
+    rounding = _ROUNDINGS * torch.finfo(value.dtype).eps
+    outside = (value < low - rounding * low.abs()) | (value > high + rounding * high.abs())
+    if bool(outside.any()):
+        raise ValueError(
+            f"latent site '{name}' has the value {float(value[outside][0]):.6g}, outside its "
+            f"support in the model, {support}: let the guide sample it from a distribution with "
+            "that support, such as dist.TransformedDistribution of a Normal"
+        )
 
 
 def _of_all_data(support: Any, shape: torch.Size) -> Any:
@@ -173,7 +206,7 @@ def _is_expanded(bound: Tensor, axis: int) -> bool:
 
 def _check_support(name: str, support: Any, shape: torch.Size) -> None:
     """Refuses bounds that differ between data; `shape` is the value's, from the datum axis on."""
-    bounds = [bound for bound in vars(_base(support)).values() if isinstance(bound, Tensor)]
+    bounds = [bound for bound in vars(entry_of(support)).values() if isinstance(bound, Tensor)]
     if any(bound.dim() >= len(shape) and bound.shape[-len(shape)] > 1 for bound in bounds):
         raise ValueError(
             f"the support of latent site '{name}' has bounds that differ between data; sample it "
