@@ -8,7 +8,7 @@ Four tables that scikit-learn brings, with a fifth of their entries removed in t
 
 A fifth of the rows is held out. Ways to fill in its holes, each fitted to the other rows:
 
-    vae              pv.TableVAE with a linear start, stopped on a tenth of the training rows
+    vae              pv.TableVAE, stopped on a tenth of the training rows
     masking          the same with `likelihoods.SelfMasking`; its log p counts the mask, too
     means            of the columns
     iterative        scikit-learn's IterativeImputer (Bayesian ridge regression in turn)
@@ -84,9 +84,7 @@ def by_vae(task: Task, epochs: int, *, masking: bool = False) -> Filled:
     likelihood = pv.defaults.default_likelihood(table)
     if masking:
         likelihood = pv.likelihoods.SelfMasking(likelihood, (len(columns),))
-    vae = pv.TableVAE.of(
-        table, Architecture(seed=task.seed, likelihood=likelihood, linear_start=True)
-    )
+    vae = pv.TableVAE.of(table, Architecture(seed=task.seed, likelihood=likelihood))
     validation: Any = {"validation": table.test, "patience": max(5, epochs // 10)}
     vae.fit(num_epochs=epochs, seed=task.seed, progress=False, **validation)
     test = pd.DataFrame(task.test, columns=columns)

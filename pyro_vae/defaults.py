@@ -12,6 +12,7 @@ Everything here can be written out by hand in a few lines with `pv.models`, `pv.
 | counts; two values; categories | `NegativeBinomial`; `Bernoulli`; `Categorical` or `Ordinal` |
 | D columns | half of D latents, from 1 to 10; a hidden layer of 4 D, from 32 to 256 |
 | several kinds of columns, or nan | an encoder that sees indicators, logs and what is missing |
+| a table of at most 512 columns | training starts at factor analysis; q is full-rank |
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,16 +54,17 @@ class Architecture:
         seed: Seed of the weights.
         likelihood: The likelihood, p(y | z).
         linear_start: Whether the model of a table of at most 512 columns starts at factor analysis,
-            with a full-rank q that contains its posteriors (`pyro_vae.linear_start`). It
-            matters for tables of a few hundred rows, in which too few steps are taken to find even
-            the linear solution; their held-out log density is then several tenths of a nat higher.
+            with a full-rank q that contains its posteriors (`pyro_vae.linear_start`), or at
+            random weights with a mean-field q. It matters for tables of a few hundred rows, in
+            which too few steps are taken to find even the linear solution; their held-out log
+            density is then several tenths of a nat higher.
     """
 
     latent_dim: int | None = None
     hidden: Sequence[int] | None = None
     seed: int = 0
     likelihood: Likelihood | None = field(default=None)
-    linear_start: bool = False
+    linear_start: bool = True
 
     def of(self, dataset: Dataset) -> tuple[int, tuple[int, ...]]:
         """Entries of z, and widths of the encoder's hidden layers, for a data set.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from ._arguments import check_public
@@ -93,7 +94,7 @@ class ONNX:
         """Writes with `torch.onnx.export`; the weights are in the file."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter's own house
-            program = program.run_decompositions({torch.ops.aten.lgamma.default: _log_gamma})
+            program = program.run_decompositions(_lacking())
             written: Any = torch.onnx.export(program, dynamo=True, verbose=False)
         written.save(path, external_data=False)
 
@@ -111,6 +112,17 @@ class ONNX:
         return run
 
 
+def _lacking() -> dict[Any, Callable[..., Any]]:
+    """Operations that ONNX lacks, by others."""
+    aten = torch.ops.aten
+    return {
+        aten.lgamma.default: _log_gamma,
+        aten.linalg_cholesky_ex.default: _cholesky,
+        aten.linalg_solve_triangular.default: _solve_triangular,
+        aten.cholesky_solve.default: _cholesky_solve,
+    }
+
+
 def _log_gamma(x: Tensor) -> Tensor:
     """The log gamma function of positive numbers, which ONNX lacks, by Stirling's series."""
     is_small = x < 5  # log gamma(x) = log gamma(x + 5) - log(x (x + 1) ... (x + 4))
@@ -119,6 +131,50 @@ def _log_gamma(x: Tensor) -> Tensor:
     series = sum(weight * large ** (1 - 2 * k) for k, weight in enumerate(_STIRLING, 1))
     answer = (large - 0.5) * (large.log() - 1) + math.log(2 * math.pi) / 2 - 0.5 + series
     return torch.where(is_small, answer - product.log(), answer)
+
+
+def _cholesky(
+    a: Float[Tensor, "*batch n n"], *, upper: bool = False, **_checks: bool
+) -> tuple[Float[Tensor, "*batch n n"], Tensor]:
+    """The factor, column by column, and that nothing failed; n is small."""
+    columns, left = [], a
+    for k in range(a.shape[-1]):
+        column = left[..., k : k + 1] / left[..., k : k + 1, k : k + 1].sqrt()
+        left = left - column * column.mT
+        columns.append(column)
+    lower = torch.cat(columns, dim=-1).tril()
+    failed = torch.zeros_like(a[..., 0, 0], dtype=torch.int32)
+    return lower.mT if upper else lower, failed
+
+
+def _solve_triangular(
+    a: Float[Tensor, "*batch n n"],
+    b: Float[Tensor, "*batch n k"],
+    *,
+    upper: bool,
+    left: bool = True,
+    unitriangular: bool = False,
+) -> Float[Tensor, "*batch n k"]:
+    """Substitution, row by row; the other cases are transposed or in the opposite order."""
+    if not left:
+        return _solve_triangular(a.mT, b.mT, upper=not upper, unitriangular=unitriangular).mT
+    rows, rest, order = [], b, range(a.shape[-1])
+    for k in reversed(order) if upper else order:
+        row = rest[..., k : k + 1, :]
+        row = row if unitriangular else row / a[..., k : k + 1, k : k + 1]
+        rest = rest - a[..., k : k + 1] * row
+        rows.append(row)
+    return torch.cat(rows[::-1] if upper else rows, dim=-2)
+
+
+def _cholesky_solve(
+    b: Float[Tensor, "*batch n k"],
+    factor: Float[Tensor, "*batch n n"],
+    upper: bool = False,  # noqa: FBT001, FBT002 (torch's signature)
+) -> Float[Tensor, "*batch n k"]:
+    lower = factor.mT if upper else factor
+    half = _solve_triangular(lower, b, upper=False)
+    return _solve_triangular(lower.mT, half, upper=True)
 
 
 class _Exported(nn.Module):

@@ -40,7 +40,8 @@ from .models import VAE, Diagonal, LinearGaussian
 _MOST_COLUMNS = 512  # factor analysis needs the covariance of the columns
 _ROWS_OF_EXPERTS = 500  # whose scores are averaged; exact for Gaussian columns
 _LEAST_WEIGHT = 1e-4  # a curvature is positive on average, but not in any few rows
-_MOST_ROWS = 5000  # loadings are then known to 1.5% of a standard deviation; EM takes seconds
+_MOST_ROWS = 5000  # loadings are then known to 1.5% of a standard deviation
+_MOST_ENTRIES = 500_000  # with which EM takes seconds
 _LEAST_NOISE = 0.03  # of a column's spread: a smaller one fits rounding or the few rows at hand
 _STEEPEST = 3.0  # of a slope of log odds or of a logarithm, per standard deviation of z
 _IDENTITY = 1e-9  # how far the derivative of an identity link may be from 1, by rounding
@@ -68,7 +69,8 @@ def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) 
         columns: The columns.
         y: Encoded training rows.
     """
-    y = y[:: 1 + (len(y) - 1) // _MOST_ROWS].double()
+    rows = min(_MOST_ROWS, _MOST_ENTRIES // y.shape[1])
+    y = y[:: 1 + (len(y) - 1) // rows].double()
     found = factor_analysis(_numbers(columns, y), model.latent_dim)
     likelihood = copy.deepcopy(model.likelihood).double()
     start = likelihood.start(y)

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from . import defaults, likelihoods
 from ._warnings import warn
-from .data import Columns, Dataset, Kind, Real, split_rows, warn_constant_columns
+from .data import Columns, Dataset, Kind, Real, warn_constant_columns
 from .data.frames import Holds, columns_of, container_of
 from .evidence import ImportanceSampling, LogMarginal, Widened, log_marginal_likelihood
 from .evidence.estimates import Estimator, posterior_means
@@ -46,7 +46,6 @@ from .training import Fit, adam_with, fit
 # A fifth wider than the trained posterior, whose tails are too light: on iris no row is unreliable
 # then, where three of 38 are without it.
 _EVALUATION = ImportanceSampling(1000, proposal=Widened(1.2))
-_FEWEST_TO_SPLIT = 20  # with fewer rows a tenth of them says nothing about when to stop
 
 
 class UnreliableDensityWarning(UserWarning):
@@ -79,7 +78,8 @@ class VAE(
         likelihood: A likelihood of :mod:`pyro_vae.likelihoods`. By default chosen by
             :mod:`pyro_vae.defaults`: Bernoulli for zeros and ones, Gaussian for numbers, one per
             column for columns of several kinds.
-        family: Family of q(z | x); by default a mean-field Gaussian.
+        family: Family of q(z | x); by default a full-rank Gaussian for at most 32 latents and 512
+            columns, and a mean-field one for more.
         standardize: Whether numbers are standardized internally; by default if their likelihood is
             Gaussian.
         max_epochs: The most passes over the training rows.
@@ -196,10 +196,10 @@ class VAE(
         self.center_, self.scale_ = self.columns_.center.numpy(), self.columns_.scale.numpy()
         rows = self.columns_.encode(table, dtype=torch.float64)
         self._sees_holes = bool(rows.isnan().any())
-        self._make(Dataset("X", rows, rows[:0], columns=self.columns_))
+        train, held_out = self._make(Dataset("X", rows, rows[:0], columns=self.columns_))
         if isinstance(self.model_.likelihood, likelihoods.Gaussian | Mixed):
             warn_constant_columns(rows, self.columns_.names)
-        self.history_, self.n_epochs_ = self._trained(rows)
+        self.history_, self.n_epochs_ = self._trained(train, held_out)
         return self
 
     def transform(self, X: Any) -> NDArray[np.floating]:
@@ -332,21 +332,27 @@ class VAE(
         ]
         return {**dict.fromkeys(numbers, Real if standardize else Real()), **given}
 
-    def _make(self, dataset: Dataset) -> None:
-        """Model and posterior; a likelihood of the user's is copied, since training changes it."""
+    def _make(self, dataset: Dataset) -> tuple[Tensor, Tensor | None]:
+        """Model and posterior; the rows to train them on, and those that say when to stop.
+
+        A likelihood of the user's is copied, since training changes it.
+        """
         likelihood = copy.deepcopy(self.likelihood)
         sizes = defaults.Architecture(self.latent_dim, self.hidden, self.seed_, likelihood)
         self.latent_dim_, _ = sizes.of(dataset)
-        self.table_ = TableVAE.of(dataset, sizes, family=copy.deepcopy(self.family))
-        self.table_.dataset = None  # rows are no part of an estimator
-        self.table_.holes = self._sees_holes
-        self.model_, self.guide_ = self.table_.model, self.table_.guide
+        self.table_ = table = TableVAE.of(
+            dataset,
+            sizes,
+            family=copy.deepcopy(self.family),
+            validation_fraction=self.validation_fraction if self.early_stopping else 0.0,
+        )
+        self.model_, self.guide_ = table.model, table.guide
+        assert table.dataset is not None
+        rows = table.dataset.train, table.validation
+        table.dataset = table.validation = None  # rows are no part of an estimator
+        return rows
 
-    def _trained(self, rows: Tensor) -> tuple[Any, int]:
-        train, held_out = rows, None
-        if self.early_stopping and len(rows) >= _FEWEST_TO_SPLIT:
-            split = split_rows(len(rows), test_fraction=self.validation_fraction, seed=self.seed_)
-            train, held_out = rows[split.train], rows[split.test]
+    def _trained(self, train: Tensor, held_out: Tensor | None) -> tuple[Any, int]:
         with _without_news_of_columns():
             result: Fit = fit(
                 self.model_,

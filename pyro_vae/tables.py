@@ -120,7 +120,7 @@ class TableVAE:
         """
         dataset = data if isinstance(data, Dataset) else from_frame(data)
         holes = bool(dataset.train.isnan().any() or dataset.test.isnan().any())
-        splits = validation_fraction > 0 and guide != "per-datum"
+        splits = validation_fraction != 0 and guide != "per-datum"
         rows, held_out = dataset.train, None
         if splits and len(rows) >= _FEWEST_TO_SPLIT:
             split = split_rows(len(rows), test_fraction=validation_fraction, seed=architecture.seed)

@@ -216,7 +216,7 @@ def test_a_model_starts_at_the_columns_means(survey_file: Path, seed: int) -> No
     """Before training: draws have about the counts of the table, which a zero bias would not."""
     dataset = data.load(survey_file)
     model = defaults.vae(dataset, defaults.Architecture(latent_dim=1, hidden=(4,)))
-    output = dict(model.decoder.named_parameters())["layers.2.bias"].detach()
+    output = dict(model.decoder.named_parameters())["layers.1.bias"].detach()
     visits = dataset.train[:, 2].mean()
     mean = model.likelihood.mean(output[None])
     torch.testing.assert_close(mean[0, 2], visits, rtol=0.01, atol=0)

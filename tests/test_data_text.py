@@ -483,7 +483,6 @@ def test_encodings(encoding: str, ending: str, tmp_path: Path) -> None:
         ("x\tx\ty\n1\t2\t3\n", "named 'x': rename one", ("x\tx", "x\tz")),
         ("a,b,c\n1,2,3\n4,5\n", "line 3 has 2 cells, expected 3", ("4,5\n", "4,5,6\n")),
         ("7,lab\n1,2,3\n4,5,6\n", "start lines above the names with #", ("7", "# 7")),
-        ("a,b,c\n1,2,3\n,,\n4,5,6\n", "line 3 has no observed entry: drop it", (",,\n", "")),
     ],
 )
 def test_refusals_say_what_to_do(
@@ -493,6 +492,20 @@ def test_refusals_say_what_to_do(
     with pytest.raises(ValueError, match=message):
         frame_of(tmp_path, text)
     assert len(frame_of(tmp_path, text.replace(*mend)).columns) == 3
+
+
+def test_rows_without_entries_are_named(tmp_path: Path) -> None:
+    """Described, with a warning that gives the lines, but refused where a model is trained."""
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n1,2\n,\n4,5\n NA ,\n")
+    with pytest.warns(UserWarning, match="lines 3, 5 have no observed entry: drop them"):
+        frame = data.read_frame(path)
+    refused = "refused: 2 of 4 rows have no observed entry, the first at row 1, counted from 0"
+    assert refused in data.describe(frame)
+    with pytest.raises(ValueError, match="2 of 4 rows have no observed entry"):
+        data.from_frame(frame)
+    path.write_text("a,b\n1,2\n4,5\n")
+    assert "refused" not in data.describe(data.read_frame(path))
 
 
 IDS: dict[str, Callable[[int], str]] = {

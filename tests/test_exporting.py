@@ -1,5 +1,6 @@
 """Exported programs answer as the model and the guide do, for any number of rows, without us."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae.exporting import _cholesky, _cholesky_solve, _solve_triangular
 from pyro_vae.guides.noise import push
 from pyro_vae.likelihoods import Bernoulli, Gaussian
 from pyro_vae.models import VAE, ConditionalVAE
@@ -152,3 +154,22 @@ def test_binary_data_and_a_prototype_of_one_row(tmp_path: Path) -> None:
     program = torch.export.load(tmp_path / "e" / "log_weights.pt2").module()
     y, noise = torch.bernoulli(torch.full((9, 3), 0.5)), torch.randn(9, 2)
     torch.testing.assert_close(program(noise, y), weighed(guide, noise, y), rtol=0, atol=1e-6)
+
+
+def test_factorizations_for_onnx_are_those_of_torch() -> None:
+    """Cholesky factors, and solutions with all kinds of triangular matrices; not of another one."""
+    a, b = torch.randn(7, 5, 5).double(), torch.randn(7, 5, 3).double()
+    a = a @ a.mT + torch.eye(5)
+    factor = torch.linalg.cholesky(a)
+    torch.testing.assert_close(_cholesky(a)[0], factor)
+    torch.testing.assert_close(_cholesky(a, upper=True)[0], factor.mT)
+    for upper, left, unit in itertools.product([False, True], repeat=3):
+        triangle, y = factor.mT if upper else factor, b if left else b.mT
+        how = {"upper": upper, "left": left, "unitriangular": unit}
+        expected = torch.linalg.solve_triangular(triangle, y, **how)
+        torch.testing.assert_close(_solve_triangular(triangle, y, **how), expected)
+        twin = _solve_triangular(triangle, y, **how | {"unitriangular": not unit})
+        assert float((twin - expected).abs().max()) > 0.01
+    solution = torch.linalg.solve(a, b)
+    torch.testing.assert_close(_cholesky_solve(b, factor), solution)
+    torch.testing.assert_close(_cholesky_solve(b, factor.mT, upper=True), solution)

@@ -68,6 +68,7 @@ def rows_of(path: str) -> list[dict[str, str]]:
 FIT = ["fit", "lab.csv", "--drop", "sample_id,date", "--epochs", "2", "--hidden", "8", "--quiet"]
 
 
+@pytest.mark.filterwarnings("ignore:The 'float_precision' argument is deprecated")
 def test_the_path_of_a_new_user(file: Path) -> None:
     """Six commands: an embedding, p-values, a table without holes, latents explained, a page."""
     main([*FIT, "--out", "model"])

@@ -39,7 +39,9 @@ def compare_guides(
     dataset, architecture = how.prepared(which, run.seed)
     run.say(dataset.describe())
     model = defaults.vae(dataset, architecture)
-    maps = {name: defaults.inference_map(name, dataset, architecture) for name in choice.guides}
+    maps = {
+        name: defaults.inference_map(name, dataset, architecture, model) for name in choice.guides
+    }
     given = {
         "evaluation": ImportanceSampling(choice.samples),
         "labels": dataset.test_labels,

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 from .._warnings import warn
@@ -249,13 +249,19 @@ def describe(frame: Any, kinds: Mapping[str, Kind | type[Kind]] | None = None) -
         age   Real     2 of 2 observed; whole numbers from 30 on; Count, if they are counts
         when  refused  column 'when' holds dates or times ('2024-05-01', '2024-05-02'), ...
     """
-    kinds = kinds or {}
-    rows = [
-        (name, *_described(name, column, kinds.get(name)))
-        for name, column in columns_of(frame).items()
-    ]
+    kinds, raw = kinds or {}, columns_of(frame)
+    rows = [(name, *_described(name, column, kinds.get(name))) for name, column in raw.items()]
     widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
-    return "\n".join(f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {why}" for name, kind, why in rows)
+    lines = [f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {why}" for name, kind, why in rows]
+    empty = np.logical_and.reduce([column.missing for column in raw.values()])
+    return "\n".join([*lines, *([f"refused: {_of_empty_rows(empty)}"] if empty.any() else [])])
+
+
+def _of_empty_rows(empty: Bool[np.ndarray, " rows"]) -> str:
+    return (
+        f"{int(empty.sum()):,} of {len(empty):,} rows have no observed entry, the first at row "
+        f"{empty.argmax()}, counted from 0: drop them"
+    )
 
 
 def _described(name: str, raw: RawColumn, kind: Kind | type[Kind] | None) -> tuple[str, str]:
@@ -474,12 +480,9 @@ class Columns:
             for column in self.columns
         ]
         values = np.stack(arrays, axis=1)
-        empty = np.flatnonzero(np.isnan(values).all(axis=1))
-        if len(empty):
-            raise ValueError(
-                f"{len(empty):,} of {len(values):,} rows have no observed entry, the first at row "
-                f"{empty[0]}, counted from 0: drop them"
-            )
+        empty = np.isnan(values).all(axis=1)
+        if empty.any():
+            raise ValueError(_of_empty_rows(empty))
         return torch.from_numpy(values)
 
     def decode(self, y: Float[Tensor, "rows columns"]) -> Any:

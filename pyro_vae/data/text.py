@@ -398,19 +398,23 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
     """The columns of a text file, by name; "0", "1", ... if it has no names.
 
     Raises:
-        ValueError: If two columns have the same name, or a row has no entry.
+        ValueError: If two columns have the same name.
 
     Warns:
-        UserWarning: If a numeric column has entries that are no numbers, which are then missing.
+        UserWarning: If a numeric column has entries that are no numbers, which are then missing, or
+            if a row has no entry, which nothing can be trained on.
     """
     names = cells.names or tuple(str(place) for place in range(len(cells.rows[0])))
     twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
         shown = ", ".join(map(repr, twice))
         raise ValueError(f"'{path}' has more than one column named {shown}: rename one")
-    for line, row in zip(cells.lines, cells.rows, strict=True):
-        if all(is_missing(cell) for cell in row):
-            raise ValueError(f"'{path}': line {line} has no observed entry: drop it")
+    lines = zip(cells.lines, cells.rows, strict=True)
+    empty = [str(line) for line, row in lines if all(map(is_missing, row))]
+    if empty:
+        shown = ", ".join(empty[:_SHOWN]) + ", ..." * (len(empty) > _SHOWN)
+        which = f"line {shown} has" if len(empty) == 1 else f"lines {shown} have"
+        _say(path, f"{which} no observed entry: drop {'it' if len(empty) == 1 else 'them'}")
     return {
         name: words_of(cells.column(place))
         if name in words
