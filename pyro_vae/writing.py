@@ -4,18 +4,21 @@ If writing is interrupted (a full disk, Ctrl-C, a killed process), the older fil
 place that cannot be written to is refused before anything is computed.
 """
 
+import csv
 import ctypes
 import errno
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _LONGEST = 200  # bytes of a name: file systems take 255, and what is written beside has more
 _TRIES = 20  # at taking a place that other processes take, too
+_FORMULA = re.compile("'*[=+\\-@\t\r]")  # spreadsheets evaluate what begins like this
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
@@ -124,7 +127,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     path = require_file_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    _remove_left_over(path)
+    new = path.with_name(f"{_beside(path.with_suffix(''), 'new').name}{path.suffix}")
     try:
         yield new
         _sync(new)
@@ -132,6 +136,49 @@ def whole_file(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         new.unlink(missing_ok=True)
+
+
+def _remove_left_over(path: Path) -> None:
+    """Removes what writers of this file left that were killed."""
+    for left in path.parent.iterdir():
+        name = left.name.removesuffix(path.suffix) if path.suffix else left.name
+        if name.startswith(f".{path.stem}.new-") and not _writer_lives(left.with_name(name)):
+            left.unlink(missing_ok=True)
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Writes rows of cells, the names of the columns first, in UTF-8.
+
+    Words that a spreadsheet would evaluate as a formula have a leading apostrophe; our own reader
+    takes it away.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(map(_without_formulas, rows))
+
+
+def _without_formulas(row: Iterable[Any]) -> list[Any]:
+    return [f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell for cell in row]
+
+
+def without_apostrophe(cell: str) -> str:
+    """The word of a cell, without the apostrophe that keeps spreadsheets from evaluating it.
+
+    Example:
+        >>> without_apostrophe("'=1+1"), without_apostrophe("'tis"), without_apostrophe("'-5")
+        ('=1+1', "'tis", "'-5")
+    """
+    return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
+
+
+def _is_formula(word: str) -> bool:
+    """Whether it begins like a formula, and is no number; apostrophes before it do not count."""
+    if not _FORMULA.match(word):
+        return False
+    try:
+        float(word)
+    except ValueError:
+        return True
+    return False
 
 
 @contextmanager

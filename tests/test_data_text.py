@@ -335,7 +335,7 @@ def test_a_quotation_mark_swallows_nothing(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a quotation mark is opened in line \d or below"):
         columns_of_text(path)
     path.write_text('a,b\n1,"two\nlines" \n2,5" pipe\n')
-    assert list(columns_of_text(path)["b"].values) == ["twolines", '5" pipe']
+    assert list(columns_of_text(path)["b"].values) == ["two\nlines", '5" pipe']
 
 
 @pytest.mark.parametrize("code", ["007", "01234", "0815", "00", "01"])

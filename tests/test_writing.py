@@ -10,7 +10,16 @@ import pytest
 
 from pyro_vae import writing
 from pyro_vae.cli import main
-from pyro_vae.writing import Kind, require_file_place, require_place, whole_file, whole_folder
+from pyro_vae.data.text import read_cells
+from pyro_vae.training.checkpoints import Checkpoint, Keeper
+from pyro_vae.writing import (
+    Kind,
+    require_file_place,
+    require_place,
+    whole_file,
+    whole_folder,
+    write_csv,
+)
 
 KIND = Kind("a thing", {"mark"}, {"mark", "more"}.__contains__)
 
@@ -139,6 +148,58 @@ def test_places_for_files(tmp_path: Path, place: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=message):
         require_file_place(tmp_path / place)
+
+
+def test_a_killed_writer_of_a_file(tmp_path: Path) -> None:
+    """What it left is removed by the next writer of that file; another file's is not."""
+    for name in ("a.csv", "b.csv"):
+
+        def die(path: Path = tmp_path / name) -> None:
+            with whole_file(path) as new:
+                new.write_text("half")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        killed(die)
+    living = tmp_path / f".a.new-{os.getpid()}-00.csv"
+    living.write_text("half")
+    assert len(names(tmp_path)) == 3
+    with whole_file(tmp_path / "a.csv") as new:
+        new.write_text("whole")
+    left, *others = (name for name in names(tmp_path) if name != "a.csv")
+    assert left == living.name
+    assert [name[:6] for name in others] == [".b.new"]
+
+
+@pytest.mark.parametrize(("place", "message"), [("file", "a file"), ("locked/x", "not writable")])
+def test_places_for_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, message: str
+) -> None:
+    """Refused before the first epoch; modes do not stop root, so one is made up."""
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "locked")
+    with pytest.raises(ValueError, match=message):
+        Keeper(Checkpoint(tmp_path / place), {})
+    assert names(tmp_path / "locked") == []
+    Keeper(Checkpoint(tmp_path / "new" / "below"), {})
+
+
+FORMULAS = ["=1+1", "+a", "-b", "@SUM(A1)", "\tc", "'=d", "''-5", "-1,5"]
+HARMLESS = ["'tis", "a=b", 'say "x"', "two\nlines", "a,b;c", "гайд"]
+
+
+def test_words_that_are_formulas(tmp_path: Path) -> None:
+    """No word begins as a formula does in the file, every number does as it was, and all return."""
+    words, path = [*FORMULAS, *HARMLESS], tmp_path / "a.csv"
+    write_csv(path, [["=name", "number"], *([word, -1.5] for word in words)])
+    found = read_cells(path)
+    assert found.names == ("=name", "number")
+    assert found.column(0) == words
+    assert set(found.column(1)) == {"-1.5"}
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("'=name,")
+    assert all(f"'{word}" in text for word in FORMULAS)
+    assert not any(f"'{word}" in text for word in HARMLESS)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sample", "embed"])

@@ -4,7 +4,6 @@ Output files keep the order of the input, and start with columns that identify t
 positions, the index, and the columns that were left out of the model.
 """
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from ..evidence import ImportanceSampling
 from ..randomness import row_digests
 from ..stats import FalseDiscoveries
 from ..tables import TableVAE
-from ..writing import require_file_place, whole_file
+from ..writing import require_file_place, whole_file, write_csv
 from .options import (
     BINARIZATIONS,
     DataChoice,
@@ -256,10 +255,10 @@ def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
     else:
         values = torch.as_tensor(draws).flatten(start_dim=1).numpy()
         names = getattr(vae.units, "feature_names", None)
-        with whole_file(out) as new, new.open("w", newline="", encoding="utf-8") as file:
-            if names:
-                csv.writer(file).writerow(names)
-            np.savetxt(file, values, delimiter=",")
+        with whole_file(out) as new:
+            write_csv(new, [names] if names else [])
+            with new.open("a", newline="", encoding="utf-8") as file:
+                np.savetxt(file, values, delimiter=",")
     run.say(f"wrote {choice.number} draws to {out}")
 
 
@@ -304,15 +303,9 @@ def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:
         if path.suffix == ".parquet":
             optional("pandas", needed_for="parquet").DataFrame(lists).to_parquet(new)
         else:
-            _write_csv(new, lists)
+            rows = zip(*lists.values(), strict=True)
+            write_csv(new, [[*lists], *map(_cells, rows)])
     run.say(f"wrote {path}")
-
-
-def _write_csv(path: Path, lists: Mapping[str, list[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(lists)
-        writer.writerows(map(_cells, zip(*lists.values(), strict=True)))
 
 
 def _cells(row: Sequence[Any]) -> list[Any]:

@@ -1,6 +1,5 @@
 """The result of a comparison: a table, figures, ArviZ data, and a folder with all of it."""
 
-import csv
 import itertools
 import json
 import math
@@ -204,10 +203,7 @@ class Comparison(Result):
     def save_table(self, path: Path) -> None:
         """Writes the table as csv: a row per guide, errors after the numbers they are of."""
         records = [row.record() for row in self.rows()]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(records[0]))
-            writer.writeheader()
-            writer.writerows(records)
+        writing.write_csv(path, [[*records[0]], *(record.values() for record in records)])
 
     def provenance(self) -> dict[str, Any]:
         """What is needed to repeat the run: notes, and package versions; plain JSON."""

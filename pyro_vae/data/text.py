@@ -12,6 +12,7 @@ are classified:
 | numbers rising or falling from left to right, far from those below, or in equal steps | names |
 | one or two further lines of words above numbers | units, skipped |
 | a first column without a name, whose entries all differ | an index, skipped |
+| an apostrophe before a word that begins with `=`, `+`, `-` or `@` | the word alone |
 
 Names that are numbers, units and notes are guesses; a warning lists them and says how to overrule
 them. :mod:`pyro_vae.data.entries` decides on the type of each column.
@@ -29,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from .._warnings import warn
+from ..writing import without_apostrophe
 from .entries import (
     MISSING,
     WHOLE,
@@ -138,12 +140,13 @@ def _cut(
 ) -> list[tuple[int, list[str]]]:
     """Cells by line, without empty lines; if strict, an unclosed quotation mark is an error."""
     found, last = [], skipped
-    reader = csv.reader(lines[skipped:], delimiter=separator, skipinitialspace=True, strict=strict)
+    ended = [line + "\n" for line in lines[skipped:]]  # quoted cells may have several lines
+    reader = csv.reader(ended, delimiter=separator, skipinitialspace=True, strict=strict)
     try:
         for cells in reader:
             last = skipped + reader.line_num
             if cells:
-                found.append((last, [cell.strip() for cell in cells]))
+                found.append((last, [without_apostrophe(cell.strip()) for cell in cells]))
     except csv.Error as error:
         if "end of data" in str(error):
             raise ValueError(

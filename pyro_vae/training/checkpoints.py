@@ -25,7 +25,7 @@ from torch import Tensor
 from .._types import Batch, ProgramLike
 from ..data import RowReader
 from ..programs import modules_of
-from ..writing import whole_file
+from ..writing import require_file_place, whole_file
 from .rows import InMemory
 
 FILE = "fit.safetensors"
@@ -68,10 +68,14 @@ class Keeper:
         checkpoint: Where, and how often.
         identity: Options, data and programs of the run, by name; a checkpoint that differs in one
             is refused with its name.
+
+    Raises:
+        ValueError: If the file cannot be written there.
     """
 
     def __init__(self, checkpoint: Checkpoint, identity: Mapping[str, str]) -> None:
         self.checkpoint, self.identity = checkpoint, dict(identity)
+        require_file_place(checkpoint.path)
         self._written = time.perf_counter()
 
     @property
