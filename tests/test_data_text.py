@@ -590,6 +590,7 @@ def test_times_are_named_and_can_be_taken_as_days(pattern: str, tmp_path: Path) 
         assert (steps - (steps * 24).round() / 24).abs().max() < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:column 'when' holds 'unknown'")
 @pytest.mark.parametrize("odd", ["unknown", "2024-13-45", "soon"])
 def test_an_odd_cell_among_dates(odd: str, tmp_path: Path) -> None:
     """Is named, and missing."""
