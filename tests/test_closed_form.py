@@ -600,3 +600,38 @@ def test_em_reaches_the_maximum_of_factor_analysis(name: str, latents: int, seed
     best = theirs.fit(y.numpy()).score(y.numpy())
     reached = em(y, latents, y.shape[1], num_epochs=400, seed=seed)
     assert reached == pytest.approx(best, abs=0.01)
+
+
+def mirrored(z: Tensor) -> Any:
+    """Two modes, of which only one is seen from zero."""
+    return dist.Normal((z + 3).abs(), 0.1)
+
+
+NARROW_OR_WIDE = dist.Normal(torch.zeros(2), torch.tensor([0.02, 10.0]))
+MIXTURE = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), NARROW_OR_WIDE)
+
+
+@pytest.mark.parametrize(
+    ("prior", "likelihood"),
+    [(dist.Normal(0.0, 10.0), mirrored), (MIXTURE, lambda z: dist.Normal(z, 0.5))],
+    ids=["kink", "mixture"],
+)
+def test_what_is_quadratic_only_near_the_mean_is_no_closed_form(
+    prior: Any, likelihood: Callable[[Tensor], Any]
+) -> None:
+    """Both were accepted, 0.6 and 3 nats too low."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", prior)
+            pyro.sample("y", likelihood(z), obs=y)
+
+    y = torch.tensor([0.0, 5.0])
+    found = pv.log_marginal_likelihood(
+        model, pv.Guide(model, pv.GlobalParameters(), example=y), y, pv.Tightest()
+    )
+    z = torch.linspace(-80, 80, 160_001, dtype=torch.float64)[:, None]
+    terms = prior.log_prob(z) + likelihood(z).log_prob(y.double())
+    truth = terms.logsumexp(dim=0) + math.log(1e-3)
+    assert found.method == "quadrature"
+    assert (found.value - truth).abs().max() < 1e-3
