@@ -124,7 +124,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "not an image to decode": (lambda: ConvDecoder(2, (28,)), r"got \(28,\)"),
     "residual encoder": (lambda: ResidualEncoder(6)(torch.zeros(2, 5)), "made for 6 .* got 5"),
     "residual decoder": (lambda: ResidualDecoder(2, 3)(torch.zeros(5, 4)), "made for 2 .* got 4"),
-    "no block": (lambda: ResidualEncoder(6, blocks=0), "blocks should be a whole number of at least 1, got 0"),
+    "no block": (
+        lambda: ResidualEncoder(6, blocks=0),
+        "blocks should be a whole number of at least 1, got 0",
+    ),
     "series of another shape": (
         lambda: GRUEncoder(3, 4, length=5)(torch.zeros(2, 4, 3)),
         r"is for series of shape \(5, 3\) \(times, features\), got \(4, 3\)",

@@ -312,7 +312,11 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         r"made for 3 latent\(s\), but the model has 2",
     ),
     "no kind of layer": (lambda: FlowPrior(2, nn.Linear(2, 2)), TypeError, "needs a kind of layer"),
-    "no layer": (lambda: FlowPrior(2, pv.AffineCoupling(), 0), ValueError, "num_transforms should be a whole number of at least 1"),
+    "no layer": (
+        lambda: FlowPrior(2, pv.AffineCoupling(), 0),
+        ValueError,
+        "num_transforms should be a whole number of at least 1",
+    ),
     "one latent": (lambda: FlowPrior(1, pv.AffineCoupling()), ValueError, "at least two"),
     "a bare net": (
         lambda: VampPrior(nn.Linear(3, 4), (4, 3), pv.DiagonalNormal()),

@@ -317,18 +317,20 @@ class Column:
     def warn_of_units(self, values: Shaped[np.ndarray, " rows"]) -> None:
         """Warns if encoded entries lie where those of other units would.
 
-        The training rows never warn: a median is within one standard deviation of the mean.
+        The training rows never warn: a median is within one standard deviation of the mean. Nor
+        do columns that are not standardized, whose mean and standard deviation are not known.
         """
         known = values[~np.isnan(values)]
-        if type(self.kind) is not Real or not len(known) or abs(np.median(known)) <= _FAR:
+        if type(self.kind) is not Real or self.kind == Real() or not len(known):
             return
-        middle, usual = self.kind.decode(np.median(known)), self.kind.center
-        warn(
-            f"column '{self.name}': half of the entries lie beyond {middle:.4g}, and those of the "
-            f"training rows were {usual:.4g} \N{PLUS-MINUS SIGN} {self.kind.scale:.2g} (mean, "
-            "standard deviation): convert them if they are in other units; the model has learned "
-            "nothing about such rows"
-        )
+        if abs(np.median(known)) > _FAR:
+            middle = self.kind.decode(np.median(known))
+            warn(
+                f"column '{self.name}': half of the entries lie beyond {middle:.4g}, and those of "
+                f"the training rows had a mean of {self.kind.center:.4g} and a standard deviation "
+                f"of {self.kind.scale:.2g}: convert them if they are in other units; the model has "
+                "learned nothing about such rows"
+            )
 
     @property
     def _said(self) -> Kind | None:
