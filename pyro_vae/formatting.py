@@ -84,6 +84,16 @@ def several(value: Tensor, error: Tensor, spec: str = "") -> str:
     return f"[{', '.join(shown + more)}] {tuple(value.shape)}"
 
 
+def four_digits(value: float) -> str:
+    """Four significant digits; numbers up to ten million without an exponent.
+
+    Example:
+        >>> four_digits(7.2345), four_digits(101325.4), four_digits(2e9)
+        ('7.234', '101,325', '2e+09')
+    """
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
+
+
 def typeset(text: str) -> str:
     """Replaces hyphens before digits by typographic minus signs, for figures and pages."""
     return text.replace("-", "\N{MINUS SIGN}")

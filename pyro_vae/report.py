@@ -180,8 +180,8 @@ class Table:
 
 
 _DOUBT = (
-    "† Not reliable for all data: hover for the reason, or see the table on how far the numbers "
-    "can be trusted."
+    "† Not reliable for all data: hover for the reason, which is also summed up where this page "
+    "says how far its numbers can be trusted."
 )
 
 
@@ -441,7 +441,10 @@ code { font-family: ui-monospace, "Liberation Mono", monospace; user-select: all
   h1 { font-size: 1.5rem; }
   th, td { padding: 0.4rem 0.55rem; }
   tbody th span { max-width: 7rem; }
-  .facts div, .lead { grid-template-columns: 1fr; } }
+  .facts div, .lead { grid-template-columns: 1fr; }
+  figure { overflow-x: auto; }
+  main img { max-width: none; }
+  figcaption { position: sticky; left: 0; } }
 @media print {
   @page { margin: 16mm; }
   html { font-size: 10pt; }

@@ -54,6 +54,14 @@ def page(text: str) -> Page:
     return Page(text)
 
 
+def test_figures_keep_their_size_on_narrow_screens() -> None:
+    """They scroll like tables: labels of a figure scaled to a phone cannot be read."""
+    page = report.Report("title", "", []).html()
+    narrow = page.split("@media (max-width: 36rem)")[1].split("@media print")[0]
+    assert "figure { overflow-x: auto; }" in narrow
+    assert "main img { max-width: none; }" in narrow
+
+
 def test_page_is_well_formed(text: str, page: Page) -> None:
     """Every tag closes, identifiers are unique, links inside the page lead somewhere."""
     assert text.startswith('<!DOCTYPE html>\n<html lang="en">')

@@ -128,6 +128,7 @@ def plot_walks(
     for ax, place in zip(grid[0], shown, strict=True):
         ax.set_title(columns.names[place], fontsize="small", loc="left")
         _name_entries(ax, columns.columns[place])
+        _name_reached(ax, array[:, :, place], columns.columns[place])
     for ax in grid[-1]:
         ax.set_xlabel("quantile of z (%)", fontsize="x-small")
     return grid
@@ -230,6 +231,14 @@ def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
     if isinstance(kind, Categories):
         return values
     return values * getattr(kind, "scale", 1.0) + getattr(kind, "center", 0.0)
+
+
+def _name_reached(ax: "Axes", codes: NDArray[Any], column: Column) -> None:
+    """The categories that a walk reaches, where there are too many to name all."""
+    if isinstance(column.kind, Categories) and len(column.kind.categories) > 12:
+        reached = np.unique(np.rint(codes)).astype(int)
+        kept = reached[:: -(-len(reached) // 6)]
+        ax.set_yticks(kept, [str(column.kind.categories[code])[:12] for code in kept])
 
 
 def _name_entries(ax: "Axes", column: Column) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from .._types import Batch, Data, ProgramLike
 from ..data import Binary, Categories, Columns, Time
 from ..evidence import prepared
+from ..formatting import four_digits
 from ..programs import Program
 from ..results import Result
 from .forward import features
@@ -189,7 +190,7 @@ def _own(value: float, kind: Any) -> str:
     if isinstance(kind, Time) and kind.pattern:
         return str(kind.written(torch.tensor([value]).double().numpy())[0])
     center, scale = getattr(kind, "center", 0.0), getattr(kind, "scale", 1.0)
-    return f"{value * scale + center:.4g}"
+    return four_digits(value * scale + center)
 
 
 def _categories(
