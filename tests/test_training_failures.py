@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,43 @@ from tests.helpers.training import (
 )
 
 MODEL = model_of(FACTS)
+
+
+class OverTheBatch(nn.Module):
+    """A decoder that changes its output in a way that may look at other rows."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.change = nn.Linear(2, 3), change
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.change(self.linear(z))
+
+
+def test_rows_that_are_mixed() -> None:
+    """A batch's loss is then no part of the data's: refused before a step, weights untouched."""
+    for change, mixes in ((lambda out: out - out.mean(dim=0), True), (torch.tanh, False)):
+        model = pv.models.VAE(OverTheBatch(change), pv.likelihoods.Gaussian(), 2)
+        guide = pv.Guide(model, pv.GlobalParameters())
+        before, modes = state(model), model.training
+        with (
+            pytest.raises(ValueError, match="the program mixes the rows of a batch")
+            if mixes
+            else nullcontext()
+        ):
+            pv.fit(model, guide, torch.randn(5, 3), num_epochs=1, progress=False)
+        assert model.training == modes
+        if mixes:
+            assert_same_state(state(model), before)
+
+
+def test_a_table_of_other_rows() -> None:
+    """It has a row for each row of the data: one of more would train some of them by nothing."""
+    for rows in (50, 11):
+        model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), 2)
+        guide = pv.Guide(model, pv.LocalParameters(rows))
+        with pytest.raises(ValueError, match=rf"has {rows} rows, .* have 12: .* num_data=12"):
+            pv.fit(model, guide, torch.randn(12, 3), num_epochs=1, progress=False)
 
 
 # Validation and early stopping

@@ -317,6 +317,11 @@ class LocalParameters(InferenceMap):
 
     def remember(self, *batch: Tensor) -> None:
         """Records which data the table belongs to, so that other data are refused."""
+        if len(batch[0]) != self.num_data:
+            raise ValueError(
+                f"LocalParameters has {self.num_data} rows, and the data it is trained on have "
+                f"{len(batch[0])}: create it with num_data={len(batch[0])}"
+            )
         self.digests = row_digests(*batch).to(self.table.device)
 
     def scale_steps(self, factor: float) -> None:

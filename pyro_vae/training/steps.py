@@ -20,7 +20,7 @@ from ..compiling import CompiledSteps
 from ..data import Augmented, RowReader
 from ..guides import is_tied_to_rows, maps_of, model_for, prepare_training, program_of, row_buffers
 from ..objectives import Objective, Progress
-from ..programs import capturing, leaves_of, minibatch, own_messages, run
+from ..programs import capturing, evaluating, leaves_of, minibatch, own_messages, run
 from ..randomness import forked
 from .optimizers import NoteScales, Unscaled, made_optimizer, objective_of
 from .plans import Plan
@@ -49,6 +49,8 @@ class Steps:
         self.augmented, self.shards, self.num_data = augmented, shards, shards.num_data
         with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
             self.program = program_of(model, guide, head(reader))
+        with evaluating(model, guide), torch.no_grad(), forked(plan.seed, "fit.separate rows"):
+            self.program.at_start().require_separate_rows(head(reader))
         self.asked = objective_of(plan.objective, self.program, guide, head(reader))
         own = isinstance(self.asked, Objective)  # it sums discrete sites out by itself
         self.objective = self.asked.at(0.0) if own else self.asked
