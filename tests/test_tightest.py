@@ -14,6 +14,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae import stats
 from pyro_vae.evidence import LogMarginal, Rung, prepared, tempering, tightest
+from pyro_vae.evidence.hamiltonian import Moved, Point
 from pyro_vae.evidence.mixtures import StudentMixture, mixture_of, student_of
 from pyro_vae.results import Doubt, with_rows
 from tests.helpers.factor_analysis import WEAK, mean_field_guide, model_of
@@ -257,3 +258,25 @@ def test_populations_that_average_logarithms_are_caught(
     monkeypatch.setattr(stats, "log_mean_exp", lambda logs: logs.mean(dim=0))
     with pytest.raises(AssertionError, match="resolution"):
         assert_mean(tempered(seed).exp(), 1.0)
+
+
+def still(path: Any, point: Point, *args: Any) -> Moved:
+    """A transition that moves nothing, with the acceptance rate that is aimed at."""
+    return Moved(point, torch.full_like(point.log_base, 0.65))
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_particles_that_stay_copies_are_doubted(
+    moves: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Islands of copies differ by more than chance; of particles that move, once in 1000 latents.
+
+    That rate is for twice the variance that independent particles have.
+    """
+    if not moves:
+        monkeypatch.setattr(tempering, "transition", still)
+    model = model_of(FACTS)
+    inference = (model, mean_field_guide(FACTS, model), FACTS.sample(8))
+    found = pv.log_marginal_likelihood(*inference, pv.TemperedSMC(8, 32), seed=seed)
+    doubted = found.doubts[Doubt.CHAINS_APART].double().mean()
+    assert float(doubted) < 0.5 if moves else float(doubted) > 0.5

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import pyro
 import torch
 from jaxtyping import Float, Float64, Int64
+from scipy.stats import f as f_distribution
 from torch import Tensor
 
 from .. import stats
@@ -52,6 +53,8 @@ _PACE = 0.35  # nats by which log weights spread in one stretch: an eighth of th
 _FEWEST, _MOST = 16, 128  # stretches; the error says what more would have brought
 _SETTLING = 8  # transitions at the end, so that copies come apart
 _FAR = 0.25  # from the acceptance aimed at: the pilot's steps do not fit the run
+_DEPENDENT = 2.0  # an island's mean may vary as if half of its particles were independent
+_FALSE_ALARM = 1e-3  # per latent, if it does vary so
 _LEAST_ISLANDS = 0.5  # share of them that is effective; below, one or two carry the estimate
 
 
@@ -76,8 +79,9 @@ class TemperedSMC:
 
     Unbiased for p. Every datum has its own steps and temperatures from a pilot run, which are then
     frozen. The error comes from the spread of the islands' estimates; a datum is reliable if half
-    of the islands are effective and the acceptance rate is near its target. Modes that no particle
-    is near stay undetected.
+    of the islands are effective, the acceptance rate is near its target, and the islands' final
+    particles have the same distribution: moves too short for the posterior, as in the neck of a
+    funnel, leave copies of a few ancestors. Modes that no particle is near stay undetected.
 
     Arguments:
         num_islands: Number of independent populations.
@@ -217,14 +221,20 @@ class TemperedSMC:
             )
             accepted += acceptance.mean(dim=0) / (count + _SETTLING)
         z = path.colored(point.z).unflatten(0, (islands, particles))
-        return Population(self._result(log_evidence, accepted), z, log_evidence)
+        return Population(self._result(log_evidence, accepted, z), z, log_evidence)
 
-    def _result(self, log_evidence: Tensor, acceptance: Tensor) -> LogMarginal:
+    def _result(self, log_evidence: Tensor, acceptance: Tensor, z: Tensor) -> LogMarginal:
         result = result_of_islands(
             log_evidence, self.num_particles, "tempered sequential Monte Carlo"
         )
         off = (acceptance - self.target_acceptance).abs() > _FAR
-        return replace(result, doubts={**result.doubts, Doubt.ACCEPTANCE: off})
+        # Particles that hardly move stay copies of a few ancestors: no island has seen the whole
+        # posterior, and all of their estimates may be low alike.
+        freedom = (len(z) - 1, len(z) * (self.num_particles - 1))
+        limit = _DEPENDENT * float(f_distribution.isf(_FALSE_ALARM, *freedom))
+        apart = (_dependence(z) > limit).any(dim=-1)
+        doubts = {Doubt.ACCEPTANCE: off, Doubt.CHAINS_APART: apart}
+        return replace(result, doubts={**result.doubts, **doubts})
 
 
 def result_of_islands(
@@ -240,6 +250,27 @@ def result_of_islands(
     return LogMarginal(
         value, error, num_particles * islands, nothing, samples, Bound.LOWER, method, doubts
     )
+
+
+def _dependence(
+    z: Float[Tensor, "islands particles batch latents"],
+) -> Float64[Tensor, "batch latents"]:
+    """Variance of the islands' means over that of independent particles, of ranks and folded ranks.
+
+    1 on average if particles are independent; :math:`F` with islands - 1 degrees of freedom.
+    """
+    folded = (z - z.flatten(0, 1).median(dim=0).values).abs()
+    return torch.maximum(_variance_ratio(z), _variance_ratio(folded))
+
+
+def _variance_ratio(values: Float[Tensor, "islands particles *batch"]) -> Tensor:
+    last = values.flatten(0, 1).movedim(0, -1).contiguous()
+    ordered = last.sort(dim=-1).values
+    below = torch.searchsorted(ordered, last) + torch.searchsorted(ordered, last, right=True)
+    shares = below.double().movedim(-1, 0) / (2 * last.shape[-1])  # equal values share a rank
+    scores = torch.special.ndtri(shares).unflatten(0, values.shape[:2])
+    within = scores.var(dim=1).mean(dim=0)
+    return values.shape[1] * scores.mean(dim=1).var(dim=0) / within
 
 
 @dataclass(frozen=True)

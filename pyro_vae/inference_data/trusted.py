@@ -97,7 +97,9 @@ class PosteriorDraws(PerDatum):
     def doubts(self) -> Doubts:
         """The doubts about log p(y), and about chains that disagree."""
         apart = (self.r_hat > MAX_RHAT).any(dim=-1)
-        return {**self.log_marginal.doubts, Doubt.CHAINS_APART: apart}
+        doubts = self.log_marginal.doubts
+        apart |= doubts.get(Doubt.CHAINS_APART, torch.zeros_like(apart))
+        return {**doubts, Doubt.CHAINS_APART: apart}
 
     def columns(self) -> dict[str, Tensor]:
         """Shift and scale of every latent with their errors, ESS, R-hat and the rung."""
