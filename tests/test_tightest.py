@@ -269,9 +269,9 @@ def still(path: Any, point: Point, *args: Any) -> Moved:
 def test_particles_that_stay_copies_are_doubted(
     moves: bool, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Islands of copies differ by more than chance; of particles that move, once in 1000 latents.
+    """Islands of copies differ by more than chance; others at most once in 1000 latents.
 
-    That rate is for twice the variance that independent particles have.
+    That rate is for twice the variance that independent particles would have.
     """
     if not moves:
         monkeypatch.setattr(tempering, "transition", still)
