@@ -269,7 +269,7 @@ def still(path: Any, point: Point, *args: Any) -> Moved:
 def test_particles_that_stay_copies_are_doubted(
     moves: bool, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Islands of copies differ by more than chance; others at most once in 1000 latents.
+    """Doubts islands of copies; others by chance, at most for one latent in 1000.
 
     That rate is for twice the variance that independent particles would have.
     """
