@@ -21,7 +21,6 @@ from typing import NamedTuple
 import pyro
 import torch
 from jaxtyping import Float, Float64, Int64
-from scipy.stats import f as f_distribution
 from torch import Tensor
 
 from .. import stats
@@ -227,6 +226,8 @@ class TemperedSMC:
         result = result_of_islands(
             log_evidence, self.num_particles, "tempered sequential Monte Carlo"
         )
+        from scipy.stats import f as f_distribution  # seconds to import
+
         off = (acceptance - self.target_acceptance).abs() > _FAR
         # Particles that hardly move stay copies of a few ancestors: no island has seen the whole
         # posterior, and all of their estimates may be low alike.
