@@ -57,6 +57,7 @@ COMMON = {
     "structure": Common("programs.structure._run"),
     "missing": Common("programs.structure.partly_observed"),
     "evidence.unkeyed": Common("evidence.weights.prepared"),
+    "fit.separate rows": Common("training.steps.Steps.__init__"),
     "fit.tensors": Common("training.steps.Steps._find_tensors"),
     # Copies of the model start from the same values, under every guide.
     "weights.parameters.0": Common("programs.copies.Copies._leaves"),
