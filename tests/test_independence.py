@@ -57,7 +57,6 @@ COMMON = {
     "structure": Common("programs.structure._run"),
     "missing": Common("programs.structure.partly_observed"),
     "evidence.unkeyed": Common("evidence.weights.prepared"),
-    "fit.separate rows": Common("training.steps.Steps.__init__"),
     "fit.tensors": Common("training.steps.Steps._find_tensors"),
     # Copies of the model start from the same values, under every guide.
     "weights.parameters.0": Common("programs.copies.Copies._leaves"),
@@ -76,6 +75,8 @@ WEIGHTS = Common("evidence.importance.ImportanceSampling._sampling", times=2)
 COMPARED = {
     "fit": Common("training.fitting.fit", times=2),
     "closed form.directions": Common("guides.closed_form._direction"),
+    "closed form.mixtures": Common("evidence.exact._refuse_mixtures"),
+    "closed form.prior": Common("evidence.exact._error_at_prior_draws"),
     "information": Common("diagnostics.information.mutual_information", times=2),
 }
 COMMON_TO = {
