@@ -452,6 +452,7 @@ class _Reader:
             raise
 
     def take(self, name: str, value: Any) -> Any:
+        """The value of an argument as the function gets it; a default is as it is."""
         kind = self.kinds.get(name)
         if kind is None or value is self.parameters[name].default:
             return value

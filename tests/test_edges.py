@@ -140,16 +140,8 @@ MISSED: dict[str, tuple[Any, Any, Any]] = {
 def test_mass_at_an_edge_that_a_guide_misses_is_doubted(name: str) -> None:
     """No draw comes near the edge, where nearly all of the posterior of a zero is."""
     prior, likelihood, of_u = MISSED[name]
-
-    def model(y: Tensor) -> None:
-        with pyro.plate("data", len(y)):
-            z = pyro.sample("z", prior)
-            pyro.sample("y", likelihood(z), obs=y)
-
-    def guide(y: Tensor) -> None:
-        with pyro.plate("data", len(y)):
-            pyro.sample("z", dist.TransformedDistribution(of_u, [biject_to(prior.support)]))
-
+    near_zero = dist.TransformedDistribution(of_u, [biject_to(prior.support)])
+    model, guide = programs(prior, likelihood, lambda _: near_zero)
     y = torch.tensor([0.0])
     for estimator in (
         pv.ImportanceSampling(500),

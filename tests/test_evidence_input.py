@@ -18,7 +18,7 @@ from tests.helpers.factor_analysis import (
     prior_guide,
 )
 from tests.helpers.statistics import FACTS, FACTS_Y
-from tests.helpers.training import layered_vae
+from tests.helpers.training import OverTheBatch, layered_vae
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -40,17 +40,6 @@ def test_nan_has_a_culprit(question: Callable[..., Any], part: str) -> None:
     poisoned(model.decoder if part == "model" else guide)
     with pytest.raises(FloatingPointError, match=rf"parameter '.*bias' of the {part} .* are nan"):
         question(model, guide, torch.ones(2, 3))
-
-
-class OverTheBatch(nn.Module):
-    """A decoder, in which a row's output depends on the other rows, or draws noise."""
-
-    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.linear, self.change = nn.Linear(2, 3), change
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.change(self.linear(z))
 
 
 MIXES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -21,6 +21,7 @@ from tests.helpers.statistics import FACTS
 from tests.helpers.training import (
     MAPS,
     OneParameter,
+    OverTheBatch,
     assert_same_state,
     data,
     fit,
@@ -32,17 +33,6 @@ from tests.helpers.training import (
 )
 
 MODEL = model_of(FACTS)
-
-
-class OverTheBatch(nn.Module):
-    """A decoder that changes its output in a way that may look at other rows."""
-
-    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.linear, self.change = nn.Linear(2, 3), change
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.change(self.linear(z))
 
 
 def test_rows_that_are_mixed() -> None:

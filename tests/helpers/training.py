@@ -153,3 +153,14 @@ def layered_vae(likelihood: Any, features: int = 3) -> tuple[pv.models.VAE, pv.G
     encoder = nn.Sequential(nn.Linear(features, 8), nn.Dropout(0.5), nn.Linear(8, 4))
     model = pv.models.VAE(decoder, likelihood, latent_dim=2)
     return model, pv.Guide(model, pv.Encoder(encoder))
+
+
+class OverTheBatch(nn.Module):
+    """A decoder, in which a row's output may depend on the other rows."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.change = nn.Linear(2, 3), change
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.change(self.linear(z))
