@@ -1,5 +1,6 @@
 """MIWAE on iris with half of its entries missing: the bound and what is filled in."""
 
+import numpy as np
 import torch
 from sklearn.datasets import load_iris
 from torch import Tensor
@@ -13,29 +14,40 @@ CLAIM = Claim(
     title="MIWAE on iris reaches the authors' bound and error of imputation",
     source=(
         "Mattei & Frellsen, 2019: MIWAE: Deep Generative Modelling and Imputation of Incomplete "
-        "Data Sets (the authors' notebook on iris; bound -1.40 to -1.51 and mean squared error "
-        "0.40 to 0.52 over ten seeds, figures quoted and not looked up)"
+        "Data Sets (the authors' PyTorch notebook on iris, whose printed values were read: every "
+        "100 epochs of one run, from epoch 901 to 2,001)"
     ),
     setting=(
-        "150 flowers, four standardized columns, half of the entries missing at random; one "
-        "latent, 128 units, Student t with scale and degrees of freedom, K = 20, batches of 64, "
-        "1,000 epochs, three seeds for holes and start. The bound is that with 20 draws on the "
-        "data trained on, the imputation the weighted mean of 2,000 draws. Degrees of freedom are "
-        "learnt for each column, where the source has a net for them."
+        "150 flowers, four standardized columns, the authors' holes from their seed (half of the "
+        "entries; nine flowers have no value left); one latent, 128 units, Student t with scale "
+        "and degrees of freedom, K = 20, batches of 64, 2,001 epochs, three starts. The bound is "
+        "that with 20 draws on the data trained on, 0 for the nine flowers, which take no part in "
+        "training; the imputation the weighted mean of 2,000 draws, for the nine the mean of the "
+        "model. Degrees of freedom are learnt for each column, where the source has a net for "
+        "them, and the encoder sees which entries are missing."
     ),
     criterion=(
-        "Mean over seeds of the bound between -1.60 and -1.30, of the squared error between 0.35 "
+        "Mean over starts of the bound between -1.60 and -1.30, of the squared error between 0.35 "
         "and 0.57: the published ranges, wider by a tenth of a nat and by 0.05."
+    ),
+    remark=(
+        "The authors' holes and number of epochs took the place of draws of our own and 1,000 "
+        "epochs after their notebook had been read and before the first run at full size."
     ),
 )
 
 
-def _bound_and_error(whole: Tensor, seed: int, epochs: int) -> tuple[float, float]:
-    """Of one draw of the holes and one start."""
+def _holes(rows: int, columns: int) -> Tensor:
+    """The authors' holes, from their seed."""
+    draw = np.random.RandomState(1234)  # noqa: NPY002 (theirs, for the same holes)
+    missing = np.zeros(rows * columns, dtype=bool)
+    missing[draw.choice(rows * columns, rows * columns // 2, replace=False)] = True
+    return torch.as_tensor(missing.reshape(rows, columns))
+
+
+def _fitted(seen: Tensor, seed: int, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
+    """From one start."""
     torch.manual_seed(seed)
-    missing = torch.rand(whole.shape) < 0.5
-    missing[missing.all(dim=1), 0] = False  # a row that is all holes says nothing
-    seen = whole.masked_fill(missing, torch.nan)
     likelihood = pv.likelihoods.StudentT(
         pv.likelihoods.LearnedDegrees(), pv.likelihoods.DecodedSigma()
     )
@@ -51,28 +63,39 @@ def _bound_and_error(whole: Tensor, seed: int, epochs: int) -> tuple[float, floa
         optimizer=lambda tensors: torch.optim.Adam(tensors, lr=1e-3),
         progress=False,
     )
+    return model, guide
+
+
+def _bound_and_error(whole: Tensor, seed: int, epochs: int) -> tuple[float, float]:
+    """The mean bound over all flowers, and the mean squared error over all holes."""
+    missing = _holes(*whole.shape)
+    some = ~missing.all(dim=1)
+    seen = whole.masked_fill(missing, torch.nan)[some]
+    model, guide = _fitted(seen, seed, epochs)
     weights = pv.log_weights(model, guide, seen, num_samples=400).unflatten(0, (20, 20))
-    filled = pv.impute(model, guide, seen, 100, progress=False)
-    error = (filled.value - whole)[missing].square().mean()
-    return float(pv.stats.log_mean_exp(weights).mean()), float(error)
+    bound = pv.stats.log_mean_exp(weights).mean(dim=0).sum() / len(whole)
+    with torch.no_grad():
+        filled = model.decode(torch.randn(2_000, 1)).mean(dim=0).repeat(len(whole), 1)
+    filled[some] = pv.impute(model, guide, seen, 100, progress=False).value.to(filled)
+    return float(bound), float((filled - whole)[missing].square().mean())
 
 
 def findings(*, smoke: bool = False) -> list[Finding]:
-    """Three seeds."""
+    """Three starts."""
     whole = torch.as_tensor(load_iris().data, dtype=torch.float32)
     whole = (whole - whole.mean(dim=0)) / whole.std(dim=0, correction=0)
-    seeds, epochs = (1, 2) if smoke else (3, 1_000)
-    runs = [_bound_and_error(whole, seed, epochs) for seed in range(seeds)]
+    starts, epochs = (1, 2) if smoke else (3, 2_001)
+    runs = [_bound_and_error(whole, seed, epochs) for seed in range(starts)]
     bounds, errors = (torch.tensor(part) for part in zip(*runs, strict=True))
     return [
         Finding(
-            "bound with 20 draws, nats per flower (seeds)",
+            "bound with 20 draws, nats per flower (starts)",
             "-1.51 to -1.40",
             ", ".join(f"{value:.2f}" for value in bounds),
             -1.6 < float(bounds.mean()) < -1.3,
         ),
         Finding(
-            "mean squared error of imputation (seeds)",
+            "mean squared error of imputation (starts)",
             "0.40 to 0.52",
             ", ".join(f"{value:.2f}" for value in errors),
             0.35 < float(errors.mean()) < 0.57,
