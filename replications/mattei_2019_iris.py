@@ -39,7 +39,7 @@ CLAIM = Claim(
 
 def _holes(rows: int, columns: int) -> Tensor:
     """The authors' holes, from their seed."""
-    draw = np.random.RandomState(1234)  # noqa: NPY002 (theirs, for the same holes)
+    draw = np.random.RandomState(1234)
     missing = np.zeros(rows * columns, dtype=bool)
     missing[draw.choice(rows * columns, rows * columns // 2, replace=False)] = True
     return torch.as_tensor(missing.reshape(rows, columns))
