@@ -33,6 +33,7 @@ from .plates import current_minibatch as current_minibatch
 from .plates import minibatch as minibatch
 from .plates import outside_minibatch as outside_minibatch
 from .plates import whole_plate as whole_plate
+from .polynomials import degree_of as degree_of
 from .program import Density as Density
 from .program import LogDensities as LogDensities
 from .program import Program as Program
@@ -81,6 +82,7 @@ __all__ = [
     "capturing",
     "capturing_data",
     "current_minibatch",
+    "degree_of",
     "device_of",
     "draw_unconstrained",
     "entry_of",

@@ -1,0 +1,172 @@
+r"""The degree of a program's log joint as a polynomial in the latents of a datum.
+
+A density that is quadratic at a million points may have a spike beside them. The operations of a
+run show what no points can: a linear operation keeps the degree of its arguments, a product adds
+the degrees of its factors, and any other operation on a latent ends in no polynomial,
+
+.. math:: \deg(a x + b y) = \max(\deg x, \deg y), \qquad \deg(x y) = \deg x + \deg y, \qquad
+    \deg x^n = n \deg x .
+
+The result is an upper bound: of terms that cancel, the degree stays. Degrees belong to storages, so
+that a view or a write into a part of a tensor is followed as well.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .._types import Batch
+from .modes import evaluating
+from .program import Program
+
+# Operations by what they do to degrees.
+_KINDS = {
+    "linear": """
+        _neg_view _reshape_alias _to_copy _unsafe_view add alias as_strided cat clone
+        constant_pad_nd contiguous copy copy_ cumsum detach diag_embed diagonal diagonal_copy expand
+        flip lift lift_fresh mean movedim narrow neg permute positive repeat reshape roll rsub
+        select select_scatter slice slice_scatter split split_with_sizes squeeze stack sub sum t
+        transpose tril triu unbind unfold unsafe_split unsqueeze view""",
+    "choice": """
+        gather index index_add index_copy index_put index_select masked_fill masked_scatter
+        masked_select scatter scatter_add take where""",
+    "product": "bmm dot ger linear matmul mm mul mv outer",
+    "sum of products": "addbmm addcmul addmm addmv addr baddbmm",
+    "constant": """
+        empty_like fill full_like new_empty new_full new_ones new_zeros ones_like rand_like
+        randn_like size sym_size zero zeros_like""",
+}
+_KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split()}
+
+
+class _Degrees(TorchDispatchMode):
+    """Follows degrees through every operation of a run; `why` names the first that has none."""
+
+    def __init__(self, variable: Tensor) -> None:
+        super().__init__()
+        self.why = ""
+        self._degrees: dict[int, float] = {}
+        self._kept: list[Tensor] = []  # whose storages must not make room for others
+        self._note(variable, 1.0)
+
+    def of(self, value: Any) -> float:
+        """The degree of an argument; of a constant 0."""
+        return max((self._degrees.get(_storage(t), 0.0) for t in _tensors(value)), default=0.0)
+
+    def _note(self, tensor: Tensor, degree: float) -> None:
+        place = _storage(tensor)
+        self._degrees[place] = max(degree, self._degrees.get(place, 0.0))
+        self._kept.append(tensor)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Runs an operation, and notes the degree of what it makes or writes into."""
+        kwargs = kwargs or {}
+        degree = self._degree(func, args, kwargs) if self.of((args, kwargs)) > 0 else 0.0
+        made = func(*args, **kwargs)
+        results = list(_tensors(made))
+        if degree == math.inf:
+            self.why = self.why or _name_of(func)
+            results += [] if results else [self._kept[0]]  # a number that decides what follows
+        if degree > 0:
+            for tensor in results:
+                self._note(tensor, degree)
+        return made
+
+    def _degree(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> float:
+        name = _name_of(func).removesuffix("_")
+        kind = _KIND_OF.get(name, "")
+        of = [self.of(arg) for arg in args]
+        rest = self.of(list(kwargs.values()))
+        if rest > 0:
+            return math.inf
+        if kind == "constant":
+            return 0.0
+        if kind == "linear":
+            return max(of)
+        if kind == "choice":  # linear, if what is chosen does not depend on the latents
+            return _if_constant(_choice(name, args), self) or max(of)
+        if kind == "product":
+            return sum(of)
+        if kind == "sum of products":
+            return max(of[0], sum(of[1:]))
+        return self._of_arithmetic(name, args, of)
+
+    def _of_arithmetic(self, name: str, args: tuple[Any, ...], of: list[float]) -> float:
+        """Degree of a quotient, a power, a solution, a layer."""
+        if name == "div" and of[1] == 0 and len(args) == 2:
+            return of[0]
+        if name == "pow" and _is_power(args[1]):
+            return float(of[0] * args[1])
+        if name == "linalg_solve_triangular" and of[0] == 0:
+            return of[1]
+        if name == "convolution":
+            return max(of[0] + of[1], of[2])
+        if name == "native_batch_norm" and not args[5]:
+            return _if_constant(args[3:5], self) or max(of[0] + of[1], of[2])
+        return math.inf
+
+
+def _name_of(operation: Any) -> str:
+    """As in `aten.add.Tensor`: add."""
+    return str(operation).removeprefix("aten.").partition(".")[0]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # noqa: SLF001
+
+
+def _choice(name: str, args: tuple[Any, ...]) -> list[Any]:
+    """The arguments of a choice that say what is chosen: masks and indices."""
+    if name == "where":
+        return [args[0]]
+    return [tensor for tensor in _tensors(args[1:]) if not tensor.is_floating_point()]
+
+
+def _if_constant(arguments: Any, degrees: _Degrees) -> float:
+    """Zero if arguments do not depend on the latents; else without a degree."""
+    return math.inf if degrees.of(list(arguments)) > 0 else 0.0
+
+
+def _is_power(exponent: Any) -> bool:
+    return isinstance(exponent, int | float) and exponent >= 0 and exponent == int(exponent)
+
+
+def degree_of(program: Program, batch: Batch) -> tuple[float, str]:
+    r"""The degree of :math:`\log p(y_n, z)` as a polynomial in the flat latents z.
+
+    Arguments:
+        program: The model; its shared latents have their values.
+        batch: The data, all rows of which are run once.
+
+    Returns:
+        An upper bound of the degree, infinite where the log joint is no polynomial or a value
+        decides what is run; and then the name of the operation that ended it.
+
+    Example:
+        >>> import pyro
+        >>> def model(y):
+        ...     with pyro.plate("data", len(y)):
+        ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+        ...         pyro.sample("y", pyro.distributions.Normal(z.exp(), 1.0), obs=y)
+        >>> degree_of(Program(model, torch.zeros(1)), (torch.zeros(2),))
+        (inf, 'exp')
+    """
+    shape = (1, len(batch[0]), program.latent_dim)
+    z = torch.zeros(shape, dtype=program.dtype, device=program.device)
+    degrees = _Degrees(z)
+    with evaluating(program.model), torch.no_grad(), pyro.validation_enabled(is_validate=False):
+        with degrees:
+            log_joint = program.log_joint(z, *batch)
+        return max(degrees.of(log_joint), math.inf if degrees.why else 0.0), degrees.why
