@@ -1,66 +1,107 @@
-"""Prints the table, and says which promises are broken.
+"""Asks the ladder for log p(y) of every program under every guide, and says what is broken.
 
-`python -m tests.trust [--size N] [--guide G ...] [--out FILE] [programs ...]`. With `--out` each
-cell is written to a file as it comes, and a run that was cut short goes on from there.
+`python -m tests.trust [--size N] [--workers N] [--guide G ...] [--out FOLDER] [programs ...]`.
+Every part of a cell is a task of its own. Its answer goes to `answers.jsonl` in the folder as it
+comes, and the table so far to `table.md`; with `--resume`, a run that was cut short goes on there.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from tests.trust.cells import GUIDES, HEADER, Cell, cells
+from tests.trust.cells import GUIDES, HEADER, Answer, Cell, Task, asked
 from tests.trust.programs import PROGRAMS
 from tests.trust.promises import broken
 
+_PART = 50  # data of a task, which then takes a minute or two at most
+Answers = dict[Task, Answer]
 
-def asked(name: str, size: int, guides: list[str], seed: int) -> list[Cell]:
-    """All cells of a program, in a process of its own."""
+
+def _alone() -> None:
+    """A process of one thread."""
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    return list(cells(name, size, guides, seed))
 
 
-def came(chosen: argparse.Namespace, left: list[tuple[str, list[str]]]) -> Iterator[Cell]:
-    """Cells that are still to be asked, in the order in which they come."""
-    with ProcessPoolExecutor(chosen.jobs) as pool:
-        tasks = [pool.submit(asked, name, chosen.size, gs, chosen.seed) for name, gs in left]
-        for task in as_completed(tasks):
-            yield from task.result()
+def _tasks(names: list[str], guides: list[str], size: int, seed: int) -> Iterator[Task]:
+    """Some data of every cell, then the next: a run that is cut short has seen all of them."""
+    for first in range(0, size, _PART):
+        for guide in guides:
+            for name in names:
+                yield Task(name, guide, size, first, min(_PART, size - first), seed)
 
 
-def main() -> None:
-    """Asks every cell, prints a line of each, and ends with what is broken."""
+def _read(file: Path) -> Answers:
+    """Answers of an earlier run."""
+    pairs = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
+    return {Task(*task): Answer(*answer) for task, answer in pairs}
+
+
+def _come(tasks: list[Task], workers: int) -> Iterator[tuple[Task, Answer]]:
+    """Answers, in the order in which they come."""
+    with ProcessPoolExecutor(workers, initializer=_alone) as pool:
+        futures = {pool.submit(asked, task): task for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _cells(answers: Answers) -> list[Cell]:
+    """Cells of what was answered so far, in the order of the programs."""
+    parts: dict[tuple[str, str], list[Answer]] = {}
+    for task, answer in answers.items():
+        parts.setdefault((task.program, task.guide), []).append(answer)
+    found = [Cell.of(*names, own) for names, own in parts.items()]
+    places = [*PROGRAMS], [*GUIDES]
+    return sorted(found, key=lambda c: (places[0].index(c.program), places[1].index(c.guide)))
+
+
+def _page(cells: list[Cell], faults: list[str]) -> str:
+    """The table, and what is broken."""
+    seconds, data = (sum(getattr(cell, name) for cell in cells) for name in ("seconds", "data"))
+    said = f"{len(cells)} cells, {data:,} data, {seconds:,.0f} s of a core; "
+    said += f"{len(faults)} promises broken"
+    return "\n".join([HEADER, *(cell.row() for cell in cells), "", said, "", *faults])
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.trust", description=__doc__)
     parser.add_argument("programs", nargs="*", help="all unless named")
     parser.add_argument("--size", type=int, default=500, help="data of each cell")
     parser.add_argument("--guide", choices=GUIDES, action="append")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
-    parser.add_argument("--out", type=Path, help="file of cells, which are not asked again")
-    chosen = parser.parse_args()
-    lines = chosen.out.read_text().splitlines() if chosen.out and chosen.out.exists() else []
-    done = [Cell(**json.loads(line)) for line in lines]
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--out", type=Path, default=Path("build/trust"), help="folder")
+    parser.add_argument("--resume", action="store_true", help="keep the answers in the folder")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Asks every task, keeps the answers, prints the table, and ends with what is broken."""
+    chosen, begun = _arguments(), time.monotonic()
     names, guides = chosen.programs or list(PROGRAMS), chosen.guide or list(GUIDES)
-    known = {(c.program, c.guide) for c in done if c.data == chosen.size}
-    done = [c for c in done if c.data == chosen.size and c.program in names and c.guide in guides]
-    left = [(name, [g for g in guides if (name, g) not in known]) for name in names]
-    print("\n".join([HEADER, *(cell.row() for cell in done)]), flush=True)
-    for cell in came(chosen, [(name, own) for name, own in left if own]):
-        done.append(cell)
-        print(cell.row(), flush=True)
-        if chosen.out:
-            with chosen.out.open("a") as file:
-                print(json.dumps(asdict(cell)), file=file)
-    faults = broken(done)
-    seconds = sum(cell.seconds for cell in done)
-    print(f"{len(done)} cells, {seconds:.0f} s of a core; {len(faults)} promises broken")
+    tasks = list(_tasks(names, guides, chosen.size, chosen.seed))
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    file, table = chosen.out / "answers.jsonl", chosen.out / "table.md"
+    answers = _read(file) if chosen.resume else {}
+    file.write_text("".join(f"{json.dumps(pair)}\n" for pair in answers.items()))
+    for task, answer in _come([task for task in tasks if task not in answers], chosen.workers):
+        answers[task] = answer
+        with file.open("a") as lines:
+            print(json.dumps((task, answer)), file=lines)
+        print(f"{len(answers)}/{len(tasks)} after {time.monotonic() - begun:.0f} s: {task.program} "
+              f"{task.guide} {answer.seconds:.0f} s", flush=True)  # fmt: skip
+        cells = _cells(answers)
+        table.write_text(_page(cells, broken(cells)))
+    cells = _cells(answers)
+    faults = broken(cells)
+    print(_page(cells, faults))
     if faults:
-        raise SystemExit("\n".join(faults))
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

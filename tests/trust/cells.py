@@ -2,8 +2,10 @@
 
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from pyro_vae.evidence import (
     RUNGS,
     Inference,
     LadderMarginal,
+    Proposal,
     Rung,
     Widened,
     best_of_family,
@@ -43,14 +46,68 @@ def _shifted(good: FamilyPosterior) -> FamilyPosterior:
     return replace(good, parameters=moved)
 
 
-Variant = Callable[[Program, Posterior, FamilyPosterior, tuple[Tensor, ...]], Posterior]
-GUIDES: dict[str, Variant] = {
-    "good": lambda program, prior, good, batch: good,
-    "narrow": lambda program, prior, good, batch: Widened(0.7)(program, good, batch),
-    "wide": lambda program, prior, good, batch: Widened(2.0)(program, good, batch),
-    "shifted": lambda program, prior, good, batch: _shifted(good),
-    "untrained": lambda program, prior, good, batch: prior,
+def _scaled(factor: float) -> Proposal:
+    def guide(program: Program, prior: Posterior, batch: tuple[Tensor, ...]) -> Posterior:
+        return Widened(factor)(program, _fitted(program, prior, batch), batch)
+
+    return guide
+
+
+GUIDES: dict[str, Proposal] = {
+    "good": _fitted,
+    "narrow": _scaled(0.7),
+    "wide": _scaled(2.0),
+    "shifted": lambda *inference: _shifted(_fitted(*inference)),
+    "untrained": lambda program, prior, batch: prior,
 }
+"""From the prior: a Gaussian fitted to each datum, ways to spoil it, and the prior itself."""
+
+
+class Task(NamedTuple):
+    """Some of the data of one program under one guide.
+
+    Arguments:
+        program: Its name.
+        guide: Its name.
+        data: How many of the program there are.
+        first: The first that is asked for.
+        number: How many are.
+        seed: Of the ladder's draws.
+    """
+
+    program: str
+    guide: str
+    data: int
+    first: int
+    number: int
+    seed: int = 0
+
+
+class Answer(NamedTuple):
+    """What the ladder says of some data, beside the truth: a number of each in every list.
+
+    Arguments:
+        off: Its log p(y) less the true one, nats.
+        error: As it states it, nats.
+        reliable: Whether it says so.
+        rung: Position in :data:`pyro_vae.evidence.RUNGS`.
+        draws: Of all data.
+        seconds: Of one core.
+    """
+
+    off: list[float]
+    error: list[float]
+    reliable: list[bool]
+    rung: list[int]
+    draws: int
+    seconds: float
+
+    @classmethod
+    def of(cls, found: LadderMarginal, log_p: Tensor, seconds: float) -> "Answer":
+        """An answer beside the truth."""
+        columns = (found.value - log_p, found.error, found.reliable, found.rung)
+        off, error, reliable, rung = (column.tolist() for column in columns)
+        return cls(off, error, reliable, rung, int(found.num_samples.sum()), seconds)
 
 
 @dataclass(frozen=True)
@@ -66,7 +123,6 @@ class Cell:
         covered: Those of the sampled whose interval of 95 percent holds the truth.
         beyond: Exact answers that are off by more than the error that they state.
         wrong: Reliable, and off by more than five errors and a millionth of a nat.
-        least: Share that must be reliable.
         error: The median, in nats.
         draws: Of all data.
         seconds: Of one core.
@@ -81,70 +137,73 @@ class Cell:
     covered: int
     beyond: int
     wrong: int
-    least: float
     error: float
     draws: int
     seconds: float
     rungs: dict[str, int]
 
     @classmethod
-    def of(
-        cls, program: str, guide: str, known: Known, found: LadderMarginal, seconds: float
-    ) -> "Cell":
-        """Counts estimates beside the truth."""
-        off, reliable = (found.value - known.log_p).abs(), found.reliable
-        exact = torch.tensor([rung in _EXACT for rung in found.rungs])
-        sampled = reliable & ~exact & (found.error > _ROUNDING)
-        beyond = (exact & (off > found.error + 1e-9)) | (
-            reliable & ~exact & ~sampled & (off > _ROUNDING)
+    def of(cls, program: str, guide: str, answers: Sequence[Answer]) -> "Cell":
+        """Counts answers to all parts of the data."""
+        off, error, reliable, rung = (
+            torch.tensor([number for answer in answers for number in answer[column]])
+            for column in range(4)
         )
-        counts = found.rung.bincount(minlength=len(RUNGS)).tolist()
+        off = off.abs()
+        exact = torch.tensor([RUNGS[place] in _EXACT for place in rung.tolist()])
+        sampled = reliable & ~exact & (error > _ROUNDING)
+        beyond = (exact & (off > error + 1e-9)) | (reliable & ~exact & ~sampled & (off > _ROUNDING))
+        counts = rung.bincount(minlength=len(RUNGS)).tolist()
         return cls(
             program, guide, len(off), int(reliable.sum()), int(sampled.sum()),
-            covered=int((off <= 1.96 * found.error)[sampled].sum()),
+            covered=int((off <= 1.96 * error)[sampled].sum()),
             beyond=int(beyond.sum()),
-            wrong=int((reliable & (off > 5 * found.error + _ROUNDING)).sum()),
-            least=known.least,
-            error=float(found.error.median()),
-            draws=int(found.num_samples.sum()),
-            seconds=seconds,
+            wrong=int((reliable & ~(off <= 5 * error + _ROUNDING)).sum()),
+            error=float(error.median()),
+            draws=sum(answer.draws for answer in answers),
+            seconds=sum(answer.seconds for answer in answers),
             rungs={rung.name.lower(): n for rung, n in zip(RUNGS, counts, strict=True) if n},
         )  # fmt: skip
 
     def row(self) -> str:
         """A line of the table."""
-        share = f"{self.covered / self.sampled:6.1%}" if self.sampled else "     -"
-        rungs = " ".join(f"{name}:{count}" for name, count in self.rungs.items())
+        share = f"{self.covered / self.sampled:.1%}" if self.sampled else "-"
+        rungs = ", ".join(f"{name} {count}" for name, count in self.rungs.items())
         return (
-            f"{self.program:22} {self.guide:10} {self.reliable / self.data:7.1%} {share} "
-            f"{self.beyond:6} {self.wrong:5} {self.error:9.2g} {self.draws:9} "
-            f"{self.seconds:7.1f}  {rungs}"
+            f"| {self.program:21} | {self.guide:9} | {self.reliable / self.data:7.1%} | {share:>6} "
+            f"| {self.beyond:6} | {self.wrong:5} | {self.error:8.2g} | {self.draws:10,} "
+            f"| {self.seconds:7.1f} | {rungs} |"
         )
 
 
 HEADER = (
-    f"{'program':22} {'guide':10} {'trusted':>7} {'cover':>6} {'beyond':>6} {'wrong':>5} "
-    f"{'error':>9} {'draws':>9} {'seconds':>7}  rungs"
+    f"| {'program':21} | {'guide':9} | trusted |  cover | beyond | wrong |    error |      draws "
+    "| seconds | rungs |\n|" + "|".join(["---"] * 2 + ["---:"] * 7 + ["---"]) + "|"
 )
 
 
+@cache
 def known(name: str, num: int) -> Known:
     """A program and its data; the same for the same number."""
     torch.manual_seed(zlib.crc32(name.encode()))
     return PROGRAMS[name](num)
 
 
-def cells(name: str, num: int, guides: list[str], seed: int = 0) -> Iterator[Cell]:
-    """Some guides of one program; they share the fit that all but the untrained one come from."""
-    case = known(name, num)
-    guide = pv.Guide(case.model, pv.GlobalParameters(), example=tuple(t[:2] for t in case.batch))
-    ladder = pv.Tightest()
-    with prepared(case.model, guide, case.batch, seed) as (program, prior, batch):
-        good = _fitted(program, prior, batch)
-        for which in guides:
-            posterior = GUIDES[which](program, prior, good, batch)
-            begun = time.process_time()
-            climb = ladder.sampled if case.sampled else ladder
-            own = stream(seed, f"trust.{which}")  # guides that climb share no draw
-            found = climb(Inference(program, posterior, batch), seed=own, progress=False)
-            yield Cell.of(name, which, case, found, time.process_time() - begun)
+def asked(task: Task) -> Answer:
+    """The ladder's answer; whoever asks has set the dtype of the truth, float64."""
+    case, rows = known(task.program, task.data), slice(task.first, task.first + task.number)
+    data, ladder = tuple(tensor[rows] for tensor in case.batch), pv.Tightest()
+    guide = pv.Guide(case.model, pv.GlobalParameters(), example=tuple(t[:2] for t in data))
+    with prepared(case.model, guide, data, task.seed) as (program, prior, batch):
+        posterior = GUIDES[task.guide](program, prior, batch)
+        own = stream(task.seed, f"trust.{task.guide}")  # guides that climb share no draw
+        begun = time.process_time()
+        climb = ladder.sampled if case.sampled else ladder
+        found = climb(Inference(program, posterior, batch), seed=own, progress=False)
+        return Answer.of(found, case.log_p[rows], time.process_time() - begun)
+
+
+def cells(name: str, num: int, guides: Sequence[str], seed: int = 0) -> list[Cell]:
+    """Some guides of one program, in this process."""
+    tasks = [Task(name, guide, num, 0, num, seed) for guide in guides]
+    return [Cell.of(name, task.guide, [asked(task)]) for task in tasks]

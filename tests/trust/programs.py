@@ -22,14 +22,12 @@ class Known:
         batch: Data that it simulated.
         log_p: `(batch,)`, in nats.
         sampled: Whether it is asked without the closed form and quadrature, to try the other ways.
-        least: Share of the data that must be reliable.
     """
 
     model: ProgramLike
     batch: tuple[Tensor, ...]
     log_p: Tensor
     sampled: bool = False
-    least: float = 0.99
 
 
 def _integral(log_joint: Tensor, points: Tensor) -> Tensor:
@@ -72,10 +70,27 @@ def funnel(num: int) -> Known:
     grid = _line(-12, 12)
     likelihood = sum(dist.Normal(0.0, spread(grid)).log_prob(part) for part in y.T)
     log_p = _integral(dist.Normal(0.0, 1.5).log_prob(grid) + likelihood, grid)
-    return Known(model, (y,), log_p, least=0.9)
+    return Known(model, (y,), log_p)
 
 
-def folded(num: int, latents: int, seen: int, sigma: float, least: float = 0.99) -> Known:
+def horseshoe(num: int) -> Known:
+    """Three effects that are nearly 0 or large, each with a scale of its own: three funnels."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            scale = pyro.sample("scale", dist.HalfCauchy(y.new_ones(3)).to_event(1))
+            effect = pyro.sample("effect", dist.Normal(0.0, scale).to_event(1))
+            pyro.sample("y", dist.Normal(effect, 1.0).to_event(1), obs=y)
+
+    y = torch.randn(num, 3) * (1 + dist.HalfCauchy(torch.ones(num, 3)).sample() ** 2).sqrt()
+    y[:: max(1, num // 10)] = torch.tensor([5.0, 0.0, 0.0])
+    grid = _line(-25, 25)
+    spread, prior = (1 + (2 * grid).exp()).sqrt(), dist.HalfCauchy(1.0).log_prob(grid.exp()) + grid
+    log_p = sum(_integral(prior + dist.Normal(0.0, spread).log_prob(p), grid) for p in y.T)
+    return Known(model, (y,), log_p)
+
+
+def folded(num: int, latents: int, seen: int, sigma: float) -> Known:
     """The sign of some of the latents is not seen: 2 to that power modes."""
 
     def model(y: Tensor) -> None:
@@ -87,7 +102,7 @@ def folded(num: int, latents: int, seen: int, sigma: float, least: float = 0.99)
     spread = (1 + sigma**2) ** 0.5
     positive = torch.special.log_ndtr(y / (sigma * spread))
     log_p = (math.log(2) + dist.Normal(0.0, spread).log_prob(y) + positive).sum(dim=-1)
-    return Known(model, (y,), log_p, least=least)
+    return Known(model, (y,), log_p)
 
 
 def ring(num: int, frequency: float = 8.0, sigma: float = 0.1) -> Known:
@@ -310,8 +325,9 @@ def series(num: int, times: int = 8) -> Known:
 PROGRAMS: dict[str, Callable[[int], Known]] = {
     "student-location": student_location,
     "funnel": funnel,
+    "horseshoe": horseshoe,
     "2-modes": lambda num: folded(num, 3, 1, 0.25),
-    "16-modes": lambda num: folded(num, 4, 4, 0.1, least=0.9),
+    "16-modes": lambda num: folded(num, 4, 4, 0.1),
     "ring": ring,
     "skewed-counts": skewed_counts,
     "near-deterministic": near_deterministic,

@@ -12,6 +12,7 @@ from tests.trust.cells import Cell
 
 FALSE_ALARM = 1e-6  # per test; 96 of them are made of a whole table
 COVERAGE = (0.93, 0.97)  # of intervals of 95 percent, where the error is a Monte Carlo one
+LEAST = {"funnel": 0.9, "16-modes": 0.9, "horseshoe": 0.9}  # share that is reliable; else 0.99
 MOST_WRONG = 1e-4  # share of the reliable that is off by more than five errors
 
 
@@ -43,8 +44,9 @@ def _of_shares(cells: Sequence[Cell]) -> Iterable[str]:
     data, reliable, beyond = (
         sum(getattr(c, name) for c in cells) for name in ("data", "reliable", "beyond")
     )
-    if float(binom.cdf(reliable, data, cells[0].least)) < FALSE_ALARM:
-        yield f"{_named(cells)}: {reliable} of {data} data are reliable, not {cells[0].least:.0%}"
+    least = LEAST.get(cells[0].program, 0.99)
+    if float(binom.cdf(reliable, data, least)) < FALSE_ALARM:
+        yield f"{_named(cells)}: {reliable} of {data} data are reliable, not {least:.0%}"
     if beyond:
         yield f"{_named(cells)}: {beyond} exact answers are off by more than they state"
 
