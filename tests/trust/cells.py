@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -31,9 +32,9 @@ _EXACT = (Rung.CLOSED_FORM, Rung.QUADRATURE)
 _ROUNDING = 1e-6  # nats; weights that are all alike have an error below it, and are exact
 
 
-def _fitted(program: Program, prior: Posterior, batch: tuple[Tensor, ...]) -> FamilyPosterior:
+def _fitted(program: Program, posterior: Posterior, batch: tuple[Tensor, ...]) -> FamilyPosterior:
     family = pv.FullRankNormal()
-    places = starts(program, prior, batch, family)
+    places = starts(program, posterior, batch, family)
     fit = best_of_family(program, batch, family, places, FitRows(tolerance=0.01), progress=False)
     return FamilyPosterior(family, fit.parameters)
 
@@ -47,8 +48,8 @@ def _shifted(good: FamilyPosterior) -> FamilyPosterior:
 
 
 def _scaled(factor: float) -> Proposal:
-    def guide(program: Program, prior: Posterior, batch: tuple[Tensor, ...]) -> Posterior:
-        return Widened(factor)(program, _fitted(program, prior, batch), batch)
+    def guide(program: Program, posterior: Posterior, batch: tuple[Tensor, ...]) -> Posterior:
+        return Widened(factor)(program, _fitted(program, posterior, batch), batch)
 
     return guide
 
@@ -58,7 +59,7 @@ GUIDES: dict[str, Proposal] = {
     "narrow": _scaled(0.7),
     "wide": _scaled(2.0),
     "shifted": lambda *inference: _shifted(_fitted(*inference)),
-    "untrained": lambda program, prior, batch: prior,
+    "untrained": lambda program, posterior, batch: posterior,
 }
 """From the prior: a Gaussian fitted to each datum, ways to spoil it, and the prior itself."""
 
@@ -145,10 +146,8 @@ class Cell:
     @classmethod
     def of(cls, program: str, guide: str, answers: Sequence[Answer]) -> "Cell":
         """Counts answers to all parts of the data."""
-        off, error, reliable, rung = (
-            torch.tensor([number for answer in answers for number in answer[column]])
-            for column in range(4)
-        )
+        columns = zip(*(answer[:4] for answer in answers), strict=True)
+        off, error, reliable, rung = (torch.tensor(list(chain(*column))) for column in columns)
         off = off.abs()
         exact = torch.tensor([RUNGS[place] in _EXACT for place in rung.tolist()])
         sampled = reliable & ~exact & (error > _ROUNDING)

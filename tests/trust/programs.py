@@ -86,8 +86,8 @@ def horseshoe(num: int) -> Known:
     y[:: max(1, num // 10)] = torch.tensor([5.0, 0.0, 0.0])
     grid = _line(-25, 25)
     spread, prior = (1 + (2 * grid).exp()).sqrt(), dist.HalfCauchy(1.0).log_prob(grid.exp()) + grid
-    log_p = sum(_integral(prior + dist.Normal(0.0, spread).log_prob(p), grid) for p in y.T)
-    return Known(model, (y,), log_p)
+    parts = [_integral(prior + dist.Normal(0.0, spread).log_prob(part), grid) for part in y.T]
+    return Known(model, (y,), torch.stack(parts).sum(dim=0))
 
 
 def folded(num: int, latents: int, seen: int, sigma: float) -> Known:
