@@ -66,15 +66,14 @@ def programs(features: int, hidden: int, latents: int) -> tuple[pv.models.VAE, p
     return model, pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(features, (hidden,))))
 
 
-def by_hand(y: Tensor, hidden: int, latents: int) -> Steps:
-    """Torch without a program."""
-    features = y.shape[1]
+def by_hand(features: int, hidden: int, latents: int) -> Callable[[Tensor], None]:
+    """Torch without a program: a function that takes a step on a batch."""
     layers = [(features, hidden), (hidden, 2 * latents), (latents, hidden), (hidden, features)]
     first, head, second, last = (nn.Linear(*size) for size in layers)
     parameters = [p for layer in (first, head, second, last) for p in layer.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=2e-3, fused=True)
 
-    def step() -> None:
+    def step(y: Tensor) -> None:
         loc, log_scale = head(elu(first(y))).chunk(2, dim=-1)
         z = loc + log_scale.exp() * torch.randn_like(loc)
         logits = last(elu(second(z)))
@@ -84,7 +83,7 @@ def by_hand(y: Tensor, hidden: int, latents: int) -> Steps:
         (fit + rate).backward()
         optimizer.step()
 
-    return timed(step)
+    return step
 
 
 def with_svi(y: Tensor, hidden: int, latents: int) -> Steps:
@@ -154,19 +153,26 @@ def numpyro_programs(features: int, hidden: int, latents: int) -> tuple[Any, Any
     return model, guide
 
 
-def numpyro_steps(y: Tensor, hidden: int, latents: int) -> dict[str, Steps]:
-    """A compiled update, and a compiled loop over updates."""
+def numpyro_svi(y: Tensor, hidden: int, latents: int) -> tuple[Any, Any]:
+    """NumPyro's SVI for a batch, and its first state."""
     import jax
     import jax.numpy as jnp
     import numpyro
     from numpyro.infer import SVI as NumPyroSVI
     from numpyro.infer import Trace_ELBO as NumPyroELBO
 
-    data = jnp.asarray(y.numpy())
     programs = numpyro_programs(y.shape[1], hidden, latents)
     svi = NumPyroSVI(*programs, numpyro.optim.Adam(2e-3), NumPyroELBO())
-    state = [svi.init(jax.random.PRNGKey(0), data)]
-    update = jax.jit(svi.update)
+    return svi, svi.init(jax.random.PRNGKey(0), jnp.asarray(y.numpy()))
+
+
+def numpyro_steps(y: Tensor, hidden: int, latents: int) -> dict[str, Steps]:
+    """A compiled update, and a compiled loop over updates."""
+    import jax
+    import jax.numpy as jnp
+
+    data, (svi, start) = jnp.asarray(y.numpy()), numpyro_svi(y, hidden, latents)
+    state, update = [start], jax.jit(svi.update)
 
     def step() -> None:
         state[0], loss = update(state[0], data)
@@ -196,7 +202,7 @@ def peers(size: tuple[int, int, int, int]) -> dict[str, Steps]:
     torch.manual_seed(0)
     y = (torch.rand(batch, features) < 0.5).float()
     found = {
-        "torch": by_hand(y, hidden, latents),
+        "torch": timed(functools.partial(by_hand(features, hidden, latents), y)),
         "Pyro SVI": with_svi(y, hidden, latents),
         "eager": ours(y, hidden, latents, compile=False),
         "compiled": ours(y, hidden, latents, compile=True),

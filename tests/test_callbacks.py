@@ -54,6 +54,24 @@ def test_when_they_are_called() -> None:
     assert np.reshape(seen.elbos, (2, 2)).mean(axis=1) == pytest.approx(result.history.elbo)
 
 
+def test_a_step_makes_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arrays are made when a callback asks for them: a small step takes less time than they."""
+    made, history = [], training.running.Training.history.fget
+    assert history is not None
+    counted = property(lambda run: made.append(run.steps) or history(run))
+    monkeypatch.setattr(training.running.Training, "history", counted)
+
+    class Looks(Callback):
+        def on_step(self, run: training.callbacks.Run) -> None:
+            assert run.steps > 0
+
+        def on_end(self, run: training.callbacks.Run) -> None:
+            assert len(run.history.epoch) == 1
+
+    fit(*small(), torch.eye(10, 3), num_epochs=1, batch_size=5, callbacks=Looks())
+    assert set(made) == {2}
+
+
 def test_one_can_stop_training() -> None:
     """After the step or the epoch in which it says so."""
 

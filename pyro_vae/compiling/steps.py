@@ -51,6 +51,7 @@ class CompiledSteps:
         self.reason = "" if compile is not False else "compile=False"
         self.graphs: dict[Any, Captured] = {}
         self.cost: Cost | None = None  # of an eager step
+        self.has_moved = False
         self.expected: set[Any] = set()  # graphs that the run had before it was interrupted
 
     @property
@@ -62,7 +63,8 @@ class CompiledSteps:
 
     def state(self) -> dict[str, Any]:
         """State that decides which later steps are compiled."""
-        return {"cost": self.cost, "reason": self.reason, "graphs": [*self.graphs, *self.expected]}
+        graphs = [*map(_in_words, self.graphs), *self.expected]
+        return {"cost": self.cost, "reason": self.reason, "graphs": graphs}
 
     def resume(self, cost: Any, reason: str, graphs: list[Any]) -> None:
         """Compiles what the run had compiled at the time of its :meth:`state`."""
@@ -91,10 +93,11 @@ class CompiledSteps:
             batch: The tensors of the batch.
             steps_left: How many steps with a batch of these shapes remain.
         """
-        found = self.gradients(batch, steps_left)
-        if found is None:
-            return None
-        self._descend(found[1])
+        with torch.no_grad():
+            found = self.gradients(batch, steps_left)
+            if found is None:
+                return None
+            self._descend(found[1])
         return found[0]
 
     def gradients(self, batch: Batch, steps_left: int) -> tuple[float, list[Tensor]] | None:
@@ -103,7 +106,8 @@ class CompiledSteps:
         if graph is None:
             return None
         stream = torch.get_rng_state()
-        report, *gradients = graph(*batch)
+        with torch.no_grad():
+            report, *gradients = graph(*batch)
         elbo, is_finite = report.tolist()
         if not is_finite:
             torch.set_rng_state(stream)
@@ -112,14 +116,13 @@ class CompiledSteps:
 
     def _graph(self, batch: Batch, steps_left: int) -> Captured | None:
         """The graph for batches like this one, if there is one or making one saves time."""
-        key = tuple((tuple(part.shape), str(part.dtype)) for part in batch)
-        graph = self.graphs.get(key)
-        if graph is not None and graph.is_current:
-            return graph
-        if graph is not None:  # something was moved: the next step is eager
-            del self.graphs[key]
+        key = tuple((part.shape, part.dtype) for part in batch)
+        if key in self.graphs:
+            return self.graphs[key]
+        if self.has_moved:
+            self.has_moved = False
             return None
-        if self.reason or not (key in self.expected or self._pays(steps_left)):
+        if self.reason or not (_in_words(key) in self.expected or self._pays(steps_left)):
             return None
         try:
             missing = any(map(has_missing, batch))
@@ -130,6 +133,15 @@ class CompiledSteps:
                 warn(f"training runs eagerly, not compiled: {error}")
             return None
         return self.graphs[key]
+
+    def forget_moved(self) -> None:
+        """Forgets graphs whose tensors were moved, as by `module.to(...)`: a step is eager then.
+
+        To be called wherever somebody else may have had a hand in it.
+        """
+        current = {key: graph for key, graph in self.graphs.items() if graph.is_current}
+        self.has_moved = self.has_moved or len(current) < len(self.graphs)
+        self.graphs = current
 
     def _pays(self, steps_left: int) -> bool:
         if self.cost is None:  # the first step, which makes the state of the optimizer, is eager
@@ -156,6 +168,11 @@ class CompiledSteps:
         for tensor, gradient in zip(self.tensors, gradients, strict=True):
             tensor.grad = gradient
         self.optimizer.step()
+
+
+def _in_words(key: Any) -> Any:
+    """Shapes and dtypes of a batch as a checkpoint keeps them."""
+    return tuple((tuple(shape), str(dtype)) for shape, dtype in key)
 
 
 class _Group(NamedTuple):
@@ -197,9 +214,8 @@ class _Adam:
             groups.append(_Group(group, own, group["params"], means, squares, taken, steps))
         return groups
 
-    @torch.no_grad()
     def step(self, gradients: list[Tensor]) -> None:
-        """Updates the tensors.
+        """Updates the tensors; needs no_grad.
 
         References:
             | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,7 +27,6 @@ from .results import History, gain_of
 logger = logging.getLogger("pyro_vae")
 
 
-@runtime_checkable
 class Run(Protocol):
     """A run of training, as callbacks see it.
 

@@ -31,7 +31,7 @@ class InMemory:
 
     def read(self, rows: Tensor) -> Batch:
         """The tensors of these rows."""
-        return tuple(part[rows.to(part.device)] for part in self.batch)
+        return tuple(part.index_select(0, rows.to(part.device)) for part in self.batch)
 
 
 class Moved:

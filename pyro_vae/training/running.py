@@ -1,7 +1,7 @@
 """A run of training, epoch by epoch: validation, callbacks, the best state, and checkpoints."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
@@ -27,6 +27,9 @@ from .steps import Steps
 from .tensors import State
 
 _VALIDATION_DRAWS = 10  # the error over data is larger than that of ten draws per datum
+
+
+_EVENTS = ("on_start", "on_step", "on_epoch", "on_end")
 
 
 class _Epoch(NamedTuple):
@@ -80,7 +83,8 @@ class Training:
         self.begun: _Begun | None = None
         self.stopped, self.before, self._asked_to_stop = "", 0.0, False
         self._is_whole = True  # no step is half done
-        self.callbacks: tuple[Callback, ...] = (*plan.callbacks, Journal())
+        callbacks = (*plan.callbacks, Journal())
+        self.called = {event: _overridden(event, callbacks) for event in _EVENTS}
         self.keeper = self._keeper(reader, augmented, held_out)
 
     # What callbacks see
@@ -172,20 +176,17 @@ class Training:
         """Takes the remaining steps of an epoch and closes it."""
         epoch, begun = len(self.epochs), self.begun or _Begun(random_state())
         steps = self._in_order(begun)
-        with closing(self._batches(steps[begun.done :])) as batches, self.plan.rounded():
-            for parts in steps[begun.done :]:
-                self.stepping.schedule(epoch + begun.done / len(steps))
-                self._is_whole = False
+        left = steps[begun.done :]
+        self.stepping.compiled.forget_moved()
+        with closing(self._batches(left)) as batches, self.plan.rounded():
+            for some in (left[:1], left[1:]):  # the first one tells how large they are
                 with threads_for(self.stepping.compiled.num_bytes):
-                    elbo = self.stepping.take(epoch, parts, batches)
-                begun = self.begun = _Begun(begun.start, begun.done + 1, begun.total + elbo)
-                self._is_whole = True
-                self.elbo = elbo / sum(len(part.rows) for part in parts)
-                self._call("on_step")
-                if self._has_to_stop(interrupts):
-                    return
-                if self.keeper is not None and self.keeper.is_due:
-                    self._keep()
+                    for parts in some:
+                        begun = self._step(begun, parts, batches, len(steps))
+                        if self._has_to_stop(interrupts):
+                            return
+                        if self.keeper is not None and self.keeper.is_due:
+                            self._keep()
         self._is_whole = False
         self.stepping.schedule(epoch + 1 - 1 / len(steps))  # where the last step was
         self._close_epoch(begun.total)
@@ -194,6 +195,21 @@ class Training:
         if not self._has_to_stop(interrupts) and len(self.epochs) == self.num_epochs:
             cut = self.num_epochs < self.plan.epochs
             self.stopped = "converged" if cut else "finished"
+
+    def _step(
+        self, begun: _Begun, parts: list[Part], batches: Iterator[Batch], num_steps: int
+    ) -> _Begun:
+        """Takes a step of an epoch that has so many."""
+        epoch = len(self.epochs)
+        self.stepping.schedule(epoch + begun.done / num_steps)
+        self._is_whole = False
+        elbo = self.stepping.take(epoch, parts, batches)
+        self.begun = _Begun(begun.start, begun.done + 1, begun.total + elbo)
+        self._is_whole = True
+        self.elbo = elbo / sum(part.rows.numel() for part in parts)
+        if self._call("on_step"):
+            self.stepping.compiled.forget_moved()
+        return self.begun
 
     def _in_order(self, begun: _Begun) -> list[list[Part]]:
         """The steps of an epoch; a resumed epoch gets the same steps as before."""
@@ -234,9 +250,12 @@ class Training:
         for map in maps_of(self.guide) if self.first_rate > 0 else ():
             map.scale_steps(rate / self.first_rate)
 
-    def _call(self, event: str) -> None:
-        for callback in self.callbacks:
-            getattr(callback, event)(self)
+    def _call(self, event: str) -> bool:
+        """Calls the callbacks that have something to do then; returns whether there are any."""
+        own = self.called[event]
+        for call in own:
+            call(self)
+        return bool(own)
 
     def _end(self) -> None:
         self._call("on_end")
@@ -352,6 +371,15 @@ class Training:
         resume_counts(self.model, kept["counts"])
         set_random_state(kept["random"])
         logger.info("resumed after %d epochs, %d steps", len(self.epochs), self.stepping.taken)
+
+
+def _overridden(event: str, callbacks: Sequence[Callback]) -> list[Callable[[Any], None]]:
+    """The methods for an event of those callbacks that have one: a step has no time to lose."""
+    return [
+        getattr(callback, event)
+        for callback in callbacks
+        if getattr(type(callback), event) is not getattr(Callback, event)
+    ]
 
 
 class _HeldOut:

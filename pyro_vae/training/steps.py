@@ -112,7 +112,7 @@ class Steps:
                 elbo_now = self.compiled.step(batch, self._steps_left(epoch, parts[0]))
                 if elbo_now is not None:
                     self.taken += 1
-                    return elbo_now * len(rows)
+                    return elbo_now * rows.numel()
             batches = iter([batch])
         self._forget_gradients()
         with distributed.together():
@@ -159,7 +159,7 @@ class Steps:
     def _steps_left(self, epoch: int, part: Part) -> int:
         """How many batches of this size remain."""
         size = self.batch_size * part.shard.size // self.num_data
-        full = part.shard.size // size if len(part.rows) == size else 1
+        full = part.shard.size // size if part.rows.numel() == size else 1
         return (self.plan.epochs - epoch) * full
 
     def captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,132 @@
+"""What does an epoch of `pv.fit` cost, from the shuffle to the record of the history?
+
+A Bernoulli VAE with one hidden layer on either side, at three sizes (features-hidden-latents,
+batch), fifty batches of data in memory. An epoch shuffles the rows, gathers batches, and takes a
+step of Adam on each:
+
+    pv.fit         as it comes, once it has compiled its steps
+    torch          written by hand: no program, no check, no record
+    NumPyro scan   a compiled loop over the batches of a shuffled copy, where NumPyro is installed
+
+The peers run between the epochs of one call of `pv.fit`, in turns. Printed are milliseconds,
+medians over repeats, and the ratios of a peer's time to that of `pv.fit` in the same repeat, with
+their range: above 1 `pv.fit` is ahead. Threads are as many for all.
+
+Run:  python benchmarks/epoch.py      (--smoke for a quick look; --threads N)
+"""
+
+import argparse
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from training_step import SIZES, by_hand, numpyro_svi, programs
+
+import pyro_vae as pv
+
+BATCHES, WARMING = 50, 5  # of an epoch; epochs that are not counted
+Epochs = dict[str, Callable[[], Any]]
+
+
+def torch_epoch(y: Tensor, size: tuple[int, int, int, int]) -> Callable[[], None]:
+    """An epoch by hand."""
+    step, batch = by_hand(*size[:3]), size[3]
+
+    def epoch() -> None:
+        for rows in torch.randperm(len(y)).split(batch):
+            step(y[rows])
+
+    return epoch
+
+
+def numpyro_epoch(y: Tensor, size: tuple[int, int, int, int]) -> Callable[[], None]:
+    """An epoch as one compiled loop."""
+    import jax
+    import jax.numpy as jnp
+
+    _, hidden, latents, batch = size
+    svi, start = numpyro_svi(y[:batch], hidden, latents)
+    data, state, keys = jnp.asarray(y.numpy()), [start], [jax.random.PRNGKey(1)]
+
+    @jax.jit
+    def shuffled(begun: Any, key: Any) -> Any:
+        batches = jax.random.permutation(key, data).reshape(-1, batch, data.shape[1])
+        return jax.lax.scan(svi.update, begun, batches)
+
+    def epoch() -> None:
+        keys[0], key = jax.random.split(keys[0])
+        state[0], losses = shuffled(state[0], key)
+        losses.block_until_ready()
+
+    return epoch
+
+
+class Turns(pv.training.Callback):
+    """Times the epochs of a run, and runs the peers between them."""
+
+    def __init__(self, peers: Epochs) -> None:
+        self.peers = peers
+        self.seconds: dict[str, list[float]] = {name: [] for name in ("pv.fit", *peers)}
+
+    def on_start(self, run: pv.training.callbacks.Run) -> None:
+        """Starts the clock."""
+        self.start = time.perf_counter()
+
+    def on_epoch(self, run: pv.training.callbacks.Run) -> None:
+        """Stops it, gives the peers their turns, and starts it again."""
+        self.seconds["pv.fit"].append(time.perf_counter() - self.start)
+        for name, epoch in self.peers.items():
+            start = time.perf_counter()
+            epoch()
+            self.seconds[name].append(time.perf_counter() - start)
+        self.start = time.perf_counter()
+
+
+def measured(size: tuple[int, int, int, int], repeats: int) -> dict[str, list[float]]:
+    """Seconds of an epoch, for `pv.fit` and its peers, by repeat."""
+    features, hidden, latents, batch = size
+    torch.manual_seed(0)
+    y = (torch.rand(BATCHES * batch, features) < 0.5).float()
+    peers: Epochs = {"torch": torch_epoch(y, size)}
+    if importlib.util.find_spec("numpyro") is not None:
+        peers["NumPyro scan"] = numpyro_epoch(y, size)
+    turns, (model, guide) = Turns(peers), programs(features, hidden, latents)
+    fit = pv.fit(
+        model, guide, y, num_epochs=WARMING + repeats, batch_size=batch, callbacks=turns,
+        compile=True, progress=False,
+    )  # fmt: skip
+    print(f"  steps are {fit.compiled}", flush=True)
+    return {name: times[WARMING:] for name, times in turns.seconds.items()}
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="one small size, to see that it runs")
+    parser.add_argument("--threads", type=int, default=1, help="of torch and of NumPyro")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.threads == 1:  # JAX reads this at its first use
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    sizes = {"8-8-2, 4": (8, 8, 2, 4)} if arguments.smoke else SIZES
+    for name, size in sizes.items():
+        print(name, flush=True)
+        seconds = measured(size, 2 if arguments.smoke else 25)
+        ours = seconds["pv.fit"]
+        for peer, own in seconds.items():
+            ratios = sorted(its / mine for its, mine in zip(own, ours, strict=True))
+            print(
+                f"  {peer:13} {1e3 * statistics.median(own):8.2f} ms   "
+                f"{statistics.median(ratios):6.2f} times pv.fit "
+                f"({ratios[0]:.2f} to {ratios[-1]:.2f})",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
