@@ -53,14 +53,15 @@ def numpyro_epoch(y: Tensor, size: tuple[int, int, int, int]) -> Callable[[], No
     svi, start = numpyro_svi(y[:batch], hidden, latents)
     data, state, keys = jnp.asarray(y.numpy()), [start], [jax.random.PRNGKey(1)]
 
-    @jax.jit
     def shuffled(begun: Any, key: Any) -> Any:
         batches = jax.random.permutation(key, data).reshape(-1, batch, data.shape[1])
         return jax.lax.scan(svi.update, begun, batches)
 
+    compiled = jax.jit(shuffled)
+
     def epoch() -> None:
         keys[0], key = jax.random.split(keys[0])
-        state[0], losses = shuffled(state[0], key)
+        state[0], losses = compiled(state[0], key)
         losses.block_until_ready()
 
     return epoch

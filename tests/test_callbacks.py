@@ -56,10 +56,14 @@ def test_when_they_are_called() -> None:
 
 def test_a_step_makes_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its arrays are made when a callback asks for them: a small step takes less time than they."""
-    made, history = [], training.running.Training.history.fget
-    assert history is not None
-    counted = property(lambda run: made.append(run.steps) or history(run))
-    monkeypatch.setattr(training.running.Training, "history", counted)
+    made: list[int] = []
+    history: Any = vars(training.running.Training)["history"].fget
+
+    def counted(run: training.running.Training) -> Any:
+        made.append(run.steps)
+        return history(run)
+
+    monkeypatch.setattr(training.running.Training, "history", property(counted))
 
     class Looks(Callback):
         def on_step(self, run: training.callbacks.Run) -> None:
