@@ -26,7 +26,7 @@ from ._types import Batch, Data, ProgramLike, optional
 from .compiling import Captured, NotCaptured, capture
 from .data import check_batch
 from .guides import Guide, is_made_of_map
-from .guides.noise import noise_size, push
+from .guides.reparameterization import noise_size, reparameterize
 from .models import Generative
 from .programs import as_batch, evaluating, has_missing, partly_observed
 from .randomness import forked
@@ -315,7 +315,7 @@ def _functions(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[str
 
     def log_weights(noise: Tensor, *rows: Tensor) -> Sequence[Tensor]:
         q = own.family(own.parameters_of(*rows))
-        z = push(q, noise[None])
+        z = reparameterize(q, noise[None])
         log_weights = sum(program.log_densities(z, *rows)) - q.log_prob(z)
         return log_weights[0], z[0]
 

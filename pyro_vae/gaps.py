@@ -44,11 +44,6 @@ from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, RowFit
 from .randomness import stream
 from .results import Doubt, Doubts, Mean, PerDatum, Result, join
 
-__all__ = [
-    "WORST_SHARE", "FamilyGap", "Generalization", "InferenceGap", "Parts", "generalization",
-    "inference_gap",
-]  # fmt: skip
-
 _FALSE_ALARM = 1e-3  # that some gap of a batch is called negative though none is
 WORST_SHARE = 0.08
 """Verdicts say how much of the gap comes from this share of the data, the largest gaps."""

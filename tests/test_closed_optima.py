@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.guides import Family
-from pyro_vae.guides.climbing import Point, Problem
+from pyro_vae.guides.optimization import Point, Problem
 from pyro_vae.programs import Program
 from tests.helpers.factor_analysis import model_of
 from tests.helpers.statistics import FACTS

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.exporting import _cholesky, _cholesky_solve, _solve_triangular
-from pyro_vae.guides.noise import push
+from pyro_vae.guides.reparameterization import reparameterize
 from pyro_vae.likelihoods import Bernoulli, Gaussian
 from pyro_vae.models import VAE, ConditionalVAE
 from pyro_vae.nets import Concatenated, MLPDecoder, MLPEncoder
@@ -46,7 +46,7 @@ def conditional() -> tuple[ConditionalVAE, pv.Guide]:
 def weighed(guide: pv.Guide, noise: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
     """Log weights, by the library's own densities, of the draws that some noise becomes."""
     with evaluating(guide, guide.model), torch.no_grad():
-        z = push(guide.family(guide.parameters_of(*rows)), noise[None])
+        z = reparameterize(guide.family(guide.parameters_of(*rows)), noise[None])
         log_q = guide.posterior(*rows).log_prob(z.clone())  # at a point, not of the last draw
         return (guide.program.log_joint(z, *rows) - log_q)[0], z[0]
 

@@ -15,15 +15,21 @@ import pytest
 import torch
 from pyro.distributions.transforms import AffineAutoregressive, AffineTransform
 from pyro.nn import AutoRegressiveNN
+from pyro_vae.guides.local import RowFit, refine_parameters
 from scipy import stats
 from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae._types import Distribution
-from pyro_vae.guides import Family, climbing, fit_parameters
-from pyro_vae.guides.climbing import Problem
-from pyro_vae.guides.local import RowFit, refine_parameters
-from pyro_vae.guides.noise import Pushed, even_noise, fixed_noise, noise_size, push
+from pyro_vae.guides import Family, fit_parameters, optimization
+from pyro_vae.guides.optimization import Problem
+from pyro_vae.guides.reparameterization import (
+    NormalNoise,
+    even_noise,
+    fixed_noise,
+    noise_size,
+    reparameterize,
+)
 from pyro_vae.programs import Program, evaluating
 from tests.helpers.cases import gamma
 from tests.helpers.factor_analysis import amortization_gap, model_of
@@ -90,7 +96,7 @@ NAMES = ["normal", "full-rank", "low-rank", "affine", "log-normal", "flow"]
 def test_pushed_moments_are_exact(name: str) -> None:
     """White noise pushed through a normal has its mean and covariance, to rounding."""
     q, size = distributions()[name]
-    z = push(q, even_noise(32, size).unsqueeze(1))
+    z = reparameterize(q, even_noise(32, size).unsqueeze(1))
     flip = torch.tensor([2.0, -3.0])
     if name == "affine":
         base = q.base_dist
@@ -112,7 +118,7 @@ def test_push_is_what_rsample_does(name: str) -> None:
     q, size = distributions()[name]
     assert noise_size(q) == size
     noise = torch.randn(4, 3, size)
-    z = push(q, noise)
+    z = reparameterize(q, noise)
     assert z.shape == (4, 3, 2)
     if size != 2:
         return  # more normals than latents: no change of variables; the moments say all
@@ -129,7 +135,7 @@ def test_what_is_not_made_of_normals() -> None:
     q = dist.Laplace(torch.zeros(3, 2), 1.0).to_event(1)
     assert noise_size(q) is None
     with pytest.raises(TypeError, match="Laplace is not known to be"):
-        push(q, torch.zeros(1, 3, 2))
+        reparameterize(q, torch.zeros(1, 3, 2))
     noise = fixed_noise(q, 5, torch.zeros(0), seed=3)
     _, z = noise(lambda loc: dist.Laplace(loc, 1.0).to_event(1), torch.zeros(3, 2))
     assert torch.equal(z[:, 0], z[:, 2])
@@ -205,15 +211,15 @@ def test_every_datum_reaches_its_optimum(start: Callable[[Tensor], Tensor]) -> N
     assert amortization_gap(FACTS, y, fit.parameters).max() < 1e-8
 
 
-def plain_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0) -> Pushed:
+def plain_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0) -> NormalNoise:
     """Independent normals, as they come."""
-    return Pushed(torch.randn(num_points, 1, q.event_shape[0]).to(like))
+    return NormalNoise(torch.randn(num_points, 1, q.event_shape[0]).to(like))
 
 
 @float64
 def test_plain_noise_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same check fails where the noise was not made white."""
-    monkeypatch.setattr(climbing, "fixed_noise", plain_noise)
+    monkeypatch.setattr(optimization, "fixed_noise", plain_noise)
     y = FACTS.sample(50)
     fit = fitted(y, at_prior(y))
     assert amortization_gap(FACTS, y, fit.parameters).max() > 1e-4
@@ -365,19 +371,19 @@ def test_the_value_over_the_noise_of_the_fit_is_optimistic(
     y, program = FACTS.sample(1), Program(model_of(FACTS), FACTS.sample(1))
     start, few = at_prior(y), pv.FitRows(num_particles=8)
     best = fitted(y, start).parameters
-    monkeypatch.setattr(climbing, "fixed_noise", plain_noise)
+    monkeypatch.setattr(optimization, "fixed_noise", plain_noise)
     excess = []
     for seed in range(40):
         problem = Problem.of(program, pv.DiagonalNormal(), (y,), start, pv.FitRows(8), seed)
-        climber = climbing.climb(problem, start, few)
+        optimizer = optimization.maximize(problem, start, few)
         if is_fresh:
             value, chance = (
-                problem.fresh_elbo(climber.parameters, torch.tensor([seed]))[0],
+                problem.fresh_elbo(optimizer.parameters, torch.tensor([seed]))[0],
                 torch.zeros(1),
             )
         else:
-            value, chance = climber.elbo, problem(best).elbo - exact_elbo(y, best)
-        excess.append(value - exact_elbo(y, climber.parameters) - chance)
+            value, chance = optimizer.elbo, problem(best).elbo - exact_elbo(y, best)
+        excess.append(value - exact_elbo(y, optimizer.parameters) - chance)
     if is_fresh:
         assert_mean(torch.stack(excess), 0.0)
     else:

@@ -67,7 +67,7 @@ COMMON = {
     # points and fresh draws, and the ELBO there is said to be common to them.
     "fit.starts": Common("evidence.fitted._likeliest"),
     "fit.near": Common("evidence.fitted.near"),
-    "fit.points": Common("guides.climbing.Problem.of"),
+    "fit.points": Common("guides.optimization.Problem.of"),
     "fit.judge": Common("guides.local.fit_parameters"),
 }
 WEIGHTS = Common("evidence.importance.ImportanceSampling._sampling", times=2)

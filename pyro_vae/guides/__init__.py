@@ -1,7 +1,6 @@
 """A guide is a family; where the family's parameters come from is a separate object, the map."""
 
 from .._arguments import check_public
-from .climbing import FitRows as FitRows
 from .closed_form import CoordinateAscent as CoordinateAscent
 from .closed_form import ExactPosterior as ExactPosterior
 from .closed_form import Quadratic as Quadratic
@@ -38,18 +37,19 @@ from .flows import NormalizingFlow as NormalizingFlow
 from .flows import SplineAutoregressive as SplineAutoregressive
 from .guide import Guide as Guide
 from .guide import is_made_of_map as is_made_of_map
-from .local import RowFit as RowFit
-from .local import finite_rows as finite_rows
-from .local import fit_parameters as fit_parameters
-from .local import refine_parameters as refine_parameters
 from .maps import Encoder as Encoder
 from .maps import GlobalParameters as GlobalParameters
 from .maps import InferenceMap as InferenceMap
 from .maps import LocalParameters as LocalParameters
+from .optimization import FitRows as FitRows
 from .posteriors import FamilyPosterior as FamilyPosterior
 from .posteriors import Posterior as Posterior
 from .posteriors import ProgramPosterior as ProgramPosterior
 from .refined import Refined as Refined
+from .row_fits import RowFit as RowFit
+from .row_fits import finite_rows as finite_rows
+from .row_fits import fit_parameters as fit_parameters
+from .row_fits import refine_parameters as refine_parameters
 from .shared import GlobalDraw as GlobalDraw
 
 check_public(globals())

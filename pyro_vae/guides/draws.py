@@ -18,11 +18,9 @@ from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from ..programs import Program, TracedSite, repeat_rows, total_log_prob
-from .contract import check_sites, density_sites, log_density, require_by_datum
-from .empty import NoLatents
+from .contract import check_sites, completed, density_sites, log_density, require_by_datum
 from .guide import Guide
-from .posteriors import Posterior, ProgramPosterior
-from .weight_one import completed
+from .posteriors import NoLatents, Posterior, ProgramPosterior
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,13 @@ from ..programs import (
     total_log_prob,
 )
 from ..randomness import forked
-from .climbing import FitRows
-from .contract import check_sites, density_sites
-from .empty import NoLatents
+from .contract import check_masks, check_sites, density_sites, drawn_discrete
 from .guide import Guide
 from .maps import InferenceMap
-from .posteriors import Posterior
+from .optimization import FitRows
+from .posteriors import NoLatents, Posterior
 from .shared import GlobalDraw, values_of
 from .tied import REMEDY, automatic_globals, automatic_posterior, program_posterior, tied_site
-from .weight_one import check_masks, drawn_discrete
 
 _FEW = 2  # rows that show which sites a guide has
 _GLOBAL_DRAWS = 200  # of sites that all data share: a point is wanted, not an estimate

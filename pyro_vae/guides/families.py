@@ -16,6 +16,7 @@ from torch.distributions.utils import _standard_normal
 
 from .._types import Distribution
 from ..registry import registered
+from .reparameterization import reparameterize
 
 _PRINCIPAL_SWEEPS = 20  # a start is wanted, not the maximum
 _LEAST_SHARE = 1e-3  # see LowRankNormal
@@ -97,9 +98,11 @@ class FactoredNormal(dist.MultivariateNormal):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Draws, with a gradient."""
         shape = self._extended_shape(sample_shape)
-        return self.pushed(_standard_normal(shape, dtype=self.loc.dtype, device=self.loc.device))
+        return self.reparameterized(
+            _standard_normal(shape, dtype=self.loc.dtype, device=self.loc.device)
+        )
 
-    def pushed(self, noise: Tensor) -> Tensor:
+    def reparameterized(self, noise: Tensor) -> Tensor:
         """The draws for given noise."""
         z: Tensor = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
         self._drawn = (z, noise)
@@ -115,6 +118,11 @@ class FactoredNormal(dist.MultivariateNormal):
         log_scales = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
         constant = noise.shape[-1] * math.log(2 * math.pi)
         return -(noise.square().sum(dim=-1) + constant) / 2 - log_scales
+
+
+@reparameterize.register(FactoredNormal)
+def _(q: FactoredNormal, noise: Tensor) -> Tensor:
+    return q.reparameterized(noise)
 
 
 @registered()

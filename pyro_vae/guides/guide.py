@@ -20,12 +20,12 @@ from ..programs import (
     require_arrays,
 )
 from ..randomness import forked
-from .climbing import FitRows
 from .families import DiagonalNormal, Family
-from .local import RowFit, fit_parameters
 from .maps import InferenceMap, LocalParameters
+from .optimization import FitRows
 from .posteriors import FamilyPosterior
 from .refined import Refined
+from .row_fits import RowFit, fit_parameters
 from .shared import GlobalPosterior, Plates, values_of
 
 _ROWS_AT_ONCE = 4096  # rows a network sees at once; only memory depends on it

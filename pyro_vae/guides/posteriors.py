@@ -27,10 +27,17 @@ from ..programs import (
     unmasked,
 )
 from ..randomness import normals
-from .contract import check_sites, density_sites, log_density, without_auxiliary
+from .contract import (
+    check_sites,
+    completed,
+    density_sites,
+    drawn_discrete,
+    log_density,
+    mask_completed,
+    without_auxiliary,
+)
 from .families import Family
-from .noise import noise_shape, noise_size, push
-from .weight_one import completed, drawn_discrete, mask_completed
+from .reparameterization import noise_shape, noise_size, reparameterize
 
 
 @runtime_checkable
@@ -92,7 +99,7 @@ class FamilyPosterior:
         q = self.family(self.parameters)
         size = noise_size(q)
         assert size is not None
-        z = push(q, normals(keys, num_particles, size, self.parameters, first=first))
+        z = reparameterize(q, normals(keys, num_particles, size, self.parameters, first=first))
         return z, log_prob_of(q, z)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
@@ -135,7 +142,9 @@ class SitePosterior:
         assert shape is not None
         like = _mean_of_base(self.distribution)
         noise = normals(keys, num_particles, shape.numel(), like, first=first)
-        return self._flat(push(self.distribution, noise.reshape(*noise.shape[:2], *shape)))
+        return self._flat(
+            reparameterize(self.distribution, noise.reshape(*noise.shape[:2], *shape))
+        )
 
     def _flat(self, value: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
         noted = {} if u is None else {self._site.name: u.flatten(0, 1)}
@@ -310,3 +319,50 @@ class ProgramPosterior:
     def _log_probs(self, run: Run, rows: int, values: Mapping[str, Tensor]) -> Tensor:
         sites = without_auxiliary(self.program, self._sites(run, values))
         return torch.stack([log_density(self.program, site, rows) for site in sites]).sum(0)
+
+
+@dataclass(frozen=True)
+class NoLatents:
+    """Empty draws with density one: no latents are left.
+
+    Arguments:
+        empty: `(batch, 0)`, in the dtype and on the device of the program.
+    """
+
+    empty: Float[Tensor, "batch 0"]
+
+    @classmethod
+    def of(cls, program: Program, batch: Batch) -> "NoLatents":
+        """Makes the empty posterior of a batch."""
+        return cls(torch.zeros(len(batch[0]), 0, dtype=program.dtype, device=batch[0].device))
+
+    def __len__(self) -> int:
+        """Number of data."""
+        return len(self.empty)
+
+    def rows(self, rows: slice | Tensor) -> "NoLatents":
+        """The posterior of some of the data."""
+        return replace(self, empty=self.empty[rows])
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draws `(particles, batch, 0)` and their log densities, zero."""
+        z = self.empty.expand(num_particles, *self.empty.shape)
+        return z, self.log_prob(z)
+
+    def is_keyed(self) -> bool:
+        """Whether each datum can draw from its own key; trivially, since nothing is drawn."""
+        return True
+
+    def draw_keyed(
+        self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Empty draws, whatever the keys."""
+        return self.draw(num_particles)
+
+    def log_prob(self, z: Float[Tensor, "particles batch 0"]) -> Tensor:
+        """Zero."""
+        return torch.zeros(z.shape[:2], dtype=z.dtype, device=z.device)
+
+    def mean(self) -> Float[Tensor, "batch 0"]:
+        """An empty mean."""
+        return self.empty

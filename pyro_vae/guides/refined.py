@@ -22,8 +22,8 @@ from .._types import Batch
 from ..programs import Program, evaluating
 from ..registry import registered
 from .families import Family
-from .local import refine_parameters
 from .maps import InferenceMap
+from .row_fits import refine_parameters
 
 _DRAWS_AT_ONCE = 16_384  # rows of the longer batch the program sees; only memory depends on it
 

@@ -9,14 +9,4 @@ from .trusted import MAX_RHAT as MAX_RHAT
 from .trusted import PosteriorDraws as PosteriorDraws
 from .trusted import posterior_draws as posterior_draws
 
-__all__ = [
-    "MAX_RHAT",
-    "Labelled",
-    "PosteriorDraws",
-    "build",
-    "marginal_log_likelihood",
-    "posterior_draws",
-    "to_inference_data",
-]
-
 check_public(globals())

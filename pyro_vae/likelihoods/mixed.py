@@ -14,7 +14,7 @@ from .._types import Distribution
 from ..registry import arguments_of, is_registered, registered
 from .base import Likelihood
 from .codes import Ordinal
-from .gaussian import LearnedSigma
+from .real import LearnedSigma
 from .special import Learned
 
 _STACKED = (LearnedSigma, Learned, Ordinal)  # whose parameters of shape () may be one a feature

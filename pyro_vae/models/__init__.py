@@ -19,24 +19,4 @@ from .vae import VAE as VAE
 from .vae import HierarchicalVAE as HierarchicalVAE
 from .vae import MixtureVAE as MixtureVAE
 
-__all__ = [
-    "VAE",
-    "ConditionalVAE",
-    "Diagonal",
-    "EMFit",
-    "FlowPrior",
-    "Generative",
-    "HierarchicalVAE",
-    "Isotropic",
-    "LinearGaussian",
-    "MixtureOfNormals",
-    "MixtureVAE",
-    "NormalGiven",
-    "Prior",
-    "SequentialVAE",
-    "StandardNormal",
-    "VampPrior",
-    "padded",
-]
-
 check_public(globals())

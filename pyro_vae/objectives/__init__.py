@@ -2,7 +2,6 @@
 
 from .._arguments import check_public
 from ..compiling import CompiledELBO as CompiledELBO
-from .analytic import AnalyticELBO as AnalyticELBO
 from .base import Cyclic as Cyclic
 from .base import LinearWarmup as LinearWarmup
 from .base import Objective as Objective
@@ -10,6 +9,7 @@ from .base import Progress as Progress
 from .base import Schedule as Schedule
 from .bounds import IWAE as IWAE
 from .bounds import STL as STL
+from .bounds import AnalyticELBO as AnalyticELBO
 from .bounds import BetaELBO as BetaELBO
 from .bounds import DReG as DReG
 from .bounds import Renyi as Renyi

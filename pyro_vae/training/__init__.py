@@ -21,26 +21,4 @@ from .products import TF32Products as TF32Products
 from .results import Fit as Fit
 from .results import History as History
 
-__all__ = [
-    "BFloat16Products",
-    "Callback",
-    "Checkpoint",
-    "EarlyStopping",
-    "Fit",
-    "History",
-    "LivePlot",
-    "MLflow",
-    "Printing",
-    "StopWhenConverged",
-    "TF32Products",
-    "TensorBoard",
-    "WandB",
-    "adam",
-    "adam_with",
-    "clipped",
-    "constant",
-    "fit",
-    "hold_then_fall",
-]
-
 check_public(globals())

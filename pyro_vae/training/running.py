@@ -1,8 +1,14 @@
-"""A run of training, epoch by epoch: validation, callbacks, the best state, and checkpoints."""
+"""A run of training, epoch by epoch: validation, callbacks, the best state, and checkpoints.
 
+Ctrl-C and SIGTERM are handled after a step, so that no step is left half done.
+"""
+
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +23,6 @@ from ..programs import threads_for
 from ..progress import progress_bar
 from .callbacks import Callback, Journal, logger
 from .checkpoints import Keeper, description_of, digest_of, in_words
-from .interrupts import Interrupts
 from .optimizers import Scheduler, constant
 from .plans import Plan
 from .results import Fit, History
@@ -53,6 +58,51 @@ class _Begun(NamedTuple):
     start: Any
     done: int = 0
     total: float = 0.0
+
+
+@dataclass
+class Interrupts:
+    """Signals that came during a step.
+
+    Arguments:
+        received: The first one, if any.
+    """
+
+    received: int | None = None
+    _before: dict[int, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def deferred(self, *, also_sigterm: bool) -> Iterator[None]:
+        """Inside the block a first Ctrl-C is recorded, and a second one raises at once.
+
+        Only if Python's own handlers are in place, and only in the main thread, which receives
+        signals.
+
+        Arguments:
+            also_sigterm: Whether SIGTERM is recorded too; it is sent again at the end.
+        """
+        if threading.current_thread() is threading.main_thread():
+            self._take(signal.SIGINT, signal.default_int_handler)
+            if also_sigterm:
+                self._take(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            yield
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            self._before.clear()
+            if self.received == signal.SIGTERM:
+                signal.raise_signal(signal.SIGTERM)
+
+    def _take(self, number: int, usual: Any) -> None:
+        handler = signal.getsignal(number)
+        if handler is usual:
+            self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
 
 
 class Training:

@@ -36,7 +36,7 @@ from .._types import Batch
 from ..programs import Density
 from ..randomness import stream
 from .families import Family
-from .noise import Noise, fixed_noise, fresh_noise, noise_size
+from .reparameterization import Noise, fixed_noise, fresh_noise, noise_size
 
 _NEWTON_STEPS = 20  # Newton's method takes about five: what it does not settle it never will
 _SUFFICIENT = 1e-4  # share of the predicted rise that a step must bring; Armijo's usual constant
@@ -159,8 +159,8 @@ class Problem:
         log_joint, slope = self._with_gradient(at)
         log_q = q.log_prob(z)
         # The chain rule by hand, since the slopes are wanted too: f = mean(log p(y, z) - log q).
-        climb = ((z * slope).sum() - log_q.sum()) / len(z)
-        (gradient,) = torch.autograd.grad(climb, leaf)
+        bound = ((z * slope).sum() - log_q.sum()) / len(z)
+        (gradient,) = torch.autograd.grad(bound, leaf)
         elbo = (log_joint.double() - log_q.detach().double()).mean(dim=0)
         return Point(leaf.detach(), elbo, gradient.double(), at, slope)
 
@@ -232,22 +232,22 @@ def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
     return point
 
 
-def climb(
+def maximize(
     problem: Problem,
     start: Tensor,
     fitting: FitRows,
     *,
     first: int = 0,
     report: Callable[[int], object] = lambda done: None,
-) -> "Climber":
+) -> "RowOptimizer":
     """Newton's method if the family offers it, then L-BFGS for the data that are not done."""
-    climber = Climber(problem, _checked_start(problem, start, first), fitting, report)
+    optimizer = RowOptimizer(problem, _checked_start(problem, start, first), fitting, report)
     with pyro.validation_enabled(is_validate=False):  # a trial may be nan: it is taken back
         if hasattr(problem.family, "closest_normal"):
-            climber.climb(_Newton(problem, fitting.tolerance), _NEWTON_STEPS)
-        climber.climb(_QuasiNewton(problem, fitting, climber.parameters), fitting.max_steps)
-    report(int((~climber.converged).sum()))
-    return climber
+            optimizer.maximize(_Newton(problem, fitting.tolerance), _NEWTON_STEPS)
+        optimizer.maximize(_QuasiNewton(problem, fitting, optimizer.parameters), fitting.max_steps)
+    report(int((~optimizer.converged).sum()))
+    return optimizer
 
 
 class _Place(NamedTuple):
@@ -400,7 +400,7 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum(dim=-1)
 
 
-class Climber:
+class RowOptimizer:
     """State of the fits: parameters, progress and line search of each datum."""
 
     def __init__(
@@ -416,7 +416,7 @@ class Climber:
         self.converged = torch.zeros_like(self.elbo, dtype=torch.bool)
         self.active = self.converged.clone()
 
-    def climb(self, direct: _Direct, max_steps: int) -> None:
+    def maximize(self, direct: _Direct, max_steps: int) -> None:
         """Takes up to `max_steps` steps for all data not done, each with its own line search."""
         last = (self.taken + max_steps).clamp(max=self.fitting.max_steps)
         going = ~self.converged & ((self.taken < last) | (self.taken == 0))

@@ -82,7 +82,7 @@ def noise_shape(q: Any) -> torch.Size | None:
 
 
 @singledispatch
-def push(q: Any, noise: Tensor) -> Tensor:
+def reparameterize(q: Any, noise: Tensor) -> Tensor:
     r"""Reparameterized draws :math:`T_\lambda(\epsilon)` of `q` for standard normal noise.
 
     Arguments:
@@ -97,7 +97,7 @@ def push(q: Any, noise: Tensor) -> Tensor:
         TypeError: If `q` is not known to be a transformation of standard normals.
 
     Example:
-        >>> push(Normal(torch.tensor([0.0, 10.0]), 2.0), torch.tensor([[1.0], [-1.0]]))
+        >>> reparameterize(Normal(torch.tensor([0.0, 10.0]), 2.0), torch.tensor([[1.0], [-1.0]]))
         tensor([[ 2., 12.],
                 [-2.,  8.]])
     """
@@ -112,7 +112,7 @@ def _(q: Normal) -> torch.Size:
     return torch.Size()
 
 
-@push.register(Normal)
+@reparameterize.register(Normal)
 def _(q: Normal, noise: Tensor) -> Tensor:
     return torch.addcmul(q.loc, q.scale, noise)
 
@@ -124,9 +124,9 @@ def _(q: Independent) -> torch.Size | None:  # type: ignore[type-arg]
     return None if shape is None else batch[len(batch) - dims :] + shape
 
 
-@push.register(Independent)
+@reparameterize.register(Independent)
 def _(q: Independent, noise: Tensor) -> Tensor:  # type: ignore[type-arg]
-    return push(q.base_dist, noise)
+    return reparameterize(q.base_dist, noise)
 
 
 @noise_shape.register(MultivariateNormal)
@@ -134,12 +134,8 @@ def _(q: MultivariateNormal) -> torch.Size:
     return q.event_shape
 
 
-@push.register(MultivariateNormal)
+@reparameterize.register(MultivariateNormal)
 def _(q: MultivariateNormal, noise: Tensor) -> Tensor:
-    own = getattr(q, "pushed", None)  # a normal that keeps the noise of its draws
-    if own is not None:
-        z: Tensor = own(noise)
-        return z
     return q.loc + torch.einsum("...ij,k...j->k...i", q.scale_tril, noise)
 
 
@@ -148,7 +144,7 @@ def _(q: LowRankMultivariateNormal) -> torch.Size:
     return torch.Size((sum(q.cov_factor.shape[-2:]),))
 
 
-@push.register(LowRankMultivariateNormal)
+@reparameterize.register(LowRankMultivariateNormal)
 def _(q: LowRankMultivariateNormal, noise: Tensor) -> Tensor:
     own, shared = noise.split(list(q.cov_factor.shape[-2:]), dim=-1)
     spread = torch.einsum("...ij,k...j->k...i", q.cov_factor, shared)
@@ -160,9 +156,9 @@ def _(q: TransformedDistribution) -> torch.Size | None:
     return noise_shape(q.base_dist)
 
 
-@push.register(TransformedDistribution)
+@reparameterize.register(TransformedDistribution)
 def _(q: TransformedDistribution, noise: Tensor) -> Tensor:
-    z = push(q.base_dist, noise)
+    z = reparameterize(q.base_dist, noise)
     for transform in q.transforms:
         z = transform(z)
     return z
@@ -179,7 +175,7 @@ class Noise(Protocol):
 
 
 @dataclass(frozen=True)
-class Pushed:
+class NormalNoise:
     """Reparameterized draws from standard normals `(points, batch or 1, size)`."""
 
     points: Float[Tensor, "points _ size"]
@@ -189,11 +185,11 @@ class Pushed:
     ) -> tuple[Distribution, Tensor]:
         """Draws all rows at once."""
         q = family(parameters)
-        return q, push(q, self.points)
+        return q, reparameterize(q, self.points)
 
 
 @dataclass(frozen=True)
-class Seeded:
+class SeededNoise:
     """Draws by `rsample`, row by row, with a common seed or one seed per row.
 
     It sets torch's global generator: call it where that is restored.
@@ -239,8 +235,8 @@ def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0
     """
     size = noise_size(q)
     if size is None:
-        return Seeded(num_points, (seed,))
-    return Pushed(even_noise(num_points, size, seed=seed).unsqueeze(1).to(like))
+        return SeededNoise(num_points, (seed,))
+    return NormalNoise(even_noise(num_points, size, seed=seed).unsqueeze(1).to(like))
 
 
 def fresh_noise(
@@ -249,5 +245,5 @@ def fresh_noise(
     """Independent noise for every row, which depends only on the row's key."""
     size = noise_size(q)
     if size is None:
-        return Seeded(num_points, tuple(keys.tolist()))
-    return Pushed(normals(keys, num_points, size, like))
+        return SeededNoise(num_points, tuple(keys.tolist()))
+    return NormalNoise(normals(keys, num_points, size, like))

@@ -24,11 +24,11 @@ from ..programs import Density, Program, evaluating
 from ..progress import progress_bar
 from ..randomness import forked, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum
-from .climbing import FRESH_DRAWS, FitRows, Problem, climb, pieces
 from .families import Family
-from .noise import Noise, Seeded, noise_size
+from .optimization import FRESH_DRAWS, FitRows, Problem, maximize, pieces
+from .reparameterization import Noise, SeededNoise, noise_size
 
-_TOGETHER = 8  # times as many rows climb together as the program is asked for at once
+_ROWS_TOGETHER = 8  # times as many rows take a step together as the program is asked for at once
 _OPTIMISTIC = 2.0  # standard errors: by chance alone two data of a hundred, which costs little
 _POINTS = (1, 4, 16)  # times as many, for data that the ones before were too few for
 _LEFT = 5e-3  # nats: a step that brings less is not worth more points
@@ -198,22 +198,22 @@ class _How:
         problem = Problem.of(self.program, self.family, batch, start, self.fitting, self.seed)
         size = self.fitting.max_rows
         with _fixed(self.program, self.family, problem.noise):
-            climbers = [
-                climb(
+            optimizers = [
+                maximize(
                     problem.of_rows(rows),
                     start[rows],
                     self.fitting,
                     first=rows.start,
                     report=report,
                 )
-                for rows in pieces(len(start), _TOGETHER * size // problem.num_points)
+                for rows in pieces(len(start), _ROWS_TOGETHER * size // problem.num_points)
             ]
-            parameters = torch.cat([climber.parameters for climber in climbers])
+            parameters = torch.cat([optimizer.parameters for optimizer in optimizers])
             values = [
                 problem.of_rows(rows).fresh_elbo(parameters[rows], keys[rows])
                 for rows in pieces(len(start), size // FRESH_DRAWS)
             ]
-        parts = [(climber.elbo, climber.converged, climber.taken) for climber in climbers]
+        parts = [(optimizer.elbo, optimizer.converged, optimizer.taken) for optimizer in optimizers]
         over_points, converged, taken = (torch.cat(part) for part in zip(*parts, strict=True))
         elbo, error = (torch.cat(part) for part in zip(*values, strict=True))
         left = self._left(batch, parameters) if judged else torch.full_like(elbo, torch.inf)
@@ -224,7 +224,7 @@ class _How:
         fitting = self.fitting.times(_JUDGES)
         seed = stream(self.seed, "fit.left")
         problem = Problem.of(self.program, self.family, batch, parameters, fitting, seed)
-        parts = pieces(len(parameters), _TOGETHER * fitting.max_rows // problem.num_points)
+        parts = pieces(len(parameters), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
         with (
             _fixed(self.program, self.family, problem.noise),
             pyro.validation_enabled(is_validate=False),
@@ -264,7 +264,7 @@ def refine_parameters(
     fitting = FitRows(num_particles=num_particles, max_steps=steps)
     problem = Problem.of(program, family, batch, start, fitting, seed)
     with _fixed(program, family, problem.noise):
-        return climb(problem, start, fitting).parameters
+        return maximize(problem, start, fitting).parameters
 
 
 def finite_rows(
@@ -278,7 +278,7 @@ def finite_rows(
 ) -> Bool[Tensor, " batch"]:
     """Which data can be fitted from there: ELBO and gradient over the points are finite."""
     problem = Problem.of(_compiled(program, fitting), family, batch, start, fitting, seed)
-    parts = pieces(len(start), _TOGETHER * fitting.max_rows // problem.num_points)
+    parts = pieces(len(start), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
     with _fixed(program, family, problem.noise), pyro.validation_enabled(is_validate=False):
         return torch.cat([problem.of_rows(rows)(start[rows]).is_finite for rows in parts])
 
@@ -291,7 +291,7 @@ def _compiled(program: Program, fitting: FitRows) -> CompiledDensity:
 def _fixed(program: Density, family: Family, noise: Noise) -> Iterator[None]:
     """Trains nothing, and leaves the caller's random streams alone."""
     with evaluating(program.model, family):
-        if isinstance(noise, Seeded):
+        if isinstance(noise, SeededNoise):
             with forked(0, "fit.points"):
                 yield
         else:
