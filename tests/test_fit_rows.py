@@ -15,7 +15,7 @@ import pytest
 import torch
 from pyro.distributions.transforms import AffineAutoregressive, AffineTransform
 from pyro.nn import AutoRegressiveNN
-from pyro_vae.guides.local import RowFit, refine_parameters
+from pyro_vae.guides.row_fits import RowFit, refine_parameters
 from scipy import stats
 from torch import Tensor, nn
 
