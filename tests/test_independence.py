@@ -29,7 +29,7 @@ from pyro_vae.diagnostics import (
     two_sample_test,
 )
 from pyro_vae.evidence import annealing, bidirectional, cross_check, importance, tightest
-from pyro_vae.guides import local
+from pyro_vae.guides import row_fits
 from pyro_vae.inference_data import marginal, marginal_log_likelihood, to_inference_data
 from pyro_vae.queries import measures
 from pyro_vae.queries.imputation import impute
@@ -68,7 +68,7 @@ COMMON = {
     "fit.starts": Common("evidence.fitted._likeliest"),
     "fit.near": Common("evidence.fitted.near"),
     "fit.points": Common("guides.optimization.Problem.of"),
-    "fit.judge": Common("guides.local.fit_parameters"),
+    "fit.judge": Common("guides.row_fits.fit_parameters"),
 }
 WEIGHTS = Common("evidence.importance.ImportanceSampling._sampling", times=2)
 # Several models or guides are held against one another over the same draws.
@@ -289,7 +289,7 @@ def simulated(seed: int, name: str) -> int:
         ("bidirectional", annealing, "row_keys", named("annealing"), "annealing"),
         ("inference_gap", pv.gaps, "stream", one_stream, "importance"),  # and the bounds
         ("dependence", measures, "stream", simulated, "simulate"),  # data that weigh themselves
-        ("fitted", local, "row_keys", named("importance"), "importance"),
+        ("fitted", row_fits, "row_keys", named("importance"), "importance"),
         pytest.param(
             "several sites, tightest",
             tightest,
