@@ -15,7 +15,6 @@ import pytest
 import torch
 from pyro.distributions.transforms import AffineAutoregressive, AffineTransform
 from pyro.nn import AutoRegressiveNN
-from pyro_vae.guides.row_fits import RowFit, refine_parameters
 from scipy import stats
 from torch import Tensor, nn
 
@@ -30,6 +29,7 @@ from pyro_vae.guides.reparameterization import (
     noise_size,
     reparameterize,
 )
+from pyro_vae.guides.row_fits import RowFit, refine_parameters
 from pyro_vae.programs import Program, evaluating
 from tests.helpers.cases import gamma
 from tests.helpers.factor_analysis import amortization_gap, model_of
