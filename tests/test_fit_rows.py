@@ -122,7 +122,7 @@ def test_push_is_what_rsample_does(name: str) -> None:
     assert z.shape == (4, 3, 2)
     if size != 2:
         return  # more normals than latents: no change of variables; the moments say all
-    jacobian: Any = torch.autograd.functional.jacobian(partial(push, q), noise)
+    jacobian: Any = torch.autograd.functional.jacobian(partial(reparameterize, q), noise)
     rows = torch.stack(
         [torch.stack([jacobian[k, n, :, k, n, :] for n in range(3)]) for k in range(4)]
     )
