@@ -1,6 +1,6 @@
 """Annealed importance sampling of a decoder: where it starts, and what simple bounds miss."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,13 @@ CLAIM = Claim(
         "both sides with 200 temperatures are within 1 nat on average."
     ),
     remark=(
-        "With 50 draws for each of 12 digits the error is larger than what the bound misses; more "
-        "digits would tell, which has not been run."
+        "A single bound with 50 draws for each of 12 digits has an error larger than what it "
+        "misses on average: what is low is its expectation. The further run takes the mean of 400 "
+        "such bounds for the same digits, each with draws of its own, and is low by far more than "
+        "four errors. The criterion stayed. `wu_2017_fashion` is the same at the size of the "
+        "source's networks."
     ),
+    explained=True,
 )
 
 
@@ -54,13 +58,36 @@ def _shown(off: tuple[float, float]) -> str:
     return f"{off[0]:+.2f} ± {off[1]:.2f}"
 
 
-def findings(*, smoke: bool = False) -> list[Finding]:
-    """Two starts against a long run, two bounds, and a sandwich."""
-    epochs, rows, factor = (2, 2, 20) if smoke else (60, 12, 1)
-    data = pv.data.digits()
-    model, guide = _trained(data.train, epochs)
-    y = data.test[:rows]
-    annealing = pv.AnnealedImportanceSampling(start=pv.StartFromGuide(), compile=False)
+@dataclass(frozen=True)
+class Sizes:
+    """How much is spent on each part.
+
+    Arguments:
+        reference: Temperatures from the encoder, of the estimate that the others are held against.
+        prior: Temperatures from the prior; from the encoder a tenth of them.
+        sandwich: Temperatures in either direction.
+    """
+
+    reference: int
+    prior: int
+    sandwich: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """The reference, and what is off it: value and error."""
+
+    reference: pv.Estimate
+    prior: tuple[float, float]
+    encoder: tuple[float, float]
+    elbo: tuple[float, float]
+    sandwich: tuple[float, float]
+
+
+def annealed(model: pv.models.VAE, guide: pv.Guide, y: Tensor, sizes: Sizes) -> Found:
+    """Two starts against a long run, the ELBO, and bounds from both sides for simulated data."""
+    from_guide = pv.AnnealedImportanceSampling(start=pv.StartFromGuide(), compile=False)
+    from_prior = replace(from_guide, start=pv.StartFromPrior(), num_temperatures=sizes.prior)
 
     def mean(estimator: pv.evidence.Estimator, seed: int) -> pv.Estimate:
         found: pv.Estimate = pv.log_marginal_likelihood(
@@ -68,30 +95,75 @@ def findings(*, smoke: bool = False) -> list[Finding]:
         ).mean
         return found
 
-    def steps(number: int) -> pv.AnnealedImportanceSampling:
-        return replace(annealing, num_temperatures=max(2, number // factor))
+    reference = mean(replace(from_guide, num_temperatures=sizes.reference), 0)
+    few = replace(from_guide, num_temperatures=max(2, sizes.prior // 10))
+    both = replace(from_guide, num_temperatures=sizes.sandwich)
+    return Found(
+        reference,
+        _off(mean(from_prior, 2), reference),
+        _off(mean(few, 1), reference),
+        _off(pv.elbo(model, guide, y, 400, seed=4, progress=False).mean, reference),
+        numbers(pv.bidirectional(model, guide, y, both, seed=5, progress=False).width),
+    )
 
-    reference = mean(steps(1_000), 0)
-    short = _off(mean(steps(20), 1), reference)
-    prior = _off(mean(replace(steps(200), start=pv.StartFromPrior()), 2), reference)
-    few = _off(mean(pv.ImportanceSampling(50), 3), reference)
-    elbo = _off(pv.elbo(model, guide, y, 400, seed=4, progress=False).mean, reference)
-    width = numbers(pv.bidirectional(model, guide, y, steps(200), seed=5, progress=False).width)
+
+def bounds(
+    model: pv.models.VAE, guide: pv.Guide, y: Tensor, draws: int, repeats: int
+) -> pv.Estimate:
+    """Mean over data of the bound with so many draws, its expectation over so many repeats."""
+    means = [
+        pv.stats.log_mean_exp(pv.log_weights(model, guide, y, num_samples=draws, seed=seed)).mean()
+        for seed in range(repeats)
+    ]
+    return pv.stats.mean_estimate(torch.stack(means))
+
+
+def shown(found: Found, sizes: Sizes, low: list[Finding]) -> list[Finding]:
+    """As rows of the table, with those of the simple bounds in between."""
     return [
-        Finding("reference log p, nats per digit", "", f"{reference:.2f}"),
-        Finding("off it: from the prior, 200 temperatures", "more", _shown(prior)),
+        Finding("reference log p, nats per datum", "", f"{found.reference:.2f}"),
+        Finding(f"off it: from the prior, {sizes.prior} temperatures", "more", _shown(found.prior)),
         Finding(
-            "off it: from the encoder, 20 temperatures",
+            f"off it: from the encoder, {sizes.prior // 10} temperatures",
             "less",
-            _shown(short),
-            abs(short[0]) < abs(prior[0]),
+            _shown(found.encoder),
+            abs(found.encoder[0]) < abs(found.prior[0]),
         ),
-        Finding("off it: ELBO", "low", _shown(elbo), elbo[0] < -4 * elbo[1]),
-        Finding("off it: bound with 50 draws", "low", _shown(few), few[0] < -4 * few[1]),
+        Finding("off it: ELBO", "low", _shown(found.elbo), found.elbo[0] < -4 * found.elbo[1]),
+        *low,
         Finding(
             "bounds from both sides, distance",
             "below 1",
-            f"{width[0]:.2f} ± {width[1]:.2f}",
-            abs(width[0]) < 1,
+            _shown(found.sandwich),
+            abs(found.sandwich[0]) < 1,
         ),
     ]
+
+
+def is_low(quantity: str, bound: pv.Estimate, reference: pv.Estimate) -> Finding:
+    """A bound that is to be below the reference by more than four joint errors."""
+    off = _off(bound, reference)
+    return Finding(quantity, "low", _shown(off), off[0] < -4 * off[1])
+
+
+def findings(*, smoke: bool = False) -> list[Finding]:
+    """Digits; then the mean of many bounds with 50 draws."""
+    epochs, rows, repeats = (2, 2, 4) if smoke else (60, 12, 400)
+    sizes = Sizes(50, 20, 20) if smoke else Sizes(1_000, 200, 200)
+    data = pv.data.digits()
+    model, guide = _trained(data.train, epochs)
+    y = data.test[:rows]
+    found = annealed(model, guide, y, sizes)
+    one = pv.log_marginal_likelihood(
+        model, guide, y, pv.ImportanceSampling(50), seed=3, progress=False
+    ).mean
+    many = _off(bounds(model, guide, y, 50, repeats), found.reference)
+    low = [
+        is_low("off it: bound with 50 draws", one, found.reference),
+        Finding(
+            f"further: off it: mean of {repeats} bounds with 50 draws",
+            "low",
+            f"{many[0]:+.3f} ± {many[1]:.3f}",
+        ),
+    ]
+    return shown(found, sizes, low)
