@@ -13,7 +13,14 @@ CLAIM = Claim(
     title="The encoder of a VAE costs more than its mean-field family",
     source=(
         "Cremer, Li & Duvenaud, 2018: Inference Suboptimality in Variational Autoencoders "
-        "(sections 5.2 to 5.5), and its 2022 reproduction"
+        "(sections 5.2 to 5.5); its reproduction of 2022 by ATML-2022-Group6 (the repository "
+        "inference-suboptimality)"
+    ),
+    figures=(
+        "The paper's directions are quoted. The reproduction's values were read in its notebooks: "
+        "with its 200-unit encoder the ELBO is -104.80 on images trained on and -111.72 held out, "
+        "with 500 units -103.26 and -115.66; on the first 1,000 images the best mean-field q has "
+        "-99.06, the best flow -99.22, a bound with 100 draws -96.44."
     ),
     setting=(
         "Fashion-MNIST, binarized by a fixed draw, 5,000 images, 784-200-200-50 with ELU, 20 "
@@ -81,13 +88,13 @@ def _of_mean_field(gap: InferenceGap) -> list[Finding]:
     return [
         Finding(
             "(a) share of the approximation gap, held out",
-            "below 1/2",
+            "below 1/2 (0.31 in the reproduction)",
             f"{share:.2f}",
             share < 1 / 3,
         ),
         Finding(
             "(b) approximation and amortization gap, nats per image, held out",
-            "smaller; larger",
+            "smaller; larger (2.6; 5.7)",
             f"{approximation:.2f}; {amortization:.2f}",
             float(approximation.value) < float(amortization.value),
         ),

@@ -23,6 +23,7 @@ CLAIM = Claim(
         "Huang, Makhzani, Cao & Grosse, 2020: Evaluating Lossy Compression Rates of Deep "
         "Generative Models"
     ),
+    figures="None is compared: the source has no closed form, and other decoders and data.",
     setting=(
         f"A linear decoder with {LATENTS} latents (pPCA of the grey digits), squared error, 50 "
         "digits; 200 temperatures, 16 chains from the prior; log Z at three neighbouring beta "

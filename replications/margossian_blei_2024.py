@@ -22,6 +22,10 @@ CLAIM = Claim(
         "authors' notebooks (-ELBO 6087.99 and 7232.36 ± 4.8; 553.08, 885 to 892, 553.05; "
         "32398.9, 36700.1, 35638.7, 32593.3, 32391.9, 32385.4)."
     ),
+    figures=(
+        "Read in the outputs of the authors' notebooks (linear_prob_model, saw_time_series, "
+        "nonlinear_prob_model)."
+    ),
     setting=(
         "The models at their own parameters (the shared location is known, where the source has a "
         "q for it): linear, N = 10,000, and saw series, N = 1,000, simulated afresh, so that "

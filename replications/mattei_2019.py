@@ -15,6 +15,10 @@ CLAIM = Claim(
         "Mattei & Frellsen, 2019: MIWAE: Deep Generative Modelling and Imputation of Incomplete "
         "Data Sets (the authors' demonstration; bound -2.62, mean squared error 1.58 to 1.61)"
     ),
+    figures=(
+        "Read in the outputs of the authors' notebook MIWAE_demo_Gaussian, which prints every 20 "
+        "epochs: from epoch 41 on bounds of -2.65 to -2.62, errors of 1.58 to 1.61."
+    ),
     setting=(
         "N(0, I + 1) in two dimensions, 1,000 rows, half of the first column missing at random; "
         "one latent, 128 units, K = 5; the encoder sees which entries are missing. Population "

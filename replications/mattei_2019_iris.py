@@ -14,9 +14,10 @@ CLAIM = Claim(
     title="MIWAE on iris reaches the authors' bound and error of imputation",
     source=(
         "Mattei & Frellsen, 2019: MIWAE: Deep Generative Modelling and Imputation of Incomplete "
-        "Data Sets (the authors' PyTorch notebook on iris, whose printed values were read: every "
-        "100 epochs of one run, from epoch 901 to 2,001)"
+        "Data Sets (the authors' PyTorch notebook on iris: what it prints every 100 epochs of one "
+        "run, from epoch 901 to 2,001)"
     ),
+    figures=("Read in the outputs of the authors' notebook (MIWAE_Pytorch_exercises_demo_ProbAI)."),
     setting=(
         "150 flowers, four standardized columns, the authors' holes from their seed (half of the "
         "entries; nine flowers have no value left); one latent, 128 units, Student t with scale "

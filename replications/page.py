@@ -101,6 +101,7 @@ def section(kind: Kind, name: str, record: Record) -> str:
         f"*Criterion.* {claim.criterion}",
         f"*Setting.* {claim.setting}",
         f"*Source.* {claim.source}",
+        f"*Figures.* {claim.figures}" if claim.figures else "",
         f"`python -m replications {name}`, {record.seconds:.0f} s of one processor",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -37,6 +37,7 @@ class Claim:
         source: Authors, year, title, and where in it.
         setting: Model, data and sizes, with what differs from the source.
         criterion: When it counts as replicated.
+        figures: Whether the published figures were read in their source, and where.
         remark: What a reader should know beside the values: changes after a first run, and what a
             further run says of a failure.
         explained: Whether the remark explains what misses the criterion by a further run.
@@ -46,6 +47,7 @@ class Claim:
     source: str
     setting: str
     criterion: str
+    figures: str = ""
     remark: str = ""
     explained: bool = False
 

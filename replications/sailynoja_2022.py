@@ -15,6 +15,7 @@ CLAIM = Claim(
         "Säilynoja, Bürkner & Vehtari, 2022: Graphical Test for Discrete Uniformity and its "
         "Applications in Goodness-of-Fit Evaluation and Multiple Sample Comparison"
     ),
+    figures="The level is the band's by construction; no figure is compared.",
     setting=(
         f"Ranks of {DATA} data among {DRAWS} draws: uniform, and those of a normal posterior that "
         "is 0.8 times as wide as it should be; 4,000 sets each. Bands at 5% from "

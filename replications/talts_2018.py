@@ -18,6 +18,7 @@ CLAIM = Claim(
         "Talts, Betancourt, Simpson, Vehtari & Gelman, 2018: Validating Bayesian Inference "
         "Algorithms with Simulation-Based Calibration (section 4.2)"
     ),
+    figures="Shapes are quoted; the probabilities of the bins are exact ones.",
     setting=(
         f"z ~ N(0, 1), y ~ N(z, 1), 10,000 simulated data, {DRAWS} draws of guides whose error is "
         "known, by `simulation_based_calibration`; 20 bins."

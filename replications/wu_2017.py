@@ -15,6 +15,7 @@ CLAIM = Claim(
         "Wu, Burda, Salakhutdinov & Grosse, 2017: On the Quantitative Analysis of Decoder-Based "
         "Generative Models (sections 4 and 5)"
     ),
+    figures="None is compared but orders and directions, which are quoted.",
     setting=(
         "Binary digits, decoder 20-64-64 with tanh, trained for 60 epochs with an encoder as "
         "wide; 12 held-out digits, 16 chains. The source has MNIST and decoders of 50 latents; "

@@ -12,6 +12,7 @@ CLAIM = Claim(
         "Wu, Burda, Salakhutdinov & Grosse, 2017: On the Quantitative Analysis of Decoder-Based "
         "Generative Models (sections 4 and 5)"
     ),
+    figures="None is compared but orders and directions, which are quoted.",
     setting=(
         "Fashion-MNIST in place of MNIST, binarized by a fixed draw; 5,000 images, 784-200-200-50 "
         "with ELU, 20 epochs; 12 held-out images, 16 chains. The reference is annealing from the "

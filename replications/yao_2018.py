@@ -22,6 +22,10 @@ CLAIM = Claim(
         "Yao, Vehtari, Simpson & Gelman, 2018: Yes, but Did It Work? Evaluating Variational "
         "Inference (section 4.2); long-run means of eight schools from the package inference_gym"
     ),
+    figures=(
+        "k is quoted; the means and their errors were read in the package inference_gym, where "
+        "they are those of long runs."
+    ),
     setting=(
         "Eight schools as one datum with ten latents, unconstrained; a free mean-field Gaussian, "
         "10,000 draws, ten runs. Means from 20,000 draws of `pv.posterior_draws`, with the priors "

@@ -53,8 +53,9 @@ def test_closed_form_is_replicated() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), SCRIPTS, ids=[name for _, name in SCRIPTS])
 def test_claims_are_whole(kind: Kind, name: str) -> None:
-    """Every script says whose result it is, its setting and its criterion."""
+    """Every script says whose result it is, its setting, criterion and where figures are from."""
     claim = claim_of(kind, name)
+    assert claim.figures.endswith(".") == (kind is REPLICATIONS)  # an audit's are those of the run
     assert claim.title
     assert ":" in claim.source
     assert claim.setting.endswith(".")
