@@ -112,8 +112,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch and of NumPyro")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.threads == 1:  # JAX reads this at its first use
-        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    if hasattr(os, "sched_setaffinity"):  # JAX has no setting for threads
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[: arguments.threads])
     sizes = {"8-8-2, 4": (8, 8, 2, 4)} if arguments.smoke else SIZES
     for name, size in sizes.items():
         print(name, flush=True)
