@@ -183,6 +183,7 @@ class InferenceGap(PerDatum):
         return {
             **self.log_marginal.doubts,
             Doubt.FIT_STOPPED: ~self.fit_converged,
+            Doubt.INFINITE: ~self.elbo.value.isfinite(),
             Doubt.BEATEN: self.suboptimal,
             Doubt.NEGATIVE_INFERENCE: _is_negative(self.inference, self.elbo.value),
             Doubt.NEGATIVE_APPROXIMATION: _is_negative(self.approximation, self.elbo.value),

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from scipy.stats import norm
 from torch import Tensor, nn
 
@@ -416,6 +417,33 @@ def test_a_fit_that_was_stopped_is_said() -> None:
     gap = inference_gap(model_of(FACTS), guide, y, num_samples=100, fitting=stopped)
     assert not bool(gap.fit_converged.any() or gap.converged.any() or gap.reliable.any())
     assert gap.why_not(0) == ["the fit of q* stopped before it converged"]
+
+
+def censored(times: Tensor, died: Tensor) -> None:
+    """Survival with a log hazard, whose cdf rounds to 1, and its gradient to nan, far away."""
+    with pyro.plate("data", len(times)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with poutine.mask(mask=died):
+            pyro.sample("time", dist.Normal(z, 0.3), obs=times)
+        with poutine.mask(mask=~died):
+            pyro.factor("alive", (1 - dist.Normal(z, 0.3).cdf(times)).log())
+
+
+def test_a_datum_without_a_gradient_does_not_stop_the_others() -> None:
+    """It says so, and so does one to which the guide's ELBO is minus infinity."""
+    times, died = torch.tensor([-1.0, 6.0, -1.5, 0.9]), torch.tensor([True, True, False, False])
+    guide = pv.Guide(censored, pv.GlobalParameters(), example=(times, died))
+    gap = inference_gap(censored, guide, (times, died), num_samples=500)
+    z = torch.linspace(-8, 8, 20_001)[:, None]
+    alive = torch.special.log_ndtr((z - times) / 0.3)
+    terms = torch.where(died, dist.Normal(z, 0.3).log_prob(times), alive) - z.square() / 2
+    truth = terms.logsumexp(dim=0) + math.log(16 / 20_000) - 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(gap.log_marginal.value, truth, rtol=0, atol=1e-3)
+    assert [gap.why_not(row) for row in range(4)] == [
+        [], [Doubt.FIT_STOPPED.value], [], [Doubt.INFINITE.value],
+    ]  # fmt: skip
+    draws = pv.posterior_draws(censored, guide, (times[:2], died[:2]), num_samples=50)
+    assert draws.reliable.all()
 
 
 def test_what_is_no_family_is_refused() -> None:

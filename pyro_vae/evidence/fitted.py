@@ -256,7 +256,7 @@ def best_of_family(
     Where the ELBO is not finite at a further start, the first one takes its place.
 
     Raises:
-        FloatingPointError: If the ELBO of a datum is not finite at the first start.
+        FloatingPointError: If the ELBO of a datum is not a number at the first start.
     """
     start = starts[0]
     if len(starts) > 1:

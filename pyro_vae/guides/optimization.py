@@ -222,10 +222,10 @@ def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
             point = problem(start)
         if bool(point.is_finite.all()):
             raise  # refused for another reason than a nan, such as data outside the support
-    bad = (~point.is_finite).nonzero().squeeze(-1)
+    bad = (point.elbo.isnan() | (point.elbo == torch.inf)).nonzero().squeeze(-1)
     if len(bad) > 0:
         raise FloatingPointError(
-            f"the ELBO or its gradient is not finite for {len(bad)} data (the first is row "
+            f"the ELBO is not a number for {len(bad)} data (the first is row "
             f"{first + int(bad[0])}: ELBO {float(point.elbo[bad[0]]):.4g}); check the program's "
             "log density there"
         )
@@ -420,6 +420,7 @@ class RowOptimizer:
         """Takes up to `max_steps` steps for all data not done, each with its own line search."""
         last = (self.taken + max_steps).clamp(max=self.fitting.max_steps)
         going = ~self.converged & ((self.taken < last) | (self.taken == 0))
+        going &= self.start.is_finite  # where there is no gradient, a datum is not fitted
         rows = going.nonzero().squeeze(-1)
         if len(rows) == 0:
             return

@@ -52,7 +52,7 @@ class Refined(InferenceMap):
 
     Raises:
         ValueError: If there is no step or no draw, or the inner map's output does not fit.
-        FloatingPointError: When called, if the ELBO at the inner map's output is not finite.
+        FloatingPointError: When called, if the ELBO at the inner map's output is not a number.
 
     References:
         | On the Challenges of Learning with Inference Networks on Sparse, High-dimensional Data

@@ -108,7 +108,7 @@ def fit_parameters(
         best; and the possible distance from the best.
 
     Raises:
-        FloatingPointError: If the ELBO of a datum, or its gradient, is not finite at the start.
+        FloatingPointError: If the ELBO of a datum is not a number at the start.
     """
     keys = row_keys(seed, "fit.judge", *batch)
     how = _How.of(program, family, fitting, seed, start)
@@ -259,7 +259,7 @@ def refine_parameters(
         The parameters, without a gradient; also where gradients are switched off.
 
     Raises:
-        FloatingPointError: If the ELBO of a datum, or its gradient, is not finite at the start.
+        FloatingPointError: If the ELBO of a datum is not a number at the start.
     """
     fitting = FitRows(num_particles=num_particles, max_steps=steps)
     problem = Problem.of(program, family, batch, start, fitting, seed)
