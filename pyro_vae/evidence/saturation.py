@@ -15,19 +15,21 @@ moved away from the edge by the smallest step that does not round: if the densit
 sites change, then the rounding has changed them as well.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import pyro
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
 from .. import stats
 from .._types import Batch, Estimate
 from ..programs import (
-    Prior,
+    LogDensities,
     Program,
     Run,
     TracedSite,
@@ -37,10 +39,10 @@ from ..programs import (
     retry_unvalidated,
     support_of,
 )
-from ..randomness import forked, row_keys, seeded
+from ..randomness import forked
 from ..results import Doubt, Doubts
 from .results import Bound, LogMarginal
-from .weights import require_numbers
+from .weights import rows_at_once
 
 _PRIOR_DRAWS = 1000  # for every datum
 _JOINT_ERRORS = 4.0  # by which two estimates may differ
@@ -48,7 +50,94 @@ _DRAWS = 500  # of the prior, for every datum that may lie at an edge
 _SHARE = 0.005  # of the posterior: as many nats are lost
 _FLAT = 0.01  # nats: a density that changes by less is the same
 _STEP = 16.0  # roundings, so that what one rounding takes away is a part of the change
-_TRIED = 4  # rows that tell whether the prior comes near an edge at all
+_TRIED = 4  # draws that tell whether a datum has the prior of the first one
+_ROUNDING = 1e-4  # of log densities in float32, absolute and relative
+_MEMORY = 256.0  # mebibytes
+
+_OfDraws = Callable[["_Draws", Batch], Float[Tensor, "rows numbers"]]
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Draws of the first datum's prior, which are those of all data with the same prior.
+
+    Arguments:
+        program: The model.
+        run: The run that drew them, of one row repeated.
+        num_draws: How many.
+    """
+
+    program: Program
+    run: Run
+    num_draws: int
+
+    @staticmethod
+    def of(program: Program, batch: Batch, num_draws: int) -> "_Draws":
+        """Draws of the prior of the first of some data, the same whatever its likelihood is."""
+        row = repeat_rows(tuple(part[:1] for part in batch), num_draws)
+        with forked(0, "prior check"):
+            return _Draws(program, retry_unvalidated(partial(program.run, row)), num_draws)
+
+    def log_densities(
+        self, rows: Batch, some: Tensor | None = None, values: Mapping[str, Tensor] | None = None
+    ) -> LogDensities:
+        """Log prior and log likelihood of draws for some data, each `(draws, rows)`.
+
+        Arguments:
+            rows: The data.
+            some: Which draws; all by default.
+            values: Other values for those that were drawn.
+        """
+        program, num_rows = self.program, len(rows[0])
+        axes = {site.name: site.axis for site in program.latent_sites}
+        some = torch.arange(self.num_draws, device=rows[0].device) if some is None else some
+        values = self.run.values(axes) if values is None else values
+        values, unconstrained = (
+            {
+                name: value.index_select(axes[name], some).repeat_interleave(num_rows, axes[name])
+                for name, value in group.items()
+                if name in axes
+            }
+            for group in (values, self.run.unconstrained)
+        )
+        many = repeat_rows(rows, len(some))
+        with poutine.block():
+            call = partial(program.weighed, values, many, unconstrained)
+            densities, _ = retry_unvalidated(call)
+        return LogDensities(*(part.unflatten(0, (-1, num_rows)) for part in densities))
+
+    def of_same_prior(self, rows: Batch) -> Bool[Tensor, " rows"]:
+        """Whether data have the prior of the first, by its densities at a few draws."""
+        few = torch.arange(_TRIED, device=rows[0].device)
+        prior = self.log_densities(rows, few).prior
+        close = torch.isclose(prior, prior[:, :1], _ROUNDING, _ROUNDING, equal_nan=True)
+        return close.all(dim=0)
+
+
+def _with_draws(
+    program: Program, batch: Batch, num_draws: int, answer: _OfDraws
+) -> Float[Tensor, "batch numbers"]:
+    """Numbers per datum from draws of its prior; data with the same prior share them."""
+    draws = _Draws.of(program, batch, num_draws)
+    first = tuple(part[:1] for part in batch)
+    size = rows_at_once(program, batch, _MEMORY)
+    same, found = [], []
+    for rows in zip(*(part.split(size - 1 or 1) for part in batch), strict=True):
+        beside = tuple(torch.cat(pair) for pair in zip(first, rows, strict=True))
+        same.append(draws.of_same_prior(beside)[1:])
+    alike = torch.cat(same)
+    shared = tuple(part[alike] for part in batch)
+    for rows in zip(*(part.split(max(1, size // num_draws)) for part in shared), strict=True):
+        found.append(answer(draws, rows))
+    whole = torch.cat(found)
+    if bool(alike.all()):
+        return whole
+    numbers = whole.new_empty(len(alike), whole.shape[1])
+    numbers[alike] = whole
+    for row in (~alike).nonzero()[:, 0].tolist():
+        own = tuple(part[row : row + 1] for part in batch)
+        numbers[row] = answer(_Draws.of(program, own, num_draws), own)[0]
+    return numbers
 
 
 def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = None) -> Doubts:
@@ -68,33 +157,31 @@ def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = Non
     return {doubt: rows for doubt, rows in doubts.items() if bool(rows.any())}
 
 
-def from_prior(
-    program: Program, batch: Batch, keys: Int64[Tensor, " batch"] | None = None
-) -> Estimate:
+def from_prior(program: Program, batch: Batch) -> Estimate:
     """Log p(y) from draws of the prior alone, each `(batch,)`, in nats.
+
+    Data with the same prior share the draws.
 
     Arguments:
         program: The model.
         batch: The data.
-        keys: Keys of the draws of each datum; by default made from its content.
 
     Raises:
         FloatingPointError: If the likelihood of a draw is not a number.
     """
-    keys = row_keys(0, "prior check", *batch) if keys is None else keys
-    prior, rows = Prior(program, batch), range(len(keys))
-    with torch.random.fork_rng():  # what programs draw afterwards has its own stream
-        found = [_from_prior(prior, row, int(keys[row])) for row in rows]
-    return Estimate(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    value, error = _with_draws(program, batch, _PRIOR_DRAWS, _by_prior).unbind(dim=1)
+    if not bool((value < torch.inf).all()):
+        row = int((~(value < torch.inf)).nonzero()[0])
+        raise FloatingPointError(
+            f"log_likelihood is {float(value[row])} for a draw of the prior of datum {row}: a log "
+            "density must be a number; check the observed sites there"
+        )
+    return Estimate(value, error)
 
 
-def _from_prior(prior: Prior, row: int, key: int) -> Estimate:
-    """Log p(y) of one datum, by one run of the program."""
-    seeded(key)
-    own = prior.rows(slice(row, row + 1))
-    z, log_likelihood = retry_unvalidated(partial(own.weighed, _PRIOR_DRAWS))
-    require_numbers("log_likelihood", log_likelihood, z, [row])
-    return stats.log_marginal(log_likelihood.double())
+def _by_prior(draws: _Draws, rows: Batch) -> Float[Tensor, "rows 2"]:
+    log_likelihood = draws.log_densities(rows).likelihood.double()
+    return torch.stack(stats.log_marginal(log_likelihood), dim=1)
 
 
 def missed_mass(result: LogMarginal, prior: Estimate) -> Bool[Tensor, " batch"]:
@@ -110,49 +197,37 @@ def saturated(program: Program, batch: Batch) -> Bool[Tensor, " batch"]:
 
     Draws of the prior are weighted by the likelihood, which is finite at the edges.
     """
-    nobody = torch.zeros(len(batch[0]), dtype=torch.bool)
-    with forked(0, "saturation"), pyro.validation_enabled(is_validate=False), torch.no_grad():
-        few = repeat_rows(tuple(part[:_TRIED] for part in batch), _DRAWS)
-        if not bool(_at_edge(program, program.run(few)).any()):
-            return nobody
-        rows = (tuple(part[row : row + 1] for part in batch) for row in range(len(batch[0])))
-        return torch.stack([_share(program, row) > _SHARE for row in rows]).cpu()
+    with pyro.validation_enabled(is_validate=False), torch.no_grad():
+        return _with_draws(program, batch, _DRAWS, _shares)[:, 0] > _SHARE
 
 
-def _share(program: Program, row: Batch) -> Tensor:
-    """The share of a datum's posterior that lies at an edge where something depends on it."""
-    batch = repeat_rows(row, _DRAWS)
-    run = program.run(batch)
-    likelihood = _total(program, run, program.observed_names)
-    edge = _at_edge(program, run)
-    edge &= _moved(program, run, batch) > _FLAT
-    log_weights = likelihood.nan_to_num(-torch.inf).double()
-    share = log_weights.masked_fill(~edge, -torch.inf).logsumexp(0) - log_weights.logsumexp(0)
-    return share.exp().nan_to_num(0.0)
+def _shares(draws: _Draws, rows: Batch) -> Float[Tensor, "rows 1"]:
+    """The share of each posterior that lies at an edge where something depends on it."""
+    edge = _at_edge(draws)
+    if not bool(edge.any()):
+        return torch.zeros(len(rows[0]), 1, dtype=torch.float64, device=edge.device)
+    weights = draws.log_densities(rows).likelihood.nan_to_num(-torch.inf).double()
+    counts = torch.zeros_like(weights, dtype=torch.bool)
+    counts[edge] = _moved(draws, edge.nonzero()[:, 0], rows) > _FLAT
+    share = weights.masked_fill(~counts, -torch.inf).logsumexp(0) - weights.logsumexp(0)
+    return share.exp().nan_to_num(0.0).unsqueeze(1)
 
 
-def _total(program: Program, run: Run, names: Collection[str]) -> Tensor:
-    parts = [run[name].log_prob_by_datum(program.plate_dim) for name in names]
-    return torch.stack(parts).sum(dim=0)
-
-
-def _moved(program: Program, run: Run, batch: Batch) -> Tensor:
-    """The change of the log density, in nats, when values are moved away from their edges.
+def _moved(draws: _Draws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge rows"]:
+    """The change of the log densities, in nats, when values are moved away from their edges.
 
     Sites with known unconstrained values keep them, so that only their effect on others is seen.
     """
-    drawn = run.values(name for name, site in run.inside.items() if not site.is_observed)
-    moved = {site.name: _inwards(run[site.name]) for site in program.latent_sites}
-    others = program.run(batch, {**drawn, **moved}, run.unconstrained)
-    names = [*drawn, *program.observed_names]
-    change = [_total(program, others, [name]) - _total(program, run, [name]) for name in names]
-    return torch.stack(change).abs().sum(dim=0).nan_to_num(torch.inf)
+    inwards = {site.name: _inwards(draws.run[site.name]) for site in draws.program.latent_sites}
+    pair = (draws.log_densities(rows, edge, values) for values in (None, inwards))
+    change = [(after - before).abs() for before, after in zip(*pair, strict=True)]
+    return sum(change).nan_to_num(torch.inf)
 
 
-def _at_edge(program: Program, run: Run) -> Tensor:
-    """Whether a latent of a row is at an edge, `(rows,)`."""
-    sites = [site for site in program.latent_sites if not site.is_real]
-    return torch.stack([_rounds(run[site.name], site.axis) for site in sites]).any(dim=0)
+def _at_edge(draws: _Draws) -> Bool[Tensor, " draws"]:
+    """Whether a latent of a draw is at an edge."""
+    sites = [site for site in draws.program.latent_sites if not site.is_real]
+    return torch.stack([_rounds(draws.run[site.name], site.axis) for site in sites]).any(dim=0)
 
 
 def _rounds(site: TracedSite, axis: int) -> Tensor:

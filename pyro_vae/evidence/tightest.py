@@ -34,7 +34,7 @@ from torch import Tensor
 from .._types import Batch, Estimate
 from ..guides import FitRows, Posterior
 from ..programs import Program, hooks_of
-from ..randomness import row_keys, stream
+from ..randomness import stream
 from ..results import Doubt, with_rows
 from .annealing import Start, StartFromGuide, StartFromPrior
 from .exact import ClosedForm
@@ -282,8 +282,7 @@ class _Climb:
         missing = torch.tensor([row for row in rows if row not in self.from_prior], device="cpu")
         if len(missing) > 0:
             some = tuple(tensor[missing] for tensor in self.batch)
-            keys = row_keys(self.seed, "tightest.prior", *self.batch)[missing]
-            found = zip(*from_prior(self.program, some, keys), strict=True)
+            found = zip(*from_prior(self.program, some), strict=True)
             self.from_prior.update(zip(missing.tolist(), found, strict=True))
         pairs = zip(*map(self.from_prior.__getitem__, rows), strict=True)
         return missed_mass(result, Estimate(*map(torch.stack, pairs)))
