@@ -46,6 +46,8 @@ MIXES: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": lambda out: out.sum(dim=0, keepdim=True).expand_as(out),
     "centred": lambda out: out - out.mean(dim=0),
     "neighbour": lambda out: out + 0.1 * out.roll(1, dims=0),
+    "earlier": lambda out: out.cumsum(dim=0),
+    "of many": lambda out: out - out.mean(dim=0) if len(out) > 3 else out,
 }
 
 

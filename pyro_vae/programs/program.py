@@ -31,6 +31,8 @@ from .sites import GlobalSite
 from .structure import Structure, structure_of
 from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
 
+_COMPANY = 16  # rows among which a program is seen to mix them
+
 
 class LogDensities(NamedTuple):
     """Log densities of latents and of data given latents, each `(particles, batch)`, in nats."""
@@ -459,21 +461,28 @@ class Program:
     def require_separate_rows(self, batch: Batch) -> None:
         """Refuses a program whose density of a datum depends on the other rows of the batch.
 
-        The density of the first row, alone, is compared with that of the first row of two.
+        The densities of a few rows together are compared with those of every second of them, in
+        reverse order: other company in number, content and place.
 
         Raises:
             ValueError: If they differ, unless the density differs between two equal calls anyway.
         """
-        one, two = (_first_row(self, batch, rows, seed=0) for rows in (1, 2))
-        if one is None or two is None or _is_close(one, two):
+        few = min(len(batch[0]), _COMPANY)
+        whole = torch.arange(few, device=batch[0].device)
+        some = whole.flip(0)[::2]
+        together, part = (_log_joint_of(self, batch, rows, seed=0) for rows in (whole, some))
+        if part is None or together is None or _is_close(part, together[some]).all():
             return
-        again = _first_row(self, batch, 2, seed=1)
-        if again is not None and _is_close(again, two):
+        again = _log_joint_of(self, batch, whole, seed=1)
+        if again is not None and _is_close(again, together).all():
+            place = int((~_is_close(part, together[some])).nonzero()[0])
+            row = int(some[place])
             raise ValueError(
-                f"log p(y, z) of the first datum is {float(two):.6g} beside a second row and "
-                f"{float(one):.6g} alone, at the same z: the program mixes the rows of a batch, so "
-                "no datum has a density of its own; let no operation sum, normalize or attend "
-                "over the first axis (in evaluation mode nn.BatchNorm does not)"
+                f"log p(y, z) of datum {row} is {float(together[row]):.6g} in a batch of {few} "
+                f"and {float(part[place]):.6g} in one of {len(some)}, at the same z: the program "
+                "mixes the rows of a batch, so no datum has a density of its own; let no "
+                "operation sum, normalize or attend over the first axis (in evaluation mode "
+                "nn.BatchNorm does not)"
             )
 
     def _check_sites(self, sites: dict[str, TracedSite]) -> None:
@@ -516,21 +525,21 @@ def _tried(program: Program, batch: Batch) -> Tensor | None:
         return None
 
 
-def _first_row(program: Program, batch: Batch, rows: int, *, seed: int) -> Tensor | None:
-    """Log density of the first of so many rows, at fixed latents; `None` if the program raises."""
-    z = torch.linspace(-1, 1, 2 * program.latent_dim, dtype=program.dtype, device=program.device)
-    some = tuple(part[:rows] for part in batch)
+def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) -> Tensor | None:
+    """Log densities of some rows at latents of their own; `None` if the program raises."""
+    size = (_COMPANY, program.latent_dim)
+    z = torch.linspace(-1, 1, size[0] * size[1], dtype=program.dtype, device=program.device)
     try:
-        with forked(seed, "a row alone"), pyro.validation_enabled(is_validate=False):
-            return program.log_joint(z.view(1, 2, -1)[:, :rows], *some)[0, 0]
+        with forked(seed, "rows together"), pyro.validation_enabled(is_validate=False):
+            return program.log_joint(z.view(1, *size)[:, rows], *(part[rows] for part in batch))[0]
     except Exception:  # which is reported where the program is used
         return None
 
 
-def _is_close(one: Tensor, other: Tensor) -> bool:
+def _is_close(one: Tensor, other: Tensor) -> Tensor:
     """Up to rounding; what is not finite is compared elsewhere."""
-    apart = (one - other).abs()
-    return not bool(apart > 1e-3 * (1 + one.abs() + other.abs()))
+    rounding = torch.finfo(one.dtype).eps ** 0.5  # of a product, whose kernel follows its size
+    return ~((one - other).abs() > rounding * (1 + one.abs() + other.abs()))
 
 
 def _checked(batch: Batch) -> Batch:
