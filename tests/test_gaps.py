@@ -423,9 +423,9 @@ def censored(times: Tensor, died: Tensor) -> None:
     """Survival with a log hazard, whose cdf rounds to 1, and its gradient to nan, far away."""
     with pyro.plate("data", len(times)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        with poutine.mask(mask=died):
+        with poutine.mask(mask=died):  # type: ignore[call-overload]
             pyro.sample("time", dist.Normal(z, 0.3), obs=times)
-        with poutine.mask(mask=~died):
+        with poutine.mask(mask=~died):  # type: ignore[call-overload]
             pyro.factor("alive", (1 - dist.Normal(z, 0.3).cdf(times)).log())
 
 
