@@ -80,6 +80,10 @@ test-slow: $(STAMP) ## The tests that train models
 trust: $(STAMP) ## Log p(y) by the ladder against independent answers: 18 programs, 5 guides (SIZE=500 data each, PROGRAMS=all); tables in build/trust
 	@$(BIN)/python -m tests.trust --size $(or $(SIZE),500) --workers $(WORKERS) $(PROGRAMS)
 
+.PHONY: corpus
+corpus: $(STAMP) ## Programs in the idioms of Pyro's users: what is right, refused or wrong (an hour; PROGRAMS="vae lda")
+	@$(BIN)/python -W ignore -m tests.corpus $(PROGRAMS)
+
 $(VENV)/docs: $(STAMP)
 	@echo "==> installing what builds the pages"
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[docs]"

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -331,3 +332,21 @@ def test_remedies_of_global_sites_and_examples() -> None:
     expected = dist.Normal(loc, 1.0).log_prob(z[0, :, 0]) + dist.Normal(0.0, 1.0).log_prob(Y)
     found = pv.log_joint(model, z, Y, given=guide.global_values())
     torch.testing.assert_close(found[0], expected.detach())
+
+
+def two_kinds(y: Tensor) -> None:
+    """A mixture with a latent, of a net that does not broadcast."""
+    with pyro.plate("data", len(y)):
+        kind = pyro.sample("kind", dist.OneHotCategorical(torch.ones(2) / 2))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        both = torch.cat([z.unsqueeze(-1), kind], -1)
+        pyro.sample("y", dist.Normal(both[:, 0], 1.0), obs=y)
+
+
+def test_remedy_of_enumeration_by_pyro() -> None:
+    """TraceEnum_ELBO asks of the net that it broadcasts; BetaELBO(1.0) repeats its rows."""
+    guide = pv.Guide(two_kinds, pv.ExactPosterior(), example=Y)
+    with pytest.raises(ValueError, match=r"TraceEnum_ELBO needs .* use pv.BetaELBO\(1.0\)"):
+        TraceEnum_ELBO(max_plate_nesting=1).loss(config_enumerate(two_kinds), guide, Y)
+    loss = pv.BetaELBO(1.0).loss(two_kinds, guide, Y)
+    assert loss == pytest.approx(-float(EXACT.sum()), abs=1e-4)

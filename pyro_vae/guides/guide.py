@@ -162,6 +162,7 @@ class Guide(NamedModule):
     def forward(self, *batch: Tensor) -> None:
         """Samples the model's latent sites; a Pyro program."""
         require_arrays(batch)
+        self.program.refuse_enumeration()
         plates = Plates()
         shared = {} if self.shared is None else self.shared.sample_sites(self.program, plates)
         plate, rows, batch = self._take(batch)

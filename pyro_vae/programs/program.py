@@ -17,10 +17,12 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..randomness import forked
+from ..randomness import forked, generator, stream
 from .copies import copied
 from .edges import AtEdges
 from .hooks import hooks_of
@@ -485,6 +487,20 @@ class Program:
                 "nn.BatchNorm does not)"
             )
 
+    def refuse_enumeration(self) -> None:
+        """Refuses Pyro's own enumeration, if the program does not broadcast over discrete sites.
+
+        Raises:
+            ValueError: If an outer handler enumerates; with an objective that does not.
+        """
+        enumerates = any(isinstance(handler, EnumMessenger) for handler in _PYRO_STACK)
+        if self.structure.combinations is not None and enumerates:
+            raise ValueError(
+                "TraceEnum_ELBO needs a program that broadcasts over the values of its discrete "
+                f"site(s) {list(self.structure.enumerated)}, and this one does not (as with "
+                "torch.cat([z, y], -1)): use pv.BetaELBO(1.0) in its place, which repeats rows"
+            )
+
     def _check_sites(self, sites: dict[str, TracedSite]) -> None:
         """Refuses a run whose sites differ from those of the first run."""
         expected = {site.name for site in self.latent_sites} | set(self.structure.enumerated)
@@ -527,11 +543,12 @@ def _tried(program: Program, batch: Batch) -> Tensor | None:
 
 def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) -> Tensor | None:
     """Log densities of some rows at latents of their own; `None` if the program raises."""
-    size = (_COMPANY, program.latent_dim)
-    z = torch.linspace(-1, 1, size[0] * size[1], dtype=program.dtype, device=program.device)
+    shape = (1, _COMPANY, program.latent_dim)
+    z = torch.randn(shape, generator=generator(stream(0, "rows together.latents")), device="cpu")
+    z = z.to(program.device, program.dtype)[:, rows]
     try:
         with forked(seed, "rows together"), pyro.validation_enabled(is_validate=False):
-            return program.log_joint(z.view(1, *size)[:, rows], *(part[rows] for part in batch))[0]
+            return program.log_joint(z, *(part[rows] for part in batch))[0]
     except Exception:  # which is reported where the program is used
         return None
 

@@ -1,10 +1,13 @@
-"""Prints the table: `python -m tests.corpus [--guide G] [--question Q] [programs ...]`."""
+"""Prints the table: `make corpus`, or some of it with `PROGRAMS="vae lda --question elbo"`."""
 
 import argparse
 from collections import Counter
+from collections.abc import Mapping
 
 from tests.corpus import PROGRAMS
 from tests.corpus.cells import GUIDES, QUESTIONS, ask, cells
+
+KINDS = ("right", "refused", "doubted", "wrong", "failed")
 
 
 def main() -> None:
@@ -14,17 +17,24 @@ def main() -> None:
     parser.add_argument("--guide", choices=GUIDES, action="append")
     parser.add_argument("--question", choices=QUESTIONS, action="append")
     chosen = parser.parse_args()
-    kinds: Counter[str] = Counter()
+    counts: dict[str, Counter[str]] = {question: Counter() for question in QUESTIONS}
     for name, guide, question in cells(chosen.programs or PROGRAMS):
         if guide in (chosen.guide or GUIDES) and question in (chosen.question or QUESTIONS):
             outcome = ask(name, guide, question)
-            kinds[outcome.kind] += 1
+            counts[question][outcome.kind] += 1
             row = f"{name:22} {guide:8} {question:9} {outcome.kind:8} {outcome.seconds:6.2f} s"
             print(f"{row}  {outcome.words[:300]}".rstrip(), flush=True)
-    total = sum(kinds.values())
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    print(f"{total} cells of {len(chosen.programs or PROGRAMS)} programs: {counts}")
-    print(f"{kinds['right'] / max(total, 1):.1%} right")
+    print_counts({question: kinds for question, kinds in counts.items() if kinds})
+
+
+def print_counts(counts: Mapping[str, Counter[str]]) -> None:
+    """A line for each question, and the share of cells that are right."""
+    print("".join(f"{word:>10}" for word in ("", "cells", *KINDS)))
+    everything = sum(counts.values(), Counter())
+    for question, kinds in [*counts.items(), ("all", everything)]:
+        numbers = (kinds.total(), *(kinds[kind] for kind in KINDS))
+        print(f"{question:>10}" + "".join(f"{number:10}" for number in numbers))
+    print(f"{everything['right'] / max(everything.total(), 1):.1%} right")
 
 
 if __name__ == "__main__":

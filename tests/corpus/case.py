@@ -38,6 +38,8 @@ class Case:
         given: Values of the latent sites that all data share.
         estimator: What decides log p of this program.
         discrete: Whether discrete sites are summed out, also in a user's own training loop.
+        batch_size: Rows of a step of training; all of them for a guide that is tied to all.
+        loss: The objective of a user's own loop; Pyro's by default.
         remedies: The program changed as a refusal says, by the words that the refusal must hold.
     """
 
@@ -48,6 +50,8 @@ class Case:
     given: Mapping[str, Tensor] = field(default_factory=dict)
     estimator: Any = field(default_factory=lambda: pv.ImportanceSampling(1000))
     discrete: bool = False
+    batch_size: int = 2
+    loss: Any = None
     remedies: Mapping[str, Callable[[], "Case"]] = field(default_factory=dict)
 
 

@@ -188,7 +188,8 @@ def fit(case: Case, name: str) -> None:
     guide = guide_of(case, name)
     modules = list(parts_of(case.model, guide))
     modes = [module.training for module in modules]
-    result = pv.fit(case.model, guide, case.data, num_epochs=2, batch_size=2, progress=False)
+    size = case.batch_size
+    result = pv.fit(case.model, guide, case.data, num_epochs=2, batch_size=size, progress=False)
     require(torch.as_tensor(result.history.elbo).isfinite(), f"ELBO {result.history.elbo}")
     require([module.training for module in modules] == modes, "a module changed its mode")
 
@@ -218,9 +219,9 @@ def arviz(case: Case, name: str) -> None:
 def svi(case: Case, name: str) -> None:
     """Three steps of a user's own loop, on a minibatch, move what they train."""
     guide = guide_of(case, name)
-    objective = TraceEnum_ELBO(max_plate_nesting=2) if case.discrete else Trace_ELBO()
-    loop = SVI(case.model, guide, Adam({"lr": 0.01}), objective)
-    rows = torch.arange(2)
+    pyros = TraceEnum_ELBO(max_plate_nesting=2) if case.discrete else Trace_ELBO()
+    loop = SVI(case.model, guide, Adam({"lr": 0.01}), case.loss or pyros)
+    rows = torch.arange(case.batch_size)
     losses, states = [], []
     for _ in range(3):
         with pv.minibatch(rows, num_data=len(case.data[0])):
@@ -248,17 +249,19 @@ QUESTIONS: dict[str, Callable[[Case, str], None]] = {
 
 def ask(name: str, guide: str, question: str) -> Outcome:
     """What comes of one cell; a refusal's remedy is followed, and must be right."""
-    entry = PROGRAMS[name]
-    outcome = attempt(entry(), guide, question)
+    return followed(attempt(PROGRAMS[name](), guide, question), PROGRAMS[name](), guide, question)
+
+
+def followed(outcome: Outcome, case: Case, guide: str, question: str) -> Outcome:
+    """A refusal, if its remedies and theirs lead to what is right; else something wrong."""
     if outcome.kind != "refused":
         return outcome
-    remedies = entry().remedies
-    for word, remedy in remedies.items():
+    for word, remedy in case.remedies.items():
         if word in outcome.words:
             with seeded():
                 changed = remedy()
-            after = attempt(changed, guide, question)
-            if after.kind != "right":
+            after = followed(attempt(changed, guide, question), changed, guide, question)
+            if after.kind not in ("right", "refused"):
                 return Outcome("wrong", f"the remedy is {after.kind}: {after.words}")
     return outcome
 

@@ -111,7 +111,7 @@ def parameters_of_all() -> Case:
             pyro.sample("z", dist.Normal(loc, scale))
 
     posterior = y / 2
-    return Case(location, guide, (y,), truth(y))
+    return Case(location, guide, (y,), truth(y), batch_size=ROWS)
 
 
 class Forward(PyroModule):

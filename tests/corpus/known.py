@@ -19,19 +19,16 @@ RIGHT = Known(("right",), "numbers of a supported program")
 
 LOOP = Known(("refused",), "a loop over data is refused; a plate, as the refusal says, runs")
 DISCRETE = Known(("refused",), "no latent to draw or to fit; log p is exact, says the refusal")
-BROADCAST = Known(("failed",), "Pyro's own TraceEnum_ELBO asks of a net that it broadcasts")
+BROADCAST = Known(("refused",), "Pyro's own TraceEnum_ELBO asks of a net that it broadcasts")
 TIED = Known(("refused",), "the guide is tied to its rows, all of which it needs, once trained")
 ASKED = Known(("right", "refused"), "right on all rows or in pv.minibatch, else refused by name")
-ROWS = Known(("failed",), "parameters of all rows, called with some of them")
 RUNS = RIGHT._replace(reason="Pyro alone runs this")
 
 KNOWN: dict[tuple[str, str, str], Known] = {
     ("auxiliary", "author", "compare"): Known(("refused",), "no density at a given point"),
     ("parameters_per_datum", "author", "rows"): ASKED,
     ("parameters_of_all", "author", "rows"): ASKED,
-    ("parameters_of_all", "author", "fit"): TIED,
     ("parameters_of_all", "author", "compare"): TIED,
-    ("parameters_of_all", "author", "svi"): ROWS,
     ("ss_vae_enumerated", ALL, "svi"): BROADCAST,
 }
 for _name in ("hmm", "gaussian_mixture", "fixed_mixture", "capture_recapture"):
@@ -39,6 +36,7 @@ for _name in ("hmm", "gaussian_mixture", "fixed_mixture", "capture_recapture"):
         KNOWN[_name, ALL, _question] = DISCRETE
 for _name in ("autonormal", "autodiagonal"):
     KNOWN[_name, "author", ALL] = TIED
+    KNOWN[_name, "author", "fit"] = RIGHT
 KNOWN["fixed_mixture", ALL, "fit"] = Known(("refused",), "nothing to train")
 KNOWN["sequential_plate", ALL, ALL] = LOOP
 for _name, _, _ in list(KNOWN):

@@ -3,7 +3,9 @@
 # Programs as their authors write them, of which Pyro declares no types.
 # mypy: disable-error-code="call-overload,arg-type,untyped-decorator"
 
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -181,18 +183,31 @@ def vae_scaled() -> Case:
 @program
 def autonormal() -> Case:
     """Pyro's AutoNormal as the guide of local latents."""
-    case = vae()
-    return Case(
-        case.model, AutoNormal(case.model), case.data, case.log_prob, remedies={"pv.": tied(case)}
-    )
+    return automatic(AutoNormal)
 
 
 @program
 def autodiagonal() -> Case:
     """Pyro's AutoDiagonalNormal as the guide of local latents."""
+    return automatic(AutoDiagonalNormal)
+
+
+def automatic(kind: Any) -> Case:
+    """One of Pyro's automatic guides, before its training; or trained, as refusals say."""
     case = vae()
-    guide = AutoDiagonalNormal(case.model)
-    return Case(case.model, guide, case.data, case.log_prob, remedies={"pv.": tied(case)})
+
+    def trained() -> Case:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pv.fit(
+                case.model, guide, case.data,
+                num_epochs=2, batch_size=ROWS, train_model=False, progress=False,
+            )  # fmt: skip
+        return replace(whole, guide=guide, remedies=others)
+
+    guide, others = kind(case.model), {"pv.LocalParameters": tied(case)}
+    whole = replace(case, guide=guide, batch_size=ROWS)
+    return replace(whole, remedies={"train it first": trained, **others})
 
 
 def tied(case: Case) -> Callable[[], Case]:
@@ -271,13 +286,9 @@ def ss_vae_observed() -> Case:
 def ss_vae_enumerated() -> Case:
     """Semi-supervised VAE, labels enumerated, nets that do not broadcast."""
     both, xs = SemiSupervised(), pictures()
-    return Case(
-        config_enumerate(both.model),
-        both.guide,
-        (xs,),
-        both.log_joint(xs).logsumexp(0),
-        discrete=True,
-    )
+    model, truth = config_enumerate(both.model), both.log_joint(xs).logsumexp(0)
+    case = Case(model, both.guide, (xs,), truth, discrete=True)
+    return replace(case, remedies={"pv.BetaELBO": lambda: replace(case, loss=pv.BetaELBO(1.0))})
 
 
 @program
