@@ -152,7 +152,7 @@ def gather(result: _Result) -> _Result:
     if size() == 1:
         return result
     sendable = combined([result], lambda parts, _: parts[0].detach().cpu())
-    gathered: _Result = join(_everyones(sendable))
+    gathered: _Result = join(everyones(sendable))
     return gathered
 
 
@@ -175,7 +175,7 @@ def together() -> Iterator[None]:
     if float(total(torch.tensor([float(failed is not None)]))) == 0:
         return
     kind = isinstance(failed, FloatingPointError)
-    reports = _everyones(None if failed is None else (kind, f"{type(failed).__name__}: {failed}"))
+    reports = everyones(None if failed is None else (kind, f"{type(failed).__name__}: {failed}"))
     if failed is not None:
         raise failed
     index, (is_number, text) = next((i, report) for i, report in enumerate(reports) if report)
@@ -194,7 +194,7 @@ def total(tensor: Tensor) -> Tensor:
 
 def sizes(num_rows: int) -> list[int]:
     """The number of rows of each process."""
-    return [int(rows) for rows in _everyones(num_rows)]
+    return [int(rows) for rows in everyones(num_rows)]
 
 
 @torch.no_grad()
@@ -227,13 +227,37 @@ def start_equal(tensors: Iterable[Tensor]) -> None:
             tensor.copy_(value)
 
 
+def from_first(value: _Result) -> _Result:
+    """The value that the first process has, in all of them."""
+    values = [value]
+    if size() > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def to_first(value: _Result) -> list[_Result]:
+    """The values of all processes, in their order, in the first process; nothing in the others."""
+    if size() == 1:
+        return [value]
+    values: list[Any] = [None] * size() if rank() == 0 else []
+    dist.gather_object(value, values or None, dst=0)
+    return values
+
+
+def anywhere(*values: bool) -> list[bool]:
+    """Whether each of some things holds in at least one process."""
+    if size() == 1:
+        return list(values)
+    return [count > 0 for count in total(torch.tensor(values, dtype=torch.float32)).tolist()]
+
+
 def require_same(what: str, value: Any) -> None:
     """Raises in all processes if a value differs between them.
 
     Raises:
         ValueError: If it does; names the processes and their values.
     """
-    values = _everyones(value)
+    values = everyones(value)
     for index, other in enumerate(values):
         if other != values[0]:
             raise ValueError(
@@ -251,7 +275,7 @@ def _wire() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
-def _everyones(value: Any) -> list[Any]:
+def everyones(value: Any) -> list[Any]:
     """The values of all processes, in their order."""
     values: list[Any] = [None] * size()
     if size() == 1:

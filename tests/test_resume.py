@@ -46,6 +46,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "noise": {"augment": lambda y: y + 0.1 * torch.randn_like(y)},
     "layers": {"layers": True},
+    "shards": {"shards": 2},
 }
 
 

@@ -1,5 +1,6 @@
 """Shards: a step takes rows from each, every row once an epoch; in one process or in several."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae import distributed
 from pyro_vae.compiling import Captured
 from pyro_vae.evidence import LogMarginal
 from pyro_vae.results import Doubt, join
 from pyro_vae.training.sharding import Shards
 from tests.helpers.factor_analysis import prior_guide
-from tests.helpers.shards import MAPS, NUM_DATA, Numbers, numbers, same_noise
+from tests.helpers.shards import MAPS, NUM_DATA, Numbers, numbers, resumed, same_noise
 from tests.helpers.training import (
     OneParameter,
     data,
@@ -243,6 +245,22 @@ def test_two_processes_are_one(processes: list[dict[str, Any]], name: str) -> No
     assert len(expected["value"]) == NUM_DATA
     for found in processes:
         assert difference(found[name], expected) < ROUNDING
+
+
+@pytest.mark.usefixtures("float64")
+def test_two_processes_are_resumed(
+    processes: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the same bits, after Ctrl-C in one of them; in one process, which has two shards, too."""
+    for found in processes:
+        assert difference(found["resumed"], found["rows"]) == 0
+        assert "'kept/fit.safetensors' is the checkpoint of a different run" in re.sub(
+            r"'/\S*/kept", "'kept", found["errors"]["kept"]
+        )
+    assert difference(resumed("rows", tmp_path, shards=2), numbers("rows", shards=2)) == 0
+    monkeypatch.setattr(distributed, "everyones", lambda value: [value] * 2)
+    with pytest.raises(ValueError, match="processes: 1 there, 2 here"):
+        numbers("rows", shards=2, checkpoint=tmp_path)
 
 
 @pytest.mark.usefixtures("float64")

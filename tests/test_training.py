@@ -545,3 +545,12 @@ def test_a_last_batch_of_one_row() -> None:
         run(9, 1, nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match="needs the variance over a batch"):
         run(1, 4, nn.BatchNorm1d(3))
+
+
+def test_data_that_require_gradients_are_not_trained() -> None:
+    """They are leaves of the loss's graph, as parameters are; two epochs leave them as they were."""
+    y = data().requires_grad_()
+    before = y.detach().clone()
+    result = fit(*small(), y, num_epochs=2)
+    assert torch.equal(y, before)
+    assert not [name for name in result.trained if "unregistered" in name]

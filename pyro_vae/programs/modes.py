@@ -286,7 +286,7 @@ def _as_tensor(part: Any, index: int) -> Tensor:
             f"and {part.dtype} on {part.device} at position {index}; convert it, with y.to_dense() "
             "if it is sparse, y.to_padded_tensor(float('nan')) if it is nested, or y.dequantize()"
         )
-    return part
+    return part.detach()  # else training would move the data too
 
 
 def _instead(part: Any, parts: tuple[Any, ...]) -> str:

@@ -4,7 +4,9 @@ The file is in the safetensors format: tensors, and JSON in its header. It conta
 loading it runs none. It holds everything that later steps depend on: weights and buffers, the
 tables of rows, the optimizer and the schedule, the random streams, the history, the best state so
 far, and what had been compiled. So a resumed run ends bit-identical to one that was never stopped.
-It also records the options, the data and the programs of the run; others are refused.
+It also records the options, the data and the programs of the run; others are refused. Several
+processes write at the same step, and the first one writes what all of them have to the one file: so
+it is whole, or the one before.
 """
 
 import hashlib
@@ -22,6 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .. import distributed
 from .._types import Batch, ProgramLike
 from ..data import RowReader
 from ..programs import modules_of
@@ -30,7 +33,7 @@ from .rows import InMemory
 
 FILE = "fit.safetensors"
 FORMAT = "pyro_vae.fit"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _SOME_ROWS = 1000  # of data on disk, evenly spread: enough to tell one file from another
 
@@ -66,16 +69,17 @@ class Keeper:
 
     Arguments:
         checkpoint: Where, and how often.
-        identity: Options, data and programs of the run, by name; a checkpoint that differs in one
-            is refused with its name.
+        identity: Options, data and programs of the run in this process, by name; a checkpoint that
+            differs in one is refused with its name.
 
     Raises:
         ValueError: If the file cannot be written there.
     """
 
     def __init__(self, checkpoint: Checkpoint, identity: Mapping[str, str]) -> None:
-        self.checkpoint, self.identity = checkpoint, dict(identity)
-        require_file_place(checkpoint.path)
+        self.checkpoint, self._mine = checkpoint, dict(identity)
+        if distributed.rank() == 0:
+            require_file_place(checkpoint.path)
         self._written = time.perf_counter()
 
     @property
@@ -84,25 +88,46 @@ class Keeper:
         return time.perf_counter() - self._written >= self.checkpoint.seconds
 
     def write(self, state: Any) -> None:
-        """Writes a state, which replaces the one before atomically."""
+        """Writes the state of this process and of all others, which replaces the one before."""
         tensors: dict[str, Tensor] = {}
+        with distributed.together():
+            record = encoded(state, tensors, "state")
+        everyones = distributed.to_first((record, tensors))
+        with distributed.together():
+            if distributed.rank() == 0:
+                self._write(everyones)
+        self._written = time.perf_counter()
+
+    def _write(self, everyones: list[tuple[Any, dict[str, Tensor]]]) -> None:
         record = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "identity": self.identity,
-            "state": encoded(state, tensors, "state"),
+            "states": [state for state, _ in everyones],
+        }
+        tensors = {
+            f"{process}.{name}": value
+            for process, (_, own) in enumerate(everyones)
+            for name, value in own.items()
         }
         header = {"pyro_vae": json.dumps(record)}
         with whole_file(self.checkpoint.path) as new:
             new.write_bytes(safetensors.torch.save(tensors, header))
-        self._written = time.perf_counter()
 
     def read(self) -> Any:
-        """The state that was written, or None if there is none.
+        """The state of this process that was written, or None if there is none.
 
         Raises:
             ValueError: If the file is damaged or from another run; says what differs.
         """
+        self.identity = _joined(distributed.everyones(self._mine))
+        with distributed.together():
+            found = self._read() if distributed.rank() == 0 else None
+        found = distributed.from_first(found)
+        return None if found is None else decoded(*found[distributed.rank()])
+
+    def _read(self) -> list[tuple[Any, dict[str, Tensor]]] | None:
+        """The states of all processes."""
         path = self.checkpoint.path
         if not path.exists():
             return None
@@ -111,8 +136,9 @@ class Keeper:
             with safetensors.safe_open(str(path), "pt") as file:
                 record = json.loads((file.metadata() or {})["pyro_vae"])
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            known = record["format"] == FORMAT and record["format_version"] == FORMAT_VERSION
-            identity, state = record["identity"], decoded(record["state"], tensors)
+            known = (record["format"], record["format_version"]) == (FORMAT, FORMAT_VERSION)
+            states = _separated(record["states"], tensors) if known else []
+            identity = record["identity"]
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(
                 f"'{path}' is not a checkpoint of pyro_vae, or is damaged ({error}): {remedy}"
@@ -120,7 +146,7 @@ class Keeper:
         if not known:
             raise ValueError(f"'{path}' was written by another version of pyro_vae: {remedy}")
         self._require_same(identity, remedy)
-        return state
+        return states
 
     def _require_same(self, found: Mapping[str, str], remedy: str) -> None:
         mine = self.identity
@@ -134,6 +160,25 @@ class Keeper:
                 f"'{self.checkpoint.path}' is the checkpoint of a different run. It differs in "
                 f"{differing}; {remedy}"
             )
+
+
+def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
+    """What identifies a run: what all processes have, and where they differ that of each."""
+    names = {name: list(dict.fromkeys(one[name] for one in identities)) for name in identities[0]}
+    return {"processes": str(len(identities))} | {n: " | ".join(v) for n, v in names.items()}
+
+
+def _separated(
+    states: list[Any], tensors: Mapping[str, Tensor]
+) -> list[tuple[Any, dict[str, Tensor]]]:
+    """The state and the tensors of each process; each can be decoded."""
+    own: list[dict[str, Tensor]] = [{} for _ in states]
+    for key, value in tensors.items():
+        process, _, name = key.partition(".")
+        own[int(process)][name] = value
+    for state, found in zip(states, own, strict=True):
+        decoded(state, found)
+    return list(zip(states, own, strict=True))
 
 
 def encoded(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

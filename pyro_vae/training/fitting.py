@@ -67,7 +67,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     Parameters stay in their modules; Pyro's parameter store is not touched, the caller's random
     stream is left alone, and the same seed gives the same result. Ctrl-C ends training after the
     current step and returns the result so far; a second Ctrl-C stops at once. With several
-    processes Ctrl-C in one ends all.
+    processes Ctrl-C in one ends all, after the same step.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -105,7 +105,8 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             training. The same call resumes from there and ends with bit-identical results, as if it
             had never been stopped; the initial weights of model and guide are then ignored. A
             checkpoint of other data, programs or arguments is refused. It is also written at the
-            end, on Ctrl-C, on SIGTERM, and after an error between steps. In one process only.
+            end, on Ctrl-C, on SIGTERM, and, in one process, after an error between steps. The
+            first of several processes writes it, with the state of each; as many resume from it.
         compile: Whether whole steps (programs, gradient and optimizer) are compiled, which takes
             half a minute once and then makes steps several times faster. By default they are if
             that saves time overall. What cannot be compiled runs eagerly, and the result says why.

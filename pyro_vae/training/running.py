@@ -27,7 +27,7 @@ from .optimizers import Scheduler, constant
 from .plans import Plan
 from .results import Fit, History
 from .rows import read_ahead
-from .sharding import Part, Shards, random_state, set_random_state
+from .sharding import Part, Shards
 from .steps import Steps
 from .tensors import State
 
@@ -133,6 +133,7 @@ class Training:
         self.begun: _Begun | None = None
         self.stopped, self.before, self._asked_to_stop = "", 0.0, False
         self._is_whole = True  # no step is half done
+        self._is_due = False  # a checkpoint
         callbacks = (*plan.callbacks, Journal())
         self.called = {event: _overridden(event, callbacks) for event in _EVENTS}
         self.keeper = self._keeper(reader, augmented, held_out)
@@ -184,9 +185,7 @@ class Training:
         self._resume()
         self.start, interrupts = time.perf_counter(), Interrupts()
         with ExitStack() as stack:
-            if distributed.size() == 1:  # the others may be anywhere, and nothing that all have
-                also = self.keeper is not None
-                stack.enter_context(interrupts.deferred(also_sigterm=also))
+            stack.enter_context(interrupts.deferred(also_sigterm=self.keeper is not None))
             stack.callback(self._end)
             stack.enter_context(self.stepping.watched())
             if not self.stopped:
@@ -199,7 +198,7 @@ class Training:
                     raise
                 self.stopped = "interrupted"
             except BaseException:
-                if self._is_whole:
+                if self._is_whole and distributed.size() == 1:  # others may be anywhere
                     self._keep()
                 raise
             if self._is_whole:
@@ -224,7 +223,7 @@ class Training:
 
     def _epoch(self, interrupts: Interrupts) -> None:
         """Takes the remaining steps of an epoch and closes it."""
-        epoch, begun = len(self.epochs), self.begun or _Begun(random_state())
+        epoch, begun = len(self.epochs), self.begun or _Begun(self.shards.streams)
         steps = self._in_order(begun)
         left = steps[begun.done :]
         self.stepping.compiled.forget_moved()
@@ -235,7 +234,7 @@ class Training:
                         begun = self._step(begun, parts, batches, len(steps))
                         if self._has_to_stop(interrupts):
                             return
-                        if self.keeper is not None and self.keeper.is_due:
+                        if self._is_due:
                             self._keep()
         self._is_whole = False
         self.stepping.schedule(epoch + 1 - 1 / len(steps))  # where the last step was
@@ -263,18 +262,21 @@ class Training:
 
     def _in_order(self, begun: _Begun) -> list[list[Part]]:
         """The steps of an epoch; a resumed epoch gets the same steps as before."""
-        now = random_state()
-        set_random_state(begun.start)
+        now = self.shards.streams
+        self.shards.set_streams(begun.start)
         steps = self.shards.epoch(self.stepping.batch_size, fewest=self.stepping.fewest)
         if begun.done > 0:
-            set_random_state(now)
+            self.shards.set_streams(now)
         return steps
 
     def _has_to_stop(self, interrupts: Interrupts) -> bool:
-        if interrupts.received is not None:
-            self.stopped = "interrupted"
-        elif self._asked_to_stop:
-            self.stopped = "early"
+        """Whether this process or another one was interrupted or asked to stop, or is due."""
+        due = self.keeper is not None and self.keeper.is_due
+        received, asked, self._is_due = distributed.anywhere(
+            interrupts.received is not None, self._asked_to_stop, due
+        )
+        if received or asked:
+            self.stopped = "interrupted" if received else "early"
         return bool(self.stopped)
 
     def _close_epoch(self, total: float) -> None:
@@ -361,12 +363,6 @@ class Training:
     ) -> Keeper | None:
         if self.plan.checkpoint is None:
             return None
-        if self.shards.count > 1:
-            raise ValueError(
-                f"checkpoint= works in one process only, and there are {self.shards.count}, each "
-                "with rows and random streams that the file of another would not have: leave it "
-                "out, and save the model at the end of an epoch with a callback and pv.save"
-            )
         identity = self.plan.identity() | {
             "model": description_of(self.model),
             "guide": description_of(self.guide),
@@ -387,7 +383,7 @@ class Training:
             {
                 "epochs": [tuple(row) for row in self.epochs],
                 "begun": None if self.begun is None else tuple(self.begun),
-                "random": random_state(),
+                "random": self.shards.streams,
                 "steps": self.stepping.taken,
                 "num_epochs": self.num_epochs,
                 "stopped": "" if self.stopped == "interrupted" else self.stopped,
@@ -419,7 +415,7 @@ class Training:
         self.scheduler.torch.load_state_dict(kept["scheduler"])
         self.stepping.compiled.resume(**kept["compiled"])
         resume_counts(self.model, kept["counts"])
-        set_random_state(kept["random"])
+        self.shards.set_streams(kept["random"])
         logger.info("resumed after %d epochs, %d steps", len(self.epochs), self.stepping.taken)
 
 

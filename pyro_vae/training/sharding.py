@@ -119,6 +119,19 @@ class Shards:
         own = (Shard(a, b - a, Stream(seed, index)) for index, (a, b) in cuts)
         return cls(tuple(own), count, num_rows)
 
+    @property
+    def streams(self) -> Any:
+        """The state of the random streams of the run and of its shards."""
+        return random_state(), [shard.stream and shard.stream.state for shard in self.own]
+
+    def set_streams(self, state: Any) -> None:
+        """Restores that state."""
+        of_run, of_shards = state
+        set_random_state(of_run)
+        for shard, before in zip(self.own, of_shards, strict=True):
+            if shard.stream is not None:
+                shard.stream.state = before
+
     def epoch(self, batch_size: int, *, fewest: int = 1) -> list[list[Part]]:
         """The parts of each step of an epoch, which visits every row once.
 

@@ -5,6 +5,7 @@ every process found to `FOLDER/RANK.pt`.
 """
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.compiling import Captured
 from pyro_vae.randomness import forked
+from pyro_vae.training import Callback
 from tests.helpers.training import fit
 
 NUM_DATA = 23  # two shards of 12 and 11
@@ -31,7 +33,7 @@ MAPS: dict[str, Callable[[int], pv.InferenceMap]] = {
 Numbers = dict[str, Tensor]
 
 
-def numbers(kind: str, shards: int = 1, *, compile: bool = False) -> Numbers:
+def numbers(kind: str, shards: int = 1, *, compile: bool = False, **options: Any) -> Numbers:
     """All that training and evaluation give, for all rows, in whichever process this is."""
     generator = torch.Generator().manual_seed(5)
     y, held_out = torch.randn(NUM_DATA + 7, FEATURES, generator=generator).split([NUM_DATA, 7])
@@ -42,6 +44,7 @@ def numbers(kind: str, shards: int = 1, *, compile: bool = False) -> Numbers:
     result = fit(
         model, guide, y, num_epochs=3, batch_size=8, validation=held_out, patience=2, seed=3,
         augment=lambda y: y + 0.1 * torch.randn_like(y), shards=shards, compile=compile,
+        **options,
     )  # fmt: skip
     if compile:
         assert result.compiled == "compiled"
@@ -81,6 +84,27 @@ def uncompiled() -> Iterator[None]:
     """Captured steps run without a compiler, which takes seconds."""
     with mock.patch.object(Captured, "compiled", lambda captured, *args: captured):
         yield
+
+
+class InterruptsOne(Callback):
+    """Ctrl-C, in the last process only, after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step(self, run: Any) -> None:
+        """Sends it."""
+        if run.steps == self.steps and pv.distributed.rank() == pv.distributed.size() - 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+def resumed(kind: str, folder: Path, shards: int = 1) -> Numbers:
+    """The numbers of a run that was interrupted in an epoch, and at the end of one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    for steps in (2, 6):
+        numbers(kind, shards, checkpoint=folder, callbacks=[InterruptsOne(steps)])
+    signal.signal(signal.SIGINT, before)
+    return numbers(kind, shards, checkpoint=folder)
 
 
 def said(call: Callable[[], object]) -> str:
@@ -124,11 +148,13 @@ def main(folder: Path) -> None:
         found["captured"] = numbers("encoder", compile=True)
     with unreduced():
         found["unreduced"] = numbers("encoder")
+    found["resumed"] = resumed("rows", folder / "kept")
     found["errors"] = {
         "step": failing(augment=spoil),
         "reader": failing(augment=unreadable),
         "door": failing(y=torch.full((8, FEATURES), torch.inf)),
         "told": failing(batch_size=3),
+        "kept": said(lambda: numbers("encoder", checkpoint=folder / "kept")),
     }
     torch.save(found, folder / f"{pv.distributed.rank()}.pt")
     torch.distributed.destroy_process_group()
