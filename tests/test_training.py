@@ -548,7 +548,7 @@ def test_a_last_batch_of_one_row() -> None:
 
 
 def test_data_that_require_gradients_are_not_trained() -> None:
-    """They are leaves of the loss's graph, as parameters are; two epochs leave them as they were."""
+    """They are leaves of the loss's graph, as parameters are; they stay as they were."""
     y = data().requires_grad_()
     before = y.detach().clone()
     result = fit(*small(), y, num_epochs=2)
