@@ -10,6 +10,15 @@ replaced by copies of those of large weight. With :math:`M` particles of one isl
 and the final particles are draws from the posterior. Given the step sizes and temperatures, which
 are fixed beforehand, the islands are independent, so the spread of their estimates gives the error.
 
+Where a posterior is much narrower than elsewhere, as in the neck of a funnel, every move is
+rejected, and the mass there is that of the particles which were drawn there: a few, or none in any
+island. With :math:`a_s^m` the acceptance probabilities of the :math:`S` moves at the end,
+
+.. math:: f = \frac{1}{M} \sum_m \prod_{s=1}^{S} (1 - a_s^m)
+
+is the share of the particles that do not move at all. Their mass is known to no better than its own
+size, so the error of :math:`\log \hat p` is :math:`\sqrt{\mathrm{se}^2 + f^2}`.
+
 Latents are whitened by the mean and covariance of the start, :math:`z = m + S u`, so that one step
 size suits all of them.
 """
@@ -52,6 +61,7 @@ _PACE = 0.35  # nats by which log weights spread in one stretch: an eighth of th
 _FEWEST, _MOST = 16, 128  # stretches; the error says what more would have brought
 _SETTLING = 8  # transitions at the end, so that copies come apart
 _FAR = 0.25  # from the acceptance aimed at: the pilot's steps do not fit the run
+_MOST_STILL = 0.2  # share of particles that do not move at the end; the error is that large then
 _DEPENDENT = 2.0  # an island's mean may vary as if half of its particles were independent
 _FALSE_ALARM = 1e-3  # per latent, if it does vary so
 _LEAST_ISLANDS = 0.5  # share of them that is effective; below, one or two carry the estimate
@@ -77,10 +87,12 @@ class TemperedSMC:
     r"""Marginal likelihood from populations of particles that are tempered, moved and resampled.
 
     Unbiased for p. Every datum has its own steps and temperatures from a pilot run, which are then
-    frozen. The error comes from the spread of the islands' estimates; a datum is reliable if half
-    of the islands are effective, the acceptance rate is near its target, and the islands' final
-    particles have the same distribution: moves too short for the posterior, as in the neck of a
-    funnel, leave copies of a few ancestors. Modes that no particle is near stay undetected.
+    frozen. The error comes from the spread of the islands' estimates, and from the share of the
+    final particles that no move was accepted for; a datum is reliable if half of the islands are
+    effective, the acceptance rate is near its target, fewer than one particle in five does not
+    move, and the islands' final particles have the same distribution: moves too short for the
+    posterior, as in the neck of a funnel, leave copies of a few ancestors. Modes that no particle
+    is near stay undetected.
 
     Arguments:
         num_islands: Number of independent populations.
@@ -206,7 +218,7 @@ class TemperedSMC:
         log_evidence = torch.zeros(islands, len(work), dtype=torch.float64, device=point.z.device)
         levels = uniforms(work.keys["resampling"], count, islands, log_evidence)
         noise = noise_of(work.keys["moves"], count + _SETTLING, point.z)
-        accepted = torch.zeros_like(log_evidence[0])
+        accepted, still = torch.zeros_like(log_evidence[0]), torch.ones_like(point.log_ratio)
         for index in range(count + _SETTLING):
             place = ladder.places[min(index + 1, count)]
             if index < count:
@@ -219,23 +231,30 @@ class TemperedSMC:
                 path, point, beta, step, next(noise), self.leapfrog_steps
             )
             accepted += acceptance.mean(dim=0) / (count + _SETTLING)
+            if index >= count:
+                still = still * (1 - acceptance)
         z = path.colored(point.z).unflatten(0, (islands, particles))
-        return Population(self._result(log_evidence, accepted, z), z, log_evidence)
+        return Population(
+            self._result(log_evidence, accepted, still.mean(dim=0).double(), z), z, log_evidence
+        )
 
-    def _result(self, log_evidence: Tensor, acceptance: Tensor, z: Tensor) -> LogMarginal:
+    def _result(
+        self, log_evidence: Tensor, acceptance: Tensor, still: Tensor, z: Tensor
+    ) -> LogMarginal:
         result = result_of_islands(
             log_evidence, self.num_particles, "tempered sequential Monte Carlo"
         )
         from scipy.stats import f as f_distribution  # seconds to import
 
-        off = (acceptance - self.target_acceptance).abs() > _FAR
+        off = ((acceptance - self.target_acceptance).abs() > _FAR) | (still > _MOST_STILL)
         # Particles that hardly move stay copies of a few ancestors: no island has seen the whole
         # posterior, and all of their estimates may be low alike.
         freedom = (len(z) - 1, len(z) * (self.num_particles - 1))
         limit = _DEPENDENT * float(f_distribution.isf(_FALSE_ALARM, *freedom))
         apart = (_dependence(z) > limit).any(dim=-1)
         doubts = {Doubt.ACCEPTANCE: off, Doubt.CHAINS_APART: apart}
-        return replace(result, doubts={**result.doubts, **doubts})
+        error = torch.hypot(result.error, still)
+        return replace(result, error=error, doubts={**result.doubts, **doubts})
 
 
 def result_of_islands(

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from tests.trust.cells import GUIDES, HEADER, Answer, Cell, Task, asked
-from tests.trust.programs import PROGRAMS
+from tests.trust.programs import PROGRAMS, SHARES
 from tests.trust.promises import broken
 
 _PART = 50  # data of a task, which then takes a minute or two at most
@@ -30,10 +30,11 @@ def _alone() -> None:
 
 def _tasks(names: list[str], guides: list[str], size: int, seed: int) -> Iterator[Task]:
     """Some data of every cell, then the next: a run that is cut short has seen all of them."""
+    sizes = {name: max(1, int(size * SHARES.get(name, 1))) for name in names}
     for first in range(0, size, _PART):
         for guide in guides:
-            for name in names:
-                yield Task(name, guide, size, first, min(_PART, size - first), seed)
+            for name in (name for name in names if first < sizes[name]):
+                yield Task(name, guide, sizes[name], first, min(_PART, sizes[name] - first), seed)
 
 
 def _read(file: Path) -> Answers:

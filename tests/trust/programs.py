@@ -342,3 +342,6 @@ PROGRAMS: dict[str, Callable[[int], Known]] = {
     "holes": holes,
     "series": series,
 }
+
+SHARES = {"horseshoe": 0.2}
+"""Of the data of other programs: each takes a second and more."""

@@ -1,0 +1,182 @@
+"""May a guide's answer for a datum be used: is it like its answers for reference data?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from .. import stats
+from .._types import Batch, Data, ProgramLike
+from ..evidence import Block, ImportanceSampling, in_turn, prepared
+from ..guides import for_new_rows, is_tied_to_rows, shared_only
+from ..programs import Program, as_batch, device_of, simulate
+from ..randomness import stream
+from .calibration import latent_names
+from .local import FEWEST_DRAWS, PValues
+
+_SLIGHT = 1e-3  # nats; weights that vary by less are those of a perfect guide
+_FLOOR = 1e-3  # of an eigenvalue of a correlation matrix
+
+
+@dataclass(frozen=True, repr=False)
+class OutOfDistribution(PValues):
+    """P-values, and how much a guide's answers differ from those for reference data.
+
+    The statistic is the Mahalanobis distance of the answer.
+
+    Arguments:
+        deviations: Deviation of every feature from its mean over reference data, in standard
+            deviations, `(batch, features)`.
+        names: Names of the features.
+    """
+
+    deviations: Float64[Tensor, "batch features"] = field(kw_only=True)
+    names: tuple[str, ...] = field(kw_only=True, metadata={"axis": None})
+
+    def unusual(self, row: int, number: int = 3) -> list[tuple[str, float]]:
+        """The most unusual features of an answer, with their deviations."""
+        order = self.deviations[row].abs().argsort(descending=True)[:number].tolist()
+        return [(self.names[place], float(self.deviations[row, place])) for place in order]
+
+
+def out_of_distribution(
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    reference: Data | int = 1000,
+    *,
+    num_samples: int = 100,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> OutOfDistribution:
+    r"""Tests for every datum whether the guide's answer is like its answers for reference data.
+
+    An encoder may return anything for data unlike those that it was trained on. The features f of
+    its answer are the means and log standard deviations of all latents, the rate, the distortion,
+    and the log spread of the log weights. Their mean m and covariance S come from one half of the
+    reference data; the distance of a datum is ranked among those of the other half:
+
+    .. math:: d_n^2 = (f_n - m)^\top S^{-1} (f_n - m), \qquad
+        \hat p_n = \frac{1 + \#\{r : d_r \ge d_n\}}{R / 2 + 1}
+
+    P-values are exact for a datum that is exchangeable with the reference, whatever the guide. If
+    the reference is simulated from the model, a rejected datum is one that the model does not
+    produce, or that the guide was not trained for: do not use the guide alone for it, and check the
+    model. If the reference is held-out data, a rejected datum is unlike these. A datum that passes
+    may still have a poor posterior, as may all of the reference; importance weights reveal that.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
+        data: The batch tensor, or a tuple of them.
+        reference: Held-out data; or the number of data to simulate from the model, at least 20
+            (with the covariates and missing entries of `data`, row by row in turn).
+        num_samples: Draws of the guide per datum, at least 2.
+        given: Values of the latent sites that all data share, by name.
+        seed: Seed of everything; the caller's random stream is left alone.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
+
+    Returns:
+        A p-value and a distance per datum, and the features that are unusual.
+
+    Raises:
+        ValueError: If there are fewer than 20 reference data, or the program cannot be simulated.
+
+    References:
+        | Detecting Model Misspecification in Amortized Bayesian Inference with Neural Networks
+          (Schmitt et al., 2024)
+        | https://arxiv.org/abs/2112.08866
+        | An Amortized Bayesian Workflow (Schmitt et al., 2024)
+        | https://arxiv.org/abs/2409.04332
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> model = pv.models.VAE(torch.nn.Linear(1, 3), pv.likelihoods.Gaussian(), latent_dim=1)
+        >>> guide = pv.Guide(model, pv.Encoder(torch.nn.Linear(3, 2)))
+        >>> y = torch.cat([model.sample(9, seed=1), 50 * torch.ones(1, 3)])
+        >>> result = out_of_distribution(model, guide, y, reference=100)
+        >>> int(result.statistic.argmax()), bool(result.value[9] < 0.02)
+        (9, True)
+    """
+    batch = as_batch(data, device_of(model, guide))
+    held = _reference(model, guide, batch, reference, given, seed)
+    if len(held[0]) < FEWEST_DRAWS:
+        raise ValueError(f"expected at least 20 reference data, got {len(held[0])}")
+    estimator = ImportanceSampling(num_samples)
+
+    def answers(rows: Batch, name: str) -> tuple[Tensor, tuple[str, ...]]:
+        own = for_new_rows(guide, rows, given=given, seed=seed, progress=progress)
+        with prepared(model, own, rows, seed, given) as inference:
+            blocks = estimator.blocks(inference, seed=stream(seed, name), progress=progress)
+            parts = [_features(block) for block in blocks]
+        return torch.cat(parts), _feature_names(inference.program)
+
+    known, names = answers(held, "out_of_distribution.reference")
+    features, _ = answers(batch, "out_of_distribution.data")
+    fitted, ranked = known[::2], known[1::2]
+    distances = _distances(fitted, ranked)
+    own = _distances(fitted, features)
+    p_value = stats.tail_probability(own, distances[:, None].expand(-1, len(own)))
+    return OutOfDistribution(
+        p_value, own, "the guide's answer is like those for reference data",
+        "Mahalanobis distance of the answer",
+        deviations=_standardized(fitted, features), names=names,
+    )  # fmt: skip
+
+
+def _reference(
+    model: ProgramLike,
+    guide: ProgramLike,
+    batch: Batch,
+    reference: Data | int,
+    given: Mapping[str, Tensor] | None,
+    seed: int,
+) -> Batch:
+    """Held-out data, or simulated ones."""
+    if not isinstance(reference, int):
+        return as_batch(reference, device_of(model, guide))
+    asked = shared_only(guide) if is_tied_to_rows(guide) else guide
+    with prepared(model, asked, in_turn(batch, reference), seed, given) as (program, _, rows):
+        return simulate(program, rows, stream(seed, "out_of_distribution.simulated"))[1]
+
+
+def _features(block: Block) -> Float64[Tensor, "rows features"]:
+    """Features that describe the guide's posterior for each row."""
+    z, weights = block.z.double(), block.weights
+    spread = z.std(dim=0)
+    parts = [
+        z.mean(dim=0),
+        spread.clamp(min=torch.finfo(spread.dtype).tiny).log(),
+        (weights.log_guide - weights.log_prior).mean(dim=0)[:, None],
+        -weights.log_likelihood.mean(dim=0)[:, None],
+        weights.log_weights.std(dim=0).clamp(min=_SLIGHT).log()[:, None],
+    ]
+    return torch.cat(parts, dim=1).cpu()
+
+
+def _feature_names(program: Program) -> tuple[str, ...]:
+    latents = latent_names(program)
+    return (
+        *(f"mean of {name}" for name in latents),
+        *(f"log sd of {name}" for name in latents),
+        *("rate", "distortion", "log spread of log weights"),
+    )
+
+
+def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
+    mean, spread = fitted.mean(dim=0), fitted.std(dim=0)
+    # What is the same for all reference data has no unit; any other value is far out.
+    smallest = torch.finfo(spread.dtype).eps ** 0.5 * (1 + mean.abs())
+    return (features - mean) / spread.maximum(smallest)
+
+
+def _distances(fitted: Tensor, features: Tensor) -> Float64[Tensor, " rows"]:
+    """Mahalanobis distances; infinite for an answer that is not finite."""
+    own = _standardized(fitted, fitted)
+    values, vectors = torch.linalg.eigh(own.T @ own / len(own))
+    turned = _standardized(fitted, features) @ vectors
+    distances = (turned.square() / values.clamp(min=_FLOOR)).sum(dim=1).sqrt()
+    return distances.nan_to_num(nan=torch.inf)

@@ -1,0 +1,247 @@
+r"""Calibration of a guide near a datum: posterior simulation-based calibration.
+
+Calibration on average says little of the datum at hand. If a program draws :math:`z^\star \sim
+p(z \mid y_n)` and then :math:`y' \sim p(y \mid z^\star)`, then :math:`z^\star` is a draw from
+
+.. math:: p(z \mid y', y_n) \propto p(z \mid y') \, p(y_n \mid z) .
+
+A guide takes one datum, so it has no posterior given two. But let :math:`z_0 = z^\star` and
+:math:`z_1, \ldots, z_L \sim p(z \mid y')`. Given both data and the set of these values, each of
+them is the one that made :math:`y'` with probability :math:`\bar w_l \propto p(y_n \mid z_l)`. So
+for any function t of z and :math:`y'`, and v uniform on (0, 1),
+
+.. math:: u = \sum_{l : t_l < t_0} \bar w_l + v \sum_{l : t_l = t_0} \bar w_l
+
+is uniform, exactly, for any L, if :math:`q(z \mid y')` is the posterior of :math:`y'`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from .. import stats
+from .._types import Data, Estimate, ProgramLike
+from ..evidence import prepared
+from ..guides import for_new_rows, is_tied_to_rows, shared_only
+from ..programs import Program, repeat_rows, replicated
+from ..randomness import forked, generator, stream
+from ..results import Doubt
+from .calibration import Calibration, Quantity, Ranked, latent_names, log_likelihood
+from .local import PValues, TrustedDraws, require_draws
+
+_PER_REPLICATE = 4.0  # effective draws for each one: those in common widen the null by 5% at most
+
+
+@dataclass(frozen=True, repr=False)
+class PosteriorCalibration(PValues):
+    """P-values, and ranks of simulated latents among the guide's draws, near every datum.
+
+    The statistic is the largest shift of a mean rank from 1/2, as a share.
+
+    Arguments:
+        ranks: From 0 to `num_samples`, `(batch, replicates, quantities)`; uniform if the guide is
+            calibrated near the datum.
+        ess: Effective number of the guide's draws per replicate, `(batch,)`, the median over
+            replicates; if it is small, the test has little power.
+        names: Names of the quantities: latents by site, then functions of z and y.
+        num_samples: Draws of the guide per replicate.
+        given: Global sites that the posterior is conditional on, in words; empty if on nothing.
+    """
+
+    ranks: Int[Tensor, "batch replicates quantities"] = field(kw_only=True)
+    ess: Float64[Tensor, " batch"] = field(kw_only=True)
+    names: tuple[str, ...] = field(kw_only=True, metadata={"axis": None})
+    num_samples: int = field(kw_only=True)
+    given: str = field(kw_only=True, default="")
+
+    def near(self, row: int) -> Calibration:
+        """The ranks near one datum, with a verdict of their own."""
+        return Calibration(self.ranks[row], self.names, self.num_samples, (), self.given)
+
+    @property
+    def pooled(self) -> Calibration:
+        """The ranks near all data that can be tested, together; these should be uniform, too."""
+        ranks = self.ranks[self.reliable].flatten(0, 1)
+        if not len(ranks):
+            raise ValueError(f"no datum can be tested ({self.reasons})")
+        return Calibration(ranks, self.names, self.num_samples, (), self.given)
+
+    def columns(self) -> dict[str, Tensor]:
+        """The columns of the base class, and the effective number of draws."""
+        return {**super().columns(), "ess": self.ess}
+
+    def summary(self, control: stats.Control | None = None) -> str:
+        """The pooled ranks, and the number of data near which ranks are not uniform."""
+        own = (
+            f"{super().summary(control)}; {float(self.ess.median()):.0f} of {self.num_samples} "
+            "draws of the guide are effective"
+        )
+        return f"{self.pooled.summary()}\n{own}" if bool(self.reliable.any()) else own
+
+    def plot(self) -> Any:
+        """The distribution of the ranks near all data, and its band; needs matplotlib."""
+        return self.pooled.plot()
+
+
+def posterior_calibration(
+    model: ProgramLike,
+    guide: ProgramLike,
+    data: Data,
+    draws: TrustedDraws,
+    num_replicates: int = 100,
+    num_samples: int = 99,
+    *,
+    quantities: Mapping[str, Quantity] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> PosteriorCalibration:
+    r"""Simulation-based calibration near every datum, conditional on it (posterior SBC).
+
+    .. math:: z^\star \sim p(z \mid y_n), \quad y' \sim p(y \mid z^\star), \quad
+        z_1, \ldots, z_L \sim q(z \mid y'), \quad
+        u = \sum_{l : t_l < t_\star} \bar w_l + v \, \bar w_\star , \quad w_l = p(y_n \mid z_l)
+
+    This tests whether :math:`q(z \mid y') = p(z \mid y')` for data :math:`y'` drawn from the
+    posterior predictive distribution given :math:`y_n`. If so, u is uniform for any number of
+    draws. The weights turn the posterior given :math:`y'` into that given :math:`y'` and
+    :math:`y_n`; without them u is not uniform even for the exact posterior. The test does not
+    concern :math:`q(z \mid y_n)` itself: use :func:`two_sample_test` for that. If few of the
+    guide's draws are effective, as with many latents, the test has little power.
+
+    Arguments:
+        model: A Pyro program `model(*batch)` with one plate over data, whose observed sites are
+            given tensors of the batch or parts of them.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. One that is tied to
+            rows is fitted to the replicates.
+        data: The batch tensor, or a tuple of them.
+        draws: Draws of the posterior of these data, from :func:`pyro_vae.posterior_draws`.
+        num_replicates: Data :math:`y'` per datum.
+        num_samples: Draws of the guide per replicate, :math:`L`.
+        quantities: Functions of z and :math:`y'` that are ranked beside the latents; by default
+            :math:`\log p(y' \mid z)` alone (:func:`log_likelihood`).
+        given: Values of the latent sites that all data share, by name.
+        seed: Seed of everything; the caller's random stream is left alone.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
+
+    Returns:
+        Ranks, and a p-value per datum (Holm, over the quantities). Data with fewer than 4
+        effective draws of the posterior per replicate, or with draws that are not reliable, are
+        doubted.
+
+    Raises:
+        ValueError: If the program cannot be simulated row by row, a discrete site is summed out,
+            or the draws are not of these data.
+
+    References:
+        | Posterior SBC: Simulation-Based Calibration Checking Conditional on Data
+          (Säilynoja, Schmitt, Bürkner & Vehtari, 2025)
+        | https://arxiv.org/abs/2502.03279
+        | Conformal Prediction Under Covariate Shift (Tibshirani et al., 2019), for weighted
+          exchangeability
+        | https://arxiv.org/abs/1904.06019
+
+    Example:
+        >>> import pyro
+        >>> import pyro_vae as pv
+        >>> def model(y):
+        ...     with pyro.plate("data", len(y)):
+        ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+        ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
+        >>> guide = pv.Guide(model, pv.ExactPosterior(), example=torch.zeros(1))
+        >>> y = torch.tensor([2.0, 1.0])
+        >>> draws = pv.posterior_draws(model, guide, y)
+        >>> result = posterior_calibration(model, guide, y, draws, num_samples=19)
+        >>> result.ranks.shape, bool((result.value > 1e-6).all())
+        (torch.Size([2, 100, 2]), True)
+    """
+    functions = {"log p(y | z)": log_likelihood} if quantities is None else dict(quantities)
+    proposal = shared_only(guide) if is_tied_to_rows(guide) else guide
+    with prepared(model, proposal, data, seed, given) as (program, _, batch):
+        require_draws(draws, program, batch)
+        _require_simulable(program)
+        truth = _picked(draws.z, num_replicates, seed)
+        with forked(seed, "posterior_calibration.data"):
+            simulated = replicated(program, truth, batch)
+        observed = repeat_rows(batch, num_replicates)
+    guide = for_new_rows(guide, simulated, given=given, seed=seed, progress=progress)
+    with prepared(model, guide, simulated, seed, given) as (program, posterior, rows):
+        ranked = Ranked(program, posterior, rows, functions, num_samples)
+        pieces = ranked.weighed(truth.flatten(0, 1), observed, seed, progress=progress)
+        shares, ess = _weighted_shares(pieces, seed)
+    ranks = (shares * (num_samples + 1)).long().clamp(max=num_samples)
+    ranks = ranks.unflatten(0, truth.shape[:2]).transpose(0, 1).cpu()
+    p_values, shift = _uniformity(ranks, num_samples)
+    few = draws.ess.cpu() < _PER_REPLICATE * num_replicates
+    doubts = {d: mask.cpu() for d, mask in draws.doubts.items()} | {Doubt.FEW_EFFECTIVE_DRAWS: few}
+    return PosteriorCalibration(
+        Estimate(p_values, torch.zeros_like(p_values)), shift,
+        "q(z | y') is the posterior of data y' that are made where y was seen",
+        "largest shift of a mean rank, as a share", doubts,
+        ranks=ranks, ess=ess.unflatten(0, truth.shape[:2]).median(dim=0).values.cpu(),
+        names=(*latent_names(program), *functions), num_samples=num_samples,
+        given=program.conditions,
+    )  # fmt: skip
+
+
+def _require_simulable(program: Program) -> None:
+    if program.structure.enumerated:
+        raise ValueError(
+            f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so there "
+            "are no draws of them to make data from; take simulation_based_calibration, which "
+            "draws them from the model"
+        )
+
+
+def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> Tensor:
+    """A random choice of every datum's draws, without replacement while there are enough."""
+    chance = generator(stream(seed, "posterior_calibration.draws"))
+    order = torch.cat([
+        torch.rand(len(z), z.shape[1], generator=chance).argsort(dim=0)
+        for _ in range(-(-number // len(z)))
+    ])[:number].to(z.device)  # fmt: skip
+    return z[order, torch.arange(z.shape[1], device=z.device)]
+
+
+def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tuple[Tensor, Tensor]:
+    """Share of the weight below the first draw, ties broken at random; and effective draws.
+
+    `pieces` are values `(particles, batch, quantities)` and log weights `(particles, batch)`.
+    """
+    truth, log_weight = next(pieces)
+    total, squares = log_weight[0], 2 * log_weight[0]
+    equal = total[:, None].expand(truth[0].shape)
+    below = torch.full_like(equal, -torch.inf)
+    for values, weights in pieces:
+        by_quantity = weights[..., None].expand(values.shape)
+        below = _added(below, by_quantity.masked_fill(values >= truth, -torch.inf))
+        equal = _added(equal, by_quantity.masked_fill(values != truth, -torch.inf))
+        total, squares = _added(total, weights), _added(squares, 2 * weights)
+    chance = generator(stream(seed, "posterior_calibration.ties"))
+    uniform = torch.rand(equal.shape, generator=chance, dtype=torch.float64).to(equal.device)
+    shares = (below - total[:, None]).exp() + uniform * (equal - total[:, None]).exp()
+    return shares, (2 * total - squares).exp()
+
+
+def _added(log_sum: Tensor, terms: Float[Tensor, "particles *shape"]) -> Tensor:
+    return torch.logaddexp(log_sum, terms.logsumexp(dim=0))
+
+
+def _uniformity(
+    ranks: Int[Tensor, "batch replicates quantities"], num_samples: int
+) -> tuple[Tensor, Tensor]:
+    """P-value of the hypothesis of uniform ranks for every datum, and the largest shift."""
+    p_values = [_p_value(own, num_samples) for own in ranks]
+    places = (ranks.double() + 0.5) / (num_samples + 1)
+    shift = (places.mean(dim=1) - 0.5).abs().amax(dim=-1)
+    return torch.tensor(p_values, dtype=torch.float64), shift
+
+
+def _p_value(ranks: Int[Tensor, "replicates quantities"], num_samples: int) -> float:
+    """The smallest one of all quantities, adjusted for their number."""
+    values = [stats.rank_p_value(column, num_samples) for column in ranks.T]
+    return float(stats.holm(torch.tensor(values, dtype=torch.float64)).min())
