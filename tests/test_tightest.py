@@ -132,7 +132,9 @@ def test_every_number_is_that_of_the_way_accepted(monkeypatch: pytest.MonkeyPatc
     asserted(pv.Tightest())
 
 
-@pytest.mark.parametrize("name", ["value", "error", "ess", "pareto_k", "num_samples", "rung"])
+@pytest.mark.parametrize(
+    "name", ["value", "error", "ess", "pareto_k", "num_samples", "doubts", "rung"]
+)
 def test_a_number_left_from_the_way_before_is_caught(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,3 +282,27 @@ def test_particles_that_stay_copies_are_doubted(
     found = pv.log_marginal_likelihood(*inference, pv.TemperedSMC(8, 32), seed=seed)
     doubted = found.doubts[Doubt.CHAINS_APART].double().mean()
     assert float(doubted) > 0.5 if move is still else float(doubted) < 0.5
+
+
+@pytest.mark.parametrize("stuck", [0, 3, 8])
+def test_particles_that_do_not_move_are_part_of_the_error(
+    stuck: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their share of 32; the others move at every step. None is the wrong twin's answer."""
+
+    def rejected(path: Any, point: Point, *args: Any) -> Moved:
+        moved, acceptance = transition(path, point, *args)
+        is_stuck = torch.arange(len(acceptance))[:, None] % 32 < stuck
+        aimed_at = torch.full_like(acceptance, 0.65 * 32 / (32 - stuck))
+        return Moved(moved, aimed_at.masked_fill(is_stuck, 0.0))
+
+    monkeypatch.setattr(tempering, "transition", rejected)
+    monkeypatch.setattr(
+        tempering, "result_of_islands", lambda *args: answer(0.0, 2, [False, False])
+    )
+    model, share = model_of(FACTS), stuck / 32
+    inference = (model, mean_field_guide(FACTS, model), FACTS.sample(2))
+    found = pv.log_marginal_likelihood(*inference, pv.TemperedSMC(2, 32), seed=0)
+    expected = math.hypot(float(answer(0.0, 2, [False, False]).error[0]), share)
+    torch.testing.assert_close(found.error, torch.full((2,), expected), atol=3e-3, rtol=0)
+    assert found.doubts[Doubt.ACCEPTANCE].tolist() == [stuck == 8] * 2  # a quarter of them
