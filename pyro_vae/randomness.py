@@ -224,7 +224,12 @@ def _row_numbers(batch: Sequence[Tensor]) -> Shaped[np.ndarray, "rows columns"]:
 
 
 def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " rows"]:
-    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    empty, content, width = hashlib.blake2b(digest_size=8), rows.tobytes(), rows[:1].nbytes
+    digests = bytearray()
+    for first in range(0, len(content), width):
+        digest = empty.copy()  # takes half the time of a new one
+        digest.update(content[first : first + width])
+        digests += digest.digest()
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
 
 
