@@ -88,7 +88,7 @@ def elbo(guide: pv.Guide, y: Tensor, parameters: Tensor, draws: int) -> Tensor:
     with evaluating(guide.model), torch.no_grad():
         total = torch.zeros(len(y), dtype=torch.float64)
         for _ in range(draws):
-            noise = torch.randn(parameters.shape[0], guide.latents, generator=generator)
+            noise = torch.randn(parameters.shape[0], guide.latent_dim, generator=generator)
             z = (q.mean + q.stddev * noise).unsqueeze(0)
             total += (guide.program.log_joint(z, y) - q.log_prob(z))[0]
     return total / draws

@@ -25,6 +25,7 @@ from . import likelihoods, models, nets
 from ._arguments import check_public
 from .data import Binary, Categories, Columns, Count, Dataset, Kind, Ordered, Real
 from .guides import (
+    ClosestNormal,
     Encoder,
     Family,
     FullRankNormal,
@@ -242,7 +243,7 @@ def guide(
     linear = _starts_linear(dataset, architecture)
     if family is None and linear and model.latent_dim <= _FULL_RANK:
         family = FullRankNormal()
-    start = model if family is None or hasattr(family, "closest_normal") else None
+    start = model if family is None or isinstance(family, ClosestNormal) else None
     with forked(architecture.seed, "weights.encoder"):  # and those of a layer on top
         return Guide(model, _map(name, dataset, architecture, start), family)
 

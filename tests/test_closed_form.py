@@ -311,8 +311,8 @@ def test_families_without_an_answer() -> None:
     """By name, when the guide is made, with the remedy."""
 
     class Uniform:
-        def num_parameters(self, latents: int) -> int:
-            return latents
+        def num_parameters(self, latent_dim: int) -> int:
+            return latent_dim
 
         def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
             return loc

@@ -147,9 +147,9 @@ def test_what_is_not_made_of_normals() -> None:
 class Plain:
     """The diagonal normal as a user may write it, who knows nothing of closest normals."""
 
-    def num_parameters(self, latents: int) -> int:
+    def num_parameters(self, latent_dim: int) -> int:
         """Two a latent."""
-        return 2 * latents
+        return 2 * latent_dim
 
     def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
         """This location, and the same scale for all."""

@@ -34,9 +34,9 @@ class Plain:
 
     normal = pv.DiagonalNormal()
 
-    def num_parameters(self, latents: int) -> int:
+    def num_parameters(self, latent_dim: int) -> int:
         """As that family."""
-        return self.normal.num_parameters(latents)
+        return self.normal.num_parameters(latent_dim)
 
     def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
         """As that family."""
@@ -56,10 +56,10 @@ def wrong_net() -> nn.Linear:
     return net
 
 
-def vae(latents: int = 2, features: int = 3) -> pv.models.VAE:
+def vae(latent_dim: int = 2, features: int = 3) -> pv.models.VAE:
     """A model with a nonlinear decoder."""
-    decoder = nn.Sequential(nn.Linear(latents, 5), nn.Tanh(), nn.Linear(5, features))
-    return pv.models.VAE(decoder, pv.likelihoods.Gaussian(sigma=0.5), latent_dim=latents)
+    decoder = nn.Sequential(nn.Linear(latent_dim, 5), nn.Tanh(), nn.Linear(5, features))
+    return pv.models.VAE(decoder, pv.likelihoods.Gaussian(sigma=0.5), latent_dim=latent_dim)
 
 
 def flat(gradients: Sequence[Tensor]) -> Tensor:

@@ -16,17 +16,20 @@ from functools import partial, reduce
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._types import Batch
 from ..guides import (
+    ClosestNormal,
     DiagonalNormal,
     Family,
     FamilyPosterior,
     FitRows,
     FullRankNormal,
+    MomentMatching,
     Posterior,
     RowFit,
+    TrainableFamily,
     finite_rows,
     fit_parameters,
 )
@@ -129,7 +132,7 @@ def starts(
     (away,) = _likeliest(program, batch, first, 1)
     narrow = torch.stack([family.initial(row, _NARROW) for row in away])
     places = [first, prior.expand_as(first).clone(), narrow]
-    if hasattr(family, "matching") and program.latent_dim <= _MOST_CORRELATED:
+    if isinstance(family, MomentMatching) and program.latent_dim <= _MOST_CORRELATED:
         places.append(_from_full_rank(program, posterior, batch, family.matching))
     return places
 
@@ -232,10 +235,8 @@ def near(family: Family, posterior: Posterior, batch: Batch) -> Float[Tensor, "b
     _require_ready(family)
     z, _ = draw_rows(posterior, 0, row_keys(0, "fit.near", *batch), _START_DRAWS)
     loc, scale = z.mean(dim=0), z.std(dim=0).clamp(min=_LEAST_SPREAD)
-    closest = getattr(family, "closest_normal", None)
-    if closest is not None:
-        parameters: Tensor = closest(loc, scale.square().reciprocal().diag_embed())
-        return parameters
+    if isinstance(family, ClosestNormal):
+        return family.closest_normal(loc, scale.square().reciprocal().diag_embed())
     rows = zip(loc, scale.log().mean(dim=-1).exp().tolist(), strict=True)
     return torch.stack([family.initial(*row) for row in rows])
 
@@ -298,7 +299,7 @@ def _better(first: RowFit, other: RowFit) -> RowFit:
 
 
 def _require_ready(family: Family) -> None:
-    if isinstance(family, nn.Module) and not getattr(family, "latents", 0):
+    if isinstance(family, TrainableFamily) and not family.latent_dim:
         raise ValueError(
             f"the nets of {type(family).__name__} belong to no guide yet, so there is nothing to "
             "fit a datum's parameters with: train pv.Guide(model, pv.LocalParameters(len(y)), "

@@ -25,10 +25,13 @@ from .entry import row_buffers as row_buffers
 from .entry import samples_discrete as samples_discrete
 from .entry import shared_only as shared_only
 from .experts import ProductOfExperts as ProductOfExperts
+from .families import ClosestNormal as ClosestNormal
 from .families import DiagonalNormal as DiagonalNormal
 from .families import Family as Family
 from .families import FullRankNormal as FullRankNormal
 from .families import LowRankNormal as LowRankNormal
+from .families import MomentMatching as MomentMatching
+from .families import TrainableFamily as TrainableFamily
 from .flows import AffineAutoregressive as AffineAutoregressive
 from .flows import AffineCoupling as AffineCoupling
 from .flows import ElementwiseSpline as ElementwiseSpline

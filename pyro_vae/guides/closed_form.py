@@ -17,7 +17,7 @@ iteration for :math:`P m = h`.
 """
 
 import math
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,23 +29,11 @@ from .._warnings import warn
 from ..programs import Program, evaluating, hooks_of
 from ..randomness import generator, stream
 from ..registry import registered
-from .families import DiagonalNormal, Family
+from .families import ClosestNormal, DiagonalNormal, Family
 from .maps import InferenceMap
 
 _POINTS_AT_ONCE = 16_384  # rows of the longer batch the program sees; only memory depends on it
 _SLACK = 8.0  # on the root of the rounding unit: a third of the digits may go to cancellation
-
-
-@runtime_checkable
-class ClosestNormal(Protocol):
-    """A family whose member closest to a Gaussian is known."""
-
-    def closest_normal(
-        self,
-        loc: Float[Tensor, "*batch latents"],
-        precision: Float[Tensor, "*batch latents latents"],
-    ) -> Float[Tensor, "*batch parameters"]:
-        r"""Parameters at :math:`\arg\min_q \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`."""
 
 
 class Quadratic(NamedTuple):

@@ -28,6 +28,7 @@ from ..programs import (
 )
 from ..randomness import forked
 from .contract import check_masks, check_sites, density_sites, drawn_discrete
+from .families import TrainableFamily
 from .guide import Guide
 from .maps import InferenceMap
 from .optimization import FitRows
@@ -78,7 +79,7 @@ def has_only_rows(guide: ProgramLike) -> bool:
         isinstance(guide, Guide)
         and guide.map.per_row
         and guide.shared is None
-        and not isinstance(guide.family, nn.Module)
+        and not isinstance(guide.family, TrainableFamily)
     )
 
 

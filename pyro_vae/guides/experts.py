@@ -6,8 +6,6 @@ which for :math:`2^D` patterns of holes it does not do from a few hundred rows; 
 what is not linear.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from .._types import Batch
 from ..nets import ColumnInputs
 from ..programs import Program
 from ..registry import registered
-from .families import Family
+from .families import ClosestNormal, Family
 from .maps import Encoder
 
 
@@ -52,7 +50,7 @@ class ProductOfExperts(Encoder):
     """
 
     net: ColumnInputs
-    _attached: tuple[Program, Any]
+    _attached: tuple[Program, ClosestNormal]
 
     def __init__(self, net: ColumnInputs, latent_dim: int) -> None:
         super().__init__(net)
@@ -68,7 +66,7 @@ class ProductOfExperts(Encoder):
         Raises:
             TypeError: If it has no member that is known to be closest to a Gaussian.
         """
-        if not hasattr(family, "closest_normal"):
+        if not isinstance(family, ClosestNormal):
             raise TypeError(
                 f"ProductOfExperts needs a family with closest_normal(loc, precision), which "
                 f"{type(family).__name__} has not: use DiagonalNormal(), FullRankNormal() or an "

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions.utils import _standard_normal
 
 from .._types import Distribution
@@ -26,14 +26,14 @@ _LEAST_SHARE = 1e-3  # see LowRankNormal
 class Family(Protocol):
     r"""The interface of a family.
 
-    A family with shared parameters is also an `nn.Module`, and may have a method `setup(latents)`
-    that creates them: a :class:`pyro_vae.Guide` calls it once, first. A family whose distributions
-    have no mean in closed form may have a method `mean(parameters)`, and one whose member closest
-    to a Gaussian is known, :math:`\arg\min_q \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`, a
-    method `closest_normal(loc, precision)`.
+    A family with parameters that all data share is a :class:`TrainableFamily`. One whose
+    distributions have no mean in closed form may have a method `mean(parameters)`, and one whose
+    member closest to a Gaussian is known,
+    :math:`\arg\min_q \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`, a method
+    `closest_normal(loc, precision)`.
     """
 
-    def num_parameters(self, latents: int) -> int:
+    def num_parameters(self, latent_dim: int) -> int:
         """Parameters per datum, for a flat vector of this many latents."""
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
@@ -41,6 +41,59 @@ class Family(Protocol):
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """A reparameterized distribution with event shape `(latents,)`."""
+
+
+@runtime_checkable
+class OwnMean(Family, Protocol):
+    """A family whose distributions have no mean in closed form, and that has another way."""
+
+    def mean(self, parameters: Float[Tensor, "*batch parameters"]) -> Tensor:
+        """Mean of every datum's distribution, `(*batch, latents)`."""
+
+
+@runtime_checkable
+class ClosestNormal(Family, Protocol):
+    """A family whose member closest to a Gaussian is known."""
+
+    def closest_normal(
+        self,
+        loc: Float[Tensor, "*batch latents"],
+        precision: Float[Tensor, "*batch latents latents"],
+    ) -> Float[Tensor, "*batch parameters"]:
+        r"""Parameters at :math:`\arg\min_q \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`."""
+
+
+@runtime_checkable
+class MomentMatching(Family, Protocol):
+    """A family with a member that nearly has a given mean and covariance."""
+
+    def matching(
+        self,
+        loc: Float[Tensor, "batch latents"],
+        covariance: Float[Tensor, "batch latents latents"],
+    ) -> Float[Tensor, "batch parameters"]:
+        """Its parameters."""
+
+
+class TrainableFamily(nn.Module):
+    """A family with parameters that all data share, such as the networks of a flow.
+
+    It is a :class:`Family`, and belongs to one guide, which sets it up.
+    """
+
+    latent_dim = 0
+    """Latents that it is set up for; 0 before that."""
+
+    in_use = False
+    """Whether it belongs to a guide."""
+
+    def setup(self, latent_dim: int) -> None:
+        """Creates the shared parameters, and sets :attr:`latent_dim`; called once, by the guide.
+
+        Arguments:
+            latent_dim: Entries of the flat latent vector.
+        """
+        raise NotImplementedError
 
 
 @registered()
@@ -60,9 +113,9 @@ class DiagonalNormal:
         (tensor([[1., 2.]]), torch.Size([1]), torch.Size([2]))
     """
 
-    def num_parameters(self, latents: int) -> int:
+    def num_parameters(self, latent_dim: int) -> int:
         """Two per latent: its mean and the logarithm of its standard deviation."""
-        return 2 * latents
+        return 2 * latent_dim
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
         """These means, and the same standard deviation for all."""
@@ -145,9 +198,9 @@ class FullRankNormal:
                  [ 3., 10.]]]))
     """
 
-    def num_parameters(self, latents: int) -> int:
+    def num_parameters(self, latent_dim: int) -> int:
         """The means, and the entries of a triangle."""
-        return latents + latents * (latents + 1) // 2
+        return latent_dim + latent_dim * (latent_dim + 1) // 2
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
         """These means, no correlation, and the same standard deviation for all."""
@@ -174,12 +227,12 @@ class FullRankNormal:
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """The distribution with these means and this factor of the covariance."""
-        latents = (
+        latent_dim = (
             math.isqrt(9 + 8 * parameters.shape[-1]) - 3
         ) // 2  # solves P = d + d (d + 1) / 2
-        _check_size(self, parameters, latents)
-        loc, triangle = parameters.tensor_split([latents], dim=-1)
-        row = torch.arange(latents, device=parameters.device)
+        _check_size(self, parameters, latent_dim)
+        loc, triangle = parameters.tensor_split([latent_dim], dim=-1)
+        row = torch.arange(latent_dim, device=parameters.device)
         index = (row * (row + 1) // 2).unsqueeze(-1) + row  # right in and below the diagonal
         square = triangle.index_select(-1, index.flatten()).unflatten(-1, index.shape)
         scales = square.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
@@ -225,9 +278,9 @@ class LowRankNormal:
                 "no correlations"
             )
 
-    def num_parameters(self, latents: int) -> int:
+    def num_parameters(self, latent_dim: int) -> int:
         """A latent's mean, the logarithm of its own standard deviation, and its row of W."""
-        return latents * (2 + self.rank)
+        return latent_dim * (2 + self.rank)
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
         r"""These means and standard deviations, exactly, and correlations of at most 0.01.
@@ -264,10 +317,10 @@ class LowRankNormal:
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """The distribution with these means, own standard deviations and W."""
-        latents = parameters.shape[-1] // (2 + self.rank)
-        _check_size(self, parameters, latents)
-        loc, log_scale, factor = parameters.tensor_split([latents, 2 * latents], dim=-1)
-        factor = factor.unflatten(-1, (latents, self.rank))
+        latent_dim = parameters.shape[-1] // (2 + self.rank)
+        _check_size(self, parameters, latent_dim)
+        loc, log_scale, factor = parameters.tensor_split([latent_dim, 2 * latent_dim], dim=-1)
+        factor = factor.unflatten(-1, (latent_dim, self.rank))
         own = (2 * log_scale).exp() + _LEAST_SHARE * factor.square().sum(dim=-1)
         return dist.LowRankMultivariateNormal(loc, factor, own)
 
@@ -278,11 +331,12 @@ def _packed(square: Float[Tensor, "*batch latents latents"]) -> Tensor:
     return square[..., rows, columns]
 
 
-def _check_size(family: Family, parameters: Tensor, latents: int) -> None:
-    expected = family.num_parameters(latents)
-    if latents < 1 or parameters.shape[-1] != expected:
+def _check_size(family: Family, parameters: Tensor, latent_dim: int) -> None:
+    expected = family.num_parameters(latent_dim)
+    if latent_dim < 1 or parameters.shape[-1] != expected:
         raise ValueError(
-            f"{family} has {expected} parameters for {latents} latent(s) and "
-            f"{family.num_parameters(latents + 1)} for {latents + 1}, got "
-            f"{parameters.shape[-1]} (shape {tuple(parameters.shape)}); see num_parameters(latents)"
+            f"{family} has {expected} parameters for {latent_dim} latent(s) and "
+            f"{family.num_parameters(latent_dim + 1)} for {latent_dim + 1}, got "
+            f"{parameters.shape[-1]} (shape {tuple(parameters.shape)}); see "
+            "num_parameters(latent_dim)"
         )

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from .._types import Distribution
 from ..programs import capturing
 from ..registry import arguments_of, registered
+from .families import TrainableFamily
 
 _MEAN_POINTS = 512  # and as many mirrored ones; see NormalizingFlow.mean
 _VALUES_AT_ONCE = 2**18  # points times data in memory while a mean is taken
@@ -41,7 +42,7 @@ _VALUES_AT_ONCE = 2**18  # points times data in memory while a mean is taken
 class FlowTransform(Protocol):
     """The kind of layer of a flow."""
 
-    def layer(self, latents: int, context: int) -> nn.Module:
+    def layer(self, latent_dim: int, context: int) -> nn.Module:
         """One of Pyro's conditional transforms, with its own networks, near the identity."""
 
 
@@ -65,9 +66,9 @@ class AffineAutoregressive:
     def __post_init__(self) -> None:
         _check_hidden(self, self.hidden)
 
-    def layer(self, latents: int, context: int) -> nn.Module:
+    def layer(self, latent_dim: int, context: int) -> nn.Module:
         """One layer, near the identity."""
-        net = _autoregressive(self, self.hidden, latents, context, [1, 1])
+        net = _autoregressive(self, self.hidden, latent_dim, context, [1, 1])
         return transforms.ConditionalAffineAutoregressive(net)
 
 
@@ -99,13 +100,13 @@ class SplineAutoregressive:
         _check_hidden(self, self.hidden)
         _check_spline(self, self.bins, self.bound)
 
-    def layer(self, latents: int, context: int) -> nn.Module:
+    def layer(self, latent_dim: int, context: int) -> nn.Module:
         """One layer, near the identity."""
         sizes = _spline_sizes(self.bins)
-        net = _autoregressive(self, self.hidden, latents, context, sizes)
+        net = _autoregressive(self, self.hidden, latent_dim, context, sizes)
         _set_slopes_to_one(net.layers[-1], self.bins)
         return transforms.ConditionalSplineAutoregressive(
-            latents, net, count_bins=self.bins, bound=self.bound
+            latent_dim, net, count_bins=self.bins, bound=self.bound
         )
 
 
@@ -131,11 +132,11 @@ class AffineCoupling:
     def __post_init__(self) -> None:
         _check_hidden(self, self.hidden)
 
-    def layer(self, latents: int, context: int) -> nn.Module:
+    def layer(self, latent_dim: int, context: int) -> nn.Module:
         """One layer, near the identity."""
-        _check_two(self, latents)
-        fixed = latents // 2
-        moved = latents - fixed
+        _check_two(self, latent_dim)
+        fixed = latent_dim // 2
+        moved = latent_dim - fixed
         net = ConditionalDenseNN(fixed, context, list(self.hidden), [moved, moved], nn.ELU())
         _shrink(net.layers[-1])
         return transforms.ConditionalAffineCoupling(fixed, net)
@@ -168,17 +169,17 @@ class ElementwiseSpline:
         _check_hidden(self, self.hidden)
         _check_spline(self, self.bins, self.bound)
 
-    def layer(self, latents: int, context: int) -> nn.Module:
+    def layer(self, latent_dim: int, context: int) -> nn.Module:
         """One layer, near the identity."""
-        sizes = [latents * size for size in _spline_sizes(self.bins)]
+        sizes = [latent_dim * size for size in _spline_sizes(self.bins)]
         net = DenseNN(context, list(self.hidden), sizes, nn.ELU())
         _shrink(net.layers[-1])
         _set_slopes_to_one(net.layers[-1], self.bins)
-        return transforms.ConditionalSpline(net, latents, self.bins, bound=self.bound)
+        return transforms.ConditionalSpline(net, latent_dim, self.bins, bound=self.bound)
 
 
 @registered()
-class NormalizingFlow(nn.Module):
+class NormalizingFlow(TrainableFamily):
     r"""A normal transformed by layers of one kind, :math:`z = \mu + \sigma \odot f(\epsilon; c)`.
 
     Its parameters per datum are :math:`(\mu, \log \sigma, c)`. The networks in :math:`f` belong to
@@ -203,7 +204,7 @@ class NormalizingFlow(nn.Module):
 
     Example:
         >>> family = NormalizingFlow(AffineCoupling(hidden=(16,)), num_transforms=2, context=4)
-        >>> family.setup(latents=3)
+        >>> family.setup(latent_dim=3)
         >>> parameters = family.initial(torch.zeros(3)).expand(5, -1)
         >>> q = family(parameters)
         >>> q.batch_shape, q.event_shape, family.mean(parameters).shape
@@ -226,32 +227,33 @@ class NormalizingFlow(nn.Module):
             )
         self.transform = AffineAutoregressive() if transform is None else transform
         self.num_transforms, self.context = num_transforms, context
-        self.latents = 0  # not set up
         self.layers = nn.ModuleList()
 
     def extra_repr(self) -> str:
         """The arguments of the family."""
         return ", ".join(f"{name}={value}" for name, value in arguments_of(self).items())
 
-    def setup(self, latents: int) -> None:
+    def setup(self, latent_dim: int) -> None:
         """Creates the networks, with weights from torch's random stream.
 
         Raises:
             ValueError: If they exist already, or the transform does not work for this number of
                 latents.
         """
-        if self.latents:
+        if self.latent_dim:
             raise ValueError(
-                f"this NormalizingFlow is already set up for {self.latents} latent(s), and its "
+                f"this NormalizingFlow is already set up for {self.latent_dim} latent(s), and its "
                 "networks may be trained; create a new one"
             )
-        layers = [self.transform.layer(latents, self.context) for _ in range(self.num_transforms)]
+        layers = [
+            self.transform.layer(latent_dim, self.context) for _ in range(self.num_transforms)
+        ]
         self.layers.extend(layers)
-        self.latents = latents
+        self.latent_dim = latent_dim
 
-    def num_parameters(self, latents: int) -> int:
+    def num_parameters(self, latent_dim: int) -> int:
         """Two per latent, and the context."""
-        return 2 * latents + self.context
+        return 2 * latent_dim + self.context
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
         """These means, the same standard deviation for all, and a context of ones.
@@ -271,7 +273,9 @@ class NormalizingFlow(nn.Module):
             ValueError: Before :meth:`setup`, or if the number of parameters is wrong.
         """
         self._check(parameters)
-        loc, log_scale, context = parameters.split([self.latents, self.latents, self.context], -1)
+        loc, log_scale, context = parameters.split(
+            [self.latent_dim, self.latent_dim, self.context], -1
+        )
         normal = dist.Normal(torch.zeros_like(loc), torch.ones_like(loc)).to_event(1)
         return dist.TransformedDistribution(normal, self._transforms(loc, log_scale, context))
 
@@ -292,18 +296,23 @@ class NormalizingFlow(nn.Module):
         """
         self._check(parameters)
         flat = parameters.reshape(-1, parameters.shape[-1])
-        points = _normal_points(self.latents).to(flat)
+        points = _normal_points(self.latent_dim).to(flat)
         parts = [flat] if capturing() else flat.split(_VALUES_AT_ONCE // len(points))
         means = torch.cat([self._mean(part, points) for part in parts])
-        return means.reshape(*parameters.shape[:-1], self.latents)
+        return means.reshape(*parameters.shape[:-1], self.latent_dim)
 
     def _mean(self, parameters: Tensor, points: Tensor) -> Tensor:
         """The mean of the transformed points, for a limited number of rows."""
-        loc, log_scale, context = parameters.split([self.latents, self.latents, self.context], -1)
+        loc, log_scale, context = parameters.split(
+            [self.latent_dim, self.latent_dim, self.context], -1
+        )
         z = points.unsqueeze(1).expand(-1, len(parameters), -1)  # (points, rows, latents)
         for transform in self._transforms(loc, log_scale, context):
             z = transform(z)
         return z.mean(dim=0)
+
+    def _split(self, parameters: Tensor) -> tuple[Tensor, ...]:
+        return parameters.split([self.latent_dim, self.latent_dim, self.context], dim=-1)
 
     def _transforms(self, loc: Tensor, log_scale: Tensor, context: Tensor) -> list[Any]:
         """The layers and the last affine map; new objects, since transforms cache their inputs."""
@@ -317,17 +326,17 @@ class NormalizingFlow(nn.Module):
         return [*stack, affine]
 
     def _check(self, parameters: Tensor) -> None:
-        if not self.latents:
+        if not self.latent_dim:
             raise ValueError(
                 "this NormalizingFlow has no networks yet; pass it to pv.Guide, which sets it up, "
                 "or "
-                "call setup(latents) once"
+                "call setup(latent_dim) once"
             )
-        expected = self.num_parameters(self.latents)
+        expected = self.num_parameters(self.latent_dim)
         if parameters.shape[-1] != expected:
             raise ValueError(
                 f"this NormalizingFlow needs {expected} parameters per datum (2 for each of "
-                f"{self.latents} latents, {self.context} of context), got "
+                f"{self.latent_dim} latents, {self.context} of context), got "
                 f"{parameters.shape[-1]} (shape {tuple(parameters.shape)})"
             )
 
@@ -341,18 +350,22 @@ class _AutoregressiveNet(ConditionalAutoRegressiveNN):
 
 
 def _autoregressive(
-    transform: FlowTransform, hidden: tuple[int, ...], latents: int, context: int, sizes: list[int]
+    transform: FlowTransform,
+    hidden: tuple[int, ...],
+    latent_dim: int,
+    context: int,
+    sizes: list[int],
 ) -> _AutoregressiveNet:
     """An autoregressive network with all outputs near zero."""
-    _check_two(transform, latents)
-    if min(hidden) < latents:
+    _check_two(transform, latent_dim)
+    if min(hidden) < latent_dim:
         raise ValueError(
-            f"{type(transform).__name__} needs hidden layers at least as wide as the {latents} "
+            f"{type(transform).__name__} needs hidden layers at least as wide as the {latent_dim} "
             f"latents, got hidden={hidden}: with fewer units some entry could not depend on all "
-            f"before it; use hidden=({latents},) or wider"
+            f"before it; use hidden=({latent_dim},) or wider"
         )
-    order: Any = torch.arange(latents)  # Pyro's default is drawn at random
-    net = _AutoregressiveNet(latents, context, list(hidden), sizes, order, nonlinearity=nn.ELU())
+    order: Any = torch.arange(latent_dim)  # Pyro's default is drawn at random
+    net = _AutoregressiveNet(latent_dim, context, list(hidden), sizes, order, nonlinearity=nn.ELU())
     _shrink(net.layers[-1])
     return net
 
@@ -380,25 +393,27 @@ def _spline_sizes(bins: int) -> list[int]:
 
 def _reversal(like: Tensor) -> Any:
     """The entries in reverse order."""
-    latents = like.shape[-1]
-    return transforms.Permute(torch.arange(latents - 1, -1, -1, device=like.device))
+    latent_dim = like.shape[-1]
+    return transforms.Permute(torch.arange(latent_dim - 1, -1, -1, device=like.device))
 
 
 @cache
-def _normal_points(latents: int) -> Float[Tensor, "points latents"]:
+def _normal_points(latent_dim: int) -> Float[Tensor, "points latents"]:
     """Fixed quasi-random points for N(0, I), and their mirror images, in float64."""
-    engine = torch.quasirandom.SobolEngine(latents, scramble=True, seed=0)  # a generator of its own
+    engine = torch.quasirandom.SobolEngine(
+        latent_dim, scramble=True, seed=0
+    )  # a generator of its own
     uniform = engine.draw(_MEAN_POINTS, dtype=torch.float64)
     # Sobol points are multiples of 2^-30, of which 0 is one.
     points = torch.special.ndtri(uniform.clamp(2.0**-31, 1 - 2.0**-31))
     return torch.cat([points, -points])
 
 
-def _check_two(transform: FlowTransform, latents: int) -> None:
-    if latents < 2:
+def _check_two(transform: FlowTransform, latent_dim: int) -> None:
+    if latent_dim < 2:
         raise ValueError(
             f"{type(transform).__name__} transforms latents given others, so it needs at least "
-            f"two, got {latents}; use NormalizingFlow(ElementwiseSpline()), or DiagonalNormal()"
+            f"two, got {latent_dim}; use NormalizingFlow(ElementwiseSpline()), or DiagonalNormal()"
         )
 
 

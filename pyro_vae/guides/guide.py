@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._types import Batch, Data, Distribution, ProgramLike
 from ..programs import (
@@ -20,7 +20,7 @@ from ..programs import (
     require_arrays,
 )
 from ..randomness import forked
-from .families import DiagonalNormal, Family
+from .families import DiagonalNormal, Family, TrainableFamily
 from .maps import InferenceMap, LocalParameters
 from .optimization import FitRows
 from .posteriors import FamilyPosterior
@@ -87,7 +87,7 @@ class Guide(NamedModule):
         super().__init__()
         self.program = Program(model, *(() if example is None else as_batch(example)), plate=plate)
         self.family = DiagonalNormal() if family is None else family
-        self._take_family(self.family, self.latents)
+        self._take_family(self.family, self.latent_dim)
         self._take_map(map)
         self.shared = None
         if self.program.global_sites:
@@ -102,7 +102,7 @@ class Guide(NamedModule):
         return self
 
     @property
-    def latents(self) -> int:
+    def latent_dim(self) -> int:
         """Entries of the flat latent vector of one datum."""
         return self.program.latent_dim
 
@@ -115,22 +115,22 @@ class Guide(NamedModule):
         """Attaches a map to this guide, now that the model and the family are known."""
         _claim(map)
         map.attach(self.program, self.family)
-        map.setup(self.family.num_parameters(self.latents), self.prior_parameters())
+        map.setup(self.family.num_parameters(self.latent_dim), self.prior_parameters())
         self.map = map
 
-    def _take_family(self, family: Family, latents: int) -> None:
+    def _take_family(self, family: Family, latent_dim: int) -> None:
         """Sets up a family with parameters, unless it is a copy of one already set up."""
-        if isinstance(family, nn.Module):
+        if isinstance(family, TrainableFamily):
             _claim(family)
-            if not getattr(family, "latents", 0):
-                family.setup(latents)  # type: ignore[operator]
+            if not family.latent_dim:
+                family.setup(latent_dim)
             family.to(device=self.program.device, dtype=self.program.dtype)
 
     def prior_parameters(self) -> Float[Tensor, " parameters"]:
         """Parameters at which the family is close to N(0, I), with the model's dtype and device."""
         program = self.program
         return self.family.initial(
-            torch.zeros(self.latents, dtype=program.dtype, device=program.device)
+            torch.zeros(self.latent_dim, dtype=program.dtype, device=program.device)
         )
 
     def parameters_of(
@@ -147,7 +147,7 @@ class Guide(NamedModule):
             given: Values of the global latent sites, for a map that uses the model; by default the
                 mean of their posterior. No gradient flows back to them.
         """
-        if self.latents == 0:  # all local sites are discrete: no net is asked
+        if self.latent_dim == 0:  # all local sites are discrete: no net is asked
             size = self.family.num_parameters(0)
             return self.prior_parameters().new_zeros(len(batch[0]), size)
         current = current_minibatch()
@@ -205,7 +205,7 @@ class Guide(NamedModule):
     def _sample_sites(self, posterior: Distribution, plates: Plates) -> None:
         """Draws the flat vector, then splits it among the sites."""
         flat = pyro.sample("_latent", posterior, infer={"is_auxiliary": True})
-        flat = flat.reshape(-1, self.latents)
+        flat = flat.reshape(-1, self.latent_dim)
         for site, part in zip(self.program.latent_sites, self.program.split(flat), strict=True):
             value, log_jacobian = site.constrain(part)
             delta = dist.Delta(value, log_density=-log_jacobian, event_dim=site.event_dim)
@@ -405,18 +405,18 @@ def is_made_of_map(guide: ProgramLike) -> TypeGuard[Guide]:
 
 def copy_of(family: Family) -> Family:
     """A family for another guide, with copies of its shared parameters, if it has any."""
-    if not isinstance(family, nn.Module):
+    if not isinstance(family, TrainableFamily):
         return family
     copied = copy.deepcopy(family)
-    del copied._belongs
+    copied.in_use = False
     return copied
 
 
-def _claim(part: nn.Module) -> None:
+def _claim(part: InferenceMap | TrainableFamily) -> None:
     """Marks a map, or a family with parameters, as belonging to one guide."""
-    if getattr(part, "_belongs", False):
+    if part.in_use:
         raise ValueError(
             f"this {type(part).__name__} already belongs to a guide and has its parameters; "
             "create a new one, or copy.deepcopy it before making the first guide"
         )
-    part._belongs = True  # type: ignore[assignment]
+    part.in_use = True

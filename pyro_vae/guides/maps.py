@@ -16,7 +16,7 @@ from ..nets import require_tensor
 from ..programs import Program, capturing, has_missing
 from ..randomness import row_digests
 from ..registry import registered
-from .families import Family
+from .families import ClosestNormal, Family
 
 
 class InferenceMap(nn.Module):
@@ -34,6 +34,9 @@ class InferenceMap(nn.Module):
 
     per_row = False
     """Whether the map works only for the rows it was trained on."""
+
+    in_use = False
+    """Whether it belongs to a guide."""
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Creates what the map owns, once the family and the model are known.
@@ -285,8 +288,8 @@ class LocalParameters(InferenceMap):
 
     def attach(self, program: Program, family: Family) -> None:
         """Finds the family's parameters for the start, if it can."""
-        closest = getattr(family, "closest_normal", None)
         if isinstance(self._start, tuple):
+            closest = family.closest_normal if isinstance(family, ClosestNormal) else None
             self._start = None if closest is None else closest(*self._start)
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:

@@ -35,7 +35,7 @@ from torch import Tensor
 from .._types import Batch
 from ..programs import Density
 from ..randomness import stream
-from .families import Family
+from .families import ClosestNormal, Family
 from .reparameterization import Noise, fixed_noise, fresh_noise, noise_size
 
 _NEWTON_STEPS = 20  # Newton's method takes about five: what it does not settle it never will
@@ -140,7 +140,7 @@ class Problem:
         """Makes the problem with noise that suits the family."""
         q = family(start[:1].detach())
         size = noise_size(q) or q.event_shape[0]
-        enough = size * (2 if hasattr(family, "closest_normal") else 4)
+        enough = size * (2 if isinstance(family, ClosestNormal) else 4)
         num_points = max(fitting.num_particles, enough)
         noise = fixed_noise(q, num_points, start, seed=stream(seed, "fit.points"))
         return Problem(program, family, batch, noise, num_points, fitting.max_rows)
@@ -191,7 +191,7 @@ class Problem:
         the best ones; the noise of these points adds to it.
         """
         point = self(parameters)
-        if hasattr(self.family, "closest_normal"):
+        if isinstance(self.family, ClosestNormal):
             gain = _Newton(self, 0.0).gain(point)[1]
         else:
             gain = _dot(point.gradient, point.gradient / self.information(point))
@@ -243,7 +243,7 @@ def maximize(
     """Newton's method if the family offers it, then L-BFGS for the data that are not done."""
     optimizer = RowOptimizer(problem, _checked_start(problem, start, first), fitting, report)
     with pyro.validation_enabled(is_validate=False):  # a trial may be nan: it is taken back
-        if hasattr(problem.family, "closest_normal"):
+        if isinstance(problem.family, ClosestNormal):
             optimizer.maximize(_Newton(problem, fitting.tolerance), _NEWTON_STEPS)
         optimizer.maximize(_QuasiNewton(problem, fitting, optimizer.parameters), fitting.max_steps)
     report(int((~optimizer.converged).sum()))

@@ -36,7 +36,7 @@ from .contract import (
     mask_completed,
     without_auxiliary,
 )
-from .families import Family
+from .families import Family, OwnMean
 from .reparameterization import noise_shape, noise_size, reparameterize
 
 
@@ -62,8 +62,9 @@ class Posterior(Protocol):
 
 def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> Tensor:
     """Mean of a family's distributions, `(*batch, latents)`; by its own method if it has one."""
-    own = getattr(family, "mean", None)
-    mean: Tensor = family(parameters).mean if own is None else own(parameters)
+    mean: Tensor = (
+        family.mean(parameters) if isinstance(family, OwnMean) else family(parameters).mean
+    )
     return mean
 
 

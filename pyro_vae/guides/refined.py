@@ -100,8 +100,8 @@ class Refined(InferenceMap):
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Sets up the inner map, unless another guide has done so."""
         self.num_parameters = num_parameters
-        if not getattr(self.map, "_belongs", False):
-            self.map._belongs = True  # type: ignore[assignment]
+        if not self.map.in_use:
+            self.map.in_use = True
             self.map.setup(num_parameters, initial)
 
     def remember(self, *batch: Tensor) -> None:

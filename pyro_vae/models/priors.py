@@ -298,7 +298,7 @@ class AmortizedMap(Protocol):
 class NormalFamily(Protocol):
     """What :class:`VampPrior` needs of a family; :class:`pyro_vae.DiagonalNormal` is one."""
 
-    def num_parameters(self, latents: int) -> int:
+    def num_parameters(self, latent_dim: int) -> int:
         """Parameters per datum, for a flat vector of this many latents."""
 
     def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
@@ -387,7 +387,7 @@ class VampPrior(Prior):
 class Layers(Protocol):
     """A layer of a :class:`FlowPrior`; :class:`pyro_vae.AffineAutoregressive` is one."""
 
-    def layer(self, latents: int, context: int) -> nn.Module:
+    def layer(self, latent_dim: int, context: int) -> nn.Module:
         """One of Pyro's conditional transforms, with its own networks, near the identity."""
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .._arguments import check_arguments
 from .._types import ProgramLike
-from ..guides import Family, Guide, InferenceMap, LocalParameters, is_made_of_map
+from ..guides import Family, Guide, InferenceMap, LocalParameters, TrainableFamily, is_made_of_map
 from ..models import Generative
 from ..nets import activations
 from ..programs import modules_of
@@ -306,13 +306,13 @@ def _record(program: ProgramLike) -> dict[str, Any]:
     if not is_made_of_map(program):
         raise ValueError(f"it is {described(program)}")
     recorded, family = record(program.map, "map"), record(program.family, "family")
-    if isinstance(program.family, nn.Module):
+    if isinstance(program.family, TrainableFamily):
         fresh = build(family, "family")
-        fresh.setup(program.latents)
+        fresh.setup(program.latent_dim)
         _check_same(program.family, fresh, "family")
     again = build(recorded, "map")
     again.attach(program.program, program.family)
-    again.setup(program.family.num_parameters(program.latents), program.prior_parameters())
+    again.setup(program.family.num_parameters(program.latent_dim), program.prior_parameters())
     _check_same(program.map, again, "map")
     shared = None if program.shared is None else record(program.shared.family, "global_family")
     return {

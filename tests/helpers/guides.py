@@ -31,9 +31,9 @@ class Net(nn.Module):
 class Certain:
     """A family without noise, whose log density is a parameter: sums over it are exact."""
 
-    def num_parameters(self, latents: int) -> int:
+    def num_parameters(self, latent_dim: int) -> int:
         """A point, and a log density."""
-        return latents + 1
+        return latent_dim + 1
 
     def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
         """A point."""
