@@ -289,9 +289,9 @@ def _combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], ax
     first = parts[0]
     if isinstance(first, Tensor):
         return merge(parts, axis)
-    if "doubts" in getattr(first, "__dataclass_fields__", ()):
-        parts = _with_the_same_doubts(parts)
     if is_dataclass(first) and not isinstance(first, type):
+        if "doubts" in {entry.name for entry in fields(first)}:
+            parts = _with_the_same_doubts(parts)
         columns = {
             entry.name: [getattr(part, entry.name) for part in parts] for entry in fields(first)
         }
@@ -305,7 +305,7 @@ def _combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], ax
         return {key: _combined([part[key] for part in parts], merge, axis) for key in first}
     if isinstance(first, tuple):
         entries = [_combined(list(column), merge, axis) for column in zip(*parts, strict=True)]
-        return type(first)(*entries) if hasattr(first, "_fields") else tuple(entries)
+        return tuple(entries) if type(first) is tuple else type(first)(*entries)
     return first
 
 

@@ -6,6 +6,7 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -371,6 +372,33 @@ def test_a_map_belongs_to_one_guide() -> None:
     pv.Guide(vae(), shared)
     with pytest.raises(ValueError, match="this GlobalParameters already belongs to a guide"):
         pv.Guide(vae(), shared)
+
+
+def test_modules_that_are_families_say_how_they_are_set_up() -> None:
+    """Parameters that nobody creates, copies or moves would be lost: refused, with the remedy."""
+
+    class Learned(nn.Module):
+        normal = pv.DiagonalNormal()
+
+        def num_parameters(self, latent_dim: int) -> int:
+            return self.normal.num_parameters(latent_dim)
+
+        def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
+            return self.normal.initial(loc, scale)
+
+        def forward(self, parameters: Tensor) -> Any:
+            return self.normal(parameters)
+
+    class SetUp(Learned, pv.guides.TrainableFamily):
+        def setup(self, latent_dim: int) -> None:
+            self.latent_dim, self.shift = latent_dim, nn.Parameter(torch.zeros(latent_dim))
+
+    with pytest.raises(TypeError, match=r"derive it from pv\.guides\.TrainableFamily"):
+        pv.Guide(vae(), pv.GlobalParameters(), Learned())
+    guide = pv.Guide(vae(), pv.GlobalParameters(), SetUp())
+    assert [name for name, _ in guide.named_parameters()] == ["map.value", "family.shift"]
+    with pytest.raises(ValueError, match="this SetUp already belongs to a guide"):
+        pv.Guide(vae(), pv.GlobalParameters(), guide.family)
 
 
 def test_global_parameters() -> None:

@@ -24,6 +24,9 @@ _SHOWN = 6  # categories, names or rows listed in a message
 class Kind(ABC):
     """The kind of a column: how its entries are encoded as floats, and decoded."""
 
+    center = 0.0  # what is subtracted from numbers when they are encoded,
+    scale = 1.0  # and what they are then divided by
+
     @classmethod
     @abstractmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Kind":

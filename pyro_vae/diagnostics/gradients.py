@@ -29,7 +29,8 @@ from torch import Tensor
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import prepared
 from ..formatting import plus_minus
-from ..objectives import Objective
+from ..guides import maps_of
+from ..objectives import Differentiable, Objective
 from ..programs import Program, current_minibatch, evaluating, leaves_of, modules_of
 from ..progress import progress_bar
 from ..randomness import forked
@@ -344,7 +345,7 @@ class _Gradients:
         self.num_data = (
             program.structure.sizes(len(batch[0]))[0] if current is None else current.num_data
         )
-        self.is_differentiable = hasattr(objective, "differentiable_loss")
+        self.is_differentiable = isinstance(objective, Differentiable)
         seen = objective if self.is_differentiable else Trace_ELBO()  # the same parameters
         leaves = leaves_of(seen.differentiable_loss(self.model, guide, *batch))
         if not leaves:
@@ -355,8 +356,7 @@ class _Gradients:
 
     def _refuse_rows(self) -> None:
         """Refuses a table, whose rows would be updated by every gradient."""
-        map = getattr(self.guide, "map", None)
-        if map is not None and any(map.owns(leaf) for leaf in self.tensors.values()):
+        if any(map.owns(leaf) for map in maps_of(self.guide) for leaf in self.tensors.values()):
             raise ValueError(
                 f"{type(self.objective).__name__} has no differentiable_loss, and its gradients "
                 "would train the rows of LocalParameters; use Trace_ELBO, or one of pv.objectives"

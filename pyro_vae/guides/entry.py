@@ -7,7 +7,7 @@ parts; unsupported requests are refused here, with the name of the guide or site
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from pyro import poutine
@@ -40,6 +40,29 @@ _FEW = 2  # rows that show which sites a guide has
 _GLOBAL_DRAWS = 200  # of sites that all data share: a point is wanted, not an estimate
 
 
+@runtime_checkable
+class WithProgram(Protocol):
+    """A guide that knows the model it was made for."""
+
+    program: Program
+
+
+@runtime_checkable
+class WithPosterior(Protocol):
+    """A guide that gives the posterior of a batch itself, such as a module around a `Guide`."""
+
+    def posterior(self, *batch: Tensor, given: Mapping[str, Tensor] = ...) -> Posterior:
+        """The posterior of a batch, with the global sites at the given values."""
+
+
+@runtime_checkable
+class WithGlobals(Protocol):
+    """A guide that gives values of the global sites itself."""
+
+    def global_values(self) -> dict[str, Tensor]:
+        """The mean of their posterior."""
+
+
 def maps_of(guide: ProgramLike) -> list[InferenceMap]:
     """Inference maps of a guide: its own, or those of the guides that it delegates to."""
     modules = (part for module in modules_of(guide) for part in module.modules())
@@ -58,8 +81,15 @@ def row_buffers(guide: ProgramLike) -> list[Tensor]:
 
 def model_of(guide: ProgramLike | None) -> ProgramLike | None:
     """The model that a guide was made for; `None` if it does not know."""
-    program = getattr(guide, "program", None)
-    return program.model if isinstance(program, Program) else None
+    program = _own_program(guide)
+    return None if program is None else program.model
+
+
+def _own_program(guide: ProgramLike | None) -> Program | None:
+    """The program that a guide was made for, if it has one of ours."""
+    if isinstance(guide, WithProgram) and isinstance(guide.program, Program):
+        return guide.program
+    return None
 
 
 def has_parameters(guide: ProgramLike) -> bool:
@@ -178,10 +208,8 @@ def given_globals(
 
 @torch.no_grad()
 def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[str, Tensor]:
-    own = getattr(guide, "global_values", None)
-    if own is not None:
-        values: dict[str, Tensor] = own()
-        return values
+    if isinstance(guide, WithGlobals):
+        return guide.global_values()
     if isinstance(guide, AutoGuide):
         return values_of(program, automatic_globals(program, guide)[0])
     return values_of(program, _mean_of_draws(program, guide, batch))
@@ -249,8 +277,8 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
     Raises:
         ValueError: If the guide was made for a model with other latent sites.
     """
-    program = getattr(guide, "program", None)
-    if not isinstance(program, Program):
+    program = _own_program(guide)
+    if program is None:
         return Program(model, *batch)
     if program.model == model:  # methods are never the same
         return program
@@ -278,13 +306,10 @@ def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterio
         return NoLatents.of(program, batch)
     if isinstance(guide, AutoGuide):
         return automatic_posterior(program, guide, len(batch[0]))
-    posterior = getattr(guide, "posterior", None)
-    if posterior is None:
+    if not isinstance(guide, WithPosterior):
         return program_posterior(program, guide, batch)
     # A map of ours may look at the model, with its global sites at the same values.
-    given = {"given": program.fixed} if program.fixed else {}
-    answer: Posterior = posterior(*batch, **given)
-    return answer
+    return guide.posterior(*batch, **({"given": program.fixed} if program.fixed else {}))
 
 
 def samples_discrete(program: Program, guide: ProgramLike, batch: Batch) -> list[str]:
@@ -310,7 +335,7 @@ def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike
 
 def _is_ours(guide: ProgramLike) -> bool:
     """Whether it samples all continuous sites of the model, unmasked, and no others."""
-    return hasattr(guide, "posterior") or isinstance(guide, AutoGuide)
+    return isinstance(guide, WithPosterior | AutoGuide)
 
 
 def _looked_at(program: Program, guide: ProgramLike, batch: Batch) -> Run | None:
@@ -340,7 +365,7 @@ def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> Non
         return
     if is_tied_to_rows(guide):
         for_new_rows(guide, rows, progress=False)
-    elif getattr(guide, "posterior", None) is None:
+    elif not isinstance(guide, WithPosterior):
         program = program_of(model, guide, rows)
         with evaluating(model, guide):
             site = tied_site(program, guide, rows)

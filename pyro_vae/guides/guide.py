@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._types import Batch, Data, Distribution, ProgramLike
 from ..programs import (
@@ -125,6 +125,11 @@ class Guide(NamedModule):
             if not family.latent_dim:
                 family.setup(latent_dim)
             family.to(device=self.program.device, dtype=self.program.dtype)
+        elif isinstance(family, nn.Module):
+            raise TypeError(
+                f"{type(family).__name__} is a module, so it has parameters that all data share: "
+                "derive it from pv.guides.TrainableFamily, whose setup(latent_dim) creates them"
+            )
 
     def prior_parameters(self) -> Float[Tensor, " parameters"]:
         """Parameters at which the family is close to N(0, I), with the model's dtype and device."""

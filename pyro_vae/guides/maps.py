@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .._types import Batch
-from ..nets import require_tensor
+from ..nets import features_of, require_tensor
 from ..programs import Program, capturing, has_missing
 from ..randomness import row_digests
 from ..registry import registered
@@ -139,7 +139,7 @@ class Encoder(InferenceMap):
                 "another Encoder, or use the same family for both"
             )
         self.num_parameters = num_parameters
-        features = getattr(self.net, "num_features", None)
+        features = features_of(self.net)
         if features is not None:
             head = nn.Linear(int(features), num_parameters, device="cpu")
             self.head = head.to(device=initial.device, dtype=initial.dtype)

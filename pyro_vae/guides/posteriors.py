@@ -179,16 +179,21 @@ def site_log_prob(q: Any, value: Tensor, u: Tensor | None, transform: Any) -> Te
 
 def _mean_of_base(q: Any) -> Tensor:
     """The mean of the distribution that is transformed: it has the dtype and device of draws."""
-    while hasattr(q, "base_dist"):
-        q = q.base_dist
-    mean: Tensor = q.mean
+    inside = _inside(q)
+    mean: Tensor = q.mean if inside is None else _mean_of_base(inside)
     return mean
 
 
 def _is_known(q: Any) -> bool:
     """Whether it consists of torch's and Pyro's own classes: a subclass may draw differently."""
     own = type(q).__module__.startswith(("torch.distributions.", "pyro.distributions."))
-    return own and (not hasattr(q, "base_dist") or _is_known(q.base_dist))
+    inside = _inside(q)
+    return own and (inside is None or _is_known(inside))
+
+
+def _inside(q: Any) -> Any:
+    """The distribution that is transformed, masked or made independent; `None` without one."""
+    return getattr(q, "base_dist", None)
 
 
 @dataclass(frozen=True)

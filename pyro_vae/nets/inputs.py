@@ -1,6 +1,7 @@
 """Wrappers that prepare the input of a network."""
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -30,6 +31,18 @@ def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
     )
 
 
+@runtime_checkable
+class Trunk(Protocol):
+    """A network that ends in features, for a layer of the size that the family needs on top."""
+
+    num_features: int | None
+
+
+def features_of(net: nn.Module) -> int | None:
+    """Features of a trunk; `None` for other networks."""
+    return net.num_features if isinstance(net, Trunk) else None
+
+
 class _Around(nn.Module):
     """A network with a transformed input; it is a trunk if that network is."""
 
@@ -40,8 +53,7 @@ class _Around(nn.Module):
     @property
     def num_features(self) -> int | None:
         """`num_features` of the network; `None` if it has no such attribute."""
-        features: int | None = getattr(self.net, "num_features", None)
-        return features
+        return features_of(self.net)
 
 
 @registered()

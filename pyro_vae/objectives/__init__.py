@@ -3,6 +3,7 @@
 from .._arguments import check_public
 from ..compiling import CompiledELBO as CompiledELBO
 from .base import Cyclic as Cyclic
+from .base import Differentiable as Differentiable
 from .base import LinearWarmup as LinearWarmup
 from .base import Objective as Objective
 from .base import Progress as Progress

@@ -36,6 +36,14 @@ from ..programs import Program, Run, TracedSite, current_minibatch, minibatch, t
 
 
 @runtime_checkable
+class Differentiable(Protocol):
+    """An ELBO whose loss can be differentiated; Pyro's base class does not declare it."""
+
+    def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Any:
+        """Minus the bound on the data set, a scalar in nats."""
+
+
+@runtime_checkable
 class Schedule(Protocol):
     """A weight that depends on the progress of training."""
 

@@ -31,6 +31,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from .._types import Batch
 from ..guides import Draws, FamilyPosterior, Posterior, ProgramPosterior
+from ..guides.contract import base_of
 from ..programs import Run, repeat_rows
 from .base import Objective, Particles, Schedule
 
@@ -401,5 +402,4 @@ def _multivariate(normal: Any) -> Any:
 
 
 def _name(distribution: Any) -> str:
-    inner = getattr(distribution, "base_dist", distribution)
-    return type(inner).__name__
+    return type(base_of(distribution)).__name__

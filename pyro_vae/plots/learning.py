@@ -42,6 +42,12 @@ class LearningCurve(Protocol):
         """Training ELBO, `(epochs,)`, in nats per datum."""
 
 
+@runtime_checkable
+class _Validated(LearningCurve, Protocol):
+    @property
+    def validation_elbo(self) -> Array | None: ...
+
+
 def plot_learning_curves(
     curves: Mapping[str, LearningCurve], *, ax: "Axes | None" = None
 ) -> "Axes":
@@ -94,7 +100,7 @@ class Trace(NamedTuple):
 
 def _traces(name: str, curve: LearningCurve) -> list[Trace]:
     epoch, elbo = as_numpy(curve.epoch), as_numpy(curve.elbo)
-    validation = getattr(curve, "validation_elbo", None)
+    validation = curve.validation_elbo if isinstance(curve, _Validated) else None
     held_out = np.full(elbo.shape, np.nan) if validation is None else as_numpy(validation)
     shapes = [epoch.shape, elbo.shape, held_out.shape]
     if epoch.ndim != 1 or len(set(shapes)) > 1:

@@ -224,13 +224,13 @@ def _draw_filled(
 
 def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
     """Encoded values of a column in its own unit: dates as dates, categories as their codes."""
-    kind: Any = column.kind
+    kind = column.kind
     if isinstance(kind, Time):
         days = values * kind.scale + kind.center
         return np.rint(np.nan_to_num(days) * 86_400_000).astype("int64").astype("datetime64[ms]")
     if isinstance(kind, Categories):
         return values
-    return values * getattr(kind, "scale", 1.0) + getattr(kind, "center", 0.0)
+    return values * kind.scale + kind.center
 
 
 def _name_reached(ax: "Axes", codes: NDArray[Any], column: Column) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch, Data, ProgramLike
-from ..data import Binary, Categories, Columns, Time
+from ..data import Binary, Categories, Columns, Kind, Time
 from ..evidence import prepared
 from ..formatting import four_digits
 from ..programs import Program
@@ -185,12 +185,11 @@ def _number(
     ]
 
 
-def _own(value: float, kind: Any) -> str:
+def _own(value: float, kind: Kind) -> str:
     """A number in the column's own unit."""
     if isinstance(kind, Time) and kind.pattern:
         return str(kind.written(torch.tensor([value]).double().numpy())[0])
-    center, scale = getattr(kind, "center", 0.0), getattr(kind, "scale", 1.0)
-    return four_digits(value * scale + center)
+    return four_digits(value * kind.scale + kind.center)
 
 
 def _categories(

@@ -3,12 +3,12 @@
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from pyro.infer import ELBO
 
 from .._types import Batch
-from ..objectives import Objective
+from ..objectives import Differentiable, Objective
 from .callbacks import Callback, EarlyStopping, StopWhenConverged
 from .checkpoints import Checkpoint, in_words
 from .optimizers import OptimizerFactory, SchedulerFactory, hold_then_fall
@@ -24,7 +24,7 @@ class Plan:
 
     num_epochs: int | None
     batch_size: int
-    objective: Any  # an ELBO; the base class does not declare differentiable_loss
+    objective: ELBO | None
     optimizer: OptimizerFactory | torch.optim.Optimizer
     scheduler: SchedulerFactory | None
     train_model: bool
@@ -39,7 +39,7 @@ class Plan:
         for name in ("num_epochs", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        if self.objective is not None and not hasattr(self.objective, "differentiable_loss"):
+        if self.objective is not None and not isinstance(self.objective, Differentiable):
             raise TypeError(
                 f"{type(self.objective).__name__} has no differentiable_loss, which fit needs; "
                 "use Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO(), or write your own "

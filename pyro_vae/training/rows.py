@@ -1,7 +1,7 @@
 """The rows that training reads: tensors in memory, or data read on demand."""
 
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -56,7 +56,7 @@ class Collated:
     """
 
     def __init__(self, dataset: TorchDataset[Any]) -> None:
-        if not hasattr(dataset, "__len__"):
+        if not isinstance(dataset, Sized):
             raise TypeError(
                 f"{type(dataset).__name__} does not say how many rows it has: give it a __len__"
             )
