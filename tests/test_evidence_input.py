@@ -63,6 +63,17 @@ def test_rows_that_are_mixed(name: str) -> None:
             pv.elbo(model, guide, y, 3)
 
 
+def test_a_program_is_asked_again_when_a_layer_is_replaced() -> None:
+    """That its rows are apart is known of the layers that it had."""
+    model = pv.models.VAE(OverTheBatch(torch.tanh), pv.likelihoods.Gaussian(), 2)
+    guide, y = pv.Guide(model, pv.GlobalParameters()), torch.randn(5, 3)
+    for _ in range(2):
+        pv.elbo(model, guide, y, 3)
+    model.decoder = OverTheBatch(MIXES["centred"])
+    with pytest.raises(ValueError, match="the program mixes the rows of a batch"):
+        pv.elbo(model, guide, y, 3)
+
+
 def test_nan_of_one_datum_is_found() -> None:
     """In a program written by hand, far from the first chunk: counted from the first row."""
 

@@ -28,7 +28,7 @@ from .edges import AtEdges
 from .hooks import hooks_of
 from .log_probs import sum_out
 from .masks import Unmasked
-from .modes import evaluating, require_arrays
+from .modes import evaluating, modules_of, require_arrays
 from .sites import GlobalSite
 from .structure import Structure, structure_of
 from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
@@ -102,6 +102,7 @@ class Program:
         self._take(structure_of(model, rows, plate))
         self.fixed: dict[str, Tensor] = {}
         self.conditions = ""
+        self.kept_apart: set[tuple[object, ...]] = set()  # shared by copies at given values
         if self.structure.combinations is not None and self._broadcasts(rows):
             self.structure = replace(self.structure, combinations=None)
 
@@ -138,6 +139,7 @@ class Program:
         memo[id(self)] = made
         made.model = copied(self.model, memo)
         made.fixed = copy.deepcopy(self.fixed, memo)
+        made.kept_apart = set()
         return made
 
     def _own_prototype(self) -> Batch:
@@ -464,16 +466,24 @@ class Program:
         """Refuses a program whose density of a datum depends on the other rows of the batch.
 
         The densities of a few rows together are compared with those of every second of them, in
-        reverse order: other company in number, content and place.
+        reverse order: other company in number, content and place. Once it has passed, a program is
+        not asked again while its layers and the shape of a datum are the same.
 
         Raises:
             ValueError: If they differ, unless the density differs between two equal calls anyway.
         """
         few = min(len(batch[0]), _COMPANY)
+        layers = [layer for module in modules_of(self.model) for layer in module.modules()]
+        asked = (few, *(part.shape[1:] for part in batch), *layers)
+        if asked in self.kept_apart:
+            return
         whole = torch.arange(few, device=batch[0].device)
         some = whole.flip(0)[::2]
         together, part = (_log_joint_of(self, batch, rows, seed=0) for rows in (whole, some))
-        if part is None or together is None or _is_close(part, together[some]).all():
+        if part is None or together is None:
+            return
+        if _is_close(part, together[some]).all():
+            self.kept_apart.add(asked)
             return
         again = _log_joint_of(self, batch, whole, seed=1)
         if again is not None and _is_close(again, together).all():
