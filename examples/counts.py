@@ -18,6 +18,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -29,7 +30,7 @@ from pyro_vae.evidence import LogMarginal
 from pyro_vae.likelihoods import LearnedDispersion, Likelihood, NegativeBinomial, Poisson
 
 LATENTS = 2  # few enough for log p(y | t) by quadrature
-BLIND = "Poisson, not told t"
+BLIND = "Poisson without exposure"
 
 
 def likelihoods() -> dict[str, Likelihood]:
@@ -99,6 +100,7 @@ class Sizes(NamedTuple):
     draws: int
 
 
+@matplotlib.rc_context(pv.plots.STYLE)
 def draw(
     results: dict[str, Result], pairs: dict[str, PairedDifference], best: str, path: Path
 ) -> None:
@@ -108,6 +110,7 @@ def draw(
     names = list(results)
     zeros = [results[name].zeros.replicated.flatten().numpy() for name in names]
     look: dict[str, Any] = {"orientation": "horizontal", "whis": (2.5, 97.5), "showfliers": False}
+    look["medianprops"] = {"color": "black"}
     right.boxplot(zeros, positions=range(len(names)), **look)
     for name, pair in pairs.items():
         error = 2 * float(pair.mean.population_error)
@@ -116,10 +119,12 @@ def draw(
     left.axvline(0.0, color="0.6", linewidth=1.0)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.set_xlabel(f"log p less that of {best}\n(nats per held-out picture, 2 standard errors)")
+    left.set_xlabel(f"log p minus that of {best}\n(nats per held-out picture, ± 2 standard errors)")
     observed = float(results[best].zeros.observed)
     right.axvline(observed, color="C1", label="held-out pictures")
-    right.set_xlabel("share of zeros in data sets of the model\n(quartiles and 95%)")
+    right.set_xlabel(
+        "share of zeros in data sets drawn from the model\n(median, quartiles and 95%)"
+    )
     right.legend(loc="best", frameon=False)
     figure.savefig(path, dpi=110)
 
@@ -145,7 +150,7 @@ def main() -> None:
         log_p, zeros = results[name]
         bad = int((~log_p.reliable).sum())
         print(
-            f"{name:22s} log p {float(log_p.mean.value):9.2f} nats per picture ({bad} of "
+            f"{name:24s} log p {float(log_p.mean.value):9.2f} nats per picture ({bad} of "
             f"{len(log_p.value)} unreliable); zeros: {zeros.summary().splitlines()[0]}"
         )
     best = max(results, key=lambda name: float(results[name].log_p.mean.value))
@@ -154,9 +159,9 @@ def main() -> None:
         for name, result in results.items()
         if name != best
     }
-    print(f"\nLess the {best}:")
+    print(f"\nMinus the {best}:")
     for name, pair in pairs.items():
-        print(f"{name:22s} {pair.summary()}")
+        print(f"{name:24s} {pair.summary()}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw(results, pairs, best, arguments.out / "counts.png")
 
@@ -166,9 +171,9 @@ def main() -> None:
     )
     made = {name: float(result.zeros.replicated.mean()) for name, result in results.items()}
     print(
-        f"\nThe {best} predicts held-out counts best; nats per picture less: {', '.join(lost)}. Of "
-        f"the held-out counts {float(results[best].zeros.observed):.1%} are zero; of its own "
-        f"{made[best]:.1%}, of the Poisson's {made['Poisson']:.1%}."
+        f"\nThe {best} predicts held-out counts best; the others lose, in nats per picture: "
+        f"{', '.join(lost)}. Of the held-out counts {float(results[best].zeros.observed):.1%} are "
+        f"zero, of its own {made[best]:.1%}, of the Poisson's {made['Poisson']:.1%}."
     )
 
 

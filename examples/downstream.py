@@ -18,6 +18,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -121,6 +122,7 @@ def shown(name: str, value: float, errors: Array) -> str:
     return f"{name} {value:.3f} ± {errors.std():.3f}"
 
 
+@matplotlib.rc_context(pv.plots.STYLE)
 def draw(
     plane: Array,
     digits: Array,
@@ -138,14 +140,18 @@ def draw(
         numbers = np.array(list(by_number))
         means = np.array([hits.mean() for hits in by_number.values()])
         errors = [2 * hits.std() / len(hits) ** 0.5 for hits in by_number.values()]
-        middle.errorbar(numbers, means, yerr=errors, marker="o", capsize=2, label=name)
-    middle.set(xscale="log", xlabel="labels to learn from", ylabel="held-out accuracy, 2 se")
+        middle.errorbar(numbers, means, yerr=errors, marker="o", label=name)
+    middle.set(
+        xscale="log",
+        xlabel="labels to learn from",
+        ylabel="held-out accuracy (± 2 standard errors)",
+    )
     middle.legend(frameon=False, fontsize="small")
     for place, (value, others) in enumerate(clusters.values()):
-        last.errorbar(value, place, xerr=2 * others.std(), fmt="o", color=f"C{place}", capsize=2)
+        last.errorbar(value, place, xerr=2 * others.std(), fmt="o", color=f"C{place}")
     last.set_yticks(range(len(clusters)), list(clusters))
     last.invert_yaxis()
-    last.set_xlabel("clusters and digits agree\n(adjusted Rand index, 2 se)")
+    last.set_xlabel("agreement of clusters and digits\n(adjusted Rand index, ± 2 standard errors)")
     figure.savefig(path, dpi=110)
 
 

@@ -18,6 +18,7 @@ Run:  python examples/latent_tour.py --out figures      (--smoke for a quick loo
 import argparse
 from pathlib import Path
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -55,6 +56,7 @@ def strangers(y: Tensor) -> dict[str, Tensor]:
     return {"digits": y, "on their sides": on_side, "noise": noise.float()}
 
 
+@matplotlib.rc_context(pv.plots.STYLE)
 def draw(
     rows: dict[str, dict[str, Tensor]],
     traversal: queries.Traversal,
@@ -78,7 +80,7 @@ def draw(
         shares = torch.arange(1, len(y) + 1) / len(y)
         ax.plot(shares, out.tail_probability.value.sort().values, label=name)
     ax.plot([0, 1], [0, 1], color="0.7", linestyle=":")
-    ax.set(xlabel="share of the images", ylabel="tail probability")
+    ax.set(xlabel="share of images", ylabel="tail probability")
     ax.legend()
     places[2, 1].suptitle("images, and their tail probabilities")
     shown = {name: y[:COLUMNS] for name, (y, _) in found.items()}

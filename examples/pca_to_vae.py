@@ -20,6 +20,7 @@ Run:  python examples/pca_to_vae.py --out figures      (--smoke for a quick look
 import argparse
 from pathlib import Path
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 from sklearn.datasets import load_breast_cancer
@@ -79,6 +80,7 @@ def _slower(tensors: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(tensors, lr=0.005)
 
 
+@matplotlib.rc_context(pv.plots.STYLE)
 def draw(
     tables: dict[int, dict[str, LogMarginal]], gaps: dict[str, InferenceGap], path: Path
 ) -> None:

@@ -14,6 +14,7 @@ Run:  python examples/semi_amortized.py --out figures      (--smoke for a quick 
 import argparse
 from pathlib import Path
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -63,15 +64,16 @@ def bounds(
     return values
 
 
+@matplotlib.rc_context(pv.plots.STYLE)
 def draw(values: dict[str, float], path: Path) -> None:
     """The ELBO against the number of steps, between its limits."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     curve = [values["amortized"], *(values[f"{steps} steps"] for steps in STEPS)]
-    axes.plot((0, *STEPS), curve, "o-", label="encoder, then steps for every digit")
+    axes.plot((0, *STEPS), curve, "o-", label="encoder, then gradient steps per digit")
     for style, name in ((":", "per-datum"), ("--", "per-datum, full-rank"), ("-", "log p")):
         axes.axhline(values[name], color="0.4", linestyle=style, label=name)
-    axes.set_xlabel("steps")
+    axes.set_xlabel("gradient steps per digit")
     axes.set_ylabel("held-out ELBO (nats per digit)")
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -21,6 +21,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import torch
@@ -160,6 +161,7 @@ def said(values: list[Array], form: str) -> str:
     return ", ".join(f"{name} {v[0]:{form}} ± {v[1:].std():.3f}" for name, v in known)
 
 
+@matplotlib.rc_context(pv.plots.STYLE)
 def draw(
     results: dict[str, list[Array]],
     shown: tuple[Tensor, Tensor, Tensor],
@@ -172,10 +174,10 @@ def draw(
     for number, ax in enumerate(top.subplots(1, 3, sharey=True)):
         for place, values in enumerate(results.values()):
             value, *others = values[number]
-            ax.errorbar(value, place, xerr=2 * np.std(others), fmt="o", color="C0", capsize=3)
+            ax.errorbar(value, place, xerr=2 * np.std(others), fmt="o", color="C0")
         ax.set_yticks(range(len(results)), list(results))
         ax.set_ylim(len(results) - 0.5, -0.5)
-        ax.set_xlabel(f"{SCORES[number]}, 2 se", fontsize="small")
+        ax.set_xlabel(f"{SCORES[number]}\n± 2 standard errors", fontsize="small")
     plot_imputation(*shown, names=names, figure=bottom)
     figure.savefig(path, dpi=110)
 

@@ -1,10 +1,10 @@
-"""Is a state-space model of series better than a VAE of windows or of whole rows?
+"""Is a state-space model of series better than a VAE of windows or of whole series?
 
 A nonlinear oscillator driven by noise (van der Pol's), of which only the position is measured, with
 noise, at 6 to 16 times: series of different lengths, nan beyond their ends.
 
     state space   z_t | z_{t-1} ~ N(net(z_{t-1}), diag sigma^2),   y_t | z_t ~ N(A z_t + b, s^2)
-    i.i.d. VAE    every 4 times, or all 16, are one row of numbers,            y ~ N(net(z), s^2)
+    i.i.d. VAE    every 4 times, or all 16, are one datum,                     y ~ N(net(z), s^2)
 
 In the state-space model p(z | y) is a product of p(z_t | z_{t-1}, y_t .. y_T). So its guide,
 written by hand, corrects the transition at each time by a network's summary of the data ahead.
@@ -18,6 +18,7 @@ Run:  python examples/time_series.py --out figures      (--smoke for a quick loo
 import argparse
 from pathlib import Path
 
+import matplotlib
 import pyro
 import pyro.distributions as dist
 import torch
@@ -117,14 +118,17 @@ def _adam(tensors: list[Tensor]) -> torch.optim.Optimizer:
 
 
 def verdict(draws: Tensor, truth: Tensor, unseen: Tensor) -> str:
-    """How often bands of 90% hold what came, and how wide they are."""
+    """How many held-out values bands of 90% cover, and how wide they are."""
     low, high = draws.quantile(draws.new_tensor([0.05, 0.95]), dim=0)
     held = ((low <= truth) & (truth <= high)).double()
     share, error = stats.population_mean(held[unseen])
     width = float((high - low)[unseen].mean())
-    return f"{float(share):.1%} ± {float(error):.1%} of what came, and is {width:.2f} wide"
+    return (
+        f"{float(share):.1%} ± {float(error):.1%} of the held-out values, and is {width:.2f} wide"
+    )
 
 
+@matplotlib.rc_context(pv.plots.STYLE)
 def draw(
     y: Tensor, truth: Tensor, bands: dict[str, Tensor], log_p: dict[str, Tensor], path: Path
 ) -> None:
@@ -136,16 +140,16 @@ def draw(
             ends = draws[:, row].quantile(draws.new_tensor([0.05, 0.95]), dim=0)
             times = range(1, draws.shape[2] + 1)
             ax.fill_between(times, *ends, color=f"C{number}", alpha=0.3, lw=0, label=name)
-        ax.plot(range(1, truth.shape[1] + 1), truth[row], "x", color="0.5", label="what came")
-        ax.plot(range(1, TIMES + 1), y[row], "ko", markersize=4, label="seen")
+        ax.plot(range(1, truth.shape[1] + 1), truth[row], "x", color="0.5", label="held out")
+        ax.plot(range(1, TIMES + 1), y[row], "ko", markersize=4, label="observed")
         ax.set(xlabel="time", ylabel="position")
     handles = panels[0].get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     for place, value in enumerate(log_p.values()):
         mean, error = stats.population_mean(value - log_p["state space"])
-        right.errorbar(float(mean), place, xerr=2 * float(error), fmt="o", color="C0", capsize=3)
+        right.errorbar(float(mean), place, xerr=2 * float(error), fmt="o", color="C0")
     right.set_yticks(range(len(log_p)), list(log_p))
-    right.set(xlabel="held-out log p less that of the state space,\nnats a series, 2 se")
+    right.set_xlabel("log p minus that of the state space\n(nats per series, ± 2 standard errors)")
     right.invert_yaxis()
     figure.savefig(path, dpi=110)
 
@@ -178,20 +182,20 @@ def main() -> None:
         )
         rows, series = windows(test, width)
         lml = pv.log_marginal_likelihood(*of_rows[width], rows, method)
-        log_p[f"{width} times a row"] = (
+        log_p[f"windows of {width}"] = (
             torch.zeros(len(test)).double().index_add(0, series, lml.value.double())
         )
-        print(f"{width} times a row: {lml.summary()}")
+        print(f"windows of {width}: {lml.summary()}")
     z = queries.encode(model, guide, test, samples)
     torch.manual_seed(0)
     ahead = torch.cat([model.sample_data(z), model.forecast(z, AHEAD)], dim=2)[..., 0]
     filled = queries.impute(*of_rows[TIMES], test[..., 0], samples)
-    bands = {"state space, 90%": ahead, "a row of 16, 90%": filled.draws}
+    bands = {"state space, 90%": ahead, "VAE of 16 times, 90%": filled.draws}
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw(test[..., 0], truth, bands, log_p, arguments.out / "time_series.png")
 
     unseen, first = test[..., 0].isnan(), truth[:, :TIMES]
-    print(f"\nThe row's imputations: {filled.summary()}")
+    print(f"\nImputations of the VAE of 16 times: {filled.summary()}")
     for name, value in log_p.items():
         mean, error = stats.population_mean(value)
         less, beside = stats.population_mean(value - log_p["state space"])
@@ -201,10 +205,10 @@ def main() -> None:
         )
     beyond = torch.ones(len(test), AHEAD, dtype=torch.bool)
     print(
-        "Beyond the end of a series a band of 90% by the state space holds "
-        f"{verdict(ahead[:, :, :TIMES], first, unseen)}; by a row of 16 it holds "
-        f"{verdict(filled.draws, first, unseen)}. At times 17 to 24, for which a row has no place, "
-        f"the state space's holds {verdict(ahead[:, :, TIMES:], truth[:, TIMES:], beyond)}."
+        "Beyond the end of a series the state space's band of 90% covers "
+        f"{verdict(ahead[:, :, :TIMES], first, unseen)}; that of the VAE of 16 times covers "
+        f"{verdict(filled.draws, first, unseen)}. At times 17 to 24, which that VAE does not have, "
+        f"the state space's covers {verdict(ahead[:, :, TIMES:], truth[:, TIMES:], beyond)}."
     )
 
 

@@ -19,6 +19,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import pyro
 import pyro.distributions as dist
 import torch
@@ -78,17 +79,26 @@ def _adam(tensors: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(tensors, lr=0.01)
 
 
+@matplotlib.rc_context(pv.plots.STYLE)
 def draw(results: dict[str, Result], guide: pv.Guide, names: list[str], path: Path) -> None:
     """Held-out log p under every guide, and the loadings with their uncertainty."""
     figure = Figure(figsize=(11.0, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, result in enumerate(results.values()):
         hide = "_" * (place > 0)  # a legend leaves out what begins so
-        left.plot(result.draws, [place] * len(result.draws), "|", color="0.6", label=hide + "draws")
-        left.plot(result.averaged, place, "o", color="C0", label=hide + "averaged over draws")
-        left.plot(result.elbo, place, "v", color="C1", label=hide + "ELBO at the mean")
+        left.plot(
+            result.draws,
+            [place] * len(result.draws),
+            "|",
+            color="0.6",
+            label=hide + "log p at a draw of the globals",
+        )
+        left.plot(result.averaged, place, "o", color="C0", label=hide + "log p averaged over draws")
+        left.plot(
+            result.elbo, place, "v", color="C1", label=hide + "ELBO at the mean of the globals"
+        )
     left.set_yticks(range(len(results)), list(results))
-    left.set_xlabel("held-out wines (nats per wine)")
+    left.set_xlabel("held-out log p(y) (nats per wine)")
     left.legend(loc="center")
     loadings = torch.stack([values["loadings"] for values in guide.sample_globals(500)])
     for latent, shift in enumerate((-0.15, 0.15)):
@@ -98,7 +108,7 @@ def draw(results: dict[str, Result], guide: pv.Guide, names: list[str], path: Pa
         right.errorbar(mean, places, xerr=sd, fmt=style, label=f"latent {latent + 1}")
     right.set_yticks(range(len(names)), [name.split("/")[0].replace("_", " ") for name in names])
     right.axvline(0.0, color="0.8", zorder=0)
-    right.set_xlabel("loading, two posterior sd")
+    right.set_xlabel("loading (± 2 posterior standard deviations)")
     right.legend(loc="lower left")
     for axes in (left, right):
         axes.invert_yaxis()

@@ -14,7 +14,7 @@ Given an `ax` or a `figure`, pyplot is not even imported, and nothing has to be 
 figure is opened through pyplot, so that a notebook shows it; it is then pyplot's current figure,
 and the caller should close it. A figure of your own needs a layout engine to make room for labels
 and legends: "constrained", or "compressed" where panels are square. rcParams are read and never
-changed.
+changed; :data:`STYLE` has those that make a figure of your own look like these.
 
 A guide has the same colour and marker in each figure if it is at the same position in the mapping.
 The colours can be told apart by colour-blind readers, the markers in grey print.
@@ -25,6 +25,7 @@ from .checks import plot_pareto_k as plot_pareto_k
 from .checks import plot_predictive_check as plot_predictive_check
 from .checks import plot_rank_ecdf as plot_rank_ecdf
 from .checks import plot_rank_histograms as plot_rank_histograms
+from .drawing import STYLE as STYLE
 from .estimates import plot_comparison as plot_comparison
 from .estimates import plot_gap_shares as plot_gap_shares
 from .estimates import plot_gaps as plot_gaps
