@@ -1,12 +1,12 @@
 """How fast is importance-weighted evaluation, and how near to what the machine can do?
 
-A Bernoulli decoder of 50-200-200-784 with tanh, 100 images, 5,000 draws an image: the evaluation
+A Bernoulli decoder of 50-200-200-784 with tanh, 100 images, 5,000 draws per image: the evaluation
 with which importance-weighted autoencoders are reported. In one run, on one thread, in turns so
 that a change in the machine's speed hits all of them, it times
 
     a bare matrix product: the decoder's three products and nothing else, the ceiling;
     a plain loop: model and guide as a person writes them with Pyro alone, with the same networks,
-        all draws of an image in one vectorized plate, so that the encoder runs once an image;
+        all draws of an image in one vectorized plate, so that the encoder runs once per image;
     the library: `pv.log_marginal_likelihood` with `pv.ImportanceSampling`, on `pv.models.VAE`;
         with densities as the programs give them (compile=False), and compiled, once that is done;
     the library on the plain programs: the same, on the model and the guide of the loop;

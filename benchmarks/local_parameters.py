@@ -103,7 +103,7 @@ def timed(step: Step, num_steps: int) -> float:
 def measure(
     make: Callable[[Tensor], Step], sizes: list[int], num_steps: list[int], repeats: int
 ) -> list[list[float]]:
-    """Milliseconds a step, by repeat and size."""
+    """Milliseconds per step, by repeat and size."""
     table = []
     for repeat in range(repeats):
         row = []
@@ -142,7 +142,7 @@ def main() -> None:
     torch.set_num_threads(1)
     sizes = [1_000, 2_000] if options.smoke else [1_000, 10_000, 100_000, 1_000_000]
     steps, repeats = (5, 2) if options.smoke else (options.steps, options.repeats)
-    print(f"{'guide':<16} {'N':>9} {'ms a step':>24} {'times N = 1,000':>20}", flush=True)
+    print(f"{'guide':<16} {'N':>9} {'ms per step':>24} {'times N = 1,000':>20}", flush=True)
     report("LocalParameters", sizes, measure(ours, sizes, [steps] * len(sizes), repeats))
     # A step of AutoNormal at a million rows takes about a second: five of them say enough.
     few = [steps if size < 100_000 else 5 for size in sizes]

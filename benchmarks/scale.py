@@ -107,7 +107,7 @@ def timed(what: str, count: int, unit: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds = time.perf_counter() - start
-    print(f"  {what}: {seconds:,.1f} s, {1e3 * seconds / count:.3g} ms a {unit}", flush=True)
+    print(f"  {what}: {seconds:,.1f} s, {1e3 * seconds / count:.3g} ms per {unit}", flush=True)
 
 
 class Watch:
@@ -126,7 +126,7 @@ class Watch:
         steps = 1e3 * np.diff(self.times[1:])
         low, middle, high = np.quantile(steps, [0.05, 0.5, 0.95])
         print(
-            f"  {len(steps) + 1} steps: {middle:.2f} ms a step ({low:.2f} to {high:.2f}: the "
+            f"  {len(steps) + 1} steps: {middle:.2f} ms per step ({low:.2f} to {high:.2f}: the "
             "middle 90 %)",
             flush=True,
         )

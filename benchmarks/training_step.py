@@ -7,7 +7,7 @@ batch), one step of Adam on a batch that is in memory, taken by
     Pyro SVI      the program under Trace_ELBO and Pyro's Adam
     eager         `pv.fit` with compile=False
     compiled      `pv.fit` with compile=True, once it is compiled
-    NumPyro jit   `svi.update` compiled, a call a step
+    NumPyro jit   `svi.update` compiled, one call per step
     NumPyro scan  many steps in one compiled loop
 
 The last two only where NumPyro is installed. All take turns, repeat for repeat, so that a machine
@@ -42,7 +42,7 @@ SIZES = {
     "784-400-10, 256": (784, 400, 10, 256),
     "784-200-50, 100": (784, 200, 50, 100),
 }
-Steps = Callable[[int], float]  # takes so many steps; seconds a step
+Steps = Callable[[int], float]  # takes so many steps; seconds per step
 
 
 def timed(step: Callable[[], Any]) -> Steps:
@@ -213,7 +213,7 @@ def peers(size: tuple[int, int, int, int]) -> dict[str, Steps]:
 
 
 def measured(size: tuple[int, int, int, int], repeats: int, steps: int) -> dict[str, list[float]]:
-    """Seconds a step of every peer, by repeat; peers take turns."""
+    """Seconds per step of every peer, by repeat; peers take turns."""
     found = peers(size)
     for run in found.values():  # what is set up at first use
         run(steps)

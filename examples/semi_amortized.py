@@ -104,7 +104,7 @@ def main() -> None:
     left = values["per-datum"] - values[f"{STEPS[1]} steps"]
     print(
         f"\nAmortizing costs {gap:.3f} nats per digit; after {STEPS[1]} steps {left:.3f} are left. "
-        f"Trained with 2 steps a digit, a model has log p(y) = "
+        f"Trained with 2 steps per digit, a model has log p(y) = "
         f"{float(lml.log_marginal.mean.value):.3f}; the one above has {values['log p']:.3f}."
     )
 

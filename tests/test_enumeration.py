@@ -53,7 +53,7 @@ def flattened(y: Tensor) -> None:
 
 
 def in_a_plate(y: Tensor) -> None:
-    """Two switches a datum in an inner plate, and a third one: y ~ N(z + sum, 1)."""
+    """Two switches per datum in an inner plate, and a third one: y ~ N(z + sum, 1)."""
     data = pyro.plate("data", len(y), dim=-1)
     with data:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -426,7 +426,7 @@ def test_draws_survive_a_file(case: tuple[Any, Any, Tensor], tmp_path: Path) -> 
 
 
 def test_arviz_summarizes(vae: tuple[models.VAE, Guide, Tensor]) -> None:
-    """One row a latent and datum, with the mean of its draws."""
+    """One row per latent and datum, with the mean of its draws."""
     model, guide, y = vae
     idata = to_inference_data(model, guide, y, num_samples=200, names=NAMES)
     table = import_module("arviz").summary(idata, var_names=["z"], round_to=6)

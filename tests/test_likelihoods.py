@@ -98,7 +98,7 @@ def test_fixed_sigma(sigma: float | FixedSigma, shape: tuple[int, ...]) -> None:
 @float64
 @pytest.mark.parametrize("shape", [(), (3,), 3])
 def test_learned_sigma(shape: tuple[int, ...] | int) -> None:
-    """It starts where it was told; one for all features, or one a feature."""
+    """It starts where it was told; one for all features, or one per feature."""
     likelihood = Gaussian(LearnedSigma(shape, initial=0.7))
     output, y = torch.randn(6, 3), torch.randn(6, 3)
     expected = stats.norm.logpdf(y.numpy(), output.numpy(), 0.7).sum(axis=1)

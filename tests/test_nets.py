@@ -50,7 +50,7 @@ def test_convolutions(shape: tuple[int, int, int], channels: tuple[int, ...]) ->
 
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_outputs_are_channels(outputs: int) -> None:
-    """Two numbers a pixel are twice the channels; flat rows are the same numbers in a row."""
+    """Two numbers per pixel are twice the channels; flat rows are the same numbers in a row."""
     shape, z = (3, 7, 5), torch.randn(NUM_DATA, 2)
     images = ConvDecoder(2, shape, (4,), outputs=outputs)
     rows = ConvDecoder(2, shape, (4,), outputs=outputs, flat=True)

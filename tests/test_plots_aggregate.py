@@ -38,7 +38,7 @@ def legend(ax: Axes) -> list[str]:
 
 
 def test_marginals_are_histograms_of_the_draws(rng: np.random.Generator) -> None:
-    """One panel a latent, densities that integrate to what is within, divergences on top."""
+    """One panel per latent, densities that integrate to what is within, divergences on top."""
     prior, aggregate = rng.normal(size=(400, 5)), torch.as_tensor(rng.normal(size=(300, 5))) / 2
     mismatch = (torch.arange(5) / 10, torch.full((5,), 0.01))
     figure = Figure(layout="constrained")

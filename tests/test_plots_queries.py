@@ -35,7 +35,7 @@ def lines(ax: Axes) -> list[list[float]]:
 
 
 def test_traversals_of_features(figure: Figure) -> None:
-    """A panel a latent, a curve a step, names below the last one."""
+    """A panel per latent, a curve per step, names below the last one."""
     decoded = torch.arange(12.0).reshape(2, 3, 2)
     axes = plot_traversal(
         decoded, ["first", "second"], (0.1, 0.5, 0.9), names=["a", "b"], figure=figure
@@ -50,7 +50,7 @@ def test_traversals_of_features(figure: Figure) -> None:
 
 
 def test_traversals_of_images(figure: Figure) -> None:
-    """A row a latent, a picture a step, its level on top."""
+    """A row per latent, a picture per step, its level on top."""
     decoded = np.random.default_rng(0).random((2, 3, 1, 2, 2))
     axes = plot_traversal(decoded, ["first", "second"], (0.1, 0.5, 0.9), (2, 2), figure=figure)
     assert axes.shape == (2,)

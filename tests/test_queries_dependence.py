@@ -186,7 +186,7 @@ def test_correlations_are_unbiased() -> None:
 
 def test_bad_input() -> None:
     """In words."""
-    with pytest.raises(ValueError, match="expected 5 names, one a feature, got 1"):
+    with pytest.raises(ValueError, match="expected 5 names, one per feature, got 1"):
         dependence(vae(), names=["a"])
     with pytest.raises(ValueError, match="pass data="):
         dependence(program)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_a_table_of_fitted_rows(seed: int) -> None:
-    """A guide with free parameters a row, fitted to data with holes, is a proposal too."""
+    """A guide with free parameters per row, fitted to data with holes, is a proposal too."""
     _, y = with_holes(20)
     start = pv.Guide(program, pv.GlobalParameters(), pv.FullRankNormal(), example=FACTORS.sample(2))
     fitted = start.fit_rows(y)

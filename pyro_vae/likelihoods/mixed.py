@@ -17,7 +17,7 @@ from .codes import Ordinal
 from .real import LearnedSigma
 from .special import Learned
 
-_STACKED = (LearnedSigma, Learned, Ordinal)  # whose parameters of shape () may be one a feature
+_STACKED = (LearnedSigma, Learned, Ordinal)  # whose parameters of shape () may be one per feature
 
 
 class MixedFeatures(dist.TorchDistribution):
@@ -255,7 +255,7 @@ def _key(likelihood: Likelihood, place: int) -> Any:
 def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
     """Calls a method of several like likelihoods once for all of their columns.
 
-    Their parameters are stacked, one a column, as those of a likelihood with a shape are.
+    Their parameters are stacked, one per column, as those of a likelihood with a shape are.
     """
     first, *others = (dict(likelihood.named_parameters()) for likelihood in likelihoods)
     if not others or not first:

@@ -309,7 +309,7 @@ def dependence(
         size = row[0].numel()
         known = tuple(map(str, range(size))) if names is None else tuple(names)
         if len(known) != size:
-            raise ValueError(f"expected {size} names, one a feature, got {len(known)}")
+            raise ValueError(f"expected {size} names, one per feature, got {len(known)}")
         how = measure or Correlation()
         estimate = how(program, row, seed)
         if isinstance(how, Correlation | RankCorrelation):

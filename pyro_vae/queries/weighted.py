@@ -161,7 +161,7 @@ def _place(column: int | str, names: Sequence[str] | None, like: Tensor) -> int:
     size = like[0].numel()
     if names is not None and (len(names) != size or len(set(names)) != size):
         raise ValueError(
-            f"expected {size} different names, one a column, got {len(names)}, "
+            f"expected {size} different names, one per column, got {len(names)}, "
             f"{len(set(names))} of them different"
         )
     if isinstance(column, str):
