@@ -11,7 +11,16 @@ import sys
 from collections.abc import Iterator
 from functools import cache, cached_property
 from importlib import import_module
-from inspect import cleandoc, getattr_static, getdoc, isclass, ismodule, isroutine, unwrap
+from inspect import (
+    cleandoc,
+    getattr_static,
+    getdoc,
+    isclass,
+    ismodule,
+    isroutine,
+    signature,
+    unwrap,
+)
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +55,57 @@ PAGES = {
     "registry": "What can be saved",
 }
 """A page for each public module, in this order."""
+
+CALLED_BY_THE_LIBRARY = {
+    "Adaptive": "places",
+    "AnnealedImportanceSampling": "works result_of",
+    "Augmented": "change",
+    "Column": "warn_of_units restored",
+    "ColumnInputs": "numbers width inputs",
+    "Combinations": "beside repeated only to",
+    "Copies": "of of_program",
+    "Correlation": "words",
+    "DReG": "particles",
+    "Evaluation": "shifted",
+    "FamilyPosterior": "is_keyed draw_keyed",
+    "Fit": "promise",
+    "FitRows": "times",
+    "Guide": "prior_parameters",
+    "ImportanceSampling": "is_plain log_means blocks weights",
+    "Layout": "emptied",
+    "Likelihood": "check_given check_learned fill",
+    "Linear": "places",
+    "LocalParameters": "start_at fill blank take update",
+    "MLflow": "write",
+    "Mean": "over",
+    "MeanOverData": "over",
+    "MutualInformation": "words",
+    "ONNX": "require",
+    "OnDisk": "read",
+    "ParticleFilter": "populations",
+    "PartlyObserved": "arg_constraints has_rsample support",
+    "PosteriorDraws": "trust_of_draws",
+    "ProductOfExperts": "set_experts natural",
+    "Program": (
+        "moved at_start traced weighed drawing whole enumerated enumerating densities_of "
+        "require_latents"
+    ),
+    "ProgramPosterior": "only is_keyed draw_keyed run",
+    "RankCorrelation": "words",
+    "Refined": "per_row",
+    "Run": "inside outside",
+    "SelfContained": "inside parameter_of value_of",
+    "Sigmoid": "places",
+    "StartFromGuide": "origin path",
+    "StartFromPrior": "origin path",
+    "TemperedSMC": "populations",
+    "TensorBoard": "write",
+    "Tightest": "sampling sampled climbed",
+    "TorchExport": "require",
+    "TracedSite": "kept left_out is_known_at_edges is_in",
+    "WandB": "write",
+}
+"""Methods without an underscore, since other modules call them, that are of no use to readers."""
 
 ROLE = re.compile(r":(func|class|meth|attr|mod|data|obj|exc):`(?:[^`<]+<)?([~.\w]+)>?`")
 
@@ -242,12 +302,18 @@ def _documented() -> frozenset[str]:
 def members(value: Any) -> list[str]:
     """What the reference shows of a class: documented methods and properties of its own.
 
-    Those of a base class are among them where the base is not public, so has no page.
+    Those of a base class are among them where the base is not public, so has no page. Left out is
+    what only the library calls, and a method that is called as that of a public base is.
     """
     if not isclass(value):
         return []
     found = [name for base in value.__mro__ if _has_no_page(base, value) for name in vars(base)]
-    return [name for name in dict.fromkeys(found) if _is_shown(value, name)]
+    return [
+        name
+        for name in dict.fromkeys(found)
+        if _is_shown(value, name)
+        and name not in CALLED_BY_THE_LIBRARY.get(value.__name__, "").split()
+    ]
 
 
 def _has_no_page(base: type, value: type) -> bool:
@@ -257,7 +323,19 @@ def _has_no_page(base: type, value: type) -> bool:
 def _is_shown(owner: type, name: str) -> bool:
     member = getattr_static(owner, name)
     is_code = isinstance(member, property | staticmethod | classmethod | cached_property)
-    return not name.startswith("_") and (is_code or isroutine(member)) and bool(getdoc(member))
+    if name.startswith("_") or not (is_code or isroutine(member)) or not getdoc(member):
+        return False
+    return not any(_is_called_alike(base, owner, name) for base in owner.__mro__[1:])
+
+
+def _is_called_alike(base: type, owner: type, name: str) -> bool:
+    """Whether a public base documents the same call; what results say differs, so stays."""
+    before, now = vars(base).get(name), getattr_static(owner, name)
+    if not (isroutine(before) and isroutine(now)) or public_path(base, "") is None:
+        return False
+    return _page_of(base, "") != "results" and list(signature(before).parameters) == list(
+        signature(now).parameters
+    )
 
 
 class Reference(NamedTuple):
