@@ -192,7 +192,7 @@ def conclude(
     closer = less(clusters["VAE, mean"], clusters["pixels"])
     lost = less(scores["VAE, 4"], scores["all ten"])
     print(
-        f"\nAccuracy from {LATENTS} numbers per digit, the mean of q(z | y), less that from others: "
+        f"\nAccuracy from {LATENTS} numbers per digit, means of q(z | y), less that from others: "
         f"{'; '.join(said)}. Agreement of k-means on them with the digits, less that on pixels: "
         f"{closer[0]:+.3f} ± {closer[1].std():.3f}. R^2 from four latents of a patient, less that "
         f"from all ten columns: {lost[0]:+.3f} ± {lost[1].std():.3f}."

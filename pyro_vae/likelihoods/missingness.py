@@ -148,7 +148,7 @@ class SelfMasking(Likelihood):
 
     Arguments:
         likelihood: Likelihood of the features.
-        shape: Shape of a datum, for an intercept and a slope for each feature; `()` for one of each.
+        shape: Shape of a datum, for an intercept and slope per feature; `()` for one of each.
 
     References:
         | not-MIWAE: Deep Generative Modelling with Missing not at Random Data (Ipsen, Mattei &
