@@ -549,7 +549,7 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
 def _own(
     function: Callable[..., Any], misfit: _Misfit, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> ValueError | None:
-    """What a class says itself of a number out of range, which can be more than its name says."""
+    """The class's own message about a number out of range, which can say more."""
     if function.__name__ == "__init__" and misfit.error is ValueError:
         try:
             function(*args, **kwargs)

@@ -113,7 +113,7 @@ class ONNX:
 
 
 def _lacking() -> dict[Any, Callable[..., Any]]:
-    """Operations that ONNX lacks, by others."""
+    """Operations that ONNX lacks, made of others."""
     aten = torch.ops.aten
     return {
         aten.lgamma.default: _log_gamma,

@@ -142,7 +142,7 @@ def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None
 
 
 def _refuse_mixed(name: str, raw: RawColumn) -> None:
-    """Refuses numbers among which stand words: which of them are a column's is not known."""
+    """Refuses a column that mixes numbers and words: it is unclear which of them are meant."""
     if raw.holds is not Holds.WORDS:
         return
     numbers, others = mixed(_cells(raw))

@@ -35,7 +35,7 @@ from ..evidence import ImportanceSampling, prepared
 from ..guides import Posterior
 from ..programs import Prior, Program
 from ..results import Result
-from .information import density, draws_a_datum, log_aggregate
+from .information import density, draws_per_datum, log_aggregate
 
 # Nats. A latent whose means vary by 0.01 of the prior's variance, where active units begin, says
 # half as much.
@@ -167,7 +167,7 @@ def surgery(
     with prepared(model, guide, data, seed) as inference:
         _require_one_prior(*inference)
         posterior = inference.posterior
-        draws = draws_a_datum(num_samples, len(posterior))
+        draws = draws_per_datum(num_samples, len(posterior))
         estimator = ImportanceSampling(draws)
         blocks = [
             (log_aggregate(posterior, block.z), block.weights)
@@ -256,7 +256,7 @@ def _derivatives(
 
 
 def _gradient(value: Tensor, z: Tensor) -> Tensor:
-    """Zero where the value does not depend on z, as the slope of a straight line."""
+    """The gradient in z; zero where the value does not depend on z, as a constant slope."""
     if not value.requires_grad:
         return torch.zeros_like(z[0])
     (gradient,) = torch.autograd.grad(value, z, retain_graph=True, materialize_grads=True)
@@ -291,7 +291,7 @@ def single_latents(
     normals = _posterior_normals(posterior)
     num_data, latents = normals.mean.shape
     draws = num_samples or max(2, min(100, _TERMS_IN_ALL // (num_data**2 * latents)))
-    z = posterior.draw(draws_a_datum(draws, num_data))[0].double()
+    z = posterior.draw(draws_per_datum(draws, num_data))[0].double()
     rate = _divergence(normals, prior)
     log_prior = _log_normal(z, prior)
     # Zero on average, and all of the noise where the data share one posterior.
@@ -325,9 +325,9 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
     normals = normals_of(lambda z: program.log_densities(z, *row).prior, points)
     if normals is None:
         raise UnknownDensity(
-            "the density of a single latent is known for a normal prior only, and that of this "
-            "program is not normal, in its unconstrained latents; pv.diagnostics.prior_match "
-            "compares draws, and pv.diagnostics.surgery all latents together"
+            "latents can be taken one by one only if the prior of the unconstrained latents is "
+            "normal, and this program's is not: use pv.diagnostics.prior_match, which compares "
+            "draws, or pv.diagnostics.surgery, for all latents together"
         )
     return normals
 
@@ -357,7 +357,7 @@ def _controlled(
     values: Float[Tensor, "particles data latents"],
     control: Float[Tensor, "particles data latents"],
 ) -> Estimate:
-    """Means over draws and data, freed of what a control of mean zero explains of the noise."""
+    """Means over draws and data, with less noise by a control variate of mean zero."""
     noise, known = (part - part.mean(dim=0) for part in (values, control))
     slope = (noise * known).sum((0, 1)) / known.square().sum((0, 1)).clamp(min=1e-300)
     value, error = stats.mean_estimate(values - slope * control)

@@ -199,7 +199,7 @@ class Calibration(Result):
         )
 
     def _seen(self, band: stats.Band, share: float, slope: float) -> float:
-        """The error that moves the share of ranks up to a place, by its slope, out of a band."""
+        """The smallest error that moves the share of ranks up to a place out of its band."""
         number, ranks = len(self.ranks), self.num_samples + 1
         place = min(max(round(share * ranks), 1), self.num_samples)
         centre, share = number * place / ranks, place / ranks

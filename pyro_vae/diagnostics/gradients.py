@@ -44,7 +44,7 @@ _Statistic = Callable[["_Sums"], Tensor]
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over repeats of gradients and of their squares, both less a fixed gradient."""
+    """Sums over repeats of gradients minus a fixed gradient, and of the squares of these."""
 
     count: int
     origin: Float64[Tensor, " entries"]

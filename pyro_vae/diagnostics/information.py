@@ -101,7 +101,7 @@ def mutual_information(
     """
     with prepared(model, guide, data, seed) as (_, posterior, batch):
         num_data = len(batch[0])
-        draws = draws_a_datum(num_samples, num_data)
+        draws = draws_per_datum(num_samples, num_data)
         seeded(stream(seed, "information"))
         z, log_q = posterior.draw(draws)
         information = log_q.double() - log_aggregate(posterior, z)
@@ -109,7 +109,7 @@ def mutual_information(
     return MutualInformation(estimate, math.log(num_data), draws)
 
 
-def draws_a_datum(num_samples: int | None, num_data: int) -> int:
+def draws_per_datum(num_samples: int | None, num_data: int) -> int:
     """Draws asked for, or as many as take seconds when each is compared with all data.
 
     Raises:

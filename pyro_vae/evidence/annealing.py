@@ -507,7 +507,7 @@ def pilot(
 
 
 def _onwards(place: Tensor, spread: Tensor) -> Tensor:
-    """The next place: so far that the log weights spread by a given part of a nat."""
+    """The next place on the path: the log weights up to it spread by a given fraction of a nat."""
     least = (_LEAST_GROWTH * place).clamp(min=_FIRST)
     stretch = torch.maximum(least, (_PACE / spread).clamp(max=_LARGEST))
     return (place + stretch).clamp(max=1.0)

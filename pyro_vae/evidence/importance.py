@@ -93,8 +93,9 @@ class ImportanceSampling:
     Unbiased for p, so low on average for log p; useless if the guide misses part of the posterior,
     which the largest weights show if enough draws are taken. The error is
     :func:`pyro_vae.stats.tail_error`, which accounts for the part of the tail that was not drawn; a
-    datum is reliable if 1.96 errors to either side are expected to cover. With fewer than 30 draws,
-    too few to fit a tail, the error is the delta method's, and the datum is not reliable.
+    datum is reliable if the interval of 1.96 errors to either side is expected to cover the truth.
+    With fewer than 30 draws, too few to fit a tail, the error is the delta method's, and the datum
+    is not reliable.
 
     Where a datum is not reliable, the remedy is a better proposal (:class:`pyro_vae.Fitted`)
     rather than more draws: halving the error of weights with a Pareto k of 0.7 takes ten times as
@@ -201,7 +202,7 @@ class ImportanceSampling:
         )  # fmt: skip
 
     def _sizes(self, pilot: "_Sampling", until: Until) -> Int64[Tensor, " batch"]:
-        """Draws that each datum needs, from draws that nothing else is made of."""
+        """Draws that each datum needs, estimated from a pilot run that serves nothing else."""
         weights = pilot.weights(self.num_samples)
         error = torch.cat([_figures_of(w.log_weights, self.average).error for w in weights])
         # An infinite or unknown error asks for the whole budget.

@@ -467,7 +467,7 @@ def _from_mixture(climb: _Climb) -> _Attempt:
 
 
 def _from_population(climb: _Climb) -> _Attempt:
-    """A population from the mixture, where neither that from the prior nor draws find more."""
+    """A population started from the mixture; refused where the prior finds more mass."""
     assert climb.population is not None
     assert climb.result is not None
     own = _population(climb, StartFromGuide(), Rung.TEMPERED)
@@ -487,7 +487,7 @@ def _population(climb: _Climb, start: Start, rung: Rung) -> Population:
 
 
 def _excess(one: LogMarginal, other: LogMarginal) -> Tensor:
-    """The difference of two estimates in joint standard errors, of at most a nat each.
+    """The difference of two estimates in joint standard errors, each error capped at one nat.
 
     An average of a few weights may be too low by many nats, but is rarely too high by one.
     """

@@ -249,7 +249,7 @@ def cross_check(
 
 
 def _chosen(number: int, wanted: int, seed: int) -> Tensor:
-    """Rows at random, in their order."""
+    """A random choice of rows, in ascending order."""
     draws = generator(stream(seed, "cross_check.rows"))
     return torch.randperm(number, generator=draws, device="cpu")[:wanted].sort().values
 
@@ -466,7 +466,7 @@ def no_guide(*_batch: Tensor) -> None:
 
 
 def in_turn(batch: Batch, num_data: int | None) -> Batch:
-    """So many rows of a batch, from the first on and over again; all of them by default."""
+    """The rows of a batch, repeated in turn up to the given number; by default the batch itself."""
     if num_data is None:
         return batch
     if num_data < 1:

@@ -114,7 +114,7 @@ def weigh_row(
     limit: int,
     place: int,
 ) -> Weights:
-    """Weights of one datum, whose draws are forgotten piece by piece: for very many of them.
+    """Weights of one datum from very many draws, which are dropped piece by piece.
 
     The draws are those of :func:`draw_rows`; what the program does in between, in a stream of its
     own, does not move theirs.
@@ -142,10 +142,10 @@ def weigh(
 ) -> Weights:
     """Log densities of given draws, checked and in float64.
 
-    So many particles of so many data at a time, by default of all of them. Pyro validates the data
-    with the first particles; with the others they are the same. With `densities` they may be
-    compiled, the more so the more draws of some datum are left to come. `places` are those of the
-    rows in the data set, for a message, if they are not the first ones.
+    A limited number of particles and data at a time, by default all of them. Pyro validates the
+    data with the first particles only, since they do not change. With `densities` the program may
+    be compiled, which pays if many draws are left. `places` are those of the rows in the data set,
+    for a message, if they are not the first ones.
     """
     if densities is None:
         densities = DrawDensities(program, compile=False)

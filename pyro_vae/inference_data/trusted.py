@@ -77,9 +77,10 @@ class PosteriorDraws(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Its standard error; that of the standard deviation counts as much as the shift is large.
+        """Its standard error; that of the standard deviation is weighted by the size of the shift.
 
-        As for a symmetric posterior: there mean and standard deviation have independent errors.
+        The errors of mean and standard deviation are taken as independent, as they are for a
+        symmetric posterior.
         """
         pair = stats.difference(self.guide_mean, self.posterior_mean)
         return torch.hypot(pair.error, self.value * self.posterior_sd.error) / (

@@ -1,8 +1,8 @@
 r"""A model of the holes: whether an entry is missing may depend on what it would have been.
 
-A likelihood leaves missing entries out, which is right where they are missing at random: where
-that they are depends on what was observed alone. Here the mask :math:`s_d` (1 where an entry was
-observed) has a likelihood of its own, a logistic regression on the entry itself,
+A likelihood leaves missing entries out, which is right if they are missing at random: if whether
+an entry is missing depends on observed entries alone. Here the mask :math:`s_d` (1 where an entry
+was observed) has a likelihood of its own, a logistic regression on the entry itself,
 
 .. math:: p(y_O, s \mid z) = \prod_{d \in O} p(y_d \mid z) \, \sigma(a_d + b_d y_d)
     \prod_{d \in M} \int p(y_d \mid z) \, \sigma(-a_d - b_d y_d) \, dy_d .
@@ -34,7 +34,7 @@ _TRIES = 64  # draws for a missing entry, of which the first that would be missi
 
 
 class SelfMasked(PartlyObserved):
-    r"""Independent features that may be missing by their own value.
+    r"""Independent features, each of which may be missing because of its own value.
 
     Where an entry was observed, its log density and :math:`\log \sigma(a + b y)`; at a nan the log
     probability of being missing, with the entry integrated out. For programs of one's own, in place
@@ -79,8 +79,8 @@ class SelfMasked(PartlyObserved):
     def sample_missing(self) -> Tensor:
         r"""Draws of every feature given that it is missing, :math:`\propto p(y) \sigma(-a - b y)`.
 
-        By rejection, exact where one in 64 draws of p(y) would be missing; of rarer ones one of 64
-        in proportion to its weight.
+        By rejection, which is exact if one of 64 draws of p(y) is accepted; if none is, one of the
+        64 is chosen in proportion to its weight.
         """
         draws = self.features.sample((_TRIES,))
         log_odds = _by_parts(self.features, _log_gone, draws, self.intercept, self.slope)
@@ -134,7 +134,7 @@ def _log_missing(features: Distribution, value: Tensor, a: Tensor, b: Tensor) ->
 
 @registered()
 class SelfMasking(Likelihood):
-    r"""A likelihood with a model of its holes: an entry is observed by its own value.
+    r"""A likelihood with a model of its holes: whether an entry is observed depends on its value.
 
     .. math:: p(s_d = 1 \mid y_d) = \sigma(a_d + b_d y_d)
 

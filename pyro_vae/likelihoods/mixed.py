@@ -212,7 +212,7 @@ class Mixed(Likelihood):
         return torch.cat(starts)
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
-        """That of every column."""
+        """Sets the learned noise of every column."""
         for place, likelihood in enumerate(self):
             likelihood.start_noise(sd[place : place + 1])
 

@@ -183,7 +183,7 @@ def require_within(name: str, support: Any, value: Tensor) -> None:
 
 
 def _of_all_data(support: Any, shape: torch.Size) -> Any:
-    """The support with one of the bounds that a plate has made as many of as there are data."""
+    """The support with a single bound in place of the equal ones that a plate gives each datum."""
     if isinstance(support, constraints.independent):
         inner = _of_all_data(support.base_constraint, shape)
         return constraints.independent(inner, support.reinterpreted_batch_ndims)

@@ -215,7 +215,7 @@ class Run:
 
     @property
     def unconstrained(self) -> dict[str, Tensor]:
-        """Unconstrained values of the sites of which they are known better than from values."""
+        """Unconstrained values, for the sites where they are known better than from the values."""
         noted = ((name, site.unconstrained) for name, site in self.sites.items())
         return {name: u for name, u in noted if u is not None}
 

@@ -1,6 +1,6 @@
 r"""From latents to data: the mean of p(y | z), draws from it, and its factors by feature.
 
-A model with `decode` and `sample_data`, as :class:`pyro_vae.models.VAE`, is asked itself. Every
+A model with `decode` and `sample_data`, such as :class:`pyro_vae.models.VAE`, does it itself. Every
 other program is run with its latent sites set and nothing observed: what its observed sites would
 have drawn is a draw of y, and the means of their distributions are the mean of y.
 """
@@ -43,10 +43,10 @@ def simulating(
     seed: int,
     given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Program]:
-    """As :func:`pyro_vae.evidence.prepared`, where a batch only says shapes and covariates.
+    """As :func:`pyro_vae.evidence.prepared`, for a batch that gives only shapes and covariates.
 
-    So its data need not be ones that the likelihood can make. Of the guide nothing is asked but
-    the values of latent sites that all data share.
+    Its data may therefore lie outside the support. The guide only gives the values of latent sites
+    that all data share.
     """
     proposal = guide or no_guide
     with evaluating(model, proposal), torch.no_grad(), forked(seed, "queries.unkeyed"):

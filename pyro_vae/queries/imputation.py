@@ -66,10 +66,10 @@ class Imputation(PerDatum):
     def interval(self, level: float = 0.95) -> Float[Tensor, "ends rows *datum"]:
         """Lower and upper end of a central interval of every entry, that holds another draw.
 
-        Of K draws, of which the entry is like another one, the i-th and the j-th in their order
-        hold it with probability (j - i) / (K + 1), exactly; between them lines are drawn. Where
-        the level asks for more than the outermost two, it is Student's t interval of a normal
-        distribution, from the mean and the standard deviation of the draws.
+        If the entry is one more draw beside K others, it lies between the i-th and the j-th
+        smallest with probability (j - i) / (K + 1), exactly; levels in between are interpolated.
+        A level that even the outermost draws do not reach gets Student's t interval, from their
+        mean and standard deviation.
 
         Arguments:
             level: Probability that it holds the entry, under the model.

@@ -202,7 +202,7 @@ def _tail_of(log_weights: Tensor) -> _Tail:
 def _moments(tail: _Tail, margin: float) -> tuple[Tensor, Tensor]:
     """Second and third central moments of the weights over their mean, with the fitted tail.
 
-    Its shape and its scale are so many standard errors above their estimates.
+    The tail's shape and scale are raised by `margin` standard errors.
     """
     above = margin / tail.size.clamp(min=1).sqrt()
     shape, scale = tail.shape + above, tail.scale * (1 + above)

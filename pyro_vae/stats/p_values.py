@@ -118,7 +118,7 @@ def energy_test(
 
 
 def holm(p_values: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
-    """P-values adjusted for their number, whatever depends on what.
+    """P-values adjusted for their number; valid however they depend on one another.
 
     Rejecting those below a rate falsely rejects any with at most that probability.
 

@@ -92,7 +92,7 @@ def _class(program: ProgramLike) -> str:
 def _columns(units: Mapping[str, Any]) -> list[str]:
     """The columns of a table, with the centres and scales between its units and the model's.
 
-    None, if somebody's notes have the names of ours and are something else.
+    None if the notes are not ours, and only happen to use the same names.
     """
     seen = "has" if units["missing"] else "has not"
     lines = ["| column | kind | centre | scale | categories |", "| --- | --- | --- | --- | --- |"]

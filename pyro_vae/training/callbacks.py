@@ -141,7 +141,7 @@ class StopWhenConverged(Callback):
     def __init__(self, tolerance: float = 0.02, every: int = 10) -> None:
         if not tolerance > 0 or every < 1:
             raise ValueError(
-                f"tolerance is positive, and every at least 1, got {tolerance} and {every}"
+                f"expected tolerance > 0 nats and every >= 1 epoch, got {tolerance} and {every}"
             )
         self.tolerance, self.every = tolerance, every
 
