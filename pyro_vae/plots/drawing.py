@@ -9,7 +9,6 @@ References:
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -37,15 +36,13 @@ CATEGORY_COLOURS = (
     *("#332288", "#CC6677", "#117733", "#88CCEE", "#AA4499"),
     *("#DDCC77", "#44AA99", "#882255", "#999933", "#777777"),
 )
-STYLE: Mapping[str, Any] = MappingProxyType(
-    {
-        "axes.prop_cycle": f"cycler('color', {list(GUIDE_COLOURS)})",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "errorbar.capsize": 3.0,
-        "legend.frameon": False,
-    }
-)
+STYLE: dict[Any, Any] = {
+    "axes.prop_cycle": f"cycler('color', {list(GUIDE_COLOURS)})",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "errorbar.capsize": 3.0,
+    "legend.frameon": False,
+}
 """Settings of matplotlib that make figures of your own look like those of the library.
 
 Colours that colour-blind readers can tell apart, axes without a box, legends without a frame. Use
