@@ -28,6 +28,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "myst_nb",
+    "sphinx_copybutton",
     "reference",
     "generated",
     "mathml",
@@ -40,6 +41,8 @@ html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
 templates_path = []
+copybutton_prompt_text = r">>> |\.\.\. |\$ "  # not copied, and neither is what is printed
+copybutton_prompt_is_regexp = True
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 

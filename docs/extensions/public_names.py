@@ -330,7 +330,7 @@ def _is_shown(owner: type, name: str) -> bool:
 
 def _is_called_alike(base: type, owner: type, name: str) -> bool:
     """Whether a public base documents the same call; what results say differs, so stays."""
-    before, now = vars(base).get(name), getattr_static(owner, name)
+    before, now = getattr(base, name, None), getattr(owner, name)
     if not (isroutine(before) and isroutine(now)) or public_path(base, "") is None:
         return False
     return _page_of(base, "") != "results" and list(signature(before).parameters) == list(
