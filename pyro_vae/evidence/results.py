@@ -93,13 +93,15 @@ class LogMarginal(PerDatum):
         """The result, and how far it can be trusted, in a line or two."""
         return (
             f"log p(y) = {self.mean:.3f} nats per datum, {self.bound.value} ({self.method}, "
-            f"{len(self)} data, {self._samples()}{self._tails()}); {self.trust()}"
+            f"{len(self)} data{self._samples()}{self._tails()}); {self.trust()}"
             f"{', ' * bool(self.given)}{self.given}"
         )
 
     def _samples(self) -> str:
         low, high = int(self.num_samples.min()), int(self.num_samples.max())
-        return f"{low} draws each" if low == high else f"{low} to {high} draws each"
+        if high <= 1:  # an exact answer draws nothing
+            return ""
+        return f", {low} draws each" if low == high else f", {low} to {high} draws each"
 
     def _tails(self) -> str:
         """The worst Pareto k and effective sample size, where there are such."""
