@@ -197,6 +197,16 @@ def test_equal_weights_have_no_tail(dtype: torch.dtype, level: float) -> None:
     assert (skewness < MAX_SKEWNESS / 2).all()  # 0, but for rounding beyond a thousandth of a nat
 
 
+def test_a_tail_of_one_value_has_an_error() -> None:
+    """Few rounded values: those of the tail above the cutoff are all the same."""
+    eps = torch.finfo(torch.float32).eps
+    steps = torch.tensor([1, 6, 2, 41, 7, 65, 38, 40])
+    log_weights = (eps * torch.arange(8.0, dtype=FLOAT)).repeat_interleave(steps)
+    error, _, covers = tail_error(log_weights)
+    assert error < 1e-6
+    assert covers
+
+
 def test_what_cannot_be_judged() -> None:
     """One weight that carries everything is no tail; zero weights alone are nothing."""
     log_weights = torch.zeros(1_000, 2, dtype=FLOAT)

@@ -9,7 +9,7 @@ that is tied to rows is evaluated on all of them together, and on no others.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -189,7 +189,10 @@ def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> 
     """Refuses these rows if the guide only runs on as many rows as a parameter of it has."""
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
-    tensors += [param for _, param in pyro.get_param_store().named_parameters()]
+    with _apart():
+        with suppress(Exception):  # as far as it comes: it may make its parameters
+            _Call.of(program, guide, batch)
+        tensors += [param for _, param in pyro.get_param_store().named_parameters()]
     sizes = {size for tensor in tensors for size in tensor.shape} - {0, 1, num_data}
     for rows in sorted(sizes, reverse=True):
         some = torch.arange(rows) % num_data

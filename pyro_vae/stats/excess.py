@@ -170,7 +170,8 @@ def _fitted(excess: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     places = torch.arange(len(excess), device=excess.device).reshape(-1, *[1] * size.dim())
     first = excess.sum(dim=0) / size
     spread = ((excess - first).square().where(places < size, 0.0)).sum(dim=0) / (size - 1)
-    shape = (1 - first.square() / spread) / 2
+    # Excesses that are all the same have no spread: a shape of -10 is as good as that of a point.
+    shape = ((1 - first.square() / spread) / 2).clamp(min=-10.0)
     return shape, first * (1 - shape)
 
 

@@ -1,0 +1,576 @@
+"""What refusals of guides, maps, objectives, estimators and data say to write runs, and is right.
+
+As in `test_remedies`, z ~ N(0, 1) and y ~ N(z, 1): log p(y) is known, and so is the posterior. A
+row has the words of the refusal, the call that is refused, and the call that it says to make.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoNormal
+from torch import Tensor, nn
+
+import pyro_vae as pv
+
+SD = 0.5**0.5
+Y = torch.tensor([0.0, 1.0, 2.0, -4.0])
+LOG_P = torch.distributions.Normal(0.0, 2**0.5).log_prob(Y).double()
+
+
+def model(y: Tensor) -> None:
+    """Z ~ N(0, 1), y ~ N(z, 1)."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def exact(y: Tensor) -> None:
+    """The posterior."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(y / 2, SD))
+
+
+def table(family: Any = None, rows: int = 4) -> Any:
+    """A guide of free parameters."""
+    return pv.Guide(model, pv.LocalParameters(rows), family or pv.DiagonalNormal(), example=Y)
+
+
+def rows_of(program: Any) -> Any:
+    """Parameters of rows, fitted."""
+    return pv.Guide(program, pv.LocalParameters(4), example=Y).fit_rows(Y)
+
+
+def global_guide(program: Any, data: Any = Y) -> Any:
+    """A guide that is the same for all data."""
+    return pv.Guide(program, pv.GlobalParameters(), example=data)
+
+
+def encoder(net: nn.Module) -> Any:
+    """A guide with a net, of numbers as rows of one feature."""
+    return pv.Guide(model, pv.Encoder(nn.Sequential(nn.Unflatten(-1, (-1, 1)), net)), example=Y)
+
+
+def evidence(program: Any, guide: Any, estimator: Any = None, data: Any = Y, **more: Any) -> Any:
+    """Log p of the data."""
+    estimator = estimator or pv.ImportanceSampling(200)
+    return pv.log_marginal_likelihood(program, guide, data, estimator, progress=False, **more)
+
+
+def fit(program: Any, guide: Any, data: Any = Y, **more: Any) -> Any:
+    """One epoch."""
+    more = {"num_epochs": 1, "batch_size": 4, "progress": False} | more
+    return pv.fit(program, guide, data, **more)
+
+
+def fitted(program: Any, guide: Any, data: Any = Y, **more: Any) -> Any:
+    """Log p after an epoch in which the model, which has no parameters, stays as it is."""
+    fit(program, guide, data, **more)
+    return evidence(program, guide, data=data)
+
+
+def trained(guide: Any) -> Any:
+    """A guide after an epoch."""
+    fit(model, guide)
+    return guide
+
+
+# Programs.
+
+
+class Own:
+    """A model with answers of its own."""
+
+    def __init__(self, shape: tuple[int, ...] = (4,), posterior: Any = None) -> None:
+        self.shape, self.posterior = shape, posterior
+
+    def __call__(self, y: Tensor) -> None:
+        """The model."""
+        model(y)
+
+    def log_evidence(self, y: Tensor) -> Tensor:
+        """Log p(y), in some shape."""
+        return torch.distributions.Normal(0.0, 2**0.5).log_prob(y).reshape(self.shape)
+
+
+class WithPosterior:
+    """A model with a posterior of its own."""
+
+    def __init__(self, made: Callable[[Tensor], Any]) -> None:
+        self.made = made
+
+    def __call__(self, y: Tensor) -> None:
+        """The model."""
+        model(y)
+
+    def exact_posterior(self, y: Tensor) -> Any:
+        """Of the flat latents."""
+        return self.made(y)
+
+
+def gaussian(y: Tensor) -> Any:
+    """The posterior of the flat latent."""
+    return dist.MultivariateNormal(y[:, None] / 2, 0.5 * torch.eye(1))
+
+
+def round_about(y: Tensor) -> None:
+    """The same model, in operations that are no polynomials."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z.exp().log(), 1.0), obs=y)
+
+
+def spare(y: Tensor) -> None:
+    """With three latents more than it needs."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z[..., 0], 1.0), obs=y)
+
+
+def of_spare(y: Tensor) -> None:
+    """Its posterior."""
+    with pyro.plate("data", len(y)):
+        loc = nn.functional.pad(y[:, None] / 2, (0, 3))
+        pyro.sample("z", dist.Normal(loc, torch.tensor([SD, 1, 1, 1])).to_event(1))
+
+
+def hierarchy(y: Tensor) -> None:
+    """A mean that all data share."""
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def masked(y: Tensor) -> None:
+    """A latent that is masked for some data, which depend on it."""
+    with pyro.plate("data", len(y)):
+        with poutine.mask(mask=y > 0):  # type: ignore[call-overload]
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def sphere(y: Tensor) -> None:
+    """A direction that says nothing of y."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("side", dist.ProjectedNormal(torch.ones(2)))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def projected(y: Tensor) -> None:
+    """The same from a normal z, as z / |z|."""
+    with pyro.plate("data", len(y)):
+        side = pyro.sample("side", dist.Normal(torch.ones(2), 1.0).to_event(1))
+        side = side / side.norm(dim=-1, keepdim=True)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z + 0 * side[..., 0], 1.0), obs=y)
+
+
+def positive(y: Tensor) -> None:
+    """A positive latent that says nothing of y."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("size", dist.HalfNormal(1.0))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def of_positive(size: Any) -> Any:
+    """A guide of it."""
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("size", size.expand([len(y)]))
+            pyro.sample("z", dist.Normal(y / 2, SD))
+
+    return guide
+
+
+def looped(y: Tensor) -> None:
+    """A loop over data."""
+    for n in pyro.plate("data", len(y)):
+        z = pyro.sample(f"z_{n}", dist.Normal(0.0, 1.0))
+        pyro.sample(f"y_{n}", dist.Normal(z, 1.0), obs=y[n])
+
+
+def kinds(y: Tensor) -> None:
+    """A kind that says nothing of y."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("kind", dist.Bernoulli(0.3))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def of_kinds(y: Tensor) -> None:
+    """A guide that draws the kind, too."""
+    share = pyro.param("share", torch.tensor(0.3), constraint=dist.constraints.unit_interval)
+    with pyro.plate("data", len(y)):
+        pyro.sample("kind", dist.Bernoulli(share.expand(len(y))))
+        pyro.sample("z", dist.Normal(y / 2, SD))
+
+
+def two_scales(y: Tensor) -> None:
+    """The latent counts half in training."""
+    with pyro.plate("data", len(y)):
+        with poutine.scale(scale=0.5):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+# Guides.
+
+
+def bowed(y: Tensor) -> None:
+    """One latent is a function of the auxiliary site and one is not."""
+    with pyro.plate("data", len(y)):
+        noise = pyro.sample("noise", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(y / 2 + SD * noise, log_density=0.3466 * torch.ones(len(y))))
+        pyro.sample("size", dist.HalfNormal(torch.ones(len(y))))
+
+
+def auxiliary(y: Tensor) -> None:
+    """Its density at a point is an integral."""
+    with pyro.plate("data", len(y)):
+        noise = pyro.sample("noise", dist.Normal(0.0, 0.5), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Normal(y / 2 + noise, 0.5))
+
+
+def by_place(y: Tensor) -> None:
+    """Q depends on the place of a row in the batch."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(y / 2 + 0.1 * torch.arange(len(y)), SD))
+
+
+def of_all_rows(y: Tensor) -> None:
+    """Parameters of all four rows."""
+    loc = pyro.param("loc", lambda: Y / 2)
+    with pyro.plate("data", 4):
+        pyro.sample("z", dist.Normal(loc, SD))
+
+
+class Holder(pyro.nn.PyroModule):  # type: ignore[misc]
+    """A guide with a table inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = table()
+
+    def forward(self, y: Tensor) -> None:
+        """The inner guide."""
+        self.inner(y)
+
+
+class Fixed:
+    """Holds a tensor that training is to move."""
+
+    def __init__(self) -> None:
+        self.scale = torch.ones((), requires_grad=True)
+
+
+class Remedy(NamedTuple):
+    """The words of a refusal, the call that is refused, and what it says to call."""
+
+    words: str
+    refused: Callable[[], Any]
+    followed: Callable[[], Any]
+
+
+def same_model() -> Any:
+    """A guide of another model."""
+    return pv.Guide(spare, pv.GlobalParameters(), example=Y)
+
+
+NET, FLOW = nn.Linear, pv.NormalizingFlow(pv.ElementwiseSpline())
+REMEDIES = {
+    # Estimators.
+    "own evidence": Remedy(
+        r"tensor of shape \(4,\)",
+        lambda: evidence(Own((4, 1)), exact, pv.ClosedForm()),
+        lambda: evidence(Own(), exact, pv.ClosedForm()),
+    ),
+    "no closed form": Remedy(
+        r"takes 'exp' of a latent|use pv.Quadrature\(\)",
+        lambda: evidence(round_about, exact, pv.ClosedForm()),
+        lambda: evidence(round_about, exact, pv.Quadrature()),
+    ),
+    "four latents": Remedy(
+        r"use pv.ImportanceSampling\(\)",
+        lambda: evidence(spare, of_spare, pv.Quadrature()),
+        lambda: evidence(spare, of_spare, pv.ImportanceSampling(200)),
+    ),
+    "no series": Remedy(
+        r"use pv.ImportanceSampling\(\) or pv.Tightest\(\)",
+        lambda: evidence(model, exact, pv.ParticleFilter()),
+        lambda: evidence(model, exact, pv.Tightest()),
+    ),
+    # Answers of models.
+    "another posterior": Remedy(
+        "should return a MultivariateNormal",
+        lambda: pv.Guide(
+            WithPosterior(lambda y: dist.Normal(y / 2, SD)), pv.ExactPosterior(), example=Y
+        ).mean(Y),
+        lambda: evidence(
+            WithPosterior(gaussian),
+            pv.Guide(WithPosterior(gaussian), pv.ExactPosterior(), example=Y),
+        ),
+    ),
+    "another shape": Remedy(
+        r"should have batch shape \(4,\) and event shape \(1,\)",
+        lambda: pv.Guide(
+            WithPosterior(lambda y: gaussian(y[:2])), pv.ExactPosterior(), example=Y
+        ).mean(Y),
+        lambda: evidence(
+            WithPosterior(gaussian),
+            pv.Guide(WithPosterior(gaussian), pv.ExactPosterior(), example=Y),
+        ),
+    ),
+    "no exact posterior": Remedy(
+        r"use pv.Encoder\(net\) or pv.LocalParameters\(num_data\)",
+        lambda: (
+            pv.Guide(kinds, pv.ExactPosterior(), example=Y).mean(Y)
+            if False
+            else pv.Guide(positive, pv.ExactPosterior(), example=Y).mean(Y)
+        ),
+        lambda: evidence(
+            positive,
+            pv.Guide(positive, pv.LocalParameters(4), example=Y).fit_rows(Y),
+            pv.Tightest(),
+        ),
+    ),
+    "exact flow": Remedy(
+        r"use pv.DiagonalNormal\(\), or pv.Encoder\(net\)",
+        lambda: pv.Guide(model, pv.ExactPosterior(), FLOW, example=Y),
+        lambda: evidence(
+            model, pv.Guide(model, pv.ExactPosterior(), pv.DiagonalNormal(), example=Y)
+        ),
+    ),
+    "full-rank ascent": Remedy(
+        r"use pv.ExactPosterior\(\) with that family",
+        lambda: pv.Guide(model, pv.CoordinateAscent(), pv.FullRankNormal(), example=Y),
+        lambda: evidence(
+            model, pv.Guide(model, pv.ExactPosterior(), pv.FullRankNormal(), example=Y)
+        ),
+    ),
+    # Sites of a guide.
+    "functions of some": Remedy(
+        "sample all of them from their own distributions",
+        lambda: evidence(positive, bowed),
+        lambda: evidence(positive, of_positive(dist.HalfNormal(torch.tensor(1.0)))),
+    ),
+    "masked latent": Remedy(
+        "sample them unmasked",
+        lambda: evidence(masked, exact),
+        lambda: evidence(model, exact),
+    ),
+    "outside the support": Remedy(
+        "a distribution with that support",
+        lambda: evidence(positive, of_positive(dist.Normal(torch.tensor(1.0), 1.0))),
+        lambda: evidence(positive, of_positive(dist.LogNormal(torch.tensor(-0.5), 1.0))),
+    ),
+    "a sphere": Remedy(
+        r"a point z / \|z\|",
+        lambda: global_guide(sphere),
+        lambda: evidence(projected, global_guide(projected), pv.ImportanceSampling(20_000)),
+    ),
+    "no density at a point": Remedy(
+        "sample the model's sites from their own distributions",
+        lambda: pv.compare(
+            model, {"aux": auxiliary}, Y, Y, train_model=False, num_epochs=1, progress=False
+        ),
+        lambda: evidence(model, exact),
+    ),
+    # Guides that are tied to rows.
+    "place in the batch": Remedy(
+        r"pv.Guide\(model, pv.LocalParameters\(num_data\)\), whose fit_rows",
+        lambda: evidence(model, by_place),
+        lambda: evidence(model, table().fit_rows(Y)),
+    ),
+    "other rows": Remedy(
+        r"whose fit_rows\(y\) fits parameters to new rows",
+        lambda: evidence(model, of_all_rows, data=Y[:2]),
+        lambda: evidence(model, table().fit_rows(Y)),
+    ),
+    "steps of two": Remedy(
+        "pass batch_size=4",
+        lambda: fit(model, of_all_rows, batch_size=2),
+        lambda: fitted(model, of_all_rows, batch_size=4),
+    ),
+    "a table inside": Remedy(
+        r"use guide.fit_rows\(y\) for new data",
+        lambda: evidence(model, Holder(), data=Y[:2]),
+        lambda: evidence(model, Holder().inner.fit_rows(Y)),
+    ),
+    "untrained AutoNormal": Remedy(
+        "train it first, with pv.fit",
+        lambda: evidence(model, AutoNormal(model)),
+        lambda: evidence(model, trained(AutoNormal(model, init_scale=SD)), pv.Tightest()),
+    ),
+    "AutoDelta": Remedy(
+        r"use AutoNormal, AutoDiagonalNormal, or pv.Guide",
+        lambda: evidence(model, AutoDelta(model)),
+        lambda: evidence(model, table().fit_rows(Y)),
+    ),
+    "gradients of AutoNormal": Remedy(
+        r"train it with Trace_ELBO\(\)",
+        lambda: fit(model, AutoNormal(model), objective=pv.IWAE(5)),
+        lambda: fit(model, AutoNormal(model), objective=Trace_ELBO()),
+    ),
+    "another model's": Remedy(
+        r"make one for it, pv.Guide\(model, ...\)",
+        lambda: evidence(model, same_model()),
+        lambda: evidence(model, table().fit_rows(Y)),
+    ),
+    # Maps.
+    "features that are not": Remedy(
+        "take the attribute away",
+        lambda: encoder_with(num_features=7),
+        lambda: evidence(model, encoder(NET(1, 2)), pv.Tightest()),
+    ),
+    "holes": Remedy(
+        r"wrap it in pv.nets.MissingIndicator, with twice as many inputs",
+        lambda: of_holes(nn.Linear(2, 2)).mean(HOLES),
+        lambda: of_holes(pv.nets.MissingIndicator(nn.Linear(4, 2))).mean(HOLES).isfinite().all(),
+    ),
+    "another width": Remedy(
+        "change its first layer",
+        lambda: encoder(NET(3, 2)).mean(Y),
+        lambda: evidence(model, encoder(NET(1, 2)), pv.Tightest()),
+    ),
+    "a table of other length": Remedy(
+        "create it with num_data=4",
+        lambda: fit(model, table(rows=7)),
+        lambda: evidence(model, trained(table()), pv.Tightest()),
+    ),
+    "other data of a table": Remedy(
+        "fit_rows",
+        lambda: evidence(model, trained(table()), data=Y + 1),
+        lambda: evidence(model, trained(table()).fit_rows(Y)),
+    ),
+    "a guide's map again": Remedy(
+        "create a new one, or copy.deepcopy it",
+        lambda: [pv.Guide(model, map_, example=Y) for map_ in [pv.LocalParameters(4)] * 2],
+        lambda: evidence(model, table().fit_rows(Y)),
+    ),
+    "rows for an encoder": Remedy(
+        "takes new data as they are",
+        lambda: encoder(NET(1, 2)).extended(Y),
+        lambda: evidence(model, encoder(NET(1, 2)), pv.Tightest()),
+    ),
+    # Objectives.
+    "no rsample": Remedy(
+        r"or Trace_ELBO\(\), which has a score-function gradient|leave out objective=",
+        lambda: fit(kinds, of_kinds, objective=pv.BetaELBO(1.0)),
+        lambda: fitted(kinds, of_kinds),
+    ),
+    "discrete sites drawn": Remedy(
+        "use TraceEnum_ELBO, which sums them out, or leave out objective=",
+        lambda: fit(kinds, global_guide(kinds), objective=TraceMeanField_ELBO()),
+        lambda: fit(kinds, global_guide(kinds)),
+    ),
+    "two scales": Remedy(
+        r"use pv.BetaELBO\(...\) to weight the KL term",
+        lambda: fit(two_scales, global_guide(two_scales), objective=pv.IWAE(5)),
+        lambda: fit(model, global_guide(model), objective=pv.BetaELBO(0.5)),
+    ),
+    "analytic KL of two": Remedy(
+        r"use Trace_ELBO\(\)",
+        lambda: fit(positive, global_guide(positive), objective=pv.AnalyticELBO()),
+        lambda: fit(positive, global_guide(positive), objective=Trace_ELBO()),
+    ),
+    "nothing to train": Remedy(
+        "call pv.log_marginal_likelihood directly",
+        lambda: fit(model, exact),
+        lambda: evidence(model, exact),
+    ),
+    # Values that all data share.
+    "unknown values": Remedy(
+        r"pass given=, as guide.global_values\(\)",
+        lambda: pv.elbo(hierarchy, global_guide(hierarchy), Y, given={"mean": torch.zeros(())}),
+        lambda: conditional(global_guide(hierarchy)),
+    ),
+    "several values": Remedy(
+        "one draw at a time",
+        lambda: pv.elbo(hierarchy, global_guide(hierarchy), Y, given={"loc": torch.zeros(3)}),
+        lambda: conditional(global_guide(hierarchy)),
+    ),
+    # Loops.
+    "a loop over data": Remedy(
+        r"with pyro.plate\('data', len\(y\)\)",
+        lambda: evidence(looped, exact),
+        lambda: evidence(model, exact),
+    ),
+    # Data.
+    "a list": Remedy(
+        r"torch.tensor\(y\)",
+        lambda: evidence(model, exact, data=Y.tolist()),
+        lambda: evidence(model, exact, data=torch.tensor(Y.tolist())),
+    ),
+    "a masked array": Remedy(
+        r"y.filled\(np.nan\)",
+        lambda: evidence(model, exact, data=np.ma.masked_array(Y.numpy(), mask=[0, 0, 0, 0])),
+        lambda: evidence(
+            model, exact, data=np.ma.masked_array(Y.numpy(), mask=[0, 0, 0, 0]).filled(np.nan)
+        ),
+    ),
+    "objects": Remedy(
+        r"y.astype\(float\)",
+        lambda: evidence(model, exact, data=Y.numpy().astype(object)),
+        lambda: evidence(model, exact, data=Y.numpy().astype(object).astype(float)),
+    ),
+    "sparse": Remedy(
+        r"y.to_dense\(\)",
+        lambda: evidence(model, exact, data=Y.to_sparse()),
+        lambda: evidence(model, exact, data=Y.to_sparse().to_dense()),
+    ),
+    "no rows": Remedy(
+        "at least one row|no rows",
+        lambda: evidence(model, exact, data=Y[:0]),
+        lambda: evidence(model, exact),
+    ),
+}
+
+HOLES = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
+
+
+def encoder_with(num_features: int) -> Any:
+    """An encoder whose net says that it gives other features than it does."""
+    net = nn.Sequential(nn.Unflatten(-1, (-1, 1)), nn.Linear(1, 5))
+    net.num_features = num_features  # type: ignore[assignment]
+    return pv.Guide(model, pv.Encoder(net), example=Y).mean(Y)
+
+
+def of_holes(net: nn.Module) -> Any:
+    """A guide of a model with missing entries."""
+    vae = pv.models.VAE(nn.Linear(1, 2), pv.likelihoods.Gaussian(), latent_dim=1)
+    return pv.Guide(vae, pv.Encoder(net))
+
+
+def conditional(guide: Any) -> Any:
+    """Log p given the shared mean, in units of what it is with a mean of 0."""
+    given = {"loc": torch.zeros_like(guide.global_values()["loc"])}
+    assert given["loc"].shape == guide.global_values()["loc"].shape
+    return pv.log_marginal_likelihood(hierarchy, guide, Y, pv.ClosedForm(), given=given)
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_refusal_says_to_call_is_right(name: str) -> None:
+    """The call is refused in these words; the other one gives log p(y) within its error."""
+    remedy = REMEDIES[name]
+    pyro.clear_param_store()
+    with pytest.raises((ValueError, TypeError), match=remedy.words):
+        remedy.refused()
+    pyro.clear_param_store()
+    found = remedy.followed()
+    pyro.clear_param_store()
+    if hasattr(found, "error"):
+        off = (found.value - LOG_P).abs()
+        assert (off <= 5 * found.error + 1e-5).all(), f"log p is off by {off} ± {found.error}"
+        assert (found.error < 0.2).all()
