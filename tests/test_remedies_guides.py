@@ -21,6 +21,8 @@ from torch import Tensor, nn
 import pyro_vae as pv
 
 SD = 0.5**0.5
+HOLES = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
+MASKED = np.ma.masked_array(np.array([0.0, 1.0, 2.0, -4.0], np.float32), mask=False)
 Y = torch.tensor([0.0, 1.0, 2.0, -4.0])
 LOG_P = torch.distributions.Normal(0.0, 2**0.5).log_prob(Y).double()
 
@@ -195,7 +197,7 @@ def of_positive(size: Any) -> Any:
 
 def looped(y: Tensor) -> None:
     """A loop over data."""
-    for n in pyro.plate("data", len(y)):
+    for n in map(int, pyro.plate("data", len(y))):
         z = pyro.sample(f"z_{n}", dist.Normal(0.0, 1.0))
         pyro.sample(f"y_{n}", dist.Normal(z, 1.0), obs=y[n])
 
@@ -255,7 +257,7 @@ def of_all_rows(y: Tensor) -> None:
         pyro.sample("z", dist.Normal(loc, SD))
 
 
-class Holder(pyro.nn.PyroModule):  # type: ignore[misc]
+class Holder(pyro.nn.PyroModule):
     """A guide with a table inside."""
 
     def __init__(self) -> None:
@@ -514,10 +516,8 @@ REMEDIES = {
     ),
     "a masked array": Remedy(
         r"y.filled\(np.nan\)",
-        lambda: evidence(model, exact, data=np.ma.masked_array(Y.numpy(), mask=[0, 0, 0, 0])),
-        lambda: evidence(
-            model, exact, data=np.ma.masked_array(Y.numpy(), mask=[0, 0, 0, 0]).filled(np.nan)
-        ),
+        lambda: evidence(model, exact, data=MASKED),
+        lambda: evidence(model, exact, data=MASKED.filled(np.nan)),
     ),
     "objects": Remedy(
         r"y.astype\(float\)",
@@ -535,8 +535,6 @@ REMEDIES = {
         lambda: evidence(model, exact),
     ),
 }
-
-HOLES = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
 
 
 def encoder_with(num_features: int) -> Any:
