@@ -91,7 +91,8 @@ class CompiledDensity:
         self.program, self.rows, self.calls_left = program, min(rows, _ROWS), calls_left
         self.graphs = Graphs(program.model, "log densities", compile=compile, memory=memory)
         self._densities = _Densities(program)
-        self._is_checked = False  # against the program, in this evaluation
+        self._is_checked = False  # the graph against the program, in this evaluation
+        self._is_validated = False  # a piece by Pyro
 
     @property
     def model(self) -> ProgramLike:
@@ -196,7 +197,8 @@ class DrawDensities:
         self.graphs = Graphs(program.model, "densities", compile=compile, memory=memory)
         self._name = ("draws", program.plate)
         self._densities = _Densities(program)
-        self._is_checked = False  # against the program, in this evaluation
+        self._is_checked = False  # the graph against the program, in this evaluation
+        self._is_validated = False  # a piece by Pyro
 
     def __call__(
         self, z: Tensor, batch: Batch, particles: int, *, data: int, rows_left: int = 0
@@ -244,16 +246,22 @@ class DrawDensities:
     @property
     def _is_trusted(self) -> bool:
         """Whether the graph agreed with the program, and nobody has to validate the data."""
-        validates = is_validation_enabled() and hooks_of(self.program.model).check is None
-        return self._is_checked and not validates
+        return self._is_checked and not self._has_to_validate
+
+    @property
+    def _has_to_validate(self) -> bool:
+        """Whether Pyro alone looks at the data: the model does not check them itself."""
+        return is_validation_enabled() and hooks_of(self.program.model).check is None
 
     def _eager(self, z: Tensor, batch: Batch, particles: int) -> list[LogDensities]:
-        """Pyro validates the data with the first piece; they are the same in the others."""
+        """Pyro validates the data with their first draws; they are the same with the others."""
         found: list[LogDensities] = []
+        validates = self._has_to_validate or not self._is_validated
         for piece in z.split(particles):
             with self.graphs.counted(self._name, piece.shape[0] * piece.shape[1]):
-                if not found:
+                if validates and not found:
                     found.append(self._validated(piece, batch))
+                    self._is_validated = True
                     continue
                 with pyro.validation_enabled(is_validate=False):
                     found.append(self.program.log_densities(piece, *batch))

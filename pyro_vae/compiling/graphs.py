@@ -30,7 +30,7 @@ from ..programs import Counted
 from .capturing import Captured, NotCaptured, capture
 
 # Seconds on one core of a Xeon of 2023, as measured; what matters is their ratios.
-_COMPILING = 0.1  # an operation: a log density has 70 of a VAE, its training step 300
+_COMPILING = 0.04  # an operation: a training step of a VAE has 300
 _SAVED = 17e-6  # an operation: most of its time
 _SAVED_BYTE = 0.08e-9  # of results, which take 0.3 eagerly
 COMPILER_MEMORY = 300.0  # mebibytes that the compiler itself takes

@@ -108,7 +108,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             end, on Ctrl-C, on SIGTERM, and, in one process, after an error between steps. The
             first of several processes writes it, with the state of each; as many resume from it.
         compile: Whether whole steps (programs, gradient and optimizer) are compiled, which takes
-            half a minute once and then makes steps several times faster. By default they are if
+            some ten seconds once and then makes steps several times faster. By default they are if
             that saves time overall. What cannot be compiled runs eagerly, and the result says why.
             A program that counts its calls outside of tensors needs `compile=False`.
         precision: :class:`BFloat16Products` or :class:`TF32Products`, for hardware that is faster
