@@ -140,7 +140,7 @@ def check_rows(batch: Sequence[Tensor]) -> None:
     if len({shape[0] for shape in shapes}) > 1:
         raise ValueError(
             "the tensors of a batch should have the same number of rows, one per datum; "
-            f"got {[shape[0] for shape in shapes]} (shapes {shapes})"
+            f"got {[shape[0] for shape in shapes]} (shapes {shapes}): select the same rows of each"
         )
     if any(0 in shape for shape in shapes):
         raise ValueError(

@@ -35,7 +35,7 @@ from torch import Tensor
 from . import defaults, likelihoods
 from ._warnings import warn
 from .data import Columns, Dataset, Kind, Real, warn_constant_columns
-from .data.frames import Holds, columns_of, container_of
+from .data.frames import Holds, columns_of, container_of, names_of
 from .evidence import ImportanceSampling, LogMarginal, Widened, log_marginal_likelihood
 from .evidence.estimates import Estimator, posterior_means
 from .guides import Family
@@ -45,6 +45,7 @@ from .training import Fit, adam_with, fit
 
 # A fifth wider than the trained posterior, whose tails are too light: on iris no row is unreliable
 # then, where three of 38 are without it.
+_ADVICE = "pass real numbers, (n_samples, n_features), with nan where one is missing"
 _EVALUATION = ImportanceSampling(1000, proposal=Widened(1.2))
 
 
@@ -191,7 +192,7 @@ class VAE(
                 or a value is infinite.
         """
         table, _ = self._table(X, reset=True)
-        self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self.seed_ = _seed_of(self.random_state)
         self.columns_ = Columns.of(table, self._kinds(table))
         self.center_, self.scale_ = self.columns_.center.numpy(), self.columns_.scale.numpy()
         rows = self.columns_.encode(table, dtype=torch.float64)
@@ -216,8 +217,9 @@ class VAE(
             An array; if the table of `fit` held words or categories, a table like it, with the most
             probable ones.
         """
-        check_is_fitted(self)
-        z = check_array(X, dtype=[np.float64, np.float32])
+        _require_fitted(self)
+        with _advised(_ADVICE):
+            z = check_array(X, dtype=[np.float64, np.float32])
         if z.shape[1] != self.latent_dim_:
             raise ValueError(
                 f"X should have {self.latent_dim_} columns, one for each entry of z; "
@@ -270,8 +272,8 @@ class VAE(
             n_samples: Number of rows.
             random_state: Seed of the draws; without one every call gives new draws.
         """
-        check_is_fitted(self)
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        _require_fitted(self)
+        seed = _seed_of(random_state)
         return self._own_units(self.model_.sample(n_samples, seed=seed))
 
     @property
@@ -281,7 +283,7 @@ class VAE(
 
     def _rows(self, X: Any) -> tuple[Tensor, np.dtype[Any]]:
         """Rows as the model takes them, and the dtype of the results."""
-        check_is_fitted(self)
+        _require_fitted(self)
         table, dtype = self._table(X, reset=False)
         rows = self.columns_.encode(table, dtype=torch.float64)
         holes = int(rows.isnan().sum())
@@ -298,21 +300,24 @@ class VAE(
         """A data frame unchanged, once its names are checked; anything else as an array."""
         fewest = 2 if reset else 1
         if _is_frame(X) and (reset or self.columns_.named):
-            validate_data(self, X, reset=reset, skip_check_array=True)
+            names_of(X)
+            with _advised("pass the columns that it was fitted on"):
+                validate_data(self, X, reset=reset, skip_check_array=True)
             if len(X) < fewest:
                 raise ValueError(
                     f"Found array with {len(X)} sample(s) (shape={X.shape}) while a minimum of "
-                    f"{fewest} is required by VAE."
+                    f"{fewest} is required by VAE; pass more rows"
                 )
             return X, np.dtype(np.float64)
-        X = validate_data(
-            self,
-            X,
-            reset=reset,
-            dtype=[np.float64, np.float32],
-            ensure_all_finite="allow-nan",
-            ensure_min_samples=fewest,
-        )
+        with _advised(_ADVICE):
+            X = validate_data(
+                self,
+                X,
+                reset=reset,
+                dtype=[np.float64, np.float32],
+                ensure_all_finite="allow-nan",
+                ensure_min_samples=fewest,
+            )
         table = np.array(X)  # a copy: what came in may be read-only
         if not reset and self.columns_.named:
             return dict(zip(self.columns_.names, table.T, strict=True)), table.dtype
@@ -389,3 +394,23 @@ def _without_news_of_columns() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".* columns are constant over", UserWarning)
         yield
+
+
+@contextmanager
+def _advised(advice: str) -> Iterator[None]:
+    """Raises what scikit-learn refuses in its words, followed by what to do."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error}\n{advice}") from error
+
+
+def _seed_of(random_state: Any) -> int:
+    """A seed, drawn from what scikit-learn takes for a stream."""
+    with _advised("pass a whole number of at least 0, a RandomState or None"):
+        return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def _require_fitted(estimator: "VAE") -> None:
+    with _advised("as in vae.fit(X)"):
+        check_is_fitted(estimator)

@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no hidden layer": (lambda: MLPEncoder(6, hidden=()), "at least one hidden layer, got none"),
     "not an image": (
         lambda: ConvEncoder((28, 28)),
-        r"an image has \(channels, height, width\), got \(28, 28\)",
+        r"shape should be \(channels, height, width\), got \(28, 28\)",
     ),
     "not an image to decode": (lambda: ConvDecoder(2, (28,)), r"got \(28,\)"),
     "residual encoder": (lambda: ResidualEncoder(6)(torch.zeros(2, 5)), "made for 6 .* got 5"),

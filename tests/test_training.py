@@ -554,3 +554,18 @@ def test_data_that_require_gradients_are_not_trained() -> None:
     result = fit(*small(), y, num_epochs=2)
     assert torch.equal(y, before)
     assert not [name for name in result.trained if "unregistered" in name]
+
+
+def test_parameters_behind_a_detach_are_named() -> None:
+    """They are not trained, and the result says which; a decoder that is trained is no news."""
+
+    class Detached(nn.Linear):
+        def forward(self, z: Tensor) -> Tensor:
+            return super().forward(z).detach()
+
+    model = pv.models.VAE(Detached(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
+    guide = pv.Guide(model, pv.Encoder(nn.Linear(3, 4)))
+    result = fit(model, guide, data(), num_epochs=1)
+    assert "model.decoder.weight and 1 more took no part in the loss" in result.advice
+    assert "no part" not in fit(*small(), data(), num_epochs=1).advice
+    assert "no part" not in fit(model, guide, data(), num_epochs=1, train_model=False).advice

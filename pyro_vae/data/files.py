@@ -206,9 +206,14 @@ def file_kind(path: Path) -> str:
 
 def _check_numbers(path: Path, values: Shaped[np.ndarray, "..."]) -> None:
     if values.dtype.kind not in "biuf":
-        raise ValueError(f"'{path}' should hold real numbers, got an array of dtype {values.dtype}")
+        raise ValueError(
+            f"'{path}' should hold real numbers, got an array of dtype {values.dtype}: convert it, "
+            "as in np.save(path, values.astype(float))"
+        )
     if values.ndim == 0:
-        raise ValueError(f"'{path}' should hold one row per datum, got a single number")
+        raise ValueError(
+            f"'{path}' should hold one row per datum, got a single number: save an array"
+        )
 
 
 def _read_npy(path: Path) -> Table:
@@ -223,7 +228,9 @@ def _read_npz(path: Path, key: str | None) -> Table:
             with archive.open(member) as file:
                 return Table(_read_array(file, f"array '{member}' of '{path}'"), None)
     except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # the last: encrypted
-        raise ValueError(f"'{path}' is not an npz file, or is damaged ({error})") from error
+        raise ValueError(
+            f"'{path}' is not an npz file, or is damaged ({error}): write it again, with np.savez"
+        ) from error
 
 
 def _npz_member(path: Path, members: list[str], key: str | None) -> str:
@@ -305,7 +312,10 @@ def _parquet_frame(path: Path) -> Any:
     try:
         return pandas.read_parquet(path, engine="pyarrow")
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-        raise ValueError(f"'{path}' is not a parquet file, or is damaged ({error})") from error
+        raise ValueError(
+            f"'{path}' is not a parquet file, or is damaged ({error}): write it again, with "
+            "frame.to_parquet"
+        ) from error
 
 
 def _read_parquet(path: Path) -> Table:
@@ -357,7 +367,7 @@ def _idx_header(path: Path, content: bytes) -> tuple[tuple[int, ...], "np.dtype[
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES or not content[3]:
         raise ValueError(
             f"'{path}' is not an idx file: it should start with 0, 0, a type of {[*IDX_TYPES]} "
-            f"and the number of axes, found {[*content[:4]]}"
+            f"and the number of axes, found {[*content[:4]]}; unpack or download it again"
         )
     start = 4 + 4 * content[3]
     if len(content) < start:

@@ -296,8 +296,22 @@ def container_of(frame: Any) -> str:
             return name
     raise TypeError(
         "a table is a DataFrame of pandas or polars, a dictionary of columns, a NumPy array or a "
-        f"tensor, got {type(frame).__name__}"
+        f"tensor, got {type(frame).__name__}: convert it, as in pandas.DataFrame(...)"
     )
+
+
+def names_of(frame: Any) -> list[str]:
+    """The names of a table's columns, in order.
+
+    Raises:
+        TypeError: If it is not a table.
+        ValueError: If a name occurs twice.
+    """
+    names = CONTAINERS[container_of(frame)].names(frame)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"the table has more than one column named {_quoted(twice)}: rename them")
+    return names
 
 
 def columns_of(frame: Any) -> dict[str, RawColumn]:
@@ -307,11 +321,7 @@ def columns_of(frame: Any) -> dict[str, RawColumn]:
         TypeError: If it is not a table, or a column has a type without a likelihood.
         ValueError: If a name occurs twice, the columns differ in length, or there is no row.
     """
-    container = CONTAINERS[container_of(frame)]
-    names = container.names(frame)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"the table has more than one column named {_quoted(twice)}")
+    container, names = CONTAINERS[container_of(frame)], names_of(frame)
     columns = {name: container.column(frame, i, name) for i, name in enumerate(names)}
     lengths = {name: len(raw.values) for name, raw in columns.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
@@ -354,7 +364,8 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
     if not plain or bool in found or np.bool_ in found:
         kinds = sorted(kind.__name__ for kind in found)
         raise TypeError(
-            f"column '{name}' should hold numbers, booleans or words throughout, found {kinds}"
+            f"column '{name}' should hold numbers, booleans or words throughout, found {kinds}: "
+            "convert it, as in frame[name].astype(float), or leave it out"
         )
     return RawColumn(
         _array([None if x else str(v) for x, v in zip(gone, values, strict=True)]),

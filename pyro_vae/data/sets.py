@@ -429,7 +429,7 @@ def load(
     if not path.exists():
         raise FileNotFoundError(
             f"'{source}' is neither a data set ({', '.join(SETS)}) nor a file: there is no file "
-            f"'{path.absolute()}'"
+            f"'{path.absolute()}': correct the name, or the folder you are in"
         )
     return _from_file(path, options)
 

@@ -499,7 +499,7 @@ class Columns:
         if y.shape[1:] != (len(self.columns),):
             raise ValueError(
                 f"a row has {len(self.columns)} columns ({listed(self.names)}), got shape "
-                f"{tuple(y.shape)}"
+                f"{tuple(y.shape)}: pass rows as Columns.encode gives them"
             )
         values = y.detach().cpu().double().numpy()
         for place, column in enumerate(self.columns):

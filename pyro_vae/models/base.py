@@ -61,8 +61,8 @@ class Generative(NamedModule):
             if y.shape[1:] != conditional.event_shape:
                 raise ValueError(
                     f"the decoder gives data of shape {tuple(conditional.event_shape)}, got data "
-                    f"of shape {tuple(y.shape[1:])} ({len(y)} rows): change the decoder's last "
-                    "layer, or reshape the data"
+                    f"of shape {tuple(y.shape[1:])} ({len(y)} rows): make the decoder's last "
+                    "layer for the data, or reshape them"
                 )
             pyro.sample("y", conditional, obs=y)
         return z

@@ -265,7 +265,8 @@ class LinearGaussian(Generative):
         check_batch(y, missing=(0,))
         if y.shape[1:] != (self.features,):
             raise ValueError(
-                f"the model has {self.features} features, got data of shape {tuple(y.shape)}"
+                f"the model has {self.features} features, got data of shape {tuple(y.shape)}: "
+                f"pass rows of {self.features} numbers, or a model of that many features"
             )
         unseen = y.isnan().all(dim=0).nonzero().flatten().tolist()
         if unseen:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..registry import registered
-from .dense import Activation, check_width
+from .dense import Activation, check_width, flat_rows
 
 
 @registered()
@@ -49,8 +49,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Features of each image."""
-        flat = y.flatten(start_dim=1)
-        check_width("ConvEncoder", flat, math.prod(self.shape), tuple(y.shape))
+        flat = flat_rows("ConvEncoder", y, math.prod(self.shape))
         features: Tensor = self.layers(flat.view(-1, *self.shape))
         return features
 
@@ -105,7 +104,10 @@ class ConvDecoder(nn.Module):
 
 def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     if len(shape) != 3:  # channels, height, width
-        raise ValueError(f"an image has (channels, height, width), got {tuple(shape)}")
+        raise ValueError(
+            f"shape should be (channels, height, width), got {tuple(shape)}: a grey image of 28 x "
+            "28 pixels is (1, 28, 28)"
+        )
     return (shape[0], shape[1], shape[2])
 
 

@@ -38,12 +38,20 @@ class _WithInput(nn.Sequential):
         return torch.cat([super().forward(x), x], dim=-1)
 
 
+def flat_rows(name: str, y: Tensor, expected: int) -> Tensor:
+    """Rows of so many numbers; refuses rows of another width."""
+    flat = y.flatten(start_dim=1) if y.dim() > 1 else y[:, None]
+    check_width(name, flat, expected, tuple(y.shape))
+    return flat
+
+
 def check_width(name: str, flat: Tensor, expected: int, shape: tuple[int, ...]) -> None:
     """Refuses rows of another width."""
     if flat.shape[-1] != expected:
         raise ValueError(
             f"{name} was made for {expected} numbers per row, got {flat.shape[-1]} "
-            f"(input of shape {shape}, rows first)"
+            f"(input of shape {shape}, rows first): pass rows of {expected}, or make it for "
+            f"{flat.shape[-1]}"
         )
 
 
@@ -77,8 +85,7 @@ class MLPEncoder(nn.Module):
 
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Features of each datum."""
-        flat = y.flatten(start_dim=1)
-        check_width("MLPEncoder", flat, self.features, tuple(y.shape))
+        flat = flat_rows("MLPEncoder", y, self.features)
         features: Tensor = self.layers(flat)
         return features
 
@@ -189,8 +196,7 @@ class ResidualEncoder(nn.Module):
 
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Features of each datum."""
-        flat = y.flatten(start_dim=1)
-        check_width("ResidualEncoder", flat, self.features, tuple(y.shape))
+        flat = flat_rows("ResidualEncoder", y, self.features)
         features: Tensor = self.layers(flat)
         return features
 

@@ -5,6 +5,7 @@ data holds exactly the rows given, outer handlers see only the parameters that i
 result lists the sites that carry a density.
 """
 
+import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -261,7 +262,10 @@ def run(
 
 @contextmanager
 def own_messages() -> Iterator[None]:
-    """Raises our own errors without the table of all shapes that Pyro's traces add to them."""
+    """Raises our own errors without the table of all shapes that Pyro's traces add to them.
+
+    Parameters that a distribution refuses are named in our own words.
+    """
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -269,9 +273,24 @@ def own_messages() -> Iterator[None]:
         while "Trace Shapes:" in str(cause) and cause.__cause__ is not None:
             cause = cause.__cause__
         frames = list(traceback.walk_tb(cause.__traceback__))
+        refused = re.match(_REFUSED, str(cause), re.DOTALL)
+        if refused is not None:
+            raise ValueError(_REFUSAL.format(**refused.groupdict())) from error
         if cause is error or not frames or not _is_ours(frames[-1][0]):
             raise
         raise cause from None
+
+
+# What torch says of a distribution's parameter, and what we say of it.
+_REFUSED = (
+    r"Expected parameter (?P<name>\w+) \(.*?\) of distribution (?P<kind>\w+).* to satisfy the "
+    r"constraint (?P<range>.+?), but found invalid values:\n(?P<values>[^\n]*)"
+)
+_REFUSAL = (
+    "the program gives the distribution {kind} a parameter {name} that should be {range}, and is "
+    "{values}...: let the decoder return finite numbers in that range (softplus for positive "
+    "ones), and look for nan in its weights"
+)
 
 
 def _is_ours(frame: FrameType) -> bool:

@@ -170,7 +170,7 @@ def _place(column: int | str, names: Sequence[str] | None, like: Tensor) -> int:
             raise ValueError(f"unknown column {column!r}; the names are {known}")
         return list(names).index(column)
     if not 0 <= column < size:
-        raise ValueError(f"unknown column {column}: they are counted from 0 to {size - 1}")
+        raise ValueError(f"unknown column {column}: choose one from 0 to {size - 1}")
     return column
 
 

@@ -24,7 +24,7 @@ from ..data import Augmented, RowReader
 from ..data.streams import augmentation_of
 from ..evidence import check_data
 from ..guides import require_new_rows
-from ..programs import as_batch, device_of, evaluating, modules_of
+from ..programs import as_batch, device_of, evaluating, modules_of, own_messages
 from ..randomness import forked
 from .callbacks import Callback, EarlyStopping, check_callbacks
 from .checkpoints import Checkpoint
@@ -186,6 +186,7 @@ def _training(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> I
     with (
         torch.inference_mode(False),  # noqa: FBT003 (so torch has it)
         torch.enable_grad(),
+        own_messages(),
         evaluating(model, guide),  # notes every mode, restores it
         warnings.catch_warnings(),
     ):

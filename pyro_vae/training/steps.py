@@ -20,7 +20,15 @@ from ..compiling import CompiledSteps
 from ..data import Augmented, RowReader
 from ..guides import is_tied_to_rows, maps_of, model_for, prepare_training, program_of, row_buffers
 from ..objectives import Objective, Progress
-from ..programs import capturing, evaluating, leaves_of, minibatch, own_messages, run
+from ..programs import (
+    capturing,
+    evaluating,
+    leaves_of,
+    minibatch,
+    modules_of,
+    own_messages,
+    run,
+)
 from ..randomness import forked
 from .optimizers import NoteScales, Unscaled, made_optimizer, objective_of
 from .plans import Plan
@@ -281,9 +289,27 @@ class Steps:
         return list(leaves_of(loss))
 
     def advice(self) -> str:
-        """Advice on columns of the data that need standardizing; empty if none does."""
+        """Advice on parameters that nothing trains and columns to standardize; empty if none."""
         few = min(_SOME_ROWS, len(self.reader))
-        return _scales(self.reader.read(torch.arange(few, device="cpu"))[0])
+        scales = _scales(self.reader.read(torch.arange(few, device="cpu"))[0])
+        return ". ".join(filter(None, [self._untrained(), scales]))
+
+    def _untrained(self) -> str:
+        """Names parameters that the loss does not depend on, as behind a `detach()`."""
+        roles = {"guide": self.guide} | ({"model": self.model} if self.plan.train_model else {})
+        own = [map.owns for map in maps_of(self.guide)]
+        trained = set(self.tensors.values())
+        names = [
+            f"{role}.{name}"
+            for role, program in roles.items()
+            for module in modules_of(program)
+            for name, value in module.named_parameters()
+            if value.requires_grad and value not in trained and not any(of(value) for of in own)
+        ]
+        if not names:
+            return ""
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return f"{names[0]}{more} took no part in the loss, and were not trained"
 
     def rounding(self) -> Estimate | None:
         """Change of the ELBO of the first rows by low-precision products, in nats per datum."""
