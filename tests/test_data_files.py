@@ -224,7 +224,7 @@ def test_arrays_of_objects_are_not_loaded(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.array(1.0), "one row per datum, got a number"),
+        (np.array(1.0), "one row per datum, got a single number"),
         (np.array(["a"]), "should hold real numbers, got an array of dtype <U1"),
         (np.array([1j]), "got an array of dtype complex128"),
     ],
