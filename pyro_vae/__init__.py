@@ -1,4 +1,30 @@
-"""Variational autoencoders as Pyro programs, with guides that can be swapped and compared."""
+"""Variational autoencoders as Pyro programs, with guides that can be swapped and compared.
+
+A guide is a family; where the family's parameters come from is a separate object, the map::
+
+    import pyro_vae as pv
+
+    model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=8)
+    guide = pv.Guide(model, pv.Encoder(net), pv.DiagonalNormal())
+    pv.fit(model, guide, y)                      # model: any Pyro program
+
+    pv.log_marginal_likelihood(model, guide, y_test, pv.Tightest())
+    pv.inference_gap(model, guide, y_test)       # what the guide loses, and why
+    pv.compare(model, {"amortized": pv.Encoder(net),
+                       "global": pv.GlobalParameters()}, y, y_test)
+    pv.TableVAE.of(table)                        # a data frame in, answers out
+
+Print a result for its numbers with errors and a verdict. `dir(pv)` lists all names.
+
+    maps        Encoder, LocalParameters, GlobalParameters, Refined,
+                ExactPosterior, CoordinateAscent
+    families    DiagonalNormal, FullRankNormal, LowRankNormal, NormalizingFlow
+    objectives  AnalyticELBO, IWAE, DReG, STL, Renyi, BetaELBO
+    estimators  ClosedForm, Quadrature, ImportanceSampling, TemperedSMC,
+                AnnealedImportanceSampling, ParticleFilter, Tightest
+    modules     data, models, likelihoods, nets, evidence, gaps, diagnostics,
+                criticism, queries, plots, training, stats, sklearn, ...
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

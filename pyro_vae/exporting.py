@@ -456,7 +456,7 @@ def _check(kind: Format, path: Path, function: _Function) -> None:
             largest = float(expected.nan_to_num(posinf=0.0, neginf=0.0).abs().amax())
             limit = _TOLERANCE.get(expected.dtype, 1e-2) * (1 + largest)
             if not torch.allclose(found.to(expected), expected, 0, limit, equal_nan=True):
-                raise ValueError(f"for {size} rows it would answer otherwise than the model here")
+                raise ValueError(f"for {size} rows its answers differ from those of the model")
 
 
 check_public(globals())

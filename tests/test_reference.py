@@ -1,6 +1,7 @@
 """The reference holds every public name, and what docstrings refer to is there."""
 
 import ast
+import pydoc
 import re
 import sys
 from collections.abc import Iterator
@@ -160,6 +161,18 @@ def test_unknown_names_are_found() -> None:
     """A name that is not there is seen in code and in a role, and one that is passes."""
     assert unknown_names("pv.Guide, {pv}`stats.tail_error`, pv.models.VAE") == []
     assert sorted(unknown_names("pv.Gide(x), {pv}`stats.nothing`")) == ["Gide", "stats.nothing"]
+
+
+def test_help_fits_a_screen() -> None:
+    """What `help(pv)` shows first: 40 lines of 80 characters, whose names are there."""
+    text = pv.__doc__ or ""
+    lines = pydoc.render_doc(pv, renderer=pydoc.plaintext).splitlines()
+    shown = lines[: lines.index("PACKAGE CONTENTS")]
+    assert len(shown) <= 40
+    assert max(map(len, shown)) <= 100
+    assert unknown_names(text) == []
+    table = text.split("lists all names.")[1].replace("...", "")
+    assert [n for n in re.findall(r"(?<= )[\w]+(?=,)", table) if not hasattr(pv, n)] == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent == ROOT])

@@ -97,10 +97,10 @@ def test_json_that_is_none(saved: Path, content: bytes) -> None:
     ("change", "message"),
     [
         (lambda header: header.pop("model"), '"model" is missing'),
-        (lambda header: header.update(model=3), '"model" is missing or no such thing'),
+        (lambda header: header.update(model=3), '"model" is missing or of the wrong kind'),
         (lambda header: header.update(format_version="1"), '"format_version" is missing or no'),
-        (lambda header: header.update(about=[]), '"about" is missing or no such thing'),
-        (lambda header: header["guide"].pop("sha256"), '"guide" is missing or no such thing'),
+        (lambda header: header.update(about=[]), '"about" is missing or of the wrong kind'),
+        (lambda header: header["guide"].pop("sha256"), '"guide" is missing or of the wrong kind'),
         (lambda header: header["guide"].pop("frozen"), "required .*argument: 'frozen'"),
         (
             lambda header: header["guide"].update(frozen=[3]),

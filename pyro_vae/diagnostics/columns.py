@@ -157,7 +157,7 @@ def _require_draws_of_data(inference: Inference) -> None:
     if program.structure.enumerated and hooks_of(program.model).decode is None:
         raise ValueError(
             f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so there "
-            "are no draws of them to predict a column from; take predictive_check"
+            "are no draws of them to predict a column from; use predictive_check"
         )
 
 

@@ -192,7 +192,7 @@ def _require_simulable(program: Program) -> None:
     if program.structure.enumerated:
         raise ValueError(
             f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so there "
-            "are no draws of them to make data from; take simulation_based_calibration, which "
+            "are no draws of them to make data from; use simulation_based_calibration, which "
             "draws them from the model"
         )
 

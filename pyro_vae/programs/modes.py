@@ -354,5 +354,5 @@ def _check_array(part: Any, index: int) -> None:
     if part.dtype.kind not in "biufc" or part.dtype in (np.longdouble, np.clongdouble):
         raise TypeError(
             f"data must be numbers, got an array of dtype {part.dtype} at position {index}: "
-            "convert it with y.astype(float), or take a table with pv.data.Columns.of(table)"
+            "convert it with y.astype(float), or encode a table with pv.data.Columns.of(table)"
         )

@@ -156,6 +156,6 @@ def _mean(site: TracedSite) -> Tensor:
     if bool(mean.isnan().any()):
         raise ValueError(
             f"the distribution {type(site.distribution).__name__} of site '{site.name}' has no "
-            "mean; take draws instead"
+            "mean; use draws instead"
         )
     return mean.expand(site.value.shape)

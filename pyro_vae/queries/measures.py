@@ -330,7 +330,7 @@ def _without(estimate: Estimate, places: list[int], names: tuple[str, ...]) -> E
         return estimate
     warn(
         f"{[names[place] for place in places]} are categories without an order, whose codes have "
-        "no correlation: it is nan; take measure=MutualInformation()"
+        "no correlation: it is nan; use measure=MutualInformation()"
     )
     value, error = (part.clone() for part in estimate)
     for part in (value, error):

@@ -101,7 +101,7 @@ def require_holes(model: ProgramLike, batch: Batch) -> None:
     """Refuses a model that takes no missing entries in its first tensor, where there are some."""
     if has_missing(batch[0]) and 0 not in partly_observed(model, batch):
         raise ValueError(
-            "the model takes no missing entries (nan) in its first tensor: take a likelihood of "
+            "the model takes no missing entries (nan) in its first tensor: use a likelihood of "
             "pv.likelihoods, or put PartlyObserved (pyro_vae.programs) around the distribution of "
             "the features, inside .to_event(...)"
         )

@@ -270,7 +270,9 @@ def _check_version(path: Path, header: dict[str, Any]) -> None:
 
 def _require(path: Path, entry: str, *, when: bool) -> None:
     if not when:
-        raise ValueError(f"'{path}' is damaged: its entry \"{entry}\" is missing or no such thing")
+        raise ValueError(
+            f"'{path}' is damaged: its entry \"{entry}\" is missing or of the wrong kind"
+        )
 
 
 def _parts(folder: Path) -> dict[str, tuple[Part, str]]:
