@@ -166,7 +166,7 @@ def test_unknown_names_are_found() -> None:
 def test_help_fits_a_screen() -> None:
     """What `help(pv)` shows first: 40 lines, whose names are there."""
     text = pv.__doc__ or ""
-    lines = pydoc.render_doc(pv, renderer=pydoc.plaintext).splitlines()
+    lines = pydoc.plain(pydoc.render_doc(pv)).splitlines()
     shown = lines[: lines.index("PACKAGE CONTENTS")]
     assert len(shown) <= 40
     assert max(map(len, text.splitlines())) <= 100
