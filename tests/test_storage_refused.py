@@ -98,7 +98,10 @@ def test_json_that_is_none(saved: Path, content: bytes) -> None:
     [
         (lambda header: header.pop("model"), '"model" is missing'),
         (lambda header: header.update(model=3), '"model" is missing or of the wrong kind'),
-        (lambda header: header.update(format_version="1"), '"format_version" is missing or of the wrong kind'),
+        (
+            lambda header: header.update(format_version="1"),
+            '"format_version" is missing or of the wrong kind',
+        ),
         (lambda header: header.update(about=[]), '"about" is missing or of the wrong kind'),
         (lambda header: header["guide"].pop("sha256"), '"guide" is missing or of the wrong kind'),
         (lambda header: header["guide"].pop("frozen"), "required .*argument: 'frozen'"),
@@ -107,7 +110,10 @@ def test_json_that_is_none(saved: Path, content: bytes) -> None:
             "frozen should be a sequence, each entry a string",
         ),
         (lambda header: header["guide"].update(extra=3), "no argument 'extra'"),
-        (lambda header: header["guide"].update(role="model"), '"guide" is missing or of the wrong kind such'),
+        (
+            lambda header: header["guide"].update(role="model"),
+            '"guide" is missing or of the wrong kind',
+        ),
         (lambda header: header["guide"].update(architecture="Guide"), "architecture should be"),
     ],
 )
