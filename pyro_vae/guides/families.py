@@ -6,7 +6,7 @@ datum. It does not know where the parameters come from.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -14,9 +14,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions.utils import _standard_normal
 
+from .._arguments import Interval
 from .._types import Distribution
 from ..registry import registered
 from .reparameterization import reparameterize
+
+Latents: TypeAlias = Annotated[int, Interval(0)]  # none, if all sites of a datum are discrete
 
 _PRINCIPAL_SWEEPS = 20  # a start is wanted, not the maximum
 _LEAST_SHARE = 1e-3  # see LowRankNormal
@@ -33,7 +36,7 @@ class Family(Protocol):
     `closest_normal(loc, precision)`.
     """
 
-    def num_parameters(self, latent_dim: int) -> int:
+    def num_parameters(self, latent_dim: Latents) -> int:
         """Parameters per datum, for a flat vector of this many latents."""
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
@@ -113,7 +116,7 @@ class DiagonalNormal:
         (tensor([[1., 2.]]), torch.Size([1]), torch.Size([2]))
     """
 
-    def num_parameters(self, latent_dim: int) -> int:
+    def num_parameters(self, latent_dim: Latents) -> int:
         """Two per latent: its mean and the logarithm of its standard deviation."""
         return 2 * latent_dim
 
@@ -198,7 +201,7 @@ class FullRankNormal:
                  [ 3., 10.]]]))
     """
 
-    def num_parameters(self, latent_dim: int) -> int:
+    def num_parameters(self, latent_dim: Latents) -> int:
         """The means, and the entries of a triangle."""
         return latent_dim + latent_dim * (latent_dim + 1) // 2
 
@@ -278,7 +281,7 @@ class LowRankNormal:
                 "no correlations"
             )
 
-    def num_parameters(self, latent_dim: int) -> int:
+    def num_parameters(self, latent_dim: Latents) -> int:
         """A latent's mean, the logarithm of its own standard deviation, and its row of W."""
         return latent_dim * (2 + self.rank)
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from .._types import Distribution
 from ..programs import capturing
 from ..registry import arguments_of, registered
-from .families import TrainableFamily
+from .families import Latents, TrainableFamily
 
 _MEAN_POINTS = 512  # and as many mirrored ones; see NormalizingFlow.mean
 _VALUES_AT_ONCE = 2**18  # points times data in memory while a mean is taken
@@ -251,7 +251,7 @@ class NormalizingFlow(TrainableFamily):
         self.layers.extend(layers)
         self.latent_dim = latent_dim
 
-    def num_parameters(self, latent_dim: int) -> int:
+    def num_parameters(self, latent_dim: Latents) -> int:
         """Two per latent, and the context."""
         return 2 * latent_dim + self.context
 

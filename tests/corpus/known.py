@@ -31,13 +31,14 @@ KNOWN: dict[tuple[str, str, str], Known] = {
     ("parameters_of_all", "author", "compare"): TIED,
     ("ss_vae_enumerated", ALL, "svi"): BROADCAST,
 }
-for _name in ("hmm", "gaussian_mixture", "fixed_mixture", "capture_recapture"):
+for _name in ("hmm", "factorial_hmm", "gaussian_mixture", "fixed_mixture", "capture_recapture"):
     for _question in ("gap", "arviz", "compare", "svi"):
         KNOWN[_name, ALL, _question] = DISCRETE
 for _name in ("autonormal", "autodiagonal"):
     KNOWN[_name, "author", ALL] = TIED
     KNOWN[_name, "author", "fit"] = RIGHT
-KNOWN["fixed_mixture", ALL, "fit"] = Known(("refused",), "nothing to train")
+for _name in ("fixed_mixture", "factorial_hmm"):
+    KNOWN[_name, ALL, "fit"] = Known(("refused",), "nothing to train")
 KNOWN["sequential_plate", ALL, ALL] = LOOP
 for _name, _, _ in list(KNOWN):
     KNOWN.setdefault((_name, "author", "svi"), RUNS)
