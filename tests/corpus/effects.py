@@ -345,7 +345,7 @@ def stochastic_volatility() -> Case:
         first = 0.8 * noise[..., 0]
         second = 0.9 * first + 0.8 * noise[..., 1]
         both = zip((first, second), y.double().unbind(-1), strict=True)
-        return sum(normal(part, 0.0, (h / 2).exp()) for h, part in both)
+        return torch.stack([normal(part, 0.0, (h / 2).exp()) for h, part in both]).sum(0)
 
     return Case(model, guide, (y,), over_normals(likelihood, 2))
 
