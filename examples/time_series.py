@@ -154,6 +154,30 @@ def draw(
     figure.savefig(path, dpi=110)
 
 
+def fit_windows(
+    train: Tensor, test: Tensor, width: int, *, epochs: int, samples: int
+) -> tuple[tuple[pv.models.VAE, pv.Guide], Tensor]:
+    """A VAE of windows, and log p of every series: the sum over its windows."""
+    pair = of_windows(width)
+    part = windows(train, width)[0]
+    pv.fit(*pair, part, num_epochs=max(1, epochs // 2), optimizer=_adam, compile=False)
+    rows, series = windows(test, width)
+    lml = pv.log_marginal_likelihood(*pair, rows, pv.ImportanceSampling(samples))
+    print(f"windows of {width}: {lml.summary()}")
+    return pair, torch.zeros(len(test)).double().index_add(0, series, lml.value.double())
+
+
+def compare(log_p: dict[str, Tensor]) -> None:
+    """Prints log p of every model, with errors over series."""
+    for name, value in log_p.items():
+        mean, error = stats.population_mean(value)
+        less, beside = stats.population_mean(value - log_p["state space"])
+        print(
+            f"{name:16s} log p = {float(mean):8.3f} ± {float(error):.3f} nats per series, "
+            f"{float(less):+.3f} ± {float(beside):.3f} beside the state space"
+        )
+
+
 def main() -> None:
     """Question, model, fit, figure, sentence."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -165,27 +189,18 @@ def main() -> None:
     torch.set_num_threads(1)  # small tensors make threads fight
     truth = oscillators(number // 3, seed=1)
     train, test = cut(oscillators(number, seed=0), seed=2), cut(truth, seed=3)
-    # Draws of the guide alone leave 60 series in doubt; particles follow a program in time.
-    particles = pv.ParticleFilter(4, 32) if arguments.smoke else pv.ParticleFilter()
-    method, log_p, of_rows = pv.ImportanceSampling(samples), {}, {}
     model, guide = state_space()
     # Compiling 16 steps, unrolled, would take longer than it saves.
     pv.fit(model, guide, train, num_epochs=epochs, batch_size=50, optimizer=_adam, compile=False)
+    # Draws of the guide alone leave 60 series in doubt; particles follow a program in time.
+    particles = pv.ParticleFilter(4, 32) if arguments.smoke else pv.ParticleFilter()
     lml = pv.log_marginal_likelihood(model, guide, test, particles)
-    log_p["state space"] = lml.value
     print(f"\nstate space: {lml.summary()}")
+    log_p, of_rows = {"state space": lml.value}, {}
     for width in WINDOWS:
-        of_rows[width] = of_windows(width)
-        part = windows(train, width)[0]
-        pv.fit(
-            *of_rows[width], part, num_epochs=max(1, epochs // 2), optimizer=_adam, compile=False
+        of_rows[width], log_p[f"windows of {width}"] = fit_windows(
+            train, test, width, epochs=epochs, samples=samples
         )
-        rows, series = windows(test, width)
-        lml = pv.log_marginal_likelihood(*of_rows[width], rows, method)
-        log_p[f"windows of {width}"] = (
-            torch.zeros(len(test)).double().index_add(0, series, lml.value.double())
-        )
-        print(f"windows of {width}: {lml.summary()}")
     z = queries.encode(model, guide, test, samples)
     torch.manual_seed(0)
     ahead = torch.cat([model.sample_data(z), model.forecast(z, AHEAD)], dim=2)[..., 0]
@@ -196,13 +211,7 @@ def main() -> None:
 
     unseen, first = test[..., 0].isnan(), truth[:, :TIMES]
     print(f"\nImputations of the VAE of 16 times: {filled.summary()}")
-    for name, value in log_p.items():
-        mean, error = stats.population_mean(value)
-        less, beside = stats.population_mean(value - log_p["state space"])
-        print(
-            f"{name:16s} log p = {float(mean):8.3f} ± {float(error):.3f} nats per series, "
-            f"{float(less):+.3f} ± {float(beside):.3f} beside the state space"
-        )
+    compare(log_p)
     beyond = torch.ones(len(test), AHEAD, dtype=torch.bool)
     print(
         "Beyond the end of a series the state space's band of 90% covers "

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyro_vae as pv
-from pyro_vae.guides import Family
+from pyro_vae.guides import DiagonalNormal, Family, FamilyPosterior, FullRankNormal, LowRankNormal
 from pyro_vae.guides.optimization import Point, Problem
 from pyro_vae.programs import Program
 from tests.helpers.factor_analysis import model_of
-from tests.helpers.statistics import FACTS
+from tests.helpers.statistics import FACTS, FACTS_Y, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -97,3 +98,51 @@ def test_of_a_linear_encoder(name: str) -> None:
     assert_exact(at.elbo, FACTS.log_evidence(y) - gap_of(name))
     refined = guide.refined(steps=1)
     assert_exact(point(name, y, refined.parameters_of(y)).elbo, at.elbo)  # nothing left to win
+
+
+# Draws of the optima, whose every weight is known
+
+POSTERIOR = FACTS.posterior(FACTS_Y)
+
+
+def log_weights(family: Family, parameters: Tensor, num_particles: int) -> Tensor:
+    """Of the model of factor analysis, `(particles, batch)`."""
+    z, log_q = FamilyPosterior(family, parameters).draw(num_particles)
+    return Program(model_of(FACTS), FACTS_Y).log_joint(z, FACTS_Y) - log_q
+
+
+def test_the_closest_full_rank_normal_is_the_posterior() -> None:
+    """Then every weight is p(y), whatever the draws."""
+    family = FullRankNormal()
+    parameters = family.closest_normal(POSTERIOR.loc, POSTERIOR.precision_matrix)
+    weights = log_weights(family, parameters, 50)
+    assert_exact(weights, torch.full_like(weights, -8.855632020187), rtol=1e-9)
+    wrong = log_weights(family, parameters + 0.1, 50)
+    assert wrong.std() > 0.01
+
+
+def test_a_low_rank_can_be_the_posterior_of_two_latents() -> None:
+    """One column makes any correlation of two latents."""
+    covariance = POSTERIOR.covariance_matrix[0]
+    ratio = (covariance[0, 0] / covariance[1, 1]).sqrt()
+    size = covariance[0, 1].abs().sqrt()
+    column = torch.stack([size * ratio.sqrt() * covariance[0, 1].sign(), size / ratio.sqrt()])
+    own = (covariance.diagonal() - 1.001 * column**2).log() / 2  # see the class for 0.001
+    parameters = torch.cat([POSTERIOR.loc[0], own, column]).unsqueeze(0)
+    weights = log_weights(LowRankNormal(1), parameters, 50)
+    assert_exact(weights, torch.full_like(weights, -8.855632020187), rtol=1e-9)
+
+
+def test_the_closest_diagonal_normal_leaves_the_mean_field_gap() -> None:
+    """Exactly, by the divergence; by draws, in standard errors; and a wider one is caught."""
+    family = DiagonalNormal()
+    parameters = family.closest_normal(POSTERIOR.loc, POSTERIOR.precision_matrix)
+    loc, log_scale = parameters.chunk(2, dim=-1)
+    closest = MultivariateNormal(loc, (2 * log_scale).exp().diag_embed())
+    gap = torch.tensor([0.222901746110])
+    assert_exact(kl_divergence(closest, POSTERIOR), gap)
+    elbo = -8.855632020187 - gap
+    assert_mean(log_weights(family, parameters, 5000), elbo)
+    wider = torch.cat([loc, log_scale + 0.3], dim=-1)
+    with pytest.raises(AssertionError, match="resolution"):
+        assert_mean(log_weights(family, wider, 5000), elbo)

@@ -22,11 +22,9 @@ from pyro_vae.guides.flows import (
     NormalizingFlow,
     SplineAutoregressive,
 )
-from pyro_vae.guides.posteriors import FamilyPosterior
-from pyro_vae.programs import Program
+from pyro_vae.guides.posteriors import mean_of
 from pyro_vae.registry import arguments_of
-from tests.helpers.factor_analysis import model_of
-from tests.helpers.statistics import FACTS, FACTS_Y, assert_mean
+from tests.helpers.statistics import assert_mean
 
 float64 = pytest.mark.usefixtures("float64")
 assert_exact = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
@@ -100,13 +98,6 @@ def some_parameters(family: Family, latents: int, rows: int = ROWS) -> Tensor:
     """Different parameters for every row."""
     start = family.initial(torch.zeros(latents), 0.8)
     return start + 0.5 * torch.randn(rows, len(start))
-
-
-def mean_of(family: Family, parameters: Tensor) -> Tensor:
-    """The mean, from the family where it has a method for it."""
-    mean = getattr(family, "mean", None)
-    answer: Tensor = family(parameters).mean if mean is None else mean(parameters)
-    return answer
 
 
 # What the parameters of normals mean, written out.
@@ -528,57 +519,6 @@ def test_means_do_not_depend_on_how_many_rows_fit_in_memory(
     expected = mean_of(family, parameters)
     monkeypatch.setattr("pyro_vae.guides.flows._VALUES_AT_ONCE", 3 * 1024)
     assert_exact(mean_of(family, parameters), expected)
-
-
-# Factor analysis, where the posterior is normal and known.
-
-POSTERIOR = FACTS.posterior(FACTS_Y)
-
-
-def log_weights(family: Family, parameters: Tensor, num_particles: int) -> Tensor:
-    """Of the model of factor analysis, `(particles, batch)`."""
-    z, log_q = FamilyPosterior(family, parameters).draw(num_particles)
-    return Program(model_of(FACTS), FACTS_Y).log_joint(z, FACTS_Y) - log_q
-
-
-@float64
-def test_the_closest_full_rank_normal_is_the_posterior() -> None:
-    """Then every weight is p(y), whatever the draws."""
-    family = FullRankNormal()
-    parameters = family.closest_normal(POSTERIOR.loc, POSTERIOR.precision_matrix)
-    weights = log_weights(family, parameters, 50)
-    assert_exact(weights, torch.full_like(weights, -8.855632020187), atol=1e-11)
-    wrong = log_weights(Transposed(), parameters, 50)
-    assert wrong.std() > 0.01
-
-
-@float64
-def test_a_low_rank_can_be_the_posterior_of_two_latents() -> None:
-    """One column makes any correlation of two latents."""
-    covariance = POSTERIOR.covariance_matrix[0]
-    ratio = (covariance[0, 0] / covariance[1, 1]).sqrt()
-    size = covariance[0, 1].abs().sqrt()
-    column = torch.stack([size * ratio.sqrt() * covariance[0, 1].sign(), size / ratio.sqrt()])
-    own = (covariance.diagonal() - 1.001 * column**2).log() / 2  # see the class for 0.001
-    parameters = torch.cat([POSTERIOR.loc[0], own, column]).unsqueeze(0)
-    weights = log_weights(LowRankNormal(1), parameters, 50)
-    assert_exact(weights, torch.full_like(weights, -8.855632020187), atol=1e-11)
-
-
-@float64
-def test_the_closest_diagonal_normal_leaves_the_mean_field_gap() -> None:
-    """Exactly, by the divergence; by draws, in standard errors; and a wider one is caught."""
-    family = DiagonalNormal()
-    parameters = family.closest_normal(POSTERIOR.loc, POSTERIOR.precision_matrix)
-    loc, log_scale = parameters.chunk(2, dim=-1)
-    closest = MultivariateNormal(loc, (2 * log_scale).exp().diag_embed())
-    gap = torch.tensor([0.222901746110])
-    assert_exact(kl_divergence(closest, POSTERIOR), gap, atol=1e-11)
-    elbo = -8.855632020187 - gap
-    assert_mean(log_weights(family, parameters, 5000), elbo)
-    wider = torch.cat([loc, log_scale + 0.3], dim=-1)
-    with pytest.raises(AssertionError, match="resolution"):
-        assert_mean(log_weights(family, wider, 5000), elbo)
 
 
 @float64

@@ -1,6 +1,7 @@
 """Latent sites that all data share: scaled, trained, and given to a density per datum."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,10 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
 from pyro.optim import Adam  # type: ignore[attr-defined]
-from torch import Tensor
+from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae.objectives import IWAE, STL, BetaELBO, DReG, Objective
 from pyro_vae.programs import Program, evaluating
 from tests.helpers.cases import normal
 from tests.helpers.guides import Certain
@@ -408,3 +410,42 @@ def test_steps_are_taken_in_the_unit_of_the_prior(scale: float, farther: float) 
     assert abs(float(draws.mean() - guide.global_values()["location"])) < 0.05  # narrow, around it
     assert guide.shared is not None
     assert (guide.shared.far is None) == (scale == 1)
+
+
+def strength(y: Tensor) -> None:
+    """A positive site that all data share, and that no datum depends on."""
+    pyro.sample("strength", dist.LogNormal(0.3, 0.7))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(y.new_zeros(1), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+
+def exact_strength(y: Tensor) -> None:
+    """Its posterior, by hand."""
+    pyro.sample("strength", dist.LogNormal(0.3, 0.7))
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(y / 2, math.sqrt(0.5)).to_event(1))
+
+
+def learnt_strength() -> pv.Guide:
+    """The same from a family and an encoder: over the logarithm of the strength."""
+    net = nn.Linear(1, 2, dtype=torch.float64)
+    guide = pv.Guide(strength, pv.Encoder(net), example=torch.zeros(2, 1, dtype=torch.float64))
+    assert guide.shared is not None
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.5], [0.0]]))
+        net.bias.copy_(torch.tensor([0.0, math.log(0.5) / 2]))
+        guide.shared.value.copy_(torch.tensor([0.3, math.log(0.7)]))
+    return guide
+
+
+@pytest.mark.parametrize("objective", [IWAE(3), STL(3), DReG(3), BetaELBO(1.0)], ids=repr)
+@pytest.mark.parametrize("guide", [exact_strength, None], ids=["program", "guide"])
+def test_a_shared_site_with_a_constrained_support(objective: Objective, guide: Any) -> None:
+    """Under the posterior of everything each draw gives log p(y): the Jacobian is in log q."""
+    y = torch.randn(7, 1)
+    exact = normal(y, 0.0, math.sqrt(2)).sum()
+    for _ in range(5):
+        loss, elbo = objective.progress(strength, guide or learnt_strength(), y)
+        torch.testing.assert_close(elbo, exact)
+        torch.testing.assert_close(-loss, exact)

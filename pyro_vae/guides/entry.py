@@ -201,8 +201,10 @@ def given_globals(
 
     For a guide written by hand that is the mean of draws, of the unconstrained values.
     """
-    if values is not None or not program.global_sites:
-        return program.given(values or {})
+    if not program.global_sites and not values:
+        return program
+    if values is not None:
+        return program.given(values)
     return program.given(_mean_globals(program, guide, batch), "the mean of their posterior")
 
 

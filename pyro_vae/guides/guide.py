@@ -157,8 +157,10 @@ class Guide(NamedModule):
             return self.prior_parameters().new_zeros(len(batch[0]), size)
         current = current_minibatch()
         rows = rows if current is None else current.rows
-        values = self.global_values() if given is None else given
-        program = self.program.given({name: value.detach() for name, value in values.items()})
+        program = self.program
+        if self.shared is not None or given:
+            values = self.global_values() if given is None else given
+            program = program.given({name: value.detach() for name, value in values.items()})
         if torch.is_grad_enabled() or self.map.per_row:
             return self.map.infer(program, batch, rows)
         parts = zip(*(part.split(_ROWS_AT_ONCE) for part in batch), strict=True)

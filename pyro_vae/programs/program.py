@@ -183,6 +183,8 @@ class Program:
 
     def at_start(self) -> "Program":
         """The same program with its global sites about the middle of their prior."""
+        if not self.global_sites:
+            return self
         flat = self.constrain_globals(self.structure.global_start)
         return self.given({name: value for name, (value, _) in flat.items()})
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae._types import ProgramLike
 from tests.helpers.statistics import FACTS, FACTS_Y, FactorAnalysis
 
 GuideProgram = Callable[[Tensor], None]
@@ -96,3 +98,39 @@ def best_global(facts: FactorAnalysis, y: Tensor) -> Tensor:
     loc = facts.posterior(y).loc.mean(dim=0)
     log_scale = -facts.posterior_precision.diagonal().log() / 2
     return torch.cat([loc, log_scale]).expand(len(y), -1)
+
+
+class LinearGaussian(PyroModule):
+    """`z ~ N(0, I)`, `y ~ N(W z + mu, sigma^2)`, with one sigma for all features or one for each.
+
+    Arguments:
+        features: Features of a datum.
+        latents: Latents of a datum.
+        num_sigmas: 1 for probabilistic PCA, `features` for factor analysis.
+    """
+
+    def __init__(self, features: int, latents: int, num_sigmas: int) -> None:
+        super().__init__()
+        self.loadings = nn.Parameter(0.5 * torch.randn(features, latents))
+        self.mean = nn.Parameter(torch.zeros(features))
+        self.log_sigma = nn.Parameter(torch.zeros(num_sigmas))
+
+    def forward(self, y: Tensor) -> None:
+        """The program."""
+        features, latents = self.loadings.shape
+        scale = self.log_sigma.exp().expand(features)
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(latents), 1.0).to_event(1))
+            loc = z @ self.loadings.T + self.mean
+            pyro.sample("y", dist.Normal(loc, scale).to_event(1), obs=y)
+
+    @property
+    def facts(self) -> FactorAnalysis:
+        """The same model with every answer in closed form, differentiable in the parameters."""
+        variance = (2 * self.log_sigma).exp().expand(len(self.loadings))
+        return FactorAnalysis(self.loadings, self.mean, variance)
+
+
+def posterior_guide(model: ProgramLike, y: Tensor) -> pv.Guide:
+    """The posterior itself."""
+    return pv.Guide(model, pv.ExactPosterior(), pv.FullRankNormal(), example=y)
