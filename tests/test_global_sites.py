@@ -439,6 +439,7 @@ def learnt_strength() -> pv.Guide:
     return guide
 
 
+@user_param_store
 @pytest.mark.parametrize("objective", [IWAE(3), STL(3), DReG(3), BetaELBO(1.0)], ids=repr)
 @pytest.mark.parametrize("guide", [exact_strength, None], ids=["program", "guide"])
 def test_a_shared_site_with_a_constrained_support(objective: Objective, guide: Any) -> None:
