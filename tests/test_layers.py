@@ -249,7 +249,7 @@ def shadowed(init: Path) -> list[str]:
     return sorted(modules.intersection(imported))
 
 
-PACKAGES = [file for file in FILES if file.name == "__init__.py" and layer(file) != "programs"]
+PACKAGES = [file for file in FILES if file.name == "__init__.py"]
 
 
 @pytest.mark.parametrize("init", PACKAGES, ids=layer)
@@ -318,11 +318,14 @@ KINDS_OF_GUIDE = {"Guide", "AutoGuide", "AutoNormal", "AutoDiagonalNormal"}
 
 
 def questions_of_origin(source: str) -> list[str]:
-    """Places that ask of which kind a guide is: by `isinstance`, its class, or `match`."""
+    """Places that ask of which kind a guide is: by `isinstance`, its class, what it has, `match`."""
     found = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+        function = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if isinstance(node, ast.Call) and function in ("isinstance", "issubclass"):
             asked: list[ast.AST] = [node.args[1]]
+        elif isinstance(node, ast.Call) and function in ("getattr", "hasattr"):
+            asked = [ast.Name("Guide")] if "guide" in ast.unparse(node.args[0]) else []
         elif isinstance(node, ast.Compare) and "type(" in ast.unparse(node):
             asked = list(node.comparators)
         elif isinstance(node, ast.MatchClass):
@@ -350,6 +353,7 @@ def test_questions_of_origin_are_found() -> None:
         "isinstance(guide, Guide)",
         "isinstance(guide, nn.Module | guides.Guide)",
         "type(guide) is not Guide",
+        "getattr(self.guide, 'map', None)",
         "match guide:\n    case AutoNormal(): pass",
     ):
         assert len(questions_of_origin(source)) == 1, source
