@@ -157,7 +157,7 @@ def gather(result: _Result) -> _Result:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     """Raises in all processes if one fails, so that none waits forever.
 
     Raises:

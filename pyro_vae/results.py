@@ -333,7 +333,7 @@ def _with_the_same_doubts(parts: list[Any]) -> list[Any]:
 
 def join(parts: list[_Some]) -> _Some:
     """Joins results of the same type along the data."""
-    return combined(parts, torch.cat)
+    return parts[0] if len(parts) == 1 else combined(parts, torch.cat)
 
 
 def with_rows(result: _Some, rows: Tensor, other: _Some) -> _Some:

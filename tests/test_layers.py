@@ -318,7 +318,7 @@ KINDS_OF_GUIDE = {"Guide", "AutoGuide", "AutoNormal", "AutoDiagonalNormal"}
 
 
 def questions_of_origin(source: str) -> list[str]:
-    """Places that ask of which kind a guide is: by `isinstance`, its class, what it has, `match`."""
+    """Places that ask of which kind a guide is: by its class, or by what it has."""
     found = []
     for node in ast.walk(ast.parse(source)):
         function = ast.unparse(node.func) if isinstance(node, ast.Call) else ""

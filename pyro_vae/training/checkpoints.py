@@ -90,10 +90,10 @@ class Keeper:
     def write(self, state: Any) -> None:
         """Writes the state of this process and of all others, which replaces the one before."""
         tensors: dict[str, Tensor] = {}
-        with distributed.together():
+        with distributed.fail_together():
             record = encoded(state, tensors, "state")
         everyones = distributed.to_first((record, tensors))
-        with distributed.together():
+        with distributed.fail_together():
             if distributed.rank() == 0:
                 self._write(everyones)
         self._written = time.perf_counter()
@@ -121,7 +121,7 @@ class Keeper:
             ValueError: If the file is damaged or from another run; says what differs.
         """
         self.identity = _joined(distributed.everyones(self._mine))
-        with distributed.together():
+        with distributed.fail_together():
             found = self._read() if distributed.rank() == 0 else None
         found = distributed.from_first(found)
         return None if found is None else decoded(*found[distributed.rank()])

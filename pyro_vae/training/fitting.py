@@ -156,7 +156,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         module.to(device)
     where = device_of(model, guide)
     stored, augmented = augmentation_of(data)
-    with distributed.together():
+    with distributed.fail_together():
         reader = reader_of(stored, where)
         held_out = None if validation is None else as_batch(validation, where)
         if patience is not None and held_out is None:
@@ -173,7 +173,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     with _training(model, guide, train_model=train_model), forked(seed, "fit"):
         fixed = Parts() if train_model else parts_of(model, guide, head(reader))
         with frozen(fixed):
-            with distributed.together():
+            with distributed.fail_together():
                 training = Training(model, guide, reader, augmented, held_out, plan, cut)
             start_equal(model, guide, training.tensors)
             result = training.run()

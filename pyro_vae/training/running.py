@@ -332,7 +332,7 @@ class Training:
             nothing = torch.tensor(torch.nan, device="cpu")
             return Estimate(nothing, nothing)
         try:
-            with distributed.together():
+            with distributed.fail_together():
                 bound = self.held_out.elbo()
             result = distributed.gather(bound).mean
         except FloatingPointError as error:

@@ -123,7 +123,7 @@ class Steps:
                     return elbo_now * rows.numel()
             batches = iter([batch])
         self._forget_gradients()
-        with distributed.together():
+        with distributed.fail_together():
             elbos = [self._backward(epoch, part, batches) for part in parts]
         elbo = self.shards.add_up(sum(elbos, 0.0), self.tensors.values())
         self._move(self._where(epoch, parts))
