@@ -66,7 +66,7 @@ def test_remedies_of_the_refusal() -> None:
     """The guide itself is fitted to new rows, and an untied one inside a module is asked as is."""
     y = torch.tensor([-3.0, 0.0, 3.0])
     local, shared = guides(3)
-    fitted = for_new_rows(local, -y)
+    fitted: Any = for_new_rows(local, -y)
     # The posterior is N(y / 2, 1 / 2): a Newton step finds it.
     torch.testing.assert_close(fitted.mean(-y).squeeze(-1), -y / 2, rtol=0, atol=1e-3)
     wrapped = Delegating(shared)

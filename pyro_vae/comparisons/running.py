@@ -34,6 +34,7 @@ from ..guides import (
     model_of,
     refined_guide,
     require_new_rows,
+    row_fit_of,
 )
 from ..programs import Copies, Program, as_batch, device_of, minibatch, no_new_parameters
 from ..progress import progress_bar
@@ -338,8 +339,9 @@ class _Run:
             start = time.perf_counter()
             given = {name: self.options[name] for name in ("seed", "progress")}
             guide = for_new_rows(guide, self.train, **given)
-            seconds = time.perf_counter() - start
-            return guide, _as_fit(guide.row_fit, seconds, self.options["seed"])  # type: ignore[attr-defined]
+            seconds, rows = time.perf_counter() - start, row_fit_of(guide)
+            assert rows is not None
+            return guide, _as_fit(rows, seconds, self.options["seed"])
         if not self.train_model and not has_parameters(guide):
             return guide, _no_fit(self.options["seed"])
         data = self.train if self.augmented is None else replace(self.augmented, data=self.train)

@@ -22,6 +22,7 @@ from .entry import program_of as program_of
 from .entry import refined_guide as refined_guide
 from .entry import require_new_rows as require_new_rows
 from .entry import row_buffers as row_buffers
+from .entry import row_fit_of as row_fit_of
 from .entry import samples_discrete as samples_discrete
 from .entry import shared_only as shared_only
 from .experts import ProductOfExperts as ProductOfExperts

@@ -7,7 +7,7 @@ parts; unsupported requests are refused here, with the name of the guide or site
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from pyro import poutine
@@ -33,6 +33,7 @@ from .guide import Guide
 from .maps import InferenceMap
 from .optimization import FitRows
 from .posteriors import NoLatents, Posterior
+from .row_fits import RowFit
 from .shared import GlobalDraw, values_of
 from .tied import REMEDY, automatic_globals, automatic_posterior, program_posterior, tied_site
 
@@ -123,6 +124,11 @@ def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
     return guide.refined(steps)
 
 
+def row_fit_of(guide: ProgramLike) -> RowFit | None:
+    """The result of fitting a guide's rows; `None` if they were not fitted with the model fixed."""
+    return guide.row_fit if isinstance(guide, Guide) else None
+
+
 class SharedOnly:
     """Replaces a guide of which only the global sites are needed.
 
@@ -163,7 +169,7 @@ def for_new_rows(
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: bool | None = None,
-) -> Any:
+) -> ProgramLike:
     """The guide for data it was not trained on: fitted to them if it is tied to rows.
 
     Arguments:

@@ -192,7 +192,7 @@ class Problem:
         """
         point = self(parameters)
         if isinstance(self.family, ClosestNormal):
-            gain = _Newton(self, 0.0).gain(point)[1]
+            gain = _Newton(self, self.family, 0.0).gain(point)[1]
         else:
             gain = _dot(point.gradient, point.gradient / self.information(point))
         return gain.abs() / 2
@@ -244,7 +244,8 @@ def maximize(
     optimizer = RowOptimizer(problem, _checked_start(problem, start, first), fitting, report)
     with pyro.validation_enabled(is_validate=False):  # a trial may be nan: it is taken back
         if isinstance(problem.family, ClosestNormal):
-            optimizer.maximize(_Newton(problem, fitting.tolerance), _NEWTON_STEPS)
+            newton = _Newton(problem, problem.family, fitting.tolerance)
+            optimizer.maximize(newton, _NEWTON_STEPS)
         optimizer.maximize(_QuasiNewton(problem, fitting, optimizer.parameters), fitting.max_steps)
     report(int((~optimizer.converged).sum()))
     return optimizer
@@ -277,8 +278,8 @@ class _Direct(Protocol):
 class _Newton:
     """Steps towards the family's member closest to the normal with q's gradients and curvature."""
 
-    def __init__(self, problem: Problem, tolerance: float) -> None:
-        self.problem, self.tolerance = problem, tolerance
+    def __init__(self, problem: Problem, family: ClosestNormal, tolerance: float) -> None:
+        self.problem, self.family, self.tolerance = problem, family, tolerance
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
         """Marks data as lost whose step is no ascent, or promises no gain where q could gain."""
@@ -295,8 +296,7 @@ class _Newton:
     def gain(self, point: Point) -> tuple[Tensor, Tensor]:
         """The step, and the rise per step along it."""
         loc, precision = _normal_of(point)
-        closest = self.problem.family.closest_normal(loc, precision)  # type: ignore[attr-defined]
-        direction = closest - point.parameters
+        direction = self.family.closest_normal(loc, precision) - point.parameters
         return direction, _dot(point.gradient, direction)
 
 

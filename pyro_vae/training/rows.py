@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from .._types import Batch
+from .._types import Batch, ProgramLike
 from ..data import OnDisk, RowReader
 from ..data.streams import chunks
 from ..evidence import check_data
@@ -126,7 +126,7 @@ def reader_of(data: Any, device: torch.device) -> RowReader:
     return InMemory(as_batch(data, device))
 
 
-def check_rows(model: Any, guide: Any, reader: RowReader) -> Tensor:
+def check_rows(model: ProgramLike, guide: ProgramLike, reader: RowReader) -> Tensor:
     """Checks all rows before training, as :func:`pyro_vae.evidence.check_data` does.
 
     Data on disk are read once for it, piece by piece; constant columns are not looked for there.
