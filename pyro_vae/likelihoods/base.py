@@ -5,7 +5,7 @@ gives their means, and checks which data are in its support.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -15,6 +15,13 @@ from torch.distributions import constraints
 
 from .._types import Distribution
 from ..programs import PartlyObserved
+
+
+@runtime_checkable
+class PerFeature(Protocol):
+    """A parameter that all features share, of shape `()`, or that each has for itself."""
+
+    shape: tuple[int, ...]
 
 
 class Likelihood(nn.Module):
@@ -71,7 +78,7 @@ class Likelihood(nn.Module):
             if isinstance(part, Likelihood) and part is not self:
                 part.check_learned(shape)
                 continue
-            own = getattr(part, "shape", ())
+            own = part.shape if isinstance(part, PerFeature) else ()
             pairs = zip(reversed(own), reversed(shape), strict=False)
             if len(own) > len(shape) or any(mine not in (1, size) for mine, size in pairs):
                 raise ValueError(

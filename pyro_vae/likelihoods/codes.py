@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from ..data import check_range
 from ..registry import registered
 from .base import Features, Likelihood, column_means, column_shares, inverse_of
-from .special import soft_limit
+from .special import as_shape, soft_limit
 
 _LOG_SPACING_LIMIT = 10.0  # two cut points are e^-10 to e^10 apart, beyond which they move slowly
 
@@ -155,7 +155,7 @@ class Ordinal(Likelihood):
     def __init__(self, num_levels: int, shape: tuple[int, ...] | int = ()) -> None:
         super().__init__()
         self.num_levels = _check_count(num_levels, "num_levels")
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.shape = as_shape(shape)
         cuts = (torch.arange(1, num_levels) / num_levels).logit()
         self.first = nn.Parameter(cuts[0].expand(self.shape).clone())
         spacings = cuts.diff().log()

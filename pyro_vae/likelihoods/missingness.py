@@ -27,6 +27,7 @@ from ..programs import PartlyObserved
 from ..registry import registered
 from .base import Likelihood
 from .mixed import MixedFeatures
+from .special import as_shape
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # a slope of 3 sds: 1e-5 of the integral
 _PACE = 10.0  # Adam's steps suit weights of nets; log odds are of order 1, and need longer ones
@@ -165,7 +166,7 @@ class SelfMasking(Likelihood):
     def __init__(self, likelihood: Likelihood, shape: tuple[int, ...] | int = ()) -> None:
         super().__init__()
         self.likelihood = likelihood
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.shape = as_shape(shape)
         self.raw_intercept = nn.Parameter(torch.full(self.shape, 1 / _PACE))
         self.raw_slope = nn.Parameter(torch.zeros(self.shape))
 

@@ -16,7 +16,7 @@ from .._types import Distribution
 from ..data import check_range, warn_constant_columns
 from ..registry import registered
 from .base import Features, Likelihood, column_means, column_spreads
-from .special import Learned, halves, log_gamma_half_step
+from .special import Learned, as_shape, halves, log_gamma_half_step
 
 _ABOVE = 0.1  # of the floor: a sigma that is set starts so far above it, where it can still move
 
@@ -70,7 +70,7 @@ class LearnedSigma(nn.Module):
             raise ValueError(
                 f"the initial sigma must be finite and above its floor {floor}, got {initial}"
             )
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.shape = as_shape(shape)
         self.initial, self.floor = initial, floor
         start = _inverse_softplus(torch.tensor(initial - floor))
         self.raw = nn.Parameter(start.expand(self.shape).clone())

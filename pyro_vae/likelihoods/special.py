@@ -63,6 +63,11 @@ def _series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
 LOG_LIMIT = 12.0  # from e^-12 to e^12, one in 160,000 to 160,000, an exponential; then slower
 
 
+def as_shape(shape: tuple[int, ...] | int) -> tuple[int, ...]:
+    """The shape of a parameter: `()`, or that of a datum, which may be a number of features."""
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
 class Learned(nn.Module):
     r"""A positive number that is a parameter of the model, :math:`f + e^{s}`.
 
@@ -86,7 +91,7 @@ class Learned(nn.Module):
                 f"a {type(self).__name__} needs 0 <= floor < initial, both finite; got floor "
                 f"{floor} and initial {initial}"
             )
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.shape = as_shape(shape)
         self.initial, self.floor = initial, floor
         self.raw = nn.Parameter(torch.full(self.shape, math.log(initial - floor)))
 
