@@ -38,7 +38,7 @@ from .evidence import (
     best_of_family,
     edge_doubts,
     prepared,
-    starts,
+    starting_points,
 )
 from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, RowFit
 from .randomness import stream
@@ -350,12 +350,12 @@ def inference_gap(
             fitting=fitting or FitRows(), seed=seed, progress=progress,
         )  # fmt: skip
         family = posterior.family if isinstance(posterior, FamilyPosterior) else DiagonalNormal()
-        best = fit(family, starts(program, posterior, batch, family))
+        best = fit(family, starting_points(program, posterior, batch, family))
         star = FamilyPosterior(family, best.parameters)
         apart = stream(seed, "evidence")  # log p(y) shares no draw with the ELBOs
         marginal = estimate(inference._replace(posterior=star), seed=apart, progress=progress)
         others = {
-            name: fit(other, starts(program, star, batch, other))
+            name: fit(other, starting_points(program, star, batch, other))
             for name, other in (families or {}).items()
         }
         posteriors = [posterior, star] + [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import best_of_family, prepared, starts
+from pyro_vae.evidence import best_of_family, prepared, starting_points
 from pyro_vae.guides import fit_parameters
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -43,7 +43,7 @@ def test_the_best_q_is_found_and_what_is_left_is_said(seed: int) -> None:
     guide = pv.Guide(cubic, pv.GlobalParameters(), example=y)
     with prepared(cubic, guide, y, 0) as (program, posterior, batch):
         family = pv.DiagonalNormal()
-        places = starts(program, posterior, batch, family)
+        places = starting_points(program, posterior, batch, family)
         fit = best_of_family(program, batch, family, places, pv.FitRows(), seed=seed)
     lost = best - cubic_elbo(fit.parameters, y)
     assert fit.converged.all()

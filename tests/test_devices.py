@@ -107,7 +107,7 @@ CASES: dict[str, Callable[[Fitted], Any]] = {
     "importance, compiled": log_p(pv.ImportanceSampling(3000, compile=True)),
     "defensive": log_p(pv.ImportanceSampling(60, proposal=pv.Defensive(0.2))),
     "fitted": log_p(pv.ImportanceSampling(60, proposal=pv.Fitted())),
-    "until": log_p(pv.ImportanceSampling(60, until=pv.Until(0.1, 500))),
+    "until": log_p(pv.ImportanceSampling(60, until=pv.ErrorTarget(0.1, 500))),
     "annealing": log_p(pv.AnnealedImportanceSampling(4, 20)),
     "tempering": log_p(pv.TemperedSMC(32)),
     "quadrature": log_p(pv.Quadrature(1e-2)),

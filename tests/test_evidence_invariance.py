@@ -25,12 +25,12 @@ from pyro_vae.evidence import (
     AnnealedImportanceSampling,
     ClosedForm,
     Defensive,
+    ErrorTarget,
     Estimator,
     ImportanceSampling,
     LogMarginal,
     Quadrature,
     StartFromGuide,
-    Until,
     Widened,
     evaluate,
     log_marginal_of,
@@ -76,7 +76,7 @@ ESTIMATORS: dict[str, Callable[["Case"], Tensor]] = {
     "importance": partial(marginal, partial(ImportanceSampling, 40)),
     "defensive": partial(marginal, lambda memory: ImportanceSampling(40, memory, BOTH)),
     "until": partial(
-        marginal, lambda memory: ImportanceSampling(40, memory, until=Until(0.1, 320))
+        marginal, lambda memory: ImportanceSampling(40, memory, until=ErrorTarget(0.1, 320))
     ),
     "annealing": partial(marginal, annealing),
     "annealing-guide": partial(marginal, partial(annealing, start=StartFromGuide())),

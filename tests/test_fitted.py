@@ -11,7 +11,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import Bound, fitted, prepared, starts
+from pyro_vae.evidence import Bound, fitted, prepared, starting_points
 from pyro_vae.evidence.fitted import other_modes
 from pyro_vae.guides import Posterior
 from tests.helpers.cases import CASES
@@ -199,9 +199,9 @@ def test_starts_do_not_depend_on_how_the_work_is_cut(
     guide = pv.Guide(case.program, pv.GlobalParameters(), example=batch)
     with prepared(case.program, guide, batch, 0) as (program, posterior, data):
         given = (program, posterior, data, pv.FullRankNormal())
-        whole = starts(*given)
+        whole = starting_points(*given)
         monkeypatch.setattr(fitted, "_ROWS_AT_ONCE", rows)
-        for part, expected in zip(starts(*given), whole, strict=True):
+        for part, expected in zip(starting_points(*given), whole, strict=True):
             assert torch.equal(part, expected)
 
 

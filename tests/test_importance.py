@@ -12,7 +12,12 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae import stats
 from pyro_vae.evidence import Bound, LogMarginal, importance, prepared
-from pyro_vae.evidence.importance import JACKKNIFED, PARETO_SMOOTHED, ImportanceSampling, Until
+from pyro_vae.evidence.importance import (
+    JACKKNIFED,
+    PARETO_SMOOTHED,
+    ErrorTarget,
+    ImportanceSampling,
+)
 from pyro_vae.evidence.proposals import (
     Defensive,
     Proposal,
@@ -145,7 +150,7 @@ def test_averages_say_what_they_are(seed: int) -> None:
 def test_until_gives_each_datum_what_it_needs(seed: int) -> None:
     """Errors near the one asked for; the draws of a datum do not hang on the others."""
     y = torch.cat([FACTS.sample(3), FACTS_Y])
-    method = ImportanceSampling(200, until=Until(0.02, max_samples=12_800))
+    method = ImportanceSampling(200, until=ErrorTarget(0.02, max_samples=12_800))
     result = estimate(method, y, seed)
     assert set(result.num_samples.tolist()) <= {200 * 2**i for i in range(7)}
     assert (result.num_samples > 200).any()
@@ -157,13 +162,13 @@ def test_until_gives_each_datum_what_it_needs(seed: int) -> None:
 def test_until_does_not_stop_on_luck(seed: int) -> None:
     """With draws of its own the estimate stays unbiased, though the data differ in their draws."""
     y = FACTS_Y.expand(200, -1)
-    result = estimate(ImportanceSampling(50, until=Until(0.07, 400)), y, seed)
+    result = estimate(ImportanceSampling(50, until=ErrorTarget(0.07, 400)), y, seed)
     exact = FACTS.log_evidence(y)
     assert len(result.num_samples.unique()) > 1
     assert_mean((result.value - exact).exp(), 1.0)
 
 
-def stopped_on_the_way(log_weights: Tensor, until: Until) -> Tensor:
+def stopped_on_the_way(log_weights: Tensor, until: ErrorTarget) -> Tensor:
     """Log mean weights of the first draws whose own error is small enough: wrong, `(batch,)`."""
     size = 30
     value = torch.full_like(log_weights[0], torch.nan)
@@ -183,7 +188,7 @@ def test_stopping_on_luck_is_caught(seed: int) -> None:
 
     The error is small where the large weights are still missing, and there it stops.
     """
-    y, until = FACTS_Y.expand(300, -1), Until(0.12, 480)
+    y, until = FACTS_Y.expand(300, -1), ErrorTarget(0.12, 480)
     ours = estimate(ImportanceSampling(30, until=until), y, seed)
     exact = FACTS.log_evidence(y)
     assert_mean((ours.value - exact).exp(), 1.0)
@@ -195,7 +200,7 @@ def test_stopping_on_luck_is_caught(seed: int) -> None:
 def test_until_answers_each_datum_as_if_alone(seed: int) -> None:
     """Data with as many draws are weighed together: rows come back in order, to the last digit."""
     y = FACTS.sample(12)
-    method = ImportanceSampling(30, until=Until(0.1, 240))
+    method = ImportanceSampling(30, until=ErrorTarget(0.1, 240))
     whole = estimate(method, y, seed)
     assert 1 < len(whole.num_samples.unique()) < 12
     for row in range(12):
@@ -226,7 +231,7 @@ def test_until_names_the_datum_that_has_no_density() -> None:
 
 def test_until_says_when_the_budget_is_spent(seed: int) -> None:
     """An error out of reach takes the whole budget, and is a reason for doubt."""
-    method = ImportanceSampling(100, until=Until(1e-4, max_samples=1_000))
+    method = ImportanceSampling(100, until=ErrorTarget(1e-4, max_samples=1_000))
     result = estimate(method, FACTS.sample(2), seed)
     assert result.num_samples.tolist() == [1_000, 1_000]
     assert not result.reliable.any()
@@ -235,7 +240,7 @@ def test_until_says_when_the_budget_is_spent(seed: int) -> None:
 
 def test_perfect_guide_needs_no_more_than_the_pilot() -> None:
     """Every weight is p(y): the error is 0, so are the doublings."""
-    method = ImportanceSampling(100, until=Until(0.01))
+    method = ImportanceSampling(100, until=ErrorTarget(0.01))
     result = pv.log_marginal_likelihood(MODEL, exact_guide(FACTS), FACTS.sample(2), method)
     assert result.num_samples.tolist() == [100, 100]
 
@@ -245,7 +250,7 @@ def test_is_plain() -> None:
     assert ImportanceSampling(10).is_plain
     assert not ImportanceSampling(10, proposal=Widened()).is_plain
     assert not ImportanceSampling(10, average=JACKKNIFED).is_plain
-    assert not ImportanceSampling(100, until=Until(0.1)).is_plain
+    assert not ImportanceSampling(100, until=ErrorTarget(0.1)).is_plain
 
 
 @pytest.mark.parametrize(
@@ -253,9 +258,9 @@ def test_is_plain() -> None:
     [
         (lambda: Widened(0.0), "a finite number above 0, got 0.0"),
         (lambda: Defensive(1.0), "between 0 and 1, got 1.0"),
-        (lambda: Until(0.0), "got error=0.0"),
+        (lambda: ErrorTarget(0.0), "got error=0.0"),
         (
-            lambda: ImportanceSampling(20, until=Until(0.1)),
+            lambda: ImportanceSampling(20, until=ErrorTarget(0.1)),
             "a pilot needs at least 30 draws",
         ),
     ],

@@ -66,7 +66,7 @@ COMMON = {
     # Where a fit starts is no estimate; data and starts are held against one another over the same
     # points and fresh draws, and the ELBO there is said to be common to them.
     "fit.starts": Common("evidence.fitted._likeliest"),
-    "fit.near": Common("evidence.fitted.near"),
+    "fit.near": Common("evidence.fitted.match_moments"),
     "fit.points": Common("guides.optimization.Problem.of"),
     "fit.judge": Common("guides.row_fits.fit_parameters"),
 }
@@ -164,7 +164,7 @@ FEW = pv.ImportanceSampling(50)
 ANNEALED = pv.AnnealedImportanceSampling(num_chains=4, num_temperatures=10)
 CLIMBING = pv.Tightest(50, tempering=pv.TemperedSMC(2, 8)).sampled
 TRUSTED = Trusted(torch.linspace(-1, 1, 450).reshape(50, 3, 3), torch.full((3,), 1000.0))
-UNTIL = pv.ImportanceSampling(40, until=importance.Until(0.05, 500))
+UNTIL = pv.ImportanceSampling(40, until=importance.ErrorTarget(0.05, 500))
 
 
 def two_sites(y: torch.Tensor) -> None:

@@ -183,7 +183,7 @@ def test_programs_that_refuse() -> None:
     [
         ({"num_samples": 0}, "at least 1"),
         ({"estimator": pv.ImportanceSampling(10)}, "at least 30 draws"),
-        ({"estimator": pv.ImportanceSampling(100, until=pv.Until(0.1))}, "fixed number"),
+        ({"estimator": pv.ImportanceSampling(100, until=pv.ErrorTarget(0.1))}, "fixed number"),
     ],
 )
 def test_bad_arguments(arguments: Any, message: str) -> None:

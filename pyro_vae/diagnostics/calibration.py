@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import in_turn, prepared
+from ..evidence import first_rows, prepared
 from ..evidence.weights import rows_at_once, weigh
 from ..formatting import plus_minus
 from ..guides import Posterior, for_new_rows, is_tied_to_rows, shared_only
@@ -276,7 +276,7 @@ def simulation_based_calibration(
         (('z', 'log p(y | z)'), True)
     """
     functions = {"log p(y | z)": log_likelihood} if quantities is None else dict(quantities)
-    examples = in_turn(as_batch(data, device_of(model, guide)), num_data)
+    examples = first_rows(as_batch(data, device_of(model, guide)), num_data)
     _check_sizes(len(examples[0]), num_samples)
     tied = is_tied_to_rows(guide)
     with prepared(model, shared_only(guide) if tied else guide, examples, seed, given) as asked:

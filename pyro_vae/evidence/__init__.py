@@ -29,14 +29,14 @@ from .exact import ClosedForm as ClosedForm
 from .filtering import ParticleFilter as ParticleFilter
 from .fitted import Fitted as Fitted
 from .fitted import best_of_family as best_of_family
-from .fitted import near as near
-from .fitted import starts as starts
+from .fitted import match_moments as match_moments
+from .fitted import starting_points as starting_points
 from .importance import JACKKNIFED as JACKKNIFED
 from .importance import PARETO_SMOOTHED as PARETO_SMOOTHED
 from .importance import PLAIN as PLAIN
 from .importance import Average as Average
+from .importance import ErrorTarget as ErrorTarget
 from .importance import ImportanceSampling as ImportanceSampling
-from .importance import Until as Until
 from .importance import log_marginal_of as log_marginal_of
 from .proposals import Defensive as Defensive
 from .proposals import FromGuide as FromGuide
@@ -62,7 +62,7 @@ from .validation import CrossCheck as CrossCheck
 from .validation import Sandwich as Sandwich
 from .validation import bidirectional as bidirectional
 from .validation import cross_check as cross_check
-from .validation import in_turn as in_turn
+from .validation import first_rows as first_rows
 from .validation import no_guide as no_guide
 from .weights import Inference as Inference
 from .weights import check_data as check_data

@@ -59,7 +59,7 @@ class Fitted:
 
     .. math:: q_n^\star = \arg\max_{q} \mathrm{ELBO}_n(q), \qquad z' = m_n + s (z - m_n)
 
-    The guide only provides a starting point; see :func:`starts` for the others.
+    The guide only provides a starting point; see :func:`starting_points` for the others.
 
     One Gaussian covers one mode. If there are several, far apart, neither its Pareto k nor its
     error shows that; :class:`Tightest` looks for mass elsewhere with prior draws.
@@ -106,7 +106,7 @@ class Fitted:
         """The fitted posterior of every datum, widened."""
         correlated = program.latent_dim <= _MOST_CORRELATED
         family = self.family or (FullRankNormal() if correlated else DiagonalNormal())
-        places = starts(program, posterior, batch, family)
+        places = starting_points(program, posterior, batch, family)
         fit = best_of_family(  # weights make up for what more points would bring
             program, batch, family, places, self.fitting, progress=False, refit=False
         )
@@ -115,7 +115,7 @@ class Fitted:
         return Widened(scale)(program, FamilyPosterior(family, fit.parameters), batch)
 
 
-def starts(
+def starting_points(
     program: Program, posterior: Posterior, batch: Batch, family: Family
 ) -> list[Float[Tensor, "batch parameters"]]:
     """Starting points of fits: the posterior's, N(0, I), and the likeliest of draws from N(0, I).
@@ -127,7 +127,7 @@ def starts(
     if isinstance(posterior, FamilyPosterior) and posterior.family == family:
         first = posterior.parameters
     else:
-        first = near(family, posterior, batch)
+        first = match_moments(family, posterior, batch)
     prior = family.initial(first.new_zeros(program.latent_dim))
     (away,) = _likeliest(program, batch, first, 1)
     narrow = torch.stack([family.initial(row, _NARROW) for row in away])
@@ -145,7 +145,7 @@ def _from_full_rank(
 ) -> Float[Tensor, "batch parameters"]:
     """Starts from the full-rank Gaussian fitted to every datum, which lies near no saddle point."""
     family, rough = FullRankNormal(), FitRows(tolerance=_HILLS)
-    places = starts(program, posterior, batch, family)
+    places = starting_points(program, posterior, batch, family)
     fit = best_of_family(program, batch, family, places, rough, progress=False, refit=False)
     q = family(fit.parameters)
     return matching(q.mean, q.covariance_matrix)
@@ -199,7 +199,7 @@ def _several(
 ) -> Bool[Tensor, " batch"]:
     """Runs all fits of some data at once, as if each were a datum of its own."""
     family = DiagonalNormal()
-    first = near(family, posterior, batch)
+    first = match_moments(family, posterior, batch)
     away = _likeliest(program, batch, first, _PROBES)
     narrow = family.initial(first.new_zeros(program.latent_dim), _NARROW)[program.latent_dim :]
     places = torch.cat([first[None], torch.cat([away, narrow.expand_as(away)], dim=-1)])
@@ -227,7 +227,9 @@ def _is_far(
     return ((loc - loc_other).square() / variance).sum(dim=-1) > _FAR
 
 
-def near(family: Family, posterior: Posterior, batch: Batch) -> Float[Tensor, "batch parameters"]:
+def match_moments(
+    family: Family, posterior: Posterior, batch: Batch
+) -> Float[Tensor, "batch parameters"]:
     """Parameters of a family near another posterior: its means and standard deviations.
 
     From draws of every datum's own stream, so that they do not depend on the other data.

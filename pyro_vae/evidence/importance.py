@@ -61,7 +61,7 @@ JACKKNIFED = Average("jackknifed importance sampling", stats.jackknife, Bound.TW
 
 
 @dataclass(frozen=True)
-class Until:
+class ErrorTarget:
     """An error to be met for each datum, by as many draws as it takes.
 
     Arguments:
@@ -134,7 +134,7 @@ class ImportanceSampling:
     memory: float = 512.0
     proposal: Proposal = field(default_factory=FromGuide)
     average: Average = PLAIN
-    until: Until | None = None
+    until: ErrorTarget | None = None
     compile: bool | None = None
 
     def __post_init__(self) -> None:
@@ -201,7 +201,7 @@ class ImportanceSampling:
             progress=progress,
         )  # fmt: skip
 
-    def _sizes(self, pilot: "_Sampling", until: Until) -> Int64[Tensor, " batch"]:
+    def _sizes(self, pilot: "_Sampling", until: ErrorTarget) -> Int64[Tensor, " batch"]:
         """Draws that each datum needs, estimated from a pilot run that serves nothing else."""
         weights = pilot.weights(self.num_samples)
         error = torch.cat([_figures_of(w.log_weights, self.average).error for w in weights])
@@ -325,7 +325,7 @@ def _figures_of(log_weights: Tensor, average: Average) -> _Figures:
     return _Figures(value, tail.error, ess, pareto_k, samples, tail.covers)
 
 
-def _judged(figures: _Figures, average: Average, until: Until | None = None) -> LogMarginal:
+def _judged(figures: _Figures, average: Average, until: ErrorTarget | None = None) -> LogMarginal:
     value, error, ess, pareto_k, samples, covers = figures
     has_tail = int(samples.max()) >= stats.MIN_TAIL_PARTICLES
     doubts = {Doubt.HEAVY_TAIL if has_tail else Doubt.NO_TAIL: ~covers}

@@ -446,7 +446,7 @@ def bidirectional(
             "start=StartFromGuide() needs a guide, got None: pass one, or StartFromPrior()"
         )
     proposal = no_guide if guide is None else guide
-    examples = in_turn(as_batch(data, device_of(model, proposal)), num_data)
+    examples = first_rows(as_batch(data, device_of(model, proposal)), num_data)
     with prepared(model, proposal, examples, seed, given) as (program, _, rows):
         z, made = simulate(program, rows, seed)
     with prepared(model, proposal, made, seed, given) as inference:
@@ -465,7 +465,7 @@ def no_guide(*_batch: Tensor) -> None:
     )
 
 
-def in_turn(batch: Batch, num_data: int | None) -> Batch:
+def first_rows(batch: Batch, num_data: int | None) -> Batch:
     """The rows of a batch, repeated in turn up to the given number; by default the batch itself."""
     if num_data is None:
         return batch

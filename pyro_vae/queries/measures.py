@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from .._warnings import warn
-from ..evidence import in_turn
+from ..evidence import first_rows
 from ..formatting import plus_minus
 from ..likelihoods import Categorical, Mixed
 from ..models import VAE
@@ -215,7 +215,7 @@ def _ranks(y: Float[Tensor, "draws features"]) -> Tensor:
 
 def _simulated(program: Program, row: Batch, num_samples: int, seed: int) -> Tensor:
     """Draws of data from the model, flat, `(draws, features)`."""
-    rows = in_turn(row, num_samples)
+    rows = first_rows(row, num_samples)
     return simulate(program, rows, seed)[1][0].flatten(1)
 
 

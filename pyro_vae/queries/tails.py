@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import Fitted, ImportanceSampling, LogMarginal, in_turn, prepared
+from ..evidence import Fitted, ImportanceSampling, LogMarginal, first_rows, prepared
 from ..evidence.estimates import Estimator
 from ..programs import as_batch, device_of, has_missing, simulate
 from ..randomness import stream
@@ -239,7 +239,7 @@ def _reference(
         return held
     if reference < 1:
         raise ValueError(f"a rank needs at least 1 reference datum, got {reference}")
-    first, *others = in_turn(batch, reference)
+    first, *others = first_rows(batch, reference)
     rows = (first.nan_to_num(nan=0.0), *others)  # a simulation has the holes of its rows
     with simulating(model, guide, rows, seed, given) as program:
         return simulate(program, rows, stream(seed, "outliers.reference"))[1]

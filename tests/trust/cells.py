@@ -21,7 +21,7 @@ from pyro_vae.evidence import (
     Widened,
     best_of_family,
     prepared,
-    starts,
+    starting_points,
 )
 from pyro_vae.guides import FamilyPosterior, FitRows, Posterior
 from pyro_vae.programs import Program
@@ -34,7 +34,7 @@ _ROUNDING = 1e-6  # nats; weights that are all alike have an error below it, and
 
 def _fitted(program: Program, posterior: Posterior, batch: tuple[Tensor, ...]) -> FamilyPosterior:
     family = pv.FullRankNormal()
-    places = starts(program, posterior, batch, family)
+    places = starting_points(program, posterior, batch, family)
     fit = best_of_family(program, batch, family, places, FitRows(tolerance=0.01), progress=False)
     return FamilyPosterior(family, fit.parameters)
 
