@@ -9,6 +9,7 @@ Everything here can be written out by hand in a few lines with `pv.models`, `pv.
 | only zeros and ones, or images in [0, 1] | `Bernoulli` |
 | other numbers throughout | `Gaussian`, one learned sigma per column |
 | a real column among others | `Gaussian`, a learned sigma of at least 1/100 of its spread |
+| numbers above 0, very skewed | `LogNormal`, one learned sigma per column |
 | counts; two values; categories | `NegativeBinomial`; `Bernoulli`; `Categorical` or `Ordinal` |
 | D columns | half of D latents, from 1 to 10; a hidden layer of 4 D, from 32 to 256 |
 | several kinds of columns, or nan | an encoder that sees indicators, logs and what is missing |
@@ -23,7 +24,7 @@ from torch import nn
 
 from . import likelihoods, models, nets
 from ._arguments import check_public
-from .data import Binary, Categories, Columns, Count, Dataset, Kind, Ordered, Real
+from .data import Binary, Categories, Columns, Count, Dataset, Kind, Ordered, Positive, Real
 from .guides import (
     ClosestNormal,
     Encoder,
@@ -132,6 +133,8 @@ def _likelihood_of(kind: Kind) -> Likelihood:
         return likelihoods.Categorical(len(kind.categories))
     if isinstance(kind, Count):
         return likelihoods.NegativeBinomial(likelihoods.LearnedDispersion())
+    if isinstance(kind, Positive):
+        return likelihoods.LogNormal(likelihoods.LearnedSigma())
     return likelihoods.Gaussian(likelihoods.LearnedSigma())
 
 
@@ -277,9 +280,12 @@ def column_encoder(columns: Columns, hidden: tuple[int, ...]) -> nets.ColumnInpu
     """
     kinds = list(columns.kinds.values())
     categories = [len(kind.categories) if isinstance(kind, Categories) else 0 for kind in kinds]
-    counts = [place for place, kind in enumerate(kinds) if isinstance(kind, Count)]
+    counts, positive = (
+        [place for place, kind in enumerate(kinds) if isinstance(kind, logarithmic)]
+        for logarithmic in (Count, Positive)
+    )
     net = nets.MLPEncoder(nets.ColumnInputs.width(categories), hidden)
-    return nets.ColumnInputs(net, categories, counts)
+    return nets.ColumnInputs(net, categories, counts, positive)
 
 
 check_public(globals())

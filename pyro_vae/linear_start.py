@@ -3,8 +3,9 @@ r"""Training of a table's VAE starts from factor analysis, which it contains.
 A decoder :math:`\eta(z) = \eta_0 + A z + g(z)` with :math:`g = 0` is factor analysis where the
 features are Gaussian, and a few hundred rows are too few steps to find that solution by stochastic
 gradients. So factor analysis is fitted first, by EM on the numeric columns (standardized, counts as
-:math:`\log(1 + y)`, missing entries left out), and its loadings :math:`W`, rotated so that the
-posterior of a complete row has independent entries, give the slopes of the output,
+:math:`\log(1 + y)`, positive numbers as :math:`\log y`, missing entries left out), and its
+loadings :math:`W`, rotated so that the posterior of a complete row has independent entries, give
+the slopes of the output,
 
 .. math:: A = J^+ W, \qquad J = \frac{\partial\, \mathrm{mean}(y)}{\partial \eta}(\eta_0)
 
@@ -33,7 +34,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
-from .data import Binary, Categories, Columns, Count, Ordered
+from .data import Binary, Categories, Columns, Count, Ordered, Positive
 from .guides import ProductOfExperts
 from .models import VAE, Diagonal, LinearGaussian
 
@@ -80,9 +81,12 @@ def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) 
 
     link: Tensor = jacobian(means, start)
     back, curved = torch.linalg.pinv(link), (link.sum(dim=0) - 1).abs() > _IDENTITY
-    slopes, shift = back @ found.loadings, back @ (found.mean - means(start))
+    positive = torch.tensor([isinstance(kind, Positive) for kind in columns.kinds.values()])
+    # The mean of a logarithm is not the logarithm of the mean; `start` has the former.
+    away = (found.mean - means(start)).where(~positive, 0.0)
+    slopes, shift = back @ found.loadings, back @ away
     slopes[curved] = slopes[curved].clamp(-_STEEPEST, _STEEPEST)
-    shift[curved] = 0.0  # the mean of a logarithm is not the logarithm of the mean
+    shift[curved] = 0.0
     last = _last_layer(model.decoder)
     with torch.no_grad():
         last.weight.zero_()[:, -model.latent_dim :] = slopes.float()
@@ -120,6 +124,8 @@ def _numbers(columns: Columns, y: Float[Tensor, "rows columns"]) -> Float[Tensor
         if isinstance(kind, Categories) and not isinstance(kind, Binary | Ordered)
         else part.clamp(min=0).log1p()
         if isinstance(kind, Count)
+        else part.clamp(min=torch.finfo(part.dtype).tiny).log()
+        if isinstance(kind, Positive)
         else part
         for kind, part in zip(columns.kinds.values(), y.mT, strict=True)
     ]

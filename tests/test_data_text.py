@@ -391,6 +391,37 @@ def test_kinds_do_not_hang_on_holes(cells: list[str], kind: str, tmp_path: Path)
     assert type(Columns.of(frame.convert_dtypes()).kinds["a"]).__name__ == kind
 
 
+SKEWED = {
+    "log-normal": np.random.default_rng(0).lognormal(-8.0, 1.0, 60),
+    "exponential": np.random.default_rng(0).exponential(3.0, 60),
+    "orders of magnitude": 10.0 ** (np.arange(60) % 7 - 3.5),
+    "sizes": np.random.default_rng(0).lognormal(9.0, 1.5, 60).round() + 5,  # whole numbers, from 5
+    "chi-square": np.random.default_rng(0).chisquare(2, 60),
+}
+NOT_SKEWED = {
+    "normal": np.random.default_rng(0).normal(20.0, 3.0, 60),
+    "uniform from above 0": np.random.default_rng(0).uniform(0.01, 1.0, 60),
+    "with a zero": np.append(np.random.default_rng(0).lognormal(0.0, 1.0, 59), 0.0),
+    "below zero": np.append(np.random.default_rng(0).lognormal(0.0, 1.0, 59), -1.0),
+    "years": 1950.0 + np.arange(60) % 50,
+    "kelvin": np.random.default_rng(0).lognormal(5.7, 0.05, 60),
+}
+
+
+@pytest.mark.parametrize("name", [*SKEWED, *NOT_SKEWED])
+def test_positive_numbers(name: str, tmp_path: Path) -> None:
+    """Of several orders of magnitude they are log-normal, and others stay as they are."""
+    numbers = (SKEWED | NOT_SKEWED)[name]
+    frame = column_of(tmp_path, [f"{x:.6g}" for x in numbers]).to_frame().assign(z=numbers - 9)
+    kind = Columns.of(frame).kinds["a"]
+    assert type(kind) is (data.Positive if name in SKEWED else Real)
+    why = "above 0 and very skewed" if name in SKEWED else "Positive, if none can be 0 or less"
+    assert (why in describe(frame)) == bool(numbers.min() > 0)
+    holes = frame.assign(a=frame["a"].astype(float).where(np.arange(60) % 9 > 0))
+    assert type(Columns.of(holes).kinds["a"]) is type(kind)
+    assert type(Columns.of(frame, {"a": Real}).kinds["a"]) is Real
+
+
 def test_counts_by_their_name(tmp_path: Path) -> None:
     """A column that is called a count is one wherever it starts; ages and years are not."""
     cells = "".join(f"{30 + i % 9},{30 + i % 9},{1990 + i}\n" for i in range(40))

@@ -22,6 +22,7 @@ from .kinds import Categories as Categories
 from .kinds import Count as Count
 from .kinds import Kind as Kind
 from .kinds import Ordered as Ordered
+from .kinds import Positive as Positive
 from .kinds import Real as Real
 from .kinds import Time as Time
 from .sets import Dataset as Dataset
@@ -56,6 +57,7 @@ __all__ = [
     "Layout",
     "OnDisk",
     "Ordered",
+    "Positive",
     "Real",
     "Redrawn",
     "RowReader",

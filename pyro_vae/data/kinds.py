@@ -80,6 +80,51 @@ class Real(Kind):
         """Entries for floats, as in the original column."""
         return values * self.scale + self.center
 
+    def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+        """Encoded entries as distances from the middle of the training rows, in their spread."""
+        return values
+
+    @property
+    def range(self) -> str:
+        """Where the training rows lie, in words."""
+        return f"a mean of {self.center:.4g} and a standard deviation of {self.scale:.2g}"
+
+
+@dataclass(frozen=True)
+class Positive(Real):
+    """Numbers above 0 of several orders of magnitude, divided by their geometric mean.
+
+    Arguments:
+        center: 0.
+        scale: The geometric mean, by which numbers are divided.
+        spread: Standard deviation of their logarithms.
+    """
+
+    spread: float = 1.0
+
+    @classmethod
+    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Positive":
+        """Mean and standard deviation of the logarithms of the observed entries."""
+        logs = np.log(_above_zero(name, raw))
+        plain = Real.learn(name, RawColumn(logs, Holds.FLOATS, "float64"), rows)
+        return cls(0.0, float(np.exp(plain.center)), plain.scale)
+
+    def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+        """Floats for the entries, nan where one is missing."""
+        return _above_zero(name, raw) / self.scale
+
+    def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+        """Their logarithms, which are centred, in standard deviations."""
+        return np.log(values) / self.spread
+
+    @property
+    def range(self) -> str:
+        """Where the training rows lie, in words."""
+        return (
+            f"a geometric mean of {self.scale:.4g}, and logarithms with a standard deviation of "
+            f"{self.spread:.2g}"
+        )
+
 
 @dataclass(frozen=True)
 class Time(Real):
@@ -265,7 +310,7 @@ class Binary(Categories):
 
 
 KINDS: dict[str, type[Kind]] = {
-    kind.__name__: kind for kind in (Real, Time, Count, Categories, Ordered, Binary)
+    kind.__name__: kind for kind in (Real, Positive, Time, Count, Categories, Ordered, Binary)
 }
 """Kinds of columns, by name."""
 
@@ -280,6 +325,19 @@ def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         raise ValueError(
             f"column '{name}' has {int(bad.sum()):,} infinite entries ({_places(values, bad)}): "
             "correct or drop these rows"
+        )
+    return values
+
+
+def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+    """The numbers of a column; refuses those that are not positive."""
+    values = _numbers(name, raw)
+    bad = values <= 0
+    if bad.any():
+        raise ValueError(
+            f"column '{name}' holds numbers above 0, but {int(bad.sum()):,} entries are not "
+            f"({_places(values, bad)}): correct them, leave those empty that say 'not detected', "
+            f"or declare the column Real: kinds={{'{name}': Real}}, --kinds {name}=Real"
         )
     return values
 

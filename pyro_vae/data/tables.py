@@ -10,14 +10,17 @@ The kind of a column follows from its dtype and its entries, by the first rule t
 | words | `Categories` in alphabetical order, or `Binary` of two | its code |
 | zeros and ones, in any dtype | `Binary` | 0 or 1 |
 | whole numbers with minimum 0 or 1, or in a column named like a count | `Count` | itself |
+| numbers above 0, very skewed | `Positive` | :math:`x / g`, with their geometric mean |
 | other numbers | `Real` | :math:`(x - m) / s`, standardized over the training rows |
 
 Counts usually start at 0 or 1; ages, years and sizes do not. If a rule is wrong, set the kind of
-the column. Row names, dates and running numbers have no distribution: they are refused by name;
-declared as `Time`, dates become standardized days. Strings that are mostly numbers are read like
-those of a text file (:mod:`pyro_vae.data.entries`). A plain array has one kind throughout: `Binary`
-if it is zeros and ones, else `Real`. A missing entry (nan, None, NA, NaT) becomes nan, which
-likelihoods treat as missing.
+the column. Numbers are very skewed if a Gaussian of their mean and spread would put more than 1% of
+its draws below 0, and a log-normal distribution describes them better. Row names, dates and running
+numbers have no distribution: they are refused by name; declared as `Time`, dates become
+standardized days. Strings that are mostly numbers are read like those of a text file
+(:mod:`pyro_vae.data.entries`). A plain array has one kind throughout: `Binary` if it is zeros and
+ones, else `Real`. A missing entry (nan, None, NA, NaT) becomes nan, which likelihoods treat as
+missing.
 
 The kind of a column and its categories come from all rows of the table; centre and scale from the
 training rows. Both are applied in float64, before rounding to torch's default dtype.
@@ -45,6 +48,7 @@ from .kinds import (
     Count,
     Kind,
     Ordered,
+    Positive,
     Real,
     Rows,
     Time,
@@ -59,6 +63,7 @@ _SHOWN = 3  # cells named in a message
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231
 _YEARS = (1800, 2100)  # whole numbers in between may be years
 _FAR = 10  # standard deviations from the mean of the training rows, seldom seen in the same units
+_FAR_FROM_ZERO = 2.33  # standard deviations, beyond which lies 1% of a Gaussian
 _FEW_VALUES = 3  # others, below which -1 beside 1 is a code of its own
 _FEW_CODES = 10  # different whole numbers, up to which they may stand for words
 
@@ -91,7 +96,7 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     if set(found.tolist()) == {0.0, 1.0}:
         return Choice(Binary((0, 1)), "zeros and ones")
     if not raw.whole:
-        return Choice(Real, "numbers")
+        return _kind_of_numbers(found, "numbers")
     _refuse_names_of_rows(name, found)
     return _kind_of_whole(name, found)
 
@@ -103,7 +108,21 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
         return Choice(Count, f"whole numbers, the smallest is {found.min():g}{few}")
     if found.min() > 0 and _COUNTING.search(name):
         return Choice(Count, "whole numbers, and its name suggests counts")
-    return Choice(Real, f"whole numbers from {found.min():.0f} on; Count, if they are counts")
+    return _kind_of_numbers(
+        found, f"whole numbers from {found.min():.0f} on; Count, if they are counts"
+    )
+
+
+def _kind_of_numbers(found: Shaped[np.ndarray, " rows"], what: str) -> Choice:
+    """Positive, where a Gaussian draws below 0 and a log-normal has the higher likelihood."""
+    if found.min() <= 0:
+        return Choice(Real, what)
+    mean, sd, logs = found.mean(), found.std(), np.log(found)
+    # Of each at its maximum likelihood: -log sd - 1/2 and -mean log - log sd of the logs - 1/2.
+    skewed = len(found) >= FEW and mean < _FAR_FROM_ZERO * sd
+    if skewed and logs.mean() + np.log(logs.std()) < np.log(sd):
+        return Choice(Positive, f"{what}; above 0 and very skewed")
+    return Choice(Real, f"{what}; Positive, if none can be 0 or less")
 
 
 def _refuse_times(name: str, raw: RawColumn) -> None:
@@ -321,14 +340,14 @@ class Column:
         do columns that are not standardized, whose mean and standard deviation are not known.
         """
         known = values[~np.isnan(values)]
-        if type(self.kind) is not Real or self.kind == Real() or not len(known):
+        if not isinstance(self.kind, Real) or isinstance(self.kind, Time) or not len(known):
             return
-        if abs(np.median(known)) > _FAR:
-            middle = self.kind.decode(np.median(known))
+        middle = np.median(known)
+        if self.kind != Real() and abs(self.kind.standardized(middle)) > _FAR:
             warn(
-                f"column '{self.name}': half of the entries lie beyond {middle:.4g}, and those of "
-                f"the training rows had a mean of {self.kind.center:.4g} and a standard deviation "
-                f"of {self.kind.scale:.2g}: convert them if they are in other units; the model has "
+                f"column '{self.name}': half of the entries lie beyond "
+                f"{self.kind.decode(middle):.4g}, and those of the training rows had "
+                f"{self.kind.range}: convert them if they are in other units; the model has "
                 "learned nothing about such rows"
             )
 

@@ -126,6 +126,7 @@ class ColumnInputs(_Around):
             then for each column whether it was observed.
         categories: For each column how many categories it has, 0 for numbers.
         counts: Positions of the columns of counts, which the encoder sees as :math:`\log(1 + y)`.
+        positive: Positions of the columns of positive numbers, which it sees as :math:`\log y`.
 
     Example:
         >>> from pyro_vae.nets import MLPEncoder
@@ -138,10 +139,15 @@ class ColumnInputs(_Around):
     columns: Tensor
 
     def __init__(
-        self, net: nn.Module, categories: Sequence[int], counts: Sequence[int] = ()
+        self,
+        net: nn.Module,
+        categories: Sequence[int],
+        counts: Sequence[int] = (),
+        positive: Sequence[int] = (),
     ) -> None:
         super().__init__(net)
-        self.categories, self.counts = tuple(categories), tuple(counts)
+        self.categories = tuple(categories)
+        self.counts, self.positive = tuple(counts), tuple(positive)
         widths = torch.tensor([max(1, number) for number in self.categories])
         # The column of every number, to say which numbers were observed.
         columns = torch.arange(len(widths)).repeat_interleave(widths)
@@ -187,6 +193,8 @@ class ColumnInputs(_Around):
             codes = y.round().clamp(0, number - 1)
             # Not `one_hot`, which reads numbers out of its argument and so cannot be captured.
             return (codes[:, None] == torch.arange(number, device=y.device)).to(y)
+        if place in self.positive:  # a draw may be rounded to 0, and a missing entry is 0
+            return y.clamp(min=torch.finfo(y.dtype).tiny).log()[:, None]
         return (y.clamp(min=0).log1p() if place in self.counts else y)[:, None]
 
     def forward(self, y: Float[Tensor, "batch columns"], *given: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from ..data import Categories, Column, Columns, Time
+from ..data import Categories, Column, Columns, Positive, Time
 from .drawing import (
     GUIDE_COLOURS,
     Array,
@@ -129,6 +129,7 @@ def plot_walks(
         ax.set_title(columns.names[place], fontsize="small", loc="left")
         _name_entries(ax, columns.columns[place])
         _name_reached(ax, array[:, :, place], columns.columns[place])
+        _scale_axis(ax, own(array[:, :, place], columns.columns[place]), columns.columns[place])
     for ax in grid[-1]:
         ax.set_xlabel("quantile of z (%)", fontsize="x-small")
     return grid
@@ -218,7 +219,9 @@ def _draw_filled(
         ax.set_xticks([])
         ax.set_xlabel(f"rows with a hole{more}", fontsize="x-small")
     _name_entries(ax, column)
-    if not isinstance(column.kind, Categories | Time):
+    if isinstance(column.kind, Positive):
+        _scale_axis(ax, np.concatenate([observed, low, high]), column)
+    elif not isinstance(column.kind, Categories | Time):
         look_at_most(ax, np.concatenate([observed, low, high]))
 
 
@@ -231,6 +234,12 @@ def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
     if isinstance(kind, Categories):
         return values
     return values * kind.scale + kind.center
+
+
+def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
+    """A logarithmic axis for positive numbers that span more than a power of ten."""
+    if isinstance(column.kind, Positive) and values.max() > 10 * values.min():
+        ax.set_yscale("log")
 
 
 def _name_reached(ax: "Axes", codes: NDArray[Any], column: Column) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..data import Categories, Columns, Count
+from ..data import Categories, Columns, Count, Positive
 from ..evidence import ImportanceSampling, Inference, LogMarginal
 from ..programs import Program
 from ..randomness import row_keys, seeded
@@ -69,7 +69,7 @@ class Imputation(PerDatum):
         If the entry is one more draw beside K others, it lies between the i-th and the j-th
         smallest with probability (j - i) / (K + 1), exactly; levels in between are interpolated.
         A level that even the outermost draws do not reach gets Student's t interval, from their
-        mean and standard deviation.
+        mean and standard deviation, for positive numbers those of the logarithms.
 
         Arguments:
             level: Probability that it holds the entry, under the model.
@@ -91,8 +91,17 @@ class Imputation(PerDatum):
         if number < 2:  # one draw says nothing of how far others are away
             return torch.full_like(self.draws, torch.nan).expand(2, *self.draws.shape[1:])
         far = float(stdtrit(number - 1, 1 - tail)) * (1 + 1 / number) ** 0.5
-        middle, away = self.draws.mean(dim=0), far * self.draws.std(dim=0)
-        return torch.stack([middle - away, middle + away])
+        logs = self._positive()
+        draws = torch.where(logs, self.draws.where(logs, 1.0).log(), self.draws)
+        middle, away = draws.mean(dim=0), far * draws.std(dim=0)
+        ends = torch.stack([middle - away, middle + away])
+        return torch.where(logs, ends.exp(), ends)
+
+    def _positive(self) -> Bool[Tensor, "*datum"]:
+        """Which entries of a row are positive numbers."""
+        kinds = () if self.table is None else self.table.kinds.values()
+        found = [isinstance(kind, Positive) for kind in kinds]
+        return torch.tensor(found or False, device=self.draws.device)
 
     @property
     def most_frequent(self) -> Float[Tensor, "rows *datum"]:
