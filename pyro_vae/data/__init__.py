@@ -10,6 +10,9 @@ from .checks import check_batch as check_batch
 from .checks import check_range as check_range
 from .checks import constant_columns as constant_columns
 from .checks import warn_constant_columns as warn_constant_columns
+from .dataset import Dataset as Dataset
+from .dataset import Scaling as Scaling
+from .dataset import trained_on as trained_on
 from .files import Split as Split
 from .files import Table as Table
 from .files import from_anndata as from_anndata
@@ -25,14 +28,11 @@ from .kinds import Ordered as Ordered
 from .kinds import Positive as Positive
 from .kinds import Real as Real
 from .kinds import Time as Time
-from .sets import Dataset as Dataset
-from .sets import Scaling as Scaling
 from .sets import digits as digits
 from .sets import fashion_mnist as fashion_mnist
 from .sets import from_frame as from_frame
 from .sets import load as load
 from .sets import squares as squares
-from .sets import trained_on as trained_on
 from .streams import Augmented as Augmented
 from .streams import OnDisk as OnDisk
 from .streams import RowReader as RowReader

@@ -1,30 +1,22 @@
-"""Data sets by name or from a file, split into training rows and held-out rows.
-
-Every reported number is in the data's own units. If a loader divides the data by `s`, so that `y =
-x / s`, the density of the stored data differs by the Jacobian of the division,
-
-    log p_x(x) = log p_y(y) - D log s,
-
-and `Dataset.log_scale` is that `-D log s`: add it to a log density of a stored row. Zeros and ones
-have a probability instead of a density, which has no unit: there `log_scale` is 0.
-"""
+"""Data sets by name or from a file, split into training rows and held-out rows."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from .._types import optional
 from ..randomness import row_digests
 from .binarize import Binarization, FixedDraw, Grey
 from .checks import check_batch, check_finite, warn_constant_columns
+from .choices import kind_of_matrix, said_to_be_words
+from .dataset import Dataset
 from .files import (
     file_kind,
     read_frame,
@@ -34,211 +26,11 @@ from .files import (
 )
 from .frames import columns_of
 from .kinds import Kind
-from .tables import Columns, kind_of_matrix, said_to_be_words
+from .tables import Columns
 from .text import Layout
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """The folder of Debian's package `dataset-fashion-mnist`."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Dataset:
-    """Training rows and held-out rows, with what must be reported along with results.
-
-    Floating-point tensors have the default dtype of torch at the time the set is made.
-
-    Arguments:
-        name: Name of the set.
-        train: Training rows, `(train, *datum)`.
-        test: Held-out rows, `(test, *datum)`.
-        train_labels: Class of each training row, or None; never shown to a model.
-        test_labels: Class of each held-out row, or None.
-        feature_names: Names of the columns, or None.
-        image_shape: Height and width, if a row is an image, in row-major order.
-        binarization: How the rows were binarized; call it on each batch.
-        log_scale: Nats to add to the log density of a stored row to convert it to the data's own
-            units.
-        center: The number subtracted from each column, if the set was standardized.
-        scale: The number that each column was divided by, if the set was standardized.
-        columns: The columns, if the rows come from a table; they convert stored rows back to
-            tables, where nan is a missing entry.
-        digests: A digest of each training row before binarization, to recognize it in another file;
-            None for a set by name.
-
-    Example:
-        >>> squares(4, side=2, num_test=2)
-        squares: 4 training rows, 2 held out, 4 values each (2 x 2 images), not binarized
-    """
-
-    name: str
-    train: Float[Tensor, "train *datum"]
-    test: Float[Tensor, "test *datum"]
-    train_labels: Int64[Tensor, " train"] | None = None
-    test_labels: Int64[Tensor, " test"] | None = None
-    feature_names: tuple[str, ...] | None = None
-    image_shape: tuple[int, int] | None = None
-    binarization: Binarization = field(default_factory=Grey)
-    log_scale: float = 0.0
-    center: Float[Tensor, "*datum"] | None = None
-    scale: Float[Tensor, "*datum"] | None = None
-    columns: Columns | None = None
-    digests: Int64[Tensor, " train"] | None = None
-
-    @property
-    def units(self) -> "Columns | Scaling":
-        """Converts data in their own units to rows for the model, and back."""
-        if self.columns is not None:
-            return self.columns
-        names = self.feature_names
-        return Scaling(self.center, self.scale, self.log_scale, names)
-
-    def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
-        """`log_scale` by row: a missing entry has no density, and no unit."""
-        return self.units.log_scales(y)
-
-    def standardized(self) -> "Dataset":
-        """The same set with every column at mean 0 and standard deviation 1 over training rows.
-
-        Returns:
-            A new set, whose `log_scale` includes the Jacobian: densities stay in the data's own
-            units. A constant column is centered and not scaled. The real columns of a table are
-            standardized already.
-
-        Raises:
-            ValueError: If the set is binary, or has fewer than two training rows.
-        """
-        if self.columns is not None:
-            return self
-        if self.binarization.binary or len(self.train) < 2:
-            raise ValueError(
-                "a set is standardized over two or more rows of numbers, got "
-                f"{len(self.train)} rows, {self.binarization.describe()}"
-            )
-        train, test, dtype = self.train.double(), self.test.double(), self.train.dtype
-        center, spread = train.mean(dim=0), train.std(dim=0, correction=0)
-        scale = torch.where(spread > 0, spread, 1.0)
-        return replace(
-            self,
-            train=((train - center) / scale).to(dtype),
-            test=((test - center) / scale).to(dtype),
-            log_scale=self.log_scale - float(scale.double().log().sum()),
-            center=center,
-            scale=scale,
-        )
-
-    def binarized(self, binarization: Binarization) -> "Dataset":
-        """The same set with its grey levels in [0, 1] binarized.
-
-        Arguments:
-            binarization: How to binarize; `Grey()` leaves the set unchanged.
-
-        Returns:
-            A new set; its `log_scale` is 0 unless it stays grey.
-
-        Raises:
-            ValueError: If this set was binarized before, or has values outside [0, 1].
-        """
-        if self.binarization.binary:
-            raise ValueError(f"{self.name} is {self.binarization.describe()}: load it with Grey()")
-        return replace(
-            self,
-            train=binarization.fixed(self.train, part=0),
-            test=binarization.fixed(self.test, part=1),
-            binarization=binarization,
-            log_scale=0.0 if binarization.binary else self.log_scale,
-        )
-
-    def describe(self) -> str:
-        """Name, sizes and binarization in one line."""
-        picture = "" if self.image_shape is None else " ({} x {} images)".format(*self.image_shape)
-        return (
-            f"{self.name}: {len(self.train):,} training rows, {len(self.test):,} held out, "
-            f"{self.train[0].numel():,} values each{picture}, {self.binarization.describe()}"
-            + ("" if self.columns is None else f" ({self.columns})")
-        )
-
-    def __repr__(self) -> str:
-        return self.describe()
-
-
-@dataclass(frozen=True, eq=False)
-class Scaling:
-    """Units of data that are not a table, such as images: the part of :class:`Columns` they need.
-
-    Arguments:
-        center: The number subtracted from each entry, or None.
-        scale: The number that the result is divided by, or None.
-        log_scale: Converts the log density of a row to the data's units, in nats.
-        feature_names: Names of the entries, or None.
-    """
-
-    center: Float[Tensor, "*datum"] | None = None
-    scale: Float[Tensor, "*datum"] | None = None
-    log_scale: float = 0.0
-    feature_names: tuple[str, ...] | None = None
-
-    @property
-    def named(self) -> bool:
-        """Whether the entries have names."""
-        return self.feature_names is not None
-
-    def encode(
-        self, data: Any, *, dtype: torch.dtype | None = None
-    ) -> Float[Tensor, "rows *datum"]:
-        """Rows as the model takes them."""
-        y = torch.as_tensor(data, dtype=torch.float64)
-        if self.center is not None and self.scale is not None:
-            y = (y - self.center) / self.scale
-        return y.to(dtype or torch.get_default_dtype())
-
-    def decode(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, "rows *datum"]:
-        """Rows in the data's own units."""
-        if self.center is None or self.scale is None:
-            return y
-        return y * self.scale.to(y) + self.center.to(y)
-
-    def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
-        """`log_scale` for each row."""
-        return y.new_full((len(y),), self.log_scale)
-
-    def to_json(self) -> dict[str, Any]:
-        """The set as lists, strings and numbers."""
-        names = None if self.feature_names is None else list(self.feature_names)
-        center, scale = (
-            None if part is None else part.tolist() for part in (self.center, self.scale)
-        )
-        return {"center": center, "scale": scale, "log_scale": self.log_scale, "names": names}
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> "Scaling":
-        """The units that :meth:`to_json` described."""
-        center, scale = (
-            None if saved[key] is None else torch.tensor(saved[key], dtype=torch.float64)
-            for key in ("center", "scale")
-        )
-        names = None if saved["names"] is None else tuple(saved["names"])
-        return cls(center, scale, saved["log_scale"], names)
-
-
-def trained_on(
-    rows: Int64[Tensor, " rows"], digests: Int64[Tensor, " train"]
-) -> Bool[Tensor, " rows"]:
-    """Which rows were trained on, each training row counting once: equal rows may be held out.
-
-    Arguments:
-        rows: Digests of rows.
-        digests: Digests of the training rows.
-
-    Example:
-        >>> trained_on(torch.tensor([4, 7, 4, 4]), torch.tensor([4, 4, 9]))
-        tensor([ True, False,  True, False])
-    """
-    left = Counter(digests.tolist())
-    found = []
-    for digest in rows.tolist():
-        found.append(left[digest] > 0)
-        left[digest] -= 1
-    return torch.tensor(found, dtype=torch.bool)
 
 
 def squares(num_data: int = 1000, side: int = 28, *, num_test: int = 200) -> Dataset:

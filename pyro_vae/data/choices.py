@@ -1,0 +1,232 @@
+"""Rules that choose the kind of a column from its dtype, its entries and its name.
+
+The table of rules is that of :mod:`pyro_vae.data.tables`. What has no distribution is refused by
+name with the remedies, and what may mean that nothing was measured is named.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+
+from .._warnings import warn
+from .entries import entries_of, mixed, stands_for_missing
+from .frames import Holds, RawColumn
+from .kinds import (
+    FEW,
+    Binary,
+    Categories,
+    Count,
+    Kind,
+    Ordered,
+    Positive,
+    Real,
+    Time,
+    drop_it,
+    listed,
+)
+from .times import days, patterns_of
+
+_COUNTING = re.compile(r"(^|[_ .])(n|num|number|count|counts|visits)([_ .]|$)", re.IGNORECASE)
+_NAMING = re.compile(r"(^|[_ .-])(id|uid|uuid|nr|no|index|key)$|[a-z](ID|Id)$", re.IGNORECASE)
+_SHOWN = 3  # cells named in a message
+_FIRST_DAY, _LAST_DAY = 18000101, 21001231
+_YEARS = (1800, 2100)  # whole numbers in between may be years
+_FAR_FROM_ZERO = 2.33  # standard deviations, beyond which lies 1% of a Gaussian
+_FEW_VALUES = 3  # others, below which -1 beside 1 is a code of its own
+_FEW_CODES = 10  # different whole numbers, up to which they may stand for words
+
+
+class Choice(NamedTuple):
+    """The kind of a column, and why it was chosen."""
+
+    kind: type[Kind] | Kind
+    why: str
+
+
+def kind_of(name: str, raw: RawColumn) -> Choice:
+    """The kind of a column by the rules of :mod:`pyro_vae.data.tables`.
+
+    Raises:
+        ValueError: If it holds dates, names its rows, or holds both numbers and words.
+    """
+    found = raw.values[~raw.missing]
+    if raw.ordered:
+        return Choice(Ordered, "its dtype is ordered")
+    if raw.categories is None:
+        _refuse_times(name, raw)
+        _refuse_mixed(name, raw)
+    if raw.categories is not None or raw.holds is Holds.WORDS:
+        entries = raw.categories or sorted(set(found.tolist()))
+        kind = Binary if len(entries) == 2 else Categories
+        return Choice(kind, f"{len(entries)} different entries: {listed(entries)}")
+    if raw.holds is Holds.BOOLEANS:
+        return Choice(Binary((False, True)), "booleans")
+    if set(found.tolist()) == {0.0, 1.0}:
+        return Choice(Binary((0, 1)), "zeros and ones")
+    if not raw.whole:
+        return _kind_of_numbers(found, "numbers")
+    _refuse_names_of_rows(name, found)
+    return _kind_of_whole(name, found)
+
+
+def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
+    """Counts may have no zero, and ages start anywhere: decided by the smallest, or by the name."""
+    if found.min() in (0, 1):
+        few = "; Categories, if they are codes" if len(set(found.tolist())) <= _FEW_CODES else ""
+        return Choice(Count, f"whole numbers, the smallest is {found.min():g}{few}")
+    if found.min() > 0 and _COUNTING.search(name):
+        return Choice(Count, "whole numbers, and its name suggests counts")
+    return _kind_of_numbers(
+        found, f"whole numbers from {found.min():.0f} on; Count, if they are counts"
+    )
+
+
+def _kind_of_numbers(found: Shaped[np.ndarray, " rows"], what: str) -> Choice:
+    """Positive, where a Gaussian draws below 0 and a log-normal has the higher likelihood."""
+    if found.min() <= 0:
+        return Choice(Real, what)
+    mean, sd, logs = found.mean(), found.std(), np.log(found)
+    # Of each at its maximum likelihood: -log sd - 1/2 and -mean log - log sd of the logs - 1/2.
+    skewed = len(found) >= FEW and mean < _FAR_FROM_ZERO * sd
+    if skewed and logs.mean() + np.log(logs.std()) < np.log(sd):
+        return Choice(Positive, f"{what}; above 0 and very skewed")
+    return Choice(Real, f"{what}; Positive, if none can be 0 or less")
+
+
+def _refuse_times(name: str, raw: RawColumn) -> None:
+    """Refuses dates and times, which have no likelihood; 20240131 may be a number."""
+    known, dated = raw.values[~raw.missing].tolist(), raw.holds is Holds.TIMES
+    if raw.holds is Holds.WORDS:
+        dated = bool(patterns_of(known))
+    elif raw.whole and known and min(known) >= _FIRST_DAY and max(known) <= _LAST_DAY:
+        words = [f"{value:.0f}" for value in known]
+        dated = patterns_of(words) == ["%Y%m%d"] and all(map(_is_day, words))
+    if dated:
+        shown = listed(sorted(set(known))) if raw.holds is Holds.WORDS else f"dtype {raw.dtype}"
+        raise ValueError(
+            f"column '{name}' holds dates or times ({shown}), which have no likelihood: "
+            f"{drop_it(name)}, or convert them to days: "
+            f"kinds={{'{name}': Time}}, --kinds {name}=Time"
+        )
+
+
+def _is_day(word: str) -> bool:
+    return days(word, "%Y%m%d") is not None
+
+
+def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
+    """Refuses a running number, in any order, and unique numbers in a column named like `id`."""
+    if len(found) < FEW or len(set(found.tolist())) < len(found):
+        return
+    low, high = found.min(), found.max()
+    running = high - low == len(found) - 1 and not (_YEARS[0] <= low and high <= _YEARS[1])
+    if running or _NAMING.search(name):
+        what = "counts the rows" if running else "has a different whole number in each row"
+        raise ValueError(
+            f"column '{name}' {what} ({found[0]:.0f}, {found[1]:.0f}, ..., {found[-1]:.0f}): "
+            f"{drop_it(name)}, or set its kind: kinds={{'{name}': Real}}, --kinds {name}=Real"
+        )
+
+
+def _refuse_mixed(name: str, raw: RawColumn) -> None:
+    """Refuses a column that mixes numbers and words: it is unclear which of them are meant."""
+    if raw.holds is not Holds.WORDS:
+        return
+    numbers, others = mixed(_cells(raw))
+    if numbers and others:
+        shown = ", ".join(f"{raw.values[i]!r} at row {i}" for i in others[:_SHOWN])
+        raise ValueError(
+            f"column '{name}' holds {numbers} numbers and {len(others)} other entries ({shown}"
+            f"{', ...' * (len(others) > _SHOWN)}, counted from 0): leave these cells empty; or say "
+            f"that they are missing (kinds={{'{name}': Real}}, --kinds {name}=Real), or that all "
+            f"are words (Categories); or {drop_it(name)}"
+        )
+
+
+def _cells(raw: RawColumn) -> list[str]:
+    return ["" if word is None else str(word).strip() for word in raw.values]
+
+
+def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> RawColumn:
+    """Converts a column of strings by the type of its entries, usually to numbers.
+
+    Arguments:
+        name: Its name, for messages.
+        raw: The column.
+        kind: The declared kind, or None.
+
+    Warns:
+        UserWarning: If some entries of a numeric column are not numbers.
+    """
+    words = said_to_be_words(kind)
+    if words or raw.holds is not Holds.WORDS or raw.categories is not None:
+        return raw
+    where, numbers = "row {}, counted from 0".format, kind is not None
+    found = entries_of(f"column '{name}'", _cells(raw), where, numbers=numbers)
+    return raw if found.holds is Holds.WORDS else found
+
+
+def warn_of_marks(name: str, raw: RawColumn) -> None:
+    """Names entries that may say that nothing was measured."""
+    if raw.holds is Holds.WORDS and raw.categories is None:
+        _warn_of_words(name, raw)
+    elif raw.holds in (Holds.FLOATS, Holds.INTEGERS):
+        _warn_of_numbers(name, raw)
+
+
+def _warn_of_words(name: str, raw: RawColumn) -> None:
+    """Names `?` and its like among words; among signs, such as + and -, it is one of them."""
+    words, times = np.unique(raw.values[~raw.missing].astype(str), return_counts=True)
+    marks = np.array([stands_for_missing(word) for word in words], dtype=bool)
+    if not any(letter.isalnum() for word in words[~marks] for letter in word):
+        return
+    for word, count in zip(words[marks], times[marks], strict=True):
+        warn(
+            f"column '{name}' holds '{word}' in {count:,} entries, which is taken for a category: "
+            "if it says that nothing was recorded, leave the cells empty, or say so "
+            f"(layout=Layout(missing=['{word}']), --missing='{word}'); else say "
+            f"kinds={{'{name}': Categories}}, --kinds '{name}=Categories'"
+        )
+
+
+def _warn_of_numbers(name: str, raw: RawColumn) -> None:
+    """Names -999 and its like, where it is far from all other numbers, or alone below 0."""
+    values, times = np.unique(raw.values[~raw.missing], return_counts=True)
+    marks = np.array([_is_mark(value) for value in values], dtype=bool)
+    if not marks.any() or (~marks).sum() < _FEW_VALUES:
+        return
+    low, high = values[~marks].min(), values[~marks].max()
+    far = np.maximum(low - values, values - high) > high - low
+    below = (values < 0) & (low >= 0) & (raw.whole | (times > 1))
+    found = [
+        f"{value:g} in {count:,} entries"
+        for value, count in zip(
+            values[marks & (far | below)], times[marks & (far | below)], strict=True
+        )
+    ]
+    if found:
+        warn(
+            f"column '{name}' holds {' and '.join(found)}, and all others are from {low:g} to "
+            f"{high:g}: if this says that nothing was measured, leave the cells empty, or say so "
+            f"(layout=Layout(missing=[...]), --missing=...); else say kinds={{'{name}': Real}}"
+        )
+
+
+def _is_mark(value: float) -> bool:
+    digits = f"{abs(value):.10g}".replace(".", "")
+    alike = len(digits) > 1 and set(digits) in ({"9"}, {"8"})
+    return alike or value in (-1, -9, -999.25)  # the last: of well logs
+
+
+def said_to_be_words(kind: Kind | type[Kind] | None) -> bool:
+    """Whether a column of this kind keeps its strings."""
+    said = kind if isinstance(kind, type) else type(kind)
+    return issubclass(said, Categories | Time)
+
+
+def kind_of_matrix(values: Shaped[np.ndarray, "rows columns"]) -> Kind | type[Kind]:
+    """One kind for a whole array, so that no column's kind depends on its rows."""
+    binary = bool(((values == 0) | (values == 1) | (values != values)).all())
+    return Binary((0, 1)) if binary else Real
