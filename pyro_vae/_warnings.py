@@ -2,9 +2,18 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 # What a warning of ours passes through on its way up: it says nothing to who wrote the call.
 _PASSED = {"pyro_vae", "pyro", "torch", "contextlib", "functools"}
+_SHOWN = 6  # columns named
+
+# Warnings about columns, by the line of the package that gave them; None where they are not held.
+_held: ContextVar[dict[tuple[str, int], list[tuple[str, str]]] | None] = ContextVar(
+    "held", default=None
+)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
@@ -13,6 +22,49 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and _package(frame.f_globals) in _PASSED:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def warn_of_column(name: str, message: str) -> None:
+    """Warns about a column of a table; inside :func:`once_for_all_columns` later, with others."""
+    held, caller = _held.get(), sys._getframe(1)
+    if held is None:
+        warn(message)
+    else:
+        held.setdefault((caller.f_code.co_filename, caller.f_lineno), []).append((name, message))
+
+
+@contextmanager
+def once_for_all_columns() -> Iterator[None]:
+    """One warning for all columns of a table with the same trouble: that of the first, and names.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     with once_for_all_columns():
+        ...         for name in "abc":
+        ...             warn_of_column(name, f"column '{name}' is odd")
+        >>> [str(one.message) for one in caught]
+        ["column 'a' is odd. The same holds for 2 more columns: 'b', 'c'"]
+    """
+    if _held.get() is not None:
+        yield
+        return
+    found: dict[tuple[str, int], list[tuple[str, str]]] = {}
+    token = _held.set(found)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+        for (_, message), *others in found.values():
+            warn(message + _also([name for name, _ in others]))
+
+
+def _also(names: list[str]) -> str:
+    if not names:
+        return ""
+    listed = ", ".join(map(repr, names[:_SHOWN])) + ", ..." * (len(names) > _SHOWN)
+    more = "1 more column" if len(names) == 1 else f"{len(names)} more columns"
+    return f". The same holds for {more}: {listed}"
 
 
 def _package(names: dict[str, object]) -> str:

@@ -8,15 +8,20 @@ load nothing.
 """
 
 import base64
+import io
 import math
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from .formatting import Column as Column
 from .formatting import plus_minus, typeset
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXELS = 96  # an inch, as style sheets have it
@@ -58,6 +63,21 @@ def estimate(value: float, error: float, *, note: str = "", doubt: str = "") -> 
     exact = f"{_signed(f'{value:.8g}')}, standard error {error:.2g}"
     shown = "\N{EM DASH}" if math.isnan(value) else typeset(plus_minus(value, error))
     return Cell(shown, value, error, f"{exact}. {note}".strip(), doubt)
+
+
+def png(drawing: "Drawing") -> bytes:
+    """The bytes of a picture, which is then closed."""
+    from matplotlib import pyplot
+
+    content = io.BytesIO()
+    drawing.savefig(content, format="png", dpi=150)
+    pyplot.close(drawing)
+    return content.getvalue()
+
+
+def typeset_numbers(text: str) -> str:
+    """Replaces the hyphens of negative numbers by typographic minus signs."""
+    return re.sub(r"(?<=[ (])-(?=\d)", _MINUS, text)
 
 
 def _signed(text: str) -> str:

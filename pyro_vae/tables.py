@@ -53,7 +53,9 @@ from .queries import (
 from .randomness import row_digests
 from .results import data_frame
 from .storage.folders import JSON
+from .table_report import Subject, report_of
 from .training import Fit, fit
+from .writing import require_file_place, whole_file
 
 _FEWEST_TO_SPLIT = 20  # rows; of fewer, two cannot say when to stop
 _PATIENCE = 50  # epochs: a validation ELBO of a few rows jitters
@@ -294,6 +296,47 @@ class TableVAE:
     def sample(self, num_samples: int = 1, *, seed: int = 0) -> Any:
         """Draws of new rows from p(y): a table like the training table."""
         return self.units.decode(self.model.sample(num_samples, seed=seed))
+
+    def report(
+        self,
+        path: str | Path,
+        data: Any = None,
+        num_samples: int = 1000,
+        reference: int = 1000,
+        *,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> None:
+        """Writes all answers on one HTML page, the findings first, as `pyro-vae report` does.
+
+        Arguments:
+            path: The file, which ends in `.html`; it needs no network and no other file.
+            data: A table; by default the held-out rows.
+            num_samples: Importance samples per datum.
+            reference: Number of simulated reference data for outliers.
+            seed: Seed of all draws.
+            progress: Whether to show progress bars; by default on terminals and in notebooks.
+        """
+        place = Path(path)
+        if place.suffix != ".html":
+            raise ValueError(f"a report is a file whose name ends in .html, got '{place}'")
+        require_file_place(place)
+        rows = self.rows(data)
+        names: dict[str, Any] = {"row": range(len(rows))}
+        if hasattr(data, "index") and hasattr(data, "iloc"):
+            names[str(data.index.name or "index")] = list(data.index)
+        subject = Subject(
+            self,
+            data,
+            f"{len(rows):,} {'held-out ' * (data is None)}rows",
+            names,
+            ranging=None if self.dataset is not None else data,
+            training="" if self.history is None else self.history.promise,
+            facts={"columns": str(self.units)},
+        )
+        page = report_of(subject, num_samples, reference, seed=seed, progress=progress)
+        with whole_file(place) as new:
+            new.write_text(page.html(), encoding="utf-8")
 
     def save(self, folder: str | Path, about: dict[str, JSON] | None = None) -> None:
         """Saves model, guide and the encoding of the table, as :func:`pyro_vae.save` does."""

@@ -244,7 +244,7 @@ def test_options_of_files(
     """Results go where they are told to, and places that cannot hold them are refused before."""
     out = tmp_path / "new" / "out.csv"
     monkeypatch.setattr(
-        "pyro_vae.cli.reporting._report",
+        "pyro_vae.cli.questions._page",
         lambda about, *given: SimpleNamespace(html=lambda: f"{len(about.rows)}, {given[1]}"),
     )
     page = tmp_path / "page.html"

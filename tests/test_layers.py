@@ -33,6 +33,7 @@ LAYERS = (
     ("gaps", "diagnostics", "criticism"),
     ("queries",),
     ("exporting", "inference_data", "report", "storage"),
+    ("table_report",),
     ("comparisons", "tables"),
     ("sklearn",),
     ("cli",),

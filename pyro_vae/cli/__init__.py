@@ -40,8 +40,8 @@ from .questions import (
     find_outliers,
     impute_rows,
     sample_saved,
+    write_report,
 )
-from .reporting import write_report
 from .training import compare_guides, describe_data, fit_guide
 
 __all__ = ["COMMANDS", "main", "parser"]

@@ -1,14 +1,13 @@
-"""Commands that use a saved model: evaluate, embed, impute, outliers, explain, sample.
+"""Commands that use a saved model: evaluate, embed, impute, outliers, explain, report, sample.
 
 Output files keep the order of the input, and start with columns that identify the rows: their
 positions, the index, and the columns that were left out of the model.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,9 @@ from ..data.frames import columns_of
 from ..data.sets import SETS, rows_of, table_of, without, worded
 from ..evidence import ImportanceSampling
 from ..randomness import row_digests
+from ..report import Report, png
 from ..stats import FalseDiscoveries
+from ..table_report import Subject, identifying, report_of
 from ..tables import TableVAE
 from ..writing import require_file_place, whole_file, write_csv
 from .options import (
@@ -34,15 +35,15 @@ from .options import (
     ImputeChoice,
     OutliersChoice,
     Question,
+    ReportChoice,
     Run,
     SampleChoice,
 )
 from .training import parts
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _SHOWN = 10  # outliers listed
+# Packages without which a file cannot be written, or its pictures not be drawn.
+_NEEDED = {".parquet": ("pandas", "pyarrow"), ".png": ("matplotlib",), ".html": ("matplotlib",)}
 
 
 @dataclass(frozen=True)
@@ -196,9 +197,10 @@ def find_outliers(question: Question, choice: OutliersChoice, run: Run, command:
     found = about.vae.outliers(about.rows, choice.reference, seed=run.seed, progress=run.progress)
     control = FalseDiscoveries(choice.false_discoveries)
     flagged, order = found.flagged(control), found.most_extreme(len(found))
+    names = identifying(about.names)
     run.say(f"{about.title}\n{found.summary(control)}")
     for place in order[:_SHOWN].tolist():
-        name = ", ".join(f"{key} {values[place]}" for key, values in about.names.items())
+        name = ", ".join(f"{key} {values[place]}" for key, values in names.items())
         mark = "  flagged" if flagged[place] else ""
         run.say(f"  {name}: p = {float(found.value[place]):.4f}{mark}")
     columns = {
@@ -228,6 +230,41 @@ def explain_latents(question: Question, choice: ExplainChoice, run: Run, command
     else:
         frame = told.to_dataframe()
         write(choice.out, {name: frame[name].tolist() for name in frame}, run)
+
+
+def write_report(question: Question, choice: ReportChoice, run: Run, command: str) -> None:
+    """One page on a saved model and some rows: results, and how far to trust them."""
+    check_out(choice.out, (".html",))
+    about = asked(question, run)
+    page = _page(about, question, choice, run, command)
+    with whole_file(choice.out) as new:
+        new.write_text(page.html(), encoding="utf-8")
+    run.say(f"wrote {choice.out}")
+
+
+def _page(about: Asked, question: Question, choice: ReportChoice, run: Run, command: str) -> Report:
+    notes = storage.read_about(question.folder)
+    subject = Subject(
+        about.vae,
+        about.rows,
+        about.title,
+        about.names,
+        heading=f"Results of '{question.folder}' on {about.title.split(':')[0]}",
+        ranging=_ranging(about, question).rows,
+        training=str(notes.get("converged", "")),
+        facts={"data": str(notes.get("data set", ""))},
+        commands=[str(notes.get("command", "")), command],
+    )
+    how: dict[str, Any] = {"seed": run.seed, "progress": run.progress}
+    return report_of(subject, choice.samples, choice.reference, **how)
+
+
+def _ranging(about: Asked, question: Question) -> Asked:
+    """Rows that set the range of the latents: held-out ones, since new ones may be outliers."""
+    try:
+        return asked(replace(question, data=None), Run(quiet=True))
+    except (FileNotFoundError, ValueError):  # the file has gone, or all of its rows were trained on
+        return about
 
 
 def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
@@ -288,6 +325,8 @@ def check_out(path: Path, endings: Sequence[str] = (".csv", ".parquet")) -> None
     """Refuses a file that cannot be written, before anything is computed."""
     if path.suffix not in endings:
         raise ValueError(f"results are written as {' or '.join(endings)}, got '{path}'")
+    for module in _NEEDED.get(path.suffix, ()):
+        optional(module, needed_for=f"'{path}'")
     require_file_place(path)
 
 
@@ -316,13 +355,3 @@ def _cells(row: Sequence[Any]) -> list[Any]:
 def _rounded(value: Any) -> Any:
     """Rounded to more digits than a result is accurate to."""
     return float(f"{value:.8g}") if isinstance(value, float) else value
-
-
-def png(drawing: "Figure") -> bytes:
-    """The bytes of a picture, which is then closed."""
-    from matplotlib import pyplot
-
-    content = io.BytesIO()
-    drawing.savefig(content, format="png", dpi=150)
-    pyplot.close(drawing)
-    return content.getvalue()

@@ -25,6 +25,7 @@ from ..report import (
     Text,
     estimate,
     number,
+    typeset_numbers,
     words,
 )
 from .columns import (
@@ -114,11 +115,6 @@ def _verdict(table: "Comparison") -> list[tuple[str, str]]:
         subject = max(names, key=len, default="")
         points.append((subject, line.removeprefix(subject).lstrip()))
     return points
-
-
-def typeset_numbers(text: str) -> str:
-    """Replaces the hyphens of negative numbers by typographic minus signs."""
-    return re.sub(r"(?<=[ (])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def _trust(results: Mapping[str, GuideResult]) -> list[str]:

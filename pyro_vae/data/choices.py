@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from .._warnings import warn
+from .._warnings import warn_of_column
 from .entries import entries_of, mixed, stands_for_missing
 from .frames import Holds, RawColumn
 from .kinds import (
@@ -183,11 +183,12 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
     if not any(letter.isalnum() for word in words[~marks] for letter in word):
         return
     for word, count in zip(words[marks], times[marks], strict=True):
-        warn(
+        warn_of_column(
+            name,
             f"column '{name}' holds '{word}' in {count:,} entries, which is taken for a category: "
             "if it says that nothing was recorded, leave the cells empty, or say so "
             f"(layout=Layout(missing=['{word}']), --missing='{word}'); else say "
-            f"kinds={{'{name}': Categories}}, --kinds '{name}=Categories'"
+            f"kinds={{'{name}': Categories}}, --kinds '{name}=Categories'",
         )
 
 
@@ -207,10 +208,11 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
         )
     ]
     if found:
-        warn(
+        warn_of_column(
+            name,
             f"column '{name}' holds {' and '.join(found)}, and all others are from {low:g} to "
             f"{high:g}: if this says that nothing was measured, leave the cells empty, or say so "
-            f"(layout=Layout(missing=[...]), --missing=...); else say kinds={{'{name}': Real}}"
+            f"(layout=Layout(missing=[...]), --missing=...); else say kinds={{'{name}': Real}}",
         )
 
 

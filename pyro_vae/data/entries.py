@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .._warnings import warn
+from .._warnings import warn_of_column
 from .frames import Holds, RawColumn
 
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat"}
@@ -199,20 +199,22 @@ def _warn_of_odd(
     odd = _odd(cells, values, where)
     if odd:
         more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
-        warn(
+        warn_of_column(
+            name.rpartition("column ")[2].strip("'"),
             f"{name} holds numbers, but {len(odd)} of {len(cells)} entries are not: "
             f"{', '.join(odd[:_SHOWN])}{more}. They are treated as missing: correct the cells, or "
-            "drop their rows, if that is wrong"
+            "drop their rows, if that is wrong",
         )
 
 
 def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
     codes = [place for place, cell in enumerate(cells) if _LEADING_ZERO.fullmatch(cell)]
     if codes:
-        warn(
+        warn_of_column(
+            name.rpartition("column ")[2].strip("'"),
             f"{name} holds numbers that start with 0, such as {cells[codes[0]]!r} in "
             f"{where(codes[0])}: if they are codes, say that they are words (kinds=, --kinds "
-            "COLUMN=Categories), or drop the column"
+            "COLUMN=Categories), or drop the column",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Shaped
 
-from .._warnings import warn
+from .._warnings import warn_of_column
 from .frames import Holds, RawColumn
 from .times import days, patterns_of, written
 
@@ -183,10 +183,11 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
     values = np.array([np.nan if word is None else days(word, pattern) for word in words], float)
     odd = np.isnan(values) & ~raw.missing
     if odd.any():
-        warn(
+        warn_of_column(
+            name,
             f"column '{name}' holds dates or times written as {pattern}, but {int(odd.sum())} of "
             f"{len(values)} entries are not: {_places(raw.values, odd)}. They are treated as "
-            "missing: correct them, or drop their rows"
+            "missing: correct them, or drop their rows",
         )
     return values
 
@@ -254,11 +255,12 @@ class Categories(Kind):
                 "merge rare categories"
             )
         if len(found) > max(FEW, len(entries) / _SELDOM):
-            warn(
+            warn_of_column(
+                name,
                 f"column '{name}' has {len(found):,} categories in {len(entries):,} rows, fewer "
                 f"than {_SELDOM} rows each: little can be learned about them, so merge rare ones, "
                 "or "
-                f"{drop_it(name)}"
+                f"{drop_it(name)}",
             )
         return cls(found)
 

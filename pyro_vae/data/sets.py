@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from .._types import optional
+from .._warnings import once_for_all_columns
 from ..randomness import row_digests
 from .binarize import Binarization, FixedDraw, Grey
 from .checks import check_batch, check_finite, warn_constant_columns
@@ -262,6 +263,7 @@ SETS: dict[str, Callable[[_Options], Dataset]] = {
 }
 
 
+@once_for_all_columns()
 def from_frame(
     frame: Any,
     *,

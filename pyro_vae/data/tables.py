@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
-from .._warnings import warn
+from .._warnings import once_for_all_columns, warn_of_column
 from .choices import kind_of, kind_of_matrix, read, warn_of_marks
 from .frames import CONTAINERS, Holds, Matrix, RawColumn, columns_of, container_of
 from .kinds import (
@@ -55,6 +55,7 @@ from .kinds import (
 _FAR = 10  # standard deviations from the mean of the training rows, seldom seen in the same units
 
 
+@once_for_all_columns()
 def describe(frame: Any, kinds: Mapping[str, Kind | type[Kind]] | None = None) -> str:
     """The kind of each column of a table and why, and what is refused; run it before training.
 
@@ -143,11 +144,12 @@ class Column:
             return
         middle = np.median(known)
         if self.kind != Real() and abs(self.kind.standardized(middle)) > _FAR:
-            warn(
+            warn_of_column(
+                self.name,
                 f"column '{self.name}': half of the entries lie beyond "
                 f"{self.kind.decode(middle):.4g}, and those of the training rows had "
                 f"{self.kind.range}: convert them if they are in other units; the model has "
-                "learned nothing about such rows"
+                "learned nothing about such rows",
             )
 
     @property
@@ -198,6 +200,7 @@ class Columns:
     container: str
 
     @classmethod
+    @once_for_all_columns()
     def of(
         cls,
         frame: Any,
@@ -289,9 +292,10 @@ class Columns:
                 f"{listed(self.names)}. Use these names, in any order, leave a column without "
                 "measurements empty, and drop other columns"
             )
-        y = self._encoded(raw)
-        for column, values in zip(self.columns, y.numpy().T, strict=True):
-            column.warn_of_units(values)
+        with once_for_all_columns():
+            y = self._encoded(raw)
+            for column, values in zip(self.columns, y.numpy().T, strict=True):
+                column.warn_of_units(values)
         return y.to(dtype or torch.get_default_dtype())
 
     def _encoded(self, raw: Mapping[str, RawColumn]) -> Float64[Tensor, "rows columns"]:

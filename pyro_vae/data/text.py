@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._warnings import warn
+from .._warnings import once_for_all_columns, warn
 from ..writing import without_apostrophe
 from .entries import (
     MISSING,
@@ -392,6 +392,7 @@ def _without_index(cells: Cells) -> Cells:
     return Cells(cells.names[1:], [row[1:] for row in cells.rows], cells.lines, cells.comma)
 
 
+@once_for_all_columns()
 def columns_of_text(path: Path, layout: Layout = Layout()) -> dict[str, RawColumn]:
     """The columns of a text file, as by :func:`columns_of_cells`."""
     return columns_of_cells(path, read_cells(path, layout), layout.words)

@@ -82,6 +82,7 @@ def plot_effects(
     label = "change (sd, or probability)"
     bar = ax.figure.colorbar(image, ax=ax, extend="both", shrink=0.9)
     bar.set_label(label, fontsize="small")
+    bar.ax.tick_params(labelsize="small")
     return ax
 
 

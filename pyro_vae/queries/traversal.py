@@ -146,6 +146,8 @@ class Traversal(Result):
         values: What each latent was set to, `(latents, steps)`.
         decoded: Means of p(y | z), `(latents, steps, *datum)`, in the unit of the data.
         at: Values of the other latents, `(latents,)`, in the model's order.
+        spread: Standard deviation of every feature over the data, `(*datum)`; None if it is not
+            known.
         table: The columns, if the data are a table.
     """
 
@@ -156,6 +158,7 @@ class Traversal(Result):
     values: Float[Tensor, "latents steps"]
     decoded: Float[Tensor, "latents steps *datum"]
     at: Float[Tensor, " latents"]
+    spread: Float[Tensor, "*datum"] | None = None
     table: Columns | None = None
 
     def summary(self) -> str:
@@ -185,6 +188,8 @@ class Traversal(Result):
         if unknown:
             raise ValueError(f"unknown columns {unknown}; there are {list(self.table.names)}")
         moving = (self.decoded.amax(dim=1) - self.decoded.amin(dim=1)).amax(dim=0)
+        if self.spread is not None:  # columns of counts and codes are not standardized
+            moving = moving / self.spread.to(moving).where(self.spread.to(moving) > 0, 1.0)
         places = (
             moving.argsort(descending=True)[:_SHOWN].sort().values.tolist()
             if columns is None
@@ -269,7 +274,9 @@ def traverse(
     names = tuple(uses.names[latent] for latent in order.tolist())
     information = Estimate(*(part[order.to(part.device)] for part in uses.information))
     shaped = flat[0].unflatten(0, values.shape)
-    return Traversal(order, names, information, tuple(levels), values, shaped, start)
+    mean = batch[0].nanmean(dim=0)
+    spread = (batch[0] - mean).square().nanmean(dim=0).sqrt().nan_to_num(nan=0.0)
+    return Traversal(order, names, information, tuple(levels), values, shaped, start, spread)
 
 
 def _order(uses: Collapse) -> Int64[Tensor, " latents"]:

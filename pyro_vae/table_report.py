@@ -1,15 +1,14 @@
-"""The report on a saved model: the answer first, then the details behind it."""
+"""The report on a model of a table: the answer first, then the details behind it."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__, storage
-from ..comparisons.reporting import typeset_numbers
-from ..data import Columns
-from ..evidence import ImportanceSampling, LogMarginal
-from ..queries import Explanation, Outliers
-from ..report import (
+from . import __version__
+from .data import Columns
+from .evidence import ImportanceSampling
+from .queries import Explanation, Outliers
+from .report import (
     Block,
     Code,
     Column,
@@ -23,19 +22,19 @@ from ..report import (
     Text,
     estimate,
     number,
+    png,
+    typeset_numbers,
     words,
 )
-from ..writing import whole_file
-from .options import Question, ReportChoice, Run
-from .questions import Asked, asked, check_out, png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 _LISTED = 15  # outliers
 _SIZE = (4.8, 3.6)  # inches of the first picture: half a page, and what a phone can show
-_NAME = Column("row", "row", "Identifies the row: its position in the file, counted from 0, "
-               "and the columns that were left out of the model.", is_number=False)  # fmt: skip
+_NAME = Column("row", "row", "Identifies the row: its position in the table, counted from 0, its "
+               "index, and the columns left out of the model that are not constant.",
+               is_number=False)  # fmt: skip
 _OUTLYING = (
     Column("p_value", "p", "Share of data simulated from the model whose log density is as low, "
            "scored with the same entries missing. At a false discovery rate of 5%, on average at "
@@ -46,62 +45,89 @@ _OUTLYING = (
 )  # fmt: skip
 _COLUMN = Column("column", "column", "A column of the table.", is_number=False)
 _COLUMNS = (
-    Column("kind", "taken for", "Kind of its entries; override with --kinds.", is_number=False),
+    Column("kind", "taken for", "Kind of its entries; override with --kinds or kinds=. Of Real and "
+           "Time columns draws are Gaussian around the decoded mean and may lie beyond possible "
+           "values, such as below 0; those of Positive columns and counts may not.",
+           is_number=False),
     Column("missing", "missing", "Share of missing entries in these rows."),
-)
+)  # fmt: skip
 
 
-def write_report(question: Question, choice: ReportChoice, run: Run, command: str) -> None:
-    """One page on a saved model and some rows: results, and how far to trust them."""
-    check_out(choice.out, (".html",))
-    about = asked(question, run)
-    page = _report(about, question, choice, run, command)
-    with whole_file(choice.out) as new:
-        new.write_text(page.html(), encoding="utf-8")
-    run.say(f"wrote {choice.out}")
+@dataclass(frozen=True)
+class Subject:
+    """What a report is about.
+
+    Arguments:
+        vae: A :class:`pyro_vae.TableVAE`.
+        rows: A table of the columns that it was trained on; the held-out rows if None.
+        title: Name of the rows, and how many there are.
+        names: Columns that identify the rows, by name.
+        heading: Title of the page.
+        ranging: Rows over which the latents range; the training rows if None.
+        training: How training ended, in a sentence; empty if it is not known.
+        facts: What is needed to repeat it.
+        commands: Lines to copy that repeat it.
+    """
+
+    vae: Any
+    rows: Any
+    title: str
+    names: Mapping[str, Sequence[Any]]
+    heading: str = "A model of a table"
+    ranging: Any = None
+    training: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    commands: Sequence[str] = ()
 
 
-def _report(
-    about: Asked, question: Question, choice: ReportChoice, run: Run, command: str
-) -> Report:
-    how: dict[str, Any] = {"seed": run.seed, "progress": run.progress}
-    ranging = _ranging(about, question)
-    _, log_p = about.vae.evaluate(about.rows, ImportanceSampling(choice.samples), **how)
-    found = about.vae.outliers(about.rows, choice.reference, **how)
-    told = about.vae.explain(ranging.rows, seed=run.seed)
-    notes = storage.read_about(question.folder)
+def report_of(
+    about: Subject, num_samples: int = 1000, reference: int = 1000, *, seed: int = 0,
+    progress: bool | None = None,
+) -> Report:  # fmt: skip
+    """One page on a model and some rows: results, and how far to trust them.
+
+    Arguments:
+        about: The model and the rows.
+        num_samples: Importance samples per datum.
+        reference: Number of simulated reference data for outliers.
+        seed: Seed of all draws.
+        progress: Whether to show progress bars.
+    """
+    how: dict[str, Any] = {"seed": seed, "progress": progress}
+    _, log_p = about.vae.evaluate(about.rows, ImportanceSampling(num_samples), **how)
+    # Ranks need fewer draws than densities, and the page has one log p, with one count of doubts.
+    found = replace(about.vae.outliers(about.rows, reference, **how), log_p=log_p)
+    told = about.vae.explain(about.ranging, seed=seed)
     sections = [
-        Section("Which latent does what", _latents(ranging, told, run)),
+        Section("Which latent does what", _latents(about, told, seed)),
         Section("Rows that are unusual under the model", _outliers(about, found)),
-        *_missing(about, run),
+        *_missing(about, how),
         Section("Columns", [_columns(about)]),
-        Section("To repeat it", _repeat(notes, command)),
+        Section("To repeat it", _repeat(about)),
     ]
-    return Report(
-        f"Results of '{question.folder}' on {about.title.split(':')[0]}",
-        f"{about.title}. ± is one standard error.",
-        sections,
-        Lead(_answer(log_p, found, told, notes), _effects(told)),
-    )
+    lead = Lead(_answer(found, told, about.training), _effects(told))
+    return Report(about.heading, f"{about.title}. ± is one standard error.", sections, lead)
 
 
-def _ranging(about: Asked, question: Question) -> Asked:
-    """Rows that set the range of the latents: held-out ones, since new ones may be outliers."""
-    try:
-        return asked(replace(question, data=None), Run(quiet=True))
-    except (FileNotFoundError, ValueError):  # the file has gone, or all of its rows were trained on
-        return about
+def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """Columns that tell rows apart: not those with the same entry in all of them."""
+    return {
+        name: values
+        for place, (name, values) in enumerate(names.items())
+        if place == 0 or len({str(value) for value in values}) > 1
+    }
 
 
-def _answer(log_p: LogMarginal, found: Outliers, told: Explanation, notes: Any) -> str:
+def _answer(found: Outliers, told: Explanation, training: str) -> str:
     """The findings, what cannot be trusted and why, and how training ended."""
+    log_p = found.log_p
     size, reference = len(log_p), len(found.reference)
     lowest = int((found.value * (reference + 1) <= 1).sum())
     heard = [told.latents[place] for place in told.telling]
     flagged = int(found.flagged().sum())
     few = (
-        f" ({lowest} lie beyond all {reference} reference data: more reference data could flag "
-        "these)"
+        f" ({lowest} {'lies' if lowest == 1 else 'lie'} beyond all {reference} reference data: "
+        f"more reference data could flag {'it' if lowest == 1 else 'them'})"
         if lowest > flagged
         else ""
     )
@@ -119,7 +145,7 @@ def _answer(log_p: LogMarginal, found: Outliers, told: Explanation, notes: Any) 
         f"Half of the rows have a log p above {float(log_p.value.median()):.2f} nats, in the "
         "data's own units.",
         trust,
-        f"Training: {notes['converged']}." if "converged" in notes else "",
+        f"Training: {training}." if training else "",
     ]
     return typeset_numbers(" ".join(said))
 
@@ -134,14 +160,14 @@ def _effects(told: Explanation) -> Figure:
     )
 
 
-def _latents(about: Asked, told: Explanation, run: Run) -> list[Block]:
+def _latents(about: Subject, told: Explanation, seed: int) -> list[Block]:
     *lines, rule = told.summary().splitlines()
     blocks: list[Block] = [
         Points([_split(typeset_numbers(line)) for line in lines]),
         Text(rule, "How to read it:"),
     ]
     if isinstance(about.vae.units, Columns):
-        grid = about.vae.traverse(about.rows, seed=run.seed).plot()
+        grid = about.vae.traverse(about.ranging, seed=seed).plot()
         caption = (
             "Decoded means along each latent, with the others at 0, in the columns' own units."
         )
@@ -156,11 +182,12 @@ def _split(line: str) -> tuple[str, str]:
     return (f"{name}{between.rstrip(': ')}:", rest) if between else ("", line)
 
 
-def _outliers(about: Asked, found: Outliers) -> list[Block]:
+def _outliers(about: Subject, found: Outliers) -> list[Block]:
     flagged, rows = found.flagged(), found.most_extreme(_LISTED).tolist()
+    names = identifying(about.names)
     cells = [
         [
-            words(", ".join(str(values[place]) for values in about.names.values())),
+            words(", ".join(str(values[place]) for values in names.values())),
             estimate(float(found.value[place]), float(found.error[place])),
             estimate(
                 float(found.log_p.value[place]),
@@ -171,7 +198,7 @@ def _outliers(about: Asked, found: Outliers) -> list[Block]:
         ]
         for place in rows
     ]
-    note = f"Rows are identified by {', '.join(about.names)}. {found.summary()}."
+    note = f"Rows are identified by {', '.join(names)}. {found.summary()}."
     axes = found.plot()
     picture = Figure(
         png(axes[0].figure),
@@ -184,18 +211,19 @@ def _outliers(about: Asked, found: Outliers) -> list[Block]:
     return [Table("The most unusual rows", [_NAME, *_OUTLYING], cells, note), picture]
 
 
-def _missing(about: Asked, run: Run) -> list[Section]:
+def _missing(about: Subject, how: dict[str, Any]) -> list[Section]:
     """Imputed values, if some entries are missing."""
     rows = about.vae.rows(about.rows)
     if not isinstance(about.vae.units, Columns) or not bool(rows.isnan().any()):
         return []
-    filled = about.vae.impute(about.rows, seed=run.seed, progress=run.progress)
-    bad = int((~filled.reliable).sum())
+    filled = about.vae.impute(about.rows, **how)
+    bad, holed = int((~filled.reliable).sum()), int(filled.missing.flatten(1).any(dim=1).sum())
     said = (
-        f"{int(filled.missing.sum())} entries are missing. The intervals are valid if missingness "
-        "does not depend on the missing values, given the observed ones. "
-        + (f"{bad} rows cannot be trusted ({filled.reasons})." if bad else "")
-    )
+        f"{int(filled.missing.sum())} entries of {holed} rows are missing. The intervals are valid "
+        "if missingness does not depend on the missing values, given the observed ones. "
+        + (f"The draws for {bad} of these rows cannot be trusted ({filled.reasons})." if bad else
+           "The draws pass every check.")
+    )  # fmt: skip
     picture = Figure(
         png(filled.plot()[0].figure),
         "A panel for each column with missing entries",
@@ -206,7 +234,7 @@ def _missing(about: Asked, run: Run) -> list[Section]:
     return [Section("Missing entries", [Text(said), picture])]
 
 
-def _columns(about: Asked) -> Block:
+def _columns(about: Subject) -> Block:
     if not isinstance(about.vae.units, Columns):
         return Text("The data are not a table of columns.")
     missing = about.vae.rows(about.rows).isnan().double().mean(dim=0).tolist()
@@ -217,9 +245,9 @@ def _columns(about: Asked) -> Block:
     return Table("How the columns were interpreted", [_COLUMN, *_COLUMNS], rows)
 
 
-def _repeat(notes: Any, command: str) -> list[Block]:
-    lines = "\n".join([str(notes.get("command", "")), command])
-    return [Code(lines), Facts({"pyro-vae": __version__, "data": str(notes.get("data set", ""))})]
+def _repeat(about: Subject) -> list[Block]:
+    commands: list[Block] = [Code("\n".join(about.commands))] if about.commands else []
+    return [*commands, Facts({"pyro-vae": __version__, **about.facts})]
 
 
 def _figure(ax: Any, size: Sequence[float]) -> "Drawing":
