@@ -33,6 +33,8 @@ _NAMING = re.compile(r"(^|[_ .-])(id|uid|uuid|nr|no|index|key)$|[a-z](ID|Id)$", 
 _SHOWN = 3  # cells named in a message
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231
 _YEARS = (1800, 2100)  # whole numbers in between may be years
+_QUANTILES = (0.05, 0.5, 0.95)
+_BETWEEN = 3.29  # standard deviations of a Gaussian between the outer two
 _FAR_FROM_ZERO = 2.33  # standard deviations, beyond which lies 1% of a Gaussian
 _FEW_VALUES = 3  # others, below which -1 beside 1 is a code of its own
 _FEW_CODES = 10  # different whole numbers, up to which they may stand for words
@@ -84,15 +86,23 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
 
 
 def _kind_of_numbers(found: Shaped[np.ndarray, " rows"], what: str) -> Choice:
-    """Positive, where a Gaussian draws below 0 and a log-normal has the higher likelihood."""
+    """Positive, where a Gaussian draws below 0 and the logarithms are the more symmetric.
+
+    Judged by quantiles, which a few outliers leave where they are.
+    """
     if found.min() <= 0:
         return Choice(Real, what)
-    mean, sd, logs = found.mean(), found.std(), np.log(found)
-    # Of each at its maximum likelihood: -log sd - 1/2 and -mean log - log sd of the logs - 1/2.
-    skewed = len(found) >= FEW and mean < _FAR_FROM_ZERO * sd
-    if skewed and logs.mean() + np.log(logs.std()) < np.log(sd):
+    low, middle, high = np.quantile(found, _QUANTILES)
+    near = len(found) >= FEW and middle < _FAR_FROM_ZERO * (high - low) / _BETWEEN
+    if near and _asymmetry(*np.log([low, middle, high])) < _asymmetry(low, middle, high):
         return Choice(Positive, f"{what}; above 0 and very skewed")
     return Choice(Real, f"{what}; Positive, if none can be 0 or less")
+
+
+def _asymmetry(low: float, middle: float, high: float) -> float:
+    """How unlike the ways from the middle to either end are; 0 if they are equal."""
+    ways = (max(end, np.finfo(np.float64).tiny) for end in (middle - low, high - middle))
+    return abs(float(np.subtract(*np.log(list(ways)))))
 
 
 def _refuse_times(name: str, raw: RawColumn) -> None:

@@ -14,10 +14,10 @@ The kind of a column follows from its dtype and its entries, by the first rule t
 | other numbers | `Real` | :math:`(x - m) / s`, standardized over the training rows |
 
 Counts usually start at 0 or 1; ages, years and sizes do not. If a rule is wrong, set the kind of
-the column. Numbers are very skewed if a Gaussian of their mean and spread would put more than 1% of
-its draws below 0, and a log-normal distribution describes them better. Row names, dates and running
-numbers have no distribution: they are refused by name; declared as `Time`, dates become
-standardized days. Strings that are mostly numbers are read like those of a text file
+the column. Numbers are very skewed if a Gaussian with their median and their 5% and 95% quantiles
+would put more than 1% of its draws below 0, and their logarithms are more symmetric. Row names,
+dates and running numbers have no distribution: they are refused by name; declared as `Time`, dates
+become standardized days. Strings that are mostly numbers are read like those of a text file
 (:mod:`pyro_vae.data.entries`). A plain array has one kind throughout: `Binary` if it is zeros and
 ones, else `Real`. A missing entry (nan, None, NA, NaT) becomes nan, which likelihoods treat as
 missing.

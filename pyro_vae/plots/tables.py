@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _FULL = 2.0  # spreads, at which a colour is full: larger effects do not pale the others
 _MOST_LATENTS, _MOST_COLUMNS = 12, 24  # that can be read in one figure
 _MOST_ROWS = 60  # intervals side by side
+_MOST_DATES = 5  # ticks
 _ACROSS = 3  # panels beside one another; more cannot be read on a page
 
 
@@ -220,10 +221,10 @@ def _draw_filled(
         ax.set_xticks([])
         ax.set_xlabel(f"rows with a hole{more}", fontsize="x-small")
     _name_entries(ax, column)
-    if isinstance(column.kind, Positive):
-        _scale_axis(ax, np.concatenate([observed, low, high]), column)
-    elif not isinstance(column.kind, Categories | Time):
-        look_at_most(ax, np.concatenate([observed, low, high]))
+    reached = np.concatenate([observed, low, high])
+    _scale_axis(ax, reached, column)
+    if not isinstance(column.kind, Categories | Positive | Time):
+        look_at_most(ax, reached)
 
 
 def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
@@ -238,9 +239,13 @@ def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
 
 
 def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
-    """A logarithmic axis for positive numbers that span more than a power of ten."""
+    """A logarithmic axis for positive numbers of several powers of ten; few ticks for dates."""
     if isinstance(column.kind, Positive) and values.max() > 10 * values.min():
         ax.set_yscale("log")
+    elif isinstance(column.kind, Time):
+        from matplotlib.dates import AutoDateLocator
+
+        ax.yaxis.set_major_locator(AutoDateLocator(maxticks=_MOST_DATES))
 
 
 def _name_reached(ax: "Axes", codes: NDArray[Any], column: Column) -> None:
