@@ -201,7 +201,12 @@ def test_twelve_lines_of_python(file: Path) -> None:
 
 def test_rows_are_told_apart() -> None:
     """By the columns that were left out of the model, but for constant ones."""
-    names = {"row": [4, 9], "batch": ["A", "A"], "id": ["S4", "S9"], "empty": [None, None]}
+    names: dict[str, list[Any]] = {
+        "row": [4, 9],
+        "batch": ["A", "A"],
+        "id": ["S4", "S9"],
+        "empty": [None, None],
+    }
     assert list(identifying(names)) == ["row", "id"]
     assert list(identifying({"row": [7], "id": ["S7"]})) == ["row"]
 
