@@ -121,6 +121,19 @@ def forked(seed: int, name: str) -> Iterator[None]:
             pyro.util.set_rng_state(state)
 
 
+def streams_of_torch() -> list[Tensor]:
+    """State of torch's own streams: of the CPU, and of every GPU."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *gpus]
+
+
+def restore_streams(state: list[Tensor]) -> None:
+    """Restores what :func:`streams_of_torch` returned: the next draws are the same once more."""
+    torch.set_rng_state(state[0])
+    if state[1:]:
+        torch.cuda.set_rng_state_all(state[1:])
+
+
 # Keys of rows
 
 

@@ -396,3 +396,15 @@ def test_compiled_draws_are_fresh_and_repeatable() -> None:
     assert torch.equal(run(torch.zeros(5))[0], first)
     torch.manual_seed(0)
     assert torch.equal(first, dist.Normal(torch.zeros(5), 1.0).sample())
+
+
+def test_the_compiler_keeps_its_remarks(capfd: pytest.CaptureFixture[str]) -> None:
+    """An operation that it has no C++ call for is right, and is no line on the terminal."""
+
+    def solved(left: Tensor, right: Tensor) -> list[Tensor]:
+        return [torch.linalg.solve_triangular(left, right, upper=False) * 2]
+
+    left, right = torch.rand(3, 2, 2).tril() + torch.eye(2), torch.rand(3, 2, 2)
+    found = capture(solved, left, right).compiled(left, right)(left, right)
+    torch.testing.assert_close(found[0], solved(left, right)[0])
+    assert "".join(capfd.readouterr()) == ""

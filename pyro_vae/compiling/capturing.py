@@ -13,9 +13,11 @@ captured: :class:`NotCaptured` says which line did. Pyro's ELBOs do so for numbe
 and check; they are given a zero, since the loss does not depend on it.
 """
 
+import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -83,8 +85,7 @@ class Captured:
             NotCaptured: If there is no compiler, or it fails.
         """
         try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the compiler's own house
+            with torch.no_grad(), _quiet():
                 run = _compiled(self.graph, [*self._inputs, *_laid_out(args)])
         except Exception as error:  # whatever a compiler raises
             raise NotCaptured(f"it could not be compiled: {_first_line(error)}") from error
@@ -112,6 +113,20 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     with config.patch(options):
         run: Any = compile_fx(graph, inputs)
     return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the compiler's remarks on its own ways."""
+    log = logging.getLogger("torch._inductor.ir")  # says which operations it has no C++ call for
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _describe(graph: GraphModule, inputs: list[Tensor]) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .._warnings import warn
 from ..programs import Counted
+from ..randomness import restore_streams, streams_of_torch
 from .capturing import Captured, NotCaptured, capture
 
 # Seconds on one core of a Xeon of 2023, as measured; what matters is their ratios.
@@ -226,13 +227,13 @@ def compiled(
     Raises:
         NotCaptured: If it cannot be captured or compiled, or gives a different result.
     """
-    stream = torch.get_rng_state()
+    stream = streams_of_torch()
     try:
         graph = capture(function, *tensors, missing=missing).compiled(*tensors)
         if check:
-            torch.set_rng_state(stream)
+            restore_streams(stream)
             expected = function(*tensors)[0].detach()
-            torch.set_rng_state(stream)
+            restore_streams(stream)
             found = graph(*tensors)[0]
             if not _agree([expected], [found], _AGREE_BATCH):
                 raise NotCaptured(
@@ -240,7 +241,7 @@ def compiled(
                     f"{expected.tolist()}: they depend on something that is not a tensor"
                 )
     finally:
-        torch.set_rng_state(stream)
+        restore_streams(stream)
     return graph
 
 

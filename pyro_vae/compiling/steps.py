@@ -20,6 +20,7 @@ from torch import Tensor
 from .._types import Batch
 from .._warnings import warn
 from ..programs import Counted, has_missing
+from ..randomness import restore_streams, streams_of_torch
 from .capturing import Captured, NotCaptured
 from .graphs import Cost, compiled
 
@@ -105,12 +106,12 @@ class CompiledSteps:
         graph = self._graph(batch, steps_left)
         if graph is None:
             return None
-        stream = torch.get_rng_state()
+        stream = streams_of_torch()
         with torch.no_grad():
             report, *gradients = graph(*batch)
         elbo, is_finite = report.tolist()
         if not is_finite:
-            torch.set_rng_state(stream)
+            restore_streams(stream)
             return None
         return float(elbo), gradients
 

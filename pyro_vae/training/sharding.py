@@ -27,7 +27,7 @@ from .. import distributed
 from .._types import ProgramLike
 from ..guides import row_buffers
 from ..programs import modules_of
-from ..randomness import forked
+from ..randomness import forked, restore_streams, streams_of_torch
 
 
 class Stream:
@@ -221,13 +221,11 @@ def refuse_running_averages(count: int, batch_size: int, *programs: ProgramLike)
 
 def random_state() -> Any:
     """State of the random streams of Python, NumPy and torch, accelerators included."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return pyro.util.get_rng_state(), cuda
+    return pyro.util.get_rng_state(), streams_of_torch()
 
 
 def set_random_state(state: Any) -> None:
     """Restores that state."""
-    on_cpu, cuda = state
+    on_cpu, of_torch = state
     pyro.util.set_rng_state(on_cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
+    restore_streams(of_torch)

@@ -29,7 +29,7 @@ from ..programs import (
     own_messages,
     run,
 )
-from ..randomness import forked
+from ..randomness import forked, restore_streams, streams_of_torch
 from .optimizers import NoteScales, Unscaled, made_optimizer, objective_of
 from .plans import Plan
 from .rows import InMemory, head
@@ -197,7 +197,7 @@ class Steps:
 
     def _loss(self, batch: Batch, rows: Tensor, where: str) -> Progress:
         """Loss and ELBO in nats per datum; a value that is not finite is traced to its source."""
-        draws, refused = torch.get_rng_state(), None
+        draws, refused = streams_of_torch(), None
         try:
             with own_messages():
                 loss, elbo = self._progress(batch)
@@ -205,7 +205,7 @@ class Steps:
             loss, elbo, refused = torch.tensor(torch.nan), torch.tensor(torch.nan), error
         if bool(torch.isfinite(loss + elbo)):
             return Progress(loss / self.num_data, elbo / self.num_data)
-        torch.set_rng_state(draws)  # the same draws once more
+        restore_streams(draws)  # the same draws once more
         culprit = self._culprit(batch, rows)
         if culprit is None and refused is not None:
             raise refused
@@ -320,9 +320,9 @@ class Steps:
         still = State.of(self.model, self.guide, (), still=row_buffers(self.guide))
         with torch.no_grad():
             for _ in range(_ROUNDING_DRAWS):
-                draws = torch.get_rng_state()
+                draws = streams_of_torch()
                 full = self.captured_loss(*batch)[1]
-                torch.set_rng_state(draws)
+                restore_streams(draws)
                 with self.plan.rounded():
                     moved.append(self.captured_loss(*batch)[1] - full)
         still.restore()
