@@ -12,7 +12,8 @@ an independent check agrees:
   p \le 4 \, \mathrm{se}`, for all rungs that sample;
 * fits from several starting points find no second mode, for a proposal with one mode;
 * the filter is not lower than the Student t by more than four joint errors;
-* the mixture and the population that it was fitted to agree within four joint errors.
+* the mixture and the population that it was fitted to agree within four joint errors;
+* most particles of the last population move: those that do not are part of its error.
 
 If a posterior is narrow, prior draws find no mass, which proves nothing; and modes that neither the
 population nor the fits came near stay undetected.
