@@ -36,7 +36,7 @@ from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.data import Categories, Columns
+from pyro_vae.data import Categories, Columns, Real
 from pyro_vae.defaults import mixed
 from pyro_vae.plots import plot_imputation
 from pyro_vae.queries import Imputation, impute
@@ -196,7 +196,8 @@ def compared(table: pd.DataFrame, sizes: Sizes) -> Compared:
     order: list[Array] = []
     truth: list[Array] = []
     for rows, new in KFold(sizes.folds, shuffle=True, random_state=0).split(table):
-        columns = Columns.of(table.iloc[rows].mask(holes[rows]))  # learned from what was observed
+        seen = table.iloc[rows].mask(holes[rows])  # columns are learned from what was observed
+        columns = Columns.of(seen, dict.fromkeys(seen.select_dtypes("number"), Real))
         whole = columns.encode(table.iloc[new])
         train = columns.encode(table.iloc[rows]).masked_fill(torch.tensor(holes[rows]), torch.nan)
         test = whole.masked_fill(torch.tensor(holes[new]), torch.nan)

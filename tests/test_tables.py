@@ -158,6 +158,21 @@ def test_the_path_of_a_new_user(file: Path) -> None:
     assert all(float(row["low"]) <= float(row["high"]) for row in entries)
     check_page(len(frame))
     assert {row["column"] for row in rows_of("effects.csv")} == set(frame) - {"sample_id", "date"}
+    check_new_files(laboratory(20).iloc[:, ::-1].drop(columns="date"))
+
+
+def check_new_files(new: pd.DataFrame) -> None:
+    """Columns of another file come in any order, without some that were dropped; none is added."""
+    new.to_csv("new.csv", index=False)
+    new.assign(extra=1.5).to_csv("extra.csv", index=False)
+    new.drop(columns="m4").to_csv("fewer.csv", index=False)
+    main(["embed", "model", "new.csv", "--out", "new_embedding.csv", "--quiet"])
+    assert [row["sample_id"] for row in rows_of("new_embedding.csv")] == list(new["sample_id"])
+    for command in ("evaluate", "embed", "impute", "outliers", "explain", "report"):
+        with pytest.raises(SystemExit, match="has 'extra', which the training rows did not have"):
+            main([command, "model", "extra.csv", "--quiet"])
+        with pytest.raises(SystemExit, match="has no column 'm4'"):
+            main([command, "model", "fewer.csv", "--quiet"])
 
 
 @pytest.mark.filterwarnings("ignore:log p.* cannot be trusted", "ignore:the log density of")
