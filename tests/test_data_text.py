@@ -680,6 +680,17 @@ def test_one_warning_for_all_columns(tmp_path: Path) -> None:
     assert len(units) == 1
 
 
+@pytest.mark.parametrize("kind", ["count", "Count", 5, dict])
+def test_kinds_that_do_not_exist(kind: Any) -> None:
+    """The choice is listed, wherever they are said; the class is the remedy."""
+    table = {"n": [6, 2, 4], "z": [0.5, 1.5, 2.5]}
+    for ask in (Columns.of, data.from_frame):
+        with pytest.raises(TypeError, match=r"column 'n' is .*pv\.data\.Count; choose from Real"):
+            ask(table, kinds={"n": kind})
+    assert "choose from Real" in describe(table, {"n": kind})
+    assert Columns.of(table, {"n": data.Count}).kinds["n"] == data.Count()
+
+
 def test_dropped_columns_are_never_read(tmp_path: Path) -> None:
     """Half numbers, half words: no matter where they are dropped, or said to be words."""
     path = tmp_path / "t.csv"

@@ -249,6 +249,8 @@ def test_wrong_columns() -> None:
         ValueError, match=r"2 columns need 2 numbers per row, the decoder gave \(1, 5\)"
     ):
         likelihood(torch.zeros(1, 5))
+    with pytest.raises(ValueError, match=r"2 columns need 2 numbers .*: build it with MLPDecoder"):
+        pv.models.VAE(pv.nets.MLPDecoder(1, 1), likelihood, 1)
     with pytest.raises(ValueError, match="distinct names"):
         Mixed([Gaussian(), Gaussian()], names=("age", "age"))
     with pytest.raises(ValueError, match="got 0 likelihoods"):

@@ -1,7 +1,7 @@
 """Kinds of columns: how entries are encoded as floats, and floats decoded to entries."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -310,6 +310,10 @@ class Binary(Categories):
 
     most: ClassVar[float] = 2
 
+
+# A kind, or a class of kinds, for some columns, by name. Checked by :meth:`Column.of`, which says
+# what there is to choose from.
+Kinds = Mapping[str, Any]
 
 KINDS: dict[str, type[Kind]] = {
     kind.__name__: kind for kind in (Real, Positive, Time, Count, Categories, Ordered, Binary)

@@ -1,7 +1,7 @@
 """Data sets by name or from a file, split into training rows and held-out rows."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .files import (
     split_rows,
 )
 from .frames import columns_of
-from .kinds import Kind
+from .kinds import Kinds
 from .tables import Columns
 from .text import Layout
 
@@ -167,7 +167,7 @@ class _Options:
     seed: int
     key: str | None
     divide_by: float | int
-    kinds: Mapping[str, Kind | type[Kind]]
+    kinds: Kinds
     drop: Sequence[str]
     layout: Layout
 
@@ -180,7 +180,7 @@ def load(
     seed: int = 0,
     key: str | None = None,
     divide_by: float | int = 1,
-    kinds: Mapping[str, Kind | type[Kind]] | None = None,
+    kinds: Kinds | None = None,
     drop: Sequence[str] = (),
     layout: Layout = Layout(),  # noqa: B008 (frozen: one value serves every call)
 ) -> Dataset:
@@ -267,7 +267,7 @@ SETS: dict[str, Callable[[_Options], Dataset]] = {
 def from_frame(
     frame: Any,
     *,
-    kinds: Mapping[str, Kind | type[Kind]] | None = None,
+    kinds: Kinds | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
     name: str = "table",
@@ -339,7 +339,7 @@ def table_of(path: Path, key: str | None, layout: Layout) -> Any:
     return values if names is None else dict(zip(names, values.T, strict=True))
 
 
-def worded(layout: Layout, drop: Sequence[str], kinds: Mapping[str, Kind | type[Kind]]) -> Layout:
+def worded(layout: Layout, drop: Sequence[str], kinds: Kinds) -> Layout:
     """A layout that keeps dropped columns, and those declared to be words, as strings."""
     named = [name for name, kind in kinds.items() if said_to_be_words(kind)]
     return replace(layout, words=(*layout.words, *drop, *named))

@@ -44,6 +44,7 @@ from .kinds import (
     Categories,
     Count,
     Kind,
+    Kinds,
     Ordered,
     Real,
     Rows,
@@ -56,7 +57,7 @@ _FAR = 10  # standard deviations from the mean of the training rows, seldom seen
 
 
 @once_for_all_columns()
-def describe(frame: Any, kinds: Mapping[str, Kind | type[Kind]] | None = None) -> str:
+def describe(frame: Any, kinds: Kinds | None = None) -> str:
     """The kind of each column of a table and why, and what is refused; run it before training.
 
     Arguments:
@@ -111,9 +112,7 @@ class Column:
     dtype: str
 
     @classmethod
-    def of(
-        cls, name: str, raw: RawColumn, kind: Kind | type[Kind] | None, rows: Rows = EVERY
-    ) -> "Column":
+    def of(cls, name: str, raw: RawColumn, kind: Any, rows: Rows = EVERY) -> "Column":
         """A column: its kind from all rows, its estimates from the training rows."""
         if raw.missing.all():
             raise ValueError(f"column '{name}' has no observed entry: {drop_it(name)}")
@@ -204,7 +203,7 @@ class Columns:
     def of(
         cls,
         frame: Any,
-        kinds: Mapping[str, Kind | type[Kind]] | None = None,
+        kinds: Kinds | None = None,
         *,
         rows: Rows = EVERY,
     ) -> "Columns":
@@ -410,9 +409,7 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
     return Column(name, KINDS[kind](**arguments), holds, dtype)
 
 
-def _learned(
-    raw: Mapping[str, RawColumn], kinds: Mapping[str, Kind | type[Kind]], rows: Rows
-) -> tuple[Column, ...]:
+def _learned(raw: Mapping[str, RawColumn], kinds: Kinds, rows: Rows) -> tuple[Column, ...]:
     """Learns all columns; one error lists the faults of all of them."""
     columns, refused = [], {}
     for name, column in raw.items():

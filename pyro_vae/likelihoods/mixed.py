@@ -156,12 +156,6 @@ class Mixed(Likelihood):
 
     def distribution(self, output: Tensor, *given: Tensor) -> MixedFeatures:
         """The columns side by side."""
-        if output.shape[1:] != (self.outputs,):
-            raise ValueError(
-                f"the {len(self.names)} columns need {self.outputs} numbers per row, the decoder "
-                f"gave {tuple(output.shape)}: build it with "
-                "MLPDecoder(latent_dim, likelihood.output_shape((columns,)))"
-            )
         return MixedFeatures(self._ask("distribution", output, given), self._columns())
 
     def mean(
@@ -177,6 +171,12 @@ class Mixed(Likelihood):
 
     def _ask(self, method: str, output: Tensor, given: tuple[Tensor, ...]) -> list[Any]:
         """The result of a method of each group's likelihood for its part of the output."""
+        if output.shape[1:] != (self.outputs,):
+            raise ValueError(
+                f"the {len(self.names)} columns need {self.outputs} numbers per row, the decoder "
+                f"gave {tuple(output.shape)}: build it with "
+                "MLPDecoder(latent_dim, likelihood.output_shape((columns,)))"
+            )
         answers = []
         for number, (group, columns) in enumerate(zip(self._groups, self._columns(), strict=True)):
             own = output[:, getattr(self, f"places_{number}")]
