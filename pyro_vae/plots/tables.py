@@ -27,7 +27,7 @@ _FULL = 2.0  # spreads, at which a colour is full: larger effects do not pale th
 _MOST_LATENTS, _MOST_COLUMNS = 12, 24  # that can be read in one figure
 _MOST_ROWS = 60  # intervals side by side
 _MOST_DATES = 5  # ticks
-_ACROSS = 3  # panels beside one another; more cannot be read on a page
+_ACROSS = 2  # panels beside one another; more cannot be read on a phone
 
 
 def plot_effects(
@@ -112,7 +112,7 @@ def plot_walks(
         The axes, `(latents, columns)`.
     """
     array = as_numpy(decoded).astype(float)[:_MOST_LATENTS]
-    size = (1.2 + 1.5 * len(shown), 0.8 + 1.2 * len(array))
+    size = (0.9 + 1.15 * len(shown), 0.8 + 1.1 * len(array))
     figure = figure_or_new(figure, size)
     grid: NDArray[Any] = figure.subplots(
         len(array), len(shown), squeeze=False, sharex=True, sharey="col"
@@ -170,7 +170,7 @@ def plot_filled(
         raise ValueError("nothing was missing, so there is nothing to draw")
     across = min(_ACROSS, len(places))
     down = -(-len(places) // across)
-    figure = figure_or_new(figure, (0.6 + 2.6 * across, 0.7 + 1.9 * down))
+    figure = figure_or_new(figure, (0.6 + 2.9 * across, 0.7 + 1.6 * down))
     grid = figure.subplots(down, across, squeeze=False).flatten().tolist()
     for ax in grid[len(places) :]:
         ax.remove()

@@ -128,7 +128,7 @@ def interpolate(
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 """Default quantiles that a latent is moved to."""
 
-_SHOWN = 6  # columns of a table that are drawn, unless told otherwise
+_SHOWN = 5  # columns of a table that are drawn, unless told otherwise
 _DRAWS = 2000  # of the aggregated posterior: quantiles at 2.5% to within 0.4%
 
 
