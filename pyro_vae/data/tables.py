@@ -123,7 +123,7 @@ class Column:
             )
         if kind is None:
             warn_of_marks(name, raw)
-        chosen = kind_of(name, raw).kind if kind is None else kind
+        chosen: Kind | type[Kind] = kind_of(name, raw).kind if kind is None else kind
         if isinstance(chosen, type):
             chosen = chosen.learn(name, raw, rows)
         return cls(name, chosen, raw.holds, raw.dtype)
