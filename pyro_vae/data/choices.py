@@ -68,7 +68,8 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     if set(found.tolist()) == {0.0, 1.0}:
         return Choice(Binary((0, 1)), "zeros and ones")
     if not raw.whole:
-        return _kind_of_numbers(found, "numbers")
+        hint = "; Positive, if none can be 0 or less" if found.min() > 0 else ""
+        return _kind_of_numbers(found, "numbers", hint)
     _refuse_names_of_rows(name, found)
     return _kind_of_whole(name, found)
 
@@ -81,22 +82,22 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
     if found.min() > 0 and _COUNTING.search(name):
         return Choice(Count, "whole numbers, and its name suggests counts")
     return _kind_of_numbers(
-        found, f"whole numbers from {found.min():.0f} on; Count, if they are counts"
+        found, f"whole numbers from {found.min():.0f} on", "; Count, if they are counts"
     )
 
 
-def _kind_of_numbers(found: Shaped[np.ndarray, " rows"], what: str) -> Choice:
+def _kind_of_numbers(found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
     """Positive, where a Gaussian draws below 0 and the logarithms are the more symmetric.
 
     Judged by quantiles, which a few outliers leave where they are.
     """
-    if found.min() <= 0:
-        return Choice(Real, what)
     low, middle, high = np.quantile(found, _QUANTILES)
     near = len(found) >= FEW and middle < _FAR_FROM_ZERO * (high - low) / _BETWEEN
-    if near and _asymmetry(*np.log([low, middle, high])) < _asymmetry(low, middle, high):
-        return Choice(Positive, f"{what}; above 0 and very skewed")
-    return Choice(Real, f"{what}; Positive, if none can be 0 or less")
+    if found.min() > 0 and near:
+        logs = np.log([low, middle, high])
+        if _asymmetry(*logs) < _asymmetry(low, middle, high):
+            return Choice(Positive, f"{what}, above 0 and very skewed")
+    return Choice(Real, what + hint)
 
 
 def _asymmetry(low: float, middle: float, high: float) -> float:
