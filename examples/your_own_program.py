@@ -99,7 +99,7 @@ def draw(results: dict[str, Result], guide: pv.Guide, names: list[str], path: Pa
         )
     left.set_yticks(range(len(results)), list(results))
     left.set_xlabel("held-out log p(y) (nats per wine)")
-    left.legend(loc="center")
+    left.legend(loc="lower right")
     loadings = torch.stack([values["loadings"] for values in guide.sample_globals(500)])
     for latent, shift in enumerate((-0.15, 0.15)):
         mean, sd = loadings[..., latent].mean(dim=0), 2 * loadings[..., latent].std(dim=0)

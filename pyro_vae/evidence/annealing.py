@@ -277,11 +277,11 @@ def annealed(
 def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
     r"""Log of the mean weight of a few chains, with an error that is honest for a few.
 
-    The larger of two errors, widened by Student's t at 95%, as both have errors of their own:
-    the jackknife's, which is too small where a few chains carry the mean; and that of weights
-    whose logarithm is normal with the variance :math:`s^2` of its upper half (low weights do not
-    matter), :math:`\sqrt{(e^{s^2} - 1) / C}`, held below :math:`s^2`, as the shortfall of one
-    chain is half of that. For 16 chains with normal log weights of variance 0.05, 0.3, 1 and 2
+    The larger of two errors. One is the jackknife's, which is too small if a few chains carry the
+    mean. The other is that of log-normal weights, :math:`\sqrt{(e^{s^2} - 1) / C}`, where the
+    variance :math:`s^2` is that of the upper half of the log weights, since low ones do not matter.
+    It is capped at :math:`s^2`, twice the bias of a single chain. Both are estimates themselves,
+    and so are widened by Student's t at 95%. For 16 chains with normal log weights of variance 0.05, 0.3, 1 and 2
     the intervals of 1.96 errors cover 96, 95, 93 and 91%.
     """
     from scipy.special import stdtrit  # a third of a second to import

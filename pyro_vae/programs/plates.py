@@ -70,7 +70,7 @@ def whole_plate(rows: int | None, plate: str | None = None) -> Iterator[dict[str
 
 
 def _stand_in(change: int) -> None:
-    """Counts blocks, so that Pyro's own function is back when the last one ends."""
+    """Counts open blocks; Pyro's own function is restored when the last one ends."""
     global _blocks
     with _lock:
         _blocks += change
