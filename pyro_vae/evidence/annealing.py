@@ -281,8 +281,8 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
     mean. The other is that of log-normal weights, :math:`\sqrt{(e^{s^2} - 1) / C}`, where the
     variance :math:`s^2` is that of the upper half of the log weights, since low ones do not matter.
     It is capped at :math:`s^2`, twice the bias of a single chain. Both are estimates themselves,
-    and so are widened by Student's t at 95%. For 16 chains with normal log weights of variance 0.05, 0.3, 1 and 2
-    the intervals of 1.96 errors cover 96, 95, 93 and 91%.
+    and so are widened by Student's t at 95%. For 16 chains with normal log weights of variance
+    0.05, 0.3, 1 and 2 the intervals of 1.96 errors cover 96, 95, 93 and 91%.
     """
     from scipy.special import stdtrit  # a third of a second to import
 
