@@ -229,7 +229,7 @@ def svi(case: Case, name: str) -> None:
         states.append(state_of(guide, case))
     require(all(map(math.isfinite, losses)), f"losses {losses}")
     moved = any(not torch.equal(*pair) for pair in zip(states[0], states[-1], strict=True))
-    require(moved or not states[0], "nothing moved")
+    require(moved or not any(part.numel() for part in states[0]), "nothing moved")
 
 
 def state_of(guide: Any, case: Case) -> list[Tensor]:

@@ -32,7 +32,7 @@ KNOWN: dict[tuple[str, str, str], Known] = {
     ("ss_vae_enumerated", ALL, "svi"): BROADCAST,
 }
 for _name in ("hmm", "factorial_hmm", "gaussian_mixture", "fixed_mixture", "capture_recapture"):
-    for _question in ("gap", "arviz", "compare", "svi"):
+    for _question in ("gap", "arviz", "compare"):
         KNOWN[_name, ALL, _question] = DISCRETE
 for _name in ("autonormal", "autodiagonal"):
     KNOWN[_name, "author", ALL] = TIED
