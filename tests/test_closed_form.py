@@ -421,3 +421,19 @@ def test_the_degree_of_a_program(name: str) -> None:
     degree, operation = degree_of(Program(model, y), (y,))
     assert degree == expected
     assert bool(operation) == math.isinf(degree)
+
+
+def test_a_latent_that_leaves_torch_has_no_closed_form() -> None:
+    """Its operations are not seen there; draws of the prior show what they do."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            beyond = torch.from_numpy(np.tanh(z.detach().numpy()))
+            pyro.sample("y", dist.Normal(beyond, 1.0), obs=y)
+
+    y = torch.randn(3)
+    assert degree_of(Program(model, y), (y,))[0] == 2
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    with pytest.raises(ValueError, match="nats off a quadratic function at a draw of the prior"):
+        pv.log_marginal_likelihood(model, guide, y, pv.ClosedForm())

@@ -76,7 +76,7 @@ WEIGHTS = Common("evidence.importance.ImportanceSampling._sampling", times=2)
 COMPARED = {
     "fit": Common("training.fitting.fit", times=2),
     "closed form.directions": Common("guides.closed_form._direction"),
-    "closed form.prior": Common("evidence.exact._error_at_prior_draws"),
+    "closed form.prior": Common("evidence.exact._require_quadratic_at_prior_draws"),
     "information": Common("diagnostics.information.mutual_information", times=2),
 }
 COMMON_TO = {
