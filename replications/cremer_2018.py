@@ -24,8 +24,9 @@ CLAIM = Claim(
     ),
     setting=(
         "Fashion-MNIST, binarized by a fixed draw, 5,000 images, 784-200-200-50 with ELU, 20 "
-        "epochs; gaps of 40 images trained on and 40 held out, 500 draws. A tenth of the images "
-        "and a hundredth of the epochs of the source: directions are judged, values are not."
+        "epochs; gaps of 24 images trained on and 24 held out, 500 draws; log p by annealing from "
+        "the encoder with 300 temperatures and 16 chains. A tenth of the images and a hundredth of "
+        "the epochs of the source, for two cores: directions are judged, values are not."
     ),
     criterion=(
         "(a) The approximation gap of the mean-field q under its own decoder is below a third of "
@@ -62,23 +63,34 @@ def trained(
 
 def findings(*, smoke: bool = False) -> list[Finding]:
     """Gaps of encoders for fixed decoders, on images trained on and held out."""
-    images, rows, epochs, draws = (300, 4, 1, 50) if smoke else (5_000, 40, 20, 500)
+    images, rows, epochs, draws = (300, 4, 1, 50) if smoke else (5_000, 24, 20, 500)
     data = pv.data.digits() if smoke else pv.data.fashion_mnist(num_train=images, num_test=500)
     y = data.train[:images]
-    parts = (y[:rows], data.test[:rows])
+    annealing = pv.AnnealedImportanceSampling(
+        num_temperatures=10 if smoke else 300, start=pv.StartFromGuide()
+    )
 
-    def gaps(model: pv.models.VAE, guide: pv.Guide) -> list[InferenceGap]:
-        return [
-            pv.inference_gap(model, guide, part, num_samples=draws, progress=False)
-            for part in parts
-        ]
+    def gap(
+        model: pv.models.VAE, guide: pv.Guide, part: Tensor, estimator: pv.evidence.Estimator
+    ) -> InferenceGap:
+        return pv.inference_gap(
+            model, guide, part, estimator=estimator, num_samples=draws, progress=False
+        )
 
     mean_field, flow = pv.DiagonalNormal(), pv.NormalizingFlow(pv.AffineCoupling())
     model, guide = trained(y, 200, mean_field, epochs)
-    wide = gaps(model, guide)
-    narrow = gaps(model, trained(y, 20, mean_field, epochs, model)[1])
-    with_flow = gaps(*trained(y, 200, flow, epochs))[1]
-    return [*_of_mean_field(wide[1]), _of_width(wide, narrow), *_of_flow(wide[1], with_flow)]
+    held_out = gap(model, guide, data.test[:rows], annealing)
+    # The encoder's part does not depend on log p: a cheap estimate of that will do.
+    cheap, narrow = pv.ImportanceSampling(draws), trained(y, 20, mean_field, epochs, model)[1]
+    widths = [
+        [
+            held_out if q is guide and part is data.test else gap(model, q, part[:rows], cheap)
+            for part in (y, data.test)
+        ]
+        for q in (narrow, guide)
+    ]
+    with_flow = gap(*trained(y, 200, flow, epochs), data.test[:rows], annealing)
+    return [*_of_mean_field(held_out), _of_width(*widths), *_of_flow(held_out, with_flow)]
 
 
 def _of_mean_field(gap: InferenceGap) -> list[Finding]:
@@ -101,7 +113,7 @@ def _of_mean_field(gap: InferenceGap) -> list[Finding]:
     ]
 
 
-def _of_width(wide: list[InferenceGap], narrow: list[InferenceGap]) -> Finding:
+def _of_width(narrow: list[InferenceGap], wide: list[InferenceGap]) -> Finding:
     """What a wider encoder saves, on images trained on and held out."""
     pairs = [
         (float(before.mean.amortization.value), float(after.mean.amortization.value))
