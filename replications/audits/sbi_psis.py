@@ -20,10 +20,11 @@ CLAIM = Claim(
     remark=(
         "A generalized Pareto distribution is fitted to what the largest weights exceed a "
         "threshold by; here it is fitted to the weights themselves, which start at the threshold "
-        "and not at 0. The same function, given the excess, is right (in brackets). What is printed beside "
-        "the number, that it is good below 0.5, then passes every q tried, also one whose weights "
-        "have no variance (exactly 0.9). Among posteriors for the same data a smaller value still "
-        "means a lighter tail. The code had been read before the criterion was written."
+        "and not at 0. The same function, given the excess, is right (in brackets). What is "
+        "printed beside the number, that it is good below 0.5, then passes every q tried, also one "
+        "whose weights have no variance (exactly 0.9). Among posteriors for the same data a "
+        "smaller value still means a lighter tail. The code had been read before the criterion "
+        "was written."
     ),
 )
 
