@@ -43,12 +43,15 @@ def _read(file: Path) -> Answers:
     return {Task(*task): Answer(*answer) for task, answer in pairs}
 
 
-def _come(tasks: list[Task], workers: int) -> Iterator[tuple[Task, Answer]]:
-    """Answers, in the order in which they come."""
+def _come(tasks: list[Task], workers: int) -> Iterator[tuple[Task, Answer | str]]:
+    """Answers, in the order in which they come; an error does not stop the others."""
     with ProcessPoolExecutor(workers, initializer=_alone) as pool:
         futures = {pool.submit(asked, task): task for task in tasks}
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            try:
+                yield futures[future], future.result()
+            except Exception as error:
+                yield futures[future], f"{type(error).__name__}: {error}"
 
 
 def _cells(answers: Answers) -> list[Cell]:
@@ -90,7 +93,12 @@ def main() -> None:
     file, table = chosen.out / "answers.jsonl", chosen.out / "table.md"
     answers = _read(file) if chosen.resume else {}
     file.write_text("".join(f"{json.dumps(pair)}\n" for pair in answers.items()))
+    failed: list[str] = []
     for task, answer in _come([task for task in tasks if task not in answers], chosen.workers):
+        if isinstance(answer, str):
+            failed.append(f"{task.program}, {task.guide}, from datum {task.first}: {answer}")
+            print(failed[-1], flush=True)
+            continue
         answers[task] = answer
         with file.open("a") as lines:
             print(json.dumps((task, answer)), file=lines)
@@ -99,7 +107,7 @@ def main() -> None:
         cells = _cells(answers)
         table.write_text(_page(cells, broken(cells)))
     cells = _cells(answers)
-    faults = broken(cells)
+    faults = [*broken(cells), *failed]
     print(_page(cells, faults))
     if faults:
         raise SystemExit(1)

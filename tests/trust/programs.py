@@ -290,6 +290,7 @@ def holes(num: int) -> Known:
 
     y = dist.Bernoulli(logits=torch.randn(num, 3) @ loadings.T + offsets).sample()
     hole = torch.rand(num, 6) < 0.3
+    hole[hole.all(dim=1), 0] = False  # a row without any entry is refused
     line = torch.linspace(-7, 7, 71)
     grid = torch.cartesian_prod(line, line, line)
     weight = dist.Normal(0.0, 1.0).log_prob(grid).sum(dim=-1) + 3 * math.log(14 / 70)
