@@ -261,21 +261,20 @@ def compare_models(log_marginals: Mapping[str, LogMarginal]) -> ModelComparison:
         raise ValueError(f"a comparison needs at least 2 models, got {sorted(log_marginals)}")
     order = sorted(log_marginals, key=lambda name: -float(log_marginals[name].mean.value))
     best = log_marginals[order[0]]
+    pairs = {name: paired_difference(log_marginals[name], best) for name in order}
     return ModelComparison(
         {name: _mean(log_marginals[name]) for name in order},
-        {name: _to_best(log_marginals[name], best) for name in order},
+        # That of the best model to itself has no error.
+        {
+            name: pair if place else replace(pair, error=torch.zeros_like(pair.error))
+            for place, (name, pair) in enumerate(pairs.items())
+        },
         {name: int((~log_marginals[name].reliable).sum()) for name in order},
     )
 
 
 def _mean(log_marginal: LogMarginal) -> MeanOverData:
     return MeanOverData.over(log_marginal.estimate, log_marginal.reliable)
-
-
-def _to_best(log_marginal: LogMarginal, best: LogMarginal) -> PairedDifference:
-    """The difference to the best model; that of a model to itself has no error."""
-    pair = paired_difference(log_marginal, best)
-    return pair if log_marginal is not best else replace(pair, error=torch.zeros_like(pair.error))
 
 
 check_public(globals())

@@ -170,10 +170,6 @@ def _split_doubt(entry: Entry) -> str:
     return f"the best q of the family was not found for {lost} data" if lost else ""
 
 
-def _approximation_doubt(entry: Entry) -> str:
-    return "; ".join(filter(None, (_log_p_doubt(entry), _split_doubt(entry))))
-
-
 def _spread(values: list[Tensor]) -> float:
     """Standard deviation between seeds; nan for one."""
     return float(torch.stack(values).std()) if len(values) > 1 else math.nan
@@ -196,11 +192,6 @@ def _method(entry: Entry) -> str:
 def _trusted(entry: Entry) -> Share:
     reliable = entry.result.gap.reliable
     return Share(int(reliable.sum()), len(reliable))
-
-
-def _epochs(entry: Entry) -> float:
-    epoch = entry.result.fit.history.epoch
-    return float(epoch[-1]) if len(epoch) else 0.0
 
 
 GUIDE = Reported(
@@ -262,7 +253,7 @@ COLUMNS = (
         of=lambda entry: entry.result.gap.mean.approximation,
         table=EVIDENCE,
         short="approximation",
-        doubt=_approximation_doubt,
+        doubt=lambda entry: "; ".join(filter(None, (_log_p_doubt(entry), _split_doubt(entry)))),
     ),
     Reported(
         key="amortization",
@@ -364,7 +355,7 @@ COLUMNS = (
         definition=(
             "Passes over the training data; rounds, if rows were fitted with the model fixed."
         ),
-        of=_epochs,
+        of=lambda entry: float(max(entry.result.fit.history.epoch, default=0)),
         table=LATENTS,
     ),
     Reported(

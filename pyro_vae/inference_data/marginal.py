@@ -156,16 +156,11 @@ def _estimate(
     at = program.given(shared.values, "a draw of their posterior")
     inference = Inference(at, posterior_of(guide, at, batch), batch)
     marginal = estimator(inference, seed=seed, progress=False)
-    return _Draw(shared, _log_prior(at, batch), marginal)
-
-
-def _log_prior(program: Program, batch: Batch) -> Tensor:
-    """Log prior density of the latent sites that all data share, in their units."""
     row = tuple(part[:1] for part in batch)
-    run = retry_unvalidated(partial(program.run, row))
-    return total_log_prob(
-        (run[site.name] for site in program.global_sites), torch.zeros((), device="cpu")
-    )
+    run = retry_unvalidated(partial(at.run, row))
+    sites = (run[site.name] for site in program.global_sites)
+    log_prior = total_log_prob(sites, torch.zeros((), device="cpu"))  # in the units of the sites
+    return _Draw(shared, log_prior, marginal)
 
 
 def _groups(program: Program, draws: list[_Draw]) -> dict[str, dict[str, Labelled]]:
