@@ -8,14 +8,3 @@ from .densities import DrawDensities as DrawDensities
 from .graphs import Graphs as Graphs
 from .objectives import CompiledELBO as CompiledELBO
 from .steps import CompiledSteps as CompiledSteps
-
-__all__ = [
-    "Captured",
-    "CompiledDensity",
-    "CompiledELBO",
-    "CompiledSteps",
-    "DrawDensities",
-    "Graphs",
-    "NotCaptured",
-    "capture",
-]

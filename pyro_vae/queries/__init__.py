@@ -32,34 +32,4 @@ from .traversal import Traversal as Traversal
 from .traversal import interpolate as interpolate
 from .traversal import traverse as traverse
 
-__all__ = [
-    "ConditionalDensity",
-    "Correlation",
-    "Dependence",
-    "Explanation",
-    "Imputation",
-    "Linear",
-    "MutualInformation",
-    "Outliers",
-    "RankCorrelation",
-    "Similarity",
-    "Spherical",
-    "Tail",
-    "Traversal",
-    "conditional",
-    "conditional_density",
-    "correlation",
-    "dependence",
-    "encode",
-    "explain",
-    "impute",
-    "interpolate",
-    "marginal",
-    "outliers",
-    "reconstruct",
-    "reconstruction_draws",
-    "similarity",
-    "traverse",
-]
-
 check_public(globals())

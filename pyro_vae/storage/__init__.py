@@ -8,13 +8,4 @@ from .folders import read_about as read_about
 from .folders import require_place_for_model as require_place_for_model
 from .folders import save as save
 
-__all__ = [
-    "JSON",
-    "Loaded",
-    "load",
-    "read_about",
-    "require_place_for_model",
-    "save",
-]
-
 check_public(globals())
