@@ -92,7 +92,7 @@ class Real(Kind):
 
 @dataclass(frozen=True)
 class Positive(Real):
-    """Numbers above 0 of several orders of magnitude, divided by their geometric mean.
+    """Very skewed numbers above 0, divided by their geometric mean; log-normal by default.
 
     Arguments:
         center: 0.
