@@ -67,6 +67,6 @@ suppress_warnings = []
 
 nb_execution_mode = os.environ.get("PYRO_VAE_DOCS_EXECUTION", "force")
 nb_execution_excludepatterns = []
-nb_execution_timeout = 300
+nb_execution_timeout = 900  # a busy machine may be slow; the pages take minutes on a quiet one
 nb_execution_raise_on_error = False  # a warning, so an error at the end, after all the others
 nb_merge_streams = True
