@@ -473,8 +473,9 @@ class _Reader:
 
     def _name(self, args: Sequence[Any]) -> str:
         """The name of what was called: the object's class, even if its constructor is inherited."""
-        if self.positions[:1] not in (["self"], ["cls"]):
-            return self.function.__qualname__.rpartition(".<locals>.")[-1]
+        called = self.function.__qualname__.rpartition(".<locals>.")[-1]
+        if "." not in called or self.positions[:1] not in (["self"], ["cls"]):
+            return called
         owner = args[0] if isinstance(args[0], type) else type(args[0])
         name = self.function.__name__
         return owner.__name__ if name == "__init__" else f"{owner.__name__}.{name}"
@@ -510,6 +511,8 @@ def _parts(value: Any) -> Sequence[Any]:
 
 def _shown(value: Any) -> str:
     """The value received, in a few words."""
+    if isinstance(value, Tensor) and value.is_nested:
+        return f"a nested Tensor of {value.dtype}"
     if isinstance(value, Tensor | np.ndarray):
         return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
     if isinstance(value, type):

@@ -104,7 +104,9 @@ def out_of_distribution(
     batch = as_batch(data, device_of(model, guide))
     held = _reference(model, guide, batch, reference, given, seed)
     if len(held[0]) < FEWEST_DRAWS:
-        raise ValueError(f"expected at least 20 reference data, got {len(held[0])}")
+        raise ValueError(
+            f"expected at least 20 reference data, got {len(held[0])}: pass more of them"
+        )
     estimator = ImportanceSampling(num_samples)
 
     def answers(rows: Batch, name: str) -> tuple[Tensor, tuple[str, ...]]:

@@ -420,7 +420,8 @@ class CoordinateAscent(_ClosedForm):
         super().__init__()
         if sweeps < 1 or not tolerance > 0:
             raise ValueError(
-                f"sweeps is at least 1 and tolerance above 0, got {sweeps} and {tolerance}"
+                f"sweeps is at least 1 and tolerance above 0, got {sweeps} and {tolerance}: "
+                "leave them out for the defaults"
             )
         self.sweeps, self.tolerance = sweeps, tolerance
 

@@ -223,7 +223,8 @@ class NormalizingFlow(TrainableFamily):
             raise ValueError(
                 "NormalizingFlow needs at least one transform and one entry of context, got "
                 f"num_transforms={num_transforms} and context={context}; without them it would be "
-                "a DiagonalNormal(), or the same transform for all data"
+                "a DiagonalNormal(), or the same transform for all data: leave them out for the "
+                "defaults"
             )
         self.transform = AffineAutoregressive() if transform is None else transform
         self.num_transforms, self.context = num_transforms, context

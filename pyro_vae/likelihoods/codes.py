@@ -59,7 +59,9 @@ def _check_codes(y: Tensor, count: int, likelihood: str, names: tuple[str, ...] 
 
 def _check_count(count: int, name: str) -> int:
     if count < 2:
-        raise ValueError(f"{name} must be at least 2, got {count}")
+        raise ValueError(
+            f"{name} must be at least 2, got {count}: leave out a column that has one value only"
+        )
     return count
 
 

@@ -128,7 +128,10 @@ def _inverse_softplus(x: Tensor) -> Tensor:
 
 def _check_floor(floor: float) -> None:
     if not 0 < floor < float("inf"):
-        raise ValueError(f"the floor is the smallest sigma and must be positive, got {floor}")
+        raise ValueError(
+            f"the floor is the smallest sigma and must be positive, got {floor}: leave it out for "
+            "the default"
+        )
 
 
 class WithSigma(Likelihood):

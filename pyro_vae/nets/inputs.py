@@ -77,6 +77,7 @@ class MissingIndicator(_Around):
 
     def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
         """The output of the encoder."""
+        y = y if y.dim() > 1 else y[:, None]  # a number per row is one column
         observed = ~y.isnan()
         filled = y.masked_fill(~observed, 0.0)
         answer: Tensor = self.net(torch.cat([filled, observed.to(y)], dim=1), *given)

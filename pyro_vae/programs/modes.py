@@ -24,7 +24,7 @@ from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 
 from .._types import Batch, Data, ProgramLike
-from ..randomness import ALONE
+from ..randomness import ALONE, check_rows
 
 _COUNTER = itertools.count(1)
 _ONE_STORE: ContextVar[bool] = ContextVar("pyro_vae_one_store", default=False)
@@ -252,10 +252,13 @@ def as_batch(data: Data, device: torch.device | None = None) -> Batch:
 
     Raises:
         TypeError: If an entry is neither a tensor nor an array.
+        ValueError: If there is no row or no number, or the numbers of rows differ.
     """
     parts = data if isinstance(data, tuple) else (data,)
     require_arrays(parts)
-    return tuple(_as_tensor(part, index).to(device=device) for index, part in enumerate(parts))
+    batch = tuple(_as_tensor(part, index).to(device=device) for index, part in enumerate(parts))
+    check_rows(batch)
+    return batch
 
 
 def require_arrays(parts: tuple[Any, ...]) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch, Data, ProgramLike
-from ..data import Binary, Categories, Columns, Kind, Time
+from ..data import Binary, Categories, Columns, Kind, Real, Time
 from ..evidence import prepared
 from ..formatting import four_digits
 from ..programs import Program
@@ -155,7 +155,7 @@ def explain(
     with prepared(model, guide, data, seed, given) as (program, _, batch):
         y = batch[0].flatten(1).double()
         names = columns.names if columns is not None else tuple(map(str, range(y.shape[1])))
-        kinds: list[Any] = [None] * len(names) if columns is None else list(columns.kinds.values())
+        kinds: list[Any] = [Real()] * len(names) if columns is None else [*columns.kinds.values()]
         ends = moved(walk.at, walk.order.to(walk.at.device), walk.values[:, [0, -1]])
         told = [
             _categories(program, ends, batch, place, kind)

@@ -202,7 +202,7 @@ def outliers(
         with prepared(model, proposal, rows, seed, given) as inference:
             return how.log_means(inference, seed=seed, progress=progress)
 
-    patterns, which = batch[0].isnan().flatten(1).unique(dim=0, return_inverse=True)
+    patterns, which = batch[0].isnan().reshape(len(batch[0]), -1).unique(dim=0, return_inverse=True)
     scored = score(batch)
     # All patterns in one run, which says beforehand how long it takes.
     holed = [_with_holes(held, pattern) for pattern in patterns]
