@@ -4,6 +4,7 @@ The arguments that the one mechanism checks get values that their own check must
 are checked where they are read, are malformed in a valid call of every function that takes them.
 """
 
+import functools
 import inspect
 import math
 import re
@@ -26,7 +27,8 @@ UNCHECKED = ("pyro_vae.sklearn.",)
 # What a remedy says.
 REMEDY = re.compile(
     r"; .*(pass|call|convert|put|use|help\(\)|drop|fill|give|make|check|write|leave|take|fit)"
-    r"|: (pass|use|convert|drop|check|make|take|call|select|fit|write|rename|give|leave|wrap|choose)"
+    r"|: (pass|use|convert|drop|check|make|take|call|select|fit|write|rename|give)"
+    r"|: (leave|wrap|choose|correct)"
 )
 
 
@@ -92,8 +94,8 @@ def argument_cases() -> Iterator[Case]:
         first = [None] if "self" in reader.parameters else []
         for argument, kind in reader.kinds.items():
             for value in misfits(kind) if argument != "self" else []:
-                given = {argument: value}
-                yield Case(name, argument, value, lambda f=function, a=first, g=given: f(*a, **g))
+                call = functools.partial(function, *first, **{argument: value})
+                yield Case(name, argument, value, call)
 
 
 def verdict(case: Case) -> str:
