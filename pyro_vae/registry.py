@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ._arguments import check_public
-
 _Class = TypeVar("_Class", bound=type)
 
 
@@ -106,6 +104,3 @@ def arguments_of(value: object) -> dict[str, Any]:
 def _plain(argument: Any) -> Any:
     """A `ModuleList` as a plain list: modules are kept in one so that torch finds them."""
     return tuple(argument) if isinstance(argument, nn.ModuleList) else argument
-
-
-check_public(globals())

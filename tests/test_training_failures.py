@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -300,3 +301,15 @@ def test_interruption() -> None:
     early = fit(model, guide, y, augment=stop_after(1))
     assert early.summary() == "interrupted before the end of the first epoch"
     assert fit(model, guide, y, num_epochs=1).stopped == "finished"
+
+
+def test_a_compile_cache_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch makes no optimizer without one; training says what to set instead."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ValueError, match=r"TORCHINDUCTOR_CACHE_DIR=.*file.cache.*: set it to one"):
+        fit(*small(), data())
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "new" / "cache"))
+    assert fit(*small(), data(), num_epochs=1).stopped == "finished"
