@@ -8,6 +8,7 @@ batch size. The file is then loaded and compared with the model and the guide fo
 row, of the given rows and of a thousand; if they differ, the export is refused.
 """
 
+import io
 import json
 import math
 import operator
@@ -72,7 +73,9 @@ class TorchExport:
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
         """Writes with `torch.export.save`."""
-        torch.export.save(program, path)
+        file = io.BytesIO()  # torch ends the process where a disk is full
+        torch.export.save(program, file)
+        path.write_bytes(file.getbuffer())
 
     def load(self, path: Path) -> Callable[..., Sequence[Tensor]]:
         """Loads with `torch.export.load`."""

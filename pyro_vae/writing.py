@@ -130,12 +130,29 @@ def whole_file(path: Path) -> Iterator[Path]:
     _remove_left_over(path)
     new = path.with_name(f"{_beside(path.with_suffix(''), 'new').name}{path.suffix}")
     try:
-        yield new
-        _sync(new)
-        new.replace(path)
-        _sync(path.parent)
+        with _naming(path):
+            yield new
+            _sync(new)
+            new.replace(path)
+            _sync(path.parent)
     finally:
         new.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(place: Path) -> Iterator[None]:
+    """Names the place in errors of the disk, such as that it is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            raise
+        free = shutil.disk_usage(place.parent).free
+        raise OSError(
+            error.errno,
+            f"'{place}' could not be written ({error.strerror}; {free / 1e6:,.1f} MB are free "
+            "there), and what was there is unharmed: free some space, or name another disk",
+        ) from error
 
 
 def _remove_left_over(path: Path) -> None:
@@ -200,12 +217,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     restored(folder)
     new = _beside(folder, "new")
     try:
-        new.mkdir()
-        yield new
-        for path in [*sorted(new.rglob("*")), new]:
-            _sync(path)
-        _put(new, folder)
-        _sync(folder.parent)
+        with _naming(folder):
+            new.mkdir()
+            yield new
+            for path in [*sorted(new.rglob("*")), new]:
+                _sync(path)
+            _put(new, folder)
+            _sync(folder.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
