@@ -223,7 +223,7 @@ def _plain_errors() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="\nArviZ", category=FutureWarning)
             warnings.showwarning = _show_warning
             yield
-    except (ValueError, TypeError, FileNotFoundError, FloatingPointError, ImportError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         sys.exit(f"pyro-vae: {error}")
     except KeyboardInterrupt:
         sys.exit(130)  # what shells expect of a program ended by Ctrl-C
