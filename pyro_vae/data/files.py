@@ -239,7 +239,9 @@ def _npz_member(path: Path, members: list[str], key: str | None) -> str:
         return f"{arrays[0]}.npy"
     if key is None or key not in arrays:
         wanted = "one array, or key= to choose" if key is None else f"an array {key!r}"
-        raise ValueError(f"'{path}' should hold {wanted}; it holds {len(arrays)}: {arrays}")
+        raise ValueError(
+            f"'{path}' should hold {wanted}; it holds {len(arrays)}: {arrays}; pass one as key="
+        )
     return f"{key}.npy"
 
 
