@@ -46,7 +46,9 @@ CLAIM = Claim(
         "does the same. After a first run the step size of the encoders was lowered, since a "
         "gradient was not finite, and after a second one the free rows were trained for longer: "
         "-ELBO was 35,719 there, after 100 epochs. Before the run that is shown they were given "
-        "all data at once, which takes a tenth of the time. The criterion stayed."
+        "all data at once, which takes a tenth of the time. The criterion stayed. The encoders had "
+        "4,000 steps on 250 data each where the source took 20,000 on all, and every one of them "
+        "is above its published value: the width of 4 misses the criterion, 32 does not."
     ),
 )
 
