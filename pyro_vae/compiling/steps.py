@@ -249,6 +249,8 @@ def _plain_adam(optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> _Ada
     plain = (
         type(optimizer) is torch.optim.Adam
         and not hooks
+        # Elsewhere the numbers of steps may be on the CPU, which the fused operation refuses there.
+        and all(tensor.device.type == "cpu" for tensor in tensors)
         and all(
             not group["amsgrad"]
             and not group.get("decoupled_weight_decay", False)
