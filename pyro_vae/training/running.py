@@ -134,6 +134,7 @@ class Training:
         self.stopped, self.before, self._asked_to_stop = "", 0.0, False
         self._is_whole = True  # no step is half done
         self._is_due = False  # a checkpoint
+        self.threads = torch.get_num_threads()
         callbacks = (*plan.callbacks, Journal())
         self.called = {event: _overridden(event, callbacks) for event in _EVENTS}
         self.keeper = self._keeper(reader, augmented, held_out)
@@ -304,9 +305,15 @@ class Training:
 
     def _call(self, event: str) -> bool:
         """Calls the callbacks that have something to do then; returns whether there are any."""
-        own = self.called[event]
-        for call in own:
-            call(self)
+        own, inside = self.called[event], torch.get_num_threads()
+        if own and inside != self.threads:  # callbacks have the caller's, small steps one
+            torch.set_num_threads(self.threads)
+        try:
+            for call in own:
+                call(self)
+        finally:
+            if torch.get_num_threads() != inside:
+                torch.set_num_threads(inside)
         return bool(own)
 
     def _end(self) -> None:
