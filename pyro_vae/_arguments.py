@@ -354,16 +354,8 @@ def kind_of(annotation: Any, interval: Interval | None = None, default: Any = No
         return _Instance(NoneType)
     if not isinstance(annotation, type) or annotation in (Any, object, inspect.Parameter.empty):
         return None
-    if issubclass(annotation, _Late):
-        return _named(annotation.__name__)
-    # What a protocol without `runtime_checkable` asks for cannot be looked up, or not for nothing.
-    unseen = getattr(annotation, "_is_protocol", False) and not _is_runtime(annotation)
-    return None if unseen else _Instance(annotation)
-
-
-def _is_runtime(protocol: type) -> bool:
-    """Whether `isinstance` knows a protocol."""
-    return bool(getattr(protocol, "_is_runtime_protocol", False))
+    late = issubclass(annotation, _Late)
+    return _named(annotation.__name__) if late else _Instance(annotation)
 
 
 def _generic(

@@ -55,7 +55,7 @@ def test_when_they_are_called() -> None:
 
 
 def test_a_step_makes_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its arrays are made when a callback asks for them: a small step takes less time than they."""
+    """Its arrays are made for a callback of the library, or one that asks, and not at a step."""
     made: list[int] = []
     history: Any = vars(training.running.Training)["history"].fget
 
@@ -73,7 +73,8 @@ def test_a_step_makes_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
             assert len(run.history.epoch) == 1
 
     fit(*small(), torch.eye(10, 3), num_epochs=1, batch_size=5, callbacks=Looks())
-    assert set(made) == {2}
+    assert 1 not in made
+    assert 2 in made
 
 
 def test_one_can_stop_training() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from .results import History, gain_of
 logger = logging.getLogger("pyro_vae")
 
 
+@runtime_checkable
 class Run(Protocol):
     """A run of training, as callbacks see it.
 
