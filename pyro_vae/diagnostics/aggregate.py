@@ -325,9 +325,9 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
     normals = normals_of(lambda z: program.log_densities(z, *row).prior, points)
     if normals is None:
         raise UnknownDensity(
-            "latents can be taken one by one only if the prior of the unconstrained latents is "
-            "normal, and this program's is not: use pv.diagnostics.prior_match, which compares "
-            "draws, or pv.diagnostics.surgery, for all latents together"
+            "the density of a single latent is known for a normal prior only, and this program's "
+            "prior of the unconstrained latents is another; pv.diagnostics.prior_match compares "
+            "draws, and pv.diagnostics.surgery all latents together"
         )
     return normals
 
