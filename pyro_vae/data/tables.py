@@ -141,12 +141,12 @@ class Column:
         known = values[~np.isnan(values)]
         if not isinstance(self.kind, Real) or isinstance(self.kind, Time) or not len(known):
             return
-        middle = np.median(known)
-        if self.kind != Real() and abs(self.kind.standardized(middle)) > _FAR:
+        middle = np.median(known, keepdims=True)
+        if self.kind != Real() and abs(self.kind.standardized(middle).item()) > _FAR:
             warn_of_column(
                 self.name,
                 f"column '{self.name}': half of the entries lie beyond "
-                f"{self.kind.decode(middle):.4g}, and those of the training rows had "
+                f"{self.kind.decode(middle).item():.4g}, and those of the training rows had "
                 f"{self.kind.range}: convert them if they are in other units; the model has "
                 "learned nothing about such rows",
             )
