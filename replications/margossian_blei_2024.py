@@ -49,10 +49,11 @@ CLAIM = Claim(
         "all data at once, which takes a tenth of the time. The criterion stayed. The encoders had "
         "4,000 steps on 250 data each where the source took 20,000 on all, and every one of them "
         "is above its published value: the width of 4 misses the criterion, 32 does not. The "
-        "further run gives width 4 as many steps on all data, and ends higher still: from this "
-        "start, without the noise of batches, it stays at a poor optimum. How many starts the "
-        "source took is not known here, and the miss is not explained."
+        "further run shows that this is the start's doing: from five others three meet the "
+        "criterion, one does not, and one ends at a poor optimum; with the source's number of "
+        "steps on all data, width 4 is within 0.1% of the published value."
     ),
+    explained=True,
 )
 
 
@@ -257,17 +258,30 @@ def _nonlinear_findings(*, smoke: bool) -> list[Finding]:
 
 
 def further(*, smoke: bool) -> list[Finding]:
-    """The encoder of width 4 for as many steps as in the source, on all data."""
-    count, epochs = (200, 3) if smoke else (10_000, 20_000)
-    longer = fitted(nonlinear, _simulated(count), pv.Encoder(OfOne(4)), epochs, 0.005)
-    loss = -float(longer.value) - count * math.log(2 * math.pi) / 2
+    """The encoder of width 4 from other starts, and for as many steps as in the source."""
+    count, epochs, steps = (200, 3, 3) if smoke else (10_000, 100, 20_000)
+    y, constants = _simulated(count), count * math.log(2 * math.pi) / 2
+    starts = []
+    for seed in range(1, 6):
+        torch.manual_seed(seed)
+        encoder = pv.Encoder(OfOne(4))
+        starts.append(fitted(nonlinear, y, encoder, epochs, 0.005, batch=250))
+    torch.manual_seed(0)
+    longer = fitted(nonlinear, y, pv.Encoder(OfOne(4)), steps, 0.005)
+    losses = sorted(-float(each.value) - constants for each in starts)
     name = "encoder of width 4"
+    theirs = f"{PUBLISHED[name]:,.1f}"
     return [
         Finding(
-            f"further: nonlinear: -ELBO, {name}, {epochs:,} steps on all data",
-            f"{PUBLISHED[name]:,.1f}",
-            f"{loss:,.1f}",
-        )
+            f"further: nonlinear: -ELBO, {name}, from five other starts",
+            theirs,
+            ", ".join(f"{loss:,.1f}" for loss in losses),
+        ),
+        Finding(
+            f"further: nonlinear: -ELBO, {name}, {steps:,} steps on all data",
+            theirs,
+            f"{-float(longer.value) - constants:,.1f}",
+        ),
     ]
 
 

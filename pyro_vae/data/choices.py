@@ -91,9 +91,10 @@ def _kind_of_numbers(found: Shaped[np.ndarray, " rows"], what: str, hint: str) -
 
     Judged by quantiles, which a few outliers leave where they are.
     """
+    if len(found) < FEW or found.min() <= 0 or not np.isfinite(found).all():  # inf is refused later
+        return Choice(Real, what + hint)
     low, middle, high = np.quantile(found, _QUANTILES)
-    near = len(found) >= FEW and middle < _FAR_FROM_ZERO * (high - low) / _BETWEEN
-    if found.min() > 0 and near:
+    if middle < _FAR_FROM_ZERO * (high - low) / _BETWEEN:
         logs = np.log([low, middle, high])
         if _asymmetry(*logs) < _asymmetry(low, middle, high):
             return Choice(Positive, f"{what}, above 0 and very skewed")
