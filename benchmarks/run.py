@@ -1,8 +1,8 @@
 """Runs every benchmark, one after the other, and writes what they print to RESULTS.md.
 
 Each benchmark measures its peers in its own process, in turns, and prints medians, ratios and
-their spread; this one adds what they were run on. Nothing else should run on the machine: `make
-bench` takes about a quarter of an hour. NumPyro is timed where it is installed
+their spread; this one adds when, and what they were run on. Nothing else should run on the
+machine: `make bench` takes about a quarter of an hour. NumPyro is timed where it is installed
 (`pip install '.[bench]'`). With `--device cuda` (`make bench DEVICE=cuda`) the tests of other
 devices run, and the benchmarks that take a device; no page is written. With `--scale` ten million
 rows of parameters and a file of 20 GB come last. With names only these run, and the rest of the
@@ -54,8 +54,8 @@ def machine() -> list[str]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     versions = [f"{name} {version}" for name in PACKAGES if (version := _version(name))]
     return [
-        f"- processor: {model}, {os.cpu_count()} cores; GPU: {gpu}",
-        f"- Python {platform.python_version()}, {', '.join(versions)}",
+        f"{model}, {os.cpu_count()} cores; GPU: {gpu}",
+        f"Python {platform.python_version()}, {', '.join(versions)}",
     ]
 
 
@@ -93,7 +93,7 @@ def section(script: Path, text: str, seconds: float) -> str:
         f"## {script.stem}",
         question,
         f"```text\n{text.rstrip()}\n```",
-        f"{seconds:.0f} s in all.\n",
+        f"{seconds:.0f} s in all, {time.strftime('%Y-%m-%d')}; {'; '.join(machine())}\n",
     )
     return "\n\n".join(parts)
 
@@ -142,10 +142,8 @@ def page(parts: list[str]) -> str:
         "# What was measured",
         "",
         "Written by `make bench`. Ratios are within a run, peers taking turns; they carry over to",
-        "other machines better than the times do. The range is over repeats.",
-        "",
-        f"- {time.strftime('%Y-%m-%d')}",
-        *machine(),
+        "other machines better than the times do. The range is over repeats. Each part says when",
+        "and on what it was measured.",
     ]
     return "\n".join(head) + "\n\n" + "\n".join(parts)
 
