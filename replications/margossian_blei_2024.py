@@ -50,8 +50,9 @@ CLAIM = Claim(
         "4,000 steps on 250 data each where the source took 20,000 on all, and every one of them "
         "is above its published value: the width of 4 misses the criterion, 32 does not. The "
         "further run shows that this is the start's doing: from five others three meet the "
-        "criterion, one does not, and one ends at a poor optimum; with the source's number of "
-        "steps on all data, width 4 is within 0.1% of the published value."
+        "criterion, one does not, and one ends at a poor optimum. With the source's number of "
+        "steps on all data, width 4 ended at 36,078.7 in a first further run, from a start that "
+        "nothing had seeded, and within 0.1% of the published value from a second start."
     ),
     explained=True,
 )

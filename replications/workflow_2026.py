@@ -12,7 +12,7 @@ from .record import Claim, Finding
 
 OBSERVATIONS, COEFFICIENTS = 50, 4
 CLAIM = Claim(
-    title="Of many regressions nearly all are settled by the amortized posterior, few by chains",
+    title="Of many regressions most are settled by the amortized posterior, few by chains",
     source=(
         "Li, Vehtari, Bürkner, Radev, Acerbi & Schmitt, 2026: Amortized Bayesian Workflow "
         "(Bernoulli regression: of 10,000 data sets 9,519 accepted from the amortized posterior, "

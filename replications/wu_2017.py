@@ -29,6 +29,7 @@ CLAIM = Claim(
         "both sides with 200 temperatures are within 1 nat on average."
     ),
     remark=(
+        "The differences of (a) are within their errors, so that it is met and not shown. "
         "One bound with 50 draws for each of 12 digits has an error larger than what it misses. "
         "The further run takes the mean of 400 such bounds for the same digits: in so small a "
         "model they miss a hundredth of a nat, which the first row could not have shown. The "

@@ -30,6 +30,7 @@ CLAIM = Claim(
         "both sides with 500 temperatures are within 1 nat on average."
     ),
     remark=(
+        "The differences of (a) are within their errors, so that it is met and not shown. "
         "After 20 epochs 10,000 draws from the encoder are enough for such images, to what these "
         "numbers can tell. The further run is of a decoder trained for 100: the bound then is low "
         "by more than four errors. What a bound misses grows with training, and the source's "

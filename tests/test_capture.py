@@ -168,6 +168,16 @@ def test_a_branch_is_refused() -> None:
             capture(partial(reads, read), torch.ones(2))
 
 
+def test_a_generator_is_refused() -> None:
+    """Draws of its own do not advance at a replay."""
+
+    def seeded(y: Tensor) -> tuple[Tensor]:
+        return (y + torch.randn(2, generator=torch.Generator().manual_seed(0)),)
+
+    with pytest.raises(NotCaptured, match="uses a Generator of its own"):
+        capture(seeded, torch.ones(2))
+
+
 def test_in_place_and_by_reference() -> None:
     """What is held is seen when it changes, and changed where the function changes it."""
     count, weight = torch.zeros(()), torch.tensor(2.0)
