@@ -61,3 +61,5 @@ def test_bad_arrays_are_refused() -> None:
         pv.audit(torch.zeros(5, 2), torch.zeros(5, 3))
     with pytest.raises(ValueError, match="nan"):
         pv.audit(torch.full((50, 2), torch.nan), torch.zeros(50, 2))
+    with pytest.raises(ValueError, match="nan"):  # however few there are
+        pv.audit(torch.full((9, 2), torch.nan), torch.zeros(9, 2))

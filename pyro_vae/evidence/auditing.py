@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Estimate
 from ..results import Doubts, PerDatum
+from ..stats.checks import require_legal
 from .importance import log_marginal_of
 from .results import LogMarginal, Weights
 
@@ -120,6 +121,7 @@ def audit(log_joint: Array, log_guide: Array) -> Audit:
             "expected log_joint and log_guide of one shape (particles, batch), got "
             f"{tuple(joint.shape)} and {tuple(guide.shape)}; of one datum it is (particles, 1)"
         )
+    require_legal(joint - guide)
     marginal = log_marginal_of(Weights(torch.zeros_like(joint), joint, guide))
     elbo = stats.mean_estimate(joint - guide)
     gap = Estimate(marginal.value - elbo.value, marginal.error.hypot(elbo.error))
