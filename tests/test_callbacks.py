@@ -77,6 +77,28 @@ def test_a_step_makes_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 2 in made
 
 
+def test_training_does_not_see_their_draws() -> None:
+    """A plot of draws at every step changes no number."""
+
+    class Draws(Callback):
+        def on_step(self, run: training.callbacks.Run) -> None:
+            torch.randn(3)
+
+    states = []
+    for callbacks in ((), Draws()):
+        torch.manual_seed(0)
+        programs = small()
+        fit(*programs, torch.eye(10, 3), num_epochs=2, batch_size=5, callbacks=callbacks)
+        states.append(state(*programs))
+    assert_same_state(*states)
+
+
+def test_an_empty_name_of_a_checkpoint_is_refused() -> None:
+    """It would be a file in the current folder."""
+    with pytest.raises(ValueError, match="folder is empty"):
+        fit(*small(), torch.eye(10, 3), num_epochs=1, checkpoint="")
+
+
 def test_one_can_stop_training() -> None:
     """After the step or the epoch in which it says so."""
 

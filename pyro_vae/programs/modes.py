@@ -9,6 +9,7 @@ import inspect
 import itertools
 import keyword
 import types
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -281,7 +282,9 @@ def _as_tensor(part: Any, index: int) -> Tensor:
     if isinstance(part, np.ndarray):
         _check_array(part, index)
         native = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("="))
-        tensor = torch.as_tensor(native)
+        with warnings.catch_warnings():  # a map that may only be read is only read
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            tensor = torch.as_tensor(native)
         return tensor.to(torch.get_default_dtype()) if part.dtype == np.float64 else tensor
     if part.is_meta or part.is_quantized or part.is_nested or part.layout is not torch.strided:
         raise TypeError(

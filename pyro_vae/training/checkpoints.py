@@ -48,7 +48,7 @@ class Checkpoint:
             written when training ends, also on Ctrl-C and SIGTERM.
 
     Raises:
-        ValueError: If the time is negative.
+        ValueError: If the time is negative, or the name of the folder empty.
     """
 
     folder: str | Path
@@ -57,6 +57,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if not self.seconds >= 0:
             raise ValueError(f"seconds is at least 0, got {self.seconds}")
+        if not str(self.folder).strip():
+            raise ValueError("the name of a checkpoint's folder is empty: pass for example 'run-1'")
 
     @property
     def path(self) -> Path:

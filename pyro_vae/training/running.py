@@ -27,7 +27,7 @@ from .optimizers import Scheduler, constant
 from .plans import Plan
 from .results import Fit, History
 from .rows import read_ahead
-from .sharding import Part, Shards
+from .sharding import Part, Shards, random_state, set_random_state
 from .steps import Steps
 from .tensors import State
 
@@ -308,10 +308,13 @@ class Training:
         own, inside = self.called[event], torch.get_num_threads()
         if own and inside != self.threads:  # callbacks have the caller's, small steps one
             torch.set_num_threads(self.threads)
+        streams = random_state() if own else None  # training draws the same, whatever they draw
         try:
             for call in own:
                 call(self)
         finally:
+            if own:
+                set_random_state(streams)
             if torch.get_num_threads() != inside:
                 torch.set_num_threads(inside)
         return bool(own)

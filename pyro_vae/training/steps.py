@@ -304,7 +304,8 @@ class Steps:
             for role, program in roles.items()
             for module in modules_of(program)
             for name, value in module.named_parameters()
-            if value.requires_grad and value not in trained and not any(of(value) for of in own)
+            if value.requires_grad and value.numel() > 0 and value not in trained
+            if not any(of(value) for of in own)
         ]
         if not names:
             return ""
