@@ -59,8 +59,10 @@ REPLICATIONS = Kind(
     title="Published results, computed afresh",
     introduction=(
         "Each script states its criterion, written down before its first run, and prints the "
-        "published value beside ours with its standard error. Results that were not replicated "
-        "stay here, with what a further run says of them. `make replications` repeats all."
+        "published value, or direction or identity, beside ours with its standard error where it "
+        "has one (over data or draws; of training there is one run unless it says otherwise). "
+        "Results that were not replicated stay here, with what a further run says of them. `make "
+        "replications` repeats all."
     ),
     theirs="published",
     confirmed="replicated",

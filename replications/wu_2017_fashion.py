@@ -35,7 +35,8 @@ CLAIM = Claim(
         "numbers can tell. The further run is of a decoder trained for 100: the bound then is low "
         "by more than four errors. What a bound misses grows with training, and the source's "
         "decoders were trained for far longer, on twelve times as many images. The criterion "
-        "stayed."
+        "stayed; before the first run the sandwich was cut from 1,000 to 500 temperatures for its "
+        "time, and after it the title was widened from the bound's part to all three."
     ),
     explained=True,
 )
