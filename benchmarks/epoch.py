@@ -18,14 +18,13 @@ Run:  python benchmarks/epoch.py      (--smoke for a quick look; --threads N)
 import argparse
 import importlib.util
 import os
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from training_step import SIZES, by_hand, numpyro_svi, programs
+from training_step import SIZES, by_hand, numpyro_svi, programs, report
 
 import pyro_vae as pv
 
@@ -118,16 +117,7 @@ def main() -> None:
     sizes = {"8-8-2, 4": (8, 8, 2, 4)} if arguments.smoke else SIZES
     for name, size in sizes.items():
         print(name, flush=True)
-        seconds = measured(size, 2 if arguments.smoke else 25)
-        ours = seconds["pv.fit"]
-        for peer, own in seconds.items():
-            ratios = sorted(its / mine for its, mine in zip(own, ours, strict=True))
-            print(
-                f"  {peer:13} {1e3 * statistics.median(own):8.2f} ms   "
-                f"{statistics.median(ratios):6.2f} times pv.fit "
-                f"({ratios[0]:.2f} to {ratios[-1]:.2f})",
-                flush=True,
-            )
+        report(measured(size, 2 if arguments.smoke else 25), "pv.fit")
 
 
 if __name__ == "__main__":

@@ -225,6 +225,18 @@ def measured(size: tuple[int, int, int, int], repeats: int, steps: int) -> dict[
     return seconds
 
 
+def report(seconds: dict[str, list[float]], ours: str) -> None:
+    """Prints milliseconds, and the ratios of the runs that stood next to each other."""
+    for peer, own in seconds.items():
+        ratios = sorted(a / b for a, b in zip(own, seconds[ours], strict=True))
+        print(
+            f"  {peer:13} {1e3 * statistics.median(own):8.3f} ms   "
+            f"{statistics.median(ratios):6.2f} times {ours} "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f})",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -238,16 +250,7 @@ def main() -> None:
     sizes = {"8-8-2, 4": (8, 8, 2, 4)} if arguments.smoke else SIZES
     for name, size in sizes.items():
         print(name, flush=True)
-        seconds = measured(size, repeats, steps)
-        compiled = seconds["compiled"]
-        for peer, own in seconds.items():
-            ratios = sorted(a / b for a, b in zip(own, compiled, strict=True))
-            print(
-                f"  {peer:13} {1e3 * statistics.median(own):8.3f} ms   "
-                f"{statistics.median(ratios):6.2f} times compiled "
-                f"({ratios[0]:.2f} to {ratios[-1]:.2f})",
-                flush=True,
-            )
+        report(measured(size, repeats, steps), "compiled")
 
 
 if __name__ == "__main__":

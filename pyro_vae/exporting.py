@@ -264,6 +264,8 @@ def export(
     """
     for kind in formats:
         kind.require()
+    if programs is not None and not programs:
+        raise ValueError("programs names nothing to export: leave it out for all of them")
     target = require_place(Path(folder), Kind("an export", {_HEADER}, _is_ours))
     batch = as_batch(data)
     check_batch(*batch, missing=partly_observed(model, batch))

@@ -44,10 +44,14 @@ def require_place(folder: Path, kind: Kind) -> Path:
         kind: The kind of content.
 
     Raises:
-        ValueError: If it is a file, below a file, not writable, the current folder, has too long a
-            name, or holds other files.
+        ValueError: If it is a file, below a file, not writable, the current folder or the root,
+            has a name that is too long or has a zero byte, or holds other files.
     """
-    folder = _short(folder.resolve())
+    folder = _short(_resolved(folder))
+    if folder.parent == folder:
+        raise ValueError(
+            f"'{folder}' is the root of all folders, which cannot be replaced: name a folder in it"
+        )
     if folder.exists() and not folder.is_dir():
         raise ValueError(
             f"'{folder}' is a file; {kind.what} is saved into a folder: name one that is not there"
@@ -73,11 +77,18 @@ def require_file_place(path: Path) -> Path:
     Raises:
         ValueError: If it is a folder, below a file, not writable, or has too long a name.
     """
-    path = _short(path.resolve())
+    path = _short(_resolved(path))
     if path.is_dir():
         raise ValueError(f"'{path}' is a folder: name a file, such as '{path / 'table.csv'}'")
     _require_above(path)
     return path
+
+
+def _resolved(path: Path) -> Path:
+    """The whole path; refuses a name that no file system takes."""
+    if "\0" in str(path):
+        raise ValueError(f"a name has no zero byte: {str(path)!r}; name another place")
+    return path.resolve()
 
 
 def _short(path: Path) -> Path:

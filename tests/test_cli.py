@@ -2,6 +2,7 @@
 
 import csv
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from pyro_vae import cli
 from pyro_vae.cli import COMMANDS, main
 from pyro_vae.data.sets import SETS
+from pyro_vae.training.callbacks import Journal
 
 TINY = ["--epochs", "2", "--hidden", "8", "--quiet"]
 
@@ -70,6 +72,18 @@ def test_fit_evaluate_sample(tmp_path: Path, measurements: Path) -> None:
     assert values.shape == (500, 3)
     # Hardly trained, but standardized: within ten standard deviations of columns of that scale.
     assert np.all(np.abs(values.mean(axis=0) - [100.0, -3.0, 0.0]) < [200.0, 1.0, 10.0])
+
+
+def test_an_interrupt_before_the_first_epoch_writes_nothing(
+    tmp_path: Path, measurements: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older model stays; the exit status is that of an interrupt."""
+    monkeypatch.setattr(Journal, "on_step", lambda *_: signal.raise_signal(signal.SIGINT))
+    (tmp_path / "model").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", str(measurements), *TINY, "--out", str(tmp_path / "model")])
+    assert ended.value.code == 130
+    assert not list((tmp_path / "model").iterdir())
 
 
 def test_grey_levels_are_drawn_as_the_file_has_them(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def test_what_cannot_be_right_is_refused(tmp_path: Path) -> None:
     guide = pv.Guide(noisy, pv.Encoder(torch.nn.Linear(2, 4)))
     with pytest.raises(ValueError, match=r"decoder cannot be exported: it draws random numbers"):
         pv.export(out, noisy, guide, y)
+    with pytest.raises(ValueError, match="names nothing to export"):
+        pv.export(out, noisy, guide, y, programs=[])
     assert not list(tmp_path.iterdir())
 
 

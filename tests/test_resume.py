@@ -20,6 +20,7 @@ import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.compiling import Captured
 from pyro_vae.training import Callback, Checkpoint, Fit
+from pyro_vae.training.callbacks import Journal
 from pyro_vae.training.checkpoints import Keeper
 from tests.helpers.training import adam, data, fit, layered_vae, sgd, small, state
 
@@ -432,7 +433,7 @@ def test_the_command_line_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     main([*command[:-1], str(tmp_path / "whole")])
     keep = ["--resume", str(tmp_path / "kept")]
     with monkeypatch.context() as patched:
-        patched.setattr(Callback, "on_step", lambda _, run: StopAfter(30).on_step(run))
+        patched.setattr(Journal, "on_step", lambda _, run: StopAfter(30).on_step(run))
         with pytest.raises(SystemExit) as ended:
             main([*command, *keep])
     assert ended.value.code == 130

@@ -382,6 +382,10 @@ def test_places_that_cannot_be_replaced(
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(ValueError, match="is the current folder"):
         save(".", model=plain_model())
+    with pytest.raises(ValueError, match="is the root of all folders"):
+        save("/", model=plain_model())
+    with pytest.raises(ValueError, match="no zero byte"):
+        save("a\0b", model=plain_model())
 
 
 def test_an_empty_folder_and_missing_parents(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def compare_guides(
     if choice.out is not None:
         run.say(f"\nwrote {choice.out}/; start with {choice.out / 'report.html'}")
     if _interrupted(last):
-        _end_interrupted("guides may be missing", how)
+        _end_interrupted("interrupted: guides may be missing", how)
 
 
 def fit_guide(
@@ -82,7 +82,7 @@ def fit_guide(
         vae.model, vae.guide, train, progress=run.progress, **how.fitting(dataset, run.seed)
     )
     run.say(result.summary())
-    if choice.out is not None:
+    if choice.out is not None and result.history.epoch.size > 0:  # else an older one is better
         vae.history = result
         vae.save(choice.out, _notes(which, how, run, command, dataset))
         run.say(f"wrote {choice.out}/")
@@ -95,7 +95,7 @@ def _end_interrupted(what: str, how: ModelChoice) -> None:
     remedy = (
         ("the same command resumes") if how.resume else "use --resume FOLDER to be able to resume"
     )
-    print(f"pyro-vae: interrupted: {what}; {remedy}", file=sys.stderr)
+    print(f"pyro-vae: {what}; {remedy}", file=sys.stderr)
     raise KeyboardInterrupt
 
 

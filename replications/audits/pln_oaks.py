@@ -32,7 +32,7 @@ CLAIM = Claim(
         "does not depend on parameters, so the fit and the ranking of models on the same data "
         "are unaffected; a comparison with another package, or a likelihood ratio against "
         "another family, is. Parameters and q are good: with log y! in place, what q loses is "
-        "the gap shown last. Its attribute `elbo` is the value before the last step of the fit, "
+        "the last but one row. Its attribute `elbo` is the value before the last step of the fit, "
         "and so another 6 nats from the bound at the parameters that it returns."
     ),
 )

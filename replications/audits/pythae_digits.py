@@ -30,7 +30,7 @@ CLAIM = Claim(
         "`batch_size` draws (100 by default), and a larger number is rounded down to a multiple of "
         "it: the values are right for the draws that were taken. Despite the name and the "
         "description, what comes back is the mean log-likelihood and not its negative. It is a "
-        "bound with 100 draws, low on average by the gap between the last two rows, and has no "
+        "bound with 100 draws, below log p in the last row by 0.03 nats, and has no "
         "error of its own. The training loss is the negative ELBO, as it should be."
     ),
 )

@@ -17,7 +17,7 @@ from .pythae_digits import bound, compared, mean_of
 
 REQUIREMENTS = (TORCH, "scvi-tools==1.4.2")
 CLAIM = Claim(
-    title="scvi-tools' marginal likelihood is right per cell; its mean weighs batches alike",
+    title="scvi-tools' bound is right per cell; its mean weighs batches alike",
     source="scvi-tools 1.4.2: `SCVI.get_marginal_ll`, with its own networks and training",
     setting=(
         "Digits as counts (0 to 16; 61 pixels that are not always 0), `SCVI` with negative "
