@@ -19,25 +19,11 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from tests.helpers.remedies import LOG_P, SD, Y, exact
+from tests.helpers.remedies import location as model
 
-SD = 0.5**0.5
 HOLES = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
 MASKED = np.ma.masked_array(np.array([0.0, 1.0, 2.0, -4.0], np.float32), mask=False)
-Y = torch.tensor([0.0, 1.0, 2.0, -4.0])
-LOG_P = torch.distributions.Normal(0.0, 2**0.5).log_prob(Y).double()
-
-
-def model(y: Tensor) -> None:
-    """Z ~ N(0, 1), y ~ N(z, 1)."""
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
-
-
-def exact(y: Tensor) -> None:
-    """The posterior."""
-    with pyro.plate("data", len(y)):
-        pyro.sample("z", dist.Normal(y / 2, SD))
 
 
 def table(family: Any = None, rows: int = 4) -> Any:
