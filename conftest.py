@@ -4,6 +4,7 @@ pyro_vae must not be imported here: pytest loads this file before the hook that 
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -74,6 +75,14 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def answers_interrupts() -> Iterator[None]:
+    """Python's own handler of Ctrl-C, which a shell's background jobs start without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

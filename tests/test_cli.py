@@ -74,6 +74,7 @@ def test_fit_evaluate_sample(tmp_path: Path, measurements: Path) -> None:
     assert np.all(np.abs(values.mean(axis=0) - [100.0, -3.0, 0.0]) < [200.0, 1.0, 10.0])
 
 
+@pytest.mark.usefixtures("answers_interrupts")
 def test_an_interrupt_before_the_first_epoch_writes_nothing(
     tmp_path: Path, measurements: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

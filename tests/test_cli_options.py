@@ -178,7 +178,9 @@ def test_options_of_a_fit(numbers: str, tmp_path: Path, monkeypatch: pytest.Monk
     seen = arrival(monkeypatch, "cli.training.fit", ["fit", numbers, "--guide", "global"])
     assert type(seen["1"].map).__name__ == "GlobalParameters"
     monkeypatch.undo()
-    monkeypatch.setattr(training, "fit", lambda *_, **__: SimpleNamespace(summary=str, promise=""))
+    epochs = SimpleNamespace(epoch=np.ones(1))
+    fitted = SimpleNamespace(summary=str, promise="", history=epochs)
+    monkeypatch.setattr(training, "fit", lambda *_, **__: fitted)
     out = tmp_path / "saved"
     seen = arrival(monkeypatch, "storage.save", ["fit", numbers, "--quiet", "--out", str(out)])
     assert seen["0"] == out

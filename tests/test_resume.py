@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pyro_vae.training.checkpoints import Keeper
 from tests.helpers.training import adam, data, fit, layered_vae, sgd, small, state
 
 Y = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+pytestmark = pytest.mark.usefixtures("answers_interrupts")
 HELD_OUT = torch.randn(7, 3, generator=torch.Generator().manual_seed(2))
 
 MAPS: dict[str, Callable[[], pv.InferenceMap]] = {
@@ -49,14 +50,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "layers": {"layers": True},
     "shards": {"shards": 2},
 }
-
-
-@pytest.fixture(autouse=True)
-def answers_interrupts() -> Iterator[None]:
-    """Python's own handler of Ctrl-C, which a shell's background jobs start without."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 class StopAfter(Callback):
