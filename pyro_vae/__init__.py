@@ -215,7 +215,7 @@ _QUERIES = (
 
 
 def __getattr__(name: str) -> object:
-    """Imports a part of the library where it is asked for; `sklearn` needs scikit-learn."""
+    """Imports a part of the library when it is first used; `sklearn` needs scikit-learn."""
     if name == "sklearn":
         optional("sklearn", needed_for="pv.sklearn")
     if name in _MODULES:
@@ -228,5 +228,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Public names alone; `sklearn` is no part of `__all__`, since it may not be installed."""
+    """The public names; `sklearn` is not in `__all__`, since scikit-learn may not be installed."""
     return sorted([*__all__, "sklearn", "__version__"])

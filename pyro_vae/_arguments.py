@@ -134,7 +134,7 @@ class _Number(Kind):
 
 
 class _Test(Kind):
-    """A value that passes a test, and stays what it is."""
+    """A value that passes a test; it is not converted."""
 
     def __init__(
         self, expected: str, fits: Callable[[Any], bool], error: type[Exception] = TypeError
@@ -300,7 +300,7 @@ class _Either(Kind):
         self.takes_tensors = any(kind.takes_tensors for kind in kinds)
 
     def take(self, value: Any) -> Any:
-        """What the first kind that fits makes of it."""
+        """The value as converted by the first kind that fits."""
         error: type[Exception] = TypeError
         for kind in self.kinds:
             try:
@@ -452,7 +452,7 @@ class _Reader:
             raise
 
     def take(self, name: str, value: Any) -> Any:
-        """The value of an argument as the function gets it; a default is as it is."""
+        """The value that the function gets for an argument; a default is passed on unchanged."""
         kind = self.kinds.get(name)
         if kind is None or value is self.parameters[name].default:
             return value
@@ -495,7 +495,7 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
 
 
 def _parts(value: Any) -> Sequence[Any]:
-    """A value, or what a dictionary or a list holds."""
+    """The entries of a dictionary or a list; anything else by itself."""
     if isinstance(value, Mapping):
         return tuple(value.values())
     return value if isinstance(value, list | tuple) else (value,)

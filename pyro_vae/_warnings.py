@@ -1,4 +1,4 @@
-"""Warnings point at the line of the user's that led to them, whatever stands between."""
+"""Warnings that point at the user's own line, however deep in the library they arise."""
 
 import sys
 import warnings
@@ -17,7 +17,7 @@ _held: ContextVar[dict[tuple[str, int], list[tuple[str, str]]] | None] = Context
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns about the innermost line outside the package and what it runs on."""
+    """Warns, pointing at the innermost line that is not of this package, Pyro or torch."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and _package(frame.f_globals) in _PASSED:
         level, frame = level + 1, frame.f_back
@@ -25,7 +25,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def warn_of_column(name: str, message: str) -> None:
-    """Warns about a column of a table; inside :func:`once_for_all_columns` later, with others."""
+    """Warns about a column; inside :func:`once_for_all_columns` later, in one warning for all."""
     held, caller = _held.get(), sys._getframe(1)
     if held is None:
         warn(message)
@@ -35,7 +35,7 @@ def warn_of_column(name: str, message: str) -> None:
 
 @contextmanager
 def once_for_all_columns() -> Iterator[None]:
-    """One warning for all columns of a table with the same trouble: that of the first, and names.
+    """Gives one warning for all columns with the same problem: the first one's, and all names.
 
     Example:
         >>> with warnings.catch_warnings(record=True) as caught:

@@ -91,15 +91,15 @@ class PairedDifference(PerDatum):
 
     @property
     def mean(self) -> MeanOverData:
-        """Over data, with the errors of other draws and of other data."""
+        """Mean over data, with the errors due to the draws and to the sample of data."""
         return MeanOverData.over(self.estimate, self.reliable)
 
     def summary(self) -> str:
         """The mean, its errors, and how many data can be trusted."""
         value, error, population = map(float, (*self.mean, self.mean.population_error))
         return (
-            f"{value:+.3f} nats per datum, ± {population:.3f} from other data, of which ± "
-            f"{error:.3f} from other draws ({self.trust()})"
+            f"{value:+.3f} nats per datum, ± {population:.3f} from the sample of data, "
+            f"of which ± {error:.3f} from the draws ({self.trust()})"
         )
 
 
@@ -161,8 +161,9 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
         names: Labels of the data; by default numbers from 0.
 
     Returns:
-        `arviz.ELPDData`, in nats, of the whole data set. The error is that of other data, which
-        contains the Monte Carlo error; `warning` says whether some estimate cannot be trusted.
+        `arviz.ELPDData`, in nats, of the whole data set. The error is that of sampling the data,
+        which includes the Monte Carlo error; `warning` says whether some estimate cannot be
+        trusted.
 
     Raises:
         RuntimeError: Under ArviZ 0.23, which would call these numbers leave-one-out.
@@ -213,7 +214,7 @@ class ModelComparison(Result):
     unreliable: Mapping[str, int]
 
     def plot(self) -> Any:
-        """Mean log p of every model, with the error of other data; needs matplotlib."""
+        """Mean log p of every model, with the error due to the sample of data; needs matplotlib."""
         from .plots import plot_comparison
 
         means = {n: {"log p": (m.value, m.population_error)} for n, m in self.means.items()}

@@ -148,7 +148,7 @@ def _log_gamma(x: Tensor) -> Tensor:
 def _cholesky(
     a: Float[Tensor, "*batch n n"], *, upper: bool = False, **_checks: bool
 ) -> tuple[Float[Tensor, "*batch n n"], Tensor]:
-    """The factor, column by column, and that nothing failed; n is small."""
+    """The factor, column by column, and 0 for success; n is small."""
     columns, left = [], a
     for k in range(a.shape[-1]):
         column = left[..., k : k + 1] / left[..., k : k + 1, k : k + 1].sqrt()

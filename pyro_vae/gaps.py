@@ -92,7 +92,7 @@ class FamilyGap(PerDatum):
         return {Doubt.FIT_STOPPED: ~self.converged}
 
     def summary(self) -> str:
-        """The gap of the family, and by how much it is better than the guide's own."""
+        """The gap of the family, and how much better it is than the guide's own family."""
         gain = Mean.over(self.gain, self.reliable)
         return (
             f"approximation gap {self.mean:.3f} nats per datum, {gain:.3f} less than that of the "
@@ -156,12 +156,12 @@ class InferenceGap(PerDatum):
 
     @property
     def mean(self) -> Parts:
-        """Means over the batch, with Monte Carlo errors, from other draws on the same data."""
+        """Means over the batch, with Monte Carlo errors: those of the draws, on the same data."""
         return Parts(*(Mean.over(part, self.reliable) for part in self.parts))
 
     @property
     def population(self) -> Parts:
-        """The same means, with errors from other data; needs at least two data."""
+        """The same means, with the error from the sample of data; needs at least two data."""
         return Parts(*(stats.population_mean(part.value) for part in self.parts))
 
     @property
@@ -211,7 +211,7 @@ class InferenceGap(PerDatum):
 
     @property
     def concentration(self) -> float:
-        """Share of the amortization gap on the 8% of the data with the largest."""
+        """Share of the amortization gap that the 8% of the data with the largest gaps hold."""
         return stats.concentration(self.amortization.value, WORST_SHARE)
 
     @property
@@ -234,7 +234,7 @@ class InferenceGap(PerDatum):
         return " ".join(said)
 
     def summary(self) -> str:
-        """The table of means, with errors from other draws and from other data, and the verdict."""
+        """Means, with errors from the draws and from the sample of data, and the verdict."""
         lines = [f"{'nats per datum':24}{'mean':>12}{'± draws':>12}{'± data':>12}"]
         many = len(self.reliable) > 1
         for name, part in self.mean._asdict().items():
@@ -262,7 +262,7 @@ def _line(name: str, part: Estimate, spread: float) -> str:
 
 
 def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-    """Whether gaps are negative by more than chance over the whole batch, and rounding, explain."""
+    """Whether gaps are further below 0 than rounding and chance, over all data, can explain."""
     quantile = torch.tensor(1 - _FALSE_ALARM / max(1, len(gap.value)), dtype=torch.float64)
     limit = Normal(torch.zeros_like(quantile), torch.ones_like(quantile)).icdf(quantile)
     return gap.value < -(limit.to(gap.error.device) * gap.error + stats.rounding(near))
@@ -380,7 +380,7 @@ class _Average(NamedTuple):
 
 
 def _averages(weights: Sequence[Weights]) -> Iterator[_Average]:
-    """ELBOs: of the guide, of q* beside the guide, of the other families beside q*."""
+    """ELBOs: of the guide; of q*, paired with the guide; of other families, paired with q*."""
     guide, best, *others = (part.log_weights for part in weights)
     pairs = [(guide, guide), (best, guide), *((other, best) for other in others)]
     for own, reference in pairs:
@@ -428,7 +428,7 @@ def _unsure(average: _Average, fit: RowFit) -> _Average:
 class Generalization(Result):
     """The difference between held-out and training data; means over data, nats per datum.
 
-    The errors are from other data and other draws, on both sides.
+    The errors include those of the samples of data and of the draws, on both sides.
     """
 
     log_marginal: Estimate

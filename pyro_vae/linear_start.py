@@ -162,7 +162,7 @@ def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows colu
 def _linearized(
     model: VAE, y: Float[Tensor, "rows columns"]
 ) -> tuple[Float[Tensor, "outputs latents"], Float[Tensor, "rows columns"], Tensor]:
-    """Slopes of the decoder at z = 0; the columns' log densities there, and of which output."""
+    """Slopes of the decoder at z = 0; log densities of the columns there; and its output."""
     origin = y.new_zeros(model.latent_dim)
     slopes: Tensor = jacobian(lambda z: model.decoder(z[None])[0], origin)
     output = model.decoder(origin[None]).detach().expand(len(y), -1).clone().requires_grad_()

@@ -128,7 +128,7 @@ def streams_of_torch() -> list[Tensor]:
 
 
 def restore_streams(state: list[Tensor]) -> None:
-    """Restores what :func:`streams_of_torch` returned: the next draws are the same once more."""
+    """Restores what :func:`streams_of_torch` returned: the next draws are repeated."""
     torch.set_rng_state(state[0])
     if state[1:]:
         torch.cuda.set_rng_state_all(state[1:])

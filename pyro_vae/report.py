@@ -252,7 +252,7 @@ class Figure:
         dpi: Dots per inch, which set its size on the page.
 
     Raises:
-        ValueError: If it is no PNG file.
+        ValueError: If it is not a PNG file.
     """
 
     png: bytes

@@ -96,13 +96,13 @@ class Mean(Estimate):
 
 
 class MeanOverData(Mean):
-    """A mean over data with two separate errors: from other draws, and from other data.
+    """A mean over data with two separate errors: of the draws, and of the sample of data.
 
     Arguments:
         value: The mean over all data.
-        error: Monte Carlo error: from other draws on the same data.
-        population_error: Error from other data; it includes the Monte Carlo error, which adds to
-            the spread over data.
+        error: Monte Carlo error: how far other draws would move it, on the same data.
+        population_error: Sampling error: how far another sample of data would move it. It includes
+            the Monte Carlo error, which adds to the spread over data.
     """
 
     population_error: Tensor
@@ -117,7 +117,7 @@ class MeanOverData(Mean):
 
     def __repr__(self) -> str:
         spread = Estimate(self.value, self.population_error)
-        return f"{super().__repr__()}, {spread} with the error from other data"
+        return f"{super().__repr__()}, {spread} with the error from the sample of data"
 
 
 def _mean(estimate: Estimate) -> Estimate:

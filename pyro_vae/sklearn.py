@@ -398,7 +398,7 @@ def _without_news_of_columns() -> Iterator[None]:
 
 @contextmanager
 def _advised(advice: str) -> Iterator[None]:
-    """Raises what scikit-learn refuses in its words, followed by what to do."""
+    """Raises scikit-learn's own errors, with what to do added to the message."""
     try:
         yield
     except (TypeError, ValueError) as error:

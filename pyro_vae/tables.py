@@ -117,8 +117,8 @@ class TableVAE:
             family: Family of q(z | y); by default a mean-field Gaussian, or a full-rank one after a
                 linear start.
             validation_fraction: Share of the training rows by which `fit` chooses the epoch to
-                keep; a tenth is usual. Of fewer than 20 training rows, and for a guide with
-                parameters of every row, there are none.
+                keep; a tenth is usual. With fewer than 20 training rows, or a guide with parameters
+                for every row, there are none.
         """
         dataset = data if isinstance(data, Dataset) else from_frame(data)
         holes = bool(dataset.train.isnan().any() or dataset.test.isnan().any())
@@ -386,7 +386,7 @@ class TableVAE:
         return for_new_rows(found, rows, seed=seed, progress=False) if new else found
 
     def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
-        """The guide; None, for a fit to every row, if missing entries are new to it."""
+        """The guide; None, for a fit to every row, if it never saw missing entries and these do."""
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)
 

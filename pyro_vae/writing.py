@@ -199,7 +199,7 @@ def without_apostrophe(cell: str) -> str:
 
 
 def _is_formula(word: str) -> bool:
-    """Whether it begins like a formula, and is no number; apostrophes before it do not count."""
+    """Whether it begins like a formula and is not a number, after any leading apostrophes."""
     if not _FORMULA.match(word):
         return False
     try:

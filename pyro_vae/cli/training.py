@@ -100,7 +100,7 @@ def _end_interrupted(what: str, how: ModelChoice) -> None:
 
 
 def parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
-    """Training rows, and held-out rows for evaluation: binarized once if every batch is redrawn."""
+    """Training and held-out rows; the latter are binarized once if each batch is binarized anew."""
     if isinstance(dataset.binarization, Redrawn):
         held_out = FixedDraw().fixed(dataset.test, part=1)
         return Augmented(dataset.train, dataset.binarization), held_out

@@ -74,7 +74,7 @@ class Comparison(Result):
         ]
 
     def rows(self) -> list[Row]:
-        """The table, one row per guide; of the first seed, with the spread between seeds."""
+        """The table, one row per guide: the first seed's, with the spread between seeds."""
         return [row_of(entry) for entry in self.entries]
 
     def to_dataframe(self) -> Any:
@@ -201,7 +201,7 @@ class Comparison(Result):
         return Path(folder)
 
     def save_table(self, path: Path) -> None:
-        """Writes the table as csv: a row per guide, errors after the numbers they are of."""
+        """Writes the table as csv: a row per guide, each error after its number."""
         records = [row.record() for row in self.rows()]
         writing.write_csv(path, [[*records[0]], *(record.values() for record in records)])
 

@@ -129,7 +129,7 @@ def _latent_plane(results: Results, labels: Tensor | None) -> "Figure":
 def _figure(
     width: float, height: float, *, layout: Literal["constrained", "compressed"] = "constrained"
 ) -> "Figure":
-    """A new figure; a notebook shows it, also where pyplot has drawn nothing yet."""
+    """A new figure that a notebook shows, even if pyplot has drawn nothing yet."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout=layout)  # inches

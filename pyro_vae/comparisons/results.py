@@ -83,8 +83,8 @@ class Difference(Result):
     Arguments:
         first: Name of one guide.
         second: Name of the other.
-        elbo: Difference of ELBOs by datum; its mean has both errors, from other draws and from
-            other data.
+        elbo: Difference of ELBOs by datum; its mean has both errors: that of the draws, and that of
+            the sample of data.
         log_p: Difference of log p(y); zero up to errors if the model is fixed.
     """
 

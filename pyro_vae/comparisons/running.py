@@ -277,7 +277,7 @@ class _Run:
     def _refined(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> Estimate | None:
-        """ELBO of held-out data after some steps from the guide's output, if a map gives it."""
+        """ELBO of held-out data after some steps from the guide's output, for guides with a map."""
         better = refined_guide(guide, REFINING_STEPS)
         if better is None:
             return None

@@ -137,7 +137,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the compiler's remarks on its own ways."""
+    """Silences the compiler's own warnings and log messages."""
     log = logging.getLogger("torch._inductor.ir")  # says which operations it has no C++ call for
     before = log.level
     log.setLevel(logging.ERROR)

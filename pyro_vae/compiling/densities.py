@@ -137,7 +137,7 @@ class CompiledDensity:
         return self.graphs.agree(expected, self.replayed(graph, first, batch)[:2])
 
     def _piece(self, z: Tensor, batch: Iterable[Tensor]) -> list[Tensor]:
-        """Arguments of the graph: draws `(1, rows, latents)` and data, the last repeated."""
+        """Arguments of the graph: draws `(1, rows, latents)` and data, the last row repeated."""
         data = (_filled(part, self.rows) for part in batch)
         return [_filled(z, self.rows)[None], *self._densities.shared, *data]
 
@@ -222,7 +222,7 @@ class DrawDensities:
     def _of_some(
         self, z: Tensor, batch: Batch, particles: int, data: int, rows_left: int
     ) -> LogDensities:
-        """Densities of draws of so many data."""
+        """Densities of the draws for one piece of the data."""
         size, own = even_pieces(len(z), particles), len(batch[0])
         graph = None
         if not self.graphs.is_off:
@@ -250,11 +250,11 @@ class DrawDensities:
 
     @property
     def _has_to_validate(self) -> bool:
-        """Whether Pyro alone looks at the data: the model does not check them itself."""
+        """Whether Pyro has to validate the data, because the model does not check them itself."""
         return is_validation_enabled() and hooks_of(self.program.model).check is None
 
     def _eager(self, z: Tensor, batch: Batch, particles: int) -> list[LogDensities]:
-        """Pyro validates the data with their first draws; they are the same with the others."""
+        """Runs the program; Pyro validates the data with the first draws only, which is enough."""
         found: list[LogDensities] = []
         validates = self._has_to_validate or not self._is_validated
         for piece in z.split(particles):

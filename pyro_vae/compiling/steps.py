@@ -138,7 +138,7 @@ class CompiledSteps:
     def forget_moved(self) -> None:
         """Forgets graphs whose tensors were moved, as by `module.to(...)`: a step is eager then.
 
-        To be called wherever somebody else may have had a hand in it.
+        Call it wherever other code may have moved them.
         """
         current = {key: graph for key, graph in self.graphs.items() if graph.is_current}
         self.has_moved = self.has_moved or len(current) < len(self.graphs)

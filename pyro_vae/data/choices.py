@@ -75,7 +75,7 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
 
 
 def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
-    """Counts may have no zero, and ages start anywhere: decided by the smallest, or by the name."""
+    """The kind of whole numbers: counts by the smallest one, 0 or 1, or by the column's name."""
     if found.min() in (0, 1):
         few = "; Categories, if they are codes" if len(set(found.tolist())) <= _FEW_CODES else ""
         return Choice(Count, f"whole numbers, the smallest is {found.min():g}{few}")
@@ -87,9 +87,9 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
 
 
 def _kind_of_numbers(found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
-    """Positive, where a Gaussian draws below 0 and the logarithms are the more symmetric.
+    """Positive, if a Gaussian would draw below 0 and the logarithms are more symmetric.
 
-    Judged by quantiles, which a few outliers leave where they are.
+    Judged by quantiles, which a few outliers do not move.
     """
     if len(found) < FEW or found.min() <= 0 or not np.isfinite(found).all():  # inf is refused later
         return Choice(Real, what + hint)
@@ -102,7 +102,7 @@ def _kind_of_numbers(found: Shaped[np.ndarray, " rows"], what: str, hint: str) -
 
 
 def _asymmetry(low: float, middle: float, high: float) -> float:
-    """How unlike the ways from the middle to either end are; 0 if they are equal."""
+    """How much the distances from the middle to either end differ; 0 if they are equal."""
     ways = (max(end, np.finfo(np.float64).tiny) for end in (middle - low, high - middle))
     return abs(float(np.subtract(*np.log(list(ways)))))
 
@@ -181,7 +181,7 @@ def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> Ra
 
 
 def warn_of_marks(name: str, raw: RawColumn) -> None:
-    """Names entries that may say that nothing was measured."""
+    """Warns of entries that may mean that nothing was measured."""
     if raw.holds is Holds.WORDS and raw.categories is None:
         _warn_of_words(name, raw)
     elif raw.holds in (Holds.FLOATS, Holds.INTEGERS):
@@ -189,7 +189,7 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_words(name: str, raw: RawColumn) -> None:
-    """Names `?` and its like among words; among signs, such as + and -, it is one of them."""
+    """Warns of `?` and the like among words, but not in a column of signs such as + and -."""
     words, times = np.unique(raw.values[~raw.missing].astype(str), return_counts=True)
     marks = np.array([stands_for_missing(word) for word in words], dtype=bool)
     if not any(letter.isalnum() for word in words[~marks] for letter in word):
@@ -205,7 +205,7 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_numbers(name: str, raw: RawColumn) -> None:
-    """Names -999 and its like, where it is far from all other numbers, or alone below 0."""
+    """Warns of -999 and the like, if far from all other numbers, or the only one below 0."""
     values, times = np.unique(raw.values[~raw.missing], return_counts=True)
     marks = np.array([_is_mark(value) for value in values], dtype=bool)
     if not marks.any() or (~marks).sum() < _FEW_VALUES:
@@ -241,6 +241,6 @@ def said_to_be_words(kind: Kind | type[Kind] | None) -> bool:
 
 
 def kind_of_matrix(values: Shaped[np.ndarray, "rows columns"]) -> Kind | type[Kind]:
-    """One kind for a whole array, so that no column's kind depends on its rows."""
+    """One kind for all columns of an array: zeros and ones, or real numbers."""
     binary = bool(((values == 0) | (values == 1) | (values != values)).all())
     return Binary((0, 1)) if binary else Real

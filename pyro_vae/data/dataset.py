@@ -75,7 +75,7 @@ class Dataset:
         return Scaling(self.center, self.scale, self.log_scale, names)
 
     def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
-        """`log_scale` by row: a missing entry has no density, and no unit."""
+        """`log_scale` for each row: missing entries have no density, and are left out."""
         return self.units.log_scales(y)
 
     def standardized(self) -> "Dataset":

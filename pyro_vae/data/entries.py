@@ -52,7 +52,7 @@ def entries_of(
         numbers: Whether the column was declared numeric: anything else in it is then missing.
 
     Warns:
-        UserWarning: If a numeric column has entries that are no numbers, which are treated as
+        UserWarning: If a numeric column has entries that are not numbers, which are treated as
             missing; or if numbers start with 0, as codes do.
     """
     plain = _numerals(cells, comma=comma)

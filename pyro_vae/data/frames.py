@@ -79,7 +79,7 @@ class Container(ABC):
 
     @abstractmethod
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of such columns."""
+        """A table of this kind, made of columns."""
 
 
 class PandasFrame(Container):
@@ -112,7 +112,7 @@ class PandasFrame(Container):
         return from_objects(series.to_numpy(dtype=object), name, dtype)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of such columns."""
+        """A table of this kind, made of columns."""
         pandas = optional("pandas", needed_for="a DataFrame")
         return pandas.DataFrame({name: self._series(raw) for name, raw in columns.items()})
 
@@ -167,7 +167,7 @@ class PolarsFrame(Container):
         return from_objects(_array(series.to_list()), name, dtype)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of such columns."""
+        """A table of this kind, made of columns."""
         polars = _polars()
         return polars.DataFrame([self._series(name, raw) for name, raw in columns.items()])
 
@@ -204,7 +204,7 @@ class StructuredArray(Container):
         return from_array(frame[frame.dtype.names[place]], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of such columns."""
+        """A table of this kind, made of columns."""
         arrays = {name: to_array(raw) for name, raw in columns.items()}
         rows = len(next(iter(arrays.values())))
         frame = np.empty(rows, dtype=[(name, array.dtype) for name, array in arrays.items()])
@@ -232,7 +232,7 @@ class ColumnsByName(Container):
         return from_array(values if isinstance(values, np.ndarray) else _array(values), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of such columns."""
+        """A table of this kind, made of columns."""
         return {name: to_array(raw) for name, raw in columns.items()}
 
 
@@ -254,7 +254,7 @@ class Matrix(Container):
         return from_array(frame[:, place], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of such columns."""
+        """A table of this kind, made of columns."""
         return np.stack([to_array(raw) for raw in columns.values()], axis=1)
 
 
@@ -270,7 +270,7 @@ class TensorMatrix(Matrix):
         return from_array(frame[:, place].detach().cpu().numpy(), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of such columns."""
+        """A table of this kind, made of columns."""
         return torch.from_numpy(super().build(columns))
 
 

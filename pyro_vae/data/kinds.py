@@ -81,7 +81,7 @@ class Real(Kind):
         return values * self.scale + self.center
 
     def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Encoded entries as distances from the middle of the training rows, in their spread."""
+        """Encoded entries, centred and scaled as the training rows are."""
         return values
 
     @property

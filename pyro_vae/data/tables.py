@@ -153,7 +153,7 @@ class Column:
 
     @property
     def _said(self) -> Kind | None:
-        """The kind, if it says how entries are written; categories may be numbers or booleans."""
+        """The kind, if it tells the type of the entries: categories may be numbers or booleans."""
         return self.kind if isinstance(self.kind, Time | Real | Count) else None
 
     def restored(self, values: Shaped[np.ndarray, " rows"]) -> RawColumn:
@@ -382,7 +382,7 @@ class Columns:
         """The columns that :meth:`to_json` described.
 
         Raises:
-            ValueError: If it is no such description, or names a kind of column or of table that
+            ValueError: If it is not such a description, or names a kind of column or of table that
                 does not exist.
         """
         try:

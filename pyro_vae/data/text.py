@@ -405,8 +405,8 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
         ValueError: If two columns have the same name.
 
     Warns:
-        UserWarning: If a numeric column has entries that are no numbers, which are then missing, or
-            if a row has no entry, which nothing can be trained on.
+        UserWarning: If a numeric column has entries that are not numbers, which are then missing,
+            or if a row has no entry, which nothing can be trained on.
     """
     names = cells.names or tuple(str(place) for place in range(len(cells.rows[0])))
     twice = [name for name, number in Counter(names).items() if number > 1]

@@ -9,8 +9,8 @@ splits into the information of z about the datum, and that difference:
 
 Every expectation is over :math:`q(z \mid y_n)` of one datum, and what is averaged is a function of
 the posteriors, not of other draws. So with :math:`K` independent draws per datum the means are
-unbiased, and their errors are those of plain means, from other draws on the same data. With other
-data the aggregate is different.
+unbiased, and their errors are those of plain means, due to the draws on these data. With other data
+the aggregate is different.
 
 The same holds for a single latent, :math:`z_d`, if the density of each :math:`q(z_d \mid y_n)` is
 known. It is known for normals, whatever map, family or program they come from. They are recognized
@@ -206,7 +206,7 @@ def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> 
 
 
 class UnknownDensity(ValueError):
-    """The density of a single latent is not known; its callers may do without."""
+    """The density of a single latent is not known; callers may do without it."""
 
 
 class Normals(NamedTuple):
@@ -256,7 +256,7 @@ def _derivatives(
 
 
 def _gradient(value: Tensor, z: Tensor) -> Tensor:
-    """The gradient in z; zero where the value does not depend on z, as a constant slope."""
+    """The gradient in z; zero where the value does not depend on z, as for a constant slope."""
     if not value.requires_grad:
         return torch.zeros_like(z[0])
     (gradient,) = torch.autograd.grad(value, z, retain_graph=True, materialize_grads=True)
@@ -357,7 +357,7 @@ def _controlled(
     values: Float[Tensor, "particles data latents"],
     control: Float[Tensor, "particles data latents"],
 ) -> Estimate:
-    """Means over draws and data, with less noise by a control variate of mean zero."""
+    """Means over draws and data; a control variate of mean zero reduces their noise."""
     noise, known = (part - part.mean(dim=0) for part in (values, control))
     slope = (noise * known).sum((0, 1)) / known.square().sum((0, 1)).clamp(min=1e-300)
     value, error = stats.mean_estimate(values - slope * control)

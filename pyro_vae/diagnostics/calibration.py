@@ -199,7 +199,7 @@ class Calibration(Result):
         )
 
     def _seen(self, band: stats.Band, share: float, slope: float) -> float:
-        """The smallest error that moves the share of ranks up to a place out of its band."""
+        """The smallest error that moves the share of ranks up to some rank out of its band."""
         number, ranks = len(self.ranks), self.num_samples + 1
         place = min(max(round(share * ranks), 1), self.num_samples)
         centre, share = number * place / ranks, place / ranks
@@ -300,7 +300,7 @@ def _check_sizes(num_data: int, num_samples: int) -> None:
 
 
 def _weighed(program: Program, z: Tensor, batch: Batch) -> Draws:
-    """Latents with their densities; a density that is nan is an error that names its place."""
+    """Latents with their densities; a nan raises an error that says where it is."""
     weights = weigh(program, z, z.new_zeros(z.shape[:2]), batch, 1)
     return Draws(z, weights.log_prior, weights.log_likelihood, batch)
 

@@ -107,7 +107,7 @@ class GradientNoise(Result):
 
     Arguments:
         num_repeats: Draws, :math:`R`.
-        shapes: Shape of every parameter, by name: `guide...`, `model...`, or what else it is.
+        shapes: Shape of every parameter, by name: `guide...`, `model...`, or another name.
         counts: Repeats in each block, `(blocks,)`.
         origin: The first gradient, all parameters end to end, `(entries,)`.
         first: Sums over a block of gradients less the first, `(blocks, entries)`.

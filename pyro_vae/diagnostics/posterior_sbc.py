@@ -242,6 +242,6 @@ def _uniformity(
 
 
 def _p_value(ranks: Int[Tensor, "replicates quantities"], num_samples: int) -> float:
-    """The smallest one of all quantities, adjusted for their number."""
+    """The smallest p-value of all quantities, adjusted for their number."""
     values = [stats.rank_p_value(column, num_samples) for column in ranks.T]
     return float(stats.holm(torch.tensor(values, dtype=torch.float64)).min())

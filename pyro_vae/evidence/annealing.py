@@ -304,7 +304,7 @@ def _jackknife(log_weights: Tensor) -> Tensor:
 
 
 def _log_normal_error(log_weights: Tensor) -> Tensor:
-    """Standard error of the log mean of log-normal weights that have the upper half of these."""
+    """Standard error of the log mean weight, if weights were log-normal with this upper half."""
     chains = len(log_weights)
     above = (log_weights - log_weights.quantile(0.5, dim=0)).clamp(min=0)
     variance = 2 * above.square().sum(dim=0) / (chains - 1)
@@ -507,7 +507,7 @@ def pilot(
 
 
 def _onwards(place: Tensor, spread: Tensor) -> Tensor:
-    """The next place on the path: the log weights up to it spread by a given fraction of a nat."""
+    """The next place on the path, up to which log weights spread by a given share of a nat."""
     least = (_LEAST_GROWTH * place).clamp(min=_FIRST)
     stretch = torch.maximum(least, (_PACE / spread).clamp(max=_LARGEST))
     return (place + stretch).clamp(max=1.0)

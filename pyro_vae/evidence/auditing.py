@@ -32,7 +32,7 @@ class Audit(PerDatum):
         elbo: Mean log weight, `(batch,)`, nats.
         log_marginal: Logarithm of the mean weight, with its error and verdict.
         gap: :math:`\log p(y_n) - \mathrm{ELBO}_n`. Both are from the same draws and err in the same
-            direction, so that its error, as if they did not, is too wide rather than too narrow.
+            direction, and the error ignores that: it is too wide rather than too narrow.
     """
 
     elbo: Estimate

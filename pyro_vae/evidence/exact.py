@@ -133,8 +133,8 @@ def _integrated(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
 def _require_quadratic(program: Program, batch: Batch) -> None:
     """Refuses a log joint that is not seen to be quadratic by the operations that compute it.
 
-    Points cannot tell: a mixture is quadratic where one part outweighs the others, and a spike is
-    seen by those who stand on it.
+    Values at points cannot show it: a mixture looks quadratic where one component dominates, and a
+        narrow spike is visible only to points on it.
     """
     for rows in zip(*(part.split(_ROWS) for part in batch), strict=True):
         degree, operation = degree_of(program, rows)

@@ -238,7 +238,7 @@ def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None
     """Refuses log densities that are nan.
 
     Raises:
-        FloatingPointError: If it is not, with the place.
+        FloatingPointError: If one is; says where.
     """
     if not bool((log_likelihood < torch.inf).all()):
         z = program.flatten(run.values(site.name for site in program.latent_sites))[0]

@@ -17,8 +17,8 @@ which is reversible and keeps volume, so accepting its end with probability
 or was: they are an argument here. Drifting first needs no gradient at the ends, so a point
 carries two numbers along, :math:`\log f_0` and :math:`r`, and a change of :math:`\beta` is free.
 
-A gradient that is not a number counts as 0, which is still a function of the place alone, and an
-end that is not one is never accepted.
+A gradient that is not a number counts as 0, which is still a function of the position alone; an end
+whose density is not a number is never accepted.
 """
 
 from collections.abc import Callable

@@ -185,7 +185,7 @@ class ImportanceSampling:
     def weights(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[Weights]:
-        """The weights of :meth:`blocks`; of very many draws nothing but them is kept."""
+        """The weights of :meth:`blocks`; with very many draws nothing else is kept."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.weights(self.num_samples)
 
@@ -278,7 +278,7 @@ class _Sampling:
             yield Block(rows, z, weights)
 
     def weights(self, num_samples: int) -> Iterator[Weights]:
-        """The weights of the blocks; of very many draws nothing but them is kept."""
+        """The weights of the blocks; with very many draws nothing else is kept."""
         if num_samples <= _KEPT:
             for block in self.blocks(num_samples):
                 yield block.weights

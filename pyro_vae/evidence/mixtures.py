@@ -61,7 +61,7 @@ class StudentMixture:
         return StudentMixture(shares, loc, scale_tril, self.dtype)
 
     def is_keyed(self) -> bool:
-        """Always: draws are made of standard normals."""
+        """Always: draws are made from standard normals."""
         return True
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ _WIDER = math.log(4.0)  # of a volume: wider ones do not show what is narrow
 
 @dataclass(frozen=True)
 class Modes:
-    """Modes of some data, and normal densities as high and about as wide as they.
+    """Modes of some data, with normal densities as high and about as wide as they are.
 
     Arguments:
         rows: The datum of each mode.

@@ -73,7 +73,7 @@ class _Draws:
 
     @staticmethod
     def of(program: Program, batch: Batch, num_draws: int) -> "_Draws":
-        """Draws of the prior of the first of some data, the same whatever its likelihood is."""
+        """Draws from the prior of the first datum; its likelihood does not change them."""
         row = repeat_rows(tuple(part[:1] for part in batch), num_draws)
         with forked(0, "prior check"):
             return _Draws(program, retry_unvalidated(partial(program.run, row)), num_draws)
@@ -202,7 +202,7 @@ def saturated(program: Program, batch: Batch) -> Bool[Tensor, " batch"]:
 
 
 def _shares(draws: _Draws, rows: Batch) -> Float[Tensor, "rows 1"]:
-    """The share of each posterior that lies at an edge where something depends on it."""
+    """The share of each posterior that lies at an edge, if the rounding there changes a density."""
     edge = _at_edge(draws)
     if not bool(edge.any()):
         return torch.zeros(len(rows[0]), 1, dtype=torch.float64, device=edge.device)

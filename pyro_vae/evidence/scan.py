@@ -82,7 +82,7 @@ class Integrand:
         return values.where(values < torch.inf, torch.nan)
 
     def heights(self, z: Float[Tensor, "many points latents"], rows: Tensor) -> Tensor:
-        """Log joint `(many, points)` of several for each; what is not a number has no mass."""
+        """Log joint `(many, points)` at several points for each; nan counts as no mass."""
         flat = self(z.flatten(0, 1), rows.expand(z.shape[:2]).flatten())
         return flat.view(z.shape[:2]).nan_to_num(nan=-torch.inf)
 
@@ -434,7 +434,7 @@ class _Grid:
         return (value >= _pooled(value)) & (self.value > -torch.inf)
 
     def peaks_around(self) -> Bool[Tensor, "batch ..."]:
-        """Points of a grid twice as fine that are at peaks of this one, or next to such."""
+        """Points of a grid twice as fine that are at peaks of this one, or next to one."""
         along = 2 * self.value.shape[1] - 1
         finer = self.value.new_zeros(len(self.rows), *[along] * self.latents)
         finer[(slice(None), *[slice(None, None, 2)] * self.latents)] = self.peaks.to(finer)

@@ -199,8 +199,8 @@ def cross_check(
 
     for every pair of estimators and every datum that both call reliable, and the same for the mean
     over these data. A difference is a contradiction if it is larger than chance and the one-sided
-    bias of a bound (of the order of its squared error) explain. Agreement means more the more the
-    estimators differ: they may all miss the same mode.
+    bias of a bound (of the order of its squared error) explain. Agreement says most if the
+    estimators are of different kinds: similar ones may all miss the same mode.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -458,7 +458,7 @@ def bidirectional(
 
 
 def no_guide(*_batch: Tensor) -> None:
-    """Stands for a guide that nobody gave: refuses to be asked for shared sites."""
+    """Stands in for a guide that was not passed; raises if shared sites are asked for."""
     raise ValueError(
         "the program has global latent sites, and there is no guide that gives their values: pass "
         "given=, a value for each"

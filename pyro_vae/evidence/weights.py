@@ -194,7 +194,7 @@ def prepared(
 
 
 def _require_trained(programs: Mapping[str, ProgramLike]) -> None:
-    """Refuses parameters that are nan, as a training that diverged leaves them."""
+    """Refuses parameters that are nan, as diverged training leaves them."""
     for role, program in programs.items():
         for module in modules_of(program):
             for name, parameter in module.named_parameters():

@@ -75,7 +75,7 @@ class MomentMatching(Family, Protocol):
         loc: Float[Tensor, "batch latents"],
         covariance: Float[Tensor, "batch latents latents"],
     ) -> Float[Tensor, "batch parameters"]:
-        """Its parameters."""
+        """Parameters of that member."""
 
 
 class TrainableFamily(nn.Module):

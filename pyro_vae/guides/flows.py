@@ -51,7 +51,7 @@ class FlowTransform(Protocol):
 class AffineAutoregressive:
     r"""Layers :math:`y_i = \sigma_i(x_{<i}, c) \, x_i + \mu_i(x_{<i}, c)`.
 
-    Draws take one pass through the networks, the density at a given point one per latent.
+    Draws take one pass through the networks, the density at a given point one pass per latent.
 
     Arguments:
         hidden: Width of each hidden layer, at least the number of latents.
@@ -77,7 +77,7 @@ class AffineAutoregressive:
 class SplineAutoregressive:
     r"""Layers :math:`y_i = g(x_i; x_{<i}, c)`, with :math:`g` a monotonic rational spline.
 
-    Draws take one pass through the networks, the density at a given point one per latent.
+    Draws take one pass through the networks, the density at a given point one pass per latent.
 
     Arguments:
         hidden: Width of each hidden layer, at least the number of latents.
@@ -267,8 +267,8 @@ class NormalizingFlow(TrainableFamily):
     def forward(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """The distribution with these parameters.
 
-        Its own draws come with their density. At other points it costs as much as the transform's
-        docstring says.
+        The density of its own draws costs nothing extra; at other points it costs what the
+        docstring of the transform says.
 
         Raises:
             ValueError: Before :meth:`setup`, or if the number of parameters is wrong.

@@ -283,7 +283,7 @@ class LocalParameters(InferenceMap):
         loc: Float[Tensor, "data latents"],
         precision: Float[Tensor, "data latents latents"],
     ) -> None:
-        """Lets the table start at these Gaussians, as well as the family of its guide can."""
+        """Starts the table at these Gaussians, or as close to them as the guide's family allows."""
         self._start = (loc, precision)
 
     def attach(self, program: Program, family: Family) -> None:
@@ -347,7 +347,7 @@ class LocalParameters(InferenceMap):
             self.digests = self.digests[:0]
 
     def owns(self, leaf: Tensor) -> bool:
-        """The rows in flight are."""
+        """Whether a leaf holds the rows of the current step."""
         return self._leaf is not None and leaf is self._leaf[2]
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:

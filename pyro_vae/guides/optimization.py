@@ -282,7 +282,7 @@ class _Newton:
         self.problem, self.family, self.tolerance = problem, family, tolerance
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Marks data as lost whose step is no ascent, or promises no gain where q could gain."""
+        """Marks data as lost if their step goes down, or promises nothing where q could gain."""
         direction, rise = self.gain(point)
         is_small = rise.abs() / 2 < self.tolerance
         is_done = is_small.clone()

@@ -129,7 +129,7 @@ class SitePosterior:
         return self._flat(value, u)
 
     def noise_shape(self) -> torch.Size | None:
-        """Shape of the normals that a draw of one datum is made from; `None` if it is not."""
+        """Shape of the normals that a draw of one datum is made from; `None` if made otherwise."""
         # On a bounded support the value rounds at the edges: it is drawn unconstrained.
         known = self._site.is_real and _is_known(self.distribution)
         shape = noise_shape(self.distribution) if known else None

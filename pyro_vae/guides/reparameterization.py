@@ -77,7 +77,7 @@ def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, 
 
 @singledispatch
 def noise_shape(q: Any) -> torch.Size | None:
-    """Shape of the normals that one draw from `q` is made from; `None` if it is not."""
+    """Shape of the normals that one draw from `q` is made from; `None` if made otherwise."""
     return None
 
 
@@ -214,7 +214,7 @@ def _drawn(q: Distribution, num_points: int, key: int) -> Tensor:
 
 
 def noise_size(q: Distribution) -> int | None:
-    """Number of normals that a flat draw from `q` is made from; `None` if it is not.
+    """Number of normals that a flat draw from `q` is made from; `None` if made otherwise.
 
     Example:
         >>> noise_size(Independent(Normal(torch.zeros(5, 3), 1.0), 1))

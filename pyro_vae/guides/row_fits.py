@@ -142,7 +142,7 @@ class _Fitted(NamedTuple):
     left: Float64[Tensor, " batch"]
 
     def is_unfinished(self, enough: float) -> Tensor:
-        """Whether the points were overfitted, by other points or by fresh draws."""
+        """Whether the points were overfitted, judged by other points or by fresh draws."""
         # An exact family has no error: there rounding would ask for more points.
         slack = _OPTIMISTIC * self.error + stats.rounding(self.elbo)
         return (self.over_points - self.elbo > slack) | (self.left > enough)

@@ -25,7 +25,7 @@ class PerFeature(Protocol):
 
 
 class Likelihood(nn.Module):
-    r"""The base of likelihoods; a subclass defines :meth:`distribution`, and what else differs.
+    r"""The base of likelihoods; a subclass defines :meth:`distribution` and overrides the rest.
 
     .. math:: \log p(y \mid z) = \sum_{d \in O} \log p(y_d \mid \eta_d(z))
 

@@ -240,7 +240,7 @@ def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
 
 
 def _key(likelihood: Likelihood, place: int) -> Any:
-    """Equal for likelihoods that can be evaluated together; the place for one that cannot."""
+    """Equal for likelihoods that can be evaluated together; else the position, which is unique."""
     kind = type(likelihood)
     says_all = kind.__init__ is Likelihood.__init__ or is_registered(kind)
     owners = [
@@ -253,7 +253,7 @@ def _key(likelihood: Likelihood, place: int) -> Any:
 
 
 def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
-    """Calls a method of several like likelihoods once for all of their columns.
+    """Calls a method of several likelihoods of one class once for all of their columns.
 
     Their parameters are stacked, one per column, as those of a likelihood with a shape are.
     """
@@ -268,7 +268,7 @@ def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
 
 
 class _Asked(nn.Module):
-    """A method as a module, which is what can be called with other parameters."""
+    """A method as a module: only modules can be called with other parameters."""
 
     def __init__(self, likelihood: nn.Module, method: str) -> None:
         super().__init__()

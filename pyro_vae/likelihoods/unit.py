@@ -185,7 +185,7 @@ class BetaFeatures(Features):
 
 @registered()
 class Beta(Likelihood):
-    r"""Features strictly between 0 and 1, such as shares, of a mean and a concentration.
+    r"""Features strictly between 0 and 1, such as shares, with a mean and a concentration.
 
     .. math:: p(y_d \mid z) = \frac{y_d^{m \phi - 1} (1 - y_d)^{(1 - m) \phi - 1}}
         {B(m \phi, (1 - m) \phi)}, \qquad m = \mathrm{logit}^{-1}(\eta_d(z)), \quad

@@ -112,7 +112,7 @@ class Generative(NamedModule):
     def sample_missing(
         self, z: Float[Tensor, "*draws latents"], *given: Tensor
     ) -> Float[Tensor, "..."]:
-        """Draws of entries that are missing, for each z; of p(y | z), if that is at random."""
+        """Draws of missing entries for each z: from p(y | z), if they are missing at random."""
 
         def draws(*rows: Tensor) -> Tensor:
             conditional = self.conditional(*rows)

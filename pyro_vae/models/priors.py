@@ -60,7 +60,7 @@ class Mixture(dist.TorchDistribution):
         return Mixture(self.log_shares, self.components, batch_shape)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """A component for every draw, and a draw from it."""
+        """Picks a component for every draw, and draws from it."""
         shape = torch.Size([*sample_shape, *self.batch_shape])
         with torch.no_grad():
             chosen = dist.Categorical(logits=self.log_shares).sample(shape)

@@ -127,7 +127,7 @@ def _halve(fan_in: int, fan_out: int) -> nn.Conv2d:
 def _double(
     fan_in: int, fan_out: int, side: tuple[int, int], target: tuple[int, int]
 ) -> nn.ConvTranspose2d:
-    """The transpose of :func:`_halve`; the padding settles whether the target side is even."""
+    """The transpose of :func:`_halve`; extra padding where the target side is even."""
     extra = (target[0] - (2 * side[0] - 1), target[1] - (2 * side[1] - 1))
     return nn.ConvTranspose2d(
         fan_in, fan_out, kernel_size=3, stride=2, padding=1, output_padding=extra

@@ -51,7 +51,7 @@ def plot_traversal(
         levels: Quantiles of the steps.
         image_shape: Height and width of an image; `None` draws a curve over the features for each
             step, darker for higher levels.
-        names: Names of the features, for data that are no images.
+        names: Names of the features, for data that are not images.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -134,7 +134,7 @@ def plot_imputation(
         image_shape: Height and width of an image: the data, the mean of the draws and three of
             them, in rows. `None` draws a panel per row: observed entries, and the median of the
             draws with a line over the middle 95% of them.
-        names: Names of the features, for data that are no images.
+        names: Names of the features, for data that are not images.
         labels: Names of the rows of data; their positions by default.
         figure: Where to draw; a new pyplot figure by default.
 

@@ -32,11 +32,13 @@ def plot_reconstructions(
             `(images, *event)`.
         prior_draws: For each guide the mean of p(y | z) at z drawn from the prior,
             `(draws, *event)`. Empty leaves these rows out.
-        image_shape: Height and width of an image. `None` for data that are no images: every cell
+        image_shape: Height and width of an image. `None` for data that are not images: every cell
             is then a profile, value against feature, with the original in thin grey behind its
             reconstructions.
-        figure: Where to draw, a figure or sub-figure; a new pyplot figure by default. Returns: The
-            axes, rows in the order above, each with its label at the left: for images one per row,
+        figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
+
+    Returns:
+        The axes, rows in the order above, each with its label at the left: for images one per row,
         `(1 + reconstructions + prior draws,)`, where image c lies between c and c + 1; otherwise
         one per profile, `(1 + reconstructions + prior draws, columns)`.
 
@@ -75,7 +77,7 @@ def plot_data(
 
     Arguments:
         rows: For each label some data, `(columns, *event)`.
-        image_shape: Height and width of an image, or `None` for data that are no images.
+        image_shape: Height and width of an image, or `None` for data that are not images.
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 
     Returns:
@@ -123,7 +125,7 @@ def _data(originals: NDArray[Any], image_shape: tuple[int, int] | None) -> NDArr
     if image_shape and features != image_shape[0] * image_shape[1]:
         raise ValueError(
             f"expected data that fill an image_shape of {image_shape}, got {features} features: "
-            "pass the right height and width, or image_shape=None for data that are no images"
+            "pass the right height and width, or image_shape=None for data that are not images"
         )
     return originals.reshape(len(originals), *(image_shape or (features,)))
 

@@ -234,7 +234,7 @@ class Copies:
 
 
 def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
-    """A copy as by `copy.deepcopy`, which goes into functions, and leaves alone what has no part.
+    """Like `copy.deepcopy`, but copies functions too, and returns what holds no tensor as it is.
 
     Arguments:
         value: A program, or what one refers to.

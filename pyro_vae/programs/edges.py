@@ -69,7 +69,7 @@ class Positive(ExpTransform):
 
 
 class Simplex(StickBreakingTransform):
-    """The broken stick, in logarithms: what is left of it is never a difference of numbers."""
+    """Stick-breaking in logarithms: the rest of the stick is never computed as a difference."""
 
     def log_values(self, x: Tensor) -> Tensor:
         """Logarithms of the coordinates, `(..., K)`."""
@@ -148,7 +148,7 @@ def bounds_of(support: Any, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain(support: Any) -> Any:
-    """The support itself, of a mixture that of its components."""
+    """The support itself; for a mixture that of its components."""
     while isinstance(support, _MIXED):
         support = support.base_constraint
     return support
@@ -307,7 +307,7 @@ _KNOWN: Mapping[tuple[type, type], Callable[[Any], Unconstrained]] = {
 
 
 def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
-    """The distribution of u, where the transform makes x of it; `None` if it is not known."""
+    """The distribution of u, which the transform turns into x; `None` if it is not known."""
     if not type(x).__module__.startswith(("torch.distributions.", "pyro.distributions.")):
         return None  # somebody's subclass may mean something else
     for (distribution, kind), made in _KNOWN.items():
@@ -376,7 +376,7 @@ def log_prob_at(distribution: Any, u: Tensor, transform: Transform) -> Tensor | 
 
 
 def draw_unconstrained(distribution: Any, transform: Transform, shape: torch.Size) -> Tensor | None:
-    """Draws of u; `None` for a distribution that is not known by it."""
+    """Draws of u; `None` if its distribution is not known."""
     while isinstance(distribution, MaskedDistribution | Independent):
         distribution = distribution.base_dist
     of_u = unconstrained(distribution, _of_entry(transform))

@@ -104,12 +104,12 @@ class PartlyObserved(dist.TorchDistribution):
         return log_prob.masked_fill(missing, 0.0)
 
     def sample_missing(self) -> Tensor | None:
-        """Draws of every feature given that it is missing; None where that says nothing of it."""
+        """Draws of every feature given that it is missing; None where that is not informative."""
         return None
 
 
 def sample_missing(distribution: Distribution) -> Tensor | None:
-    """Draws of a datum whose features are missing; None where that says nothing of them."""
+    """Draws of features given that they are missing; None where that is not informative."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     return distribution.sample_missing() if isinstance(distribution, PartlyObserved) else None

@@ -278,7 +278,7 @@ def require_arrays(parts: tuple[Any, ...]) -> None:
 
 
 def _as_tensor(part: Any, index: int) -> Tensor:
-    """One tensor of a batch; NumPy's byte order and strides are torch's by then."""
+    """One tensor of a batch, in a byte order and with strides that torch supports."""
     if isinstance(part, np.ndarray):
         _check_array(part, index)
         native = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("="))
@@ -296,7 +296,7 @@ def _as_tensor(part: Any, index: int) -> Tensor:
 
 
 def _instead(part: Any, parts: tuple[Any, ...]) -> str:
-    """What to write for a batch of which one part is not an array."""
+    """The line to write instead, for a batch with a part that is not an array."""
     if not _is_constant(part) and not isinstance(part, Mapping):
         return f"pass {_conversion(part)}"
     names: list[str] = []
@@ -321,7 +321,7 @@ def _argument(part: Any, names: list[str], key: object = "y") -> str:
 
 
 def _is_constant(part: Any) -> bool:
-    """Whether a program takes it as it is, for all data alike."""
+    """Whether a part of a batch is passed on as it is, the same for all data."""
     return part is None or isinstance(part, bool | int | float | str)
 
 

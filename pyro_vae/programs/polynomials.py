@@ -2,12 +2,12 @@ r"""The degree of a program's log joint as a polynomial in the latents of a datu
 
 A density that is quadratic at a million points may have a spike beside them. The operations of a
 run show what no points can: a linear operation keeps the degree of its arguments, a product adds
-the degrees of its factors, and any other operation on a latent ends in no polynomial,
+the degrees of its factors, and any other operation on a latent gives no polynomial,
 
 .. math:: \deg(a x + b y) = \max(\deg x, \deg y), \qquad \deg(x y) = \deg x + \deg y, \qquad
     \deg x^n = n \deg x .
 
-The result is an upper bound: of terms that cancel, the degree stays. Degrees belong to storages, so
+The result is an upper bound: terms that cancel still count. Degrees belong to storages, so
 that a view or a write into a part of a tensor is followed as well.
 """
 
@@ -56,7 +56,7 @@ class _Degrees(TorchDispatchMode):
         self._note(variable, 1.0)
 
     def of(self, value: Any) -> float:
-        """The degree of an argument; of a constant 0."""
+        """The degree of an argument; 0 for a constant."""
         return max((self._degrees.get(_storage(t), 0.0) for t in _tensors(value)), default=0.0)
 
     def _note(self, tensor: Tensor, degree: float) -> None:
@@ -151,8 +151,8 @@ def degree_of(program: Program, batch: Batch) -> tuple[float, str]:
         batch: The data, all rows of which are run once.
 
     Returns:
-        An upper bound of the degree, infinite where the log joint is no polynomial or a value
-        decides what is run; and then the name of the operation that ended it.
+        An upper bound of the degree, infinite if the log joint is not a polynomial or a value
+        decides which operations are run; in that case also the name of the operation responsible.
 
     Example:
         >>> import pyro

@@ -408,7 +408,7 @@ class Program:
 
     @property
     def enumerated(self) -> ProgramLike:
-        """The model, with its discrete latent sites enumerated where that is by broadcasting."""
+        """The model, with its discrete latent sites enumerated, if that is done by broadcasting."""
         if not self.structure.enumerated or self.structure.combinations is not None:
             return self._whole
         return poutine.enum(self.enumerating(self._whole), -1 - self.structure.nesting)
@@ -468,8 +468,9 @@ class Program:
         """Refuses a program whose density of a datum depends on the other rows of the batch.
 
         The densities of a few rows together are compared with those of every second of them, in
-        reverse order: other company in number, content and place. Once it has passed, a program is
-        not asked again while its layers and the shape of a datum are the same.
+        reverse order, so that the number, content and position of the other rows change. A program
+        that has passed is not checked again while its layers and the shape of a datum stay the
+        same.
 
         Raises:
             ValueError: If they differ, unless the density differs between two equal calls anyway.
@@ -503,7 +504,8 @@ class Program:
         """Refuses Pyro's own enumeration, if the program does not broadcast over discrete sites.
 
         Raises:
-            ValueError: If an outer handler enumerates; with an objective that does not.
+            ValueError: If an outer handler enumerates; the message names an objective that does
+                not.
         """
         enumerates = any(isinstance(handler, EnumMessenger) for handler in _PYRO_STACK)
         if self.structure.combinations is not None and enumerates:
@@ -566,7 +568,7 @@ def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) ->
 
 
 def _is_close(one: Tensor, other: Tensor) -> Tensor:
-    """Up to rounding; what is not finite is compared elsewhere."""
+    """Whether they are equal up to rounding; values that are not finite are compared elsewhere."""
     rounding = torch.finfo(one.dtype).eps ** 0.5  # of a product, whose kernel follows its size
     return ~((one - other).abs() > rounding * (1 + one.abs() + other.abs()))
 

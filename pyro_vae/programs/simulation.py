@@ -51,7 +51,7 @@ class Prior:
         return z, self.log_prob(z)
 
     def weighed(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws, and log p(y | z) of them in nats: their weights, if it is the prior that draws."""
+        """Draws, with log p(y | z) of each in nats: the log weights of draws of the prior."""
         run = self._run(num_particles)
         z = self._latents(run)
         if self.program.structure.enumerated:  # a discrete site was drawn, and is to be summed out

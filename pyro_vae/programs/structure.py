@@ -45,7 +45,7 @@ class Structure:
             broadcasting.
         global_sites: Global latent sites, shared by all data.
         global_start: A point near the middle of their prior, flat and unconstrained.
-        global_spread: Distance within which four in five prior draws are from there.
+        global_spread: Distance from there that four in five draws of the prior stay within.
         masked: Names of the latent sites with a mask around them or in them.
         determined: Names of the sites whose value follows from the others (`Delta`).
         observed: Names of the observed sites of a datum.

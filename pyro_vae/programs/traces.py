@@ -333,7 +333,7 @@ class Unobserved(Messenger):
 
 
 class Determined(Messenger):
-    """Takes a `Delta` site of a model for what it is: its value follows, it is no latent.
+    """Treats a `Delta` site of a model as deterministic: its value follows from other sites.
 
     Without this it would be a latent whose density is that of the point, in the unit of the site.
     """

@@ -115,15 +115,15 @@ def conditional(
 
     .. math:: \log p(y_A \mid y_B) = \log p(y_A, y_B) - \log p(y_B)
 
-    Both are estimated from draws of their own, each from a proposal that has seen what it needs,
-    so that the squares of the errors add.
+    Both are estimated from draws of their own, each from a proposal that has seen exactly
+    those entries, so that the squares of the errors add.
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
         guide: A guide that handles missing entries; `None` fits a Gaussian to every row.
         data: The batch tensor, or a tuple of them.
         columns: A, by position (over all axes of a datum) or by name; observed in every row.
-        on: B; all other columns by default. What is missing of them is not conditioned on.
+        on: B; all other columns by default. Missing entries among them are not conditioned on.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
         names: Names of the columns.
         given: Values of the global latent sites, by name.
@@ -138,8 +138,8 @@ def conditional(
         UserWarning: If some values cannot be trusted.
 
     Raises:
-        ValueError: If a column is unknown, in A and B, or of A and missing; or model or guide
-            refuse missing entries.
+        ValueError: If a column is unknown or in both A and B, if an entry of A is missing, or if
+            model or guide refuse missing entries.
 
     Example:
         >>> from pyro_vae import likelihoods, models
@@ -229,7 +229,7 @@ class ConditionalDensity(PerDatum):
         column: Name of the feature.
         grid: Values of the feature, `(points,)`, in its unit.
         density: `(rows, points)`, per unit of the feature (or probabilities), with the Monte
-            Carlo error of every point. Errors of neighbouring points go together.
+            Carlo error of every point. Errors of neighbouring points are correlated.
         evidence: Log density of what was observed, from the same weights: its effective sample
             size, Pareto k and doubts are those of the curve.
         given: Global sites that all numbers are conditional on, in words; empty if on nothing.

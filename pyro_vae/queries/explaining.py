@@ -38,9 +38,9 @@ class Explanation(Result):
     Arguments:
         traversal: The walks along the latents that it is read off.
         columns: Names of the columns.
-        effect: From the lowest to the highest level of each latent, `(latents, columns)`: of
-            numbers in standard deviations of the column, with sign; of categories the share of
-            probability that changes sides, with the sign of the second one where there are two.
+        effect: From the lowest to the highest level of each latent, `(latents, columns)`: for
+            numbers in standard deviations of the column, with sign; for categories the share of
+            probability that moves, with the sign of the second one where there are two.
         words: The same as text in the column's own units, `(latents, columns)`.
     """
 
@@ -56,7 +56,7 @@ class Explanation(Result):
 
     @property
     def telling(self) -> list[int]:
-        """Places of the latents that say something of the data."""
+        """Positions of the latents that are informative about the data."""
         nats = self.traversal.information.value.tolist()
         return [place for place, nat in enumerate(nats) if not nat < _SILENT]
 
@@ -67,7 +67,7 @@ class Explanation(Result):
         return [column for column in order if sizes[column] >= _SLIGHT][:_MOST]
 
     def summary(self) -> str:
-        """A line for each latent that says something: its information, and what it moves."""
+        """A line for each informative latent: its information, and the columns that it moves."""
         told = self.telling
         lines = [
             f"{self.traversal.labels[place]}: "
@@ -139,7 +139,8 @@ def explain(
         seed: Seed of the draws that the ranges are of.
 
     Returns:
-        Effects; the ends of the ranges are off by 0.4% of probability, as a standard error.
+        Effects. The ends of the ranges are quantiles of draws: their levels have a standard error
+        of 0.4%.
 
     Raises:
         ValueError: If data and programs do not fit together.

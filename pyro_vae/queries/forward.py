@@ -79,7 +79,7 @@ def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batc
 def drawn_missing(
     program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch
 ) -> Tensor:
-    """Draws from p(y | z) of entries that are missing, which may say what they would have been."""
+    """Draws of missing entries given z, and given that they are missing if that is informative."""
     sample = _own_methods(program).sample_missing
     if sample is not None:
         return sample(z, *batch[1:])

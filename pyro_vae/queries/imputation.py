@@ -4,8 +4,8 @@ r"""Missing entries, drawn given the observed ones.
 
 Latents are drawn from a proposal that has seen :math:`y_O`, weighted by
 :math:`p(y_O, z) / q(z \mid y_O)`, drawn again in proportion to their weights, and decoded with the
-noise of p(y | z). So the draws are those of the model and not of the guide: a guide that is off
-costs effective draws, which the result tells.
+noise of p(y | z). So the draws are those of the model and not of the guide: a poor guide only costs
+effective draws, and the result says how many are left.
 """
 
 import math
@@ -39,8 +39,8 @@ class Imputation(PerDatum):
 
     Arguments:
         draws: Completed data, `(samples, rows, *datum)`; observed entries are unchanged.
-        value: Mean of every entry given the observed ones, `(rows, *datum)`; of an observed entry
-            itself.
+        value: Mean of every entry given the observed ones, `(rows, *datum)`; for an observed entry,
+            that entry.
         error: Its Monte Carlo error; 0 for an observed entry.
         sd: Standard deviation of every entry given the observed ones, with its Monte Carlo error;
             0 for an observed one.
@@ -64,7 +64,7 @@ class Imputation(PerDatum):
     table: Columns | None = field(default=None, metadata={"axis": None})
 
     def interval(self, level: float = 0.95) -> Float[Tensor, "ends rows *datum"]:
-        """Lower and upper end of a central interval of every entry, that holds another draw.
+        """Ends of a central interval for every entry, which a further draw falls into.
 
         If the entry is one more draw beside K others, it lies between the i-th and the j-th
         smallest with probability (j - i) / (K + 1), exactly; levels in between are interpolated.
@@ -186,7 +186,7 @@ class Imputation(PerDatum):
         )
 
     def columns(self) -> dict[str, Tensor]:
-        """Mean and standard deviation of every entry, and what tells how far to trust them."""
+        """Mean and standard deviation of every entry, and how far they can be trusted."""
         return {
             "mean": self.value,
             "mean_error": self.error,
@@ -198,7 +198,7 @@ class Imputation(PerDatum):
     def plot(self) -> Any:
         """Data with holes and what was drawn for them; needs matplotlib.
 
-        Of a table a panel for each column with holes, in its own unit, with its name.
+        A table gets a panel for each column with holes, in its own unit.
         """
         from ..plots import plot_filled, plot_imputation
 
@@ -309,7 +309,7 @@ def _filled(
 def _filled_row(
     program: Program, block: WeightedDraws, row: Batch, place: int, num_samples: int, key: int
 ) -> _Filled:
-    """One row: a y for each weighted draw, and then new ones for those that are drawn again."""
+    """One row: a y for each weighted draw, and a new y for each draw that is resampled."""
     seeded(key)
     z, shares = block.z[:, place : place + 1], block.shares[:, place]
     again = torch.multinomial(shares, num_samples, replacement=True)

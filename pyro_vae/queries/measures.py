@@ -133,7 +133,7 @@ class MutualInformation:
         return self._finite(stats.mean_estimate(torch.stack(values)))
 
     def _finite(self, estimate: Estimate) -> Estimate:
-        """Warns of pairs some of whose data are explained by none of the latents."""
+        """Warns of pairs with a datum that none of the drawn latents explains."""
         lost = ~estimate.value.isfinite() | ~estimate.error.isfinite()
         pairs = int(lost.triu(diagonal=1).sum())
         if pairs > 0:
@@ -318,7 +318,7 @@ def dependence(
 
 
 def _nominal(model: ProgramLike) -> list[int]:
-    """Columns of a table that are categories without an order: their codes are no numbers."""
+    """Columns of a table that are categories without an order: their codes are not numbers."""
     if not isinstance(model, VAE) or not isinstance(model.likelihood, Mixed):
         return []
     return [place for place, part in enumerate(model.likelihood) if isinstance(part, Categorical)]

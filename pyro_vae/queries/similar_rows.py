@@ -83,8 +83,8 @@ def similarity(
     .. math:: \hat p(y_n, y_m) = \frac{1}{K} \sum_k \frac{p(z_k)\, p(y_n \mid z_k)\,
         p(y_m \mid z_k)}{q(z_k \mid y_n)}, \qquad z_k \sim q(z \mid y_n)
 
-    It costs draws x rows x others evaluations of p(y | z). Of two very different rows the draws for
-    one say little about the other, so that the value is very negative and not reliable.
+    It costs draws x rows x others evaluations of p(y | z). If two rows are very different, the
+    draws for one say little about the other, and the value is very negative and not reliable.
 
     Arguments:
         model: A Pyro program with one plate over data.

@@ -70,7 +70,7 @@ class Outliers(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """The doubts about log p, which cost power and not validity."""
+        """The doubts about log p; they reduce the power of the test, not its validity."""
         return self.log_p.doubts
 
     def columns(self) -> dict[str, Tensor]:
@@ -167,7 +167,7 @@ def outliers(
 
     Returns:
         Tail probabilities with their errors; call `flagged` for a decision. Where entries are
-        missing, the reference data are scored with the same ones missing, once a pattern.
+        missing, the reference data are scored with the same ones missing, once for each pattern.
 
     Raises:
         ValueError: If there is no reference datum, or the program cannot be simulated.

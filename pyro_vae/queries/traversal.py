@@ -162,7 +162,7 @@ class Traversal(Result):
     table: Columns | None = None
 
     def summary(self) -> str:
-        """The latents and what each says, the most informative first."""
+        """The latents and the information in each, the most informative first."""
         return f"decoded along {len(self.names)} latents: {', '.join(self.labels)}"
 
     def plot(
@@ -171,8 +171,8 @@ class Traversal(Result):
         """What is decoded along each latent; needs matplotlib.
 
         Arguments:
-            columns: Names of the columns that are drawn, of a table a panel each: by default those
-                that move most. For data that are no table, names of all features.
+            columns: Columns to draw, a panel each, for tables: by default those that move most. For
+                other data, names of all features.
             image_shape: Height and width, for images.
 
         Raises:
@@ -241,8 +241,8 @@ def traverse(
         seed: Seed of the draws that the quantiles are of.
 
     Returns:
-        What was decoded, where, and the order. Quantiles are those of 2,000 draws or more: their
-        level is off by 0.011 at most, as a standard error.
+        What was decoded, where, and the order. Quantiles are those of 2,000 draws or more: the
+        standard error of their level is at most 0.011.
 
     Raises:
         ValueError: If levels are no quantiles, `at` does not fit, or data and programs do not.

@@ -234,7 +234,8 @@ def mean_over_data(estimate: Estimate) -> Estimate:
         \text{error}^2 = \frac{1}{N^2} \sum_n \text{error}_n^2
 
     The error says how much other random draws would change the mean on the *same* data; use it to
-    compare two guides on one data set. :func:`population_mean` has the error from other data.
+    compare two guides on one data set. :func:`population_mean` has the error from the sample of
+    data.
 
     Arguments:
         estimate: Values and errors, each `(*batch,)`, one per datum.

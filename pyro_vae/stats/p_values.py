@@ -66,7 +66,7 @@ def energy_test(
     *,
     generator: torch.Generator | None = None,
 ) -> tuple[Estimate, float]:
-    r"""Tests whether two independent samples are of one distribution, by their energy distance.
+    r"""Tests whether two independent samples come from one distribution, by their energy distance.
 
     .. math:: \mathcal{E} = 2 \, \mathbb{E} |x - y| - \mathbb{E} |x - x'| - \mathbb{E} |y - y'| ,
         \qquad h = \mathcal{E} \,/\, 2 \, \mathbb{E} |x - y|

@@ -88,7 +88,7 @@ def require_few_objects(recorded: Any, tensors: dict[str, Tensor]) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its own header says, which is read alone."""
+    """Whether a safetensors file is as long as its header says; only the header is read."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -84,7 +84,7 @@ class Callback:
         """Called after every epoch and its validation."""
 
     def on_end(self, run: Run) -> None:
-        """When training has ended in any way, including an error."""
+        """Called when training has ended in any way, including an error."""
 
 
 class EarlyStopping(Callback):

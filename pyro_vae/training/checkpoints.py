@@ -6,7 +6,7 @@ tables of rows, the optimizer and the schedule, the random streams, the history,
 far, and what had been compiled. So a resumed run ends bit-identical to one that was never stopped.
 It also records the options, the data and the programs of the run; others are refused. Several
 processes write at the same step, and the first one writes what all of them have to the one file: so
-it is whole, or the one before.
+    the file is always complete: the new one or the old one.
 """
 
 import hashlib
@@ -86,7 +86,7 @@ class Keeper:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last one is old enough; the times of writing change no result."""
+        """Whether the last one is old enough; when it is written affects no result."""
         return time.perf_counter() - self._written >= self.checkpoint.seconds
 
     def write(self, state: Any) -> None:
@@ -165,7 +165,7 @@ class Keeper:
 
 
 def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
-    """What identifies a run: what all processes have, and where they differ that of each."""
+    """What identifies a run: what all processes share, and what each has where they differ."""
     names = {name: list(dict.fromkeys(one[name] for one in identities)) for name in identities[0]}
     return {"processes": str(len(identities))} | {n: " | ".join(v) for n, v in names.items()}
 

@@ -52,7 +52,7 @@ class Moved:
 class Collated:
     """A reader of a map-style torch data set, whose items are a tensor or several.
 
-    Numbers that are no tensors, such as NumPy's, have torch's default dtype if they are float64.
+    Numbers that are not tensors, such as NumPy's, get torch's default dtype if they are float64.
     """
 
     def __init__(self, dataset: TorchDataset[Any]) -> None:

@@ -430,7 +430,7 @@ class Training:
 
 
 def _overridden(event: str, callbacks: Sequence[Callback]) -> list[Callable[[Any], None]]:
-    """The methods for an event of those callbacks that have one: a step has no time to lose."""
+    """The methods of those callbacks that override an event, so that no others are called."""
     return [
         getattr(callback, event)
         for callback in callbacks
