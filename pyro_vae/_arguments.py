@@ -4,8 +4,8 @@ A public module ends with `check_public(globals())`. Each public function, class
 wrapped: the type of an argument is read from its annotation, and the range of a number from its
 name, since one word means one thing in every signature (`Annotated[int, Interval(2)]` sets another
 range). Values are normalized: a NumPy integer arrives as an `int`, a list of widths as the
-annotated tuple. A check costs a few microseconds; modules of the library import each other's
-functions before they are wrapped, so inner loops do not pay for it.
+annotated tuple. A check costs a few microseconds, and is made once: what a checked module passes on
+to another public function was checked when it came in, so calls within the library go through.
 
 Data are not checked here: batches are checked where they are read, and tensor arguments of methods
 by their owners.
@@ -416,6 +416,8 @@ def _evaluated(annotation: Any, module: str) -> Any:
 
 # From a signature to a wrapper
 
+_CHECKED: set[str] = set()  # packages and modules that check what they are given
+
 
 class _Reader:
     """Checks and normalizes the arguments of one function."""
@@ -531,6 +533,9 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        caller: str = sys._getframe(1).f_globals.get("__name__", "")
+        if ".".join(caller.split(".", 2)[:2]) in _CHECKED:
+            return function(*args, **kwargs)
         try:
             read = reader(args, kwargs)
         except _Misfit as misfit:
@@ -575,6 +580,7 @@ def check_public(namespace: dict[str, Any]) -> None:
     A function is replaced in the module that defines it too, so that it can be pickled. A class
     stays the same object, with a constructor and methods that check their arguments.
     """
+    _CHECKED.add(namespace["__name__"])
     for name, value in list(namespace.items()):
         origin = str(getattr(value, "__module__", ""))
         if name.startswith("_") or not origin.startswith(namespace["__name__"]):

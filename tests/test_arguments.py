@@ -207,6 +207,22 @@ def test_a_function_without_the_check_is_caught() -> None:
     assert "num_samples should be" in refusal(checked(double), "num_samples", 0)
 
 
+@pytest.mark.parametrize("module", ["__main__", "pyro_vae.sklearn", "pyro_vae.cli.options"])
+def test_calls_from_modules_that_check_nothing_are_checked(module: str) -> None:
+    """Callbacks and the command line pass new values; a checked module passes what was checked."""
+
+    def halved(num_samples: int) -> int:
+        return num_samples // 2
+
+    def called_from(name: str) -> Callable[..., int]:
+        namespace = {"__name__": name, "halved": checked(halved)}
+        return eval("lambda number: halved(number)", namespace)
+
+    assert called_from("pyro_vae.evidence.weights")(0) == 0
+    with pytest.raises(ValueError, match="num_samples should be"):
+        called_from(module)(0)
+
+
 def test_wrapping_twice_changes_nothing() -> None:
     """A module may be public under two names: the second finds the work done."""
     before = pv.evidence.elbo
