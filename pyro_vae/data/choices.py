@@ -26,10 +26,18 @@ from .kinds import (
     drop_it,
     listed,
 )
-from .times import days, patterns_of
+from .times import are_times, days, patterns_of
 
 _COUNTING = re.compile(r"(^|[_ .])(n|num|number|count|counts|visits)([_ .]|$)", re.IGNORECASE)
-_NAMING = re.compile(r"(^|[_ .-])(id|uid|uuid|nr|no|index|key)$|[a-z](ID|Id)$", re.IGNORECASE)
+_NAMING = re.compile(
+    r"(^|[_ .-])(id|ids|uid|uuid|nr|no|index|key|rownames|barcode|mrn|ssn|phone)$|[a-z](ID|Id)$"
+    r"|^(patient|subject|participant|sample|specimen|record|account|customer|order|invoice|serial)"
+    r"([_ .-]?(id|nr|no|number|num))?$",
+    re.IGNORECASE,
+)
+_PAIR = re.compile(r"[\[(]?\s*[\d.]+\s*[-/x:;,|\u2013]\s*[\d.]+\s*[\])]?")
+_MOST_PAIRS = 10  # different ones, up to which they may be groups, such as 20-29
+_ANSWERS = {"y": "yes", "n": "no", "t": "true", "f": "false"}
 _SHOWN = 3  # cells named in a message
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231
 _YEARS = (1800, 2100)  # whole numbers in between may be years
@@ -38,6 +46,8 @@ _BETWEEN = 3.29  # standard deviations of a Gaussian between the outer two
 _FAR_FROM_ZERO = 2.33  # standard deviations, beyond which lies 1% of a Gaussian
 _FEW_VALUES = 3  # others, below which -1 beside 1 is a code of its own
 _FEW_CODES = 10  # different whole numbers, up to which they may stand for words
+# Of surveys, well logs, netCDF files, and the ends of integer types.
+_FILLS = (-1, -9, -999.25, 1e20, 9.96921e36, 1e30, -1e30, -32768, 32767, 65535, 2**31 - 1, -(2**31))
 
 
 class Choice(NamedTuple):
@@ -59,6 +69,7 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     if raw.categories is None:
         _refuse_times(name, raw)
         _refuse_mixed(name, raw)
+        _refuse_pairs(name, raw)
     if raw.categories is not None or raw.holds is Holds.WORDS:
         entries = raw.categories or sorted(set(found.tolist()))
         kind = Binary if len(entries) == 2 else Categories
@@ -111,7 +122,7 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
     """Refuses dates and times, which have no likelihood; 20240131 may be a number."""
     known, dated = raw.values[~raw.missing].tolist(), raw.holds is Holds.TIMES
     if raw.holds is Holds.WORDS:
-        dated = bool(patterns_of(known))
+        dated = bool(patterns_of(known)) or are_times(known)
     elif raw.whole and known and min(known) >= _FIRST_DAY and max(known) <= _LAST_DAY:
         words = [f"{value:.0f}" for value in known]
         dated = patterns_of(words) == ["%Y%m%d"] and all(map(_is_day, words))
@@ -157,6 +168,20 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
         )
 
 
+def _refuse_pairs(name: str, raw: RawColumn) -> None:
+    """Refuses two numbers per entry, such as 120/80, unless they are a few groups."""
+    if raw.holds is not Holds.WORDS:
+        return
+    known = raw.values[~raw.missing].tolist()
+    pairs = [word for word in known if _PAIR.fullmatch(word)]
+    if len(set(pairs)) > _MOST_PAIRS and 10 * len(pairs) >= 9 * len(known):
+        raise ValueError(
+            f"column '{name}' holds two numbers per entry ({listed(sorted(set(pairs))[:_SHOWN])}, "
+            f"...): write them into two columns, or {drop_it(name)}; if they are words, set its "
+            f"kind: kinds={{'{name}': Categories}}, --kinds {name}=Categories"
+        )
+
+
 def _cells(raw: RawColumn) -> list[str]:
     return ["" if word is None else str(word).strip() for word in raw.values]
 
@@ -191,6 +216,7 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
 def _warn_of_words(name: str, raw: RawColumn) -> None:
     """Warns of `?` and the like among words, but not in a column of signs such as + and -."""
     words, times = np.unique(raw.values[~raw.missing].astype(str), return_counts=True)
+    _warn_of_spellings(name, words.tolist())
     marks = np.array([stands_for_missing(word) for word in words], dtype=bool)
     if not any(letter.isalnum() for word in words[~marks] for letter in word):
         return
@@ -204,10 +230,31 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
         )
 
 
+def _warn_of_spellings(name: str, words: list[str]) -> None:
+    """Names categories that differ in case or spaces only, or are yes and y."""
+    spellings: dict[str, list[str]] = {}
+    for word in words:
+        plain = " ".join(word.lower().split())
+        spellings.setdefault(plain, []).append(word)
+    for short, long in _ANSWERS.items():
+        if short in spellings and long in spellings:
+            spellings[long] += spellings.pop(short)
+    several = [" and ".join(map(repr, same)) for same in spellings.values() if len(same) > 1]
+    if several:
+        warn_of_column(
+            name,
+            f"column '{name}' holds {', '.join(several[:_SHOWN])}"
+            f"{', ...' * (len(several) > _SHOWN)}, which are taken for different categories: write "
+            f"them alike, if they are the same; else say kinds={{'{name}': Categories}}, "
+            f"--kinds '{name}=Categories'",
+        )
+
+
 def _warn_of_numbers(name: str, raw: RawColumn) -> None:
     """Warns of -999 and the like, if far from all other numbers, or the only one below 0."""
     values, times = np.unique(raw.values[~raw.missing], return_counts=True)
     marks = np.array([_is_mark(value) for value in values], dtype=bool)
+    marks |= np.isclose(values[:, None], _FILLS, rtol=1e-6, atol=0).any(axis=1)
     if not marks.any() or (~marks).sum() < _FEW_VALUES:
         return
     low, high = values[~marks].min(), values[~marks].max()
@@ -230,8 +277,7 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
 
 def _is_mark(value: float) -> bool:
     digits = f"{abs(value):.10g}".replace(".", "")
-    alike = len(digits) > 1 and set(digits) in ({"9"}, {"8"})
-    return alike or value in (-1, -9, -999.25)  # the last: of well logs
+    return len(digits) > 1 and set(digits) in ({"9"}, {"8"})
 
 
 def said_to_be_words(kind: Kind | type[Kind] | None) -> bool:

@@ -1,10 +1,12 @@
 r"""The type of a column whose entries are strings, from a text file or a data frame.
 
 A column is numeric if nine in ten of its entries are numbers, or all but one: `1.5`, `1,5`,
-`1,234`, `1 234`, `46%`, `$46`, `46 kW` (with the same unit throughout). The few others, such as
-`<47`, are treated as missing, with a warning that lists their lines; so are marks such as `?` and
-`n.d.` in up to half of the entries. A column of `true` and `false` is boolean. Any other column
-consists of words, and :mod:`pyro_vae.data.tables` refuses it if some of them are numbers.
+`1,234`, `1 234`, `1.2 x 10^3`, `46%`, `$46`, `46 kW` (with the same unit throughout), `(46)` among
+positive numbers and `46-`, which are negative in accounts, `4.6 ± 0.1` (without the error, with a
+warning). The few others, such as `<47`, are treated as missing, with a warning that lists their
+lines; so are marks such as `?` and `n.d.`, and a spreadsheet's errors, in up to half of the
+entries. A column of `true` and `false` is boolean. Any other column consists of words, and
+:mod:`pyro_vae.data.tables` refuses it if some of them are numbers.
 """
 
 import re
@@ -23,12 +25,25 @@ _LEADING_ZERO = re.compile(r"0\d+")
 WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
 _DOTTED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{2,3})*,\d{3}(\.\d*)?")  # of two digits in India
 _SPACED = re.compile(r"[+-]?\d{1,3}([ \u00a0\u202f'\u2019]\d{3})+([.,]\d*)?")
-_WITH_UNIT = re.compile(
-    r"([$€£]?)\s*([+-]?[\d.,]+(?:[eE][+-]?\d+)?)\s*([%$€£]|[°µA-Za-z][\w°µ/^*-]*)?"
+_CURRENCY = (
+    r"(?:US|CA|AU|A|C|R)?\$|[€£¥₹₩₽₺₪฿₫₴]|Rs\.?|kr\.?|(?:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|"
+    r"DKK|PLN|BRL|MXN|ZAR|KRW)\b"
 )
-_MARKS = {*MISSING, "?", "-", "--", "*", ".", "n.d.", "nd", "n.a.", "missing", "unknown"}
+_WITH_UNIT = re.compile(
+    rf"([+-]?)\s*({_CURRENCY}|)\s*([+-]?[\d.,]+(?:[eE][+-]?\d+)?)"
+    rf"\s*([%‰]|{_CURRENCY}|/?[°µμΩA-Za-z][\w°µμΩ²³/^*·-]*)?"
+)
+_IN_PARENTHESES = re.compile(r"\((.*\d.*)\)")
+_MINUS_AT_END = re.compile(r"([^-]*\d)\s*-")
+_TIMES_TEN = re.compile(r"([\d.,]+)\s*[x\u00d7*·]\s*10(?:\^|\*\*)([+-]?\d+)")
+_SUPERSCRIPTS = re.compile("[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_PLAIN_SCRIPTS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+_WITH_ERROR = re.compile(r"([^±]*\d)(?:\s*(?:±|\+/-|\+-)\s*[\d.,]+|\(\d+\))(\s*\D*)")
+_ERRORS = {"#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!"}  # of spreadsheets
+_MARKS = {*MISSING, *_ERRORS, "?", "-", "--", "---", "*", ".", "n.d.", "nd", "n.a.", "missing"}
+_MARKS |= {"unknown"}
 _CODES = {"nd", "*"}  # marks among numbers that are words in their own right elsewhere
 _ODD = 0.1  # share of a column of numbers that may be none, such as `<47`
 _SHOWN = 4  # cells named in a warning
@@ -63,6 +78,7 @@ def entries_of(
         return _booleans(cells) or words_of(cells)
     _warn_of_odd(name, cells, values, where)
     _warn_of_codes(name, plain, where)
+    _warn_of_errors(name, cells, where)
     return _numbers(plain, values)
 
 
@@ -172,7 +188,8 @@ def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
 
 def _numerals(cells: Sequence[str], *, comma: bool) -> list[str]:
     """The cells of a column with its numbers in Python's notation."""
-    bare = [_ungrouped(cell) for cell in _without_units(cells)]
+    exact = _without_errors([_scientific(cell) for cell in cells])
+    bare = [_ungrouped(cell) for cell in _without_units(_signed(exact))]
     points = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in bare)
     commas = [c for c in bare if _DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c)]
     # In quotes, between commas, too: 46,0 is no thousands.
@@ -180,16 +197,52 @@ def _numerals(cells: Sequence[str], *, comma: bool) -> list[str]:
     return [_plain(cell, comma=comma, dotted=comma and not points) for cell in bare]
 
 
+def _scientific(cell: str) -> str:
+    """`1.2e-3` in place of `1.2 x 10^-3` and of `1.2·10⁻³`."""
+    if "10" not in cell:
+        return cell
+    raised = _SUPERSCRIPTS.sub(lambda found: "^" + found[0].translate(_PLAIN_SCRIPTS), cell)
+    return _TIMES_TEN.sub(r"\1e\2", raised) if _TIMES_TEN.search(raised) else cell
+
+
+def _with_errors(cells: Sequence[str]) -> list[re.Match[str] | None]:
+    """Parts of `4.6 ± 0.1` and `4.6(1)`, if more than half of the cells are written so."""
+    found = [_WITH_ERROR.fullmatch(cell) for cell in cells]
+    known = sum(not is_missing(cell) for cell in cells)
+    return found if 2 * sum(map(bool, found)) > known else [None] * len(cells)
+
+
+def _without_errors(cells: Sequence[str]) -> list[str]:
+    parts = zip(_with_errors(cells), cells, strict=True)
+    return [cell if found is None else found[1] + found[2] for found, cell in parts]
+
+
+def _signed(cells: Sequence[str]) -> list[str]:
+    """A minus in front, in place of one at the end, or of parentheses that not all cells have."""
+    inside = [_IN_PARENTHESES.fullmatch(cell) for cell in cells]
+    known = sum(not is_missing(cell) for cell in cells)
+    accounts = 0 < sum(map(bool, inside)) < known
+    found = [
+        (m if accounts else None) or _MINUS_AT_END.fullmatch(cell)
+        for m, cell in zip(inside, cells, strict=True)
+    ]
+    return [
+        f"-{m[1].strip()}" if m and _WITH_UNIT.fullmatch(m[1].strip()) else cell
+        for m, cell in zip(found, cells, strict=True)
+    ]
+
+
 def _without_units(cells: Sequence[str]) -> list[str]:
     """Numbers in place of `46%`, `$46` and `46 kW`, where more than half have the same unit."""
-    matches = [_WITH_UNIT.fullmatch(cell) for cell in cells]
-    units = Counter((m[1], m[3]) for m in matches if m)
+    matches = [_WITH_UNIT.fullmatch(cell.replace("\u2212", "-")) for cell in cells]
+    units = Counter((m[2], m[4]) for m in matches if m)
     known = sum(not is_missing(cell) for cell in cells)
     (unit, times), *_ = units.most_common(1) or [(("", None), 0)]
     if unit == ("", None) or 2 * times <= known:
         return list(cells)
     return [
-        m[2] if m and (m[1], m[3]) == unit else cell for m, cell in zip(matches, cells, strict=True)
+        m[1] + m[3] if m and (m[2], m[4]) == unit else cell
+        for m, cell in zip(matches, cells, strict=True)
     ]
 
 
@@ -215,6 +268,17 @@ def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str])
             f"{name} holds numbers that start with 0, such as {cells[codes[0]]!r} in "
             f"{where(codes[0])}: if they are codes, say that they are words (kinds=, --kinds "
             "COLUMN=Categories), or drop the column",
+        )
+
+
+def _warn_of_errors(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+    found = [place for place, parts in enumerate(_with_errors(cells)) if parts]
+    if found:
+        warn_of_column(
+            name.rpartition("column ")[2].strip("'"),
+            f"{name} holds numbers with their errors, such as {cells[found[0]]!r} in "
+            f"{where(found[0])}: the errors are left out; put them into a column of their own, if "
+            "the model should see them",
         )
 
 

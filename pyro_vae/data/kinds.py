@@ -168,7 +168,7 @@ def _words_of(raw: RawColumn) -> list[str | None]:
 def _pattern_of(name: str, raw: RawColumn) -> str:
     patterns = patterns_of([word for word in _words_of(raw) if word is not None])
     if len(patterns) != 1:
-        known = f"{len(patterns)} ways ({', '.join(patterns)})" if patterns else "no way"
+        known = f"{len(patterns)} ways ({', '.join(patterns)})" if patterns else "no one way"
         raise ValueError(
             f"column '{name}' should hold dates or times ({_places(raw.values, ~raw.missing)}), "
             f"but there is {known} to read them: write them as 2024-12-31, or 2024-12-31 23:59"

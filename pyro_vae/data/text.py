@@ -8,6 +8,9 @@ are classified:
 | --- | --- |
 | `# ...`, `sep=;` | skipped, except for names after a `#` that fit the columns |
 | lines of fewer cells at the top, or of one cell at the bottom | notes, skipped |
+| a last line that begins with `Total`, `Mean` and its like | a summary, skipped |
+| the names once more, as where files were joined | skipped |
+| columns without a name and without entries | left out |
 | a first line with a word above numbers, or with words only | column names |
 | numbers rising or falling from left to right, far from those below, or in equal steps | names |
 | one or two further lines of words above numbers | units, skipped |
@@ -47,6 +50,12 @@ GZIP_MAGIC = b"\x1f\x8b"
 SEPARATORS = ";\t,|"  # the first of equals: a comma may be a decimal one
 UNNAMED = ("", "Unnamed: 0")  # of a first column: as spreadsheets and R, and as pandas have it
 _NO_UNIT = {"-", "1", "text"}  # above a number without one, as CF has it, or above words
+_NO_TABLE = re.compile(r"\s*(<(!doctype|html|\?xml)|\{\s*\"|\[\s*[\[{\"])", re.IGNORECASE)
+_ZIP_MAGIC = b"PK\x03\x04"
+_SUMMARY = re.compile(
+    r"(grand |sub)?(total|sum|mean|average|median|std|stdev|count|summe|gesamt|mittelwert)s?:?",
+    re.IGNORECASE,
+)
 _SAMPLED = 200  # lines looked at to find the separator and the header
 _SHOWN = 4  # cells named in a warning
 
@@ -123,7 +132,13 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
     Raises:
         ValueError: If it is not text, has no rows, or has lines of different lengths.
     """
-    lines = _decoded(path).split("\n")
+    text = _decoded(path)
+    if _NO_TABLE.match(text):
+        raise ValueError(
+            f"'{path}' holds HTML, XML or JSON, not lines of cells: download the table itself, or "
+            "read it with pandas (read_json, read_html) and pass the data frame"
+        )
+    lines = text.split("\n")
     skipped, said = _preamble(lines)
     separator = layout.separator or said or _separator(lines[skipped:])
     found = _between_notes(path, _cut(path, lines, skipped, separator))
@@ -141,7 +156,13 @@ def _cut(
     """Cells by line, without empty lines; if strict, an unclosed quotation mark is an error."""
     found, last = [], skipped
     ended = [line + "\n" for line in lines[skipped:]]  # quoted cells may have several lines
-    reader = csv.reader(ended, delimiter=separator, skipinitialspace=True, strict=strict)
+    reader = csv.reader(
+        ended,
+        delimiter=separator,
+        quotechar=_quote(lines[skipped:], separator),
+        skipinitialspace=True,
+        strict=strict,
+    )
     try:
         for cells in reader:
             last = skipped + reader.line_num
@@ -159,6 +180,15 @@ def _cut(
     return found
 
 
+def _quote(lines: Sequence[str], separator: str) -> str:
+    """The quotation mark: a single one where most lines have cells in these, and none in others."""
+    sample = [line for line in lines[:_SAMPLED] if line.strip()]
+    ends = re.escape(separator)
+    single = re.compile(rf"(^|{ends})\s*'[^']*'\s*({ends}|$)")
+    quoted = sum(bool(single.search(line)) for line in sample)
+    return "'" if 2 * quoted > len(sample) and not any('"' in line for line in sample) else '"'
+
+
 def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
     """The lines of the table, without notes of an instrument above and below it."""
     found = list(found)
@@ -169,16 +199,22 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
     if not found:
         return found
     width, _ = Counter(len(cells) for _, cells in found).most_common(1)[0]
-    head = next(place for place, (_, cells) in enumerate(found) if len(cells) == width)
+    comments = [line for line in found if len(line[1]) != width and line[1][0].startswith("#")]
+    found = [line for line in found if line not in comments] if comments else found
+    head = next(
+        place
+        for place, (_, cells) in enumerate(found)
+        if len(cells) == width and not (width > 2 and _is_title(cells))
+    )
     if head == 1 and 2 <= len(found[0][1]) == width - 1:  # names, but for that of the index
         head = 0
     names = [number(cell, comma=True) is None for cell in found[head][1]]
     if not all(names) or any(len(cells) > width for _, cells in found[:head]):
         head = 0
     foot = len(found)
-    while foot > head + 1 and width > 2 and _is_note(found[foot - 1][1]):
+    while foot > head + 1 and width > 2 and _is_note([cells for _, cells in found[:foot]]):
         foot -= 1
-    notes = found[:head] + found[foot:]
+    notes = found[:head] + found[foot:] + comments
     if notes:
         shown = ", ".join(f"line {line} ({_shown(cells)})" for line, cells in notes[:_SHOWN])
         _say(path, f"{shown}{', ...' * (len(notes) > _SHOWN)}: taken for notes around the table, "
@@ -186,9 +222,21 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
     return found[head:foot]
 
 
-def _is_note(cells: list[str]) -> bool:
-    """Whether a line is a note: one cell of words, and not a row that broke off."""
-    return len(cells) == 1 and number(cells[0], comma=True) is None and len(cells[0]) > 1
+def _is_title(cells: list[str]) -> bool:
+    """Whether a line has words in its first cell only, or nothing."""
+    return number(cells[0], comma=True) is None and not any(cells[1:])
+
+
+def _is_note(rows: list[list[str]]) -> bool:
+    """Whether the last line is a note or a summary: words that begin no other line.
+
+    One cell is no row that broke off if it has words.
+    """
+    cells, above = rows[-1], rows[:-1]
+    if len(cells) == 1:
+        return number(cells[0], comma=True) is None and len(cells[0]) > 1
+    said = (_is_title(cells) and len(cells[0]) > 1) or bool(_SUMMARY.fullmatch(cells[0]))
+    return said and all(row[0] != cells[0] for row in above)
 
 
 def _names_in_comment(
@@ -217,7 +265,9 @@ def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
 
 def _decoded(path: Path) -> str:
     content = uncompressed(path)
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if content.startswith(_ZIP_MAGIC):
+        encodings = []
+    elif content.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings = ["utf-16"]
     elif b"\0" in content[:2]:  # UTF-16 without a mark at its start
         encodings = ["utf-16-le" if content[1:2] == b"\0" else "utf-16-be"]
@@ -230,7 +280,11 @@ def _decoded(path: Path) -> str:
             continue
         if "\0" not in text:
             return text.replace("\r\n", "\n").replace("\r", "\n")
-    raise ValueError(f"'{path}' is not a csv file: expected text in UTF-8, UTF-16 or Windows-1252")
+    workbook = content.startswith(_ZIP_MAGIC)
+    raise ValueError(
+        f"'{path}' is not a csv file: expected text in UTF-8, UTF-16 or Windows-1252"
+        + ", got a workbook or an archive: save its sheet as csv" * workbook
+    )
 
 
 def _separator(lines: Sequence[str]) -> str:
@@ -252,8 +306,7 @@ def _below_names(
     path: Path, found: list[tuple[int, list[str]]], layout: Layout, *, comma: bool
 ) -> Cells:
     lines, rows = [line for line, _ in found], [cells for _, cells in found]
-    if len(rows) > 1 and len(rows[0]) > 1 and not any(row[-1] for row in rows):
-        rows = [row[:-1] for row in rows]  # every line ends with a separator
+    rows = _without_empty_columns(rows)
     header = layout.header
     if header is None and rows:
         header = _is_header(path, rows, comma=comma)
@@ -261,6 +314,8 @@ def _below_names(
         rows[0] = ["", *rows[0]]
     _check_widths(path, lines, rows, header=bool(header))
     start = int(bool(header))
+    if header:
+        lines, rows = _without_repeated_names(path, lines, rows)
     # Loggers write how each column was averaged below its unit.
     while (
         1 <= start <= 2
@@ -278,6 +333,30 @@ def _below_names(
         rows[start:] = [[layout.emptied(cell) for cell in row] for row in rows[start:]]
     cells = Cells(names, rows[start:], lines[start:], comma)
     return _without_index(cells) if header and rows[0][0] in UNNAMED else cells
+
+
+def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
+    """Leaves out columns without name and entries, such as behind a separator at a line's end."""
+    widths = Counter(map(len, rows))
+    if len(rows) > 1 and widths == {len(rows[0]): 1, len(rows[0]) + 1: len(rows) - 1}:
+        rows = [[*rows[0], ""], *rows[1:]] if not any(row[-1] for row in rows[1:]) else rows
+    if len(rows) < 2 or len(set(map(len, rows))) > 1:
+        return rows
+    used = [place for place in range(len(rows[0])) if any(row[place] for row in rows)]
+    return rows if len(used) == len(rows[0]) else [[row[place] for place in used] for row in rows]
+
+
+def _without_repeated_names(
+    path: Path, lines: list[int], rows: list[list[str]]
+) -> tuple[list[int], list[list[str]]]:
+    """Leaves out the names where they stand again, as in files that were put together."""
+    again = [place for place, row in enumerate(rows) if place and row == rows[0]]
+    if not again or len(rows[0]) < 2:
+        return lines, rows
+    shown = ", ".join(f"line {lines[place]}" for place in again[:_SHOWN])
+    _say(path, f"{shown}{', ...' * (len(again) > _SHOWN)}: the names once more, skipped")
+    kept = [place for place in range(len(rows)) if place not in set(again)]
+    return [lines[place] for place in kept], [rows[place] for place in kept]
 
 
 def _has_names_of_rows(rows: list[list[str]]) -> bool:

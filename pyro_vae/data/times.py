@@ -21,6 +21,13 @@ _LIKE_A_TIME = re.compile(
     r"\d[-/.:]\d|\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|^\d{8}$", re.IGNORECASE
 )
 _DAY = timedelta(days=1)
+_ODD = 0.1  # share of entries that may not be times, as for numbers
+_SAMPLED = 200  # entries looked at for formats that differ
+_ELAPSED = {
+    "[h]:mm": re.compile(r"(\d+):([0-5]\d)"),
+    "[h]:mm:ss": re.compile(r"(\d+):([0-5]\d):([0-5]\d)"),
+}
+"""Durations of more than a day, in the notation of spreadsheets."""
 
 
 def patterns_of(words: Sequence[str]) -> list[str]:
@@ -35,11 +42,26 @@ def patterns_of(words: Sequence[str]) -> list[str]:
     like = [word for word in words if _LIKE_A_TIME.search(word)]
     if 2 * len(like) <= len(words):
         return []
-    found = _patterns(like[0]) or _patterns(like[len(like) // 2])  # the first may be the odd one
-    read = {pattern: sum(days(word, pattern) is None for word in words) for pattern in found}
-    fewest = min(read.values(), default=0)
-    few = fewest <= max(len(words) > 2, 0.1 * len(words))  # as for numbers
-    return [pattern for pattern, odd in read.items() if few and odd == fewest]
+    # The first may be the odd one; hours above 23 are elapsed ones.
+    found = _patterns(like[0]) or _patterns(like[len(like) // 2])
+    for candidates in (found, list(_ELAPSED)):
+        read = {p: sum(days(word, p) is None for word in words) for p in candidates}
+        fewest = min(read.values(), default=0)
+        if read and fewest <= max(len(words) > 2, _ODD * len(words)):
+            return [pattern for pattern, odd in read.items() if odd == fewest]
+    return []
+
+
+def are_times(words: Sequence[str]) -> bool:
+    """Whether nearly all entries are dates or times, perhaps in several formats.
+
+    Example:
+        >>> are_times(["2024-05-01", "5/20/2024", "2024-05-03"]), are_times(["a-1", "b-2"])
+        (True, False)
+    """
+    sample = words[:_SAMPLED]
+    odd = sum(not (_LIKE_A_TIME.search(word) and _patterns(word)) for word in sample)
+    return bool(sample) and odd <= _ODD * len(sample)
 
 
 def _patterns(word: str) -> list[str]:
@@ -61,6 +83,14 @@ def days(word: str, pattern: str) -> float | None:
         >>> days("1970-01-03 12:00", "%Y-%m-%d %H:%M"), days("06:00", "%H:%M")
         (2.5, 0.25)
     """
+    if pattern in _ELAPSED:
+        parts = _ELAPSED[pattern].fullmatch(word)
+        units = (24, 24 * 60, 24 * 60 * 60)  # hours, minutes and seconds of a day
+        return (
+            sum(int(n) / unit for n, unit in zip(parts.groups(), units, strict=False))
+            if parts
+            else None
+        )
     try:
         read = datetime.strptime(word, pattern)
     except ValueError:
@@ -86,6 +116,8 @@ def _step(pattern: str) -> int | float:
 
 def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | None]:
     """Days formatted as dates or times, None where one is missing."""
+    if pattern in _ELAPSED:
+        return [None if np.isnan(value) else _elapsed(value, pattern) for value in values.tolist()]
     zone, step = UTC if "%z" in pattern else None, _step(pattern)
     # Rounded, so that 11:59:59.9999997 is noon, and a day before 12 that day.
     times = [
@@ -95,3 +127,13 @@ def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | No
         for value in values
     ]
     return [None if t is None else t.replace(tzinfo=zone).strftime(pattern) for t in times]
+
+
+def _elapsed(value: float, pattern: str) -> str:
+    """Days as hours, minutes and perhaps seconds; rounded, and not below 0."""
+    units = 24 * 60 * (60 if pattern.endswith("ss") else 1)
+    rest, parts = max(0, round(value * units)), []
+    for _ in range(pattern.count(":")):
+        rest, part = divmod(rest, 60)
+        parts.append(f"{part:02d}")
+    return ":".join([str(rest), *reversed(parts)])

@@ -1,10 +1,9 @@
-"""Texts as people and instruments write them: read right, or refused with a remedy."""
+"""Columns of texts and frames: read as what they hold, or refused by name with a remedy."""
 
-import gzip
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,137 +13,8 @@ import pytest
 import torch
 
 from pyro_vae import data
-from pyro_vae.data import Columns, Layout, Real, Time, describe, read_frame, read_table
-from pyro_vae.data.text import columns_of_text
-
-NUMBERS = np.random.default_rng(0).normal(2.0, 0.1, (30, 3)).round(3)
-COUNTS = np.random.default_rng(0).poisson(20.0, (30, 3))
-GUESSED = pytest.mark.filterwarnings("ignore:.* is taken for")
-ODD = pytest.mark.filterwarnings("ignore:.* holds numbers, but")
-
-
-def lines(values: Any, separator: str = ",") -> str:
-    """Rows of a text."""
-    return "".join(separator.join(map(str, row)) + "\n" for row in np.asarray(values).tolist())
-
-
-def frame_of(folder: Path, text: str | bytes, layout: Layout = Layout()) -> pd.DataFrame:  # noqa: B008
-    """What a text is read as."""
-    path = folder / "y.csv"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    frame = read_frame(path, layout)
-    assert isinstance(frame, pd.DataFrame)
-    return frame
-
-
-def column_of(folder: Path, cells: Sequence[str]) -> pd.Series:
-    """What a column `a` is read as, beside one of numbers."""
-    quoted = "".join(f'{i % 7}.5,"{cell}"\n' for i, cell in enumerate(cells))
-    return frame_of(folder, "z,a\n" + quoted)["a"]
-
-
-@GUESSED
-@pytest.mark.parametrize(
-    ("names", "values"),
-    [
-        ("0,1,2", NUMBERS),  # as pandas names columns without names
-        ("400,402,404", NUMBERS),  # wavelengths
-        ("400.5,402.25,404.0", NUMBERS),
-        ("9.98,9.96,9.94", NUMBERS),  # parts per million fall
-        ("-1.5,0.0,1.5", NUMBERS + 10),
-        ("2019,2020,2021", COUNTS),
-        ("2021,2020,2019", COUNTS),
-        ("0,1,2", COUNTS),
-        ("10,20,30,40,50", np.hstack([COUNTS, COUNTS[:, :2]])),  # equal steps, amid the numbers
-        ("400nm,402nm,404nm", NUMBERS),
-        ("1_1,1_2,2_1", NUMBERS),
-        ("a,inf,nan", NUMBERS),
-    ],
-)
-def test_names_that_are_numbers(names: str, values: Any, tmp_path: Path) -> None:
-    """No first line of names becomes a row, and with an index neither."""
-    frame = frame_of(tmp_path, f"{names}\n{lines(values)}")
-    assert list(frame.columns) == names.split(",")
-    np.testing.assert_array_equal(frame.to_numpy(), values)
-    indexed = lines(np.hstack([np.arange(30)[:, None].astype(object), values.astype(object)]))
-    assert list(frame_of(tmp_path, f",{names}\n{indexed}").columns) == names.split(",")
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        NUMBERS,
-        COUNTS,
-        np.arange(40).reshape(8, 5),  # every row in equal steps
-        np.vstack([[0.0, 1.0, 5.0], np.cumsum(np.ones((20, 3)), axis=0) / 10 + [0, 1, 5]]),
-        np.vstack([[1, 2, 3], COUNTS % 9]),
-        np.vstack([[0, 1], COUNTS[:, :2] % 2]),
-    ],
-)
-def test_a_first_row_is_a_row(values: Any, tmp_path: Path) -> None:
-    """The wrong twin: rows that rise, series that start lowest, without names."""
-    np.testing.assert_array_equal(frame_of(tmp_path, lines(values)).to_numpy(), values)
-
-
-def test_names_that_were_guessed_are_said(tmp_path: Path) -> None:
-    """With the remedy that overrules them, which works."""
-    text = f"0,1,2\n{lines(COUNTS)}"
-    with pytest.warns(UserWarning, match=r"the first line \('0', '1', '2'\) .* header=False, --no"):
-        frame_of(tmp_path, text)
-    assert len(frame_of(tmp_path, text, Layout(header=False))) == 31
-    assert len(frame_of(tmp_path, text, Layout(header=True))) == 30
-    text = f"a,b,c\nmm,kg,s\n{lines(NUMBERS)}"
-    with pytest.warns(UserWarning, match=r"line 2 \('mm', 'kg', 's'\) is taken for units"):
-        frame_of(tmp_path, text)
-
-
-@pytest.mark.parametrize(
-    ("first", "index"),
-    [
-        (",", range(30)),
-        ("Unnamed: 0,", range(30)),
-        ('"",', range(1, 31)),  # as R writes it
-        ("", range(1, 31)),  # as R's write.table does, with a name less than there are columns
-        ("", [f"car {i}" for i in range(30)]),
-        (",", range(7, 607, 20)),  # rows left over from a longer table
-        (",", [f"gene{i}" for i in range(30)]),
-    ],
-)
-def test_indices_are_left_out(first: str, index: Sequence[Any], tmp_path: Path) -> None:
-    """First columns without a name, whose entries all differ."""
-    rows = "".join(f"{i},{row}\n" for i, row in zip(index, lines(NUMBERS).split(), strict=True))
-    frame = frame_of(tmp_path, f"{first}a,b,c\n{rows}")
-    assert list(frame.columns) == ["a", "b", "c"]
-    np.testing.assert_array_equal(frame.to_numpy(), NUMBERS)
-
-
-def test_a_first_column_that_is_no_index_stays(tmp_path: Path) -> None:
-    """The wrong twin: it has a name, or entries that come again, or numbers."""
-    assert "a" in frame_of(tmp_path, "a,b\n" + lines(np.c_[np.arange(30), NUMBERS[:, 0]]))
-    words = "".join(f"{'xy'[i % 2]},{x}\n" for i, x in enumerate(NUMBERS[:, 0]))
-    assert list(frame_of(tmp_path, ",b\n" + words)["0"][:2]) == ["x", "y"]
-    assert len(frame_of(tmp_path, ",b\n" + lines(NUMBERS[:, :2])).columns) == 2
-
-
-@GUESSED
-@pytest.mark.parametrize(
-    "units",
-    ["mm,kg,", "(mm),[kg],", "mm,-,text", ",kg,", "°C,µg/L,name", "$,%,"],
-)
-def test_rows_of_units_are_skipped(units: str, tmp_path: Path) -> None:
-    """Above numbers, beside a column of words."""
-    rows = "".join(f"{i}.5,{2 * i},{'xy'[i % 2]}\n" for i in range(20))
-    frame = frame_of(tmp_path, f"a,b,c\n{units}\n{rows}")
-    assert [dtype.kind for dtype in frame.dtypes[:2]] == ["f", "i"]
-    assert frame["c"].unique().tolist() == ["x", "y"]
-
-
-@ODD
-@pytest.mark.parametrize("row", ["?,0.5,x", "<3,<2,y", "0.5,unknown,x", ".,.,x", "NA,NA,y"])
-def test_a_second_row_is_a_row(row: str, tmp_path: Path) -> None:
-    """The wrong twin: odd cells in the first row."""
-    rows = "".join(f"{i}.5,{2 * i},{'xy'[i % 2]}\n" for i in range(20))
-    assert len(frame_of(tmp_path, f"a,b,c\n{row}\n{rows}")) == 21
+from pyro_vae.data import Columns, Layout, Real, Time, describe, read_frame
+from tests.helpers.texts import NUMBERS, ODD, column_of, frame_of
 
 
 @pytest.mark.parametrize(
@@ -188,6 +58,20 @@ def test_empty_cells_are_missing(cell: str, tmp_path: Path) -> None:
         (["1'234", "12'345"], [1234, 12345]),
         (["1\u00a0234", "\u22125"], [1234, -5]),
         (["+3", ".5"], [3.0, 0.5]),
+        (["(1.50)", "2.25", "(1,234.00)"], [-1.5, 2.25, -1234.0]),  # as accounts have it
+        (["($1,000)", "$2,500"], [-1000, 2500]),
+        (["-$100.50", "$3.25"], [-100.5, 3.25]),
+        (["100-", "25"], [-100, 25]),
+        (["EUR 10.50", "EUR 3.25"], [10.5, 3.25]),
+        (["¥1000", "¥1,053"], [1000, 1053]),
+        (["₹1,23,456", "₹12,34,567"], [123456, 1234567]),
+        (["R$ 5,50", "R$ 6,25"], [5.5, 6.25]),
+        (["120 kr", "99 kr"], [120, 99]),
+        (["$13.95/h", "$15.50/h"], [13.95, 15.5]),
+        (["1.2 x 10^-3", "4.5 x 10^2"], [1.2e-3, 450.0]),
+        (["1.2·10⁻³", "4.5\u00d710²"], [1.2e-3, 450.0]),
+        (["5 m³", "7 m³"], [5, 7]),
+        (["0.5 ‰", "2 ‰"], [0.5, 2.0]),
     ],
 )
 def test_numbers_as_they_are_written(
@@ -197,6 +81,28 @@ def test_numbers_as_they_are_written(
     column = column_of(tmp_path, cells)
     assert column.tolist() == numbers
     assert column.dtype.kind == ("i" if all(isinstance(x, int) for x in numbers) else "f")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["4.6 ± 0.1", "5.2 ± 0.2"],
+        ["4.6±0.1", "5.2±0.25"],
+        ["4.6 +/- 0.1", "5.2 +/- 0.1"],
+        ["4.6(1)", "5.2(13)"],
+        ["4.6 ± 0.1 mm", "5.2 ± 0.1 mm"],
+    ],
+)
+def test_numbers_with_their_errors(cells: list[str], tmp_path: Path) -> None:
+    """The numbers are read, and it is said that the errors are left out."""
+    with pytest.warns(UserWarning, match=r"numbers with their errors, such as '4.6.*' in line 2"):
+        assert column_of(tmp_path, cells).tolist() == [4.6, 5.2]
+
+
+@pytest.mark.parametrize("cells", [["(1)", "(2)", "(3)"], ["S-1", "S-2"], ["a(1)", "b(2)"]])
+def test_what_only_looks_like_accounts(cells: list[str], tmp_path: Path) -> None:
+    """The wrong twin: no minus signs."""
+    assert column_of(tmp_path, cells).tolist() == cells
 
 
 @pytest.mark.parametrize(
@@ -225,7 +131,12 @@ def test_neither_numbers_nor_words(cells: list[str], named: str, tmp_path: Path)
     assert type(Columns.of(frame, {"a": data.Categories}).kinds["a"]) is data.Categories
 
 
-@pytest.mark.parametrize("mark", ["?", "n.d.", "-", "missing", "*", "N.A.", ".", "unknown"])
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *("?", "n.d.", "-", "missing", "*", "N.A.", ".", "unknown", "#DIV/0!", "#VALUE!", "#NUM!"),
+    ],
+)
 def test_signs_that_nothing_was_measured(mark: str, tmp_path: Path) -> None:
     """Up to half of a column; named with their lines. More of them make a column of words."""
     with pytest.warns(UserWarning, match=r"column 'a' holds numbers, but 10 of 30 .* in line 4"):
@@ -245,6 +156,9 @@ MARKS = {
     "-1": _VISITS,
     "-9": _VISITS,
     "999": _VISITS,
+    "1e+20": _MEASURED,
+    "-32768": _MEASURED,
+    "65535": _VISITS,
 }
 
 
@@ -255,7 +169,8 @@ def test_numbers_that_may_mean_missing(mark: str, tmp_path: Path) -> None:
     cells = [mark if i in (3, 8) else cell for i, cell in enumerate(MARKS[mark])]
     path.write_text("a,b\n" + "".join(f"{cell},{i % 4}.5\n" for i, cell in enumerate(cells)))
     with pytest.warns(
-        UserWarning, match=rf"column 'a' holds {float(mark):g} in 2 entries.*missing"
+        UserWarning,
+        match=rf"column 'a' holds {re.escape(f'{float(mark):g}')} in 2 entries.*missing",
     ):
         assert not data.load(path).train.isnan().any()
     table = data.load(path, layout=Layout(missing=(mark,)))
@@ -276,66 +191,6 @@ def test_numbers_that_may_mean_missing(mark: str, tmp_path: Path) -> None:
 def test_numbers_that_mean_what_they_say(cells: list[str], tmp_path: Path) -> None:
     """No warning: warnings are errors here."""
     Columns.of(column_of(tmp_path, cells).to_frame().assign(z=0.5))
-
-
-BETWEEN_NOTES = {
-    "notes of an instrument": ("Station: X\nOperator: Y\n\n", ""),
-    "notes with cells": ("Instrument,Foo\nSerial,123\n", ""),
-    "a comment of MATLAB": ("% made by a lab\n", ""),
-    "a comment of C": ("// made by a lab\n", ""),
-    "a source below": ("", "Source: a lab\n"),
-    "above and below": ("Station: X\n", "\nend of file\n"),
-    "empty rows above": (",,\n,,\n", ""),
-}
-
-
-@pytest.mark.filterwarnings("ignore:.* taken for notes")
-@pytest.mark.parametrize("name", BETWEEN_NOTES)
-def test_notes_around_a_table(name: str, tmp_path: Path) -> None:
-    """Skipped, with a warning that names them, but for empty rows."""
-    above, below = BETWEEN_NOTES[name]
-    path = tmp_path / "y.csv"
-    path.write_text(above + "a,b,c\n1,2.5,x\n3,4.5,y\n" + below)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        columns = columns_of_text(path)
-    assert {name: list(raw.values) for name, raw in columns.items()} == {
-        "a": [1, 3],
-        "b": [2.5, 4.5],
-        "c": ["x", "y"],
-    }
-    assert [("taken for notes" in str(w.message)) for w in caught] == [True] * (above != ",,\n,,\n")
-    path.write_text(above + "a,b,c\n1,2.5,x\n3,4.5,y\n5,6.5,z\n3\n")  # a row that broke off
-    with pytest.raises(ValueError, match="has 1 cells, expected 3"):
-        columns_of_text(path)
-
-
-@pytest.mark.parametrize(
-    ("comment", "separator"),
-    [("# a,b", ","), ("#a,b", ","), ("## a, b", ","), ("# a;b", ";"), ("#a\tb", "\t")],
-)
-def test_names_in_a_comment(comment: str, separator: str, tmp_path: Path) -> None:
-    """As `numpy.savetxt` writes them; a comment that does not fit names nothing."""
-    path = tmp_path / "y.csv"
-    rows = f"1.5{separator}2.5\n3.5{separator}4.5\n"
-    path.write_text(f"# made by a lab\n{comment}\n{rows}")
-    assert list(columns_of_text(path)) == ["a", "b"]
-    path.write_text(f"# made by a lab\n{rows}")
-    assert list(columns_of_text(path)) == ["0", "1"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    ['a,b\n1,"2\n3,4\n', 'a,b\n"1,2\n3,4\n5,6\n', '"a,b\n1,2\n', 'a;b\n1;"x\n', 'a\tb\n1\t"2'],
-)
-def test_a_quotation_mark_swallows_nothing(text: str, tmp_path: Path) -> None:
-    """One that is never closed is refused, with its line; a cell of two lines is none."""
-    path = tmp_path / "y.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"a quotation mark is opened in line \d or below"):
-        columns_of_text(path)
-    path.write_text('a,b\n1,"two\nlines" \n2,5" pipe\n')
-    assert list(columns_of_text(path)["b"].values) == ["two\nlines", '5" pipe']
 
 
 @pytest.mark.parametrize("code", ["007", "01234", "0815", "00", "01"])
@@ -447,99 +302,6 @@ def test_kinds_do_not_hang_on_the_split(tmp_path: Path) -> None:
     assert found == {"g: Binary, visits: Count"}
 
 
-def plain(separator: str, *, decimal: str = ".") -> str:
-    """The numbers with names, cut otherwise."""
-    text = pd.DataFrame(NUMBERS, columns=["a", "b", "c"]).to_csv(
-        index=False, sep=separator, decimal=decimal
-    )
-    assert isinstance(text, str)
-    return text
-
-
-DIALECTS: dict[str, str | bytes] = {
-    "semicolons": plain(";"),
-    "semicolons, decimal commas": plain(";", decimal=","),
-    "tabs": plain("\t"),
-    "tabs, decimal commas": plain("\t", decimal=","),
-    "bars": plain("|"),
-    "spaces": plain(" "),
-    "columns of spaces": plain(" ").replace(" ", "   "),
-    "a space behind each comma": plain(",").replace(",", ", "),
-    "quotes": "\n".join(
-        ",".join(f'"{cell}"' for cell in line.split(",")) for line in plain(",").split()
-    ),
-    "carriage returns": plain(",").replace("\n", "\r\n"),
-    "old carriage returns": plain(",").replace("\n", "\r"),
-    "a comma at every end": plain(",").replace("\n", ",\n"),
-    "empty lines at the end": plain(",") + "\n\n,,\n",
-    "a comment": "# made by the lab\n" + plain(","),
-    "the separator said": "sep=;\n" + plain(";"),
-    "utf-8": plain(",").encode(),
-    "utf-8 with a mark": plain(",").encode("utf-8-sig"),
-    "utf-16": plain(",").encode("utf-16"),
-    "utf-16, little end": plain(",").encode("utf-16-le"),
-    "utf-16, big end": plain(",").encode("utf-16-be"),
-    "gzip": gzip.compress(plain(",").encode()),
-    "gzip of utf-16": gzip.compress(plain(";", decimal=",").encode("utf-16")),
-}
-
-
-@pytest.mark.parametrize("name", DIALECTS)
-def test_dialects(name: str, tmp_path: Path) -> None:
-    """However it is cut and encoded: the same table, read for any columns and for numbers."""
-    frame = frame_of(tmp_path, DIALECTS[name])
-    assert list(frame.columns) == ["a", "b", "c"]
-    np.testing.assert_array_equal(frame.to_numpy(), NUMBERS)
-    np.testing.assert_array_equal(read_table(tmp_path / "y.csv").values, NUMBERS)
-
-
-@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("ending", ["csv", "tsv", "txt", "csv.gz", "txt.gz"])
-def test_encodings(encoding: str, ending: str, tmp_path: Path) -> None:
-    """Words that are not ASCII, in names and in cells."""
-    content = "straße,größe\nMünchen,1.5\nKøbenhavn,2.5\nMünchen,3.5\n".encode(encoding)
-    path = tmp_path / f"y.{ending}"
-    path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
-    frame = read_frame(path)
-    assert list(frame.columns) == ["straße", "größe"]
-    assert frame["straße"].tolist() == ["München", "København", "München"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message", "mend"),
-    [
-        ("a,a,b\n1,2,3\n", "more than one column named 'a': rename one", ("a,a", "a,c")),
-        ("a, a,b\n1,2,3\n", "more than one column named 'a': rename one", (" a", "c")),
-        ('"a","b","b"\n1,2,3\n', "named 'b': rename one", ('"b","b"', '"b","c"')),
-        ("a;b;a\n1;2;3\n", "named 'a': rename one", ("b;a", "b;c")),
-        ("x\tx\ty\n1\t2\t3\n", "named 'x': rename one", ("x\tx", "x\tz")),
-        ("a,b,c\n1,2,3\n4,5\n", "line 3 has 2 cells, expected 3", ("4,5\n", "4,5,6\n")),
-        ("7,lab\n1,2,3\n4,5,6\n", "start lines above the names with #", ("7", "# 7")),
-    ],
-)
-def test_refusals_say_what_to_do(
-    text: str, message: str, mend: tuple[str, str], tmp_path: Path
-) -> None:
-    """And it helps."""
-    with pytest.raises(ValueError, match=message):
-        frame_of(tmp_path, text)
-    assert len(frame_of(tmp_path, text.replace(*mend)).columns) == 3
-
-
-def test_rows_without_entries_are_named(tmp_path: Path) -> None:
-    """Described, with a warning that gives the lines, but refused where a model is trained."""
-    path = tmp_path / "t.csv"
-    path.write_text("a,b\n1,2\n,\n4,5\n NA ,\n")
-    with pytest.warns(UserWarning, match="lines 3, 5 have no observed entry: drop them"):
-        frame = data.read_frame(path)
-    refused = "refused: 2 of 4 rows have no observed entry, the first at row 1, counted from 0"
-    assert refused in data.describe(frame)
-    with pytest.raises(ValueError, match="2 of 4 rows have no observed entry"):
-        data.from_frame(frame)
-    path.write_text("a,b\n1,2\n4,5\n")
-    assert "refused" not in data.describe(data.read_frame(path))
-
-
 IDS: dict[str, Callable[[int], str]] = {
     "names of rows": "sample_{:03d}".format,
     "running numbers": str,
@@ -550,6 +312,8 @@ IDS: dict[str, Callable[[int], str]] = {
     "numbers with gaps": lambda i: str(1000 + 7 * i * i),
     "numbers and words": lambda i: str(i) if i % 2 else f"P{i}",
     "codes": lambda i: f"{(i * 2654435761) % 2**32:08x}-q",
+    "six digits in disorder": lambda i: str(100000 + (i * 7919) % 899981),
+    "two parts": lambda i: f"{i + 100}-{i + 7}",
     "names of people": lambda i: "".join(chr(97 + (i * k) % 26) for k in (1, 3, 5, 7)),
 }
 
@@ -568,15 +332,39 @@ def test_ids_are_offered_for_dropping(name: str, tmp_path: Path) -> None:
         assert data.load(path, kinds={"id": Real}).feature_names == ("id", "x")
 
 
-def test_a_text_is_read_as_it_says(tmp_path: Path) -> None:
-    """The separator can be said, and is obeyed."""
-    path = tmp_path / "y.csv"
-    path.write_text("a;b\n1,5;2\n3,5;4\n")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert list(columns_of_text(path)) == ["a", "b"]
-    with pytest.raises(ValueError, match="line 2 has 2 cells, expected 1"):
-        columns_of_text(path, Layout(separator=","))
+@pytest.mark.parametrize("name", ["patient", "Subject ID", "sample_no", "record", "barcode", "mrn"])
+def test_names_that_say_that_numbers_are_ids(name: str) -> None:
+    """Where all are different; where they come again, they may be measured."""
+    numbers = [100000 + (i * 7919) % 899981 for i in range(30)]
+    with pytest.raises(ValueError, match="has a different whole number in each row"):
+        Columns.of({name: numbers, "x": [i % 4 + 0.5 for i in range(30)]})
+    again = [number // 10**5 for number in numbers]
+    assert set(Columns.of({name: again, "x": [i % 4 + 0.5 for i in range(30)]}).kinds) == {
+        name,
+        "x",
+    }
+
+
+@pytest.mark.parametrize("cell", ["{}/80", "{}:960", "{} - 80", "[1, {}]", "({}; 3)", "{}|9"])
+def test_two_numbers_in_an_entry(cell: str) -> None:
+    """Named, and not called ids; a few groups, such as 20-29, are categories."""
+    frame = {"a": [cell.format(100 + i % 25) for i in range(60)], "z": [0.5] * 60}
+    with pytest.raises(ValueError, match=r"column 'a' holds two numbers per entry .* two columns"):
+        Columns.of(frame)
+    few = {"a": [cell.format(100 + i % 4) for i in range(60)], "z": [0.5] * 60}
+    assert type(Columns.of(few).kinds["a"]) is data.Categories
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [("Yes", "yes"), ("Male", "MALE"), ("y", "yes"), ("N", "no"), ("New York", "new  york")],
+)
+def test_one_word_in_several_spellings(spellings: tuple[str, str]) -> None:
+    """Named; they are mended by writing them alike."""
+    frame = {"a": [*spellings, "other"] * 9, "z": [0.5] * 27}
+    with pytest.warns(UserWarning, match="taken for different categories: write them alike"):
+        Columns.of(frame)
+    Columns.of({"a": [spellings[0], spellings[0], "other"] * 9, "z": [0.5] * 27})
 
 
 TIMES = {
@@ -634,6 +422,34 @@ def test_an_odd_cell_among_dates(odd: str, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=rf"1 of 28 entries are not: '{odd}' at row 2, counted"):
         table = data.load(path, kinds={"when": Time})
     assert int(torch.cat([table.train, table.test]).isnan().sum()) == 1
+
+
+@pytest.mark.parametrize("seconds", ["", ":20"])
+@pytest.mark.usefixtures("float64")
+def test_durations_of_more_than_a_day(seconds: str, tmp_path: Path) -> None:
+    """As hours of any number, which come back as they were written."""
+    cells = [f"{7 * i % 90}:{i:02d}{seconds}" for i in range(40)]
+    path = tmp_path / "t.csv"
+    path.write_text("took,x\n" + "".join(f"{c},{i % 5}.5\n" for i, c in enumerate(cells)))
+    with pytest.raises(ValueError, match=r"column 'took' holds dates or times"):
+        data.load(path)
+    table = data.load(path, kinds={"took": Time})
+    assert table.columns is not None
+    assert set(table.columns.decode(table.train)["took"]) <= set(cells)
+    numbers = table.columns.encode({"took": ["24:00" + seconds, "48:00" + seconds], "x": [1, 2]})
+    assert table.columns.columns[0].kind.scale * float(numbers[:, 0].diff()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("other", ["%d/%m/%Y", "%b %d, %Y", "%Y%m%d", "%d.%m.%Y", "%Y-%m-%d %H:%M"])
+def test_dates_in_two_formats(other: str) -> None:
+    """Named as dates, which they are, and not as ids."""
+    days = pd.date_range("2024-01-03", periods=40)
+    cells = [day.strftime(other if i % 2 else "%Y-%m-%d") for i, day in enumerate(days)]
+    table = {"when": cells, "x": [0.5] * 40}
+    with pytest.raises(ValueError, match="column 'when' holds dates or times"):
+        Columns.of(table)
+    with pytest.raises(ValueError, match="no one way to read them: write them as 2024-12-31"):
+        Columns.of(table, {"when": Time})
 
 
 def test_days_and_months_that_look_alike(tmp_path: Path) -> None:

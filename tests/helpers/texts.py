@@ -1,0 +1,34 @@
+"""Small text files for tests of reading."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyro_vae.data import Layout, read_frame
+
+NUMBERS = np.random.default_rng(0).normal(2.0, 0.1, (30, 3)).round(3)
+ODD = pytest.mark.filterwarnings("ignore:.* holds numbers, but")
+
+
+def lines(values: Any, separator: str = ",") -> str:
+    """Rows of a text."""
+    return "".join(separator.join(map(str, row)) + "\n" for row in np.asarray(values).tolist())
+
+
+def frame_of(folder: Path, text: str | bytes, layout: Layout = Layout()) -> pd.DataFrame:  # noqa: B008
+    """What a text is read as."""
+    path = folder / "y.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    frame = read_frame(path, layout)
+    assert isinstance(frame, pd.DataFrame)
+    return frame
+
+
+def column_of(folder: Path, cells: Sequence[str]) -> pd.Series:
+    """What a column `a` is read as, beside one of numbers."""
+    quoted = "".join(f'{i % 7}.5,"{cell}"\n' for i, cell in enumerate(cells))
+    return frame_of(folder, "z,a\n" + quoted)["a"]

@@ -1,0 +1,331 @@
+"""Texts as people and instruments write them: the right cells, or refused with a remedy."""
+
+import gzip
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyro_vae import data
+from pyro_vae.data import Layout, read_frame, read_table
+from pyro_vae.data.text import columns_of_text
+from tests.helpers.texts import NUMBERS, ODD, frame_of, lines
+
+COUNTS = np.random.default_rng(0).poisson(20.0, (30, 3))
+GUESSED = pytest.mark.filterwarnings("ignore:.* is taken for")
+
+
+@GUESSED
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        ("0,1,2", NUMBERS),  # as pandas names columns without names
+        ("400,402,404", NUMBERS),  # wavelengths
+        ("400.5,402.25,404.0", NUMBERS),
+        ("9.98,9.96,9.94", NUMBERS),  # parts per million fall
+        ("-1.5,0.0,1.5", NUMBERS + 10),
+        ("2019,2020,2021", COUNTS),
+        ("2021,2020,2019", COUNTS),
+        ("0,1,2", COUNTS),
+        ("10,20,30,40,50", np.hstack([COUNTS, COUNTS[:, :2]])),  # equal steps, amid the numbers
+        ("400nm,402nm,404nm", NUMBERS),
+        ("1_1,1_2,2_1", NUMBERS),
+        ("a,inf,nan", NUMBERS),
+    ],
+)
+def test_names_that_are_numbers(names: str, values: Any, tmp_path: Path) -> None:
+    """No first line of names becomes a row, and with an index neither."""
+    frame = frame_of(tmp_path, f"{names}\n{lines(values)}")
+    assert list(frame.columns) == names.split(",")
+    np.testing.assert_array_equal(frame.to_numpy(), values)
+    indexed = lines(np.hstack([np.arange(30)[:, None].astype(object), values.astype(object)]))
+    assert list(frame_of(tmp_path, f",{names}\n{indexed}").columns) == names.split(",")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        NUMBERS,
+        COUNTS,
+        np.arange(40).reshape(8, 5),  # every row in equal steps
+        np.vstack([[0.0, 1.0, 5.0], np.cumsum(np.ones((20, 3)), axis=0) / 10 + [0, 1, 5]]),
+        np.vstack([[1, 2, 3], COUNTS % 9]),
+        np.vstack([[0, 1], COUNTS[:, :2] % 2]),
+    ],
+)
+def test_a_first_row_is_a_row(values: Any, tmp_path: Path) -> None:
+    """The wrong twin: rows that rise, series that start lowest, without names."""
+    np.testing.assert_array_equal(frame_of(tmp_path, lines(values)).to_numpy(), values)
+
+
+def test_names_that_were_guessed_are_said(tmp_path: Path) -> None:
+    """With the remedy that overrules them, which works."""
+    text = f"0,1,2\n{lines(COUNTS)}"
+    with pytest.warns(UserWarning, match=r"the first line \('0', '1', '2'\) .* header=False, --no"):
+        frame_of(tmp_path, text)
+    assert len(frame_of(tmp_path, text, Layout(header=False))) == 31
+    assert len(frame_of(tmp_path, text, Layout(header=True))) == 30
+    text = f"a,b,c\nmm,kg,s\n{lines(NUMBERS)}"
+    with pytest.warns(UserWarning, match=r"line 2 \('mm', 'kg', 's'\) is taken for units"):
+        frame_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("first", "index"),
+    [
+        (",", range(30)),
+        ("Unnamed: 0,", range(30)),
+        ('"",', range(1, 31)),  # as R writes it
+        ("", range(1, 31)),  # as R's write.table does, with a name less than there are columns
+        ("", [f"car {i}" for i in range(30)]),
+        (",", range(7, 607, 20)),  # rows left over from a longer table
+        (",", [f"gene{i}" for i in range(30)]),
+    ],
+)
+def test_indices_are_left_out(first: str, index: Sequence[Any], tmp_path: Path) -> None:
+    """First columns without a name, whose entries all differ."""
+    rows = "".join(f"{i},{row}\n" for i, row in zip(index, lines(NUMBERS).split(), strict=True))
+    frame = frame_of(tmp_path, f"{first}a,b,c\n{rows}")
+    assert list(frame.columns) == ["a", "b", "c"]
+    np.testing.assert_array_equal(frame.to_numpy(), NUMBERS)
+
+
+def test_a_first_column_that_is_no_index_stays(tmp_path: Path) -> None:
+    """The wrong twin: it has a name, or entries that come again, or numbers."""
+    assert "a" in frame_of(tmp_path, "a,b\n" + lines(np.c_[np.arange(30), NUMBERS[:, 0]]))
+    words = "".join(f"{'xy'[i % 2]},{x}\n" for i, x in enumerate(NUMBERS[:, 0]))
+    assert list(frame_of(tmp_path, ",b\n" + words)["0"][:2]) == ["x", "y"]
+    assert len(frame_of(tmp_path, ",b\n" + lines(NUMBERS[:, :2])).columns) == 2
+
+
+@GUESSED
+@pytest.mark.parametrize(
+    "units",
+    ["mm,kg,", "(mm),[kg],", "mm,-,text", ",kg,", "°C,µg/L,name", "$,%,"],
+)
+def test_rows_of_units_are_skipped(units: str, tmp_path: Path) -> None:
+    """Above numbers, beside a column of words."""
+    rows = "".join(f"{i}.5,{2 * i},{'xy'[i % 2]}\n" for i in range(20))
+    frame = frame_of(tmp_path, f"a,b,c\n{units}\n{rows}")
+    assert [dtype.kind for dtype in frame.dtypes[:2]] == ["f", "i"]
+    assert frame["c"].unique().tolist() == ["x", "y"]
+
+
+@ODD
+@pytest.mark.parametrize("row", ["?,0.5,x", "<3,<2,y", "0.5,unknown,x", ".,.,x", "NA,NA,y"])
+def test_a_second_row_is_a_row(row: str, tmp_path: Path) -> None:
+    """The wrong twin: odd cells in the first row."""
+    rows = "".join(f"{i}.5,{2 * i},{'xy'[i % 2]}\n" for i in range(20))
+    assert len(frame_of(tmp_path, f"a,b,c\n{row}\n{rows}")) == 21
+
+
+BETWEEN_NOTES = {
+    "notes of an instrument": ("Station: X\nOperator: Y\n\n", ""),
+    "notes with cells": ("Instrument,Foo\nSerial,123\n", ""),
+    "a comment of MATLAB": ("% made by a lab\n", ""),
+    "a comment of C": ("// made by a lab\n", ""),
+    "a source below": ("", "Source: a lab\n"),
+    "above and below": ("Station: X\n", "\nend of file\n"),
+    "empty rows above": (",,\n,,\n", ""),
+    "a title of a spreadsheet": ("Quarterly results,,\n,,\n", ""),
+    "a comment below": ("", "# end of file\n"),
+    "a source in a spreadsheet": ("", "Source: a lab,,\n"),
+    "a sum": ("", "Total,6.5,\n"),
+    "means": ("", "Mean:,3.5,x\n"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* taken for notes")
+@pytest.mark.parametrize("name", BETWEEN_NOTES)
+def test_notes_around_a_table(name: str, tmp_path: Path) -> None:
+    """Skipped, with a warning that names them, but for empty rows."""
+    above, below = BETWEEN_NOTES[name]
+    path = tmp_path / "y.csv"
+    path.write_text(above + "a,b,c\n1,2.5,x\n3,4.5,y\n" + below)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        columns = columns_of_text(path)
+    assert {name: list(raw.values) for name, raw in columns.items()} == {
+        "a": [1, 3],
+        "b": [2.5, 4.5],
+        "c": ["x", "y"],
+    }
+    assert [("taken for notes" in str(w.message)) for w in caught] == [True] * (above != ",,\n,,\n")
+    path.write_text(above + "a,b,c\n1,2.5,x\n3,4.5,y\n5,6.5,z\n3\n")  # a row that broke off
+    with pytest.raises(ValueError, match="has 1 cells, expected 3"):
+        columns_of_text(path)
+
+
+def test_names_that_stand_again_are_skipped(tmp_path: Path) -> None:
+    """As where files were put together; said, with the line. A row like the first one stays."""
+    text = "a,b\n1.5,x\n2.5,y\n"
+    with pytest.warns(UserWarning, match="line 4: the names once more, skipped"):
+        frame = frame_of(tmp_path, text + text)
+    assert frame["a"].tolist() == [1.5, 2.5, 1.5, 2.5]
+    assert frame["b"].unique().tolist() == ["x", "y"]
+    assert len(frame_of(tmp_path, "1,2\n3,4\n1,2\n")) == 3
+
+
+def test_a_comment_between_rows(tmp_path: Path) -> None:
+    """Skipped, with its line; a cell that begins with # is none."""
+    with pytest.warns(UserWarning, match=r"line 3 \('# recalibrated'\): taken for notes"):
+        assert len(frame_of(tmp_path, "a,b\n1,2\n# recalibrated\n3,4\n")) == 2
+    assert frame_of(tmp_path, "a,b\n#1,2\n#2,4\n#1,4\n")["a"].tolist() == ["#1", "#2", "#1"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"<!DOCTYPE html>\n<html>404</html>\n", "holds HTML, XML or JSON"),
+        (b'<?xml version="1.0"?>\n<a/>\n', "holds HTML, XML or JSON"),
+        (b'{"a": 1}\n{"a": 2}\n', "holds HTML, XML or JSON"),
+        (b'[{"a": 1}]\n', "holds HTML, XML or JSON"),
+        (b"PK\x03\x04\x14\x00", "got a workbook or an archive: save its sheet as csv"),
+        (b"a,b\n1,\0\n", "expected text in UTF-8"),
+    ],
+)
+def test_what_is_no_table(content: bytes, says: str, tmp_path: Path) -> None:
+    """Refused as what it is, and not by its columns."""
+    with pytest.raises(ValueError, match=says):
+        frame_of(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("comment", "separator"),
+    [("# a,b", ","), ("#a,b", ","), ("## a, b", ","), ("# a;b", ";"), ("#a\tb", "\t")],
+)
+def test_names_in_a_comment(comment: str, separator: str, tmp_path: Path) -> None:
+    """As `numpy.savetxt` writes them; a comment that does not fit names nothing."""
+    path = tmp_path / "y.csv"
+    rows = f"1.5{separator}2.5\n3.5{separator}4.5\n"
+    path.write_text(f"# made by a lab\n{comment}\n{rows}")
+    assert list(columns_of_text(path)) == ["a", "b"]
+    path.write_text(f"# made by a lab\n{rows}")
+    assert list(columns_of_text(path)) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['a,b\n1,"2\n3,4\n', 'a,b\n"1,2\n3,4\n5,6\n', '"a,b\n1,2\n', 'a;b\n1;"x\n', 'a\tb\n1\t"2'],
+)
+def test_a_quotation_mark_swallows_nothing(text: str, tmp_path: Path) -> None:
+    """One that is never closed is refused, with its line; a cell of two lines is none."""
+    path = tmp_path / "y.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"a quotation mark is opened in line \d or below"):
+        columns_of_text(path)
+    path.write_text('a,b\n1,"two\nlines" \n2,5" pipe\n')
+    assert list(columns_of_text(path)["b"].values) == ["two\nlines", '5" pipe']
+
+
+def plain(separator: str, *, decimal: str = ".") -> str:
+    """The numbers with names, cut otherwise."""
+    text = pd.DataFrame(NUMBERS, columns=["a", "b", "c"]).to_csv(
+        index=False, sep=separator, decimal=decimal
+    )
+    assert isinstance(text, str)
+    return text
+
+
+DIALECTS: dict[str, str | bytes] = {
+    "semicolons": plain(";"),
+    "semicolons, decimal commas": plain(";", decimal=","),
+    "tabs": plain("\t"),
+    "tabs, decimal commas": plain("\t", decimal=","),
+    "bars": plain("|"),
+    "spaces": plain(" "),
+    "columns of spaces": plain(" ").replace(" ", "   "),
+    "a space behind each comma": plain(",").replace(",", ", "),
+    "quotes": "\n".join(
+        ",".join(f'"{cell}"' for cell in line.split(",")) for line in plain(",").split()
+    ),
+    "carriage returns": plain(",").replace("\n", "\r\n"),
+    "old carriage returns": plain(",").replace("\n", "\r"),
+    "a comma at every end": plain(",").replace("\n", ",\n"),
+    "a comma at the end of every row": plain(",").replace("\n", ",\n").replace("c,\n", "c\n", 1),
+    "empty columns of a spreadsheet": plain(",").replace("\n", ",,,\n") + ",,,,,\n" * 3,
+    "single quotation marks": "\n".join(
+        ",".join(f"'{cell}'" for cell in line.split(",")) for line in plain(",").split()
+    ),
+    "empty lines at the end": plain(",") + "\n\n,,\n",
+    "a comment": "# made by the lab\n" + plain(","),
+    "the separator said": "sep=;\n" + plain(";"),
+    "utf-8": plain(",").encode(),
+    "utf-8 with a mark": plain(",").encode("utf-8-sig"),
+    "utf-16": plain(",").encode("utf-16"),
+    "utf-16, little end": plain(",").encode("utf-16-le"),
+    "utf-16, big end": plain(",").encode("utf-16-be"),
+    "gzip": gzip.compress(plain(",").encode()),
+    "gzip of utf-16": gzip.compress(plain(";", decimal=",").encode("utf-16")),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_dialects(name: str, tmp_path: Path) -> None:
+    """However it is cut and encoded: the same table, read for any columns and for numbers."""
+    frame = frame_of(tmp_path, DIALECTS[name])
+    assert list(frame.columns) == ["a", "b", "c"]
+    np.testing.assert_array_equal(frame.to_numpy(), NUMBERS)
+    np.testing.assert_array_equal(read_table(tmp_path / "y.csv").values, NUMBERS)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "txt", "csv.gz", "txt.gz"])
+def test_encodings(encoding: str, ending: str, tmp_path: Path) -> None:
+    """Words that are not ASCII, in names and in cells."""
+    content = "straße,größe\nMünchen,1.5\nKøbenhavn,2.5\nMünchen,3.5\n".encode(encoding)
+    path = tmp_path / f"y.{ending}"
+    path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    frame = read_frame(path)
+    assert list(frame.columns) == ["straße", "größe"]
+    assert frame["straße"].tolist() == ["München", "København", "München"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "mend"),
+    [
+        ("a,a,b\n1,2,3\n", "more than one column named 'a': rename one", ("a,a", "a,c")),
+        ("a, a,b\n1,2,3\n", "more than one column named 'a': rename one", (" a", "c")),
+        ('"a","b","b"\n1,2,3\n', "named 'b': rename one", ('"b","b"', '"b","c"')),
+        ("a;b;a\n1;2;3\n", "named 'a': rename one", ("b;a", "b;c")),
+        ("x\tx\ty\n1\t2\t3\n", "named 'x': rename one", ("x\tx", "x\tz")),
+        ("a,b,c\n1,2,3\n4,5\n", "line 3 has 2 cells, expected 3", ("4,5\n", "4,5,6\n")),
+        ("7,lab\n1,2,3\n4,5,6\n", "start lines above the names with #", ("7", "# 7")),
+    ],
+)
+def test_refusals_say_what_to_do(
+    text: str, message: str, mend: tuple[str, str], tmp_path: Path
+) -> None:
+    """And it helps."""
+    with pytest.raises(ValueError, match=message):
+        frame_of(tmp_path, text)
+    assert len(frame_of(tmp_path, text.replace(*mend)).columns) == 3
+
+
+def test_rows_without_entries_are_named(tmp_path: Path) -> None:
+    """Described, with a warning that gives the lines, but refused where a model is trained."""
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n1,2\n,\n4,5\n NA ,\n")
+    with pytest.warns(UserWarning, match="lines 3, 5 have no observed entry: drop them"):
+        frame = data.read_frame(path)
+    refused = "refused: 2 of 4 rows have no observed entry, the first at row 1, counted from 0"
+    assert refused in data.describe(frame)
+    with pytest.raises(ValueError, match="2 of 4 rows have no observed entry"):
+        data.from_frame(frame)
+    path.write_text("a,b\n1,2\n4,5\n")
+    assert "refused" not in data.describe(data.read_frame(path))
+
+
+def test_a_text_is_read_as_it_says(tmp_path: Path) -> None:
+    """The separator can be said, and is obeyed."""
+    path = tmp_path / "y.csv"
+    path.write_text("a;b\n1,5;2\n3,5;4\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(columns_of_text(path)) == ["a", "b"]
+    with pytest.raises(ValueError, match="line 2 has 2 cells, expected 1"):
+        columns_of_text(path, Layout(separator=","))
