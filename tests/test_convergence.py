@@ -1,5 +1,6 @@
 """What further training promises: against curves that are known, and against the pPCA optimum."""
 
+import copy
 import functools
 import re
 from collections import Counter
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.stats import remaining_gain
@@ -202,3 +204,67 @@ def test_data_of_a_size_that_no_network_expects() -> None:
     assert result.converged is not True
     assert re.search(r"Column 1 of the data .*\(mean .*, sd .*standardize", result.summary())
     assert "Column" not in fit(model, guide, torch.randn(20, 3), num_epochs=20).summary()
+
+
+def counted(largest: float) -> tuple[Tensor, pv.models.VAE]:
+    """Counts of three rates, far apart, and a VAE of them."""
+    torch.manual_seed(0)
+    rates = largest * torch.rand(3, 20)
+    y = torch.poisson(rates[torch.arange(120) % 3])
+    decoder = pv.nets.MLPDecoder(2, 20, hidden=(16,))
+    likelihood = pv.likelihoods.Poisson()
+    pv.likelihoods.start_from(decoder, likelihood.start(y))
+    return y, pv.models.VAE(decoder, likelihood, latent_dim=2)
+
+
+def test_raw_counts_do_not_throw_training_far_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From every start the first epoch ends below 30 nats per count; a random head's does not."""
+    y, model = counted(60.0)
+
+    def worst() -> float:
+        elbos = []
+        for seed in range(4):
+            torch.manual_seed(seed)
+            guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(20, hidden=(32,))))
+            copied = copy.deepcopy(model)
+            elbos.append(float(fit(copied, guide, y, num_epochs=1).history.elbo[0]))
+        return min(elbos)
+
+    assert worst() > -600
+    monkeypatch.setattr(pv.Encoder, "start_from", pv.InferenceMap.start_from)
+    assert worst() < -6000
+
+
+def test_only_a_fresh_head_on_large_data_is_shrunk() -> None:
+    """The largest root mean square is then 1; other weights keep their bits."""
+    _, model = counted(5.0)
+    guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(20, hidden=(32,))))
+    encoder = guide.map
+    assert isinstance(encoder, pv.Encoder)
+    fresh = copy.deepcopy(encoder.state_dict())
+    small, large = torch.randn(50, 20), 1e3 * torch.rand(50, 20)
+
+    encoder.start_from(small)
+    assert all(map(torch.equal, encoder.state_dict().values(), fresh.values()))
+    trained = copy.deepcopy(encoder)
+    with torch.no_grad():
+        trained.head.weight.add_(0.1)
+    weights = trained.head.weight.detach().clone()
+    trained.start_from(large)
+    assert torch.equal(trained.head.weight, weights)
+
+    pv.Refined(encoder).start_from(large)
+    outputs = encoder.head(encoder.net(large)) - encoder.head.bias
+    assert outputs.square().mean(0).sqrt().max().item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_remedy_for_large_counts_trains() -> None:
+    """It is named where training fails, and followed as it is written."""
+    y, model = counted(400.0)
+    guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(20, hidden=(32,))))
+    advice = fit(copy.deepcopy(model), guide, y, num_epochs=1).advice
+    assert "pv.nets.ColumnInputs(net, [0] * columns, counts=range(columns))" in advice
+    net = pv.nets.MLPEncoder(2 * 20, hidden=(32,))
+    seen = pv.nets.ColumnInputs(net, [0] * 20, counts=range(20))
+    result = fit(model, pv.Guide(model, pv.Encoder(seen)), y, num_epochs=30)
+    assert result.history.elbo[-1] > -20 * 30

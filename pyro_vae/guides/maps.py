@@ -65,6 +65,9 @@ class InferenceMap(nn.Module):
     def remember(self, *batch: Tensor) -> None:
         """Called with the whole data set before training; most maps ignore it."""
 
+    def start_from(self, *batch: Tensor) -> None:
+        """Called before training with some of its rows; most maps ignore it."""
+
     def scale_steps(self, factor: float) -> None:
         """Called when the learning rate changes, with its value as a fraction of the first one."""
 
@@ -121,6 +124,7 @@ class Encoder(InferenceMap):
         self.net = net
         self.head: nn.Module = nn.Identity()
         self.num_parameters = 0
+        self._untrained = float("nan")  # the sum of a fresh head's weights
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Puts a linear layer on top of a trunk; an existing one is kept.
@@ -143,6 +147,22 @@ class Encoder(InferenceMap):
         if features is not None:
             head = nn.Linear(int(features), num_parameters, device="cpu")
             self.head = head.to(device=initial.device, dtype=initial.dtype)
+            self._untrained = _total(head)
+
+    @torch.no_grad()
+    def start_from(self, *batch: Tensor) -> None:
+        """Shrinks a fresh last layer where the data are large, as raw counts are.
+
+        Its outputs would be large as well, and put q(z_n) where, say, a Poisson rate overflows;
+        afterwards no parameter's root mean square over these rows is above 1. On data of about
+        unit scale it never is, and nothing changes. A layer that was trained or loaded is left.
+        """
+        if (
+            isinstance(self.head, nn.Linear)
+            and float(self.head.weight.double().sum()) == self._untrained
+        ):
+            largest = self.head(self._read(batch)).square().mean(dim=0).sqrt().max()
+            self.head.weight.div_(largest.nan_to_num(nan=1.0).clamp(min=1.0))
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """The output of the network."""
@@ -189,6 +209,10 @@ class Encoder(InferenceMap):
                 f"with a net for {width} inputs"
             ) from error
         return require_tensor(answer, "encoder's net", self.net)
+
+
+def _total(layer: nn.Linear) -> float:
+    return float(layer.weight.detach().double().sum())
 
 
 def _takes(net: nn.Module, batch: Batch) -> bool:

@@ -108,6 +108,10 @@ class Refined(InferenceMap):
         """Passes it to the inner map."""
         self.map.remember(*batch)
 
+    def start_from(self, *batch: Tensor) -> None:
+        """Passes it to the inner map."""
+        self.map.start_from(*batch)
+
     def scale_steps(self, factor: float) -> None:
         """Passes it to the inner map; the refinement chooses its own step sizes."""
         self.map.scale_steps(factor)

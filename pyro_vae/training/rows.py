@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
@@ -176,6 +177,11 @@ def share_missing(total: Tensor) -> float:
 def head(reader: RowReader) -> Batch:
     """Two rows, or one if there are no more: enough to read off a program's structure."""
     return reader.read(torch.arange(min(2, len(reader)), device="cpu"))
+
+
+def spread_rows(count: int, most: int = 100) -> Int[Tensor, " rows"]:
+    """Positions of at most so many rows, evenly spread over all of them."""
+    return torch.arange(0, count, -(-count // most), device="cpu")
 
 
 def read_ahead(reader: RowReader, requests: Iterable[Tensor]) -> Generator[Batch, None, None]:

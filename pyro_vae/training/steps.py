@@ -32,11 +32,16 @@ from ..programs import (
 from ..randomness import forked, restore_streams, streams_of_torch
 from .optimizers import NoteScales, Unscaled, made_optimizer, objective_of
 from .plans import Plan
-from .rows import InMemory, head
+from .rows import InMemory, head, spread_rows
 from .sharding import Part, Shards, norms_of
 from .tensors import State, add_to_gradients, named, require_finite
 
 _LARGE = 100.0  # a root mean square: outputs of a fresh network are then as large
+_STANDARDIZE = "standardize, as by y = (y - y.mean(0)) / y.std(0)"
+_LOGARITHMS = (
+    "show the encoder the logarithms of counts, as pv.nets.ColumnInputs(net, [0] * columns, "
+    "counts=range(columns)) does, with a net for 2 * columns inputs"
+)
 _SOME_ROWS = 1000  # show the scale of a column
 _ROUNDING_DRAWS = 10  # of the ELBO in full precision and in less
 
@@ -59,6 +64,8 @@ class Steps:
             self.program = program_of(model, guide, head(reader))
         with evaluating(model, guide), torch.no_grad(), forked(plan.seed, "fit.separate rows"):
             self.program.at_start().require_separate_rows(head(reader))
+            for map in maps_of(guide):
+                map.start_from(*reader.read(spread_rows(len(reader))))
         self.asked = objective_of(plan.objective, self.program, guide, head(reader))
         own = isinstance(self.asked, Objective)  # it sums discrete sites out by itself
         self.objective = self.asked.at(0.0) if own else self.asked
@@ -349,11 +356,12 @@ def _scales(y: Tensor) -> str:
     if not float(scale) > _LARGE:
         return ""
     sd, mean = torch.std_mean(flat[:, column], correction=0)
+    counts = bool((flat == flat.round()).logical_and(flat >= 0).all())
     return (
         f"Column {int(column)} of the data has a scale of {float(scale):.3g} (mean "
         f"{float(mean):.3g}, sd {float(sd):.3g}), and networks and step sizes expect about 1: "
-        "standardize, as by y = (y - y.mean(0)) / y.std(0), or use pv.data.Columns, which gives "
-        "answers in the data's own units"
+        f"{_LOGARITHMS if counts else _STANDARDIZE}, or use pv.data.Columns, which gives answers "
+        "in the data's own units"
     )
 
 
