@@ -200,7 +200,7 @@ def _map(
     if name == "global":
         return GlobalParameters()
     if name not in GUIDES:
-        raise ValueError(f"'{name}' is no guide; there are {', '.join(GUIDES)}")
+        raise ValueError(f"'{name}' is not a guide; there are {', '.join(GUIDES)}")
     amortized, columns = name == "amortized", dataset.columns
     if model is None or columns is None or not _starts_linear(dataset, architecture):
         hidden = architecture.of(dataset)[1]

@@ -211,7 +211,7 @@ class InferenceGap(PerDatum):
 
     @property
     def concentration(self) -> float:
-        """Share of the amortization gap that the 8% of the data with the largest gaps hold."""
+        """Share of the amortization gap held by the 8% of the data with the largest gaps."""
         return stats.concentration(self.amortization.value, WORST_SHARE)
 
     @property

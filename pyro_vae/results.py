@@ -53,7 +53,9 @@ class Doubt(Enum):
     BEATEN = "the guide beats q*: q* was not found, or its family is poorer"
     NEGATIVE_INFERENCE = "the inference gap is negative: log p(y) is too low"
     NEGATIVE_APPROXIMATION = "the approximation gap is negative: log p(y) is too low"
-    SATURATED = "a latent rounds to an edge of its support, where the program needs its digits"
+    SATURATED = (
+        "a latent rounds to an edge of its support, and the program depends on the lost digits"
+    )
     OTHER = "a user-defined estimator says so"
 
 

@@ -45,9 +45,9 @@ _OUTLYING = (
 )  # fmt: skip
 _COLUMN = Column("column", "column", "A column of the table.", is_number=False)
 _COLUMNS = (
-    Column("kind", "taken for", "Kind of its entries; override with --kinds or kinds=. Of Real and "
-           "Time columns draws are Gaussian around the decoded mean and may lie beyond possible "
-           "values, such as below 0; those of Positive columns and counts may not.",
+    Column("kind", "taken for", "Kind of its entries; override with --kinds or kinds=. Draws "
+           "of Real and Time columns are Gaussian around the decoded mean and may lie beyond "
+           "possible values, such as below 0; those of Positive columns and counts may not.",
            is_number=False),
     Column("missing", "missing", "Share of missing entries in these rows."),
 )  # fmt: skip

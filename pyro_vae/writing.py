@@ -87,7 +87,7 @@ def require_file_place(path: Path) -> Path:
 def _resolved(path: Path) -> Path:
     """The whole path; refuses a name that no file system takes."""
     if "\0" in str(path):
-        raise ValueError(f"a name has no zero byte: {str(path)!r}; name another place")
+        raise ValueError(f"a name cannot have a zero byte: {str(path)!r}; name another place")
     return path.resolve()
 
 

@@ -246,5 +246,5 @@ def test_pictures_that_cannot_be_drawn_are_refused_before_training() -> None:
     guides = {"global": pv.GlobalParameters()}
     with pytest.raises(ValueError, match=r"one for each of 6 rows, got shape \(2,\)"):
         pv.compare(model, guides, y, y, labels=torch.zeros(2))
-    with pytest.raises(ValueError, match=r"4 numbers are no image of 3 x 3"):
+    with pytest.raises(ValueError, match=r"4 numbers do not make an image of 3 x 3"):
         pv.compare(model, guides, y, y, image_shape=(3, 3))

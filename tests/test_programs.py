@@ -398,7 +398,10 @@ REFUSED = {
     ),
     "until": (until, r"sites of the program differ from run to run: \['.*fixed number of steps"),
     "inner subsample": (inner_subsample, r"plate 'features' .* holds 4 of 10: only the plate over"),
-    "forgotten": (forgotten, r"got latent \['z', 'y'\] and observed \[\]; was the data passed on"),
+    "forgotten": (
+        forgotten,
+        r"got latent \['z', 'y'\] and observed \[\]; were the data passed as obs",
+    ),
     "nothing latent": (nothing_latent, r"got latent \[\] and observed \['y'\]"),
     "moving bounds": (moving_bounds, r"site 'z' has bounds that differ between data"),
 }

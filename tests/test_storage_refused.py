@@ -384,7 +384,7 @@ def test_places_that_cannot_be_replaced(
         save(".", model=plain_model())
     with pytest.raises(ValueError, match="is the root of all folders"):
         save("/", model=plain_model())
-    with pytest.raises(ValueError, match="no zero byte"):
+    with pytest.raises(ValueError, match="zero byte"):
         save("a\0b", model=plain_model())
 
 

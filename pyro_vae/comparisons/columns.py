@@ -260,7 +260,7 @@ COLUMNS = (
         name="amortization gap",
         definition=(
             "ELBO of the best q of the family for every datum, minus the guide's: what "
-            "is lost because the map gives another q. Together with the approximation "
+            "is lost because the map does not give that q. Together with the approximation "
             "gap it is log p - ELBO."
         ),
         unit="nats",

@@ -183,8 +183,8 @@ def _errors(table: "Comparison") -> str:
         else f"the spread between {seeds} seeds shows how much they change with another run"
     )
     return (
-        "± is one standard error: from other random draws on the same held-out data or, where it "
-        f"says over data, from other held-out data; {again}."
+        "± is one standard error: that of the random draws, for these held-out data, or, where it "
+        f"says over data, that of the sample of data; {again}."
     )
 
 

@@ -182,8 +182,8 @@ def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, in
         )
     if image_shape is not None and math.prod(image_shape) != y[0].numel():
         raise ValueError(
-            f"image_shape is the height and width of a datum, whose {y[0].numel()} numbers are no "
-            f"image of {image_shape[0]} x {image_shape[1]}: leave it out, or correct it"
+            f"image_shape is the height and width of a datum, whose {y[0].numel()} numbers do not "
+            f"make an image of {image_shape[0]} x {image_shape[1]}: leave it out, or correct it"
         )
 
 

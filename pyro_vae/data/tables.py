@@ -326,8 +326,9 @@ class Columns:
         for place, column in enumerate(self.columns):
             if not isinstance(column.kind, Real) and np.isinf(values[:, place]).any():
                 raise ValueError(
-                    f"column '{column.name}' holds an infinite entry, which is no "
-                    f"{type(column.kind).__name__}: decode finite numbers, or nan for missing ones"
+                    f"column '{column.name}' holds an infinite entry, which a column of kind "
+                    f"{type(column.kind).__name__} cannot have: decode finite numbers, or nan for "
+                    "missing ones"
                 )
         restored = {
             column.name: column.restored(values[:, place])
@@ -390,8 +391,8 @@ class Columns:
             columns = tuple(_column_of(container, dict(entry)) for entry in saved["columns"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"this is no description of columns ({type(error).__name__}: {error}): pass what "
-                "Columns.to_json() gave"
+                f"this is not a description of columns ({type(error).__name__}: {error}): pass "
+                "what Columns.to_json() gave"
             ) from error
         return cls(columns, container)
 

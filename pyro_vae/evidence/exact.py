@@ -140,7 +140,7 @@ def _require_quadratic(program: Program, batch: Batch) -> None:
         degree, operation = degree_of(program, rows)
         if degree > 2:
             how = f"it takes '{operation}' of a latent" if operation else f"its degree is {degree}"
-            raise ValueError(f"The log joint is no quadratic function of the latents: {how}.")
+            raise ValueError(f"The log joint is not a quadratic function of the latents: {how}.")
 
 
 def _require_quadratic_at_prior_draws(program: Program, batch: Batch, quadratic: Quadratic) -> None:

@@ -159,8 +159,8 @@ class CrossCheck(Result):
         once = f"once in {1 / self.false_alarm:.0f} checks of {number} comparisons"
         return (
             f"{said}. The largest difference is {worst.worst:.1f} standard errors "
-            f"({worst.first} and {worst.second}); beyond {worst.limit:.1f}, and the bias "
-            f"of a bound, it would be a contradiction, falsely so {once}"
+            f"({worst.first} and {worst.second}); more than {worst.limit:.1f} beyond the "
+            f"bias of a bound would be a contradiction (by chance {once})"
         )
 
     def summary(self) -> str:

@@ -69,7 +69,7 @@ class ProductOfExperts(Encoder):
         if not isinstance(family, ClosestNormal):
             raise TypeError(
                 f"ProductOfExperts needs a family with closest_normal(loc, precision), which "
-                f"{type(family).__name__} has not: use DiagonalNormal(), FullRankNormal() or an "
+                f"{type(family).__name__} lacks: use DiagonalNormal(), FullRankNormal() or an "
                 "Encoder"
             )
         self._attached = (program, family)

@@ -196,7 +196,7 @@ class Encoder(InferenceMap):
                 raise
             seen = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
             raise ValueError(
-                f"the encoder's net, {type(self.net).__name__}, is made for other data than "
+                f"the encoder's net, {type(self.net).__name__}, cannot take data of "
                 f"{seen} ({error}): change its first layer, flatten each row, or convert the data"
             ) from error
         except TypeError as error:

@@ -127,7 +127,7 @@ def sum_out(
         trace: A trace of the program under enumeration.
         names: Sites to take: the enumerated ones and those whose marginal density is wanted.
         plate: Name of the plate over data.
-        known: Log densities of some sites by another way than their distribution's own.
+        known: Log densities of some sites that were computed in another way.
 
     Returns:
         `(rows,)`, in nats, masked but not scaled.

@@ -326,7 +326,7 @@ def _check_roles(
     if not latent or not observed:
         raise ValueError(
             f"a program needs a latent and an observed site in plate '{plate}', got "
-            f"latent {latent} and observed {list(observed)}; was the data passed on as obs=?"
+            f"latent {latent} and observed {list(observed)}; were the data passed as obs=?"
         )
 
 

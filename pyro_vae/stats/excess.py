@@ -50,13 +50,14 @@ MAX_SKEWNESS = 0.7
 """Skewness of the average up to which its error covers: see :func:`tail_error`."""
 
 MAX_ERROR = 0.2
-"""Error in nats up to which it is said to cover: beyond, an average is of some 25 effective draws.
+"""Largest error in nats that is said to cover; it is that of some 25 effective draws.
 
-Its logarithm is then no longer linear in it, nor do so few draws show what they missed.
+With fewer, the logarithm is not linear over the spread of the average, and the draws do not show
+what they missed.
 """
 
 MILLINAT = 1e-3
-"""An error with the heaviest plausible tail in it that is below this is small enough as it is."""
+"""If even the heaviest plausible tail leaves an error below this, in nats, it is accepted."""
 
 _WIDEST = 0.5  # skewness at which a reliable error is that of the heaviest plausible tail
 _RUNS_AHEAD = 8  # the tail is cut where one of so many runs would have a draw
