@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae._arguments import COUNT, Interval, check_public, checked, kind_of
+from pyro_vae._annotations import COUNT, Interval, kind_of
+from pyro_vae._arguments import check_public, checked
 from tests.helpers.public import public
 
 NAN = math.nan

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae import _annotations as annotations
 from pyro_vae import _arguments as arguments
 from tests.helpers.public import public
 
@@ -37,38 +38,38 @@ class Nothing:
     """An object that fits nowhere."""
 
 
-def misfits(kind: arguments.Kind) -> list[Any]:
+def misfits(kind: annotations.Kind) -> list[Any]:
     """Values that a check must refuse, by its kind."""
     nothing = [Nothing(), Nothing]
-    if isinstance(kind, arguments._Number):
+    if isinstance(kind, annotations.Number):
         low, high = kind.interval.low, kind.interval.high
         below = [low - 1] if math.isfinite(low) else []
         above = [high + 1] if math.isfinite(high) else []
         ends = [low, high] if kind.interval.is_open else []
         outside = [*below, *above, *(end for end in ends if math.isfinite(end))]
         return [*nothing, "3", 1j, [[1]], *map(kind.kind, outside)]
-    if isinstance(kind, arguments._Items):
+    if isinstance(kind, annotations.Items):
         return [*nothing, {"a": 1}, *([[Nothing()], [[Nothing()]]] if kind.item else [])]
-    if isinstance(kind, arguments._Tuple):
+    if isinstance(kind, annotations.Tuple):
         return [*nothing, (), (Nothing(),) * 9]
-    if isinstance(kind, arguments._Mapping):
+    if isinstance(kind, annotations.Dictionary):
         return [*nothing, [1], *([{"a": Nothing()}] if kind.value else [])]
-    if isinstance(kind, arguments._Either):
+    if isinstance(kind, annotations.Either):
         return _misfits_of_all(kind)
     takes_classes = kind.expected == "a function" or getattr(kind, "cls", None) is type
     return nothing[:1] if takes_classes else nothing
 
 
-def _misfits_of_all(kind: arguments._Either) -> list[Any]:
+def _misfits_of_all(kind: annotations.Either) -> list[Any]:
     """Values that none of several kinds takes."""
     values = [value for part in kind.kinds for value in misfits(part)]
     return [value for value in values if not any(_takes(part, value) for part in kind.kinds)]
 
 
-def _takes(kind: arguments.Kind, value: Any) -> bool:
+def _takes(kind: annotations.Kind, value: Any) -> bool:
     try:
         kind.take(value)
-    except arguments._Misfit:
+    except annotations.Misfit:
         return False
     return True
 
@@ -82,7 +83,7 @@ class Case(NamedTuple):
     call: Callable[[], Any]
 
     def __str__(self) -> str:
-        return f"{self.name}({self.argument}={arguments._shown(self.value)})"
+        return f"{self.name}({self.argument}={arguments.shown(self.value)})"
 
 
 def argument_cases() -> Iterator[Case]:
@@ -91,7 +92,7 @@ def argument_cases() -> Iterator[Case]:
         if name.startswith(UNCHECKED):
             continue
         tensors = not name.rpartition(".")[0].rpartition(".")[-1][:1].isupper() or "__" in name
-        reader = arguments._Reader(inspect.unwrap(function), tensors=tensors)
+        reader = arguments.Reader(inspect.unwrap(function), tensors=tensors)
         first = [None] if "self" in reader.parameters else []
         for argument, kind in reader.kinds.items():
             for value in misfits(kind) if argument != "self" else []:

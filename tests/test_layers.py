@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "pyro_vae").rglob("*.py"))
 # folder no imports go in a circle. `__version__` is all that may be had from the root.
 LAYERS = (
     ("formatting", "_warnings", "__version__"),
-    ("_types", "_arguments", "registry", "randomness", "progress", "writing"),
+    ("_types", "_annotations", "_arguments", "registry", "randomness", "progress", "writing"),
     ("stats", "data"),
     ("plots",),
     ("results",),

@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from .._arguments import Interval
+from .._annotations import Interval
 from .._types import Batch, Data, ProgramLike
 from ..programs import (
     Program,

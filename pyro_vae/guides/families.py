@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions.utils import _standard_normal
 
-from .._arguments import Interval
+from .._annotations import Interval
 from .._types import Distribution
 from ..registry import registered
 from .reparameterization import reparameterize

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from .. import stats
-from .._arguments import Interval
+from .._annotations import Interval
 from .._types import Batch
 from ..compiling import CompiledDensity
 from ..programs import Density, Program, evaluating

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
-from .._arguments import Interval
+from .._annotations import Interval
 from .._types import Distribution
 from ..likelihoods import Likelihood
 from ..nets import require_tensor

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._arguments import ANY
+from .._annotations import ANY
 from .._types import optional
 
 if TYPE_CHECKING:

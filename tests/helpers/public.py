@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pyro_vae as pv
-from pyro_vae._arguments import _is_result
+from pyro_vae._arguments import is_result
 
 
 def modules() -> Iterator[ModuleType]:
@@ -41,6 +41,6 @@ def issubclass_of_tuple(value: object) -> bool:
 def methods(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
     """The constructor and the public methods that a class defines."""
     for name, value in vars(cls).items():
-        constructor = name == "__init__" and not _is_result(cls)
+        constructor = name == "__init__" and not is_result(cls)
         if inspect.isfunction(value) and (constructor or not name.startswith("_")):
             yield f"{cls.__module__}.{cls.__name__}.{name}", value

@@ -1,0 +1,383 @@
+"""What the annotation and the name of an argument require: a check of its type and its range.
+
+One word means one thing in every signature, so the range of a number follows from its name;
+`Annotated[int, Interval(2)]` sets another one. Values are normalized: a NumPy integer arrives as an
+`int`, a list of widths as the annotated tuple.
+"""
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import isclass
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """Numbers that an argument may be; an open interval excludes both ends."""
+
+    low: float | int = -math.inf
+    high: float | int = math.inf
+    is_open: bool = False
+    endless: bool = False  # whether infinity is a number here
+    unknown: bool = False  # whether nan is one, which says that a number is not known
+
+    def has(self, value: float | int) -> bool:
+        if self.is_open:
+            return self.low < value < self.high or (self.endless and value == math.inf)
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return "" if self.low == -math.inf else f" {self._above} {self.low}"
+        ends = f"{self.low} and {self.high}"
+        return f" between {ends}" + (", both excluded" if self.is_open else "")
+
+    @property
+    def _above(self) -> str:
+        return "above" if self.is_open else "of at least"
+
+
+COUNT, POSITIVE, SHARE = Interval(1), Interval(0, is_open=True), Interval(0, 1, is_open=True)
+ANY = Interval(endless=True, unknown=True)  # what is drawn may be unknown
+LIMIT = Interval(0, is_open=True, endless=True)  # none at all, if it is infinite
+SEED = Interval(0, 2**64 - 1)  # what a generator takes; larger ones would repeat the smaller
+_NAMES: dict[Interval, str] = {
+    COUNT: "batch_size bins blocks components features hidden history latent_dim leapfrog_steps "
+    "length max_epochs max_points max_rows max_samples number outputs patience rank side "
+    "steps sweeps width",
+    POSITIVE: "bound decay df error lr scale sigma spread steepness",
+    SHARE: "false_alarm level prior_share rate target_acceptance test_fraction",
+    Interval(
+        0
+    ): "beta betas floor max_steps num_parameters num_predictive_samples num_prior_samples",
+    LIMIT: "memory tolerance",
+    SEED: "seed",
+}
+_RANGES = {name: interval for interval, names in _NAMES.items() for name in names.split()}
+
+
+def range_of(name: str) -> Interval:
+    """The range of a number of this name, in every signature."""
+    return _RANGES.get(name, COUNT if name.startswith("num_") else Interval())
+
+
+# One kind of annotation each
+
+
+class Misfit(Exception):
+    """A value that does not fit, by its type or by its range; the name and text are added later."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error, self.name, self.text = error, "", ""
+
+
+class Kind:
+    """What an annotation requires, in words and as a check."""
+
+    expected: str
+    takes_tensors = False
+
+    def take(self, value: Any) -> Any:
+        """Returns the normalized value, or raises a misfit without a message."""
+        raise NotImplementedError
+
+
+class Number(Kind):
+    """A number, but not a boolean and not nan; infinite only if its default is."""
+
+    words: ClassVar = {int: "a whole number", float: "a finite number"}
+
+    def __init__(self, kind: type[int] | type[float], interval: Interval, default: Any) -> None:
+        self.kind, self.interval = kind, interval
+        self.infinite = interval.endless or (isinstance(default, float) and math.isinf(default))
+        self.expected = ("a number" if self.infinite else self.words[kind]) + str(interval)
+        self.example = kind(max(interval.low, 1) if interval.high > 1 else interval.high / 2)
+
+    def take(self, value: Any) -> Any:
+        """The number as an `int` or a `float`."""
+        if isinstance(value, bool) or not isinstance(value, Integral if self.kind is int else Real):
+            raise Misfit(TypeError)
+        convert: Any = self.kind
+        try:
+            number: float | int = convert(value)
+        except OverflowError:
+            raise Misfit(ValueError) from None
+        if not self._has(number):
+            raise Misfit(ValueError)
+        return number
+
+    def _has(self, number: float | int) -> bool:
+        if self.kind is float and not math.isfinite(number):
+            if math.isnan(number):
+                return self.interval.unknown
+            if not self.infinite:
+                return False
+        return self.interval.has(number)
+
+
+class _Test(Kind):
+    """A value that passes a test; it is not converted."""
+
+    def __init__(
+        self, expected: str, fits: Callable[[Any], bool], error: type[Exception] = TypeError
+    ) -> None:
+        self.expected, self.fits, self.error = expected, fits, error
+
+    def take(self, value: Any) -> Any:
+        """The value itself."""
+        if not self.fits(value):
+            raise Misfit(self.error)
+        return value
+
+
+class _Flag(Kind):
+    """True or False, also NumPy's."""
+
+    expected = "True or False"
+
+    def take(self, value: Any) -> bool:
+        """The flag as a `bool`."""
+        if not isinstance(value, bool | np.bool_):
+            raise Misfit(TypeError)
+        return bool(value)
+
+
+class Instance(_Test):
+    """An object of a class or of a protocol, and not the class itself."""
+
+    words: ClassVar = {
+        str: "a string",
+        Tensor: "a torch tensor",
+        NoneType: "None",
+        Path: "a path",
+        np.ndarray: "a NumPy array",
+    }
+
+    def __init__(self, cls: type) -> None:
+        super().__init__(self.words.get(cls) or f"an object of {cls.__name__}", self._is_one)
+        self.cls, self.takes_tensors = cls, cls is Tensor
+
+    def _is_one(self, value: Any) -> bool:
+        fits = isinstance(value, os.PathLike if self.cls is Path else self.cls)
+        return fits and (self.cls is type or not isinstance(value, type))
+
+
+class _Shaped(_Test):
+    """A tensor or an array of a kind of number and a number of axes, by jaxtyping."""
+
+    takes_tensors = True
+
+    def __init__(self, annotation: Any) -> None:
+        array = "tensor" if annotation.array_type is Tensor else "NumPy array"
+        shape = annotation.dim_str.replace(" ", ", ")
+        kind = annotation.__name__.partition("[")[0].lower()
+        expected = f"a {kind} {array} of shape ({shape})"
+        super().__init__(expected, lambda value: isinstance(value, annotation))
+
+
+class Device(Kind):
+    """A device that this machine has, and on which numbers can be kept."""
+
+    expected = "a device of this machine or None"
+
+    def take(self, value: Any) -> Any:
+        """The device itself, tried with one number."""
+        if value is not None and not isinstance(value, str | torch.device):
+            raise Misfit(TypeError)
+        try:
+            usable = value is None or torch.zeros((), device=value).item() == 0
+        except (RuntimeError, AssertionError, NotImplementedError):  # whatever a backend raises
+            usable = False
+        if not usable:
+            raise Misfit(ValueError)
+        return value
+
+
+def _named(name: str) -> Kind:
+    """An object of a class known only by name, since its library is imported late."""
+    return _Test(f"a {name}", lambda value: name in [cls.__name__ for cls in type(value).__mro__])
+
+
+def _function(*, program: bool) -> Kind:
+    """Something callable; a program, which is called as `model(*batch)`, must not be a class."""
+    expected = "a Pyro program: a module or a function" if program else "a function"
+    return _Test(expected, lambda value: callable(value) and not (program and isclass(value)))
+
+
+def _class(base: Any) -> Kind:
+    """A class, not an object of it."""
+    base = base if isinstance(base, type) else object
+    return _Test(
+        f"a class, of {base.__name__}", lambda value: isclass(value) and issubclass(value, base)
+    )
+
+
+def _choice(values: tuple[Any, ...]) -> Kind:
+    """One of some values."""
+    expected = f"one of {', '.join(map(repr, values))}"
+    return _Test(expected, lambda value: value in values, ValueError)
+
+
+class Items(Kind):
+    """A sequence of items of one kind; a string does not count as a sequence."""
+
+    def __init__(self, container: type, item: Kind | None) -> None:
+        self.container, self.item = container, item
+        self.expected = f"a sequence, each entry {item.expected}" if item else "a sequence"
+
+    def take(self, value: Any) -> Any:
+        """The entries in the annotated container; the value itself where it is one already."""
+        if isinstance(value, str | bytes | Mapping | set | type) or not hasattr(value, "__iter__"):
+            raise Misfit(TypeError)
+        if self.item is None and isinstance(value, self.container):
+            return value
+        if not hasattr(value, "__len__") or getattr(value, "ndim", 1) != 1:
+            raise Misfit(TypeError)
+        entries = [self.item.take(entry) if self.item else entry for entry in _entries(value)]
+        same = isinstance(value, self.container) and _same(entries, value)
+        return value if same else (tuple if self.container is tuple else list)(entries)
+
+
+class Tuple(Kind):
+    def __init__(self, parts: list[Kind | None]) -> None:
+        self.parts = parts
+        names = (part.expected if part else "anything" for part in parts)
+        self.expected = f"a tuple of {len(parts)}: {', '.join(names)}"
+
+    def take(self, value: Any) -> Any:
+        """The entries as a tuple."""
+        if not isinstance(value, tuple | list) or len(value) != len(self.parts):
+            raise Misfit(TypeError)
+        pairs = zip(self.parts, value, strict=True)
+        entries = tuple(part.take(entry) if part else entry for part, entry in pairs)
+        return value if isinstance(value, tuple) and _same(entries, value) else entries
+
+
+class Dictionary(Kind):
+    def __init__(self, key: Kind | None, value: Kind | None) -> None:
+        self.key, self.value = key, value
+        each = f", each value {value.expected}" if value else ""
+        self.expected = f"a dictionary with {'names' if _is_str(key) else 'keys'}{each}"
+
+    def take(self, value: Any) -> Any:
+        """The dictionary itself, with checked keys and values."""
+        if not isinstance(value, Mapping):
+            raise Misfit(TypeError)
+        for key, entry in value.items():
+            if self.key:
+                self.key.take(key)
+            if self.value:
+                self.value.take(entry)
+        return value
+
+
+class Either(Kind):
+    """The first of several that fits; whole numbers stay integers where both are allowed."""
+
+    def __init__(self, kinds: Sequence[Kind]) -> None:
+        self.kinds = sorted(kinds, key=lambda kind: getattr(kind, "kind", int) is not int)
+        real = any(getattr(kind, "kind", None) is float for kind in kinds)
+        told = [kind for kind in kinds if not (real and getattr(kind, "kind", None) is int)]
+        self.expected = " or ".join(dict.fromkeys(kind.expected for kind in told))
+        self.takes_tensors = any(kind.takes_tensors for kind in kinds)
+
+    def take(self, value: Any) -> Any:
+        """The value as converted by the first kind that fits."""
+        error: type[Exception] = TypeError
+        for kind in self.kinds:
+            try:
+                return kind.take(value)
+            except Misfit as misfit:
+                error = ValueError if misfit.error is ValueError else error
+        raise Misfit(error)
+
+
+def _same(some: Sequence[Any], others: Any) -> bool:
+    return all(one is other for one, other in zip(some, others, strict=True))
+
+
+def _is_str(kind: Kind | None) -> bool:
+    return isinstance(kind, Instance) and kind.cls is str
+
+
+def _entries(value: Any) -> Iterator[Any]:
+    """Entries as Python values: those of a tensor become numbers."""
+    return iter(value.tolist() if isinstance(value, Tensor) else value)
+
+
+# From an annotation to a check
+
+
+def kind_of(annotation: Any, interval: Interval | None = None, default: Any = None) -> Kind | None:
+    """What an annotation requires; None if it has nothing to check.
+
+    Example:
+        >>> kind_of(int, COUNT).take(np.int64(3))
+        3
+        >>> kind_of(float | None, POSITIVE).expected
+        'a finite number above 0 or None'
+    """
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return _union(parts, interval, default)
+    if origin is not None:
+        return _generic(annotation, origin, parts, interval)
+    if annotation in (int, float):
+        return Number(annotation, interval or Interval(), default)
+    if annotation is bool:
+        return _Flag()
+    if hasattr(annotation, "dim_str"):
+        return _Shaped(annotation)
+    if annotation is None:
+        return Instance(NoneType)
+    if not isinstance(annotation, type) or annotation in (Any, object, inspect.Parameter.empty):
+        return None
+    late = issubclass(annotation, Late)
+    return _named(annotation.__name__) if late else Instance(annotation)
+
+
+def _generic(
+    annotation: Any, origin: Any, parts: tuple[Any, ...], interval: Interval | None
+) -> Kind | None:
+    """The kind of an annotation with brackets."""
+    if origin is Annotated:
+        own = [part for part in parts[1:] if isinstance(part, Interval)]
+        return kind_of(parts[0], own[0] if own else interval)
+    if origin is Literal:
+        return _choice(parts)
+    if origin is Callable:
+        return _function(program=annotation == Callable[..., Any])
+    if origin is type:
+        return _class(parts[0])
+    if origin is tuple and parts[-1:] != (...,):
+        return Tuple([kind_of(part, interval) for part in parts])
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return Dictionary(*(kind_of(part, interval) for part in parts))
+    if origin in (tuple, list, Sequence):
+        return Items(origin, kind_of(parts[0], interval))
+    return Instance(origin) if isinstance(origin, type) else None
+
+
+def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> Kind | None:
+    """A union of kinds; None if one of them accepts anything, or is data (checked later)."""
+    if Tensor in parts and any(get_origin(part) is tuple for part in parts):
+        return None
+    if Sequence[Any] in parts and Mapping[str, Any] in parts:
+        return None  # free in form: JSON
+    if torch.device in parts:
+        return Device()
+    kinds = [kind_of(part, interval, default) for part in parts]
+    found = [kind for kind in kinds if kind is not None]
+    return Either(found) if len(found) == len(kinds) else None
+
+
+class Late:
+    """A class whose library is not imported yet; it is known by name."""
