@@ -5,17 +5,19 @@ wrapped: what an argument may be is read from its annotation and its name (`_ann
 check costs a few microseconds, and is made once: what a checked module passes on to another public
 function was checked when it came in, so calls within the library go through.
 
-Data are not checked here: batches are checked where they are read, and tensor arguments of methods
-by their owners.
+Data are not checked here: batches are checked where they are read, under the name of the argument
+that they came as (:func:`naming`), and tensor arguments of methods by their owners.
 """
 
 import builtins
 import dataclasses
 import functools
 import inspect
+import re
 import reprlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -197,6 +199,24 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
             reader.take(name, value)
     except Misfit as misfit:
         raise misfit.error(misfit.text) from None
+
+
+@contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Names the argument in errors about what it holds, where they do not.
+
+    Example:
+        >>> with naming("validation"):
+        ...     raise ValueError("the batch is empty")
+        Traceback (most recent call last):
+        ValueError: validation: the batch is empty
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not re.search(rf"\b{argument}\b", str(error)):
+            error.args = (f"{argument}: {error}",)
+        raise
 
 
 def check_public(namespace: dict[str, Any]) -> None:

@@ -238,6 +238,29 @@ def test_malformed_data_are_refused() -> None:
     assert_refused([case for number, case in enumerate(quick_cases()) if number % 13 == 0])
 
 
+def test_further_data_are_named() -> None:
+    """Where a function takes several data, the error says which: also for other columns."""
+    further = [case for case in data_cases() if not re.match("data|train", case.argument)]
+    cases = [case for case in further if not is_taken(case)]
+    assert len(cases) > 100
+    unnamed = [f"{case}: {refusal(case)}" for case in cases if not is_named(case)]
+    assert not unnamed, unnamed[:10]
+
+
+def refusal(case: Case) -> str:
+    """The error with which an input is refused."""
+    try:
+        case.call()
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return "accepted"
+
+
+def is_named(case: Case) -> bool:
+    """Whether the error has the name of the argument."""
+    return case.argument.partition(",")[0] in refusal(case)
+
+
 @pytest.mark.slow
 def test_all_malformed_data_are_refused() -> None:
     """Each kind in every function and every argument of data."""

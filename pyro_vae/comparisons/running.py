@@ -20,7 +20,7 @@ from .. import diagnostics, evidence
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Augmented
 from ..data.streams import augmentation_of
-from ..evidence import Estimator, ImportanceSampling, LogMarginal, check_data
+from ..evidence import Estimator, ImportanceSampling, LogMarginal, check_data, check_more_data
 from ..gaps import inference_gap
 from ..guides import (
     Family,
@@ -144,9 +144,9 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
         )
     where = device_of(model)
     stored, augmented = augmentation_of(train)
-    batch, held_out = as_batch(stored, where), as_batch(test, where)
-    check_data(model, batch)
-    check_data(model, held_out)
+    batch, held_out = as_batch(stored, where, "train"), as_batch(test, where, "test")
+    check_data(model, batch, "train")
+    check_more_data(model, batch, held_out, "test")
     _check_pictures(held_out[0], labels, image_shape)
     options = {"num_epochs": num_epochs, "seed": seed, "progress": progress, **fit_options}
     draws = evaluation or ImportanceSampling(1000)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..evidence import Block, ImportanceSampling, first_rows, prepared
+from ..evidence import Block, ImportanceSampling, check_more_data, first_rows, prepared
 from ..guides import for_new_rows, is_tied_to_rows, shared_only
 from ..programs import Program, as_batch, device_of, simulate
 from ..randomness import stream
@@ -139,7 +139,9 @@ def _reference(
 ) -> Batch:
     """Held-out data, or simulated ones."""
     if not isinstance(reference, int):
-        return as_batch(reference, device_of(model, guide))
+        held = as_batch(reference, device_of(model, guide), "reference")
+        check_more_data(model, batch, held, "reference")
+        return held
     asked = shared_only(guide) if is_tied_to_rows(guide) else guide
     with prepared(model, asked, first_rows(batch, reference), seed, given) as (program, _, rows):
         return simulate(program, rows, stream(seed, "out_of_distribution.simulated"))[1]

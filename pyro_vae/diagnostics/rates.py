@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import check_data, prepared
+from ..evidence import check_data, check_more_data, prepared
 from ..guides import is_tied_to_rows
 from ..objectives import BetaELBO
 from ..programs import Program, as_batch, device_of, minibatch
@@ -392,7 +392,7 @@ def rate_distortion(  # noqa: PLR0913 (what fit and the evaluation are told)
     _require_copies(model, guide, train_model=train_model)
     where = device_of(model, guide)
     batch = as_batch(data, where)
-    others = None if held_out is None else as_batch(held_out, where)
+    others = None if held_out is None else as_batch(held_out, where, "held_out")
     _require_encoder(guide, others)
     options = {"batch_size": batch_size, "optimizer": optimizer, "train_model": train_model}
     options |= {"num_epochs": num_epochs, "seed": seed, "progress": progress}
@@ -456,7 +456,7 @@ class _Run:
         """Evaluates two rows, so that errors are raised before training, not after."""
         check_data(model, self.train)
         if self.held_out is not None:
-            check_data(model, self.held_out)
+            check_more_data(model, self.train, self.held_out, "held_out")
         few, draws = tuple(part[:2] for part in self.train), 2 if self.draws is None else self.draws
         # By their positions, since the table of a guide tied to rows does not know the data yet.
         with minibatch(torch.arange(len(few[0])), len(self.train[0])):

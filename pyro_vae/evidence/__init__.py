@@ -66,6 +66,7 @@ from .validation import first_rows as first_rows
 from .validation import no_guide as no_guide
 from .weights import Inference as Inference
 from .weights import check_data as check_data
+from .weights import check_more_data as check_more_data
 from .weights import draw_rows as draw_rows
 from .weights import prepared as prepared
 

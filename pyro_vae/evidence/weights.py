@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from .._arguments import naming
 from .._types import Batch, Data, ProgramLike
 from ..compiling import DrawDensities
 from ..data import check_batch
@@ -205,15 +206,30 @@ def _require_trained(programs: Mapping[str, ProgramLike]) -> None:
                     )
 
 
-def check_data(model: ProgramLike, batch: Batch) -> None:
+def check_data(model: ProgramLike, batch: Batch, argument: str = "data") -> None:
     """Checks the data: shapes, nan and inf, and the range that the likelihood needs.
 
-    A nan is allowed where the program treats it as missing (see `PartlyObserved`).
+    A nan is allowed where the program treats it as missing (see `PartlyObserved`). Errors name the
+    argument.
     """
-    check_batch(*batch, missing=partly_observed(model, batch))
     check = hooks_of(model).check
-    if check is not None:
-        check(batch[0])
+    with naming(argument):
+        check_batch(*batch, missing=partly_observed(model, batch))
+        if check is not None:
+            check(batch[0])
+
+
+def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str) -> None:
+    """Checks further data, on which the model must run if it runs on the first.
+
+    Two rows of each are tried, so that other columns are found before a training, not after it.
+    """
+    check_data(model, more, argument)
+    first, second = (tuple(part[:2] for part in rows) for rows in (batch, more))
+    with evaluating(model), torch.no_grad(), forked(0, "unused"):
+        retry_unvalidated(partial(Program, model, *first))
+        with naming(argument):
+            retry_unvalidated(partial(Program, model, *second))
 
 
 def rows_at_once(program: Program, batch: Batch, memory: float) -> int:

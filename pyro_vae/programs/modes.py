@@ -24,6 +24,7 @@ from pyro.nn.module import _Context
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 
+from .._arguments import naming
 from .._types import Batch, Data, ProgramLike
 from ..randomness import ALONE, check_rows
 
@@ -243,22 +244,24 @@ def known_missing() -> bool | None:
     return _CAPTURED_DATA_MISS.get()
 
 
-def as_batch(data: Data, device: torch.device | None = None) -> Batch:
+def as_batch(data: Data, device: torch.device | None = None, argument: str = "data") -> Batch:
     """Makes a tuple of tensors from an array, a tensor, or a tuple of them.
 
     Arguments:
         data: One array or several; NumPy's float64 is cast to torch's default dtype, since NumPy
             makes everything float64; tensors keep theirs.
         device: Where to put the tensors; `None` leaves them where they are.
+        argument: The name of the argument that they came as, for errors.
 
     Raises:
         TypeError: If an entry is neither a tensor nor an array.
         ValueError: If there is no row or no number, or the numbers of rows differ.
     """
     parts = data if isinstance(data, tuple) else (data,)
-    require_arrays(parts)
-    batch = tuple(_as_tensor(part, index).to(device=device) for index, part in enumerate(parts))
-    check_rows(batch)
+    with naming(argument):
+        require_arrays(parts)
+        batch = tuple(_as_tensor(part, index).to(device=device) for index, part in enumerate(parts))
+        check_rows(batch)
     return batch
 
 
@@ -272,7 +275,7 @@ def require_arrays(parts: tuple[Any, ...]) -> None:
         if not isinstance(part, np.ndarray | Tensor):
             kind = type(part).__name__
             raise TypeError(
-                f"data must be a tensor, a NumPy array or a tuple of them, got {kind} at position "
+                f"expected a tensor, a NumPy array or a tuple of them, got {kind} at position "
                 f"{index}: {_instead(part, parts)}"
             )
 
@@ -288,7 +291,7 @@ def _as_tensor(part: Any, index: int) -> Tensor:
         return tensor.to(torch.get_default_dtype()) if part.dtype == np.float64 else tensor
     if part.is_meta or part.is_quantized or part.is_nested or part.layout is not torch.strided:
         raise TypeError(
-            f"data must be a dense tensor of numbers, got one of layout {part.layout} "
+            f"expected a dense tensor of numbers, got one of layout {part.layout} "
             f"and {part.dtype} on {part.device} at position {index}; convert it, with y.to_dense() "
             "if it is sparse, y.to_padded_tensor(float('nan')) if it is nested, or y.dequantize()"
         )
@@ -360,6 +363,6 @@ def _check_array(part: Any, index: int) -> None:
         )
     if part.dtype.kind not in "biufc" or part.dtype in (np.longdouble, np.clongdouble):
         raise TypeError(
-            f"data must be numbers, got an array of dtype {part.dtype} at position {index}: "
+            f"expected numbers, got an array of dtype {part.dtype} at position {index}: "
             "convert it with y.astype(float), or encode a table with pv.data.Columns.of(table)"
         )

@@ -21,7 +21,14 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import Fitted, ImportanceSampling, LogMarginal, first_rows, prepared
+from ..evidence import (
+    Fitted,
+    ImportanceSampling,
+    LogMarginal,
+    check_more_data,
+    first_rows,
+    prepared,
+)
 from ..evidence.estimates import Estimator
 from ..programs import as_batch, device_of, has_missing, simulate
 from ..randomness import stream
@@ -230,12 +237,13 @@ def _reference(
 ) -> Batch:
     """Held-out data, or simulated ones."""
     if not isinstance(reference, int):
-        held = as_batch(reference, device_of(model, guide or model))
+        held = as_batch(reference, device_of(model, guide or model), "reference")
         if not len(held[0]) or has_missing(held[0]):
             raise ValueError(
                 f"reference data are at least one complete row, got {len(held[0])} with "
                 f"{int(held[0].isnan().sum())} missing entries; leave out rows with nan"
             )
+        check_more_data(model, batch, held, "reference")
         return held
     if reference < 1:
         raise ValueError(f"a rank needs at least 1 reference datum, got {reference}")

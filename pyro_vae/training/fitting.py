@@ -22,7 +22,7 @@ from .. import distributed
 from .._types import Data, ProgramLike
 from ..data import Augmented, RowReader
 from ..data.streams import augmentation_of
-from ..evidence import check_data
+from ..evidence import check_more_data
 from ..guides import require_new_rows
 from ..programs import as_batch, device_of, evaluating, modules_of, own_messages
 from ..randomness import forked
@@ -158,12 +158,12 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     stored, augmented = augmentation_of(data)
     with distributed.fail_together():
         reader = reader_of(stored, where)
-        held_out = None if validation is None else as_batch(validation, where)
+        held_out = None if validation is None else as_batch(validation, where, "validation")
         if patience is not None and held_out is None:
             raise ValueError("patience waits for the ELBO of held-out data: pass validation= too")
         missing = check_rows(model, guide, reader)
         if held_out is not None:
-            check_data(model, held_out)
+            check_more_data(model, head(reader), held_out, "validation")
             if isinstance(reader, InMemory):
                 require_new_rows(model, guide, reader.batch)
     distributed.require_same("what fit is told", plan.told(held_out, patience))
