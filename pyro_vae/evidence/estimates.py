@@ -200,7 +200,7 @@ def evaluate(
         # The bound is of the guide itself, whatever proposal the marginal likelihood is from.
         plain = ImportanceSampling(estimator.num_samples, estimator.memory)
         weights = plain.weights(inference, seed=seed, progress=progress)
-        bound, marginal = join(list(map(_evaluation, weights)))
+        bound, marginal = join([Evaluation(_bound(w), log_marginal_of(w)) for w in weights])
         if not estimator.is_plain:
             marginal = estimator(inference, seed=seed, progress=progress)
         edges = edge_doubts(program, batch, marginal)
@@ -247,7 +247,3 @@ def _bound(weights: Weights) -> EvidenceLowerBound:
         distortion=stats.mean_estimate(-weights.log_likelihood),
         num_samples=len(weights.log_guide),
     )
-
-
-def _evaluation(weights: Weights) -> Evaluation:
-    return Evaluation(_bound(weights), log_marginal_of(weights))

@@ -263,16 +263,13 @@ def best_of_family(
     """
     start = starts[0]
     if len(starts) > 1:
-        rough = _rough(fitting), stream(seed, "fit.rough")  # what chooses q does not judge it
-        start = reduce(_better, _fits(program, batch, family, starts, *rough)).parameters
+        # Accurate enough to tell which mode is the highest; what chooses q does not judge it.
+        rough = replace(fitting, tolerance=max(fitting.tolerance, _HILLS))
+        found = _fits(program, batch, family, starts, rough, stream(seed, "fit.rough"))
+        start = reduce(_better, found).parameters
     return fit_parameters(
         program, family, batch, start, fitting, seed=seed, progress=progress, refit=refit
     )
-
-
-def _rough(fitting: FitRows) -> FitRows:
-    """A cheaper fit, accurate enough to tell which mode is the highest."""
-    return replace(fitting, tolerance=max(fitting.tolerance, _HILLS))
 
 
 def _fits(

@@ -20,11 +20,10 @@ from collections.abc import Collection
 import pyro.distributions as dist
 import torch
 from jaxtyping import Bool
-from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
 from .._types import Batch, Distribution
-from ..programs import LatentSite, Program, Run, TracedSite, sum_but
+from ..programs import LatentSite, Program, Run, TracedSite, base_of, sum_but
 from ..randomness import forked
 
 _ROWS_AT_ONCE = 1000  # of a look at masks
@@ -142,13 +141,6 @@ def is_point(distribution: Distribution) -> bool:
 def is_delta(distribution: Distribution) -> bool:
     """Whether its value is a function of earlier draws."""
     return isinstance(base_of(distribution), dist.Delta)
-
-
-def base_of(distribution: Distribution) -> Distribution:
-    """The distribution without `Independent` and mask wrappers."""
-    while isinstance(distribution, dist.Independent | MaskedDistribution):
-        distribution = distribution.base_dist
-    return distribution
 
 
 def log_density(program: Program, site: TracedSite, rows: int) -> Tensor:

@@ -31,8 +31,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from .._types import Batch
 from ..guides import Draws, FamilyPosterior, Posterior, ProgramPosterior
-from ..guides.contract import base_of
-from ..programs import Run, repeat_rows
+from ..programs import Run, base_of, repeat_rows
 from .base import Objective, Particles, Schedule
 
 

@@ -14,6 +14,7 @@ from .hooks import ModelHooks as ModelHooks
 from .hooks import hooks_of as hooks_of
 from .log_probs import even_pieces as even_pieces
 from .log_probs import log_prob_of as log_prob_of
+from .masks import base_of as base_of
 from .masks import unmasked as unmasked
 from .missing import PartlyObserved as PartlyObserved
 from .missing import has_missing as has_missing

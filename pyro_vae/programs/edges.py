@@ -51,6 +51,8 @@ from torch.distributions.transforms import IndependentTransform, Transform
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
+from .masks import base_of
+
 _UNCONSTRAINED = "_unconstrained"
 
 # What newer versions of torch call the support of a mixture; older ones give that of a component.
@@ -377,9 +379,7 @@ def log_prob_at(distribution: Any, u: Tensor, transform: Transform) -> Tensor | 
 
 def draw_unconstrained(distribution: Any, transform: Transform, shape: torch.Size) -> Tensor | None:
     """Draws of u; `None` if its distribution is not known."""
-    while isinstance(distribution, MaskedDistribution | Independent):
-        distribution = distribution.base_dist
-    of_u = unconstrained(distribution, _of_entry(transform))
+    of_u = unconstrained(base_of(distribution), _of_entry(transform))
     return None if of_u is None else of_u.sample(shape)
 
 

@@ -35,6 +35,13 @@ def unmasked(distribution: Distribution) -> Distribution:
     return distribution
 
 
+def base_of(distribution: Distribution) -> Distribution:
+    """The distribution without `Independent` and mask wrappers."""
+    while isinstance(distribution, MaskedDistribution | Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
 def is_masked(distribution: Any) -> bool:
     """Whether a distribution masks some of its density."""
     while isinstance(distribution, Independent | TransformedDistribution):

@@ -108,11 +108,17 @@ class PartlyObserved(dist.TorchDistribution):
         return None
 
 
-def sample_missing(distribution: Distribution) -> Tensor | None:
-    """Draws of features given that they are missing; None where that is not informative."""
+def features_of(distribution: Distribution) -> Distribution:
+    """The distributions of single features: what `Independent` wraps."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
-    return distribution.sample_missing() if isinstance(distribution, PartlyObserved) else None
+    return distribution
+
+
+def sample_missing(distribution: Distribution) -> Tensor | None:
+    """Draws of features given that they are missing; None where that is not informative."""
+    features = features_of(distribution)
+    return features.sample_missing() if isinstance(features, PartlyObserved) else None
 
 
 def has_missing(value: Tensor) -> bool:

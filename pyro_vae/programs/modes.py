@@ -4,6 +4,7 @@ Everything here is undone on leaving the `with` block, so that a call changes no
 caller: no module's mode, no weight, no random stream, no setting.
 """
 
+import copy
 import functools
 import inspect
 import itertools
@@ -52,21 +53,15 @@ class NamedModule(PyroModule):
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> "NamedModule":
         """Copies the module under a fresh name."""
-        copy = type(self).__new__(type(self))
-        memo[id(self)] = copy
-        nn.Module.__init__(copy)
-        copy.__dict__.update(_deepcopy_dict(self.__dict__, memo))
-        for module in copy.modules():
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        nn.Module.__init__(made)
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        for module in made.modules():
             if isinstance(module, PyroModule):
                 module._pyro_context.used = False  # else Pyro refuses to rename submodules
-        copy._pyro_set_supermodule(self._fresh_name(), _Context())
-        return copy
-
-
-def _deepcopy_dict(attributes: dict[str, Any], memo: dict[Any, Any]) -> dict[str, Any]:
-    import copy
-
-    return copy.deepcopy(attributes, memo)
+        made._pyro_set_supermodule(self._fresh_name(), _Context())
+        return made
 
 
 def modules_of(program: ProgramLike) -> list[nn.Module]:

@@ -29,7 +29,6 @@ from .hooks import hooks_of
 from .log_probs import sum_out
 from .masks import Unmasked
 from .modes import evaluating, modules_of, require_arrays
-from .sites import GlobalSite
 from .structure import Structure, structure_of
 from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
 
@@ -111,7 +110,9 @@ class Program:
         self.structure = structure
         self.plate, self.plate_dim = structure.plate, structure.plate_dim
         self.latent_sites, self.global_sites = structure.latent_sites, structure.global_sites
-        self.latent_dim = sum(site.size for site in structure.latent_sites)
+        self._sizes = [site.size for site in structure.latent_sites]
+        self._bounded = {s.name: s.transform for s in structure.latent_sites if not s.is_real}
+        self.latent_dim = sum(self._sizes)
         self.global_dim = sum(site.size for site in structure.global_sites)
         self.observed_names = structure.observed
         self.dtype, self.device = structure.dtype, structure.device
@@ -170,7 +171,8 @@ class Program:
                 "given=, as guide.global_values() returns them"
             )
         for site in self.global_sites:
-            expected, got = self._global_shape(site), tuple(values[site.name].shape)
+            start = torch.zeros(site.size, dtype=self.dtype, device=self.device)
+            expected, got = tuple(site.constrain(start)[0].shape), tuple(values[site.name].shape)
             if got != expected:
                 raise ValueError(
                     f"global site '{site.name}' has values of shape {expected}, got {got}; pass "
@@ -188,10 +190,6 @@ class Program:
         flat = self.constrain_globals(self.structure.global_start)
         return self.given({name: value for name, (value, _) in flat.items()})
 
-    def _global_shape(self, site: GlobalSite) -> tuple[int, ...]:
-        start = torch.zeros(site.size, dtype=self.dtype, device=self.device)
-        return tuple(site.constrain(start)[0].shape)
-
     def constrain_globals(self, flat: Float[Tensor, " size"]) -> dict[str, tuple[Tensor, Tensor]]:
         """Value and log Jacobian of every global site, for one flat unconstrained vector."""
         parts = flat.split([site.size for site in self.global_sites])
@@ -202,9 +200,7 @@ class Program:
 
     def split(self, z: Float[Tensor, "rows latents"]) -> list[Tensor]:
         """The part of each latent site in flat vectors, each `(rows, size)`."""
-        if not self.latent_sites:
-            return []
-        return list(z.split([site.size for site in self.latent_sites], dim=-1))
+        return list(z.split(self._sizes, dim=-1)) if self._sizes else []
 
     def constrain(self, z: Float[Tensor, "rows latents"]) -> tuple[dict[str, Tensor], Tensor]:
         """Values of the latent sites for flat vectors, and the log Jacobian, `(rows,)`."""
@@ -314,8 +310,7 @@ class Program:
 
     def _at_edges(self, unconstrained: Mapping[str, Tensor]) -> AtEdges | None:
         """Handler that notes and draws unconstrained values; `None` if all latents are real."""
-        sites = [site for site in self.latent_sites if not site.is_real]
-        return AtEdges({s.name: s.transform for s in sites}, unconstrained) if sites else None
+        return AtEdges(self._bounded, unconstrained) if self._bounded else None
 
     def log_joint_at(self, values: Mapping[str, Tensor], rows: Batch) -> Tensor:
         r""":math:`\log p(y_n, z_n)` at values of the latent sites, `(rows,)`, with no Jacobian.
@@ -388,8 +383,8 @@ class Program:
         return sum(self.log_densities(z, *batch))  # type: ignore[return-value]
 
     def _globals(self) -> dict[str, Tensor]:
-        missing = [site.name for site in self.global_sites if site.name not in self.fixed]
-        if missing:
+        if len(self.fixed) < len(self.global_sites):
+            missing = [site.name for site in self.global_sites]
             raise ValueError(
                 f"the latent site(s) {missing} are shared by all data, so a datum has a density "
                 "only once their values are given: pass given=, as "

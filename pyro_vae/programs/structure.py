@@ -16,7 +16,7 @@ from .._types import Batch, ProgramLike
 from ..randomness import forked
 from .enumeration import Combinations, combinations
 from .masks import is_masked, unmasked
-from .missing import PartlyObserved, has_missing
+from .missing import PartlyObserved, features_of, has_missing
 from .modes import evaluating
 from .plates import Subsampling, whole_plate
 from .sites import GlobalSite, LatentSite, global_site, latent_site
@@ -121,7 +121,9 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
         global_sites=shared,
         global_start=start,
         global_spread=spread,
-        masked=tuple(site.name for site in [*latent, *outside] if _is_masked_latent(site)),
+        masked=tuple(
+            site.name for site in [*latent, *outside] if site.is_masked and not site.is_observed
+        ),
         determined=determined,
         observed=observed,
         dtype=first.dtype,
@@ -315,10 +317,6 @@ def _check_latent(site: TracedSite) -> None:
         )
 
 
-def _is_masked_latent(site: TracedSite) -> bool:
-    return site.is_masked and not site.is_observed
-
-
 def _check_roles(
     continuous: list[TracedSite], enumerated: tuple[str, ...], observed: tuple[str, ...], plate: str
 ) -> None:
@@ -373,14 +371,8 @@ def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
     storages = {
         site.value.untyped_storage().data_ptr()
         for site in sites
-        if _takes_missing(site.distribution)
+        if isinstance(features_of(site.distribution), PartlyObserved)
     }
     return tuple(
         index for index, part in enumerate(rows) if part.untyped_storage().data_ptr() in storages
     )
-
-
-def _takes_missing(distribution: Any) -> bool:
-    while isinstance(distribution, torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return isinstance(distribution, PartlyObserved)

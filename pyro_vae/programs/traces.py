@@ -22,12 +22,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import Independent
 
 from .._types import Batch, Distribution, ProgramLike
 from .edges import AtEdges, log_prob_at, noted
 from .log_probs import log_prob_of
 from .masks import as_written, entry_mask, is_masked, unmasked
+from .missing import features_of
 from .plates import whole_plate
 
 _Answer = TypeVar("_Answer")
@@ -352,9 +352,8 @@ class Determined(Messenger):
 
 def _is_certain(distribution: Any) -> bool:
     """Whether a distribution is a point mass."""
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return isinstance(distribution, Delta) and not bool(distribution.log_density.any())
+    point = features_of(distribution)
+    return isinstance(point, Delta) and not bool(point.log_density.any())
 
 
 def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:

@@ -133,7 +133,8 @@ class Steps:
         with distributed.fail_together():
             elbos = [self._backward(epoch, part, batches) for part in parts]
         elbo = self.shards.add_up(sum(elbos, 0.0), self.tensors.values())
-        self._move(self._where(epoch, parts))
+        with self._naming(epoch, parts):
+            self._move()
         self.taken += 1
         return elbo
 
@@ -143,7 +144,7 @@ class Steps:
 
     def _backward(self, epoch: int, part: Part, batches: Iterator[Batch]) -> float:
         """Adds the gradient of a shard's part of a step; returns the sum of its ELBOs."""
-        rows, where = part.rows, self._where(epoch, [part])
+        rows = part.rows
         with part.shard.used():
             batch = next(batches)
             if self.shards.count > 1 and self._is_settled():
@@ -155,11 +156,22 @@ class Steps:
                 self.compiled.counted(),
                 minibatch(rows, self.num_data, plate=self.program.plate),
             ):
-                loss, elbo = self._loss(batch, rows, where)
+                loss, elbo = self._loss(batch, epoch, part)
                 # A part of a step counts by its rows: a datum has the same weight in all of them.
-                with _naming(where):
+                with self._naming(epoch, [part]):
                     (loss * (len(rows) / self.batch_size)).backward()
         return elbo.item() * len(rows)
+
+    @contextmanager
+    def _naming(self, epoch: int, parts: list[Part]) -> Iterator[None]:
+        """Adds where a number was not finite to the message."""
+        try:
+            yield
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error}, at {self._where(epoch, parts)}; the parameters are those before this "
+                "step. Try a smaller step size, or look at these rows"
+            ) from error
 
     def _where(self, epoch: int, parts: list[Part]) -> str:
         rows = torch.cat([part.rows for part in parts] or [torch.arange(0, device="cpu")])
@@ -202,7 +214,7 @@ class Steps:
             full = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
         return Progress(loss, -full)
 
-    def _loss(self, batch: Batch, rows: Tensor, where: str) -> Progress:
+    def _loss(self, batch: Batch, epoch: int, part: Part) -> Progress:
         """Loss and ELBO in nats per datum; a value that is not finite is traced to its source."""
         draws, refused = streams_of_torch(), None
         try:
@@ -213,22 +225,22 @@ class Steps:
         if bool(torch.isfinite(loss + elbo)):
             return Progress(loss / self.num_data, elbo / self.num_data)
         restore_streams(draws)  # the same draws once more
-        culprit = self._culprit(batch, rows)
+        culprit = self._culprit(batch, part.rows)
         if culprit is None and refused is not None:
             raise refused
         raise FloatingPointError(
-            f"the loss is {loss.item()} at {where}{culprit or ''}; the parameters are those before "
-            f"this step. {_scales(batch[0]) or 'Try a smaller step size, or look at these rows'}"
+            f"the loss is {loss.item()} at {self._where(epoch, [part])}{culprit or ''}; the "
+            "parameters are those before this step. "
+            f"{_scales(batch[0]) or 'Try a smaller step size, or look at these rows'}"
         ) from refused
 
-    def _move(self, where: str) -> None:
+    def _move(self) -> None:
         """A step of the optimizer, or no change at all."""
         before = [tensor.detach().clone() for tensor in self.tensors.values()]
         try:
-            with _naming(where):
-                self.optimizer.step()
-                for name, tensor in self.tensors.items():
-                    require_finite(name, tensor, kind="new value")
+            self.optimizer.step()
+            for name, tensor in self.tensors.items():
+                require_finite(name, tensor, kind="new value")
         except FloatingPointError:
             for tensor, value in zip(self.tensors.values(), before, strict=True):
                 tensor.data.copy_(value)
@@ -335,18 +347,6 @@ class Steps:
                     moved.append(self.captured_loss(*batch)[1] - full)
         still.restore()
         return stats.mean_estimate(torch.stack(moved).double())
-
-
-@contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Adds where a number was not finite to the message."""
-    try:
-        yield
-    except FloatingPointError as error:
-        raise FloatingPointError(
-            f"{error}, at {where}; the parameters are those before this step. Try a smaller step "
-            "size, or look at these rows"
-        ) from error
 
 
 def _scales(y: Tensor) -> str:
