@@ -8,7 +8,7 @@ One word means one thing in every signature, so the range of a number follows fr
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from inspect import isclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_arg
 
 import numpy as np
 import torch
+from jaxtyping import AbstractArray
 from torch import Tensor
 
 
@@ -235,11 +236,11 @@ class Items(Kind):
 
     def take(self, value: Any) -> Any:
         """The entries in the annotated container; the value itself where it is one already."""
-        if isinstance(value, str | bytes | Mapping | set | type) or not hasattr(value, "__iter__"):
+        if isinstance(value, str | bytes | Mapping | set | type) or not isinstance(value, Iterable):
             raise Misfit(TypeError)
         if self.item is None and isinstance(value, self.container):
             return value
-        if not hasattr(value, "__len__") or getattr(value, "ndim", 1) != 1:
+        if not isinstance(value, Sized) or getattr(value, "ndim", 1) != 1:
             raise Misfit(TypeError)
         entries = [self.item.take(entry) if self.item else entry for entry in _entries(value)]
         same = isinstance(value, self.container) and _same(entries, value)
@@ -283,9 +284,10 @@ class Either(Kind):
     """The first of several that fits; whole numbers stay integers where both are allowed."""
 
     def __init__(self, kinds: Sequence[Kind]) -> None:
-        self.kinds = sorted(kinds, key=lambda kind: getattr(kind, "kind", int) is not int)
-        real = any(getattr(kind, "kind", None) is float for kind in kinds)
-        told = [kind for kind in kinds if not (real and getattr(kind, "kind", None) is int)]
+        numbers = {kind.kind: kind for kind in kinds if isinstance(kind, Number)}
+        whole = numbers.get(int)
+        self.kinds = sorted(kinds, key=lambda kind: kind is not whole)
+        told = [kind for kind in kinds if kind is not whole or float not in numbers]
         self.expected = " or ".join(dict.fromkeys(kind.expected for kind in told))
         self.takes_tensors = any(kind.takes_tensors for kind in kinds)
 
@@ -334,7 +336,7 @@ def kind_of(annotation: Any, interval: Interval | None = None, default: Any = No
         return Number(annotation, interval or Interval(), default)
     if annotation is bool:
         return _Flag()
-    if hasattr(annotation, "dim_str"):
+    if isinstance(annotation, type) and issubclass(annotation, AbstractArray):
         return _Shaped(annotation)
     if annotation is None:
         return Instance(NoneType)

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args, runt
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from ._arguments import check_public
 from ._types import Batch, Data, ProgramLike, optional
@@ -401,7 +402,12 @@ def _captured(function: _Function, size: int) -> Captured:
     with torch.enable_grad():
         captured = capture(function.call, *inputs, missing=any(map(has_missing, inputs)))
     graph = captured.graph.graph
-    random = [node.target for node in graph.nodes if _is_random(node)]
+    random = [
+        node.target
+        for node in graph.nodes
+        if isinstance(node.target, OpOverload)
+        and torch.Tag.nondeterministic_seeded in node.target.tags
+    ]
     if random or not all(isinstance(part, Tensor) for part in captured.held):
         raise NotCaptured(f"it draws random numbers {random or ''}".strip())
     for node in reversed(graph.nodes):
@@ -409,10 +415,6 @@ def _captured(function: _Function, size: int) -> Captured:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     return captured
-
-
-def _is_random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:

@@ -27,6 +27,7 @@ import inspect
 import math
 import os
 import random
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,7 @@ def _free_in_child() -> None:
         ALONE._at_fork_reinit()  # noqa: SLF001 (as in CPython's own modules)
 
 
-if hasattr(os, "register_at_fork"):
+if sys.platform != "win32":
     os.register_at_fork(after_in_child=_free_in_child)
 
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from . import defaults, likelihoods
 from ._warnings import warn
 from .data import Columns, Dataset, Kind, Real, warn_constant_columns
-from .data.frames import Holds, columns_of, container_of, names_of
+from .data.frames import CONTAINERS, Holds, columns_of, names_of
 from .evidence import ImportanceSampling, LogMarginal, Widened, log_marginal_likelihood
 from .evidence.estimates import Estimator, posterior_means
 from .guides import Family
@@ -385,7 +385,7 @@ class VAE(
 
 def _is_frame(X: Any) -> bool:
     """Whether something is a data frame of pandas or polars."""
-    return hasattr(X, "columns") and container_of(X) in ("pandas", "polars")
+    return any(CONTAINERS[name].owns(X) for name in ("pandas", "polars"))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from . import defaults, storage
 from ._arguments import check_public
 from ._types import ProgramLike
 from .data import Columns, Dataset, Scaling, from_frame, split_rows, trained_on
+from .data.frames import index_of
 from .defaults import GUIDES, Architecture
 from .evidence import (
     Evaluation,
@@ -182,8 +183,8 @@ class TableVAE:
         columns = means.cpu().numpy().T
         names = [f"z[{k}]" for k in range(len(columns))] if len(columns) > 1 else ["z"]
         frame = data_frame(dict(zip(names, columns, strict=True)))
-        if hasattr(data, "index") and hasattr(data, "iloc"):
-            frame.index = data.index
+        if (index := index_of(data)) is not None:
+            frame.index = index
         return frame
 
     def evaluate(
@@ -323,8 +324,8 @@ class TableVAE:
         require_file_place(place)
         rows = self.rows(data)
         names: dict[str, Any] = {"row": range(len(rows))}
-        if hasattr(data, "index") and hasattr(data, "iloc"):
-            names[str(data.index.name or "index")] = list(data.index)
+        if (index := index_of(data)) is not None:
+            names[str(index.name or "index")] = list(index)
         subject = Subject(
             self,
             data,

@@ -17,7 +17,7 @@ from .. import data as datasets
 from .. import storage
 from .._types import optional
 from ..data import Columns, FixedDraw, Redrawn, trained_on
-from ..data.frames import columns_of
+from ..data.frames import columns_of, index_of
 from ..data.sets import SETS, rows_of, table_of, without, worded
 from ..evidence import ImportanceSampling
 from ..randomness import row_digests
@@ -88,8 +88,9 @@ def _of_table(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_ou
     digests = row_digests(vae.rows(kept))
     places, title = _chosen(vae, digests, path, run, held_out=held_out)
     names: dict[str, Sequence[Any]] = {"row": places}
-    if hasattr(frame, "index") and type(frame.index).__name__ != "RangeIndex":
-        names[frame.index.name or "index"] = [frame.index[place] for place in places]
+    index = index_of(frame)
+    if index is not None and type(index).__name__ != "RangeIndex":
+        names[index.name or "index"] = [index[place] for place in places]
     names |= {name: list(rows_of(frame, places)[name]) for name in dropped}
     return Asked(vae, rows_of(kept, places), names, rows_of(frame, places), title)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -48,6 +48,11 @@ Candidate: TypeAlias = InferenceMap | tuple[InferenceMap, Family] | Guide | Prog
 
 _NOT_NOTED = {"callbacks", "checkpoint"}  # they change no number
 _TRAIN_DRAWS = 100  # draws per datum for the ELBO of the training data
+
+
+@runtime_checkable
+class _Resettable(Protocol):
+    def reset_parameters(self) -> None: ...
 
 
 def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
@@ -329,9 +334,8 @@ class _Run:
             return
         with forked(self.options["seed"], f"weights.{role}"):
             for module in part.modules():
-                reset = getattr(module, "reset_parameters", None)
-                if callable(reset):
-                    reset()
+                if isinstance(module, _Resettable):
+                    module.reset_parameters()
 
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
         """Trains; if only rows are to be trained, they are fitted by the row fit."""

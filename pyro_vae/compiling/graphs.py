@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .._warnings import warn
-from ..programs import Counted
+from ..programs import Counted, name_of, owner_of
 from ..randomness import restore_streams, streams_of_torch
 from .capturing import Captured, NotCaptured, capture
 
@@ -87,7 +87,7 @@ def kept_with(model: Any) -> _Kept:
 
     A bound method keeps it with its object. Objects without attributes keep none.
     """
-    owner = getattr(model, "__self__", model)
+    owner = owner_of(model)
     try:
         attributes, new = vars(owner), _Kept(ref(owner))
     except TypeError:
@@ -128,7 +128,7 @@ class Graphs:
     ) -> None:
         self.what, self.is_asked = what, bool(compile)
         self.is_off = compile is False or (compile is None and memory < COMPILER_MEMORY)
-        self._method = getattr(model, "__name__", "")  # an object may have several
+        self._method = name_of(model)  # an object may have several
         self._kept = kept_with(model)
 
     @contextmanager

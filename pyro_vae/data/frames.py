@@ -285,6 +285,11 @@ CONTAINERS: dict[str, Container] = {
 """Kinds of tables, by their names in saved files."""
 
 
+def index_of(frame: Any) -> Any:
+    """The index of a table of pandas; None where there is none."""
+    return frame.index if CONTAINERS["pandas"].owns(frame) else None
+
+
 def container_of(frame: Any) -> str:
     """The one of :data:`CONTAINERS` that a table belongs to.
 

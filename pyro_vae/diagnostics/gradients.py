@@ -462,7 +462,7 @@ class _NoPath(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if msg["is_observed"] or not getattr(fn, "has_rsample", False):
+        if msg["is_observed"] or not fn.has_rsample:
             return
         if not isinstance(fn, dist.Delta):
             msg["fn"] = _Detached(fn)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from .._types import Batch, ProgramLike
+from .._types import Batch, Distribution, ProgramLike
 from ..programs import (
     Combinations,
     LatentSite,
@@ -184,6 +184,11 @@ def _mean_of_base(q: Any) -> Tensor:
     return mean
 
 
+@runtime_checkable
+class _Wrapper(Protocol):
+    base_dist: Distribution
+
+
 def _is_known(q: Any) -> bool:
     """Whether it consists of torch's and Pyro's own classes: a subclass may draw differently."""
     own = type(q).__module__.startswith(("torch.distributions.", "pyro.distributions."))
@@ -193,7 +198,7 @@ def _is_known(q: Any) -> bool:
 
 def _inside(q: Any) -> Any:
     """The distribution that is transformed, masked or made independent; `None` without one."""
-    return getattr(q, "base_dist", None)
+    return q.base_dist if isinstance(q, _Wrapper) else None
 
 
 @dataclass(frozen=True)

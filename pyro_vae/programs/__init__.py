@@ -12,6 +12,8 @@ from .edges import support_of as support_of
 from .enumeration import Combinations as Combinations
 from .hooks import ModelHooks as ModelHooks
 from .hooks import hooks_of as hooks_of
+from .hooks import name_of as name_of
+from .hooks import owner_of as owner_of
 from .log_probs import even_pieces as even_pieces
 from .log_probs import log_prob_of as log_prob_of
 from .masks import base_of as base_of

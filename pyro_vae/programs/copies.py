@@ -23,6 +23,7 @@ from torch.distributions import constraints, transform_to
 
 from .._types import Batch, ProgramLike
 from ..randomness import forked
+from .hooks import name_of
 from .modes import evaluating, globals_of, modules_of, reached_by
 from .plates import outside_minibatch
 from .traces import leaves_of, run
@@ -203,7 +204,7 @@ class Copies:
         original = self._leaves(program) if leaves and trained else None
         shared = [leaf for leaf in leaves or () if leaf in (original or ())]
         if shared:
-            name = getattr(program, "__name__", type(program).__name__)
+            name = name_of(program)
             raise TypeError(
                 f"a copy of '{name}' is to be trained, but shares {len(shared)} of the tensors of "
                 f"'{name}' itself, the first of shape {tuple(shared[0].shape)}, through an object "

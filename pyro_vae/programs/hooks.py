@@ -32,6 +32,15 @@ class ModelHooks(NamedTuple):
 
 def hooks_of(model: ProgramLike) -> ModelHooks:
     """The methods that a model has, or else the object that the model is a bound method of."""
-    owner = getattr(model, "__self__", None)
-    names = ModelHooks._fields
+    owner, names = owner_of(model), ModelHooks._fields
     return ModelHooks(*(getattr(model, name, getattr(owner, name, None)) for name in names))
+
+
+def owner_of(program: Any) -> Any:
+    """The object of a bound method; else the program itself."""
+    return getattr(program, "__self__", program)
+
+
+def name_of(program: Any) -> str:
+    """The name of a function or a method; that of an object's class."""
+    return getattr(program, "__name__", type(program).__name__)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from .._arguments import naming
 from .._types import Batch, Data, ProgramLike
 from ..randomness import ALONE, check_rows
+from .hooks import owner_of
 
 _COUNTER = itertools.count(1)
 _ONE_STORE: ContextVar[bool] = ContextVar("pyro_vae_one_store", default=False)
@@ -99,8 +100,8 @@ def _named_by(program: Any) -> list[Any]:
         return list(program.values())
     if isinstance(program, functools.partial):
         return [program.func, *program.args, *program.keywords.values()]
-    owner = getattr(program, "__self__", None)
-    if owner is not None:
+    owner = owner_of(program)
+    if owner is not program:
         held = [owner] if isinstance(owner, nn.Module) else list(vars(owner).values())
         return [*held, getattr(program, "__func__", None)]
     if not inspect.isfunction(program):

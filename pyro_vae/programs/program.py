@@ -25,7 +25,7 @@ from .._types import Batch, ProgramLike
 from ..randomness import forked, generator, stream
 from .copies import copied
 from .edges import AtEdges
-from .hooks import hooks_of
+from .hooks import hooks_of, name_of
 from .log_probs import sum_out
 from .masks import Unmasked
 from .modes import evaluating, modules_of, require_arrays
@@ -146,9 +146,8 @@ class Program:
     def _own_prototype(self) -> Batch:
         prototype = hooks_of(self.model).prototype
         if prototype is None:
-            name = getattr(self.model, "__name__", type(self.model).__name__)
             raise ValueError(
-                f"the program '{name}' has to be run once to find its latent sites: "
+                f"the program '{name_of(self.model)}' has to be run once to find its latent sites: "
                 "pass a few rows of data, as in pv.Guide(model, map, example=y[:2])"
             )
         with evaluating(self.model), torch.no_grad():

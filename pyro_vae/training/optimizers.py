@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro import poutine
@@ -142,6 +142,11 @@ def require_step_sizes(optimizer: torch.optim.Optimizer, source: str) -> None:
             )
 
 
+@runtime_checkable
+class _Steps(Protocol):
+    def step(self) -> None: ...
+
+
 class Scheduler:
     """A torch scheduler, stepped once per epoch.
 
@@ -162,10 +167,11 @@ class Scheduler:
             made = factory(optimizer)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{remedy}; got {factory}, which fails: {error}") from error
-        if not callable(getattr(made, "step", None)):
+        if not isinstance(made, _Steps):
             raise TypeError(f"{remedy}; the one given made a {type(made).__name__}")
         require_step_sizes(optimizer, "scheduler=")
-        self.torch, self.optimizer = made, optimizer
+        self.torch: Any = made
+        self.optimizer = optimizer
 
     def fall(self, epochs: int) -> int | None:
         """Starts the decay of the step size now; returns the total epochs, or None if it cannot.
@@ -173,7 +179,9 @@ class Scheduler:
         Arguments:
             epochs: Epochs so far; the decay takes as many.
         """
-        factors = getattr(self.torch, "lr_lambdas", [None])
+        if not isinstance(self.torch, torch.optim.lr_scheduler.LambdaLR):
+            return None
+        factors: list[Any] = self.torch.lr_lambdas
         if not all(isinstance(factor, HoldThenFall) for factor in factors):
             return None
         for factor in factors:
