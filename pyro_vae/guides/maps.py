@@ -154,7 +154,7 @@ class Encoder(InferenceMap):
         """Shrinks a fresh last layer where the data are large, as raw counts are.
 
         Its outputs would be large as well, and put q(z_n) where, say, a Poisson rate overflows;
-        afterwards no parameter's root mean square over these rows is above 1. On data of about
+        afterwards no parameter's root mean square over these rows is far above 1. On data of about
         unit scale it never is, and nothing changes. A layer that was trained or loaded is left.
         """
         if (
