@@ -151,7 +151,7 @@ def draw(
         last.errorbar(value, place, xerr=2 * others.std(), fmt="o", color=f"C{place}")
     last.set_yticks(range(len(clusters)), list(clusters))
     last.invert_yaxis()
-    last.set_xlabel("agreement of clusters and digits\n(adjusted Rand index, ± 2 standard errors)")
+    last.set_xlabel("clusters against digits: adjusted\nRand index (± 2 standard errors)")
     figure.savefig(path, dpi=110)
 
 
