@@ -163,10 +163,13 @@ test-newest: ## The fast tests with the newest versions there are: make PYTHON=p
 	@build/newest/bin/python -m pytest $(FAST)
 
 .PHONY: coverage
-coverage: $(STAMP) ## The share of lines that the fast tests run
+coverage: $(STAMP) ## The share of lines that the fast tests run, and into CONTRIBUTING.md with it
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt coverage
-	@$(BIN)/python -m coverage run --source pyro_vae -m pytest -q -m "not slow"
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(BIN)/python -m coverage run -m pytest -q $(FAST)
+	@$(BIN)/python -m coverage combine -q
 	@$(BIN)/python -m coverage report --skip-covered --sort=cover
+	@sed -i "s/the fast tests run\( (last: [0-9]*%)\)\? |/the fast tests run (last: $$($(BIN)/python -m coverage report --format=total)%) |/" CONTRIBUTING.md
 
 .PHONY: clean
 clean: ## Remove .venv, demo/ and every cache

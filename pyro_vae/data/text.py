@@ -443,7 +443,7 @@ def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bo
 
 
 def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a line has units: words above numeric columns; above others nothing, or new words."""
+    """Whether a line has units: words above numbers; above words nothing, or a word not in them."""
     columns = [[row[i] for row in below[:_SAMPLED]] for i in range(len(second))]
     numbers = [mostly_numbers(column, comma=comma) for column in columns]
     above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]

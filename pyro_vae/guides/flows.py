@@ -343,7 +343,7 @@ class NormalizingFlow(TrainableFamily):
 
 
 class _AutoregressiveNet(ConditionalAutoRegressiveNN):
-    """Pyro's, in the dtype of the context: inversion starts from zeros in the default dtype."""
+    """Pyro's network, cast to the context's dtype: inversion starts at zeros of the default one."""
 
     def forward(self, x: Tensor, context: Tensor) -> Sequence[Tensor] | Tensor:
         """The transform's parameters for each entry, from the entries before it."""

@@ -162,7 +162,7 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
 
 
 def _spread_of_largest(log_weights: Tensor) -> Tensor:
-    """Spread, from run to run, of the log of a sum that its largest terms dominate; else 0."""
+    """Spread over runs of a log sum, if its largest terms dominate the sum; else 0."""
     size = tail_size(len(log_weights))
     top = log_weights.double().topk(size + 1, dim=0).values
     shape, scale = _fitted((top - top[-1])[:-1], torch.full_like(top[0], size))
