@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,23 +46,25 @@ def require_place(folder: Path, kind: Kind) -> Path:
 
     Raises:
         ValueError: If it is a file, below a file, not writable, the current folder or the root,
-            has a name that is too long or has a zero byte, or holds other files.
+            has a name that no file system takes, or holds other files.
     """
-    folder = _short(_resolved(folder))
+    folder = _resolved(folder)
     if folder.parent == folder:
         raise ValueError(
             f"'{folder}' is the root of all folders, which cannot be replaced: name a folder in it"
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(
-            f"'{folder}' is a file; {kind.what} is saved into a folder: name one that is not there"
+            f"'{folder}' {_what_is(folder)}; {kind.what} is saved into a folder: name one that is "
+            "not there"
         )
     if folder == Path.cwd():
         raise ValueError(
             f"'{folder}' is the current folder, which cannot be replaced: name a folder in it"
         )
     _require_above(folder)
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    with _refusing(folder):
+        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
     others = {name for name in found if not kind.marks <= found or not kind.is_ours(name)}
     if others:
         raise ValueError(
@@ -75,41 +78,121 @@ def require_file_place(path: Path) -> Path:
     """Refuses a place that a file cannot be written to, before anything is computed.
 
     Raises:
-        ValueError: If it is a folder, below a file, not writable, or has too long a name.
+        ValueError: If it is a folder, a device or a pipe, below a file, not writable, or has a name
+            that no file system takes.
     """
-    path = _short(_resolved(path))
+    path = _resolved(path)
     if path.is_dir():
         raise ValueError(f"'{path}' is a folder: name a file, such as '{path / 'table.csv'}'")
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"'{path}' {_what_is(path)}, which a file would replace: name a file, and copy it "
+            "there afterwards"
+        )
     _require_above(path)
     return path
 
 
-def _resolved(path: Path) -> Path:
-    """The whole path; refuses a name that no file system takes."""
-    if "\0" in str(path):
-        raise ValueError(f"a name cannot have a zero byte: {str(path)!r}; name another place")
-    return path.resolve()
+def existing_file(path: str | Path, expected: str) -> Path:
+    """A file to read.
+
+    Arguments:
+        path: Its name.
+        expected: What it should be, in words.
+
+    Raises:
+        FileNotFoundError: If there is none, or something else of that name.
+        ValueError: If no file system takes the name.
+
+    Example:
+        >>> existing_file("no/such.csv", "a table")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        FileNotFoundError: 'no/such.csv' does not exist: expected a table; correct the name...
+    """
+    return _existing(Path(path), Path.is_file, expected)
 
 
-def _short(path: Path) -> Path:
-    """Refuses names that are too long for the file system."""
-    long = [name for name in path.parts if len(os.fsencode(name)) > _LONGEST]
-    if long:
-        raise ValueError(
-            f"'{long[0][:20]}...' has {len(os.fsencode(long[0])):,} bytes, and names of files have "
-            f"at most {_LONGEST} here: name a shorter one"
+def existing_folder(path: str | Path, expected: str) -> Path:
+    """The same for a folder, whose replacement may have been interrupted."""
+    if not _resolved(Path(path)).exists():
+        restored(Path(path))
+    return _existing(Path(path), Path.is_dir, expected)
+
+
+def _existing(path: Path, is_right: Callable[[Path], bool], expected: str) -> Path:
+    _resolved(path)
+    if not is_right(path):
+        raise FileNotFoundError(
+            f"'{path}' {_what_is(path)}: expected {expected}; correct the name, or the folder that "
+            "you are in"
         )
     return path
 
 
+def _what_is(path: Path) -> str:
+    """What has this name, in words."""
+    if path.is_dir():
+        return "is a folder"
+    if path.is_file():
+        return "is a file"
+    return "is a device or a pipe" if path.exists() else "does not exist"
+
+
+def _resolved(path: Path) -> Path:
+    """The whole path; refuses a name that no file system takes."""
+    for name in path.parts:
+        if len(_encoded(name)) > _LONGEST:
+            raise ValueError(
+                f"'{name[:20]}...' has {len(_encoded(name)):,} bytes, and names of files have at "
+                f"most {_LONGEST} here: name a shorter one"
+            )
+    with _refusing(path):
+        whole = path.resolve()
+        whole.exists()
+    return whole
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Refuses what the system cannot look at: too deep, a loop of links, somebody else's."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"'{_start(path)}' cannot be used ({why}): name another place") from error
+
+
+def _encoded(name: str) -> bytes:
+    """A name as the file system has it."""
+    if "\0" in name:
+        raise ValueError(f"a name cannot have a zero byte: {name!r}; name another place")
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name!r} is no text ({error.reason}): name another place") from error
+
+
+def _start(path: Path) -> str:
+    """A path for a message."""
+    return str(path) if len(str(path)) <= _LONGEST else f"{str(path)[:50]}..."
+
+
 def _require_above(path: Path) -> None:
-    """Refuses a place whose folder cannot be made or written to."""
+    """Refuses a place whose folder cannot be made or written to, by writing to it.
+
+    What the file system says of its rights is not enough: it may be read-only, full of names, or
+    one in which nothing can be made, such as `/proc`.
+    """
     above = next(folder for folder in path.parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+    try:
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file")
+        os.rmdir(tempfile.mkdtemp(prefix=".pyro_vae-", dir=above))
+    except OSError as error:
+        what = "a file" if not above.is_dir() else f"not writable ({error.strerror})"
         raise ValueError(
-            f"'{path}' cannot be made: '{above}' is "
-            f"{'not writable' if above.is_dir() else 'a file'}; name another place"
-        )
+            f"'{_start(path)}' cannot be made: '{_start(above)}' is {what}; name another place"
+        ) from error
 
 
 def some(names: set[str]) -> str:
@@ -137,11 +220,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         '1 2 3'
     """
     path = require_file_place(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left_over(path)
     new = path.with_name(f"{_beside(path.with_suffix(''), 'new').name}{path.suffix}")
     try:
         with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left_over(path)
             yield new
             _sync(new)
             new.replace(path)
@@ -152,17 +235,19 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(place: Path) -> Iterator[None]:
-    """Names the place in errors of the disk, such as that it is full."""
+    """Names the place in errors of the system, such as that the disk is full."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+        if error.errno is None:
             raise
-        free = shutil.disk_usage(place.parent).free
+        why, remedy = error.strerror, "name another place"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            why += f"; {shutil.disk_usage(place.parent).free / 1e6:,.1f} MB are free there"
+            remedy = "free some space, or name another disk"
         raise OSError(
             error.errno,
-            f"'{place}' could not be written ({error.strerror}; {free / 1e6:,.1f} MB are free "
-            "there), and what was there is unharmed: free some space, or name another disk",
+            f"'{place}' could not be written ({why}), and what was there is unharmed: {remedy}",
         ) from error
 
 
@@ -223,12 +308,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Yields:
         The folder to write into.
     """
-    folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    restored(folder)
+    folder = _resolved(folder)
     new = _beside(folder, "new")
     try:
         with _naming(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            restored(folder)
             new.mkdir()
             yield new
             for path in [*sorted(new.rglob("*")), new]:
@@ -241,8 +326,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 def restored(folder: Path) -> None:
     """Restores a folder whose replacement was never finished, and removes what such runs left."""
-    folder = folder.resolve()
-    if not folder.parent.is_dir():
+    folder = _resolved(folder)
+    if not os.access(folder.parent, os.R_OK | os.X_OK):  # it is not there, or not ours
         return
     for path in folder.parent.iterdir():
         if not path.name.startswith(f".{folder.name}.") or _writer_lives(path):

@@ -114,7 +114,7 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     """What a user can mend ends with a message and status 1; wrong usage with status 2."""
-    assert "neither a data set" in str(status(["compare", "nothing-here", *TINY]))
+    assert "one of the data sets squares" in str(status(["compare", "nothing-here", *TINY]))
     data = tmp_path / "bytes.npy"
     np.save(data, np.random.default_rng(0).integers(0, 256, size=(40, 4)).astype(float))
     message = str(status(["fit", str(data), *TINY, "--likelihood", "bernoulli"]))

@@ -284,7 +284,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         FileNotFoundError, match=r"y.npy' does not exist: expected a file of numbers"
     ):
         read_table(tmp_path / "y.npy")
-    with pytest.raises(FileNotFoundError, match=r"is a folder, not a file"):
+    with pytest.raises(FileNotFoundError, match=r"is a folder: expected"):
         read_table(str(tmp_path))
 
 

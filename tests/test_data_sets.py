@@ -362,7 +362,8 @@ def test_load_of_an_unknown_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The message lists the names, and says whether such a file exists."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        FileNotFoundError, match=r"neither a data set \(squares, digits, fashion-mnist\) nor"
+        FileNotFoundError,
+        match=r"does not exist: expected a file of data, or one of the data sets squares",
     ):
         load("mnist")
     (tmp_path / "mnist").write_text("")

@@ -52,7 +52,7 @@ def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"'.*nowhere' does not exist"):
         load(tmp_path / "nowhere")
     (tmp_path / "file").touch()
-    with pytest.raises(FileNotFoundError, match="is a file, not the folder of a save"):
+    with pytest.raises(FileNotFoundError, match="is a file: expected a folder that pyro_vae saved"):
         load(tmp_path / "file")
 
 

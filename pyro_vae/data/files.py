@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .._types import optional
 from ..randomness import generator, stream
+from ..writing import existing_file
 from .entries import number
 from .frames import Holds, PandasFrame
 from .text import Layout, columns_of_cells, columns_of_text, read_cells, uncompressed
@@ -83,10 +84,7 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
         >>> read_table(path).feature_names
         ('height', 'width')
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"'{path}' {what}: expected a file of numbers ({READABLE})")
+    path = existing_file(path, f"a file of numbers ({READABLE})")
     kind = file_kind(path)
     if key is not None and kind != "npz":
         raise ValueError(f"key={key!r} names an array in an npz file, but '{path}' is not one")
@@ -142,7 +140,7 @@ def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
     References:
         | The MNIST Database of Handwritten Digits (LeCun et al., 1998), "File formats"
     """
-    path = Path(path)
+    path = existing_file(path, "an idx file")
     content = uncompressed(path)
     shape, dtype, start = _idx_header(path, content)
     expected = start + math.prod(shape) * dtype.itemsize
@@ -300,7 +298,7 @@ def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B00
         ImportError: If pandas, or for parquet pyarrow, is not installed.
         ValueError: If it is of another kind, or damaged.
     """
-    path = Path(path)
+    path = existing_file(path, "a table of cells: csv, another text or parquet")
     if file_kind(path) == "parquet":
         return _parquet_frame(path)
     if file_kind(path) != "csv":

@@ -14,6 +14,7 @@ from torch import Tensor
 from .._types import optional
 from .._warnings import once_for_all_columns
 from ..randomness import row_digests
+from ..writing import existing_file
 from .binarize import Binarization, FixedDraw, Grey
 from .checks import check_batch, check_finite, warn_constant_columns
 from .choices import kind_of_matrix, said_to_be_words
@@ -218,13 +219,8 @@ def load(
     )
     if str(source) in SETS and not isinstance(source, Path):
         return _named(str(source), options)
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"'{source}' is neither a data set ({', '.join(SETS)}) nor a file: there is no file "
-            f"'{path.absolute()}': correct the name, or the folder you are in"
-        )
-    return _from_file(path, options)
+    expected = f"a file of data, or one of the data sets {', '.join(SETS)}"
+    return _from_file(existing_file(source, expected), options)
 
 
 def _named(name: str, options: _Options) -> Dataset:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .._types import ProgramLike
 from ..guides import model_of
 from ..randomness import forked
-from ..writing import Kind, require_place, restored, some, whole_folder
+from ..writing import Kind, existing_folder, require_place, some, whole_folder
 from .cards import CARD, card
 from .limits import MAX_HEADER, Budget, is_whole, require_few_objects
 from .parts import Part, check_types, describe, differences, fill, module_of, rebuild, tensors_of
@@ -227,15 +227,13 @@ def require_place_for_model(folder: Path) -> Path:
 
 def _header(folder: Path) -> dict[str, Any]:
     """The JSON file of a save, checked to be one that this version can read."""
-    if not folder.exists():
-        restored(folder)
-    if not folder.is_dir():
-        what = "is a file, not the folder of a save" if folder.exists() else "does not exist"
-        raise FileNotFoundError(f"'{folder}' {what}: expected a folder that pyro_vae saved")
-    path = folder / HEADER
+    path = existing_folder(folder, "a folder that pyro_vae saved") / HEADER
     if not path.is_file():
         found = some({path.name for path in folder.iterdir()}) or "nothing"
-        raise ValueError(f"'{folder}' was not saved by pyro_vae: no {HEADER} in it, but {found}")
+        raise ValueError(
+            f"'{folder}' was not saved by pyro_vae: no {HEADER} in it, but {found}; name the "
+            "folder of a save"
+        )
     if path.stat().st_size > MAX_HEADER:
         raise ValueError(
             f"'{path}' has {path.stat().st_size:,} bytes, and no save of pyro_vae has more than "
