@@ -241,7 +241,7 @@ def _naming(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        why, remedy = error.strerror, "name another place"
+        why, remedy = str(error.strerror), "name another place"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             why += f"; {shutil.disk_usage(place.parent).free / 1e6:,.1f} MB are free there"
             remedy = "free some space, or name another disk"
