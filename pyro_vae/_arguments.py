@@ -43,7 +43,8 @@ def _evaluated(annotation: Any, module: str) -> Any:
         return Any
 
 
-_CHECKED: set[str] = set()  # packages and modules that check what they are given
+_LIBRARY = f"{__package__}."
+_PASSING_ON = (f"{__package__}.cli", f"{__package__}.sklearn")  # unchecked, what they were given
 
 
 class Reader:
@@ -161,7 +162,7 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         caller: str = sys._getframe(1).f_globals.get("__name__", "")
-        if ".".join(caller.split(".", 2)[:2]) in _CHECKED:
+        if caller.startswith(_LIBRARY) and not caller.startswith(_PASSING_ON):
             return function(*args, **kwargs)
         try:
             read = reader(args, kwargs)
@@ -225,7 +226,6 @@ def check_public(namespace: dict[str, Any]) -> None:
     A function is replaced in the module that defines it too, so that it can be pickled. A class
     stays the same object, with a constructor and methods that check their arguments.
     """
-    _CHECKED.add(namespace["__name__"])
     for name, value in list(namespace.items()):
         origin = str(getattr(value, "__module__", ""))
         if name.startswith("_") or not origin.startswith(namespace["__name__"]):

@@ -87,7 +87,7 @@ def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) 
     slopes, shift = back @ found.loadings, back @ away
     slopes[curved] = slopes[curved].clamp(-_STEEPEST, _STEEPEST)
     shift[curved] = 0.0
-    last = _last_layer(model.decoder)
+    last = [layer for layer in model.decoder.modules() if isinstance(layer, nn.Linear)][-1]
     with torch.no_grad():
         last.weight.zero_()[:, -model.latent_dim :] = slopes.float()
         last.bias.copy_((start.flatten() + shift).float())
@@ -130,10 +130,6 @@ def _numbers(columns: Columns, y: Float[Tensor, "rows columns"]) -> Float[Tensor
         for kind, part in zip(columns.kinds.values(), y.mT, strict=True)
     ]
     return torch.stack(parts, dim=1)
-
-
-def _last_layer(decoder: nn.Module) -> nn.Linear:
-    return [layer for layer in decoder.modules() if isinstance(layer, nn.Linear)][-1]
 
 
 @torch.enable_grad()

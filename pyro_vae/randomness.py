@@ -151,12 +151,12 @@ def check_rows(batch: Sequence[Tensor]) -> None:
             f"got shapes {shapes}: use y[None] for a single datum, and bind a number that all "
             "data share in the model and guide, as in lambda y: model(y, 0.5)"
         )
-    if len({shape[0] for shape in shapes}) > 1:
+    if len(set(map(len, batch))) > 1:
         raise ValueError(
             "the tensors of a batch should have the same number of rows, one per datum; "
             f"got {[shape[0] for shape in shapes]} (shapes {shapes}): select the same rows of each"
         )
-    if any(0 in shape for shape in shapes):
+    if not all(map(torch.numel, batch)):
         raise ValueError(
             f"the batch is empty (shapes {shapes}): expected at least one row with at least one "
             "value; check the filter or slice that made it"

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae.diagnostics import default_statistics
 from pyro_vae.diagnostics.predictive import (
     Latents,
     PredictiveCheck,
     predictive_check,
 )
-from pyro_vae.diagnostics.statistics import default_statistics
 from pyro_vae.guides import draw_globals
 from pyro_vae.plots.checks import plot_predictive_check
 from pyro_vae.programs import Program

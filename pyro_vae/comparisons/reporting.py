@@ -63,7 +63,10 @@ def title_of(table: "Comparison") -> str:
 def report_of(tables: "Mapping[str, Comparison]") -> Report:
     """Comparisons by title, as a page: findings, a section each, and how to repeat them."""
     first = next(iter(tables.values()))
-    findings = [block for part in tables.items() for block in _found(*part)]
+    findings: list[Block] = []
+    for title, table in tables.items():
+        trust = Text(" ".join(_trust(table.results)), "How far to trust it:")
+        findings += [Heading(title), Points(_verdict(table)), trust]
     sections = [
         Section("What was found", [*findings, Text(_errors(first))]),
         *(Section(title, _details(table, leads=table is first)) for title, table in tables.items()),
@@ -100,11 +103,6 @@ def _lead(table: "Comparison") -> Lead:
 
 def _trained(table: "Comparison") -> bool:
     return bool(table.about.get("train_model", True))
-
-
-def _found(title: str, table: "Comparison") -> list[Block]:
-    trust = Text(" ".join(_trust(table.results)), "How far to trust it:")
-    return [Heading(title), Points(_verdict(table)), trust]
 
 
 def _verdict(table: "Comparison") -> list[tuple[str, str]]:

@@ -107,22 +107,15 @@ class Difference(Result):
 
 def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
     """Differences of every pair of guides; with common draws the errors are slightly too large."""
-    return [
-        Difference(
-            first,
-            second,
-            *(
-                _difference(results[first].gap, results[second].gap, part)
-                for part in ("elbo", "log_marginal")
-            ),
-        )
-        for first, second in itertools.combinations(results, 2)
-    ]
-
-
-def _difference(one: InferenceGap, other: InferenceGap, part: str) -> PairedDifference:
-    value, error = stats.difference(getattr(one.parts, part), getattr(other.parts, part))
-    return PairedDifference(value, error, either(one.doubts, other.doubts))
+    found = []
+    for first, second in itertools.combinations(results, 2):
+        one, other = results[first].gap, results[second].gap
+        doubts = either(one.doubts, other.doubts)
+        elbo = stats.difference(one.parts.elbo, other.parts.elbo)
+        log_p = stats.difference(one.parts.log_marginal, other.parts.log_marginal)
+        pairs = (PairedDifference(*pair, doubts) for pair in (elbo, log_p))
+        found.append(Difference(first, second, *pairs))
+    return found
 
 
 def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:

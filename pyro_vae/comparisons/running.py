@@ -213,8 +213,10 @@ class _Run:
     def results(self, guides: Mapping[str, Candidate]) -> dict[str, GuideResult]:
         """Trains and evaluates every guide; after an interrupt, those finished so far."""
         Program(self.model, *self._few).require_latents()
-        for candidate in guides.values():
-            self._require_new_rows(candidate)
+        for candidate in guides.values():  # before any is trained
+            guide = candidate[0] if isinstance(candidate, tuple) else candidate
+            if not isinstance(guide, InferenceMap):
+                require_new_rows(self.model, guide, self.train)
         pairs = {name: self._copies(candidate) for name, candidate in guides.items()}
         results: dict[str, GuideResult] = {}
         bar = progress_bar(pairs.items(), show=self.options["progress"], desc="guides")
@@ -233,12 +235,6 @@ class _Run:
         kept = given if isinstance(given, Checkpoint) else Checkpoint(given)
         folder = Path(kept.folder) / f"seed_{self.options['seed']}" / f"guide_{place}"
         return replace(self, options={**self.options, "checkpoint": replace(kept, folder=folder)})
-
-    def _require_new_rows(self, candidate: Candidate) -> None:
-        """Refuses a guide that cannot be evaluated on held-out data, before any is trained."""
-        guide = candidate[0] if isinstance(candidate, tuple) else candidate
-        if not isinstance(guide, InferenceMap):
-            require_new_rows(self.model, guide, self.train)
 
     def result(
         self, model: ProgramLike, guide: ProgramLike, known: GuideResult | None = None

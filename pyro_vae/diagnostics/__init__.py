@@ -33,6 +33,7 @@ from .posterior_sbc import PosteriorCalibration as PosteriorCalibration
 from .posterior_sbc import posterior_calibration as posterior_calibration
 from .predictive import Latents as Latents
 from .predictive import PredictiveCheck as PredictiveCheck
+from .predictive import default_statistics as default_statistics
 from .predictive import predictive_check as predictive_check
 from .rates import Beaten as Beaten
 from .rates import Curve as Curve
@@ -40,6 +41,5 @@ from .rates import RateDistortion as RateDistortion
 from .rates import TradeOff as TradeOff
 from .rates import Violation as Violation
 from .rates import rate_distortion as rate_distortion
-from .statistics import default_statistics as default_statistics
 
 check_public(globals())

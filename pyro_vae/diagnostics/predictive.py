@@ -19,11 +19,11 @@ any latents.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Float64
@@ -46,10 +46,12 @@ from ..programs import (
 from ..progress import progress_bar
 from ..randomness import forked
 from ..results import Result
-from .statistics import Statistic, default_statistics
 
 _MEMORY = 256.0  # mebibytes of a program's intermediate results
 _TRIED = 4  # rows that show whether a program can be simulated
+
+Statistic: TypeAlias = Callable[[Batch], Tensor]
+"""A function from a data set, the tensors that the model takes, to a number or a vector."""
 
 
 class Latents(Enum):
@@ -423,3 +425,61 @@ def _largest_deviation(vectors: Float[Tensor, "sets entries"]) -> Float[Tensor, 
     deviation = (vectors - vectors.mean(dim=0)).abs()
     scale = vectors.std(dim=0)
     return (deviation / scale.where(scale > 0, 1.0)).amax(dim=1)
+
+
+def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[str, Statistic]:
+    """Statistics for any data: of all observed entries, and of each feature.
+
+    Arguments:
+        batch: The data set.
+        observed: Which of its tensors the model observes.
+
+    Returns:
+        Mean, standard deviation, smallest and largest of all entries, share of zeros; and, if a
+        datum has several features, the vectors of their means and standard deviations.
+
+    Example:
+        >>> y = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
+        >>> statistics = default_statistics((y,))
+        >>> float(statistics["mean"]((y,))), statistics["means of features"]((y,)).tolist()
+        (1.0, [0.0, 2.0])
+    """
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "mean": torch.mean,
+        "sd": torch.std,
+        "smallest": torch.min,
+        "largest": torch.max,
+        "share of zeros": _share_of_zeros,
+    }
+    of_features: dict[str, Callable[[Tensor], Tensor]] = {
+        "means of features": partial(torch.nanmean, dim=0),
+        "sds of features": _column_sds,
+    }
+    chosen: dict[str, Statistic] = {}
+    for index in observed:
+        suffix = "" if len(observed) == 1 else f" (tensor {index})"
+        for name, function in functions.items():
+            chosen[name + suffix] = partial(_of_part, function, index)
+        if batch[index][0].numel() > 1:
+            for name, by_feature in of_features.items():
+                chosen[name + suffix] = partial(_of_features, by_feature, index)
+    return chosen
+
+
+def _share_of_zeros(part: Tensor) -> Tensor:
+    return (part == 0).double().mean()
+
+
+def _of_part(function: Callable[[Tensor], Tensor], index: int, batch: Batch) -> Tensor:
+    part = batch[index].double()
+    return function(part[~part.isnan()])
+
+
+def _of_features(function: Callable[[Tensor], Tensor], index: int, batch: Batch) -> Tensor:
+    return function(batch[index].double().flatten(1))
+
+
+def _column_sds(part: Tensor) -> Tensor:
+    """Standard deviations of the observed entries."""
+    observed = (~part.isnan()).sum(dim=0)
+    return ((part - part.nanmean(dim=0)).square().nansum(dim=0) / (observed - 1)).sqrt()

@@ -389,7 +389,9 @@ def _sizes(
         )
     affordable = max(1, min(num_samples, _PREDICTIVE_BYTES // batch[0].nbytes))
     no_prior = _why_not(program, batch)
-    no_predictive = no_prior or _why_not_given(program)
+    summed = list(program.structure.enumerated)
+    no_draws = f"there are no draws of the site(s) {summed}, which are summed out" if summed else ""
+    no_predictive = no_prior or no_draws
     return _Sizes(
         _num_draws(predictive, affordable, "predictive", no_predictive),
         _num_draws(prior, affordable if predictive is None else predictive, "prior", no_prior),
@@ -416,12 +418,6 @@ def _why_not(program: Program, batch: Batch) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _why_not_given(program: Program) -> str:
-    """Why no data can be simulated from the guide's latents, as a message; empty if they can."""
-    discrete = list(program.structure.enumerated)
-    return f"there are no draws of the site(s) {discrete}, which are summed out" * bool(discrete)
 
 
 def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:

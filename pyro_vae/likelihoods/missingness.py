@@ -84,7 +84,7 @@ class SelfMasked(PartlyObserved):
         64 is chosen in proportion to its weight.
         """
         draws = self.features.sample((_TRIES,))
-        log_odds = _by_parts(self.features, _log_gone, draws, self.intercept, self.slope)
+        log_odds = _by_parts(self.features, _log_observed, draws, -self.intercept, -self.slope)
         taken = torch.rand_like(log_odds).log() < log_odds
         gumbel = log_odds - (-torch.rand_like(log_odds).log()).log()
         first = torch.where(taken.any(dim=0), taken.to(torch.int8).argmax(dim=0), gumbel.argmax(0))
@@ -109,10 +109,6 @@ def _by_parts(features: Distribution, answer: Any, value: Tensor, a: Tensor, b: 
 def _log_observed(features: Distribution, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
     modelled = isinstance(features, dist.Normal | dist.Bernoulli)
     return logsigmoid(a + b * value) if modelled else torch.zeros_like(value)
-
-
-def _log_gone(features: Distribution, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return _log_observed(features, value, -a, -b)
 
 
 def _log_missing(features: Distribution, value: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -80,16 +80,16 @@ def reached_by(program: Any) -> list[Any]:
 
     These are modules, leaf tensors that require a gradient, and what leads to them.
     """
-    seen: list[Any] = []
+    seen: dict[int, Any] = {}
     waiting: list[Any] = [program]
     while waiting:
         value = waiting.pop(0)
-        if any(value is other for other in seen):
+        if id(value) in seen:
             continue
-        seen.append(value)
+        seen[id(value)] = value
         if not isinstance(value, nn.Module | Tensor):
             waiting += [part for part in _named_by(value) if _may_hold_modules(part)]
-    return seen
+    return list(seen.values())
 
 
 def _named_by(program: Any) -> list[Any]:
@@ -158,11 +158,11 @@ def device_of(*programs: ProgramLike) -> torch.device:
 @contextmanager
 def evaluating(*programs: ProgramLike) -> Iterator[None]:
     """Runs programs in evaluation mode, with parameters in modules, hidden from outer handlers."""
-    modules = {part for program in programs for m in modules_of(program) for part in m.modules()}
+    modules = itertools.chain(*map(modules_of, programs))
     with ALONE:
-        modes = {module: module.training for module in modules}
+        modes = {part: part.training for module in modules for part in module.modules()}
         try:
-            for module in modules:
+            for module in modes:
                 module.training = False
             with local_parameters(*programs), poutine.block():
                 yield

@@ -220,7 +220,9 @@ class Training:
                 self._epoch(interrupts)
                 bar.update(len(self.epochs) - bar.n)
                 if self.epochs:
-                    bar.set_postfix_str(self._postfix())
+                    now = f"ELBO {self.epochs[-1].elbo:.2f} nats per datum"
+                    held_out = f", validation {self.epochs[-1].validation_elbo:.2f}"
+                    bar.set_postfix_str(now + held_out * self.has_validation)
 
     def _epoch(self, interrupts: Interrupts) -> None:
         """Takes the remaining steps of an epoch and closes it."""
@@ -360,11 +362,6 @@ class Training:
 
     def _state(self) -> State:
         return State.of(self.model, self.guide, self.tensors.values())
-
-    def _postfix(self) -> str:
-        last = self.epochs[-1]
-        held_out = "" if self.held_out is None else f", validation {last.validation_elbo:.2f}"
-        return f"ELBO {last.elbo:.2f} nats per datum{held_out}"
 
     # Checkpoints
 
