@@ -55,8 +55,7 @@ def require_place(folder: Path, kind: Kind) -> Path:
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(
-            f"'{folder}' {_what_is(folder)}; {kind.what} is saved into a folder: name a new "
-            "one"
+            f"'{folder}' {_what_is(folder)}; {kind.what} is saved into a folder: name a new one"
         )
     if folder == Path.cwd():
         raise ValueError(
