@@ -142,11 +142,6 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
     """
     if not guides:
         raise ValueError("compare needs at least one guide, got an empty mapping")
-    if num_seeds < 1:
-        raise ValueError(
-            f"num_seeds is the number of runs, at least 1, got {num_seeds}; pass 1 for a single "
-            "run, or more to see the spread between runs"
-        )
     where = device_of(model)
     stored, augmented = augmentation_of(train)
     batch, held_out = as_batch(stored, where, "train"), as_batch(test, where, "test")

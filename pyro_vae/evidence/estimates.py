@@ -57,13 +57,11 @@ def log_weights(
         ValueError: If data, model and guide do not fit together.
         FloatingPointError: If a log density is nan or plus infinity.
     """
-    estimator = ImportanceSampling(max(2, num_samples))
-    if num_samples < 1:
-        raise ValueError(f"num_samples is at least 1, got {num_samples}")
     with prepared(model, guide, batch, seed, given) as (program, posterior, rows):
         keys = row_keys(seed, "importance", *rows)
         z, log_guide = draw_rows(posterior, 0, keys, num_samples)
-        particles = max(1, rows_at_once(program, rows, estimator.memory) // len(keys))
+        memory = ImportanceSampling().memory
+        particles = max(1, rows_at_once(program, rows, memory) // len(keys))
         return weigh(program, z, log_guide, rows, particles).log_weights
 
 

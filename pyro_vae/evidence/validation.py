@@ -469,8 +469,6 @@ def first_rows(batch: Batch, num_data: int | None) -> Batch:
     """The rows of a batch, repeated in turn up to the given number; by default the batch itself."""
     if num_data is None:
         return batch
-    if num_data < 1:
-        raise ValueError(f"num_data is at least 1, got {num_data}")
     return tuple(part[torch.arange(num_data, device=part.device) % len(part)] for part in batch)
 
 

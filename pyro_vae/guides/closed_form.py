@@ -418,11 +418,6 @@ class CoordinateAscent(_ClosedForm):
 
     def __init__(self, *, sweeps: int = 500, tolerance: float = 1e-6) -> None:
         super().__init__()
-        if sweeps < 1 or not tolerance > 0:
-            raise ValueError(
-                f"sweeps is at least 1 and tolerance above 0, got {sweeps} and {tolerance}: "
-                "leave them out for the defaults"
-            )
         self.sweeps, self.tolerance = sweeps, tolerance
 
     def _check(self, family: Family) -> None:

@@ -78,15 +78,6 @@ class FitRows:
     max_rows: int = 16_384
     compile: bool | None = None
 
-    def __post_init__(self) -> None:
-        """Refuses numbers that mean nothing."""
-        least = {"num_particles": 1, "max_steps": 0, "history": 1, "max_rows": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} is at least {low}, got {getattr(self, name)}")
-        if not self.tolerance > 0:
-            raise ValueError(f"tolerance is a gain in nats above 0, got {self.tolerance}")
-
     def times(self, more: int) -> "FitRows":
         """A copy with `more` times as many points."""
         return replace(self, num_particles=more * self.num_particles)

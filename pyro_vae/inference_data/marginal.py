@@ -121,8 +121,6 @@ def marginal_log_likelihood(
         >>> dict(idata["log_likelihood"]["y"].sizes)
         {'chain': 1, 'draw': 5, 'datum': 4}
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples is at least 1, got {num_samples}")
     estimator = ImportanceSampling(1000) if estimator is None else estimator
     with prepared(model, guide, data, seed) as (program, _, batch):
         number = num_samples if program.global_sites else 1

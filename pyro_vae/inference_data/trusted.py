@@ -14,13 +14,14 @@ and a guide is described by its shift :math:`(m_q - m) / s` and its scale :math:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .. import stats
+from .._annotations import Interval
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import (
     ImportanceSampling,
@@ -155,7 +156,7 @@ def posterior_draws(
     guide: ProgramLike,
     data: Data,
     *,
-    num_samples: int = 1000,
+    num_samples: Annotated[int, Interval(2)] = 1000,
     ladder: Tightest | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
@@ -202,8 +203,6 @@ def posterior_draws(
         >>> (draws.scale.value - 2**0.5).abs().max() < 0.1  # the posterior is N(1, 1 / 2)
         tensor(True)
     """
-    if num_samples < 2:
-        raise ValueError(f"num_samples is at least 2, got {num_samples}")
     ladder = ladder or Tightest()
     with prepared(model, guide, data, seed, given) as inference:
         program, _, batch = inference

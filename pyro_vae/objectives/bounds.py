@@ -35,11 +35,6 @@ from ..programs import Run, base_of, repeat_rows
 from .base import Objective, Particles, Schedule
 
 
-def _check_particles(num_particles: int) -> None:
-    if num_particles < 1:
-        raise ValueError(f"num_particles is at least 1, got {num_particles}")
-
-
 def _log_mean_exp(log_weights: Tensor) -> Tensor:
     """Log mean weight over particles, in the dtype of the loss."""
     return log_weights.logsumexp(dim=0) - math.log(len(log_weights))
@@ -82,9 +77,6 @@ class IWAE(Objective):
 
     num_particles: int = 50
 
-    def __post_init__(self) -> None:
-        _check_particles(self.num_particles)
-
     def bound(self, particles: Particles) -> Tensor:
         """The logarithm of the mean weight."""
         return _log_mean_exp(particles.log_weights)
@@ -119,9 +111,6 @@ class STL(Objective):
     """
 
     num_particles: int = 1
-
-    def __post_init__(self) -> None:
-        _check_particles(self.num_particles)
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
         """Computes the weights; the guide's density is differentiated through the draws alone."""
@@ -160,9 +149,6 @@ class DReG(Objective):
     """
 
     num_particles: int = 50
-
-    def __post_init__(self) -> None:
-        _check_particles(self.num_particles)
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
         """Computes the weights of a view of the draws, whose gradient :meth:`bound` rescales."""
@@ -211,9 +197,6 @@ class Renyi(Objective):
     alpha: float
     num_particles: int = 50
 
-    def __post_init__(self) -> None:
-        _check_particles(self.num_particles)
-
     def bound(self, particles: Particles) -> Tensor:
         """The logarithm of a power mean of the weights."""
         power = 1 - self.alpha
@@ -253,11 +236,6 @@ class BetaELBO(Objective):
 
     beta: float | Schedule
     num_particles: int = 1
-
-    def __post_init__(self) -> None:
-        _check_particles(self.num_particles)
-        if isinstance(self.beta, float | int) and not 0 <= self.beta < math.inf:
-            raise ValueError(f"beta is a finite number of at least 0, got {self.beta}")
 
     @property
     def kl_weight(self) -> float:

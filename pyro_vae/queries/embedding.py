@@ -58,7 +58,6 @@ def encode(
     """
     if num_samples is None:
         return posterior_means(model, guide, data, seed=seed)
-    _check_draws(num_samples, 1)
     with prepared(model, guide, data, seed) as (_, posterior, batch):
         return draw_rows(posterior, 0, row_keys(seed, "latents", *batch), num_samples)[0]
 
@@ -132,7 +131,6 @@ def reconstruction_draws(
         >>> reconstruction_draws(model, guide, torch.zeros(4, 3), 7).shape
         torch.Size([7, 4, 3])
     """
-    _check_draws(num_samples, 1)
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
         z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), num_samples)
         return _noisy(program, z, batch, seed)
@@ -146,8 +144,3 @@ def _noisy(program: Program, z: Tensor, batch: Batch, seed: int) -> Tensor:
         one = slice(row, row + 1)
         made.append(drawn(program, z[:, one], tuple(part[one] for part in batch)))
     return torch.cat(made, dim=1)
-
-
-def _check_draws(num_samples: int, fewest: int) -> None:
-    if num_samples < fewest:
-        raise ValueError(f"num_samples is at least {fewest}, got {num_samples}")

@@ -36,9 +36,6 @@ class Plan:
     progress: bool | None
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
         if self.objective is not None and not isinstance(self.objective, Differentiable):
             raise TypeError(
                 f"{type(self.objective).__name__} has no differentiable_loss, which fit needs; "
