@@ -98,7 +98,7 @@ def test_a_nearly_quadratic_program_has_no_closed_form() -> None:
     truth = (joint - prior + (weights / weights.sum()).log()[:, None]).logsumexp(dim=0)
     exact = quadratic_of(Program(nearly_quadratic, y), (y,)).log_evidence()
     assert ((exact - truth).abs() > 1e-4).all(), "the program is too easy for this test"
-    with pytest.raises(ValueError, match=r"ClosedForm needs .* no quadratic function"):
+    with pytest.raises(ValueError, match=r"ClosedForm needs .* not a quadratic function"):
         pv.log_marginal_likelihood(nearly_quadratic, guide, y, pv.ClosedForm())
     tightest = pv.log_marginal_likelihood(nearly_quadratic, guide, y, pv.Tightest())
     assert tightest.method != "closed form"
