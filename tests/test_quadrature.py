@@ -433,3 +433,68 @@ def test_facts_instance() -> None:
     for method in (Quadrature(), ClosedForm()):
         found = pv.log_marginal_likelihood(model, guide, FACTS_Y, method)
         assert abs(float(found.value[0]) + 8.855632020187) < 1e-9
+
+
+class Spikes(NamedTuple):
+    """A prior that is a mixture of normals of very unlike widths, `(components, latents)`."""
+
+    locs: list[list[float]]
+    scales: list[list[float]]
+    weights: list[float]
+
+    def model(self, y: Tensor) -> None:
+        """The sum of the latents is observed."""
+        parts = dist.Normal(torch.tensor(self.locs), torch.tensor(self.scales)).to_event(1)
+        with pyro.plate("data", len(y)):
+            prior = dist.MixtureSameFamily(dist.Categorical(torch.tensor(self.weights)), parts)
+            z = pyro.sample("z", prior)
+            pyro.sample("y", dist.Normal(z.sum(-1), 2.0), obs=y)
+
+    def log_evidence(self, y: Tensor) -> Tensor:
+        """A mixture of normals."""
+        loc, variance = torch.tensor(self.locs).sum(-1), torch.tensor(self.scales).square().sum(-1)
+        parts = dist.Normal(loc, (variance + 4).sqrt()).log_prob(y[:, None])
+        return (torch.tensor(self.weights).log() + parts).logsumexp(-1)
+
+
+SPIKES = {
+    # The narrow modes take what lies between them and the wide one; beyond them it goes on.
+    "on the way": Spikes([[0.0], [1.0], [2.0]], [[1.0], [1e-3], [1e-2]], [0.7, 0.2, 0.1]),
+    # Between the points of any grid.
+    "between points": Spikes([[0.0], [0.5]], [[1.0], [1e-5]], [0.95, 0.05]),
+    "a ridge": Spikes([[0.0, 0.0], [3.0, 0.0]], [[0.02, 5.0], [1.0, 1.0]], [0.4, 0.6]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:log p")
+@pytest.mark.parametrize(
+    "name", ["on the way", "between points", pytest.param("a ridge", marks=pytest.mark.slow)]
+)
+def test_spikes_of_a_prior(name: str) -> None:
+    """No spike that holds some of a thousand draws of the prior is missed, nor what is beyond."""
+    spikes, y = SPIKES[name], torch.tensor([0.0, 2.0, -5.0])
+    found = integrated(spikes.model, y, method=Quadrature(1e-3))
+    off = (found.value - spikes.log_evidence(y)).abs()
+    assert ((off < 1e-3) | ~found.reliable).all(), (off, found.error)
+    assert found.reliable.any(), found.summary()
+
+
+def funnel(y: Tensor) -> None:
+    """A half-Cauchy scale times a normal: a ridge that bends, and narrows along a heavy tail."""
+    with pyro.plate("data", len(y)):
+        scale = pyro.sample("scale", dist.HalfCauchy(1.0))
+        raw = pyro.sample("raw", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(scale * raw, 1.0), obs=y)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:log p")
+def test_a_narrowing_ridge() -> None:
+    """What lies on a ridge between the points is part of the error."""
+    y, log_scale = torch.tensor([-2.0, 6.0]), torch.linspace(-40, 40, 4001).unsqueeze(-1)
+    prior = dist.HalfCauchy(1.0).log_prob(log_scale.exp()) + log_scale
+    likelihood = dist.Normal(0.0, (1 + (2 * log_scale).exp()).sqrt()).log_prob(y)
+    exact = (prior + likelihood).logsumexp(0) + math.log(0.02)
+    found = integrated(funnel, y, method=Quadrature(1e-3))
+    assert ((found.value - exact).abs() <= found.error).all(), (found.value - exact, found.error)
+    assert found.reliable[0]

@@ -75,7 +75,7 @@ def test_random_programs(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5, 305))
+@pytest.mark.parametrize("seed", range(5, 345))
 def test_many_random_programs(seed: int) -> None:
     """Some hundreds, with the tightest estimate too."""
     check(seed, tightest=True)

@@ -11,14 +11,16 @@ deviation it is off by :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}` of itself.
    twice, and each part has one scale.
 3. In coordinates :math:`z = c + A \, b \sinh(t / b)`, which are linear near the mode and bring
    far, heavy tails near, points :math:`t` of a lattice are visited outwards from the mode for as
-   long as they carry mass. So the size and shape of the domain adapt to the integrand, and the mass
-   of the outermost points shows how much was left out.
+   long as they carry mass, be it the share of another mode: a narrow mode may divide what belongs
+   to a wide one. So the size and shape of the domain adapt to the integrand, and the mass of the
+   outermost points shows how much was left out, and that of points far above both of their
+   neighbours how much lies on ridges too narrow for the lattice.
 4. This is done on three lattices, shifted against each other by a third of a cell. Each gives an
    estimate; their average is the result and their spread is its error, which is conservative: six
    times the true error for a kink, wherever it lies between the points (two lattices can agree by
    accident there). If the error is too large, the spacing is halved.
-5. If the grid of the scan is fine enough, its sum is a second estimate of log p(y), which uses
-   neither modes nor shares: the difference of the two is part of the error.
+5. If the grid of the scan is fine enough, its sum is a second estimate of the mass of the modes
+   that are wide enough to be seen on it: the difference of the two is part of the error.
 """
 
 import math
@@ -46,6 +48,7 @@ _BEND = 3.0  # b, in standard deviations: nearer than this the coordinates are a
 _WIDEST = 1.5  # standard deviations of a mode between points that see it
 _MARGIN = 12.0  # nats below the tolerance at which points are too light to go on from
 _AHEAD = 0.5  # standard deviations
+_ISOLATED = 4.5  # nats above both neighbours: a normal density whose points are three sd apart
 _OMITTED = 3.0  # mass beyond the outermost points, in units of theirs, for tails as heavy as 1/z^2
 _ROUNDINGS = 8.0  # roundings of its own size that a log joint may be off by
 _LATTICES = 3
@@ -260,7 +263,8 @@ def _added_up(parts: _Parts, scan: Scan) -> _Answer:
     of_parts = (shares[0] + _OMITTED * shares[1]).nan_to_num(nan=torch.inf)
     total = torch.zeros_like(value).scatter_add(0, rows, of_parts)
     beyond = (scan.log_edge - value).exp().nan_to_num(nan=torch.inf)
-    apart = (scan.log_mass - value).abs().nan_to_num(nan=0.0)
+    on_grid = _log_add(nothing, rows[scan.on_grid], parts.log_mass[scan.on_grid])
+    apart = ((scan.log_mass - value).exp() - (on_grid - value).exp()).abs().nan_to_num(nan=0.0)
     points = torch.zeros_like(value, dtype=torch.int64).scatter_add(0, rows, parts.points)
     undefined = torch.zeros_like(value).scatter_add(0, rows, parts.undefined.double()) > 0
     return _Answer(value, (total + beyond).log1p() + apart, of_parts, points, undefined)
@@ -321,32 +325,57 @@ class _Lattice:
         self.max_points = method.max_points
         self.jump = math.log(spacing) * self.latents
 
-    def at(self, lattices: Tensor, index: Tensor) -> Tensor:
-        """Log mass of points by their lattice and integer coordinates; nan where undefined."""
+    def at(self, lattices: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Log mass of points by their lattice and integer coordinates, and the mode's share of it.
+
+        Not a number where it is undefined.
+        """
         mode = lattices % self.modes
         shift = (lattices // self.modes).double()[:, None] / _LATTICES
         z, jacobian = self.frames.at(self.spacing * (index + shift), mode)
         share = self.frames.log_share(z, mode)
-        return self.integrand(z, self.frames.rows(mode)) + share + jacobian + self.jump
+        mass = self.integrand(z, self.frames.rows(mode)) + jacobian + self.jump
+        return mass, mass + share
 
     def sums(self) -> _Sums:
         """Visits points outwards from the modes for as long as they carry mass."""
         top = (self._highest() + self.jump).repeat(_LATTICES)
         seen = frontier = self._seeds()
         total = _empty_sums(top)
-        first = True
+        first, visited = True, []
         while len(frontier) > 0:
             lattices, index = self._unpacked(frontier)
-            found = self.at(lattices, index)
+            mass, found = self.at(lattices, index)
             top = top.scatter_reduce(0, lattices, found.nan_to_num(nan=-torch.inf), "amax")
-            heavy = found > top[lattices] - self.depth
+            heavy = mass > top[lattices] - self.depth
             grown = total.points + torch.bincount(lattices, minlength=self.number)
             onwards = (heavy | first) & (grown < self.max_points)[lattices]
             total = _added(total, lattices, found, onwards)
+            visited.append((frontier, found))
             frontier = _unseen(self._around(lattices[onwards], index[onwards]), seen)
             seen = torch.cat([seen, frontier]).sort().values
             first = False
-        return total
+        keys, found = (torch.cat(part) for part in zip(*visited, strict=True))
+        return total._replace(log_edge=self._with_isolated(total.log_edge, keys, found))
+
+    def _with_isolated(self, log_edge: Tensor, keys: Tensor, found: Tensor) -> Tensor:
+        """Adds the mass of points on ridges that pass between the points beside them.
+
+        So narrow a ridge is not resolved, and where it goes on, no point may see it.
+        """
+        keys, order = keys.sort()
+        found = found[order].nan_to_num(nan=-torch.inf)
+        isolated = torch.zeros_like(found, dtype=torch.bool)
+        for axis in range(self.latents):
+            beside = [keys + sign * (1 << axis * _INDEX_BITS) for sign in (-1, 1)]
+            places = [torch.searchsorted(keys, key).clamp(max=len(keys) - 1) for key in beside]
+            values = [
+                found[place].where(keys[place] == key, -torch.inf)
+                for key, place in zip(beside, places, strict=True)
+            ]
+            isolated |= torch.maximum(*values) < found - _ISOLATED
+        lattices = self._unpacked(keys)[0]
+        return _log_add(log_edge, lattices[isolated], found[isolated])
 
     def _seeds(self) -> Tensor:
         """Keys of the points to start from."""

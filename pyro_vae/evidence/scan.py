@@ -10,6 +10,9 @@ others. New modes whose total mass is far below the tolerance do not count: thos
 grid have less. If the number of points reaches its limit first, modes may have been missed, and the
 datum is flagged.
 
+A spike of the prior, as of a learned flow, may lie between the points of every such grid. Draws of
+the prior lie in it as often as it has mass: Newton's method starts at the highest of them too.
+
 If the model's networks depend on the latents alone, they are run on the grid once for all data.
 """
 
@@ -38,6 +41,8 @@ _FARTHER = 30.0  # times the farthest draw, for priors with heavy tails
 _HEAVY = 6.0  # spreads that no draw of a normal prior is away
 _FIRST = {1: 257, 2: 33, 3: 17}  # points of the first grid along each latent
 _FIRST_SHARED = {1: 1025, 2: 65, 3: 17}  # where one pass serves all data
+_MOST_DRAWS = 4  # of the prior, that are climbed from for a datum
+_VISIBLE = 1.5  # standard deviations of a mode between points of a grid that sees it
 _MOST_MAXIMA = 512  # of a grid, that are climbed from
 _NEWTON_STEPS = 40
 _HALVINGS = 10  # of a step, on whose way up there must be no valley
@@ -233,13 +238,16 @@ class Scan(NamedTuple):
         modes: The modes of all data.
         unsettled: Data for which the finest grid still showed new modes with mass.
         log_edge: Log of the mass that may lie beyond the grid, in nats.
-        log_mass: Sum over the grid, where it is fine enough to be log p(y); nan elsewhere.
+        log_mass: Sum over the grid, where it is fine enough to be the log mass of the modes on it;
+            nan elsewhere.
+        on_grid: Whether a mode is wide enough to be seen by the grid's points.
     """
 
     modes: Modes
     unsettled: Bool[Tensor, " batch"]
     log_edge: Float[Tensor, " batch"]
     log_mass: Float[Tensor, " batch"]
+    on_grid: Bool[Tensor, " modes"]
 
 
 def scanned(
@@ -258,10 +266,11 @@ def scanned(
     places = _Places.of(integrand)
     seeker = _Seeker(integrand, -math.log(tolerance) + _LIGHT, float(places.spread.max()))
     seeker.seek(guess, rows)
+    seeker.seek(*_highest_draws(integrand, rows))
     along = (_FIRST_SHARED if integrand.is_shared else _FIRST)[latents]
     coarse = _Grid.of(places, integrand, along, rows)
     seeker.seek(*coarse.highest(seeker.relevant(coarse) & coarse.peaks))
-    log_edge, log_mass = (torch.full_like(seeker.top, torch.nan) for _ in range(2))
+    log_edge, log_mass, finest = (torch.full_like(seeker.top, torch.nan) for _ in range(3))
     while len(rows) > 0:
         along = 2 * along - 1
         if along**latents > max_points:
@@ -271,12 +280,24 @@ def scanned(
         peaks = seeker.relevant(fine) & fine.peaks & ~coarse.peaks_around()
         new = seeker.seek(*fine.highest(peaks))
         log_edge[rows], log_mass[rows] = fine.log_edge(), fine.log_mass(tolerance)
+        finest[rows] = fine.spacing
         left = seeker.shares(new)[rows] > tolerance / _LIGHTER
         left |= peaks.flatten(1).sum(dim=1) > _MOST_MAXIMA
         rows, coarse = rows[left], fine.of_rows(left)
     unsettled = torch.zeros(number, dtype=torch.bool, device=guess.device)
     unsettled[rows] = True
-    return Scan(seeker.heavy(), unsettled, log_edge, log_mass)
+    modes = seeker.heavy()
+    on_grid = places.widest_step(modes, finest[modes.rows]) <= _VISIBLE
+    return Scan(modes, unsettled, log_edge, log_mass, on_grid)
+
+
+def _highest_draws(integrand: Integrand, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The draws of the prior with the highest log joint of every datum, and their data."""
+    densities = integrand.on_grid(integrand.draws, rows)
+    height = (densities.prior + densities.likelihood).nan_to_num(nan=-torch.inf)
+    highest = height.topk(_MOST_DRAWS, dim=0).indices
+    own = rows if integrand.draws.shape[1] > 1 else torch.zeros_like(rows)
+    return integrand.draws[highest, own].flatten(0, 1), rows.repeat(_MOST_DRAWS)
 
 
 class _Seeker:
@@ -373,6 +394,14 @@ class _Places:
         return torch.linspace(
             -self.end, self.end, along, dtype=self.middle.dtype, device=self.middle.device
         )
+
+    def widest_step(self, modes: Modes, spacing: Float[Tensor, " modes"]) -> Tensor:
+        """Distance of a grid's points at modes, in the modes' standard deviations."""
+        own = torch.zeros_like(modes.rows) if len(self.middle) == 1 else modes.rows
+        middle, spread = self.middle[own], self.spread[own]
+        stretch = spread * (1 + ((modes.z - middle) / (_BEND * spread)).square()).sqrt()
+        steps = modes.inverse * (spacing[:, None] * stretch)[:, None, :]
+        return steps.square().sum(dim=-2).sqrt().amax(dim=-1)
 
     def at(self, t: Float[Tensor, "points latents"], rows: Tensor) -> tuple[Tensor, Tensor]:
         """Points `(points, data or 1, latents)`, and log Jacobians `(points, data or 1)`."""

@@ -102,13 +102,20 @@ def _named_by(program: Any) -> list[Any]:
         return [program.func, *program.args, *program.keywords.values()]
     owner = owner_of(program)
     if owner is not program:
-        held = [owner] if isinstance(owner, nn.Module) else list(vars(owner).values())
+        held = [owner] if isinstance(owner, nn.Module) else _attributes(owner)
         return [*held, getattr(program, "__func__", None)]
     if not inspect.isfunction(program):
-        return list(getattr(program, "__dict__", {}).values())
+        return _attributes(program)
     cells = [cell for cell in program.__closure__ or () if _is_set(cell)]
     defaults = [*(program.__defaults__ or ()), *(program.__kwdefaults__ or {}).values()]
     return [*globals_of(program).values(), *(cell.cell_contents for cell in cells), *defaults]
+
+
+def _attributes(owner: Any) -> list[Any]:
+    """What an object holds: in its dictionary, in slots, or as the entries of a named tuple."""
+    slots = [name for kind in type(owner).__mro__ for name in vars(kind).get("__slots__", ())]
+    names = [*getattr(owner, "__dict__", ()), *slots, *getattr(owner, "_fields", ())]
+    return [getattr(owner, name) for name in names if hasattr(owner, name)]
 
 
 def globals_of(function: types.FunctionType) -> dict[str, Any]:
