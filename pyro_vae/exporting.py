@@ -27,7 +27,7 @@ from ._arguments import check_public
 from ._types import Batch, Data, ProgramLike, optional
 from .compiling import Captured, NotCaptured, capture
 from .data import check_batch
-from .guides import Guide, is_made_of_map
+from .guides import Guide, is_made_of_map, is_tied_to_rows
 from .guides.reparameterization import noise_size, reparameterize
 from .models import Generative
 from .programs import as_batch, evaluating, has_missing, partly_observed
@@ -350,7 +350,7 @@ def _amortized(guide: ProgramLike) -> Guide:
             "only a pv.Guide has parameters and a mean to export, and this guide is written by "
             "hand: make one of its network, pv.Guide(model, pv.Encoder(net))"
         )
-    if guide.map.per_row:
+    if is_tied_to_rows(guide):
         raise ValueError(
             f"{type(guide.map).__name__} answers for the data it was trained on alone, so there is "
             "no encoder to export: train pv.Guide(model, pv.Encoder(net)) beside it"

@@ -6,6 +6,7 @@ with None there; with it comes what is needed to restore its dtype.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from datetime import date
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -361,9 +362,7 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
         return RawColumn(_floats(values, gone), Holds.INTEGERS, dtype)
     if all(issubclass(kind, int | float | np.number) for kind in found):
         return RawColumn(_floats(values, gone), Holds.FLOATS, dtype)
-    if found and all(
-        hasattr(kind, "toordinal") for kind in found
-    ):  # dates and times, each by itself
+    if found and all(issubclass(kind, date) for kind in found):  # and times, each by itself
         return from_array(_iso(values, gone).astype("datetime64[us]"), name)
     plain = all(issubclass(kind, str | int | float | np.number) for kind in found)
     if not plain or bool in found or np.bool_ in found:

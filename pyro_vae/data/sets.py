@@ -26,7 +26,7 @@ from .files import (
     read_table,
     split_rows,
 )
-from .frames import columns_of
+from .frames import columns_of, index_of
 from .kinds import Kinds
 from .tables import Columns
 from .text import Layout
@@ -345,7 +345,7 @@ def rows_of(frame: Any, places: Sequence[int]) -> Any:
     """Some rows of a table, by position."""
     if isinstance(frame, dict):
         return {name: [column[place] for place in places] for name, column in frame.items()}
-    return frame.iloc[places] if hasattr(frame, "iloc") else frame[places]
+    return frame[places] if index_of(frame) is None else frame.iloc[places]
 
 
 def without(frame: Any, names: Sequence[str]) -> Any:

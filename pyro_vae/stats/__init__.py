@@ -49,13 +49,13 @@ from .p_values import tail_probability as tail_probability
 from .ranks import Band as Band
 from .ranks import rank_band as rank_band
 from .ranks import rank_p_value as rank_p_value
-from .smoothing import smoothed as smoothed
-from .smoothing import smoothed_log_mean as smoothed_log_mean
 from .tails import MAX_PARETO_K as MAX_PARETO_K
 from .tails import MIN_ESS as MIN_ESS
 from .tails import MIN_TAIL_PARTICLES as MIN_TAIL_PARTICLES
 from .tails import pareto_k as pareto_k
 from .tails import reliable_pareto_k as reliable_pareto_k
+from .tails import smoothed as smoothed
+from .tails import smoothed_log_mean as smoothed_log_mean
 from .tails import too_few_effective as too_few_effective
 
 check_public(globals())
