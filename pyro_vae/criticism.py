@@ -151,10 +151,11 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
     .. math:: \mathrm{elpd} = \sum_n \log p(y_n), \qquad
         \mathrm{se}^2 = \frac{N}{N - 1} \sum_n (\log p(y_n) - \overline{\log p})^2
 
-    For `arviz.compare({"one": elpd_data(a), "other": elpd_data(b)}, method="BB-pseudo-BMA")`, of
-    data that neither model was fitted to: nothing has been left out, there is no effective number
-    of parameters (`p` is nan), and the result has no label of a method of cross-validation. The
-    weights of the default method, stacking, are meaningless if log densities are below about -700.
+    Use it as `arviz.compare({"one": elpd_data(a), "other": elpd_data(b)}, method="BB-pseudo-BMA")`,
+    on data that neither model was fitted to: nothing has been left out, there is no effective
+    number of parameters (`p` is nan), and the result has no label of a method of cross-validation.
+    The weights of the default method, stacking, are meaningless if log densities are below about
+    -700.
 
     Arguments:
         log_marginal: Estimates per datum, of held-out data.

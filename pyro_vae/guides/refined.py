@@ -127,7 +127,7 @@ class Refined(InferenceMap):
         return sum(terms[1:], terms[0]) if terms else None
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The inner map's output, refined unless in training without `in_training`."""
+        """The inner map's output, refined; in training mode only with `in_training`."""
         return self.infer(self._attached[0], batch, rows)
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
