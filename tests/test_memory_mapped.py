@@ -151,12 +151,64 @@ print("trained on", data.nbytes)
 @pytest.mark.slow
 def test_larger_than_memory(tmp_path: Path, how: str) -> None:
     """With room for 160 MiB, 256 MiB on disk are trained on; in memory they are too many."""
-    path = tmp_path / "y.npy"  # a file of zeros, of which nothing is stored
-    np.lib.format.open_memmap(path, "w+", np.float32, (2**16, 1024))
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(path), how], capture_output=True, text=True, check=False
-    )
+    path = tmp_path / "y.npy"
+    out, error = outcome(SCRIPT, path, (2**16, 1024), how)
     if how == "disk":
-        assert f"trained on {2**28}" in done.stdout, done.stderr
+        assert f"trained on {2**28}" in out, error
     else:
-        assert "MemoryError" in done.stderr
+        assert "MemoryError" in error
+
+
+def outcome(script: str, path: Path, shape: tuple[int, int], how: str) -> tuple[str, str]:
+    """What a process says that is given a file of zeros, of which nothing is stored."""
+    np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path), how], capture_output=True, text=True, check=False
+    )
+    return done.stdout, done.stderr
+
+
+QUESTIONS = """
+import functools, resource, sys, warnings
+import numpy as np, pyro, torch
+import pyro_vae as pv
+
+warnings.simplefilter("ignore")  # few draws are not to be trusted
+path, how = sys.argv[1:]
+torch.set_num_threads(1)
+
+class Regression(pyro.nn.PyroModule):
+    def forward(self, y, x):
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+            mean = z[..., None] + x[..., :2]
+            pyro.sample("y", pyro.distributions.Normal(mean, 1.0).to_event(1), obs=y)
+
+model, x, y = Regression(), np.load(path, mmap_mode="r"), torch.randn(128, 2)
+guide = pv.Guide(model, pv.GlobalParameters(), example=(y[:2], torch.zeros(2, 2)))
+draws = functools.partial(pv.ImportanceSampling, 4, memory=16, compile=False)
+pv.gaps.ImportanceSampling = lambda number: draws()  # budgets that suit a file of this size
+few = pv.FitRows(num_particles=4, max_steps=3, max_rows=8, compile=False)
+asked = functools.partial(pv.inference_gap, estimator=draws(), fitting=few, num_samples=4)
+small = asked(model, guide, (y[:4], x[:4]))  # imports take memory too
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if "VmData" in line)
+limit = 1024 * used + 100 * 2**20
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+data = (y, torch.from_numpy(np.array(x)) if how == "memory" else x)
+pv.evaluate(model, guide, data, draws())
+gap = asked(model, guide, data)
+assert len(gap) == 128 and torch.allclose(gap.elbo.value[:4], small.elbo.value)
+print("asked of", x.nbytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is one of Linux")
+@pytest.mark.parametrize("how", ["disk", "memory"])
+@pytest.mark.slow
+def test_questions_of_what_is_larger_than_memory(tmp_path: Path, how: str) -> None:
+    """With room for 100 MiB, 128 MiB on disk are evaluated and get gaps, row by row as alone."""
+    out, error = outcome(QUESTIONS, tmp_path / "x.npy", (128, 2**18), how)
+    if how == "disk":
+        assert f"asked of {2**27}" in out, error
+    else:
+        assert "MemoryError" in error

@@ -62,7 +62,8 @@ class FitRows:
             converged. Each step, and the start, takes one evaluation of the program and its
             gradient.
         history: Past steps that L-BFGS remembers.
-        max_rows: Largest number of rows (data times particles) per call of the program.
+        max_rows: Largest number of rows (data times particles) per call of the program; fewer if
+            its results would take more than 256 MiB.
         compile: Whether to compile the program's densities and gradients, which takes about ten
             seconds once and is kept with the model; by default when that would have saved time.
             Values change by rounding, and fits within the tolerance.

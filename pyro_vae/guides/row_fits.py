@@ -20,7 +20,7 @@ from .. import stats
 from .._annotations import Interval
 from .._types import Batch
 from ..compiling import CompiledDensity
-from ..programs import Density, Program, evaluating
+from ..programs import Density, Program, bytes_per_row, evaluating
 from ..progress import progress_bar
 from ..randomness import forked, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum
@@ -28,6 +28,7 @@ from .families import Family
 from .optimization import FRESH_DRAWS, FitRows, Problem, maximize, pieces
 from .reparameterization import Noise, SeededNoise, noise_size
 
+_MEMORY = 2**28  # bytes of the program's results at once; gradients take about as many again
 _ROWS_TOGETHER = 8  # times as many rows take a step together as the program is asked for at once
 _OPTIMISTIC = 2.0  # standard errors: by chance alone two data of a hundred, which costs little
 _POINTS = (1, 4, 16)  # times as many, for data that the ones before were too few for
@@ -110,6 +111,7 @@ def fit_parameters(
     Raises:
         FloatingPointError: If the ELBO of a datum is not a number at the start.
     """
+    fitting = _within_memory(program, family, batch, fitting)
     keys = row_keys(seed, "fit.judge", *batch)
     how = _How.of(program, family, fitting, seed, start)
     bar = progress_bar(show=progress, total=len(start), desc="fit rows")
@@ -277,10 +279,18 @@ def finite_rows(
     seed: int = 0,
 ) -> Bool[Tensor, " batch"]:
     """Which data can be fitted from there: ELBO and gradient over the points are finite."""
+    fitting = _within_memory(program, family, batch, fitting)
     problem = Problem.of(_compiled(program, fitting), family, batch, start, fitting, seed)
     parts = pieces(len(start), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
     with _fixed(program, family, problem.noise), pyro.validation_enabled(is_validate=False):
         return torch.cat([problem.of_rows(rows)(start[rows]).is_finite for rows in parts])
+
+
+def _within_memory(program: Program, family: Family, batch: Batch, fitting: FitRows) -> FitRows:
+    """A copy that calls the program with fewer rows at once where a row takes many bytes."""
+    with evaluating(program.model, family), torch.no_grad(), forked(0, "unused"):
+        fits = int(_MEMORY / max(1.0, bytes_per_row(program, batch)))
+    return replace(fitting, max_rows=max(1, min(fitting.max_rows, fits)))
 
 
 def _compiled(program: Program, fitting: FitRows) -> CompiledDensity:
