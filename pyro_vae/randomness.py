@@ -41,7 +41,8 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-DIGEST_ROWS = 4096  # rows hashed at a time: 784 columns in float64 are 26 MB
+DIGEST_ROWS = 4096  # rows hashed at a time, and fewer where they are wide:
+_DIGEST_NUMBERS = 2**21  # in float64 these are 16 MB
 _POSITIVE = 2**63 - 1  # what fits a signed integer and any generator
 
 # SplitMix64: increment, multipliers and shifts of Steele, Lea & Flood (their "variant 13").
@@ -189,9 +190,11 @@ def row_digests(*batch: Tensor) -> Int64[Tensor, " rows"]:
         (True, False)
     """
     check_rows(batch)
+    width = sum(tensor[:1].numel() for tensor in batch)
+    rows = max(1, min(DIGEST_ROWS, _DIGEST_NUMBERS // width))
     parts = [
-        _hashed(_row_numbers([tensor[start : start + DIGEST_ROWS] for tensor in batch]))
-        for start in range(0, len(batch[0]), DIGEST_ROWS)
+        _hashed(_row_numbers([tensor[start : start + rows] for tensor in batch]))
+        for start in range(0, len(batch[0]), rows)
     ]
     return torch.from_numpy(np.concatenate(parts))
 

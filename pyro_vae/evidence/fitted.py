@@ -37,10 +37,11 @@ from ..programs import Program, retry_unvalidated
 from ..randomness import generator, row_keys, stream
 from ..results import with_rows
 from .proposals import Widened
-from .weights import draw_rows
+from .weights import draw_rows, rows_at_once
 
 _START_DRAWS = 64  # a start only: it need not be the best place
 _ROWS_AT_ONCE = 4096  # of the program's batch: as many as are fast, and of images a few mebibytes
+_MEMORY = 64.0  # mebibytes of the results for them, if rows are wide
 _LEAST_SPREAD = 1e-3  # so that a guide that is a point, or nearly one, is no start without width
 _NARROW = 0.1  # standard deviation about the likeliest draw, so that the fit sees that place alone
 _PROBES = 16  # further places at which modes are looked for
@@ -158,16 +159,17 @@ def _likeliest(
     draws = generator(stream(0, "fit.starts"))
     shape = (_START_DRAWS, program.latent_dim)
     z = torch.randn(shape, generator=draws, dtype=like.dtype, device="cpu").to(like.device)
-    parts = zip(*(tensor.split(_ROWS_AT_ONCE) for tensor in batch), strict=True)
-    log_joint = torch.cat([_log_joint(program, z, part) for part in parts], dim=1)
+    size = min(_ROWS_AT_ONCE, rows_at_once(program, batch, _MEMORY))
+    parts = zip(*(tensor.split(size) for tensor in batch), strict=True)
+    log_joint = torch.cat([_log_joint(program, z, part, size) for part in parts], dim=1)
     return z[log_joint.nan_to_num(-torch.inf).topk(number, dim=0).indices]
 
 
 def _log_joint(
-    program: Program, z: Float[Tensor, "draws latents"], batch: Batch
+    program: Program, z: Float[Tensor, "draws latents"], batch: Batch, size: int
 ) -> Float[Tensor, "draws batch"]:
-    """Log joint of the same draws for all data, :data:`_ROWS_AT_ONCE` rows at a time."""
-    draws = z.unsqueeze(1).expand(-1, len(batch[0]), -1).split(_ROWS_AT_ONCE // len(batch[0]))
+    """Log joint of the same draws for all data, at most `size` rows of the program at a time."""
+    draws = z.unsqueeze(1).expand(-1, len(batch[0]), -1).split(max(1, size // len(batch[0])))
     return torch.cat(
         [retry_unvalidated(partial(program.log_joint, some, *batch)) for some in draws]
     )
