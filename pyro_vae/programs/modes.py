@@ -283,6 +283,21 @@ def require_arrays(parts: tuple[Any, ...]) -> None:
             )
 
 
+def with_rows(batch: Tensor | Batch) -> Batch:
+    """One tensor or several as a batch on which a program can be run.
+
+    Raises:
+        TypeError: If a part is neither a tensor nor an array.
+        ValueError: If a part has no row.
+    """
+    parts = batch if isinstance(batch, tuple) else (batch,)
+    require_arrays(parts)
+    for index, part in enumerate(parts):
+        if part.dim() == 0 or len(part) == 0:
+            raise ValueError(f"a program needs at least one row of data, tensor {index} has none")
+    return parts
+
+
 def _as_tensor(part: Any, index: int) -> Tensor:
     """One tensor of a batch, in a byte order and with strides that torch supports."""
     if isinstance(part, np.ndarray):

@@ -28,7 +28,7 @@ from .edges import AtEdges
 from .hooks import hooks_of, name_of
 from .log_probs import sum_out
 from .masks import Unmasked
-from .modes import evaluating, modules_of, require_arrays
+from .modes import evaluating, modules_of, with_rows
 from .structure import Structure, structure_of
 from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
 
@@ -97,7 +97,7 @@ class Program:
 
     def __init__(self, model: ProgramLike, *batch: Tensor, plate: str | None = None) -> None:
         self.model: ProgramLike = model
-        rows = _checked(batch) or self._own_prototype()
+        rows = with_rows(batch) or self._own_prototype()
         self._take(structure_of(model, rows, plate))
         self.fixed: dict[str, Tensor] = {}
         self.conditions = ""
@@ -119,20 +119,19 @@ class Program:
 
     def moved(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Updates the cached dtype and device after `module.to()`; `fn` is what torch applies."""
-        start, spread = fn(self.structure.global_start), fn(self.structure.global_spread)
+        old, start = self.structure, fn(self.structure.global_start)
+        values = None if old.discrete_values is None else old.discrete_values.to(start)
         self._take(
             replace(
-                self.structure,
+                old,
                 global_start=start,
-                global_spread=spread,
+                global_spread=fn(old.global_spread),
                 dtype=start.dtype,
                 device=start.device,
+                discrete_values=values,
+                combinations=None if old.combinations is None else values,
             )
         )
-        if self.structure.discrete_values is not None:
-            values = self.structure.discrete_values.to(start)
-            by_rows = values if self.structure.combinations is not None else None
-            self.structure = replace(self.structure, discrete_values=values, combinations=by_rows)
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> "Program":
         """Copies the model too, with the networks that a function refers to."""
@@ -151,7 +150,7 @@ class Program:
                 "pass a few rows of data, as in pv.Guide(model, map, example=y[:2])"
             )
         with evaluating(self.model), torch.no_grad():
-            return _checked(as_tuple(prototype()))
+            return with_rows(prototype())
 
     def given(self, values: Mapping[str, Tensor], source: str = "given values") -> "Program":
         """The same program with the values of its global sites given.
@@ -192,10 +191,8 @@ class Program:
     def constrain_globals(self, flat: Float[Tensor, " size"]) -> dict[str, tuple[Tensor, Tensor]]:
         """Value and log Jacobian of every global site, for one flat unconstrained vector."""
         parts = flat.split([site.size for site in self.global_sites])
-        return {
-            site.name: site.constrain(part)
-            for site, part in zip(self.global_sites, parts, strict=True)
-        }
+        pairs = zip(self.global_sites, parts, strict=True)
+        return {site.name: site.constrain(part) for site, part in pairs}
 
     def split(self, z: Float[Tensor, "rows latents"]) -> list[Tensor]:
         """The part of each latent site in flat vectors, each `(rows, size)`."""
@@ -383,10 +380,9 @@ class Program:
 
     def _globals(self) -> dict[str, Tensor]:
         if len(self.fixed) < len(self.global_sites):
-            missing = [site.name for site in self.global_sites]
             raise ValueError(
-                f"the latent site(s) {missing} are shared by all data, so a datum has a density "
-                "only once their values are given: pass given=, as "
+                f"the latent site(s) {[s.name for s in self.global_sites]} are shared by all data, "
+                "so a datum has a density only once their values are given: pass given=, as "
                 "guide.global_values() returns them (a point) or guide.sample_globals() (draws)"
             )
         return self.fixed
@@ -429,9 +425,8 @@ class Program:
             shape = (len(self.structure.combinations), -1)
             drawn = self._total(sites, [*self.structure.enumerated, *latent]).view(shape)
             prior = drawn.logsumexp(dim=0)
-            return LogDensities(
-                prior, self._total(sites, [*sites]).view(shape).logsumexp(0) - prior
-            )
+            joint = self._total(sites, [*sites]).view(shape).logsumexp(dim=0)
+            return LogDensities(prior, joint - prior)
         if self.structure.enumerated:
             known = {n: sites[n].log_prob for n in latent if sites[n].is_known_at_edges}
             prior = sum_out(run.trace, [*self.structure.enumerated, *latent], self.plate, known)
@@ -565,19 +560,6 @@ def _is_close(one: Tensor, other: Tensor) -> Tensor:
     """Whether they are equal up to rounding; values that are not finite are compared elsewhere."""
     rounding = torch.finfo(one.dtype).eps ** 0.5  # of a product, whose kernel follows its size
     return ~((one - other).abs() > rounding * (1 + one.abs() + other.abs()))
-
-
-def _checked(batch: Batch) -> Batch:
-    require_arrays(batch)
-    for index, part in enumerate(batch):
-        if part.dim() == 0 or len(part) == 0:
-            raise ValueError(f"a program needs at least one row of data, tensor {index} has none")
-    return batch
-
-
-def as_tuple(batch: Tensor | Batch) -> Batch:
-    """A tuple of tensors, from one or from several."""
-    return batch if isinstance(batch, tuple) else (batch,)
 
 
 def log_joint(
