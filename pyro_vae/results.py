@@ -44,6 +44,7 @@ class Doubt(Enum):
     UNDEFINED = "the log joint is nan at points next to the mass"
     UNSETTLED = "not all modes may have been found: a scan twice as fine still showed a new one"
     SEVERAL_MODES = "the posterior has several modes"
+    UNREACHED = "the posterior has tails, or modes beside its mean, that the draws do not reach"
     MISSED_MASS = "prior draws find mass that the estimate missed"
     RUNGS_DISAGREE = "two independent estimates disagree"
     CHAINS_APART = "chains have not converged to the same distribution (R-hat)"

@@ -13,7 +13,7 @@ from .._warnings import warn
 from ..randomness import row_keys
 from ..results import join
 from .exact import summed_out
-from .importance import ImportanceSampling, log_marginal_of
+from .importance import ImportanceSampling
 from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights
 from .saturation import edge_doubts
 from .weights import Inference, draw_rows, prepared, rows_at_once, weigh
@@ -197,8 +197,8 @@ def evaluate(
             return Evaluation(replace(bound, given=program.conditions), marginal)
         # The bound is of the guide itself, whatever proposal the marginal likelihood is from.
         plain = ImportanceSampling(estimator.num_samples, estimator.memory)
-        weights = plain.weights(inference, seed=seed, progress=progress)
-        bound, marginal = join([Evaluation(_bound(w), log_marginal_of(w)) for w in weights])
+        pairs = plain.evaluations(inference, seed=seed, progress=progress)
+        bound, marginal = join([Evaluation(_bound(weights), own) for weights, own in pairs])
         if not estimator.is_plain:
             marginal = estimator(inference, seed=seed, progress=progress)
         edges = edge_doubts(program, batch, marginal)

@@ -24,11 +24,13 @@ from ..programs import Program
 from ..progress import progress_bar
 from ..randomness import row_keys, stream
 from ..results import Doubt, join
+from .profiles import steepest_lines, unreached
 from .proposals import FromGuide, Proposal
 from .results import Block, Bound, LogMarginal, Weights
 from .weights import Inference, draw_rows, rows_at_once, weigh, weigh_row
 
 _KEPT = 65_536  # draws per datum, beyond which their latents would fill the memory
+_FEW = 2000  # draws of a datum of which latents are kept where there are more
 _ROOM = 2**24  # bytes of the draws and weights of some data, which a cache holds
 _ROOM_SHARE = 1 / 8  # at most, of the memory budget
 _DRAW_BYTES, _DRAW_NUMBERS = 100, 3  # a draw: its weights, and its latents made from noise
@@ -156,10 +158,7 @@ class ImportanceSampling:
         proposed = inference._replace(posterior=self.proposal(*inference))
         sampling = self._sampling(proposed, seed=seed, progress=progress)
         if self.until is None:
-            figures = [
-                _figures_of(weights.log_weights, self.average)
-                for weights in sampling.weights(self.num_samples)
-            ]
+            figures = list(sampling.figures(self.num_samples, self.average))
             return _judged(join(figures), self.average)
         own = row_keys(stream(seed, "importance.pilot"), "importance", *inference.batch)
         sizes = self._sizes(replace(sampling, keys=own), self.until)
@@ -189,6 +188,14 @@ class ImportanceSampling:
         sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.weights(self.num_samples)
 
+    def evaluations(
+        self, inference: Inference, *, seed: int, progress: bool | None
+    ) -> Iterator[tuple[Weights, LogMarginal]]:
+        """The weights, and the estimate from them, of some data at a time."""
+        sampling = self._sampling(inference, seed=seed, progress=progress)
+        for weights, figures in sampling.judged_blocks(self.num_samples, self.average):
+            yield weights, _judged(figures, self.average)
+
     def _sampling(self, inference: Inference, *, seed: int, progress: bool | None) -> "_Sampling":
         program, _, batch = inference
         return _Sampling(
@@ -204,7 +211,7 @@ class ImportanceSampling:
     def _sizes(self, pilot: "_Sampling", until: ErrorTarget) -> Int64[Tensor, " batch"]:
         """Draws that each datum needs, estimated from a pilot run that serves nothing else."""
         weights = pilot.weights(self.num_samples)
-        error = torch.cat([_figures_of(w.log_weights, self.average).error for w in weights])
+        error = torch.cat([_figures_of(part, self.average).error for part in weights])
         # An infinite or unknown error asks for the whole budget.
         most = math.log2(until.max_samples / self.num_samples) + 1
         doublings = (2 * (error / until.error).log2()).ceil().nan_to_num(most, most, 0.0)
@@ -215,10 +222,9 @@ class ImportanceSampling:
         """Figures of every datum with its own number of draws."""
         groups = {size: (sizes == size).nonzero()[:, 0] for size in sizes.unique().tolist()}
         figures = [
-            # Each datum's weights side by side in memory: it is added up as if it were alone.
-            _figures_of(weights.log_weights.T.contiguous().T, self.average)
+            part
             for size, rows in groups.items()
-            for weights in sampling.of_rows(rows).weights(size)
+            for part in sampling.of_rows(rows).figures(size, self.average)
         ]
         order = torch.cat(list(groups.values())).argsort()
         joined: _Figures = join(figures)
@@ -289,6 +295,34 @@ class _Sampling:
                 num_samples, self.limit, self.places[row],
             )  # fmt: skip
 
+    def figures(self, num_samples: int, average: Average) -> Iterator["_Figures"]:
+        """The figures of the weights, and what the draws did not reach."""
+        return (figures for _, figures in self.judged_blocks(num_samples, average))
+
+    def judged_blocks(
+        self, num_samples: int, average: Average
+    ) -> Iterator[tuple[Weights, "_Figures"]]:
+        """The weights of some data at a time, and their figures."""
+        if num_samples <= _KEPT:
+            for block in self.blocks(num_samples):
+                yield block.weights, self._with_missed(_figures_of(block.weights, average), block)
+            return
+        for row, weights in enumerate(self.weights(num_samples)):
+            rows = slice(row, row + 1)
+            (few,) = self.of_rows(torch.arange(row, row + 1, device="cpu")).blocks(_FEW)
+            figures = _figures_of(weights, average)
+            yield weights, self._with_missed(figures, few._replace(rows=rows))
+
+    def _with_missed(self, figures: "_Figures", block: Block) -> "_Figures":
+        """Looks beyond the draws of those data whose error is said to cover."""
+        some = figures.covers.nonzero()[:, 0]
+        if len(some) == 0:
+            return figures
+        lines = steepest_lines(block.z[:, some], block.weights.log_weights[:, some])
+        inference = Inference(self.program, self.proposal, self.batch).rows(block.rows).rows(some)
+        own = unreached(inference, lines, int(figures.num_samples[0]), limit=self.limit)
+        return figures._replace(missed=figures.missed.index_copy(0, some, own))
+
     def _bar(self, steps: range) -> Iterable[int]:
         bar: Iterable[int] = progress_bar(steps, show=self.progress, desc="importance sampling")
         return bar
@@ -303,32 +337,38 @@ class _Figures(NamedTuple):
     pareto_k: Tensor
     num_samples: Tensor
     covers: Tensor
+    missed: Tensor
 
 
 def log_marginal_of(weights: Weights, average: Average = PLAIN) -> LogMarginal:
-    """The estimate of log p(y) from weights, with its error and verdict."""
-    return _judged(_figures_of(weights.log_weights, average), average)
+    """The estimate of log p(y) from weights alone, with its error and verdict."""
+    return _judged(_figures_of(weights, average), average)
 
 
-def _figures_of(log_weights: Tensor, average: Average) -> _Figures:
+def _figures_of(weights: Weights, average: Average) -> _Figures:
+    # Each datum's weights side by side in memory: it is added up as if it were alone.
+    log_weights = weights.log_weights.T.contiguous().T
     num_samples = len(log_weights)
     ess = stats.effective_sample_size(log_weights)
     samples = torch.full_like(ess, num_samples, dtype=torch.int64)
     if num_samples < stats.MIN_TAIL_PARTICLES:
         value, error = stats.log_marginal(log_weights)
         nothing = torch.full_like(value, torch.nan)
-        return _Figures(
-            value, error, ess, nothing, samples, torch.zeros_like(ess, dtype=torch.bool)
-        )
+        covers = torch.zeros_like(ess, dtype=torch.bool)
+        return _Figures(value, error, ess, nothing, samples, covers, torch.zeros_like(value))
     tail = stats.tail_error(log_weights)
     value, pareto_k = average.log_mean(log_weights), stats.pareto_k(log_weights)
-    return _Figures(value, tail.error, ess, pareto_k, samples, tail.covers)
+    missed = torch.zeros_like(value)
+    return _Figures(value, tail.error, ess, pareto_k, samples, tail.covers, missed)
 
 
 def _judged(figures: _Figures, average: Average, until: ErrorTarget | None = None) -> LogMarginal:
-    value, error, ess, pareto_k, samples, covers = figures
+    value, error, ess, pareto_k, samples, covers, missed = figures
     has_tail = int(samples.max()) >= stats.MIN_TAIL_PARTICLES
     doubts = {Doubt.HEAVY_TAIL if has_tail else Doubt.NO_TAIL: ~covers}
+    doubts[Doubt.UNREACHED] = missed > error + stats.rounding(value)
+    # The estimate is low by what the draws are expected to miss: 1.96 errors reach so far.
+    error = error + missed / 2
     if until is not None:
         doubts[Doubt.ERROR_TARGET] = (samples >= until.max_samples) & (error > until.error)
     return LogMarginal(value, error, ess, pareto_k, samples, average.bound, average.method, doubts)

@@ -58,6 +58,11 @@ class Inference(NamedTuple):
     posterior: Posterior
     batch: Batch
 
+    def rows(self, rows: slice | Tensor) -> "Inference":
+        """The same for some of the data."""
+        part = tuple(tensor[rows] for tensor in self.batch)
+        return Inference(self.program, self.posterior.rows(rows), part)
+
 
 _LOOK_AT = {
     "log_guide": "the guide's parameters",
