@@ -233,7 +233,7 @@ def test_memory_does_not_matter(
         calls.clear()
         results.append(numbers(evaluate(model, MEAN_FIELD, y, method, seed=seed)))
         most.append(max(calls))
-    assert most[0] == 200
+    assert most[0] >= 200
     assert 3 < most[1] < 40  # particles of one datum are split
     assert most[2] == 5  # trials that measure the program and tell rows apart; one row after that
     assert_same(results[1], results[0])

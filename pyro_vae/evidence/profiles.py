@@ -71,7 +71,7 @@ def unreached(
         limit: Rows of the program's batch that fit at once.
     """
     rows = torch.arange(len(lines.center), device=lines.center.device)
-    pieces = rows.split(max(1, limit // _NODES))
+    pieces = rows.split(max(1, limit // (_NODES * len(lines.directions))))
     return torch.cat(
         [_unreached(inference.rows(some), lines.rows(some), num_samples, limit) for some in pieces]
     )
@@ -81,27 +81,25 @@ def _unreached(inference: Inference, lines: Lines, num_samples: int, limit: int)
     """The same for as many data as fit."""
     program, proposal, batch = inference
     steps, widths = _grid(lines.center)
-    found = torch.zeros_like(lines.center[:, 0])
-    for direction in lines.directions:
-        z = (lines.center + steps[:, None, None] * direction).to(program.dtype)
-        try:
-            with pyro.validation_enabled(is_validate=False):
-                log_proposal = density_at(proposal, z)
-                pieces = z.split(max(1, limit // len(found)))
-                log_joint = torch.cat([program.log_joint(piece, *batch) for piece in pieces])
-        except (ValueError, RuntimeError):
-            continue
-        share = unreached_share(log_joint, log_proposal, widths, num_samples)
-        found = torch.maximum(found, share)
-    return found
+    points = lines.center + steps[:, None, None, None] * lines.directions
+    z = points.flatten(0, 1).to(program.dtype)
+    try:
+        with pyro.validation_enabled(is_validate=False):
+            log_proposal = density_at(proposal, z)
+            pieces = z.split(max(1, limit // z.shape[1]))
+            log_joint = torch.cat([program.log_joint(piece, *batch) for piece in pieces])
+    except (ValueError, RuntimeError):
+        return torch.zeros_like(lines.center[:, 0])
+    on_lines = (part.unflatten(0, points.shape[:2]) for part in (log_joint, log_proposal))
+    return unreached_share(*on_lines, widths, num_samples).amax(dim=0)
 
 
 def unreached_share(
-    log_joint: Float[Tensor, "nodes batch"],
-    log_proposal: Float[Tensor, "nodes batch"],
+    log_joint: Float[Tensor, "nodes *batch"],
+    log_proposal: Float[Tensor, "nodes *batch"],
     widths: Float[Tensor, " nodes"],
     num_samples: int,
-) -> Float64[Tensor, " batch"]:
+) -> Float64[Tensor, "*batch"]:
     r"""The share :math:`s` of a posterior along a line that draws of a proposal are to miss.
 
     Arguments:
@@ -111,7 +109,7 @@ def unreached_share(
         num_samples: Draws, :math:`K`.
 
     Returns:
-        `(batch,)`, from 0 to 1; 0 where the two densities are the same.
+        `(*batch,)`, from 0 to 1; 0 where the two densities are the same.
 
     Example:
         >>> t = torch.linspace(-9, 9, 200).unsqueeze(1)
@@ -121,7 +119,7 @@ def unreached_share(
         >>> unreached_share(narrow, wide, torch.ones(200), 1000) < 1e-5
         tensor([True])
     """
-    cells = widths.double().log().unsqueeze(1)
+    cells = widths.double().log().reshape(-1, *[1] * (log_joint.dim() - 1))
     p, q = (
         (log.double().nan_to_num(-torch.inf, -torch.inf) + cells).softmax(dim=0).nan_to_num(0.0)
         for log in (log_joint, log_proposal)

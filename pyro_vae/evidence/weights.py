@@ -76,7 +76,7 @@ def draw_rows(
 ) -> tuple[Tensor, Tensor]:
     """Draws of some data, from the first on, each from its own key: all together if it can be."""
     some = posterior.rows(slice(first, first + len(keys)))
-    if _is_keyed(some):
+    if is_keyed(some):
         return retry_unvalidated(partial(some.draw_keyed, keys, num_samples))
     rows = (posterior.rows(slice(row, row + 1)) for row in range(first, first + len(keys)))
     pairs = zip(rows, keys.split(1), strict=True)
@@ -95,7 +95,8 @@ def _drawn_alone(
     return z, log_guide
 
 
-def _is_keyed(posterior: Posterior) -> TypeGuard[Keyed]:
+def is_keyed(posterior: Posterior) -> TypeGuard[Keyed]:
+    """Whether a posterior draws all data at once, each from its own key."""
     return isinstance(posterior, Keyed) and retry_unvalidated(posterior.is_keyed)
 
 
@@ -103,7 +104,7 @@ def _row_draws(
     posterior: Posterior, key: Int64[Tensor, " 1"], num_samples: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Draws of one datum, in pieces."""
-    keyed = posterior if _is_keyed(posterior) else None  # asked first: it may call the guide
+    keyed = posterior if is_keyed(posterior) else None  # asked first: it may call the guide
     seeded(int(key))
     for first in range(0, num_samples, _DRAWS_AT_ONCE):
         size = min(_DRAWS_AT_ONCE, num_samples - first)
