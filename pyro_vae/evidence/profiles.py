@@ -90,8 +90,8 @@ def _unreached(inference: Inference, lines: Lines, num_samples: int, limit: int)
             log_joint = torch.cat([program.log_joint(piece, *batch) for piece in pieces])
     except (ValueError, RuntimeError):
         return torch.zeros_like(lines.center[:, 0])
-    on_lines = (part.unflatten(0, points.shape[:2]) for part in (log_joint, log_proposal))
-    return unreached_share(*on_lines, widths, num_samples).amax(dim=0)
+    joint, proposed = (part.unflatten(0, points.shape[:2]) for part in (log_joint, log_proposal))
+    return unreached_share(joint, proposed, widths, num_samples).amax(dim=0)
 
 
 def unreached_share(
