@@ -273,10 +273,11 @@ def test_the_root_shows_public_names_only() -> None:
         ("get_trace", "programs/traces.py"),  # plates, parameters and densities are treated alike
         ("make_fx", "compiling/capturing.py"),  # what is captured is checked in one way
         ("compile_fx", "compiling/capturing.py"),
+        ("manual_seed", "randomness.py"),  # what is drawn has a stream with a name
     ],
 )
 def test_one_module_calls(name: str, place: str) -> None:
-    """Programs are run in one place, and captured and compiled in one."""
+    """Programs are run in one place, captured and compiled in one, and streams seeded in one."""
     found = {file for file in FILES if name in calls(file.read_text())}
     assert found == {ROOT / "pyro_vae" / place}
 
