@@ -1,6 +1,7 @@
 """Threads take turns at what belongs to the process; a process that is forked finds it free."""
 
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -144,3 +145,68 @@ def test_a_forked_process_does_not_wait() -> None:
     done.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:log p.y. cannot be trusted")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_answers_alike() -> None:
+    """Also one that is forked while another thread evaluates, and so holds what is shared."""
+    model, guide = programs()
+    alone, done = evaluated(model, guide), threading.Event()
+
+    def busy() -> None:
+        while not done.is_set():
+            evaluated(model, guide)
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        for _ in range(2):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if torch.equal(evaluated(model, guide), alone) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        done.set()
+        thread.join()
+    assert torch.equal(evaluated(model, guide), alone)
+
+
+class Asked(torch.utils.data.Dataset[Tensor]):
+    """Rows that are answers: every worker has its own copy of the model and the guide."""
+
+    def __init__(self) -> None:
+        self.model, self.guide = programs()
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, row: int) -> Tensor:
+        estimator = pv.ImportanceSampling(20, compile=False)
+        value = pv.evaluate(self.model, self.guide, Y[row : row + 1], estimator).log_marginal.value
+        mean = self.guide.mean(Y[row : row + 1]).flatten()
+        return torch.cat([value, mean.double()])
+
+
+@pytest.mark.filterwarnings("ignore:log p.y. cannot be trusted")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_workers_of_a_loader_answer_alike() -> None:
+    """Workers ask the model while the process that reads from them trains one on their answers."""
+    data = Asked()
+    expected = torch.stack([data[row] for row in range(4)])
+    loader = torch.utils.data.DataLoader(data, 2, num_workers=2, multiprocessing_context="fork")
+    found = []
+    for answers_of_batch in loader:
+        pv.fit(*programs(), Y, num_epochs=1, compile=False, progress=False)
+        found.append(answers_of_batch)
+    assert torch.equal(torch.cat(found), expected)
+    assert all(module.training for module in data.model.modules())
+
+
+def test_programs_are_sent_to_other_processes() -> None:
+    """What workers that are started afresh get is a pickle of model and guide."""
+    model, guide = programs()
+    again = pickle.loads(pickle.dumps(guide))
+    assert torch.equal(again.mean(Y), guide.mean(Y))
+    assert torch.equal(again.model.decode(guide.mean(Y)), model.decode(guide.mean(Y)))
