@@ -61,14 +61,36 @@ nested call of the same thread does not wait.
 """
 
 
+_FORK_WAITS = 10.0  # seconds for an evaluation of another thread; a training takes longer
+_waited: list[bool] = []  # whether other threads were done when a process was forked
+
+
+def _wait_for_others() -> None:
+    """Before a fork: lets other threads put back what they changed, which the child would keep."""
+    _waited.append(ALONE.acquire(timeout=_FORK_WAITS))
+
+
+def _after_fork() -> None:
+    """The parent goes on."""
+    if _waited.pop():
+        ALONE.release()
+
+
 def _free_in_child() -> None:
-    """A forked process has one thread, so locks held by other threads would never be released."""
-    if not ALONE._is_owned():  # noqa: SLF001 (nothing else says so)
-        ALONE._at_fork_reinit()  # noqa: SLF001 (as in CPython's own modules)
+    """A forked process has one thread: what others hold, or have begun, would never end."""
+    if _waited.pop():
+        ALONE.release()
+        return
+    ALONE._at_fork_reinit()  # noqa: SLF001 (as in CPython's own modules)
+    runtime = pyro.poutine.runtime
+    runtime._PYRO_STACK.clear()  # noqa: SLF001 (Pyro has no other way)
+    runtime._DIM_ALLOCATOR._stack.clear()  # noqa: SLF001
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_free_in_child)
+    os.register_at_fork(
+        before=_wait_for_others, after_in_parent=_after_fork, after_in_child=_free_in_child
+    )
 
 
 # Streams

@@ -127,8 +127,9 @@ def test_large_steps_keep_theirs() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_process_does_not_wait() -> None:
-    """What another thread held when the process was forked is free in the child."""
+def test_a_forked_process_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another thread held when the process was forked, for long, is free in the child."""
+    monkeypatch.setattr("pyro_vae.randomness._FORK_WAITS", 0.1)
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
