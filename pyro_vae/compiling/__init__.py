@@ -7,5 +7,7 @@ from .capturing import require_cache as require_cache
 from .densities import CompiledDensity as CompiledDensity
 from .densities import DrawDensities as DrawDensities
 from .graphs import Graphs as Graphs
+from .loops import STEPS as STEPS
+from .loops import Taken as Taken
 from .objectives import CompiledELBO as CompiledELBO
 from .steps import CompiledSteps as CompiledSteps

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
 from ..programs import capturing_data
@@ -124,7 +125,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     # Draws are left to torch, which makes the same ones as without a compiler. What would put the
     # sums back into the products is left out. A tanh from an exponential takes a third of the time.
     options = {"fallback_random": True, "pattern_matcher": False, "cpp.use_decompose_tanh": True}
-    graph = _without_sums(graph)
+    graph = rewritten(graph)
     if all(tensor.device.type == "cpu" for tensor in inputs):
         # One C++ file that calls all kernels is compiled sooner than a file for each, and a small
         # step takes half the time without Python between its kernels.
@@ -151,14 +152,14 @@ def _quiet() -> Iterator[None]:
 
 def _describe(graph: GraphModule, inputs: list[Tensor]) -> None:
     """Notes the inputs' shapes on the graph, where the compiler looks for them."""
-    described = FakeTensorMode()
+    described = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # loops ask for it
     places = (node for node in graph.graph.nodes if node.op == "placeholder")
     for place, tensor in zip(places, inputs, strict=True):
         place.meta["val"] = described.from_tensor(tensor)
 
 
-def _without_sums(graph: GraphModule) -> GraphModule:
-    """A copy with products and sums kept apart: a compiler would fuse a sum with what follows."""
+def rewritten(graph: GraphModule) -> GraphModule:
+    """The graph with products and sums kept apart: a compiler fuses a sum with what follows."""
     for node in list(graph.graph.nodes):
         if node.target is torch.ops.aten.addmm.default and not node.kwargs:
             bias, left, right = node.args

@@ -19,6 +19,7 @@ then costs at most as much again as was lost by waiting.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import ReferenceType, ref
 
@@ -227,22 +228,37 @@ def compiled(
     Raises:
         NotCaptured: If it cannot be captured or compiled, or gives a different result.
     """
-    stream = streams_of_torch()
-    try:
+    with reproducible() as again:
         graph = capture(function, *tensors, missing=missing).compiled(*tensors)
         if check:
-            restore_streams(stream)
+            again()
             expected = function(*tensors)[0].detach()
-            restore_streams(stream)
-            found = graph(*tensors)[0]
-            if not _agree([expected], [found], _AGREE_BATCH):
-                raise NotCaptured(
-                    f"the graph gives {found.tolist()} where the programs give "
-                    f"{expected.tolist()}: they depend on something that is not a tensor"
-                )
+            again()
+            require_agreement(expected, graph(*tensors)[0])
+    return graph
+
+
+@contextmanager
+def reproducible() -> Iterator[Callable[[], None]]:
+    """Inside the block no random stream advances; the function that it gives goes back, too."""
+    stream = streams_of_torch()
+    try:
+        yield partial(restore_streams, stream)
     finally:
         restore_streams(stream)
-    return graph
+
+
+def require_agreement(expected: Tensor, found: Tensor) -> None:
+    """Refuses a graph whose sum over a batch is not that of the eager function.
+
+    Raises:
+        NotCaptured: If it is another number.
+    """
+    if not _agree([expected], [found], _AGREE_BATCH):
+        raise NotCaptured(
+            f"the graph gives {found.tolist()} where the programs give "
+            f"{expected.tolist()}: they depend on something that is not a tensor"
+        )
 
 
 def _agree(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> bool:

@@ -9,7 +9,7 @@ The optimizer's own state is used, so that compiled and eager steps can alternat
 tensors in one fused torch operation; other optimizers take their own step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -23,6 +23,9 @@ from ..programs import Counted, has_missing
 from ..randomness import restore_streams, streams_of_torch
 from .capturing import Captured, NotCaptured
 from .graphs import Cost, compiled
+from .loops import Loop, Settings, Taken, is_small, looped
+
+_LOOP = "loop"
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
 """From a batch to the loss and the ELBO, both in nats per datum."""
@@ -52,19 +55,22 @@ class CompiledSteps:
         self.reason = "" if compile is not False else "compile=False"
         self.graphs: dict[Any, Captured] = {}
         self.cost: Cost | None = None  # of an eager step
-        self.has_moved = False
+        self.is_due_eagerly = False  # the next step
+        self.loops: dict[int, Loop] = {}  # by rows of a batch
+        self.loop_refused = ""
         self.expected: set[Any] = set()  # graphs that the run had before it was interrupted
 
     @property
     def verdict(self) -> str:
         """Whether steps were compiled, or why not."""
-        if self.graphs:
+        if self.graphs or self.loops:
             return "compiled"
         return f"eager: {self.reason or 'compiling would not have saved time'}"
 
     def state(self) -> dict[str, Any]:
         """State that decides which later steps are compiled."""
-        graphs = [*map(_in_words, self.graphs), *self.expected]
+        loops = [(_LOOP, size) for size in self.loops]
+        graphs = [*map(_in_words, self.graphs), *loops, *self.expected]
         return {"cost": self.cost, "reason": self.reason, "graphs": graphs}
 
     def resume(self, cost: Any, reason: str, graphs: list[Any]) -> None:
@@ -115,14 +121,60 @@ class CompiledSteps:
             return None
         return float(elbo), gradients
 
+    def several(self, loop: Loop, rows: Sequence[Tensor], total: float) -> Taken | None:
+        """Takes steps in one call, up to the first one that is not finite.
+
+        Arguments:
+            loop: What :meth:`loop` returned.
+            rows: The rows of each step, equally many, for at most :data:`STEPS` steps.
+            total: The sum of ELBOs before, in nats.
+
+        Returns:
+            What was taken, or `None` if not even the first step is finite.
+        """
+        assert self.adam is not None
+        stream = streams_of_torch()
+        with torch.no_grad():
+            taken = self.adam.several(loop, rows, total)
+            if taken.steps == len(rows):
+                return taken
+            restore_streams(stream)
+            self.is_due_eagerly = True  # it finds out what is not finite
+            return self.adam.several(loop, rows[: taken.steps], total) if taken.steps else None
+
+    def loop(self, data: Batch, rows: Tensor, steps_left: int) -> Loop | None:
+        """The loop over batches of as many rows, if there is one or making one saves time.
+
+        Arguments:
+            data: The tensors of all rows.
+            rows: The rows of the next step.
+            steps_left: How many steps with as many rows remain.
+        """
+        size = len(rows)
+        if self.is_due_eagerly or self.adam is None:
+            return None
+        if size in self.loops:
+            return self.loops[size]
+        is_off = self.reason or self.loop_refused
+        if is_off or not ((_LOOP, size) in self.expected or self._pays(steps_left)):
+            return None
+        try:
+            if not (self.adam.is_uniform and is_small(self.tensors, size)):
+                raise NotCaptured("only small models and few settings have loops")
+            self.loops[size] = looped(self._step, self.tensors, data, rows)
+        except NotCaptured as error:
+            self.loop_refused = str(error)
+            return None
+        return self.loops[size]
+
     def _graph(self, batch: Batch, steps_left: int) -> Captured | None:
         """The graph for batches like this one, if there is one or making one saves time."""
         key = tuple((part.shape, part.dtype) for part in batch)
+        if self.is_due_eagerly:
+            self.is_due_eagerly = False
+            return None
         if key in self.graphs:
             return self.graphs[key]
-        if self.has_moved:
-            self.has_moved = False
-            return None
         if self.reason or not (_in_words(key) in self.expected or self._pays(steps_left)):
             return None
         try:
@@ -140,9 +192,11 @@ class CompiledSteps:
 
         Call it wherever other code may have moved them.
         """
-        current = {key: graph for key, graph in self.graphs.items() if graph.is_current}
-        self.has_moved = self.has_moved or len(current) < len(self.graphs)
-        self.graphs = current
+        graphs = {key: graph for key, graph in self.graphs.items() if graph.is_current}
+        loops = {size: loop for size, loop in self.loops.items() if loop.is_current}
+        if len(graphs) + len(loops) < len(self.graphs) + len(self.loops):
+            self.is_due_eagerly = True
+        self.graphs, self.loops = graphs, loops
 
     def _pays(self, steps_left: int) -> bool:
         if self.cost is None:  # the first step, which makes the state of the optimizer, is eager
@@ -150,16 +204,21 @@ class CompiledSteps:
         saved = self.cost.seconds_saved(1, steps_left)
         return self.is_asked or saved > self.cost.seconds_to_compile
 
-    def _flat(self, *batch: Tensor) -> list[Tensor]:
-        """The function to capture: from a batch to the report and the gradients."""
+    def _step(self, *batch: Tensor) -> list[Tensor]:
+        """From a batch to the ELBO and whether the loss is finite, and the gradients."""
         with torch.enable_grad():
             loss, elbo = self.loss(*batch)
             gradients = torch.autograd.grad(
                 loss, self.tensors, allow_unused=True, materialize_grads=True
             )
+        return [torch.stack([elbo.detach().double(), loss.isfinite().double()]), *gradients]
+
+    def _flat(self, *batch: Tensor) -> list[Tensor]:
+        """The function to capture: the same, but whether gradients are finite, too."""
+        report, *gradients = self._step(*batch)
         sums = torch.stack([gradient.sum() for gradient in gradients])
-        is_finite = loss.isfinite() & sums.isfinite().all()
-        return [torch.stack([elbo.detach().double(), is_finite.double()]), *gradients]
+        is_finite = report[1] * sums.isfinite().all()
+        return [torch.stack([report[0], is_finite]), *gradients]
 
     def _descend(self, gradients: list[Tensor]) -> None:
         """The optimizer's update."""
@@ -240,6 +299,30 @@ class _Adam:
                 amsgrad=False,
                 maximize=options["maximize"],
             )
+
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all tensors have the same settings and have seen as many steps."""
+        return (
+            len(self.groups) == 1
+            and self.groups[0].places == list(range(len(self.tensors)))
+            and not self.groups[0].options["maximize"]
+            and len(set(self.groups[0].taken.tolist())) == 1
+        )
+
+    def several(self, loop: Loop, rows: Sequence[Tensor], total: float) -> Taken:
+        """Takes steps by a loop, or none if one of them is not finite."""
+        (group,) = self.groups
+        options = group.options
+        settings = Settings(
+            options["lr"], options["betas"], options["eps"], options["weight_decay"],
+            int(group.taken[0]),
+        )  # fmt: skip
+        taken = loop(rows, total, settings, group.tensors, group.means, group.squares)
+        if taken.steps == len(rows):
+            group.taken.add_(len(rows))
+        return taken
 
 
 def _plain_adam(optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> _Adam | None:

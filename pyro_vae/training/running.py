@@ -16,6 +16,7 @@ import torch
 
 from .. import distributed, evidence
 from .._types import Batch, Estimate, ProgramLike
+from ..compiling import STEPS
 from ..compiling.graphs import counts_of, resume_counts
 from ..data import Augmented, RowReader
 from ..guides import FitRows, for_new_rows, maps_of
@@ -28,7 +29,7 @@ from .plans import Plan
 from .results import Fit, History
 from .rows import read_ahead
 from .sharding import Part, Shards, random_state, set_random_state
-from .steps import Steps
+from .steps import Place, Steps
 from .tensors import State
 
 _VALIDATION_DRAWS = 10  # the error over data is larger than that of ten draws per datum
@@ -228,13 +229,14 @@ class Training:
         """Takes the remaining steps of an epoch and closes it."""
         epoch, begun = len(self.epochs), self.begun or _Begun(self.shards.streams)
         steps = self._in_order(begun)
-        left = steps[begun.done :]
         self.stepping.compiled.forget_moved()
-        with closing(self._batches(left)) as batches, self.plan.rounded():
-            for some in (left[:1], left[1:]):  # the first one tells how large they are
+        is_known = self.stepping.compiled.num_bytes is not None  # by the first step
+        stops = [len(steps)] if is_known else [begun.done + 1, len(steps)]
+        with closing(self._batches(steps[begun.done :])) as batches, self.plan.rounded():
+            for stop in stops:
                 with threads_for(self.stepping.compiled.num_bytes):
-                    for parts in some:
-                        begun = self._step(begun, parts, batches, len(steps))
+                    while begun.done < stop:
+                        begun = self._step(begun, steps, batches)
                         if self._has_to_stop(interrupts):
                             return
                         if self._is_due:
@@ -249,16 +251,16 @@ class Training:
             self.stopped = "converged" if cut else "finished"
 
     def _step(
-        self, begun: _Begun, parts: list[Part], batches: Iterator[Batch], num_steps: int
+        self, begun: _Begun, steps: list[list[Part]], batches: Iterator[Batch]
     ) -> _Begun:
-        """Takes a step of an epoch that has so many."""
-        epoch = len(self.epochs)
-        self.stepping.schedule(epoch + begun.done / num_steps)
+        """Takes the next step of an epoch, or as many as go into one call."""
+        most = 1 if self.called["on_step"] else STEPS
+        place = Place(len(self.epochs), begun.done, begun.total)
         self._is_whole = False
-        elbo = self.stepping.take(epoch, parts, batches)
-        self.begun = _Begun(begun.start, begun.done + 1, begun.total + elbo)
+        taken = self.stepping.take(place, steps, batches, most)
+        self.begun = _Begun(begun.start, begun.done + taken.steps, taken.total)
         self._is_whole = True
-        self.elbo = elbo / sum(part.rows.numel() for part in parts)
+        self.elbo = taken.elbo
         if self._call("on_step"):
             self.stepping.compiled.forget_moved()
         return self.begun

@@ -78,8 +78,8 @@ class Shard:
             order = torch.randperm(self.size, device="cpu") + self.first
         if len(ends) == 2:  # one step has them all: a guide may know them by their places
             order = order.sort().values
-        cuts = (ends * self.size).div(num_data, rounding_mode="floor").tolist()
-        return [order[start:stop] for start, stop in pairwise(cuts)]
+        cuts = (ends * self.size).div(num_data, rounding_mode="floor")
+        return list(order.split(cuts.diff().tolist()))
 
 
 class Part(NamedTuple):
@@ -152,7 +152,7 @@ class Shards:
         ends = torch.cat([ends, ends.new_tensor([self.num_data])])
         columns = [shard.epoch(ends, self.num_data) for shard in self.own]
         return [
-            [Part(*pair) for pair in zip(self.own, rows, strict=True) if len(pair[1]) > 0]
+            [Part(*pair) for pair in zip(self.own, rows, strict=True) if pair[1].numel() > 0]
             for rows in zip(*columns, strict=True)
         ]
 

@@ -8,6 +8,7 @@ that is not finite changes nothing, and is traced to its parameter, or to its si
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .. import distributed, stats
 from .._types import Batch, Estimate, ProgramLike
-from ..compiling import CompiledSteps
+from ..compiling import CompiledSteps, Taken
 from ..data import Augmented, RowReader
 from ..guides import is_tied_to_rows, maps_of, model_for, prepare_training, program_of, row_buffers
 from ..objectives import Objective, Progress
@@ -44,6 +45,14 @@ _LOGARITHMS = (
 )
 _SOME_ROWS = 1000  # show the scale of a column
 _ROUNDING_DRAWS = 10  # of the ELBO in full precision and in less
+
+
+class Place(NamedTuple):
+    """Where a run is: epochs so far, and the steps of the next one and the sum of their ELBOs."""
+
+    epoch: int
+    done: int
+    total: float
 
 
 class Steps:
@@ -119,14 +128,55 @@ class Steps:
         """The current weight of the KL term."""
         return self.objective.kl_weight if isinstance(self.asked, Objective) else 1.0
 
-    def take(self, epoch: int, parts: list[Part], batches: Iterator[Batch]) -> float:
+    def take(
+        self, place: Place, steps: list[list[Part]], batches: Iterator[Batch], most: int
+    ) -> Taken:
+        """Takes the next step, or several of them in one call if there is a compiled loop for them.
+
+        Arguments:
+            place: Where the run is in an epoch.
+            steps: All steps of the epoch.
+            batches: The batches of the steps to come, unless they are in memory.
+            most: How many steps may be taken.
+        """
+        taken = self._several(place, steps, most)
+        if taken is None:
+            parts = steps[place.done]
+            if isinstance(self.reader, InMemory):
+                batches = (self.augment(self.reader.read(part.rows)) for part in parts)
+            self.schedule(place.epoch + place.done / len(steps))
+            elbo = self._single(place.epoch, parts, batches)
+            rows = sum(part.rows.numel() for part in parts)
+            taken = Taken(1, place.total + elbo, elbo / rows)
+        self.taken += taken.steps
+        return taken
+
+    def _several(self, place: Place, steps: list[list[Part]], most: int) -> Taken | None:
+        """Takes steps by a compiled loop, which is there for rows in memory."""
+        epoch, done, total = place
+        if not isinstance(self.reader, InMemory) or self.augmented is not None:
+            return None
+        if self.shards.count > 1 or not self._is_settled_at(epoch + done / len(steps)):
+            return None
+        first, data = steps[done][0], self.reader.batch
+        loop = self.compiled.loop(data, first.rows, self._steps_left(epoch, first))
+        if loop is None:
+            return None
+        rows = [
+            parts[0].rows
+            for step, parts in enumerate(steps[done : done + most], start=done)
+            if parts[0].rows.numel() == loop.size
+            and self._is_settled_at(epoch + step / len(steps))
+        ]
+        return self.compiled.several(loop, rows, total)
+
+    def _single(self, epoch: int, parts: list[Part], batches: Iterator[Batch]) -> float:
         """One step; returns the sum of its data's ELBOs in nats, at full KL weight."""
         if self.shards.count == 1:
             batch, rows = next(batches), parts[0].rows
             if self._is_settled():
                 elbo_now = self.compiled.step(batch, self._steps_left(epoch, parts[0]))
                 if elbo_now is not None:
-                    self.taken += 1
                     return elbo_now * rows.numel()
             batches = iter([batch])
         self._forget_gradients()
@@ -135,7 +185,6 @@ class Steps:
         elbo = self.shards.add_up(sum(elbos, 0.0), self.tensors.values())
         with self._naming(epoch, parts):
             self._move()
-        self.taken += 1
         return elbo
 
     def augment(self, batch: Batch) -> Batch:
@@ -182,6 +231,11 @@ class Steps:
         if not isinstance(self.asked, Objective):
             return True
         return bool(self.objective == self.asked.at(self.plan.epochs))
+
+    def _is_settled_at(self, epoch: float) -> bool:
+        """Sets the schedule to an epoch; returns whether the objective no longer changes then."""
+        self.schedule(epoch)
+        return self._is_settled()
 
     def _steps_left(self, epoch: int, part: Part) -> int:
         """How many batches of this size remain."""

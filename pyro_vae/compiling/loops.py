@@ -1,0 +1,255 @@
+r"""Several compiled training steps per call: a loop in the graph around the step of a small model.
+
+Calling a compiled step from Python takes as long as the step of a small model. So its graph becomes
+the body of a loop, which also gathers the batch and updates the parameters by Adam,
+
+.. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+    v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
+    \theta \leftarrow \theta - \frac{\alpha}{1 - \beta_1^t}
+    \frac{m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} .
+
+All parameters are one vector there, and so are the gradients and both moments: one operation, which
+is compiled sooner than one per parameter. Joining the gradients takes a pass over memory, so large
+models are better off step by step. The loop ends before a step whose gradients are not finite.
+
+References:
+    | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)
+    | https://arxiv.org/abs/1412.6980
+"""
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .._types import Batch
+from ..programs import has_missing
+from .capturing import Captured, NotCaptured, capture, rewritten
+from .graphs import reproducible, require_agreement
+
+STEPS = 64  # of a call, for which Ctrl-C and checkpoints have to wait
+_PARAMETERS = 2**16  # more are joined more slowly than a call is made
+_PRODUCTS = 2**24  # parameters times rows: a step of a few milliseconds
+_CHANGED = 6  # tensors that a step changes
+
+
+class Settings(NamedTuple):
+    """Adam's settings, and the number of steps taken before."""
+
+    rate: float
+    betas: tuple[float, float]
+    epsilon: float
+    weight_decay: float
+    steps: int
+
+    def sizes(self, count: int) -> Tensor:
+        """Step size and correction of the second moment of the next steps, `(STEPS, 2)`."""
+        first, second = self.betas
+        after = range(self.steps + 1, self.steps + count + 1)
+        pairs = [(self.rate / (1 - first**t), 1 / math.sqrt(1 - second**t)) for t in after]
+        return torch.tensor(pairs + pairs[-1:] * (STEPS - count), device="cpu")
+
+    def weights(self) -> Tensor:
+        """What the update multiplies by, `(5,)`."""
+        first, second = self.betas
+        pairs = (1 - first, second, 1 - second, self.epsilon, self.weight_decay)
+        return torch.tensor(pairs, device="cpu")
+
+
+_FIRST = Settings(0.0, (0.9, 0.999), 1e-8, 0.0, 0)  # of a loop that is tried
+
+
+class Taken(NamedTuple):
+    """Steps taken in one call, the sum of ELBOs so far, and the last step's ELBO per datum."""
+
+    steps: int
+    total: float
+    elbo: float
+
+
+def is_small(parameters: Sequence[Tensor], rows: int) -> bool:
+    """Whether a step of a model takes about as long as a call from Python."""
+    count = sum(part.numel() for part in parameters)
+    kinds = {(part.device.type, part.dtype) for part in parameters}
+    return kinds == {("cpu", torch.float32)} and count <= _PARAMETERS and count * rows <= _PRODUCTS
+
+
+def looped(
+    function: Callable[..., list[Tensor]],
+    parameters: list[Tensor],
+    data: Batch,
+    rows: Tensor,
+) -> "Loop":
+    """Captures a step and compiles a loop over it; no random stream advances.
+
+    Arguments:
+        function: A step; see :class:`Loop`.
+        parameters: The tensors to update.
+        data: The tensors of all rows.
+        rows: The rows of a first step, for which loop and function are compared.
+
+    Raises:
+        NotCaptured: If it cannot be captured or compiled, or gives a different result.
+    """
+    batch, missing = [part.index_select(0, rows) for part in data], any(map(has_missing, data))
+    with reproducible() as again:
+        step = capture(function, *batch, missing=missing)
+        loop = Loop(step, parameters, data, len(rows))
+        again()
+        expected = function(*batch)[0][0]
+        again()
+        require_agreement(expected, loop.elbo(rows))
+    return loop
+
+
+class Loop:
+    """A compiled loop over training steps.
+
+    Arguments:
+        step: From a batch to a step's ELBO per datum and whether its loss is finite, `(2,)` in
+            float64, and the gradients of all parameters.
+        parameters: The tensors to update.
+        data: The tensors of all rows.
+        size: Rows of a batch.
+
+    Raises:
+        NotCaptured: If a step changes other tensors, or the loop cannot be compiled.
+    """
+
+    def __init__(
+        self, step: Captured, parameters: Sequence[Tensor], data: Batch, size: int
+    ) -> None:
+        self.step, self.parameters, self.data, self.size = step, list(parameters), data, size
+        self.numbers = [part.numel() for part in parameters]
+        places = {id(part): place for place, part in enumerate(parameters)}
+        self.places = [places.get(id(part)) for part in step.held]
+        pairs = zip(step.held, self.places, strict=True)
+        self.others = [part.detach() for part, place in pairs if place is None]
+        _require_separate(self.others, parameters)
+        joined = torch.cat([part.detach().reshape(-1) for part in parameters])
+        vectors = [joined, joined.clone(), joined.clone()]
+        inputs = self._inputs([torch.zeros(size, dtype=torch.int64)], 0.0, _FIRST, vectors)
+        self._run = Captured(self._graph(inputs), ()).compiled(*inputs)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the tensors of the step are still at the same place."""
+        return self.step.is_current
+
+    def __call__(
+        self, rows: Sequence[Tensor], total: float, settings: Settings, *state: list[Tensor]
+    ) -> Taken:
+        """Takes steps, all of them or none; needs no_grad.
+
+        Arguments:
+            rows: The rows of each step, at most :data:`STEPS` of them.
+            total: The sum of ELBOs before, in nats.
+            settings: Adam's.
+            state: Parameters, first moments and second moments, all of which are changed.
+
+        Returns:
+            What was taken. If a step is not finite nothing is changed, and only the number of steps
+            before it has a meaning.
+        """
+        count, report, vectors = self._ran(rows, total, settings, *state)
+        is_finite, new_total, elbo = report
+        if not is_finite:
+            return Taken(count - 1, new_total, elbo)
+        for parts, vector in zip(state, vectors, strict=True):
+            pieces = zip(vector.split(self.numbers), parts, strict=True)
+            torch._foreach_copy_(parts, [piece.view_as(part) for piece, part in pieces])
+        return Taken(count, new_total, elbo)
+
+    def elbo(self, rows: Tensor) -> Tensor:
+        """The ELBO of a first step, without taking it."""
+        nothing = [torch.zeros_like(part) for part in self.parameters]
+        _, report, _ = self._ran([rows], 0.0, _FIRST, self.parameters, nothing, nothing)
+        return torch.tensor(report[2], dtype=torch.float64)
+
+    def _ran(
+        self, rows: Sequence[Tensor], total: float, settings: Settings, *state: list[Tensor]
+    ) -> tuple[int, list[float], list[Tensor]]:
+        """Steps begun, the last report, and the new vectors."""
+        vectors = [torch.cat([part.detach().reshape(-1) for part in parts]) for parts in state]
+        count, report, _, *new = self._run(*self._inputs(rows, total, settings, vectors))
+        return int(count), report.tolist(), new
+
+    def _inputs(
+        self, rows: Sequence[Tensor], total: float, settings: Settings, vectors: list[Tensor]
+    ) -> list[Tensor]:
+        """What steps change (their number, the last report, the step size, vectors), and more."""
+        report = torch.tensor([1.0, total, 0.0], dtype=torch.float64, device="cpu")
+        none, count = torch.tensor(0, device="cpu"), torch.tensor(len(rows), device="cpu")
+        sizes = settings.sizes(len(rows))
+        table = torch.cat([*rows, *rows[:1] * (STEPS - len(rows))]).view(STEPS, self.size)
+        fixed = [count, table, sizes, settings.weights(), *self.others, *self.data]
+        return [none, report, sizes[0].clone(), *vectors, *fixed]
+
+    def _graph(self, inputs: list[Tensor]) -> GraphModule:
+        """The loop, from all inputs to those that its steps change."""
+        if any("batch_norm" in str(node.target) for node in self.step.graph.graph.nodes):
+            raise NotCaptured("running averages of a batch norm change from step to step")
+        rewritten(self.step.graph)
+        root, graph = nn.Module(), Graph()
+        try:
+            root.body = make_fx(self._body, _allow_non_fake_inputs=True)(*inputs)
+            root.condition = make_fx(_condition)(*inputs)
+        except Exception as error:
+            raise NotCaptured(f"no loop can be made of it: {error}") from error
+        places = [graph.placeholder(f"input_{index}") for index in range(len(inputs))]
+        body, condition = graph.get_attr("body"), graph.get_attr("condition")
+        parts = (condition, body, tuple(places[:_CHANGED]), tuple(places[_CHANGED:]))
+        found = graph.call_function(torch.ops.higher_order.while_loop, parts)
+        taken = [graph.call_function(operator.getitem, (found, i)) for i in range(_CHANGED)]
+        graph.output(tuple(taken))
+        return GraphModule(root, graph)
+
+    def _body(
+        self, taken: Tensor, report: Tensor, now: Tensor, theta: Tensor, m: Tensor, v: Tensor,
+        count: Tensor, table: Tensor, sizes: Tensor, weights: Tensor, *rest: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """One step."""
+        others, data = rest[: len(self.others)], rest[len(self.others) :]
+        rows = table.index_select(0, taken.reshape(1)).reshape(-1)
+        batch = [part.index_select(0, rows) for part in data]
+        found, *gradients = self.step.graph(*self._held(theta, others), *batch)
+        g = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        is_finite = (found[1] > 0) & g.sum().isfinite()
+        g = g + weights[4] * theta
+        m = m + weights[0] * (g - m)
+        v = weights[1] * v + weights[2] * g * g
+        theta = theta - now[0] * m / (v.sqrt() * now[1] + weights[3])
+        elbo = found[0]
+        report = torch.stack([is_finite.double(), report[1] + self.size * elbo, elbo])
+        taken = taken + 1
+        following = sizes.index_select(0, taken.clamp(max=STEPS - 1).reshape(1)).reshape(-1)
+        return taken, report, following, theta, m, v
+
+    def _held(self, theta: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors that the step's graph holds: parts of the vector, and the others."""
+        pieces = [
+            piece.view(part.shape)
+            for piece, part in zip(theta.split(self.numbers), self.parameters, strict=True)
+        ]
+        left = iter(others)
+        return [next(left) if place is None else pieces[place] for place in self.places]
+
+
+def _condition(
+    taken: Tensor, report: Tensor, now: Tensor, theta: Tensor, m: Tensor, v: Tensor,
+    count: Tensor, *rest: Tensor,
+) -> Tensor:  # fmt: skip
+    """Whether there is a further step, and the last one was finite."""
+    return (taken < count) & (report[0] > 0)
+
+
+def _require_separate(others: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuses a step that sees the parameters by other tensors, too."""
+    own = {part.untyped_storage().data_ptr() for part in parameters}
+    if any(part.untyped_storage().data_ptr() in own for part in others):
+        raise NotCaptured("it uses views of what is trained")
