@@ -33,6 +33,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
 from ..programs import capturing_data
+from .forms import FORMS
 
 Outputs = Sequence[Tensor]
 
@@ -125,7 +126,6 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     # Draws are left to torch, which makes the same ones as without a compiler. What would put the
     # sums back into the products is left out. A tanh from an exponential takes a third of the time.
     options = {"fallback_random": True, "pattern_matcher": False, "cpp.use_decompose_tanh": True}
-    graph = rewritten(graph)
     if all(tensor.device.type == "cpu" for tensor in inputs):
         # One C++ file that calls all kernels is compiled sooner than a file for each, and a small
         # step takes half the time without Python between its kernels.
@@ -156,20 +156,6 @@ def _describe(graph: GraphModule, inputs: list[Tensor]) -> None:
     places = (node for node in graph.graph.nodes if node.op == "placeholder")
     for place, tensor in zip(places, inputs, strict=True):
         place.meta["val"] = described.from_tensor(tensor)
-
-
-def rewritten(graph: GraphModule) -> GraphModule:
-    """The graph with products and sums kept apart: a compiler fuses a sum with what follows."""
-    for node in list(graph.graph.nodes):
-        if node.target is torch.ops.aten.addmm.default and not node.kwargs:
-            bias, left, right = node.args
-            with graph.graph.inserting_before(node):
-                product = graph.graph.call_function(torch.ops.aten.mm.default, (left, right))
-                total = graph.graph.call_function(torch.ops.aten.add.Tensor, (product, bias))
-            node.replace_all_uses_with(total)
-            graph.graph.erase_node(node)
-    graph.recompile()
-    return graph
 
 
 def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = False) -> Captured:
@@ -204,7 +190,7 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
             torch.autograd.set_multithreading_enabled(False),
             _NoNumbers(),
         ):
-            graph = make_fx(function, _allow_non_fake_inputs=True)(*args)
+            graph = make_fx(function, decomposition_table=FORMS, _allow_non_fake_inputs=True)(*args)
     except NotCaptured:
         raise
     except Exception as error:  # whatever an operation raises that cannot be traced

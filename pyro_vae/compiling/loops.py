@@ -29,7 +29,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from .._types import Batch
 from ..programs import has_missing
-from .capturing import Captured, NotCaptured, capture, rewritten
+from .capturing import Captured, NotCaptured, capture
 from .graphs import reproducible, require_agreement
 
 STEPS = 64  # of a call, for which Ctrl-C and checkpoints have to wait
@@ -194,7 +194,6 @@ class Loop:
         """The loop, from all inputs to those that its steps change."""
         if any("batch_norm" in str(node.target) for node in self.step.graph.graph.nodes):
             raise NotCaptured("running averages of a batch norm change from step to step")
-        rewritten(self.step.graph)
         root, graph = nn.Module(), Graph()
         try:
             root.body = make_fx(self._body, _allow_non_fake_inputs=True)(*inputs)

@@ -1,0 +1,165 @@
+"""Several compiled steps in one call, against the same steps taken one by one.
+
+The loops are replayed as they are captured, without a compiler, which takes none of their time.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+import pyro_vae as pv
+from pyro_vae.compiling import CompiledSteps, capture, loops
+from pyro_vae.compiling.capturing import Captured
+
+
+@pytest.fixture(autouse=True)
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of steps that were taken by calls of loops."""
+    counts: list[int] = []
+    whole = CompiledSteps.several
+
+    def several(steps: CompiledSteps, *args: Any) -> loops.Taken | None:
+        found = whole(steps, *args)
+        counts.append(0 if found is None else found.steps)
+        return found
+
+    monkeypatch.setattr(CompiledSteps, "several", several)
+    monkeypatch.setattr(Captured, "compiled", lambda run, *args: run)
+    return counts
+
+
+def trained(y: Tensor, **settings: Any) -> tuple[pv.training.Fit, list[Tensor]]:
+    """Result and parameters of three epochs of seven steps, the last one with fewer rows."""
+    torch.manual_seed(1)
+    model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Bernoulli(), latent_dim=2)
+    guide = pv.Guide(model, pv.Encoder(nn.Linear(3, 4)))
+    given: dict[str, Any] = {"num_epochs": 3, "batch_size": 8, "seed": 2, "progress": False}
+    result = pv.fit(model, guide, y, **(given | settings))
+    return result, [part.detach() for part in (*model.parameters(), *guide.parameters())]
+
+
+def binary(rows: int = 53) -> Tensor:
+    """Binary data."""
+    return (torch.rand(rows, 3, generator=torch.Generator().manual_seed(3)) < 0.4).float()
+
+
+class Step(pv.training.Callback):
+    """Has something to do after each step, and interrupts training after some."""
+
+    def __init__(self, last: int = 1000) -> None:
+        self.last, self.elbos = last, list[float]()
+
+    def on_step(self, run: pv.training.callbacks.Run) -> None:
+        """Notes a step."""
+        self.elbos.append(run.elbo)
+        if run.steps == self.last:
+            raise KeyboardInterrupt
+
+
+def same(found: list[Tensor], expected: list[Tensor]) -> bool:
+    """Whether two runs have the same bits."""
+    return all(map(torch.equal, found, expected))
+
+
+def test_a_loop_takes_the_steps_of_torch(taken: list[int]) -> None:
+    """Histories and parameters agree within rounding; the first step is eager."""
+    (single, expected), (several, found) = (trained(binary(), compile=c) for c in (False, True))
+    assert taken == [5, 1, 6, 1, 6, 1]
+    assert several.compiled == "compiled"
+    assert several.history.elbo == pytest.approx(single.history.elbo, rel=1e-5)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_steps_in_one_call_or_in_many_have_the_same_bits(taken: list[int]) -> None:
+    """A callback that sees each step changes nothing."""
+    whole, expected = trained(binary(), compile=True)
+    step = Step()
+    seen, found = trained(binary(), compile=True, callbacks=step)
+    assert len(step.elbos) == 21
+    assert taken == [5, 1, 6, 1, 6, 1] + [1] * 20
+    assert list(seen.history.elbo) == list(whole.history.elbo)
+    assert same(found, expected)
+
+
+@pytest.mark.parametrize("stop", [3, 11])
+def test_a_run_is_resumed_within_a_call(stop: int, tmp_path: Path) -> None:
+    """Where it was interrupted, in the middle of what is one call otherwise: the same bits."""
+    whole, expected = trained(binary(), compile=True)
+    trained(binary(), compile=True, callbacks=Step(stop), checkpoint=tmp_path)
+    resumed, found = trained(binary(), compile=True, checkpoint=tmp_path)
+    assert list(resumed.history.elbo) == list(whole.history.elbo)
+    assert same(found, expected)
+
+
+def test_a_step_that_is_not_finite_ends_the_call(taken: list[int]) -> None:
+    """The steps before it are taken, and it is named as an eager run names it."""
+    y, said = binary(), []
+    model_of = {"likelihood": pv.likelihoods.Gaussian()}
+    y[17, 1] = 1e30  # its square is not finite
+    for compile in (False, True):
+        torch.manual_seed(1)
+        model = pv.models.VAE(nn.Linear(2, 3), model_of["likelihood"], latent_dim=2)
+        guide = pv.Guide(model, pv.Encoder(nn.Linear(3, 4)))
+        with pytest.raises(FloatingPointError) as caught:
+            pv.fit(model, guide, y, num_epochs=2, batch_size=4, seed=5, compile=compile)
+        said.append((str(caught.value).split(" is ")[-1], [*model.parameters()]))
+    assert said[0][0] == said[1][0]
+    assert 0 < taken[-1] < 13
+    for one, other in zip(said[1][1], said[0][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_loop_cannot_do_is_done_step_by_step(taken: list[int]) -> None:
+    """Batch norms, other optimizers, large models and data that are changed have no loop."""
+    model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Bernoulli(), latent_dim=2)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    sgd: Any = lambda parameters: torch.optim.SGD(parameters, lr=1e-3)  # noqa: E731
+    plain, wide = nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 20000), nn.Linear(20000, 4))
+    changed = pv.data.Augmented(binary(), lambda y: y)
+    for own, data, settings in (
+        (net, binary(), {}),
+        (plain, binary(), {"optimizer": sgd}),
+        (plain, changed, {}),
+        (wide, binary(), {}),
+    ):
+        guide = pv.Guide(model, pv.Encoder(own))
+        given: dict[str, Any] = {"num_epochs": 2, "batch_size": 8, "progress": False}
+        pv.fit(model, guide, data, compile=True, **(given | settings))
+        assert not taken
+
+
+def test_views_of_parameters_are_refused() -> None:
+    """They would not follow the parameters inside a loop."""
+    parameter = torch.ones(3, requires_grad=True)
+    hidden = parameter.detach()
+
+    def step(y: Tensor) -> list[Tensor]:
+        return [torch.ones(2, dtype=torch.float64), (y * parameter * hidden).sum(dim=0).detach()]
+
+    with pytest.raises(loops.NotCaptured, match="views of what is trained"):
+        loops.looped(step, [parameter], (torch.ones(4, 3),), torch.arange(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_forms_are_the_operations(dtype: torch.dtype) -> None:
+    """To six roundings from 1e-30 to 1e4, at the ends and at nan, and so are gradients."""
+    size = torch.cat([torch.logspace(-30, 4, 2001, dtype=dtype), torch.linspace(0, 30, 2001).to(dtype)])
+    ends = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)
+    x = torch.cat([size, -size, ends])
+    y = torch.arange(len(x)).remainder(2).to(dtype)
+
+    @torch.enable_grad()
+    def function(x: Tensor, y: Tensor) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        values = [binary_cross_entropy_with_logits(x, y, reduction="none"), softplus(x), x.sigmoid()]
+        slopes = [torch.autograd.grad(value.sum(), x, retain_graph=True)[0] for value in values]
+        return [part.detach() for part in (*values, *slopes)]
+
+    rounding = 6 * torch.finfo(dtype).eps
+    for found, expected in zip(capture(function, x, y)(x, y), function(x, y), strict=True):
+        torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding, equal_nan=True)
