@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import pyro_vae as pv
-from pyro_vae.compiling import CompiledSteps, capture, loops
+from pyro_vae.compiling import CompiledSteps, NotCaptured, capture, loops
 from pyro_vae.compiling.capturing import Captured
 
 
@@ -128,7 +128,7 @@ def test_what_a_loop_cannot_do_is_done_step_by_step(taken: list[int]) -> None:
         (wide, binary(), {}),
     ):
         guide = pv.Guide(model, pv.Encoder(own))
-        given: dict[str, Any] = {"num_epochs": 2, "batch_size": 8, "progress": False}
+        given: dict[str, Any] = {"num_epochs": 1, "batch_size": 8, "progress": False}
         pv.fit(model, guide, data, compile=True, **(given | settings))
         assert not taken
 
@@ -141,14 +141,16 @@ def test_views_of_parameters_are_refused() -> None:
     def step(y: Tensor) -> list[Tensor]:
         return [torch.ones(2, dtype=torch.float64), (y * parameter * hidden).sum(dim=0).detach()]
 
-    with pytest.raises(loops.NotCaptured, match="views of what is trained"):
+    with pytest.raises(NotCaptured, match="views of what is trained"):
         loops.looped(step, [parameter], (torch.ones(4, 3),), torch.arange(2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_forms_are_the_operations(dtype: torch.dtype) -> None:
     """To six roundings from 1e-30 to 1e4, at the ends and at nan, and so are gradients."""
-    size = torch.cat([torch.logspace(-30, 4, 2001, dtype=dtype), torch.linspace(0, 30, 2001).to(dtype)])
+    size = torch.cat(
+        [torch.logspace(-30, 4, 2001, dtype=dtype), torch.linspace(0, 30, 2001).to(dtype)]
+    )
     ends = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)
     x = torch.cat([size, -size, ends])
     y = torch.arange(len(x)).remainder(2).to(dtype)
@@ -156,7 +158,11 @@ def test_forms_are_the_operations(dtype: torch.dtype) -> None:
     @torch.enable_grad()
     def function(x: Tensor, y: Tensor) -> list[Tensor]:
         x = x.detach().requires_grad_()
-        values = [binary_cross_entropy_with_logits(x, y, reduction="none"), softplus(x), x.sigmoid()]
+        values = [
+            binary_cross_entropy_with_logits(x, y, reduction="none"),
+            softplus(x),
+            x.sigmoid(),
+        ]
         slopes = [torch.autograd.grad(value.sum(), x, retain_graph=True)[0] for value in values]
         return [part.detach() for part in (*values, *slopes)]
 

@@ -10,6 +10,7 @@ one exponential is enough for both, and for so short an interval the logarithm i
 polynomial, with a relative error of 2.3e-7, two roundings of float32. Other dtypes keep theirs.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def _log1p(e: Tensor) -> Tensor:
     return (value + _LOG1P[0]) * e
 
 
-FORMS = {
+FORMS: dict[Any, Callable[..., Any]] = {
     _aten.addmm.default: _addmm,
     _aten.softplus.default: _softplus,
     _aten.sigmoid.default: _sigmoid,

@@ -20,7 +20,7 @@ References:
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +52,14 @@ class Settings(NamedTuple):
         first, second = self.betas
         after = range(self.steps + 1, self.steps + count + 1)
         pairs = [(self.rate / (1 - first**t), 1 / math.sqrt(1 - second**t)) for t in after]
-        return torch.tensor(pairs + pairs[-1:] * (STEPS - count), device="cpu")
+        filled = pairs + pairs[-1:] * (STEPS - count)
+        return torch.tensor(filled, dtype=torch.float32, device="cpu")
 
     def weights(self) -> Tensor:
         """What the update multiplies by, `(5,)`."""
         first, second = self.betas
-        pairs = (1 - first, second, 1 - second, self.epsilon, self.weight_decay)
-        return torch.tensor(pairs, device="cpu")
+        factors = (1 - first, second, 1 - second, self.epsilon, self.weight_decay)
+        return torch.tensor(factors, dtype=torch.float32, device="cpu")
 
 
 _FIRST = Settings(0.0, (0.9, 0.999), 1e-8, 0.0, 0)  # of a loop that is tried
@@ -133,7 +134,7 @@ class Loop:
         _require_separate(self.others, parameters)
         joined = torch.cat([part.detach().reshape(-1) for part in parameters])
         vectors = [joined, joined.clone(), joined.clone()]
-        inputs = self._inputs([torch.zeros(size, dtype=torch.int64)], 0.0, _FIRST, vectors)
+        inputs = self._inputs([torch.arange(size, device="cpu")], 0.0, _FIRST, vectors)
         self._run = Captured(self._graph(inputs), ()).compiled(*inputs)
 
     @property
@@ -169,7 +170,7 @@ class Loop:
         """The ELBO of a first step, without taking it."""
         nothing = [torch.zeros_like(part) for part in self.parameters]
         _, report, _ = self._ran([rows], 0.0, _FIRST, self.parameters, nothing, nothing)
-        return torch.tensor(report[2], dtype=torch.float64)
+        return torch.tensor(report[2], dtype=torch.float64, device="cpu")
 
     def _ran(
         self, rows: Sequence[Tensor], total: float, settings: Settings, *state: list[Tensor]
@@ -186,7 +187,7 @@ class Loop:
         report = torch.tensor([1.0, total, 0.0], dtype=torch.float64, device="cpu")
         none, count = torch.tensor(0, device="cpu"), torch.tensor(len(rows), device="cpu")
         sizes = settings.sizes(len(rows))
-        table = torch.cat([*rows, *rows[:1] * (STEPS - len(rows))]).view(STEPS, self.size)
+        table = torch.cat([*rows, *[rows[0]] * (STEPS - len(rows))]).view(STEPS, self.size)
         fixed = [count, table, sizes, settings.weights(), *self.others, *self.data]
         return [none, report, sizes[0].clone(), *vectors, *fixed]
 
@@ -239,11 +240,9 @@ class Loop:
         return [next(left) if place is None else pieces[place] for place in self.places]
 
 
-def _condition(
-    taken: Tensor, report: Tensor, now: Tensor, theta: Tensor, m: Tensor, v: Tensor,
-    count: Tensor, *rest: Tensor,
-) -> Tensor:  # fmt: skip
+def _condition(taken: Tensor, report: Tensor, *rest: Tensor) -> Tensor:
     """Whether there is a further step, and the last one was finite."""
+    count = rest[_CHANGED - 2]
     return (taken < count) & (report[0] > 0)
 
 

@@ -300,7 +300,6 @@ class _Adam:
                 maximize=options["maximize"],
             )
 
-
     @property
     def is_uniform(self) -> bool:
         """Whether all tensors have the same settings and have seen as many steps."""

@@ -250,9 +250,7 @@ class Training:
             cut = self.num_epochs < self.plan.epochs
             self.stopped = "converged" if cut else "finished"
 
-    def _step(
-        self, begun: _Begun, steps: list[list[Part]], batches: Iterator[Batch]
-    ) -> _Begun:
+    def _step(self, begun: _Begun, steps: list[list[Part]], batches: Iterator[Batch]) -> _Begun:
         """Takes the next step of an epoch, or as many as go into one call."""
         most = 1 if self.called["on_step"] else STEPS
         place = Place(len(self.epochs), begun.done, begun.total)

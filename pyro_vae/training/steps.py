@@ -165,8 +165,7 @@ class Steps:
         rows = [
             parts[0].rows
             for step, parts in enumerate(steps[done : done + most], start=done)
-            if parts[0].rows.numel() == loop.size
-            and self._is_settled_at(epoch + step / len(steps))
+            if parts[0].rows.numel() == loop.size and self._is_settled_at(epoch + step / len(steps))
         ]
         return self.compiled.several(loop, rows, total)
 
