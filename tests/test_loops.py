@@ -169,3 +169,22 @@ def test_forms_are_the_operations(dtype: torch.dtype) -> None:
     rounding = 6 * torch.finfo(dtype).eps
     for found, expected in zip(capture(function, x, y)(x, y), function(x, y), strict=True):
         torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding, equal_nan=True)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4, 5])
+def test_products_over_few_columns_are_sums(columns: int) -> None:
+    """They have the values and the shape of the product, with a bias and without."""
+    left, right, bias = torch.randn(3, columns), torch.randn(columns, 5), torch.randn(5)
+
+    def function(left: Tensor, right: Tensor, bias: Tensor) -> list[Tensor]:
+        return [left @ right, torch.addmm(bias, left, right)]
+
+    captured = capture(function, left, right, bias)
+    for found, expected in zip(
+        captured(left, right, bias), function(left, right, bias), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+    products = [
+        node for node in captured.graph.graph.nodes if node.target is torch.ops.aten.mm.default
+    ]
+    assert len(products) == (2 if columns > 4 else 0)

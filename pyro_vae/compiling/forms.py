@@ -26,8 +26,19 @@ _LOG1P = (
 )  # fmt: skip
 
 
+_FEW = 4  # columns: a call of a product takes longer than so small a one
+
+
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Tensor:
     return NotImplemented if factors else torch.mm(left, right) + bias
+
+
+def _mm(left: Tensor, right: Tensor) -> Tensor:
+    """A product over few columns, as of latents, as a sum that is fused with what follows."""
+    if left.shape[1] > _FEW:
+        return NotImplemented
+    columns = zip(left.unbind(dim=1), right.unbind(dim=0), strict=True)
+    return sum(column[:, None] * row for column, row in columns)  # type: ignore[return-value]
 
 
 def _softplus(x: Tensor, *options: Any) -> Tensor:
@@ -63,6 +74,7 @@ def _log1p(e: Tensor) -> Tensor:
 
 FORMS: dict[Any, Callable[..., Any]] = {
     _aten.addmm.default: _addmm,
+    _aten.mm.default: _mm,
     _aten.softplus.default: _softplus,
     _aten.sigmoid.default: _sigmoid,
     _aten.binary_cross_entropy_with_logits.default: _bernoulli,

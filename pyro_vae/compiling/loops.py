@@ -25,7 +25,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from .._types import Batch
 from ..programs import has_missing
@@ -196,11 +195,10 @@ class Loop:
         if any("batch_norm" in str(node.target) for node in self.step.graph.graph.nodes):
             raise NotCaptured("running averages of a batch norm change from step to step")
         root, graph = nn.Module(), Graph()
-        try:
-            root.body = make_fx(self._body, _allow_non_fake_inputs=True)(*inputs)
-            root.condition = make_fx(_condition)(*inputs)
-        except Exception as error:
-            raise NotCaptured(f"no loop can be made of it: {error}") from error
+        captured = capture(self._body, *inputs), capture(_condition, *inputs)
+        if any(part.held for part in captured):
+            raise NotCaptured("a step makes tensors that a loop cannot hold")
+        root.body, root.condition = (part.graph for part in captured)
         places = [graph.placeholder(f"input_{index}") for index in range(len(inputs))]
         body, condition = graph.get_attr("body"), graph.get_attr("condition")
         parts = (condition, body, tuple(places[:_CHANGED]), tuple(places[_CHANGED:]))
