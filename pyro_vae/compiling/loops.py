@@ -20,7 +20,7 @@ References:
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -238,7 +238,7 @@ class Loop:
         return [next(left) if place is None else pieces[place] for place in self.places]
 
 
-def _condition(taken: Tensor, report: Tensor, *rest: Tensor) -> Tensor:
+def _condition(taken: Tensor, report: Tensor, *rest: Tensor) -> Any:
     """Whether there is a further step, and the last one was finite."""
     count = rest[_CHANGED - 2]
     return (taken < count) & (report[0] > 0)

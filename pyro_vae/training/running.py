@@ -265,12 +265,16 @@ class Training:
 
     def _in_order(self, begun: _Begun) -> list[list[Part]]:
         """The steps of an epoch; a resumed epoch gets the same steps as before."""
+        if begun.done == 0:
+            return self._shuffled()
         now = self.shards.streams
         self.shards.set_streams(begun.start)
-        steps = self.shards.epoch(self.stepping.batch_size, fewest=self.stepping.fewest)
-        if begun.done > 0:
-            self.shards.set_streams(now)
+        steps = self._shuffled()
+        self.shards.set_streams(now)
         return steps
+
+    def _shuffled(self) -> list[list[Part]]:
+        return self.shards.epoch(self.stepping.batch_size, fewest=self.stepping.fewest)
 
     def _has_to_stop(self, interrupts: Interrupts) -> bool:
         """Whether this process or another one was interrupted or asked to stop, or is due."""

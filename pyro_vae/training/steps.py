@@ -162,11 +162,13 @@ class Steps:
         loop = self.compiled.loop(data, first.rows, self._steps_left(epoch, first))
         if loop is None:
             return None
-        rows = [
-            parts[0].rows
-            for step, parts in enumerate(steps[done : done + most], start=done)
-            if parts[0].rows.numel() == loop.size and self._is_settled_at(epoch + step / len(steps))
-        ]
+        rows, has_schedule = list[Tensor](), isinstance(self.asked, Objective)
+        for step, parts in enumerate(steps[done : done + most], start=done):
+            if parts[0].rows.numel() != loop.size:
+                break
+            if has_schedule and not self._is_settled_at(epoch + step / len(steps)):
+                break
+            rows.append(parts[0].rows)
         return self.compiled.several(loop, rows, total)
 
     def _single(self, epoch: int, parts: list[Part], batches: Iterator[Batch]) -> float:
