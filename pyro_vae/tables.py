@@ -26,7 +26,16 @@ from torch import Tensor
 from . import defaults, storage
 from ._arguments import check_public
 from ._types import ProgramLike
-from .data import Columns, Dataset, Scaling, from_frame, split_rows, trained_on
+from .data import (
+    Categories,
+    Columns,
+    Dataset,
+    Positive,
+    Scaling,
+    from_frame,
+    split_rows,
+    trained_on,
+)
 from .data.frames import index_of
 from .defaults import GUIDES, Architecture
 from .evidence import (
@@ -39,11 +48,15 @@ from .evidence import (
 from .evidence.estimates import Estimator
 from .guides import Family, for_new_rows
 from .queries import (
+    ConditionalDensity,
+    Dependence,
     Explanation,
     Imputation,
     Outliers,
     Similarity,
     Traversal,
+    conditional_density,
+    dependence,
     encode,
     explain,
     impute,
@@ -60,6 +73,10 @@ from .writing import require_file_place, whole_file
 
 _FEWEST_TO_SPLIT = 20  # rows; of fewer, two cannot say when to stop
 _PATIENCE = 50  # epochs: a validation ELBO of a few rows jitters
+_SPREADS, _POINTS = (
+    4,
+    201,
+)  # of the logarithms, that a curve of positive numbers covers to each side
 _MOST_DIGESTS = 500_000  # rows; 11 letters each are saved, of the 8 MiB that a save may say
 
 
@@ -275,6 +292,39 @@ class TableVAE:
             exact = exact.where(filled.missing, known)
         return replace(filled, value=exact, table=self.units)
 
+    def conditional_density(
+        self, column: str, data: Any = None, *, seed: int = 0, progress: bool | None = None
+    ) -> ConditionalDensity:
+        """Density of a column given the others of every row, in its own unit.
+
+        As :func:`pyro_vae.queries.conditional_density`; entries of the column are ignored.
+
+        Example:
+            >>> table = {"age": [31.5, 47.0, None, 22.0, 60.5], "sex": ["f", "m", "m", "f", "f"]}
+            >>> vae = TableVAE.of(table)
+            >>> found = vae.conditional_density("sex", table, progress=False)
+            >>> found.categories, found.value.shape
+            (('f', 'm'), torch.Size([5, 2]))
+        """
+        rows, columns = self.rows(data), self._columns()
+        given: dict[str, Any] = {"names": columns.names, "seed": seed, "progress": progress}
+        kind = columns.kinds.get(column)
+        if isinstance(kind, Categories):
+            given["grid"] = torch.arange(len(kind.categories), device="cpu")
+        elif isinstance(kind, Positive):  # in equal ratios: half the mass may be near 0
+            far = _SPREADS * kind.spread
+            given["grid"] = torch.linspace(-far, far, _POINTS, device="cpu").exp()
+        found = conditional_density(self.model, self._or_none(rows, seed), rows, column, **given)
+        others, place = rows.clone(), columns.names.index(column)
+        others[:, place] = torch.nan
+        found = replace(found, evidence=self._own(found.evidence, others))
+        return found.in_units_of(columns.columns[place])
+
+    def dependence(self, measure: Any = None, *, seed: int = 0) -> Dependence:
+        """Dependence between every two columns, as :func:`pyro_vae.queries.dependence`."""
+        names = self._columns().names
+        return dependence(self.model, self.guide, None, measure, names=names, seed=seed)
+
     def explain(self, data: Any = None, *, seed: int = 0) -> Explanation:
         """Which latents affect which columns, as :func:`pyro_vae.queries.explain`.
 
@@ -375,6 +425,13 @@ class TableVAE:
                 f"'{folder}' is damaged: its description of the columns cannot be read ({error!r})"
             ) from error
         return cls(model, guide, units, bool(about["missing"]), digests)
+
+    def _columns(self) -> Columns:
+        if not isinstance(self.units, Columns):
+            raise ValueError(  # noqa: TRY004 (of how the model was made, not of an argument)
+                "the model was not made for a table, so its columns have no names: use TableVAE.of"
+            )
+        return self.units
 
     def _training_rows(self) -> Tensor:
         if self.dataset is None:

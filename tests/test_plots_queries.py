@@ -188,3 +188,14 @@ def test_information_starts_at_zero(ax: Axes) -> None:
     assert ax.figure.axes[-1].get_ylabel() == measure
     with pytest.raises(ValueError, match="every two of 3 names"):
         plot_dependence(np.eye(2), ["a", "b", "c"], ax=ax)
+
+
+def test_densities_are_shown_where_they_are() -> None:
+    """A long tail does not press the curve to the axis; an observed value is always seen."""
+    grid = np.linspace(0.0, 1000.0, 2001)
+    curve = np.exp(-grid / 2)
+    ax = plot_conditional_density(grid, {"a": (curve, 0 * grid)}, ax=Figure().subplots())
+    assert 8 < ax.get_xlim()[1] < 15
+    observed = {"a": 400.0}
+    ax = plot_conditional_density(grid, {"a": (curve, 0 * grid)}, observed, ax=Figure().subplots())
+    assert ax.get_xlim()[1] > 400

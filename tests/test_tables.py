@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,49 @@ def test_missing_packages_are_named_before_the_work(
     command = "report" if name.endswith("html") else "explain"
     with pytest.raises(SystemExit, match=rf"'{name}' needs (pyarrow|matplotlib).*pip install"):
         main([command, "there is no such model", "--out", name])
+
+
+def test_walks_show_a_column_for_each_latent() -> None:
+    """The one that it moves most, also where others move further along other latents."""
+    vae = pv.TableVAE.of(from_frame(laboratory().drop(columns=["sample_id", "date"])))
+    assert isinstance(vae.units, Columns)
+    latents, features = vae.model.latent_dim, len(vae.units.names)
+    decoded = torch.zeros(latents, 3, features)
+    decoded[0, 2, :-latents] = 5.0  # the first moves all but a few, and each other one of these
+    for latent in range(1, latents):
+        decoded[latent, 2, features - latent] = 0.1
+    walk = vae.traverse(seed=0)
+    moved = replace(walk, decoded=decoded, levels=(0.1, 0.5, 0.9), spread=None)
+    titles = {ax.get_title(loc="left") for ax in moved.plot()[0]}
+    last = vae.units.names[features - min(latents, 5) + 1 :]
+    assert {*last, vae.units.names[0]} == titles
+
+
+@pytest.mark.usefixtures("float64")
+def test_conditional_densities_are_of_the_columns_own_numbers() -> None:
+    """They integrate to 1 in the column's unit, and agree with those of encoded rows."""
+    frame = laboratory().drop(columns=["sample_id", "date"]).assign(size=np.exp(np.arange(60) % 7))
+    vae = pv.TableVAE.of(from_frame(frame))
+    assert isinstance(vae.units, Columns)
+    for column in ("m1", "size", "site"):
+        found = vae.conditional_density(column, frame.head(4), progress=False)
+        total = (
+            found.value.sum(1) if found.is_discrete else torch.trapezoid(found.value, found.grid)
+        )
+        torch.testing.assert_close(total, torch.ones(4), rtol=0, atol=0.02)
+        assert (found.categories == ("north", "river", "south")) == (column == "site")
+    own = vae.conditional_density("m1", frame.head(4), progress=False)
+    rows, kind = vae.rows(frame.head(4)), vae.units.kinds["m1"]
+    plain = queries.conditional_density(
+        vae.model, vae.guide, rows, "m1", names=vae.units.names, progress=False
+    )
+    torch.testing.assert_close(own.grid, plain.grid * kind.scale + kind.center)
+    torch.testing.assert_close(own.value, plain.value / kind.scale)
+    labels = [text.get_text() for text in vae.conditional_density("site").plot().get_xticklabels()]
+    assert labels == ["north", "river", "south"]
+    with pytest.raises(ValueError, match="unknown column 'no'"):
+        vae.conditional_density("no")
+    assert vae.dependence(queries.RankCorrelation()).names == vae.units.names
 
 
 def test_walks_show_the_columns_that_move_most() -> None:

@@ -25,6 +25,7 @@ from .drawing import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+_MOST_TICKS = 4  # numbers of many digits, which must not run into one another
 
 
 def plot_comparison(
@@ -65,6 +66,7 @@ def plot_comparison(
         _draw_estimates(ax, np.array(places), pairs, {"label": quantity, **style(number)})
     ax.set_yticks(range(len(numbers)), labels=list(numbers))
     ax.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="nats per datum (± 1 standard error)")
+    ax.locator_params(axis="x", nbins=_MOST_TICKS)
     ax.grid(axis="x", color="0.9")
     ax.set_axisbelow(True)
     legend_above(ax, handles(quantities))

@@ -15,6 +15,7 @@ from .drawing import (
     at_least_one,
     axes_or_new,
     figure_or_new,
+    finite_span,
     legend_above,
     style,
     with_minus,
@@ -30,6 +31,7 @@ _MOST_NUMBERS = 12  # features whose pairs still have room for a number in each 
 _MOST_TICKS = 40  # names that can be read beside one another
 _PICTURED = 3  # draws shown of an imputed image
 _BINS = 30
+_FLAT = 0.005  # of a curve's peak: half a pixel of a figure
 
 
 def plot_traversal(
@@ -261,6 +263,11 @@ def plot_conditional_density(
             ax.axvline(where, color=look["color"], linestyle=":", linewidth=1.5)
     without_box(ax).set(xlabel=name, ylabel="probability" if discrete else "density")
     ax.set_ylim(bottom=0)
+    ratios = x[1:] / x[:-1] if x.min() > 0 and len(x) > 2 else np.ones(1)
+    if ratios[0] > 1.01 and np.allclose(ratios, ratios[0], rtol=1e-3) and not discrete:
+        ax.set_xscale("log")
+    marked = [float(as_numpy(value)) for value in (observed or {}).values()]
+    ax.set_xlim(*_seen(x, [as_numpy(value) for value, _ in densities.values()], marked))
     if discrete:
         ax.locator_params(axis="x", integer=True)
     legend_above(ax, ax.get_legend_handles_labels()[0])
@@ -450,6 +457,19 @@ def _write_numbers(
         colour = "white" if dark else "black"
         ax.text(j, i, f"({text})" if dim else text, ha="center", va="center", color=colour,
                 fontsize="x-small")  # fmt: skip
+
+
+def _seen(
+    x: NDArray[Any], densities: Sequence[NDArray[Any]], marked: Sequence[float]
+) -> tuple[float, float]:
+    """Where a curve can be told from the axis, and a little beyond: tails may be long."""
+    high = [density / max(np.nanmax(density), np.finfo(float).tiny) for density in densities]
+    places = np.flatnonzero((np.stack(high) > _FLAT).any(axis=0))
+    if not len(places):
+        return float(x.min()), float(x.max())
+    low, top = (float(end) for end in finite_span([x[places], np.array(marked, dtype=float)]))
+    more = 0.05 * (top - low) or 0.5
+    return low - more, top + more
 
 
 def _name_ticks(ax: "Axes", names: Sequence[str] | None, number: int) -> None:

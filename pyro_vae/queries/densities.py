@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
+from ..data import Categories, Column, Real, Time
 from ..evidence import (
     Bound,
     Fitted,
@@ -233,6 +234,7 @@ class ConditionalDensity(PerDatum):
         evidence: Log density of what was observed, from the same weights: its effective sample
             size, Pareto k and doubts are those of the curve.
         given: Global sites that all numbers are conditional on, in words; empty if on nothing.
+        categories: What the values 0, 1, ... stand for, if the feature is one of several words.
     """
 
     column: str
@@ -240,6 +242,23 @@ class ConditionalDensity(PerDatum):
     density: Estimate
     evidence: LogMarginal
     given: str = ""
+    categories: tuple[str, ...] = field(default=(), metadata={"axis": None})
+
+    def in_units_of(self, column: Column) -> "ConditionalDensity":
+        """The density of the column itself, in its own unit, where the model has it encoded.
+
+        Arguments:
+            column: The column of the table.
+        """
+        kind = column.kind
+        if isinstance(kind, Categories):
+            return replace(self, categories=tuple(map(str, kind.categories)))
+        if not isinstance(kind, Real):
+            return self
+        grid = self.grid.double() * kind.scale + kind.center
+        name = f"{self.column} (days)" if isinstance(kind, Time) else self.column
+        density = Estimate(*(part / kind.scale for part in self.density))
+        return replace(self, column=name, grid=grid, density=density)
 
     @property
     def value(self) -> Tensor:
@@ -259,7 +278,7 @@ class ConditionalDensity(PerDatum):
     @property
     def is_discrete(self) -> bool:
         """Whether the grid has nothing but whole numbers: the densities are then probabilities."""
-        return bool((self.grid == self.grid.round()).all())
+        return bool(self.categories) or bool((self.grid == self.grid.round()).all())
 
     def summary(self) -> str:
         """The column, the grid, and how far the curves can be trusted."""
@@ -278,9 +297,12 @@ class ConditionalDensity(PerDatum):
 
         shown = range(min(_CURVES, len(self)))
         curves = {f"row {row}": (self.value[row], self.error[row]) for row in shown}
-        return plot_conditional_density(
+        ax = plot_conditional_density(
             self.grid, curves, name=self.column, discrete=self.is_discrete
         )
+        if self.categories:
+            ax.set_xticks(range(len(self.categories)), self.categories)
+        return ax
 
 
 def conditional_density(
@@ -359,7 +381,9 @@ def _grid(draws: Tensor) -> Tensor:
     if bool((draws == draws.round()).all()) and high - low < _MOST_VALUES:
         return torch.arange(low, high + 1, device="cpu")
     more = _BEYOND * (high - low)
-    return torch.linspace(low - more, high + more, _POINTS, device="cpu")
+    # Numbers above 0 may have no density elsewhere.
+    start = max(low - more, low / 2) if low > 0 else low - more
+    return torch.linspace(start, high + more, _POINTS, device="cpu")
 
 
 def _curve(

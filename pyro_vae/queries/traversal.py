@@ -171,8 +171,8 @@ class Traversal(Result):
         """What is decoded along each latent; needs matplotlib.
 
         Arguments:
-            columns: Columns to draw, a panel each, for tables: by default those that move most. For
-                other data, names of all features.
+            columns: Columns to draw, a panel each, for tables: by default the one that each latent
+                moves most, and others that move most. For other data, names of all features.
             image_shape: Height and width, for images.
 
         Raises:
@@ -187,11 +187,11 @@ class Traversal(Result):
         unknown = [name for name in columns or () if name not in self.table.names]
         if unknown:
             raise ValueError(f"unknown columns {unknown}; there are {list(self.table.names)}")
-        moving = (self.decoded.amax(dim=1) - self.decoded.amin(dim=1)).amax(dim=0)
+        moving = self.decoded.amax(dim=1) - self.decoded.amin(dim=1)
         if self.spread is not None:  # columns of counts and codes are not standardized
             moving = moving / self.spread.to(moving).where(self.spread.to(moving) > 0, 1.0)
         places = (
-            moving.argsort(descending=True)[:_SHOWN].sort().values.tolist()
+            _telling(moving)
             if columns is None
             else [self.table.names.index(name) for name in columns]
         )
@@ -209,6 +209,13 @@ class Traversal(Result):
         """Largest change of any feature along each latent, in the unit of the data."""
         flat = self.decoded.flatten(2)
         return (flat.amax(dim=1) - flat.amin(dim=1)).amax(dim=-1)
+
+
+def _telling(moving: Float[Tensor, "latents columns"]) -> list[int]:
+    """The columns to draw: the one that each latent moves most, then those that move most."""
+    first = moving.argmax(dim=1).tolist()
+    most = moving.amax(dim=0).argsort(descending=True).tolist()
+    return sorted(list(dict.fromkeys([*first, *most]))[:_SHOWN])
 
 
 def traverse(
