@@ -240,6 +240,19 @@ def test_more_than_a_save_can_hold_is_not_begun(saved: Path) -> None:
         load(saved)
 
 
+@pytest.mark.parametrize("name", ["x" * 1_000_000, "\ud800"], ids=["long", "half a character"])
+def test_names_in_a_file_are_told_in_a_line(saved: Path, name: str) -> None:
+    """An error can be printed, whatever the names of layers are."""
+    edit = json.loads((saved / "pyro_vae.json").read_text())
+    layer = {"class": "Linear", "arguments": {"in_features": 2, "out_features": 3, "bias": True}}
+    arguments = edit["model"]["architecture"]["arguments"]
+    arguments["decoder"] = {"class": "Sequential", "arguments": {name: layer}}
+    (saved / "pyro_vae.json").write_text(json.dumps(edit))
+    with pytest.raises(ValueError, match="cannot be made from") as refused:
+        load(saved)
+    assert len(str(refused.value).encode()) < 3000
+
+
 class Bomb:
     """A pickle of this creates a file when it is loaded."""
 

@@ -30,6 +30,7 @@ JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] |
 HEADER = "pyro_vae.json"
 FORMAT, FORMAT_VERSION = "pyro_vae", 1
 ROLES = ("model", "guide")
+_LONGEST_ERROR = 2000  # letters
 FILES = {HEADER, CARD, *(f"{role}.safetensors" for role in ROLES)}
 
 
@@ -345,4 +346,10 @@ def _rebuilt(
         with Budget(state):
             return rebuild(part, state, model, device)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the {part.role} cannot be made from '{path}': {error}") from error
+        raise ValueError(f"the {part.role} cannot be made from '{path}': {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """An error in which names of the file may stand: printable, and not as long as they are."""
+    text = str(error).encode(errors="backslashreplace").decode()
+    return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."
