@@ -205,6 +205,20 @@ def test_workers_of_a_loader_answer_alike() -> None:
     assert all(module.training for module in data.model.modules())
 
 
+@pytest.mark.filterwarnings("ignore:log p.y. cannot be trusted")
+def test_autocast_of_the_caller_stays_outside() -> None:
+    """It rounds products to bfloat16: log p would be wrong in the third digit, and reliable."""
+    model, guide = programs()
+    expected, z = evaluated(model, guide), guide.mean(Y)
+    with torch.autocast("cpu"):
+        assert torch.equal(evaluated(model, guide), expected)
+        assert torch.equal(guide.mean(Y), z)
+        assert torch.equal(model.decode(z), model.decode(z.clone()))
+        assert torch.is_autocast_enabled("cpu")
+        rounded = torch.nn.functional.linear(Y, torch.randn(4, 3))
+    assert rounded.dtype == torch.bfloat16
+
+
 def test_programs_are_sent_to_other_processes() -> None:
     """What workers that are started afresh get is a pickle of model and guide."""
     model, guide = programs()

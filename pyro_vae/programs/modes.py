@@ -12,7 +12,7 @@ import keyword
 import types
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -171,11 +171,21 @@ def evaluating(*programs: ProgramLike) -> Iterator[None]:
         try:
             for module in modes:
                 module.training = False
-            with local_parameters(*programs), poutine.block():
+            with local_parameters(*programs), poutine.block(), _without_autocast():
                 yield
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Keeps the caller's autocast, which rounds products to three digits, out of what we report."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _give_local_state(module: nn.Module) -> None:
