@@ -12,6 +12,7 @@ Everything here can be written out by hand in a few lines with `pv.models`, `pv.
 | numbers above 0, very skewed | `LogNormal`, one learned sigma per column |
 | counts; two values; categories | `NegativeBinomial`; `Bernoulli`; `Categorical` or `Ordinal` |
 | D columns | half of D latents, from 1 to 10; a hidden layer of 4 D, from 32 to 256 |
+| a wide table of many rows | up to 32 latents, one for every ten rows |
 | several kinds of columns, or nan | an encoder that sees indicators, logs and what is missing |
 | a table of at most 512 columns | training starts at factor analysis; q is full-rank |
 """
@@ -43,6 +44,8 @@ from .randomness import forked
 GUIDES = ("amortized", "per-datum", "global")
 """Names of the maps that :func:`inference_map` makes."""
 
+_MOST_LATENTS = 10  # unless training starts at factor analysis, which uses more of them
+_ROWS_PER_LATENT = 10  # that each latent above ten needs
 _FULL_RANK = 32  # latents; a factor of the covariance has 560 parameters then
 
 
@@ -75,9 +78,15 @@ class Architecture:
             >>> from pyro_vae import data
             >>> Architecture().of(data.squares(4, side=2, num_test=2))
             (2, (32,))
+            >>> import torch
+            >>> Architecture().of(data.from_frame(torch.randn(200, 40)))[0]
+            16
         """
         width = dataset.train[0].numel()
-        latent_dim = self.latent_dim or max(1, min(10, width // 2))
+        columns, most = dataset.columns, _MOST_LATENTS
+        if self.linear_start and columns is not None and starts_linear(columns):
+            most = max(most, min(_FULL_RANK, len(dataset.train) // _ROWS_PER_LATENT))
+        latent_dim = self.latent_dim or max(1, min(most, width // 2))
         return latent_dim, tuple(self.hidden or (max(32, min(256, 4 * width)),))
 
 

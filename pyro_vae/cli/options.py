@@ -144,7 +144,10 @@ class ModelChoice:
         type=float,
     )
     latent_dim: int | None = option(
-        None, "entries of z (default: half the columns, 1 to 10)", "--latents", type=_positive
+        None,
+        "entries of z (default: half the columns, 1 to 10; wide tables: to 32)",
+        "--latents",
+        type=_positive,
     )
     hidden: Sequence[int] | None = option(
         None,
