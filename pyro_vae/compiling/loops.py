@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop_op
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.fx import Graph, GraphModule
 
 from .._types import Batch
@@ -161,10 +163,10 @@ class Loop:
         if not is_finite:
             return Taken(count - 1, new_total, elbo)
         for parts, vector in zip(state, vectors, strict=True):
-            pieces = zip(vector.split(self.numbers), parts, strict=True)
-            torch._foreach_copy_(parts, [piece.view_as(part) for piece, part in pieces])
+            torch._foreach_copy_(parts, _unflatten_dense_tensors(vector, parts))
         return Taken(count, new_total, elbo)
 
+    @torch.no_grad()
     def elbo(self, rows: Tensor) -> Tensor:
         """The ELBO of a first step, without taking it."""
         nothing = [torch.zeros_like(part) for part in self.parameters]
@@ -175,7 +177,7 @@ class Loop:
         self, rows: Sequence[Tensor], total: float, settings: Settings, *state: list[Tensor]
     ) -> tuple[int, list[float], list[Tensor]]:
         """Steps begun, the last report, and the new vectors."""
-        vectors = [torch.cat([part.detach().reshape(-1) for part in parts]) for parts in state]
+        vectors = [_flatten_dense_tensors(parts) for parts in state]
         count, report, _, *new = self._run(*self._inputs(rows, total, settings, vectors))
         return int(count), report.tolist(), new
 
@@ -202,7 +204,7 @@ class Loop:
         places = [graph.placeholder(f"input_{index}") for index in range(len(inputs))]
         body, condition = graph.get_attr("body"), graph.get_attr("condition")
         parts = (condition, body, tuple(places[:_CHANGED]), tuple(places[_CHANGED:]))
-        found = graph.call_function(torch.ops.higher_order.while_loop, parts)
+        found = graph.call_function(while_loop_op, parts)
         taken = [graph.call_function(operator.getitem, (found, i)) for i in range(_CHANGED)]
         graph.output(tuple(taken))
         return GraphModule(root, graph)
