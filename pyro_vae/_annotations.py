@@ -52,7 +52,7 @@ LIMIT = Interval(0, is_open=True, endless=True)  # none at all, if it is infinit
 SEED = Interval(0, 2**64 - 1)  # what a generator takes; larger ones would repeat the smaller
 _NAMES: dict[Interval, str] = {
     COUNT: "batch_size bins blocks components features hidden history latent_dim leapfrog_steps "
-    "length max_epochs max_points max_rows max_samples number outputs patience rank side "
+    "length max_epochs max_points max_rows max_samples number outputs patience rank reference side "
     "steps sweeps width",
     POSITIVE: "bound decay df error lr scale sigma spread steepness",
     SHARE: "false_alarm level prior_share rate target_acceptance test_fraction",
@@ -280,6 +280,18 @@ class Dictionary(Kind):
         return value
 
 
+class DataOrNumber(Kind):
+    """Data, which are checked where they are read, or a number in their place."""
+
+    def __init__(self, number: Number) -> None:
+        self.number = number
+        self.expected = f"data or {number.expected}"
+
+    def take(self, value: Any) -> Any:
+        """The number as an `int`; anything else as it is."""
+        return self.number.take(value) if isinstance(value, Real | np.bool_) else value
+
+
 class Either(Kind):
     """The first of several that fits; whole numbers stay integers where both are allowed."""
 
@@ -371,7 +383,7 @@ def _generic(
 def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> Kind | None:
     """A union of kinds; None if one of them accepts anything, or is data (checked later)."""
     if Tensor in parts and any(get_origin(part) is tuple for part in parts):
-        return None
+        return DataOrNumber(Number(int, interval or Interval(), default)) if int in parts else None
     if Sequence[Any] in parts and Mapping[str, Any] in parts:
         return None  # free in form: JSON
     if torch.device in parts:

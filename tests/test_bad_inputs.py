@@ -54,6 +54,8 @@ def misfits(kind: annotations.Kind) -> list[Any]:
         return [*nothing, (), (Nothing(),) * 9]
     if isinstance(kind, annotations.Dictionary):
         return [*nothing, [1], *([{"a": Nothing()}] if kind.value else [])]
+    if isinstance(kind, annotations.DataOrNumber):
+        return [True, np.True_, 0, -3, 1.5]
     if isinstance(kind, annotations.Either):
         return _misfits_of_all(kind)
     takes_classes = kind.expected == "a function" or getattr(kind, "cls", None) is type

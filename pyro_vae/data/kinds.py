@@ -67,7 +67,13 @@ class Real(Kind):
                 f"column '{name}' has no observed entry in the {len(values):,} training rows: "
                 "drop it, or split the rows with another seed"
             )
-        center, spread = float(np.nanmean(values)), float(np.nanstd(values))
+        with np.errstate(over="ignore"):
+            center, spread = float(np.nanmean(values)), float(np.nanstd(values))
+        if not (np.isfinite(center) and np.isfinite(spread)):
+            raise ValueError(
+                f"column '{name}' has numbers of up to {np.nanmax(np.abs(values)):.0e}, whose "
+                "standard deviation is more than a float64 holds: divide them, or take logarithms"
+            )
         # Rounding leaves a spread of 1e-17 in a column that is constant.
         constant = spread <= 10 * np.finfo(np.float64).eps * abs(center)
         return cls(center, 1.0 if constant else spread)
