@@ -107,8 +107,8 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
     to a shape of 0.5. The heavier the tail, the fewer runs pass, and these few cover less: at a
     shape of 0.6 one in twenty passes and four in five of these cover, at 0.7 one in fifty.
     A Gaussian guide that is too narrow in one tail has weights that grow faster than any power: up
-    to one run in ten passes, and half of these cover. :class:`pyro_vae.Tightest` holds such runs
-    against draws of the prior.
+    to one run in ten passes, and half of these cover: weights alone do not tell, and
+    :class:`pyro_vae.ImportanceSampling` follows the posterior beyond such draws.
     Where it does not cover, such intervals still hold the truth in 92 to 97 percent of all runs up
     to a shape of 0.6, and less beyond. Weights say nothing about a region that the proposal misses
     altogether.
