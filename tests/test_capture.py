@@ -417,4 +417,5 @@ def test_the_compiler_keeps_its_remarks(capfd: pytest.CaptureFixture[str]) -> No
     left, right = torch.rand(3, 2, 2).tril() + torch.eye(2), torch.rand(3, 2, 2)
     found = capture(solved, left, right).compiled(left, right)(left, right)
     torch.testing.assert_close(found[0], solved(left, right)[0])
-    assert "".join(capfd.readouterr()) == ""
+    heard = "".join(capfd.readouterr()).splitlines()  # torch for a GPU says that there is none
+    assert [line for line in heard if "No CUDA runtime is found" not in line] == []

@@ -238,7 +238,7 @@ def encoder(size: int, **attributes: int) -> Any:
 REMEDIES = {
     "two plates": of_model(two_plates, r"open pyro.plate\('data', len\(y\)\) around the sites"),
     "outside the plate": of_model(outside, "move it into the plate"),
-    "unobserved": of_model(unobserved, "passed on as obs="),
+    "unobserved": of_model(unobserved, "passed as obs="),
     "undeclared": Remedy(undeclared, as_event, r"\.to_event", declared, as_event),
     "sites that differ": of_model(steps, "fixed number of steps", masked_steps),
     "masked inside": of_model(masked_inside, "mask the whole distribution", masked_whole),

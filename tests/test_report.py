@@ -291,7 +291,7 @@ def test_how_to_repeat_it(table: Comparison, page: Page) -> None:
     assert facts["num train"] == "20"
     assert facts["things"].startswith("0, 1, 2, ")
     assert facts["things"].endswith("…")
-    assert torch.__version__ in facts["versions"]
+    assert torch.__version__.split("+")[0] in facts["versions"]
     by_hand = replace(table, about={"optimizer": f"{object()}"})
     text = Page(report_of({"": by_hand}).html())
     assert "called from Python" in text.all("code")[0].text
