@@ -215,3 +215,22 @@ def test_a_parameter_starts_from_the_store() -> None:
     assert float(scales[0].detach().exp()) == pytest.approx(0.5)
     assert set(pyro.get_param_store().keys()) == {"scale"}
     assert not set(model.parameters()) & set(guide.parameters())
+
+
+def test_copies_of_transforms_that_keep_their_last_call() -> None:
+    """Pyro's flows keep results with a history, which `copy.deepcopy` refuses."""
+    flow = pyro.distributions.transforms.spline(1, count_bins=4)
+
+    def model(y: Tensor) -> None:
+        pyro.module("flow", flow)
+        with pyro.plate("data", len(y)):
+            base = pyro.distributions.Normal(torch.zeros(len(y), 1), 1.0).to_event(1)
+            z = pyro.sample("z", pyro.distributions.TransformedDistribution(base, [flow]))
+            pyro.sample("y", pyro.distributions.Normal(z[:, 0], 1.0), obs=y)
+
+    y = torch.tensor([0.1, -1.0])
+    flow.log_abs_det_jacobian(*[flow(torch.ones(1, 1)) for _ in range(2)])
+    copied = Copies((y,)).of_program(model)
+    found = [pv.log_joint(program, torch.ones(1, 2, 1), y) for program in (model, copied)]
+    torch.testing.assert_close(*found)
+    assert not set(map(id, flow.parameters())) & set(map(id, copied.parameters()))  # type: ignore[attr-defined]

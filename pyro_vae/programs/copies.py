@@ -246,13 +246,29 @@ def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
             return made
     if id(value) in memo:
         return memo[id(value)]
-    if not any(isinstance(part, nn.Module | Tensor) for part in reached_by(value)):
+    parts = reached_by(value)
+    if not any(isinstance(part, nn.Module | Tensor) for part in parts):
         return value
+    for part in parts:
+        if isinstance(part, nn.Module):
+            _without_history(part, memo)
     make = next((make for kind, make in _KINDS.items() if isinstance(value, kind)), copy.deepcopy)
     made = make(value, memo)
     memo[id(value)] = made
     memo[_ALIVE] = [*memo.get(_ALIVE, ()), value]  # else its number is taken
     return made
+
+
+def _without_history(module: nn.Module, memo: dict[Any, Any]) -> None:
+    """Detached copies of what layers keep of their last call, which `copy.deepcopy` refuses.
+
+    Pyro's transforms keep their last arguments and log Jacobian.
+    """
+    attributes = (value for layer in module.modules() for value in vars(layer).values())
+    for kept in attributes:
+        for value in kept if isinstance(kept, list | tuple) else (kept,):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
 
 
 def _function(function: types.FunctionType, memo: dict[Any, Any]) -> types.FunctionType:

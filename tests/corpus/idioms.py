@@ -10,7 +10,7 @@ from pyro.contrib.easyguide import EasyGuide
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from tests.corpus.case import Case, normal, program
+from tests.corpus.case import Case, double, integral, line, normal, program
 
 ROWS = 4
 POSITIVE = dist.constraints.positive
@@ -293,3 +293,31 @@ def dropout() -> Case:
     """Buffers and dropout in a plain module, the guide a lambda's worth of code."""
     y = data()
     return Case(Buffers().eval().model, linear, (y,), truth(y, 1.0, 0.5))
+
+
+@program
+def learned_prior() -> Case:
+    """A prior that is a spline of a normal, registered with its decoder by pyro.module."""
+    y = data()
+    net = nn.ModuleDict({"decoder": nn.Linear(1, 1), "encoder": nn.Linear(1, 2)})
+    flow = dist.transforms.spline(1, count_bins=4)
+
+    def model(y: Tensor) -> None:
+        pyro.module("net", net)
+        pyro.module("flow", flow)
+        with pyro.plate("data", len(y)):
+            base = dist.Normal(torch.zeros(len(y), 1), 1.0).to_event(1)
+            z = pyro.sample("z", dist.TransformedDistribution(base, [flow]))
+            pyro.sample("y", dist.Normal(net["decoder"](z)[:, 0], 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        pyro.module("net", net)
+        with pyro.plate("data", len(y)):
+            loc, scale = net["encoder"](y.unsqueeze(-1)).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+    base = line(points=4001)
+    with torch.no_grad():
+        mean = double(net["decoder"])(double(flow)(base))
+        log_prob = integral(normal(base) + normal(y.double(), mean), base)
+    return Case(model, guide, (y,), log_prob)
