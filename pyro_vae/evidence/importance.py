@@ -102,8 +102,8 @@ class ImportanceSampling:
     is not reliable.
 
     A run whose draws missed a tail looks harmless, so whatever the weights say, the posterior is
-    also followed beyond the draws, along the lines of :mod:`pyro_vae.evidence.profiles` (some 400
-    runs of the program per datum, 128 with one latent). What the draws are expected to miss there
+    also followed beyond the draws, along the lines of :mod:`pyro_vae.evidence.profiles` (144
+    runs of the program per datum, 48 with one latent). What the draws are expected to miss there
     enlarges the error if it is more than a third of it; above 0.75 errors the datum is not
     reliable.
 

@@ -33,8 +33,8 @@ from torch import Tensor
 from .proposals import density_at
 from .weights import Inference
 
-_NODES = 128  # of a line; dense at its center, as a narrow posterior needs
-_FARTHEST, _DENSER = 20.0, 3.0  # standard deviations of the proposal; the spacing there is 0.9
+_NODES = 48  # of a line, dense at its center for narrow posteriors; right to a tenth of the share
+_FARTHEST, _DENSER = 20.0, 3.0  # standard deviations of the proposal; the spacing there is 2.5
 _DRAWS = 2000  # of which directions are found
 _LOWEST = -30.0  # log weights beside the largest: what is lower has no say in a direction
 _LEAST_SPREAD = 1e-10  # relative variance, so that draws in a plane have a covariance with a root
