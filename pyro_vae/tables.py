@@ -310,7 +310,7 @@ class TableVAE:
         given: dict[str, Any] = {"names": columns.names, "seed": seed, "progress": progress}
         kind = columns.kinds.get(column)
         if isinstance(kind, Categories):
-            given["grid"] = torch.arange(len(kind.categories), device="cpu")
+            given["grid"] = torch.arange(float(len(kind.categories)), device="cpu")
         elif isinstance(kind, Positive):  # in equal ratios: half the mass may be near 0
             far = _SPREADS * kind.spread
             given["grid"] = torch.linspace(-far, far, _POINTS, device="cpu").exp()

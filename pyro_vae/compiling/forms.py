@@ -29,32 +29,32 @@ _LOG1P = (
 _FEW = 4  # columns: a call of a product takes longer than so small a one
 
 
-def _addmm(bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Tensor:
+def _addmm(bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Any:
     return NotImplemented if factors else torch.mm(left, right) + bias
 
 
-def _mm(left: Tensor, right: Tensor) -> Tensor:
+def _mm(left: Tensor, right: Tensor) -> Any:
     """A product over few columns, as of latents, as a sum that is fused with what follows."""
     if left.shape[1] > _FEW:
         return NotImplemented
     columns = zip(left.unbind(dim=1), right.unbind(dim=0), strict=True)
-    return sum(column[:, None] * row for column, row in columns)  # type: ignore[return-value]
+    return sum(column[:, None] * row for column, row in columns)
 
 
-def _softplus(x: Tensor, *options: Any) -> Tensor:
+def _softplus(x: Tensor, *options: Any) -> Any:
     if x.dtype != torch.float32 or options:
         return NotImplemented
     return x.clamp(min=0) + _log1p(_exponential(x))
 
 
-def _sigmoid(x: Tensor) -> Tensor:
+def _sigmoid(x: Tensor) -> Any:
     if x.dtype != torch.float32:
         return NotImplemented
     e = _exponential(x)
     return torch.where(x >= 0, torch.ones_like(e), e) / (1 + e)
 
 
-def _bernoulli(x: Tensor, y: Tensor, *options: Any) -> Tensor:
+def _bernoulli(x: Tensor, y: Tensor, *options: Any) -> Any:
     """Minus the log probability of y, given logits x."""
     if x.dtype != torch.float32 or options != (None, None, 0):  # weights, reduction
         return NotImplemented

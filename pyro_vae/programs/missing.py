@@ -108,16 +108,16 @@ class PartlyObserved(dist.TorchDistribution):
         return None
 
 
-def features_of(distribution: Distribution) -> Distribution:
-    """The distributions of single features: what `Independent` wraps."""
+def unwrapped(distribution: Any) -> Any:
+    """The distributions of single features: what `Independent` wraps; other sites have no such."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     return distribution
 
 
-def sample_missing(distribution: Distribution) -> Tensor | None:
+def sample_missing(distribution: Any) -> Tensor | None:
     """Draws of features given that they are missing; None where that is not informative."""
-    features = features_of(distribution)
+    features = unwrapped(distribution)
     return features.sample_missing() if isinstance(features, PartlyObserved) else None
 
 

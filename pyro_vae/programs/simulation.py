@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._types import Batch, Distribution
 from ..randomness import forked
-from .missing import features_of, has_missing
+from .missing import has_missing, unwrapped
 from .program import Program
 from .traces import Run, repeat_rows
 
@@ -126,7 +126,7 @@ def feature_distribution(
     rows = repeat_rows(batch, len(z))
     values, _ = program.constrain(z.flatten(0, 1))
     names = program.observed_names
-    distribution = features_of(program.run_forward(rows, values)[names[0]].distribution)
+    distribution = unwrapped(program.run_forward(rows, values)[names[0]].distribution)
     expected = rows[0].shape
     if len(names) != 1 or distribution.event_shape or distribution.batch_shape != expected:
         raise ValueError(

@@ -16,7 +16,7 @@ from .._types import Batch, ProgramLike
 from ..randomness import forked
 from .enumeration import Combinations, combinations
 from .masks import is_masked, unmasked
-from .missing import PartlyObserved, features_of, has_missing
+from .missing import PartlyObserved, has_missing, unwrapped
 from .modes import evaluating
 from .plates import Subsampling, whole_plate
 from .sites import GlobalSite, LatentSite, global_site, latent_site
@@ -371,7 +371,7 @@ def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
     storages = {
         site.value.untyped_storage().data_ptr()
         for site in sites
-        if isinstance(features_of(site.distribution), PartlyObserved)
+        if isinstance(unwrapped(site.distribution), PartlyObserved)
     }
     return tuple(
         index for index, part in enumerate(rows) if part.untyped_storage().data_ptr() in storages

@@ -27,7 +27,7 @@ from .._types import Batch, Distribution, ProgramLike
 from .edges import AtEdges, log_prob_at, noted
 from .log_probs import log_prob_of
 from .masks import as_written, entry_mask, is_masked, unmasked
-from .missing import features_of
+from .missing import unwrapped
 from .plates import whole_plate
 
 _Answer = TypeVar("_Answer")
@@ -352,7 +352,7 @@ class Determined(Messenger):
 
 def _is_certain(distribution: Any) -> bool:
     """Whether a distribution is a point mass."""
-    point = features_of(distribution)
+    point = unwrapped(distribution)
     return isinstance(point, Delta) and not bool(point.log_density.any())
 
 
