@@ -302,9 +302,10 @@ class TableVAE:
         Example:
             >>> table = {"age": [31.5, 47.0, None, 22.0, 60.5], "sex": ["f", "m", "m", "f", "f"]}
             >>> vae = TableVAE.of(table)
-            >>> found = vae.conditional_density("sex", table, progress=False)
+            >>> few = {"age": [31.5, 60.5], "sex": ["f", None]}
+            >>> found = vae.conditional_density("sex", few, progress=False)
             >>> found.categories, found.value.shape
-            (('f', 'm'), torch.Size([5, 2]))
+            (('f', 'm'), torch.Size([2, 2]))
         """
         rows, columns = self.rows(data), self._columns()
         given: dict[str, Any] = {"names": columns.names, "seed": seed, "progress": progress}
