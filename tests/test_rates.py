@@ -389,6 +389,30 @@ def test_guides_of_other_kinds() -> None:
         rate_distortion(model, tied, y, held_out=y, train_model=False)
 
 
+def test_a_model_with_a_learned_transform_is_copied() -> None:
+    """Pyro's flows keep results of their last call, which `copy.deepcopy` refuses."""
+
+    class Learned(pyro.nn.PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flow = dist.transforms.spline(1, count_bins=4)
+
+        def forward(self, y: Tensor) -> None:
+            with pyro.plate("data", len(y)):
+                base = dist.Normal(torch.zeros(len(y), 1), 1.0).to_event(1)
+                z = pyro.sample("z", dist.TransformedDistribution(base, [self.flow]))
+                pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    y, model = torch.tensor([[0.1], [-1.0], [0.5], [2.0]]), Learned()
+    guide = pv.Guide(model, pv.Encoder(nn.Linear(1, 2)), example=y)
+    model.flow.log_abs_det_jacobian(*[model.flow(torch.ones(1, 1)) for _ in range(2)])
+    before = [parameter.clone() for parameter in model.parameters()]
+    result = rate_distortion(model, guide, y, (1,), num_epochs=1, progress=False)
+    copied = result.points[0].model.parameters()  # type: ignore[union-attr]
+    assert all(map(torch.equal, model.parameters(), before))
+    assert not all(map(torch.equal, copied, before))
+
+
 @pytest.mark.parametrize("betas", [(), (0.0, 1.0), (1.0, 1.0), (math.nan,), (math.inf,)])
 def test_other_betas_are_refused(betas: tuple[float, ...]) -> None:
     """With what came."""

@@ -24,7 +24,6 @@ and unknown. If the likelihood is a density and not a probability, the empirical
 comparable entropy; then only the right side is checked.
 """
 
-import copy
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -39,7 +38,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import check_data, check_more_data, prepared
 from ..guides import is_tied_to_rows
 from ..objectives import BetaELBO
-from ..programs import Program, as_batch, device_of, minibatch
+from ..programs import Program, as_batch, copied, device_of, minibatch
 from ..progress import progress_bar
 from ..results import Result
 from ..training import Fit, adam, fit
@@ -439,8 +438,7 @@ def _require_encoder(guide: ProgramLike, held_out: Batch | None) -> None:
 
 def _copies(model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, ProgramLike]:
     """Copies of both, so that a guide that refers to its model refers to the copy."""
-    copied: tuple[ProgramLike, ProgramLike] = copy.deepcopy((model, guide))
-    return copied
+    return copied((model, guide), {})
 
 
 class _Run:

@@ -1,6 +1,5 @@
 """The guide: a family, and a map that gives its parameters, as a Pyro program."""
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
@@ -15,6 +14,7 @@ from ..programs import (
     NamedModule,
     Program,
     as_batch,
+    copied,
     current_minibatch,
     evaluating,
     require_arrays,
@@ -396,7 +396,7 @@ class Guide(NamedModule):
         guide.program = self.program
         guide.family = copy_of(self.family)
         guide._take_map(map)
-        guide.shared = copy.deepcopy(self.shared)
+        guide.shared = copied(self.shared, {})
         return guide
 
     def _start(self, batch: Batch, given: Mapping[str, Tensor] | None) -> Tensor:
@@ -414,9 +414,9 @@ def copy_of(family: Family) -> Family:
     """A family for another guide, with copies of its shared parameters, if it has any."""
     if not isinstance(family, TrainableFamily):
         return family
-    copied = copy.deepcopy(family)
-    copied.in_use = False
-    return copied
+    made = copied(family, {})
+    made.in_use = False
+    return made
 
 
 def _claim(part: InferenceMap | TrainableFamily) -> None:

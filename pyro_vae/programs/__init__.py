@@ -2,6 +2,7 @@
 
 from .._arguments import check_public
 from .copies import Copies as Copies
+from .copies import copied as copied
 from .copies import SelfContained as SelfContained
 from .copies import no_new_parameters as no_new_parameters
 from .edges import bounds_of as bounds_of
@@ -84,6 +85,7 @@ __all__ = [
     "bytes_per_row",
     "capturing",
     "capturing_data",
+    "copied",
     "current_minibatch",
     "degree_of",
     "device_of",

@@ -97,7 +97,7 @@ def parameters_per_datum() -> Case:
             pyro.sample("z", dist.Normal(loc[rows], 0.5**0.5))
 
     posterior = y / 2
-    return Case(model, guide, (y,), truth(y))
+    return Case(model, guide, (y,), truth(y), batch_size=ROWS)
 
 
 @program

@@ -28,6 +28,7 @@ KNOWN: dict[tuple[str, str, str], Known] = {
     ("auxiliary", "author", "compare"): Known(("refused",), "no density at a given point"),
     ("parameters_per_datum", "author", "rows"): ASKED,
     ("parameters_of_all", "author", "rows"): ASKED,
+    ("parameters_per_datum", "author", "compare"): TIED,
     ("parameters_of_all", "author", "compare"): TIED,
     ("ss_vae_enumerated", ALL, "svi"): BROADCAST,
 }
