@@ -2,8 +2,8 @@
 
 from .._arguments import check_public
 from .copies import Copies as Copies
-from .copies import copied as copied
 from .copies import SelfContained as SelfContained
+from .copies import copied as copied
 from .copies import no_new_parameters as no_new_parameters
 from .edges import bounds_of as bounds_of
 from .edges import draw_unconstrained as draw_unconstrained
