@@ -408,7 +408,7 @@ def test_a_model_with_a_learned_transform_is_copied() -> None:
     model.flow.log_abs_det_jacobian(*[model.flow(torch.ones(1, 1)) for _ in range(2)])
     before = [parameter.clone() for parameter in model.parameters()]
     result = rate_distortion(model, guide, y, (1,), num_epochs=1, progress=False)
-    copied = result.points[0].model.parameters()  # type: ignore[union-attr]
+    copied = result.points[0].model.parameters()
     assert all(map(torch.equal, model.parameters(), before))
     assert not all(map(torch.equal, copied, before))
 

@@ -330,8 +330,7 @@ class NormalizingFlow(TrainableFamily):
         if not self.latent_dim:
             raise ValueError(
                 "this NormalizingFlow has no networks yet; pass it to pv.Guide, which sets it up, "
-                "or "
-                "call setup(latent_dim) once"
+                "or call setup(latent_dim) once"
             )
         expected = self.num_parameters(self.latent_dim)
         if parameters.shape[-1] != expected:

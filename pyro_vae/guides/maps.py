@@ -389,7 +389,8 @@ class LocalParameters(InferenceMap):
             return torch.arange(self.num_data, device="cpu")
         if len(rows) != num_rows:
             raise ValueError(
-                f"the minibatch has {len(rows)} rows, but the guide was called with {num_rows}"
+                f"the minibatch has {len(rows)} rows, but the guide was called with {num_rows}: "
+                "call it with data[rows]"
             )
         if int(rows.max()) >= self.num_data:
             raise ValueError(
@@ -453,7 +454,8 @@ class LocalParameters(InferenceMap):
         if len(bad) > 0:
             raise FloatingPointError(
                 f"the gradient of row {int(rows[bad[0]])} of LocalParameters is not finite "
-                f"({len(bad)} of {len(rows)} rows in the batch)"
+                f"({len(bad)} of {len(rows)} rows in the batch): look at this datum, and at the "
+                "program's log density for it"
             )
         beta1, beta2, epsilon = 0.9, 0.999, 1e-8  # the defaults of Kingma & Ba
         self.visits[rows] += 1

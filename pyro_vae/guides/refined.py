@@ -161,7 +161,7 @@ class Refined(InferenceMap):
             raise ValueError(
                 f"the family needs {self.num_parameters} parameters per datum, but the "
                 f"{type(self.map).__name__} inside Refined gives {start.shape[-1]}: it was set up "
-                "for another family"
+                "for another family; use the same family for both, or create another map"
             )
         return start
 

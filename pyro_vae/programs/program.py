@@ -512,7 +512,8 @@ class Program:
         if found != expected or not sampled <= expected:
             raise ValueError(
                 f"expected the program's latent sites to be {sorted(expected)}, but this run has "
-                f"{sorted(found | sampled)}: every draw of a datum needs the same sites"
+                f"{sorted(found | sampled)}: every draw of a datum needs the same sites; sample "
+                "all of them always, and mask observations instead"
             )
 
     def _total(self, sites: dict[str, TracedSite], names: list[str]) -> Tensor:

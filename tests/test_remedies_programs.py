@@ -1,0 +1,237 @@
+"""What refusals of programs and of what they are asked say to write runs, and is right.
+
+As in `test_remedies_guides`: the words of a refusal, the call that is refused, and the call that
+it says to make; log p(y) is known.
+"""
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+import pyro_vae as pv
+from pyro_vae.programs import Program, feature_distribution, simulate
+from tests.helpers.remedies import LOG_P, SD, Remedy, Y, column, evidence, exact, follow
+from tests.helpers.remedies import location as model
+
+
+def joint(z: Tensor, data: Tensor = Y) -> None:
+    """Asserts that log p(y, z) is that of the program."""
+    found = pv.log_joint(model, z, data)
+    expected = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z, 1.0).log_prob(data[:, None])
+    torch.testing.assert_close(found, expected[..., 0])
+
+
+def holes(features: Callable[[Tensor], Any]) -> Any:
+    """A model with missing entries."""
+
+    def program(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", features(z.unsqueeze(-1)), obs=y)
+
+    return program
+
+
+def of_column(y: Tensor) -> None:
+    """The posterior given a column."""
+    exact(y[:, 0])
+
+
+def mixing(y: Tensor) -> None:
+    """The rows of a batch are centred on their mean."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z + y.mean(), 1.0), obs=y)
+
+
+def branching(y: Tensor) -> None:
+    """A further site if there is a large datum."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        if bool((y < -3).any()):
+            pyro.sample("extra", dist.Normal(0.0, 1.0))
+
+
+def always(y: Tensor) -> None:
+    """It is always there, and what it says of the data is masked."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        extra = pyro.sample("extra", dist.Normal(0.0, 1.0))
+        with poutine.mask(mask=False):
+            pyro.sample("more", dist.Normal(extra, 1.0), obs=y)
+
+
+def with_extra(y: Tensor) -> None:
+    """The posterior, with the site of which the data say nothing."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(y / 2, SD))
+        pyro.sample("extra", dist.Normal(torch.zeros(len(y)), 1.0))
+
+
+def endless(y: Tensor) -> None:
+    """Steps without an end."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for step in count():
+            pyro.sample(f"y_{step}", dist.Normal(z, 1.0), obs=y)
+
+
+def two_steps(y: Tensor) -> None:
+    """Two steps, the second of which no datum has."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for step in range(2):
+            with poutine.mask(mask=step == 0):
+                pyro.sample(f"y_{step}", dist.Normal(z, 1.0), obs=y)
+
+
+def decoder(scale: Callable[[Tensor], Tensor]) -> Any:
+    """A model whose decoder gives a scale."""
+
+    def program(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, scale(0 * z + 0.541324854612918)), obs=y)
+
+    return program
+
+
+def by_batch(y: Tensor) -> None:
+    """A later site reads the batch, not what was sampled."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y[:, 0])
+        pyro.sample("next", dist.Normal(y[:, 0], 1.0), obs=y[:, 1])
+
+
+def by_sample(y: Tensor) -> None:
+    """It reads what was sampled."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        first = pyro.sample("y", dist.Normal(z, 1.0), obs=y[:, 0])
+        pyro.sample("next", dist.Normal(first, 1.0), obs=y[:, 1])
+
+
+def computed(y: Tensor) -> None:
+    """It observes something computed from the data."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y.exp().log())
+
+
+def correlated(y: Tensor) -> None:
+    """Features that depend on each other."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.MultivariateNormal(z[:, None], torch.eye(1)), obs=y)
+
+
+def simulated(program: Any, data: Tensor = Y) -> None:
+    """Asserts that data simulated row by row have the density of the program."""
+    z, (made,) = simulate(Program(program, data), (data,), seed=0)
+    assert made.shape == data.shape
+    assert z.shape == (4, 1)
+    assert not torch.equal(made, data)
+
+
+def features(program: Any) -> None:
+    """Asserts that single features have the model's density."""
+    q = feature_distribution(Program(program, Y[:, None]), torch.zeros(1, 4, 1), (Y[:, None],))
+    torch.testing.assert_close(q.log_prob(Y[:, None]), dist.Normal(0.0, 1.0).log_prob(Y[:, None]))
+
+
+REMEDIES = {
+    "missing entries of events": Remedy(
+        r"put PartlyObserved inside .to_event\(...\)",
+        lambda: evidence(
+            holes(lambda loc: pv.PartlyObserved(dist.Normal(loc, 1.0).to_event(1))),
+            of_column,
+            Y[:, None],
+        ),
+        lambda: evidence(
+            holes(lambda loc: pv.PartlyObserved(dist.Normal(loc, 1.0)).to_event(1)),
+            of_column,
+            Y[:, None],
+        ),
+    ),
+    "rows that mix": Remedy(
+        "let no operation sum, normalize or attend over the first axis",
+        lambda: evidence(mixing, exact),
+        lambda: evidence(model, exact),
+    ),
+    "a site of some data": Remedy(
+        "sample all of them always, and mask observations",
+        lambda: evidence(branching, exact),
+        lambda: evidence(always, with_extra),
+    ),
+    "a negative scale": Remedy(
+        "softplus for positive ones",
+        lambda: pv.log_joint(decoder(lambda out: out - 1), torch.zeros(1, 4, 1), Y),
+        lambda: evidence(decoder(nn.functional.softplus), exact),
+    ),
+    "latents of z": Remedy(
+        r"z needs 1 latents",
+        lambda: joint(torch.zeros(1, 4, 2)),
+        lambda: joint(torch.zeros(1, 4, 1)),
+    ),
+    "data of z": Remedy(
+        r"z has 3 data \(shape particles, data, latents\)",
+        lambda: joint(torch.zeros(1, 3, 1)),
+        lambda: joint(torch.zeros(2, 4, 1)),
+    ),
+    "data read from the batch": Remedy(
+        "let later sites use the values that pyro.sample returns",
+        lambda: simulated(by_batch, torch.stack([Y, Y], -1)),
+        lambda: simulated(by_sample, torch.stack([Y, Y], -1)),
+    ),
+    "computed data": Remedy(
+        "pass the model the tensor that it observes",
+        lambda: simulated(computed),
+        lambda: simulated(model),
+    ),
+    "features that depend": Remedy(
+        "features are independent given z",
+        lambda: features(correlated),
+        lambda: features(column),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_refusal_says_to_write_is_right(name: str) -> None:
+    """The call is refused in these words; the other one gives log p(y) within its error."""
+    follow(REMEDIES[name])
+
+
+def test_remedy_of_a_loop_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After many sites, here fewer; a fixed number of masked steps is right."""
+    monkeypatch.setattr("pyro_vae.programs.structure._SITES", 20)
+    follow(
+        Remedy(
+            "mask the observations of steps that a datum does not have",
+            lambda: evidence(endless, exact),
+            lambda: evidence(two_steps, exact),
+        )
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_wrong_remedy_is_caught() -> None:
+    """The wrong twin: a remedy that changes the program by a term fails, and so does no refusal."""
+    halved = Remedy(*REMEDIES["rows that mix"])._replace(
+        followed=lambda: evidence(decoder(lambda out: out + 2), exact)
+    )
+    with pytest.raises(AssertionError, match="log p is off"):
+        follow(halved)
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        follow(halved._replace(refused=lambda: LOG_P))
