@@ -256,3 +256,26 @@ def test_every_guide() -> None:
 def test_comparison() -> None:
     """The VAE itself."""
     assert_compares(linear(), (torch.randn(6, 3),), lambda: pv.nets.MLPEncoder(3, (4,)))
+
+
+@pytest.mark.parametrize(
+    ("z", "error", "text"),
+    [
+        (torch.tensor([[[0.0, 1.0]], [[torch.nan, 0.0]]]), ValueError, r"1 of 2 rows.* z\[1, 0\]"),
+        (torch.full((2,), torch.inf), ValueError, r"1 of 1 rows, the first z\[\.\.\.\]"),
+        (torch.tensor(1.0), ValueError, r"shape \(\.\.\., 2\), got Tensor of .* shape \(\)"),
+        (torch.zeros(4, 3), ValueError, r"shape \(\.\.\., 2\), got Tensor of .* \(4, 3\)"),
+        (torch.zeros(4, 2).double(), TypeError, r"torch\.as_tensor\(z, dtype=torch\.float32\)"),
+        (torch.zeros(4, 2).numpy(), TypeError, r"torch\.as_tensor\(z, dtype=torch\.float32\)"),
+        ([[0.0, 0.0]], TypeError, r"torch\.as_tensor\(z, dtype=torch\.float32\)"),
+    ],
+)
+def test_latents_that_are_none_are_refused(z: Any, error: type[Exception], text: str) -> None:
+    """By name, shape, type and row; a mean of nan would be no answer."""
+    model = pv.models.VAE(torch.nn.Linear(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
+    for answer in (model.decode, model.sample_data, model.sample_missing):
+        with pytest.raises(error, match=text):
+            answer(z)
+    assert model.decode(torch.zeros(2)).shape == (3,)
+    with pytest.raises(ValueError, match=r"a row for each row of z .* got Tensor .* \(3, 1\)"):
+        model.decode(torch.zeros(4, 2), torch.zeros(3, 1))

@@ -557,7 +557,7 @@ def test_data_that_require_gradients_are_not_trained() -> None:
 
 
 def test_parameters_behind_a_detach_are_named() -> None:
-    """They are not trained, and the result says which; a decoder that is trained is no news."""
+    """They are not trained, as a warning says before training, and the result after it."""
 
     class Detached(nn.Linear):
         def forward(self, z: Tensor) -> Tensor:
@@ -565,7 +565,10 @@ def test_parameters_behind_a_detach_are_named() -> None:
 
     model = pv.models.VAE(Detached(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
     guide = pv.Guide(model, pv.Encoder(nn.Linear(3, 4)))
-    result = fit(model, guide, data(), num_epochs=1)
-    assert "model.decoder.weight and 1 more took no part in the loss" in result.advice
+    with pytest.warns(UserWarning, match=r"decoder\.weight and 1 more take no part .* detach\(\)"):
+        result = fit(model, guide, data(), num_epochs=1)
+    assert "model.decoder.weight and 1 more take no part in the loss" in result.advice
+    model.requires_grad_(requires_grad=False)
+    assert "no part" not in fit(model, guide, data(), num_epochs=1).advice
     assert "no part" not in fit(*small(), data(), num_epochs=1).advice
     assert "no part" not in fit(model, guide, data(), num_epochs=1, train_model=False).advice

@@ -3,7 +3,6 @@
 from .capturing import Captured as Captured
 from .capturing import NotCaptured as NotCaptured
 from .capturing import capture as capture
-from .capturing import require_cache as require_cache
 from .densities import CompiledDensity as CompiledDensity
 from .densities import DrawDensities as DrawDensities
 from .graphs import Graphs as Graphs

@@ -14,13 +14,10 @@ and check; they are given a zero, since the loss does not depend on it.
 """
 
 import logging
-import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -32,7 +29,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
-from ..programs import capturing_data
+from ..programs import capturing_data, require_cache
 from .forms import FORMS
 
 Outputs = Sequence[Tensor]
@@ -96,22 +93,6 @@ class Captured:
         except Exception as error:  # whatever a compiler raises
             raise NotCaptured(f"it could not be compiled: {_first_line(error)}") from error
         return Captured(self.graph, self.held, run)
-
-
-def require_cache() -> None:
-    """Refuses a compile cache that cannot be made; without it torch makes no optimizer either.
-
-    Raises:
-        ValueError: If `TORCHINDUCTOR_CACHE_DIR` is such a place.
-    """
-    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    try:
-        Path(folder or tempfile.gettempdir()).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"torch keeps what it compiles in TORCHINDUCTOR_CACHE_DIR={folder!r}, which should be "
-            f"a folder that can be made ({error}): set it to one, or unset it"
-        ) from error
 
 
 def _laid_out(args: Sequence[Tensor]) -> list[Tensor]:

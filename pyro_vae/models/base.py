@@ -1,6 +1,6 @@
 """Shared by the generative models: they run, sample, decode and check."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import pyro
@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from .._annotations import Interval
+from .._arguments import shown
 from .._types import Distribution
 from ..likelihoods import Likelihood
 from ..nets import require_tensor
@@ -125,7 +126,9 @@ class Generative(NamedModule):
         self, answer: Callable[..., Tensor], z: Tensor, given: tuple[Tensor, ...]
     ) -> Tensor:
         """Decodes in pieces; at least one, so that an empty result has its shape."""
+        _check_latents(z, self.latent_dim, self.zero.dtype)
         draws = z.shape[:-1]
+        _check_rows_given(given, draws)
         rows = [z.reshape(-1, z.shape[-1])]
         rows += [part.expand(*draws, *part.shape[1:]).flatten(0, len(draws) - 1) for part in given]
         with evaluating(self), torch.no_grad():
@@ -140,6 +143,32 @@ class Generative(NamedModule):
             raise ValueError(
                 f"the data are {y.dtype} and the model is {self.zero.dtype}: convert one of them, "
                 f"with torch.as_tensor(y).to({self.zero.dtype}){other}"
+            )
+
+
+def _check_latents(z: object, latents: int, dtype: torch.dtype) -> None:
+    """Refuses what are no latents of a model, and names the first row that is not finite."""
+    expected = f"z should be a tensor of {dtype} and shape (..., {latents}), got {shown(z)}"
+    if not isinstance(z, Tensor) or z.dtype != dtype:
+        raise TypeError(f"{expected}: pass torch.as_tensor(z, dtype={dtype})")
+    if z.shape[-1:] != (latents,):
+        raise ValueError(f"{expected}: pass all latents of a datum, as guide.mean(y) gives them")
+    bad = ~z.isfinite().all(dim=-1)
+    if bool(bad.any()):
+        place = ", ".join(str(index) for index in bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"z should be finite, got nan or infinity in {int(bad.sum())} of {bad.numel()} rows, "
+            f"the first z[{place or '...'}]: leave these rows out, or look at what made them"
+        )
+
+
+def _check_rows_given(given: tuple[Tensor, ...], draws: Sequence[int]) -> None:
+    """Refuses covariates of other rows than the latents."""
+    for part in given:
+        if not isinstance(part, Tensor) or part.shape[:1] != tuple(draws[-1:]) or not draws:
+            raise ValueError(
+                "every further input should be a tensor with a row for each row of z (z has shape "
+                f"{(*draws, 'latents')}), got {shown(part)}: pass the same rows of both"
             )
 
 

@@ -28,10 +28,12 @@ from .modes import capturing as capturing
 from .modes import capturing_data as capturing_data
 from .modes import device_of as device_of
 from .modes import evaluating as evaluating
+from .modes import import_compiler as import_compiler
 from .modes import local_parameters as local_parameters
 from .modes import modules_of as modules_of
 from .modes import reached_by as reached_by
 from .modes import require_arrays as require_arrays
+from .modes import require_cache as require_cache
 from .plates import Minibatch as Minibatch
 from .plates import current_minibatch as current_minibatch
 from .plates import minibatch as minibatch

@@ -9,11 +9,16 @@ import functools
 import inspect
 import itertools
 import keyword
+import os
+import sys
+import tempfile
 import types
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +39,8 @@ _COUNTER = itertools.count(1)
 _ONE_STORE: ContextVar[bool] = ContextVar("pyro_vae_one_store", default=False)
 _scope = ParamStoreDict.scope
 _blocks = 0  # of local parameters that are being executed
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_IMPORTED = ("torch._dynamo", "torch._inductor.compiler_bisector")  # these make the folder
 _CAPTURED_DATA_MISS: ContextVar[bool | None] = ContextVar("pyro_vae_capturing", default=None)
 
 
@@ -167,6 +174,7 @@ def evaluating(*programs: ProgramLike) -> Iterator[None]:
     """Runs programs in evaluation mode, with parameters in modules, hidden from outer handlers."""
     modules = itertools.chain(*map(modules_of, programs))
     with ALONE:
+        import_compiler()  # as counting operations does
         modes = {part: part.training for module in modules for part in module.modules()}
         try:
             for module in modes:
@@ -176,6 +184,44 @@ def evaluating(*programs: ProgramLike) -> Iterator[None]:
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+
+def require_cache() -> None:
+    """Refuses a compile cache that cannot be made.
+
+    Raises:
+        ValueError: If `TORCHINDUCTOR_CACHE_DIR` is such a place.
+    """
+    folder = os.environ.get(_CACHE)
+    try:
+        Path(folder or tempfile.gettempdir()).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"torch keeps what it compiles in {_CACHE}={folder!r}, which should be "
+            f"a folder that can be made ({error}): set it to one, or unset it"
+        ) from error
+
+
+def import_compiler() -> None:
+    """Imports torch's compiler, if its cache cannot be made; torch fails if it does so itself.
+
+    It is imported in passing, as with the first optimizer, and makes the folder of its cache then.
+    So it is told of a folder that exists; nothing is written there, since nothing is compiled.
+    """
+    if all(module in sys.modules for module in _IMPORTED):
+        return
+    try:
+        require_cache()
+    except ValueError:
+        before = os.environ.get(_CACHE)
+        os.environ[_CACHE] = str(Path(__file__).parent)
+        try:
+            for module in _IMPORTED:
+                with suppress(ModuleNotFoundError):  # older versions of torch lack one
+                    import_module(module)
+        finally:
+            os.environ.pop(_CACHE)
+            os.environ.update({} if before is None else {_CACHE: before})
 
 
 @contextmanager

@@ -13,10 +13,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..compiling import require_cache
 from ..guides import model_for, samples_discrete
 from ..objectives import BetaELBO, Objective
-from ..programs import Program, no_new_parameters
+from ..programs import Program, import_compiler, no_new_parameters
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -79,7 +78,7 @@ def made_optimizer(
         TypeError: If the result is no torch optimizer, or needs several losses per step (LBFGS).
         ValueError: If it cannot be made, has an invalid step size, or leaves a tensor out.
     """
-    require_cache()  # of the compiler, which torch imports with its optimizers
+    import_compiler()  # as making an optimizer does
     if isinstance(given, torch.optim.Optimizer):
         return _alike(given, tensors)
     remedy = (

@@ -58,7 +58,7 @@ class Fit(Result):
         missing: Share of the entries that are nan, in the tensors that may have nan.
         rounding: Difference in the ELBO of a first batch caused by low-precision products, nats per
             datum, from the same draws; `None` at full precision.
-        advice: Which parameters took no part in the loss, and which column of the data to
+        advice: Which parameters take no part in the loss, and which column of the data to
             standardize, if its scale is far from 1.
     """
 

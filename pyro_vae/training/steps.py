@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import distributed, stats
 from .._types import Batch, Estimate, ProgramLike
+from .._warnings import warn
 from ..compiling import CompiledSteps, Taken
 from ..data import Augmented, RowReader
 from ..guides import is_tied_to_rows, maps_of, model_for, prepare_training, program_of, row_buffers
@@ -85,6 +86,11 @@ class Steps:
             self.program, guide, reader.batch, self.batch_size // shards.count
         )
         self.tensors = self._find_tensors()
+        if untrained := self._untrained():
+            warn(
+                f"{untrained}: look for a detach() or a no_grad() on the way to the loss; what is "
+                "not to be trained is said by requires_grad_(False)"
+            )
         # Where rows of a table are all there is to train, the schedule still needs an optimizer.
         nothing = [torch.zeros(0, requires_grad=True)]
         self.optimizer = made_optimizer(plan.optimizer, list(self.tensors.values()) or nothing)
@@ -384,7 +390,7 @@ class Steps:
         if not names:
             return ""
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return f"{names[0]}{more} took no part in the loss, and were not trained"
+        return f"{names[0]}{more} take no part in the loss, and are not trained"
 
     def rounding(self) -> Estimate | None:
         """Change of the ELBO of the first rows by low-precision products, in nats per datum."""
