@@ -44,7 +44,7 @@ LOADED: dict[str, tuple[list[str], str, Any]] = {
     "--drop": (["x", "--drop", "id,when"], "drop", ("id", "when")),
     "--kinds": (["x", "--kinds", "age=Real"], "kinds", {"age": Real}),
     "--missing": (["x", "--missing=-9,x"], "layout", Layout(missing=("-9", "x"))),
-    "--sep": (["x", "--sep", "semicolon"], "layout", Layout(separator=";")),
+    "--sep": (["x", "--sep", "~"], "layout", Layout(separator="~")),
     "--header": (["x", "--no-header"], "layout", Layout(header=False)),
     "--seed": (["x", "--seed", "31"], "seed", 31),
     "--likelihood": (["x", "--likelihood", "bernoulli"], "binarization", Grey()),

@@ -357,14 +357,17 @@ def test_two_numbers_in_an_entry(cell: str) -> None:
 
 @pytest.mark.parametrize(
     "spellings",
-    [("Yes", "yes"), ("Male", "MALE"), ("y", "yes"), ("N", "no"), ("New York", "new  york")],
+    [
+        *(("Yes", "yes"), ("Male", "MALE"), ("y", "yes"), ("N", "no"), ("New York", "new  york")),
+        *(("1", "yes"), ("0", "no"), ("1", "True"), ("0", "false"), ("m", "male"), ("F", "Female")),
+    ],
 )
 def test_one_word_in_several_spellings(spellings: tuple[str, str]) -> None:
     """Named; they are mended by writing them alike."""
     frame = {"a": [*spellings, "other"] * 9, "z": [0.5] * 27}
     with pytest.warns(UserWarning, match="taken for different categories: write them alike"):
         Columns.of(frame)
-    Columns.of({"a": [spellings[0], spellings[0], "other"] * 9, "z": [0.5] * 27})
+    Columns.of({"a": [spellings[1], spellings[1], "other"] * 9, "z": [0.5] * 27})
 
 
 TIMES = {

@@ -237,6 +237,7 @@ DIALECTS: dict[str, str | bytes] = {
     "tabs": plain("\t"),
     "tabs, decimal commas": plain("\t", decimal=","),
     "bars": plain("|"),
+    "carets": plain("^"),
     "spaces": plain(" "),
     "columns of spaces": plain(" ").replace(" ", "   "),
     "a space behind each comma": plain(",").replace(",", ", "),
@@ -283,6 +284,40 @@ def test_encodings(encoding: str, ending: str, tmp_path: Path) -> None:
     frame = read_frame(path)
     assert list(frame.columns) == ["straße", "größe"]
     assert frame["straße"].tolist() == ["München", "København", "München"]
+
+
+@pytest.mark.parametrize(
+    ("head", "names"),
+    [
+        ("a,a,b\nmean,sd,mean\n", ["a mean", "a sd", "b mean"]),  # as pandas groups columns
+        ("a,,b\nmean,sd,mean\n", ["a mean", "a sd", "b mean"]),  # merged cells
+        ("a,,b\nmean,sd,mean\nmm,mm,s\n", ["a mean", "a sd", "b mean"]),
+        ("t,t,p\nC,K,Pa\n", ["t C", "t K", "p Pa"]),
+        ("x,a,a\n,low,high\n", ["x", "a low", "a high"]),
+        ("a,b,c\nmm,mm,s\n", ["a", "b", "c"]),  # units are none
+    ],
+)
+@GUESSED
+def test_names_in_two_lines(head: str, names: list[str], tmp_path: Path) -> None:
+    """Joined where the first line alone repeats names; also below the name of an index."""
+    frame = frame_of(tmp_path, head + lines(NUMBERS))
+    assert list(frame.columns) == names
+    np.testing.assert_array_equal(frame.to_numpy(), NUMBERS)
+    if head.startswith("a,a"):
+        indexed = "".join(f"{i},{x}\n" for i, x in enumerate(lines(NUMBERS).splitlines()))
+        frame = frame_of(tmp_path, "".join(f",{x}\n" for x in head.splitlines()) + indexed)
+        assert list(frame.columns) == names
+
+
+def test_names_in_two_lines_that_stay_alike_are_refused(tmp_path: Path) -> None:
+    """And the warning of names that were joined names the line."""
+    with (
+        pytest.warns(UserWarning, match="taken for units"),
+        pytest.raises(ValueError, match="named 'a': rename one, or write names of several lines"),
+    ):
+        frame_of(tmp_path, "a,a,b\nmm,mm,s\n" + lines(NUMBERS))
+    with pytest.warns(UserWarning, match=r"line 2 \('mm', 's', 's'\) is taken for the second"):
+        frame_of(tmp_path, "a,a,b\nmm,s,s\n" + lines(NUMBERS))
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,14 @@ def test_a_mixed_frame_is_that_of_the_command_line(tmp_path: Path) -> None:
     assert np.isfinite(vae.score_samples(rows)).all()
 
 
+def test_ids_are_refused_with_what_works_here() -> None:
+    """The estimator has no `drop`: the frame has."""
+    frame = mixed().assign(id=range(len(mixed())))
+    with pytest.raises(ValueError, match=r"X\.drop\(columns=\['id'\]\)"):
+        tiny().fit(frame)
+    assert tiny().fit(frame.drop(columns=["id"])).n_features_in_ == mixed().shape[1]
+
+
 def test_a_mixed_frame_needs_its_words() -> None:
     """Other words are refused by name and row, another order of columns by scikit-learn."""
     frame = mixed()

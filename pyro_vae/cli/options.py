@@ -37,6 +37,14 @@ def _positive(text: str) -> int:
     return number
 
 
+def _separator(text: str) -> str:
+    if text not in SEPARATORS and len(text) != 1:
+        raise argparse.ArgumentTypeError(
+            f"expected one character, or {', '.join(SEPARATORS)}, got '{text}'"
+        )
+    return text
+
+
 def _widths(text: str) -> tuple[int, ...]:
     return tuple(_positive(part) for part in text.split(","))
 
@@ -95,7 +103,11 @@ class DataChoice:
         type=_names,
         metavar="CELL,...",
     )
-    sep: str | None = option(None, "separator of cells in a text file", choices=[*SEPARATORS])
+    sep: str | None = option(
+        None,
+        f"separator of cells in a text file: {', '.join(SEPARATORS)}, or one character",
+        type=_separator,
+    )
     header: bool | None = option(
         None,
         "whether a text file starts with column names (default: detected)",
@@ -105,7 +117,7 @@ class DataChoice:
     @property
     def layout(self) -> Layout:
         """How a text file is split into cells."""
-        separator = None if self.sep is None else SEPARATORS[self.sep]
+        separator = None if self.sep is None else SEPARATORS.get(self.sep, self.sep)
         return Layout(separator, self.header, missing=tuple(self.missing))
 
     @property

@@ -37,7 +37,10 @@ _NAMING = re.compile(
 )
 _PAIR = re.compile(r"[\[(]?\s*[\d.]+\s*[-/x:;,|\u2013]\s*[\d.]+\s*[\])]?")
 _MOST_PAIRS = 10  # different ones, up to which they may be groups, such as 20-29
-_ANSWERS = {"y": "yes", "n": "no", "t": "true", "f": "false"}
+_SAME = (  # short and long spellings of one answer
+    *(("y", "yes"), ("1", "yes"), ("t", "true"), ("1", "true"), ("f", "female")),
+    *(("n", "no"), ("0", "no"), ("f", "false"), ("0", "false"), ("m", "male")),
+)
 _SHOWN = 3  # cells named in a message
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231
 _YEARS = (1800, 2100)  # whole numbers in between may be years
@@ -231,12 +234,12 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_spellings(name: str, words: list[str]) -> None:
-    """Names categories that differ in case or spaces only, or are yes and y."""
+    """Names categories that differ in case or spaces only, or are yes and y, or yes and 1."""
     spellings: dict[str, list[str]] = {}
     for word in words:
         plain = " ".join(word.lower().split())
         spellings.setdefault(plain, []).append(word)
-    for short, long in _ANSWERS.items():
+    for short, long in _SAME:
         if short in spellings and long in spellings:
             spellings[long] += spellings.pop(short)
     several = [" and ".join(map(repr, same)) for same in spellings.values() if len(same) > 1]

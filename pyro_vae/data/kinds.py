@@ -382,5 +382,5 @@ def listed(names: Sequence[Any]) -> str:
 
 
 def drop_it(name: str) -> str:
-    """The advice to drop a column."""
-    return f"drop it (drop=['{name}'], --drop {name})"
+    """The advice to drop a column, of a file or of a frame."""
+    return f"drop it (drop=['{name}'], --drop {name}; of a frame, X.drop(columns=['{name}']))"

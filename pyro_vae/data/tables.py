@@ -424,7 +424,8 @@ def _learned(raw: Mapping[str, RawColumn], kinds: Kinds, rows: Rows) -> tuple[Co
         raise ValueError(
             f"{len(refused)} of {len(raw)} columns cannot be taken as they are:\n"
             + "".join(f"- {error}\n" for error in refused.values())
-            + f"to drop them all: drop={list(refused)}, --drop {','.join(refused)}"
+            + f"to drop them all: drop={list(refused)}, --drop {','.join(refused)}; of a frame, "
+            f"X.drop(columns={list(refused)})"
         )
     return tuple(columns)
 

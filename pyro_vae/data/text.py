@@ -1,7 +1,7 @@
 r"""Tables from text files, as people and instruments write them.
 
 The text is decoded (UTF-8, UTF-16, else Windows-1252; compressed by gzip or not), split into cells
-at the separator that splits most lines alike (`;`, tab, `,`, `|`, else spaces), and its first lines
+at the separator that splits most lines alike (`;`, tab, `,`, `|`, `^`, else spaces), and its first lines
 are classified:
 
 | content | treated as |
@@ -14,6 +14,7 @@ are classified:
 | a first line with a word above numbers, or with words only | column names |
 | numbers rising or falling from left to right, far from those below, or in equal steps | names |
 | one or two further lines of words above numbers | units, skipped |
+| a line of words below names that repeat, or are left out as in merged cells | parts of names |
 | a first column without a name, whose entries all differ | an index, skipped |
 | an apostrophe before a word that begins with `=`, `+`, `-` or `@` | the word alone |
 
@@ -47,7 +48,7 @@ from .entries import (
 from .frames import RawColumn
 
 GZIP_MAGIC = b"\x1f\x8b"
-SEPARATORS = ";\t,|"  # the first of equals: a comma may be a decimal one
+SEPARATORS = ";\t,|^"  # the first of equals: a comma may be a decimal one
 UNNAMED = ("", "Unnamed: 0")  # of a first column: as spreadsheets and R, and as pandas have it
 _NO_UNIT = {"-", "1", "text"}  # above a number without one, as CF has it, or above words
 _NO_TABLE = re.compile(r"\s*(<(!doctype|html|\?xml)|\{\s*\"|\[\s*[\[{\"])", re.IGNORECASE)
@@ -323,8 +324,13 @@ def _below_names(
         and _is_units(rows[start], rows[start + 1 :], comma=comma)
     ):
         what = f"line {lines[start]} ({_shown(rows[start])})"
-        _say(path, f"{what} is taken for units, and skipped: if it is a row, delete the line of "
-             "names, and pass header=False, --no-header")  # fmt: skip
+        if joined := _joined(rows[0], rows[start]):
+            rows[0] = joined
+            _say(path, f"{what} is taken for the second part of the names ({_shown(joined)}): if "
+                 "it is not, give each column a name of its own in one line")  # fmt: skip
+        else:
+            _say(path, f"{what} is taken for units, and skipped: if it is a row, delete the line "
+                 "of names, and pass header=False, --no-header")  # fmt: skip
         start += 1
     if len(rows) <= start:
         raise ValueError(f"'{path}' has no rows: expected lines of cells, separated by commas")
@@ -333,6 +339,21 @@ def _below_names(
         rows[start:] = [[layout.emptied(cell) for cell in row] for row in rows[start:]]
     cells = Cells(names, rows[start:], lines[start:], comma)
     return _without_index(cells) if header and rows[0][0] in UNNAMED else cells
+
+
+def _joined(names: Sequence[str], parts: Sequence[str]) -> list[str] | None:
+    """Names of two lines where the first repeats some, or has merged cells; None if it does not.
+
+    The first name may be that of an index, which pandas leaves empty.
+    """
+    groups = [names[0]]
+    for name, part in zip(names[1:], parts[1:], strict=True):
+        groups.append(name or (groups[-1] if part else ""))
+    if len(set(names)) == len(names) and all(names[1:]):
+        return None
+    joined = [f"{a} {b}".strip() for a, b in zip(groups, parts, strict=True)]
+    unique = len(set(joined)) == len(joined) and all(joined[1:])
+    return joined if unique else None
 
 
 def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
@@ -491,7 +512,10 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
     twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
         shown = ", ".join(map(repr, twice))
-        raise ValueError(f"'{path}' has more than one column named {shown}: rename one")
+        raise ValueError(
+            f"'{path}' has more than one column named {shown}: rename one, or write names of "
+            "several lines into one"
+        )
     lines = zip(cells.lines, cells.rows, strict=True)
     empty = [str(line) for line, row in lines if all(map(is_missing, row))]
     if empty:
