@@ -455,7 +455,8 @@ def _objects_of_booleans(raw: RawColumn) -> list[bool | None]:
 def _refused(name: str, dtype: str) -> TypeError:
     return TypeError(
         f"column '{name}' has dtype {dtype}, which has no likelihood: drop it (drop=['{name}'], "
-        f"--drop {name}; of a frame, X.drop(columns=['{name}'])), or convert it to numbers, such as hours or days"
+        f"--drop {name}; of a frame, X.drop(columns=['{name}'])), or convert it to "
+        "numbers, such as hours or days"
     )
 
 

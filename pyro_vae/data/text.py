@@ -1,8 +1,8 @@
 r"""Tables from text files, as people and instruments write them.
 
 The text is decoded (UTF-8, UTF-16, else Windows-1252; compressed by gzip or not), split into cells
-at the separator that splits most lines alike (`;`, tab, `,`, `|`, `^`, else spaces), and its first lines
-are classified:
+at the separator that splits most lines alike (`;`, tab, `,`, `|`, `^`, else spaces), and its first
+lines are classified:
 
 | content | treated as |
 | --- | --- |
