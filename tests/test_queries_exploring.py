@@ -181,6 +181,20 @@ def test_traversal() -> None:
     assert tour.labels[0].startswith("z[1]: ")
 
 
+def test_one_outlier_does_not_set_the_ends_of_a_walk() -> None:
+    """Nor among few data, where it is more than 2.5% of them; asked for, it does."""
+    model = ordered_model()
+    y = model.sample(28, seed=1)
+    far = torch.cat([y, 1000 * y[:1]])
+    inside = traverse(model, exact_guide(model), far).values
+    assert float(inside.abs().max()) < 6
+    assert traverse(model, exact_guide(model), far).levels[1:-1] == (0.1, 0.25, 0.5, 0.75, 0.9)
+    assert (
+        float(traverse(model, exact_guide(model), far, levels=(0.0, 1.0)).values.abs().max()) > 50
+    )
+    assert traverse(model, exact_guide(model), model.sample(60, seed=1)).levels[0] == 0.025
+
+
 def test_traversal_where_information_is_unknown() -> None:
     """The variance of the means then orders the latents."""
 

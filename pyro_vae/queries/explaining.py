@@ -1,8 +1,9 @@
 r"""Effects of latents: how far each column moves as one latent goes through its range.
 
-A latent is moved from its 2.5% to its 97.5% quantile in the data, the others stay where they are,
-and each column is decoded at both ends. Effects on columns of unlike units are compared in the
-spread of the column, for numbers, and in probability, for categories:
+A latent is moved from its 2.5% to its 97.5% quantile in the data (of fewer than 60 data, short of
+those at the ends), the others stay where they are, and each column is decoded at both ends. Effects
+on columns of unlike units are compared in the spread of the column, for numbers, and in
+probability, for categories:
 
 .. math:: e_{dj} = \frac{\mathbb{E}[y_j \mid z_d^{+}] - \mathbb{E}[y_j \mid z_d^{-}]}{s_j}
     \qquad\text{or}\qquad

@@ -126,7 +126,7 @@ def interpolate(
 
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
-"""Default quantiles that a latent is moved to."""
+"""Quantiles that a latent is moved to, of 60 data or more."""
 
 _SHOWN = 5  # columns of a table that are drawn, unless told otherwise
 _DRAWS = 2000  # of the aggregated posterior: quantiles at 2.5% to within 0.4%
@@ -224,7 +224,7 @@ def traverse(
     data: Data,
     *,
     at: Float[Tensor, " latents"] | None = None,
-    levels: tuple[float, ...] = LEVELS,
+    levels: tuple[float, ...] | None = None,
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Traversal:
@@ -243,7 +243,8 @@ def traverse(
         data: The data whose aggregated posterior gives the ranges, at least two.
         at: Values of the other latents, `(latents,)`, such as `encode(model, guide, y)[n]`; zeros
             by default.
-        levels: Quantiles, between 0 and 1.
+        levels: Quantiles, between 0 and 1; by default from 2.5% to 97.5%, and of fewer than 60 data
+            only as far as no single datum at either end reaches.
         given: Values of the global latent sites, by name.
         seed: Seed of the draws that the quantiles are of.
 
@@ -266,9 +267,10 @@ def traverse(
         >>> traverse(model, Guide(model, GlobalParameters()), torch.zeros(9, 3)).decoded.shape
         torch.Size([2, 7, 3])
     """
-    _check_levels(levels)
+    _check_levels(LEVELS if levels is None else levels)
     uses = collapse(model, guide, data, seed=seed)
     with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+        levels = _levels(len(posterior)) if levels is None else levels
         draws = max(1, -(-_DRAWS // len(posterior)))
         z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), draws)
         start = z.new_zeros(program.latent_dim) if at is None else at.to(z)
@@ -284,6 +286,12 @@ def traverse(
     mean = batch[0].nanmean(dim=0)
     spread = (batch[0] - mean).square().nanmean(dim=0).sqrt().nan_to_num(nan=0.0)
     return Traversal(order, names, information, tuple(levels), values, shaped, start, spread)
+
+
+def _levels(num_data: int) -> tuple[float, ...]:
+    """The default quantiles, none within the 1/N of the draws that belong to an outlier."""
+    end = min(1.5 / num_data, LEVELS[2])
+    return tuple(min(max(level, end), 1 - end) for level in LEVELS)
 
 
 def _order(uses: Collapse) -> Int64[Tensor, " latents"]:
