@@ -135,6 +135,39 @@ def correlated(y: Tensor) -> None:
         pyro.sample("y", dist.MultivariateNormal(z[:, None], torch.eye(1)), obs=y)
 
 
+def hierarchy(y: Tensor) -> None:
+    """A mean that all data share."""
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def shared(**given: Tensor) -> None:
+    """Asserts that log p(y, z | loc) is that of the program."""
+    program, z = Program(hierarchy, Y), torch.zeros(1, 4, 1)
+    found = (program.given(given) if given else program).log_joint(z, Y)
+    expected = dist.Normal(given["loc"], 1.0).log_prob(z) + dist.Normal(z, 1.0).log_prob(Y[:, None])
+    torch.testing.assert_close(found, expected[..., 0])
+
+
+def humps(y: Tensor) -> None:
+    """A second latent with two modes, of which the data say nothing."""
+    with pyro.plate("data", len(y)):
+        halves = dist.Categorical(logits=torch.zeros(len(y), 2))
+        modes = dist.Normal(torch.tensor([-1.5, 1.5]).expand(len(y), 2), 1.0)
+        pyro.sample("side", dist.MixtureSameFamily(halves, modes))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def of_humps(map: Any) -> Any:
+    """Log p by a guide of it."""
+    guide = pv.Guide(humps, map, example=Y)
+    guide.mean(Y)
+    return evidence(humps, guide, num_samples=20_000)
+
+
 def simulated(program: Any, data: Tensor = Y) -> None:
     """Asserts that data simulated row by row have the density of the program."""
     z, (made,) = simulate(Program(program, data), (data,), seed=0)
@@ -187,6 +220,16 @@ REMEDIES = {
         r"z has 3 data \(shape particles, data, latents\)",
         lambda: joint(torch.zeros(1, 3, 1)),
         lambda: joint(torch.zeros(2, 4, 1)),
+    ),
+    "shared values": Remedy(
+        r"pass given=, as guide.global_values\(\) returns them",
+        shared,
+        lambda: shared(loc=torch.tensor(0.5)),
+    ),
+    "two modes in closed form": Remedy(
+        r"with a maximum .* use pv.Encoder\(net\) or pv.LocalParameters\(num_data\)",
+        lambda: of_humps(pv.ExactPosterior()),
+        lambda: of_humps(pv.LocalParameters(4)),
     ),
     "data read from the batch": Remedy(
         "let later sites use the values that pyro.sample returns",
