@@ -44,7 +44,9 @@ def _evaluated(annotation: Any, module: str) -> Any:
 
 
 _LIBRARY = f"{__package__}."
-_PASSING_ON = (f"{__package__}.cli", f"{__package__}.sklearn")  # unchecked, what they were given
+_PASSING_ON = tuple(  # unchecked, what they were given: strings, and options of others
+    f"{__package__}.{name}" for name in ("cli", "comparisons.running", "sklearn", "tables")
+)
 
 
 class Reader:

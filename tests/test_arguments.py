@@ -208,7 +208,16 @@ def test_a_function_without_the_check_is_caught() -> None:
     assert "num_samples should be" in refusal(checked(double), "num_samples", 0)
 
 
-@pytest.mark.parametrize("module", ["__main__", "pyro_vae.sklearn", "pyro_vae.cli.options"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "__main__",
+        "pyro_vae.cli.options",
+        "pyro_vae.comparisons.running",
+        "pyro_vae.sklearn",
+        "pyro_vae.tables",
+    ],
+)
 def test_calls_from_modules_that_check_nothing_are_checked(module: str) -> None:
     """Callbacks and the command line pass new values; a checked module passes what was checked."""
 
@@ -222,6 +231,28 @@ def test_calls_from_modules_that_check_nothing_are_checked(module: str) -> None:
     assert called_from("pyro_vae.evidence.weights")(0) == 0
     with pytest.raises(ValueError, match="num_samples should be"):
         called_from(module)(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 2.5),
+        ("callbacks", ["x"]),
+        ("checkpoint", 3),
+        ("compile", "yes"),
+        ("device", "gpu"),
+        ("num_epochs", 0),
+        ("precision", "bf16"),
+    ],
+)
+def test_options_of_others_are_checked(name: str, value: Any) -> None:
+    """What `compare` and a table's model pass on to `fit` was given to them unread."""
+    y, guides = torch.randn(6, 3), {"global": pv.GlobalParameters()}
+    model = pv.models.VAE(torch.nn.Linear(1, 3), pv.likelihoods.Gaussian(), 1)
+    with pytest.raises((TypeError, ValueError), match=f"(?i){name}"):
+        pv.compare(model, guides, y, y, **{name: value})
+    with pytest.raises((TypeError, ValueError), match=f"(?i){name}"):
+        pv.TableVAE.of({"a": [0.1, 0.7, 0.4], "b": [1.5, 0.2, 0.3]}).fit(**{name: value})
 
 
 def test_wrapping_twice_changes_nothing() -> None:
