@@ -33,6 +33,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from . import defaults, likelihoods
+from ._arguments import check_arguments
 from ._warnings import warn
 from .data import Columns, Dataset, Kind, Real, warn_constant_columns
 from .data.frames import CONTAINERS, Holds, columns_of, names_of
@@ -134,7 +135,7 @@ class VAE(
     patience: int
     evaluation: Estimator | None
     random_state: Any
-    verbose: bool
+    verbose: bool | int
 
     @no_type_check  # scikit-learn wants no argument looked at before `fit`, by anybody
     def __init__(  # noqa: PLR0913 (scikit-learn sets every choice by a name of its own)
@@ -154,7 +155,7 @@ class VAE(
         patience: int = 30,
         evaluation: Estimator | None = None,
         random_state: Any = None,
-        verbose: bool = False,
+        verbose: bool | int = False,
     ) -> None:
         self.latent_dim = latent_dim
         self.hidden = hidden
@@ -191,6 +192,7 @@ class VAE(
             ValueError: If there are fewer than two rows, a row or a column has no observed entry,
                 or a value is infinite.
         """
+        check_arguments(VAE.__init__, self.get_params(deep=False))  # not earlier, by their rules
         table, _ = self._table(X, reset=True)
         self.seed_ = _seed_of(self.random_state)
         self.columns_ = Columns.of(table, self._kinds(table))
@@ -358,13 +360,14 @@ class VAE(
         return rows
 
     def _trained(self, train: Tensor, held_out: Tensor | None) -> tuple[Any, int]:
+        rows = defaults.batch_size(len(train)) if self.batch_size is None else self.batch_size
         with _without_news_of_columns():
             result: Fit = fit(
                 self.model_,
                 self.guide_,
                 train,
                 num_epochs=self.max_epochs,
-                batch_size=self.batch_size or defaults.batch_size(len(train)),
+                batch_size=rows,
                 optimizer=adam_with(self.learning_rate),
                 validation=held_out,
                 patience=None if held_out is None else self.patience,

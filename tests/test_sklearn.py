@@ -420,3 +420,14 @@ def test_draws_have_the_datas_moments() -> None:
     scale = X.std(axis=0)
     np.testing.assert_allclose(draws.mean(axis=0) / scale, X.mean(axis=0) / scale, atol=0.2)
     np.testing.assert_allclose(draws.std(axis=0) / scale, 1.0, atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 0), ("kinds", 3), ("max_epochs", 0), ("standardize", "x"), ("verbose", "x")],
+)
+def test_settings_are_checked_by_fit(name: str, value: Any) -> None:
+    """Under scikit-learn's names; not before, as its rules want it."""
+    estimator = VAE(**{name: value})
+    with pytest.raises((TypeError, ValueError), match=f"^{name} should be"):
+        estimator.fit(np.ones((4, 2)))

@@ -31,10 +31,9 @@ Options = TypeVar("Options")
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text}")
-    return number
+    return int(text)
 
 
 def _separator(text: str) -> str:
