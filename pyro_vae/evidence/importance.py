@@ -25,7 +25,7 @@ from ..programs import Program
 from ..progress import progress_bar
 from ..randomness import row_keys, seeded, stream
 from ..results import Doubt, join
-from .profiles import Lines, steepest_lines, unreached
+from .profiles import Lines, steepest_lines, unreached, unreached_by_normal
 from .proposals import FromGuide, Proposal
 from .results import Block, Bound, LogMarginal, Weights
 from .weights import Inference, draw_rows, is_keyed, rows_at_once, weigh, weigh_row
@@ -102,10 +102,10 @@ class ImportanceSampling:
     is not reliable.
 
     A run whose draws missed a tail looks harmless, so whatever the weights say, the posterior is
-    also followed beyond the draws, along the lines of :mod:`pyro_vae.evidence.profiles` (144
-    runs of the program per datum, 48 with one latent). What the draws are expected to miss there
-    enlarges the error if it is more than a third of it; above 0.75 errors the datum is not
-    reliable.
+    also followed beyond the draws, as :mod:`pyro_vae.evidence.profiles` explains: along some lines
+    (144 runs of the program per datum, 48 with one latent) and, as a Gaussian, in all dimensions.
+    What the draws are expected to miss there enlarges the error if it is more than a third of it;
+    above 0.75 errors the datum is not reliable.
 
     Where a datum is not reliable, the remedy is a better proposal (:class:`pyro_vae.Fitted`)
     rather than more draws: halving the error of weights with a Pareto k of 0.7 takes ten times as
@@ -326,9 +326,12 @@ class _Sampling:
         some = figures.covers.nonzero()[:, 0]
         if len(some) == 0:
             return figures
-        lines = steepest_lines(block.z[:, some], block.weights.log_weights[:, some])
+        lines, fit = steepest_lines(block.z[:, some], block.weights.log_weights[:, some])
         places = torch.arange(len(self.keys), device=some.device)[block.rows][some]
-        own = self._missed(places, lines, int(figures.num_samples[0]))
+        num_samples = int(figures.num_samples[0])
+        own = self._missed(places, lines, num_samples)
+        if self.program.latent_dim > 1:  # One dimension is a line.
+            own = torch.maximum(own, unreached_by_normal(fit, num_samples))
         return figures._replace(missed=figures.missed.index_copy(0, some, own))
 
     def _missed(self, places: Int64[Tensor, " some"], lines: Lines, num_samples: int) -> Tensor:
