@@ -172,6 +172,9 @@ def test_strongest_pairs() -> None:
     place = divmod(int(strengths.argmax()), 5)
     assert first[:2] == ("abcde"[min(place)], "abcde"[max(place)])
     assert len(result.strongest()) == 10
+    frame = result.to_dataframe()
+    assert len(frame) == len(result.names) * (len(result.names) - 1) // 2
+    assert tuple(frame.iloc[0]) == first
     assert result.summary(2).startswith("correlation under the model\n")
 
 

@@ -30,7 +30,7 @@ from ..likelihoods import Categorical, Mixed
 from ..models import VAE
 from ..programs import Prior, Program, as_batch, device_of, evaluating, hooks_of, simulate
 from ..randomness import seeded, stream
-from ..results import Result
+from ..results import Result, data_frame
 from .forward import features, simulating
 
 _ENTRIES = 4_000_000  # densities at once: 32 MB in float64
@@ -253,6 +253,12 @@ class Dependence(Result):
             (self.names[i], self.names[j], float(value[i, j]), float(error[i, j]))
             for i, j in places
         ]
+
+    def to_dataframe(self) -> Any:
+        """All pairs with errors, the strongest first; needs pandas."""
+        pairs = self.strongest(len(self.names) * (len(self.names) - 1) // 2)
+        names = ("one", "other", self.measure, "error")
+        return data_frame([dict(zip(names, pair, strict=True)) for pair in pairs])
 
     def summary(self, number: int = 10) -> str:
         """The strongest pairs, one line each."""
