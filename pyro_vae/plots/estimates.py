@@ -273,6 +273,7 @@ def plot_per_datum(
             ax.errorbar(places[some], values[rows], yerr=bars, **look)
     beyond = look_at_most(ax, values[np.isfinite(values)]) if np.isfinite(values).any() else 0
     more = f"; {beyond:,} outside the picture" if beyond else ""
+    ax.locator_params(axis="x", integer=True)
     ax.set(xlabel=f"data, lowest first{more}", ylabel=f"{name} (± 1 standard error)")
     ax.legend(frameon=False, fontsize="small")
     return without_box(ax)

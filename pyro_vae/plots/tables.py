@@ -77,7 +77,8 @@ def plot_effects(
     ax.set_xticks(np.arange(len(names)), names, rotation=45, ha="right", fontsize="small")
     for (column, latent), value in np.ndenumerate(shown):
         colour = "white" if abs(value) > 0.7 * _FULL else "black" if abs(value) >= 0.2 else "0.6"
-        said = with_minus(f"{round(value, 1) + 0.0:+.{int(abs(value) < 10)}f}")
+        plain = f"{round(value, 1) + 0.0:+.{int(abs(value) < 10)}f}"
+        said = with_minus(plain if abs(value) < 1000 else f"{value:+.0e}")  # fits into its cell
         place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
         ax.text(column, latent, said, color=colour, **place)
     label = "change (sd, or probability)"
