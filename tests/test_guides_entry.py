@@ -82,3 +82,13 @@ def test_a_table_inside_a_module_knows_its_data() -> None:
     pv.elbo(model, wrapped, y)
     with pytest.raises(ValueError, match="not the data that LocalParameters was trained on"):
         pv.elbo(model, wrapped, -y)
+
+
+def test_a_map_is_no_guide() -> None:
+    """It is refused by name, wherever a guide is asked for, with the line that makes one of it."""
+    model = pv.models.VAE(torch.nn.Linear(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
+    y, encoder = torch.zeros(4, 3), pv.Encoder(torch.nn.Linear(3, 4))
+    asked: list[Any] = [pv.fit, pv.elbo, pv.evaluate, pv.encode]
+    for ask in asked:
+        with pytest.raises(TypeError, match=r"pv\.Guide\(model, Encoder\(\.\.\.\)\)"):
+            ask(model, encoder, y)

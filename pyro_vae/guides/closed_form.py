@@ -26,7 +26,7 @@ from torch.distributions import MultivariateNormal
 
 from .._types import Batch
 from .._warnings import warn
-from ..programs import Program, evaluating, hooks_of
+from ..programs import Program, evaluating, hooks_of, rows_within
 from ..randomness import generator, stream
 from ..registry import registered
 from .families import ClosestNormal, DiagonalNormal, Family
@@ -103,7 +103,7 @@ def quadratic_of(
                 [1.]])
     """
     names = torch.arange(len(batch[0]), device="cpu") if rows is None else rows
-    size = max(1, _POINTS_AT_ONCE // (program.latent_dim + 1))
+    size = max(1, rows_within(batch, _POINTS_AT_ONCE) // (program.latent_dim + 1))
     pieces = zip(*(part.split(size) for part in (names, *batch)), strict=True)
     with evaluating(program.model):
         parts = [_quadratic(program, tuple(piece), where) for where, *piece in pieces]

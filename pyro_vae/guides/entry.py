@@ -283,8 +283,15 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
     """The structure of a model; a guide made for the same model knows it already.
 
     Raises:
+        TypeError: If it is a map, which is only a part of a guide.
         ValueError: If the guide was made for a model with other latent sites.
     """
+    if isinstance(guide, InferenceMap):
+        name = type(guide).__name__
+        raise TypeError(
+            f"guide should be a guide of the model, got an inference map, {name}: make a guide of "
+            f"it, as in pv.Guide(model, {name}(...))"
+        )
     program = _own_program(guide)
     if program is None:
         return Program(model, *batch)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._types import Batch
-from ..programs import Program, evaluating
+from ..programs import Program, evaluating, rows_within
 from ..registry import registered
 from .families import Family
 from .maps import InferenceMap
@@ -144,7 +144,7 @@ class Refined(InferenceMap):
 
     def _refined(self, program: Program, batch: Batch, start: Tensor) -> Tensor:
         """The refined parameters, some rows at a time."""
-        size = max(1, _DRAWS_AT_ONCE // self.num_particles)
+        size = max(1, rows_within(batch, _DRAWS_AT_ONCE) // self.num_particles)
         pieces = zip(*(part.split(size) for part in (start, *batch)), strict=True)
         family = self._attached[1]
         refined = [

@@ -46,6 +46,7 @@ from .program import Program as Program
 from .program import log_joint as log_joint
 from .running import Counted as Counted
 from .running import bytes_per_row as bytes_per_row
+from .running import rows_within as rows_within
 from .running import threads_for as threads_for
 from .simulation import Prior as Prior
 from .simulation import feature_distribution as feature_distribution

@@ -13,6 +13,7 @@ from .._types import Batch
 from .program import Program
 from .traces import retry_unvalidated
 
+_NUMBERS = 2**24  # of data: 64 mebibytes in float32, and a few results of that size
 _SMALL = 2**22  # bytes of results, which one core makes in a millisecond
 
 
@@ -43,6 +44,19 @@ def bytes_per_row(program: Program, batch: Batch) -> float:
             retry_unvalidated(partial(program.log_densities, z, *row))
         totals.append(count.bytes)
     return (totals[1] - totals[0]) / 2
+
+
+def rows_within(batch: Batch, most: int) -> int:
+    """Rows of a program's batch at once: at most so many, and fewer where data are wide.
+
+    Unlike :func:`bytes_per_row` it runs nothing, so it may be asked in every step of training.
+
+    Example:
+        >>> rows_within((torch.zeros(2, 784),), 16_384), rows_within((torch.zeros(2, 2**20),), 99)
+        (16384, 16)
+    """
+    width = sum(tensor[:1].numel() for tensor in batch)
+    return max(1, min(most, _NUMBERS // max(1, width)))
 
 
 @contextmanager
