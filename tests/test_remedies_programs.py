@@ -151,23 +151,6 @@ def shared(**given: Tensor) -> None:
     torch.testing.assert_close(found, expected[..., 0])
 
 
-def humps(y: Tensor) -> None:
-    """A second latent with two modes, of which the data say nothing."""
-    with pyro.plate("data", len(y)):
-        halves = dist.Categorical(logits=torch.zeros(len(y), 2))
-        modes = dist.Normal(torch.tensor([-1.5, 1.5]).expand(len(y), 2), 1.0)
-        pyro.sample("side", dist.MixtureSameFamily(halves, modes))
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
-
-
-def of_humps(map: Any) -> Any:
-    """Log p by a guide of it."""
-    guide = pv.Guide(humps, map, example=Y)
-    guide.mean(Y)
-    return evidence(humps, guide, num_samples=20_000)
-
-
 def simulated(program: Any, data: Tensor = Y) -> None:
     """Asserts that data simulated row by row have the density of the program."""
     z, (made,) = simulate(Program(program, data), (data,), seed=0)
@@ -225,11 +208,6 @@ REMEDIES = {
         r"pass given=, as guide.global_values\(\) returns them",
         shared,
         lambda: shared(loc=torch.tensor(0.5)),
-    ),
-    "two modes in closed form": Remedy(
-        r"with a maximum .* use pv.Encoder\(net\) or pv.LocalParameters\(num_data\)",
-        lambda: of_humps(pv.ExactPosterior()),
-        lambda: of_humps(pv.LocalParameters(4)),
     ),
     "data read from the batch": Remedy(
         "let later sites use the values that pyro.sample returns",
