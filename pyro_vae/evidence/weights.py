@@ -232,6 +232,7 @@ def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str
     """
     check_data(model, more, argument)
     first, second = (tuple(part[:2] for part in rows) for rows in (batch, more))
+    check_data(model, first)
     with evaluating(model), torch.no_grad(), forked(0, "unused"):
         retry_unvalidated(partial(Program, model, *first))
         with naming(argument):
