@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from .._warnings import warn
-from ..evidence import first_rows
+from ..evidence import check_data, first_rows
 from ..formatting import plus_minus
 from ..likelihoods import Categorical, Mixed
 from ..models import VAE
@@ -351,5 +351,7 @@ def _one_row(model: ProgramLike, data: Data | None) -> Batch:
         if prototype is None:
             raise ValueError("the model cannot say what its data look like: pass data=y[:1]")
         with evaluating(model), torch.no_grad():
-            data = prototype()
-    return tuple(part[:1] for part in as_batch(data, device_of(model)))
+            return tuple(part[:1] for part in as_batch(prototype(), device_of(model)))
+    batch = as_batch(data, device_of(model))
+    check_data(model, batch)
+    return tuple(part[:1] for part in batch)
