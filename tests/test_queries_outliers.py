@@ -168,7 +168,7 @@ def test_too_few_reference_data_say_so(seed: int) -> None:
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        (0, "at least 1 reference datum"),
+        (0, "a whole number of at least 1"),
         (torch.full((2, 5), torch.nan), "at least one complete row"),
     ],
 )

@@ -565,7 +565,7 @@ def test_parameters_behind_a_detach_are_named() -> None:
 
     model = pv.models.VAE(Detached(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
     guide = pv.Guide(model, pv.Encoder(nn.Linear(3, 4)))
-    with pytest.warns(UserWarning, match=r"decoder\.weight and 1 more take no part .* detach\(\)"):
+    with pytest.warns(UserWarning, match=r"of the model .*decoder\.weight and 1 more.* detach\(\)"):
         result = fit(model, guide, data(), num_epochs=1)
     assert "model.decoder.weight and 1 more take no part in the loss" in result.advice
     model.requires_grad_(requires_grad=False)

@@ -25,20 +25,24 @@ _LOG1P = (
     0.005232624078144871,
 )  # fmt: skip
 
-
 _FEW = 4  # columns: a call of a product takes longer than so small a one
 
 
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Any:
-    return NotImplemented if factors else torch.mm(left, right) + bias
+    return NotImplemented if factors or _is_low(left) else torch.mm(left, right) + bias
 
 
 def _mm(left: Tensor, right: Tensor) -> Any:
     """A product over few columns, as of latents, as a sum that is fused with what follows."""
-    if left.shape[1] > _FEW:
+    if left.shape[1] > _FEW or _is_low(left):
         return NotImplemented
     columns = zip(left.unbind(dim=1), right.unbind(dim=0), strict=True)
     return sum(column[:, None] * row for column, row in columns)
+
+
+def _is_low(x: Tensor) -> bool:
+    """Whether sums would be rounded to a low precision; a product keeps them in a higher one."""
+    return torch.finfo(x.dtype).bits < 32
 
 
 def _softplus(x: Tensor, *options: Any) -> Any:

@@ -86,11 +86,13 @@ class Steps:
             self.program, guide, reader.batch, self.batch_size // shards.count
         )
         self.tensors = self._find_tensors()
-        if untrained := self._untrained():
-            warn(
-                f"{untrained}: look for a detach() or a no_grad() on the way to the loss; what is "
-                "not to be trained is said by requires_grad_(False)"
-            )
+        for role, (trained, untrained) in self._parameters().items():
+            if untrained and not trained:  # parts of a program may be meant for another guide
+                warn(
+                    f"no parameter of the {role} takes part in the loss ({_named(untrained)}): "
+                    "look for a detach() or a no_grad() on the way to it; what is not to be "
+                    "trained is said by requires_grad_(False)"
+                )
         # Where rows of a table are all there is to train, the schedule still needs an optimizer.
         nothing = [torch.zeros(0, requires_grad=True)]
         self.optimizer = made_optimizer(plan.optimizer, list(self.tensors.values()) or nothing)
@@ -375,22 +377,23 @@ class Steps:
         return ". ".join(filter(None, [self._untrained(), scales]))
 
     def _untrained(self) -> str:
-        """Names parameters that the loss does not depend on, as behind a `detach()`."""
+        """Names parameters that the loss does not depend on; empty if there are none."""
+        names = [name for _, untrained in self._parameters().values() for name in untrained]
+        return f"{_named(names)} take no part in the loss, and are not trained" if names else ""
+
+    def _parameters(self) -> dict[str, tuple[list[str], list[str]]]:
+        """By role, names of the parameters that the loss depends on, and of those it does not."""
         roles = {"guide": self.guide} | ({"model": self.model} if self.plan.train_model else {})
         own = [map.owns for map in maps_of(self.guide)]
         trained = set(self.tensors.values())
-        names = [
-            f"{role}.{name}"
-            for role, program in roles.items()
-            for module in modules_of(program)
-            for name, value in module.named_parameters()
-            if value.requires_grad and value.numel() > 0 and value not in trained
-            if not any(of(value) for of in own)
-        ]
-        if not names:
-            return ""
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return f"{names[0]}{more} take no part in the loss, and are not trained"
+        found: dict[str, tuple[list[str], list[str]]] = {role: ([], []) for role in roles}
+        for role, program in roles.items():
+            for module in modules_of(program):
+                for name, value in module.named_parameters():
+                    if value.requires_grad and value.numel() > 0:
+                        takes_part = value in trained or any(of(value) for of in own)
+                        found[role][0 if takes_part else 1].append(f"{role}.{name}")
+        return found
 
     def rounding(self) -> Estimate | None:
         """Change of the ELBO of the first rows by low-precision products, in nats per datum."""
@@ -424,6 +427,10 @@ def _scales(y: Tensor) -> str:
         f"{_LOGARITHMS if counts else _STANDARDIZE}, or use pv.data.Columns, which gives answers "
         "in the data's own units"
     )
+
+
+def _named(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _some(rows: Tensor) -> str:
