@@ -86,7 +86,7 @@ def test_steps_in_one_call_or_in_many_have_the_same_bits(taken: list[int]) -> No
     assert same(found, expected)
 
 
-@pytest.mark.parametrize("stop", [3, 11])
+@pytest.mark.parametrize("stop", [3, pytest.param(11, marks=pytest.mark.slow)])
 def test_a_run_is_resumed_within_a_call(stop: int, tmp_path: Path) -> None:
     """Where it was interrupted, in the middle of what is one call otherwise: the same bits."""
     whole, expected = trained(binary(), compile=True)
