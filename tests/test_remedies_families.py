@@ -19,7 +19,7 @@ from pyro_vae import guides, nets
 from pyro_vae.guides.experts import ProductOfExperts
 from pyro_vae.guides.reparameterization import even_noise, reparameterize
 from pyro_vae.programs import Copies
-from tests.helpers.remedies import SD, Remedy, Y, column, evidence, follow
+from tests.helpers.remedies import SD, Holder, Remedy, Y, column, evidence, follow, of_all_rows
 from tests.helpers.remedies import location as model
 
 Flow = pv.NormalizingFlow
@@ -292,25 +292,6 @@ def tied_automatic(data: Tensor) -> Any:
     guide = AutoNormal(model, init_scale=SD)
     pv.fit(model, guide, Y, num_epochs=1, batch_size=4, progress=False)
     return evidence(model, guide, data)
-
-
-def of_all_rows(y: Tensor) -> None:
-    """Parameters of all four rows."""
-    loc = pyro.param("loc", lambda: Y / 2)
-    with pyro.plate("data", 4):
-        pyro.sample("z", dist.Normal(loc, SD))
-
-
-class Holder(pyro.nn.PyroModule):
-    """A guide with a table inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = local()
-
-    def forward(self, y: Tensor) -> None:
-        """The inner guide."""
-        self.inner(y)
 
 
 class Fixed:

@@ -19,7 +19,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from tests.helpers.remedies import SD, Remedy, Y, exact, follow
+from tests.helpers.remedies import SD, Holder, Remedy, Y, exact, follow, of_all_rows
 from tests.helpers.remedies import location as model
 
 HOLES = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
@@ -234,25 +234,6 @@ def by_place(y: Tensor) -> None:
     """Q depends on the place of a row in the batch."""
     with pyro.plate("data", len(y)):
         pyro.sample("z", dist.Normal(y / 2 + 0.1 * torch.arange(len(y)), SD))
-
-
-def of_all_rows(y: Tensor) -> None:
-    """Parameters of all four rows."""
-    loc = pyro.param("loc", lambda: Y / 2)
-    with pyro.plate("data", 4):
-        pyro.sample("z", dist.Normal(loc, SD))
-
-
-class Holder(pyro.nn.PyroModule):
-    """A guide with a table inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = table()
-
-    def forward(self, y: Tensor) -> None:
-        """The inner guide."""
-        self.inner(y)
 
 
 def same_model() -> Any:

@@ -33,6 +33,25 @@ def exact(y: Tensor) -> None:
         pyro.sample("z", dist.Normal(y / 2, SD))
 
 
+def of_all_rows(y: Tensor) -> None:
+    """Parameters of all four rows."""
+    loc = pyro.param("loc", lambda: Y / 2)
+    with pyro.plate("data", 4):
+        pyro.sample("z", dist.Normal(loc, SD))
+
+
+class Holder(pyro.nn.PyroModule):
+    """A guide with a table inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = pv.Guide(location, pv.LocalParameters(4), example=Y)
+
+    def forward(self, y: Tensor) -> None:
+        """The inner guide."""
+        self.inner(y)
+
+
 class Remedy(NamedTuple):
     """The words of a refusal, the call that is refused, and what it says to call."""
 
