@@ -253,18 +253,23 @@ def _warn_of_odd(
     if odd:
         more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
         warn_of_column(
-            name.rpartition("column ")[2].strip("'"),
+            _column_of(name),
             f"{name} holds numbers, but {len(odd)} of {len(cells)} entries are not: "
             f"{', '.join(odd[:_SHOWN])}{more}. They are treated as missing: correct the cells, or "
             "drop their rows, if that is wrong",
         )
 
 
+def _column_of(name: str) -> str:
+    """The column's own name, of words such as "column 'age'"."""
+    return name.rpartition("column ")[2].strip("'")
+
+
 def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
     codes = [place for place, cell in enumerate(cells) if _LEADING_ZERO.fullmatch(cell)]
     if codes:
         warn_of_column(
-            name.rpartition("column ")[2].strip("'"),
+            _column_of(name),
             f"{name} holds numbers that start with 0, such as {cells[codes[0]]!r} in "
             f"{where(codes[0])}: if they are codes, say that they are words (kinds=, --kinds "
             "COLUMN=Categories), or drop the column",
@@ -275,7 +280,7 @@ def _warn_of_errors(name: str, cells: Sequence[str], where: Callable[[int], str]
     found = [place for place, parts in enumerate(_with_errors(cells)) if parts]
     if found:
         warn_of_column(
-            name.rpartition("column ")[2].strip("'"),
+            _column_of(name),
             f"{name} holds numbers with their errors, such as {cells[found[0]]!r} in "
             f"{where(found[0])}: the errors are left out; put them into a column of their own, if "
             "the model should see them",
