@@ -293,7 +293,7 @@ class DataOrNumber(Kind):
 
 
 class Either(Kind):
-    """The first of several that fits; whole numbers stay integers where both are allowed."""
+    """The first of several kinds that fits; whole numbers stay integers if both are allowed."""
 
     def __init__(self, kinds: Sequence[Kind]) -> None:
         numbers = {kind.kind: kind for kind in kinds if isinstance(kind, Number)}

@@ -71,13 +71,13 @@ def _wait_for_others() -> None:
 
 
 def _after_fork() -> None:
-    """The parent goes on."""
+    """After a fork, in the parent: lets other threads go on."""
     if _waited.pop():
         ALONE.release()
 
 
 def _free_in_child() -> None:
-    """A forked process has one thread: what others hold, or have begun, would never end."""
+    """After a fork, in the child: frees what other threads held, since they do not exist there."""
     if _waited.pop():
         ALONE.release()
         return

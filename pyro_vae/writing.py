@@ -153,7 +153,7 @@ def _resolved(path: Path) -> Path:
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Refuses what the system cannot look at: too deep, a loop of links, somebody else's."""
+    """Refuses a path that the system cannot read: too deep, a loop of links, no permission."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -251,7 +251,7 @@ def _naming(place: Path) -> Iterator[None]:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Removes what writers of this file left that were killed."""
+    """Removes what killed writers of this file left behind."""
     for left in path.parent.iterdir():
         name = left.name.removesuffix(path.suffix) if path.suffix else left.name
         if name.startswith(f".{path.stem}.new-") and not _writer_lives(left.with_name(name)):

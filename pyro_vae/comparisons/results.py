@@ -22,7 +22,7 @@ REFINING_STEPS = 20
 
 
 class Untrusted(NamedTuple):
-    """Numbers of data: log p(y) in doubt, best q not found, and gap negative beyond its error."""
+    """How many data have log p(y) in doubt, q* not found, or a gap below 0 beyond its error."""
 
     doubted: int
     lost: int

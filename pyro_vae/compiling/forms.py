@@ -1,4 +1,4 @@
-r"""Operations of a captured graph in forms that a compiler makes faster code of.
+r"""Rewrites operations of a captured graph so that the compiler makes faster code of them.
 
 Sums are kept apart from products, as a compiler then fuses them with what follows. Log densities of
 binary data and scales need

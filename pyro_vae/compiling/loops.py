@@ -184,7 +184,7 @@ class Loop:
     def _inputs(
         self, rows: Sequence[Tensor], total: float, settings: Settings, vectors: list[Tensor]
     ) -> list[Tensor]:
-        """What steps change (their number, the last report, the step size, vectors), and more."""
+        """What steps change (number, last report, step size, vectors), then what they do not."""
         report = torch.tensor([1.0, total, 0.0], dtype=torch.float64, device="cpu")
         none, count = torch.tensor(0, device="cpu"), torch.tensor(len(rows), device="cpu")
         sizes = settings.sizes(len(rows))
@@ -247,7 +247,7 @@ def _condition(taken: Tensor, report: Tensor, *rest: Tensor) -> Any:
 
 
 def _require_separate(others: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuses a step that sees the parameters by other tensors, too."""
+    """Refuses a step that also reaches the parameters through other tensors."""
     own = {part.untyped_storage().data_ptr() for part in parameters}
     if any(part.untyped_storage().data_ptr() in own for part in others):
         raise NotCaptured("it uses views of what is trained")

@@ -214,7 +214,7 @@ class CompiledSteps:
         return [torch.stack([elbo.detach().double(), loss.isfinite().double()]), *gradients]
 
     def _flat(self, *batch: Tensor) -> list[Tensor]:
-        """The function to capture: the same, but whether gradients are finite, too."""
+        """The function to capture: a step that also reports whether its gradients are finite."""
         report, *gradients = self._step(*batch)
         sums = torch.stack([gradient.sum() for gradient in gradients])
         is_finite = report[1] * sums.isfinite().all()

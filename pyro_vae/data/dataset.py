@@ -93,7 +93,7 @@ class Dataset:
             return self
         if self.binarization.binary or len(self.train) < 2:
             raise ValueError(
-                "a set is standardized over two or more rows of numbers, got "
+                "standardizing needs at least two training rows of values that are not binary; got "
                 f"{len(self.train)} rows, {self.binarization.describe()}"
             )
         train, test, dtype = self.train.double(), self.test.double(), self.train.dtype

@@ -231,7 +231,7 @@ def _is_title(cells: list[str]) -> bool:
 def _is_note(rows: list[list[str]]) -> bool:
     """Whether the last line is a note or a summary: words that begin no other line.
 
-    One cell is no row that broke off if it has words.
+    A single cell of words is a note, not a row that was cut off.
     """
     cells, above = rows[-1], rows[:-1]
     if len(cells) == 1:
@@ -370,7 +370,7 @@ def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
 def _without_repeated_names(
     path: Path, lines: list[int], rows: list[list[str]]
 ) -> tuple[list[int], list[list[str]]]:
-    """Leaves out the names where they stand again, as in files that were put together."""
+    """Leaves out repeated lines of names, as in concatenated files."""
     again = [place for place, row in enumerate(rows) if place and row == rows[0]]
     if not again or len(rows[0]) < 2:
         return lines, rows
@@ -464,7 +464,7 @@ def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bo
 
 
 def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a line has units: words above numbers; above words nothing, or a word not in them."""
+    """Whether a line has units: words above numbers, and no entry of a column of words."""
     columns = [[row[i] for row in below[:_SAMPLED]] for i in range(len(second))]
     numbers = [mostly_numbers(column, comma=comma) for column in columns]
     above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]

@@ -192,7 +192,7 @@ def _mean(values: Float[Tensor, "particles data"]) -> Estimate:
 def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> None:
     """Refuses a prior that depends on the datum: there is then no single prior to compare with.
 
-    It is seen from the density of the same points for the next datum.
+    Compares the log densities of some points under the priors of neighbouring data.
     """
     z, _ = posterior.draw(1)
     others = tuple(part.roll(1, 0) for part in batch)

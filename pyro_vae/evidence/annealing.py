@@ -275,7 +275,7 @@ def annealed(
 
 
 def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
-    r"""Log of the mean weight of a few chains, with an error that is honest for a few.
+    r"""Log of the mean weight of a few chains, with an error that also holds for few.
 
     The larger of two errors. One is the jackknife's, which is too small if a few chains carry the
     mean. The other is that of log-normal weights, :math:`\sqrt{(e^{s^2} - 1) / C}`, where the

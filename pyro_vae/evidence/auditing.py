@@ -119,7 +119,7 @@ def audit(log_joint: Array, log_guide: Array) -> Audit:
     if joint.shape != guide.shape or joint.ndim != 2:
         raise ValueError(
             "expected log_joint and log_guide of one shape (particles, batch), got "
-            f"{tuple(joint.shape)} and {tuple(guide.shape)}; of one datum it is (particles, 1)"
+            f"{tuple(joint.shape)} and {tuple(guide.shape)}; for one datum: (particles, 1)"
         )
     require_legal(joint - guide)
     marginal = log_marginal_of(Weights(torch.zeros_like(joint), joint, guide))

@@ -49,7 +49,7 @@ _PROBE_POINTS, _PROBE_TOLERANCE = 8, 0.05  # enough to tell in which mode a fit 
 _PROBED_AT_ONCE = 256  # data, each of which is fitted from all places at once
 _FAR = 8.0  # squared distance in standard deviations: four, if both have the same
 _HILLS = 1e-2  # nats: enough to tell which of some hills is the highest
-_COMPARABLE = 4.6  # nats, log 100: a mode of less than a hundredth is no matter
+_COMPARABLE = 4.6  # nats, log 100: a mode with less than a hundredth of the mass is ignored
 _MOST_CORRELATED = 50  # latents; beyond, a full-rank fit takes seconds per datum
 _WIDER = (0.1, 0.8)  # at most a tenth, and less for many latents, each of which costs draws
 

@@ -217,7 +217,7 @@ class ImportanceSampling:
         )  # fmt: skip
 
     def _sizes(self, pilot: "_Sampling", until: ErrorTarget) -> Int64[Tensor, " batch"]:
-        """Draws that each datum needs, estimated from a pilot run that serves nothing else."""
+        """Draws that each datum needs, estimated from a pilot run that is used for nothing else."""
         weights = pilot.weights(self.num_samples)
         error = torch.cat([_figures_of(part, self.average).error for part in weights])
         # An infinite or unknown error asks for the whole budget.
@@ -304,7 +304,7 @@ class _Sampling:
             )  # fmt: skip
 
     def figures(self, num_samples: int, average: Average) -> Iterator["_Figures"]:
-        """The figures of the weights, and what the draws did not reach."""
+        """The statistics of the weights, and the share that the draws are expected to miss."""
         return (figures for _, figures in self.judged_blocks(num_samples, average))
 
     def judged_blocks(
@@ -322,7 +322,7 @@ class _Sampling:
             yield weights, self._with_missed(figures, few._replace(rows=rows))
 
     def _with_missed(self, figures: "_Figures", block: Block) -> "_Figures":
-        """Looks beyond the draws of those data whose error is said to cover."""
+        """Adds the share that the draws are expected to miss, for data with a reliable error."""
         some = figures.covers.nonzero()[:, 0]
         if len(some) == 0:
             return figures

@@ -1,8 +1,8 @@
-r"""Whether a proposal reaches the tails of the posterior: beyond the draws, without any chance.
+r"""Whether a proposal reaches the tails of the posterior, judged by densities and not by draws.
 
 The largest weights show a tail that the proposal hardly reaches, but only once one of its rare
 draws is there: a run that missed it looks harmless, and whoever accepts runs by their weights
-selects just these. So the posterior is followed beyond the draws, without any chance. Along the
+selects just these. So both densities are evaluated beyond the draws, at fixed points. Along the
 line :math:`z(t) = c + t v`, with grid points of which both densities are evaluated, let
 :math:`p(t) \propto p(y, z(t))` and :math:`q(t) \propto q(z(t))`, each normalized on the line. None
 of :math:`K` draws of :math:`q(t)` lies beyond :math:`t` with probability :math:`e^{-K Q(t)}`,
@@ -26,8 +26,8 @@ A line sees one dimension of a miss. Where the proposal is a little too narrow i
 draws miss a large share that no line shows. So the same is asked of all dimensions together, with a
 Gaussian in place of the posterior: a quadratic :math:`b^\top u + u^\top H u / 2`, fitted to the
 log weights by least squares, makes it :math:`\mathcal{N}(\mu, (I - H)^{-1})` with
-:math:`\mu = (I - H)^{-1} b` beside draws of :math:`\mathcal{N}(0, I)`. What :math:`K` draws miss is
-now what has a larger weight than all of theirs:
+:math:`\mu = (I - H)^{-1} b` beside draws of :math:`\mathcal{N}(0, I)`. What :math:`K` draws miss
+are now the points with larger weights than any of the draws:
 
 .. math:: s = \mathbb{E}_{p} \left[ (1 - 1 / w)_+ \, e^{-K Q(w)} \right], \qquad
     Q(w) = \mathbb{E}_{p} \left[ \mathbb{1}(w' > w) / w' \right] .
@@ -87,7 +87,7 @@ class Lines(NamedTuple):
     directions: Float[Tensor, "lines batch latents"]
 
     def rows(self, rows: Tensor) -> "Lines":
-        """Those of some of the data."""
+        """The lines of a subset of the data."""
         return Lines(self.center[rows], self.directions[:, rows])
 
 
@@ -155,7 +155,7 @@ def unreached_share(
     widths: Float[Tensor, " nodes"],
     num_samples: int,
 ) -> Float64[Tensor, "*batch"]:
-    r"""The share :math:`s` of a posterior along a line that draws of a proposal are to miss.
+    r"""The share :math:`s` of a posterior along a line that a proposal's draws will likely miss.
 
     Arguments:
         log_joint: Of the program at the nodes, in nats, up to a constant; nan counts as no mass.
@@ -185,7 +185,7 @@ def unreached_share(
 
 
 def unreached_by_normal(fit: Quadratic, num_samples: int) -> Float64[Tensor, " batch"]:
-    r"""The share :math:`s` of a Gaussian posterior that draws of another Gaussian are to miss.
+    r"""The share :math:`s` of a Gaussian posterior that another Gaussian's draws will likely miss.
 
     Arguments:
         fit: To the log weights; of Gaussians they are quadratic.
@@ -273,7 +273,7 @@ def _quadratic(
 def _curvature(
     u: Float[Tensor, "batch latents particles"], values: Float[Tensor, "batch particles"]
 ) -> Float[Tensor, "batch latents latents"]:
-    """Of a least-squares fit to values at standardized draws, by conjugate gradients."""
+    """Curvature of a least-squares fit to values at standardized draws, by conjugate gradients."""
     residual = _mean_hessian(u, values)
     curvature, step, length = torch.zeros_like(residual), residual, _squared(residual)
     for _ in range(_ITERATIONS):

@@ -275,9 +275,10 @@ def result_of_islands(
 def _dependence(
     z: Float[Tensor, "islands particles batch latents"],
 ) -> Float64[Tensor, "batch latents"]:
-    """Variance of the islands' means over that of independent particles, of ranks and folded ranks.
+    """How much more the islands' means vary than those of independent particles would.
 
-    1 on average if particles are independent; :math:`F` with islands - 1 degrees of freedom.
+    A ratio of variances, the larger one of ranks and folded ranks: 1 on average if particles are
+    independent, :math:`F` with islands - 1 degrees of freedom.
     """
     folded = (z - z.flatten(0, 1).median(dim=0).values).abs()
     return torch.maximum(_variance_ratio(z), _variance_ratio(folded))

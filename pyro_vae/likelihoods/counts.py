@@ -159,7 +159,7 @@ class NegativeBinomialFeatures(_Counts):
         return self.parameters[0].exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log probability, from its deviance and what Stirling's formula leaves.
+        r"""Log probability, from its deviance and the remainder of Stirling's formula.
 
         With :math:`t = \log \mu / y` the deviance is
         :math:`(r + y) \log(1 + \frac{y}{r + y} (e^t - 1)) - y t`, which is the same as

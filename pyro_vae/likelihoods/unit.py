@@ -155,7 +155,7 @@ class BetaFeatures(Features):
         return self._logs()[0].exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log density, from :math:`\phi \mathrm{KL}(m \| y)` and what Stirling's formula leaves.
+        r"""Log density, from :math:`\phi \mathrm{KL}(m \| y)` and Stirling's remainder.
 
         So it has no terms that are large and cancel when the concentration is large.
         """

@@ -171,7 +171,7 @@ class Unfolded(dist.TorchDistribution):
         """The same distribution; it cannot have more rows than its features."""
         if torch.Size(batch_shape) != self.batch_shape:
             raise ValueError(
-                f"batch shape {tuple(self.batch_shape)} cannot become {tuple(batch_shape)}"
+                f"expected the batch shape {tuple(self.batch_shape)}, got {tuple(batch_shape)}"
             )
         return self
 

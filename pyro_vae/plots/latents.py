@@ -325,8 +325,8 @@ def plot_collapse(
     shapes = {heights.shape, known.shape, error.shape}
     if shapes != {(len(uses),)}:
         raise ValueError(
-            f"expected rate, information and its error of shape ({len(uses)},), one per use, got "
-            f"{heights.shape}, {known.shape} and {error.shape}"
+            f"expected rate, information and its error of shape ({len(uses)},), one per latent, "
+            f"got {heights.shape}, {known.shape} and {error.shape}"
         )
     order = np.argsort(-np.nan_to_num(heights), kind="stable")
     ax = axes_or_new(ax, (min(7.0, 1.6 + 0.4 * len(uses)), 3.4))

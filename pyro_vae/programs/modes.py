@@ -206,7 +206,7 @@ def import_compiler() -> None:
     """Imports torch's compiler, if its cache cannot be made; torch fails if it does so itself.
 
     It is imported in passing, as with the first optimizer, and makes the folder of its cache then.
-    So it is told of a folder that exists; nothing is written there, since nothing is compiled.
+    So it gets a folder that exists; nothing is written there, since nothing is compiled.
     """
     if all(module in sys.modules for module in _IMPORTED):
         return

@@ -182,7 +182,7 @@ class Program:
         return other
 
     def at_start(self) -> "Program":
-        """The same program with its global sites about the middle of their prior."""
+        """The same program with its global sites near the medians of their priors."""
         if not self.global_sites:
             return self
         flat = self.constrain_globals(self.structure.global_start)

@@ -139,7 +139,7 @@ class MutualInformation:
         if pairs > 0:
             warn(
                 f"mutual information of {pairs} pair(s) is nan: none of {self.num_latents} draws "
-                f"of the prior explains some datum; try num_latents={10 * self.num_latents}"
+                f"of the prior has a density for some datum; try num_latents={10 * self.num_latents}"
             )
         return Estimate(*(part.masked_fill(lost, torch.nan) for part in estimate))
 
@@ -335,8 +335,8 @@ def _without(estimate: Estimate, places: list[int], names: tuple[str, ...]) -> E
     if not places:
         return estimate
     warn(
-        f"{[names[place] for place in places]} are categories without an order, whose codes have "
-        "no correlation: it is nan; use measure=MutualInformation()"
+        f"{[names[place] for place in places]} are categories without an order: correlations "
+        "with their codes mean nothing and are nan; use measure=MutualInformation()"
     )
     value, error = (part.clone() for part in estimate)
     for part in (value, error):

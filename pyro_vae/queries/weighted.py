@@ -35,7 +35,7 @@ _DRAWS = 2000  # a row: an error of a mean below 3% of the spread, with a tail t
 
 
 class WeightedDraws(NamedTuple):
-    """Draws for some rows, `(draws, rows, latents)`, and what each counts, `(draws, rows)`."""
+    """Draws for some rows, `(draws, rows, latents)`, and the weight of each, `(draws, rows)`."""
 
     rows: slice
     z: Tensor

@@ -350,6 +350,6 @@ def _rebuilt(
 
 
 def _told(error: Exception) -> str:
-    """An error in which names of the file may stand: printable, and not as long as they are."""
+    """The text of an error that may quote the file: printable, and of limited length."""
     text = str(error).encode(errors="backslashreplace").decode()
     return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."

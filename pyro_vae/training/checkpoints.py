@@ -187,7 +187,7 @@ def encoded(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     """A state as JSON, with its tensors put aside by name.
 
     Raises:
-        TypeError: If it contains anything that neither can hold, such as a function.
+        TypeError: If it contains what is neither a tensor nor JSON, such as a function.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value

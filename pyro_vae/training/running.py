@@ -277,7 +277,7 @@ class Training:
         return self.shards.epoch(self.stepping.batch_size, fewest=self.stepping.fewest)
 
     def _has_to_stop(self, interrupts: Interrupts) -> bool:
-        """Whether this process or another one was interrupted or asked to stop, or is due."""
+        """Whether a process was interrupted or asked to stop; notes if a checkpoint is due."""
         due = self.keeper is not None and self.keeper.is_due
         received, asked, self._is_due = distributed.anywhere(
             interrupts.received is not None, self._asked_to_stop, due
