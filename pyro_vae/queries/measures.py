@@ -139,7 +139,7 @@ class MutualInformation:
         if pairs > 0:
             warn(
                 f"mutual information of {pairs} pair(s) is nan: none of {self.num_latents} draws "
-                f"of the prior has a density for some datum; try num_latents={10 * self.num_latents}"
+                f"of the prior fits some datum; try num_latents={10 * self.num_latents}"
             )
         return Estimate(*(part.masked_fill(lost, torch.nan) for part in estimate))
 
