@@ -364,6 +364,11 @@ def test_what_cannot_be_compared() -> None:
     y = torch.randn(8, 3)
     with pytest.raises(ValueError, match="at least one guide"):
         small(Program(), {})
+    for name in ("", " \u200b", "a\nb", "\ud800"):
+        with pytest.raises(ValueError, match="visible text in one line, got "):
+            small(Program(), {name: by_hand})
+    with pytest.raises(ValueError, match=r"about\['x'\] cannot be written as JSON"):
+        small(Program(), {"a": by_hand}, about={"x": object()})
     for number in (0, -1):
         with pytest.raises(ValueError, match=rf"num_seeds should be .* at least 1, got {number}"):
             small(Program(), {"a": by_hand}, num_seeds=number)

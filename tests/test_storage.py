@@ -224,7 +224,7 @@ def test_about_and_versions(tmp_path: Path) -> None:
     assert (header["format_version"], header["library_version"]) == (1, pv.__version__)
 
 
-@pytest.mark.parametrize("value", [torch.zeros(2), float("nan"), {1, 2}, object()])
+@pytest.mark.parametrize("value", [torch.zeros(2), float("nan"), {1, 2}, object(), "\ud800"])
 def test_about_that_is_no_json(tmp_path: Path, value: Any) -> None:
     """The entry is named, and nothing is written."""
     with pytest.raises(ValueError, match=r"about\['odd'\] cannot be written as JSON"):

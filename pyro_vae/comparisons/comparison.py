@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _FILES = {"report.html", "table.csv", "summary.txt", "run.json"}
 _FOLDERS = {_MODELS := "models", _FIXED := "fixed_model"}
+# Names that Windows takes for devices.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _LONGEST = 80  # letters of a file name: systems allow 255 bytes, and a letter may take four
 _INFERENCE_DRAWS = 100  # draws in the ArviZ data that are saved
 _PREDICTIVE_DRAWS = 20  # of these, how many come with simulated data, which are large
@@ -211,7 +213,7 @@ class Comparison(Result):
 
         packages = ("torch", "pyro-ppl", "numpy", "arviz")
         return {
-            "about": json.loads(json.dumps(dict(self.about), default=str)),
+            "about": json.loads(json.dumps(dict(self.about))),
             "versions": {"pyro-vae": __version__, **{name: version(name) for name in packages}},
             "python": platform.python_version(),
         }
@@ -241,14 +243,15 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
     taken gets a number.
 
     Example:
-        >>> file_names(["a b", "a-b", "A.B", "..", "гайд"])
-        {'a b': 'a-b', 'a-b': 'a-b-2', 'A.B': 'A.B', '..': 'guide', 'гайд': 'гайд'}
+        >>> file_names(["a b", "a-b", "A.B", "..", "con", "гайд"]).values()
+        dict_values(['a-b', 'a-b-2', 'A.B', 'guide', 'guide-con', 'гайд'])
     """
     taken: set[str] = set()
     files = {}
     for name in names:
         plain = unicodedata.normalize("NFC", name)
         stem = re.sub(r"[^\w.-]+", "-", plain)[:_LONGEST].strip(".-") or "guide"
+        stem = f"guide-{stem}" if _DEVICES.fullmatch(stem) else stem
         numbered = (f"{stem}-{number}" for number in itertools.count(2))
         choices = itertools.chain([stem], numbered)
         files[name] = next(file for file in choices if file.casefold() not in taken)

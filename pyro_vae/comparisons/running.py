@@ -7,6 +7,7 @@ cost of the choice of guide.
 
 import math
 import time
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from ..guides import (
 from ..programs import Copies, Program, as_batch, device_of, minibatch, no_new_parameters
 from ..progress import progress_bar
 from ..randomness import forked
+from ..storage import require_notes
 from ..training import Checkpoint, Fit, History, fit
 from .comparison import Comparison
 from .results import REFINING_STEPS, GuideResult
@@ -104,7 +106,8 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
         image_shape: Height and width of a datum, for pictures only.
         log_scale: Nats per datum to add to log densities, where the data were rescaled (see
             :class:`pyro_vae.data.Dataset`), so that they are in the data's own units.
-        about: Notes to save with the results, such as the data set and its binarization.
+        about: Notes to save with the results, such as the data set and its binarization: strings,
+            numbers, lists.
         seed: Seed of all random numbers.
         num_seeds: How often to run the comparison. The first run is as described above; in every
             other run networks (and the model, if it is trained) start from new weights, drawn by
@@ -118,8 +121,8 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
         The results by guide, which give a table, figures, ArviZ data, or a folder.
 
     Raises:
-        ValueError: If there is no guide or no run, or if data, model and guides do not fit
-            together.
+        ValueError: If there is no guide or no run, if a guide's name is blank, if `about` is not
+            JSON, or if data, model and guides do not fit together.
         TypeError: If a model or a guide refers to its parameters in a way that cannot be copied.
 
     References:
@@ -140,8 +143,8 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
         >>> [row.guide for row in table.rows()]
         ['amortized', 'global']
     """
-    if not guides:
-        raise ValueError("compare needs at least one guide, got an empty mapping")
+    _check_names(guides)
+    notes = require_notes(about or {})
     where = device_of(model)
     stored, augmented = augmentation_of(train)
     batch, held_out = as_batch(stored, where, "train"), as_batch(test, where, "test")
@@ -152,7 +155,7 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
     draws = evaluation or ImportanceSampling(1000)
     run = _Run(model, batch, augmented, held_out, draws, estimator, options, train_model)
     details = {
-        **(about or {}),
+        **notes,
         **{name: repr(value) for name, value in options.items() if name not in _NOT_NOTED},
         **({} if augmented is None else {"each batch": repr(augmented.augment)}),
         "seed": seed,
@@ -166,11 +169,24 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
     for number in range(num_seeds):
         with no_new_parameters():
             results = run.under(seed + number, fresh=number > 0).results(guides)
-        notes = {**details, "seed": seed + number}
-        tables.append(Comparison(results, held_out, labels, image_shape, log_scale, notes))
+        told = {**details, "seed": seed + number}
+        tables.append(Comparison(results, held_out, labels, image_shape, log_scale, told))
         if tables[-1].interrupted:
             break
     return replace(tables[0], others=tuple(tables[1:]))
+
+
+def _check_names(guides: Mapping[str, Candidate]) -> None:
+    """Refuses names that no table and no file could show, before anything is trained."""
+    if not guides:
+        raise ValueError("compare needs at least one guide, got an empty mapping: pass a map")
+    for name in guides:
+        kinds = {unicodedata.category(letter) for letter in name}
+        if kinds & {"Cc", "Cs"} or all(kind[0] in "CZ" for kind in kinds):
+            raise ValueError(
+                f"guides: each name should be visible text in one line, got {name!r}; name a guide "
+                "as tables and files should show it, as in {'amortized': ...}"
+            )
 
 
 def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, int] | None) -> None:

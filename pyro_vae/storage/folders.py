@@ -96,7 +96,7 @@ def save(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "library_version": __version__,
-        "about": _checked_about(about or {}),
+        "about": require_notes(about or {}),
     }
     for part in describe(programs):
         digest = hashlib.sha256(tensors[part.role]).hexdigest()
@@ -205,10 +205,15 @@ def _packed(role: str, program: ProgramLike) -> bytes:
     return content
 
 
-def _checked_about(about: Mapping[str, JSON]) -> dict[str, Any]:
+def require_notes(about: Mapping[str, JSON]) -> dict[str, Any]:
+    """Notes to be saved; refuses what JSON cannot hold, by its entry.
+
+    Raises:
+        ValueError: If an entry is not JSON.
+    """
     for name, value in about.items():
         try:
-            json.dumps({name: value}, allow_nan=False)
+            json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"about[{name!r}] cannot be written as JSON ({error}): use strings, finite "
@@ -258,7 +263,7 @@ def _check_version(path: Path, header: dict[str, Any]) -> None:
     from .. import __version__  # set when the package is whole
 
     version: Any = header.get("format_version")
-    _require(path, "format_version", when=isinstance(version, int) and version >= 1)
+    _require(path, "format_version", when=type(version) is int and version >= 1)
     if version > FORMAT_VERSION:
         raise ValueError(
             f"'{path}' was saved by a newer version, pyro_vae {header.get('library_version')} "
