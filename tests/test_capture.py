@@ -408,6 +408,10 @@ def test_compiled_draws_are_fresh_and_repeatable() -> None:
     assert torch.equal(first, dist.Normal(torch.zeros(5), 1.0).sample())
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="torch's compiler forgets a header of its own beside an operation without a C++ call",
+)
 def test_the_compiler_keeps_its_remarks(capfd: pytest.CaptureFixture[str]) -> None:
     """An operation that it has no C++ call for is right, and is no line on the terminal."""
 

@@ -162,6 +162,7 @@ def test_forms_are_the_operations(dtype: torch.dtype) -> None:
             binary_cross_entropy_with_logits(x, y, reduction="none"),
             softplus(x),
             x.sigmoid(),
+            x.tanh(),
         ]
         slopes = [torch.autograd.grad(value.sum(), x, retain_graph=True)[0] for value in values]
         return [part.detach() for part in (*values, *slopes)]

@@ -7,10 +7,12 @@ binary data and scales need
 
 and its derivative :math:`1 / (1 + e^{-x})`, which is :math:`1 / (1 + e)` or :math:`e / (1 + e)`:
 one exponential is enough for both, and for so short an interval the logarithm is :math:`e` times a
-polynomial, with a relative error of 2.3e-7, two roundings of float32. Other dtypes keep theirs.
+polynomial, with a relative error of 2.3e-7, two roundings of float32. The hyperbolic tangent is
+:math:`x P(x^2) / Q(x^2)`, two polynomials of degree 4 and a division, with a relative error of
+3e-7; it takes less than a third of the time of torch's. Other dtypes keep theirs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +26,15 @@ _LOG1P = (
     0.19105988495561121, -0.13663206942902945, 0.07822549385487541, -0.029504957515003608,
     0.005232624078144871,
 )  # fmt: skip
+
+# tanh(x) / x for x² in [0, _FLAT²] as a ratio of polynomials, likewise; at _FLAT it is 1 less 3e-7.
+_TANH = (
+    0.999999994352955, 0.13450618404157386, 0.003578989419770434, 2.2023200761373562e-05,
+    1.5427907571241347e-08,
+), (
+    1.0, 0.4678394640528738, 0.026192228112173248, 0.0003423646231508071, 8.598754263769148e-07,
+)  # fmt: skip
+_FLAT = 7.9
 
 _FEW = 4  # columns: a call of a product takes longer than so small a one
 
@@ -58,6 +69,14 @@ def _sigmoid(x: Tensor) -> Any:
     return torch.where(x >= 0, torch.ones_like(e), e) / (1 + e)
 
 
+def _tanh(x: Tensor) -> Any:
+    if x.dtype != torch.float32:
+        return NotImplemented
+    x = x.clamp(-_FLAT, _FLAT)
+    above, below = (_polynomial(coefficients, x * x) for coefficients in _TANH)
+    return x * above / below
+
+
 def _bernoulli(x: Tensor, y: Tensor, *options: Any) -> Any:
     """Minus the log probability of y, given logits x."""
     if x.dtype != torch.float32 or options != (None, None, 0):  # weights, reduction
@@ -70,10 +89,15 @@ def _exponential(x: Tensor) -> Tensor:
 
 
 def _log1p(e: Tensor) -> Tensor:
-    value = e * _LOG1P[-1]
-    for coefficient in _LOG1P[-2:0:-1]:
-        value = (value + coefficient) * e
-    return (value + _LOG1P[0]) * e
+    return _polynomial(_LOG1P, e) * e
+
+
+def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    *lower, highest = coefficients
+    value: Any = highest
+    for coefficient in reversed(lower):
+        value = value * x + coefficient
+    return value
 
 
 FORMS: dict[Any, Callable[..., Any]] = {
@@ -81,6 +105,7 @@ FORMS: dict[Any, Callable[..., Any]] = {
     _aten.mm.default: _mm,
     _aten.softplus.default: _softplus,
     _aten.sigmoid.default: _sigmoid,
+    _aten.tanh.default: _tanh,
     _aten.binary_cross_entropy_with_logits.default: _bernoulli,
 }
 """What a capture records in place of an operation of torch."""
