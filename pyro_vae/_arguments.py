@@ -49,6 +49,25 @@ _PASSING_ON = tuple(  # unchecked, what they were given: strings, and options of
 )
 
 
+_HELP = "its help() has an example"
+_EXAMPLES = {  # of arguments that take objects
+    "callbacks": "[pv.training.Printing()]",
+    "decoder": "pv.nets.MLPDecoder(2, 10)",
+    "evaluation": "pv.ImportanceSampling(1000)",
+    "family": "pv.FullRankNormal()",
+    "fitting": "pv.FitRows(max_steps=1000)",
+    "folder": "'results'",
+    "guide": "pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(10)))",
+    "guides": "{'amortized': pv.Encoder(pv.nets.MLPEncoder(10))}",
+    "map": "pv.Encoder(pv.nets.MLPEncoder(10))",
+    "model": "pv.models.VAE(pv.nets.MLPDecoder(2, 10), pv.likelihoods.Gaussian(), 2)",
+    "objective": "pv.IWAE(5)",
+    "optimizer": "functools.partial(torch.optim.Adam, lr=1e-3)",
+    "prior": "pv.models.MixtureOfNormals(5, 2)",
+    "scheduler": "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10)",
+}
+
+
 class Reader:
     """Checks and normalizes the arguments of one function."""
 
@@ -120,10 +139,11 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
     if kind.takes_tensors:
         return f"convert it, as in {name}=torch.as_tensor(...)"
     if default is None or isinstance(default, int | float | str):
-        return f"pass for example {name}={default!r}, the default"
+        example = f", or {name}={_EXAMPLES[name]}" if name in _EXAMPLES else ""
+        return f"pass for example {name}={default!r}, the default{example}"
     if isinstance(kind, Number):
         return f"pass for example {name}={kind.example}"
-    return "its help() has an example"
+    return f"pass for example {name}={_EXAMPLES[name]}" if name in _EXAMPLES else _HELP
 
 
 def _parts(value: Any) -> Sequence[Any]:
@@ -217,7 +237,7 @@ def naming(argument: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        if not re.search(rf"\b{argument}\b", str(error)):
+        if not re.search(rf"(?<![.\w]){argument}\b", str(error)):  # pv.data is no argument
             error.args = (f"{argument}: {error}",)
         raise
 

@@ -4,6 +4,7 @@ The signatures themselves are the table: what is malformed is made from each ann
 function, class and method that `dir(pv)` and its modules show is called with it.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae._annotations import COUNT, Interval, kind_of
-from pyro_vae._arguments import check_public, checked
+from pyro_vae._arguments import _EXAMPLES, Reader, check_public, checked
 from tests.helpers.public import public
 
 NAN = math.nan
@@ -196,6 +197,18 @@ def test_an_inherited_constructor_is_checked() -> None:
     """It names the class that was called, not the one that the constructor is from."""
     with pytest.raises(TypeError, match=r"^Gaussian: sigma should be"):
         pv.likelihoods.Gaussian("a")  # type: ignore[arg-type]
+
+
+def test_the_examples_of_remedies_are_taken() -> None:
+    """What a refusal tells people to pass runs, and each function with that argument takes it."""
+    model = pv.models.VAE(torch.nn.Linear(2, 10), pv.likelihoods.Gaussian(), 2)
+    readers = [Reader(inspect.unwrap(function), tensors=False) for function in PUBLIC.values()]
+    for name, example in _EXAMPLES.items():
+        value = eval(example, {"pv": pv, "torch": torch, "functools": functools, "model": model})
+        takers = [reader for reader in readers if reader.kinds.get(name)]
+        assert takers
+        for reader in takers:
+            assert reader.take(name, value) is not None, (name, reader.function)
 
 
 def test_a_function_without_the_check_is_caught() -> None:

@@ -328,7 +328,9 @@ def test_plateaus_are_told_the_elbo(mode: Any) -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
+_SHORT = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=1)
 UNUSABLE: list[tuple[dict[str, Any], str]] = [
+    ({"scheduler": _SHORT, "num_epochs": 2}, "OneCycleLR fails there .* as there are epochs"),
     ({"scheduler": torch.optim.lr_scheduler.StepLR}, r"step_size=10\); .*StepLR.* fails"),
     ({"scheduler": lambda made: torch.optim.lr_scheduler.LambdaLR(made, lambda _: -1.0)}, "-0.002"),
     ({"optimizer": functools.partial(torch.optim.LBFGS, lr=0.1)}, "LBFGS evaluates the loss"),
@@ -345,7 +347,7 @@ UNUSABLE: list[tuple[dict[str, Any], str]] = [
 def test_what_fit_cannot_use_is_refused(options: dict[str, Any], message: str) -> None:
     """With the line to write."""
     with pytest.raises((TypeError, ValueError), match=message):
-        fit(*small(), data(), num_epochs=1, **options)
+        fit(*small(), data(), **{"num_epochs": 1, **options})
 
 
 def test_an_optimizer_that_is_made_already() -> None:
@@ -471,6 +473,9 @@ def test_items_that_are_no_tensors() -> None:
     for bad in (lambda row: {"y": row}, lambda row: "a", lambda row: None):
         with pytest.raises(TypeError, match=r"row 0 of Items is a .* let __getitem__ return those"):
             reader_of(Items(bad), torch.device("cpu")).read(torch.tensor([0]))
+    ragged = Items(lambda row: row[: 1 + int(row[0])])
+    with pytest.raises(ValueError, match=r"same shapes.* row 0 .*\(1,\).* row 4"):
+        reader_of(ragged, torch.device("cpu")).read(torch.tensor([0, 4]))
     with pytest.raises(TypeError, match="give it a __len__"):
         reader_of(Unsized(), torch.device("cpu"))
 
@@ -498,7 +503,7 @@ def test_the_line_for_other_containers(name: str) -> None:
     given = CONTAINERS[name](rows)
     with pytest.raises(TypeError, match=r": pass .*\by\b") as refused:
         inspect.unwrap(as_batch)(given)  # without the checks of types that tests switch on
-    line = str(refused.value).partition(": pass ")[2].partition(", or take columns")[0]
+    line = str(refused.value).partition(": pass ")[2].partition(", or ")[0]
     (made,) = as_batch(eval(line, {"torch": torch, "y": given}))
     assert torch.equal(made, rows)
 

@@ -422,6 +422,8 @@ def _conversion(part: Any) -> str:
     """The expression that makes a tensor of it."""
     if isinstance(part, list) and part and not isinstance(part[0], Tensor):
         return "torch.tensor(y)"
+    if isinstance(part, list) and part:
+        return "torch.stack(y), or tuple(y) if its entries are the parts of one batch"
     lines = (line for name, line in _CONVERSIONS.items() if hasattr(part, name))
     made = "a tensor with one row per datum, made with torch.tensor(...)"
     bound = "where it is the same for all data, bind it, as in lambda y: model(y, args)"

@@ -200,7 +200,13 @@ class Scheduler:
         with warnings.catch_warnings():
             # A run that was resumed at the end of an epoch had its steps in another process.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-            self.torch.step()
+            try:
+                self.torch.step()
+            except ValueError as error:
+                raise ValueError(
+                    f"scheduler= is stepped once per epoch, and {type(self.torch).__name__} fails "
+                    f"there ({error}): make it for as many steps as there are epochs"
+                ) from error
 
 
 def constant(optimizer: torch.optim.Optimizer) -> Any:

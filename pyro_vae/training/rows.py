@@ -70,6 +70,15 @@ class Collated:
     def read(self, rows: Tensor) -> Batch:
         """The tensors of these rows."""
         items = [self._item(row) for row in rows.tolist()]
+        name, first = type(self.dataset).__name__, [tuple(part.shape) for part in items[0]]
+        for row, item in zip(rows.tolist(), items, strict=True):
+            shapes = [tuple(part.shape) for part in item]
+            if shapes != first:
+                raise ValueError(
+                    f"the rows of {name} should have tensors of the same shapes, got {first} for "
+                    f"row {int(rows[0])} and {shapes} for row {row}: let __getitem__ pad or cut "
+                    "them, with nan for entries that are missing"
+                )
         return tuple(torch.stack(parts) for parts in zip(*items, strict=True))
 
     def _item(self, row: int) -> Batch:
