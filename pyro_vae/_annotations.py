@@ -84,7 +84,7 @@ class Kind:
     """What an annotation requires, in words and as a check."""
 
     expected: str
-    takes_tensors = False
+    conversion = ""  # the call that makes a tensor or an array of something named {}
 
     def take(self, value: Any) -> Any:
         """Returns the normalized value, or raises a misfit without a message."""
@@ -164,24 +164,30 @@ class Instance(_Test):
 
     def __init__(self, cls: type) -> None:
         super().__init__(self.words.get(cls) or f"an object of {cls.__name__}", self._is_one)
-        self.cls, self.takes_tensors = cls, cls is Tensor
+        self.cls, self.conversion = cls, "torch.as_tensor({})" if cls is Tensor else ""
 
     def _is_one(self, value: Any) -> bool:
         fits = isinstance(value, os.PathLike if self.cls is Path else self.cls)
         return fits and (self.cls is type or not isinstance(value, type))
 
 
-class _Shaped(_Test):
+class _Shaped(Kind):
     """A tensor or an array of a kind of number and a number of axes, by jaxtyping."""
 
-    takes_tensors = True
-
     def __init__(self, annotation: Any) -> None:
-        array = "tensor" if annotation.array_type is Tensor else "NumPy array"
+        self.annotation, is_tensor = annotation, annotation.array_type is Tensor
+        array = "tensor" if is_tensor else "NumPy array"
         shape = annotation.dim_str.replace(" ", ", ")
-        kind = annotation.__name__.partition("[")[0].lower()
-        expected = f"a {kind} {array} of shape ({shape})"
-        super().__init__(expected, lambda value: isinstance(value, annotation))
+        number = annotation.__name__.partition("[")[0].lower()
+        self.expected = f"a {number} {array} of shape ({shape})"
+        dtype = ", dtype=torch.float32" if number == "float" else ""
+        self.conversion = f"torch.as_tensor({{}}{dtype})" if is_tensor else "np.asarray({})"
+
+    def take(self, value: Any) -> Any:
+        """The value itself."""
+        if not isinstance(value, self.annotation):
+            raise Misfit(ValueError if isinstance(value, self.annotation.array_type) else TypeError)
+        return value
 
 
 class Device(Kind):
@@ -301,7 +307,7 @@ class Either(Kind):
         self.kinds = sorted(kinds, key=lambda kind: kind is not whole)
         told = [kind for kind in kinds if kind is not whole or float not in numbers]
         self.expected = " or ".join(dict.fromkeys(kind.expected for kind in told))
-        self.takes_tensors = any(kind.takes_tensors for kind in kinds)
+        self.conversion = next((kind.conversion for kind in kinds if kind.conversion), "")
 
     def take(self, value: Any) -> Any:
         """The value as converted by the first kind that fits."""

@@ -49,6 +49,7 @@ _PASSING_ON = tuple(  # unchecked, what they were given: strings, and options of
 )
 
 
+_INNER = {"forward", "log_prob", "sample", "rsample", "expand"}  # which torch and Pyro call
 _HELP = "its help() has an example"
 _EXAMPLES = {  # of arguments that take objects
     "callbacks": "[pv.training.Printing()]",
@@ -76,7 +77,7 @@ class Reader:
         self.kinds: dict[str, Kind] = {}
         for parameter in self.parameters.values():
             kind = self._kind(parameter, function.__module__)
-            if kind is not None and (tensors or not kind.takes_tensors):
+            if kind is not None and (tensors or not kind.conversion):
                 self.kinds[parameter.name] = kind
         self.positions = [
             parameter.name
@@ -132,12 +133,14 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
         return f"call the class, as in {classes[0].__name__}(...)"
     if isinstance(value, str) and isinstance(kind, Items):
         return f"put it into a list, as in {name}=[{value!r}]"
-    if isinstance(value, Tensor | np.ndarray) and not kind.takes_tensors:
+    if isinstance(value, Tensor | np.ndarray) and not kind.conversion:
         return f"pass a plain value, as in {name}=x.item() or x.tolist()"
     if isinstance(kind, Device):
         return "pass 'cpu', or 'cuda' where torch.cuda.is_available()"
-    if kind.takes_tensors:
-        return f"convert it, as in {name}=torch.as_tensor(...)"
+    if kind.conversion:
+        reshaped = f", or reshape it, as in {name}[None] for one row"
+        line = kind.conversion.format(name)
+        return f"convert it, as in {line}{reshaped * isinstance(value, Tensor | np.ndarray)}"
     if default is None or isinstance(default, int | float | str):
         example = f", or {name}={_EXAMPLES[name]}" if name in _EXAMPLES else ""
         return f"pass for example {name}={default!r}, the default{example}"
@@ -274,7 +277,7 @@ def _check_methods(cls: type) -> None:
         if not inspect.isfunction(function) or hasattr(function, "checks_arguments"):
             continue
         if not name.startswith("_") or (name == "__init__" and not is_result(cls)):
-            wrapped = checked(function, tensors=name == "__init__")
+            wrapped = checked(function, tensors=name not in _INNER)
             setattr(cls, name, wrapped if function is value else type(value)(wrapped))
 
 

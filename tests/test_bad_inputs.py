@@ -93,7 +93,7 @@ def argument_cases() -> Iterator[Case]:
     for name, function in PUBLIC.items():
         if name.startswith(UNCHECKED):
             continue
-        tensors = not name.rpartition(".")[0].rpartition(".")[-1][:1].isupper() or "__" in name
+        tensors = name.rpartition(".")[-1] not in arguments._INNER
         reader = arguments.Reader(inspect.unwrap(function), tensors=tensors)
         first = [None] if "self" in reader.parameters else []
         for argument, kind in reader.kinds.items():
