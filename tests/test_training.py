@@ -480,6 +480,15 @@ def test_items_that_are_no_tensors() -> None:
         reader_of(Unsized(), torch.device("cpu"))
 
 
+def test_transformations_that_are_none() -> None:
+    """What is no function is refused when it is given; another shape before any step."""
+    with pytest.raises(TypeError, match="augment should be a function"):
+        pv.data.Augmented(data(), 3)  # type: ignore[arg-type]
+    for change, message in ((lambda y: y[:1], r"keep the shape"), (lambda y: None, "got NoneType")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            fit(*small(), pv.data.Augmented(data(), change), num_epochs=1)
+
+
 def annotated(y: Tensor) -> Any:
     """What an AnnData object answers; the package is not needed."""
     return SimpleNamespace(X=y.numpy(), to_df=lambda: pd.DataFrame(y.numpy()))

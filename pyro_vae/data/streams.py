@@ -90,6 +90,10 @@ class Augmented:
         augment: Maps the first tensor of a batch to one of the same shape, such as
             :class:`pyro_vae.data.Redrawn`.
 
+    Raises:
+        TypeError: If `augment` is not a function of tensors.
+        ValueError: If it returns another shape.
+
     Example:
         >>> from pyro_vae.data import Redrawn
         >>> len(Augmented(torch.full((5, 2), 0.5), Redrawn()))
@@ -99,6 +103,13 @@ class Augmented:
     data: Any
     augment: Callable[[Tensor], Tensor]
 
+    def __post_init__(self) -> None:
+        if not callable(self.augment) or isinstance(self.augment, type):
+            raise TypeError(
+                f"augment should be a function of a tensor, got {self.augment!r}: pass one, as in "
+                "lambda y: y + 0.1 * torch.randn_like(y), or pv.data.Redrawn()"
+            )
+
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.data[0] if isinstance(self.data, tuple) else self.data)
@@ -106,7 +117,18 @@ class Augmented:
     def change(self, batch: Batch) -> Batch:
         """A batch with its first tensor transformed."""
         first, *others = batch
-        return (self.augment(first), *others)
+        new: object = self.augment(first)
+        if not isinstance(new, Tensor):
+            raise TypeError(
+                f"augment should return a tensor, got {type(new).__name__}: let it return the "
+                "transformed batch"
+            )
+        if new.shape != first.shape:
+            raise ValueError(
+                f"augment should keep the shape {tuple(first.shape)} of a batch, got "
+                f"{tuple(new.shape)}: change values, and leave rows and columns in place"
+            )
+        return (new, *others)
 
 
 def augmentation_of(data: Any) -> tuple[Any, Augmented | None]:
