@@ -20,7 +20,8 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae import queries, tables
 from pyro_vae.cli import main
-from pyro_vae.data import Columns, from_frame, trained_on
+from pyro_vae.data import Column, Columns, from_frame, trained_on
+from pyro_vae.data.frames import Holds
 from pyro_vae.storage.limits import MAX_HEADER
 from pyro_vae.table_report import identifying
 
@@ -427,6 +428,26 @@ def test_which_latent_does_what() -> None:
     torch.testing.assert_close(told.effect, wide * slopes.T[order] / spread)
     assert [told.strongest(order.index(latent)) for latent in (0, 1)] == [[0], [1]]
     assert json.dumps(told.to_dataframe()["column"].tolist()) == json.dumps(["a", "b", "c"] * 2)
+
+
+@pytest.mark.usefixtures("float64")
+def test_effects_are_in_the_spread_of_the_training_rows() -> None:
+    """However alike the rows are that are asked about: counts by their sd, skewed by logarithms."""
+    model = pv.models.VAE(nn.Linear(1, 3), pv.likelihoods.Gaussian(0.1), latent_dim=1)
+    slopes = torch.tensor([[2.0], [3.0], [0.5]])
+    with torch.no_grad():
+        model.decoder.weight.copy_(slopes)
+        model.decoder.bias.copy_(torch.tensor([0.0, 0.0, 5.0]))
+    y = torch.ones(4, 3) + torch.tensor([0.0, 1e-3, 2e-3, 0.0])[:, None]
+    kinds = (pv.data.Real(5.0, 10.0), pv.data.Count(4.0), pv.data.Positive(0.0, 7.0, 0.3))
+    made = [Column(n, k, Holds.FLOATS, "float64") for n, k in zip("abc", kinds, strict=True)]
+    columns = Columns(tuple(made), "dict")
+    told = queries.explain(model, pv.Guide(model, pv.GlobalParameters()), y, columns)
+    low, high = told.traversal.values[0, [0, -1]].tolist()
+    skewed = float(np.log((5 + 0.5 * high) / (5 + 0.5 * low))) / 0.3
+    exact = torch.tensor([[2 * (high - low), 3 * (high - low) / 4, skewed]])
+    torch.testing.assert_close(told.effect, exact)
+    assert told.words[0][2].endswith("sd of logarithms)")
 
 
 def test_categories_are_explained_by_their_probabilities() -> None:

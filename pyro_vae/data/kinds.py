@@ -200,13 +200,24 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
 
 @dataclass(frozen=True)
 class Count(Kind):
-    """Whole numbers from 0 on, unchanged."""
+    """Whole numbers from 0 on, unchanged.
+
+    Arguments:
+        spread: Standard deviation of the training rows, in which effects are expressed.
+    """
+
+    spread: float = 1.0
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Count":
-        """Needs nothing from the data."""
-        cls().encode(name, raw)
-        return cls()
+        """Standard deviation of the observed entries."""
+        values = cls().encode(name, raw)[rows]
+        known = values[~np.isnan(values)]
+        return cls(float(known.std()) or 1.0) if len(known) else cls()
+
+    def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+        """Counts in standard deviations."""
+        return values / self.spread
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         """Floats for the entries, nan where one is missing."""

@@ -2,12 +2,16 @@ r"""Effects of latents: how far each column moves as one latent goes through its
 
 A latent is moved from its 2.5% to its 97.5% quantile in the data (of fewer than 60 data, short of
 those at the ends), the others stay where they are, and each column is decoded at both ends. Effects
-on columns of unlike units are compared in the spread of the column, for numbers, and in
+on columns of unlike units are compared in standard deviations of the column, for numbers, and in
 probability, for categories:
 
 .. math:: e_{dj} = \frac{\mathbb{E}[y_j \mid z_d^{+}] - \mathbb{E}[y_j \mid z_d^{-}]}{s_j}
     \qquad\text{or}\qquad
     e_{dj} = \tfrac{1}{2} \sum_k |p(y_j = k \mid z_d^{+}) - p(y_j = k \mid z_d^{-})|
+
+:math:`s_j` is that of the training rows, so that an effect means the same for every set of rows
+asked about (without a table, whose columns know it, that of the rows given). Numbers that are very
+skewed (:class:`pyro_vae.data.Positive`) are compared by their logarithms.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch, Data, ProgramLike
-from ..data import Binary, Categories, Columns, Kind, Real, Time
+from ..data import Binary, Categories, Columns, Count, Kind, Positive, Real, Time
 from ..evidence import prepared
 from ..formatting import four_digits
 from ..programs import Program
@@ -27,9 +31,10 @@ from ..results import Result
 from .forward import features
 from .traversal import Traversal, moved, traverse
 
-_SLIGHT = 0.2  # spreads, or probability: a smaller effect is left out of the words
+_SLIGHT = 0.2  # standard deviations, or probability: a smaller effect is left out of the words
 _SILENT = 0.05  # nats: a latent that says less is taken to say nothing
 _MOST = 5  # columns named for each latent
+_TINY = 1e-3  # geometric means: likelihoods that are not for positive numbers may go below 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,8 +45,9 @@ class Explanation(Result):
         traversal: The walks along the latents that it is read off.
         columns: Names of the columns.
         effect: From the lowest to the highest level of each latent, `(latents, columns)`: for
-            numbers in standard deviations of the column, with sign; for categories the share of
-            probability that moves, with the sign of the second one where there are two.
+            numbers in standard deviations of the column over the training rows, with sign; for
+            categories the share of probability that moves, with the sign of the second one where
+            there are two.
         words: The same as text in the column's own units, `(latents, columns)`.
     """
 
@@ -173,18 +179,27 @@ def explain(
 def _number(
     ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
 ) -> tuple[Tensor, list[str]]:
-    """Effect on numbers in spreads, and on one of two in probability."""
+    """Effect on numbers in standard deviations, and on one of two in probability."""
     ends = ends.double().cpu()
     if isinstance(kind, Binary):
         name = kind.categories[1]
         return ends[:, 1] - ends[:, 0], [f"{name} {low:.0%} to {high:.0%}" for low, high in ends]
-    known = y[~y.isnan()]
-    spread = float(known.std(correction=0)) or 1.0
-    effect = (ends[:, 1] - ends[:, 0]) / spread
-    return effect, [
-        f"{_own(low, kind)} to {_own(high, kind)} ({(high - low) / spread:+.1f} sd)"
-        for low, high in ends.tolist()
+    low, high = _standardized(ends, y, kind).unbind(dim=1)
+    unit = "sd of logarithms" if isinstance(kind, Positive) else "sd"
+    return high - low, [
+        f"{_own(start, kind)} to {_own(end, kind)} ({effect:+.1f} {unit})"
+        for (start, end), effect in zip(ends.tolist(), (high - low).tolist(), strict=True)
     ]
+
+
+def _standardized(
+    ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
+) -> Float[Tensor, "latents 2"]:
+    """In standard deviations of the training rows; of these rows, where the kind has none."""
+    if kind in (Real(), Count()):
+        return ends / (float(y[~y.isnan()].std(correction=0)) or 1.0)
+    above = ends.clamp(min=_TINY) if isinstance(kind, Positive) else ends
+    return torch.from_numpy(kind.standardized(above.numpy()))
 
 
 def _own(value: float, kind: Kind) -> str:
