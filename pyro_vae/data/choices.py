@@ -5,6 +5,7 @@ name with the remedies, and what may mean that nothing was measured is named.
 """
 
 import re
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import numpy as np
@@ -40,12 +41,29 @@ _MOST_PAIRS = 10  # different ones, up to which they may be groups, such as 20-2
 _SAME = (  # short and long spellings of one answer
     *(("y", "yes"), ("1", "yes"), ("t", "true"), ("1", "true"), ("f", "female")),
     *(("n", "no"), ("0", "no"), ("f", "false"), ("0", "false"), ("m", "male")),
+    *(
+        ("true", "yes"),
+        ("false", "no"),
+        ("j", "ja"),
+        ("wahr", "ja"),
+        ("n", "nein"),
+        ("falsch", "nein"),
+    ),
 )
 _SHOWN = 3  # cells named in a message
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231
 _YEARS = (1800, 2100)  # whole numbers in between may be years
 _QUANTILES = (0.05, 0.5, 0.95)
 _BETWEEN = 3.29  # standard deviations of a Gaussian between the outer two
+_TIMELY = re.compile(
+    r"(^|[_ .])(date|day|datum|time|timestamp|when|zeit)([_ .]|$)|[a-z](Date|Time)$", re.IGNORECASE
+)
+_EPOCHS = (  # of spreadsheets, and of computers
+    ((20_000, 80_000), datetime(1899, 12, 30), "days"),
+    ((6e8, 4e9), datetime(1970, 1, 1), "seconds"),
+    ((6e11, 4e12), datetime(1970, 1, 1), "milliseconds"),
+)
+_EXACT = 2**53  # up to which a float64 holds every whole number
 _FAR_FROM_ZERO = 2.33  # standard deviations, beyond which lies 1% of a Gaussian
 _FEW_VALUES = 3  # others, below which -1 beside 1 is a code of its own
 _FEW_CODES = 10  # different whole numbers, up to which they may stand for words
@@ -83,7 +101,8 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
         return Choice(Binary((0, 1)), "zeros and ones")
     if not raw.whole:
         hint = "; Positive, if none can be 0 or less" if found.min() > 0 else ""
-        return _kind_of_numbers(found, "numbers", hint)
+        return _kind_of_numbers(name, found, "numbers", hint)
+    _refuse_beyond_floats(name, found)
     _refuse_names_of_rows(name, found)
     return _kind_of_whole(name, found)
 
@@ -95,16 +114,18 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
         return Choice(Count, f"whole numbers, the smallest is {found.min():g}{few}")
     if found.min() > 0 and _COUNTING.search(name):
         return Choice(Count, "whole numbers, and its name suggests counts")
-    return _kind_of_numbers(
-        found, f"whole numbers from {found.min():.0f} on", "; Count, if they are counts"
-    )
+    what = f"whole numbers from {found.min():.0f} on"
+    return _kind_of_numbers(name, found, what, "; Count, if they are counts")
 
 
-def _kind_of_numbers(found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
+def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
     """Positive, if a Gaussian would draw below 0 and the logarithms are more symmetric.
 
     Judged by quantiles, which a few outliers do not move.
     """
+    if found.min() == found.max():
+        return Choice(Real, f"all are {found[0]:g}, from which nothing is learned: drop it")
+    hint += _of_times(name, found)
     if len(found) < FEW or found.min() <= 0 or not np.isfinite(found).all():  # inf is refused later
         return Choice(Real, what + hint)
     low, middle, high = np.quantile(found, _QUANTILES)
@@ -113,6 +134,16 @@ def _kind_of_numbers(found: Shaped[np.ndarray, " rows"], what: str, hint: str) -
         if _asymmetry(*logs) < _asymmetry(low, middle, high):
             return Choice(Positive, f"{what}, above 0 and very skewed")
     return Choice(Real, what + hint)
+
+
+def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
+    """Which dates the numbers of a column named like a date may be."""
+    for (low, high), start, unit in _EPOCHS if _TIMELY.search(name) else ():
+        if low <= found.min() and found.max() <= high:
+            first, last = (f"{start + timedelta(**{unit: float(x)}):%Y-%m-%d}" for x in
+                           (found.min(), found.max()))  # fmt: skip
+            return f"; {unit} since {start:%Y-%m-%d}, if that is from {first} to {last}"
+    return ""
 
 
 def _asymmetry(low: float, middle: float, high: float) -> float:
@@ -153,6 +184,16 @@ def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None
         raise ValueError(
             f"column '{name}' {what} ({found[0]:.0f}, {found[1]:.0f}, ..., {found[-1]:.0f}): "
             f"{drop_it(name)}, or set its kind: kinds={{'{name}': Real}}, --kinds {name}=Real"
+        )
+
+
+def _refuse_beyond_floats(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
+    """Refuses whole numbers that differ in digits that a float64 does not hold, as long ids do."""
+    if np.abs(found).max() > _EXACT and np.isfinite(found).all():
+        raise ValueError(
+            f"column '{name}' holds whole numbers beyond {_EXACT:,}, such as "
+            f"{found[np.abs(found).argmax()]:.0f}, whose last digits are lost here: {drop_it(name)}"
+            f" if they are ids, or set its kind: kinds={{'{name}': Real}}, --kinds {name}=Real"
         )
 
 
@@ -213,12 +254,14 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
     if raw.holds is Holds.WORDS and raw.categories is None:
         _warn_of_words(name, raw)
     elif raw.holds in (Holds.FLOATS, Holds.INTEGERS):
+        _warn_of_repeated_ids(name, raw)
         _warn_of_numbers(name, raw)
 
 
 def _warn_of_words(name: str, raw: RawColumn) -> None:
     """Warns of `?` and the like among words, but not in a column of signs such as + and -."""
     words, times = np.unique(raw.values[~raw.missing].astype(str), return_counts=True)
+    _warn_of_merged(name, raw, words)
     _warn_of_spellings(name, words.tolist())
     marks = np.array([stands_for_missing(word) for word in words], dtype=bool)
     if not any(letter.isalnum() for word in words[~marks] for letter in word):
@@ -230,6 +273,18 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
             "if it says that nothing was recorded, leave the cells empty, or say so "
             f"(layout=Layout(missing=['{word}']), --missing='{word}'); else say "
             f"kinds={{'{name}': Categories}}, --kinds '{name}=Categories'",
+        )
+
+
+def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words"]) -> None:
+    """Names groups of which only the first row has the name, as merged cells are written."""
+    known = np.flatnonzero(~raw.missing)
+    if len(words) == len(known) > 1 and known[0] == 0 and 2 * len(known) < len(raw.values):
+        warn_of_column(
+            name,
+            f"column '{name}' has an entry in {len(known)} of {len(raw.values):,} rows, a different"
+            f" one in each ({listed(raw.values[known].tolist())}): if they stand for the rows "
+            "below, too, as merged cells do, fill these in; else drop the column",
         )
 
 
@@ -250,6 +305,19 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
             f"{', ...' * (len(several) > _SHOWN)}, which are taken for different categories: write "
             f"them alike, if they are the same; else say kinds={{'{name}': Categories}}, "
             f"--kinds '{name}=Categories'",
+        )
+
+
+def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
+    """Names whole numbers called like an id of which some come again, as in repeated measures."""
+    found = raw.values[~raw.missing]
+    number = len(set(found.tolist()))
+    if raw.whole and _NAMING.search(name) and _FEW_CODES < number < len(found):
+        warn_of_column(
+            name,
+            f"column '{name}' is named like an id, and has {number:,} different numbers in "
+            f"{len(found):,} rows, which are taken for measurements: {drop_it(name)}, or say what "
+            f"they are: kinds={{'{name}': Real}}, --kinds {name}=Real",
         )
 
 

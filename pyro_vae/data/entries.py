@@ -26,7 +26,8 @@ WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
 _DOTTED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{2,3})*,\d{3}(\.\d*)?")  # of two digits in India
-_SPACED = re.compile(r"[+-]?\d{1,3}([ \u00a0\u202f'\u2019]\d{3})+([.,]\d*)?")
+_SPACES = " \u00a0\u2007\u2008\u2009\u200a\u202f'\u2019"  # between thousands
+_SPACED = re.compile(rf"[+-]?\d{{1,3}}([{_SPACES}]\d{{3}})+([.,]\d*)?")
 _CURRENCY = (
     r"(?:US|CA|AU|A|C|R)?\$|[€£¥₹₩₽₺₪฿₫₴]|Rs\.?|kr\.?|(?:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|"
     r"DKK|PLN|BRL|MXN|ZAR|KRW)\b"
@@ -79,6 +80,7 @@ def entries_of(
     _warn_of_odd(name, cells, values, where)
     _warn_of_codes(name, plain, where)
     _warn_of_errors(name, cells, where)
+    _warn_of_units(name, cells, where)
     return _numbers(plain, values)
 
 
@@ -173,7 +175,7 @@ def _plain(cell: str, *, comma: bool, dotted: bool = False) -> str:
 def _ungrouped(cell: str) -> str:
     """Replaces a typographic minus, and removes spaces and apostrophes between thousands."""
     cell = cell.replace("\u2212", "-")
-    return re.sub("[ \u00a0\u202f'\u2019]", "", cell) if _SPACED.fullmatch(cell) else cell
+    return re.sub(f"[{_SPACES}]", "", cell) if _SPACED.fullmatch(cell) else cell
 
 
 def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
@@ -232,18 +234,20 @@ def _signed(cells: Sequence[str]) -> list[str]:
     ]
 
 
-def _without_units(cells: Sequence[str]) -> list[str]:
-    """Numbers in place of `46%`, `$46` and `46 kW`, where more than half have the same unit."""
+def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
+    """Parts of `46%`, `$46` and `46 kW`, where more than half have the same unit."""
     matches = [_WITH_UNIT.fullmatch(cell.replace("\u2212", "-")) for cell in cells]
     units = Counter((m[2], m[4]) for m in matches if m)
     known = sum(not is_missing(cell) for cell in cells)
     (unit, times), *_ = units.most_common(1) or [(("", None), 0)]
     if unit == ("", None) or 2 * times <= known:
-        return list(cells)
-    return [
-        m[1] + m[3] if m and (m[2], m[4]) == unit else cell
-        for m, cell in zip(matches, cells, strict=True)
-    ]
+        return [None] * len(cells)
+    return [m if m and (m[2], m[4]) == unit else None for m in matches]
+
+
+def _without_units(cells: Sequence[str]) -> list[str]:
+    parts = zip(_with_units(cells), cells, strict=True)
+    return [cell if found is None else found[1] + found[3] for found, cell in parts]
 
 
 def _warn_of_odd(
@@ -284,6 +288,27 @@ def _warn_of_errors(name: str, cells: Sequence[str], where: Callable[[int], str]
             f"{name} holds numbers with their errors, such as {cells[found[0]]!r} in "
             f"{where(found[0])}: the errors are left out; put them into a column of their own, if "
             "the model should see them",
+        )
+
+
+def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+    """Names numbers without a unit among those with one, which may be in another."""
+    with_unit = _with_units(cells)
+    if not any(with_unit):
+        return
+    bare = [
+        place
+        for place, (cell, found) in enumerate(zip(cells, with_unit, strict=True))
+        if found is None and number(cell, comma=False) not in (None, 0.0)
+    ]
+    if bare:
+        one = next(cell for cell, found in zip(cells, with_unit, strict=True) if found)
+        shown = ", ".join(f"{cells[place]!r} in {where(place)}" for place in bare[:_SHOWN])
+        warn_of_column(
+            _column_of(name),
+            f"{name} holds numbers with a unit, such as {one!r}, and {len(bare)} without: {shown}"
+            f"{', ...' * (len(bare) > _SHOWN)}. All are taken to be in the same unit: write it "
+            "behind all of them or none, and convert those that are not",
         )
 
 

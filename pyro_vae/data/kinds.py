@@ -1,5 +1,6 @@
 """Kinds of columns: how entries are encoded as floats, and floats decoded to entries."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ Rows = Shaped[np.ndarray, " train"] | slice
 EVERY = slice(None)
 FEW = 20  # rows, below which different words, or numbers in order, say little of what they are
 _SELDOM = 5  # rows of a category on average, below which nothing is learned of most
+_MEASURED = re.compile(r"[<>~+-]?\s*\d[\d.,]*\s*[^\d.,\s]")
 _SHOWN = 6  # categories, names or rows listed in a message
 
 
@@ -269,7 +271,7 @@ class Categories(Kind):
             raise ValueError(
                 f"column '{name}' has {len(found):,} different entries in {len(entries):,} rows "
                 f"({listed(found)}): row names have no distribution, so {drop_it(name)}, or "
-                "merge rare categories"
+                f"merge rare categories{_of_measured(found)}"
             )
         if len(found) > max(FEW, len(entries) / _SELDOM):
             warn_of_column(
@@ -350,6 +352,14 @@ def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
             "correct or drop these rows"
         )
     return values
+
+
+def _of_measured(found: Sequence[Any]) -> str:
+    """A remedy for entries that begin with a number, such as 2.4M beside 4.5k."""
+    like = sum(bool(_MEASURED.match(str(word))) for word in found)
+    if 10 * like < 9 * len(found):
+        return ""
+    return "; if they are measurements or dates, write numbers in one unit, or 2024-12-31"
 
 
 def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:

@@ -8,7 +8,7 @@ lines are classified:
 | --- | --- |
 | `# ...`, `sep=;` | skipped, except for names after a `#` that fit the columns |
 | lines of fewer cells at the top, or of one cell at the bottom | notes, skipped |
-| a last line that begins with `Total`, `Mean` and its like | a summary, skipped |
+| last lines that begin with `Total`, `Mean` and their like, or hold the sums | a summary, skipped |
 | the names once more, as where files were joined | skipped |
 | columns without a name and without entries | left out |
 | a first line with a word above numbers, or with words only | column names |
@@ -17,6 +17,7 @@ lines are classified:
 | a line of words below names that repeat, or are left out as in merged cells | parts of names |
 | a first column without a name, whose entries all differ | an index, skipped |
 | an apostrophe before a word that begins with `=`, `+`, `-` or `@` | the word alone |
+| `="007"`, and spaces of no width | `007`, and nothing |
 
 Names that are numbers, units and notes are guesses; a warning lists them and says how to overrule
 them. :mod:`pyro_vae.data.entries` decides on the type of each column.
@@ -27,7 +28,7 @@ import gzip
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +55,21 @@ _NO_UNIT = {"-", "1", "text"}  # above a number without one, as CF has it, or ab
 _NO_TABLE = re.compile(r"\s*(<(!doctype|html|\?xml)|\{\s*\"|\[\s*[\[{\"])", re.IGNORECASE)
 _ZIP_MAGIC = b"PK\x03\x04"
 _SUMMARY = re.compile(
-    r"(grand |sub)?(total|sum|mean|average|median|std|stdev|count|summe|gesamt|mittelwert)s?:?",
+    r"(grand |sub|in )?(total|totals|sum|mean|average|avg|median|std|std\.? ?dev\.?|stdev|sd|sem|"
+    r"variance|count|summe|gesamt|mittelwert|mittel|somme|moyenne|suma|media)s?( ?[(\[].*[)\]])?:?",
     re.IGNORECASE,
 )
+_EXTREMES = {
+    "min": min, "minimum": min, "smallest": min, "lowest": min,
+    "max": max, "maximum": max, "largest": max, "highest": max,
+}  # fmt: skip
+_NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
+_AS_TEXT = re.compile(r'="([^"]*)"')  # how a spreadsheet is kept from reading a number
+_COMPRESSED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SAMPLED = 200  # lines looked at to find the separator and the header
 _SHOWN = 4  # cells named in a warning
+_FEWEST_SUMMED = 6  # lines, below which a last one may be the sum of the others by chance
+_PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]")
 
 
 @dataclass(frozen=True)
@@ -168,7 +179,7 @@ def _cut(
         for cells in reader:
             last = skipped + reader.line_num
             if cells:
-                found.append((last, [without_apostrophe(cell.strip()) for cell in cells]))
+                found.append((last, [_bare(cell) for cell in cells]))
     except csv.Error as error:
         if "end of data" in str(error):
             raise ValueError(
@@ -177,8 +188,17 @@ def _cut(
             ) from error
         if strict:  # such as a space behind a closing quotation mark
             return _cut(path, lines, skipped, separator, strict=False)
-        raise ValueError(f"'{path}' is not a csv file: expected text ({error})") from error
+        raise ValueError(
+            f"'{path}' is not a csv file: expected text ({error}, below line {last + 1})"
+        ) from error
     return found
+
+
+def _bare(cell: str) -> str:
+    """A cell without what a spreadsheet puts around its content."""
+    cell = cell.strip().strip(_NO_WIDTH)
+    text = _AS_TEXT.fullmatch(cell)
+    return text[1].strip() if text else without_apostrophe(cell)
 
 
 def _quote(lines: Sequence[str], separator: str) -> str:
@@ -237,7 +257,46 @@ def _is_note(rows: list[list[str]]) -> bool:
     if len(cells) == 1:
         return number(cells[0], comma=True) is None and len(cells[0]) > 1
     said = (_is_title(cells) and len(cells[0]) > 1) or bool(_SUMMARY.fullmatch(cells[0]))
-    return said and all(row[0] != cells[0] for row in above)
+    extreme = _EXTREMES.get(cells[0].lower().rstrip(":"))
+    said = said or (extreme is not None and _agrees(rows, extreme))
+    return (said and all(row[0] != cells[0] for row in above)) or _holds_sums(rows)
+
+
+def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
+    """Whether the numbers of the last line are what a function gives for those of the rows."""
+    cells = rows[-1]
+    above = [row for row in rows[:-1] if not _SUMMARY.fullmatch(row[0])]
+    above = [row for row in above if row[0].lower().rstrip(":") not in _EXTREMES]
+    places = [place for place in range(len(cells)) if _value(cells, place) is not None]
+    return bool(places) and all(
+        _equals(cells[place], [_value(row, place) for row in above], of) for place in places
+    )
+
+
+def _equals(cell: str, above: list[float | None], of: Callable[[list[float]], float]) -> bool:
+    """Whether a cell holds what a function gives, but for digits that were not written."""
+    known, value = [x for x in above if x is not None], number(cell, comma="," in cell)
+    if not known or value is None:
+        return False
+    decimals = len(re.split("[.,]", cell)[-1]) if re.search("[.,]", cell) else 0
+    return abs(of(known) - value) <= len(known) * 0.51 * 10.0**-decimals
+
+
+def _holds_sums(rows: list[list[str]]) -> bool:
+    """Whether the last line holds sums, two at least, which the numbers above do not reach."""
+    cells = rows[-1]
+    values = {place: x for place in range(len(cells)) if (x := _value(cells, place)) is not None}
+    if len(values) < 2 or len(rows) < _FEWEST_SUMMED:
+        return False
+    sample = [[_value(row, place) or 0.0 for place in values] for row in rows[:-1][:_SAMPLED]]
+    tops = [max(map(abs, column)) for column in zip(*sample, strict=True)]
+    beyond = all(abs(x) > top for x, top in zip(values.values(), tops, strict=True))
+    return beyond and _agrees(rows, sum)
+
+
+def _value(row: list[str], place: int) -> float | None:
+    """The number at a position of a line, or None."""
+    return number(row[place], comma="," in row[place]) if place < len(row) else None
 
 
 def _names_in_comment(
@@ -266,8 +325,13 @@ def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
 
 def _decoded(path: Path) -> str:
     content = uncompressed(path)
+    for magic, name in _COMPRESSED.items():
+        if content.startswith(magic):
+            raise ValueError(f"'{path}' is compressed by {name}: unpack it, or compress it by gzip")
     if content.startswith(_ZIP_MAGIC):
         encodings = []
+    elif content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        encodings = ["utf-32"]
     elif content.startswith((b"\xff\xfe", b"\xfe\xff")):
         encodings = ["utf-16"]
     elif b"\0" in content[:2]:  # UTF-16 without a mark at its start
@@ -294,7 +358,10 @@ def _separator(lines: Sequence[str]) -> str:
 
     def alike(separator: str) -> int:
         reader = csv.reader(sample, delimiter=separator, skipinitialspace=True)
-        (width, number), *_ = Counter(map(len, reader)).most_common(1) or [(1, 0)]
+        try:
+            (width, number), *_ = Counter(map(len, reader)).most_common(1) or [(1, 0)]
+        except csv.Error:  # a cell of more than 131,072 characters
+            return 0
         return number if width > 1 else 0
 
     best = max(SEPARATORS, key=alike)
@@ -307,7 +374,7 @@ def _below_names(
     path: Path, found: list[tuple[int, list[str]]], layout: Layout, *, comma: bool
 ) -> Cells:
     lines, rows = [line for line, _ in found], [cells for _, cells in found]
-    rows = _without_empty_columns(rows)
+    rows = _without_empty_columns(_without_empty_ends(rows))
     header = layout.header
     if header is None and rows:
         header = _is_header(path, rows, comma=comma)
@@ -335,6 +402,9 @@ def _below_names(
     if len(rows) <= start:
         raise ValueError(f"'{path}' has no rows: expected lines of cells, separated by commas")
     names = tuple(name or str(place) for place, name in enumerate(rows[0])) if header else None
+    if len(rows[0]) == 1 and all(_PUNCTUATED.search(row[0]) for row in rows[start:]):
+        _say(path, f"every line has one cell, such as {rows[start][0]!r}: if it has several, say "
+             "what separates them (layout=Layout(separator=...), --sep)")  # fmt: skip
     if layout.missing:
         rows[start:] = [[layout.emptied(cell) for cell in row] for row in rows[start:]]
     cells = Cells(names, rows[start:], lines[start:], comma)
@@ -354,6 +424,14 @@ def _joined(names: Sequence[str], parts: Sequence[str]) -> list[str] | None:
     joined = [f"{a} {b}".strip() for a, b in zip(groups, parts, strict=True)]
     unique = len(set(joined)) == len(joined) and all(joined[1:])
     return joined if unique else None
+
+
+def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
+    """Leaves out empty cells beyond the first line's, where some lines have them and some not."""
+    width = len(rows[0]) if rows else 0
+    if {len(row) > width for row in rows[1:]} != {True, False}:
+        return rows
+    return [row if any(row[width:]) else row[:width] for row in rows]
 
 
 def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
