@@ -312,7 +312,8 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
     """Names whole numbers called like an id of which some come again, as in repeated measures."""
     found = raw.values[~raw.missing]
     number = len(set(found.tolist()))
-    if raw.whole and _NAMING.search(name) and _FEW_CODES < number < len(found):
+    exact = not len(found) or np.abs(found).max() <= _EXACT  # others are refused
+    if exact and raw.whole and _NAMING.search(name) and _FEW_CODES < number < len(found):
         warn_of_column(
             name,
             f"column '{name}' is named like an id, and has {number:,} different numbers in "
