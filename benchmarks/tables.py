@@ -224,10 +224,10 @@ def main() -> None:
 
 
 class Answers(NamedTuple):
-    """Of one way, all seeds together: squared errors and log p of each row."""
+    """Of one way, all seeds together: squared errors of each row and log p, nan without one."""
 
     squares: Array
-    log_p: Array | None
+    log_p: Array
 
 
 def compared(name: str, holes: str, ways: Ways, seeds: int, epochs: int) -> tuple[bool, bool]:
@@ -239,7 +239,7 @@ def compared(name: str, holes: str, ways: Ways, seeds: int, epochs: int) -> tupl
         found[way] = answers([answer(task, epochs) for task in tasks], tasks)
         line = f"rmse {np.sqrt(found[way].squares.sum() / gone):.3f}, squares per row less "
         line += paired(found[way].squares - found["vae"].squares)
-        if found[way].log_p is not None:
+        if not np.isnan(found[way].log_p).any():
             line += f"; log p {found[way].log_p.mean():.2f}, less "
             line += paired(found[way].log_p - found["vae"].log_p)
         print(f"{name:14s} {holes:13s} {way:11s} {line}", flush=True)
@@ -260,8 +260,9 @@ def compared(name: str, holes: str, ways: Ways, seeds: int, epochs: int) -> tupl
 def answers(found: list[Filled], tasks: list[Task]) -> Answers:
     """Squared errors and log densities of all rows."""
     squares = np.concatenate([(f.y - t.truth) ** 2 for f, t in zip(found, tasks, strict=True)])
+    none = np.full(len(squares), np.nan)
     parts = [part.log_p for part in found if part.log_p is not None]
-    return Answers(squares.sum(axis=1), np.concatenate(parts) if parts else None)
+    return Answers(squares.sum(axis=1), np.concatenate(parts) if parts else none)
 
 
 def beyond(differences: Array) -> bool:

@@ -433,11 +433,11 @@ def test_which_latent_does_what() -> None:
 @pytest.mark.usefixtures("float64")
 def test_effects_are_in_the_spread_of_the_training_rows() -> None:
     """However alike the rows are that are asked about: counts by their sd, skewed by logarithms."""
-    model = pv.models.VAE(nn.Linear(1, 3), pv.likelihoods.Gaussian(0.1), latent_dim=1)
-    slopes = torch.tensor([[2.0], [3.0], [0.5]])
+    decoder = nn.Linear(1, 3)
+    model = pv.models.VAE(decoder, pv.likelihoods.Gaussian(0.1), latent_dim=1)
     with torch.no_grad():
-        model.decoder.weight.copy_(slopes)
-        model.decoder.bias.copy_(torch.tensor([0.0, 0.0, 5.0]))
+        decoder.weight.copy_(torch.tensor([[2.0], [3.0], [0.5]]))
+        decoder.bias.copy_(torch.tensor([0.0, 0.0, 5.0]))
     y = torch.ones(4, 3) + torch.tensor([0.0, 1e-3, 2e-3, 0.0])[:, None]
     kinds = (pv.data.Real(5.0, 10.0), pv.data.Count(4.0), pv.data.Positive(0.0, 7.0, 0.3))
     made = [Column(n, k, Holds.FLOATS, "float64") for n, k in zip("abc", kinds, strict=True)]
