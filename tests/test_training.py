@@ -484,7 +484,9 @@ def test_transformations_that_are_none() -> None:
     """What is no function is refused when it is given; another shape before any step."""
     with pytest.raises(TypeError, match="augment should be a function"):
         pv.data.Augmented(data(), 3)  # type: ignore[arg-type]
-    for change, message in ((lambda y: y[:1], r"keep the shape"), (lambda y: None, "got NoneType")):
+    changes: list[tuple[Any, str]]
+    changes = [(lambda y: y[:1], "keep the shape"), (lambda y: None, "got NoneType")]
+    for change, message in changes:
         with pytest.raises((TypeError, ValueError), match=message):
             fit(*small(), pv.data.Augmented(data(), change), num_epochs=1)
 
