@@ -68,6 +68,12 @@ def seed() -> int:
     return SEED
 
 
+@pytest.fixture(autouse=True)
+def examples_are_a_users(doctest_namespace: dict[str, object]) -> None:
+    """Runs examples of docstrings as a user's script, whose arguments are checked."""
+    doctest_namespace["__name__"] = "__main__"
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """Makes float64 the default dtype for one test."""
