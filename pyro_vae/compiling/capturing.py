@@ -105,8 +105,11 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx
 
     # Draws are left to torch, which makes the same ones as without a compiler. What would put the
-    # sums back into the products is left out. A tanh from an exponential takes a third of the time.
-    options = {"fallback_random": True, "pattern_matcher": False, "cpp.use_decompose_tanh": True}
+    # sums back into the products is left out. A tanh from an exponential takes a third of the time;
+    # torch 2.4 has no such option.
+    options = {"fallback_random": True, "pattern_matcher": False}
+    if hasattr(config.cpp, "use_decompose_tanh"):
+        options["cpp.use_decompose_tanh"] = True
     if all(tensor.device.type == "cpu" for tensor in inputs):
         # One C++ file that calls all kernels is compiled sooner than a file for each, and a small
         # step takes half the time without Python between its kernels.
