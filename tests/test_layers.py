@@ -4,7 +4,8 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -54,28 +55,27 @@ def layer(file: Path) -> str:
     return file.relative_to(ROOT / "pyro_vae").with_suffix("").parts[0]
 
 
-def imports(node: ast.AST, package: str) -> list[str]:
-    """Full names that an import statement in a module of `package` may load; else none."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        source = resolve_name("." * node.level + (node.module or ""), package)
-        return [f"{source}.{alias.name}" for alias in node.names]
-    return []
-
-
 def package_of(file: Path) -> str:
     """The package that relative imports of a file start from: `pyro_vae.guides` for its files."""
     return ".".join(file.relative_to(ROOT).parent.parts)
 
 
+def imports(nodes: Iterable[ast.AST], file: Path) -> list[str]:
+    """Full names that the import statements among the nodes of a file may load."""
+    package = package_of(file)
+    found: list[str] = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), package)
+            found += [f"{source}.{alias.name}" for alias in node.names]
+    return found
+
+
 def upward_imports(file: Path, source: str) -> list[str]:
     """Layers that `source`, the text of `file`, imports and may not."""
-    paths = [
-        name.split(".")
-        for node in ast.walk(ast.parse(source))
-        for name in imports(node, package_of(file))
-    ]
+    paths = [name.split(".") for name in imports(ast.walk(ast.parse(source)), file)]
     names = [path[:2][-1] for path in paths if path[0] == "pyro_vae"]
     own = layer(file)
     return [name for name in names if name != own and DEPTH.get(name, len(LAYERS)) >= DEPTH[own]]
@@ -100,23 +100,15 @@ def at_import(node: ast.AST) -> Iterator[ast.AST]:
 
 def heavy_imports(file: Path, source: str) -> list[str]:
     """Libraries of :data:`HEAVY` that `source` loads as soon as it is imported."""
-    return [
-        name
-        for node in at_import(ast.parse(source))
-        for name in imports(node, package_of(file))
-        if name.split(".")[0] in HEAVY
-    ]
+    names = imports(at_import(ast.parse(source)), file)
+    return [name for name in names if name.split(".")[0] in HEAVY]
 
 
 def siblings(file: Path, source: str) -> set[str]:
     """Modules of the same folder that `source`, the text of `file`, imports at some time."""
     package = package_of(file) + "."
-    found = {
-        name.removeprefix(package).split(".")[0]
-        for node in at_run_time(ast.parse(source))
-        for name in imports(node, package_of(file))
-        if name.startswith(package)
-    }
+    names = imports(at_run_time(ast.parse(source)), file)
+    found = {name.removeprefix(package).split(".")[0] for name in names if name.startswith(package)}
     return {name for name in found if (file.parent / f"{name}.py").exists()}
 
 
@@ -160,8 +152,7 @@ def test_modules_of_tests() -> None:
     borrowed = {
         f"{file.name}: {name}"
         for file in sorted((ROOT / "tests").glob("test_*.py"))
-        for node in ast.walk(ast.parse(file.read_text()))
-        for name in imports(node, package_of(file))
+        for name in imports(ast.walk(ast.parse(file.read_text())), file)
         if name.startswith("tests.test_")
     }
     assert not borrowed, f"move what these share into tests/helpers: {sorted(borrowed)}"
@@ -291,6 +282,7 @@ def test_compiling_asks_no_clock() -> None:
     assert not any(found.values()), found
 
 
+@cache
 def calls(source: str) -> set[str]:
     """Names of the functions and methods that a source calls."""
     functions = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
@@ -303,9 +295,7 @@ def calls(source: str) -> set[str]:
 
 def clocks(file: Path, source: str) -> list[str]:
     """Modules that tell the time, of those that `source`, the text of `file`, imports."""
-    names = [
-        name for node in ast.walk(ast.parse(source)) for name in imports(node, package_of(file))
-    ]
+    names = imports(ast.walk(ast.parse(source)), file)
     return [name for name in names if name.split(".")[0] in ("time", "timeit", "datetime")]
 
 
