@@ -139,7 +139,7 @@ def forked(seed: int, name: str) -> Iterator[None]:
         try:
             random.seed(key)
             np.random.seed(key % 2**32)  # noqa: NPY002 (programs may draw from it)
-            torch.manual_seed(key)
+            seeded(key)
             yield
         finally:
             pyro.util.set_rng_state(state)

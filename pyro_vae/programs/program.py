@@ -101,7 +101,9 @@ class Program:
         self._take(structure_of(model, rows, plate))
         self.fixed: dict[str, Tensor] = {}
         self.conditions = ""
-        self.kept_apart: set[tuple[object, ...]] = set()  # shared by copies at given values
+        # These two are shared by copies at given values.
+        self.kept_apart: set[tuple[object, ...]] = set()
+        self.bytes_per_row: dict[tuple[object, ...], float] = {}
         if self.structure.combinations is not None and self._broadcasts(rows):
             self.structure = replace(self.structure, combinations=None)
 
@@ -139,7 +141,7 @@ class Program:
         memo[id(self)] = made
         made.model = copied(self.model, memo)
         made.fixed = copy.deepcopy(self.fixed, memo)
-        made.kept_apart = set()
+        made.kept_apart, made.bytes_per_row = set(), {}
         return made
 
     def _own_prototype(self) -> Batch:

@@ -35,7 +35,15 @@ class Counted(TorchDispatchMode):
 
 def bytes_per_row(program: Program, batch: Batch) -> float:
     """Bytes of results per row of a program's batch: a measure of cost, and a bound on memory."""
-    row, totals = tuple(part[:1] for part in batch), []
+    row = tuple(part[:1] for part in batch)
+    key = program.dtype, *((part.shape, part.dtype) for part in row)
+    if key not in program.bytes_per_row:
+        program.bytes_per_row[key] = _counted_bytes(program, row)
+    return program.bytes_per_row[key]
+
+
+def _counted_bytes(program: Program, row: Batch) -> float:
+    totals = []
     for particles in (1, 3):
         with Counted() as count:
             z = torch.zeros(
