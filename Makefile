@@ -50,9 +50,11 @@ demo: $(STAMP) ## Compare amortized, per-datum and global guides on the digits; 
 	@$(BIN)/pyro-vae compare digits --epochs 150 --out demo
 
 .PHONY: test
-test: lint types ## Lint, types and the fast tests: unit, doctests, README, examples at small size
-	@echo "==> running doctests with shapes checked, on $(WORKERS) processes"
-	@$(BIN)/python -m pytest pyro_vae $(SHAPES) $(FAST)
+test: lint ## Lint, types and the fast tests: unit, doctests, README, examples at small size
+	@echo "==> checking types with mypy, beside doctests with shapes checked, on $(WORKERS) processes"
+	@$(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest pyro_vae $(SHAPES) $(FAST) || { wait $$types || true; exit 1; }; \
+	wait $$types
 	@echo "==> running fast tests, README blocks and examples, on $(WORKERS) processes"
 	@$(BIN)/python -m pytest tests $(FAST)
 

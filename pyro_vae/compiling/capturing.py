@@ -23,6 +23,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -105,11 +106,8 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx
 
     # Draws are left to torch, which makes the same ones as without a compiler. What would put the
-    # sums back into the products is left out. A tanh from an exponential takes a third of the time;
-    # torch 2.4 has no such option.
+    # sums back into the products is left out.
     options = {"fallback_random": True, "pattern_matcher": False}
-    if hasattr(config.cpp, "use_decompose_tanh"):
-        options["cpp.use_decompose_tanh"] = True
     if all(tensor.device.type == "cpu" for tensor in inputs):
         # One C++ file that calls all kernels is compiled sooner than a file for each, and a small
         # step takes half the time without Python between its kernels.
@@ -172,6 +170,8 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
             # Gradients on a GPU come from a thread of its own, where nothing says that this is a
             # capture, and hooks would read numbers.
             torch.autograd.set_multithreading_enabled(False),
+            # Shapes are noted for each operation; without this, by a mode made for each.
+            tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))),
             _NoNumbers(),
         ):
             graph = make_fx(function, decomposition_table=FORMS, _allow_non_fake_inputs=True)(*args)

@@ -9,7 +9,7 @@ and its derivative :math:`1 / (1 + e^{-x})`, which is :math:`1 / (1 + e)` or :ma
 one exponential is enough for both, and for so short an interval the logarithm is :math:`e` times a
 polynomial, with a relative error of 2.3e-7, two roundings of float32. The hyperbolic tangent is
 :math:`x P(x^2) / Q(x^2)`, two polynomials of degree 4 and a division, with a relative error of
-3e-7; it takes less than a third of the time of torch's. Other dtypes keep theirs.
+3e-7; it takes a quarter of the time of torch's. Other dtypes keep theirs.
 """
 
 from collections.abc import Callable, Sequence
