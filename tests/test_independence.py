@@ -70,6 +70,9 @@ COMMON = {
     "fit.near": Common("evidence.fitted.match_moments"),
     "fit.points": Common("guides.optimization.Problem.of"),
     "fit.judge": Common("guides.row_fits.fit_parameters"),
+    # Points that decide whether an estimate is doubted, or its error enlarged, are in no estimate.
+    "unreached": Common("evidence.unreached._points"),
+    "unreached.prior": Common("evidence.saturation.PriorDraws.of"),
 }
 WEIGHTS = Common("evidence.importance.ImportanceSampling._sampling", times=2)
 # Several models or guides are held against one another over the same draws.

@@ -10,7 +10,7 @@ from fresh draws (Stein's two-stage procedure).
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -25,9 +25,10 @@ from ..programs import Program
 from ..progress import progress_bar
 from ..randomness import row_keys, seeded, stream
 from ..results import Doubt, join
-from .profiles import Lines, steepest_lines, unreached, unreached_by_normal
 from .proposals import FromGuide, Proposal
 from .results import Block, Bound, LogMarginal, Weights
+from .saturation import PriorDraws
+from .unreached import Drawn, prior_pool, unreached
 from .weights import Inference, draw_rows, is_keyed, rows_at_once, weigh, weigh_row
 
 _KEPT = 65_536  # draws per datum, beyond which their latents would fill the memory
@@ -102,10 +103,10 @@ class ImportanceSampling:
     is not reliable.
 
     A run whose draws missed a tail looks harmless, so whatever the weights say, the posterior is
-    also followed beyond the draws, as :mod:`pyro_vae.evidence.profiles` explains: along some lines
-    (144 runs of the program per datum, 48 with one latent) and, as a Gaussian, in all dimensions.
-    What the draws are expected to miss there enlarges the error if it is more than a third of it;
-    above 0.75 errors the datum is not reliable.
+    also evaluated at points that the draws do not choose, as :mod:`pyro_vae.evidence.unreached`
+    explains: 48 for one latent, else 32 draws of the prior and a sixteenth of the draws (96 to
+    480). What the draws are expected to miss there enlarges the error if it is more than a third
+    of it; above 0.75 errors the datum is not reliable.
 
     Where a datum is not reliable, the remedy is a better proposal (:class:`pyro_vae.Fitted`)
     rather than more draws: halving the error of weights with a Pareto k of 0.7 takes ten times as
@@ -326,27 +327,28 @@ class _Sampling:
         some = figures.covers.nonzero()[:, 0]
         if len(some) == 0:
             return figures
-        lines, fit = steepest_lines(block.z[:, some], block.weights.log_weights[:, some])
         places = torch.arange(len(self.keys), device=some.device)[block.rows][some]
-        num_samples = int(figures.num_samples[0])
-        own = self._missed(places, lines, num_samples)
-        if self.program.latent_dim > 1:  # One dimension is a line.
-            own = torch.maximum(own, unreached_by_normal(fit, num_samples))
+        z, log_mean = block.z[:, some], figures.value[some]
+        drawn = Drawn(z, log_mean, self.keys[places.cpu()], int(figures.num_samples[0]))
+        own = self._missed(places, drawn)
         return figures._replace(missed=figures.missed.index_copy(0, some, own))
 
-    def _missed(self, places: Int64[Tensor, " some"], lines: Lines, num_samples: int) -> Tensor:
+    def _missed(self, places: Int64[Tensor, " some"], drawn: Drawn) -> Tensor:
         inference = Inference(self.program, self.proposal, self.batch)
-        missed = partial(unreached, num_samples=num_samples, limit=self.limit)
+        missed = partial(unreached, pool=self._pool, limit=self.limit)
         if is_keyed(self.proposal):
-            return missed(inference.rows(places), lines)
+            return missed(inference.rows(places), drawn)
         # A proposal's center may be a mean of draws: of the datum's own stream, as for its draws.
-        rows = torch.arange(len(places), device=places.device).split(1)
         found = []
         with torch.random.fork_rng():
-            for row, place in zip(rows, places.split(1), strict=True):
-                seeded(int(self.keys[place]))
-                found.append(missed(inference.rows(place), lines.rows(row)))
+            for row, place in enumerate(places.split(1)):
+                seeded(int(drawn.keys[row]))
+                found.append(missed(inference.rows(place), drawn.row(row)))
         return torch.cat(found)
+
+    @cached_property
+    def _pool(self) -> PriorDraws | None:
+        return prior_pool(self.program, self.batch)
 
     def _bar(self, steps: range) -> Iterable[int]:
         bar: Iterable[int] = progress_bar(steps, show=self.progress, desc="importance sampling")

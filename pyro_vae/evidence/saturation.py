@@ -54,29 +54,45 @@ _TRIED = 4  # draws that tell whether a datum has the prior of the first one
 _ROUNDING = 1e-4  # of log densities in float32, absolute and relative
 _MEMORY = 256.0  # mebibytes
 
-_OfDraws = Callable[["_Draws", Batch], Float[Tensor, "rows numbers"]]
+_OfDraws = Callable[["PriorDraws", Batch], Float[Tensor, "rows numbers"]]
 
 
 @dataclass(frozen=True)
-class _Draws:
+class PriorDraws:
     """Draws of the first datum's prior, which are those of all data with the same prior.
 
     Arguments:
         program: The model.
-        run: The run that drew them, of one row repeated.
+        row: The first datum.
+        run: The run that drew them, of that row repeated.
         num_draws: How many.
     """
 
     program: Program
+    row: Batch
     run: Run
     num_draws: int
 
     @staticmethod
-    def of(program: Program, batch: Batch, num_draws: int) -> "_Draws":
-        """Draws from the prior of the first datum; its likelihood does not change them."""
-        row = repeat_rows(tuple(part[:1] for part in batch), num_draws)
-        with forked(0, "prior check"):
-            return _Draws(program, retry_unvalidated(partial(program.run, row)), num_draws)
+    def of(
+        program: Program, batch: Batch, num_draws: int, name: str = "prior check"
+    ) -> "PriorDraws":
+        """Draws from the prior of the first datum; its likelihood does not change them.
+
+        Arguments:
+            program: The model.
+            batch: The data.
+            num_draws: How many.
+            name: Of their stream.
+        """
+        row = tuple(part[:1] for part in batch)
+        with forked(0, name):
+            run = retry_unvalidated(partial(program.run, repeat_rows(row, num_draws)))
+        return PriorDraws(program, row, run, num_draws)
+
+    def latents(self) -> Float[Tensor, "draws latents"]:
+        """The draws as flat unconstrained vectors."""
+        return self.program.latents_of(self.run)[0]
 
     def log_densities(
         self, rows: Batch, some: Tensor | None = None, values: Mapping[str, Tensor] | None = None
@@ -106,27 +122,32 @@ class _Draws:
             densities, _ = retry_unvalidated(call)
         return LogDensities(*(part.unflatten(0, (-1, num_rows)) for part in densities))
 
-    def of_same_prior(self, rows: Batch) -> Bool[Tensor, " rows"]:
-        """Whether data have the prior of the first, by its densities at a few draws."""
-        few = torch.arange(_TRIED, device=rows[0].device)
-        prior = self.log_densities(rows, few).prior
-        close = torch.isclose(prior, prior[:, :1], _ROUNDING, _ROUNDING, equal_nan=True)
-        return close.all(dim=0)
+    def of_same_prior(self, batch: Batch, limit: int) -> Bool[Tensor, " rows"]:
+        """Whether data have the prior of the first, by its densities at a few draws.
+
+        Arguments:
+            batch: The data.
+            limit: Rows of the program's batch that fit at once.
+        """
+        few = torch.arange(_TRIED, device=batch[0].device)
+        size = max(1, limit // _TRIED - 1)
+        found = []
+        for rows in zip(*(part.split(size) for part in batch), strict=True):
+            beside = tuple(torch.cat(pair) for pair in zip(self.row, rows, strict=True))
+            prior = self.log_densities(beside, few).prior
+            close = torch.isclose(prior, prior[:, :1], _ROUNDING, _ROUNDING, equal_nan=True)
+            found.append(close.all(dim=0)[1:])
+        return torch.cat(found)
 
 
 def _with_draws(
     program: Program, batch: Batch, num_draws: int, answer: _OfDraws
 ) -> Float[Tensor, "batch numbers"]:
     """Numbers per datum from draws of its prior; data with the same prior share them."""
-    draws = _Draws.of(program, batch, num_draws)
-    first = tuple(part[:1] for part in batch)
+    draws = PriorDraws.of(program, batch, num_draws)
     size = rows_at_once(program, batch, _MEMORY)
-    same, found = [], []
-    for rows in zip(*(part.split(size - 1 or 1) for part in batch), strict=True):
-        beside = tuple(torch.cat(pair) for pair in zip(first, rows, strict=True))
-        same.append(draws.of_same_prior(beside)[1:])
-    alike = torch.cat(same)
-    shared = tuple(part[alike] for part in batch)
+    alike = draws.of_same_prior(batch, size)
+    shared, found = tuple(part[alike] for part in batch), []
     for rows in zip(*(part.split(max(1, size // num_draws)) for part in shared), strict=True):
         found.append(answer(draws, rows))
     whole = torch.cat(found)
@@ -136,7 +157,7 @@ def _with_draws(
     numbers[alike] = whole
     for row in (~alike).nonzero()[:, 0].tolist():
         own = tuple(part[row : row + 1] for part in batch)
-        numbers[row] = answer(_Draws.of(program, own, num_draws), own)[0]
+        numbers[row] = answer(PriorDraws.of(program, own, num_draws), own)[0]
     return numbers
 
 
@@ -179,7 +200,7 @@ def from_prior(program: Program, batch: Batch) -> Estimate:
     return Estimate(value, error)
 
 
-def _by_prior(draws: _Draws, rows: Batch) -> Float[Tensor, "rows 2"]:
+def _by_prior(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 2"]:
     log_likelihood = draws.log_densities(rows).likelihood.double()
     return torch.stack(stats.log_marginal(log_likelihood), dim=1)
 
@@ -201,7 +222,7 @@ def saturated(program: Program, batch: Batch) -> Bool[Tensor, " batch"]:
         return _with_draws(program, batch, _DRAWS, _shares)[:, 0] > _SHARE
 
 
-def _shares(draws: _Draws, rows: Batch) -> Float[Tensor, "rows 1"]:
+def _shares(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 1"]:
     """The share of each posterior that lies at an edge, if the rounding there changes a density."""
     edge = _at_edge(draws)
     if not bool(edge.any()):
@@ -213,7 +234,7 @@ def _shares(draws: _Draws, rows: Batch) -> Float[Tensor, "rows 1"]:
     return share.exp().nan_to_num(0.0).unsqueeze(1)
 
 
-def _moved(draws: _Draws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge rows"]:
+def _moved(draws: PriorDraws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge rows"]:
     """The change of the log densities, in nats, when values are moved away from their edges.
 
     Sites with known unconstrained values keep them, so that only their effect on others is seen.
@@ -224,7 +245,7 @@ def _moved(draws: _Draws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge rows
     return sum(change).nan_to_num(torch.inf)
 
 
-def _at_edge(draws: _Draws) -> Bool[Tensor, " draws"]:
+def _at_edge(draws: PriorDraws) -> Bool[Tensor, " draws"]:
     """Whether a latent of a draw is at an edge."""
     sites = [site for site in draws.program.latent_sites if not site.is_real]
     return torch.stack([_rounds(draws.run[site.name], site.axis) for site in sites]).any(dim=0)
