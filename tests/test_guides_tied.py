@@ -4,6 +4,7 @@ The model is z ~ N(0, 1), y ~ N(z, 1): the posterior is N(y / 2, sqrt 1/2), and 
 N(0, sqrt 2). With the posterior of every row in its parameters a guide has no gap.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,8 +13,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value
+from pyro.optim import SGD  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -284,6 +287,127 @@ def test_rows_of_a_minibatch_keep_their_parameters() -> None:
         with pv.minibatch(rows, len(Y)):
             value = pv.elbo(program, guide, Y[rows], 10).elbo.value
         torch.testing.assert_close(value, EXACT[rows], rtol=0, atol=1e-5)
+
+
+ROWS = torch.tensor([4, 1])
+
+
+def by_index(size: int | None = None, subsample_size: int | None = None) -> Callable[..., None]:
+    """A guide that takes its parameters by the plate's index; z is at them, near enough."""
+
+    def guide(y: Tensor) -> None:
+        loc = pyro.param("free", torch.zeros(len(Y)))
+        with pyro.plate("data", size or len(y), subsample_size) as rows:
+            pyro.sample("z", dist.Normal(loc[rows], 1e-3))
+
+    return guide
+
+
+def by_selection(y: Tensor) -> None:
+    """The same with rows taken in another way."""
+    loc = pyro.param("free", torch.zeros(len(Y)))
+    with pyro.plate("data", len(y)) as rows:
+        pyro.sample("z", dist.Normal(loc.index_select(0, torch.as_tensor(rows).cpu()), 1e-3))
+
+
+def by_plate(y: Tensor) -> None:
+    """The same by Pyro's own choice of rows."""
+    with pyro.plate("data", len(y)):
+        loc = pyro.param("free", torch.zeros(len(Y)), event_dim=0)
+        pyro.sample("z", dist.Normal(loc, 1e-3))
+
+
+def at_zero(y: Tensor) -> None:
+    """A guide without parameters."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(torch.zeros(len(y)), 1e-3))
+
+
+def offsets(y: Tensor) -> None:
+    """A model with a free parameter for every row."""
+    free = pyro.param("free", torch.zeros(len(Y)))
+    with pyro.plate("data", len(y)) as rows:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z + free[rows], 1.0), obs=y)
+
+
+def of_all(y: Tensor) -> None:
+    """The model with a plate of all data."""
+    with pyro.plate("data", len(Y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+LOOPS: dict[str, tuple[Any, Any, str | None]] = {
+    "a plate of the batch": (model, by_index(), None),
+    "one that subsamples": (subsampled, by_index(len(Y), 2), None),
+    "one of all data": (of_all, by_index(len(Y)), "data"),
+    "index_select": (model, by_selection, None),
+    "rows that Pyro takes": (model, by_plate, "data"),
+    "a model's": (offsets, at_zero, None),
+}
+
+
+def step_of(program: Any, guide: Any, plate: str | None, rows: Tensor = ROWS) -> None:
+    """A step of a loop of the user's own."""
+    svi = SVI(program, guide, SGD({"lr": 0.1}), Trace_ELBO())
+    with pv.minibatch(rows, len(Y), plate=plate):
+        svi.step(Y[rows])
+
+
+@pytest.mark.parametrize("case", LOOPS)
+def test_an_own_loop_trains_the_rows_of_its_batch(case: str) -> None:
+    """From zero every entry moves by the step size times N / B times y, and no other entry does."""
+    step_of(*LOOPS[case])
+    expected = torch.zeros(len(Y)).index_copy(0, ROWS, 0.1 * len(Y) / len(ROWS) * Y[ROWS])
+    torch.testing.assert_close(pyro.param("free").detach(), expected, rtol=0, atol=5e-3)
+
+
+def test_pyros_guides_keep_a_row_for_every_datum() -> None:
+    """Made and trained batch by batch, `AutoNormal` has parameters of all data."""
+    automatic = AutoNormal(model, init_loc_fn=init_to_value(values={"z": torch.zeros(2)}))
+    step_of(model, automatic, "data")
+    assert (automatic.locs.z.detach() != 0).nonzero().flatten().tolist() == [1, 4]
+
+
+def in_a_loop(y: Tensor) -> None:
+    """Rows one by one, whose index is a number."""
+    loc = pyro.param("free", torch.zeros(len(Y)))
+    for row in pyro.plate("data", len(y)):
+        pyro.sample(f"z{row}", dist.Normal(loc[int(row)], 1.0))
+
+
+REFUSED: dict[str, tuple[Any, Any, Tensor, str]] = {
+    "a plate of all data": (of_all, by_index(len(Y)), ROWS, r"num_data=6, plate='data'\)"),
+    "rows that Pyro takes": (model, by_plate, ROWS, r"'free' has 6 .* num_data=6, plate='data'\)"),
+    "a loop": (model, in_a_loop, ROWS, r"is a loop, .* write `with pyro\.plate\('data'"),
+    "data in another order": (subsampled, at_zero, torch.arange(6).flip(0), r"torch\.arange\("),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_rows_that_cannot_be_told_are_refused(case: str) -> None:
+    """With the line to write."""
+    program, guide, rows, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        step_of(program, guide, None, rows)
+
+
+def test_a_model_with_a_table_is_refused_and_its_remedy_followed() -> None:
+    """What belongs to a datum is data: with row numbers beside it any rows can be asked about."""
+    with pytest.raises(
+        ValueError, match=r"model\(y, row\) with data \(y, torch\.arange\(len\(y\)\)\)"
+    ):
+        pv.log_joint(offsets, torch.zeros(1, 2, 1), Y[ROWS])
+
+    def remedy(y: Tensor, row: Tensor) -> None:
+        free = pyro.param("filled", Y)
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z + free[row], 1.0), obs=y)
+
+    value = pv.log_joint(remedy, torch.zeros(1, 2, 1), Y[ROWS], ROWS)
+    torch.testing.assert_close(value, torch.full((1, 2), -math.log(2 * math.pi)).to(value))
 
 
 def fresh(y: Tensor) -> None:

@@ -35,6 +35,7 @@ from .modes import reached_by as reached_by
 from .modes import require_arrays as require_arrays
 from .modes import require_cache as require_cache
 from .plates import Minibatch as Minibatch
+from .plates import batch_scale as batch_scale
 from .plates import current_minibatch as current_minibatch
 from .plates import minibatch as minibatch
 from .plates import outside_minibatch as outside_minibatch
@@ -84,6 +85,7 @@ __all__ = [
     "SelfContained",
     "TracedSite",
     "as_batch",
+    "batch_scale",
     "bounds_of",
     "bytes_per_row",
     "capturing",

@@ -6,9 +6,11 @@ opposite: the program is called with some rows, and the plate must hold exactly 
 its rows and fixes its size before any handler can change it, so the function in which Pyro does
 that is replaced inside a block of :func:`whole_plate`.
 
-A training loop of the user's own says with :func:`minibatch` which rows a batch holds.
+A training loop of the user's own says with :func:`minibatch` which rows a batch holds. The index of
+the plate then picks those rows of a table of the whole data set, and every row of the batch itself.
 """
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Int
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
@@ -32,19 +35,169 @@ class Subsampling(NamedTuple):
 
 
 @dataclass
+class Minibatch:
+    """Positions of a batch in its data set, the size of that set, and the plate over data."""
+
+    rows: Tensor
+    num_data: int
+    plate: str | None = None
+
+    def repeated(self, size: int) -> "Minibatch | None":
+        """The same for rows repeated for particles; `None` if the size is no multiple."""
+        times, rest = divmod(size, len(self.rows))
+        return None if rest else Minibatch(self.rows.repeat(times), self.num_data, self.plate)
+
+
+@dataclass
 class _Whole:
-    """The plates that hold the given rows: the named one, all without a fixed size, or none."""
+    """The plates that hold the given rows: the named one, all without a fixed size, or none.
+
+    Where a minibatch opened the block, it scales, and names the plate as soon as it is known.
+    """
 
     rows: int | None
     plate: str | None
+    minibatch: Minibatch | None = None
     asked: dict[str, Subsampling] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str | None:
+        """Name of the plate, if it is known."""
+        return self.plate if self.minibatch is None else self.minibatch.plate
+
+    @property
+    def size(self) -> int | None:
+        """Size of the plate: its rows, or those of the data set that a minibatch is part of."""
+        return self.rows if self.minibatch is None else self.minibatch.num_data
 
 
 _WHOLE: ContextVar[_Whole | None] = ContextVar("pyro_vae_whole_plate", default=None)
-_MINIBATCH: ContextVar["Minibatch | None"] = ContextVar("pyro_vae_minibatch", default=None)
+_MINIBATCH: ContextVar[Minibatch | None] = ContextVar("pyro_vae_minibatch", default=None)
 _subsample = SubsampleMessenger._subsample
 _lock = threading.Lock()
 _blocks = 0  # blocks being executed, in all threads
+
+
+class PlateIndex(Tensor):
+    """The index of the plate over data; what it picks depends on what is indexed.
+
+    Of a tensor of the batch it picks every row, of a table of the whole data set the rows of the
+    batch, and of any other tensor nothing: an entry of it would depend on a datum's position.
+    Anywhere else it is the rows; and positions in the batch where those are unknown.
+    """
+
+    plate: str
+    batch: Minibatch | None
+    is_decided: bool  # whether a tensor as long as the batch is one of it, or may be a table
+
+    @classmethod
+    def of(cls, whole: _Whole, plate: str) -> "PlateIndex":
+        """The index of a plate that holds all rows of a block."""
+        current, size = whole.minibatch or _MINIBATCH.get(), whole.rows or 0
+        batch = None if current is None else current.repeated(size)
+        made = torch.arange(size).as_subclass(cls)
+        return made.given(plate, batch, is_decided=whole.minibatch is None)
+
+    def given(self, plate: str, batch: Minibatch | None, *, is_decided: bool) -> "PlateIndex":
+        self.plate, self.batch, self.is_decided = plate, batch, is_decided
+        return self
+
+    def __iter__(self) -> Iterator[Tensor]:  # of a plate that is a loop
+        if self.batch is not None and not _in_order(self.batch.rows):
+            raise ValueError(
+                f"plate '{self.plate}' is a loop, whose index cannot be both a position in the "
+                f"batch and a row of the data set: write `with pyro.plate('{self.plate}', ...)`"
+            )
+        return iter(self.as_subclass(Tensor))
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replaces the index by what it picks; a copy on another device is an index too."""
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 (its one name)
+            if func in _FORMS:
+                return func(*args, **kwargs)
+            if func in _COPIES:
+                made, own = func(*args, **kwargs).as_subclass(cls), args[0]
+                return made.given(own.plate, own.batch, is_decided=own.is_decided)
+            if func is Tensor.__getitem__ and not isinstance(args[0], cls):
+                args = (args[0], _key(*args))
+            elif func in (Tensor.index_select, torch.index_select):
+                args, kwargs = _selected(*args, **kwargs), {}
+            elif func is torch.nn.functional.embedding:
+                args = (args[0].picked(args[1], 0), *args[1:])
+            return func(*map(_plain, args), **{name: _plain(v) for name, v in kwargs.items()})
+
+    def picked(self, table: Tensor, axis: int) -> Tensor:
+        """Plain indices into one axis of a tensor."""
+        size, batch, positions = table.shape[axis], self.batch, self.as_subclass(Tensor)
+        is_table = batch is not None and size == batch.num_data
+        if size == len(self) and not (is_table and self._may_be_table(table)):
+            return positions.to(table.device)
+        if batch is not None and is_table:
+            return batch.rows.to(table.device)
+        raise ValueError(
+            f"the index of plate '{self.plate}' picks from a tensor with {size} entries, but the "
+            f"batch has {len(self)} rows, so what belongs to a datum would depend on its position: "
+            "pass what belongs to the data as one more tensor of them, or their row numbers, as "
+            "in model(y, row) with data (y, torch.arange(len(y))) and table[row]"
+        )
+
+    def _may_be_table(self, tensor: Tensor) -> bool:
+        """Whether a tensor with as many entries as both may be a table, in another order."""
+        batch = self.batch
+        if batch is None or (not batch.rows.is_meta and _in_order(batch.rows)):
+            return False
+        if not (tensor.requires_grad or self.is_decided):
+            raise ValueError(
+                f"the index of plate '{self.plate}' picks from a tensor with as many entries as "
+                "the batch and the data set, which may be either: a batch of all data needs no "
+                "other order, so state rows = torch.arange(num_data)"
+            )
+        return tensor.requires_grad
+
+
+_FORMS = {
+    Tensor.__len__, Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point,
+    *(getattr(Tensor, name).__get__ for name in ("shape", "device", "dtype", "ndim", "is_meta")),
+}  # fmt: skip
+_COPIES = {Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.long, Tensor.clone, Tensor.detach}
+
+
+def _plain(value: Any) -> Any:
+    """Row numbers in place of an index, alone or in a collection."""
+    if isinstance(value, PlateIndex):
+        return value.as_subclass(Tensor) if value.batch is None else value.batch.rows
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+
+
+def _key(table: Tensor, key: Any) -> Any:
+    """A key with plain indices."""
+    keys = key if isinstance(key, tuple) else (key,)
+    used = [_axes(part) for part in keys]
+    made = []
+    for place, part in enumerate(keys):
+        hidden = any(before is ... for before in keys[:place])
+        axis = table.dim() - sum(used[place:]) if hidden else sum(used[:place])
+        made.append(part.picked(table, axis) if isinstance(part, PlateIndex) else part)
+    return tuple(made)
+
+
+def _axes(part: Any) -> int:
+    """How many axes a part of a key uses up."""
+    if part is None or part is ... or isinstance(part, bool):
+        return 0
+    return part.dim() if isinstance(part, Tensor) and part.dtype == torch.bool else 1
+
+
+def _selected(input: Any, dim: int, index: Any) -> tuple[Any, int, Tensor]:
+    """The arguments of `index_select` with plain indices."""
+    picked = index.picked(input, dim) if isinstance(index, PlateIndex) else index
+    return _plain(input), dim, picked
+
+
+def _in_order(rows: Tensor) -> bool:
+    return torch.equal(rows, torch.arange(len(rows), device=rows.device, dtype=rows.dtype))
 
 
 @contextmanager
@@ -59,11 +212,17 @@ def whole_plate(rows: int | None, plate: str | None = None) -> Iterator[dict[str
     Returns:
         What those plates asked for, by name; filled while the block runs.
     """
-    whole = _Whole(rows, plate)
+    with _holding(_Whole(rows, plate)) as whole:
+        yield whole.asked
+
+
+@contextmanager
+def _holding(whole: _Whole) -> Iterator[_Whole]:
+    """Lets plates hold all rows of a block."""
     token = _WHOLE.set(whole)
     _stand_in(+1)
     try:
-        yield whole.asked
+        yield whole
     finally:
         _stand_in(-1)
         _WHOLE.reset(token)
@@ -89,22 +248,29 @@ def _subsample_or_whole(
     whole = _WHOLE.get()
     asked = subsample_size if subsample is None else len(subsample)
     fixed = asked is None and size is not None
-    if whole is None or (fixed if whole.plate is None else name != whole.plate):
-        return _subsample(name, size, subsample_size, subsample, use_cuda, device)
+    if whole is None or (fixed if whole.name is None else name != whole.name):
+        found = _subsample(name, size, subsample_size, subsample, use_cuda, device)
+        return found if whole is None or whole.name is not None else _unnamed(whole, name, *found)
     if asked is not None and size is not None:
         whole.asked[name] = Subsampling(size, asked)
     if whole.rows is None:
         return _subsample(name, size, subsample_size, subsample, use_cuda, device)
-    return _subsample(name, whole.rows, None, None, use_cuda, device)
+    _, rows, _ = _subsample(name, whole.rows, None, None, use_cuda, device)
+    return whole.size or rows, rows, PlateIndex.of(whole, name)
 
 
-@dataclass
-class Minibatch:
-    """Positions of a batch in its data set, the size of that set, and the plate over data."""
-
-    rows: Tensor
-    num_data: int
-    plate: str | None = None
+def _unnamed(whole: _Whole, name: str, size: int, rows: int, index: Any) -> tuple[int, int, Any]:
+    """A plate of fixed size in a minibatch that does not name the plate over data."""
+    batch = whole.minibatch
+    if batch is None:
+        return size, rows, index
+    if size == batch.num_data != len(batch.rows):
+        raise ValueError(
+            f"plate '{name}' has {size} entries, as many as the data set, but the batch has "
+            f"{len(batch.rows)}: name the plate over data, as in "
+            f"pv.minibatch(rows, num_data={size}, plate='{name}')"
+        )
+    return size, rows, PlateIndex.of(whole, name) if size == len(batch.rows) else index
 
 
 def current_minibatch() -> Minibatch | None:
@@ -112,11 +278,12 @@ def current_minibatch() -> Minibatch | None:
     return _MINIBATCH.get()
 
 
-class _ScalePlate(Messenger):
-    """Scales the sites in the plate over data by N / B, as a subsampled plate would.
+class _MinibatchMessenger(Messenger):
+    """Scales the sites in the plate over data by N / B, and takes the rows of parameters there.
 
-    The plate over data is the named one. By default a :class:`pyro_vae.Guide` names it when it is
-    called; otherwise it is the plate whose size is that of the batch.
+    The plate over data is the named one, which does both by itself. By default a
+    :class:`pyro_vae.Guide` names it when it is called; otherwise it is the plate whose size is that
+    of the batch.
     """
 
     def __init__(self, batch: Minibatch) -> None:
@@ -128,10 +295,46 @@ class _ScalePlate(Messenger):
             return bool(frame.name == self.batch.plate)
         return bool(frame.size == self.rows)
 
+    def _frame(self, msg: Any) -> Any:
+        """The plate over data around a site, if there is one."""
+        return next(filter(self._is_data, msg["cond_indep_stack"]), None)
+
     def _pyro_sample(self, msg: Any) -> None:
         # An inner plate may have as many entries as the batch: a site is scaled once or not at all.
-        if any(self._is_data(frame) for frame in msg["cond_indep_stack"]):
+        frames = [frame for frame in msg["cond_indep_stack"] if self._is_data(frame)]
+        if frames and all(frame.full_size in (None, frame.size) for frame in frames):
             msg["scale"] = msg["scale"] * self.batch.num_data / self.rows
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        """Refuses a parameter with an entry for every datum, where no plate takes its rows."""
+        frame, event_dim = self._frame(msg), msg["kwargs"].get("event_dim")
+        if frame is None or event_dim is None or frame.full_size not in (None, frame.size):
+            return
+        size = _size(msg["value"], frame.dim - event_dim)
+        if (
+            size in (self.rows, self.batch.num_data)
+            and size > 1
+            and self.rows < self.batch.num_data
+        ):
+            raise ValueError(
+                f"parameter '{msg['name']}' has {size} entries along plate '{frame.name}', which "
+                f"holds {self.rows} of {self.batch.num_data} rows, each of which needs its own: "
+                "name the plate over data before the parameter is made, as in "
+                f"pv.minibatch(rows, num_data={self.batch.num_data}, plate='{frame.name}')"
+            )
+
+    def _pyro_post_subsample(self, msg: Any) -> None:
+        """Leaves alone what has been taken from the data set with the batch."""
+        frame, event_dim = self._frame(msg), msg["kwargs"].get("event_dim")
+        if frame is None or event_dim is None:
+            return
+        if _size(msg["value"], frame.dim - event_dim) == self.rows:
+            msg["kwargs"] = {**msg["kwargs"], "event_dim": None}
+
+
+def _size(value: Tensor, axis: int) -> int:
+    """Entries along an axis counted from the right, which may be missing."""
+    return value.shape[axis] if value.dim() >= -axis else 1
 
 
 @contextmanager
@@ -143,7 +346,9 @@ def minibatch(
     Inside the block a guide with :class:`LocalParameters` takes the parameters of these rows, and
     every site in the plate over data is scaled by :math:`N / B`: the loss of one step estimates
     minus the ELBO of the whole data set, in nats. A plate that subsamples by itself holds the rows
-    of the batch, and sites outside the plate are not scaled.
+    of the batch, and sites outside the plate are not scaled. The index of the plate picks these
+    rows of a table of the whole data set, as in `loc[i]`, and all rows of what came with the batch,
+    as in `y[i]`; a parameter with `event_dim`, as `AutoNormal` has them, needs the plate's name.
 
     .. math:: \widehat{\mathrm{ELBO}} = \frac{N}{B} \sum_{b=1}^{B} \mathrm{ELBO}(y_{n_b})
 
@@ -154,7 +359,8 @@ def minibatch(
             another guide it is the plate with as many entries as `rows`.
 
     Raises:
-        ValueError: If `rows` is empty, or a row lies outside `0 .. num_data - 1`.
+        ValueError: If `rows` is empty, or a row lies outside `0 .. num_data - 1`; inside the block
+            if it cannot be told which plate is over data, or what its index picks from.
 
     References:
         | Stochastic Variational Inference (Hoffman et al., 2013)
@@ -170,10 +376,19 @@ def minibatch(
     current = Minibatch(rows, num_data, plate)
     token = _MINIBATCH.set(current)
     try:
-        with _ScalePlate(current), whole_plate(len(rows), plate):
+        whole = _Whole(len(rows), plate, current)
+        with _MinibatchMessenger(current), _holding(whole):
             yield current
     finally:
         _MINIBATCH.reset(token)
+
+
+def batch_scale(msg: Any) -> float:
+    """N / B, where the plate over data around a site has scaled it by that itself; else one."""
+    current = current_minibatch()
+    name = None if current is None else current.plate
+    frames = [frame for frame in msg["cond_indep_stack"] if frame.name == name]
+    return math.prod((f.full_size / f.size for f in frames if f.full_size), start=1.0)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 from .._types import Batch, ProgramLike
 from ..guides import model_for, samples_discrete
 from ..objectives import BetaELBO, Objective
-from ..programs import Program, import_compiler, no_new_parameters
+from ..programs import Program, batch_scale, import_compiler, no_new_parameters
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -253,18 +253,18 @@ class NoteScales(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if not site_is_subsample(msg):
-            scale = msg["scale"]
+            scale = msg["scale"] / batch_scale(msg)
             self.found |= isinstance(scale, Tensor) or scale != 1
 
 
 class Unscaled(Messenger):
     """Removes every scale that a program gives its sites, for reported numbers.
 
-    The factor N / B of a mini-batch is applied outside, and stays.
+    The factor N / B of a mini-batch stays.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
-        msg["scale"] = 1.0
+        msg["scale"] = batch_scale(msg)
 
 
 _DRAWN: Any = {"enumerate": None}
