@@ -202,8 +202,16 @@ class ImportanceSampling:
     ) -> Iterator[tuple[Weights, LogMarginal]]:
         """The weights, and the estimate from them, of some data at a time."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
-        for weights, figures in sampling.judged_blocks(self.num_samples, self.average):
+        for weights, figures in sampling.judged(self.num_samples, self.average):
             yield weights, _judged(figures, self.average)
+
+    def judged_blocks(
+        self, inference: Inference, *, seed: int, progress: bool | None
+    ) -> Iterator[tuple[Block, LogMarginal]]:
+        """The draws of :meth:`blocks` with their weights, and the estimate from these."""
+        sampling = self._sampling(inference, seed=seed, progress=progress)
+        for block, figures in sampling.judged_blocks(self.num_samples, self.average):
+            yield block, _judged(figures, self.average)
 
     def _sampling(self, inference: Inference, *, seed: int, progress: bool | None) -> "_Sampling":
         program, _, batch = inference
@@ -305,16 +313,21 @@ class _Sampling:
             )  # fmt: skip
 
     def figures(self, num_samples: int, average: Average) -> Iterator["_Figures"]:
-        """The statistics of the weights, and the share that the draws are expected to miss."""
-        return (figures for _, figures in self.judged_blocks(num_samples, average))
+        """The figures of the weights, and what the draws did not reach."""
+        return (figures for _, figures in self.judged(num_samples, average))
 
     def judged_blocks(
         self, num_samples: int, average: Average
-    ) -> Iterator[tuple[Weights, "_Figures"]]:
+    ) -> Iterator[tuple[Block, "_Figures"]]:
+        """The blocks, and the figures of their weights."""
+        for block in self.blocks(num_samples):
+            yield block, self._with_missed(_figures_of(block.weights, average), block)
+
+    def judged(self, num_samples: int, average: Average) -> Iterator[tuple[Weights, "_Figures"]]:
         """The weights of some data at a time, and their figures."""
         if num_samples <= _KEPT:
-            for block in self.blocks(num_samples):
-                yield block.weights, self._with_missed(_figures_of(block.weights, average), block)
+            for block, figures in self.judged_blocks(num_samples, average):
+                yield block.weights, figures
             return
         for row, weights in enumerate(self.weights(num_samples)):
             rows = slice(row, row + 1)

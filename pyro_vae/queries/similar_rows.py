@@ -10,7 +10,7 @@ informative both are, which distances between embeddings ignore.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -127,8 +127,9 @@ def similarity(
     joint: list[LogMarginal] = []
     with prepared_with_holes(model, guide, data, seed, given) as inference:
         proposed = inference._replace(posterior=how.proposal(*inference))
-        for _, z, weights in how.blocks(proposed, **options):
-            parts.append(log_marginal_of(weights, PARETO_SMOOTHED))
+        smoothing = replace(how, average=PARETO_SMOOTHED)
+        for (_, z, weights), evidence in smoothing.judged_blocks(proposed, **options):
+            parts.append(evidence)
             for row in range(z.shape[1]):
                 one = Weights(*(part[:, [row]] for part in weights))
                 joint.append(_joint(inference.program, z[:, [row]], one, found.batch))

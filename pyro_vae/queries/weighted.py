@@ -11,6 +11,7 @@ have no finite variance; so effective sample size and Pareto k come along.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,6 @@ from ..evidence import (
     ImportanceSampling,
     Inference,
     LogMarginal,
-    log_marginal_of,
     prepared,
 )
 from ..guides import GlobalParameters, Guide, is_tied_to_rows, maps_of
@@ -48,9 +48,9 @@ def weighted_draws(
 ) -> Iterator[WeightedDraws]:
     """Draws of every row's latents given what was observed of it, some rows at a time."""
     proposed = inference._replace(posterior=estimator.proposal(*inference))
-    blocks = estimator.blocks(proposed, seed=seed, progress=progress)
-    for rows, z, weights in blocks:
-        evidence = log_marginal_of(weights, PARETO_SMOOTHED)
+    smoothing = replace(estimator, average=PARETO_SMOOTHED)
+    blocks = smoothing.judged_blocks(proposed, seed=seed, progress=progress)
+    for (rows, z, weights), evidence in blocks:
         yield WeightedDraws(rows, z, stats.smoothed(weights.log_weights).softmax(dim=0), evidence)
 
 
