@@ -183,6 +183,7 @@ def unreached_share(
         two densities are the same.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> t = torch.linspace(-9, 9, 200).unsqueeze(1)
         >>> wide, narrow = dist.Normal(0.0, 1.0).log_prob(t), dist.Normal(0.0, 0.7).log_prob(t)
         >>> number = torch.full_like(t, 200 / 18).log()
