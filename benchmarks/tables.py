@@ -17,8 +17,6 @@ A fifth of the rows is held out. Ways to fill in its holes, each fitted to the o
     normal           a multivariate normal distribution fitted by expectation maximization
     hyperimpute      HyperImpute (Jarrett et al., 2022) as it comes; it is refitted for the rows it
                      fills in, so it is given all rows, which favours it
-    miwae            MIWAE (Mattei and Frellsen, 2019) as the package HyperImpute has it, with the
-                     sizes of its authors' notebook
 
 Printed are the root mean square error of what was filled in, in standard deviations of the column,
 and, where a way has one, the log density of what was observed in held-out rows, nats per datum;
@@ -31,17 +29,15 @@ HyperImpute needs older packages than this library: install it elsewhere, and na
     python -m venv peers
     peers/bin/pip install hyperimpute "numpy<2.1" "pandas<2.3" "scikit-learn<1.6" "xgboost<2.1"
 
-Run:  python benchmarks/tables.py --peers peers/bin/python      (--smoke for a quick look)
+Run:  python benchmarks/tables.py --hyperimpute peers/bin/python      (--smoke for a quick look)
 """
 
 import argparse
 import itertools
-import json
 import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,39 +147,26 @@ def trees(seed: int) -> IterativeImputer:
 
 
 PEER = """
-import json, sys
+import sys
 import numpy, pandas
 from hyperimpute.plugins.imputers import Imputers
-folder, name, options, fitted = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
-train, test = (numpy.load(f"{folder}/{part}.npy") for part in ("train", "test"))
-imputer = Imputers().get(name, **options)
-if fitted == "apart":
-    imputer.fit(pandas.DataFrame(train))
-    found = imputer.transform(pandas.DataFrame(test))
-else:
-    found = imputer.fit_transform(pandas.DataFrame(numpy.concatenate([test, train])))
-numpy.save(f"{folder}/found.npy", numpy.asarray(found)[: len(test)])
+folder, seed = sys.argv[1], int(sys.argv[2])
+rows = pandas.DataFrame(numpy.load(f"{folder}/rows.npy"))
+found = Imputers().get("hyperimpute", random_state=seed).fit_transform(rows)
+numpy.save(f"{folder}/found.npy", numpy.asarray(found))
 """
 
 
-def by_peer(task: Task, epochs: int, *, python: str, name: str) -> Filled:
-    """One of the package HyperImpute, in a process of another environment."""
-    options: dict[str, Any] = {"random_state": task.seed}
-    if name == "miwae":
-        latent = min(10, task.train.shape[1] // 2)
-        options |= {"n_epochs": 3 * epochs, "batch_size": 64, "latent_size": latent}
-        options |= {"n_hidden": 128, "K": 20}
-    fitted = "apart" if name == "miwae" else "together"
+def by_hyperimpute(task: Task, python: str) -> Filled:
+    """HyperImpute, in a process of another environment."""
     with tempfile.TemporaryDirectory() as folder:
-        np.save(f"{folder}/train.npy", task.train)
-        np.save(f"{folder}/test.npy", task.test)
-        command = [python, "-W", "ignore", "-c", PEER, folder, name, json.dumps(options), fitted]
+        np.save(f"{folder}/rows.npy", np.concatenate([task.test, task.train]))
+        command = [python, "-W", "ignore", "-c", PEER, folder, str(task.seed)]
         subprocess.run(command, check=True, capture_output=True, cwd=folder)
-        found = np.load(Path(folder) / "found.npy")
+        found = np.load(Path(folder) / "found.npy")[: len(task.test)]
     return Filled(np.where(np.isnan(task.test), found, task.test))
 
 
-PEERS = ("hyperimpute", "miwae")
 Ways = dict[str, Callable[[Task, int], Filled]]
 WAYS: Ways = {
     "vae": by_vae,
@@ -203,15 +186,17 @@ def main() -> None:
     options.add_argument("--tables", nargs="+", default=TABLES)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--epochs", type=int, default=600)
-    options.add_argument("--peers", help="a Python with hyperimpute", metavar="PYTHON")
+    options.add_argument("--hyperimpute", help="a Python that has it", metavar="PYTHON")
+    options.add_argument("--without", nargs="+", default=(), help="ways that are left out")
     given = options.parse_args()
     epochs = 3 if given.smoke else given.epochs
     seeds = 1 if given.smoke else given.seeds
     torch.set_default_dtype(torch.float64)
     warnings.simplefilter("ignore")
     ways = dict(WAYS)
-    if given.peers:
-        ways |= {name: partial(by_peer, python=given.peers, name=name) for name in PEERS}
+    if given.hyperimpute:
+        ways["hyperimpute"] = lambda task, epochs: by_hyperimpute(task, given.hyperimpute)
+    ways = {name: way for name, way in ways.items() if name not in given.without}
     found = [
         compared(name, holes, ways, seeds, epochs)
         for name, holes in itertools.product(given.tables[: 1 if given.smoke else None], HOLES)

@@ -122,12 +122,12 @@ def _answer(found: Outliers, told: Explanation, training: str) -> str:
     """The findings, what cannot be trusted and why, and how training ended."""
     log_p = found.log_p
     size, reference = len(log_p), len(found.reference)
-    lowest = int((found.value * (reference + 1) <= 1).sum())
+    lowest = int(found.beyond.sum())
     heard = [told.latents[place] for place in told.telling]
     flagged = int(found.flagged().sum())
     few = (
-        f" ({lowest} {'lies' if lowest == 1 else 'lie'} beyond all {reference} reference data: "
-        f"more reference data could flag {'it' if lowest == 1 else 'them'})"
+        f" ({lowest} {'lies' if lowest == 1 else 'lie'} beyond all {reference} reference data, "
+        f"too few to flag {'it' if lowest == 1 else 'them'}: take --reference {found.enough()})"
         if lowest > flagged
         else ""
     )

@@ -37,6 +37,7 @@ from .forward import simulating
 from .weighted import guide_for, require_holes
 
 _DRAWS = 250  # for each log p: its error is lost in the spread over the reference data
+_MOST_REFERENCE = 10**9  # to ask for, whatever the control
 _REFERENCE = 1000  # simulated data: tail probabilities down to a thousandth
 
 
@@ -106,6 +107,26 @@ class Outliers(PerDatum):
         """
         return (control or stats.FalseDiscoveries())(self.tail_probability.value)
 
+    @property
+    def beyond(self) -> Bool[Tensor, " batch"]:
+        """Data that lie beyond all reference data, whose tail probability is the lowest there is."""
+        fewest = 1 if self.tail is Tail.LOW else 2
+        return self.value * (len(self.reference) + 1) <= fewest * (1 + 1e-6)
+
+    def enough(self, control: stats.Control | None = None) -> int:
+        """Reference data by which all of those beyond would be flagged, if they stay beyond.
+
+        Doubled until they are; the present number if none is, or all are.
+        """
+        how, beyond, number = control or stats.FalseDiscoveries(), self.beyond, len(self.reference)
+        lowest = self.value[beyond] * (number + 1)
+        while bool(beyond.any()) and number < _MOST_REFERENCE:
+            moved = self.value.masked_scatter(beyond, lowest / (number + 1))
+            if bool(how(moved)[beyond].all()):
+                break
+            number *= 2
+        return number
+
     def most_extreme(self, number: int = 10) -> Tensor:
         """Positions of the most unusual data, the most unusual first; ties by log p."""
         by_density = self.log_p.value.argsort(stable=True)
@@ -116,10 +137,11 @@ class Outliers(PerDatum):
         """The number of flagged data, and how many more lie beyond all reference data."""
         how = control or stats.FalseDiscoveries()
         number, size = int(self.flagged(how).sum()), len(self.reference)
-        lowest = self.tail_probability.value * (size + 1) <= (1 if self.tail is Tail.LOW else 2)
-        beyond = int((lowest & ~self.flagged(how)).sum())
+        beyond = int((self.beyond & ~self.flagged(how)).sum())
+        enough = self.enough(how)
         more = (
-            f"; {beyond} more lie beyond all of these, which are too few to flag them"
+            f"; {beyond} more lie beyond all of these, which are too few to flag them: ask for "
+            f"{enough} (reference={enough}, --reference {enough})"
             if beyond
             else ""
         )

@@ -128,6 +128,7 @@ def interpolate(
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 """Quantiles that a latent is moved to, of 60 data or more."""
 
+_MIDDLE = (1 / 6, 5 / 6)  # quantiles, between which lie two thirds
 _SHOWN = 5  # columns of a table that are drawn, unless told otherwise
 _DRAWS = 2000  # of the aggregated posterior: quantiles at 2.5% to within 0.4%
 
@@ -140,8 +141,8 @@ class Traversal(Result):
         order: Positions of the latents, `(latents,)`.
         names: Their names, in that order.
         information: Information of each by itself about the identity of the datum, `(latents,)`, in
-            nats, in that order; nan where it is unknown, and the order is then that of the variance
-            of the posterior's mean.
+            nats, in that order; nan where it is unknown, and the order is then that of the spread
+            of the posterior's mean over most data.
         levels: Quantiles, `(steps,)`.
         values: What each latent was set to, `(latents, steps)`.
         decoded: Means of p(y | z), `(latents, steps, *datum)`, in the unit of the data.
@@ -275,7 +276,7 @@ def traverse(
         z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), draws)
         start = z.new_zeros(program.latent_dim) if at is None else at.to(z)
         _check_place(start, program.latent_dim)
-        order = _order(uses).to(z.device)
+        order = _order(uses, posterior.mean()).to(z.device)
         values = _quantiles(z, levels)[order]
         places = moved(start, order, values)
         row: Batch = tuple(part[:1] for part in batch)
@@ -294,9 +295,19 @@ def _levels(num_data: int) -> tuple[float, ...]:
     return tuple(min(max(level, end), 1 - end) for level in LEVELS)
 
 
-def _order(uses: Collapse) -> Int64[Tensor, " latents"]:
+def _order(uses: Collapse, means: Float[Tensor, "data latents"]) -> Int64[Tensor, " latents"]:
+    """By information, else by how far the middle two thirds of the data lie apart.
+
+    One outlier, whose posterior may be too narrow for a normal one, leaves the information unknown,
+    and moves variances.
+    """
     known = uses.information.value
-    return (uses.variances if bool(known.isnan().any()) else known).argsort(descending=True)
+    if not bool(known.isnan().any()):
+        return known.argsort(descending=True)
+    low, high = _quantiles(means.double().unsqueeze(0), _MIDDLE).unbind(dim=1)
+    prior = means.double().var(dim=0) / uses.variances.to(means.device)
+    spread = (high - low).square() / prior
+    return spread.nan_to_num(nan=0.0).argsort(descending=True)
 
 
 def _quantiles(z: Float[Tensor, "draws data latents"], levels: tuple[float, ...]) -> Tensor:
