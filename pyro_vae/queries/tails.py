@@ -109,7 +109,7 @@ class Outliers(PerDatum):
 
     @property
     def beyond(self) -> Bool[Tensor, " batch"]:
-        """Data that lie beyond all reference data, whose tail probability is the lowest there is."""
+        """Data beyond all reference data, whose tail probability is the lowest there is."""
         fewest = 1 if self.tail is Tail.LOW else 2
         return self.value * (len(self.reference) + 1) <= fewest * (1 + 1e-6)
 
