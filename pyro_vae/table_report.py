@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 _LISTED = 15  # outliers
+_NAMED = 3  # outliers in the first sentence
 _SIZE = (4.8, 3.6)  # inches of the first picture: half a page, and what a phone can show
 _NAME = Column("row", "row", "Identifies the row: its position in the table, counted from 0, its "
                "index, and the columns left out of the model that are not constant.",
@@ -105,7 +106,7 @@ def report_of(
         Section("Columns", [_columns(about)]),
         Section("To repeat it", _repeat(about)),
     ]
-    lead = Lead(_answer(found, told, about.training), _effects(told))
+    lead = Lead(_answer(about, found, told), _effects(told))
     return Report(about.heading, f"{about.title}. ± is one standard error.", sections, lead)
 
 
@@ -118,18 +119,22 @@ def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     }
 
 
-def _answer(found: Outliers, told: Explanation, training: str) -> str:
+def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
     """The findings, what cannot be trusted and why, and how training ended."""
     log_p = found.log_p
     size, reference = len(log_p), len(found.reference)
     lowest = int(found.beyond.sum())
     heard = [told.latents[place] for place in told.telling]
     flagged = int(found.flagged().sum())
+    who = found.most_extreme(max(flagged, lowest))[:_NAMED].tolist()
+    names = "; ".join(_named(about, place) for place in who)
+    listed = f" ({names}{', ...' * (flagged > _NAMED)})" if flagged else ""
     few = (
-        f" ({lowest} {'lies' if lowest == 1 else 'lie'} beyond all {reference} reference data, "
-        f"too few to flag {'it' if lowest == 1 else 'them'}: take --reference {found.enough()})"
+        f" ({names}{', ...' * (lowest > _NAMED)} {'lies' if lowest == 1 else 'lie'} beyond all "
+        f"{reference} reference data, too few to flag {'it' if lowest == 1 else 'them'}: take "
+        f"--reference {found.enough()})"
         if lowest > flagged
-        else ""
+        else listed
     )
     bad = int((~log_p.reliable).sum())
     trust = (
@@ -145,9 +150,14 @@ def _answer(found: Outliers, told: Explanation, training: str) -> str:
         f"Half of the rows have a log p above {float(log_p.value.median()):.2f} nats, in the "
         "data's own units.",
         trust,
-        f"Training: {training}." if training else "",
+        f"Training: {about.training}." if about.training else "",
     ]
     return typeset_numbers(" ".join(said))
+
+
+def _named(about: Subject, place: int) -> str:
+    """A row by what identifies it."""
+    return ", ".join(str(values[place]) for values in identifying(about.names).values())
 
 
 def _effects(told: Explanation) -> Figure:
@@ -187,7 +197,7 @@ def _outliers(about: Subject, found: Outliers) -> list[Block]:
     names = identifying(about.names)
     cells = [
         [
-            words(", ".join(str(values[place]) for values in names.values())),
+            words(_named(about, place)),
             estimate(float(found.value[place]), float(found.error[place])),
             estimate(
                 float(found.log_p.value[place]),

@@ -408,7 +408,7 @@ def test_a_shifted_latent_is_named() -> None:
         0.382925,
         abs=6 * math.sqrt(2 * 0.213 / 50_000),  # 2 Phi(1/2) - 1; two binomial errors
     )
-    assert "1 by themselves" in match.verdict
+    assert "z[1] by themselves" in match.verdict
 
 
 def test_holm_is_the_textbooks() -> None:

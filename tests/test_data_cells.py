@@ -57,6 +57,11 @@ def test_empty_cells_are_missing(cell: str, tmp_path: Path) -> None:
         (["1 234", "12 345,5"], [1234.0, 12345.5]),
         (["1'234", "12'345"], [1234, 12345]),
         (["1\u00a0234", "\u22125"], [1234, -5]),
+        (["1\u2009234", "12\u2009345"], [1234, 12345]),  # thin spaces, and those as wide as digits
+        (["1\u2007234", "2\u202f345\u202f678"], [1234, 2345678]),
+        (["\u200b1.5", "\ufeff2.5"], [1.5, 2.5]),
+        (['=""12""', '=""7""'], [12, 7]),  # how a spreadsheet is told to keep a text
+        (["\uff11\uff12", "\u0663"], [12, 3]),  # digits of other scripts
         (["+3", ".5"], [3.0, 0.5]),
         (["(1.50)", "2.25", "(1,234.00)"], [-1.5, 2.25, -1234.0]),  # as accounts have it
         (["($1,000)", "$2,500"], [-1000, 2500]),
@@ -343,6 +348,69 @@ def test_names_that_say_that_numbers_are_ids(name: str) -> None:
         name,
         "x",
     }
+
+
+@pytest.mark.parametrize("name", ["patient", "Subject ID", "sample_no", "account", "uid"])
+def test_ids_that_come_again_are_named(name: str) -> None:
+    """Repeated measures: the numbers name the subjects; a few groups, and other names, pass."""
+    table = {name: [100 + row // 2 for row in range(40)], "x": np.linspace(0, 1, 40)}
+    with pytest.warns(UserWarning, match=f"'{name}' is named like an id, and has 20 different"):
+        Columns.of(table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Columns.of(table, {name: Real})
+        Columns.of({name: [100 + row // 8 for row in range(40)], "x": table["x"]})
+        Columns.of({"depth": table[name], "x": table["x"]})
+
+
+@pytest.mark.parametrize("first", [2**53 + 1, 10**17, -(2**60)])
+@pytest.mark.parametrize("dtype", ["int64", "float64", "object"])
+def test_numbers_beyond_floats_are_refused(first: int, dtype: str) -> None:
+    """Two ids of 17 digits may become one; a name and Real are the remedies, and 2^53 fits."""
+    table = {"n": np.array([first + 2 * row for row in range(5)], dtype), "x": np.ones(5)}
+    with pytest.raises(ValueError, match=r"whole numbers beyond 9,007,199,254,740,992.*drop it"):
+        Columns.of(table)
+    Columns.of(table, {"n": Real})
+    Columns.of({"n": np.array([2**53 - row for row in range(5)]), "x": np.ones(5)})
+
+
+def test_numbers_with_a_unit_among_numbers_without(tmp_path: Path) -> None:
+    """46% beside 0.46: taken alike, and named with their lines; zeros are zero in any unit."""
+    with pytest.warns(UserWarning, match=r"such as '46%', and 1 without: '0.46' in line 4"):
+        column = column_of(tmp_path, ["46%", "5%", "0.46", "0", "8%", "9%"])
+    assert column.tolist() == [46, 5, 0.46, 0, 8, 9]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        column_of(tmp_path, ["46%", "5%", "8%", "0", ""])
+
+
+@pytest.mark.parametrize("gap", [3, 5, 19])
+def test_merged_cells_are_named(gap: int) -> None:
+    """Groups of which only the first row has the name; not where the first row has none."""
+    names = [None if row % gap else f"g{row}" for row in range(40)]
+    table = {"group": names, "x": np.linspace(0, 1, 40)}
+    with pytest.warns(UserWarning, match=r"has an entry in \d+ of 40 rows, a different one"):
+        data.describe(table)
+    names[0] = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.describe(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "says"),
+    [
+        ("Date", 45_000, "days since 1899-12-30, if that is from 2023-03-15 to "),
+        ("sampleTime", 1.7e9, "seconds since 1970-01-01, if that is from 2023-11-14 to "),
+        ("timestamp", 1.7e12, "milliseconds since 1970-01-01, if that is from 2023-11-14 to "),
+        ("depth", 45_000, "Count, if they are counts"),
+        ("date", 7000, "Count, if they are counts"),
+    ],
+)
+def test_numbers_that_may_be_dates(name: str, first: float, says: str) -> None:
+    """`describe` says which dates a number would be, where the name suggests one."""
+    table = {name: [first + row**2 for row in range(30)], "x": np.linspace(0, 1, 30)}
+    assert says in data.describe(table).splitlines()[0]
 
 
 @pytest.mark.parametrize("cell", ["{}/80", "{}:960", "{} - 80", "[1, {}]", "({}; 3)", "{}|9"])

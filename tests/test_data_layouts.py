@@ -1,6 +1,8 @@
 """Texts as people and instruments write them: the right cells, or refused with a remedy."""
 
+import bz2
 import gzip
+import lzma
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,6 +138,7 @@ BETWEEN_NOTES = {
     "a source in a spreadsheet": ("", "Source: a lab,,\n"),
     "a sum": ("", "Total,6.5,\n"),
     "means": ("", "Mean:,3.5,x\n"),
+    "a sum of so many": ("", "TOTAL (n=2),6.5,\n"),
 }
 
 
@@ -158,6 +161,44 @@ def test_notes_around_a_table(name: str, tmp_path: Path) -> None:
     path.write_text(above + "a,b,c\n1,2.5,x\n3,4.5,y\n5,6.5,z\n3\n")  # a row that broke off
     with pytest.raises(ValueError, match="has 1 cells, expected 3"):
         columns_of_text(path)
+
+
+@pytest.mark.filterwarnings("ignore:.* taken for notes")
+@pytest.mark.parametrize(
+    "footer",
+    [
+        "{sum}",
+        "Min,{min}\nMax,{max}\nMean,{mean}",
+        "Mean,{mean}\nSD,0.1,0.1\nMinimum:,{min}",
+        "Summe,{sum}",
+        ",{sum}",
+        "average (all),{mean}",
+    ],
+)
+def test_summaries_below_a_table(footer: str, tmp_path: Path) -> None:
+    """By their words, or by their numbers; a last row that only looks like one stays."""
+    cells = [(f"{'uvw'[i % 3]}", f"{x:.3f}", f"{y:.3f}") for i, (x, y, _) in enumerate(NUMBERS)]
+    text = "g,a,b\n" + "".join(",".join(row) + "\n" for row in cells)
+    said = {
+        name: ",".join(f"{of(NUMBERS[:, place]):.3f}" for place in (0, 1))
+        for name, of in (("sum", sum), ("min", min), ("max", max), ("mean", np.mean))
+    }
+    said["sum"] = said["sum"] if "," in footer else f"z,{said['sum']}"
+    frame = frame_of(tmp_path, text + footer.format(**said) + "\n")
+    np.testing.assert_array_equal(frame[["a", "b"]].to_numpy(), NUMBERS[:, :2])
+    for row in ("z,900,900\n", "Max,1.5,2.5\n", f"z,{said['max']}\n"):
+        assert len(frame_of(tmp_path, text + row)) == 31
+
+
+@pytest.mark.parametrize("separator", ["~", ":", "::", "&", "/"])
+def test_separators_that_are_not_looked_for_are_named(separator: str, tmp_path: Path) -> None:
+    """One cell in each line: the warning tells the option, and a column of words has none."""
+    text = lines(NUMBERS, separator)
+    with pytest.warns(UserWarning, match=r"every line has one cell, such as .*--sep"):
+        frame_of(tmp_path, f"a{separator}b{separator}c\n{text}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frame_of(tmp_path, "a\n" + "left\nright\n" * 9)
 
 
 def test_names_that_stand_again_are_skipped(tmp_path: Path) -> None:
@@ -186,6 +227,9 @@ def test_a_comment_between_rows(tmp_path: Path) -> None:
         (b'[{"a": 1}]\n', "holds HTML, XML or JSON"),
         (b"PK\x03\x04\x14\x00", "got a workbook or an archive: save its sheet as csv"),
         (b"a,b\n1,\0\n", "expected text in UTF-8"),
+        (bz2.compress(b"a,b\n1,2\n"), "is compressed by bzip2: unpack it"),
+        (lzma.compress(b"a,b\n1,2\n"), "is compressed by xz: unpack it"),
+        (b"a,b\n1," + b"x" * 140_000 + b"\n2,3\n", r"expected text \(field larger than"),
     ],
 )
 def test_what_is_no_table(content: bytes, says: str, tmp_path: Path) -> None:
@@ -258,6 +302,8 @@ DIALECTS: dict[str, str | bytes] = {
     "utf-8": plain(",").encode(),
     "utf-8 with a mark": plain(",").encode("utf-8-sig"),
     "utf-16": plain(",").encode("utf-16"),
+    "a comma at the end of some rows": plain(",").replace(",", ",", 9).replace("8\n", "8,\n"),
+    "utf-32": plain(",").encode("utf-32"),
     "utf-16, little end": plain(",").encode("utf-16-le"),
     "utf-16, big end": plain(",").encode("utf-16-be"),
     "gzip": gzip.compress(plain(",").encode()),

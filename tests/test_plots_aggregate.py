@@ -79,9 +79,9 @@ def test_bars_are_sorted_and_stacked(ax: Axes) -> None:
     heights = [bar.get_height() for bar in ax.patches]  # type: ignore[attr-defined]
     np.testing.assert_allclose(heights, [2.5, 0.0, 0.0, 0.5, 0.8, 0.001], rtol=1e-6)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == [
-        "latent 1",
-        "latent 2",
-        "latent 0",
+        "z[1]",
+        "z[2]",
+        "z[0]",
     ]
     assert legend(ax) == ["information", "off the prior", uses[1], uses[2], uses[0]]
     assert ax.get_ylabel() == "rate (nats per datum)"

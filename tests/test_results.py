@@ -178,7 +178,7 @@ OTHERS |= {
     "surgery": lambda: diagnostics.Surgery(one(1), one(2), one(3), one(4), one(-7), 2.5, 10),
     "information": lambda: diagnostics.MutualInformation(one(1), 2.5, 10),
     "prior match": lambda: diagnostics.PriorMatch(
-        0.5, torch.ones(2), torch.ones(2), torch.randn(20, 2), torch.randn(20, 2)
+        0.5, torch.ones(2), torch.ones(2), torch.randn(20, 2), torch.randn(20, 2), ("a", "b")
     ),
     "calibration": lambda: diagnostics.Calibration(
         torch.arange(20).reshape(20, 1), ("z",), 19, (torch.zeros(20),)

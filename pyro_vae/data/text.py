@@ -279,7 +279,8 @@ def _equals(cell: str, above: list[float | None], of: Callable[[list[float]], fl
     if not known or value is None:
         return False
     decimals = len(re.split("[.,]", cell)[-1]) if re.search("[.,]", cell) else 0
-    return abs(of(known) - value) <= len(known) * 0.51 * 10.0**-decimals
+    terms = len(known) if of is sum else 1  # each of which may have been rounded
+    return abs(of(known) - value) <= terms * 0.51 * 10.0**-decimals
 
 
 def _holds_sums(rows: list[list[str]]) -> bool:

@@ -35,6 +35,7 @@ from ..evidence import ImportanceSampling, prepared
 from ..guides import Posterior
 from ..programs import Prior, Program
 from ..results import Result
+from .calibration import latent_names
 from .information import density, draws_per_datum, log_aggregate
 
 # Nats. A latent whose means vary by 0.01 of the prior's variance, where active units begin, says
@@ -81,7 +82,9 @@ class Surgery(Result):
         from ..plots import plot_comparison
 
         names = ("rate", "information", "mismatch", "distortion")
-        return plot_comparison({"parts": {name: getattr(self, name) for name in names}})
+        ax = plot_comparison({"parts": {name: getattr(self, name) for name in names}})
+        ax.set_yticks([])  # of a single row
+        return ax
 
     @property
     def verdict(self) -> str:
@@ -416,6 +419,7 @@ class PriorMatch(Result):
         distances: Largest difference of the distribution functions, `(latents,)`, from 0 to 1.
         aggregate: Draws of the aggregated posterior, one per datum, `(draws, latents)`.
         prior: As many draws of the prior, `(draws, latents)`.
+        names: Site and entry of each latent.
     """
 
     joint: float
@@ -423,6 +427,7 @@ class PriorMatch(Result):
     distances: Float[Tensor, " latents"]
     aggregate: Float[Tensor, "draws latents"]
     prior: Float[Tensor, "draws latents"]
+    names: tuple[str, ...]
 
     def summary(self) -> str:
         """Both tests, and the verdict."""
@@ -432,7 +437,7 @@ class PriorMatch(Result):
         """The aggregated posterior of each latent beside the prior; needs matplotlib."""
         from ..plots import plot_aggregated_marginals
 
-        return plot_aggregated_marginals(self.aggregate, self.prior)
+        return plot_aggregated_marginals(self.aggregate, self.prior, names=self.names)
 
     @property
     def p_value(self) -> float:
@@ -447,8 +452,8 @@ class PriorMatch(Result):
                 f"no difference between q(z) and the prior is detected in {len(self.prior)} draws "
                 f"of each (p = {self.p_value:.2g}); a small one may exist"
             )
-        off = [str(latent) for latent in (self.latents <= 0.05).nonzero()[:, 0].tolist()]
-        where = f"latents {', '.join(off)} by themselves" if off else "no latent by itself"
+        off = [self.names[latent] for latent in (self.latents <= 0.05).nonzero()[:, 0].tolist()]
+        where = f"{', '.join(off)} by themselves" if off else "no latent by itself"
         return f"q(z) is not the prior (p = {self.p_value:.2g}): {where}"
 
 
@@ -509,10 +514,12 @@ def prior_match(
         _require_one_prior(program, posterior, batch)
         aggregate = posterior.draw(1)[0][0].double().cpu()
         prior = Prior(program, batch).sample(1)[0].double().cpu()
+        names = tuple(latent_names(program))
         rows = torch.randperm(len(aggregate))[:_JOINT_DRAWS]
         joint, _ = stats.energy_test(aggregate[rows], prior[rows], num_permutations)
     distances, p_values = _kolmogorov_smirnov(aggregate, prior)
-    return PriorMatch(float(joint.value), stats.holm(p_values), distances, aggregate, prior)
+    adjusted = stats.holm(p_values)
+    return PriorMatch(float(joint.value), adjusted, distances, aggregate, prior, names)
 
 
 def _kolmogorov_smirnov(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

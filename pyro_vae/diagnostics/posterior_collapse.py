@@ -25,6 +25,7 @@ from ..guides import Posterior
 from ..programs import Prior, Program
 from ..results import Result
 from .aggregate import NEGLIGIBLE, Latents, UnknownDensity, prior_normals, single_latents
+from .calibration import latent_names
 
 ACTIVE_VARIANCE = 0.01  # the threshold of Burda et al., who saw the variances fall into two groups
 _PRIOR_DRAWS = 1000  # for a variance to within 5%, and only where there is no other way
@@ -234,7 +235,7 @@ def collapse(
     variances = active_units(latents.mean, latents.prior_variance.double())[1]
     uses = tuple(_use(latents, variances, latent) for latent in range(len(variances)))
     parts = (latents.rate, latents.information, latents.mismatch)
-    return Collapse(*parts, variances, uses, _names(program), unknown)
+    return Collapse(*parts, variances, uses, tuple(latent_names(program)), unknown)
 
 
 def _means_alone(program: Program, posterior: Posterior, batch: Batch) -> Latents:
@@ -253,11 +254,3 @@ def _use(latents: Latents, variances: Tensor, latent: int) -> Use:
     if rate.isnan():
         return Use.UNDECIDED
     return Use.COLLAPSED if rate <= NEGLIGIBLE else Use.CONSTANT
-
-
-def _names(program: Program) -> tuple[str, ...]:
-    return tuple(
-        site.name if site.size == 1 else f"{site.name}[{entry}]"
-        for site in program.latent_sites
-        for entry in range(site.size)
-    )

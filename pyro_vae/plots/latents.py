@@ -36,6 +36,7 @@ def plot_latent_plane(
     means: Mapping[str, Real[Array, "..."]],
     labels: Shaped[Array, "..."] | None = None,
     *,
+    names: tuple[str, str] = ("z[0]", "z[1]"),
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
     """Scatters the posterior means of two latents, one panel per guide, all on the same scale.
@@ -48,6 +49,7 @@ def plot_latent_plane(
         means: For each guide the posterior means, `(data, 2)`.
         labels: Values to colour by, `(data,)`: up to ten different whole numbers, or any strings,
             are categories with a legend; other numbers get a colour bar, and nan is not drawn.
+        names: Names of the two latents.
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 
     Returns:
@@ -69,11 +71,11 @@ def plot_latent_plane(
     axes: NDArray[Any] = figure.subplots(1, len(planes), squeeze=False, sharex=True, sharey=True)[0]
     for ax, (name, plane) in zip(axes, planes.items(), strict=True):
         ax.set_title(name, fontsize="medium")
-        ax.set_xlabel("latent 1")
+        ax.set_xlabel(names[0])
         _draw_plane(ax, plane, groups)
         _draw_prior(ax)
     extent = 1.08 * max(2.0, finite_span(np.abs(plane) for plane in planes.values())[1])
-    axes[0].set(ylabel="latent 2", xlim=(-extent, extent), ylim=(-extent, extent))
+    axes[0].set(ylabel=names[1], xlim=(-extent, extent), ylim=(-extent, extent))
     axes[0].locator_params(integer=True, nbins=4)
     _explain_colours(figure, axes)
     return axes
@@ -169,7 +171,7 @@ def plot_aggregated_marginals(
         prior: Draws of p(z), `(draws, latents)`.
         mismatch: Divergence of each latent and its error, `(latents,)` each, in nats, as
             `marginal_divergences` returns them: written over the panels.
-        names: Names of the latents; numbers from 0 unless given.
+        names: Names of the latents; z[0], z[1], ... unless given.
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 
     Returns:
@@ -304,7 +306,7 @@ def plot_collapse(
             not drawn.
         information: Information of each latent and its error, `(latents,)` each, in nats.
         uses: A word or two on each latent, such as "used" or "collapsed".
-        names: Names of the latents; numbers from 0 unless given.
+        names: Names of the latents; z[0], z[1], ... unless given.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -319,7 +321,7 @@ def plot_collapse(
         >>> uses = ["collapsed", "used"]
         >>> ax = plot_collapse(np.array([0.0, 2.5]), information, uses, ax=Figure().subplots())
         >>> [tick.get_text() for tick in ax.get_xticklabels()]
-        ['latent 1', 'latent 0']
+        ['z[1]', 'z[0]']
     """
     heights, known, error = (np.asarray(as_numpy(part), float) for part in (rate, *information))
     shapes = {heights.shape, known.shape, error.shape}
@@ -354,6 +356,8 @@ def _draw_bars(
 
 def _mark_uses(ax: "Axes", uses: Sequence[str]) -> list[Any]:
     """A marker per latent, just below its bar, and a legend entry per kind."""
+    if not ax.dataLim.height > 0:  # no rate is known
+        ax.set(ylim=(0, 1), yticks=[], ylabel="rate: unknown, as the posteriors are not normal")
     low = -0.05 * ax.get_ylim()[1]
     entries = []
     for number, kind in enumerate(dict.fromkeys(uses)):
@@ -376,7 +380,7 @@ def _same_latents(aggregate: Array, prior: Array) -> tuple[NDArray[Any], NDArray
 
 
 def _names(names: Sequence[str] | None, latents: int) -> Sequence[str]:
-    names = [f"latent {number}" for number in range(latents)] if names is None else names
+    names = [f"z[{number}]" for number in range(latents)] if names is None else names
     if len(names) != latents:
         raise ValueError(f"expected a name for each of {latents} latents, got {list(names)}")
     return names

@@ -54,9 +54,8 @@ def plot_learning_curves(
     """Draws the ELBO against the epoch: training solid, validation dashed, a colour per guide.
 
     The first epochs are often lower by orders of magnitude and would flatten all that follows. The
-    vertical axis therefore starts at the lowest of, over all curves, the 5% quantile of the
-    later half and the last value, so that earlier parts of a curve may come in from below.
-    Nothing is cut off at the top.
+    later half of the epochs therefore keeps half of the height: from the lowest of, over all
+    curves, its 5% quantile and the last value to the top. Earlier parts may come in from below.
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps
@@ -131,6 +130,7 @@ def _limit_elbo(ax: "Axes", values: Iterable[NDArray[Any]]) -> None:
         return
     low = min(min(np.quantile(elbo[len(elbo) // 2 :], 0.05), elbo[-1]) for elbo in finite)
     high = max(elbo.max() for elbo in finite)
+    low = min(low, max(min(elbo.min() for elbo in finite), 2 * low - high))
     margin = 0.05 * (high - low) or 1.0  # a single value: one nat above and below
     ax.set_ylim(low - margin, high + margin)
 
