@@ -125,6 +125,18 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert status([]) == 2
 
 
+@pytest.mark.parametrize(("package", "extra"), [("matplotlib", "plot"), ("h5netcdf", "netcdf")])
+def test_a_missing_extra_is_named_before_training(
+    package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained for a comparison that could not be saved."""
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("pyro_vae.comparisons.comparison.find_spec", lambda _: None)
+    message = str(status(["compare", "squares", "--out", str(tmp_path / "results"), *TINY]))
+    assert f"pip install 'pyro-vae[{extra}]'" in message
+    assert not (tmp_path / "results").exists()
+
+
 def test_module_is_the_command() -> None:
     """`python -m pyro_vae --help` works as a process of its own."""
     result = subprocess.run(

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from .. import storage, writing
-from .._types import Batch
+from .._types import Batch, optional
 from ..inference_data import to_inference_data
 from ..programs import hooks_of
 from ..results import Result, data_frame
@@ -188,6 +189,7 @@ class Comparison(Result):
 
         Raises:
             ValueError: If the folder holds anything but a comparison, or cannot be written.
+            ImportError: If matplotlib or h5netcdf is not installed; names the extra.
         """
         from .reporting import save_report, title_of
 
@@ -264,7 +266,11 @@ def require_place(folder: Path) -> Path:
 
     Raises:
         ValueError: If it cannot be written, or holds anything but a comparison.
+        ImportError: If a package is missing that pictures or NetCDF files need; names the extra.
     """
+    optional("matplotlib", needed_for=f"'{folder}'")
+    if find_spec("netCDF4") is None:  # either will do
+        optional("h5netcdf", needed_for=f"'{folder}'")
 
     def is_ours(name: str) -> bool:
         return name in {*_FILES, *_FOLDERS} or name.endswith((".png", ".nc"))

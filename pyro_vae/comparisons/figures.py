@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import plots
-from .._types import Batch
+from .._types import Batch, optional
 from ..programs import hooks_of
 from ..randomness import forked
 from .columns import Row
@@ -130,9 +130,8 @@ def _figure(
     width: float, height: float, *, layout: Literal["constrained", "compressed"] = "constrained"
 ) -> "Figure":
     """A new figure that a notebook shows, even if pyplot has drawn nothing yet."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout=layout)  # inches
+    drawing = optional("matplotlib.figure", needed_for="a figure")
+    figure: Figure = drawing.Figure(figsize=(width, height), layout=layout)  # inches
     figure._repr_png_ = partial(png_of, figure)  # type: ignore[attr-defined]
     return figure
 

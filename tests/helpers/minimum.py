@@ -11,10 +11,11 @@ from collections.abc import Callable
 import torch
 
 import pyro_vae as pv
+from pyro_vae.comparisons import Comparison
 
 
-def works() -> None:
-    """What needs no extra."""
+def works() -> Comparison:
+    """What needs no extra; a comparison, to be saved, which needs one."""
     y = torch.randn(40, 3)
     model = pv.models.VAE(pv.nets.MLPDecoder(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
     guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(3)))
@@ -26,6 +27,10 @@ def works() -> None:
     after = pv.log_marginal_likelihood(model, guide, y[:5], pv.Quadrature(), progress=False)
     assert torch.equal(before.value, after.value)
     print(after.summary())
+    maps = {"amortized": pv.Encoder(pv.nets.MLPEncoder(3)), "global": pv.GlobalParameters()}
+    table = pv.compare(model, maps, y, y[:5], num_epochs=1, progress=False)
+    print(table.verdict())
+    return table
 
 
 def named(call: Callable[[], object], extra: str) -> str:
@@ -41,12 +46,14 @@ def named(call: Callable[[], object], extra: str) -> str:
 
 def main() -> None:
     """Tries both."""
-    works()
+    table = works()
     said = [
         named(pv.data.digits, "data"),
         named(lambda: pv.sklearn, "data"),
         named(lambda: pv.plots.plot_pareto_k({"k": torch.zeros(3)}), "plot"),
     ]
+    with tempfile.TemporaryDirectory() as folder:
+        said.append(named(lambda: table.save(f"{folder}/results"), "plot"))
     print("\n".join(said))
     assert "[all]" not in sys.argv or set(said) == {"works"}
 
