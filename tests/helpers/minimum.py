@@ -29,7 +29,7 @@ def works() -> Comparison:
     print(after.summary())
     maps = {"amortized": pv.Encoder(pv.nets.MLPEncoder(3)), "global": pv.GlobalParameters()}
     table = pv.compare(model, maps, y, y[:5], num_epochs=1, progress=False)
-    print(table.verdict())
+    print(table.verdict)
     return table
 
 
