@@ -14,6 +14,7 @@ that none of them is mistaken for held-out data.
 """
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ from .queries import (
     traverse,
 )
 from .randomness import row_digests
-from .results import data_frame
+from .results import Result, data_frame
 from .storage.folders import JSON
 from .table_report import Subject, report_of
 from .training import Fit, fit
@@ -390,7 +391,7 @@ class TableVAE:
         with whole_file(place) as new:
             new.write_text(page.html(), encoding="utf-8")
 
-    def save(self, folder: str | Path, about: dict[str, JSON] | None = None) -> None:
+    def save(self, folder: str | Path, about: Mapping[str, JSON | Result] | None = None) -> None:
         """Saves model, guide and the encoding of the table, as :func:`pyro_vae.save` does."""
         trained = self.history
         told = {

@@ -218,8 +218,10 @@ def test_about_and_versions(tmp_path: Path) -> None:
         "nested": {"lr": 1e-3},
         "none": None,
     }
-    save(tmp_path / "save", model=plain_model(), about=about)
-    assert read_about(tmp_path / "save") == about
+    model = plain_model()
+    bound = pv.elbo(model, plain_guide(model), torch.zeros(2, 1, 5, 5), 2)
+    save(tmp_path / "save", model=model, about={**about, "bound": bound})
+    assert read_about(tmp_path / "save") == {**about, "bound": bound.summary()}
     header = json.loads((tmp_path / "save" / "pyro_vae.json").read_text())
     assert (header["format_version"], header["library_version"]) == (1, pv.__version__)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from .._types import ProgramLike
 from ..guides import model_of
 from ..randomness import forked
+from ..results import Result
 from ..writing import Kind, existing_folder, require_place, some, whole_folder
 from .cards import CARD, card
 from .limits import MAX_HEADER, Budget, is_whole, require_few_objects
@@ -46,7 +47,7 @@ def save(
     *,
     model: ProgramLike,
     guide: ProgramLike | None = None,
-    about: Mapping[str, JSON] | None = None,
+    about: Mapping[str, JSON | Result] | None = None,
 ) -> None:
     """Saves a model and a guide into a folder of their own, which cannot run code when loaded.
 
@@ -66,7 +67,9 @@ def save(
             complete. Use a folder for this alone.
         model: A Pyro program.
         guide: A :class:`pyro_vae.Guide` for that model, or a guide program written by hand.
-        about: Notes to read back with :func:`read_about`: strings, numbers, lists.
+        about: Notes for the card, to read back with :func:`read_about`: strings, numbers, lists,
+            and results, such as what :func:`pyro_vae.fit` and :func:`pyro_vae.evaluate` return,
+            whose summaries say how training ended and what can be trusted.
 
     Raises:
         ValueError: If the folder holds anything else, if the guide was made for another model, if
@@ -205,21 +208,26 @@ def _packed(role: str, program: ProgramLike) -> bytes:
     return content
 
 
-def require_notes(about: Mapping[str, JSON]) -> dict[str, Any]:
-    """Notes to be saved; refuses what JSON cannot hold, by its entry.
+def require_notes(about: Mapping[str, JSON | Result]) -> dict[str, Any]:
+    """Notes to be saved, results as their summaries; refuses what JSON cannot hold, by its entry.
 
     Raises:
-        ValueError: If an entry is not JSON.
+        ValueError: If an entry is neither JSON nor a result.
     """
-    for name, value in about.items():
+    told = {
+        name: value.summary() if isinstance(value, Result) else value
+        for name, value in about.items()
+    }
+    for name, value in told.items():
         try:
             json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"about[{name!r}] cannot be written as JSON ({error}): use strings, finite "
-                "numbers, True, False, None, lists and dicts of these (`.tolist()` for arrays)"
+                "numbers, True, False, None, lists and dicts of these (`.tolist()` for arrays), "
+                "or a result of this library"
             ) from error
-    return dict(about)
+    return told
 
 
 def require_place_for_model(folder: Path) -> Path:
