@@ -105,7 +105,7 @@ class ImportanceSampling:
     A run whose draws missed a tail looks harmless, so whatever the weights say, the posterior is
     also evaluated at points that the draws do not choose, as :mod:`pyro_vae.evidence.unreached`
     explains: 48 for one latent, else 32 draws of the prior and a sixteenth of the draws (96 to
-    480). What the draws are expected to miss there enlarges the error if it is more than a third
+    480). What the draws are expected to miss there enlarges the error if it is more than a sixth
     of it; above 0.75 errors the datum is not reliable.
 
     Where a datum is not reliable, the remedy is a better proposal (:class:`pyro_vae.Fitted`)
@@ -406,9 +406,9 @@ def _judged(figures: _Figures, average: Average, until: ErrorTarget | None = Non
     value, error, ess, pareto_k, samples, covers, missed = figures
     has_tail = int(samples.max()) >= stats.MIN_TAIL_PARTICLES
     doubts = {Doubt.HEAVY_TAIL if has_tail else Doubt.NO_TAIL: ~covers}
-    # The fit to the tail allows for a third of an error; a run that looks good lacks the rest.
+    # The fit to the tail allows for a sixth of an error; a run that looks good lacks the rest.
     doubts[Doubt.UNREACHED] = missed > _MOST_MISSED * error + stats.rounding(value)
-    error = torch.hypot(error, 2 * (missed - error / 3).clamp(min=0))
+    error = torch.hypot(error, 2 * (missed - error / 6).clamp(min=0))
     if until is not None:
         doubts[Doubt.ERROR_TARGET] = (samples >= until.max_samples) & (error > until.error)
     return LogMarginal(value, error, ess, pareto_k, samples, average.bound, average.method, doubts)
