@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -25,6 +25,8 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 
 from .modes import capturing
+
+_TensorT = TypeVar("_TensorT", bound=Tensor)
 
 
 class Subsampling(NamedTuple):
@@ -95,7 +97,7 @@ class PlateIndex(Tensor):
         """The index of a plate that holds all rows of a block."""
         current, size = whole.minibatch or _MINIBATCH.get(), whole.rows or 0
         batch = None if current is None else current.repeated(size)
-        made = torch.arange(size).as_subclass(cls)
+        made = _as(cls, torch.arange(size))
         return made.given(plate, batch, is_decided=whole.minibatch is None)
 
     def given(self, plate: str, batch: Minibatch | None, *, is_decided: bool) -> "PlateIndex":
@@ -108,7 +110,7 @@ class PlateIndex(Tensor):
                 f"plate '{self.plate}' is a loop, whose index cannot be both a position in the "
                 f"batch and a row of the data set: write `with pyro.plate('{self.plate}', ...)`"
             )
-        return iter(self.as_subclass(Tensor))
+        return iter(_as(Tensor, self))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -118,7 +120,7 @@ class PlateIndex(Tensor):
             if func in _FORMS:
                 return func(*args, **kwargs)
             if func in _COPIES:
-                made, own = func(*args, **kwargs).as_subclass(cls), args[0]
+                made, own = _as(cls, func(*args, **kwargs)), args[0]
                 return made.given(own.plate, own.batch, is_decided=own.is_decided)
             if func is Tensor.__getitem__ and not isinstance(args[0], cls):
                 args = (args[0], _key(*args))
@@ -130,7 +132,7 @@ class PlateIndex(Tensor):
 
     def picked(self, table: Tensor, axis: int) -> Tensor:
         """Plain indices into one axis of a tensor."""
-        size, batch, positions = table.shape[axis], self.batch, self.as_subclass(Tensor)
+        size, batch, positions = table.shape[axis], self.batch, _as(Tensor, self)
         is_table = batch is not None and size == batch.num_data
         if size == len(self) and not (is_table and self._may_be_table(table)):
             return positions.to(table.device)
@@ -164,10 +166,18 @@ _FORMS = {
 _COPIES = {Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.long, Tensor.clone, Tensor.detach}
 
 
+def _as(cls: type[_TensorT], tensor: Tensor) -> _TensorT:
+    """The tensor as one of a class; torch 2.4 refuses it while operations are counted."""
+    try:
+        return tensor.as_subclass(cls)
+    except RuntimeError:
+        return Tensor._make_subclass(cls, tensor)  # noqa: SLF001 (its one name)
+
+
 def _plain(value: Any) -> Any:
     """Row numbers in place of an index, alone or in a collection."""
     if isinstance(value, PlateIndex):
-        return value.as_subclass(Tensor) if value.batch is None else value.batch.rows
+        return _as(Tensor, value) if value.batch is None else value.batch.rows
     return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
