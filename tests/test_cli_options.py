@@ -1,6 +1,7 @@
 """Each option of each command reaches the argument that it is for."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -306,6 +307,19 @@ def test_threads(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     main([command, "x", "--threads", str(before + 1)])
     assert seen == [before + 1]
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["--out=", "--resume= ", "--sigma=-1", "--lr=nan", "--lr=x", "--warmup=-3", "--threads=99999"],
+)
+def test_values_that_no_option_takes(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Named with the option; an empty name was the current folder, and many threads a crash."""
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "digits", given])
+    name, _, value = given.partition("=")
+    assert ended.value.code == 2
+    assert re.search(rf"argument {name}: expected .*, got '?{value}'?", capsys.readouterr().err)
 
 
 LISTENED = {

@@ -6,7 +6,10 @@ Its flag, default and help are defined there once, and a command receives the da
 # ruff: noqa: RUF009 (`option` makes a field of a dataclass)
 
 import argparse
+import math
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +36,30 @@ Options = TypeVar("Options")
 def _positive(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text}")
+    return int(text)
+
+
+def _warmup(text: str) -> int:
+    return 0 if text.strip() == "0" else _positive(text)
+
+
+def _above_zero(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text}")
+
+
+def _path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected a name, got '{text}'")
+    return Path(text)
+
+
+def _threads(text: str) -> int:
+    most = max(64, os.cpu_count() or 1)  # OpenMP ends the process where it cannot make as many
+    if _positive(text) > most:
+        raise argparse.ArgumentTypeError(f"expected at most {most} threads, got {text}")
     return int(text)
 
 
@@ -152,7 +179,7 @@ class ModelChoice:
     sigma: float | None = option(
         None,
         "a fixed sigma for the Gaussian, in the units of the stored data (default: learned)",
-        type=float,
+        type=_above_zero,
     )
     latent_dim: int | None = option(
         None,
@@ -170,12 +197,12 @@ class ModelChoice:
     batch_size: int | None = option(
         None, "rows per step (default: a tenth, 32 to 256)", type=_positive
     )
-    lr: float = option(2e-3, "step size of Adam (default %(default)s)", type=float)
-    warmup: int = option(0, "epochs of KL warm-up (default %(default)s)", type=int)
+    lr: float = option(2e-3, "step size of Adam (default %(default)s)", type=_above_zero)
+    warmup: int = option(0, "epochs of KL warm-up (default %(default)s)", type=_warmup)
     resume: Path | None = option(
         None,
         "folder for the state of training: the same command resumes from there",
-        type=Path,
+        type=_path,
         metavar="FOLDER",
     )
 
@@ -229,7 +256,7 @@ class Run:
     seed: int = option(0, "random seed (default %(default)s)", type=int)
     quiet: bool = option(default=False, text="no progress bars, no tables", action="store_true")
     threads: int = option(
-        1, "torch threads (default 1; more are slower for small tensors)", type=_positive
+        1, "torch threads (default 1; more are slower for small tensors)", type=_threads
     )
 
     @property
@@ -261,7 +288,7 @@ class CompareChoice:
     out: Path | None = option(
         None,
         "folder for report.html, table, figures, ArviZ files and models",
-        type=Path,
+        type=_path,
         metavar="FOLDER",
     )
 
@@ -272,7 +299,7 @@ class FitChoice:
 
     guide: str = option(GUIDES[0], "(default %(default)s)", choices=GUIDES)
     out: Path | None = option(
-        None, "folder to save model and guide in", type=Path, metavar="FOLDER"
+        None, "folder to save model and guide in", type=_path, metavar="FOLDER"
     )
 
 
@@ -284,7 +311,7 @@ class Question:
         MISSING,
         "a model saved by `fit`, or by `compare` in models/",
         "folder",
-        type=Path,
+        type=_path,
         metavar="FOLDER",
     )
     data: str | None = option(
@@ -304,7 +331,7 @@ class EvaluateChoice:
         5000, "importance samples per datum (default %(default)s)", type=_positive
     )
     out: Path | None = option(
-        None, "folder for log_p.csv, one row per datum", type=Path, metavar="FOLDER"
+        None, "folder for log_p.csv, one row per datum", type=_path, metavar="FOLDER"
     )
 
 
@@ -313,7 +340,7 @@ class EmbedChoice:
     """embedding"""  # noqa: D415
 
     out: Path = option(
-        Path("embedding.csv"), "a .csv or .parquet file (default %(default)s)", type=Path,
+        Path("embedding.csv"), "a .csv or .parquet file (default %(default)s)", type=_path,
         metavar="FILE",
     )  # fmt: skip
 
@@ -327,7 +354,7 @@ class ImputeChoice:
         Path("imputed.csv"),
         "a .csv or .parquet file for the completed table; a second file with _entries in its name "
         "has a 95%% interval for each missing entry (default %(default)s)",
-        type=Path,
+        type=_path,
         metavar="FILE",
     )
 
@@ -344,7 +371,7 @@ class OutliersChoice:
         type=float,
     )  # fmt: skip
     out: Path = option(
-        Path("outliers.csv"), "a .csv or .parquet file (default %(default)s)", type=Path,
+        Path("outliers.csv"), "a .csv or .parquet file (default %(default)s)", type=_path,
         metavar="FILE",
     )  # fmt: skip
 
@@ -354,7 +381,7 @@ class ExplainChoice:
     """explanation"""  # noqa: D415
 
     out: Path | None = option(
-        None, "a .csv file for the effects, or a .png file for a figure", type=Path, metavar="FILE"
+        None, "a .csv file for the effects, or a .png file for a figure", type=_path, metavar="FILE"
     )
 
 
@@ -371,7 +398,7 @@ class ReportChoice:
         type=_positive,
     )
     out: Path = option(
-        Path("report.html"), "an html file (default %(default)s)", type=Path, metavar="FILE"
+        Path("report.html"), "an html file (default %(default)s)", type=_path, metavar="FILE"
     )
 
 
@@ -380,7 +407,7 @@ class SampleChoice:
     """draws"""  # noqa: D415
 
     folder: Path = option(
-        MISSING, "a model saved by `pyro-vae fit`", "folder", type=Path, metavar="FOLDER"
+        MISSING, "a model saved by `pyro-vae fit`", "folder", type=_path, metavar="FOLDER"
     )
     number: int = option(
         100, "number of draws (default %(default)s)", "-n", "--number", type=_positive
@@ -388,7 +415,7 @@ class SampleChoice:
     out: Path | None = option(
         None,
         "a .csv, .parquet or .npy file (default: draws.csv if columns have names, else draws.npy)",
-        type=Path,
+        type=_path,
         metavar="FILE",
     )
 
