@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -183,6 +184,11 @@ def _require_above(path: Path) -> None:
     one in which nothing can be made, such as `/proc`.
     """
     above = next(folder for folder in path.parents if folder.exists())
+    for name in () if path.exists() else path.relative_to(above).parts:
+        if not is_visible(name):
+            raise ValueError(
+                f"a name should have letters or signs that show, got {name!r}; name another place"
+            )
     try:
         if not above.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file")
@@ -192,6 +198,16 @@ def _require_above(path: Path) -> None:
         raise ValueError(
             f"'{_start(path)}' cannot be made: '{_start(above)}' is {what}; name another place"
         ) from error
+
+
+def is_visible(name: str) -> bool:
+    """Whether a name has letters or signs that people see.
+
+    Example:
+        >>> is_visible("année 1"), is_visible(" ")
+        (True, False)
+    """
+    return any(unicodedata.category(letter)[0] not in "CZ" for letter in name)
 
 
 def some(names: set[str]) -> str:

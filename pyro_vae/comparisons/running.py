@@ -42,6 +42,7 @@ from ..progress import progress_bar
 from ..randomness import forked
 from ..storage import require_notes
 from ..training import Checkpoint, Fit, History, fit
+from ..writing import is_visible
 from .comparison import Comparison
 from .results import REFINING_STEPS, GuideResult
 
@@ -181,8 +182,8 @@ def _check_names(guides: Mapping[str, Candidate]) -> None:
     if not guides:
         raise ValueError("compare needs at least one guide, got an empty mapping: pass a map")
     for name in guides:
-        kinds = {unicodedata.category(letter) for letter in name}
-        if kinds & {"Cc", "Cs"} or all(kind[0] in "CZ" for kind in kinds):
+        is_line = not {unicodedata.category(letter) for letter in name} & {"Cc", "Cs"}
+        if not (is_line and is_visible(name)):
             raise ValueError(
                 f"guides: each name should be visible text in one line, got {name!r}; name a guide "
                 "as tables and files should show it, as in {'amortized': ...}"
