@@ -58,6 +58,9 @@ def misfits(kind: annotations.Kind) -> list[Any]:
         return [True, np.True_, 0, -3, 1.5]
     if isinstance(kind, annotations.Either):
         return _misfits_of_all(kind)
+    if kind.conversion:
+        odd = [torch.zeros(()), torch.zeros(2, dtype=torch.complex64)]
+        return [*nothing, *(value for value in odd if not _takes(kind, value))]
     takes_classes = kind.expected == "a function" or getattr(kind, "cls", None) is type
     return nothing[:1] if takes_classes else nothing
 
