@@ -110,7 +110,7 @@ def parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
 def _notes(
     which: DataChoice, how: ModelChoice, run: Run, command: str, dataset: Dataset
 ) -> dict[str, Any]:
-    """The notes saved with a model: all that is needed to preprocess other data alike."""
+    """The notes saved with a model: all that is needed to preprocess other data the same way."""
     return {
         "command": command,
         "data": {**asdict(which), "drop": list(which.drop), "missing": list(which.missing)},

@@ -104,7 +104,7 @@ class Quadrature:
     memory: float = 512.0
 
     def __post_init__(self) -> None:
-        """Refuses numbers that mean nothing."""
+        """Refuses a tolerance or a budget out of range."""
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is an error in nats in (0, 1), got {self.tolerance}")
         if self.max_points < 100 or not self.memory > 0:

@@ -240,7 +240,7 @@ def _students(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tenso
 
 
 def _log_student(radius: Tensor, size: int) -> Tensor:
-    """The log density of these draws, by their distance from the center."""
+    """The log density of the wide Student t, by the distance from its center."""
     power = (_DEGREES + size) / 2
     log_norm = math.lgamma(power) - math.lgamma(_DEGREES / 2)
     log_norm -= size * math.log(_WIDER * math.sqrt(_DEGREES * math.pi))

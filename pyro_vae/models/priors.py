@@ -100,7 +100,7 @@ class Bent(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None."""
+        """None: any center and scale that the layers give is allowed."""
         return {}
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Bent":
