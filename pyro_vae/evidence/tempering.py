@@ -182,7 +182,7 @@ class TemperedSMC:
         keys: dict[str, Tensor],
         first: int,
     ) -> "_Work":
-        """Prepares a chunk of data: whitens latents by draws of the start, and starts the chains."""
+        """Prepares a chunk of data: whitens latents by draws of the start; starts the chains."""
         origin = self.start.origin(program, posterior, batch)
         sample, _ = draw_rows(origin, 0, keys["scale"], _SCALE_DRAWS)
         path = _Path(self.start, density, origin, batch, *_scale_of(sample))
