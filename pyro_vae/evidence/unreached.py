@@ -211,7 +211,8 @@ def _points(inference: Inference, drawn: Drawn, pool: PriorDraws | None, limit: 
     if pool is None:
         return _grid(mean, root)
     number = min(max(_FEWEST, int(_SHARE * drawn.number)), _MOST)
-    keys = torch.tensor([stream(key, "unreached") for key in drawn.keys.tolist()])
+    own = [stream(key, "unreached") for key in drawn.keys.tolist()]
+    keys = torch.tensor(own, device="cpu")
     placed = mean + (root @ _students(keys, number, z).unsqueeze(-1)).squeeze(-1)
     points = torch.cat([placed, _of_prior(pool, inference.batch, keys, limit).double()])
     u = torch.linalg.solve_triangular(root, (points - mean).permute(1, 2, 0), upper=False)
@@ -250,7 +251,8 @@ def _log_student(radius: Tensor, size: int) -> Tensor:
 def _of_prior(pool: PriorDraws, batch: Batch, keys: Int64[Tensor, " batch"], limit: int) -> Tensor:
     """Draws of every datum's prior, `(draws, batch, latents)`: some of the pool, by its key."""
     latents = pool.latents()
-    choice = uniforms(keys, _OF_PRIOR, 1, torch.zeros(()).double()).squeeze(-1)
+    number = torch.zeros((), dtype=torch.float64, device="cpu")
+    choice = uniforms(keys, _OF_PRIOR, 1, number).squeeze(-1)
     some = (_POOL * choice).long().to(latents.device)
     z = latents[some]
     for row in (~pool.of_same_prior(batch, limit)).nonzero()[:, 0].tolist():
