@@ -14,7 +14,7 @@ import pyro_vae as pv
 from pyro_vae._types import ProgramLike
 from pyro_vae.evidence import Bound, LogMarginal
 from pyro_vae.evidence.exact import ClosedForm
-from pyro_vae.evidence.quadrature import Quadrature
+from pyro_vae.evidence.quadrature import _SHIFTS, Quadrature
 from pyro_vae.results import Doubt
 from tests.helpers.cases import CASES, CONCENTRATION, gamma, missing
 from tests.helpers.factor_analysis import exact_guide, mean_field_guide, model_of, prior_guide
@@ -477,6 +477,40 @@ def test_spikes_of_a_prior(name: str) -> None:
     off = (found.value - spikes.log_evidence(y)).abs()
     assert ((off < 1e-3) | ~found.reliable).all(), (off, found.error)
     assert found.reliable.any(), found.summary()
+
+
+def spread_for_mean(shifts: Tensor) -> float:
+    """The least spread of the terms of a dual vector on shifted lattices, per error of their mean.
+
+    Over the vectors with entries -1, 0 and 1, and over the phases that an integrand may have.
+    """
+    unit = torch.tensor([-1.0, 0.0, 1.0])
+    duals = torch.cartesian_prod(*[unit] * shifts.shape[1]).view(-1, shifts.shape[1])
+    turned = duals[duals.any(dim=-1)] @ shifts.T  # (vectors, lattices)
+    phases = torch.linspace(0, 1, 181)[:, None, None]
+    terms = (2 * torch.pi * (phases + turned)).cos()
+    spread = terms.amax(dim=-1) - terms.amin(dim=-1)
+    return float((spread / terms.mean(dim=-1).abs().clamp(min=1e-6)).min())
+
+
+@pytest.mark.parametrize("latents", [1, 2, 3])
+def test_no_low_frequency_is_alike_on_all_lattices(latents: int) -> None:
+    """So whatever aliases is seen; shifts along a diagonal would hide slanted ridges."""
+    assert spread_for_mean(torch.tensor(_SHIFTS[latents]).T) > 1.5
+    diagonal = torch.arange(3.0)[:, None].expand(3, latents) / 3
+    assert latents == 1 or spread_for_mean(diagonal) < 1e-3
+
+
+def test_a_slanted_ridge_is_within_its_error() -> None:
+    """A mixture of two latents that lattices shifted along the diagonal got wrong by 150 errors."""
+    ridge = Spikes(
+        [[-0.5646, 1.3648], [-0.6365, -1.7806], [0.8057, 1.1851]],
+        [[1.0, 1.0], [0.9743, 0.9690], [0.1608, 0.7713]],
+        [0.3349, 0.1958, 0.4693],
+    )
+    y = torch.tensor([-2.0318, 0.5], dtype=torch.float64)
+    found = integrated(ridge.model, y)
+    assert ((found.value - ridge.log_evidence(y)).abs() <= found.error).all(), found.error
 
 
 def funnel(y: Tensor) -> None:

@@ -15,10 +15,13 @@ deviation it is off by :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}` of itself.
    to a wide one. So the size and shape of the domain adapt to the integrand, and the mass of the
    outermost points shows how much was left out, and that of points far above both of their
    neighbours how much lies on ridges too narrow for the lattice.
-4. This is done on three lattices, shifted against each other by a third of a cell. Each gives an
-   estimate; their average is the result and their spread is its error, which is conservative: six
-   times the true error for a kink, wherever it lies between the points (two lattices can agree by
-   accident there). If the error is too large, the spacing is halved.
+4. This is done on three lattices, shifted against each other by a third of a cell; on four for two
+   latents, and five for three. Each gives an estimate; their average is the result and their spread
+   is its error, which is conservative: six times the true error for a kink on a line, wherever it
+   lies between the points (two lattices can agree by accident there). If the error is too large,
+   the spacing is halved. A sum over a lattice is off by the integrand's Fourier coefficients at the
+   vectors of the dual lattice, in phases that the shift turns: shifts along a diagonal would leave
+   the phase of (1, -1) alone, and a slanted ridge would look exact.
 5. If the grid of the scan is fine enough, its sum is a second estimate of the mass of the modes
    that are wide enough to be seen on it: the difference of the two is part of the error.
 """
@@ -51,7 +54,14 @@ _AHEAD = 0.5  # standard deviations
 _ISOLATED = 4.5  # nats above both neighbours: a normal density whose points are three sd apart
 _OMITTED = 3.0  # mass beyond the outermost points, in units of theirs, for tails as heavy as 1/z^2
 _ROUNDINGS = 8.0  # roundings of its own size that a log joint may be off by
-_LATTICES = 3
+_PLACES: dict[int, list[list[int]]] = {
+    1: [[0, 1, 2]],
+    2: [[0, 1, 2, 3], [0, 2, 3, 1]],
+    3: [[0, 1, 2, 3, 4], [0, 1, 3, 4, 2], [0, 2, 3, 1, 4]],
+}
+# In cells, by the number of latents. The average is free of the coefficients along each axis; of
+# other dual vectors with entries -1, 0 and 1 the spread is at least 1.5 times what it is off by.
+_SHIFTS = {latents: [[k / len(p) for k in p] for p in axes] for latents, axes in _PLACES.items()}
 _FINEST = 12  # halvings: indices then still fit into their share of a key
 _INDEX_BITS = 17
 _SHARES_AT_ONCE = 16_384  # points, each with all modes of its datum
@@ -125,7 +135,8 @@ class Quadrature:
                 "pv.AnnealedImportanceSampling()"
             )
         keys = row_keys(0, "quadrature.starts", *batch)  # always the same: they enter no estimate
-        affordable = int(self.memory * _MEBIBYTE / (_LATTICES * _POINT_BYTES * self.max_points))
+        lattices = len(_SHIFTS[program.latent_dim][0])
+        affordable = int(self.memory * _MEBIBYTE / (lattices * _POINT_BYTES * self.max_points))
         size = max(1, min(_DATA_AT_ONCE, affordable))
         limit, parts = rows_at_once(program, batch, self.memory), []
         starts = range(0, len(keys), size)
@@ -283,7 +294,7 @@ def _result(answer: _Answer, scan: Scan, rounding: Tensor, method: Quadrature) -
         error,
         missing,
         missing,
-        _LATTICES * answer.points,
+        len(_SHIFTS[scan.modes.z.shape[-1]][0]) * answer.points,
         bound=Bound.TWO_SIDED,
         method="quadrature",
         doubts=doubts,
@@ -296,13 +307,13 @@ def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrat
     for which in frames.which.split(_MODES_AT_ONCE):
         some, spacing = replace(frames, which=which), 0.5**halvings
         lattice = _Lattice(integrand, some, spacing, method)
-        mass, edge, points, undefined = (part.view(_LATTICES, -1) for part in lattice.sums())
+        mass, edge, points, undefined = (part.view(-1, len(which)) for part in lattice.sums())
         high, low = mass.amax(dim=0), mass.amin(dim=0)
         spread = (high + (-(low - high).exp()).log1p()).where(low < high, -torch.inf)
         spread = torch.logaddexp(spread, some.unseen(spacing).log())
         parts.append(
             _Parts(
-                mass.logsumexp(dim=0) - math.log(_LATTICES),
+                mass.logsumexp(dim=0) - math.log(len(mass)),
                 spread,
                 edge.amax(dim=0),
                 points.amax(dim=0),
@@ -320,7 +331,10 @@ class _Lattice:
     ) -> None:
         self.integrand, self.frames, self.spacing = integrand, frames, spacing
         self.latents, self.modes = frames.modes.z.shape[-1], len(frames.which)
-        self.number = _LATTICES * self.modes
+        self.shifts = torch.tensor(_SHIFTS[self.latents]).T.to(
+            frames.modes.z
+        )  # (lattices, latents)
+        self.number = len(self.shifts) * self.modes
         self.depth = _MARGIN - math.log(method.tolerance)
         self.max_points = method.max_points
         self.jump = math.log(spacing) * self.latents
@@ -331,7 +345,7 @@ class _Lattice:
         Not a number where it is undefined.
         """
         mode = lattices % self.modes
-        shift = (lattices // self.modes).double()[:, None] / _LATTICES
+        shift = self.shifts[lattices // self.modes]
         z, jacobian = self.frames.at(self.spacing * (index + shift), mode)
         share = self.frames.log_share(z, mode)
         mass = self.integrand(z, self.frames.rows(mode)) + jacobian + self.jump
@@ -339,7 +353,7 @@ class _Lattice:
 
     def sums(self) -> _Sums:
         """Visits points outwards from the modes for as long as they carry mass."""
-        top = (self._highest() + self.jump).repeat(_LATTICES)
+        top = (self._highest() + self.jump).repeat(len(self.shifts))
         seen = frontier = self._seeds()
         total = _empty_sums(top)
         first, visited = True, []
@@ -380,10 +394,11 @@ class _Lattice:
     def _seeds(self) -> Tensor:
         """Keys of the points to start from."""
         mode, place = self.frames.seeds()
-        shifts = torch.arange(_LATTICES, device=place.device).repeat_interleave(len(mode))
-        index = place.repeat(_LATTICES, 1) / self.spacing - shifts[:, None] / _LATTICES
+        number = len(self.shifts)
+        which = torch.arange(number, device=place.device).repeat_interleave(len(mode))
+        index = place.repeat(number, 1) / self.spacing - self.shifts[which]
         index = index.round().clamp(-(2 ** (_INDEX_BITS - 2)), 2 ** (_INDEX_BITS - 2)).long()
-        return self._keys(shifts * self.modes + mode.repeat(_LATTICES), index).unique()
+        return self._keys(which * self.modes + mode.repeat(number), index).unique()
 
     def _highest(self) -> Tensor:
         """Log mass of a cell at the heaviest mode of every datum, for each mode."""
