@@ -74,7 +74,7 @@ test-threads: $(STAMP) ## The fast tests in one process, with two threads in eac
 	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "not slow"
 
 .PHONY: test-slow
-test-slow: $(STAMP) ## The tests that train models
+test-slow: $(VENV)/docs ## The tests that train models, and a notebook
 	@echo "==> running slow tests, on $(WORKERS) processes"
 	@$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal
 
