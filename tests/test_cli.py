@@ -269,6 +269,7 @@ def test_examples_of_the_help_run_on_a_mixed_table(
     main(words)
     out = words[words.index("--out") + 1] if "--out" in words else None
     assert out is None or Path(out).exists()
+    assert out is None or not (Path(out) / "reconstructions.png").exists(), "of unlike columns"
     if words[0] == "describe":
         assert "depth" in capsys.readouterr().out
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from pyro_vae import report
 from pyro_vae._types import Estimate
 from pyro_vae.comparisons import COLUMNS, Candidate, Comparison
 from pyro_vae.comparisons.reporting import report_of, save_report, title_of
+from pyro_vae.comparisons.results import best_of, rivals_of
 from pyro_vae.formatting import plus_minus, typeset
 from pyro_vae.results import Doubt
 from tests.helpers.pages import Page
@@ -199,6 +201,24 @@ def test_the_answer_leads(text: str) -> None:
     ):
         assert said in lead
     assert text.index("<h1>") < text.index('<div class="lead">')
+
+
+def test_the_answer_names_guides_that_are_as_good(table: Comparison, text: str) -> None:
+    """The best of two that the held-out data cannot tell apart is not recommended alone."""
+    rivals = [rival for rival in rivals_of(table.results, train_model=True) if not rival.seen]
+    assert ("data it cannot be told from" in text) == bool(rivals)
+    alike = dict.fromkeys("ab", table.results[best_of(table.results, train_model=True)])
+    lead = report_of({"title": replace(table, results=alike)}).html().split("<nav")[0]
+    assert "On these 8 data it cannot be told from &#x27;b&#x27;." in lead
+
+
+def test_learning_curves_are_in_the_units_of_the_table(table: Comparison) -> None:
+    """A page has one unit."""
+    curves = [
+        one.plot()["learning_curves"].axes[0].lines[0].get_ydata()
+        for one in (table, replace(table, log_scale=7.0))
+    ]
+    np.testing.assert_allclose(curves[1] - curves[0], 7.0)
 
 
 def test_findings_come_first(table: Comparison, text: str, page: Page) -> None:

@@ -143,7 +143,7 @@ class Comparison(Result):
         """Figures by name, for a notebook or to save; no window is opened."""
         from .figures import figures_of  # what draws is imported where something is drawn
 
-        return figures_of(self.results, self.rows(), self.test, self.labels, self.image_shape)
+        return figures_of(self)
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:

@@ -3,13 +3,14 @@
 import io
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .. import plots
-from .._types import Batch, optional
+from .. import likelihoods, models, plots
+from .._types import optional
 from ..programs import hooks_of
 from ..randomness import forked
 from .columns import Row
@@ -18,36 +19,52 @@ from .results import GuideResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .comparison import Comparison
+
 _PICTURES = 10  # columns of a picture of data
 
 Results = Mapping[str, GuideResult]
 
 
-def figures_of(
-    results: Results,
-    rows: list[Row],
-    test: Batch,
-    labels: Tensor | None,
-    image_shape: tuple[int, int] | None,
-) -> "dict[str, Figure]":
+def figures_of(table: "Comparison") -> "dict[str, Figure]":
     """Every figure that the results allow, by name."""
+    results, y, shape = table.results, table.test[0], table.image_shape
     drawn: dict[str, Callable[[], Figure]] = {
-        "learning_curves": lambda: _learning_curves(results),
-        "comparison": lambda: _comparison(rows),
+        "learning_curves": lambda: _learning_curves(results, table.log_scale),
+        "comparison": lambda: _comparison(table.rows()),
         "gaps": lambda: _gaps(results),
         "pareto_k": lambda: _pareto_k(results),
     }
-    if all(hooks_of(result.model).decode for result in results.values()):
-        drawn["reconstructions"] = lambda: _reconstructions(results, test[0], image_shape)
-        drawn["worst"] = lambda: _worst(results, test[0], image_shape)
+    if all(map(_on_one_axis, results.values())):
+        drawn["reconstructions"] = lambda: _reconstructions(results, y, shape)
+        drawn["worst"] = lambda: _worst(results, y, shape)
     if all(result.means.shape[1] == 2 for result in results.values()):  # a plane
-        drawn["latent_plane"] = lambda: _latent_plane(results, labels)
+        drawn["latent_plane"] = lambda: _latent_plane(results, table.labels)
     return {name: draw() for name, draw in drawn.items()}
 
 
-def _learning_curves(results: Results) -> "Figure":
+def _on_one_axis(result: GuideResult) -> bool:
+    """Whether a datum can be decoded, and is no row of columns in unlike units."""
+    model = result.model
+    mixed = isinstance(model, models.VAE) and isinstance(model.likelihood, likelihoods.Mixed)
+    return hooks_of(model).decode is not None and not mixed
+
+
+class _Curve(NamedTuple):
+    """A learning curve in the data's own units."""
+
+    epoch: Any
+    elbo: Any
+    validation_elbo: Any
+
+
+def _learning_curves(results: Results, log_scale: float) -> "Figure":
     figure = _figure(7.0, 4.2)
-    curves = {name: result.fit.history for name, result in results.items()}
+    records = {name: result.fit.history for name, result in results.items()}
+    curves = {
+        name: _Curve(of.epoch, *(np.add(part, log_scale) for part in (of.elbo, of.validation_elbo)))
+        for name, of in records.items()
+    }
     plots.plot_learning_curves(curves, ax=figure.subplots())
     return figure
 

@@ -40,7 +40,7 @@ from .columns import (
     is_known,
     plain,
 )
-from .results import Difference, GuideResult
+from .results import Difference, GuideResult, best_of, rivals_of
 
 if TYPE_CHECKING:
     from .comparison import Comparison
@@ -79,18 +79,22 @@ def report_of(tables: "Mapping[str, Comparison]") -> Report:
 
 def _lead(table: "Comparison") -> Lead:
     """Which guide to use, its gap, what cannot be trusted, and whether training converged."""
-    ranked = max(table.rows(), key=lambda row: row.number("log_p" if _trained(table) else "elbo"))
-    best = table.results[ranked.guide]
+    name = best_of(table.results, train_model=_trained(table))
+    (ranked,) = (row for row in table.rows() if row.guide == name)
+    best = table.results[name]
     size, doubted = len(best.means), best.untrusted[0]
+    rivals = rivals_of(table.results, train_model=_trained(table))
+    alike = " or ".join(f"'{rival.name}'" for rival in rivals if not rival.seen)
     said = [
-        f"Use '{ranked.guide}': its model has the highest held-out log p, "
+        f"Use '{name}': its model has the highest held-out log p, "
         f"{ranked.estimate('log_p')} nats per datum, and its inference gap is "
         f"{best.gap.mean.inference} nats."
         if _trained(table)
         else (
-            f"Use '{ranked.guide}': its inference gap is the smallest, "
+            f"Use '{name}': its inference gap is the smallest, "
             f"{best.gap.mean.inference} nats per datum."
         ),
+        f"On these {size} data it cannot be told from {alike}." if alike else "",
         f"Log p cannot be trusted for {doubted} of {size} data{_why(best)}."
         if doubted
         else f"Log p passes every check for all {size} data.",
@@ -98,7 +102,7 @@ def _lead(table: "Comparison") -> Lead:
     ]
     drawn = table.pictures.get(_LEADING)  # there is none without matplotlib
     picture = None if drawn is None else _figure(_LEADING, drawn, ", ".join(table.results))
-    return Lead(typeset_numbers(" ".join(said)), picture)
+    return Lead(typeset_numbers(" ".join(filter(None, said))), picture)
 
 
 def _trained(table: "Comparison") -> bool:

@@ -168,23 +168,42 @@ def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
     return [f"z carries no information about the datum (mutual information {information} nats){so}"]
 
 
-def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[str]:
-    """Every guide against the best: by log p of the models, or by ELBO if the model is fixed."""
-    if len(results) < 2 or any(len(one.means) < 2 for one in results.values()):
+class Rival(NamedTuple):
+    """Another guide, by how much the best is above it, and whether beyond the error over data."""
+
+    name: str
+    below: Estimate
+    seen: bool
+
+
+def best_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
+    """The guide of the highest log p of the models, or of the highest ELBO if it is one model."""
+    what = "log_marginal" if train_model else "elbo"
+    return max(results, key=lambda name: float(getattr(results[name].gap.mean, what).value))
+
+
+def rivals_of(results: Mapping[str, GuideResult], *, train_model: bool) -> list[Rival]:
+    """Every other guide against the best; none if the error over data is not known."""
+    if any(len(one.means) < 2 for one in results.values()):
         return []
     what = "log_marginal" if train_model else "elbo"
-    best = max(results, key=lambda name: float(getattr(results[name].gap.mean, what).value))
-    name = "log p(y)" if train_model else "ELBO"
-    lines = []
+    best = best_of(results, train_model=train_model)
+    rivals = []
     for other in results:
         if other != best:
             first, second = (getattr(results[one].gap.parts, what) for one in (best, other))
             mean = stats.population_mean(stats.difference(first, second).value)
             slack = stats.rounding(first.value).mean()
-            seen = bool(mean.value > _SEEN * mean.error + slack)
-            verb = "is above" if seen else "cannot be told from"
-            lines.append(
-                f"{name} under {best} {verb} that under {other}: by {mean} "
-                "nats per datum (error over data)."
-            )
-    return lines
+            rivals.append(Rival(other, mean, bool(mean.value > _SEEN * mean.error + slack)))
+    return rivals
+
+
+def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[str]:
+    """Every guide against the best, in words."""
+    best = best_of(results, train_model=train_model)
+    name = "log p(y)" if train_model else "ELBO"
+    return [
+        f"{name} under {best} {'is above' if rival.seen else 'cannot be told from'} that under "
+        f"{rival.name}: by {rival.below} nats per datum (error over data)."
+        for rival in rivals_of(results, train_model=train_model)
+    ]
