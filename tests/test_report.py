@@ -215,7 +215,7 @@ def test_the_answer_names_guides_that_are_as_good(table: Comparison, text: str) 
 def test_learning_curves_are_in_the_units_of_the_table(table: Comparison) -> None:
     """A page has one unit."""
     curves = [
-        one.plot()["learning_curves"].axes[0].lines[0].get_ydata()
+        np.asarray(one.plot()["learning_curves"].axes[0].lines[0].get_ydata(), float)
         for one in (table, replace(table, log_scale=7.0))
     ]
     np.testing.assert_allclose(curves[1] - curves[0], 7.0)
