@@ -1,8 +1,12 @@
-"""Prints the table: `make corpus`, or some of it with `PROGRAMS="vae lda --question elbo"`."""
+"""Prints the table: `make corpus`, or some of it with `PROGRAMS="vae lda --question elbo"`.
+
+With `--log FILE` it goes on where a run with the same file stopped.
+"""
 
 import argparse
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from tests.corpus import PROGRAMS
 from tests.corpus.cells import GUIDES, QUESTIONS, ask, cells
@@ -16,15 +20,28 @@ def main() -> None:
     parser.add_argument("programs", nargs="*", help="all unless named")
     parser.add_argument("--guide", choices=GUIDES, action="append")
     parser.add_argument("--question", choices=QUESTIONS, action="append")
+    parser.add_argument("--log", type=Path, help="a file of rows, to which more are added")
     chosen = parser.parse_args()
+    known = chosen.log.read_text().splitlines() if chosen.log and chosen.log.exists() else []
+    rows = {tuple(row.split()[:3]): row for row in known}
     counts: dict[str, Counter[str]] = {question: Counter() for question in QUESTIONS}
     for name, guide, question in cells(chosen.programs or PROGRAMS):
         if guide in (chosen.guide or GUIDES) and question in (chosen.question or QUESTIONS):
-            outcome = ask(name, guide, question)
-            counts[question][outcome.kind] += 1
-            row = f"{name:22} {guide:8} {question:9} {outcome.kind:8} {outcome.seconds:6.2f} s"
-            print(f"{row}  {outcome.words[:300]}".rstrip(), flush=True)
+            row = rows.get((name, guide, question)) or asked(name, guide, question, chosen.log)
+            counts[question][row.split()[3]] += 1
+            print(row, flush=True)
     print_counts({question: kinds for question, kinds in counts.items() if kinds})
+
+
+def asked(name: str, guide: str, question: str, log: Path | None) -> str:
+    """The row of a cell, added to the log."""
+    outcome = ask(name, guide, question)
+    row = f"{name:22} {guide:8} {question:9} {outcome.kind:8} {outcome.seconds:6.2f} s"
+    row = f"{row}  {outcome.words[:300]}".rstrip()
+    if log is not None:
+        with log.open("a") as file:
+            print(row, file=file)
+    return row
 
 
 def print_counts(counts: Mapping[str, Counter[str]]) -> None:
