@@ -364,7 +364,7 @@ def test_ids_that_come_again_are_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("first", [2**53 + 1, 10**17, -(2**60)])
-@pytest.mark.parametrize("dtype", ["int64", "float64", "object"])
+@pytest.mark.parametrize("dtype", ["int64", "object"])
 def test_numbers_beyond_floats_are_refused(first: int, dtype: str) -> None:
     """Two ids of 17 digits may become one; a name and Real are the remedies, and 2^53 fits."""
     table = {"n": np.array([first + 2 * row for row in range(5)], dtype), "x": np.ones(5)}
@@ -372,6 +372,7 @@ def test_numbers_beyond_floats_are_refused(first: int, dtype: str) -> None:
         Columns.of(table)
     Columns.of(table, {"n": Real})
     Columns.of({"n": np.array([2**53 - row for row in range(5)]), "x": np.ones(5)})
+    Columns.of({"n": np.array([1.2e20, 3.4e18, 5.6e19]), "x": np.ones(3)})  # measured
 
 
 def test_numbers_with_a_unit_among_numbers_without(tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     if not raw.whole:
         hint = "; Positive, if none can be 0 or less" if found.min() > 0 else ""
         return _kind_of_numbers(name, found, "numbers", hint)
-    _refuse_beyond_floats(name, found)
+    if raw.holds is Holds.INTEGERS:  # 1.2e20 is a measurement
+        _refuse_beyond_floats(name, found)
     _refuse_names_of_rows(name, found)
     return _kind_of_whole(name, found)
 
