@@ -186,7 +186,7 @@ def plot_aggregated_marginals(
         >>> draws = rng.normal(size=(2, 50, 3))
         >>> axes = plot_aggregated_marginals(draws[0] / 2, draws[1], figure=Figure())
         >>> [ax.get_xlabel() for ax in axes]
-        ['latent 0', 'latent 1', 'latent 2']
+        ['z[0]', 'z[1]', 'z[2]']
     """
     draws, base = _same_latents(aggregate, prior)
     latents = draws.shape[1]
