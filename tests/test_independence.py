@@ -167,6 +167,8 @@ SHARED = pv.Guide(population, pv.GlobalParameters(), example=torch.zeros(1))
 FEW = pv.ImportanceSampling(50)
 ANNEALED = pv.AnnealedImportanceSampling(num_chains=4, num_temperatures=10)
 CLIMBING = pv.Tightest(50, tempering=pv.TemperedSMC(2, 8)).sampled
+# With so few draws no datum looks good, so that nobody asks such a guide for its density once more.
+FEWER = pv.Tightest(20, tempering=pv.TemperedSMC(2, 8)).sampled
 TRUSTED = Trusted(torch.linspace(-1, 1, 450).reshape(50, 3, 3), torch.full((3,), 1000.0))
 UNTIL = pv.ImportanceSampling(40, until=importance.ErrorTarget(0.05, 500))
 
@@ -217,7 +219,7 @@ CALLS: dict[str, Callable[[], object]] = {
     ),
     "annealing": evidence(ANNEALED),
     "several sites": evidence(FEW, two_sites, by_hand, Y[:, 0]),
-    "several sites, tightest": evidence(CLIMBING, two_sites, by_hand, Y[:, 0]),
+    "several sites, tightest": evidence(FEWER, two_sites, by_hand, Y[:, 0]),
     "shared sites": lambda: marginal_log_likelihood(
         population, SHARED, Y[:, 0], num_samples=3, estimator=FEW
     ),
