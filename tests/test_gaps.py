@@ -90,7 +90,7 @@ def many(seed: int) -> Many:
     """Weak loadings, so that the guide's own weights have a variance."""
     y, guide = WEAK.sample(300), off_guide("diagonal", WEAK)
     gap = inference_gap(
-        model_of(WEAK), guide, y, estimator=pv.ImportanceSampling(2_000), num_samples=150,
+        model_of(WEAK), guide, y, estimator=pv.ImportanceSampling(), num_samples=150,
         families={"full-rank": pv.FullRankNormal()}, seed=seed,
     )  # fmt: skip
     return Many(y, gap, closed_gaps("diagonal", WEAK, y, guide))
