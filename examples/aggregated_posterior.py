@@ -6,7 +6,7 @@ generates from the prior p(z). By "ELBO surgery" the rate is
 
     rate = I(n; z), about which datum it is  +  KL(q(z) || p(z)), the mismatch
 
-One VAE is trained by its ELBO, one with a hundredth of the weight on the rate, which reconstructs
+One VAE is trained by its ELBO; another, with a weight of only 0.01 on the rate, reconstructs
 better. From each, images are generated at draws of q(z) and of the prior, and scored by their
 log p(y) under a third, independent VAE: the higher it is, the more an image looks like a digit.
 
@@ -31,7 +31,7 @@ IMAGES = 7
 
 
 def trained(y: Tensor, latents: int, beta: float, epochs: int) -> Programs:
-    """A VAE of its own."""
+    """A new VAE and its guide, trained with the weight `beta` on the rate."""
     torch.manual_seed(0)
     decoder = pv.nets.MLPDecoder(latents, 64, hidden=(64,))
     model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=latents)
@@ -41,14 +41,14 @@ def trained(y: Tensor, latents: int, beta: float, epochs: int) -> Programs:
 
 
 def score(judge: Programs, y: Tensor, samples: int) -> tuple[float, float]:
-    """Mean log p(y) under the judge, with the error of having these images alone."""
+    """Mean log p(y) of images under the judge, with the standard error over images."""
     lml = pv.evaluate(*judge, y, pv.ImportanceSampling(samples)).log_marginal
     value, error = stats.population_mean(lml.value)
     return float(value), float(error)
 
 
 def draw(models: dict[float, pv.models.VAE], matches: dict[float, PriorMatch], path: Path) -> None:
-    """A column for each weight: the latent plane, and below it decoded draws of either kind."""
+    """Draws a column per weight: the latent plane, above images decoded from q(z) and the prior."""
     figure = Figure(figsize=(8.0, 5.6), layout="constrained")
     columns = figure.subfigures(1, len(models), squeeze=False)[0]
     for column, (beta, model) in zip(columns, models.items(), strict=True):
@@ -67,7 +67,7 @@ def draw(models: dict[float, pv.models.VAE], matches: dict[float, PriorMatch], p
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")

@@ -6,10 +6,10 @@ only a random share t_n of the ink of a picture is counted:
 
     t_n ~ Uniform(0.2, 1),    y_nd ~ Binomial(ink_nd, t_n)
 
-which turns a Poisson of mean mu into one of mean t mu, and a negative binomial or zero-inflated one
-likewise. The same VAE is trained under several likelihoods, all but one with the exposure as
-input. They are compared twice: by log p(y | t) of held-out pictures, picture by picture, and by the
-share of zeros in the data sets that they simulate.
+which turns a Poisson of mean mu into one of mean t mu, and does the same to a negative binomial or
+zero-inflated one. The same VAE is trained under several likelihoods; all but one get the exposure
+as input. They are compared twice: by log p(y | t) of held-out pictures, picture by picture, and by
+the share of zeros in the data sets that they simulate.
 
 Run:  python examples/counts.py --out figures      (--smoke for a quick look)
 """
@@ -34,7 +34,7 @@ BLIND = "Poisson without exposure"
 
 
 def likelihoods() -> dict[str, Likelihood]:
-    """From the simplest one on; a dispersion is learned for each square."""
+    """The likelihoods by name, the simplest first; each square learns its own dispersion."""
     zero_inflated = pv.likelihoods.ZeroInflated
     return {
         BLIND: Poisson(),
@@ -54,21 +54,21 @@ def counted(grey: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class Result(NamedTuple):
-    """A model's held-out log p(y | t), and the zeros of the data sets that it makes."""
+    """A model's held-out log p(y | t), and the share of zeros in data sets that it simulates."""
 
     log_p: LogMarginal
     zeros: PredictiveCheck
 
 
 def share_of_zeros(batch: tuple[Tensor, ...]) -> Tensor:
-    """Of all counts of a data set."""
+    """The share of zeros among all counts of a data set."""
     return (batch[0] == 0).double().mean()
 
 
 def run(
     likelihood: Likelihood, train: tuple[Tensor, ...], test: tuple[Tensor, ...], sizes: "Sizes"
 ) -> Result:
-    """Trains a VAE, stopped by pictures of the training part, and evaluates it on the others."""
+    """Trains a VAE, with early stopping on part of `train`, and evaluates it on `test`."""
     torch.manual_seed(0)
     decoder = pv.nets.MLPDecoder(LATENTS, likelihood.output_shape((64,)), hidden=(128,))
     pv.likelihoods.start_from(decoder, likelihood.start(*train))
@@ -92,7 +92,7 @@ def run(
 
 
 class Sizes(NamedTuple):
-    """How much is computed."""
+    """Sizes of the data and of the run."""
 
     rows: int | None
     held_out: int
@@ -104,7 +104,7 @@ class Sizes(NamedTuple):
 def draw(
     results: dict[str, Result], pairs: dict[str, PairedDifference], best: str, path: Path
 ) -> None:
-    """By how much each is worse than the best, and the zeros that each makes."""
+    """Draws how much worse each model is than the best, and the zeros that it simulates."""
     figure = Figure(figsize=(9.5, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     names = list(results)
@@ -130,7 +130,7 @@ def draw(
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")

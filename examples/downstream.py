@@ -43,7 +43,7 @@ Array = NDArray[Any]
 
 
 def trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
-    """A VAE of counts, many of which are zero; one picture in ten says when to stop."""
+    """A VAE of counts with many zeros, trained with early stopping on one picture in ten."""
     torch.manual_seed(0)
     likelihood = pv.likelihoods.ZeroInflated(pv.likelihoods.Poisson())
     decoder = pv.nets.MLPDecoder(LATENTS, likelihood.output_shape((64,)), hidden=(128,))
@@ -58,7 +58,7 @@ def trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
 def embeddings(
     train: Tensor, test: Tensor, epochs: int, draws: int
 ) -> dict[str, tuple[Array, Array]]:
-    """Of training and held-out pictures, `(draws, pictures, numbers)`; most have one draw."""
+    """Training and held-out embeddings, `(draws, pictures, numbers)`; all but the last have 1 draw."""
     pca = PCA(LATENTS, whiten=True).fit(train)
     model, guide = trained(train, epochs)
 
@@ -74,9 +74,10 @@ def embeddings(
 
 
 def right(pair: tuple[Array, Array], labels: Array, test_labels: Array, number: int) -> Array:
-    """Whether each held-out picture is classified rightly, learned from the first labels.
+    """Whether each held-out picture is classified correctly, after training on `number` labels.
 
-    With several draws each is a training picture; of a new picture probabilities are averaged.
+    Each draw of a training picture counts as a picture; probabilities of a held-out picture are
+    averaged over its draws.
     """
     train, test = pair[0][:, :number], pair[1]
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
@@ -87,19 +88,19 @@ def right(pair: tuple[Array, Array], labels: Array, test_labels: Array, number: 
 
 
 def resampled(score: Any, *arrays: Array, resamples: int = 300) -> tuple[float, Array]:
-    """A score of held-out data, and of resamples of them."""
+    """A score of held-out data, and its values on bootstrap resamples."""
     random, rows = np.random.default_rng(0), len(arrays[0])
     chosen = random.integers(rows, size=(resamples, rows))
     return score(*arrays), np.array([score(*(array[i] for array in arrays)) for i in chosen])
 
 
 def explained(truth: Array, found: Array) -> float:
-    """Share of the variance of held-out data that is explained, R^2."""
+    """Explained share of the variance of held-out data, R^2."""
     return float(1 - np.mean((truth - found) ** 2) / truth.var())
 
 
 def progressions(epochs: int) -> dict[str, tuple[float, Array]]:
-    """R^2 of ridge regression on the ten columns, and on four numbers for them."""
+    """R^2 of ridge regression on all ten columns, four principal components or four latents."""
     source = load_diabetes()
     x, x_new, y, y_new = train_test_split(source.data, source.target, test_size=0.3, random_state=0)
     vae = sklearn.VAE(latent_dim=4, max_epochs=epochs, random_state=0)
@@ -113,7 +114,7 @@ def progressions(epochs: int) -> dict[str, tuple[float, Array]]:
 
 
 def less(one: tuple[float, Array], other: tuple[float, Array]) -> tuple[float, Array]:
-    """The difference of two scores of the same data, and its resamples."""
+    """The difference of two scores of the same data, and its values on the resamples."""
     return one[0] - other[0], one[1] - other[1]
 
 
@@ -130,7 +131,7 @@ def draw(
     clusters: dict[str, tuple[float, Array]],
     path: Path,
 ) -> None:
-    """Two directions of the held-out embedding, accuracy by labels, and how clusters agree."""
+    """Draws the held-out embedding, accuracy by number of labels, and agreement of clusters."""
     figure = Figure(figsize=(10.5, 4.0), layout="constrained")
     left, rest = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 1.9))[0]
     (ax,) = plot_latent_plane({"held-out digits": plane}, digits, figure=left)
@@ -158,7 +159,7 @@ def draw(
 def learned(
     embedded: dict[str, tuple[Array, Array]], labels: Array, test_labels: Array
 ) -> tuple[dict[str, dict[int, Array]], dict[str, tuple[float, Array]]]:
-    """Held-out pictures classified rightly, by embedding and labels, and agreement of clusters."""
+    """Correctness by embedding and number of labels, and agreement of clusters with digits."""
     accuracy, clusters = {}, {}
     for name, pair in embedded.items():
         accuracy[name] = {
@@ -182,7 +183,7 @@ def conclude(
     clusters: dict[str, tuple[float, Array]],
     scores: dict[str, tuple[float, Array]],
 ) -> None:
-    """Prints what the VAE's embedding gains on others, each with its error."""
+    """Prints how much the VAE's embedding gains over the others, with errors."""
     said = []
     for number in (50, max(accuracy["pixels"])):
         for other in ("pixels", f"PCA, {LATENTS}"):
@@ -200,7 +201,7 @@ def conclude(
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")

@@ -1,4 +1,4 @@
-"""Why does one q(z) for all data fail? The squares, where the answer is exact; then digits.
+"""Why does one q(z) for all data fail? First on squares, with an exact answer, then on digits.
 
 Half of the pictures are all 0 and half are all 1. If q(z) does not depend on the picture, the best
 the ELBO can do is
@@ -6,7 +6,7 @@ the ELBO can do is
     max over eta of  mean_n log p(y_n | eta)  =  - D log 2       (D pixels, all grey, q = prior)
 
 for any decoder and any family: z carries no information, so the best decoder ignores it. A guide
-that depends on the picture pays a rate of about log 2 to say which of the two it is, and loses
+that depends on the picture pays a rate of about log 2 to say which kind it is, and loses
 nothing else. On digits the same thing happens: every reconstruction under the global guide is the
 mean digit. At that optimum the bound is tight and Pareto k is perfect: only the rate, the mutual
 information and log p itself reveal the failure.
@@ -65,7 +65,7 @@ def draw(tables: dict[str, Comparison], path: Path) -> None:
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")

@@ -1,8 +1,8 @@
-"""What does inference cost a VAE: is it the family of q, or the encoder, and does its width matter?
+"""Does inference in a VAE lose more by the family of q or by the encoder, and does width matter?
 
 A VAE of handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw) is trained with an
-encoder. Then the model is fixed, since a model adapts to its guide, so that gaps of different
-models cannot be compared. New encoders of several widths are trained for it, with a mean-field and
+encoder. Then the model is fixed: a model adapts to its guide, so gaps of different models
+cannot be compared. New encoders of several widths are trained for it, with a mean-field and
 with a full-rank Gaussian, and the gap of each is split (Cremer et al., 2018):
 
     log p(y) - ELBO = approximation gap, of the family  +  amortization gap, of the encoder
@@ -33,7 +33,7 @@ Gaps = dict[str, tuple[InferenceGap, InferenceGap]]  # trained on, held out
 def trained(
     y: Tensor, width: int, family: Family, epochs: int, model: pv.models.VAE | None = None
 ) -> tuple[pv.models.VAE, pv.Guide]:
-    """An encoder so wide for a model, which is trained with it if there is none yet."""
+    """Trains an encoder of this width, and with it a new model if none is given."""
     torch.manual_seed(0)
     is_new = model is None
     if model is None:
@@ -46,7 +46,7 @@ def trained(
 
 
 def table(gaps: Gaps) -> str:
-    """The parts on either side, and what is due to digits not having been trained on."""
+    """A table of both gaps on training and held-out data, and of the difference."""
     lines = [
         f"{'nats per datum':22}{'approximation':>26}{'amortization':>26}{'generalization':>20}"
     ]
@@ -59,7 +59,7 @@ def table(gaps: Gaps) -> str:
 
 
 def draw(gaps: Gaps, path: Path) -> None:
-    """The parts on held-out data, and on how few of them the encoders fail."""
+    """Draws both gaps on held-out data, and how few data cause most of the amortization gap."""
     figure = Figure(figsize=(9.6, 7.0), layout="constrained")
     top, bottom = figure.subplots(2, 1)
     parts = {
@@ -76,7 +76,7 @@ def draw(gaps: Gaps, path: Path) -> None:
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--data", choices=("digits", "fashion-mnist"), default="digits")

@@ -4,11 +4,11 @@ Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw) and a VAE 
 shows reconstructions, at the mean of q(z | y) and at a draw from it; paths from one digit to
 another, straight or along the sphere where draws of the prior lie; the effect of each latent, the
 most informative first; images generated from the prior and from the aggregated posterior; and
-whether the model recognizes images that are no digits:
+whether the model recognizes images that are not digits:
 
     tail probability of y = (1 + number of R held-out digits with a log p no higher) / (R + 1)
 
-For a further held-out digit it is below 0.05 with a probability of at most 0.05, however poor the
+For another held-out digit this is below 0.05 with a probability of at most 0.05, however poor the
 model is. For rotated digits, and for noise with the same frequency of dark pixels, it should be
 below 0.05 more often.
 
@@ -32,7 +32,7 @@ ALARMS = stats.FalseAlarms(0.05)
 
 
 def trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
-    """A VAE of digits."""
+    """A VAE of digits and its guide, trained together."""
     torch.manual_seed(0)
     decoder = pv.nets.MLPDecoder(LATENTS, 64, hidden=(64, 64))
     model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=LATENTS)
@@ -42,7 +42,7 @@ def trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
 
 
 def paths(a: Tensor, b: Tensor, steps: int = COLUMNS) -> dict[str, Tensor]:
-    """Latents on the way from one digit to another, `(steps, *batch, latents)`."""
+    """Latents on two paths from one digit to another, `(steps, *batch, latents)`."""
     return {
         "straight": queries.interpolate(a, b, steps, queries.Linear()),
         "sphere": queries.interpolate(a, b, steps, queries.Spherical()),
@@ -50,7 +50,7 @@ def paths(a: Tensor, b: Tensor, steps: int = COLUMNS) -> dict[str, Tensor]:
 
 
 def strangers(y: Tensor) -> dict[str, Tensor]:
-    """Held-out digits, the same on their sides, and noise that is as dark in each pixel."""
+    """Held-out digits, the same on their sides, and noise as dark as digits in each pixel."""
     noise = torch.rand(y.shape, generator=torch.Generator().manual_seed(0)) < y.mean(dim=0)
     on_side = y.unflatten(1, SHAPE).rot90(dims=(1, 2)).flatten(1)
     return {"digits": y, "on their sides": on_side, "noise": noise.float()}
@@ -63,7 +63,7 @@ def draw(
     found: dict[str, tuple[Tensor, queries.Outliers]],
     path: Path,
 ) -> None:
-    """Six places of the tour."""
+    """Draws the six panels of the tour."""
     figure = Figure(figsize=(10.0, 8.6), layout="constrained")
     places = figure.subfigures(3, 2, squeeze=False, height_ratios=(3.0, 5.0, 3.0))
     titles = list(rows)
@@ -95,7 +95,7 @@ def draw(
 def pictures(
     model: pv.models.VAE, guide: pv.Guide, eight: Tensor, z: Tensor
 ) -> dict[str, dict[str, Tensor]]:
-    """Reconstructions of some digits, ways between two latents, and what is generated."""
+    """Reconstructions of eight digits, paths between two digits, and generated images."""
     made = queries.reconstruction_draws(model, guide, eight)[0]
     means, at_draw = (queries.encode(model, guide, eight, number) for number in (None, 1))
     farthest = (z - z[0]).norm(dim=-1).argmax()
@@ -118,7 +118,7 @@ def pictures(
 
 
 def say_lengths(z: Tensor) -> None:
-    """Prints how long latents are half way between two digits, and at digits."""
+    """Prints the mean length of z half way between two digits, and at digits."""
     half = len(z) // 2
     for name, way in paths(z[:half], z[half : 2 * half], 3).items():
         middle, error = stats.population_mean(way[1].norm(dim=-1))
@@ -128,7 +128,7 @@ def say_lengths(z: Tensor) -> None:
 
 
 def say_tails(found: dict[str, tuple[Tensor, queries.Outliers]]) -> None:
-    """Prints which share of digits, and of what is none, has a small tail probability."""
+    """Prints the shares of digits and of other images that have a small tail probability."""
     said = []
     for name, (_, out) in found.items():
         share, error = stats.population_mean(out.flagged(ALARMS).double())
@@ -138,7 +138,7 @@ def say_tails(found: dict[str, tuple[Tensor, queries.Outliers]]) -> None:
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")

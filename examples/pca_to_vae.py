@@ -9,10 +9,11 @@ restricted:
     factor analysis y_n | z_n ~ N(W z_n + mu, diag sigma^2)     EM
     deep VAE        y_n | z_n ~ N(net(z_n), diag sigma^2)       a network for q(z | y), too
 
-EM's E-step is exact since p(z | y) is Gaussian there, with a mean linear in y and one covariance
-for all. So a linear encoder can be exact as well; and the mean-field family of CAVI and of the
-linear VAE costs nothing at the optimum, since W can be rotated until the latents are independent.
-If the decoder is a network, neither holds, and the approximate posterior leaves a gap.
+In the first two models p(z | y) is Gaussian, with a mean linear in y and the same covariance for
+all data, so EM's E-step is exact. A linear encoder can be exact as well, and the mean-field family
+of CAVI and of the linear VAE costs nothing at the optimum, since W can be rotated until the latents
+are independent. If the decoder is a network, neither holds, and the approximate posterior leaves a
+gap.
 
 Run:  python examples/pca_to_vae.py --out figures      (--smoke for a quick look)
 """
@@ -37,7 +38,7 @@ Pair = tuple[pv.models.Generative, pv.Guide]
 
 
 def in_closed_form(y: Tensor, latents: int) -> dict[str, Pair]:
-    """Maximum likelihood, with the exact posterior for its guide."""
+    """Models fitted by maximum likelihood, with the exact posterior as guide."""
     closed = LinearGaussian(latents, FEATURES)
     closed.fit_closed_form(y)
     ppca = LinearGaussian(latents, FEATURES)
@@ -52,7 +53,7 @@ def in_closed_form(y: Tensor, latents: int) -> dict[str, Pair]:
 
 
 def by_gradients(y: Tensor, latents: int, epochs: int) -> dict[str, Pair]:
-    """Models that are trained together with their guides."""
+    """Models trained by gradients, together with their guides."""
     torch.manual_seed(0)
     ascent, linear = (LinearGaussian(latents, FEATURES) for _ in range(2))
     decoder = pv.nets.MLPDecoder(latents, FEATURES, hidden=(64,))
@@ -84,7 +85,7 @@ def _slower(tensors: list[Tensor]) -> torch.optim.Optimizer:
 def draw(
     tables: dict[int, dict[str, LogMarginal]], gaps: dict[str, InferenceGap], path: Path
 ) -> None:
-    """Held-out log p by method and number of latents, and the gap of each way to q."""
+    """Draws held-out log p by method and number of latents, and the gaps of four guides."""
     figure = Figure(figsize=(11.0, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.0, 0.8))
     marks = dict(zip(next(iter(tables.values())), "xo^s+D", strict=True))
@@ -103,7 +104,7 @@ def draw(
 
 
 def tumours() -> tuple[Tensor, Tensor, Tensor]:
-    """Four hundred for training and the others, standardized by the first, and their sds."""
+    """400 training rows and the other rows, all standardized by the training rows; their sds."""
     y = torch.as_tensor(load_breast_cancer().data)
     y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
     mean, sd = y[:400].mean(dim=0), y[:400].std(dim=0)
@@ -113,7 +114,7 @@ def tumours() -> tuple[Tensor, Tensor, Tensor]:
 def conclude(
     last: dict[str, LogMarginal], gaps: dict[str, InferenceGap], sd: Tensor, number: int
 ) -> None:
-    """Prints paired differences between models with as many latents, and their gaps."""
+    """Prints paired differences between models with `number` latents, and the guides' gaps."""
     print(
         f"\nNats a standardized tumour; in the units of the table add the log of the Jacobian, "
         f"{-float(sd.log().sum()):.3f}. With {number} latents, paired:"
@@ -135,7 +136,7 @@ def conclude(
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")

@@ -6,8 +6,8 @@ written by hand in Pyro:
     z_n ~ N(0, I),    y_n | z_n ~ Bernoulli(logits = net(z_n))
 
 It is trained under three guides: an encoder (one network for all digits), free parameters for
-every digit, and one deliberately global q(z). The held-out log p(y), by importance sampling, shows
-which model has learned more, with an error.
+every digit, and one deliberately global q(z). The held-out log p(y), estimated with an error by
+importance sampling, shows which model has learned more.
 
 Run:  python examples/quickstart.py --out figures      (--smoke for a quick look)
 """
@@ -46,7 +46,7 @@ class Digits(PyroModule):
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")

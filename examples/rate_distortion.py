@@ -6,9 +6,10 @@ minus the sum of
     rate R = KL(q(z | y) || p(z)), the cost of z, and
     distortion D = - E log p(y | z), the remaining cost of y given z
 
-and does not determine how it is divided between the two. Copies of one VAE are trained to minimize
-D + beta R, from a small beta to a large one, each starting from the one before. For each of them
-the information I of z about the identity of the digit lies between H - D and R.
+and does not determine how this sum is divided. Copies of one VAE are trained to minimize
+D + beta R, from a small beta to a large one, each starting from the one before. For each copy the
+information I of z about the identity of the digit lies between H - D and R, with H the entropy of
+the data.
 
 Run:  python examples/rate_distortion.py --out figures      (--smoke for a quick look)
 """
@@ -28,7 +29,7 @@ LATENTS = 8
 
 
 def traced(train: torch.Tensor, test: torch.Tensor, epochs: int) -> RateDistortion:
-    """The curve of a VAE, over all betas."""
+    """Trains a VAE at each beta, and returns its rate-distortion curve."""
     torch.manual_seed(0)
     decoder = pv.nets.MLPDecoder(LATENTS, 64, hidden=(64,))
     model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=LATENTS)
@@ -39,7 +40,7 @@ def traced(train: torch.Tensor, test: torch.Tensor, epochs: int) -> RateDistorti
 
 
 def draw(result: RateDistortion, held_out: Curve, path: Path) -> None:
-    """Both curves, the information of the first, and lines of equal ELBO."""
+    """Draws training and held-out curves, the training information, and lines of equal ELBO."""
     train = result.train
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     plot_rate_distortion(
@@ -56,7 +57,7 @@ def draw(result: RateDistortion, held_out: Curve, path: Path) -> None:
 
 
 def said(curve: Curve, row: int) -> str:
-    """One beta's numbers, in words."""
+    """The numbers of one beta, in words."""
     rate, distortion, information = (
         f"{part.value[row]:.2f} ± {part.error[row]:.2f}"
         for part in (curve.rate, curve.distortion, curve.information)
@@ -65,7 +66,7 @@ def said(curve: Curve, row: int) -> str:
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")

@@ -5,8 +5,8 @@ with an encoder. Then the model is fixed, and only inference differs:
 
     one global q(z) <= encoder <= encoder + S steps <= the best q(z) of every digit <= log p(y)
 
-The encoder's output is refined by S steps on the digit's own ELBO. That can be done at test time
-only, or in training as well, so that the model is trained on the tighter bound.
+The encoder's output is refined by S steps on the digit's own ELBO. This can be done only at test
+time, or in training as well, so that the model is trained on the tighter bound.
 
 Run:  python examples/semi_amortized.py --out figures      (--smoke for a quick look)
 """
@@ -25,12 +25,12 @@ STEPS = (1, 2, 3, 5, 10)
 
 
 def elbo(model: pv.models.VAE, guide: pv.Guide, y: Tensor, samples: int) -> float:
-    """Mean ELBO, nats per digit; the same draws of a digit for every guide."""
+    """Mean ELBO in nats per digit, with the same random numbers for every guide."""
     return float(pv.elbo(model, guide, y, samples).mean.value)
 
 
 def trained(map: pv.InferenceMap, y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
-    """A VAE of its own, trained under a map, always from the same start."""
+    """A new VAE trained under a map, always from the same initialization."""
     torch.manual_seed(0)
     decoder = pv.nets.MLPDecoder(2, 64, hidden=(64,))
     model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=2)
@@ -40,7 +40,7 @@ def trained(map: pv.InferenceMap, y: Tensor, epochs: int) -> tuple[pv.models.VAE
 
 
 def encoder() -> pv.Encoder:
-    """A network of one hidden layer."""
+    """An encoder with one hidden layer."""
     torch.manual_seed(1)
     return pv.Encoder(pv.nets.MLPEncoder(64, hidden=(64,)))
 
@@ -48,7 +48,7 @@ def encoder() -> pv.Encoder:
 def bounds(
     model: pv.models.VAE, guide: pv.Guide, y: Tensor, samples: int, epochs: int
 ) -> dict[str, float]:
-    """ELBOs under the fixed model, from the widest family of guides to the narrowest."""
+    """ELBOs under the fixed model, from the loosest bound to the tightest, and log p."""
     surrogate = pv.Guide(model, pv.GlobalParameters())
     pv.fit(model, surrogate, y, num_epochs=epochs, train_model=False, progress=False)
     full_rank = pv.Guide(model, pv.GlobalParameters(), pv.FullRankNormal())
@@ -66,7 +66,7 @@ def bounds(
 
 @matplotlib.rc_context(pv.plots.STYLE)
 def draw(values: dict[str, float], path: Path) -> None:
-    """The ELBO against the number of steps, between its limits."""
+    """Draws the ELBO against the number of steps, beside the best q's and log p."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     curve = [values["amortized"], *(values[f"{steps} steps"] for steps in STEPS)]
@@ -80,7 +80,7 @@ def draw(values: dict[str, float], path: Path) -> None:
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")

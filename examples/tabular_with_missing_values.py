@@ -10,7 +10,7 @@ each column is trained on what is left,
 and its encoder also gets a mask of the missing entries. It imputes wines that it was not trained
 on, in five folds, by draws of p(missing | observed). It is compared with the means (or most
 frequent categories) of the columns and with scikit-learn's IterativeImputer, which regresses each
-column on all others: with its default, and with a stronger penalty, which these few rows need. That
+column on all others: by default, and with a stronger penalty, which these few rows need. That
 penalty, the number of latents and the length of training were chosen on the same folds. Errors are
 from the sampling of wines, by the bootstrap.
 
@@ -60,7 +60,7 @@ class Filled(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How much is computed."""
+    """Sizes of the run."""
 
     folds: int
     epochs: int
@@ -70,7 +70,7 @@ class Sizes(NamedTuple):
 
 
 def wines() -> pd.DataFrame:
-    """The table, whole."""
+    """The table before entries are removed."""
     source = load_wine(as_frame=True)
     table = source.data.rename(columns=lambda name: name.split("/")[0].replace("_", " "))
     steps = ["pale", "light", "deep", "dark"]
@@ -81,7 +81,7 @@ def wines() -> pd.DataFrame:
 
 
 def by_columns(train: Array, test: Array, top: Array) -> Filled:
-    """Means of numbers, and the most frequent code of the others."""
+    """Fills in the mean of a numeric column, and the most frequent code of any other."""
     codes = [np.bincount(c[~np.isnan(c)].clip(0).astype(int)).argmax() for c in train.T]
     value = np.where(np.isnan(top), np.nanmean(train, axis=0), codes)
     return Filled(*np.broadcast_arrays(value, np.nanstd(train, axis=0), test)[:2])
@@ -90,10 +90,10 @@ def by_columns(train: Array, test: Array, top: Array) -> Filled:
 def by_regression(
     train: Array, test: Array, top: Array, regression: BayesianRidge | Ridge, sizes: "Sizes"
 ) -> Filled:
-    """Scikit-learn's: its best guess, and the spread of draws from its posterior.
+    """IterativeImputer's best guess, and the spread of draws from its posterior.
 
-    Cultivar B is where neither A nor C is: with an indicator for B as well, each of the three would
-    be regressed on the other two alone, from which it follows exactly.
+    Cultivar B has no indicator: with one, each of the three would follow exactly from the other
+    two, and be regressed on these alone.
     """
 
     def indicators(y: Array) -> Array:
@@ -118,7 +118,7 @@ def by_regression(
 
 
 def by_vae(train: Tensor, test: Tensor, columns: Columns, sizes: "Sizes") -> Imputation:
-    """Two latents need no early stopping: there is little that they could learn by heart."""
+    """Imputes by a VAE, without early stopping: two latents can memorize little."""
     torch.manual_seed(0)
     likelihood = mixed(columns)  # by the kind of each column; pv.likelihoods.Mixed({...}) by hand
     features = train.shape[1]
@@ -141,7 +141,7 @@ def by_vae(train: Tensor, test: Tensor, columns: Columns, sizes: "Sizes") -> Imp
 
 
 def scores(filled: Filled, truth: Array, holes: NDArray[np.bool_], top: Array) -> list[Array]:
-    """Root mean squared error, log score and accuracy, `(resamples,)`; the first is of the data."""
+    """RMSE, log score and accuracy, each `(1 + resamples,)`: of the data, then of resamples."""
     rows = len(truth)
     resamples = np.random.default_rng(0).multinomial(rows, np.ones(rows) / rows, size=2000)
     weights = np.vstack([np.ones(rows), resamples])
@@ -156,7 +156,7 @@ def scores(filled: Filled, truth: Array, holes: NDArray[np.bool_], top: Array) -
 
 
 def said(values: list[Array], form: str) -> str:
-    """Scores with their errors; a ridge regression has no density."""
+    """Scores with errors, in words, without those that are nan (ridge has no density)."""
     known = [(name, v) for name, v in zip(SCORES, values, strict=True) if not np.isnan(v[0])]
     return ", ".join(f"{name} {v[0]:{form}} ± {v[1:].std():.3f}" for name, v in known)
 
@@ -168,7 +168,7 @@ def draw(
     names: list[str],
     path: Path,
 ) -> None:
-    """The three scores of each method, and two wines with their holes filled in."""
+    """Draws the three scores of each method, and two wines with their holes filled in."""
     figure = Figure(figsize=(9.0, 6.4), layout="constrained")
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.0, 2.2))[:, 0]
     for number, ax in enumerate(top.subplots(1, 3, sharey=True)):
@@ -183,14 +183,14 @@ def draw(
 
 
 class Compared(NamedTuple):
-    """Scores by method, and the last fold: two rows with holes, their draws, and without holes."""
+    """Scores by method, and two rows to show: with holes, their draws, and without holes."""
 
     scores: dict[str, list[Array]]
     shown: tuple[Tensor, Tensor, Tensor]
 
 
 def compared(table: pd.DataFrame, sizes: Sizes) -> Compared:
-    """Every wine imputed by every method, none of which was trained on it."""
+    """Imputes every wine by every method, trained on the other folds."""
     holes = np.random.default_rng(0).random(table.shape) < 0.3
     parts: dict[str, list[Filled]] = {name: [] for name in METHODS}
     order: list[Array] = []
@@ -232,7 +232,7 @@ def highest_codes(columns: Columns) -> Array:
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")

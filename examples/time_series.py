@@ -1,14 +1,14 @@
 """Is a state-space model of series better than a VAE of windows or of whole series?
 
 A nonlinear oscillator driven by noise (van der Pol's), of which only the position is measured, with
-noise, at 6 to 16 times: series of different lengths, nan beyond their ends.
+noise, at 6 to 16 times. So series differ in length, and are nan beyond their ends.
 
     state space   z_t | z_{t-1} ~ N(net(z_{t-1}), diag sigma^2),   y_t | z_t ~ N(A z_t + b, s^2)
     i.i.d. VAE    every 4 times, or all 16, are one datum,                     y ~ N(net(z), s^2)
 
 In the state-space model p(z | y) is a product of p(z_t | z_{t-1}, y_t .. y_T). So its guide,
 written by hand, corrects the transition at each time by a network's summary of the data ahead.
-Beyond the end of a series there are none, and the guide is the transition: padding costs nothing,
+Beyond the end of a series no data are ahead, so the guide is the transition: padding costs nothing,
 and draws of the states there are the forecast. The length of training was chosen on the same
 series.
 
@@ -35,7 +35,7 @@ WINDOWS = (4, TIMES)
 
 
 def oscillators(number: int, seed: int) -> Tensor:
-    """Positions `(number, TIMES + AHEAD)`, every half a unit of time: 14 of them are a round."""
+    """Positions, `(number, TIMES + AHEAD)`, 0.5 units of time apart: 14 of them make a cycle."""
     noise = torch.Generator().manual_seed(seed)
     x, v = 1.5 * torch.randn(2, number, generator=noise)
     seen = []
@@ -48,13 +48,13 @@ def oscillators(number: int, seed: int) -> Tensor:
 
 
 def cut(y: Tensor, seed: int) -> Tensor:
-    """Series that end at a time of their own, `(number, TIMES, 1)`."""
+    """The series cut off at random times, `(number, TIMES, 1)`."""
     ends = torch.randint(6, TIMES + 1, (len(y),), generator=torch.Generator().manual_seed(seed))
     return pv.models.padded([row[:end, None] for row, end in zip(y, ends, strict=True)], TIMES)
 
 
 class Onward(nn.Module):
-    """The mean of the next state: the present one, and a network's change of it."""
+    """The mean of the next state: the present one plus a change given by a network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Smoother(nn.Module):
 
 
 def state_space() -> tuple[SequentialVAE, Smoother]:
-    """The model of series, and its guide."""
+    """The state-space model of series, and its guide."""
     torch.manual_seed(0)
     onward = NormalGiven(Onward(), sigma=LearnedSigma(STATES, initial=0.3))
     likelihood = Gaussian(LearnedSigma(initial=0.5))
@@ -98,7 +98,7 @@ def state_space() -> tuple[SequentialVAE, Smoother]:
 
 
 def of_windows(width: int) -> tuple[pv.models.VAE, pv.Guide]:
-    """A VAE of rows of so many times, which is told what is missing."""
+    """A VAE of windows of `width` times; its encoder gets a mask of missing entries."""
     torch.manual_seed(0)
     decoder = pv.nets.MLPDecoder(4, width, hidden=(64,))
     model = pv.models.VAE(decoder, Gaussian(LearnedSigma(initial=0.5)), latent_dim=4)
@@ -107,7 +107,7 @@ def of_windows(width: int) -> tuple[pv.models.VAE, pv.Guide]:
 
 
 def windows(y: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The windows with something in them, and the series that each is of."""
+    """The windows with at least one observation, and the index of each one's series."""
     rows = y.reshape(-1, width)
     some = (~rows.isnan()).any(dim=1)
     return rows[some], torch.arange(len(y)).repeat_interleave(TIMES // width)[some]
@@ -118,7 +118,7 @@ def _adam(tensors: list[Tensor]) -> torch.optim.Optimizer:
 
 
 def verdict(draws: Tensor, truth: Tensor, unseen: Tensor) -> str:
-    """How many held-out values bands of 90% cover, and how wide they are."""
+    """Says what share of held-out values the 90% bands cover, and how wide they are."""
     low, high = draws.quantile(draws.new_tensor([0.05, 0.95]), dim=0)
     held = ((low <= truth) & (truth <= high)).double()
     share, error = stats.population_mean(held[unseen])
@@ -132,7 +132,7 @@ def verdict(draws: Tensor, truth: Tensor, unseen: Tensor) -> str:
 def draw(
     y: Tensor, truth: Tensor, bands: dict[str, Tensor], log_p: dict[str, Tensor], path: Path
 ) -> None:
-    """Two series that ended early, with both forecasts, and log p by model."""
+    """Draws two series that ended early, with both forecasts, and log p by model."""
     figure = Figure(figsize=(11.0, 3.4), layout="constrained")
     *panels, right = figure.subplots(1, 3)
     for ax, row in zip(panels, (~y.isnan()).sum(dim=1).flatten().argsort()[:2], strict=True):
@@ -157,7 +157,7 @@ def draw(
 def fit_windows(
     train: Tensor, test: Tensor, width: int, *, epochs: int, samples: int
 ) -> tuple[tuple[pv.models.VAE, pv.Guide], Tensor]:
-    """A VAE of windows, and log p of every series: the sum over its windows."""
+    """Trains a VAE of windows; returns it and log p of every series, summed over windows."""
     pair = of_windows(width)
     part = windows(train, width)[0]
     pv.fit(*pair, part, num_epochs=max(1, epochs // 2), optimizer=_adam, compile=False)
@@ -179,7 +179,7 @@ def compare(log_p: dict[str, Tensor]) -> None:
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")

@@ -8,8 +8,8 @@ all wines:
     z_n ~ N(0, I),  y_n | z_n ~ N(W z_n, diag sigma^2)
 
 The same program runs under three maps, and two families for the latents of a wine. The shared sites
-have a posterior of their own, and log p(y_n) of a held-out wine is conditional on them: it is
-computed at the mean of that posterior, and averaged over draws from it.
+have a posterior of their own, and log p(y_n) of a held-out wine is conditional on their values: it
+is computed at the mean of that posterior, and averaged over draws from it.
 
 Run:  python examples/your_own_program.py --out figures      (--smoke for a quick look)
 """
@@ -34,7 +34,7 @@ LATENTS = 2
 
 
 def wines(y: Tensor) -> None:
-    """The program. What stands outside the plate over data belongs to all of them."""
+    """The program; the sites outside the plate over data are shared by all wines."""
     features = y.shape[-1]
     with pyro.plate("measurements", features):
         loadings = pyro.sample("loadings", dist.Normal(torch.zeros(LATENTS), 1.0).to_event(1))
@@ -81,7 +81,7 @@ def _adam(tensors: list[Tensor]) -> torch.optim.Optimizer:
 
 @matplotlib.rc_context(pv.plots.STYLE)
 def draw(results: dict[str, Result], guide: pv.Guide, names: list[str], path: Path) -> None:
-    """Held-out log p under every guide, and the loadings with their uncertainty."""
+    """Draws held-out log p under every guide, and the loadings with their uncertainty."""
     figure = Figure(figsize=(11.0, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, result in enumerate(results.values()):
@@ -116,7 +116,7 @@ def draw(results: dict[str, Result], guide: pv.Guide, names: list[str], path: Pa
 
 
 def main() -> None:
-    """Question, model, fit, figure, sentence."""
+    """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
