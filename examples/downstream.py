@@ -58,7 +58,7 @@ def trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
 def embeddings(
     train: Tensor, test: Tensor, epochs: int, draws: int
 ) -> dict[str, tuple[Array, Array]]:
-    """Training and held-out embeddings, `(draws, pictures, numbers)`; all but the last have 1 draw."""
+    """Training and held-out embeddings, `(draws, pictures, numbers)`; 1 draw except in the last."""
     pca = PCA(LATENTS, whiten=True).fit(train)
     model, guide = trained(train, epochs)
 
