@@ -1,7 +1,7 @@
 """Copies of programs that share no parameter with the originals.
 
-`copy.deepcopy` copies modules and the owners of methods, but returns a function itself, with the
-networks that it closes over, uses as globals, or has as defaults; and parameters made by
+`copy.deepcopy` copies modules and the owners of methods, but not functions: these still share the
+networks that they close over, use as globals, or have as defaults. And parameters made by
 `pyro.param` are in Pyro's store, which all programs share. Here functions are copied with the
 networks and tensors that they refer to, and a program with `pyro.param` or `pyro.module` statements
 is put into a module that holds those parameters.
@@ -30,7 +30,7 @@ from .traces import leaves_of, run
 
 _Value = TypeVar("_Value")
 _OF_A_MODULE = "$$$"  # in the names that pyro.module gives the parameters of a module
-# Keys of memos, whose other keys are numbers of objects.
+# Keys of memos; all other keys are ids of objects.
 _PROGRAMS, _ALIVE = "programs and their copies", "what was copied"
 
 
@@ -44,7 +44,7 @@ class SelfContained(nn.Module):
 
     Arguments:
         program: The program.
-        others: Programs whose parameters it shares, where it has the same names.
+        others: Programs with which it shares the parameters of the same names.
 
     Example:
         >>> def model(y):
@@ -162,9 +162,9 @@ def no_new_parameters() -> Iterator[None]:
         yield
     finally:
         for name in set(store.keys()) - known:
-            with suppress(KeyError):  # of a tensor with two names Pyro's store knows one
+            with suppress(KeyError):  # of a tensor with two names, the store knows only one
                 del store[name]
-            store._constraints.pop(name, None)  # noqa: SLF001 (which is then left behind)
+            store._constraints.pop(name, None)  # noqa: SLF001 (which an error leaves behind)
 
 
 class Copies:
@@ -195,7 +195,7 @@ class Copies:
             trained: Whether the copy will be trained, and so must share nothing.
 
         Raises:
-            TypeError: If it must share nothing, and still reaches a tensor that the program trains.
+            TypeError: If the copy must share nothing, but reaches a tensor that the program trains.
         """
         made = self.of(program)
         holders = [other for _, other in self._programs if isinstance(other, SelfContained)]
@@ -230,15 +230,15 @@ class Copies:
                 parts = [part for site in sites for part in (site.log_prob, site.value)]
                 sums = [part.sum() for part in parts if part.requires_grad]
                 return leaves_of(torch.stack(sums).sum()) if sums else {}
-            except Exception:  # whatever the reason: whoever calls it next will see
+            except Exception:  # for any reason: the next call will raise it
                 return None
 
 
 def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
-    """Like `copy.deepcopy`, but copies functions too, and returns what holds no tensor as it is.
+    """Like `copy.deepcopy`, but copies functions too; what holds no tensor is returned uncopied.
 
     Arguments:
-        value: A program, or what one refers to.
+        value: A program, or an object that a program refers to.
         memo: What has been copied already, as in `copy.deepcopy`.
     """
     for original, made in memo.get(_PROGRAMS, ()):
@@ -255,14 +255,15 @@ def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
     make = next((make for kind, make in _KINDS.items() if isinstance(value, kind)), copy.deepcopy)
     made = make(value, memo)
     memo[id(value)] = made
-    memo[_ALIVE] = [*memo.get(_ALIVE, ()), value]  # else its number is taken
+    memo[_ALIVE] = [*memo.get(_ALIVE, ()), value]  # so that its id is not reused
     return made
 
 
 def _without_history(module: nn.Module, memo: dict[Any, Any]) -> None:
-    """Detached copies of what layers keep of their last call, which `copy.deepcopy` refuses.
+    """Adds detached copies of tensors that layers keep from their last call to the memo.
 
-    Pyro's transforms keep their last arguments and log Jacobian.
+    `copy.deepcopy` refuses these tensors: Pyro's transforms keep their last arguments and log
+    Jacobian.
     """
     attributes = (value for layer in module.modules() for value in vars(layer).values())
     for kept in attributes:
@@ -272,7 +273,7 @@ def _without_history(module: nn.Module, memo: dict[Any, Any]) -> None:
 
 
 def _function(function: types.FunctionType, memo: dict[Any, Any]) -> types.FunctionType:
-    """A function of the same code that refers to copies."""
+    """A function with the same code that refers to copies."""
     cells = tuple(types.CellType() for _ in function.__closure__ or ())
     scope = dict(function.__globals__)
     made = types.FunctionType(function.__code__, scope, function.__name__, None, cells or None)
@@ -298,7 +299,7 @@ def _method(method: types.MethodType, memo: dict[Any, Any]) -> types.MethodType:
 def _partial(part: functools.partial[Any], memo: dict[Any, Any]) -> functools.partial[Any]:
     kind, func = type(part), copied(part.func, memo)
     if kind is not functools.partial and isinstance(func, functools.partial):
-        return kind(func)  # of Pyro's handlers: their function has all of the arguments
+        return kind(func)  # a handler of Pyro's: its function has all the arguments
     args = (copied(value, memo) for value in part.args)
     keywords = {name: copied(value, memo) for name, value in part.keywords.items()}
     return kind(func, *args, **keywords)

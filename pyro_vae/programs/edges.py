@@ -1,16 +1,16 @@
 r"""Densities and draws near the edges of a support, where the value itself rounds.
 
-A sparse prior such as Gamma(0.03, 0.03) has much of its mass below the smallest number there is,
-and Beta(0.03, 0.03) has it where p rounds to 1. The unconstrained value u (log x, the logit of p,
-the logits of a broken stick) holds there, and so does its density, taken in logarithms:
+A sparse prior such as Gamma(0.03, 0.03) has much of its mass below the smallest floating-point
+number, and Beta(0.03, 0.03) has much where p rounds to 1. The unconstrained value u (log x, the
+logit of p, the logits of a broken stick) does not round there, and its density needs only u:
 
 .. math:: \log p(u) = a u - r e^u + a \log r - \log \Gamma(a), \qquad x = e^u \sim \Gamma(a, r)
 
-Draws are made in logarithms too: with :math:`E \sim \mathrm{Exp}(1)` apart from :math:`G`,
+Draws are made in logarithms too: with :math:`E \sim \mathrm{Exp}(1)` independent of :math:`G`,
 
 .. math:: \log G_a = \log G_{a + 1} - E / a .
 
-A density of x is that of u less the log Jacobian, both of them finite.
+The log density of x is that of u minus the log Jacobian; both are finite.
 
 References:
     | Generating Random Variates Using Transformations with Small Shape (Marsaglia & Tsang, 2000)
@@ -55,15 +55,15 @@ from .masks import base_of
 
 _UNCONSTRAINED = "_unconstrained"
 
-# What newer versions of torch call the support of a mixture; older ones give that of a component.
+# The support of a mixture in newer versions of torch; older ones return a component's support.
 _MIXED = getattr(constraints, "MixtureSameFamilyConstraint", ())
 
 
-# Transforms to a support whose values stay inside of it.
+# Transforms to a support; rounding does not take their values out of it.
 
 
 class Positive(ExpTransform):
-    """:math:`x = e^u`, no smaller than the smallest number, and finite."""
+    """:math:`x = e^u`, kept between the smallest positive and the largest finite number."""
 
     def _call(self, x: Tensor) -> Tensor:
         limits = torch.finfo(x.dtype)
@@ -81,17 +81,17 @@ class Simplex(StickBreakingTransform):
         return before + torch.cat([taken, torch.zeros_like(left[..., :1])], dim=-1)
 
     def of_logs(self, log_values: Tensor) -> Tensor:
-        """The inverse of :meth:`log_values`, whose argument need not be normalized."""
+        """The inverse of :meth:`log_values`; `log_values` need not be normalized."""
         tails = log_values.flip(-1).logcumsumexp(-1).flip(-1)
         return log_values[..., :-1] - tails[..., 1:] + _offsets(tails[..., 1:])
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log Jacobian from u alone, since values of the support may have rounded."""
+        """Log Jacobian from u alone, since the constrained value may have been rounded."""
         rest = self._sticks(x)[1]
         return (self.log_values(x)[..., :-1] + rest).sum(-1)
 
     def _sticks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Log shares that are broken off, and that are left."""
+        """Logarithms of the shares that are broken off, and of those that are left."""
         x = x - _offsets(x)
         return logsigmoid(x), logsigmoid(-x)
 
@@ -103,7 +103,7 @@ class Simplex(StickBreakingTransform):
 
 
 def _offsets(x: Tensor) -> Tensor:
-    r"""Offsets with which zeros break the stick evenly: :math:`\log (K - k)`."""
+    r"""Offsets with which u = 0 breaks the stick evenly: :math:`\log (K - k)`."""
     return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
 
 
@@ -115,10 +115,10 @@ _TURN = constraints.interval(-math.pi, math.pi)
 
 
 def support_of(distribution: Any) -> Any:
-    """The support of draws: `distribution.support`, and of an angle one turn.
+    """The support of draws: one turn for an angle, else `distribution.support`.
 
-    Torch calls the support of an angle the real line, over which its periodic density has no
-    integral.
+    Torch gives an angle the real line as its support, but the integral of a periodic density over
+    the real line is infinite.
     """
     inner = distribution
     while not isinstance(inner, _ANGLES):
@@ -141,7 +141,7 @@ def entry_of(support: Any) -> Any:
 
 
 def bounds_of(support: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds of the entries of a value, infinite where there are none, of its dtype and device."""
+    """Bounds of the entries of a value, with its dtype and device; infinite if there are none."""
     entry = entry_of(support)
     is_simplex = entry is constraints.simplex
     low = 0.0 if is_simplex else getattr(entry, "lower_bound", -torch.inf)
@@ -150,14 +150,14 @@ def bounds_of(support: Any, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain(support: Any) -> Any:
-    """The support itself; for a mixture that of its components."""
+    """The support itself, or for a mixture the support of its components."""
     while isinstance(support, _MIXED):
         support = support.base_constraint
     return support
 
 
 def transform_to(support: Any) -> Transform:
-    """Transform from the unconstrained space to a support; :data:`biject_to` unless that rounds."""
+    """Transform from the unconstrained space to a support: :data:`biject_to`, unless it rounds."""
     support = plain(support)
     if isinstance(support, constraints.independent):
         inner = transform_to(support.base_constraint)
@@ -178,7 +178,7 @@ def _is_zero(bound: Any) -> bool:
 
 @runtime_checkable
 class Unconstrained(Protocol):
-    """The distribution of u, where that of x is known."""
+    """The distribution of an unconstrained value u."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of u."""
@@ -276,7 +276,7 @@ class _LogitKumaraswamy:
 
 def _log1mexp(x: Tensor) -> Tensor:
     r""":math:`\log(1 - e^x)` of negative x."""
-    small = x > -0.6931471805599453  # log 2, where either way keeps its digits
+    small = x > -0.6931471805599453  # log 2, where both formulas keep their digits
     near = (-x.where(small, -1.0).expm1()).log()
     return near.where(small, (-x.where(~small, -1.0).exp()).log1p())
 
@@ -311,7 +311,7 @@ _KNOWN: Mapping[tuple[type, type], Callable[[Any], Unconstrained]] = {
 def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
     """The distribution of u, which the transform turns into x; `None` if it is not known."""
     if not type(x).__module__.startswith(("torch.distributions.", "pyro.distributions.")):
-        return None  # somebody's subclass may mean something else
+        return None  # a user's subclass may have another density
     for (distribution, kind), made in _KNOWN.items():
         if isinstance(x, distribution):
             return made(x) if isinstance(transform, kind) else None
@@ -323,7 +323,7 @@ def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
 
 
 def _before_affine(x: TransformedDistribution, parts: list[Transform]) -> Unconstrained | None:
-    """A distribution whose last transform moves and scales an interval, before that transform."""
+    """The distribution of u, if x and the site's transform end in the same shift and scaling."""
     *before, last = x.transforms
     if len(parts) != 2 or not isinstance(last, AffineTransform) or not _is_same(last, parts[1]):
         return None
@@ -339,7 +339,7 @@ def _is_same(one: AffineTransform, other: Transform) -> bool:
 
 
 def _before_last(x: TransformedDistribution, transform: Transform) -> Unconstrained | None:
-    """A distribution whose last transform is that of the site, before it, as in a log-normal."""
+    """The distribution of u, if the last transform of x is the site's, as in a log-normal."""
     *before, last = x.transforms
     if not isinstance(transform, type(last)) or type(last) not in _LAST:
         return None
@@ -384,9 +384,9 @@ def draw_unconstrained(distribution: Any, transform: Transform, shape: torch.Siz
 
 
 class AtEdges(Messenger):
-    """Notes the unconstrained values of latent sites, and draws where they are known.
+    """Notes the unconstrained values of latent sites, and draws those with a known distribution.
 
-    Its draws have no gradient; if gradients are enabled, the distribution draws itself.
+    These draws have no gradient, so with gradients enabled sites are sampled in the usual way.
 
     Arguments:
         transforms: From the unconstrained space to each site's support.
@@ -410,6 +410,6 @@ class AtEdges(Messenger):
 
 
 def noted(node: Any) -> tuple[Tensor, Any] | None:
-    """The unconstrained value of a site and its transform, where :class:`AtEdges` noted them."""
+    """The unconstrained value and the transform of a site, if :class:`AtEdges` noted them."""
     found: tuple[Tensor, Any] | None = node["infer"].get(_UNCONSTRAINED)
     return found

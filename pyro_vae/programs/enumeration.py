@@ -1,14 +1,13 @@
 r"""All values of the discrete sites of a datum, as rows of a longer batch.
 
 Pyro enumerates a discrete site along a dimension of its own, left of the plates, and a program has
-to broadcast over it: `table[y]` does, `torch.cat([z, y], -1)` and a convolution do not. Rows that
-are repeated for every combination of values, as they are for particles, make no demands on a
-program:
+to broadcast over it: `table[y]` does, `torch.cat([z, y], -1)` and a convolution do not. Repeating
+the rows for every combination of values, as it is done for particles, works with any program:
 
 .. math:: \log p(y_n, z_n) = \log \sum_c p(y_n, z_n, c)
 
-with the sum over rows. Broadcasting evaluates only once what does not depend on the value, so it is
-kept where it gives the same result.
+where the sum is over the repeated rows. But broadcasting computes whatever does not depend on the
+value only once, so it is used if it gives the same result.
 """
 
 import math
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from .traces import TracedSite
 
-_MOST = 4096  # combinations of a datum, each of which is a row
+_MOST = 4096  # combinations per datum; each takes a row
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Combinations:
 
     Arguments:
         values: By name, `(combinations, *shape)`, with the shape of one datum's value.
-        axes: Where the datum axis stands in each site's value.
+        axes: Position of the datum axis in each site's value.
     """
 
     values: Mapping[str, Tensor]
@@ -42,12 +41,12 @@ class Combinations:
     def beside(
         self, given: Mapping[str, Tensor], axes: Mapping[str, int], rows: int
     ) -> dict[str, Tensor]:
-        """Values for a batch that is repeated for them, with those given for every row of it.
+        """Values of these and of other sites, for a batch that is repeated for the combinations.
 
         Arguments:
-            given: Values of other sites, those of the rows among them.
-            axes: Where the datum axis stands in the values that belong to rows.
-            rows: Rows of the batch.
+            given: Values of the other sites, before the batch is repeated.
+            axes: Position of the datum axis, for those values that have one.
+            rows: Rows of the batch before it is repeated.
         """
         return self.repeated(given, axes) | {
             name: value.repeat_interleave(rows, dim=0).movedim(0, self.axes[name])
@@ -70,7 +69,7 @@ class Combinations:
         return replace(self, values={name: self.values[name][first] for name in names})
 
     def to(self, like: Tensor) -> "Combinations":
-        """A copy on another device; floating-point values take the dtype."""
+        """A copy on the device of `like`; floating-point values take its dtype too."""
         moved = {
             name: value.to(like.device, like.dtype if value.is_floating_point() else None)
             for name, value in self.values.items()
@@ -122,6 +121,6 @@ class _Support:
         return math.prod(self.inner_shape)
 
     def values(self, index: Tensor) -> Tensor:
-        """`(combinations, *shape)`, from the positions of the entries in the support."""
+        """Values `(combinations, *shape)`, from the index of each entry in the support."""
         chosen = self.support[index.to(self.support.device)]
         return chosen.reshape(len(index), *self.inner_shape, *self.support.shape[1:])

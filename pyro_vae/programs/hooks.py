@@ -1,4 +1,4 @@
-"""Optional methods of a model beyond being a program, and where they are looked up."""
+"""Optional methods of a model, and where they are looked up."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ class ModelHooks(NamedTuple):
 
 
 def hooks_of(model: ProgramLike) -> ModelHooks:
-    """The methods that a model has, or else the object that the model is a bound method of."""
+    """The optional methods of a model; if it is a bound method, those of its object too."""
     owner, names = owner_of(model), ModelHooks._fields
     return ModelHooks(*(getattr(model, name, getattr(owner, name, None)) for name in names))
 
@@ -42,5 +42,5 @@ def owner_of(program: Any) -> Any:
 
 
 def name_of(program: Any) -> str:
-    """The name of a function or a method; that of an object's class."""
+    """The name of a function or a method; for any other object, the name of its class."""
     return getattr(program, "__name__", type(program).__name__)

@@ -1,7 +1,7 @@
 r"""Log densities of sites: in few passes over memory, and with discrete sites summed out.
 
-Importance sampling spends as much time on the density of the pixels of an image as on the network
-that gives them: most of that time goes into allocating large intermediate results. For the most
+Importance sampling spends as much time on the density of the pixels of an image as on the decoder:
+most of that time goes into allocating large intermediate results. For the most
 common distributions the sum over a datum is computed here in small pieces that stay in the cache;
 every other distribution computes its own.
 
@@ -26,13 +26,13 @@ from torch import Tensor
 from .missing import observed_features
 from .modes import capturing
 
-_CACHED = 100_000  # entries of a piece, of which a few copies stay in a CPU's cache
-_FACTORS = 112  # of at most 2: a float32 holds their product; a multiple of every vector's length
+_CACHED = 100_000  # entries per piece: a few copies of a piece fit in a CPU's cache
+_FACTORS = 112  # factors of at most 2: their product fits in a float32; a multiple of 16 for SIMD
 
 
 def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`distribution.log_prob(value)`, up to rounding."""
-    # These types and no subclass, which may mean something else.
+    # Only these types: a subclass may have another density.
     if torch.is_grad_enabled() or type(distribution) not in _INDEPENDENT:
         log_prob: Tensor = distribution.log_prob(value, *args, **kwargs)
         return log_prob
@@ -49,7 +49,7 @@ def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> 
 def _by_pieces(sums: Callable[..., Tensor], tensors: Sequence[Tensor], event_dim: int) -> Tensor:
     """Sums over a datum, a few entries of the leftmost batch dimension at a time."""
     tensors = [tensor.flatten(tensor.dim() - event_dim) for tensor in tensors]
-    if tensors[0].dim() == 1 or capturing():  # a compiler makes one pass of it all
+    if tensors[0].dim() == 1 or capturing():  # a compiler fuses it all into one pass
         return sums(*tensors)
     size = max(1, _CACHED // max(1, tensors[0][:1].numel()))
     pieces = zip(*(tensor.split(size) for tensor in tensors), strict=True)
@@ -67,7 +67,7 @@ def _bernoulli(value: Tensor, logits: Tensor) -> Tensor:
 
 
 def _log_product(factors: Tensor) -> Tensor:
-    """Sum of the logarithms of factors from 1 to 2: the logarithms of products of a few of them.
+    """Sum of the logarithms of factors between 1 and 2, as logarithms of products of many.
 
     A logarithm takes longer than the rest of a density, and a product of numbers above 1 loses
     fewer digits than a sum of their logarithms.
@@ -77,12 +77,12 @@ def _log_product(factors: Tensor) -> Tensor:
     blocks, rest = divmod(factors.shape[-1], size)
     products = factors[..., : blocks * size].unflatten(-1, (blocks, size)).prod(dim=-1)
     total = products.log_().sum(dim=-1)
-    # An empty product would have a compiler store all factors for it.
+    # For an empty product, a compiler would store all factors.
     return total if rest == 0 else total + factors[..., -rest:].prod(dim=-1).log_()
 
 
 def even_pieces(size: int, most: int) -> int:
-    """Size of a piece, at most `most`; if possible all pieces have one size.
+    """Size of a piece, at most `most`; if possible, all pieces have the same size.
 
     Example:
         >>> even_pieces(5000, 2048), even_pieces(100, 2048), even_pieces(4999, 2048)
@@ -98,7 +98,7 @@ def _normal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     standard = (value - loc).div_(scale)
     shared = scale
     for dim, stride in enumerate(scale.stride()[:-1]):
-        if stride == 0:  # one sigma for all of them: its logarithm is taken once
+        if stride == 0:  # one sigma for all entries: its logarithm is taken once
             shared = shared.narrow(dim, 0, 1)
     constant = math.log(2 * math.pi) / 2
     return standard.square_().sum(dim=-1).div_(-2) - shared.log().add_(constant).sum(dim=-1)
@@ -133,7 +133,7 @@ def sum_out(
         `(rows,)`, in nats, masked but not scaled.
     """
     if "packed" not in trace.nodes[names[0]]:
-        for name, log_prob in (known or {}).items():  # Pyro makes those alone that are not there
+        for name, log_prob in (known or {}).items():  # Pyro computes only the missing ones
             node: Any = trace.nodes[name]
             node["unscaled_log_prob"] = node["log_prob"] = log_prob
             node["log_prob_sum"] = log_prob.sum()
@@ -146,7 +146,7 @@ def sum_out(
         ordinal = frozenset(
             trace.plate_to_symbol[frame.name]
             for frame in site["cond_indep_stack"]
-            if frame.vectorized and frame.size > 1  # of one entry, a packed tensor has no axis
+            if frame.vectorized and frame.size > 1  # a packed tensor has no axis of size 1
         )
         parts = site["packed"]
         factor = packed.scale_and_mask(parts["unscaled_log_prob"], mask=parts["mask"])
@@ -159,4 +159,4 @@ def sum_out(
         total = contract_to_tensor(factors, summed, target_ordinal=rows, cache=cache)
     if set(total._pyro_dims) != rows:
         raise AssertionError(f"a sum over discrete sites has dimensions {total._pyro_dims}")
-    return total.reshape(-1)  # of one row it has no axis
+    return total.reshape(-1)  # a single row has no axis

@@ -1,12 +1,12 @@
 r"""Masked latents: what a mask removes from their density, and what that means for log p(y).
 
 A program that masks a latent site says that some data have no such latent: a series has ended, an
-object is absent. Whatever is drawn there has no density in the program, and no data depend on it.
-Any density that integrates to one may stand in for it,
+object is absent. A value drawn there has no density in the program, and no data depend on it. Any
+density that integrates to one may take its place,
 
 .. math:: p(y_n, z_n) = \int p(y_n, z_n) \, q(z') \, dz' ,
 
-and here it is the site's own distribution: a program is a density of all its latents.
+and here it is the site's own distribution, so that a program is a density of all its latents.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ _WRITTEN = "_as_written"
 
 
 def unmasked(distribution: Distribution) -> Distribution:
-    """The distribution without its mask, which is the one that is drawn from."""
+    """The distribution without its masks: the one that draws come from."""
     if isinstance(distribution, MaskedDistribution):
         return unmasked(distribution.base_dist)
     if isinstance(distribution, Independent):
@@ -50,10 +50,10 @@ def is_masked(distribution: Any) -> bool:
 
 
 def entry_mask(distribution: Any, mask: Any, value: Tensor) -> Tensor | None:
-    """Which entries of a value have a density, in the dimensions of the value; `None` if all.
+    """Mask of the entries that have a density, in the shape of the value; `None` if all have one.
 
     Arguments:
-        distribution: What it was drawn from, with masks of its own.
+        distribution: The distribution of the value, with masks of its own.
         mask: The mask that handlers gave the site.
         value: The value.
     """
@@ -79,7 +79,7 @@ def _shaped(mask: Any, events: int, value: Tensor) -> Tensor:
 
 
 class Unmasked(Messenger):
-    """Removes the masks of named sites, and records at each site what was masked."""
+    """Removes the masks of named sites, and notes the masked distribution at each of them."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ class PartlyObserved(dist.TorchDistribution):
     Arguments:
         features: Distributions of the features, with no event dimension.
         placeholder: A value on their support, a number or a tensor that broadcasts with the data.
-            For a missing entry the density is evaluated there, and dropped.
+            The density of a missing entry is evaluated at this value, and dropped.
 
     Raises:
         ValueError: If the distribution has event dimensions: such a density does not factorize.
@@ -55,7 +55,7 @@ class PartlyObserved(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: the features check their own."""
+        """No constraints: the features check their own parameters."""
         return {}
 
     @property
@@ -65,17 +65,17 @@ class PartlyObserved(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint | None:
-        """As for the features."""
+        """Support of the features."""
         return self.features.support
 
     @property
     def mean(self) -> Tensor:
-        """As for the features."""
+        """Mean of the features."""
         mean: Tensor = self.features.mean
         return mean
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "PartlyObserved":
-        """The same with more batch dimensions."""
+        """The distribution with its batch dimensions expanded."""
         return PartlyObserved(self.features.expand(batch_shape), self.placeholder)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
@@ -104,19 +104,19 @@ class PartlyObserved(dist.TorchDistribution):
         return log_prob.masked_fill(missing, 0.0)
 
     def sample_missing(self) -> Tensor | None:
-        """Draws of every feature given that it is missing; None where that is not informative."""
+        """Draws of every feature given that it is missing; `None` if that tells nothing."""
         return None
 
 
 def unwrapped(distribution: Any) -> Any:
-    """The distributions of single features: what `Independent` wraps; other sites have no such."""
+    """The distribution of single features, without `Independent` wrappers."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     return distribution
 
 
 def sample_missing(distribution: Any) -> Tensor | None:
-    """Draws of features given that they are missing; None where that is not informative."""
+    """Draws of features given that they are missing; `None` if that tells nothing."""
     features = unwrapped(distribution)
     return features.sample_missing() if isinstance(features, PartlyObserved) else None
 
@@ -132,8 +132,8 @@ def has_missing(value: Tensor) -> bool:
 
 
 def observed_features(features: Distribution, value: Tensor) -> Distribution:
-    """The wrapped distributions, if none is in fact missing."""
-    # This type and no subclass, which may have a density of what is missing.
+    """The features inside a :class:`PartlyObserved` if no entry is missing; else the argument."""
+    # Only this type: a subclass may have a density of missing entries.
     if type(features) is PartlyObserved and not has_missing(value):
         return features.features
     return features

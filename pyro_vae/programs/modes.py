@@ -38,9 +38,9 @@ from .hooks import owner_of
 _COUNTER = itertools.count(1)
 _ONE_STORE: ContextVar[bool] = ContextVar("pyro_vae_one_store", default=False)
 _scope = ParamStoreDict.scope
-_blocks = 0  # of local parameters that are being executed
+_blocks = 0  # open blocks of local_parameters
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
-_IMPORTED = ("torch._dynamo", "torch._inductor.compiler_bisector")  # these make the folder
+_IMPORTED = ("torch._dynamo", "torch._inductor.compiler_bisector")  # their import makes the folder
 _CAPTURED_DATA_MISS: ContextVar[bool | None] = ContextVar("pyro_vae_capturing", default=None)
 
 
@@ -85,7 +85,7 @@ def modules_of(program: ProgramLike) -> list[nn.Module]:
 def reached_by(program: Any) -> list[Any]:
     """A program and all that it refers to, except the contents of modules.
 
-    These are modules, leaf tensors that require a gradient, and what leads to them.
+    The result holds modules, leaf tensors that require a gradient, and the objects between.
     """
     seen: dict[int, Any] = {}
     waiting: list[Any] = [program]
@@ -119,7 +119,7 @@ def _named_by(program: Any) -> list[Any]:
 
 
 def _attributes(owner: Any) -> list[Any]:
-    """What an object holds: in its dictionary, in slots, or as the entries of a named tuple."""
+    """The attributes of an object: from its dictionary, its slots, or a named tuple's entries."""
     slots = [name for kind in type(owner).__mro__ for name in vars(kind).get("__slots__", ())]
     names = [*getattr(owner, "__dict__", ()), *slots, *getattr(owner, "_fields", ())]
     return [getattr(owner, name) for name in names if hasattr(owner, name)]
@@ -146,7 +146,7 @@ def _is_set(cell: types.CellType) -> bool:
 
 
 def _may_hold_modules(value: Any) -> bool:
-    """Whether to search inside: modules, collections, and callables that are not a library's."""
+    """Whether to follow a value: a module, a trainable tensor, a collection, a user's callable."""
     if isinstance(value, Tensor):
         return value.requires_grad and value.is_leaf
     if isinstance(value, nn.Module | functools.partial | list | tuple | dict):
@@ -174,7 +174,7 @@ def evaluating(*programs: ProgramLike) -> Iterator[None]:
     """Runs programs in evaluation mode, with parameters in modules, hidden from outer handlers."""
     modules = itertools.chain(*map(modules_of, programs))
     with ALONE:
-        import_compiler()  # as counting operations does
+        import_compiler()  # which counting operations would do
         modes = {part: part.training for module in modules for part in module.modules()}
         try:
             for module in modes:
@@ -187,10 +187,10 @@ def evaluating(*programs: ProgramLike) -> Iterator[None]:
 
 
 def require_cache() -> None:
-    """Refuses a compile cache that cannot be made.
+    """Refuses a folder for torch's compile cache that cannot be made.
 
     Raises:
-        ValueError: If `TORCHINDUCTOR_CACHE_DIR` is such a place.
+        ValueError: If `TORCHINDUCTOR_CACHE_DIR` is such a folder.
     """
     folder = os.environ.get(_CACHE)
     try:
@@ -203,10 +203,11 @@ def require_cache() -> None:
 
 
 def import_compiler() -> None:
-    """Imports torch's compiler, if its cache cannot be made; torch fails if it does so itself.
+    """Imports torch's compiler in advance, if the folder of its cache cannot be made.
 
-    It is imported in passing, as with the first optimizer, and makes the folder of its cache then.
-    So it gets a folder that exists; nothing is written there, since nothing is compiled.
+    Torch imports it with the first optimizer, among others, and fails if that cannot make the
+    folder. Here the import sees a folder that exists; nothing is written to it, since nothing is
+    compiled.
     """
     if all(module in sys.modules for module in _IMPORTED):
         return
@@ -226,7 +227,7 @@ def import_compiler() -> None:
 
 @contextmanager
 def _without_autocast() -> Iterator[None]:
-    """Keeps the caller's autocast, which rounds products to three digits, out of what we report."""
+    """Switches off the caller's autocast, which would round products to three digits."""
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
@@ -244,7 +245,7 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
     """Keeps parameters in modules while the programs run, so Pyro's store is not touched.
 
     A PyroModule that was made under Pyro's default setting lacks the state that the local mode
-    needs, and would raise; it is given an empty one. In the local mode Pyro has a store for each
+    needs, and would raise; it is given an empty state. In the local mode Pyro has a store for each
     module, and refuses `pyro.param` and `pyro.module` inside `forward`; here such a statement
     refers to the parameter of that name in the global store, as it does outside a module.
     """
@@ -272,7 +273,7 @@ def _count_blocks(change: int) -> None:
 
 @contextmanager
 def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
-    """Replaces the scope that a module opens for its own state, and opens none."""
+    """Replaces Pyro's function that opens a scope for a module's own state, but opens none."""
     if _ONE_STORE.get() and state is not None:
         yield state
         return
@@ -282,9 +283,9 @@ def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
 
 @contextmanager
 def capturing_data(*, missing: bool) -> Iterator[None]:
-    """Notes that a program is being captured, when no number can be read out of a tensor.
+    """Notes that a program is being captured, so that no number can be read out of a tensor.
 
-    The only fact about the data that programs then need is whether entries are missing.
+    Programs then need one fact about the data: whether entries are missing.
     """
     token = _CAPTURED_DATA_MISS.set(missing)
     try:
@@ -308,13 +309,13 @@ def as_batch(data: Data, device: torch.device | None = None, argument: str = "da
 
     Arguments:
         data: One array or several; NumPy's float64 is cast to torch's default dtype, since NumPy
-            makes everything float64; tensors keep theirs.
+            makes everything float64; tensors keep their dtype.
         device: Where to put the tensors; `None` leaves them where they are.
-        argument: The name of the argument that they came as, for errors.
+        argument: Name of the argument that the data were passed as, for errors.
 
     Raises:
         TypeError: If an entry is neither a tensor nor an array.
-        ValueError: If there is no row or no number, or the numbers of rows differ.
+        ValueError: If a tensor has no rows or no values, or the numbers of rows differ.
     """
     parts = data if isinstance(data, tuple) else (data,)
     with naming(argument):
@@ -325,7 +326,7 @@ def as_batch(data: Data, device: torch.device | None = None, argument: str = "da
 
 
 def require_arrays(parts: tuple[Any, ...]) -> None:
-    """Refuses a part of a batch that is not an array, with the line that passes it on.
+    """Refuses a part of a batch that is not an array, and shows the line to write instead.
 
     Raises:
         TypeError: If a part is neither a tensor nor an array.
@@ -359,7 +360,7 @@ def _as_tensor(part: Any, index: int) -> Tensor:
     if isinstance(part, np.ndarray):
         _check_array(part, index)
         native = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("="))
-        with warnings.catch_warnings():  # a map that may only be read is only read
+        with warnings.catch_warnings():  # a read-only memory map is only read
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             tensor = torch.as_tensor(native)
         return tensor.to(torch.get_default_dtype()) if part.dtype == np.float64 else tensor
@@ -386,7 +387,7 @@ def _instead(part: Any, parts: tuple[Any, ...]) -> str:
 
 
 def _argument(part: Any, names: list[str], key: object = "y") -> str:
-    """A part of a batch as an argument, in Python; names of arrays are added to those in use."""
+    """A part of a batch, written as a Python argument; the name of an array is added to `names`."""
     if isinstance(part, Mapping):
         entries = (f"{key!r}: {_argument(value, names, key)}" for key, value in part.items())
         return f"{{{', '.join(entries)}}}"
@@ -398,7 +399,7 @@ def _argument(part: Any, names: list[str], key: object = "y") -> str:
 
 
 def _is_constant(part: Any) -> bool:
-    """Whether a part of a batch is passed on as it is, the same for all data."""
+    """Whether a part of a batch is a constant, the same for all data."""
     return part is None or isinstance(part, bool | int | float | str)
 
 
@@ -415,11 +416,11 @@ _CONVERSIONS = {
     "read": "the array that it reads, as it is: a memory map is read piece by piece",  # OnDisk
     "__getitem__": "torch.stack([torch.as_tensor(y[row]) for row in range(len(y))])",
 }
-"""What to write in place of something that has this attribute."""
+"""By attribute: what to write in place of an object that has it."""
 
 
 def _conversion(part: Any) -> str:
-    """The expression that makes a tensor of it."""
+    """The expression that makes a tensor of a part of a batch."""
     if isinstance(part, list) and part and not isinstance(part[0], Tensor):
         return "torch.tensor(y)"
     if isinstance(part, list) and part:

@@ -1,13 +1,13 @@
 """The plate over data: which rows of the data set it holds, and how many.
 
-A program may open its plate over data on all of them and let Pyro choose a mini-batch,
+A program may open its plate on the whole data set and let Pyro choose a mini-batch,
 `pyro.plate("data", N, subsample_size=B)` with `pyro.subsample`. A density per datum needs the
 opposite: the program is called with some rows, and the plate must hold exactly those. A plate draws
-its rows and fixes its size before any handler can change it, so the function in which Pyro does
-that is replaced inside a block of :func:`whole_plate`.
+its rows and fixes its size before any handler can intervene, so Pyro's function for that is
+replaced inside a block of :func:`whole_plate`.
 
-A training loop of the user's own says with :func:`minibatch` which rows a batch holds. The index of
-the plate then picks those rows of a table of the whole data set, and every row of the batch itself.
+A user's own training loop states with :func:`minibatch` which rows a batch holds. The plate's index
+then picks those rows from a table of the whole data set, and every row from a tensor of the batch.
 """
 
 import math
@@ -30,7 +30,7 @@ _TensorT = TypeVar("_TensorT", bound=Tensor)
 
 
 class Subsampling(NamedTuple):
-    """Size and subsample size that a program asks of a plate; `None` where it is the batch's."""
+    """Size and subsample size that a program asks of a plate; `None` for the batch's size."""
 
     size: int | None
     subsample_size: int | None
@@ -45,16 +45,16 @@ class Minibatch:
     plate: str | None = None
 
     def repeated(self, size: int) -> "Minibatch | None":
-        """The same for rows repeated for particles; `None` if the size is no multiple."""
+        """The minibatch repeated to `size` rows, for particles; `None` if it is no multiple."""
         times, rest = divmod(size, len(self.rows))
         return None if rest else Minibatch(self.rows.repeat(times), self.num_data, self.plate)
 
 
 @dataclass
 class _Whole:
-    """The plates that hold the given rows: the named one, all without a fixed size, or none.
+    """Which plates hold the given rows: the named one, all without a fixed size, or none.
 
-    Where a minibatch opened the block, it scales, and names the plate as soon as it is known.
+    In a block of :func:`minibatch`, the plate has the data set's size, and may get its name later.
     """
 
     rows: int | None
@@ -69,7 +69,7 @@ class _Whole:
 
     @property
     def size(self) -> int | None:
-        """Size of the plate: its rows, or those of the data set that a minibatch is part of."""
+        """Size of the plate: its rows, or in a minibatch the rows of the whole data set."""
         return self.rows if self.minibatch is None else self.minibatch.num_data
 
 
@@ -83,14 +83,14 @@ _blocks = 0  # blocks being executed, in all threads
 class PlateIndex(Tensor):
     """The index of the plate over data; what it picks depends on what is indexed.
 
-    Of a tensor of the batch it picks every row, of a table of the whole data set the rows of the
-    batch, and of any other tensor nothing: an entry of it would depend on a datum's position.
-    Anywhere else it is the rows; and positions in the batch where those are unknown.
+    From a tensor of the batch it picks every row, from a table of the whole data set the batch's
+    rows. Any other tensor is refused: a datum's entry would depend on its position in the batch. In
+    other operations the index stands for the batch's rows; if unknown, for positions in the batch.
     """
 
     plate: str
     batch: Minibatch | None
-    is_decided: bool  # whether a tensor as long as the batch is one of it, or may be a table
+    is_decided: bool  # if not, a tensor as long as the batch may also be a table
 
     @classmethod
     def of(cls, whole: _Whole, plate: str) -> "PlateIndex":
@@ -104,7 +104,7 @@ class PlateIndex(Tensor):
         self.plate, self.batch, self.is_decided = plate, batch, is_decided
         return self
 
-    def __iter__(self) -> Iterator[Tensor]:  # of a plate that is a loop
+    def __iter__(self) -> Iterator[Tensor]:  # for a plate that is a loop
         if self.batch is not None and not _in_order(self.batch.rows):
             raise ValueError(
                 f"plate '{self.plate}' is a loop, whose index cannot be both a position in the "
@@ -114,9 +114,9 @@ class PlateIndex(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replaces the index by what it picks; a copy on another device is an index too."""
+        """Replaces the index by the rows that it picks; a copy of the index remains an index."""
         kwargs = kwargs or {}
-        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 (its one name)
+        with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 (it has no public name)
             if func in _FORMS:
                 return func(*args, **kwargs)
             if func in _COPIES:
@@ -146,7 +146,7 @@ class PlateIndex(Tensor):
         )
 
     def _may_be_table(self, tensor: Tensor) -> bool:
-        """Whether a tensor with as many entries as both may be a table, in another order."""
+        """Whether a tensor as long as both batch and data set may be a table in another order."""
         batch = self.batch
         if batch is None or (not batch.rows.is_meta and _in_order(batch.rows)):
             return False
@@ -167,11 +167,11 @@ _COPIES = {Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.long, Tensor.clone, Tensor
 
 
 def _as(cls: type[_TensorT], tensor: Tensor) -> _TensorT:
-    """The tensor as one of a class; torch 2.4 refuses it while operations are counted."""
+    """The tensor as a subclass; torch 2.4 refuses `as_subclass` while operations are counted."""
     try:
         return tensor.as_subclass(cls)
     except RuntimeError:
-        return Tensor._make_subclass(cls, tensor)  # noqa: SLF001 (its one name)
+        return Tensor._make_subclass(cls, tensor)  # noqa: SLF001 (it has no public name)
 
 
 def _plain(value: Any) -> Any:
@@ -182,7 +182,7 @@ def _plain(value: Any) -> Any:
 
 
 def _key(table: Tensor, key: Any) -> Any:
-    """A key with plain indices."""
+    """The key of an indexing, with plain indices in place of a plate's."""
     keys = key if isinstance(key, tuple) else (key,)
     used = [_axes(part) for part in keys]
     made = []
@@ -212,15 +212,15 @@ def _in_order(rows: Tensor) -> bool:
 
 @contextmanager
 def whole_plate(rows: int | None, plate: str | None = None) -> Iterator[dict[str, Subsampling]]:
-    """Makes a plate hold `rows` rows, all of them, whatever subsample it asks for.
+    """Makes a plate hold all `rows` rows, whatever subsample it asks for.
 
     Arguments:
-        rows: Number of rows that the program is called with; with `None` plates are left as they
-            are, and what they ask for is recorded.
+        rows: Number of rows that the program is called with; `None` leaves plates as they are, and
+            only records the subsamples that they ask for.
         plate: Name of the plate; by default every plate that subsamples or has no size.
 
     Returns:
-        What those plates asked for, by name; filled while the block runs.
+        The subsamples that those plates asked for, by name; filled while the block runs.
     """
     with _holding(_Whole(rows, plate)) as whole:
         yield whole.asked
@@ -289,11 +289,11 @@ def current_minibatch() -> Minibatch | None:
 
 
 class _MinibatchMessenger(Messenger):
-    """Scales the sites in the plate over data by N / B, and takes the rows of parameters there.
+    """Scales sites in the plate over data by N / B, and checks the rows of parameters there.
 
-    The plate over data is the named one, which does both by itself. By default a
-    :class:`pyro_vae.Guide` names it when it is called; otherwise it is the plate whose size is that
-    of the batch.
+    A named plate over data scales its sites, and takes the rows of parameters, by itself. By
+    default a :class:`pyro_vae.Guide` names the plate when it is called; without a name, it is the
+    plate whose size is that of the batch.
     """
 
     def __init__(self, batch: Minibatch) -> None:
@@ -316,7 +316,7 @@ class _MinibatchMessenger(Messenger):
             msg["scale"] = msg["scale"] * self.batch.num_data / self.rows
 
     def _pyro_post_param(self, msg: Any) -> None:
-        """Refuses a parameter with an entry for every datum, where no plate takes its rows."""
+        """Refuses a parameter with an entry for every datum, if no plate takes its rows."""
         frame, event_dim = self._frame(msg), msg["kwargs"].get("event_dim")
         if frame is None or event_dim is None or frame.full_size not in (None, frame.size):
             return
@@ -334,7 +334,7 @@ class _MinibatchMessenger(Messenger):
             )
 
     def _pyro_post_subsample(self, msg: Any) -> None:
-        """Leaves alone what has been taken from the data set with the batch."""
+        """Takes no rows from a tensor that holds only the batch's rows already."""
         frame, event_dim = self._frame(msg), msg["kwargs"].get("event_dim")
         if frame is None or event_dim is None:
             return
@@ -343,7 +343,7 @@ class _MinibatchMessenger(Messenger):
 
 
 def _size(value: Tensor, axis: int) -> int:
-    """Entries along an axis counted from the right, which may be missing."""
+    """Entries along an axis counted from the right; 1 if there is no such axis."""
     return value.shape[axis] if value.dim() >= -axis else 1
 
 
@@ -351,14 +351,15 @@ def _size(value: Tensor, axis: int) -> int:
 def minibatch(
     rows: Int[Tensor, " batch"], num_data: int, *, plate: str | None = None
 ) -> Iterator[Minibatch]:
-    r"""States which rows of the data set a batch is, so that any guide can be trained by hand.
+    r"""States which rows of the data set a batch holds, so that any guide can be trained by hand.
 
     Inside the block a guide with :class:`LocalParameters` takes the parameters of these rows, and
     every site in the plate over data is scaled by :math:`N / B`: the loss of one step estimates
     minus the ELBO of the whole data set, in nats. A plate that subsamples by itself holds the rows
     of the batch, and sites outside the plate are not scaled. The index of the plate picks these
-    rows of a table of the whole data set, as in `loc[i]`, and all rows of what came with the batch,
-    as in `y[i]`; a parameter with `event_dim`, as `AutoNormal` has them, needs the plate's name.
+    rows from a table of the whole data set, as in `loc[i]`, and all rows from a tensor of the
+    batch, as in `y[i]`. Parameters with an `event_dim`, such as those of `AutoNormal`, need
+    `plate=`.
 
     .. math:: \widehat{\mathrm{ELBO}} = \frac{N}{B} \sum_{b=1}^{B} \mathrm{ELBO}(y_{n_b})
 
@@ -369,8 +370,8 @@ def minibatch(
             another guide it is the plate with as many entries as `rows`.
 
     Raises:
-        ValueError: If `rows` is empty, or a row lies outside `0 .. num_data - 1`; inside the block
-            if it cannot be told which plate is over data, or what its index picks from.
+        ValueError: If `rows` is empty, or a row lies outside `0 .. num_data - 1`; inside the block,
+            if the plate over data, or the tensor that its index picks from, is ambiguous.
 
     References:
         | Stochastic Variational Inference (Hoffman et al., 2013)
@@ -394,7 +395,7 @@ def minibatch(
 
 
 def batch_scale(msg: Any) -> float:
-    """N / B, where the plate over data around a site has scaled it by that itself; else one."""
+    """N / B if the plate over data around a site has scaled it by this factor itself; else one."""
     current = current_minibatch()
     name = None if current is None else current.plate
     frames = [frame for frame in msg["cond_indep_stack"] if frame.name == name]

@@ -46,13 +46,13 @@ _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split
 
 
 class _Degrees(TorchDispatchMode):
-    """Follows degrees through every operation of a run; `why` names the first that has none."""
+    """Follows degrees through every operation of a run; `why` names the first without a degree."""
 
     def __init__(self, variable: Tensor) -> None:
         super().__init__()
         self.why = ""
         self._degrees: dict[int, float] = {}
-        self._kept: list[Tensor] = []  # whose storages must not make room for others
+        self._kept: list[Tensor] = []  # kept alive, so that no storage is reused
         self._note(variable, 1.0)
 
     def of(self, value: Any) -> float:
@@ -74,7 +74,7 @@ class _Degrees(TorchDispatchMode):
         results = list(_tensors(made))
         if degree == math.inf:
             self.why = self.why or _name_of(func)
-            results += [] if results else [self._kept[0]]  # a number that decides what follows
+            results += [] if results else [self._kept[0]]  # a plain number may decide what follows
         if degree > 0:
             for tensor in results:
                 self._note(tensor, degree)
@@ -91,7 +91,7 @@ class _Degrees(TorchDispatchMode):
             return 0.0
         if kind == "linear":
             return max(of)
-        if kind == "choice":  # linear, if what is chosen does not depend on the latents
+        if kind == "choice":  # linear if masks and indices do not depend on the latents
             return _if_constant(_choice(name, args), self) or max(of)
         if kind == "product":
             return sum(of)
@@ -100,7 +100,7 @@ class _Degrees(TorchDispatchMode):
         return self._of_arithmetic(name, args, of)
 
     def _of_arithmetic(self, name: str, args: tuple[Any, ...], of: list[float]) -> float:
-        """Degree of a quotient, a power, a solution, a layer."""
+        """Degree of a quotient, a power, a solution of linear equations, or a layer."""
         if name == "div" and of[1] == 0 and len(args) == 2:
             return of[0]
         if name == "pow" and _is_power(args[1]):
@@ -115,7 +115,7 @@ class _Degrees(TorchDispatchMode):
 
 
 def _name_of(operation: Any) -> str:
-    """As in `aten.add.Tensor`: add."""
+    """Short name of an operation: `add` for `aten.add.Tensor`."""
     return str(operation).removeprefix("aten.").partition(".")[0]
 
 
@@ -135,7 +135,7 @@ def _choice(name: str, args: tuple[Any, ...]) -> list[Any]:
 
 
 def _if_constant(arguments: Any, degrees: _Degrees) -> float:
-    """Zero if arguments do not depend on the latents; else without a degree."""
+    """Zero if the arguments do not depend on the latents; else infinity, for no degree."""
     return math.inf if degrees.of(list(arguments)) > 0 else 0.0
 
 
@@ -147,12 +147,12 @@ def degree_of(program: Program, batch: Batch) -> tuple[float, str]:
     r"""The degree of :math:`\log p(y_n, z)` as a polynomial in the flat latents z.
 
     Arguments:
-        program: The model; its shared latents have their values.
-        batch: The data, all rows of which are run once.
+        program: The model, with the values of its shared latents given.
+        batch: The data; the program is run once, on all rows.
 
     Returns:
-        An upper bound of the degree, infinite if the log joint is not a polynomial or a value
-        decides which operations are run; in that case also the name of the operation responsible.
+        An upper bound on the degree, infinite if the log joint is not a polynomial or if a value
+        decides which operations are run; and the operation responsible for that, empty if none is.
 
     Example:
         >>> import pyro

@@ -1,7 +1,7 @@
 r"""A Pyro program as a density per datum.
 
 A program with one plate over data factorizes, :math:`\log p(y, z) = \sum_n \log p(y_n, z_n)`. Its
-trace holds every site's log density by datum already: it is the site's log density summed over all
+trace already gives every site's log density per datum: the site's log density summed over all
 dimensions but the plate's. For :math:`K` particles per datum the program need not vectorize
 anything: each row of the batch is repeated :math:`K` times and the program is called once on the
 longer batch. All latent sites of a datum are laid end to end, unconstrained, in one flat vector;
@@ -32,7 +32,7 @@ from .modes import evaluating, modules_of, with_rows
 from .structure import Structure, structure_of
 from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
 
-_COMPANY = 16  # rows among which a program is seen to mix them
+_COMPANY = 16  # rows of the batch that shows whether a program mixes rows
 
 
 class LogDensities(NamedTuple):
@@ -44,7 +44,7 @@ class LogDensities(NamedTuple):
 
 @runtime_checkable
 class Density(Protocol):
-    """The interface that row fits and Markov chains need of a program."""
+    """The part of a program that row fits and Markov chains need."""
 
     @property
     def model(self) -> ProgramLike:
@@ -62,9 +62,9 @@ class Program:
 
     The structure (the plate over data, the latent sites, their shapes and supports) is read off
     the model once, by running it on a row repeated twice and three times: the plate over data is
-    the one whose size follows the batch. Discrete latent sites of a datum are summed out. Where
-    latent sites are shared by all data, their values have to be given (:meth:`given`) before
-    there is a density per datum, which is conditional on them.
+    the one whose size follows the batch. Discrete latent sites of a datum are summed out. If latent
+    sites are shared by all data, their values have to be given first (:meth:`given`): the density
+    per datum is conditional on them.
 
     Its attributes: `plate`, the name of the plate over data, and `plate_dim`, its dimension counted
     from the right; `latent_sites` of a datum and `global_sites` that all data share, in the order
@@ -75,7 +75,7 @@ class Program:
         model: A Pyro program `model(*batch)` with one plate over data.
         batch: A few rows to run it on. May be left out for a model with a method `prototype()` that
             returns some, as :class:`pyro_vae.models.VAE` does.
-        plate: Name of the plate over data, where several plates follow the batch.
+        plate: Name of the plate over data; needed if the sizes of several plates follow the batch.
 
     Raises:
         ValueError: If there is no plate over data or more than one, if a site of a datum is outside
@@ -101,14 +101,14 @@ class Program:
         self._take(structure_of(model, rows, plate))
         self.fixed: dict[str, Tensor] = {}
         self.conditions = ""
-        # These two are shared by copies at given values.
+        # Copies made by `given` share these two.
         self.kept_apart: set[tuple[object, ...]] = set()
         self.bytes_per_row: dict[tuple[object, ...], float] = {}
         if self.structure.combinations is not None and self._broadcasts(rows):
             self.structure = replace(self.structure, combinations=None)
 
     def _take(self, structure: Structure) -> None:
-        """Looks up once what every call needs."""
+        """Stores a structure, and the values from it that every call needs."""
         self.structure = structure
         self.plate, self.plate_dim = structure.plate, structure.plate_dim
         self.latent_sites, self.global_sites = structure.latent_sites, structure.global_sites
@@ -159,7 +159,7 @@ class Program:
 
         Arguments:
             values: A value for every latent site that all data share, by name, on its support.
-            source: Where the values come from, in words, for results that are conditional on them.
+            source: Origin of the values, in words, for results that are conditional on them.
 
         Raises:
             ValueError: If a site is missing, unknown, or has a value of another shape.
@@ -214,7 +214,7 @@ class Program:
         return {site.name: site.unconstrained(part) for site, part in parts if not site.is_real}
 
     def latents_of(self, run: Run) -> tuple[Tensor, Tensor]:
-        """Flat vectors `(rows, latents)` of what a run has drawn, and the log Jacobian."""
+        """Flat vectors `(rows, latents)` of the latents of a run, and the log Jacobian."""
         return self.flatten(run.values(site.name for site in self.latent_sites), run.unconstrained)
 
     def flatten(
@@ -224,7 +224,7 @@ class Program:
 
         Arguments:
             values: Values of the latent sites.
-            unconstrained: Their unconstrained values, where those are known.
+            unconstrained: Their unconstrained values, for the sites where they are known.
         """
         self.require_latents()
         known = unconstrained or {}
@@ -270,7 +270,7 @@ class Program:
     def traced(
         self, z: Float[Tensor, "particles batch latents"], *batch: Tensor
     ) -> tuple[LogDensities, Run]:
-        """The same as :meth:`log_densities`, with the sites of the run on the longer batch.
+        """Like :meth:`log_densities`, but also returns the run itself, on the longer batch.
 
         For objectives: outer handlers see only the parameters that the program registers, so that
         Pyro's SVI trains them.
@@ -295,7 +295,7 @@ class Program:
         Arguments:
             values: Values of the latent sites.
             rows: The arguments of the program.
-            unconstrained: Their unconstrained values, where those have more digits.
+            unconstrained: Their unconstrained values, for the sites where these are more accurate.
         """
         combined, unconstrained = self.structure.combinations, unconstrained or {}
         values, batch = {**values, **self._globals()}, rows
@@ -325,7 +325,7 @@ class Program:
         return sum(densities)  # type: ignore[return-value]
 
     def drawing(self, names: Collection[str]) -> "Program":
-        """The same program, where some of its discrete sites are given and not summed out."""
+        """The same program, but some of its discrete sites are given instead of summed out."""
         if not names:
             return self
         rest = tuple(name for name in self.structure.enumerated if name not in names)
@@ -348,16 +348,16 @@ class Program:
         values: Mapping[str, Tensor] | None = None,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> Run:
-        """Runs the program on rows, its data observed, and draws the latent sites not set."""
+        """Runs the program with its data observed; latent sites without a value are drawn."""
         values = {**self.fixed, **(values or {})}
         edges = self._at_edges(unconstrained or {})
         return run_rows(self._whole, batch, self.plate, values, edges)
 
     def run_forward(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
-        """Runs the program on rows of which nothing is observed, so that its data are drawn.
+        """Runs the program with nothing observed, so that its data are drawn.
 
         Arguments:
-            batch: Shapes and covariates.
+            batch: Rows that give the shapes and the covariates.
             values: Values of some latent sites; the others are drawn.
         """
         model = Unobserved(self.observed_names)(self._whole)
@@ -447,7 +447,7 @@ class Program:
         with evaluating(self.model), torch.no_grad():
             with forked(0, "enumeration"):
                 expected = _tried(self, batch)
-            if expected is None:  # an error of its own, and not for the reason looked for here
+            if expected is None:  # the program raises without broadcasting, too
                 return True
             with forked(0, "enumeration"):
                 got = _tried(other, batch)
@@ -458,13 +458,12 @@ class Program:
     def require_separate_rows(self, batch: Batch) -> None:
         """Refuses a program whose density of a datum depends on the other rows of the batch.
 
-        The densities of a few rows together are compared with those of every second of them, in
-        reverse order, so that the number, content and position of the other rows change. A program
-        that has passed is not checked again while its layers and the shape of a datum stay the
-        same.
+        A few rows are evaluated together, and then every second one of them in reverse order, so
+        that the number, content and position of the other rows change. A program that has passed is
+        not checked again while its layers and the shape of a datum stay the same.
 
         Raises:
-            ValueError: If they differ, unless the density differs between two equal calls anyway.
+            ValueError: If the densities differ, unless they also differ between two equal calls.
         """
         few = min(len(batch[0]), _COMPANY)
         layers = [layer for module in modules_of(self.model) for layer in module.modules()]
@@ -495,8 +494,7 @@ class Program:
         """Refuses Pyro's own enumeration, if the program does not broadcast over discrete sites.
 
         Raises:
-            ValueError: If an outer handler enumerates; the message names an objective that does
-                not.
+            ValueError: If an outer handler enumerates; the message names an objective that works.
         """
         enumerates = any(isinstance(handler, EnumMessenger) for handler in _PYRO_STACK)
         if self.structure.combinations is not None and enumerates:
@@ -519,7 +517,7 @@ class Program:
             )
 
     def _total(self, sites: dict[str, TracedSite], names: list[str]) -> Tensor:
-        """Log densities of some sites, summed by datum."""
+        """The sum of the log densities of some sites, per datum."""
         log_probs = [sites[name].log_prob_by_datum(self.plate_dim) for name in names]
         return torch.stack(log_probs).sum(dim=0)
 
@@ -548,20 +546,20 @@ def _tried(program: Program, batch: Batch) -> Tensor | None:
 
 
 def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) -> Tensor | None:
-    """Log densities of some rows at latents of their own; `None` if the program raises."""
+    """Log densities of some rows, each at its own latents; `None` if the program raises."""
     shape = (1, _COMPANY, program.latent_dim)
     z = torch.randn(shape, generator=generator(stream(0, "rows together.latents")), device="cpu")
     z = z.to(program.device, program.dtype)[:, rows]
     try:
         with forked(seed, "rows together"), pyro.validation_enabled(is_validate=False):
             return program.log_joint(z, *(part[rows] for part in batch))[0]
-    except Exception:  # which is reported where the program is used
+    except Exception:  # reported when the program is used
         return None
 
 
 def _is_close(one: Tensor, other: Tensor) -> Tensor:
-    """Whether they are equal up to rounding; values that are not finite are compared elsewhere."""
-    rounding = torch.finfo(one.dtype).eps ** 0.5  # of a product, whose kernel follows its size
+    """Whether numbers are equal up to rounding; one that is not finite counts as equal to any."""
+    rounding = torch.finfo(one.dtype).eps ** 0.5  # of products, whose kernel depends on their size
     return ~((one - other).abs() > rounding * (1 + one.abs() + other.abs()))
 
 
@@ -582,8 +580,8 @@ def log_joint(
             conditional on them.
 
     Returns:
-        `(particles, batch)`, in nats, exact; with the Jacobian where a support is constrained,
-        and discrete latent sites of a datum summed out.
+        `(particles, batch)`, in nats, exact. Constrained sites contribute their Jacobian, and
+        discrete latent sites of a datum are summed out.
 
     Raises:
         ValueError: If the program or the shapes do not fit (see :class:`Program`).

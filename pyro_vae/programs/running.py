@@ -1,4 +1,4 @@
-"""The cost of a call of a program, and the threads that it is worth."""
+"""How much one call of a program costs, and how many threads it should use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from .._types import Batch
 from .program import Program
 from .traces import retry_unvalidated
 
-_NUMBERS = 2**24  # of data: 64 mebibytes in float32, and a few results of that size
+_NUMBERS = 2**24  # in a batch of data: 64 mebibytes in float32; a few results are as large
 _SMALL = 2**22  # bytes of results, which one core makes in a millisecond
 
 
@@ -55,9 +55,9 @@ def _counted_bytes(program: Program, row: Batch) -> float:
 
 
 def rows_within(batch: Batch, most: int) -> int:
-    """Rows of a program's batch at once: at most so many, and fewer where data are wide.
+    """Rows that a program may take at once: at most `most`, and fewer if a datum is large.
 
-    Unlike :func:`bytes_per_row` it runs nothing, so it may be asked in every step of training.
+    Unlike :func:`bytes_per_row` it does not run the program, so every training step can call it.
 
     Example:
         >>> rows_within((torch.zeros(2, 784),), 16_384), rows_within((torch.zeros(2, 2**20),), 99)
@@ -75,8 +75,8 @@ def threads_for(num_bytes: float | None) -> Iterator[None]:
     a core busy, the step takes tens of times as long as on one thread.
 
     Arguments:
-        num_bytes: Bytes of all results of the work, as :class:`Counted` has them, or `None` if they
-            have not been counted yet.
+        num_bytes: Bytes of all results of the work, as counted by :class:`Counted`; `None` if not
+            counted yet, which leaves the number of threads as it is.
 
     Example:
         >>> before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-r"""Programs run forward: draws of the prior, and latents with the data that they simulate."""
+r"""Programs run forward: draws from the prior, and latents with data simulated from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,13 +20,13 @@ _ROWS_AT_ONCE = 256  # of the program's batch; only memory depends on it
 class Prior:
     r"""The prior of the latents of some data, drawn by running the program forward.
 
-    Observed sites keep their data. So where the prior of one site depends on an earlier
-    observation, draws and densities belong together: both are :math:`\prod_s p(z_s \mid
+    Observed sites keep their data. So draws and densities agree even if the prior of a site depends
+    on an earlier observation: both are of :math:`\prod_s p(z_s \mid
     \text{what the program samples or observes before})`.
 
     Arguments:
-        program: The model; its shared latents have their values.
-        batch: The data, among them covariates that the prior may depend on.
+        program: The model, with the values of its shared latents given.
+        batch: The data, including covariates that the prior may depend on.
     """
 
     program: Program
@@ -51,7 +51,7 @@ class Prior:
         return z, self.log_prob(z)
 
     def weighed(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws, with log p(y | z) of each in nats: the log weights of draws of the prior."""
+        """Draws, and log p(y | z) of each, in nats: the log weight of a draw from the prior."""
         run = self._run(num_particles)
         z = self._latents(run)
         if self.program.structure.enumerated:  # a discrete site was drawn, and is to be summed out
@@ -83,9 +83,9 @@ class Prior:
 def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
     """Latents `(batch, latents)` drawn from the program, and the batch simulated from them.
 
-    Run again on its own simulation, with the same random numbers, the program must draw the same
-    values; if not, it reads its data in another way, and the latents are not a draw from the
-    posterior.
+    The program is run again on the simulated batch, with the same random numbers, and must draw the
+    same values. If it does not, it reads the data other than through `pyro.sample`, and the latents
+    are not a draw from the posterior.
     """
     latent = [site.name for site in program.latent_sites]
     with forked(seed, "simulate"):
@@ -107,7 +107,7 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
 def replicated(
     program: Program, z: Float[Tensor, "particles batch latents"], batch: Batch
 ) -> Batch:
-    """Data drawn from p(y | z), `particles * batch` rows with the further tensors of `batch`."""
+    """Data drawn from p(y | z), `particles * batch` rows; other tensors of `batch` are repeated."""
     rows = repeat_rows(batch, len(z))
     values, _ = program.constrain(z.flatten(0, 1))
     drawn = program.run_forward(rows, values)
@@ -139,7 +139,7 @@ def feature_distribution(
 
 
 def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -> Batch:
-    """The batch with other values in place of what the program observes."""
+    """The batch with `values` in place of the data that the program observes."""
     batch = tuple(part.clone() for part in rows)
     run = program.run(batch)
     for name in program.observed_names:
@@ -149,14 +149,14 @@ def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -
                 f"site '{name}' observes something computed from the batch, so a simulated value "
                 "cannot replace it in the batch: pass the model the tensor that it observes"
             )
-        if has_missing(observed):  # what was not observed stays so
+        if has_missing(observed):  # missing entries stay missing
             value = value.masked_fill(observed.isnan(), torch.nan)
         observed.copy_(value)
     return batch
 
 
 def _is_part(observed: Tensor, batch: Batch) -> bool:
-    """Whether each entry is one entry of the batch, so that writing it changes the batch."""
+    """Whether every observed entry is an entry of the batch, so that writing to it changes that."""
     storages = {part.untyped_storage().data_ptr() for part in batch}
     repeated = any(s == 0 and n > 1 for s, n in zip(observed.stride(), observed.shape, strict=True))
     return observed.untyped_storage().data_ptr() in storages and not repeated

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from .edges import bounds_of, entry_of, support_of, transform_to
 from .traces import TracedSite
 
-_ROUNDINGS = 8.0  # beyond a bound, by which transforms to an interval miss it
+_ROUNDINGS = 8.0  # by which transforms to an interval may overshoot its bounds
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class GlobalSite:
     Arguments:
         name: Name of the site.
         shape: Shape of the unconstrained value (plates, then event).
-        support: Where its values are.
+        support: The constraint that its values satisfy.
         transform: From unconstrained to the support.
         event_dim: Event dimensions of the value.
         plates: Names, sizes and dimensions of the plates it is in.
@@ -59,9 +59,9 @@ class LatentSite:
 
     Arguments:
         name: Name of the site.
-        axis: Where the datum axis stands in the site's value.
+        axis: Position of the datum axis in the site's value.
         inner_shape: Shape of one datum's unconstrained value (inner plates, then event).
-        support: Where its values are.
+        support: The constraint that its values satisfy.
         transform: From unconstrained to the support.
         is_real: Whether the support is the whole space, so that the transform does nothing.
         event_dim: Event dimensions of the value.
@@ -88,7 +88,7 @@ class LatentSite:
         return self.is_real and self.event_dim == 1 and len(self.inner_shape) == 1
 
     def unconstrained(self, flat: Float[Tensor, "rows size"]) -> Tensor:
-        """The unconstrained value, shaped as the site's."""
+        """The unconstrained value, with the dimensions in the order of the site's value."""
         return flat.reshape(len(flat), *self.inner_shape).movedim(0, self.axis)
 
     def constrain(self, flat: Float[Tensor, "rows size"]) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class LatentSite:
     def flatten(self, value: Tensor, unconstrained: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Inverse of :meth:`constrain`: the flat vector and the same log Jacobian.
 
-        The unconstrained value, where it is known, has digits that the value may have lost.
+        If the unconstrained value is known, it has digits that rounding took from the value.
         """
         if unconstrained is None:
             require_within(self.name, self.support, value)
@@ -153,7 +153,7 @@ def _plates(site: TracedSite) -> tuple[tuple[str, int, int], ...]:
 
 
 def _transform_to(name: str, support: Any) -> Any:
-    """The transform, or a refusal with the name of the site."""
+    """The transform to a support; the error for a support without one names the site."""
     try:
         return transform_to(support)
     except (NotImplementedError, TypeError) as error:
@@ -165,9 +165,9 @@ def _transform_to(name: str, support: Any) -> Any:
 
 
 def require_within(name: str, support: Any, value: Tensor) -> None:
-    """Refuses values outside the bounds of a site's support, beyond rounding; nan is let through.
+    """Refuses values outside the bounds of a site's support by more than rounding; nan may pass.
 
-    Their density is zero, and no unconstrained value stands for them.
+    The density at such values is zero, and they have no unconstrained counterpart.
     """
     if entry_of(support) is constraints.real:
         return
@@ -183,7 +183,7 @@ def require_within(name: str, support: Any, value: Tensor) -> None:
 
 
 def _of_all_data(support: Any, shape: torch.Size) -> Any:
-    """The support with a single bound in place of the equal ones that a plate gives each datum."""
+    """The support with one bound for all data in place of an equal bound for each datum."""
     if isinstance(support, constraints.independent):
         inner = _of_all_data(support.base_constraint, shape)
         return constraints.independent(inner, support.reinterpreted_batch_ndims)

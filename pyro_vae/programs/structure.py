@@ -1,8 +1,8 @@
 """The structure of a program, read off a few runs: its plate over data and its sites.
 
 The program is run on one row repeated twice and three times. The plate over data is the one whose
-size follows; a site inside it belongs to a datum, and one outside to all of them. A program without
-a density per datum is refused here, with the name of the site or plate at fault.
+size follows the number of rows; a site inside it belongs to one datum, a site outside it to all. A
+program without a density per datum is refused here, with the name of the site or plate at fault.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .sites import GlobalSite, LatentSite, global_site, latent_site
 from .traces import Determined, TracedSite, run
 
 _ROWS = (2, 3)
-_SITES = 10_000  # a program of more has probably a loop without an end
+_SITES = 10_000  # a program with more probably loops forever
 _PRIOR_RUNS = 15  # as many as Pyro's automatic guides take for the median of the prior
 
 Sites = dict[str, TracedSite]
@@ -37,15 +37,16 @@ class Structure:
         plate: Name of the plate over data.
         plate_dim: Its dimension, counted from the right.
         nesting: Number of dimensions used by plates.
-        subsampling: The subsampling that the plate was asked for, if any.
+        subsampling: The subsampling that the program asks of the plate, if any.
         latent_sites: Continuous latent sites of a datum.
         enumerated: Discrete latent sites of a datum, which are summed out.
-        discrete_values: All combinations of their values; `None` if there are none, or too many.
-        combinations: The same if rows are repeated for them; `None` if they are enumerated by
-            broadcasting.
+        discrete_values: All combinations of the values of the sites in `enumerated`; `None` if
+            there are none, or too many.
+        combinations: The same combinations, if rows are repeated for them; `None` if the sites are
+            enumerated by broadcasting.
         global_sites: Global latent sites, shared by all data.
-        global_start: A point near the middle of their prior, flat and unconstrained.
-        global_spread: Distance from there that four in five draws of the prior stay within.
+        global_start: A point near the middle of the global sites' prior, flat and unconstrained.
+        global_spread: Distance from `global_start` within which four in five prior draws lie.
         masked: Names of the latent sites with a mask around them or in them.
         determined: Names of the sites whose value follows from the others (`Delta`).
         observed: Names of the observed sites of a datum.
@@ -76,7 +77,7 @@ class Structure:
         return self.subsampling is not None and self.subsampling.subsample_size is not None
 
     def sizes(self, rows: int) -> tuple[int, int | None]:
-        """Size and subsample size of the plate, for a guide that is called with that many rows."""
+        """Size and subsample size of the plate, for a guide that is called with `rows` rows."""
         if self.subsampling is None:
             return rows, None
         size, chosen = self.subsampling
@@ -135,11 +136,11 @@ _Run = tuple[Sites, dict[str, Subsampling], frozenset[str]]
 
 
 def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, _Run]:
-    """Runs on two and three rows: unchanged if a plate follows the batch, else unsubsampled."""
+    """Runs on two and three rows: as written if one plate follows the batch, else unsubsampled."""
     if plate is None:
         try:
             two, three = (_run(model, row, rows, None, seed=rows, whole=False) for rows in _ROWS)
-        except Exception:  # it asks for more rows than there are, in one of many ways
+        except Exception:  # it subsamples more rows than there are; any error may follow
             pass
         else:
             if len(_following(two[0], three[0])) == 1:
@@ -168,7 +169,7 @@ class _CountSites(Messenger):
 def _run(
     model: ProgramLike, row: Batch, rows: int, plate: str | None, *, seed: int, whole: bool = True
 ) -> _Run:
-    """A trace of the program on copies of a row, and what its plates were asked to subsample."""
+    """Sites of a run on copies of a row, the plates' subsampling, and names of `Delta` sites."""
     batch = tuple(part.expand(rows, *part.shape[1:]).contiguous() for part in row)
     determined = Determined()
     with (
@@ -245,7 +246,7 @@ def _check_same_sites(two: Sites, three: Sites) -> None:
 
 
 def _check_plates(two: Sites, three: Sites, data: Any) -> None:
-    """Refuses densities that do not lie in their plates, and inner plates that subsample."""
+    """Refuses log densities whose shape does not fit the plates, and subsampled inner plates."""
     for name, site in two.items():
         frames = [frame for frame in site.frames if frame.vectorized]
         for frame in frames:
@@ -289,7 +290,7 @@ def _split(sites: Sites, plate: str) -> tuple[list[TracedSite], list[TracedSite]
 
 
 def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
-    """Refuses a site whose shape follows the batch but that is in no plate over data."""
+    """Refuses a site whose shape follows the batch although it is outside the plate over data."""
     for site in outside:
         name, shape = site.name, site.value.shape
         if shape != three[name].value.shape:
@@ -343,9 +344,9 @@ def _global_sites(outside: list[TracedSite]) -> tuple[GlobalSite, ...]:
 def _prior_median(
     model: ProgramLike, row: Batch, plate: str, sites: tuple[GlobalSite, ...], like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Medians of the global sites' prior over a few runs, flat and unconstrained, and its spread.
+    """Medians of a few prior draws of the global sites, flat and unconstrained, and their spread.
 
-    Not the exact middle, which is a saddle point for the weights of many decoders.
+    Few draws miss the exact middle of the prior, a saddle point for the weights of many decoders.
     """
     if not sites:
         return like.new_zeros(0), like.new_zeros(0)

@@ -1,4 +1,4 @@
-"""Running a program: the one place that makes traces, and what a trace says, typed.
+"""Running a program: the one place that makes traces, and typed access to their contents.
 
 A program is run on rows that are repeated for their particles, with some sites set. Its plate over
 data holds exactly the rows given, outer handlers see only the parameters that it registers, and the
@@ -147,7 +147,7 @@ class TracedSite:
 
     @property
     def is_known_at_edges(self) -> bool:
-        """Whether its density holds where its value rounds to an edge of the support."""
+        """Whether its density is exact even if its value rounds to an edge of the support."""
         found = noted(self.node)
         return found is not None and log_prob_at(self.distribution, *found) is not None
 
@@ -166,7 +166,7 @@ class TracedSite:
     def log_prob_by_datum(self, plate_dim: int) -> Tensor:
         """Its log density summed over all but the plate's dimension, `(rows,)`.
 
-        Of another shape if the site is not in the plate over data; the caller checks.
+        The shape is wrong if the site is not in the plate over data: the caller checks that.
         """
         log_prob = self.log_prob
         return sum_but(log_prob, log_prob.dim() + plate_dim)
@@ -180,10 +180,10 @@ class TracedSite:
 
 @dataclass(frozen=True)
 class Run:
-    """The sites of one run that carry a density: no subsample of a plate, nothing deterministic.
+    """The sites of one run that carry a density: neither plate subsamples nor deterministic sites.
 
     Arguments:
-        trace: Pyro's trace of it.
+        trace: Pyro's trace of the run.
         plate: Name of the plate over data.
     """
 
@@ -216,7 +216,7 @@ class Run:
 
     @property
     def unconstrained(self) -> dict[str, Tensor]:
-        """Unconstrained values, for the sites where they are known better than from the values."""
+        """Unconstrained values of the sites where they are known better than from the values."""
         noted = ((name, site.unconstrained) for name, site in self.sites.items())
         return {name: u for name, u in noted if u is not None}
 
@@ -245,14 +245,14 @@ def run(
     plate: str = "",
     edges: AtEdges | None = None,
 ) -> Run:
-    """Runs a program with the plates that it opens; some sites may be set.
+    """Runs a program with its plates as they are; some sites may be set.
 
     Arguments:
-        program: A model or a guide, within handlers of its own if need be.
+        program: A model or a guide, possibly wrapped in handlers.
         batch: The arguments of the call.
         values: Values of some of its sites, which then count as observed.
         plate: Name of the plate over data, if it is known.
-        edges: Notes unconstrained values, and draws them.
+        edges: Handler that notes unconstrained values, and draws them.
     """
     with own_messages(), poutine.block(expose_types=["param"]), _own_dimensions():
         conditioned = poutine.condition(program, data=dict(values or {}))
@@ -264,7 +264,7 @@ def run(
 def own_messages() -> Iterator[None]:
     """Raises our own errors without the table of all shapes that Pyro's traces add to them.
 
-    Parameters that a distribution refuses are named in our own words.
+    If a distribution refuses a parameter, the error is in our own words too.
     """
     try:
         yield
@@ -299,7 +299,7 @@ def _is_ours(frame: FrameType) -> bool:
 
 @contextmanager
 def _own_dimensions() -> Iterator[None]:
-    """Leaves the dimensions that an outer handler enumerates along: Pyro has one list of them."""
+    """Restores Pyro's only list of enumeration dimensions, which an outer handler may be using."""
     before = dict(vars(_ENUM_ALLOCATOR))
     try:
         yield
@@ -315,7 +315,7 @@ def run_rows(
     values: Mapping[str, Tensor] | None = None,
     edges: AtEdges | None = None,
 ) -> Run:
-    """Runs a program whose plate over data holds the rows of the batch, all of them."""
+    """Runs a program whose plate over data holds all rows of the batch."""
     with whole_plate(len(batch[0]), plate):
         return run(program, batch, values, plate, edges)
 
@@ -335,7 +335,7 @@ class Unobserved(Messenger):
 class Determined(Messenger):
     """Treats a `Delta` site of a model as deterministic: its value follows from other sites.
 
-    Without this it would be a latent whose density is that of the point, in the unit of the site.
+    Otherwise it would count as a latent site, with the density of a point mass.
     """
 
     def __init__(self) -> None:
