@@ -1,12 +1,12 @@
 r"""Model criticism from marginal likelihoods of held-out data.
 
 Two kinds of error must not be confused. The Monte Carlo error comes from the random draws, on the
-same data. The population error comes from the sample of data, :math:`s / \sqrt{N}` from the spread
-over data. Models are compared datum by datum: an image that is hard for both drops out of the
-difference.
+same data. The population error comes from the sample of data; it is :math:`s / \sqrt{N}`, with s
+the spread over data. Models are compared datum by datum: an image that is hard for both drops out
+of the difference.
 
-Why not `arviz.compare`? That of 0.23 takes leave-one-out or WAIC results only, and labels what it
-is given as one of those. That of 1.x takes pointwise densities without a label, which
+Why not `arviz.compare`? In ArviZ 0.23 it takes only leave-one-out or WAIC results, and labels its
+input as one of those. In ArviZ 1.x it takes pointwise densities without a label, which
 :func:`elpd_data` makes; but it knows one kind of error, and its stacking weights exponentiate log
 densities per datum, which underflows for images. So :func:`compare_models` makes its own table.
 """
@@ -35,11 +35,11 @@ def bits_per_dimension(
     num_dimensions: int,
     log_scale: float | Float[Tensor, " batch"] = 0.0,
 ) -> MeanOverData:
-    r"""Negative log likelihood in bits, for each entry of a datum.
+    r"""Negative log likelihood in bits per entry of a datum.
 
     .. math:: -\frac{1}{D \log 2} \left(\frac{1}{N} \sum_n \log p(y_n) - \log s_n\right)
 
-    For densities it depends on the unit, and may be negative; for discrete data it does not.
+    For densities it depends on the unit of the data and may be negative, unlike for discrete data.
 
     Arguments:
         log_marginal: Estimates per datum, in nats.
@@ -266,7 +266,7 @@ def compare_models(log_marginals: Mapping[str, LogMarginal]) -> ModelComparison:
     pairs = {name: paired_difference(log_marginals[name], best) for name in order}
     return ModelComparison(
         {name: _mean(log_marginals[name]) for name in order},
-        # That of the best model to itself has no error.
+        # The difference of the best model to itself has no error.
         {
             name: pair if place else replace(pair, error=torch.zeros_like(pair.error))
             for place, (name, pair) in enumerate(pairs.items())

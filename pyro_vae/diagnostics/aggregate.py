@@ -2,21 +2,21 @@ r"""The aggregated posterior and the prior: how much they differ, and where.
 
 A model generates from :math:`p(z)`, and was trained at draws of :math:`q(z) = \frac{1}{N} \sum_n
 q(z \mid y_n)`. Where the two differ, it generates from regions that it was not trained on. The rate
-splits into the information of z about the datum, and that difference:
+splits into the information of z about the datum, and this difference:
 
 .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z \mid y_n) \,\|\, p(z))
     = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))
 
-Every expectation is over :math:`q(z \mid y_n)` of one datum, and what is averaged is a function of
-the posteriors, not of other draws. So with :math:`K` independent draws per datum the means are
-unbiased, and their errors are those of plain means, due to the draws on these data. With other data
-the aggregate is different.
+Every expectation is over :math:`q(z \mid y_n)` of one datum, and the averaged terms depend on one
+draw and the densities, not on other draws. So with :math:`K` independent draws per datum the means
+are unbiased and have the errors of plain means. These errors are due to the draws, on these data:
+with other data the aggregate is different.
 
 The same holds for a single latent, :math:`z_d`, if the density of each :math:`q(z_d \mid y_n)` is
 known. It is known for normals, whatever map, family or program they come from. They are recognized
-by their density: with gradient :math:`g` and Hessian :math:`-P` of :math:`\log q` at any one point
-:math:`z`, a normal has the covariance :math:`P^{-1}` and the mean :math:`z + P^{-1} g`, and then
-its density is that of :math:`q` at every other point as well, which is checked.
+by their density: from the gradient :math:`g` and the Hessian :math:`-P` of :math:`\log q` at one
+point :math:`z`, a normal's covariance is :math:`P^{-1}` and its mean :math:`z + P^{-1} g`. Whether
+this normal has the density of :math:`q` is checked at other points.
 """
 
 import math
@@ -38,15 +38,15 @@ from ..results import Result
 from .calibration import latent_names
 from .information import density, draws_per_datum, log_aggregate
 
-# Nats. A latent whose means vary by 0.01 of the prior's variance, where active units begin, says
-# half as much.
+# Nats. A latent whose means vary by 0.01 of the prior's variance, the threshold of active units,
+# has half as much information.
 NEGLIGIBLE = 0.01
 _TERMS_AT_ONCE = 2_000_000  # points times data times latents; 16 MB in float64
-_TERMS_IN_ALL = 50_000_000  # take about a second; beyond, fewer draws per datum
-_CHECKED_POINTS = 16  # where a density is held against a normal's
+_TERMS_IN_ALL = 50_000_000  # these take about a second; more data get fewer draws each
+_CHECKED_POINTS = 16  # where a density is compared with a normal's
 _AS_A_NORMAL = 0.01  # nats that the two may differ by: rounding in float32
-_JOINT_DRAWS = 1000  # whose distances, and 999 permutations of them, take half a second
-_FEWEST = 10  # draws: of fewer no permutation test can be significant at any level in use
+_JOINT_DRAWS = 1000  # their distances and 999 permutations take half a second
+_FEWEST = 10  # draws: with fewer, no permutation test is significant at a usual level
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,7 +65,7 @@ class Surgery(Result):
         elbo: The bound.
         ceiling: The logarithm of the number of data, which the information cannot exceed.
         num_samples: Draws used per datum.
-        given: Global sites that the results are conditional on, in words: values of global sites.
+        given: The global sites whose values the results are conditional on, in words.
     """
 
     information: Estimate
@@ -143,8 +143,8 @@ def surgery(
         model: The Pyro program, whose prior the aggregate is compared with.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them; the data that the aggregate is over.
-        num_samples: Draws per datum, at least two; by default chosen to take a few seconds. With as
-            many draws and the same seed, :func:`pyro_vae.elbo` has the same rate and distortion.
+        num_samples: Draws per datum, at least two; by default chosen to take a few seconds. With
+            the same number and seed, :func:`pyro_vae.elbo` gives the same rate and distortion.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
@@ -222,15 +222,15 @@ class Normals(NamedTuple):
 def normals_of(
     log_prob: Callable[[Tensor], Tensor], z: Float[Tensor, "particles data latents"]
 ) -> Normals | None:
-    r"""Means and variances of the latents of each datum, if their joint density is a normal one.
+    r"""Means and variances of the latents of each datum, if their joint density is normal.
 
     Arguments:
         log_prob: From points `(particles, data, latents)` to log densities `(particles, data)`.
-        z: Points at which it is checked that the density is a normal one's; the first is the one
-            at which it is derived.
+        z: Points at which the density is compared with a normal's; the derivatives are taken at the
+            first point of each datum.
 
     Returns:
-        The normals, exact but for rounding; `None` if the density is another one.
+        The normals, exact but for rounding; `None` if the density is not normal.
     """
     gradient, hessian = _derivatives(log_prob, z[:1])
     factor, failed = torch.linalg.cholesky_ex(-hessian)
@@ -249,7 +249,7 @@ def normals_of(
 def _derivatives(
     log_prob: Callable[[Tensor], Tensor], z: Float[Tensor, "1 data latents"]
 ) -> tuple[Tensor, Tensor]:
-    """Gradient `(data, latents)` and Hessian `(data, latents, latents)` of each datum's density."""
+    """Gradient `(data, latents)` and Hessian `(data, latents, latents)` of each log density."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(log_prob(z).sum(), z, create_graph=True)
@@ -259,7 +259,7 @@ def _derivatives(
 
 
 def _gradient(value: Tensor, z: Tensor) -> Tensor:
-    """The gradient in z; zero where the value does not depend on z, as for a constant slope."""
+    """The gradient in z; zero if the value does not depend on z, as for a constant slope."""
     if not value.requires_grad:
         return torch.zeros_like(z[0])
     (gradient,) = torch.autograd.grad(value, z, retain_graph=True, materialize_grads=True)
@@ -269,8 +269,8 @@ def _gradient(value: Tensor, z: Tensor) -> Tensor:
 class Latents(NamedTuple):
     r"""Quantities of single latents, `(latents,)` each, in nats: rate = information + mismatch.
 
-    The rate is exact, and has no error. The mean is each datum's, `(data, latents)`, and the
-    variance that of the prior.
+    The rate is exact, and has no error. `mean` is the posterior mean of each datum, `(data,
+    latents)`.
     """
 
     rate: Estimate
@@ -297,7 +297,7 @@ def single_latents(
     z = posterior.draw(draws_per_datum(draws, num_data))[0].double()
     rate = _divergence(normals, prior)
     log_prior = _log_normal(z, prior)
-    # Zero on average, and all of the noise where the data share one posterior.
+    # Zero on average; if all data share one posterior, it is all of the noise.
     control = _log_normal(z, normals) - log_prior - rate
     mismatch = _controlled(_log_mixture(normals, z) - log_prior, control)
     mean_rate = Estimate(rate.mean(dim=0), torch.zeros_like(mismatch.error))
@@ -349,7 +349,7 @@ def _log_normal(z: Tensor, normals: Normals) -> Tensor:
 def _log_mixture(
     normals: Normals, z: Float[Tensor, "particles data latents"]
 ) -> Float[Tensor, "particles data latents"]:
-    """Log density of the aggregate of each latent by itself."""
+    """Log density of the aggregated posterior of each single latent."""
     size = max(1, _TERMS_AT_ONCE // normals.mean.numel())
     parts = z.reshape(-1, 1, z.shape[-1]).split(size)
     mixtures = [_log_normal(part, normals).logsumexp(dim=1) for part in parts]
@@ -380,9 +380,9 @@ def marginal_divergences(
     .. math:: \mathrm{KL}(q(z_d) \,\|\, p(z_d)), \qquad
         q(z_d) = \frac{1}{N} \sum_n q(z_d \mid y_n)
 
-    For normal posteriors and a normal prior, from any map, family or program: normals are
-    recognized by their density. Even if all are zero, the latents may jointly differ from the
-    prior, by their dependence: see :func:`surgery`.
+    It needs normal posteriors and a normal prior, from any map, family or program: normals are
+    recognized by their density. Even if all divergences are zero, the latents may differ from the
+    prior in their dependence: see :func:`surgery`.
 
     Arguments:
         model: The Pyro program, whose prior the aggregate is compared with.
@@ -441,7 +441,7 @@ class PriorMatch(Result):
 
     @property
     def p_value(self) -> float:
-        """One p-value of both tests: twice the smaller."""
+        """One p-value for both tests: twice the smaller one."""
         return min(1.0, 2 * min(self.joint, float(self.latents.min())))
 
     @property
@@ -467,24 +467,24 @@ def prior_match(
 ) -> PriorMatch:
     r"""Tests whether the aggregated posterior is the prior, from one draw per datum.
 
-    Each latent by itself by the two-sample Kolmogorov-Smirnov test, with Holm's correction for
-    their number; all together by the energy distance of up to 1000 draws of each, its p-value by
-    permutation:
+    Each latent by itself is tested by the two-sample Kolmogorov-Smirnov test, with Holm's
+    correction for their number. All latents together are tested by the energy distance between up
+    to 1000 draws of q(z) and as many of the prior, with a p-value from permutations:
 
     .. math:: 2 \mathbb{E} \|z - z'\| - \mathbb{E} \|z - \tilde z\| - \mathbb{E} \|z' - \tilde z'\|,
         \qquad z, \tilde z \sim q(z), \quad z', \tilde z' \sim p(z)
 
-    in units of each latent's spread. The test is about the aggregate over the population that the
-    data are a sample of, :math:`\mathbb{E}_y q(z \mid y)`: then one draw per datum gives
-    independent draws, and the level is exact if the guide was not fitted to these data (use
-    held-out ones). On the data that it was fitted to, p-values are approximate. Any guide that can
-    be sampled works; no density is needed.
+    in units of each latent's spread. The test is about the aggregate over the population from which
+    the data are sampled, :math:`\mathbb{E}_y q(z \mid y)`: one draw per datum gives independent
+    draws of it, so the level is exact if the guide was not fitted to these data (use held-out
+    ones). On the data that it was fitted to, p-values are approximate. Any guide that can be
+    sampled works; no density is needed.
 
     Arguments:
         model: The Pyro program, whose prior is sampled.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        num_permutations: Permutations; the joint p-value is at least one over this number plus one.
+        num_permutations: The joint p-value is at least `1 / (num_permutations + 1)`.
         seed: Seed of the draws; the caller's random stream is left alone.
 
     Returns:
@@ -523,7 +523,7 @@ def prior_match(
 
 
 def _kolmogorov_smirnov(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    from scipy.stats import ks_2samp  # with arviz; half a second to import
+    from scipy.stats import ks_2samp  # comes with arviz; takes half a second to import
 
     columns = zip(first.T.numpy(), second.T.numpy(), strict=True)
     results = [ks_2samp(one, other) for one, other in columns]

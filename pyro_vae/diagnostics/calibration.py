@@ -7,10 +7,10 @@ function :math:`t(z, y)` the rank
 
 .. math:: r = \#\{l : t(z_l, y) < t(z^\star, y)\}
 
-is uniform on :math:`0, \ldots, L`, exactly, with ties broken at random. Too many ranks at both ends
-mean that the guide is too narrow, in the middle too wide, at one end biased. A guide that returns
-the prior also has uniform ranks of every coordinate of z: only functions of z *and* y, such as
-:math:`\log p(y \mid z)`, reveal that it ignores its datum.
+is uniform on :math:`0, \ldots, L`, exactly, with ties broken at random. If too many ranks lie at
+both ends, the guide is too narrow; in the middle, too wide; at one end, biased. A guide that
+returns the prior also has uniform ranks of every coordinate of z: only functions of z *and* y, such
+as :math:`\log p(y \mid z)`, reveal that it ignores its datum.
 """
 
 import itertools
@@ -37,7 +37,7 @@ from ..results import Result
 
 _MEMORY = 256.0  # mebibytes of a program's intermediate results
 
-_POWER = 0.9  # probability that what a verdict says would be seen is seen
+_POWER = 0.9  # probability of detecting an error as large as a verdict states
 
 
 class Draws(NamedTuple):
@@ -66,7 +66,7 @@ def log_likelihood(draws: Draws) -> Tensor:
 
 
 def log_joint(draws: Draws) -> Tensor:
-    r""":math:`\log p(y, z)`: how typical draws are of the posterior, all latents together."""
+    r""":math:`\log p(y, z)`: how typical a draw is of the posterior, over all latents together."""
     return draws.log_prior + draws.log_likelihood
 
 
@@ -79,7 +79,7 @@ class Calibration(Result):
         names: Names of the quantities: latents by site, then functions of z and y.
         num_samples: Draws of the guide per datum.
         data: The simulated data.
-        given: Global sites that the posterior is conditional on, in words; empty if on nothing.
+        given: Global sites that the posterior is conditional on, in words; empty if there are none.
         draws: Source of the draws, in words.
     """
 
@@ -103,7 +103,7 @@ class Calibration(Result):
 
     @cached_property
     def p_values(self) -> Float64[Tensor, " quantities"]:
-        """Exact p-values of uniform ranks, one per quantity."""
+        """Exact p-values of the hypothesis that ranks are uniform, one per quantity."""
         values = [stats.rank_p_value(ranks, self.num_samples) for ranks in self.ranks.T]
         return torch.tensor(values, dtype=torch.float64)
 
@@ -155,7 +155,7 @@ class Calibration(Result):
         """The shape of a histogram that is not flat, in words."""
         shift, width = (float(score[place]) for score in self._scores())
         narrow = "are too narrow" if width > 0 else "are too wide"
-        # The latents lie below the draws where the draws are too high.
+        # If the draws are too high, the true latents lie below them.
         high = "too low" if shift > 0 else "too high"
         if max(abs(shift), abs(width)) < 2:
             return "are off in another way than by location or width"
@@ -164,7 +164,7 @@ class Calibration(Result):
         return f"{narrow} and {high}" if abs(shift) > 2 else narrow
 
     def _scores(self) -> tuple[Tensor, Tensor]:
-        """Mean rank and spread in standard errors from those of uniform ranks."""
+        """Mean rank and spread minus those of uniform ranks, in standard errors."""
         uniform = torch.arange(self.num_samples + 1, dtype=torch.float64)
         squares = _squares(self.num_samples)
         root = len(self.ranks) ** 0.5
@@ -181,12 +181,12 @@ class Calibration(Result):
         )
 
     def resolution(self, false_alarm: float = 0.01) -> tuple[float, float]:
-        r"""Errors of a scale (relative) and of a mean (posterior sd) detected nine times in ten.
+        r"""Errors of a scale (relative) and a mean (in posterior sd) detected nine times in ten.
 
-        An error :math:`\delta` of a scale moves the share of ranks up to one standard deviation by
-        :math:`\phi(1) \delta`; an error of a mean moves the share up to the middle by
-        :math:`\phi(0) \delta`. It is detected if this share leaves the band of uniform ranks by
-        more than a standard deviation.
+        An error :math:`\delta` of a scale changes the share of ranks below one standard deviation
+        by :math:`\phi(1) \delta`; an error of a mean changes the share below the middle by
+        :math:`\phi(0) \delta`. It is detected nine times in ten if it takes the expected share out
+        of the band of uniform ranks by 1.28 standard deviations.
 
         Arguments:
             false_alarm: Probability that a calibrated guide is rejected, over all quantities.
@@ -199,7 +199,7 @@ class Calibration(Result):
         )
 
     def _seen(self, band: stats.Band, share: float, slope: float) -> float:
-        """The smallest error that moves the share of ranks up to some rank out of its band."""
+        """The smallest error that takes a share of ranks far enough out of the band."""
         number, ranks = len(self.ranks), self.num_samples + 1
         place = min(max(round(share * ranks), 1), self.num_samples)
         centre, share = number * place / ranks, place / ranks
@@ -225,7 +225,7 @@ def simulation_based_calibration(
     .. math:: z^\star \sim p(z), \quad y \sim p(y \mid z^\star), \quad
         z_1, \ldots, z_L \sim q(z \mid y), \quad r = \#\{l : t(z_l, y) < t(z^\star, y)\}
 
-    It tests whether the guide is the posterior on data simulated from the model, which may differ
+    It tests whether the guide is the posterior for data simulated from the model; these may differ
     from your data. Calibration is an average over data: a guide may be too narrow for some and too
     wide for others. A :class:`pyro_vae.LocalParameters` guide has no rows for simulated data, so
     free parameters are fitted to them first (`guide.fit_rows`); this tests its family and that fit,
@@ -237,10 +237,10 @@ def simulation_based_calibration(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: Rows that give the shapes and the covariates. The observed values are replaced by
             simulated ones.
-        num_data: Data to simulate; the rows are used in turn. By default as many as rows. With
-            1,000 an error of 8% in a scale is detected.
-        num_samples: Draws of the guide per datum, :math:`L`; L + 1 with many divisors makes a
-            histogram of equal bins.
+        num_data: Number of data to simulate, by default one per row; rows are used in turn. With
+            1,000, an error of 8% in a scale is detected.
+        num_samples: Draws of the guide per datum, :math:`L`; if L + 1 has many divisors, a
+            histogram of the ranks can have equal bins.
         quantities: Functions of z and y that are ranked in addition to the entries of the flat
             latent vector; by default :math:`\log p(y \mid z)` alone (:func:`log_likelihood`).
         given: Values of the global latent sites; by default the mean of their posterior. Latents
@@ -309,8 +309,8 @@ def _weighed(program: Program, z: Tensor, batch: Batch) -> Draws:
 class Ranked:
     """The guide's draws, to be compared with the truth.
 
-    They come from one random stream, since all data are simulated together: no datum has to keep
-    its numbers when others change.
+    They come from one random stream: since all data are simulated together, no datum has to keep
+    its random numbers when others change.
     """
 
     program: Program
@@ -344,7 +344,7 @@ class Ranked:
 
     def _pieces(self, seed: int, *, progress: bool | None) -> Iterator[Draws]:
         limit = rows_at_once(self.program, self.batch, _MEMORY)
-        size = max(1, limit // len(self.batch[0]))  # draws at once; all data always are
+        size = max(1, limit // len(self.batch[0]))  # draws at once, each for all data
         starts = range(0, self.num_samples, size)
         with forked(seed, "calibration.guide"):
             for first in progress_bar(starts, show=progress, desc="calibration"):

@@ -28,21 +28,21 @@ from ..programs import feature_distribution, hooks_of, repeat_rows
 from ..randomness import forked, generator, stream
 from .calibration import Calibration
 
-_RANKS = 99  # a percentile each
+_RANKS = 99  # the largest rank: ranks are percentiles
 _MEMORY = 256.0  # mebibytes of a program's intermediate results
-_FEW = 50.0  # effective draws: a share of the weight is then off by up to 0.07
+_FEW = 50.0  # effective draws, with which a share of the weight has an error of up to 0.07
 
 
 @dataclass(frozen=True, repr=False)
 class LeaveOneOut(Calibration):
-    """Where every entry lies among the model's predictions of it from the rest of its datum.
+    """Rank of every entry among the model's predictions of it from the rest of its datum.
 
     Arguments:
         ranks: Percentiles from 0 to 99, `(data, columns)`; uniform if the model is right.
         names: Names of the columns.
         num_samples: The largest rank.
         data: The data.
-        given: Global sites that the predictions are conditional on, in words; empty if on nothing.
+        given: Global sites that the predictions are conditional on, in words; empty if none.
         draws: Source of the draws, in words.
         ess: Effective number of draws without the entry, `(data, columns)`.
     """
@@ -50,7 +50,7 @@ class LeaveOneOut(Calibration):
     ess: Float64[Tensor, "data columns"] = field(kw_only=True)
 
     def summary(self, false_alarm: float = 0.01) -> str:
-        """One line per column, then the verdict, and where draws are few."""
+        """One line per column, then the verdict, and a warning if few draws are effective."""
         few = (self.ess < _FEW).double().mean(dim=0)
         worst = int(few.argmax())
         said = super().summary(false_alarm)
@@ -162,12 +162,12 @@ def _require_draws_of_data(inference: Inference) -> None:
 
 
 def _located(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight of the predictions below and equal to every entry, and the effective draws."""
+    """Weights of predictions below and equal to every entry, and the effective number of draws."""
     rows = tuple(part[block.rows] for part in inference.batch)
     shape = block.z.shape[:2]
     predicted = feature_distribution(inference.program, block.z, rows)
     y = repeat_rows(rows, len(block.z))[0]
-    # What is missing has no density, and no rank that counts.
+    # A missing entry has no density, and gets a random rank later.
     log_p = predicted.log_prob(y.nan_to_num(nan=0.0)).double().unflatten(0, shape).flatten(2)
     log_weights = block.weights.log_weights[..., None] - log_p.where(log_p.isfinite(), 0.0)
     shares = log_weights.softmax(dim=0)

@@ -1,4 +1,4 @@
-"""May a guide's answer for a datum be used: is it like its answers for reference data?"""
+"""Whether a guide's answer for a datum is like its answers for reference data, and so usable."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ from ..randomness import stream
 from .calibration import latent_names
 from .local import FEWEST_DRAWS, PValues
 
-_SLIGHT = 1e-3  # nats; weights that vary by less are those of a perfect guide
-_FLOOR = 1e-3  # of an eigenvalue of a correlation matrix
+_SLIGHT = 1e-3  # nats; log weights that vary by less count as a perfect guide's
+_FLOOR = 1e-3  # least eigenvalue of a correlation matrix
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,14 +66,14 @@ def out_of_distribution(
     the reference is simulated from the model, a rejected datum is one that the model does not
     produce, or that the guide was not trained for: do not use the guide alone for it, and check the
     model. If the reference is held-out data, a rejected datum is unlike these. A datum that passes
-    may still have a poor posterior, as may all of the reference; importance weights reveal that.
+    may still have a poor posterior, and so may all reference data; importance weights reveal this.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
         reference: Held-out data; or the number of data to simulate from the model, at least 20
-            (with the covariates and missing entries of `data`, row by row in turn).
+            (rows of `data` are used in turn for covariates and missing entries).
         num_samples: Draws of the guide per datum, at least 2.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of everything; the caller's random stream is left alone.
@@ -172,7 +172,7 @@ def _feature_names(program: Program) -> tuple[str, ...]:
 
 def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
     mean, spread = fitted.mean(dim=0), fitted.std(dim=0)
-    # What is the same for all reference data has no unit; any other value is far out.
+    # A feature that is the same for all reference data has no spread; any other value is far out.
     smallest = torch.finfo(spread.dtype).eps ** 0.5 * (1 + mean.abs())
     return (features - mean) / spread.maximum(smallest)
 

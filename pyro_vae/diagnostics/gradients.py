@@ -37,14 +37,14 @@ from ..randomness import forked
 from ..results import Result
 from ..training.tensors import State, named, require_finite
 
-_BLOCKS = 32  # of repeats, for errors by leaving one out; its error is then known to an eighth
+_BLOCKS = 32  # of repeats, for the jackknife; a standard error is then known to an eighth
 
 _Statistic = Callable[["_Sums"], Tensor]
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over repeats of gradients minus a fixed gradient, and of the squares of these."""
+    """Sums over repeats: of the gradient minus a fixed one, and of this difference squared."""
 
     count: int
     origin: Float64[Tensor, " entries"]
@@ -71,7 +71,7 @@ class ParameterNoise(Result):
 
     Arguments:
         mean: Gradient of the loss per datum, in nats per unit of the parameter.
-        variance: Variance of one draw of it.
+        variance: Variance of one draw of the gradient.
         signal_to_noise: Absolute mean divided by standard deviation; nan where both are zero.
     """
 
@@ -110,8 +110,8 @@ class GradientNoise(Result):
         shapes: Shape of every parameter, by name: `guide...`, `model...`, or another name.
         counts: Repeats in each block, `(blocks,)`.
         origin: The first gradient, all parameters end to end, `(entries,)`.
-        first: Sums over a block of gradients less the first, `(blocks, entries)`.
-        second: Sums over a block of their squares, `(blocks, entries)`.
+        first: Sums of gradients minus `origin` over each block, `(blocks, entries)`.
+        second: Sums of the squares of these differences, `(blocks, entries)`.
     """
 
     num_repeats: int
@@ -167,14 +167,14 @@ class GradientNoise(Result):
         return ParameterNoise(*shaped)
 
     def of(self, start: str, *, exactly: bool = False) -> "GradientNoise":
-        """The same for the parameters whose names have a prefix: `of("guide")`, `of("model")`.
+        """The noise of the parameters whose names have a prefix: `of("guide")`, `of("model")`.
 
         Arguments:
             start: The beginning of the names.
             exactly: Whether `start` is the whole name.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is no such parameter.
         """
         names = [n for n in self.shapes if (n == start if exactly else n.startswith(start))]
         if not names:
@@ -196,12 +196,12 @@ class GradientNoise(Result):
 
     @property
     def variance(self) -> Estimate:
-        """Variance of a draw, average over all entries."""
+        """Variance of a draw, averaged over all entries."""
         return self._estimate(lambda sums: sums.variance.mean())
 
     @property
     def signal_to_noise(self) -> Estimate:
-        r"""Absolute mean divided by standard deviation, averaged over entries with a nonzero one.
+        r"""Ratio of absolute mean to standard deviation, averaged over entries not always zero.
 
         Without any signal it is :attr:`floor` on average, and not 0.
         """
@@ -265,9 +265,9 @@ def gradient_noise(
 
     Each :math:`g_r` is the gradient of the loss per datum, over all the data given: the gradient of
     one step of :func:`pyro_vae.fit` with these data as its batch. Averages over N data have 1/N of
-    the variance of one datum. Modules are in training mode, as they are there, so that dropout is
-    part of the noise; every buffer and parameter is restored. For some rows of a larger data set
-    call it inside `with pv.minibatch(rows, num_data):`.
+    the variance of one datum. Modules are in training mode, as in `fit`, so that dropout is part of
+    the noise; every buffer and parameter is restored. For some rows of a larger data set call it
+    inside `with pv.minibatch(rows, num_data):`.
 
     Arguments:
         objective: One of :mod:`pyro_vae.objectives`, or of Pyro's ELBOs (also `TraceGraph_ELBO`).
@@ -281,13 +281,13 @@ def gradient_noise(
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Mean, variance and ratio for every entry, by parameter and on average, with errors. It
-        keeps 65 numbers for each entry of a parameter, in main memory.
+        Mean, variance and ratio for every entry, by parameter and on average, with errors. The
+        result keeps 65 numbers for each entry of a parameter, in main memory.
 
     Raises:
-        ValueError: If there are fewer than 3 repeats, nothing to differentiate by, or data and
-            programs do not fit.
-        FloatingPointError: If a gradient is not finite; names the parameter.
+        ValueError: If there are fewer than 3 repeats, no tensor of the loss requires a gradient, or
+            data and programs do not fit.
+        FloatingPointError: If a gradient is not finite; the message names the parameter.
 
     References:
         | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018)
@@ -306,7 +306,7 @@ def gradient_noise(
     if num_repeats < 3:
         raise ValueError(f"errors of a variance need at least 3 repeats, got {num_repeats}")
     with prepared(model, guide, data, seed) as (program, _, batch):
-        pass  # the data and the guide fit
+        pass  # only checks that the data and the guide fit
     with _as_in_training(model, guide), forked(seed, "gradients"):
         gradients = _Gradients(objective, model, guide, batch, program)
         return _measured(gradients, num_repeats, progress=progress)
@@ -328,7 +328,7 @@ def _as_in_training(model: ProgramLike, guide: ProgramLike) -> Iterator[None]:
 
 
 class _Gradients:
-    """Draws of the gradient of a loss per datum, by everything that the loss depends on."""
+    """Draws of the gradient of a loss per datum, in all trainable tensors that it depends on."""
 
     def __init__(
         self,
@@ -346,7 +346,7 @@ class _Gradients:
             program.structure.sizes(len(batch[0]))[0] if current is None else current.num_data
         )
         self.is_differentiable = isinstance(objective, Differentiable)
-        seen = objective if self.is_differentiable else Trace_ELBO()  # the same parameters
+        seen = objective if self.is_differentiable else Trace_ELBO()  # it has the same parameters
         leaves = leaves_of(seen.differentiable_loss(self.model, guide, *batch))
         if not leaves:
             raise ValueError("no tensor with requires_grad takes part in the loss")
@@ -480,12 +480,12 @@ class _Detached(dist.TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """As for the wrapped distribution."""
+        """Support of the wrapped distribution."""
         return self.base.support
 
     @property
     def mean(self) -> Tensor:
-        """As for the wrapped distribution."""
+        """Mean of the wrapped distribution."""
         mean: Tensor = self.base.mean
         return mean
 

@@ -24,7 +24,7 @@ from ..randomness import seeded, stream
 from ..results import Result
 
 _PAIRS_AT_ONCE = 200_000  # points times data; bounds the memory of the aggregated posterior
-_PAIRS_IN_ALL = 20_000_000  # so many densities take seconds; beyond, fewer draws per datum
+_PAIRS_IN_ALL = 20_000_000  # as many densities take seconds; more data get fewer draws each
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,10 +110,10 @@ def mutual_information(
 
 
 def draws_per_datum(num_samples: int | None, num_data: int) -> int:
-    """Draws asked for, or as many as take seconds when each is compared with all data.
+    """Number of draws: as asked for, or so many that comparing each with all data takes seconds.
 
     Raises:
-        ValueError: If they are fewer than two.
+        ValueError: If it is less than two.
     """
     draws = num_samples
     if draws is None:
@@ -151,7 +151,7 @@ def density(posterior: Posterior, z: Float[Tensor, "particles data latents"]) ->
     """Log density of each datum's posterior at points that it did not draw.
 
     Raises:
-        ValueError: If the posterior has none.
+        ValueError: If the posterior has no such density.
     """
     try:
         return posterior.log_prob(z)

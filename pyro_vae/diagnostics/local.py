@@ -1,8 +1,8 @@
-"""P-values per datum, and the test of a guide's draws against trusted ones, for the data at hand.
+"""P-values per datum, and a test of a guide's draws for the data at hand.
 
-Two samples: draws of q(z | y_n) are compared with trusted draws of the posterior. The test of a
-guide near a datum is in :mod:`pyro_vae.diagnostics.posterior_sbc`, that of the datum itself in
-:mod:`pyro_vae.diagnostics.distribution_shift`.
+It is a two-sample test: draws of q(z | y_n) are compared with trusted draws of the posterior. The
+test of a guide near a datum is in :mod:`pyro_vae.diagnostics.posterior_sbc`, the test of the datum
+itself in :mod:`pyro_vae.diagnostics.distribution_shift`.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from ..programs import Program
 from ..randomness import generator, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum
 
-_PER_DRAW = 20.0  # effective draws for each one used: those in common widen the null by 5% at most
+_PER_DRAW = 20.0  # effective draws per draw used; draws in common widen the null by 5% at most
 FEWEST_DRAWS = 20  # with fewer, not even a shift by one standard deviation is seen
 
 
@@ -49,7 +49,7 @@ class PValues(PerDatum):
         p_value: The p-value, with the Monte Carlo error from the finite number of permutations or
             reference data.
         statistic: The statistic that it was computed from, `(batch,)`.
-        hypothesis: The hypothesis that is rejected, in words.
+        hypothesis: The hypothesis that is tested, in words.
         measure: The statistic, in words.
         doubts: Data that cannot be tested, by reason.
     """
@@ -71,7 +71,7 @@ class PValues(PerDatum):
         return self.p_value.error
 
     def rejected(self, control: stats.Control | None = None) -> Tensor:
-        """Data for which the hypothesis is rejected; none that cannot be tested.
+        """Data for which the hypothesis is rejected; data that cannot be tested never are.
 
         Arguments:
             control: :class:`pyro_vae.stats.FalseDiscoveries` at 5% by default, or
@@ -126,17 +126,17 @@ def two_sample_test(
     by the energy distance of two samples and permutations of their labels (see
     :func:`pyro_vae.stats.energy_test`). Unlike importance weights, the test can detect a region of
     the posterior that the guide never visits, provided that `draws` visit it. Draws from importance
-    sampling or Markov chains are not independent, so only one in 20 effective draws is used, and
-    the level holds. With enough draws, even a guide that is good enough for its purpose is
-    rejected: the statistic shows how large the difference is, `draws.value` and `draws.scale` in
-    which moments.
+    sampling or Markov chains are not independent, so only one in 20 effective draws is used, which
+    keeps the level. With enough draws, even a guide that is good enough for its purpose is
+    rejected: the statistic shows how large the difference is, and `draws.value` and `draws.scale`
+    show which moments differ.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
         draws: Draws of the posterior of these data, from :func:`pyro_vae.posterior_draws`.
-        num_samples: Draws of the guide per datum, and at most as many of the posterior.
+        num_samples: Draws of the guide per datum; at most as many of the posterior are used.
         num_permutations: Permutations per datum.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the guide's draws and of the permutations; the caller's random stream is left

@@ -7,7 +7,7 @@ a single latent :math:`z_d` splits like that of all latents:
     = I_q(n; z_d) + \mathrm{KL}(q(z_d) \,\|\, p(z_d))
 
 A latent without rate has collapsed: its posterior is the prior, whatever the datum. A latent with a
-rate but without information is constant but off the prior: its rate is wasted.
+rate but without information has the same posterior for all data, off the prior: its rate is wasted.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from .aggregate import NEGLIGIBLE, Latents, UnknownDensity, prior_normals, singl
 from .calibration import latent_names
 
 ACTIVE_VARIANCE = 0.01  # the threshold of Burda et al., who saw the variances fall into two groups
-_PRIOR_DRAWS = 1000  # for a variance to within 5%, and only where there is no other way
+_PRIOR_DRAWS = 1000  # give a variance to within 5%; used if the prior is not normal
 
 
 def active_units(
@@ -79,8 +79,8 @@ def prior_variance(
         seed: Seed of the draws, for priors that are not normal.
 
     Returns:
-        `(latents,)`, in the units of the unconstrained latents, squared: exact for a normal prior;
-        of 1,000 draws for others, within 5%.
+        `(latents,)`, in the units of the unconstrained latents, squared: exact for a normal prior,
+        otherwise from 1,000 draws and within 5%.
 
     Raises:
         ValueError: If data, model and guide do not fit together.
@@ -121,7 +121,7 @@ class Collapse(Result):
         information: Information of the latent, by itself, about the identity of the datum, in nats.
         mismatch: Divergence of its aggregated posterior from the prior, in nats.
         variances: Variance over data of the posterior mean, in units of the prior's variance.
-        uses: The verdicts.
+        uses: The verdict on each latent.
         names: Site and entry of each latent.
         unknown: The reason if rate, information and mismatch are nan; else empty.
     """

@@ -1,14 +1,14 @@
 r"""Calibration of a guide near a datum: posterior simulation-based calibration.
 
-Calibration on average says little of the datum at hand. If a program draws :math:`z^\star \sim
+Calibration on average says little about the datum at hand. If a program draws :math:`z^\star \sim
 p(z \mid y_n)` and then :math:`y' \sim p(y \mid z^\star)`, then :math:`z^\star` is a draw from
 
 .. math:: p(z \mid y', y_n) \propto p(z \mid y') \, p(y_n \mid z) .
 
 A guide takes one datum, so it has no posterior given two. But let :math:`z_0 = z^\star` and
-:math:`z_1, \ldots, z_L \sim p(z \mid y')`. Given both data and the set of these values, each of
-them is the one that made :math:`y'` with probability :math:`\bar w_l \propto p(y_n \mid z_l)`. So
-for any function t of z and :math:`y'`, and v uniform on (0, 1),
+:math:`z_1, \ldots, z_L \sim p(z \mid y')`. Given both data and the set of these values, the
+probability that :math:`y'` was drawn from :math:`z_l` is :math:`\bar w_l \propto p(y_n \mid z_l)`.
+So for any function t of z and :math:`y'`, and v uniform on (0, 1),
 
 .. math:: u = \sum_{l : t_l < t_0} \bar w_l + v \sum_{l : t_l = t_0} \bar w_l
 
@@ -33,7 +33,7 @@ from ..results import Doubt
 from .calibration import Calibration, Quantity, Ranked, latent_names, log_likelihood
 from .local import PValues, TrustedDraws, require_draws
 
-_PER_REPLICATE = 4.0  # effective draws for each one: those in common widen the null by 5% at most
+_PER_REPLICATE = 4.0  # effective draws per replicate; draws in common widen the null by 5% at most
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,7 +49,7 @@ class PosteriorCalibration(PValues):
             replicates; if it is small, the test has little power.
         names: Names of the quantities: latents by site, then functions of z and y.
         num_samples: Draws of the guide per replicate.
-        given: Global sites that the posterior is conditional on, in words; empty if on nothing.
+        given: Global sites that the posterior is conditional on, in words; empty if there are none.
     """
 
     ranks: Int[Tensor, "batch replicates quantities"] = field(kw_only=True)
@@ -116,11 +116,11 @@ def posterior_calibration(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observed sites are
             given tensors of the batch or parts of them.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. One that is tied to
-            rows is fitted to the replicates.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. A guide that is tied
+            to rows is fitted to the replicates.
         data: The batch tensor, or a tuple of them.
         draws: Draws of the posterior of these data, from :func:`pyro_vae.posterior_draws`.
-        num_replicates: Data :math:`y'` per datum.
+        num_replicates: Number of simulated :math:`y'` per datum.
         num_samples: Draws of the guide per replicate, :math:`L`.
         quantities: Functions of z and :math:`y'` that are ranked beside the latents; by default
             :math:`\log p(y' \mid z)` alone (:func:`log_likelihood`).
@@ -208,7 +208,7 @@ def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> 
 
 
 def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tuple[Tensor, Tensor]:
-    """Share of the weight below the first draw, ties broken at random; and effective draws.
+    """Share of the weight below the first draw, with ties broken at random, and effective draws.
 
     `pieces` are values `(particles, batch, quantities)` and log weights `(particles, batch)`.
     """

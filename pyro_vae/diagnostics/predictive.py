@@ -4,18 +4,18 @@ A statistic :math:`T` of the observed data set :math:`y` is compared with its va
 :math:`y^{(1)}, \ldots, y^{(R)}` of the same size simulated from the model. The source of the
 latents decides what is tested.
 
-From their prior, :math:`z_n \sim p(z)`, the replicates are draws of :math:`p(y)`, and the test is
-whether these data could come from the model. If they do, and it was not fitted to them, then the
-observed data set is one more draw, its rank among the replicates is uniform, and
+With latents from the prior, :math:`z_n \sim p(z)`, the replicates are draws of :math:`p(y)`, and
+the test is whether the data could come from the model. If they do, and the model was not fitted to
+them, then the observed data set is one more draw, its rank among the replicates is uniform, and
 
 .. math:: \hat q = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
 
 is a p-value: at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any R.
 
-From the guide, :math:`z_n \sim q(z \mid y_n)`, every datum is compared with replicates of itself.
-Its latents were inferred from it, so the replicates are too close to the data, and p-values
-concentrate around 1/2: such a check is optimistic. What it rejects, the decoder cannot produce with
-any latents.
+With latents from the guide, :math:`z_n \sim q(z \mid y_n)`, every datum is compared with replicates
+of itself. Its latents were inferred from it, so the replicates are too close to the data, and
+p-values concentrate around 1/2: such a check is optimistic. But if it rejects, the decoder cannot
+produce such data with any latents.
 """
 
 import math
@@ -51,7 +51,7 @@ _MEMORY = 256.0  # mebibytes of a program's intermediate results
 _TRIED = 4  # rows that show whether a program can be simulated
 
 Statistic: TypeAlias = Callable[[Batch], Tensor]
-"""A function from a data set, the tensors that the model takes, to a number or a vector."""
+"""A function from a data set (the tensors that the model takes) to a number or a vector."""
 
 
 class Latents(Enum):
@@ -71,17 +71,17 @@ _WORDS = {
 class PredictiveCheck(Result):
     """Statistics of the observed data set, and of replicated ones.
 
-    For a statistic with several entries the largest deviation is kept, in standard deviations, from
-    the mean over all data sets, including the observed one.
+    A statistic with several entries is replaced by its largest deviation from the mean over all
+    data sets, including the observed one, in standard deviations.
 
     Arguments:
         names: Names of the statistics.
         observed: Statistics of the observed data set, `(statistics,)`, each in its own unit.
         replicated: Statistics of the replicated ones, `(draws, statistics)`.
-        p_values: `(statistics,)`, with the error from the number of replicates. Two-sided;
+        p_values: `(statistics,)`, with errors due to the number of replicates. Two-sided, but
             one-sided for largest deviations.
         latents: Where the latents of the replicates came from.
-        given: Global sites that the replicates are conditional on, in words; empty if on nothing.
+        given: Global sites that the replicates are conditional on, in words; empty if none.
     """
 
     names: tuple[str, ...]
@@ -188,7 +188,7 @@ def predictive_check(
         \hat q = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
 
     Replicates are data sets of the same size with the same covariates, and with the same entries
-    missing (nan); your own statistics have to leave these out. Latents from the prior (the default)
+    missing (nan); your own statistics have to skip these. Latents from the prior (the default)
     test whether the data could come from the model. Latents from the guide were inferred from the
     data: that check is optimistic, and only rejections are meaningful. P-values are exact for data
     that the model was not fitted to; for its training data they are too large.
@@ -252,7 +252,7 @@ def predictive_check(
 
 
 class _Run(NamedTuple):
-    """A number of data sets, given values of the global sites."""
+    """A program with given global values, and the number of data sets to simulate from it."""
 
     program: Program
     posterior: Posterior | None
@@ -295,7 +295,7 @@ def _runs(
     latents: Latents,
     seed: int,
 ) -> list[_Run]:
-    """One run for all data sets; or one run each, with draws of the global sites."""
+    """One run for all data sets, or one run per data set if global sites are drawn."""
 
     def run(at: Program, number: int) -> _Run:
         asked = latents is Latents.GUIDE and guide is not None
@@ -308,7 +308,7 @@ def _runs(
 
 
 def _replicates(runs: list[_Run], batch: Batch, shown: "_Shown", seed: int) -> Iterator[Batch]:
-    """Replicated data sets, some at a time for the program and one at a time for the caller."""
+    """Yields replicated data sets one by one; the program simulates several at a time."""
     size = max(1, rows_at_once(runs[0].program, batch, _MEMORY) // len(batch[0]))
     number = 0
     for program, posterior, num_samples in runs:
@@ -347,9 +347,9 @@ class _Shown(NamedTuple):
     """Which tensors of the batch a program observes.
 
     Arguments:
-        parts: Their places.
-        whole: The sites that observe them and their places, if every site observes one tensor
-            just as it is: then what it draws can take its place without another run.
+        parts: Positions of these tensors in the batch.
+        whole: The sites and the positions of their tensors, if every site observes a whole tensor
+            unchanged: then its draws can replace the tensor without another run.
     """
 
     parts: tuple[int, ...]
@@ -393,7 +393,7 @@ def _held_against(
 ) -> tuple[tuple[str, ...], Tensor, Tensor, Estimate]:
     """Names, observed and replicated statistics, and p-values.
 
-    A statistic of ours that is the same for all data sets, as the share of zeros of continuous
+    A default statistic that is the same for all data sets, such as the share of zeros of continuous
     data, is left out.
     """
     names, columns, p_values = [], [], []
@@ -418,9 +418,10 @@ def _held_against(
 
 
 def _largest_deviation(vectors: Float[Tensor, "sets entries"]) -> Float[Tensor, " sets"]:
-    """Largest deviation of any entry from its mean, in standard deviations, over all data sets.
+    """Largest deviation of an entry from its mean, in standard deviations, for each data set.
 
-    The observed one is among them, so that it is treated no differently from the replicates.
+    Mean and standard deviation are over all data sets, so that the observed one is treated like the
+    replicates.
     """
     deviation = (vectors - vectors.mean(dim=0)).abs()
     scale = vectors.std(dim=0)

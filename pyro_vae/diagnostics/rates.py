@@ -6,8 +6,8 @@ range from a decoder that ignores z to a code that identifies the datum. Trainin
 
 .. math:: \min D + \beta R
 
-for several :math:`\beta` shows the whole range. At its optimum :math:`D` is a convex, falling
-function of :math:`R` with the slope :math:`dD / dR = -\beta`: of two betas the larger has the lower
+for several :math:`\beta` shows the whole range. At the optimum :math:`D` is a convex, falling
+function of :math:`R` with the slope :math:`dD / dR = -\beta`: the larger of two betas has the lower
 rate and the higher distortion, and the ELBO is greatest at :math:`\beta = 1`.
 
 For any model and guide, with I the information of z about the identity of the datum,
@@ -15,7 +15,7 @@ For any model and guide, with I the information of z about the identity of the d
 .. math:: H - D \le I_q(n; z) \le R, \qquad 0 \le I_q(n; z) \le \log N .
 
 The right side is a divergence, :math:`R - I = \mathrm{KL}(q(z) \,\|\, p(z)) \ge 0`. On the left,
-the decoder is no better at coding y than its conditional distribution under q, :math:`D \ge H(y
+the decoder codes y no better than the conditional distribution of y under q does, :math:`D \ge H(y
 \mid z) = H(y) - I_q(y; z)`, and z has no more information about y than about n. All terms are for
 one distribution, the empirical one of the evaluated data, so H is *its* entropy: :math:`-\sum_c
 \frac{N_c}{N} \log \frac{N_c}{N}` over distinct rows that occur :math:`N_c` times, which is
@@ -46,8 +46,8 @@ from ..training.optimizers import OptimizerFactory
 from .aggregate import NEGLIGIBLE, Surgery, surgery
 
 _BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-_ERRORS = 5  # one-sided false alarm of 3e-7 for a bound that is tight
-_CLEAR = 2  # errors; they are added up as if all were on one side, which overstates them
+_ERRORS = 5  # standard errors: a one-sided false alarm of 3e-7 for a bound that is tight
+_CLEAR = 2  # standard errors, which are overstated: they are added up without squaring
 _ROUNDING = 1e-3  # nats; log densities of a thousand nats in float32 are off by 1e-4
 
 
@@ -58,7 +58,7 @@ class TradeOff:
     Arguments:
         beta: The weight of the rate in training.
         train: Parts of the ELBO of the training data.
-        held_out: The same for held-out data, if there are any.
+        held_out: Parts of the ELBO of the held-out data, if there are any.
         model: The copy of the model.
         guide: The copy of the guide.
         fit: The result of training.
@@ -73,7 +73,7 @@ class TradeOff:
 
 
 class Curve(NamedTuple):
-    """The parts by beta, ascending; `(betas,)` each, in nats per datum, with Monte Carlo errors."""
+    """Parts of the ELBO by ascending beta, `(betas,)` each, in nats per datum, with errors."""
 
     beta: Tensor
     rate: Estimate
@@ -103,7 +103,7 @@ class Violation(NamedTuple):
 
 
 class Beaten(NamedTuple):
-    """A model trained for one beta that is worse at it than one trained for another beta.
+    """A beta whose own model does worse on its objective than the model of another beta.
 
     Arguments:
         beta: The beta of the objective, D + beta R on the training data.
@@ -125,13 +125,13 @@ class Beaten(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RateDistortion(Result):
-    """Rate and distortion over beta, ascending.
+    """Rate and distortion by beta, in ascending order.
 
     Arguments:
         points: One for each beta that was reached.
         entropy: Entropy of the training data as an empirical distribution, in nats per datum;
             `None` if the likelihood is a density, or does not observe the data tensor itself.
-        held_out_entropy: The same for the held-out data.
+        held_out_entropy: Entropy of the held-out data, likewise.
     """
 
     points: tuple[TradeOff, ...]
@@ -164,14 +164,14 @@ class RateDistortion(Result):
 
     @property
     def held_out(self) -> Curve | None:
-        """The curve of the held-out data, if there are such."""
+        """The curve of the held-out data, if there are any."""
         parts = [(point.beta, point.held_out) for point in self.points]
         known = [(beta, part) for beta, part in parts if part is not None]
         return _curve(known) if known else None
 
     @property
     def violations(self) -> tuple[Violation, ...]:
-        """Violated bounds that hold for any model and guide: if there are any, numbers are wrong.
+        """Violations of bounds that hold for any model and guide: if any, some number is wrong.
 
         A bound counts as violated beyond five errors plus a thousandth of a nat for rounding.
         """
@@ -184,10 +184,10 @@ class RateDistortion(Result):
 
     @property
     def beaten(self) -> tuple[Beaten, ...]:
-        """Betas at which another beta's model does better, each with the best other one.
+        """Betas on whose objective another beta's model does better; each with the best of these.
 
-        Only differences beyond errors count. At the optimum there is none, and then rate falls and
-        distortion rises with beta. The remedy is more epochs, or other betas to start from.
+        Only differences beyond errors count. At the optimum there are none, and the rate falls and
+        the distortion rises with beta. The remedy is more epochs, or other betas to start from.
         """
         pairs = (_beaten(one, other) for one, other in permutations(self.points, 2))
         worst: dict[float, Beaten] = {}
@@ -305,7 +305,7 @@ def _beaten(point: TradeOff, other: TradeOff) -> Beaten | None:
     return Beaten(beta, other.beta, excess) if clear else None
 
 
-def rate_distortion(  # noqa: PLR0913 (what fit and the evaluation are told)
+def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
     model: ProgramLike,
     guide: ProgramLike,
     data: Data,
@@ -326,14 +326,14 @@ def rate_distortion(  # noqa: PLR0913 (what fit and the evaluation are told)
         \mathrm{KL}(q(z \mid y_n) \,\|\, p(z)), \quad
         D = -\frac{1}{N} \sum_n \mathbb{E}_{q(z \mid y_n)} \log p(y_n \mid z)
 
-    The betas are trained from the smallest to the largest, whatever their order, and each starts
-    from the solution of the one before, the first from the given model and guide. The reverse order
-    fails: if the weight is so large that q is the prior and the decoder ignores z, neither has a
-    gradient, and z recovers late or never at a smaller weight (on digits, 60 epochs at a beta of 20
-    cost 0.8 nats after 60 more at 1, compared with as many at 0.2). In increasing order, latents
-    are dropped when they are not worth their rate. So a beta has had the epochs of all smaller ones
-    before it, and may end elsewhere in a longer list; to prepare the first one, train model and
-    guide with `pv.BetaELBO` before the call.
+    Training goes from the smallest beta to the largest, in whatever order they are given. The first
+    starts from the given model and guide, every other one from the solution of the one before. The
+    reverse order fails: if the weight is so large that q is the prior and the decoder ignores z,
+    neither has a gradient, and z recovers late or never at a smaller weight (on digits, 60 epochs
+    at beta 20 and then 60 at beta 1 end 0.8 nats worse than 60 at 0.2 and then 60 at 1). In
+    increasing order, latents are dropped when they are not worth their rate. So the result for a
+    beta builds on the epochs of all smaller ones, and may depend on the list; to prepare the first
+    one, train model and guide with `pv.BetaELBO` before the call.
 
     The curve is the lowest distortion at a rate that these networks and this training reach, not
     *the* rate-distortion function. With a fixed model (`train_model=False`) only the guide is
@@ -357,7 +357,7 @@ def rate_distortion(  # noqa: PLR0913 (what fit and the evaluation are told)
         optimizer: Makes a torch optimizer from a list of tensors, as for :func:`pyro_vae.fit`.
         num_samples: Draws per datum for the evaluation, at least two; by default chosen
             to take a few seconds.
-        seed: Seed of training and of evaluation, which has the same draws for every beta.
+        seed: Seed of training and of evaluation; the latter uses the same draws for every beta.
         progress: Whether to show progress bars; by default on terminals and in notebooks.
 
     Returns:
@@ -437,7 +437,7 @@ def _require_encoder(guide: ProgramLike, held_out: Batch | None) -> None:
 
 
 def _copies(model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, ProgramLike]:
-    """Copies of both, so that a guide that refers to its model refers to the copy."""
+    """Copies both together: if the guide refers to the model, its copy refers to the model's."""
     return copied((model, guide), {})
 
 
@@ -456,20 +456,20 @@ class _Run:
         if self.held_out is not None:
             check_more_data(model, self.train, self.held_out, "held_out")
         few, draws = tuple(part[:2] for part in self.train), 2 if self.draws is None else self.draws
-        # By their positions, since the table of a guide tied to rows does not know the data yet.
+        # By position, since the table of a guide tied to rows does not know the data yet.
         with minibatch(torch.arange(len(few[0])), len(self.train[0])):
             surgery(*_copies(model, guide), few, draws, seed=self.seed, progress=False)
 
     def points(
         self, model: ProgramLike, guide: ProgramLike, betas: list[float]
     ) -> Iterator[TradeOff]:
-        """Trains and evaluates, beta by beta, until all are done or Ctrl-C."""
+        """Trains and evaluates beta by beta, until all are done or Ctrl-C is pressed."""
         bar = progress_bar(betas, show=self.options["progress"], desc="betas")
         for number, beta in enumerate(bar):
             model, guide = _copies(model, guide)
             try:
                 point = self._point(model, guide, beta)
-            except KeyboardInterrupt:  # while evaluating: the betas before are worth having
+            except KeyboardInterrupt:  # in the evaluation: earlier betas are kept
                 if number == 0:
                     raise
                 return
