@@ -11,8 +11,8 @@ takes its share of the data, and trains and evaluates as a single process would:
 
 Gradients of shared parameters are summed in every step of :func:`pyro_vae.fit`; per-row parameters
 are never sent. An estimate for a datum depends only on the seed and on the content of its row, so
-the gathered results are those of one process for all rows, in order. Equal rows get different draws
-within the data of one call; equal rows in different shares get the same draws.
+the gathered results are those that one process gives for all rows, in order. Equal rows of one
+share get different draws; equal rows in different shares get the same draws.
 
 Without a process group there is one process, whose share is everything.
 """
@@ -98,7 +98,7 @@ def share(data: Any, index: int | None = None, shares: int | None = None) -> Any
 
     Arguments:
         data: One array or tensor, a tuple of them, or a reader of rows. Arrays are sliced, so
-            that a memory map stays one and nothing is read.
+            that a memory map stays a memory map and nothing is read.
         index: Which share; by default that of this process.
         shares: Number of shares; by default the number of processes.
 
@@ -134,7 +134,7 @@ def _sliced(
 def gather(result: _Result) -> _Result:
     """Gathers the results of all processes, along the data, in the order of the rows.
 
-    Every process calls it, and every one gets the whole.
+    Every process has to call it, and gets the whole result.
 
     Arguments:
         result: The result for the rows of this process: a tensor with the datum axis leftmost, or a
@@ -142,8 +142,8 @@ def gather(result: _Result) -> _Result:
             result of :func:`pyro_vae.elbo`. Anything else must be the same in all processes.
 
     Returns:
-        The same for all rows, on the CPU if there are several processes. Means and totals over
-        data are then those of the whole set.
+        The result for all rows, on the CPU if there are several processes. Means and totals over
+        data are then those of the whole data set.
 
     Example:
         >>> gather(torch.arange(3))  # one process
@@ -183,7 +183,7 @@ def fail_together() -> Iterator[None]:
 
 
 def total(tensor: Tensor) -> Tensor:
-    """The sum over processes, in every one of them."""
+    """The sum over processes, which each of them gets."""
     if size() == 1:
         return tensor
     summed = tensor.detach().to(_wire())
@@ -199,9 +199,9 @@ def sizes(num_rows: int) -> list[int]:
 
 @torch.no_grad()
 def add_gradients(tensors: Iterable[Tensor]) -> None:
-    """Sums the gradients of tensors over processes, all those of a dtype in one message.
+    """Sums the gradients of tensors over processes, with one message per dtype.
 
-    A tensor without a gradient in any process keeps none.
+    If no process has a gradient, a tensor's stays None.
     """
     tensors = list(tensors)
     if size() == 1 or not tensors:
@@ -228,7 +228,7 @@ def start_equal(tensors: Iterable[Tensor]) -> None:
 
 
 def from_first(value: _Result) -> _Result:
-    """The value that the first process has, in all of them."""
+    """The first process's value, in all processes."""
     values = [value]
     if size() > 1:
         dist.broadcast_object_list(values, src=0)
@@ -245,7 +245,7 @@ def to_first(value: _Result) -> list[_Result]:
 
 
 def anywhere(*values: bool) -> list[bool]:
-    """Whether each of some things holds in at least one process."""
+    """For each value, whether it is true in at least one process."""
     if size() == 1:
         return list(values)
     return [count > 0 for count in total(torch.tensor(values, dtype=torch.float32)).tolist()]

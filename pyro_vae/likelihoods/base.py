@@ -19,13 +19,13 @@ from ..programs import PartlyObserved
 
 @runtime_checkable
 class PerFeature(Protocol):
-    """A parameter that all features share, of shape `()`, or that each has for itself."""
+    """A parameter with one value for all features, of shape `()`, or one per feature."""
 
     shape: tuple[int, ...]
 
 
 class Likelihood(nn.Module):
-    r"""The base of likelihoods; a subclass defines :meth:`distribution` and overrides the rest.
+    r"""The base of likelihoods; subclasses define :meth:`distribution` and may override the rest.
 
     .. math:: \log p(y \mid z) = \sum_{d \in O} \log p(y_d \mid \eta_d(z))
 
@@ -37,10 +37,10 @@ class Likelihood(nn.Module):
     """Numbers per feature that the decoder must give, stacked along the first axis of the datum."""
 
     takes = 0
-    """Further tensors of the batch that it takes; counts take one, their exposure."""
+    """How many further tensors of the batch it takes; counts take one, their exposure."""
 
     placeholder: ClassVar[float] = 0.0
-    """A value on the support, at which the density of a missing entry is evaluated and dropped."""
+    """A value in the support, at which the density of a missing entry is evaluated and dropped."""
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the decoder's output for a datum of this shape."""
@@ -94,7 +94,7 @@ class Likelihood(nn.Module):
         """Refuses data outside the support; the message has the first position and the remedy."""
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """A constant output that fits the columns of some data one by one.
+        """A constant output of the decoder that fits each column of some data.
 
         It initializes the bias of a decoder's last layer, so that training starts at or near the
         best model that ignores z; see :func:`start_from`. Missing entries are left out.
@@ -102,18 +102,18 @@ class Likelihood(nn.Module):
         return y.new_zeros(self.output_shape(tuple(y.shape[1:])))
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
-        """Sets a learned standard deviation around the mean, for likelihoods that have one."""
+        """Sets the learned standard deviation around the mean, if the likelihood has one."""
 
 
 class Features(dist.TorchDistribution):
     """Independent features; a subclass defines `log_prob`, `sample` and `mean`.
 
-    Data are not validated here: `Likelihood.check` refuses them once, before training, with the
-    column's name.
+    Data are not validated here: `Likelihood.check` refuses invalid data once, before training, and
+    names the column.
 
     Arguments:
-        parameters: Tensors that broadcast to the shape of a batch of data; their last `trailing`
-            dimensions, if any, are left alone.
+        parameters: Tensors that broadcast to the shape of a batch of data, with `trailing` more
+            dimensions at the end.
     """
 
     trailing: ClassVar[int] = 0
@@ -126,7 +126,7 @@ class Features(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: any number is a parameter."""
+        """None: any number is a valid parameter."""
         return {}
 
     @property
@@ -135,7 +135,7 @@ class Features(dist.TorchDistribution):
         return self.values
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Features":
-        """The same with more batch dimensions."""
+        """The same distributions with more batch dimensions."""
         keep = len(self.batch_shape)
         return type(self)(
             *(part.expand(*batch_shape, *part.shape[keep:]) for part in self.parameters)
@@ -146,8 +146,8 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
     """Sets the bias of a decoder's last linear layer, so that training starts from a given output.
 
     Arguments:
-        decoder: A module whose last linear layer gives its output, like
-            :class:`pyro_vae.nets.MLPDecoder` does.
+        decoder: A module whose last linear layer gives its output, as in
+            :class:`pyro_vae.nets.MLPDecoder`.
         start: The output for a datum, from `Likelihood.start`.
 
     Raises:
@@ -196,7 +196,7 @@ def inverse_of(
 ) -> Tensor:
     """Inverts an increasing function by bisection, entry by entry."""
     lower, upper = torch.full_like(value, low), torch.full_like(value, high)
-    for _ in range(50):  # halvings: to rounding in float32, 1e-13 of the interval
+    for _ in range(50):  # halvings: exact to rounding in float32, or to 1e-13
         middle = (lower + upper) / 2
         below = increasing(middle) < value
         lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)

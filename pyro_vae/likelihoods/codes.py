@@ -13,7 +13,7 @@ from ..registry import registered
 from .base import Features, Likelihood, column_means, column_shares, inverse_of
 from .special import as_shape, soft_limit
 
-_LOG_SPACING_LIMIT = 10.0  # two cut points are e^-10 to e^10 apart, beyond which they move slowly
+_LOG_SPACING_LIMIT = 10.0  # cut points are e^-10 to e^10 apart; beyond, they move slowly
 
 
 class Codes(Features):
@@ -71,15 +71,16 @@ class Categorical(Likelihood):
 
     .. math:: p(y_d = c \mid z) = \frac{e^{\eta_{dc}(z)}}{\sum_{c'} e^{\eta_{dc'}(z)}}
 
-    The decoder gives C numbers per feature, stacked along the first axis of the datum: for 5
-    features first the 5 of category 0. Codes have no mean: :meth:`mean` is the most probable code,
-    which serves as reconstruction, and :meth:`probabilities` gives the whole distribution.
+    The decoder gives C numbers per feature, stacked along the first axis of the datum: with 5
+    features, the first 5 numbers are for category 0. Codes have no mean: :meth:`mean` is the most
+    probable code, as a reconstruction, and :meth:`probabilities` gives the whole distribution.
 
     Arguments:
-        num_categories: C, the same for all features; see :class:`Mixed` for columns that differ.
+        num_categories: C, for all features; use :class:`Mixed` if columns differ.
 
     Raises:
-        ValueError: If there are fewer than two; when called, if the output does not split evenly.
+        ValueError: If there are fewer than two categories; when called, if the output does not
+            split evenly.
 
     Example:
         >>> Categorical(4)(torch.zeros(1, 4)).log_prob(torch.tensor([[3.0]])).exp()
@@ -138,7 +139,7 @@ class Ordinal(Likelihood):
     parameters of the model. :meth:`mean` is the mean of the codes, a number between two levels.
 
     Arguments:
-        num_levels: C.
+        num_levels: Number of levels, C.
         shape: `()` for the same cut points for all features, or the shape of a datum for separate
             ones.
 
@@ -176,8 +177,9 @@ class Ordinal(Likelihood):
     def distribution(self, output: Tensor, *given: Tensor) -> Codes:
         r"""Levels of the features.
 
-        :math:`s(a) - s(b) = s(a) s(-b) (1 - e^{-(a - b)})` for the logistic function s: a product
-        whose last factor does not depend on z, where the difference would lose all digits.
+        :math:`s(a) - s(b) = s(a) s(-b) (1 - e^{-(a - b)})` for the logistic function s. The
+        difference may lose all digits; the product does not, and its last factor does not depend on
+        z.
         """
         above = output[..., None] - self.cuts  # logits of y >= 1, ..., y >= C - 1
         log_above, log_below = logsigmoid(above), logsigmoid(-above)
@@ -200,7 +202,7 @@ class Ordinal(Likelihood):
         _check_codes(y, self.num_levels, f"Ordinal({self.num_levels})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """The output that gives the codes the mean of the data, with the present cut points."""
+        """The output at which the mean code is that of the data, for the current cut points."""
         with torch.no_grad():
             means = column_means(y)
             return inverse_of(lambda output: self.distribution(output).mean, means, -20.0, 20.0)

@@ -1,12 +1,12 @@
-r"""Likelihoods of counts, with an exposure: how long, or over how much, was counted.
+r"""Likelihoods of counts, with an exposure: the time or the amount over which was counted.
 
 The decoder gives the logarithm of a rate, :math:`\eta`, and the mean of a count is :math:`\mu = t
 e^{\eta}` with the exposure t of its row, a further tensor of the batch: `model(y, exposure)`,
-`pv.fit(model, guide, (y, exposure))`. It is `(batch,)` or `(batch, 1)` for one per row, or shaped
-like the data; by default it is 1.
+`pv.fit(model, guide, (y, exposure))`. The exposure is `(batch,)` or `(batch, 1)` for one per row,
+or shaped like the data; by default it is 1.
 
 The total of a row, such as the library size of single-cell counts, can be an exposure, `exposure =
-y.sum(dim=1)`. Then log p is conditional on the total, like a regression on its covariates: it is
+y.sum(dim=1)`. Then log p is conditional on the total, as a regression is on covariates: it is
 not a density of rows with unknown totals, and it can be compared only with models that also
 condition on the total.
 
@@ -33,7 +33,7 @@ _LOG_RATE_LIMIT = 30.0  # a count of 1e13
 
 
 def _log_mean(log_rate: Tensor, given: tuple[Tensor, ...]) -> Tensor:
-    """Log of the mean of each count: the log rate and that of the exposure."""
+    """Log of the mean of each count: the log rate plus the log exposure."""
     limited = soft_limit(log_rate, _LOG_RATE_LIMIT)
     if not given:
         return limited
@@ -62,7 +62,7 @@ def _exposure(given: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
 
 
 def _start_of_rate(y: Tensor, given: tuple[Tensor, ...]) -> Tensor:
-    """Logs of the rates of the columns, with half a count more, so that none is infinite."""
+    """Log rates of the columns, with half a count added to each so that none is infinite."""
     observed = ~y.isnan()
     exposure = _exposure(given, tuple(y.shape)).to(y) if given else y.new_ones(())
     total = (y.nan_to_num(nan=0.0).sum(dim=0) + 0.5).log()
@@ -75,7 +75,7 @@ class _Counts(Features):
 
 
 class PoissonFeatures(_Counts):
-    """Poisson distributions, of the parameter log mean."""
+    """Poisson distributions; the parameter is the log mean."""
 
     @property
     def mean(self) -> Tensor:
@@ -134,12 +134,12 @@ class LearnedDispersion(Learned):
     r"""An inverse dispersion that is a parameter of the model, :math:`r = f + e^{s}`.
 
     Arguments:
-        shape: `()` for one for all features, or the shape of a datum for one per feature.
+        shape: `()` for one number for all features, or the shape of a datum for one per feature.
         initial: Initial value; large values are close to a Poisson.
         floor: Its lower bound.
 
     Raises:
-        ValueError: If not `0 <= floor < initial`, and both finite.
+        ValueError: Unless `0 <= floor < initial` and both are finite.
     """
 
 
@@ -151,7 +151,7 @@ class DecodedDispersion(torch.nn.Module):
 
 
 class NegativeBinomialFeatures(_Counts):
-    """Negative binomials, of parameters log mean and inverse dispersion."""
+    """Negative binomials; the parameters are the log mean and the inverse dispersion."""
 
     @property
     def mean(self) -> Tensor:
@@ -163,13 +163,13 @@ class NegativeBinomialFeatures(_Counts):
 
         With :math:`t = \log \mu / y` the deviance is
         :math:`(r + y) \log(1 + \frac{y}{r + y} (e^t - 1)) - y t`, which is the same as
-        :math:`(r + y) \log(1 + \frac{r}{r + y} (e^{-t} - 1)) + r t`: the first keeps its digits
-        where y is less than r, and the second one where it is more.
+        :math:`(r + y) \log(1 + \frac{r}{r + y} (e^{-t} - 1)) + r t`. The first form keeps its
+        digits where y < r, the second one where y > r.
         """
         log_mean, r = self.parameters
         count = value.clamp(min=0).where(value > 0, torch.ones_like(value))
         total, ratio = r + count, log_mean - count.log()
-        # Each branch is 0 where the other one counts, since its gradient there may be infinite.
+        # Each form is set to 0 where the other one is used: its gradient there may be infinite.
         less = count < r
         few, many = ratio.where(less, 0 * ratio), ratio.where(~less, 0 * ratio)
         deviance = total * (count / total * few.expm1()).log1p() - count * few
@@ -260,7 +260,7 @@ class NegativeBinomial(Likelihood):
 
 
 class ZeroInflatedFeatures(_Counts):
-    """Counts with extra zeros, with the probability of a gate.
+    """Counts with extra zeros; a gate gives the probability of an extra zero.
 
     Arguments:
         counts: Distributions of the counts that are not gated.
@@ -272,7 +272,7 @@ class ZeroInflatedFeatures(_Counts):
         self.counts = counts
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "ZeroInflatedFeatures":
-        """The same with more batch dimensions."""
+        """The same distributions with more batch dimensions."""
         gate = self.parameters[0].expand(batch_shape)
         return ZeroInflatedFeatures(self.counts.expand(batch_shape), gate)
 
@@ -297,7 +297,7 @@ class ZeroInflatedFeatures(_Counts):
 
 @registered()
 class ZeroInflated(Likelihood):
-    r"""Counts with more zeros than their distribution has.
+    r"""Counts with more zeros than a count distribution gives.
 
     .. math:: p(y_d \mid z) = \pi_d(z) \, [y_d = 0] + (1 - \pi_d(z)) \, p_c(y_d \mid z)
 
@@ -329,7 +329,7 @@ class ZeroInflated(Likelihood):
         return ZeroInflatedFeatures(self.counts.distribution(of_counts, *given), gate)
 
     def _parts(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Splits the output into that of the counts and the logits of the gate."""
+        """Splits the output into the part for the counts and the logits of the gate."""
         size, rest = divmod(output.shape[1], self.outputs)
         if rest:
             raise ValueError(
@@ -344,7 +344,7 @@ class ZeroInflated(Likelihood):
         check_counts(y, f"ZeroInflated({type(self.counts).__name__})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """The start of the counts, and the logit of the excess share of zeros."""
+        """The constant output for the counts, and the logit of the excess share of zeros."""
         start = self.counts.start(y, *given)
         with torch.no_grad():
             of_counts = self.counts.distribution(start[None].expand(len(y), *start.shape), *given)

@@ -1,15 +1,16 @@
-r"""A model of the holes: whether an entry is missing may depend on what it would have been.
+r"""A model of the holes: whether an entry is missing may depend on its own value.
 
-A likelihood leaves missing entries out, which is right if they are missing at random: if whether
-an entry is missing depends on observed entries alone. Here the mask :math:`s_d` (1 where an entry
+A likelihood leaves missing entries out, which is right if they are missing at random, that is,
+if missingness depends on observed entries alone. Here the mask :math:`s_d` (1 where an entry
 was observed) has a likelihood of its own, a logistic regression on the entry itself,
 
 .. math:: p(y_O, s \mid z) = \prod_{d \in O} p(y_d \mid z) \, \sigma(a_d + b_d y_d)
     \prod_{d \in M} \int p(y_d \mid z) \, \sigma(-a_d - b_d y_d) \, dy_d .
 
-Ipsen, Mattei and Frellsen draw the missing entries; features that are independent given z need no
-draws, since each integral has one dimension: a quadrature for normal features, a sum of two for
-Bernoulli ones. With :math:`b = 0` the mask says nothing of the data, and all is as without it.
+Ipsen, Mattei and Frellsen draw the missing entries. No draws are needed for features that are
+independent given z, since each integral has one dimension: it is a quadrature for normal features
+and a sum of two terms for Bernoulli ones. With :math:`b = 0` the mask carries no information about
+the data, and all results are as without it.
 """
 
 import math
@@ -29,24 +30,24 @@ from .base import Likelihood
 from .mixed import MixedFeatures
 from .special import as_shape
 
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # a slope of 3 sds: 1e-5 of the integral
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # at a slope of 3 per sd: to 1e-5
 _PACE = 10.0  # Adam's steps suit weights of nets; log odds are of order 1, and need longer ones
-_TRIES = 64  # draws for a missing entry, of which the first that would be missing is taken
+_TRIES = 64  # draws for a missing entry; the first that would be missing is used
 
 
 class SelfMasked(PartlyObserved):
     r"""Independent features, each of which may be missing because of its own value.
 
-    Where an entry was observed, its log density and :math:`\log \sigma(a + b y)`; at a nan the log
-    probability of being missing, with the entry integrated out. For programs of one's own, in place
-    of :class:`pyro_vae.PartlyObserved`.
+    An observed entry adds its log density and :math:`\log \sigma(a + b y)`; a nan adds the log
+    probability of being missing, with the entry integrated out. In your own programs, use it in
+    place of :class:`pyro_vae.PartlyObserved`.
 
     Arguments:
-        features: Distributions of the features, with no event dimension. Columns of them that are
-            neither normal nor Bernoulli are missing at random.
+        features: Distributions of the features, with no event dimension. Columns that are neither
+            normal nor Bernoulli are taken as missing at random.
         intercept: :math:`a`, log odds of being observed where y is 0; broadcasts with a datum.
-        slope: :math:`b`, what a unit of y adds to them.
-        placeholder: A value on the support of the features.
+        slope: :math:`b`, the change of these log odds per unit of y.
+        placeholder: A value in the support of the features.
 
     Example:
         >>> features = SelfMasked(dist.Normal(torch.zeros(1), 1.0), torch.zeros(1), torch.ones(1))
@@ -65,12 +66,12 @@ class SelfMasked(PartlyObserved):
         self.intercept, self.slope = intercept, slope
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "SelfMasked":
-        """The same with more batch dimensions."""
+        """The same distributions with more batch dimensions."""
         features = self.features.expand(batch_shape)
         return SelfMasked(features, self.intercept, self.slope, self.placeholder)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each feature with that of its mask."""
+        """Log density of each feature and its mask."""
         missing = value.isnan()
         filled = torch.where(missing, torch.as_tensor(self.placeholder).to(value), value)
         seen = _by_parts(self.features, _log_observed, filled, self.intercept, self.slope)
@@ -92,7 +93,7 @@ class SelfMasked(PartlyObserved):
 
 
 def _by_parts(features: Distribution, answer: Any, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """An answer for each column: those of a table have several kinds."""
+    """Applies a function to each column; a table has columns of several kinds."""
     if not isinstance(features, MixedFeatures):
         return answer(features, value, a, b).expand(value.shape)
     width = value.shape[-1:]
@@ -131,21 +132,21 @@ def _log_missing(features: Distribution, value: Tensor, a: Tensor, b: Tensor) ->
 
 @registered()
 class SelfMasking(Likelihood):
-    r"""A likelihood with a model of its holes: whether an entry is observed depends on its value.
+    r"""A likelihood with a model of missingness: it depends on the entry's own value.
 
     .. math:: p(s_d = 1 \mid y_d) = \sigma(a_d + b_d y_d)
 
     with an intercept and a slope for each column, which are learned with the model. Evidence,
-    training and imputation count the mask then: log p is that of what was observed *and* of which
-    entries were. Columns of categories and counts are taken as missing at random. Whether holes
-    depend on their own entries cannot be seen from the observed ones without assumptions: the
-    likelihood of the features says what the entries would have been, and slopes are as good as it
-    is. Densities of some columns (`pv.marginal`, `pv.conditional`) would take the others as missing
-    by this model: ask them of a model without it.
+    training and imputation then include the mask: log p is that of the observed values *and* of
+    which entries were observed. Columns of categories and counts are taken as missing at random.
+    Observed entries alone cannot show whether missingness depends on the missing values: the
+    likelihood of the features says what these would have been, and slopes are only as good as that
+    likelihood. For densities of some columns (`pv.marginal`, `pv.conditional`) use a model without
+    this: they would treat the other columns as missing by this model.
 
     Arguments:
         likelihood: Likelihood of the features.
-        shape: Shape of a datum, for an intercept and slope per feature; `()` for one of each.
+        shape: Shape of a datum, for an intercept and slope per feature; `()` to share them.
 
     References:
         | not-MIWAE: Deep Generative Modelling with Missing not at Random Data (Ipsen, Mattei &
@@ -178,20 +179,20 @@ class SelfMasking(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """As for the likelihood of the features."""
+        """Numbers per feature that the features' likelihood needs."""
         return self.likelihood.outputs
 
     @property
     def takes(self) -> int:  # type: ignore[override]
-        """Further tensors that the features' likelihood takes."""
+        """How many further tensors the features' likelihood takes."""
         return self.likelihood.takes
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """As for the likelihood of the features."""
+        """Shape of the decoder's output for the features' likelihood."""
         return self.likelihood.output_shape(shape)
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """The features, complete."""
+        """Distributions of the features, without the mask."""
         return self.likelihood.distribution(output, *given)
 
     def mean(
@@ -213,9 +214,9 @@ class SelfMasking(Likelihood):
         self.likelihood.check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """As for the likelihood of the features."""
+        """The constant output of the features' likelihood."""
         return self.likelihood.start(y, *given)
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
-        """That of the features' likelihood."""
+        """Sets the learned noise of the features' likelihood."""
         self.likelihood.start_noise(sd)

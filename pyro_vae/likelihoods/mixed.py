@@ -17,14 +17,14 @@ from .codes import Ordinal
 from .real import LearnedSigma
 from .special import Learned
 
-_STACKED = (LearnedSigma, Learned, Ordinal)  # whose parameters of shape () may be one per feature
+_STACKED = (LearnedSigma, Learned, Ordinal)  # parameters of shape () can become one per feature
 
 
 class MixedFeatures(dist.TorchDistribution):
     """Columns of several kinds side by side, `(batch, columns)`.
 
     Arguments:
-        parts: Distributions of the columns, `(batch, some)` each.
+        parts: Distributions of the columns, each of some of them: `(batch, some)`.
         columns: Positions of the columns of each part.
     """
 
@@ -36,7 +36,7 @@ class MixedFeatures(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: the parts know their own."""
+        """None: the parts check their own parameters."""
         return {}
 
     @property
@@ -45,7 +45,7 @@ class MixedFeatures(dist.TorchDistribution):
         return constraints.real
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "MixedFeatures":
-        """The same with more batch dimensions."""
+        """The same distributions with more batch dimensions."""
         rows = tuple(batch_shape)[:-1]
         parts = [part.expand((*rows, part.batch_shape[-1])) for part in self.parts]
         return MixedFeatures(parts, self.columns)
@@ -78,8 +78,8 @@ class Mixed(Likelihood):
     Data are one float tensor `(batch, columns)`, categories and counts as floats too. The decoder
     gives the parameters of the columns, one column after the other: `MLPDecoder(latent_dim,
     likelihood.output_shape((columns,)))`. A further tensor of the batch is passed to every column;
-    if it is shaped like the data, each gets its own column. Columns whose likelihoods have the same
-    arguments are evaluated together, each with its own parameters.
+    if it is shaped like the data, each gets only its own column of it. Columns whose likelihoods
+    have the same arguments are evaluated together, each with its own parameters.
 
     Arguments:
         likelihoods: A likelihood for each column, by its name, in the order of the columns; or
@@ -87,9 +87,9 @@ class Mixed(Likelihood):
         names: Names of the columns, if the likelihoods are a sequence; by default "0", "1", ...
 
     Raises:
-        ValueError: If there is none, if names and likelihoods differ in number, or if a name occurs
-            twice.
-        TypeError: If a column's likelihood is a Mixed itself.
+        ValueError: If there is no likelihood, if names and likelihoods differ in number, or if a
+            name occurs twice.
+        TypeError: If a column's likelihood is itself a Mixed.
 
     References:
         | Handling Incomplete Heterogeneous Data using VAEs (Nazabal et al., 2020)
@@ -128,7 +128,7 @@ class Mixed(Likelihood):
 
     @property
     def takes(self) -> int:  # type: ignore[override]
-        """Further tensors that its likelihoods take."""
+        """How many further tensors its likelihoods take, at most."""
         return max(likelihood.takes for likelihood in self)
 
     @property
@@ -170,7 +170,7 @@ class Mixed(Likelihood):
         return [getattr(self, f"columns_{number}") for number in range(len(self._groups))]
 
     def _ask(self, method: str, output: Tensor, given: tuple[Tensor, ...]) -> list[Any]:
-        """The result of a method of each group's likelihood for its part of the output."""
+        """Calls a method of each group's likelihood on its part of the output."""
         if output.shape[1:] != (self.outputs,):
             raise ValueError(
                 f"the {len(self.names)} columns need {self.outputs} numbers per row, the decoder "
@@ -197,7 +197,7 @@ class Mixed(Likelihood):
         self.output_shape(tuple(y.shape[1:]))
         for group, columns in zip(self._groups, self._columns(), strict=True):
             only = torch.full_like(y, torch.nan)
-            only[:, columns] = y[:, columns]  # the others are missing, so places and names hold
+            only[:, columns] = y[:, columns]  # others are nan: positions and names stay
             likelihood: Any = self.likelihoods[group[0]]
             likelihood.check(only, self.names)
 
@@ -232,7 +232,7 @@ def _check_columns(likelihoods: Sequence[Likelihood], names: tuple[str, ...]) ->
 
 
 def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
-    """Positions of the columns whose likelihoods are of one class and the same arguments."""
+    """Positions of the columns, grouped by class and arguments of their likelihoods."""
     groups: dict[Any, list[int]] = {}
     for place, likelihood in enumerate(likelihoods):
         groups.setdefault(_key(likelihood, place), []).append(place)
@@ -240,7 +240,7 @@ def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
 
 
 def _key(likelihood: Likelihood, place: int) -> Any:
-    """Equal for likelihoods that can be evaluated together; else the position, which is unique."""
+    """A key that likelihoods share if they can be evaluated together; else the position."""
     kind = type(likelihood)
     says_all = kind.__init__ is Likelihood.__init__ or is_registered(kind)
     owners = [
@@ -255,7 +255,7 @@ def _key(likelihood: Likelihood, place: int) -> Any:
 def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
     """Calls a method of several likelihoods of one class once for all of their columns.
 
-    Their parameters are stacked, one per column, as those of a likelihood with a shape are.
+    Their parameters are stacked, one per column, as in a likelihood with a shape.
     """
     first, *others = (dict(likelihood.named_parameters()) for likelihood in likelihoods)
     if not others or not first:
@@ -275,12 +275,12 @@ class _Asked(nn.Module):
         self.likelihood, self.method = likelihood, method
 
     def forward(self, *args: Tensor) -> Any:
-        """The method's answer."""
+        """Calls the method."""
         return getattr(self.likelihood, self.method)(*args)
 
 
 def _made_of(value: Any) -> Any:
-    """A class and its arguments, down to numbers."""
+    """The class of an object and its arguments, down to numbers."""
     if not isinstance(value, nn.Module):
         return value
     arguments = arguments_of(value) if is_registered(type(value)) else {}
@@ -288,7 +288,7 @@ def _made_of(value: Any) -> Any:
 
 
 def _indices(likelihoods: Sequence[Likelihood], group: list[int]) -> tuple[Tensor, Tensor]:
-    """Columns of a group, and where its output stands: first the first number of each column."""
+    """Columns of a group, and positions of its outputs: the first one of each column first."""
     ends = torch.tensor([likelihood.outputs for likelihood in likelihoods]).cumsum(dim=0)
     outputs = likelihoods[group[0]].outputs
     columns = torch.tensor(group)

@@ -1,4 +1,4 @@
-"""Likelihoods of real numbers: Gaussian, with heavy tails, and positive.
+"""Likelihoods of real numbers: Gaussian, heavy-tailed, and positive.
 
 A scale is a separate object: fixed, learned, or decoded from z.
 """
@@ -18,7 +18,7 @@ from ..registry import registered
 from .base import Features, Likelihood, column_means, column_spreads
 from .special import Learned, as_shape, halves, log_gamma_half_step
 
-_ABOVE = 0.1  # of the floor: a sigma that is set starts so far above it, where it can still move
+_ABOVE = 0.1  # of the floor: a sigma is set at least this far above it, where it can still move
 
 
 @registered()
@@ -47,7 +47,7 @@ class FixedSigma(nn.Module):
 class LearnedSigma(nn.Module):
     r"""A sigma that is a parameter of the model, :math:`\sigma = f + \mathrm{softplus}(s)`.
 
-    Without a floor sigma goes to zero for any guide that distinguishes the data: the density is
+    Without a floor, sigma goes to zero for any guide that distinguishes the data: the density is
     unbounded. Set the floor to the precision of the measurements.
 
     Arguments:
@@ -56,7 +56,7 @@ class LearnedSigma(nn.Module):
         floor: Smallest sigma, in the unit of the data.
 
     Raises:
-        ValueError: If not `0 < floor < initial`, and both finite.
+        ValueError: Unless `0 < floor < initial` and both are finite.
     """
 
     outputs = 1
@@ -77,7 +77,7 @@ class LearnedSigma(nn.Module):
 
     @torch.no_grad()
     def set(self, sigma: Tensor) -> None:
-        """Sets sigma, entry by entry, or to the root of the mean square if there is only one."""
+        """Sets sigma entry by entry; a single sigma is set to the root mean square."""
         own = sigma if self.shape else sigma.square().mean().sqrt()
         self.raw.copy_(_inverse_softplus((own - self.floor).clamp(min=_ABOVE * self.floor)))
 
@@ -105,7 +105,7 @@ class DecodedSigma(nn.Module):
         self.floor = floor
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and sigma, each half of the output along the first axis of the datum."""
+        """Mean and sigma, each from one half of the output along the first axis of the datum."""
         loc, raw = halves(output, "a sigma from the decoder")
         return loc, self.floor + softplus(raw)
 
@@ -115,7 +115,7 @@ Sigma: TypeAlias = float | int | FixedSigma | LearnedSigma | DecodedSigma
 
 
 def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
-    """The decoder's output for this centre and, if sigma is decoded, nearly this sigma."""
+    """The decoder's output for this centre and, if sigma is decoded, about this spread."""
     if not isinstance(sigma, DecodedSigma):
         return centre
     return torch.cat([centre, _inverse_softplus((spread - sigma.floor).clamp(min=sigma.floor))])
@@ -199,7 +199,7 @@ class LearnedDegrees(Learned):
         floor: Their lower bound; above 1 there is a mean, above 2 a variance.
 
     Raises:
-        ValueError: If not `0 <= floor < initial`, and both finite.
+        ValueError: Unless `0 <= floor < initial` and both are finite.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class LearnedDegrees(Learned):
 
 
 class StudentTFeatures(Features):
-    """Student's t, of parameters degrees of freedom, location and scale."""
+    """Student's t; the parameters are degrees of freedom, location and scale."""
 
     has_rsample = False
 
@@ -219,7 +219,7 @@ class StudentTFeatures(Features):
         return self.parameters[1]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density; the constant is exact for many degrees of freedom, too."""
+        """Log density; the constant stays exact for many degrees of freedom."""
         df, loc, scale = self.parameters
         standard = (value - loc) / scale
         constant = log_gamma_half_step(df / 2) - (math.pi * df).log() / 2 - scale.log()
@@ -282,7 +282,7 @@ class StudentT(WithSigma):
 
 @registered()
 class LogNormal(WithSigma):
-    r"""Positive features whose logarithm is Gaussian, in the unit of the data.
+    r"""Positive features whose logarithm is Gaussian; log p is in the unit of the data.
 
     .. math:: \log p(y_d \mid z) =
         \log \mathcal{N}(\log y_d \mid \mu_d(z), \sigma^2) - \log y_d

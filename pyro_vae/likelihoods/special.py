@@ -1,9 +1,9 @@
 r"""Functions that stay accurate where the textbook formula cancels.
 
 A count of a million has :math:`\log \Gamma(y + 1) = 1.3 \cdot 10^7`, of which float32 resolves one
-nat. The densities of this package are written so that such terms never appear: what is left of
-:math:`\log \Gamma` after Stirling's formula is small, and the rest is a deviance, which is zero
-where data and model agree.
+nat. The densities of this package are written so that such terms never appear: the remainder of
+:math:`\log \Gamma` after Stirling's formula is small, and the other terms form a deviance, which is
+zero where data and model agree.
 
 References:
     | Fast and Accurate Computation of Binomial Probabilities (Loader, 2000)
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 HALF_LOG_2_PI = math.log(2 * math.pi) / 2
-_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)  # of 1/x, 1/x^3, ..., by Bernoulli
+_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)  # of 1/x, 1/x^3, ...
 _HALF_STEP = (-1 / 8, 1 / 192, -1 / 640, 17 / 14336)  # of 1/x, 1/x^3, ...
-_LARGE = 16.0  # from where on these series are exact to 1e-13
+_LARGE = 16.0  # from here on these series are exact to 1e-13
 
 
 def soft_limit(x: Tensor, limit: float) -> Tensor:
@@ -26,8 +26,8 @@ def soft_limit(x: Tensor, limit: float) -> Tensor:
 
     .. math:: x \mapsto \mathrm{sign}(x) (\min(|x|, c) + \log(1 + \max(|x| - c, 0)))
 
-    Smooth to first order and increasing, so an exponential of it neither overflows nor stops the
-    gradient, as a plain clamp would.
+    Increasing, with a continuous derivative: an exponential of it does not overflow, and the
+    gradient does not vanish, as it would with a plain clamp.
     """
     over = (x.abs() - limit).clamp(min=0).log1p()
     return x.clamp(-limit, limit) + over * x.sign()
@@ -60,11 +60,11 @@ def _series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     return total / x
 
 
-LOG_LIMIT = 12.0  # from e^-12 to e^12, one in 160,000 to 160,000, an exponential; then slower
+LOG_LIMIT = 12.0  # an exponential from e^-12 to e^12 (160,000), slower beyond
 
 
 def as_shape(shape: tuple[int, ...] | int) -> tuple[int, ...]:
-    """The shape of a parameter: `()`, or that of a datum, which may be a number of features."""
+    """The shape of a parameter: `()`, or that of a datum, which may be given as a number."""
     return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
@@ -72,12 +72,12 @@ class Learned(nn.Module):
     r"""A positive number that is a parameter of the model, :math:`f + e^{s}`.
 
     Arguments:
-        shape: `()` for one for all features, or the shape of a datum for one per feature.
+        shape: `()` for one number for all features, or the shape of a datum for one per feature.
         initial: Initial value.
         floor: Its lower bound, which it never reaches.
 
     Raises:
-        ValueError: If not `0 <= floor < initial`, and both finite.
+        ValueError: Unless `0 <= floor < initial` and both are finite.
     """
 
     outputs = 0
@@ -101,7 +101,7 @@ class Learned(nn.Module):
 
 
 def halves(output: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """The two numbers of every feature.
+    """Splits a decoder's output into the two numbers of every feature.
 
     Arguments:
         output: Output of a decoder, `(batch, 2 * features, ...)`.

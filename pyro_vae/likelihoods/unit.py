@@ -21,7 +21,7 @@ class Bernoulli(Likelihood):
     r"""Bernoulli features, :math:`\log p(y \mid z) = \sum_d y_d \eta_d - \log(1 + e^{\eta_d})`.
 
     The decoder gives the logits :math:`\eta`; probabilities from a sigmoid saturate in float32.
-    Data may be grey, in [0, 1], as is common for images, but the value is a log probability only
+    Data may be grey, in [0, 1], as is common for images, but the result is a log probability only
     for binary data: state the binarization beside every number.
 
     Example:
@@ -46,15 +46,15 @@ class Bernoulli(Likelihood):
         check_range(y, low=0.0, high=1.0, likelihood="Bernoulli", names=names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Logits of the means, shrunk by half a one and half a zero."""
+        """Logits of the means, after adding half a one and half a zero to each column."""
         observed = (~y.isnan()).sum(dim=0)
         return ((column_means(y) * observed + 0.5) / (observed + 1)).logit()
 
 
-_NEAR = 0.5  # up to which the series below are exact to 1e-13
+_NEAR = 0.5  # up to here the series below are exact to 1e-13
 _LOG_SINHC = (1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600)  # of a^2, a^4, ...
 _LANGEVIN = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160)  # of a, a^3, ...
-_LOGIT_LIMIT, _CONCENTRATION_LIMIT = 15.0, 12.0  # of a Beta: where its mean and log phi slow down
+_LOGIT_LIMIT, _CONCENTRATION_LIMIT = 15.0, 12.0  # of a Beta's logit mean and log phi
 
 
 def _even_series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def _even_series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
 
 
 class ContinuousBernoulliFeatures(Features):
-    """Continuous Bernoulli distributions, of the parameter logit."""
+    """Continuous Bernoulli distributions; the parameter is the logit."""
 
     values = constraints.unit_interval
 
@@ -98,14 +98,14 @@ class ContinuousBernoulliFeatures(Features):
         """Draws, through the inverse of the distribution function."""
         with torch.no_grad():
             logits = self.parameters[0].expand(self._extended_shape(sample_shape))
-            size = logits.abs().clamp(min=1e-20)  # of which the inverse is the uniform itself
+            size = logits.abs().clamp(min=1e-20)  # at which the inverse is the uniform draw
             low = -(torch.rand_like(logits) * (-size).expm1()).log1p() / size
             return torch.where(logits > 0, 1 - low, low).clamp(0, 1)
 
 
 @registered()
 class ContinuousBernoulli(Likelihood):
-    r"""Features in [0, 1], a Bernoulli normalized to a density: for grey images.
+    r"""Features in [0, 1], such as grey images: a Bernoulli normalized to a density.
 
     .. math:: \log p(y \mid z) = \sum_d y_d \eta_d - \log \frac{e^{\eta_d} - 1}{\eta_d}
 
@@ -139,12 +139,12 @@ class ContinuousBernoulli(Likelihood):
 
 
 class BetaFeatures(Features):
-    """Beta distributions, of parameters mean logit and log concentration."""
+    """Beta distributions; the parameters are the logit of the mean and the log concentration."""
 
     values = constraints.unit_interval
 
     def _logs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Logs of the mean, of one less the mean, and of the concentration."""
+        """Logs of the mean, of one minus the mean, and of the concentration."""
         logits = soft_limit(self.parameters[0], _LOGIT_LIMIT)
         concentration = soft_limit(self.parameters[1], _CONCENTRATION_LIMIT)
         return logsigmoid(logits), logsigmoid(-logits), concentration
@@ -157,7 +157,7 @@ class BetaFeatures(Features):
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log density, from :math:`\phi \mathrm{KL}(m \| y)` and Stirling's remainder.
 
-        So it has no terms that are large and cancel when the concentration is large.
+        So no large terms cancel when the concentration is large.
         """
         log_mean, log_rest, log_phi = self._logs()
         log_y, log_not_y = value.log(), (-value).log1p()
@@ -192,9 +192,9 @@ class Beta(Likelihood):
         \phi = e^{\kappa_d(z)}
 
     The variance is :math:`m (1 - m) / (1 + \phi)`. The decoder gives two numbers per feature, first
-    all logits of means and then all logs of concentrations. Beyond +-15 and +-12 both grow only
-    logarithmically, so that nothing overflows. If :math:`(1 - m) \phi` is far below 1, draws are
-    closer to 1 than a float can represent, and stay at the last number before it.
+    all logits of means and then all logs of concentrations. Beyond +-15 (logits) and +-12
+    (logs) they grow only logarithmically, so that nothing overflows. If :math:`(1 - m) \phi` is far
+    below 1, draws are closer to 1 than a float can be, and are set to the largest float below 1.
 
     References:
         | Beta Regression for Modelling Rates and Proportions (Ferrari & Cribari-Neto, 2004)
@@ -215,7 +215,7 @@ class Beta(Likelihood):
         return BetaFeatures(*halves(output, "a Beta"))
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses values outside (0, 1), and 0 and 1 themselves, where the density is 0 or inf."""
+        """Refuses values outside (0, 1); at 0 and 1 themselves the density is 0 or inf."""
         check_range(
             y, low=0.0, high=1.0, inside=True, likelihood="Beta", names=names,
             remedy=("for shares with exact 0 and 1 use ContinuousBernoulli, or move them inside, "
@@ -223,7 +223,7 @@ class Beta(Likelihood):
         )  # fmt: skip
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """The mean and the concentration that have the columns' moments."""
+        """The logit mean and log concentration that match the moments of each column."""
         mean = y.nanmean(dim=0).nan_to_num(nan=0.5).clamp(1e-3, 1 - 1e-3)
         variance = column_spreads(y).square().clamp(min=1e-6)
         concentration = (mean * (1 - mean) / variance - 1).clamp(0.1, 1e4)

@@ -1,4 +1,4 @@
-"""Generative models: Pyro programs that can also generate."""
+"""Generative models: Pyro programs that can also generate data."""
 
 from .._arguments import check_public
 from .base import Generative as Generative

@@ -1,4 +1,4 @@
-"""Shared by the generative models: they run, sample, decode and check."""
+"""The base of the generative models: running, sampling, decoding and checks."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -17,11 +17,11 @@ from ..nets import require_tensor
 from ..programs import NamedModule, evaluating, sample_missing
 from ..randomness import forked
 
-_ROWS_AT_ONCE = 4096  # rows a decoder sees at once; only memory depends on it
+_ROWS_AT_ONCE = 4096  # rows that a decoder sees at once; this affects memory only
 
 
 class Generative(NamedModule):
-    """A Pyro program with one plate over data that also generates.
+    """A Pyro program with one plate over data, which can also generate data.
 
     A subclass says how the latents of a datum are sampled (:meth:`latents`), and the distribution
     of the data given them (:meth:`conditional`, :meth:`expectation`). The latents of a datum are
@@ -51,11 +51,11 @@ class Generative(NamedModule):
         raise NotImplementedError
 
     def prototype(self) -> Any:
-        """Two rows that look like data, the means at z = 0; a tuple if there are more tensors."""
+        """Two rows shaped like data: the means at z = 0; a tuple if a batch has more tensors."""
         return self.decode(self.zero.new_zeros(2, self.latent_dim))
 
     def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
-        """The program; returns the flat latents."""
+        """Runs the program; returns the flat latents."""
         with pyro.plate("data", len(y)):
             z = self.latents(len(y), *given)
             conditional = self.conditional(z, *given)
@@ -71,7 +71,7 @@ class Generative(NamedModule):
     def decode(self, z: Float[Tensor, "*draws latents"], *given: Tensor) -> Float[Tensor, "..."]:
         """Mean of p(y | z), for latents with any number of leading dimensions; no gradient.
 
-        The tensors in `given` have as many rows as the last dimension before the latents.
+        The tensors in `given` need a row for each of the last dimension of z before the latents.
         """
         return self._by_rows(self.expectation, z, given)
 
@@ -125,7 +125,7 @@ class Generative(NamedModule):
     def _by_rows(
         self, answer: Callable[..., Tensor], z: Tensor, given: tuple[Tensor, ...]
     ) -> Tensor:
-        """Decodes in pieces; at least one, so that an empty result has its shape."""
+        """Decodes in pieces of rows; in at least one, so that an empty result has its shape."""
         _check_latents(z, self.latent_dim, self.zero.dtype)
         draws = z.shape[:-1]
         _check_rows_given(given, draws)
@@ -147,7 +147,7 @@ class Generative(NamedModule):
 
 
 def _check_latents(z: object, latents: int, dtype: torch.dtype) -> None:
-    """Refuses what are no latents of a model, and names the first row that is not finite."""
+    """Refuses values that are not latents of the model; names the first row not finite."""
     expected = f"z should be a tensor of {dtype} and shape (..., {latents}), got {shown(z)}"
     if not isinstance(z, Tensor) or z.dtype != dtype:
         raise TypeError(f"{expected}: pass torch.as_tensor(z, dtype={dtype})")
@@ -163,7 +163,7 @@ def _check_latents(z: object, latents: int, dtype: torch.dtype) -> None:
 
 
 def _check_rows_given(given: tuple[Tensor, ...], draws: Sequence[int]) -> None:
-    """Refuses covariates of other rows than the latents."""
+    """Refuses covariates whose rows do not match those of the latents."""
     for part in given:
         if not isinstance(part, Tensor) or part.shape[:1] != tuple(draws[-1:]) or not draws:
             raise ValueError(

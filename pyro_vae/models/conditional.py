@@ -21,7 +21,7 @@ class NormalGiven(nn.Module):
     prior that depends on covariates.
 
     Arguments:
-        net: From the inputs, each `(batch, ...)`, to the means `(batch, latents)`; and to twice as
+        net: Maps the inputs, each `(batch, ...)`, to the means `(batch, latents)`, or to twice as
             many numbers if sigma depends on the inputs, as it does by default.
         sigma: A number for a fixed sigma, or one of the likelihoods' `FixedSigma`,
             `LearnedSigma`, `DecodedSigma`.
@@ -47,15 +47,15 @@ class NormalGiven(nn.Module):
 
 
 def as_normal(link: nn.Module) -> NormalGiven:
-    """A :class:`NormalGiven`, made from a network if it is one."""
+    """The link as a :class:`NormalGiven`: itself, or made from a network."""
     return link if isinstance(link, NormalGiven) else NormalGiven(link)
 
 
 def latents_of(link: NormalGiven, *given: Tensor) -> int:
-    """How many latents it gives, found by calling it.
+    """How many latents a link gives, found by calling it.
 
     Raises:
-        ValueError: If it cannot take the inputs.
+        ValueError: If the link cannot take the inputs.
     """
     shapes = [tuple(part.shape) for part in given]
     modes = {module: module.training for module in link.modules()}
@@ -138,7 +138,7 @@ class ConditionalVAE(Decoded):
             )
 
     def prototype(self) -> Batch:
-        """Two rows that look like data, the means at z = 0 and x = 0; and those x."""
+        """Two rows shaped like data, the means at z = 0 and x = 0; and their two rows of x."""
         x = self.zero.new_zeros(2, self.covariates)
         return self.decode(self.zero.new_zeros(2, self.latent_dim), x), x
 
@@ -170,7 +170,7 @@ class ConditionalVAE(Decoded):
 
         Arguments:
             given: The covariates, `(rows, covariates)`, and further inputs of the likelihood.
-            num_samples: Draws for each.
+            num_samples: Draws for each x.
             seed: As in :meth:`sample`, which takes one x per draw.
 
         Returns:

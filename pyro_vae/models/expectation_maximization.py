@@ -7,13 +7,14 @@ Let :math:`z \sim \mathcal{N}(0, I)`, :math:`y \mid z \sim \mathcal{N}(W z + \mu
 which it was observed.
 
 Without missing entries only the covariance :math:`S` of the data matters, and the maximum over
-:math:`W` is known for a given :math:`\Psi`: with :math:`U \Lambda U^\top` the largest eigenvalues
-of :math:`\Psi^{-1/2} S \Psi^{-1/2}`, it is :math:`\Psi^{1/2} U (\Lambda - I)_+^{1/2}`. An EM step
-from there, :math:`\Psi \leftarrow \operatorname{diag}(S - W W^\top)`, alternates with it (ECME).
+:math:`W` is known for a given :math:`\Psi`: with :math:`\Lambda` the largest eigenvalues of
+:math:`\Psi^{-1/2} S \Psi^{-1/2}` and :math:`U` their eigenvectors, it is :math:`\Psi^{1/2} U
+(\Lambda - I)_+^{1/2}`. This alternates with an EM step for the noise, :math:`\Psi \leftarrow
+\operatorname{diag}(S - W W^\top)` (ECME).
 
-Both maps converge slowly when the data say little. From three iterates SQUAREM estimates the rate
-of convergence and extrapolates; a jump that lowers the likelihood is rejected, so no step lowers
-it.
+Both EM and ECME converge slowly when the data say little. From three iterates SQUAREM estimates the
+rate of convergence and extrapolates; a jump that lowers the likelihood is rejected, so no step
+lowers it.
 """
 
 import math
@@ -56,7 +57,7 @@ def posterior(parameters: LinearGaussianParameters, y: Tensor) -> Posterior:
         precision = identity + (weights @ products).unflatten(1, identity.shape)
     else:
         precision = (identity + loadings.mT @ (loadings / variance[:, None]))[None]
-    precision = (precision + precision.mT) / 2  # to the last bit, which float32 products are not
+    precision = (precision + precision.mT) / 2  # to the last bit, unlike float32 products
     linear = (residual / variance) @ loadings
     factor = torch.linalg.cholesky(precision)
     loc = torch.cholesky_solve(linear[..., None], factor.expand(len(y), -1, -1))[..., 0]
@@ -85,7 +86,7 @@ def log_evidence(
 def regression(
     y: Float[Tensor, "rows features"], loc: Tensor, precision: Tensor, *, isotropic: bool
 ) -> LinearGaussianParameters:
-    """The M-step: each feature on (z, 1), over the data in which it was observed."""
+    """The M-step: regresses each feature on (z, 1), over the data in which it was observed."""
     latents, observed = loc.shape[1], (~y.isnan()).to(y)
     filled = y.nan_to_num(0.0)
     with_one = torch.cat([loc, torch.ones_like(loc[:, :1])], dim=1)
@@ -115,7 +116,7 @@ def best_loadings(
     variance: Float[Tensor, " features"],
     latents: int,
 ) -> LargestVariance:
-    r"""Maximizes over :math:`W`, exactly, for a given :math:`\Psi`.
+    r"""Maximizes the likelihood over :math:`W` exactly, for a given :math:`\Psi`.
 
     .. math:: \log p = -\tfrac{1}{2} \Bigl( D \log 2 \pi + \log \det \Psi
         + \sum_{i \le L} (\log \max(\lambda_i, 1) + \min(\lambda_i, 1)) + \sum_{i > L} \lambda_i
@@ -171,7 +172,7 @@ def squarem(
     tolerance: float,
     max_steps: int,
 ) -> tuple[Tensor, EMFit]:
-    r"""Accelerates a map that never lowers a value, with jumps that do not lower it either.
+    r"""Accelerates a map that never lowers an objective, by jumps that do not lower it either.
 
     .. math:: r = F(\theta) - \theta, \quad v = F(F(\theta)) - F(\theta) - r, \quad
         \alpha = -\|r\| / \|v\|, \quad \theta \leftarrow F(\theta - 2 \alpha r + \alpha^2 v)
@@ -181,7 +182,7 @@ def squarem(
         value: The objective that it raises, in nats per datum.
         start: Initial :math:`\theta`, a flat vector.
         tolerance: Stops when two rounds in a row gain less than this.
-        max_steps: Most evaluations of the map.
+        max_steps: Limit on evaluations of the map.
 
     References:
         | Simple and Globally Convergent Methods for Accelerating the Convergence of Any EM
@@ -279,7 +280,7 @@ def em_with_holes(
     tolerance: float,
     max_steps: int,
 ) -> tuple[LinearGaussianParameters, EMFit]:
-    """EM over the entries that were observed."""
+    """EM for data with missing entries, from the observed ones."""
     shape = start.loadings.shape
 
     def unpacked(theta: Tensor) -> LinearGaussianParameters:

@@ -64,10 +64,10 @@ class LinearGaussian(Generative):
 
     where :math:`\Psi = \sigma^2 I` (:class:`Isotropic`) or any diagonal (:class:`Diagonal`). It is
     the VAE with a linear decoder, and everything about it is known in closed form: the posterior
-    (:meth:`exact_posterior`, so that :class:`pyro_vae.ExactPosterior` and
-    :class:`pyro_vae.CoordinateAscent` work), the evidence (:meth:`log_evidence`, so
-    :class:`pyro_vae.ClosedForm` does), and for isotropic noise the maximum likelihood estimate. An
-    entry of y that is nan is missing and drops out of all of them.
+    (:meth:`exact_posterior`, which :class:`pyro_vae.ExactPosterior` and
+    :class:`pyro_vae.CoordinateAscent` need), the evidence (:meth:`log_evidence`, which
+    :class:`pyro_vae.ClosedForm` needs), and for isotropic noise the maximum likelihood estimate. An
+    entry of y that is nan is missing and drops out of all three.
 
     Maximum likelihood fixes :math:`W` up to a rotation of z.
 
@@ -114,7 +114,7 @@ class LinearGaussian(Generative):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Redraws the loadings, for data of about unit variance; zero mean, unit noise."""
+        """Redraws the loadings, for data of about unit variance; sets zero mean and unit noise."""
         self.loadings.normal_().div_(math.sqrt(self.latent_dim))
         self.mean.zero_()
         self.log_noise.zero_()
@@ -171,7 +171,8 @@ class LinearGaussian(Generative):
         .. math:: \sigma^2 = \frac{1}{D - L} \sum_{i > L} \lambda_i, \qquad
             W = U_L (\Lambda_L - \sigma^2 I)^{1/2}
 
-        with the eigenvalues of the data's covariance (divided by N). Computed in float64.
+        with eigenvalues :math:`\lambda` and eigenvectors :math:`U` of the data's covariance
+        (divided by N), computed in float64.
 
         Raises:
             ValueError: If the noise is not isotropic, if there are as many latents as features, or
@@ -204,25 +205,26 @@ class LinearGaussian(Generative):
         tolerance: float = 1e-9,
         max_steps: int = 10_000,
     ) -> em.EMFit:
-        """Sets the parameters to a maximum of the likelihood, by EM with longer steps.
+        """Sets the parameters to a maximum of the likelihood, by accelerated EM.
 
         It starts from the moments of the data, not from the current parameters, so it needs no
         seed. Without missing entries an iteration costs an eigendecomposition over the features,
         whatever the number of data; with missing entries it computes the posterior of every datum,
-        and needs memory for `data * latents^2` numbers. All in float64. No step lowers the
-        likelihood, which with diagonal noise may have several maxima.
+        and needs memory for `data * latents^2` numbers. It computes in float64. No step lowers the
+        likelihood, but with diagonal noise there may be several maxima.
 
         Arguments:
             y: The data; nan where an entry is missing.
             tolerance: Stops when two rounds in a row gain less than this, in nats per datum. The
                 remaining gain may be several times larger.
-            max_steps: Most EM steps; a warning says if they were not enough.
+            max_steps: Limit on EM steps; warns if they were not enough.
 
         Returns:
             The log evidence per datum after every round, the steps, and whether it converged.
 
         Raises:
-            ValueError: If a row or a column was not observed at all, or the data do not fit.
+            ValueError: If a row or a column was not observed at all, or the data do not fit
+                the model.
 
         References:
             | Maximum Likelihood from Incomplete Data via the EM Algorithm (Dempster, Laird & Rubin,
@@ -285,18 +287,18 @@ class LinearGaussian(Generative):
         self.log_noise.copy_(above[0] if self.log_noise.dim() == 0 else above)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data of another dtype; any number has a density."""
+        """Refuses data of another dtype; every number is in the support."""
         super().check(y, names)
 
 
 def _start(
     filled: Tensor, centred: Tensor, latents: int, floor: float
 ) -> em.LinearGaussianParameters:
-    """Initial values from the data's covariance, with means for missing entries; half is noise."""
+    """Initial values: noise is half of each variance, and missing entries are set to means."""
     variance = centred.square().nanmean(dim=0).clamp(min=2 * floor) / 2
     covariance = filled.mT @ filled / len(filled)
     loadings = em.best_loadings(covariance, variance, latents).loadings
-    # A column of zeros would stay so: directions that nothing speaks for start small instead.
+    # Loadings of zero would stay zero: unused directions start small instead.
     small = 0.1 * variance.sqrt()[:, None] * _cosines(loadings)
     return em.LinearGaussianParameters(
         torch.where(loadings.norm(dim=0) > 0, loadings, small), torch.zeros_like(variance), variance

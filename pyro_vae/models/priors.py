@@ -2,8 +2,8 @@ r"""Priors of a latent vector.
 
 The evidence of a datum rewards a prior that is close to the aggregated posterior :math:`\bar q(z) =
 \frac{1}{N} \sum_n q(z \mid y_n)`: the average rate is :math:`I(n; z) + \mathrm{KL}(\bar q \,\|\,
-p)`, and with a standard normal the second term is paid whenever the aggregated posterior has
-another shape. The priors here are learned with the model.
+p)`, and with a standard normal the second term is paid whenever the aggregated posterior has a
+different shape. The priors here are learned with the model.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Mixture(dist.TorchDistribution):
     Arguments:
         log_shares: :math:`\log \pi_k`, `(components,)`, normalized.
         components: Distributions of batch shape `(components,)` and one event dimension.
-        batch_shape: Batch shape to repeat it over.
+        batch_shape: Batch shape to repeat the distribution over.
 
     Example:
         >>> components = dist.Normal(torch.tensor([[-1.0], [1.0]]), 1.0).to_event(1)
@@ -46,7 +46,7 @@ class Mixture(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: the components check their own."""
+        """None: the components check their own parameters."""
         return {}
 
     @property
@@ -56,7 +56,7 @@ class Mixture(dist.TorchDistribution):
         return mean.expand(*self.batch_shape, -1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Mixture":
-        """The same with another batch shape."""
+        """The same distribution with another batch shape."""
         return Mixture(self.log_shares, self.components, batch_shape)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
@@ -86,7 +86,7 @@ class Bent(dist.TorchDistribution):
         loc: :math:`\mu`, `(latents,)`.
         scale: :math:`\sigma`, `(latents,)`.
         layers: Functions from a shape to one of Pyro's transforms, :math:`f_1, \ldots, f_T`.
-        batch_shape: Batch shape to repeat it over.
+        batch_shape: Batch shape to repeat the distribution over.
     """
 
     has_rsample = True
@@ -100,11 +100,11 @@ class Bent(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: any center and scale that the layers give is allowed."""
+        """None: any center and scale are allowed."""
         return {}
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Bent":
-        """The same with another batch shape."""
+        """The same distribution with another batch shape."""
         return Bent(self.loc, self.scale, self.layers, batch_shape)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
@@ -136,11 +136,11 @@ class Bent(dist.TorchDistribution):
 
 
 class Unfolded(dist.TorchDistribution):
-    """Independent features with two batch dimensions flattened into one, such as data and times.
+    """Independent features, with a batch dimension split into two, such as data and times.
 
     Arguments:
         features: Distributions of batch shape `(rows * times, *datum)`, with no event dimension.
-        times: Length of the second of the two, `(rows, times, *datum)`.
+        times: Length of the second one; the batch shape becomes `(rows, times, *datum)`.
     """
 
     def __init__(self, features: Distribution, times: int) -> None:
@@ -151,17 +151,17 @@ class Unfolded(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: the features check their own."""
+        """None: the features check their own parameters."""
         return {}
 
     @property
     def support(self) -> constraints.Constraint | None:
-        """As for the features."""
+        """The support of the features."""
         return self.features.support
 
     @property
     def mean(self) -> Tensor:
-        """As for the features."""
+        """Means of the features."""
         return self._unfold(self.features.mean, 0)
 
     def _unfold(self, value: Tensor, dim: int) -> Tensor:
@@ -208,7 +208,7 @@ class Prior(nn.Module):
             )
 
     def forward(self, zero: Tensor) -> Distribution:
-        """p(z), of event shape `(latents,)`, for zeros `(latents,)` with its dtype and device."""
+        """p(z), of event shape `(latents,)`; `zero` has that shape and its dtype and device."""
         raise NotImplementedError
 
 
@@ -285,10 +285,10 @@ class MixtureOfNormals(Prior):
 
 @runtime_checkable
 class AmortizedMap(Protocol):
-    """What :class:`VampPrior` needs of an encoder; :class:`pyro_vae.Encoder` is one."""
+    """An encoder that :class:`VampPrior` can use, such as :class:`pyro_vae.Encoder`."""
 
     def setup(self, num_parameters: int, initial: Tensor) -> None:
-        """Creates its modules for a family with a number of parameters."""
+        """Creates the modules for a family with this many parameters."""
 
     def __call__(self, batch: tuple[Tensor, ...], rows: None) -> Tensor:
         """Parameters `(batch, parameters)`."""
@@ -296,7 +296,7 @@ class AmortizedMap(Protocol):
 
 @runtime_checkable
 class NormalFamily(Protocol):
-    """What :class:`VampPrior` needs of a family; :class:`pyro_vae.DiagonalNormal` is one."""
+    """A family that :class:`VampPrior` can use, such as :class:`pyro_vae.DiagonalNormal`."""
 
     def num_parameters(self, latent_dim: int) -> int:
         """Parameters per datum, for a flat vector of this many latents."""
@@ -373,7 +373,7 @@ class VampPrior(Prior):
         self.logits = nn.Parameter(start.new_zeros(len(start)))
 
     def setup(self, zero: Tensor) -> None:
-        """Sets the encoder up, for the later guide."""
+        """Sets up the encoder, which the guide will share."""
         super().setup(zero)
         self.encoder.setup(self.family.num_parameters(len(zero)), self.family.initial(zero))
 
@@ -385,7 +385,7 @@ class VampPrior(Prior):
 
 @runtime_checkable
 class Layers(Protocol):
-    """A layer of a :class:`FlowPrior`; :class:`pyro_vae.AffineAutoregressive` is one."""
+    """A kind of layer for a :class:`FlowPrior`, such as :class:`pyro_vae.AffineAutoregressive`."""
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
         """One of Pyro's conditional transforms, with its own networks, near the identity."""
@@ -440,7 +440,7 @@ class FlowPrior(Prior):
         self.num_transforms = num_transforms
         self.loc = nn.Parameter(torch.zeros(latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(latent_dim))
-        # The layers are conditional ones; what they are given is a constant.
+        # The layers are conditional transforms; their condition is a constant.
         self.layers = nn.ModuleList(transform.layer(latent_dim, 1) for _ in range(num_transforms))
 
     def forward(self, zero: Tensor) -> Distribution:

@@ -27,7 +27,7 @@ def padded(
         length: Time steps of the result; by default those of the longest series.
 
     Raises:
-        ValueError: If there is no series, they differ in their features, or one is longer.
+        ValueError: If there is no series, if features differ, or if one is longer than `length`.
 
     Example:
         >>> padded([torch.ones(1, 2), torch.ones(3, 2)])[:, :, 0]
@@ -58,10 +58,10 @@ class SequentialVAE(Decoded):
     Series are independent of each other; the times within a series are not. `model(y)` takes
     `(batch, length, *features)`, with the latent sites `z_1`, ..., `z_T` and one observed site `y`.
     A nan in y is missing: after the end of a shorter series (:func:`padded`), at times without a
-    measurement, or in single entries. States after the end are draws from the prior given the last
-    state, which integrate to one, so the evidence of a series does not depend on its padding.
-    Bounds and importance weights depend on it slightly, since the guide has to match the prior
-    there.
+    measurement, or in single entries. States after the end follow the prior given the last state,
+    which integrates to one, so the evidence of a series does not depend on its padding. Bounds and
+    importance weights depend on the padding slightly, since the guide has to match the prior after
+    the end.
 
     The flat vector of a datum has `length * latent_dim` entries, so mean-field and low-rank
     families suit long series. :class:`pyro_vae.nets.GRUEncoder` reads a series from its end.
@@ -74,7 +74,7 @@ class SequentialVAE(Decoded):
             one time.
         likelihood: Turns the decoder's output into p(y_t | z_t).
         latent_dim: Entries of one state.
-        length: Time steps of a series, padding included, T.
+        length: Time steps T of a series, padding included.
         prior: The prior of the first state; standard normal by default.
 
     Raises:

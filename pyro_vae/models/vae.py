@@ -24,7 +24,7 @@ class VAE(Decoded):
     .. math:: z_n \sim p(z), \qquad y_n \sim p_\theta(y \mid z_n)
 
     `model(y)` runs the program: one plate `data`, one latent site `z`, one observed site `y`.
-    Handlers, `Predictive`, `SVI` and guides written by hand work on it as on any other.
+    Handlers, `Predictive`, `SVI` and guides written by hand work on it as on any other program.
 
     Arguments:
         decoder: A module from `(batch, latents)` to the parameters of the likelihood for each
@@ -155,11 +155,11 @@ class MixtureVAE(Decoded):
         Arguments:
             draws: Draws from a guide, `guide.sample(y, num_samples)`. Without weights the guide
                 replaces the posterior.
-            log_weights: Their log importance weights, which correct for the difference.
+            log_weights: Log importance weights of the draws, which correct for the difference.
 
         Returns:
-            Probabilities and standard errors, each `(batch, components)`; the errors are those of
-            the draws; with weights they are as reliable as those of any weighted average.
+            Probabilities and Monte Carlo standard errors, each `(batch, components)`. With weights,
+            the errors are as reliable as those of any weighted average.
 
         Raises:
             ValueError: If there are fewer than two draws.
@@ -189,11 +189,11 @@ class HierarchicalVAE(Decoded):
     Arguments:
         decoder: A module from `z_1`, `(batch, latents)`, to the parameters of the likelihood for
             each datum.
-        likelihood: From the decoder's output to p(y | z_1).
+        likelihood: Turns the decoder's output into p(y | z_1).
         latent_dim: Entries of the top layer, `z_L`.
         layers: From the top down, the distributions of `z_{L-1}`, ..., `z_1` given the layer above:
-            a :class:`NormalGiven`, or a network that gives two numbers for each latent, its mean
-            and its unconstrained standard deviation.
+            each a :class:`NormalGiven`, or a network that gives two numbers for each latent, its
+            mean and its unconstrained standard deviation.
         prior: The prior of the top layer; standard normal by default.
 
     Raises:

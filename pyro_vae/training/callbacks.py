@@ -34,8 +34,8 @@ class Run(Protocol):
     Attributes:
         model: The model being trained.
         guide: Its guide.
-        num_epochs: The most epochs it may take.
-        warmup: Epochs of the objective's schedule.
+        num_epochs: Limit on the number of epochs.
+        warmup: Length of the objective's schedule, in epochs.
         steps: Steps taken so far.
         elbo: ELBO of the last step's batch, nats per datum, at full KL weight.
         has_validation: Whether there are validation data.
@@ -58,7 +58,7 @@ class Run(Protocol):
 
     @property
     def history(self) -> History:
-        """The epochs so far, as arrays that are made at every call."""
+        """The epochs so far, as new arrays at every call."""
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
@@ -68,7 +68,7 @@ class Run(Protocol):
         """Ends training after this step or epoch; `Fit.stopped` is then "early"."""
 
     def settle(self) -> None:
-        """Decays the default step size, then ends training; for other schedules like `stop`."""
+        """Decays the default step size, then ends training; `stop` for other schedules."""
 
 
 class Callback:
@@ -115,7 +115,7 @@ class EarlyStopping(Callback):
             raise ValueError("patience waits for the ELBO of held-out data: pass validation= too")
 
     def on_epoch(self, run: Run) -> None:
-        """Compares the last epochs with all those before."""
+        """Compares the last epochs with all earlier ones."""
         history = run.history
         elbos = history.validation_elbo[history.epoch.astype(int) > run.warmup]
         before, last = elbos[: -self.patience], elbos[-self.patience :]
@@ -124,15 +124,15 @@ class EarlyStopping(Callback):
 
 
 class StopWhenConverged(Callback):
-    """Ends training when the gain it still promises is small: `num_epochs` is then a budget.
+    """Ends training once further epochs promise little; `num_epochs` is then only a limit.
 
-    The default step size then decays over as many epochs as there were, so that the jitter of the
+    The default step size then decays over as many epochs as have passed, so that the jitter of the
     steps settles; with another schedule training ends at once. See
     :func:`pyro_vae.stats.remaining_gain` for how the gain is estimated.
 
     Arguments:
-        tolerance: The gain that counts as small, nats per datum; it must not be exceeded with
-            probability 95%.
+        tolerance: The gain that counts as small, nats per datum: training ends if the remaining
+            gain is below it with probability 95%.
         every: Epochs between checks, or a tenth of the epochs so far if that is more.
 
     Raises:
@@ -149,7 +149,7 @@ class StopWhenConverged(Callback):
     def on_epoch(self, run: Run) -> None:
         """Checks the curve."""
         epochs = run.epoch
-        # Of long runs every tenth of the way: what may be saved there is a share of it, too.
+        # Long runs are checked less often, in proportion to the epochs so far.
         if epochs % max(self.every, epochs // 10 // self.every * self.every) == 0:
             gain = gain_of(run.history)
             if gain is not None and gain.high < self.tolerance:
@@ -169,7 +169,7 @@ class Printing(Callback):
         self.every = every
 
     def on_epoch(self, run: Run) -> None:
-        """Prints."""
+        """Prints a line."""
         if run.epoch % self.every == 0:
             print(f"epoch {run.epoch}/{run.num_epochs}: {_in_words(run)}", flush=True)
 
@@ -189,7 +189,7 @@ class LivePlot(Callback):
         self.figure = _needed("matplotlib.figure", "matplotlib").Figure
 
     def on_epoch(self, run: Run) -> None:
-        """Draws."""
+        """Draws the plot."""
         if run.epoch % self.every:
             return
         from ..plots import plot_learning_curves
@@ -314,7 +314,7 @@ def _in_words(run: Run) -> str:
 
 
 def _needed(module: str, package: str) -> Any:
-    """A module of a package that is optional."""
+    """Imports a module of an optional package."""
     try:
         return import_module(module)
     except ImportError as error:

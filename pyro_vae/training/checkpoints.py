@@ -4,9 +4,9 @@ The file is in the safetensors format: tensors, and JSON in its header. It conta
 loading it runs none. It holds everything that later steps depend on: weights and buffers, the
 tables of rows, the optimizer and the schedule, the random streams, the history, the best state so
 far, and what had been compiled. So a resumed run ends bit-identical to one that was never stopped.
-It also records the options, the data and the programs of the run; others are refused. Several
-processes write at the same step, and the first one writes what all of them have to the one file: so
-    the file is always complete: the new one or the old one.
+It also records the options, the data and the programs of the run; a different run is refused. Of
+several processes, the first one collects all states after the same step and writes them to one
+file, which is always complete: the new one or the old one.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ FILE = "fit.safetensors"
 FORMAT = "pyro_vae.fit"
 FORMAT_VERSION = 2
 
-_SOME_ROWS = 1000  # of data on disk, evenly spread: enough to tell one file from another
+_SOME_ROWS = 1000  # rows read from data on disk, evenly spread: enough to tell files apart
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Checkpoint:
     """Where the state of training is saved, and how often.
 
     Arguments:
-        folder: A folder for this run alone; it is made if it is not there.
-        seconds: Time between writes, so the most that is lost if the machine crashes. It is always
-            written when training ends, also on Ctrl-C and SIGTERM.
+        folder: A folder for this run alone; created if it does not exist.
+        seconds: Time between writes: a crash of the machine loses no more than this. A checkpoint
+            is always written when training ends, also on Ctrl-C and SIGTERM.
 
     Raises:
         ValueError: If the time is negative, or the name of the folder empty.
@@ -62,7 +62,7 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the checkpoint file."""
         return Path(self.folder) / FILE
 
 
@@ -72,7 +72,7 @@ class Keeper:
     Arguments:
         checkpoint: Where, and how often.
         identity: Options, data and programs of the run in this process, by name; a checkpoint that
-            differs in one is refused with its name.
+            differs in any is refused, with the names.
 
     Raises:
         ValueError: If the file cannot be written there.
@@ -86,11 +86,11 @@ class Keeper:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last one is old enough; when it is written affects no result."""
+        """Whether the last checkpoint is old enough; the time of writing affects no result."""
         return time.perf_counter() - self._written >= self.checkpoint.seconds
 
     def write(self, state: Any) -> None:
-        """Writes the state of this process and of all others, which replaces the one before."""
+        """Writes the states of all processes, in place of the last checkpoint."""
         tensors: dict[str, Tensor] = {}
         with distributed.fail_together():
             record = encoded(state, tensors, "state")
@@ -117,7 +117,7 @@ class Keeper:
             new.write_bytes(safetensors.torch.save(tensors, header))
 
     def read(self) -> Any:
-        """The state of this process that was written, or None if there is none.
+        """The saved state of this process, or None if there is none.
 
         Raises:
             ValueError: If the file is damaged or from another run; says what differs.
@@ -165,7 +165,7 @@ class Keeper:
 
 
 def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
-    """What identifies a run: what all processes share, and what each has where they differ."""
+    """Joins the identities of all processes; an entry that differs lists its values."""
     names = {name: list(dict.fromkeys(one[name] for one in identities)) for name in identities[0]}
     return {"processes": str(len(identities))} | {n: " | ".join(v) for n, v in names.items()}
 
@@ -173,7 +173,7 @@ def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
 def _separated(
     states: list[Any], tensors: Mapping[str, Tensor]
 ) -> list[tuple[Any, dict[str, Tensor]]]:
-    """The state and the tensors of each process; each can be decoded."""
+    """The state and the tensors of each process, checked by decoding them."""
     own: list[dict[str, Tensor]] = [{} for _ in states]
     for key, value in tensors.items():
         process, _, name = key.partition(".")
@@ -184,10 +184,10 @@ def _separated(
 
 
 def encoded(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """A state as JSON, with its tensors put aside by name.
+    """A state as JSON; its tensors are added to `tensors`, by name.
 
     Raises:
-        TypeError: If it contains what is neither a tensor nor JSON, such as a function.
+        TypeError: If it contains something that is neither a tensor nor JSON, such as a function.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -198,7 +198,7 @@ def encoded(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         tensors[key] = value.detach().cpu().contiguous().clone()
         return {"tensor": key}
     if isinstance(value, np.ndarray):
-        array = torch.from_numpy(value.astype(np.int64))  # of a stream of NumPy
+        array = torch.from_numpy(value.astype(np.int64))  # the state of a NumPy stream
         return {"array": encoded(array, tensors, name), "dtype": str(value.dtype)}
     if isinstance(value, np.generic):
         return encoded(value.item(), tensors, name)

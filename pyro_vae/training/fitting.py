@@ -2,9 +2,9 @@ r"""Stochastic variational inference: `fit` trains a model and a guide on mini-b
 
 Each step draws a batch of :math:`B` rows, estimates the loss of the whole data set from it (every
 site in the plate over data scaled by :math:`N / B`), and takes a step of a torch optimizer on all
-leaves of the loss's autograd graph, so no parameter is left untrained because it was not
-registered. The ELBO is reported per datum, at full KL weight, whatever is optimized. A batch may
-come from several shards of the data, and shards from several processes: see `sharding`.
+leaves of the loss's autograd graph, so parameters need not be registered to be trained. The ELBO is
+reported per datum, at full KL weight, whatever the objective. A batch may come from several shards
+of the data, and shards from several processes: see `sharding`.
 """
 
 import warnings
@@ -67,7 +67,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     Parameters stay in their modules; Pyro's parameter store is not touched, the caller's random
     stream is left alone, and the same seed gives the same result. Ctrl-C ends training after the
     current step and returns the result so far; a second Ctrl-C stops at once. With several
-    processes Ctrl-C in one ends all, after the same step.
+    processes, Ctrl-C in one of them ends all after the same step.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -77,8 +77,8 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             process passes its own rows, cut by :func:`pyro_vae.distributed.share`, and likewise for
             validation data. :class:`pyro_vae.data.Augmented` transforms every batch, for example by
             a new binarization. A map-style `torch.utils.data.Dataset` is read row by row.
-        num_epochs: Passes over the data. By default a budget of 50, and of more for few data, such
-            that there are 3,000 steps; training then ends earlier if it has converged
+        num_epochs: Passes over the data. By default at most 50, or more if that is needed for
+            3,000 steps; training then ends earlier if it has converged
             (:class:`pyro_vae.training.StopWhenConverged`).
         batch_size: Rows per step; the whole data set if it has fewer rows. The last batch of an
             epoch may be smaller, and is weighted by its rows.
@@ -87,13 +87,13 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             which it sums out. For a KL warm-up pass an objective with a schedule,
             `pv.BetaELBO(pv.objectives.LinearWarmup(10))`; reported ELBOs always have full weight.
         optimizer: Makes a torch optimizer from a list of tensors; Adam with 2e-3 by default, or
-            e.g. `functools.partial(torch.optim.SGD, lr=0.1)`. From an optimizer object its class
-            and its settings are taken, group by group, but not its state. A `LocalParameters` table
-            has its own optimizer. :func:`pyro_vae.training.clipped` limits the norm of the gradient
-            of another optimizer.
+            e.g. `functools.partial(torch.optim.SGD, lr=0.1)`. Of an optimizer object, the class
+            and the settings are used, group by group, but not the state. A `LocalParameters` table
+            has its own optimizer. :func:`pyro_vae.training.clipped` makes an optimizer limit the
+            norm of the gradient.
         scheduler: Makes a torch scheduler from the optimizer; stepped once per epoch. By default
             :func:`hold_then_fall`; :func:`constant` keeps the step size fixed. A plateau scheduler
-            is given the ELBO, of the validation data if there are any.
+            is given the validation ELBO, or the training ELBO without validation data.
         validation: Held-out data, whose ELBO per datum is computed after every epoch. For a
             `LocalParameters` guide, new parameters are fitted to these data with the model fixed.
         patience: Stops after this many epochs without a better validation ELBO, counted from the
@@ -105,11 +105,11 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             training. The same call resumes from there and ends with bit-identical results, as if it
             had never been stopped; the initial weights of model and guide are then ignored. A
             checkpoint of other data, programs or arguments is refused. It is also written at the
-            end, on Ctrl-C, on SIGTERM, and, in one process, after an error between steps. The
-            first of several processes writes it, with the state of each; as many resume from it.
+            end, on Ctrl-C, on SIGTERM, and, in one process, after an error between steps. With
+            several processes the first one writes the states of all; as many have to resume.
         compile: Whether whole steps (programs, gradient and optimizer) are compiled, which takes
             some ten seconds once and then makes steps several times faster. By default they are if
-            that saves time overall. What cannot be compiled runs eagerly, and the result says why.
+            that saves time overall. Steps that cannot be compiled run eagerly; the result says why.
             A program that counts its calls outside of tensors needs `compile=False`.
         precision: :class:`BFloat16Products` or :class:`TF32Products`, for hardware that is faster
             with them. Gradients are then those of a slightly different ELBO; the difference is

@@ -127,11 +127,11 @@ def require_step_sizes(optimizer: torch.optim.Optimizer, source: str) -> None:
     """Refuses a step size that is negative or not finite.
 
     Arguments:
-        optimizer: Has one for every group of parameters.
+        optimizer: The optimizer, with a step size for every group of parameters.
         source: The argument of `fit` that the step sizes come from.
 
     Raises:
-        ValueError: If there is such a one.
+        ValueError: If there is such a step size.
     """
     for rate in (float(group["lr"]) for group in optimizer.param_groups if "lr" in group):
         if not 0 <= rate < math.inf:
@@ -173,7 +173,7 @@ class Scheduler:
         self.optimizer = optimizer
 
     def fall(self, epochs: int) -> int | None:
-        """Starts the decay of the step size now; returns the total epochs, or None if it cannot.
+        """Starts the default schedule's decay now; returns the total epochs, None if there is none.
 
         Arguments:
             epochs: Epochs so far; the decay takes as many.
@@ -188,7 +188,7 @@ class Scheduler:
         return int(factors[0].num_epochs)
 
     def step(self, elbo: float) -> None:
-        """Called after an epoch, with its ELBO, of the validation data if there are any."""
+        """Called after an epoch with its validation ELBO, or its training ELBO without one."""
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         if isinstance(self.torch, plateau):
             self.torch.step(elbo if self.torch.mode == "max" else -elbo)
@@ -198,7 +198,7 @@ class Scheduler:
 
     def _step(self) -> None:
         with warnings.catch_warnings():
-            # A run that was resumed at the end of an epoch had its steps in another process.
+            # After resuming at the end of an epoch, no step was taken in this process.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             try:
                 self.torch.step()
@@ -271,7 +271,7 @@ _DRAWN: Any = {"enumerate": None}
 
 
 class DrawnELBO(TraceEnum_ELBO):
-    """Draws the discrete sites that a guide asks to enumerate, if its networks do not broadcast."""
+    """Draws discrete sites that a guide would enumerate, for networks that do not broadcast."""
 
     def differentiable_loss(self, model: Any, guide: Any, *batch: Tensor) -> Any:
         """Minus the ELBO, with score-function gradients."""
@@ -289,7 +289,7 @@ def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELB
     try:
         with torch.random.fork_rng(), no_new_parameters():
             objective.differentiable_loss(model_for(program, guide, rows), guide, *rows)
-    except Exception:  # shapes that do not broadcast lead to one of many
+    except Exception:  # shapes that do not broadcast may raise many kinds
         return DrawnELBO(**options)
     return objective
 

@@ -1,4 +1,4 @@
-"""The training options of `fit`, checked; data are not among them."""
+"""The training options of `fit`, checked; the data are not included."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -14,8 +14,8 @@ from .checkpoints import Checkpoint, in_words
 from .optimizers import OptimizerFactory, SchedulerFactory, hold_then_fall
 from .products import Products
 
-_FEWEST_EPOCHS = 50  # of a budget that nobody named
-_FEWEST_STEPS = 3_000  # 2e-3 long each: a weight may go a few units, which is what nets expect
+_FEWEST_EPOCHS = 50  # of the default budget
+_FEWEST_STEPS = 3_000  # of size 2e-3: enough for a weight to move by a few units
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Plan:
             self.objective.check(self.num_epochs)
 
     def over(self, num_data: int) -> "Plan":
-        """The plan for this many data, with a budget of epochs and a schedule."""
+        """The plan for a data set of this size, with a budget of epochs and a schedule."""
         if self.num_epochs is not None:
             return replace(self, scheduler=self.scheduler or hold_then_fall(self.num_epochs))
         steps_per_epoch = math.ceil(num_data / self.batch_size)
@@ -56,13 +56,13 @@ class Plan:
 
     @property
     def epochs(self) -> int:
-        """The budget, once it is known."""
+        """The budget of epochs; known after :meth:`over`."""
         assert self.num_epochs is not None
         return self.num_epochs
 
     @property
     def warmup(self) -> float:
-        """Epochs of the objective's schedule."""
+        """Length of the objective's schedule, in epochs."""
         return self.objective.warmup if isinstance(self.objective, Objective) else 0.0
 
     def told(self, held_out: Batch | None, patience: int | None) -> list[object]:

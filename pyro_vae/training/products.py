@@ -23,7 +23,7 @@ class Products(Protocol):
     """How matrix products and convolutions are computed."""
 
     def active(self) -> AbstractContextManager[None]:
-        """Inside the block products are computed this way."""
+        """Computes products this way inside the block."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class BFloat16Products:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside the block products are computed this way."""
+        """Computes products this way inside the block."""
         with _Rounded(torch.bfloat16):
             yield
 
@@ -54,7 +54,7 @@ class BFloat16Products:
 class TF32Products:
     r"""Operands rounded to 11 significant bits by a GPU with TF32, :math:`u = 2^{-12}`.
 
-    On a processor, and on a GPU without it, nothing changes.
+    Nothing changes on a processor, or on a GPU without TF32.
 
     Example:
         >>> with TF32Products().active():
@@ -64,7 +64,7 @@ class TF32Products:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside the block products are computed this way."""
+        """Computes products this way inside the block."""
         before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         try:

@@ -22,10 +22,10 @@ class History:
         epoch: 1, 2, ...
         elbo: ELBO of the training data at full KL weight, averaged over the epoch's steps.
         validation_elbo: ELBO of the validation data after the epoch; nan without any.
-        validation_error: Its Monte Carlo error.
+        validation_error: Monte Carlo error of `validation_elbo`.
         kl_weight: Weight of the KL term in the last step's loss.
         learning_rate: Step size of the first parameter group.
-        seconds: Since the start of training.
+        seconds: Time since the start of training.
     """
 
     epoch: NDArray[np.generic]
@@ -55,9 +55,9 @@ class Fit(Result):
         trained: Names of the trained tensors; one that no module registered is named by its
             shape.
         compiled: "compiled", or why the steps ran eagerly.
-        missing: Share of the entries that are nan, in the tensors that may have nan.
-        rounding: Difference in the ELBO of a first batch caused by low-precision products, nats per
-            datum, from the same draws; `None` at full precision.
+        missing: Share of missing entries (nan) in the tensors that have any.
+        rounding: Change of the ELBO of the first batch by low-precision products, on the same
+            draws, in nats per datum; `None` at full precision.
         advice: Which parameters take no part in the loss, and which column of the data to
             standardize, if its scale is far from 1.
     """
@@ -90,8 +90,8 @@ class Fit(Result):
     def converged(self) -> bool | None:
         """Whether further training promises less than 0.1 nats per datum.
 
-        True if this holds for 95% of the ways in which the curve may continue, False if 90% of them
-        exceed it, and None if it cannot be told.
+        True if 95% of the ways in which the curve may continue promise less, False if 90% promise
+        more, and None otherwise.
         """
         if self._gain is None:
             return None

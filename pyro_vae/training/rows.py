@@ -51,7 +51,7 @@ class Moved:
 
 
 class Collated:
-    """A reader of a map-style torch data set, whose items are a tensor or several.
+    """A reader of a map-style torch data set, each of whose items is one tensor or several.
 
     Numbers that are not tensors, such as NumPy's, get torch's default dtype if they are float64.
     """
@@ -139,10 +139,10 @@ def reader_of(data: Any, device: torch.device) -> RowReader:
 def check_rows(model: ProgramLike, guide: ProgramLike, reader: RowReader) -> Tensor:
     """Checks all rows before training, as :func:`pyro_vae.evidence.check_data` does.
 
-    Data on disk are read once for it, piece by piece; constant columns are not looked for there.
+    Data on disk are read once, piece by piece, and not checked for constant columns.
 
     Returns:
-        Missing entries and all entries of every tensor, `(tensors, 2)`.
+        Numbers of missing and of all entries of every tensor, `(tensors, 2)`.
 
     Raises:
         ValueError: If rows are refused, or the guide has parameters for each row and the data are
@@ -172,32 +172,32 @@ def check_rows(model: ProgramLike, guide: ProgramLike, reader: RowReader) -> Ten
 
 
 def _missing(batch: Batch) -> Tensor:
-    """Missing entries and all entries of every tensor, `(tensors, 2)`."""
+    """Numbers of missing and of all entries of every tensor, `(tensors, 2)`."""
     counts = [(int(part.isnan().sum()) if has_missing(part) else 0, part.numel()) for part in batch]
     return torch.tensor(counts, device="cpu")
 
 
 def share_missing(total: Tensor) -> float:
-    """The share of missing entries, in the tensors that have any."""
+    """The share of missing entries in the tensors that have any."""
     missing, entries = total[total[:, 0] > 0].sum(dim=0).tolist()
     return float(missing / max(1, entries))
 
 
 def head(reader: RowReader) -> Batch:
-    """Two rows, or one if there are no more: enough to read off a program's structure."""
+    """The first two rows, or the only one: enough to find a program's structure."""
     return reader.read(torch.arange(min(2, len(reader)), device="cpu"))
 
 
 def spread_rows(count: int, most: int = 100) -> Int[Tensor, " rows"]:
-    """Positions of at most so many rows, evenly spread over all of them."""
+    """Positions of at most `most` rows, evenly spread over all."""
     return torch.arange(0, count, -(-count // most), device="cpu")
 
 
 def read_ahead(reader: RowReader, requests: Iterable[Tensor]) -> Generator[Batch, None, None]:
-    """Reads batches of rows in their order, those after the current one in the background.
+    """Reads batches of rows in order, each in the background while the one before is used.
 
-    Rows in memory are taken in turn. Other readers are called one at a time, in a thread that ends
-    with the iterator: exhaust it, or close it (`contextlib.closing`).
+    Rows in memory are read without a thread. Other readers are called in a single thread, which
+    ends with the iterator: exhaust it, or close it (`contextlib.closing`).
 
     Arguments:
         reader: The source of the rows.

@@ -32,7 +32,7 @@ from .sharding import Part, Shards, random_state, set_random_state
 from .steps import Place, Steps
 from .tensors import State
 
-_VALIDATION_DRAWS = 10  # the error over data is larger than that of ten draws per datum
+_VALIDATION_DRAWS = 10  # per datum: the error from the number of data is then larger
 
 
 _EVENTS = ("on_start", "on_step", "on_epoch", "on_end")
@@ -74,10 +74,9 @@ class Interrupts:
 
     @contextmanager
     def deferred(self, *, also_sigterm: bool) -> Iterator[None]:
-        """Inside the block a first Ctrl-C is recorded, and a second one raises at once.
+        """Inside the block, a first Ctrl-C is recorded, and a second one raises at once.
 
-        Only if Python's own handlers are in place, and only in the main thread, which receives
-        signals.
+        This needs Python's own handlers in place, and the main thread, which receives signals.
 
         Arguments:
             also_sigterm: Whether SIGTERM is recorded too; it is sent again at the end.
@@ -134,7 +133,7 @@ class Training:
         self.begun: _Begun | None = None
         self.stopped, self.before, self._asked_to_stop = "", 0.0, False
         self._is_whole = True  # no step is half done
-        self._is_due = False  # a checkpoint
+        self._is_due = False  # whether to write a checkpoint
         self.threads = torch.get_num_threads()
         callbacks = (*plan.callbacks, Journal())
         self.called = {event: _overridden(event, callbacks) for event in _EVENTS}
@@ -173,7 +172,7 @@ class Training:
         self._asked_to_stop = True
 
     def settle(self) -> None:
-        """Decays the default step size, then ends training; for other schedules like `stop`."""
+        """Decays the default step size, then ends training; `stop` for other schedules."""
         length = self.scheduler.fall(len(self.epochs))
         if length is None:
             self._asked_to_stop = True
@@ -191,7 +190,7 @@ class Training:
             stack.callback(self._end)
             stack.enter_context(self.stepping.watched())
             if not self.stopped:
-                self._keep()  # what cannot be kept is refused before the first step
+                self._keep()  # a state that cannot be saved is refused before the first step
             self._call("on_start")
             try:
                 self._train(interrupts)
@@ -200,7 +199,7 @@ class Training:
                     raise
                 self.stopped = "interrupted"
             except BaseException:
-                if self._is_whole and distributed.size() == 1:  # others may be anywhere
+                if self._is_whole and distributed.size() == 1:  # others may be at another step
                     self._keep()
                 raise
             if self._is_whole:
@@ -230,7 +229,7 @@ class Training:
         epoch, begun = len(self.epochs), self.begun or _Begun(self.shards.streams)
         steps = self._in_order(begun)
         self.stepping.compiled.forget_moved()
-        is_known = self.stepping.compiled.num_bytes is not None  # by the first step
+        is_known = self.stepping.compiled.num_bytes is not None  # known after the first step
         stops = [len(steps)] if is_known else [begun.done + 1, len(steps)]
         with closing(self._batches(steps[begun.done :])) as batches, self.plan.rounded():
             for stop in stops:
@@ -251,7 +250,7 @@ class Training:
             self.stopped = "converged" if cut else "finished"
 
     def _step(self, begun: _Begun, steps: list[list[Part]], batches: Iterator[Batch]) -> _Begun:
-        """Takes the next step of an epoch, or as many as go into one call."""
+        """Takes the next step of an epoch, or several in one compiled call."""
         most = 1 if self.called["on_step"] else STEPS
         place = Place(len(self.epochs), begun.done, begun.total)
         self._is_whole = False
@@ -277,7 +276,7 @@ class Training:
         return self.shards.epoch(self.stepping.batch_size, fewest=self.stepping.fewest)
 
     def _has_to_stop(self, interrupts: Interrupts) -> bool:
-        """Whether a process was interrupted or asked to stop; notes if a checkpoint is due."""
+        """Whether any process was interrupted or asked to stop; notes if a checkpoint is due."""
         due = self.keeper is not None and self.keeper.is_due
         received, asked, self._is_due = distributed.anywhere(
             interrupts.received is not None, self._asked_to_stop, due
@@ -310,11 +309,11 @@ class Training:
             map.scale_steps(rate / self.first_rate)
 
     def _call(self, event: str) -> bool:
-        """Calls the callbacks that have something to do then; returns whether there are any."""
+        """Calls the callbacks that handle an event; returns whether there are any."""
         own, inside = self.called[event], torch.get_num_threads()
-        if own and inside != self.threads:  # callbacks have the caller's, small steps one
+        if own and inside != self.threads:  # callbacks get the caller's threads, small steps one
             torch.set_num_threads(self.threads)
-        streams = random_state() if own else None  # training draws the same, whatever they draw
+        streams = random_state() if own else None  # training does not depend on their draws
         try:
             for call in own:
                 call(self)
@@ -343,7 +342,7 @@ class Training:
         )  # fmt: skip
 
     def _validate(self, epoch: int) -> Estimate:
-        """Validation ELBO; keeps the state if it is the best one since the warm-up."""
+        """Validation ELBO; keeps the state if it is the best after the warm-up."""
         if self.held_out is None:
             nothing = torch.tensor(torch.nan, device="cpu")
             return Estimate(nothing, nothing)
@@ -386,7 +385,7 @@ class Training:
         return Keeper(self.plan.checkpoint, identity)
 
     def _keep(self) -> None:
-        """Writes a checkpoint if one is due."""
+        """Writes a checkpoint, if this run has any."""
         if self.keeper is None:
             return
         value, epoch, best = self.best
@@ -431,7 +430,7 @@ class Training:
 
 
 def _overridden(event: str, callbacks: Sequence[Callback]) -> list[Callable[[Any], None]]:
-    """The methods of those callbacks that override an event, so that no others are called."""
+    """The methods for an event, of those callbacks that override it."""
     return [
         getattr(callback, event)
         for callback in callbacks
@@ -440,14 +439,14 @@ def _overridden(event: str, callbacks: Sequence[Callback]) -> list[Callable[[Any
 
 
 class _HeldOut:
-    """Validation data, and the row parameters fitted to them so far."""
+    """Validation data, and the programs that are evaluated on them."""
 
     def __init__(self, model: ProgramLike, guide: ProgramLike, batch: Batch, seed: int) -> None:
         self.model, self.guide, self.batch, self.seed = model, guide, batch, seed
 
     def elbo(self) -> evidence.EvidenceLowerBound:
-        """The ELBO of every datum; the same draws every epoch, so that epochs compare."""
-        rough = FitRows(tolerance=0.01)  # it is made anew every epoch, for a curve
+        """The ELBO of every datum, with the same draws every epoch, so that epochs compare."""
+        rough = FitRows(tolerance=0.01)  # refitted every epoch, only for a curve
         guide = for_new_rows(self.guide, self.batch, rough, seed=self.seed, progress=False)
         return evidence.elbo(
             self.model, guide, self.batch, _VALIDATION_DRAWS, seed=self.seed, progress=False

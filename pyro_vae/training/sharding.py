@@ -8,8 +8,8 @@ minimizes the sum of their losses,
 .. math:: \mathcal{L} = \frac{1}{B} \sum_{s=1}^{S} \sum_{n \in \mathcal{B}_s} \mathcal{L}_n
 
 (global terms, such as the KL term of a global latent site, are in the loss of every shard with the
-weight :math:`|\mathcal{B}_s| / B`). So it does not matter where a shard is processed: one process
-takes them in turn, several processes one each, and all get the same numbers up to the order in
+weight :math:`|\mathcal{B}_s| / B`). So it does not matter where a shard is processed: whether
+one process takes all in turn or several take one each, the numbers are the same up to the order in
 which gradients are added.
 """
 
@@ -31,7 +31,7 @@ from ..randomness import forked, restore_streams, streams_of_torch
 
 
 class Stream:
-    """The random stream of one shard, which does not advance while it is not used."""
+    """The random stream of one shard, which advances only while it is used."""
 
     def __init__(self, seed: int, index: int) -> None:
         with forked(seed, f"fit.shard.{index}"):
@@ -39,7 +39,7 @@ class Stream:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Inside the block draws come from this stream, and the outer one does not advance."""
+        """Inside the block, draws come from this stream, and the outer one does not advance."""
         before = random_state()
         set_random_state(self.state)
         try:
@@ -56,7 +56,7 @@ class Shard:
     Arguments:
         first: Position of the first row.
         size: Number of rows.
-        stream: Its random stream; `None` for that of the run.
+        stream: Random stream of the shard; `None` to use the run's.
     """
 
     first: int
@@ -64,26 +64,26 @@ class Shard:
     stream: Stream | None = None
 
     def used(self) -> Any:
-        """Inside the block draws come from this shard's stream."""
+        """Inside the block, draws come from this shard's stream."""
         return nullcontext() if self.stream is None else self.stream.used()
 
     def epoch(self, ends: Tensor, num_data: int) -> list[Tensor]:
-        """The rows in a new order, cut in proportion to the steps over all data.
+        """The rows in a new order, split among the steps in proportion to their sizes.
 
         Arguments:
-            ends: Rows of the data set before a step, and after the last one.
+            ends: How many rows of the data set come before each step, and how many in all.
             num_data: Rows of the data set.
         """
         with self.used():
             order = torch.randperm(self.size, device="cpu") + self.first
-        if len(ends) == 2:  # one step has them all: a guide may know them by their places
+        if len(ends) == 2:  # one step has all rows: a guide may know them by position
             order = order.sort().values
         cuts = (ends * self.size).div(num_data, rounding_mode="floor")
         return list(order.split(cuts.diff().tolist()))
 
 
 class Part(NamedTuple):
-    """One shard's part of a step: at least one row, by position in the process."""
+    """One shard's part of a step: positions of its rows in the process's data, at least one."""
 
     shard: Shard
     rows: Tensor
@@ -105,7 +105,7 @@ class Shards:
 
     @classmethod
     def of(cls, num_rows: int, seed: int) -> "Shards":
-        """One shard per process, made of its rows."""
+        """One shard per process: all of its rows."""
         processes = distributed.size()
         if processes == 1:
             return cls((Shard(0, num_rows),), 1, num_rows)
@@ -114,7 +114,7 @@ class Shards:
 
     @classmethod
     def cut(cls, num_rows: int, seed: int, *, count: int) -> "Shards":
-        """The shards that several processes would have, taken in turn in this one."""
+        """The shards that several processes would have, all processed by this one."""
         cuts = enumerate(pairwise(distributed.cuts(num_rows, count)))
         own = (Shard(a, b - a, Stream(seed, index)) for index, (a, b) in cuts)
         return cls(tuple(own), count, num_rows)
@@ -125,7 +125,7 @@ class Shards:
         return random_state(), [shard.stream and shard.stream.state for shard in self.own]
 
     def set_streams(self, state: Any) -> None:
-        """Restores that state."""
+        """Restores a state that :attr:`streams` returned."""
         of_run, of_shards = state
         set_random_state(of_run)
         for shard, before in zip(self.own, of_shards, strict=True):
@@ -140,7 +140,7 @@ class Shards:
         with the one before it.
 
         Raises:
-            ValueError: If there are fewer rows in a batch than shards.
+            ValueError: If a batch has fewer rows than there are shards.
         """
         if batch_size < self.count:
             raise ValueError(
@@ -200,7 +200,7 @@ def norms_of(*programs: ProgramLike) -> dict[str, nn.Module]:
 
 
 def refuse_running_averages(count: int, batch_size: int, *programs: ProgramLike) -> None:
-    """Refuses layers that average over a batch, if it has one row or comes in several shards.
+    """Refuses layers that average over a batch, if batches have one row or several shards.
 
     Raises:
         ValueError: If there is such a layer; names it.
@@ -225,7 +225,7 @@ def random_state() -> Any:
 
 
 def set_random_state(state: Any) -> None:
-    """Restores that state."""
+    """Restores a state that :func:`random_state` returned."""
     on_cpu, of_torch = state
     pyro.util.set_rng_state(on_cpu)
     restore_streams(of_torch)

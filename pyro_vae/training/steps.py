@@ -1,8 +1,8 @@
 """One step of training: the loss of a batch, its gradient, and the optimizer's update.
 
 The loss is that of the whole data set, estimated from a batch, in nats per datum. All leaves of its
-autograd graph are trained, so no parameter is left untrained because it was not registered. A step
-that is not finite changes nothing, and is traced to its parameter, or to its site and rows.
+autograd graph are trained, so parameters need not be registered to be trained. A step that is not
+finite changes nothing, and is traced to its parameter, or to its site and rows.
 """
 
 from collections.abc import Iterator
@@ -38,18 +38,18 @@ from .rows import InMemory, head, spread_rows
 from .sharding import Part, Shards, norms_of
 from .tensors import State, add_to_gradients, named, require_finite
 
-_LARGE = 100.0  # a root mean square: outputs of a fresh network are then as large
+_LARGE = 100.0  # root mean square of a column; a fresh network's outputs are then as large
 _STANDARDIZE = "standardize, as by y = (y - y.mean(0)) / y.std(0)"
 _LOGARITHMS = (
     "show the encoder the logarithms of counts, as pv.nets.ColumnInputs(net, [0] * columns, "
     "counts=range(columns)) does, with a net for 2 * columns inputs"
 )
-_SOME_ROWS = 1000  # show the scale of a column
-_ROUNDING_DRAWS = 10  # of the ELBO in full precision and in less
+_SOME_ROWS = 1000  # rows from which the scale of a column is estimated
+_ROUNDING_DRAWS = 10  # of the ELBO, at full and at low precision
 
 
 class Place(NamedTuple):
-    """Where a run is: epochs so far, and the steps of the next one and the sum of their ELBOs."""
+    """Where a run is: epochs done, steps done in the current one, and the sum of their ELBOs."""
 
     epoch: int
     done: int
@@ -57,7 +57,7 @@ class Place(NamedTuple):
 
 
 class Steps:
-    """The steps of a run: what is trained, what is minimized, and by which optimizer."""
+    """The steps of a run, with the trained tensors, the objective and the optimizer."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Steps:
                     "look for a detach() or a no_grad() on the way to it; what is not to be "
                     "trained is said by requires_grad_(False)"
                 )
-        # Where rows of a table are all there is to train, the schedule still needs an optimizer.
+        # If only the rows of a table are trained, the schedule still needs an optimizer.
         nothing = [torch.zeros(0, requires_grad=True)]
         self.optimizer = made_optimizer(plan.optimizer, list(self.tensors.values()) or nothing)
         self.compiled = CompiledSteps(
@@ -112,9 +112,9 @@ class Steps:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Refuses gradients that are not finite, and leaves none behind."""
-        # Hooks, not a look at the gradients afterwards: backward() itself moves a table's rows,
-        # which lie upstream of whatever is trained here.
+        """Refuses gradients that are not finite, and clears all gradients at the end."""
+        # Hooks, since a check after backward() is too late: backward() itself updates the rows
+        # of a table, which are upstream of these tensors.
         hooks = [
             tensor.register_hook(partial(require_finite, name))
             for name, tensor in self.tensors.items()
@@ -139,13 +139,13 @@ class Steps:
     def take(
         self, place: Place, steps: list[list[Part]], batches: Iterator[Batch], most: int
     ) -> Taken:
-        """Takes the next step, or several of them in one call if there is a compiled loop for them.
+        """Takes the next step, or several in one call if there is a compiled loop.
 
         Arguments:
             place: Where the run is in an epoch.
             steps: All steps of the epoch.
-            batches: The batches of the steps to come, unless they are in memory.
-            most: How many steps may be taken.
+            batches: The batches of the remaining steps; not used for rows in memory.
+            most: Limit on the number of steps.
         """
         taken = self._several(place, steps, most)
         if taken is None:
@@ -160,7 +160,7 @@ class Steps:
         return taken
 
     def _several(self, place: Place, steps: list[list[Part]], most: int) -> Taken | None:
-        """Takes steps by a compiled loop, which is there for rows in memory."""
+        """Takes steps by a compiled loop; `None` if there is none, as for rows not in memory."""
         epoch, done, total = place
         if not isinstance(self.reader, InMemory) or self.augmented is not None:
             return None
@@ -180,7 +180,7 @@ class Steps:
         return self.compiled.several(loop, rows, total)
 
     def _single(self, epoch: int, parts: list[Part], batches: Iterator[Batch]) -> float:
-        """One step; returns the sum of its data's ELBOs in nats, at full KL weight."""
+        """Takes one step; returns the sum of the ELBOs of its data, in nats, at full KL weight."""
         if self.shards.count == 1:
             batch, rows = next(batches), parts[0].rows
             if self._is_settled():
@@ -215,14 +215,14 @@ class Steps:
                 minibatch(rows, self.num_data, plate=self.program.plate),
             ):
                 loss, elbo = self._loss(batch, epoch, part)
-                # A part of a step counts by its rows: a datum has the same weight in all of them.
+                # A part is weighted by its number of rows, so every datum has the same weight.
                 with self._naming(epoch, [part]):
                     (loss * (len(rows) / self.batch_size)).backward()
         return elbo.item() * len(rows)
 
     @contextmanager
     def _naming(self, epoch: int, parts: list[Part]) -> Iterator[None]:
-        """Adds where a number was not finite to the message."""
+        """Adds the step and its rows to the error about a number that is not finite."""
         try:
             yield
         except FloatingPointError as error:
@@ -255,7 +255,7 @@ class Steps:
     def captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of a compiled step, and the ELBO, in nats per datum."""
         size = len(batch[0])
-        # Whoever asks which rows these are cannot be captured: such a tensor has no values.
+        # A program that reads these positions cannot be captured: meta tensors have no values.
         rows = torch.arange(size, device="meta" if capturing() else "cpu")
         with minibatch(rows, self.num_data, plate=self.program.plate):
             loss, elbo = self._progress(batch)
@@ -264,7 +264,7 @@ class Steps:
     def _progress(self, batch: Batch) -> Progress:
         """The loss, and the ELBO, in nats over the data set.
 
-        The ELBO has full weight, and no scale of the program's own, whatever is minimized.
+        The ELBO has full KL weight, without the program's own scales, whatever is minimized.
         """
         if isinstance(self.objective, Objective):
             return self.objective.progress(self.model, self.guide, *batch)
@@ -298,7 +298,7 @@ class Steps:
         ) from refused
 
     def _move(self) -> None:
-        """A step of the optimizer, or no change at all."""
+        """Takes a step of the optimizer; undoes it if a new value is not finite."""
         before = [tensor.detach().clone() for tensor in self.tensors.values()]
         try:
             self.optimizer.step()
@@ -314,7 +314,7 @@ class Steps:
             tensor.grad = None
 
     def _culprit(self, batch: Batch, rows: Tensor) -> str | None:
-        """The parameter that is not finite, or the site whose log density is not, and its rows."""
+        """Names a parameter that is not finite, or a site and rows whose log density is not."""
         for name, tensor in self.tensors.items():
             if not bool(tensor.isfinite().all()):
                 return f": parameter '{name}' is not finite"
@@ -341,7 +341,7 @@ class Steps:
         )
         batch = self.augment(first or head(self.reader))
         rows = torch.arange(len(batch[0]), device="cpu")
-        # Running means of a BatchNorm may move; a table of rows does not without a gradient.
+        # Running means of a BatchNorm may change; a table of rows needs a gradient to change.
         buffers = State.of(self.model, self.guide, (), still=row_buffers(self.guide))
         with (
             minibatch(rows, self.num_data, plate=self.program.plate),
@@ -365,7 +365,7 @@ class Steps:
         try:
             loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
         except ValueError as error:
-            if "cannot be differentiated" in str(error):  # so says Pyro of a loss without leaves
+            if "cannot be differentiated" in str(error):  # Pyro's message for a loss without leaves
                 return []
             raise
         return list(leaves_of(loss))
@@ -382,7 +382,7 @@ class Steps:
         return f"{_named(names)} take no part in the loss, and are not trained" if names else ""
 
     def _parameters(self) -> dict[str, tuple[list[str], list[str]]]:
-        """By role, names of the parameters that the loss depends on, and of those it does not."""
+        """By role, names of the parameters that the loss depends on, and of the others."""
         roles = {"guide": self.guide} | ({"model": self.model} if self.plan.train_model else {})
         own = [map.owns for map in maps_of(self.guide)]
         trained = set(self.tensors.values())
@@ -414,7 +414,7 @@ class Steps:
 
 
 def _scales(y: Tensor) -> str:
-    """Advice on columns whose scale is far from 1, which networks do not expect."""
+    """Advice on the column of the largest scale, if that is far above 1."""
     flat = y.double().reshape(len(y), -1).nan_to_num(0.0, 0.0, 0.0)
     scale, column = flat.square().mean(dim=0).sqrt().max(dim=0)
     if not float(scale) > _LARGE:

@@ -26,7 +26,7 @@ class Parts(NamedTuple):
 def frozen(parts: Parts) -> Iterator[None]:
     """Freezes the leaves of a model, and keeps its modules in evaluation mode.
 
-    A module that the guide calls too, such as the owner of both, counts as the model's.
+    A module that both programs call, such as one that owns them, counts as the model's.
     """
     frozen = [tensor for tensor in parts.leaves if tensor.requires_grad]
     try:
@@ -34,7 +34,7 @@ def frozen(parts: Parts) -> Iterator[None]:
             module.training = False
         for tensor in frozen:
             tensor.requires_grad = False
-        with warnings.catch_warnings():  # pyro.module says so at every step
+        with warnings.catch_warnings():  # pyro.module warns of frozen parameters at every step
             warnings.filterwarnings("ignore", ".*was not registered in the param store")
             yield
     finally:
@@ -58,7 +58,7 @@ class State:
         *,
         still: Iterable[Tensor] = (),
     ) -> "State":
-        """A copy of what two programs hold, and of further tensors.
+        """Copies the state of two programs, and further tensors.
 
         Tensors in `still`, which do not change until the state is restored, such as a large table
         of rows, are kept by reference and not copied.
@@ -98,7 +98,7 @@ class State:
 
 
 def add_to_gradients(tensors: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
-    """Adds gradients as `backward()` does: the first ones are assigned."""
+    """Adds gradients as `backward()` does; a tensor without a gradient is assigned one."""
     for tensor, gradient in zip(tensors, gradients, strict=True):
         tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
 
@@ -107,7 +107,7 @@ def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None
     """Refuses a tensor with a nan or infinite entry, with the name of its parameter."""
     if capturing():  # a captured step has a check of its own
         return
-    # A sum is one pass; only where that is not finite every entry is looked at.
+    # The sum takes one pass; entries are checked only if it is not finite.
     if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
         raise FloatingPointError(f"the {kind} of parameter '{name}' is not finite")
 
@@ -118,7 +118,7 @@ def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
     modules = [part for module in modules_of(model) for part in module.modules()]
     with (
         ExitStack() as stack,
-        evaluating(model, guide),  # running averages stay, and one row is enough for them
+        evaluating(model, guide),  # running averages do not change, and one row is enough
         pyro.validation_enabled(is_validate=False),  # the first step says what is nan
     ):
         program = program_of(model, guide, row)
