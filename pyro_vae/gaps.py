@@ -44,9 +44,9 @@ from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, RowFit
 from .randomness import stream
 from .results import Doubt, Doubts, Mean, PerDatum, Result, join
 
-_FALSE_ALARM = 1e-3  # that some gap of a batch is called negative though none is
+_FALSE_ALARM = 1e-3  # probability that some gap of a batch is called negative though none is
 WORST_SHARE = 0.08
-"""Verdicts say how much of the gap comes from this share of the data, the largest gaps."""
+"""Verdicts say how much of the gap comes from this share of the data, with the largest gaps."""
 
 
 class Parts(NamedTuple):
@@ -66,8 +66,8 @@ class FamilyGap(PerDatum):
 
     Arguments:
         best_elbo: ELBO of the best member of the family, `(batch,)`, nats.
-        approximation: Log p(y) minus that: the family's approximation gap.
-        gain: By how much it is better than the best member of the guide's own family.
+        approximation: The family's approximation gap, log p(y) minus `best_elbo`.
+        gain: `best_elbo` minus the ELBO of the best member of the guide's own family.
         converged: Whether the fit of a datum converged.
     """
 
@@ -83,7 +83,7 @@ class FamilyGap(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Its standard error."""
+        """Standard error of the approximation gap."""
         return self.approximation.error
 
     @property
@@ -108,14 +108,14 @@ class InferenceGap(PerDatum):
         log_marginal: :math:`\log p(y_n)`, its error, and whether to trust it.
         elbo: ELBO of the guide.
         best_elbo: ELBO of :math:`q_n^\star`, the best member of the family for the datum; its
-            error, like those of both gaps, includes the fit's possible distance from the optimum.
+            error and those of both gaps include the fit's possible distance from the optimum.
         approximation: `log_marginal - best_elbo`.
         amortization: `best_elbo - elbo`. The two ELBOs are averages over common draws, so this
             error is smaller than that of either.
-        inference: Their sum, `log_marginal - elbo`.
+        inference: The sum of the two gaps, `log_marginal - elbo`.
         fit_converged: Whether the fit of :math:`q_n^\star` converged, to within 0.05 nats.
-        families: The same for other families, by name.
-        num_samples: Draws per datum that the ELBOs are averages over.
+        families: Approximation gaps of other families, by name.
+        num_samples: Draws per datum over which each ELBO is an average.
         given: Global sites that the results are conditional on, in words, as in
             :class:`pyro_vae.evidence.LogMarginal`.
     """
@@ -146,7 +146,7 @@ class InferenceGap(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Its standard error."""
+        """Standard error of the inference gap."""
         return self.inference.error
 
     @property
@@ -156,12 +156,12 @@ class InferenceGap(PerDatum):
 
     @property
     def mean(self) -> Parts:
-        """Means over the batch, with Monte Carlo errors: those of the draws, on the same data."""
+        """Means over the batch, with Monte Carlo errors: from the draws, for these data."""
         return Parts(*(Mean.over(part, self.reliable) for part in self.parts))
 
     @property
     def population(self) -> Parts:
-        """The same means, with the error from the sample of data; needs at least two data."""
+        """Means over the batch, with errors from the sample of data; needs at least two data."""
         return Parts(*(stats.population_mean(part.value) for part in self.parts))
 
     @property
@@ -292,7 +292,7 @@ def inference_gap(
     of some draws of N(0, I). For a guide written by hand the family is the mean-field Gaussian.
 
     It assumes that the fits find the best member, which cannot be proven. If the guide beats
-    :math:`q_n^\star` by more than its error, it was not found, and the datum is flagged
+    :math:`q_n^\star` by more than the error, the best was not found, and the datum is flagged
     (`converged`, `suboptimal`). If log p(y) is a lower bound on average, so are the inference and
     the approximation gap. Gaps of guides that each trained their own model cannot be compared: a
     model adapts to its guide.
@@ -301,10 +301,10 @@ def inference_gap(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        estimator: How log p(y) is estimated; by default :class:`pyro_vae.Tightest` with as many
-            draws.
+        estimator: How log p(y) is estimated; by default :class:`pyro_vae.Tightest` with
+            `num_samples` draws.
         families: Further families, by name, whose best member is fitted too.
-        num_samples: Draws per datum of each average.
+        num_samples: Draws per datum in each ELBO.
         fitting: How rows are fitted.
         given: Values of the global latent sites, as in :func:`pyro_vae.log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
@@ -420,7 +420,7 @@ def _decomposed(
 
 
 def _unsure(average: _Average, fit: RowFit) -> _Average:
-    """Adds the possible distance from the best member to the errors."""
+    """Adds the fit's possible distance from the optimum to the errors."""
     return _Average(*(Estimate(part.value, torch.hypot(part.error, fit.left)) for part in average))
 
 

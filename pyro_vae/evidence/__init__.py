@@ -3,7 +3,7 @@ r"""Marginal likelihoods and bounds, per datum and with errors.
 With draws :math:`z_k \sim q(z \mid y_n)` the importance weights are
 :math:`w_{kn} = p(y_n, z_k) / q(z_k \mid y_n)`. The mean of :math:`\log w_{kn}` over particles
 estimates the ELBO, and the logarithm of the mean of :math:`w_{kn}` estimates
-:math:`\log p(y_n)`, which is what :mod:`pyro_vae.stats` does. Here the weights are made.
+:math:`\log p(y_n)`; :mod:`pyro_vae.stats` computes both. This package makes the weights.
 
 Every datum draws from its own stream, seeded by the seed and the content of its row. So an estimate
 depends only on the datum, the programs and the seed: not on the order of the rows, the other data,

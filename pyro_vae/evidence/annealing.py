@@ -41,19 +41,19 @@ from .weights import Inference, draw_rows, rows_at_once, weigh
 
 _BLOCK = 64  # transitions whose noise is drawn in one go
 _PARTS = ("pilot.start", "start", "pilot", "forward", "backward")  # each draws from its own stream
-_LEAST_CHAINS = 4.0  # effective ones; with fewer a single chain carries the estimate
-_FAR = 0.25  # from the acceptance aimed at: the pilot's steps do not fit the run
-_EVEN = 0.2  # share of an adaptive schedule that follows the pilot's own places
+_LEAST_CHAINS = 4.0  # effective chains; with fewer a single one carries the estimate
+_FAR = 0.25  # from the target acceptance; beyond, the pilot's steps do not suit the run
+_EVEN = 0.2  # weight of the pilot's own places in an adaptive schedule
 
 # The pilot
 _WARM_UP = 10  # transitions at the start that tune the first step
-_GAIN = 0.4  # of the log step: a hundredfold takes it 20 transitions
-_MEMORY = 0.2  # weight of what was seen last: averages over about ten transitions
+_GAIN = 0.4  # of the log step: a hundredfold change takes 20 transitions
+_MEMORY = 0.2  # weight of the latest value: averages go over about ten transitions
 _PACE = 0.25  # nats by which log weights spread in one stretch
-_LARGEST = 1 / 50  # longest stretch: a short path, too, leaves the steps time to settle
-_LEAST_GROWTH = 0.01  # a stretch beside the way so far, at least: the pilot ends
-_FIRST = 1e-8  # the first stretch, at least
-_LONGEST = 10_000  # transitions, more than a pilot takes with the last two
+_LARGEST = 1 / 50  # longest stretch, so that steps have time to settle on short paths too
+_LEAST_GROWTH = 0.01  # least stretch, as a share of the way so far, so that the pilot ends
+_FIRST = 1e-8  # least first stretch
+_LONGEST = 10_000  # transitions; with these two minima a pilot takes fewer
 _NO_DENSITY = 1e8  # stands for the spread where a chain has a likelihood of 0
 
 
@@ -72,8 +72,8 @@ class Schedule(Protocol):
     ) -> Float64[Tensor, "places batch"]:
         """Increasing places from 0 to 1 for every datum, `(count + 1, batch)`.
 
-        The arguments are the places that the pilot run visited, and the standard deviation of log r
-        there.
+        `grid` holds the places that the pilot run visited, `spread` the standard deviation of log r
+        at each.
         """
 
 
@@ -123,7 +123,7 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class Adaptive:
-    r"""Temperatures of every datum such that each costs the same effective sample size.
+    r"""Temperatures spaced for each datum so that every step costs the same effective sample size.
 
     A short stretch :math:`\Delta \beta` multiplies the weights' relative variance by about :math:`1
     + (\Delta \beta)^2 \operatorname{Var} \log r`. The pilot run measures :math:`\operatorname{sd}
@@ -158,7 +158,7 @@ def _share(lengths: Tensor) -> Tensor:
 
 
 def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Values at `x`, `(count,)`, linear between knots, `(pilot, batch)`, for each column."""
+    """Interpolates each column linearly at `x`, `(count,)`; knots are `(pilot, batch)`."""
     wanted = x.repeat(knots.shape[1], 1)
     right = torch.searchsorted(knots.T.contiguous(), wanted).clamp(1, len(knots) - 1).T
     low, high = knots.gather(0, right - 1), knots.gather(0, right)
@@ -177,12 +177,12 @@ class Start(Protocol):
         """The normalized density that chains start from."""
 
     def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
-        """Log density of the start, and of the joint density over it."""
+        """Log density of the start, and log ratio of the joint density to it."""
 
 
 @dataclass(frozen=True)
 class StartFromPrior:
-    """Chains start from the prior: independent of any guide, but a long way to sharp posteriors."""
+    """Chains start from the prior: independent of any guide, but far from sharp posteriors."""
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """The prior."""
@@ -198,8 +198,8 @@ class StartFromGuide:
     """Chains start from the guide: a shorter path if the guide is close to the posterior.
 
     A guide that is narrower than the posterior gives the weights a heavy tail, which takes some
-    tens of temperatures to remove: with a dozen the errors are too small. The density of the guide
-    at a given point must be known, and differentiable in the latents.
+    tens of temperatures to remove: with a dozen the reported errors are too small. The density of
+    the guide at a given point must be known, and differentiable in the latents.
     """
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
@@ -222,8 +222,8 @@ class StartFromGuide:
 class Ladder(NamedTuple):
     """Everything fixed before the run: points on the path, and the step sizes of the pilot run.
 
-    `places` is `(temperatures + 1, batch)`; `log_step`, `(pilot, batch, latents)`, is known at
-    the places of `grid`, `(batch, pilot)`.
+    `places` is `(temperatures + 1, batch)`; `log_step`, `(pilot, batch, latents)`, holds the log
+    step sizes at the places of `grid`, `(batch, pilot)`.
     """
 
     places: Tensor
@@ -246,7 +246,7 @@ class Ladder(NamedTuple):
 
 
 def noise_of(keys: Int64[Tensor, " rows"], count: int, z: Tensor) -> Iterator[Noise]:
-    """Noise for so many transitions of chains like `z`, each datum's from its own key."""
+    """Noise for `count` transitions of chains like `z`, drawn from each datum's own key."""
     chains, _, latents = z.shape
     for done in range(0, count, _BLOCK):
         number, first = chains * min(_BLOCK, count - done), chains * done
@@ -261,7 +261,7 @@ def annealed(
 ) -> tuple[Tensor, Tensor]:
     """Walks chains along a ladder; log weights `(chains, batch)`, mean acceptance `(batch,)`.
 
-    Backwards the weights are those of the inverse, one over the marginal likelihood.
+    On a ladder that runs backwards the mean weight estimates 1 / p(y).
     """
     point, places = at(path, z), ladder.places
     log_weights = torch.zeros_like(point.log_ratio, dtype=torch.float64)
@@ -275,12 +275,12 @@ def annealed(
 
 
 def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
-    r"""Log of the mean weight of a few chains, with an error that also holds for few.
+    r"""Log of the mean weight of chains, with an error that holds even for a few.
 
-    The larger of two errors. One is the jackknife's, which is too small if a few chains carry the
-    mean. The other is that of log-normal weights, :math:`\sqrt{(e^{s^2} - 1) / C}`, where the
-    variance :math:`s^2` is that of the upper half of the log weights, since low ones do not matter.
-    It is capped at :math:`s^2`, twice the bias of a single chain. Both are estimates themselves,
+    The error is the larger of two. The jackknife's is too small if a few chains carry the mean. The
+    other is that of log-normal weights, :math:`\sqrt{(e^{s^2} - 1) / C}`, where the variance
+    :math:`s^2` is that of the upper half of the log weights, since low ones do not matter. It is
+    capped at :math:`s^2`, twice the bias of a single chain. Both are estimates themselves,
     and so are widened by Student's t at 95%. For 16 chains with normal log weights of variance
     0.05, 0.3, 1 and 2 the intervals of 1.96 errors cover 96, 95, 93 and 91%.
     """
@@ -319,11 +319,12 @@ class AnnealedImportanceSampling:
     .. math:: \log \hat p(y_n) = \log \frac{1}{C} \sum_{c=1}^{C} w_{cn}, \qquad
         \log w = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) \log r(z_{t-1})
 
-    Unbiased for p, so low on average for log p, by about half the variance of the log weights over
-    the number of chains. More temperatures help more than more chains: that variance falls as 1 /
-    T. Every datum has its own steps, scales and (with :class:`Adaptive`) temperatures from a pilot
-    run of 60 to some hundred transitions. If a posterior has modes that no chain found, the
-    estimate is low and nothing shows it; :func:`pyro_vae.bidirectional` bounds that error.
+    Unbiased for p, so low on average for log p: by about half the variance of the log weights,
+    divided by the number of chains. More temperatures help more than more chains: that variance
+    falls as 1 / T. Every datum has its own steps, scales and (with :class:`Adaptive`) temperatures
+    from a pilot run of 60 to a few hundred transitions. If a posterior has modes that no chain
+    found, the estimate is low and nothing shows it; :func:`pyro_vae.bidirectional` bounds that
+    error.
 
     Arguments:
         num_chains: Chains per datum, :math:`C`.
@@ -335,8 +336,8 @@ class AnnealedImportanceSampling:
         start: :class:`StartFromPrior` or :class:`StartFromGuide`.
         target_acceptance: Acceptance rate that the pilot run tunes the steps to, between 0 and 1.
         memory: Memory budget for the program's intermediate results, in MiB.
-        compile: Whether the program's densities and gradients are compiled, which takes some ten
-            seconds once and is kept with the model; by default if that saves time. It changes
+        compile: Whether to compile the program's densities and gradients; by default if that saves
+            time. Compiling takes about ten seconds, once: the model keeps the result. It changes
             densities by rounding only, which may change the path of a chain.
 
     Raises:
@@ -399,8 +400,8 @@ class AnnealedImportanceSampling:
         program, posterior, batch = inference
         origin = self.start.origin(program, posterior, batch)
         keys = [row_keys(seed, f"annealing.{part}", *batch) for part in _PARTS]
-        # Half of the budget is for gradients; several times what is fastest for one density is
-        # still fast for chains, which wait for one another.
+        # Half of the budget is for gradients. Chains wait for one another, so four times the rows
+        # that are fastest for one density are still fast.
         size = max(1, 4 * rows_at_once(program, batch, self.memory / 8) // self.num_chains)
         starts = range(0, len(batch[0]), size)
         density = CompiledDensity(
@@ -417,9 +418,9 @@ class AnnealedImportanceSampling:
             trial, _ = draw_rows(origin, first, trial_start, self.num_chains)
             z, log_start = draw_rows(origin, first, start, self.num_chains)
             places = range(first, first + z.shape[1])
-            weigh(program, z, log_start, part, self.num_chains, places=places)  # are they numbers?
+            weigh(program, z, log_start, part, self.num_chains, places=places)  # refuses nan, inf
             path = self.start.path(density, origin.rows(rows), part)
-            with pyro.validation_enabled(is_validate=False):  # a trajectory may leave the numbers
+            with pyro.validation_enabled(is_validate=False):  # trajectories may overflow
                 ladder = self._ladder(path, trial, pilot)
                 yield Work(rows, path, z, ladder, forward, backward)
 
@@ -470,7 +471,7 @@ class Work(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What the pilot run has found at a point of the path, for every datum."""
+    """Findings of the pilot run at a place on the path, for every datum."""
 
     place: Tensor
     log_step: Tensor
@@ -480,10 +481,10 @@ class Stage(NamedTuple):
 def pilot(
     path: Path, z: Tensor, keys: Tensor, leapfrog_steps: int, target: float
 ) -> Iterator[Stage]:
-    """Walks chains to the posterior, resampled on the way, at a pace that each datum sets.
+    """Walks chains to the posterior at a pace set for each datum; resamples them on the way.
 
-    Its chains serve no estimate, so they may adapt to whatever they see: the steps to their
-    acceptance, the pace to the spread of their weights. Chains left behind are replaced.
+    No estimate uses these chains, so they may adapt to whatever they see: the steps to their
+    acceptance, the pace to the spread of their weights. Resampling replaces chains left behind.
     """
     point, moments = at(path, z), z.var(dim=0)
     place = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
@@ -507,14 +508,14 @@ def pilot(
 
 
 def _onwards(place: Tensor, spread: Tensor) -> Tensor:
-    """The next place on the path, up to which log weights spread by a given share of a nat."""
+    """The next place on the path, so far that log weights spread by `_PACE` nats on the way."""
     least = (_LEAST_GROWTH * place).clamp(min=_FIRST)
     stretch = torch.maximum(least, (_PACE / spread).clamp(max=_LARGEST))
     return (place + stretch).clamp(max=1.0)
 
 
 def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
-    """Systematic resampling of the chains of every datum, with one uniform number for each."""
+    """Systematic resampling of the chains of every datum, with one uniform number per datum."""
     gains = (stretch * point.log_ratio.double()).nan_to_num(nan=-torch.inf)
     edges = gains.softmax(dim=0).nan_to_num(nan=1 / len(gains)).cumsum(dim=0).T.contiguous()
     chains = torch.arange(len(gains), device=gains.device)
@@ -525,6 +526,6 @@ def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
 
 
 def spread_of(log_ratio: Tensor) -> Tensor:
-    """Standard deviation over chains, `(batch,)`; infinite where a chain has no density."""
+    """Standard deviation over chains, `(batch,)`; 1e8 where a chain has no density."""
     spread = log_ratio.double().std(dim=0)
     return spread.nan_to_num(nan=_NO_DENSITY, posinf=_NO_DENSITY).clamp(min=1e-12)

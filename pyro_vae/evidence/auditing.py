@@ -1,9 +1,9 @@
-r"""The verdict on log weights that another program made.
+r"""Judges log weights that another program made.
 
 Whatever a package is written in, at draws :math:`z_{kn} \sim q(z \mid y_n)` it can print two
 numbers: :math:`\log p(y_n, z_{kn})` and :math:`\log q(z_{kn} \mid y_n)`. All of importance sampling
-follows from them: the ELBO is the mean of their difference, log p(y) the logarithm of the mean of
-its exponential, and the tail of the weights says whether the latter can be trusted.
+follows from their difference, the log weight: its mean is the ELBO, the logarithm of the mean
+weight estimates log p(y), and the tail of the weights says whether that estimate can be trusted.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Audit(PerDatum):
         elbo: Mean log weight, `(batch,)`, nats.
         log_marginal: Logarithm of the mean weight, with its error and verdict.
         gap: :math:`\log p(y_n) - \mathrm{ELBO}_n`. Both are from the same draws and err in the same
-            direction, and the error ignores that: it is too wide rather than too narrow.
+            direction. The error ignores that, so it is too large rather than too small.
     """
 
     elbo: Estimate
@@ -46,7 +46,7 @@ class Audit(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Its standard error."""
+        """Standard error of log p(y)."""
         return self.log_marginal.error
 
     @property
@@ -56,7 +56,7 @@ class Audit(PerDatum):
 
     @property
     def total(self) -> Estimate:
-        """Log p of the data set, in nats: data are independent."""
+        """Log p of the data set, in nats: a sum, since data are independent."""
         return self.log_marginal.total
 
     def columns(self) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ class Audit(PerDatum):
         return {**self.log_marginal.columns(), **own, **errors}
 
     def summary(self) -> str:
-        """The two numbers and what lies between them; the verdict last."""
+        """ELBO, gap and log p(y), with the verdict last."""
         elbo, gap = map(stats.mean_over_data, (self.elbo, self.gap))
         return (
             f"ELBO = {elbo:.3f} nats per datum, {gap:.3f} below log p(y)\n"
@@ -89,7 +89,7 @@ def audit(log_joint: Array, log_guide: Array) -> Audit:
         z_{kn} \sim q(z \mid y_n) \text{ independently}
 
     It assumes that the draws are from this q and independent, and that both densities are complete:
-    a constant left out moves ELBO and log p alike, which nothing here can see.
+    a constant left out shifts ELBO and log p alike, which no diagnostic here shows.
 
     Arguments:
         log_joint: :math:`\log p(y_n, z_{kn})`, `(particles, batch)`, nats.

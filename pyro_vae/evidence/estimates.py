@@ -1,4 +1,4 @@
-"""The user's functions: evidence and bounds of a model and a guide, on data."""
+"""The public functions: evidence and bounds of a model and a guide on data."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -39,13 +39,13 @@ def log_weights(
 
     .. math:: \log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)
 
-    Never joint over a batch, never scaled by a plate. For data sets use
-    :func:`log_marginal_likelihood`, which keeps within a memory budget.
+    Each weight is of one datum: not summed over the batch, not scaled by a plate. For data sets
+    use :func:`log_marginal_likelihood`, which keeps within a memory budget.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        batch: The data, the datum axis leftmost in each.
+        batch: The data tensors, each with the data along its first axis.
         num_samples: Draws per datum.
         given: Values of the global latent sites, as in :func:`log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
@@ -127,12 +127,12 @@ def log_marginal_likelihood(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand: the proposal.
         data: The batch tensor, or a tuple of them.
-        estimator: How to estimate it; by default :class:`ImportanceSampling` with 5000 draws.
+        estimator: The estimator; by default :class:`ImportanceSampling` with 5000 draws.
         given: Values of the global latent sites, by name, if the program has any: the marginal
             likelihood of a datum is conditional on them. By default the mean of their posterior
-            (`guide.global_values()`); for the spread over their posterior call this once for each
-            of `guide.sample_globals(num_samples)`. The result's `given` says which values were
-            used.
+            (`guide.global_values()`); for the spread over their posterior call this function once
+            for each of `guide.sample_globals(num_samples)`. The result's `given` says which values
+            were used.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
@@ -185,8 +185,8 @@ def evaluate(
 ) -> Evaluation:
     """The bound and the marginal likelihood of every datum, from the same draws.
 
-    Arguments and exceptions are those of :func:`log_marginal_likelihood`; it does not warn, since
-    the result says which data are reliable.
+    Arguments and exceptions are those of :func:`log_marginal_likelihood`. There is no warning: the
+    result says which data are reliable.
     """
     estimator = ImportanceSampling() if estimator is None else estimator
     with prepared(model, guide, data, seed, given) as inference:
@@ -195,7 +195,7 @@ def evaluate(
             marginal = replace(summed_out(program, batch), given=program.conditions)
             bound = _bound_of(marginal, estimator.num_samples)
             return Evaluation(replace(bound, given=program.conditions), marginal)
-        # The bound is of the guide itself, whatever proposal the marginal likelihood is from.
+        # The bound is the guide's own, whatever the proposal for the marginal likelihood.
         plain = ImportanceSampling(estimator.num_samples, estimator.memory)
         pairs = plain.evaluations(inference, seed=seed, progress=progress)
         bound, marginal = join([Evaluation(_bound(weights), own) for weights, own in pairs])
@@ -211,7 +211,7 @@ def evaluate(
 def posterior_means(
     model: ProgramLike, guide: ProgramLike, data: Data, *, seed: int = 0
 ) -> Float[Tensor, "batch latents"]:
-    """Means of q(z_n) for every datum: exact for a family that has one, else from draws."""
+    """Mean of q(z_n) for every datum: exact if the family has a formula for it, else from draws."""
     with prepared(model, guide, data, seed) as (_, posterior, _batch):
         return posterior.mean()
 

@@ -1,7 +1,7 @@
 """Marginal likelihoods in closed form, for programs that have one.
 
-A log joint that is quadratic in the latents of a datum, read off and verified by
-:mod:`pyro_vae.guides.closed_form`, is integrated by a determinant. Other models may offer the exact
+If the log joint is quadratic in the latents of a datum, :mod:`pyro_vae.guides.closed_form` finds
+and verifies the quadratic, and a determinant gives the integral. Other models may offer the exact
 answer as a method.
 """
 
@@ -19,10 +19,10 @@ from .weights import Inference, rows_at_once
 
 _MEMORY = 256.0  # mebibytes
 _ROUNDINGS = 16.0  # units in the last place that a log density of many terms may be off by
-_PRIOR_DRAWS = 16  # per datum, at which the quadratic is checked, at the least
-_ALL_DRAWS = 1000  # of few data: what the prior does once in a hundred times is seen
-_ROWS = 16_384  # of the longer batch the program sees at once; only memory depends on it
-_SLACK = 8.0  # on the root of the rounding unit, as for gradients
+_PRIOR_DRAWS = 16  # least number of draws per datum at which the quadratic is checked
+_ALL_DRAWS = 1000  # in all, for few data: shows what the prior does once in a hundred draws
+_ROWS = 16_384  # that the program sees at once; only memory depends on it
+_SLACK = 8.0  # times the root of the rounding unit, as for gradients
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ClosedForm:
     has a method `log_evidence(*batch)` that returns `(batch,)`, it is used instead, unchecked:
     verify it with :func:`pyro_vae.cross_check`.
 
-    The error is that of rounding plus the observed deviation of the log joint from a quadratic,
-    near the mean, so that other estimates can be compared with it.
+    The error is the rounding error plus the observed deviation of the log joint from a quadratic
+    near the mean, so that other estimates can be compared with the exact one.
 
     Raises:
         ValueError: When called, if the program has no closed form; names the row.
@@ -63,7 +63,7 @@ class ClosedForm:
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
-        """Computes it per datum; the guide and the seed are not used."""
+        """Computes log p(y) per datum; the guide and the seed are not used."""
         program, _, batch = inference
         value, error = (part.detach().double() for part in _log_evidence(program, batch))
         exact = _exact(value, program, "closed form")
@@ -71,11 +71,11 @@ class ClosedForm:
 
 
 def summed_out(program: Program, batch: Batch) -> LogMarginal:
-    r"""Log p(y) of a program whose local latent sites are all discrete: their exact sum.
+    r"""Log p(y) of a program whose local latent sites are all discrete, by summing them out.
 
     .. math:: \log p(y_n) = \log \sum_c p(y_n, c)
 
-    The error is that of rounding.
+    The error is the rounding error.
     """
     size = rows_at_once(program, batch, _MEMORY)
     pieces = zip(*(part.split(size) for part in batch), strict=True)
@@ -102,7 +102,7 @@ def _exact(value: Tensor, program: Program, method: str) -> LogMarginal:
 
 
 def _log_evidence(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
-    """From the model's own method, or a quadratic log joint; with its distance from a quadratic."""
+    """Log p(y) by the model's own method or from a quadratic log joint, with its error."""
     method = hooks_of(program.model).log_evidence
     if method is None:
         return _integrated(program, batch)
@@ -131,10 +131,10 @@ def _integrated(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _require_quadratic(program: Program, batch: Batch) -> None:
-    """Refuses a log joint that is not seen to be quadratic by the operations that compute it.
+    """Refuses a log joint unless the operations that compute it show that it is quadratic.
 
     Values at points cannot show it: a mixture looks quadratic where one component dominates, and a
-        narrow spike is visible only to points on it.
+    narrow spike is visible only at points on it.
     """
     for rows in zip(*(part.split(_ROWS) for part in batch), strict=True):
         degree, operation = degree_of(program, rows)
@@ -146,7 +146,7 @@ def _require_quadratic(program: Program, batch: Batch) -> None:
 def _require_quadratic_at_prior_draws(program: Program, batch: Batch, quadratic: Quadratic) -> None:
     """Refuses a log joint that differs from the quadratic at draws of the prior.
 
-    Its operations were not all seen, as when a program takes a latent to NumPy and back.
+    This catches operations that were not seen, as when a program takes a latent to NumPy and back.
     """
     draws = max(_PRIOR_DRAWS, _ALL_DRAWS // len(batch[0]))
     size = max(1, _ROWS // draws)

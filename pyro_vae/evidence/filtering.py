@@ -1,6 +1,6 @@
 r"""The bootstrap particle filter: sequential Monte Carlo along the latent sites of a program.
 
-A program of a series samples a state, observes something of it, and goes on to the next state:
+A program of a series samples a state, observes something about it, and goes on to the next state:
 
 .. math:: p(y, z) = \prod_{t=1}^{T} p(z_t \mid z_{<t}, y_{<t})\, p(y_t \mid z_{\le t}, y_{<t}) .
 
@@ -35,16 +35,16 @@ from .results import LogMarginal
 from .tempering import Population, result_of_islands
 from .weights import Inference, require_numbers
 
-_PROBES, _PROBED_ROWS = 4, 16  # draws and data by which the program's order is read
+_PROBES, _PROBED_ROWS = 4, 16  # draws and data that show the program's order
 _INDEPENDENT = (dist.Independent, torch.distributions.Independent)
 
 
 class Stage(NamedTuple):
-    """Latent sites that are drawn together, and the data whose density they complete.
+    """Latent sites that are drawn together, and the data whose density is known after them.
 
     Arguments:
         sites: Names of the latent sites.
-        entries: By observed site, entries of one datum whose density is known by then.
+        entries: For each observed site, which entries of a datum have a known density by then.
     """
 
     sites: tuple[str, ...]
@@ -96,7 +96,7 @@ class ParticleFilter:
     num_particles: int = 512
 
     def __post_init__(self) -> None:
-        """Refuses too few."""
+        """Refuses too few islands or particles."""
         if self.num_islands < 2 or self.num_particles < 2:
             raise ValueError(
                 "expected at least 2 islands of 2 particles, got "
@@ -130,7 +130,7 @@ class ParticleFilter:
         """Estimates and particles per datum."""
         keys = row_keys(seed, "filtering", *batch).tolist()
         rows = progress_bar(range(len(keys)), show=progress, desc="particle filter")
-        with torch.random.fork_rng():  # what is drawn afterwards does not go on from a datum's key
+        with torch.random.fork_rng():  # later draws must not continue a datum's stream
             parts = [self._filtered(program, stages, batch, row, keys[row]) for row in rows]
         log_evidence = torch.stack([log_evidence for log_evidence, _ in parts], dim=1)
         result = result_of_islands(log_evidence, self.num_particles, "particle filter")
@@ -163,9 +163,9 @@ class ParticleFilter:
 
 
 def stages_of(program: Program, batch: Batch) -> list[Stage]:
-    """The order in which the latent sites determine the data; one stage if only the last does.
+    """The stages in which latent sites determine the data; one if only the last site does.
 
-    Programs with discrete latent sites have one stage, since those are summed out.
+    Programs with discrete latent sites have one stage, since those sites are summed out.
     """
     names = [site.name for site in program.latent_sites]
     if program.structure.enumerated or not names:
@@ -196,13 +196,13 @@ def _is_same(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _entries(program: Program, run: Run) -> dict[str, Tensor]:
-    """Log densities of all entries of a datum's observed sites, `(rows, entries)`."""
+    """Log densities of the entries of every observed site, each `(rows, entries)`."""
     sites = run.inside
     return {name: _by_entry(sites[name], program.plate_dim) for name in program.observed_names}
 
 
 def _by_entry(site: TracedSite, plate_dim: int) -> Tensor:
-    """Log density before it is summed over the entries that are independent, `(rows, entries)`."""
+    """Log densities of the independent entries, not yet summed, `(rows, entries)`."""
     function, depth = site.distribution, 0
     while type(function) in _INDEPENDENT:
         depth += function.reinterpreted_batch_ndims
@@ -218,7 +218,7 @@ def _by_entry(site: TracedSite, plate_dim: int) -> Tensor:
 
 
 def _settled(program: Program, run: Run, stage: Stage) -> Tensor:
-    """Log density of the data that a stage completes, `(rows,)`."""
+    """Log density of all data that are known by the end of a stage, `(rows,)`."""
     parts = _entries(program, run)
     return sum(
         (parts[name][:, which].double().sum(dim=1) for name, which in stage.entries.items()),
@@ -227,7 +227,7 @@ def _settled(program: Program, run: Run, stage: Stage) -> Tensor:
 
 
 def _log_likelihood(program: Program, run: Run) -> Tensor:
-    """Log density of all data: with every site given or drawn, that of observed sites."""
+    """Log density of all observed sites, in a run where every latent site has a value."""
     sites = run.inside
     names = [name for name in sites if name in program.observed_names]
     parts = [sites[name].log_prob_by_datum(program.plate_dim).double() for name in names]
@@ -235,10 +235,10 @@ def _log_likelihood(program: Program, run: Run) -> Tensor:
 
 
 def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None:
-    """Refuses log densities that are nan.
+    """Refuses log densities that are nan or plus infinity.
 
     Raises:
-        FloatingPointError: If one is; says where.
+        FloatingPointError: If there is one; the message says where.
     """
     if not bool((log_likelihood < torch.inf).all()):
         z = program.flatten(run.values(site.name for site in program.latent_sites))[0]

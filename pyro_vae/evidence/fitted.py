@@ -6,8 +6,8 @@ correlations that a mean-field guide lacks, and the extra width covers the tails
 
 A fit ends at a local optimum. So there are three starting points: the guide's output; N(0, I); and
 the likeliest of some draws of N(0, I), since the first two may be at a saddle point of the ELBO if
-the posterior is symmetric with modes on both sides. 0.01 nats is enough to tell which optimum is
-the highest, and only that fit is run to convergence. All of it depends only on the datum.
+the posterior is symmetric with modes on both sides. Fits to 0.01 nats are enough to tell which
+optimum is the highest, and only that one is run to convergence. No fit depends on other data.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,18 +40,18 @@ from .proposals import Widened
 from .weights import draw_rows, rows_at_once
 
 _START_DRAWS = 64  # a start only: it need not be the best place
-_ROWS_AT_ONCE = 4096  # of the program's batch: as many as are fast, and of images a few mebibytes
-_MEMORY = 64.0  # mebibytes of the results for them, if rows are wide
-_LEAST_SPREAD = 1e-3  # so that a guide that is a point, or nearly one, is no start without width
-_NARROW = 0.1  # standard deviation about the likeliest draw, so that the fit sees that place alone
+_ROWS_AT_ONCE = 4096  # of the program's batch: as many as are fast; images take a few mebibytes
+_MEMORY = 64.0  # mebibytes of results for these rows: a limit where rows are wide
+_LEAST_SPREAD = 1e-3  # so that a start has some width, even if the guide is nearly a point
+_NARROW = 0.1  # standard deviation about the likeliest draw, so that the fit sees only that place
 _PROBES = 16  # further places at which modes are looked for
 _PROBE_POINTS, _PROBE_TOLERANCE = 8, 0.05  # enough to tell in which mode a fit ends
-_PROBED_AT_ONCE = 256  # data, each of which is fitted from all places at once
-_FAR = 8.0  # squared distance in standard deviations: four, if both have the same
-_HILLS = 1e-2  # nats: enough to tell which of some hills is the highest
+_PROBED_AT_ONCE = 256  # data at a time, each fitted from all places at once
+_FAR = 8.0  # squared distance over the sum of both variances: 4 sd if both modes are as wide
+_HILLS = 1e-2  # nats: enough to tell which optimum is the highest
 _COMPARABLE = 4.6  # nats, log 100: a mode with less than a hundredth of the mass is ignored
 _MOST_CORRELATED = 50  # latents; beyond, a full-rank fit takes seconds per datum
-_WIDER = (0.1, 0.8)  # at most a tenth, and less for many latents, each of which costs draws
+_WIDER = (0.1, 0.8)  # at most a tenth; less for many latents, since each costs effective draws
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,13 @@ class Fitted:
 
     The guide only provides a starting point; see :func:`starting_points` for the others.
 
-    One Gaussian covers one mode. If there are several, far apart, neither its Pareto k nor its
+    One Gaussian covers one mode. If there are several modes far apart, neither Pareto k nor the
     error shows that; :class:`Tightest` looks for mass elsewhere with prior draws.
 
     Arguments:
         family: By default the full-rank Gaussian for up to 50 latents, and the mean-field one
-            beyond, since the parameters of the first grow with the square of the latents.
+            beyond, since a full-rank one has a number of parameters that grows with the square of
+            the number of latents.
         scale: :math:`s`, no unit; by default :math:`1 + \min(0.1, 0.8 / L)` for L latents.
         fitting: How the rows are fitted. The default tolerance is 0.01 nats, which is accurate
             enough for a proposal.
@@ -108,7 +109,7 @@ class Fitted:
         correlated = program.latent_dim <= _MOST_CORRELATED
         family = self.family or (FullRankNormal() if correlated else DiagonalNormal())
         places = starting_points(program, posterior, batch, family)
-        fit = best_of_family(  # weights make up for what more points would bring
+        fit = best_of_family(  # no refit on more points: the weights make up for it
             program, batch, family, places, self.fitting, progress=False, refit=False
         )
         most, share = _WIDER
@@ -119,7 +120,7 @@ class Fitted:
 def starting_points(
     program: Program, posterior: Posterior, batch: Batch, family: Family
 ) -> list[Float[Tensor, "batch parameters"]]:
-    """Starting points of fits: the posterior's, N(0, I), and the likeliest of draws from N(0, I).
+    """Starting points of fits: the posterior, N(0, I), and the likeliest of draws from N(0, I).
 
     Raises:
         ValueError: If the family is a flow whose nets belong to no guide yet.
@@ -144,7 +145,7 @@ def _from_full_rank(
     batch: Batch,
     matching: Callable[[Tensor, Tensor], Tensor],
 ) -> Float[Tensor, "batch parameters"]:
-    """Starts from the full-rank Gaussian fitted to every datum, which lies near no saddle point."""
+    """Starting points from a full-rank Gaussian fitted to each datum, which avoid saddle points."""
     family, rough = FullRankNormal(), FitRows(tolerance=_HILLS)
     places = starting_points(program, posterior, batch, family)
     fit = best_of_family(program, batch, family, places, rough, progress=False, refit=False)
@@ -155,7 +156,7 @@ def _from_full_rank(
 def _likeliest(
     program: Program, batch: Batch, like: Tensor, number: int
 ) -> Float[Tensor, "number batch latents"]:
-    """For each datum, those of common draws of N(0, I) with the largest log joint."""
+    """For each datum, the draws of N(0, I) with the largest log joint; all data share the draws."""
     draws = generator(stream(0, "fit.starts"))
     shape = (_START_DRAWS, program.latent_dim)
     z = torch.randn(shape, generator=draws, dtype=like.dtype, device="cpu").to(like.device)
@@ -178,13 +179,13 @@ def _log_joint(
 def other_modes(
     program: Program, posterior: Posterior, batch: Batch, fitting: FitRows
 ) -> Bool[Tensor, " batch"]:
-    r"""Data whose posterior is seen to have several modes.
+    r"""Data whose posterior is found to have several modes.
 
-    Mean-field fits start at the posterior and at the 16 likeliest of 64 draws of N(0, I). There
-    are several modes where one of them ends far from the best one, :math:`\sum_i (m_i - m_i')^2 /
-    (s_i^2 + s_i'^2) > 8`, with an ELBO that is lower by less than log 100: of two modes that are
-    closer a proposal with a single one reaches both. That none are seen proves nothing; of modes
-    that are found from half of the draws each, one in 2^16 goes unseen.
+    Mean-field fits start at the posterior and at the 16 likeliest of 64 draws of N(0, I). A datum
+    has several modes if a fit ends far from the best one, :math:`\sum_i (m_i - m_i')^2 /
+    (s_i^2 + s_i'^2) > 8`, with an ELBO that is lower by less than log 100. If two modes are
+    closer, a proposal on one of them reaches both. Finding none proves nothing; if half of the
+    draws lead to each of two modes, one is missed once in 2^16 times.
     """
     starts = range(0, len(batch[0]), _PROBED_AT_ONCE)
     parts = [slice(first, first + _PROBED_AT_ONCE) for first in starts]
@@ -199,7 +200,7 @@ def other_modes(
 def _several(
     program: Program, posterior: Posterior, batch: Batch, fitting: FitRows
 ) -> Bool[Tensor, " batch"]:
-    """Runs all fits of some data at once, as if each were a datum of its own."""
+    """Runs all fits of some data at once, as if each fit were a datum of its own."""
     family = DiagonalNormal()
     first = match_moments(family, posterior, batch)
     away = _likeliest(program, batch, first, _PROBES)
@@ -232,9 +233,9 @@ def _is_far(
 def match_moments(
     family: Family, posterior: Posterior, batch: Batch
 ) -> Float[Tensor, "batch parameters"]:
-    """Parameters of a family near another posterior: its means and standard deviations.
+    """Parameters with which a family has about a posterior's means and standard deviations.
 
-    From draws of every datum's own stream, so that they do not depend on the other data.
+    These are estimated from draws of every datum's own stream, so they do not depend on other data.
     """
     _require_ready(family)
     z, _ = draw_rows(posterior, 0, row_keys(0, "fit.near", *batch), _START_DRAWS)
@@ -256,16 +257,17 @@ def best_of_family(
     progress: bool | None = None,
     refit: bool = True,
 ) -> RowFit:
-    """Rough fits from several starts; the better one of every datum, by fresh draws, goes on.
+    """Fits a family roughly from several starts, then fully from where each datum's best fit ended.
 
-    Where the ELBO is not finite at a further start, the first one takes its place.
+    The best has the highest ELBO over fresh draws. Where the ELBO is not finite at a further start,
+    the first start takes its place.
 
     Raises:
         FloatingPointError: If the ELBO of a datum is not a number at the first start.
     """
     start = starts[0]
     if len(starts) > 1:
-        # Accurate enough to tell which mode is the highest; what chooses q does not judge it.
+        # Accurate enough to tell which mode is the highest; other draws judge the chosen q.
         rough = replace(fitting, tolerance=max(fitting.tolerance, _HILLS))
         found = _fits(program, batch, family, starts, rough, stream(seed, "fit.rough"))
         start = reduce(_better, found).parameters
@@ -282,7 +284,7 @@ def _fits(
     fitting: FitRows,
     seed: int,
 ) -> Iterator[RowFit]:
-    """A fit from every start, over one set of points; from the first if a start is not finite."""
+    """A fit from each start, all on the same points; data that fail there use the first start."""
     fit = partial(fit_parameters, program, family, batch, fitting=fitting, seed=seed, refit=False)
     first, *others = starts
     yield fit(first)
@@ -293,7 +295,7 @@ def _fits(
 
 
 def _better(first: RowFit, other: RowFit) -> RowFit:
-    """The better one of every datum."""
+    """The better of two fits, for every datum."""
     wins = ((other.elbo > first.elbo) | first.elbo.isnan()).nonzero().squeeze(-1)
     better = with_rows(first, wins, other[wins])
     return replace(better, steps=max(first.steps, other.steps))

@@ -55,8 +55,8 @@ class Moved(NamedTuple):
     acceptance: Tensor
 
 
-# Steps vary, so that no trajectory closes on itself; and some are short, so that a chain which
-# lies where the common step is too long for it does not stay there.
+# Steps vary, so that no trajectory closes on itself. Some are short, so that a chain does not get
+# stuck where the common step is too long.
 _LONGEST = 1.2
 
 
@@ -72,10 +72,10 @@ def transition(
 
     Arguments:
         path: The two parts of the log density, in nats.
-        point: Where the chains are.
+        point: Positions of the chains.
         beta: Place on the path, `(batch,)`, from 0 to 1.
-        step: Step of every latent, in its unit, `(batch, latents)` or `(chains, batch, latents)`;
-            it must not depend on these chains.
+        step: Step of every latent, in that latent's unit, `(batch, latents)` or `(chains, batch,
+            latents)`; it must not depend on these chains.
         noise: Random numbers, independent of all earlier ones.
         leapfrog_steps: Steps of a trajectory, each with one gradient.
 

@@ -31,12 +31,12 @@ from .saturation import PriorDraws
 from .unreached import Drawn, prior_pool, unreached
 from .weights import Inference, draw_rows, is_keyed, rows_at_once, weigh, weigh_row
 
-_KEPT = 65_536  # draws per datum, beyond which their latents would fill the memory
-_MOST_MISSED = 0.75  # of an error: beyond, intervals about the few runs that look good miss
-_FEW = 2000  # draws of a datum of which latents are kept where there are more
-_ROOM = 2**24  # bytes of the draws and weights of some data, which a cache holds
-_ROOM_SHARE = 1 / 8  # at most, of the memory budget
-_DRAW_BYTES, _DRAW_NUMBERS = 100, 3  # a draw: its weights, and its latents made from noise
+_KEPT = 65_536  # draws per datum; the latents of more would fill the memory
+_MOST_MISSED = 0.75  # of an error; beyond, the few runs that look good have wrong intervals
+_FEW = 2000  # draws whose latents are kept if a datum has more than _KEPT
+_ROOM = 2**24  # bytes of draws and weights at a time, so that they stay in the cache
+_ROOM_SHARE = 1 / 8  # largest share of the memory budget for these
+_DRAW_BYTES, _DRAW_NUMBERS = 100, 3  # of a draw: bytes for weights, numbers for each latent
 
 
 class Average(NamedTuple):
@@ -45,7 +45,7 @@ class Average(NamedTuple):
     Arguments:
         method: Name of the estimator in results.
         log_mean: From log weights `(particles, batch)` to the log of their mean `(batch,)`.
-        bound: On which side of log p(y) it lies on average.
+        bound: The side of log p(y) on which the estimate lies on average.
     """
 
     method: str
@@ -59,10 +59,10 @@ PLAIN = Average("importance sampling", stats.log_mean_exp, Bound.LOWER)
 PARETO_SMOOTHED = Average(
     "Pareto-smoothed importance sampling", stats.smoothed_log_mean, Bound.TWO_SIDED
 )
-"""The largest weights smoothed first; see :func:`pyro_vae.stats.smoothed`."""
+"""Log of the mean weight, the largest ones smoothed; see :func:`pyro_vae.stats.smoothed`."""
 
 JACKKNIFED = Average("jackknifed importance sampling", stats.jackknife, Bound.TWO_SIDED)
-"""With the first-order bias removed; see :func:`pyro_vae.stats.jackknife`."""
+"""Log of the mean weight, less its first-order bias; see :func:`pyro_vae.stats.jackknife`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ErrorTarget:
 
     Arguments:
         error: The standard error asked for, in nats.
-        max_samples: The most draws per datum, besides those of the pilot.
+        max_samples: Limit on the draws per datum, not counting the pilot's.
 
     Raises:
         ValueError: If the error or the budget is not positive.
@@ -102,11 +102,11 @@ class ImportanceSampling:
     With fewer than 30 draws, too few to fit a tail, the error is the delta method's, and the datum
     is not reliable.
 
-    A run whose draws missed a tail looks harmless, so whatever the weights say, the posterior is
+    A run whose draws missed a tail looks harmless. So whatever the weights say, the posterior is
     also evaluated at points that the draws do not choose, as :mod:`pyro_vae.evidence.unreached`
-    explains: 48 for one latent, else 32 draws of the prior and a sixteenth of the draws (96 to
-    480). What the draws are expected to miss there enlarges the error if it is more than a sixth
-    of it; above 0.75 errors the datum is not reliable.
+    explains: 48 points for one latent, else 32 draws of the prior and a sixteenth as many points as
+    draws (96 to 480). They show how much the draws are expected to miss. If that is more than a
+    sixth of the error, it enlarges the error; above 0.75 errors the datum is not reliable.
 
     Where a datum is not reliable, the remedy is a better proposal (:class:`pyro_vae.Fitted`)
     rather than more draws: halving the error of weights with a Pareto k of 0.7 takes ten times as
@@ -122,11 +122,11 @@ class ImportanceSampling:
         average: How to average weights: :data:`PLAIN`, :data:`PARETO_SMOOTHED`,
             :data:`JACKKNIFED`.
         until: A target error. A pilot run of `num_samples` draws then determines for each datum how
-            often that number is doubled; the estimate is made from that many fresh draws.
-        compile: Whether the program's densities are compiled, which takes some ten seconds once and
-            is kept with the model; by default if that saves time. It changes results by rounding
-            only. Programs that cannot be compiled are evaluated eagerly; by default so are all
-            programs if the memory budget is too small for the compiler (300 MiB).
+            often that number is doubled; the estimate itself uses only fresh draws.
+        compile: Whether to compile the program's densities; by default if that saves time.
+            Compiling takes about ten seconds, once: the model keeps the result. It changes results
+            by rounding only. Programs that cannot be compiled are evaluated eagerly; so, by
+            default, are all programs if the memory budget is too small for the compiler (300 MiB).
 
     Raises:
         ValueError: If there are fewer than two draws, or fewer than 30 for a pilot.
@@ -176,16 +176,16 @@ class ImportanceSampling:
     def log_means(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Float[Tensor, " batch"]:
-        """The estimates alone, without errors and verdicts, which take half the time."""
+        """The estimates alone; errors and verdicts would double the time."""
         proposed = inference._replace(posterior=self.proposal(*inference))
         sampling = self._sampling(proposed, seed=seed, progress=progress)
         found = [self.average.log_mean(w.log_weights) for w in sampling.weights(self.num_samples)]
         return torch.cat(found)
 
     def blocks(self, inference: Inference, *, seed: int, progress: bool | None) -> Iterator[Block]:
-        """Draws of `posterior` and their weights, some data at a time, within the budget.
+        """Draws of `inference.posterior` and their weights, some data at a time, within the budget.
 
-        All particles of each; the proposal is what is passed in.
+        Each block holds all particles of its data. :attr:`proposal` is not used.
         """
         sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.blocks(self.num_samples)
@@ -200,7 +200,7 @@ class ImportanceSampling:
     def evaluations(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[tuple[Weights, LogMarginal]]:
-        """The weights, and the estimate from them, of some data at a time."""
+        """The weights and the estimates from them, for some data at a time."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         for weights, figures in sampling.judged(self.num_samples, self.average):
             yield weights, _judged(figures, self.average)
@@ -208,7 +208,7 @@ class ImportanceSampling:
     def judged_blocks(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[tuple[Block, LogMarginal]]:
-        """The draws of :meth:`blocks` with their weights, and the estimate from these."""
+        """The blocks of :meth:`blocks`, each with the estimates from its weights."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         for block, figures in sampling.judged_blocks(self.num_samples, self.average):
             yield block, _judged(figures, self.average)
@@ -259,8 +259,8 @@ class _Sampling:
         keys: Keys of the draws of each datum.
         places: Positions of the data in the data set, for messages.
         limit: Rows of the program's batch that fit at once.
-        room: Bytes that draws and weights may take before the next data are drawn for.
-        densities: The program's, compiled where that pays.
+        room: Limit in bytes on the draws and weights that are held at a time.
+        densities: The program's log densities, compiled where that pays.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
     """
 
@@ -275,7 +275,7 @@ class _Sampling:
     progress: bool | None
 
     def of_rows(self, rows: Int64[Tensor, " some"]) -> "_Sampling":
-        """The same for a subset of the data."""
+        """The sampling of a subset of the data."""
         own = rows.to(self.batch[0].device)
         return replace(
             self,
@@ -286,8 +286,8 @@ class _Sampling:
         )
 
     def blocks(self, num_samples: int) -> Iterator[Block]:
-        """Draws and weights, as many data at once as fit with all their draws."""
-        data = min(max(1, self.limit // num_samples), len(self.keys))  # of one run of the program
+        """Draws and weights of as many data at a time as fit with all their draws."""
+        data = min(max(1, self.limit // num_samples), len(self.keys))  # in one run of the program
         draw = _DRAW_BYTES + _DRAW_NUMBERS * self.program.latent_dim * self.batch[0].element_size()
         size = data * max(1, self.room // (draw * num_samples * data))
         for first in self._bar(range(0, len(self.keys), size)):
@@ -313,7 +313,7 @@ class _Sampling:
             )  # fmt: skip
 
     def figures(self, num_samples: int, average: Average) -> Iterator["_Figures"]:
-        """The figures of the weights, and what the draws did not reach."""
+        """The figures of the weights, with the share that the draws are expected to miss."""
         return (figures for _, figures in self.judged(num_samples, average))
 
     def judged_blocks(
@@ -351,7 +351,7 @@ class _Sampling:
         missed = partial(unreached, pool=self._pool, limit=self.limit)
         if is_keyed(self.proposal):
             return missed(inference.rows(places), drawn)
-        # A proposal's center may be a mean of draws: of the datum's own stream, as for its draws.
+        # A proposal's center may be a mean of draws, which must come from the datum's own stream.
         found = []
         with torch.random.fork_rng():
             for row, place in enumerate(places.split(1)):
@@ -386,7 +386,7 @@ def log_marginal_of(weights: Weights, average: Average = PLAIN) -> LogMarginal:
 
 
 def _figures_of(weights: Weights, average: Average) -> _Figures:
-    # Each datum's weights side by side in memory: it is added up as if it were alone.
+    # Each datum's weights lie side by side in memory, so that they add up as if it were alone.
     log_weights = weights.log_weights.T.contiguous().T
     num_samples = len(log_weights)
     ess = stats.effective_sample_size(log_weights)
@@ -406,7 +406,7 @@ def _judged(figures: _Figures, average: Average, until: ErrorTarget | None = Non
     value, error, ess, pareto_k, samples, covers, missed = figures
     has_tail = int(samples.max()) >= stats.MIN_TAIL_PARTICLES
     doubts = {Doubt.HEAVY_TAIL if has_tail else Doubt.NO_TAIL: ~covers}
-    # The fit to the tail allows for a sixth of an error; a run that looks good lacks the rest.
+    # The fit to the tail covers a missed share of a sixth of the error; more enlarges the error.
     doubts[Doubt.UNREACHED] = missed > _MOST_MISSED * error + stats.rounding(value)
     error = torch.hypot(error, 2 * (missed - error / 6).clamp(min=0))
     if until is not None:

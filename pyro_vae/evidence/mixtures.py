@@ -6,7 +6,7 @@ no Gaussian reaches. With :math:`\nu` degrees of freedom the density
 .. math:: q(z) = \sum_m \pi_m \, t_\nu(z \mid \mu_m, S_m S_m^\top)
 
 falls like :math:`|z|^{-\nu - L}`, slower than any of those, so the weights :math:`p / q` are
-bounded. A draw is made of standard normals alone, so that each datum's can have its own key:
+bounded. A draw is made of standard normals alone, so each datum's draws can have their own key:
 
 .. math:: z = \mu_m + S_m \epsilon \sqrt{\nu / \textstyle\sum_{i=1}^{\nu} \eta_i^2}, \qquad
     m = \min\{j : \pi_1 + \dots + \pi_j \ge \Phi(\zeta)\}
@@ -24,12 +24,12 @@ from torch import Tensor
 
 from ..randomness import normals
 
-_FREEDOM = 4  # an integer, since a chi-square is made of so many normals; 2 and less has no spread
-_SHRUNK = 0.8  # of the covariance: between that of equal moments, 1 / 2, and that of the core, 1
-_RIDGE = 1e-6  # of the spread of a latent: draws may all lie on a plane
+_FREEDOM = 4  # normals in the chi-square, so an integer; above 2, so that the variance is finite
+_SHRUNK = 0.8  # times the covariance: 1 / 2 would match the moments, and 1 the core
+_RIDGE = 1e-6  # of a latent's variance, since draws may all lie on a plane
 _PER_LATENT = 5.0  # effective draws that a covariance needs for each latent
-_TEMPERS = 12  # halvings of the exponent of weights of which too few are effective
-_LLOYD, _EM = 5, 15  # iterations; more do not change a proposal that matters
+_TEMPERS = 12  # halvings of the weights' exponent, where too few draws are effective
+_LLOYD, _EM = 5, 15  # iterations; more would hardly improve the proposal
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class StudentMixture:
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Draws of each datum from its own key, from the `first` draw on."""
+        """Draws of each datum from its own key, starting at draw `first`."""
         return self._placed(normals(keys, num_particles, self._noise, self.loc, first=first))
 
     @property
@@ -139,7 +139,7 @@ def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int)
     """A mixture per datum that is fitted to draws of equal weight, so as to cover every mode.
 
     Clusters start at draws far from one another, and are refined by a few steps of EM in which
-    each covariance is shrunk towards that of all clusters.
+    each covariance is shrunk towards the pooled one.
     """
     center, root = (part[:, 0] for part in _moments(z.double(), _even(z)))
     white = torch.linalg.solve_triangular(root, (z.double() - center).permute(1, 2, 0), upper=False)
@@ -158,7 +158,7 @@ def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int)
 
 
 def joined(one: StudentMixture, other: StudentMixture, share: float) -> StudentMixture:
-    """The components of both, with a share of the second."""
+    """The mixture of two mixtures, with a given share of the second."""
     shares = [one.log_shares + math.log1p(-share), other.log_shares + math.log(share)]
     return StudentMixture(
         torch.cat(shares, dim=1),
@@ -212,13 +212,13 @@ def _far_apart(white: Tensor, number: int) -> Tensor:
 
 
 def _components(white: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Shares, means and roots of covariances, each shrunk towards that of all clusters."""
+    """Shares, means, and roots of covariances that are shrunk towards the pooled one."""
     count = members.sum(dim=1)
     loc = (members.mT @ white) / count.clamp(min=1e-9).unsqueeze(-1)
     second = torch.einsum("bkm,bki,bkj->bmij", members, white, white)
     scatter = second - count[..., None, None] * loc.unsqueeze(-1) * loc.unsqueeze(-2)
     pooled = scatter.sum(dim=1, keepdim=True) / white.shape[1]
-    pseudo = white.shape[-1] + 2.0  # draws of the pooled covariance
+    pseudo = white.shape[-1] + 2.0  # weight of the pooled covariance, in draws
     covariance = (scatter + pseudo * pooled) / (count + pseudo)[..., None, None]
     return (count + 1) / (count + 1).sum(dim=1, keepdim=True), loc, _root(covariance)
 

@@ -1,8 +1,8 @@
 r"""Modes of log joints, and the mixture of normal densities that stands for them.
 
 Each component is as high and about as wide as the log joint at its mode, so that Laplace's method
-gives the mass. The mixture shows which modes are parts of others, and divides the density among
-them: the shares are a partition of one.
+gives its mass. The mixture shows which modes are parts of others, and divides the density among the
+modes: at every point their shares add up to one.
 """
 
 import math
@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-_WIDE = 1.5  # how much wider than the modes their mixture is
-_NEAR = 2.0  # standard deviations, of both: modes that are nearer than this are one
-_COVERED = 1.5  # nats that a mode may be above the mixture of those that are not much wider
-_WIDER = math.log(4.0)  # of a volume: wider ones do not show what is narrow
+_WIDE = 1.5  # factor by which the mixture is wider than the modes
+_NEAR = 2.0  # in standard deviations of each of two modes; closer ones count as one
+_COVERED = 1.5  # nats that a covered mode may rise above the modes that are not much wider
+_WIDER = math.log(4.0)  # in log volume: a mode wider by more cannot cover a narrow one
 
 
 @dataclass(frozen=True)
 class Modes:
-    """Modes of some data, with normal densities as high and about as wide as they are.
+    """Modes of some data, each with a normal density that is as high and about as wide.
 
     Arguments:
         rows: The datum of each mode.
@@ -57,7 +57,7 @@ class Modes:
 
     @cached_property
     def count(self) -> Int64[Tensor, " data"]:
-        """Modes of every datum."""
+        """Number of modes of every datum."""
         return torch.bincount(self.rows)
 
     @cached_property
@@ -109,7 +109,7 @@ class Modes:
         return ((torch.maximum(here, there) < _NEAR**2) & (index >= 0)).any(dim=-1)
 
     def overlaps(self, depth: float) -> "Overlaps":
-        """Pairs of a datum's modes where one has mass, in the mixture, at the other."""
+        """Pairs of a datum's modes where the first one's component has mass at the second."""
         terms, index = self._terms(self.z, self.rows)
         volume = self.log_mass - self.height
         light = self.heaviest[self.rows] - depth
@@ -125,17 +125,17 @@ class Modes:
         return most.scatter_reduce(0, self.rows, self.log_mass, "amax")
 
     def log_share(self, z: Tensor, rows: Tensor, mode: Tensor) -> Float[Tensor, " points"]:
-        """Log of the share that a mode has in the mixture: a partition of one."""
+        """Log of the share that a mode has in the mixture; the shares of all modes add up to 1."""
         terms, index = self._terms(z, rows)
         own = terms.where(index == mode[:, None], -torch.inf).amax(dim=-1)
         total = terms.logsumexp(dim=-1)
-        # Where all of them underflow the first one takes what there is.
+        # Where all of them underflow, the first mode takes the whole share.
         nothing = torch.zeros_like(own).where(index[:, 0] == mode, -torch.inf)
         return (own - total).where(total > -torch.inf, nothing)
 
 
 class Overlaps(NamedTuple):
-    """Pairs of modes, and the log mass that the first one has, in the mixture, at the second."""
+    """Pairs of modes, and the log mass that the first one's component has at the second."""
 
     mode: Int64[Tensor, " pairs"]
     other: Int64[Tensor, " pairs"]
@@ -143,7 +143,7 @@ class Overlaps(NamedTuple):
 
 
 def widths(bend: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviations and directions; curvatures are made positive, and not too small."""
+    """Standard deviations and directions, from curvatures made positive and not too small."""
     values, vectors = torch.linalg.eigh(bend)
     largest = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
     return values.abs().clamp(min=1e-8 * largest).rsqrt(), vectors

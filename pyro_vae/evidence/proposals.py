@@ -1,8 +1,8 @@
 r"""Proposals made from a guide: unchanged, widened, or mixed with the program's prior.
 
-Weights are bounded, or at least have a variance, if the proposal's tails are as heavy as those of
-the posterior. A guide that was fitted by its ELBO is usually too narrow. Widening its draws about
-its mean, :math:`z' = m + s (z - m)`, gives a proposal with the density
+Weights are bounded, or at least have a finite variance, if the proposal's tails are as heavy as the
+posterior's. A guide that was fitted by its ELBO is usually too narrow. Widening its draws about its
+mean, :math:`z' = m + s (z - m)`, gives a proposal with the density
 
 .. math:: \log q_s(z') = \log q(z) - L \log s
 
@@ -30,9 +30,6 @@ from .._types import Batch
 from ..guides import FamilyPosterior, Posterior
 from ..programs import Prior, Program
 
-# Draws of the prior run the whole program. So many rows at a time, whatever the memory budget is:
-# the draws of a datum must not depend on it.
-
 
 @runtime_checkable
 class Proposal(Protocol):
@@ -44,10 +41,10 @@ class Proposal(Protocol):
 
 @runtime_checkable
 class Keyed(Posterior, Protocol):
-    """A posterior that may draw many data at once, each from its own key."""
+    """A posterior that may draw for many data at once, each from its own key."""
 
     def is_keyed(self) -> bool:
-        """Whether draws can have a key per datum: they are made from standard normals."""
+        """Whether draws can have a key per datum, as those made from standard normals can."""
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
@@ -69,7 +66,7 @@ class Widened:
     r"""The guide, with its draws widened about its mean, :math:`z' = m + s (z - m)`.
 
     Arguments:
-        scale: :math:`s`, no unit; wider above 1. For :math:`L` latents an exact guide keeps
+        scale: :math:`s`, no unit; above 1 it widens. For :math:`L` latents an exact guide keeps
             :math:`(\sqrt{2 s^2 - 1} / s^2)^L` of its effective draws, 61 percent at 1.2 with 10
             latents: with many latents use a scale near 1.
 
@@ -132,8 +129,8 @@ class Defensive:
 class WidenedPosterior:
     """Draws from another posterior, widened about a center.
 
-    The center is its mean, computed once: a mean of draws differs from call to call, and the
-    density is valid for any fixed center.
+    The center is the posterior's mean, computed once: a mean of draws differs from call to call,
+    but the density is valid for any fixed center.
     """
 
     base: Posterior
@@ -201,7 +198,7 @@ class DefensivePosterior:
         return replace(self, base=self.base.rows(rows), prior=self.prior.rows(rows))
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws, each of either part, and the log densities of the mixture."""
+        """Draws, each from one of the two parts, and their log densities under the mixture."""
         from_base, _ = self.base.draw(num_particles)
         from_prior = self.prior.sample(num_particles)
         of_prior = torch.rand(from_base.shape[:2], device=from_base.device) < self.prior_share
@@ -215,7 +212,7 @@ class DefensivePosterior:
         return torch.logaddexp(log_base, log_prior)
 
     def mean(self) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's mixture; that of the prior from draws."""
+        """Mean of every datum's mixture; the prior's mean is estimated from draws."""
         return torch.lerp(self.base.mean(), self.prior.mean(), self.prior_share)
 
 
@@ -223,7 +220,7 @@ def density_at(posterior: Posterior, z: Float[Tensor, "particles batch latents"]
     """Log density of a posterior at points that it did not draw.
 
     Raises:
-        ValueError: If it has none, as under a flow that cannot be inverted.
+        ValueError: If the density is not available, as for a flow that cannot be inverted.
     """
     try:
         return posterior.log_prob(z)

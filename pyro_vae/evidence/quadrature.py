@@ -1,29 +1,29 @@
 r"""Quadrature for one to three latents: log p(y) by adding up the log joint on lattices.
 
 For a smooth integrand that decays on both sides the trapezoidal rule, the plain sum over equally
-spaced points, converges geometrically: for a normal density with spacing of one standard
-deviation it is off by :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}` of itself. So, per datum:
+spaced points, converges geometrically: with points one standard deviation apart, its relative error
+for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. So, per datum:
 
 1. A :mod:`scan <pyro_vae.evidence.scan>` of the prior's range finds the modes, and their
    curvature gives directions and scales.
 2. The log joint is divided among the modes: each takes the share that it has in a mixture of
    normal densities as high and wide as the modes. The shares add up to one, so nothing is counted
    twice, and each part has one scale.
-3. In coordinates :math:`z = c + A \, b \sinh(t / b)`, which are linear near the mode and bring
-   far, heavy tails near, points :math:`t` of a lattice are visited outwards from the mode for as
-   long as they carry mass, be it the share of another mode: a narrow mode may divide what belongs
-   to a wide one. So the size and shape of the domain adapt to the integrand, and the mass of the
-   outermost points shows how much was left out, and that of points far above both of their
-   neighbours how much lies on ridges too narrow for the lattice.
-4. This is done on three lattices, shifted against each other by a third of a cell; on four for two
-   latents, and five for three. Each gives an estimate; their average is the result and their spread
-   is its error, which is conservative: six times the true error for a kink on a line, wherever it
-   lies between the points (two lattices can agree by accident there). If the error is too large,
-   the spacing is halved. A sum over a lattice is off by the integrand's Fourier coefficients at the
-   vectors of the dual lattice, in phases that the shift turns: shifts along a diagonal would leave
-   the phase of (1, -1) alone, and a slanted ridge would look exact.
+3. The coordinates :math:`z = c + A \, b \sinh(t / b)` are linear near the mode and bring far, heavy
+   tails near. Points :math:`t` of a lattice are visited outwards from the mode for as long as they
+   carry mass, even if it belongs to another mode: a narrow mode may divide the region of a wide
+   one. So the size and shape of the domain adapt to the integrand. The mass of the outermost points
+   shows how much was left out; the mass of points far above both of their neighbours shows how much
+   lies on ridges too narrow for the lattice.
+4. This is done on three lattices, shifted against each other by a third of a cell (on four for two
+   latents, and five for three). Each gives an estimate; their average is the result, and their
+   spread is its error. This error is conservative: six times the true one for a kink on a line,
+   wherever the kink lies between the points (two lattices can agree there by accident). If the
+   error is too large, the spacing is halved. A sum over a lattice is off by the integrand's Fourier
+   coefficients at the vectors of the dual lattice, with phases that the shift changes: shifts along
+   a diagonal would not change the phase of (1, -1), and a slanted ridge would look exact.
 5. If the grid of the scan is fine enough, its sum is a second estimate of the mass of the modes
-   that are wide enough to be seen on it: the difference of the two is part of the error.
+   that are wide enough to be seen on it. The difference of the two estimates is part of the error.
 """
 
 import math
@@ -45,29 +45,29 @@ from .results import Bound, LogMarginal
 from .scan import Integrand, Scan, scanned
 from .weights import Inference, draw_rows, require_numbers, rows_at_once
 
-_MOST_LATENTS = 3  # each more multiplies the points by about ten
+_MOST_LATENTS = 3  # each further one multiplies the points by about ten
 _GUIDE_DRAWS = 16
 _BEND = 3.0  # b, in standard deviations: nearer than this the coordinates are about linear
-_WIDEST = 1.5  # standard deviations of a mode between points that see it
-_MARGIN = 12.0  # nats below the tolerance at which points are too light to go on from
-_AHEAD = 0.5  # standard deviations
+_WIDEST = 1.5  # largest spacing of points that see a mode, in its standard deviations
+_MARGIN = 12.0  # nats below the tolerance; visits do not go on from lighter points
+_AHEAD = 0.5  # standard deviations that a visit looks ahead on a line
 _ISOLATED = 4.5  # nats above both neighbours: a normal density whose points are three sd apart
 _OMITTED = 3.0  # mass beyond the outermost points, in units of theirs, for tails as heavy as 1/z^2
-_ROUNDINGS = 8.0  # roundings of its own size that a log joint may be off by
+_ROUNDINGS = 8.0  # rounding units, relative to its size, that a log joint may be off by
 _PLACES: dict[int, list[list[int]]] = {
     1: [[0, 1, 2]],
     2: [[0, 1, 2, 3], [0, 2, 3, 1]],
     3: [[0, 1, 2, 3, 4], [0, 1, 3, 4, 2], [0, 2, 3, 1, 4]],
 }
-# In cells, by the number of latents. The average is free of the coefficients along each axis; of
-# other dual vectors with entries -1, 0 and 1 the spread is at least 1.5 times what it is off by.
+# In cells, by the number of latents. The average is free of the coefficients along each axis. For
+# other dual vectors with entries -1, 0 and 1 the spread is at least 1.5 times the average's error.
 _SHIFTS = {latents: [[k / len(p) for k in p] for p in axes] for latents, axes in _PLACES.items()}
-_FINEST = 12  # halvings: indices then still fit into their share of a key
+_FINEST = 12  # halvings; with more, indices would not fit into their bits of a key
 _INDEX_BITS = 17
 _SHARES_AT_ONCE = 16_384  # points, each with all modes of its datum
 _POINT_BYTES = 32  # of a visited point: its key, and copies while keys are sorted
 _DATA_AT_ONCE = 1024
-_MODES_AT_ONCE = 1024  # the number of lattices then fits into its share of a key
+_MODES_AT_ONCE = 1024  # so that the number of a lattice fits into its bits of a key
 _MEBIBYTE = 2**20
 
 
@@ -85,8 +85,8 @@ class Quadrature:
 
     Arguments:
         tolerance: Target error, in nats per datum; for smooth programs the error is far smaller.
-        max_points: Most points per datum of each lattice, and of the scan; a datum that needs more
-            is unreliable.
+        max_points: Limit per datum on the points of each lattice, and of the scan; a datum that
+            needs more is unreliable.
         memory: Memory budget for points and the program's intermediate results, in MiB.
 
     Raises:
@@ -159,7 +159,7 @@ class _Frames:
     which: Int64[Tensor, " some"]
 
     def seeds(self) -> tuple[Tensor, Tensor]:
-        """Modes, and lattice coordinates of places to start from: their own and others' places.
+        """Modes, and points to start from, in their lattice coordinates: the mode and other modes.
 
         The region between two modes may have no mass, so that visits from one do not reach the
         other.
@@ -179,7 +179,7 @@ class _Frames:
         return _BEND * (bent / _BEND).asinh()
 
     def unseen(self, spacing: float) -> Float[Tensor, " some"]:
-        """Mass near other modes that lie between the points, so that their share is missed."""
+        """Mass that is missed near other modes that are too narrow for the points to see."""
         mode, other, log_stake = self.overlaps
         stretch = (self.coordinates(mode, other) / _BEND).cosh()[:, None]
         steps = torch.linalg.solve(self.modes.axes[other], self.modes.axes[mode] * stretch)
@@ -217,7 +217,7 @@ class _Sums(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """The integral around each mode: bounds on its value, the mass outside, and the points."""
+    """The integral around each mode: its value and spread, the mass outside, and the points."""
 
     log_mass: Tensor
     log_spread: Tensor
@@ -324,7 +324,7 @@ def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrat
 
 
 class _Lattice:
-    """Points of some lattices for each mode: lattice `k * modes + m` is the kth of mode m."""
+    """Points of the lattices of some modes: lattice `k * modes + m` is the kth one of mode m."""
 
     def __init__(
         self, integrand: Integrand, frames: _Frames, spacing: float, method: Quadrature
@@ -373,9 +373,9 @@ class _Lattice:
         return total._replace(log_edge=self._with_isolated(total.log_edge, keys, found))
 
     def _with_isolated(self, log_edge: Tensor, keys: Tensor, found: Tensor) -> Tensor:
-        """Adds the mass of points on ridges that pass between the points beside them.
+        """Adds the mass of points on ridges that are too narrow for the points beside them to see.
 
-        So narrow a ridge is not resolved, and where it goes on, no point may see it.
+        Such a ridge is not resolved: where it goes on, no point may see it.
         """
         keys, order = keys.sort()
         found = found[order].nan_to_num(nan=-torch.inf)
@@ -401,7 +401,7 @@ class _Lattice:
         return self._keys(which * self.modes + mode.repeat(number), index).unique()
 
     def _highest(self) -> Tensor:
-        """Log mass of a cell at the heaviest mode of every datum, for each mode."""
+        """For each mode, the log mass of the heaviest cell at a mode of its datum."""
         modes = self.frames.modes
         cells = modes.height + modes.log_det
         most = torch.full_like(cells[: len(modes.count)], -torch.inf)
@@ -411,7 +411,7 @@ class _Lattice:
     def _around(self, lattices: Tensor, index: Tensor) -> Tensor:
         """Keys of the neighbours."""
         unit = torch.eye(self.latents, dtype=torch.int64, device=index.device)
-        # Along a line there are two ways only, so fine lattices are visited some points at a time.
+        # A line has only two directions, so a fine lattice is visited several points at a time.
         ahead = max(1, int(_AHEAD / self.spacing)) if self.latents == 1 else 1
         steps = torch.cat([step * unit for step in range(1, ahead + 1)])
         near = index[:, None] + torch.cat([steps, -steps])  # (points, neighbours, L)
@@ -462,7 +462,7 @@ def _added(total: _Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> _S
 
 
 def _log_add(total: Tensor, lattices: Tensor, found: Tensor) -> Tensor:
-    """Adds masses given by their logarithms to those of their lattices."""
+    """Adds masses to the totals of their lattices, all as logarithms."""
     peak = total.scatter_reduce(0, lattices, found, "amax")
     safe = peak.where(peak.isfinite(), 0.0)
     added = (total - safe).exp().scatter_add(0, lattices, (found - safe[lattices]).exp())

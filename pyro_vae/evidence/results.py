@@ -76,7 +76,7 @@ class LogMarginal(PerDatum):
 
     @property
     def total(self) -> Estimate:
-        """Log marginal likelihood of the data set, in nats: data are independent."""
+        """Log marginal likelihood of the data set, in nats: a sum, since data are independent."""
         return stats.total(self.estimate)
 
     def columns(self) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ class LogMarginal(PerDatum):
         return f", {low} draws each" if low == high else f", {low} to {high} draws each"
 
     def _tails(self) -> str:
-        """The worst Pareto k and effective sample size, where there are such."""
+        """The worst Pareto k and effective sample size, where there are any."""
         k, ess = (part[~part.isnan()] for part in (self.pareto_k, self.ess))
         said = f"; Pareto k at most {float(k.max()):.2f}" if len(k) > 0 else ""
         return said + (f", ESS at least {float(ess.min()):.0f}" if len(ess) > 0 else "")
@@ -120,8 +120,8 @@ class EvidenceLowerBound(PerDatum):
         distortion: :math:`-\mathbb{E}_q \log p(y \mid z)`.
         num_samples: Draws used per datum.
         given: What the bound is conditional on, in words, as in :class:`LogMarginal`.
-        doubts: Reasons not to trust a bound. Few draws are not one: it is unbiased, with the error
-            from their spread.
+        doubts: Reasons not to trust a bound. Few draws are no such reason: the bound is unbiased,
+            and its error comes from their spread.
     """
 
     elbo: Estimate
@@ -138,7 +138,7 @@ class EvidenceLowerBound(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Its standard error."""
+        """Standard error of the ELBO."""
         return self.elbo.error
 
     @property
@@ -176,7 +176,7 @@ class Evaluation(Result):
         return iter((self.bound, self.log_marginal))
 
     def as_columns(self) -> dict[str, Any]:
-        """Columns of both, by name; the verdict is that of log p."""
+        """Columns of both parts, by name; the verdict is that on log p."""
         return {**self.bound.as_columns(), **self.log_marginal.as_columns()}
 
     def to_dataframe(self) -> Any:
@@ -198,7 +198,7 @@ class Evaluation(Result):
         return Evaluation(bound, replace(result, value=result.value + log_scale))
 
     def summary(self) -> str:
-        """Both, a line each."""
+        """Both summaries, one below the other."""
         return f"{self.bound.summary()}\n{self.log_marginal.summary()}"
 
     def plot(self) -> Any:

@@ -9,10 +9,10 @@ harmless. The prior falls as the posterior does, and its draws give a second est
     {\sqrt{\mathrm{se}(\hat p_{\text{prior}})^2 + \mathrm{se}(\hat p)^2}} \le 4
 
 *Values that round.* Densities of sparse priors hold at the edges
-(:mod:`pyro_vae.programs.edges`), but a program sees a value: a number near 1 that rounds to 1, or
-one below the smallest positive number. Usually this changes nothing. To find out, such a value is
-moved away from the edge by the smallest step that does not round: if the densities of the other
-sites change, then the rounding has changed them as well.
+(:mod:`pyro_vae.programs.edges`), but a program sees a rounded value: 1 for a number near 1, or 0
+for one below the smallest positive number. Usually this changes nothing. To find out, such a value
+is moved away from the edge by the smallest step that does not round. If this changes the densities
+of the other sites, then the rounding has changed them as well.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,9 +47,9 @@ from .weights import rows_at_once
 _PRIOR_DRAWS = 1000  # for every datum
 _JOINT_ERRORS = 4.0  # by which two estimates may differ
 _DRAWS = 500  # of the prior, for every datum that may lie at an edge
-_SHARE = 0.005  # of the posterior: as many nats are lost
+_SHARE = 0.005  # of the posterior, which is about the loss in nats
 _FLAT = 0.01  # nats: a density that changes by less is the same
-_STEP = 16.0  # roundings, so that what one rounding takes away is a part of the change
+_STEP = 16.0  # roundings, so that the change includes the effect of a single one
 _TRIED = 4  # draws that tell whether a datum has the prior of the first one
 _ROUNDING = 1e-4  # of log densities in float32, absolute and relative
 _MEMORY = 256.0  # mebibytes
@@ -59,13 +59,13 @@ _OfDraws = Callable[["PriorDraws", Batch], Float[Tensor, "rows numbers"]]
 
 @dataclass(frozen=True)
 class PriorDraws:
-    """Draws of the first datum's prior, which are those of all data with the same prior.
+    """Draws of the first datum's prior, shared by all data with the same prior.
 
     Arguments:
         program: The model.
         row: The first datum.
-        run: The run that drew them, of that row repeated.
-        num_draws: How many.
+        run: The run that drew them, on copies of this row.
+        num_draws: Number of draws.
     """
 
     program: Program
@@ -82,8 +82,8 @@ class PriorDraws:
         Arguments:
             program: The model.
             batch: The data.
-            num_draws: How many.
-            name: Of their stream.
+            num_draws: Number of draws.
+            name: Name of their random stream.
         """
         row = tuple(part[:1] for part in batch)
         with forked(0, name):
@@ -102,7 +102,7 @@ class PriorDraws:
         Arguments:
             rows: The data.
             some: Which draws; all by default.
-            values: Other values for those that were drawn.
+            values: Values that replace the drawn ones.
         """
         program, num_rows = self.program, len(rows[0])
         axes = {site.name: site.axis for site in program.latent_sites}
@@ -143,7 +143,7 @@ class PriorDraws:
 def _with_draws(
     program: Program, batch: Batch, num_draws: int, answer: _OfDraws
 ) -> Float[Tensor, "batch numbers"]:
-    """Numbers per datum from draws of its prior; data with the same prior share them."""
+    """Numbers per datum from draws of its prior; data with the same prior share the draws."""
     draws = PriorDraws.of(program, batch, num_draws)
     size = rows_at_once(program, batch, _MEMORY)
     alike = draws.of_same_prior(batch, size)
@@ -162,12 +162,12 @@ def _with_draws(
 
 
 def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = None) -> Doubts:
-    """Doubts about latents with bounded supports, each where it holds for some data.
+    """Doubts about latents with bounded supports; only those that some data raise.
 
     Arguments:
         program: The model.
         batch: The data.
-        result: An estimate of log p(y), held against draws of the prior unless it was already.
+        result: An estimate of log p(y), to check against draws of the prior unless that was done.
     """
     if all(site.is_real for site in program.latent_sites):
         return {}
@@ -179,7 +179,7 @@ def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = Non
 
 
 def from_prior(program: Program, batch: Batch) -> Estimate:
-    """Log p(y) from draws of the prior alone, each `(batch,)`, in nats.
+    """Log p(y) from draws of the prior alone: value and error, each `(batch,)`, in nats.
 
     Data with the same prior share the draws.
 
@@ -237,7 +237,7 @@ def _shares(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 1"]:
 def _moved(draws: PriorDraws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge rows"]:
     """The change of the log densities, in nats, when values are moved away from their edges.
 
-    Sites with known unconstrained values keep them, so that only their effect on others is seen.
+    Sites with known unconstrained values keep these, so that only the effect on other sites shows.
     """
     inwards = {site.name: _inwards(draws.run[site.name]) for site in draws.program.latent_sites}
     pair = (draws.log_densities(rows, edge, values) for values in (None, inwards))

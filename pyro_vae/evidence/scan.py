@@ -1,4 +1,4 @@
-r"""Finds the modes of a log joint by a grid over the prior's range, and Newton's method from there.
+r"""Finds the modes of a log joint by Newton's method from a grid over the prior's range.
 
 The scan's grid is even in coordinates :math:`z = m + s\, b \sinh(t / b)` of every latent, with
 :math:`m` and :math:`s` the median and the spread of draws of the prior: fine where the prior has
@@ -6,12 +6,13 @@ its mass, and far-reaching. On the scale of the log joint even a narrow mode is 
 away. Newton's method starts at every local maximum of the grid, unless the prior density there is
 so low that even the best likelihood found could not make up for it. Then the grid is refined by a
 factor of two, until no maximum leads to a new mode at least two standard deviations from the
-others. New modes whose total mass is far below the tolerance do not count: those of a still finer
-grid have less. If the number of points reaches its limit first, modes may have been missed, and the
-datum is flagged.
+others. New modes whose total mass is far below the tolerance do not count: those that a still finer
+grid would show have less. If the number of points reaches its limit first, modes may have been
+missed, and the datum is flagged.
 
-A spike of the prior, as of a learned flow, may lie between the points of every such grid. Draws of
-the prior lie in it as often as it has mass: Newton's method starts at the highest of them too.
+A spike of the prior, as of a learned flow, may lie between the points of every such grid. But a
+share of prior draws equal to its mass falls into it, so Newton's method also starts at the highest
+of these draws.
 
 If the model's networks depend on the latents alone, they are run on the grid once for all data.
 """
@@ -34,34 +35,34 @@ from ..randomness import forked
 from .modes import Modes, widths
 
 _PRIOR_DRAWS = 512
-_CHECKED = 8  # draws of the prior at which rows are compared, and a shared pass with the program
-_BEND = 2.0  # b, in spreads of the prior: nearer than this the grid is about even
-_REACH = 20.0  # spreads of the prior; beyond, climbs lead there from the edge
+_CHECKED = 8  # draws of the prior at which priors of data, and a shared pass, are checked
+_BEND = 2.0  # b, in spreads of the prior, within which the grid is about even
+_REACH = 20.0  # spreads of the prior; modes beyond are climbed to from the edge
 _FARTHER = 30.0  # times the farthest draw, for priors with heavy tails
-_HEAVY = 6.0  # spreads that no draw of a normal prior is away
+_HEAVY = 6.0  # spreads; no draw of a normal prior is so far away
 _FIRST = {1: 257, 2: 33, 3: 17}  # points of the first grid along each latent
 _FIRST_SHARED = {1: 1025, 2: 65, 3: 17}  # where one pass serves all data
-_MOST_DRAWS = 4  # of the prior, that are climbed from for a datum
-_VISIBLE = 1.5  # standard deviations of a mode between points of a grid that sees it
-_MOST_MAXIMA = 512  # of a grid, that are climbed from
+_MOST_DRAWS = 4  # draws of the prior from which Newton's method starts for a datum
+_VISIBLE = 1.5  # largest spacing of a grid that sees a mode, in its standard deviations
+_MOST_MAXIMA = 512  # maxima of a grid from which Newton's method starts
 _NEWTON_STEPS = 40
-_HALVINGS = 10  # of a step, on whose way up there must be no valley
-_SETTLED = 1e-8  # nats that a step promises: the maximum is known to many digits
+_HALVINGS = 10  # of a step; the way to the chosen point must not cross a valley
+_SETTLED = 1e-8  # nats; when a step promises less, the maximum is known to many digits
 _DROP = 0.5  # nats that a normal density falls within one standard deviation
-_STEEP = 1.5  # most that a mode's width is above that of its steeper side
-_LIGHTER = 10.0  # times lighter than the tolerance: new modes that are left out of account
+_STEEP = 1.5  # largest ratio of a mode's width to that of its steeper side
+_LIGHTER = 10.0  # new modes so many times lighter than the tolerance are ignored
 _LIGHT = 7.0  # nats below the tolerance at which a mode is too light to count
-_SLACK = 256.0  # roundings by which two ways to the same density may differ
+_SLACK = 256.0  # roundings by which two computations of a density may differ
 
 
 @dataclass(frozen=True)
 class Integrand:
-    """The log joint of some data, at points that each belong to one of them.
+    """The log joint of some data, at points that each belong to one datum.
 
     Arguments:
         program: The model.
         batch: The data.
-        limit: Rows that the program is called with at a time.
+        limit: Row limit per call of the program.
     """
 
     program: Program
@@ -87,7 +88,7 @@ class Integrand:
         return values.where(values < torch.inf, torch.nan)
 
     def heights(self, z: Float[Tensor, "many points latents"], rows: Tensor) -> Tensor:
-        """Log joint `(many, points)` at several points for each; nan counts as no mass."""
+        """Log joint `(many, points)`, at many places for each point; nan counts as no mass."""
         flat = self(z.flatten(0, 1), rows.expand(z.shape[:2]).flatten())
         return flat.view(z.shape[:2]).nan_to_num(nan=-torch.inf)
 
@@ -99,7 +100,7 @@ class Integrand:
 
     @cached_property
     def draws(self) -> Float[Tensor, "draws data latents"]:
-        """Draws of every datum's prior by the same random numbers; one column if all share it."""
+        """Prior draws of every datum, by common random numbers; one column if priors are equal."""
         first = _prior_draws(self.program, self.batch, 0)
         some = first[:_CHECKED].expand(-1, len(self), -1).to(self.program.dtype)
         prior = self.program.log_densities(some, *self.batch).prior
@@ -121,7 +122,7 @@ class Integrand:
             return False  # shapes that do not broadcast, or a site of another kind
 
     def of_all(self, z: Float[Tensor, "points latents"]) -> LogDensities:
-        """Densities of all data by one pass, which sees the first datum's other inputs."""
+        """Densities of all data by one pass, whose other inputs are those of the first datum."""
         first = tuple(part[:1] for part in self.batch)
         densities, run = self.program.traced(z[:, None], *first)
         values = self.program.run(self.batch).values(self.program.observed_names)
@@ -132,7 +133,7 @@ class Integrand:
         return LogDensities(densities.prior.expand_as(total), total)
 
     def on_grid(self, z: Float[Tensor, "points data latents"], rows: Tensor) -> LogDensities:
-        """Densities of data on their grids, `(points, rows)`; minus infinity for no number."""
+        """Densities of data on their grids, `(points, rows)`; minus infinity replaces nan."""
         some = tuple(part[rows] for part in self.batch)
         pieces = z.to(self.program.dtype).split(max(1, self.limit // len(rows)))
         if self.is_shared:
@@ -212,7 +213,7 @@ def _newton(
 def _measured(
     integrand: Integrand, rows: Tensor, z: Tensor, height: Tensor, widest: float
 ) -> Modes:
-    """Scales the axes of modes to where the log joint has fallen as a normal's at one sd.
+    """Scales the axes of modes to end where the log joint has fallen like a normal's at one sd.
 
     The curvature at the mode alone would mislead for a cusp, a flat top or a heavy tail.
     """
@@ -238,8 +239,8 @@ class Scan(NamedTuple):
         modes: The modes of all data.
         unsettled: Data for which the finest grid still showed new modes with mass.
         log_edge: Log of the mass that may lie beyond the grid, in nats.
-        log_mass: Sum over the grid, where it is fine enough to be the log mass of the modes on it;
-            nan elsewhere.
+        log_mass: Log of the sum over the grid, which is the mass of the modes on it; nan where the
+            grid is too coarse for that.
         on_grid: Whether a mode is wide enough to be seen by the grid's points.
     """
 
@@ -292,7 +293,7 @@ def scanned(
 
 
 def _highest_draws(integrand: Integrand, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The draws of the prior with the highest log joint of every datum, and their data."""
+    """For every datum, the draws of the prior with the highest log joint; also their rows."""
     densities = integrand.on_grid(integrand.draws, rows)
     height = (densities.prior + densities.likelihood).nan_to_num(nan=-torch.inf)
     highest = height.topk(_MOST_DRAWS, dim=0).indices
@@ -371,7 +372,7 @@ class _Places:
     Arguments:
         middle: Median of draws of the prior, `(data or 1, latents)`.
         spread: Half the distance of their 16% and 84% quantiles.
-        end: Ends of the coordinates.
+        end: Largest coordinate; the smallest is minus this.
     """
 
     middle: Tensor
@@ -396,7 +397,7 @@ class _Places:
         )
 
     def widest_step(self, modes: Modes, spacing: Float[Tensor, " modes"]) -> Tensor:
-        """Distance of a grid's points at modes, in the modes' standard deviations."""
+        """Spacing of a grid's points at modes, in the modes' standard deviations."""
         own = torch.zeros_like(modes.rows) if len(self.middle) == 1 else modes.rows
         middle, spread = self.middle[own], self.spread[own]
         stretch = spread * (1 + ((modes.z - middle) / (_BEND * spread)).square()).sqrt()
@@ -420,8 +421,8 @@ class _Grid:
         z: Points, `(points, data or 1, latents)`.
         rows: The data.
         value: Log joint, `(data, along, ..., along)`.
-        prior: The part of it that is the prior's.
-        density: The same in the grid's coordinates, with the log Jacobian.
+        prior: Log prior, of the same shape.
+        density: Log joint in the grid's coordinates, which includes the log Jacobian.
         spacing: Spacing of the coordinates.
     """
 
@@ -463,14 +464,14 @@ class _Grid:
         return (value >= _pooled(value)) & (self.value > -torch.inf)
 
     def peaks_around(self) -> Bool[Tensor, "batch ..."]:
-        """Points of a grid twice as fine that are at peaks of this one, or next to one."""
+        """Points of a grid twice as fine that lie at a peak of this grid, or next to it."""
         along = 2 * self.value.shape[1] - 1
         finer = self.value.new_zeros(len(self.rows), *[along] * self.latents)
         finer[(slice(None), *[slice(None, None, 2)] * self.latents)] = self.peaks.to(finer)
         return _pooled(finer) > 0
 
     def highest(self, peaks: Tensor) -> tuple[Tensor, Tensor]:
-        """The highest of some peaks of every datum, flat, and their data."""
+        """Positions of the highest of some peaks of every datum, in one list, and their rows."""
         heights = self.value.where(peaks, -torch.inf).flatten(1)
         height, index = heights.topk(min(_MOST_MAXIMA, heights.shape[1]), dim=1)
         place = torch.arange(len(self.rows), device=index.device)[:, None].expand_as(index)
@@ -487,7 +488,7 @@ class _Grid:
         return edge.flatten(1).logsumexp(dim=1) + step
 
     def log_mass(self, tolerance: float) -> Float[Tensor, " batch"]:
-        """The sum over the grid; nan unless its parts, shifted against each other, agree."""
+        """Log of the sum over the grid; nan unless the interleaved parts of the grid agree."""
         stride = 4 if self.latents == 1 else 2
         offsets = itertools.product(range(stride), repeat=self.latents)
         parts = torch.stack(
@@ -504,7 +505,7 @@ class _Grid:
 
 
 def _pooled(value: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-    """The largest value of every point and those around it."""
+    """At every point, the largest value there and at the points around it."""
     pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
     pooled: Tensor = pool[value.dim() - 2](value[:, None], 3, 1, 1)[:, 0]
     return pooled

@@ -1,8 +1,8 @@
 r"""Tempered sequential Monte Carlo: populations that anneal to the posterior, and are resampled.
 
-As in :mod:`pyro_vae.evidence.annealing` particles move along :math:`f_t(z) = f_0(z)\,
-r(z)^{\beta_t}` to :math:`f_T(z) = p(y, z)`; but after each stretch those of small weight are
-replaced by copies of those of large weight. With :math:`M` particles of one island
+As in :mod:`pyro_vae.evidence.annealing`, particles move along :math:`f_t(z) = f_0(z)\,
+r(z)^{\beta_t}` to :math:`f_T(z) = p(y, z)`; but after each stretch copies of particles with large
+weights replace those with small ones. With :math:`M` particles of one island
 
 .. math:: \log \hat p(y) = \sum_{t=1}^{T} \log \frac{1}{M} \sum_{m=1}^{M}
     r(z_{t-1}^m)^{\beta_t - \beta_{t-1}}, \qquad \mathbb{E}\, \hat p(y) = p(y),
@@ -11,13 +11,13 @@ and the final particles are draws from the posterior. Given the step sizes and t
 are fixed beforehand, the islands are independent, so the spread of their estimates gives the error.
 
 Where a posterior is much narrower than elsewhere, as in the neck of a funnel, every move is
-rejected, and the mass there is that of the particles which were drawn there: a few, or none in any
+rejected, and only particles that were drawn there carry the mass there: a few, or none in any
 island. With :math:`a_s^m` the acceptance probabilities of the :math:`S` moves at the end,
 
 .. math:: f = \frac{1}{M} \sum_m \prod_{s=1}^{S} (1 - a_s^m)
 
-is the share of the particles that do not move at all. Their mass is known to no better than its own
-size, so the error of :math:`\log \hat p` is :math:`\sqrt{\mathrm{se}^2 + f^2}`.
+is the share of the particles that do not move at all. Their mass has an error as large as itself,
+so the error of :math:`\log \hat p` is :math:`\sqrt{\mathrm{se}^2 + f^2}`.
 
 Latents are whitened by the mean and covariance of the start, :math:`z = m + S u`, so that one step
 size suits all of them.
@@ -56,15 +56,15 @@ from .weights import Inference, draw_rows, rows_at_once, weigh
 
 _PARTS = ("scale", "pilot.start", "pilot", "start", "resampling", "moves")  # streams
 _SCALE_DRAWS = 256  # a preconditioner only: it need not be exact
-_RIDGE = 1e-6  # of the spread: draws may all lie on a plane
+_RIDGE = 1e-6  # of a latent's variance, since draws may all lie on a plane
 _PACE = 0.35  # nats by which log weights spread in one stretch: an eighth of the particles is lost
-_FEWEST, _MOST = 16, 128  # stretches; the error says what more would have brought
+_FEWEST, _MOST = 16, 128  # stretches; the error shows where these are too few
 _SETTLING = 8  # transitions at the end, so that copies come apart
-_FAR = 0.25  # from the acceptance aimed at: the pilot's steps do not fit the run
-_MOST_STILL = 0.2  # share of particles that do not move at the end; the error is that large then
+_FAR = 0.25  # from the target acceptance; beyond, the pilot's steps do not suit the run
+_MOST_STILL = 0.2  # share of particles that do not move at the end; it is part of the error
 _DEPENDENT = 2.0  # an island's mean may vary as if half of its particles were independent
-_FALSE_ALARM = 1e-3  # per latent, if it does vary so
-_LEAST_ISLANDS = 0.5  # share of them that is effective; below, one or two carry the estimate
+_FALSE_ALARM = 1e-3  # per latent, if the mean does vary so
+_LEAST_ISLANDS = 0.5  # share of effective islands; below, one or two carry the estimate
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ class TemperedSMC:
     r"""Marginal likelihood from populations of particles that are tempered, moved and resampled.
 
     Unbiased for p. Every datum has its own steps and temperatures from a pilot run, which are then
-    frozen. The error comes from the spread of the islands' estimates, and from the share of the
-    final particles that no move was accepted for; a datum is reliable if half of the islands are
-    effective, the acceptance rate is near its target, fewer than one particle in five does not
-    move, and the islands' final particles have the same distribution: moves too short for the
+    frozen. The error comes from the spread of the islands' estimates, and from the share of final
+    particles for which no move was accepted. A datum is reliable if half of the islands are
+    effective, the acceptance rate is near its target, four in five particles move, and the final
+    particles of all islands have the same distribution. They do not if moves too short for the
     posterior, as in the neck of a funnel, leave copies of a few ancestors. Modes that no particle
     is near stay undetected.
 
@@ -169,7 +169,7 @@ class TemperedSMC:
             own = {part: key[rows] for part, key in keys.items()}
             some = tuple(tensor[rows] for tensor in batch)
             work = self._work(program, density, posterior.rows(rows), some, own, first)
-            with pyro.validation_enabled(is_validate=False):  # a trajectory may leave the numbers
+            with pyro.validation_enabled(is_validate=False):  # trajectories may overflow
                 parts.append(self._annealed(work))
         return join(parts)
 
@@ -190,7 +190,7 @@ class TemperedSMC:
         chains = self.num_islands * self.num_particles
         z, log_start = draw_rows(origin, 0, keys["start"], chains)
         places = range(first, first + len(batch[0]))
-        weigh(program, z, log_start, batch, self.num_particles, places=places)  # are they numbers?
+        weigh(program, z, log_start, batch, self.num_particles, places=places)  # refuses nan, inf
         return _Work(path, path.white(trial), path.white(z), keys)
 
     def _annealed(self, work: "_Work") -> Population:
@@ -260,7 +260,7 @@ class TemperedSMC:
 def result_of_islands(
     log_evidence: Float64[Tensor, "islands batch"], num_particles: int, method: str
 ) -> LogMarginal:
-    """Log p(y) from independent islands; reliable if half of them or more are effective."""
+    """Log p(y) from independent islands; reliable if at least half of them are effective."""
     value, error = log_mean_weight(log_evidence)
     islands = stats.effective_sample_size(log_evidence)
     few = stats.too_few_effective(islands, _LEAST_ISLANDS * len(log_evidence))
@@ -275,10 +275,10 @@ def result_of_islands(
 def _dependence(
     z: Float[Tensor, "islands particles batch latents"],
 ) -> Float64[Tensor, "batch latents"]:
-    """How much more the islands' means vary than those of independent particles would.
+    """How much more the islands' means vary than they would with independent particles.
 
-    A ratio of variances, the larger one of ranks and folded ranks: 1 on average if particles are
-    independent, :math:`F` with islands - 1 degrees of freedom.
+    The larger of two ratios of variances, of ranks and of folded ranks. With independent particles
+    each is 1 on average, and has an F distribution with islands - 1 degrees of freedom.
     """
     folded = (z - z.flatten(0, 1).median(dim=0).values).abs()
     return torch.maximum(_variance_ratio(z), _variance_ratio(folded))
@@ -366,7 +366,7 @@ def _scale_of(z: Float[Tensor, "draws batch latents"]) -> tuple[Tensor, Tensor]:
 def _stretches(
     grid: Float64[Tensor, "pilot batch"], spread: Float64[Tensor, "pilot batch"]
 ) -> Int64[Tensor, " batch"]:
-    """The number of stretches of each datum's path: a power of two, so that few numbers occur."""
+    """Stretches of each datum's path: a power of two, so that many data share a number."""
     lengths = ((spread[1:] + spread[:-1]) / 2 * grid.diff(dim=0)).sum(dim=0)
     doublings = (lengths / _PACE).clamp(min=1).log2().ceil()
     return (2**doublings).clamp(_FEWEST, _MOST).long()

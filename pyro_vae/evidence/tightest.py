@@ -11,7 +11,7 @@ an independent check agrees:
 * prior draws find no more mass than it did, beyond their error, :math:`\hat p_{\text{prior}} - \hat
   p \le 4 \, \mathrm{se}`, for all rungs that sample;
 * fits from several starting points find no second mode, for a proposal with one mode;
-* the filter is not lower than the Student t by more than four joint errors;
+* the filter's estimate is at most four joint errors below that of the Student t;
 * the mixture and the population that it was fitted to agree within four joint errors;
 * most particles of the last population move: those that do not are part of its error.
 
@@ -52,10 +52,10 @@ from .weights import Inference
 
 _ROUNDINGS = 1000.0  # units in the last place that may be lost to cancellation in gradients
 _MOST_LATENTS_ON_A_GRID = 2  # three take seconds per datum
-_TOLERANCE = 1e-3  # nats per datum: below the error of any ELBO that it is held against
-_JOINT_ERRORS = 4.0  # by which unlike estimates may differ
+_TOLERANCE = 1e-3  # nats per datum: below the error of any ELBO that it is compared with
+_JOINT_ERRORS = 4.0  # by which estimates of different kinds may differ
 _EFFICIENT = 0.5  # share of the guide's draws that is effective; with fewer a fit pays
-_MATCHED_DRAWS, _MATCHES = 1000, 2  # draws of which moments are taken, and how often
+_MATCHED_DRAWS, _MATCHES = 1000, 2  # draws from which moments are taken, and how often
 _COMPONENTS = 16
 
 
@@ -74,10 +74,10 @@ class Rung(Enum):
 
 
 RUNGS = tuple(Rung)
-"""Estimators of log p(y), by their numbers in results."""
+"""Estimators of log p(y); results give positions in this tuple."""
 
 Source: TypeAlias = Posterior | Population
-"""What draws of the posterior are made from: a proposal, or particles."""
+"""The source of draws of the posterior: a proposal, or particles."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,7 +85,7 @@ class LadderMarginal(LogMarginal):
     """Log p(y) per datum by the first rung that was accepted.
 
     Arguments:
-        rung: Position in :data:`RUNGS` of the accepted rung, `(batch,)`; 0 if none was. Such a
+        rung: Position in :data:`RUNGS` of the accepted rung, `(batch,)`; 0 if none was. Then the
             datum is unreliable, and its numbers are those of the last rung tried.
     """
 
@@ -120,12 +120,12 @@ class LadderMarginal(LogMarginal):
 class Tightest:
     r"""Estimators of log p(y) in order of cost, tried for each datum until one is accepted.
 
-    The closed form, quadrature for one or two latents, importance sampling from the guide, from a
-    fitted Gaussian and from a Student t distribution, a particle filter for series, importance
-    sampling from a mixture over the modes found, and tempered sequential Monte Carlo: see
-    :class:`Rung`. The first two are exact up to rounding or
-    the stated error of quadrature, at most 0.001 nats if it converges. A datum for which no rung is
-    accepted is unreliable, with the reason.
+    They are the closed form, quadrature for one or two latents, importance sampling from the guide,
+    from a fitted Gaussian and from a Student t distribution, a particle filter for series,
+    importance sampling from a mixture over the modes found, and tempered sequential Monte Carlo:
+    see :class:`Rung`. The closed form is exact up to rounding; quadrature is exact up to its stated
+    error, at most 0.001 nats if it converges. A datum for which no rung is accepted is unreliable,
+    with the reason.
 
     Each rung is checked independently: by prior draws, by fits from several starting points, and
     the mixture and the population against each other. Modes that none of these came near stay
@@ -137,7 +137,7 @@ class Tightest:
         proposal: The fitted proposal.
         prior_share: Share of prior draws in the mixtures.
         filtering: The particle filter, for data that are series.
-        tempering: Settings of the tempered populations, for data for which no earlier rung was
+        tempering: Settings of the tempered populations, which are used where no earlier rung was
             accepted; the ladder chooses their start.
         time_limit: Seconds after which no further rung is tried; by default no limit. The remaining
             data are unreliable, with this as the reason. Results under a limit may not be
@@ -177,7 +177,7 @@ class Tightest:
             raise ValueError(f"time_limit is a positive number of seconds, got {self.time_limit}")
 
     def sampling(self, proposal: Proposal) -> ImportanceSampling:
-        """Importance sampling with as many draws, within the same memory."""
+        """Importance sampling with the number of draws and the memory of the ladder."""
         return ImportanceSampling(self.num_samples, self.memory, proposal)
 
     def __call__(
@@ -196,7 +196,7 @@ class Tightest:
     def climbed(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> tuple[LadderMarginal, list[tuple[Tensor, Source]]]:
-        """Estimates by the sampling methods alone, with their proposals and the rows of each."""
+        """Estimates by the sampling methods alone, and the sources of draws, each with its rows."""
         climb = _Climb(self, *inference, seed, progress)
         return climb.up(_SAMPLED), climb.sources
 
@@ -249,7 +249,7 @@ class _Climb:
             if late and self.result is not None:
                 self._stop()
                 break
-            with torch.random.fork_rng():  # what guides draw afterwards is no draw of this way
+            with torch.random.fork_rng():  # no attempt changes what guides draw later
                 attempt = _WAYS[rung](self)
             if attempt is not None:
                 self._take(rung, attempt)
@@ -382,7 +382,7 @@ def _by_closed_form(climb: _Climb) -> _Attempt | None:
     except ValueError:
         return None
     rounding = _ROUNDINGS * torch.finfo(program.dtype).eps * (1 + exact.value.abs())
-    # Where a datum's log joint is nearly quadratic, so are the others': none is taken.
+    # If one log joint is only nearly quadratic, all are suspect: no datum is accepted.
     return _Attempt.of(exact) if bool((exact.error <= rounding).all()) else None
 
 
@@ -431,7 +431,7 @@ def _from_student(climb: _Climb) -> _Attempt:
 
 
 def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
-    """A Student t with the moments of the posterior, as far as draws of a proposal tell."""
+    """A Student t with the moments of the posterior, as estimated from draws of a proposal."""
     estimator = ImportanceSampling(_MATCHED_DRAWS, climb.ladder.memory)
     own = stream(climb.seed, f"tightest.matched.{match}")
     blocks = estimator.blocks(climb.inference(proposal), seed=own, progress=False)
@@ -468,7 +468,7 @@ def _from_mixture(climb: _Climb) -> _Attempt:
 
 
 def _from_population(climb: _Climb) -> _Attempt:
-    """A population started from the mixture; refused where the prior finds more mass."""
+    """A population started from the mixture; refused where another estimate finds more mass."""
     assert climb.population is not None
     assert climb.result is not None
     own = _population(climb, StartFromGuide(), Rung.TEMPERED)

@@ -1,21 +1,21 @@
-r"""Whether draws of a proposal reach the whole posterior, by points that they do not choose.
+r"""Checks whether draws of a proposal reach the whole posterior, at points that they do not choose.
 
 The largest weights show a part of the posterior that the proposal hardly reaches, but only once one
 of its rare draws is there: a run that missed it looks harmless, and whoever accepts runs by their
 weights selects just these. So both densities are evaluated at further points :math:`z_s`, of which
-there are :math:`r(z)` per unit of volume. None of :math:`K` draws has a weight above :math:`w` with
-probability :math:`e^{-K Q(w)}`, where :math:`Q` is the probability of such a draw, and an average
-of :math:`K` weights with the mean :math:`\hat p` is expected to lack, beside what it has,
+there are :math:`r(z)` per unit of volume. If :math:`Q(w)` is the probability that a draw has a
+weight above :math:`w`, then none of :math:`K` draws has one with probability :math:`e^{-K Q(w)}`.
+So a mean :math:`\hat p` of :math:`K` weights is expected to lack, in units of itself,
 
 .. math:: s = \sum_s \frac{1}{r(z_s)} \left( \frac{p(y, z_s)}{\hat p} - q(z_s) \right)_+
     e^{-K Q(w_s)}, \qquad Q(w) = \sum_s \frac{q(z_s)}{r(z_s)} \mathbb{1}(w_s > w) .
 
-For one latent the points are a grid, and there is no chance in it. For more, most are draws of a
-Student t distribution with the moments of the proposal's draws, but wider, which finds tails in any
-direction; the others are draws of the prior, which find further modes. Both are weighted by the
-density of the mixture, so that :math:`s` is unbiased but for :math:`Q` and
-:math:`\hat p`, and its standard error is added to it. A mode that holds neither, as prior draws
-seldom do if the posterior is narrow, is not found.
+For one latent the points are a grid, and nothing is random. For more latents, most points are draws
+of a Student t distribution with the mean of the proposal's draws and a wider covariance, which find
+tails in any direction; the others are draws of the prior, which find further modes. Both are
+weighted by the density of their mixture, so that :math:`s` is unbiased except for the errors of
+:math:`Q` and :math:`\hat p`; its standard error is added to it. A mode in which no point lies is
+not found; prior draws seldom find one if the posterior is narrow.
 """
 
 import math
@@ -34,25 +34,25 @@ from .proposals import density_at
 from .saturation import PriorDraws
 from .weights import Inference
 
-_NODES = 48  # of a line, dense at its center for narrow posteriors; right to a tenth of the share
-_FARTHEST, _DENSER = 20.0, 3.0  # standard deviations of the proposal; the spacing there is 2.5
-_FEWEST, _MOST, _SHARE = 96, 480, 1 / 16  # points about the draws, and how many per draw
-_OF_PRIOR = 32  # further points
+_NODES = 48  # of a grid, dense at its center for narrow posteriors; the share is right to a tenth
+_FARTHEST, _DENSER = 20.0, 3.0  # the grid's ends, in sd of the proposal; the spacing there is 2.5
+_FEWEST, _MOST, _SHARE = 96, 480, 1 / 16  # points about the draws: limits, and points per draw
+_OF_PRIOR = 32  # further points, from the prior
 _WIDER, _DEGREES = 1.4, 4  # the Student t: heavier than any tail whose weights have a variance
-_POOL = 64  # draws of the prior, of which each datum takes some: one run, whatever the budget is
-_NEAR = 4.0  # standard deviations of the proposal, where a program fails farther out
-_MOMENTS = 2000  # draws of which the mean and the covariance are taken
+_POOL = 64  # draws of the prior, of which each datum takes some: one run, whatever the budget
+_NEAR = 4.0  # standard deviations of the proposal to stay within, if a program fails farther out
+_MOMENTS = 2000  # draws from which the mean and the covariance are taken
 _LEAST_SPREAD = 1e-10  # relative variance, so that draws in a plane have a covariance with a root
 
 
 class Drawn(NamedTuple):
-    """What is known of the draws of some data.
+    """A summary of the draws of some data.
 
     Arguments:
-        z: Some of them, of which moments are taken.
+        z: Some of the draws, from which moments are taken.
         log_mean: Log of the mean of all weights, in nats.
-        keys: Keys of the draws, from which those of the points are made.
-        number: How many draws there are.
+        keys: Keys of the draws, from which the keys of the points are made.
+        number: Number of draws.
     """
 
     z: Float[Tensor, "particles batch latents"]
@@ -61,7 +61,7 @@ class Drawn(NamedTuple):
     number: int
 
     def row(self, row: int) -> "Drawn":
-        """Those of one datum."""
+        """The draws of one datum."""
         one = slice(row, row + 1)
         return Drawn(self.z[:, one], self.log_mean[one], self.keys[one], self.number)
 
@@ -71,9 +71,9 @@ class Points(NamedTuple):
 
     Arguments:
         z: Flat unconstrained latents.
-        log_placed: Log of how many are placed about the draws per unit of volume.
+        log_placed: Log of the number of points placed about the draws per unit of volume.
         radius: Distance from the draws' mean, in their standard deviations.
-        num_prior: How many more are draws of the prior.
+        num_prior: Number of points that are draws of the prior.
     """
 
     z: Float[Tensor, "points batch latents"]
@@ -82,13 +82,13 @@ class Points(NamedTuple):
     num_prior: int = 0
 
     def rows(self, rows: slice) -> "Points":
-        """Those of some of the data."""
+        """The points of some of the data."""
         return Points(
             self.z[:, rows], self.log_placed[:, rows], self.radius[:, rows], self.num_prior
         )
 
     def near(self) -> "Points":
-        """Those near the draws of one datum; others count as having no mass."""
+        """The points near the draws, for one datum; others count as having no mass."""
         some = self.radius[:, 0] < _NEAR
         return Points(self.z[some], self.log_placed[some], self.radius[some], self.num_prior)
 
@@ -102,12 +102,12 @@ def unreached(
 ) -> Float64[Tensor, " batch"]:
     """The share of each posterior that draws are expected to miss, and its standard error.
 
-    It is 0 where it cannot be told: the proposal has no density at given points, or
-    the program fails at points that no draw came near.
+    It is 0 where it is unknown, since the proposal has no density at given points, or the program
+    fails at points that no draw came near.
 
     Arguments:
         inference: The model, the proposal and the data.
-        drawn: What is known of the draws.
+        drawn: Summary of the draws.
         pool: From :func:`prior_pool`.
         limit: Rows of the program's batch that fit at once.
     """
@@ -120,7 +120,7 @@ def unreached(
 
 
 def prior_pool(program: Program, batch: Batch) -> PriorDraws | None:
-    """Draws of the prior, always the same, for :func:`unreached`; with one latent, none."""
+    """Draws of the prior, always the same, for :func:`unreached`; None if there is one latent."""
     if program.latent_dim == 1:
         return None
     return PriorDraws.of(program, batch, _POOL, "unreached.prior")
@@ -129,7 +129,7 @@ def prior_pool(program: Program, batch: Batch) -> PriorDraws | None:
 def _share(
     inference: Inference, points: Points, log_mean: Tensor, *, num_samples: int, limit: int
 ) -> Tensor:
-    """The share that is missed of as many data as fit."""
+    """The missed share of each posterior, for as many data as fit."""
     again = partial(_share, num_samples=num_samples, limit=limit)
     try:
         log_joint, log_proposal, log_number = _densities(inference, points, limit)
@@ -144,7 +144,7 @@ def _share(
     share, error = unreached_share(
         log_joint - log_mean, log_proposal, log_number, num_samples=num_samples
     )
-    return share + error if points.num_prior else share  # A grid has no chance in it.
+    return share + error if points.num_prior else share  # A grid is not random.
 
 
 def _densities(inference: Inference, points: Points, limit: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,8 +178,8 @@ def unreached_share(
         num_samples: Draws, :math:`K`.
 
     Returns:
-        :math:`s / (1 + s)`, from 0 to 1, and for points that are independent draws its standard
-        error, or more, since :math:`Q` evens chance out; each `(*batch,)`. Both are 0 where the
+        :math:`s / (1 + s)`, from 0 to 1, and its standard error if the points are independent draws
+        (an upper bound, since :math:`Q` evens out chance); each `(*batch,)`. Both are 0 where the
         two densities are the same.
 
     Example:
@@ -226,7 +226,7 @@ def _grid(mean: Tensor, root: Tensor) -> Points:
     even = torch.linspace(-1, 1, _NODES, dtype=mean.dtype, device=mean.device)[:, None]
     scale = _FARTHEST / math.sinh(_DENSER)
     steps, sd = scale * (_DENSER * even).sinh(), root[:, 0, 0]
-    # The distance of neighbouring nodes.
+    # The distance between neighbouring nodes.
     widths = scale * _DENSER * (_DENSER * even).cosh() * 2 / (_NODES - 1) * sd
     return Points(
         (mean[:, 0] + steps * sd).unsqueeze(-1), -widths.log(), steps.abs().expand_as(widths)
@@ -234,7 +234,7 @@ def _grid(mean: Tensor, root: Tensor) -> Points:
 
 
 def _students(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tensor:
-    """Draws of a Student t distribution, `(number, batch, latents)`, each datum's of its own."""
+    """Draws of a Student t distribution, `(number, batch, latents)`, from each datum's own key."""
     noise = normals(keys, number, like.shape[-1] + _DEGREES, like)
     square = noise[..., :_DEGREES].square().mean(dim=-1, keepdim=True)
     return _WIDER * noise[..., _DEGREES:] / square.sqrt()

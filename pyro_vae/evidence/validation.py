@@ -4,8 +4,8 @@ Cross-checks. For estimators `a` and `b` with independent errors, :math:`z_n = (
 \sqrt{e_{an}^2 + e_{bn}^2}` is approximately standard normal if both are right, and so is the
 corresponding statistic for sums over data, which detects smaller common shifts. Errors of bounds
 cover log p(y) too, except for a one-sided bias of second order: the logarithm of an average is low
-by about :math:`e^2 / 2`. So a lower bound may be low by :math:`e^2`, twice that, and not high, and
-an upper bound the reverse; any difference beyond that is a contradiction. With :math:`m`
+by about :math:`e^2 / 2`. So a lower bound may be low by :math:`e^2`, twice that, but not high, and
+an upper bound may be high but not low; any further difference is a contradiction. With :math:`m`
 comparisons the threshold is the quantile of :math:`\alpha / m`.
 
 Bounds from both sides, for simulated data. If a program simulates :math:`z \sim p(z)` and then
@@ -50,11 +50,11 @@ class Comparison(PerDatum):
     """Two estimators on the same data: their difference by datum, in nats.
 
     Arguments:
-        first: Name of one.
-        second: Name of the other.
+        first: Name of the first estimator.
+        second: Name of the second.
         value: First minus second, `(batch,)`.
-        error: Its standard error.
-        doubts: Data that are in doubt under one of them, by reason; these are not compared.
+        error: Standard error of the difference.
+        doubts: Data that are in doubt under either estimator, by reason; these are not compared.
         contradiction: The largest absolute z that remains after allowing for the bias of each
             bound.
         limit: Absolute z beyond which it counts as a contradiction.
@@ -70,7 +70,7 @@ class Comparison(PerDatum):
 
     @property
     def compared(self) -> Bool[Tensor, " batch"]:
-        """Data that are reliable and finite under both."""
+        """Data whose estimates are reliable and finite under both estimators."""
         return self.reliable & self.value.isfinite()
 
     @property
@@ -80,7 +80,7 @@ class Comparison(PerDatum):
 
     @property
     def z(self) -> Float[Tensor, " batch"]:
-        """Difference in standard errors of every datum; nan where not compared."""
+        """Difference of every datum, in standard errors; nan where not compared."""
         return (self.value / self.error).where(self.compared, torch.nan)
 
     @property
@@ -142,7 +142,7 @@ class CrossCheck(Result):
 
     @property
     def contradictions(self) -> tuple[Comparison, ...]:
-        """Pairs of which at least one is wrong."""
+        """Pairs of estimators of which at least one is wrong."""
         return tuple(pair for pair in self.comparisons if pair.contradiction > pair.limit)
 
     @property
@@ -197,9 +197,9 @@ def cross_check(
 
     .. math:: z_n = \frac{a_n - b_n}{\sqrt{e_{an}^2 + e_{bn}^2}}
 
-    for every pair of estimators and every datum that both call reliable, and the same for the mean
+    for every pair of estimators and every datum that both call reliable, and likewise for the mean
     over these data. A difference is a contradiction if it is larger than chance and the one-sided
-    bias of a bound (of the order of its squared error) explain. Agreement says most if the
+    bias of a bound (of the order of its squared error) can explain. Agreement says most if the
     estimators are of different kinds: similar ones may all miss the same mode.
 
     Arguments:
@@ -208,7 +208,7 @@ def cross_check(
         data: The batch tensor, or a tuple of them.
         estimators: At least two, by name. By default importance sampling from the guide,
             quadrature for up to three latents, and the closed form where there is one; where
-            neither applies, importance sampling with other and fewer draws.
+            neither of these two applies, importance sampling with other and fewer draws.
         num_data: Number of data to use, chosen at random by the seed; all if there are fewer.
         given: Values of the latent sites that all data share, as in
             :func:`log_marginal_likelihood`.
@@ -294,7 +294,7 @@ def _compare(results: Mapping[str, LogMarginal]) -> tuple[Comparison, ...]:
 def _pair(
     first: str, second: str, one: LogMarginal, other: LogMarginal, limit: float
 ) -> Comparison:
-    """Differences, and how far they contradict the directions of the two."""
+    """Differences, and how far they exceed what the two kinds of bound allow."""
     value, error = stats.difference(one.estimate, other.estimate)
     error = error.clamp(min=_ROUNDING * (1 + one.value.abs()))
     doubts = either(one.doubts, other.doubts)
@@ -411,13 +411,13 @@ def bidirectional(
         data: Rows that give the shapes and the covariates. The observed values are replaced by
             simulated ones.
         estimator: By default :class:`AnnealedImportanceSampling` with its default settings.
-        num_data: Number of data to simulate; the rows are used in turn. By default as many as rows.
+        num_data: Number of data to simulate; the rows are used in turn. By default one per row.
         given: Values of the global latent sites.
         seed: Seed of all draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Both bounds and the simulated data. The width needs at least two of them.
+        Both bounds and the simulated data. The width needs at least two data.
 
     Raises:
         ValueError: If the program cannot be simulated row by row, or a needed guide is missing.
@@ -475,7 +475,7 @@ def first_rows(batch: Batch, num_data: int | None) -> Batch:
 def _bounds(
     estimator: AnnealedImportanceSampling, work: Work, z: Tensor
 ) -> tuple[LogMarginal, LogMarginal]:
-    """Both directions on the same ladder; `z`, `(rows, latents)`, has simulated the data."""
+    """Both directions on the same ladder; the data were simulated from `z`, `(rows, latents)`."""
     forwards = noise_of(work.keys, estimator.num_temperatures, work.z)
     backwards = noise_of(work.backward_keys, estimator.num_temperatures, work.z)
     steps, start = estimator.leapfrog_steps, z.expand_as(work.z)

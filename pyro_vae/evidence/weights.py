@@ -3,7 +3,7 @@ r"""Importance weights, per datum.
 With draws :math:`z_k \sim q(z \mid y_n)` the importance weights are
 :math:`w_{kn} = p(y_n, z_k) / q(z_k \mid y_n)`. The mean of :math:`\log w_{kn}` over particles
 estimates the ELBO, and the logarithm of the mean of :math:`w_{kn}` estimates
-:math:`\log p(y_n)`, which is what :mod:`pyro_vae.stats` does. Here the weights are made.
+:math:`\log p(y_n)`; :mod:`pyro_vae.stats` computes both. This module makes the weights.
 
 Every datum draws from its own key, made of the seed and the content of its row. So an estimate
 depends only on the datum, the programs and the seed: not on the order of the rows, the other data,
@@ -40,8 +40,8 @@ from .proposals import Keyed
 from .results import Weights
 
 _DRAWS_AT_ONCE = 4096  # fixed: the draws of a datum must not depend on the memory budget
-_FAST_ROWS = 2048  # fewer wait for the handlers, more leave the cache
-_FAST_BYTES = 2**24  # of intermediate results, which stay in the cache: narrow rows may be more
+_FAST_ROWS = 2048  # with fewer the handlers dominate; more do not fit into the cache
+_FAST_BYTES = 2**24  # of results that stay in the cache; allows more rows if they are narrow
 _MEBIBYTE = 2**20
 
 
@@ -50,7 +50,7 @@ class Inference(NamedTuple):
 
     Arguments:
         program: The model, with values of its shared sites.
-        posterior: The guide's, of every datum.
+        posterior: The guide's posterior of every datum.
         batch: The data, checked, each `(batch, *datum)`.
     """
 
@@ -59,7 +59,7 @@ class Inference(NamedTuple):
     batch: Batch
 
     def rows(self, rows: slice | Tensor) -> "Inference":
-        """The same for some of the data."""
+        """The input for some of the data."""
         part = tuple(tensor[rows] for tensor in self.batch)
         return Inference(self.program, self.posterior.rows(rows), part)
 
@@ -74,13 +74,13 @@ _LOOK_AT = {
 def draw_rows(
     posterior: Posterior, first: int, keys: Int64[Tensor, " rows"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws of some data, from the first on, each from its own key: all together if it can be."""
+    """Draws of `len(keys)` data from row `first` on, each from its own key; at once if possible."""
     some = posterior.rows(slice(first, first + len(keys)))
     if is_keyed(some):
         return retry_unvalidated(partial(some.draw_keyed, keys, num_samples))
     rows = (posterior.rows(slice(row, row + 1)) for row in range(first, first + len(keys)))
     pairs = zip(rows, keys.split(1), strict=True)
-    with torch.random.fork_rng():  # what is drawn afterwards does not go on from a datum's key
+    with torch.random.fork_rng():  # later draws must not continue a datum's stream
         draws = [_drawn_alone(row, key, num_samples) for row, key in pairs]
     z, log_guide = (torch.cat(parts, dim=1) for parts in zip(*draws, strict=True))
     return z, log_guide
@@ -123,8 +123,8 @@ def weigh_row(
 ) -> Weights:
     """Weights of one datum from very many draws, which are dropped piece by piece.
 
-    The draws are those of :func:`draw_rows`; what the program does in between, in a stream of its
-    own, does not move theirs.
+    The draws are those of :func:`draw_rows`: the program, which runs in between, has a separate
+    random stream.
     """
     rows = slice(row, row + 1)
     own, part = posterior.rows(rows), tuple(tensor[rows] for tensor in batch)
@@ -149,10 +149,10 @@ def weigh(
 ) -> Weights:
     """Log densities of given draws, checked and in float64.
 
-    A limited number of particles and data at a time, by default all of them. Pyro validates the
-    data with the first particles only, since they do not change. With `densities` the program may
-    be compiled, which pays if many draws are left. `places` are those of the rows in the data set,
-    for a message, if they are not the first ones.
+    The program sees at most `particles` particles and `data` data at a time, by default all data.
+    Pyro validates the data with the first particles only, since the data do not change. With
+    `densities` the program may be compiled, which pays if many draws are left. `places` are the
+    positions of the rows in the data set, for error messages; by default those of the first rows.
     """
     if densities is None:
         densities = DrawDensities(program, compile=False)
@@ -169,7 +169,7 @@ def require_numbers(name: str, value: Tensor, z: Tensor, places: Sequence[int]) 
     Raises:
         FloatingPointError: If there is one.
     """
-    # What was drawn has no density of 0 under the guide; under the model it may.
+    # A draw cannot have density 0 under the guide that drew it; under the model it can.
     legal = value.isfinite() if name == "log_guide" else value < torch.inf
     if not bool(legal.all()):
         particle, datum = (~legal).nonzero()[0].tolist()
@@ -188,7 +188,7 @@ def prepared(
     seed: int,
     given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Inference]:
-    """Checks the data; runs the block in evaluation mode, without gradients, on its own seed."""
+    """Checks the data; runs the block in evaluation mode, without gradients, with its own seed."""
     batch = as_batch(data, device_of(model, guide))
     check_data(model, batch)
     _require_trained({"model": model, "guide": guide})
@@ -226,9 +226,9 @@ def check_data(model: ProgramLike, batch: Batch, argument: str = "data") -> None
 
 
 def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str) -> None:
-    """Checks further data, on which the model must run if it runs on the first.
+    """Checks further data: the model must run on them if it runs on the first.
 
-    Two rows of each are tried, so that other columns are found before a training, not after it.
+    Two rows of each are tried, so that wrong columns are found before training, not after it.
     """
     check_data(model, more, argument)
     first, second = (tuple(part[:2] for part in rows) for rows in (batch, more))
@@ -240,7 +240,7 @@ def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str
 
 
 def rows_at_once(program: Program, batch: Batch, memory: float) -> int:
-    """Rows of a program's batch that fit into so many mebibytes, and no more than are fast."""
+    """How many rows of a program's batch fit into `memory` mebibytes, but no more than are fast."""
     size = max(1, bytes_per_row(program, batch))
     fast = max(_FAST_ROWS, int(_FAST_BYTES / size))
     return max(1, min(fast, int(memory * _MEBIBYTE / size)))
