@@ -1,6 +1,6 @@
 r"""Encoder, decoder and log weights as programs that run without this library, or without Python.
 
-`torch.export` cannot trace Pyro's handlers, nor a program that reads `len(y)`, a plain number. So
+`torch.export` cannot trace Pyro's handlers, nor a program that reads the plain number `len(y)`. So
 each function is captured (:mod:`pyro_vae.compiling`) for batches of two sizes. The two lists of
 operations differ only in numbers that depend on the number of rows n, such as a shape `(5, 3)`
 against `(7, 3)`; each of these is :math:`a + b n`, and with these expressions the list serves any
@@ -35,16 +35,16 @@ from .randomness import forked
 from .writing import Kind, require_place, whole_folder
 
 Name: TypeAlias = Literal["encoder", "decoder", "mean", "log_weights"]
-"""What can be exported."""
+"""Names of the programs that can be exported."""
 
 _HEADER = "export.json"
-_SIZES = (5, 7)  # of the two captured batches: odd, so that no shape is one of them by chance
+_SIZES = (5, 7)  # of the two captured batches: odd, so that no other size equals one by chance
 _MANY = 1000  # rows of the largest batch that is compared
-# Of the largest number: some times the rounding of a sum in another order, far below a fault.
-# ONNX keeps plain numbers, such as log(2 pi), in float32, in float64 programs too.
+# Relative to the largest number: a few times the rounding of a reordered sum, far below a fault.
+# ONNX keeps plain numbers, such as log(2 pi), in float32, even in float64 programs.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
 
-# Coefficients of 1 / x, 1 / x^3, ... in Stirling's series: to 1e-11 from x = 5 on.
+# Coefficients of 1 / x, 1 / x^3, ... in Stirling's series, which is exact to 1e-11 from x = 5 on.
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 
 
@@ -75,7 +75,7 @@ class TorchExport:
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
         """Writes with `torch.export.save`."""
-        file = io.BytesIO()  # torch ends the process where a disk is full
+        file = io.BytesIO()  # torch ends the process if the disk is full
         torch.export.save(program, file)
         path.write_bytes(file.getbuffer())
 
@@ -98,7 +98,7 @@ class ONNX:
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
         """Writes with `torch.onnx.export`; the weights are in the file."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter's own house
+            warnings.simplefilter("ignore")  # warnings of the exporter about itself
             program = program.run_decompositions(_lacking())
             written: Any = torch.onnx.export(program, dynamo=True, verbose=False)
         written.save(path, external_data=False)
@@ -110,7 +110,7 @@ class ONNX:
         names = [given.name for given in session.get_inputs()]
 
         def run(*inputs: Tensor) -> Sequence[Tensor]:
-            # An input that the answer does not depend on is no input of an ONNX program.
+            # ONNX programs drop inputs that the answer does not depend on.
             given = {name: inputs[int(name.rpartition("_")[-1])].numpy() for name in names}
             return [torch.from_numpy(part) for part in session.run(None, given)]
 
@@ -118,7 +118,7 @@ class ONNX:
 
 
 def _lacking() -> dict[Any, Callable[..., Any]]:
-    """Operations that ONNX lacks, made of others."""
+    """Replacements for operations that ONNX lacks."""
     aten = torch.ops.aten
     return {
         aten.elu.default: _elu,
@@ -130,7 +130,7 @@ def _lacking() -> dict[Any, Callable[..., Any]]:
 
 
 def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
-    """ELU in float64, in which ONNX Runtime has none."""
+    """ELU in float64, which ONNX Runtime lacks."""
     if x.dtype != torch.float64:
         return NotImplemented
     return scale * torch.where(x > 0, x, alpha * ((x * input_scale).exp() - 1))
@@ -149,7 +149,7 @@ def _log_gamma(x: Tensor) -> Tensor:
 def _cholesky(
     a: Float[Tensor, "*batch n n"], *, upper: bool = False, **_checks: bool
 ) -> tuple[Float[Tensor, "*batch n n"], Tensor]:
-    """The factor, column by column, and 0 for success; n is small."""
+    """The Cholesky factor, column by column, and 0 for success; meant for small n."""
     columns, left = [], a
     for k in range(a.shape[-1]):
         column = left[..., k : k + 1] / left[..., k : k + 1, k : k + 1].sqrt()
@@ -168,7 +168,7 @@ def _solve_triangular(
     left: bool = True,
     unitriangular: bool = False,
 ) -> Float[Tensor, "*batch n k"]:
-    """Substitution, row by row; the other cases are transposed or in the opposite order."""
+    """Substitution, row by row: last row first if upper, transposed if a is on the right."""
     if not left:
         return _solve_triangular(a.mT, b.mT, upper=not upper, unitriangular=unitriangular).mT
     rows, rest, order = [], b, range(a.shape[-1])
@@ -216,18 +216,18 @@ def export(
 
     Each takes tensors with any number of rows, at least one, and returns what model and guide
     return in evaluation mode; this is checked before the folder is put in place. None needs this
-    library: `.pt2` files need only torch
-    (`torch.export.load(file).module()`), and `.onnx` files any ONNX runtime.
+    library: `.pt2` files need only torch (`torch.export.load(file).module()`), and `.onnx` files
+    any ONNX runtime.
 
     .. math:: \text{encoder}(y) = \lambda, \quad \text{mean}(y) = \mathbb{E}_{q_\lambda}[z], \quad
         \text{decoder}(z) = \mathbb{E}[y \mid z], \\
         \text{log\_weights}(\epsilon, y) = \big(\log p(y, z) - \log q_\lambda(z), \; z\big),
         \quad z = T_\lambda(\epsilon)
 
-    Given a row K times and standard normal noise :math:`\epsilon`, the logarithm of the mean weight
-    estimates log p(y), in nats; the second output holds the latents z of these weights. Further
-    tensors of the batch, such as covariates, come after y, or after z for the decoder. Global
-    latent sites are set to their posterior mean.
+    To estimate log p(y) in nats, pass a row K times with standard normal noise :math:`\epsilon` and
+    take the logarithm of the mean weight; the second output holds the latents z of these weights.
+    Further tensors of the batch, such as covariates, come after y, or after z for the decoder.
+    Global latent sites are set to their posterior mean.
 
     Arguments:
         folder: Created if it does not exist; an older export in it is replaced. `export.json`
@@ -335,7 +335,7 @@ def _functions(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[str
         return log_weights[0], z[0]
 
     size = noise_size(own.family(own.parameters_of(*batch)))
-    if size is not None:  # else a draw is not made of normals
+    if size is not None:  # else draws are not made of normal noise
         noise = torch.randn(rows, size, dtype=program.dtype)
         found["log_weights"] = _Function(
             log_weights, {"noise": noise, **data}, ("log_weights", "z")
@@ -359,7 +359,7 @@ def _amortized(guide: ProgramLike) -> Guide:
 
 
 def _export(folder: Path, name: str, function: _Function, formats: Sequence[Format]) -> None:
-    """Writes one program in every format, and compares it."""
+    """Writes one program in every format, and checks each file."""
     try:
         program = _program(function)
         for kind in formats:
@@ -387,8 +387,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _program(function: _Function) -> torch.export.ExportedProgram:
-    """A function with a dynamic batch, exported."""
-    function.call(*function.rows(_SIZES[0]))  # what is made once and kept is made by now
+    """Exports a function with a dynamic batch size."""
+    function.call(*function.rows(_SIZES[0]))  # fills caches before the captures
     small, large = (_captured(function, size) for size in _SIZES)
     module = _Exported(_dynamic(small, large), small.held)
     dynamic = {"input": tuple({0: torch.export.Dim("batch", min=1)} for _ in function.inputs)}
@@ -398,7 +398,7 @@ def _program(function: _Function) -> torch.export.ExportedProgram:
 
 def _captured(function: _Function, size: int) -> Captured:
     inputs = function.rows(size)
-    # With gradients a map answers for all rows at once, not piece by piece.
+    # With gradients, a map computes all rows at once, not piece by piece.
     with torch.enable_grad():
         captured = capture(function.call, *inputs, missing=any(map(has_missing, inputs)))
     graph = captured.graph.graph
@@ -438,7 +438,7 @@ def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
         with graph.inserting_before(node):
             node.args = _merged(node.args, other.args, rows)
             node.kwargs = _merged(node.kwargs, other.kwargs, rows)
-    return fx.GraphModule({}, graph)  # without the tensors that were found
+    return fx.GraphModule({}, graph)  # without the captured tensors
 
 
 def _merged(one: Any, other: Any, rows: fx.Node) -> Any:

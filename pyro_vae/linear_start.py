@@ -1,9 +1,9 @@
-r"""Training of a table's VAE starts from factor analysis, which it contains.
+r"""Starts the training of a table's VAE from factor analysis, a special case of it.
 
 A decoder :math:`\eta(z) = \eta_0 + A z + g(z)` with :math:`g = 0` is factor analysis where the
-features are Gaussian, and a few hundred rows are too few steps to find that solution by stochastic
-gradients. So factor analysis is fitted first, by EM on the numeric columns (standardized, counts as
-:math:`\log(1 + y)`, positive numbers as :math:`\log y`, missing entries left out), and its
+features are Gaussian, and with a few hundred rows stochastic gradients take too few steps to find
+that solution. So factor analysis is fitted first, by EM on the numeric columns (standardized,
+counts as :math:`\log(1 + y)`, positive numbers as :math:`\log y`, missing entries left out), and its
 loadings :math:`W`, rotated so that the posterior of a complete row has independent entries, give
 the slopes of the output,
 
@@ -15,8 +15,8 @@ linearized at z = 0,
 .. math:: P_n = I + A^\top H_n A, \qquad m_n = P_n^{-1} A^\top s_n
 
 with score :math:`s_n` and curvature :math:`H_n` of :math:`\log p(y_n \mid \eta)` at
-:math:`\eta_0`: exact for factor analysis, whatever is missing. All of it is rounded to float32, so
-that it does not differ between processors.
+:math:`\eta_0`; this is exact for factor analysis, whichever entries are missing. All results are
+rounded to float32, so that they do not differ between processors.
 
 References:
     | EM Algorithms for ML Factor Analysis (Rubin & Thayer, 1982)
@@ -39,12 +39,12 @@ from .guides import ProductOfExperts
 from .models import VAE, Diagonal, LinearGaussian
 
 _MOST_COLUMNS = 512  # factor analysis needs the covariance of the columns
-_ROWS_OF_EXPERTS = 500  # whose scores are averaged; exact for Gaussian columns
+_ROWS_OF_EXPERTS = 500  # rows whose scores are averaged; exact for Gaussian columns
 _LEAST_WEIGHT = 1e-4  # a curvature is positive on average, but not in any few rows
 _MOST_ROWS = 5000  # loadings are then known to 1.5% of a standard deviation
-_MOST_ENTRIES = 500_000  # with which EM takes seconds
-_LEAST_NOISE = 0.03  # of a column's spread: a smaller one fits rounding or the few rows at hand
-_STEEPEST = 3.0  # of a slope of log odds or of a logarithm, per standard deviation of z
+_MOST_ENTRIES = 500_000  # EM then takes seconds
+_LEAST_NOISE = 0.03  # of a column's spread: less would fit rounding or the few rows at hand
+_STEEPEST = 3.0  # slope of log odds or of a logarithm, per standard deviation of z
 _IDENTITY = 1e-9  # how far the derivative of an identity link may be from 1, by rounding
 
 
@@ -97,7 +97,7 @@ def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) 
 def factor_analysis(x: Float[Tensor, "rows columns"], latent_dim: int) -> Factors:
     """Factor analysis of the columns that vary, in the units of the columns."""
     spread = (x - x.nanmean(dim=0)).square().nanmean(dim=0).sqrt()
-    used = (spread > 0).nonzero().flatten()  # nan, which compares false, where none was observed
+    used = (spread > 0).nonzero().flatten()  # an unobserved column has nan, which compares false
     standard = ((x - x.nanmean(dim=0)) / spread)[:, used]
     standard = standard[~standard.isnan().all(dim=1)]
     blank = Factors(x.new_zeros(x.shape[1], latent_dim), x.nanmean(dim=0), spread)
@@ -106,7 +106,7 @@ def factor_analysis(x: Float[Tensor, "rows columns"], latent_dim: int) -> Factor
         return blank
     analysis = LinearGaussian(latent_dim, len(used), Diagonal(_LEAST_NOISE)).to(x.dtype)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "EM has not converged")  # a start is wanted
+        warnings.filterwarnings("ignore", "EM has not converged")  # only a start is needed
         analysis.fit_em(standard, tolerance=1e-4, max_steps=200)
     sd = analysis.variance().sqrt()
     rotation = torch.linalg.svd(analysis.loadings / sd[:, None], full_matrices=True).Vh.mT
@@ -136,8 +136,9 @@ def _numbers(columns: Columns, y: Float[Tensor, "rows columns"]) -> Float[Tensor
 def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows columns"]) -> None:
     """Sets an encoder's experts to the model linearized at z = 0.
 
-    A number's expert has the score's regression on it and the mean curvature; an indicator's has
-    the score of its category, whose squares average to the information.
+    The expert of a number has the regression of the score on that number, and the mean curvature.
+    The expert of an indicator has the mean score of its category; the squares of these scores
+    average to the information.
 
     Arguments:
         map: The encoder.
@@ -158,7 +159,7 @@ def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows colu
 def _linearized(
     model: VAE, y: Float[Tensor, "rows columns"]
 ) -> tuple[Float[Tensor, "outputs latents"], Float[Tensor, "rows columns"], Tensor]:
-    """Slopes of the decoder at z = 0; log densities of the columns there; and its output."""
+    """At z = 0: slopes of the decoder, log densities of the columns, and the decoder's output."""
     origin = y.new_zeros(model.latent_dim)
     slopes: Tensor = jacobian(lambda z: model.decoder(z[None])[0], origin)
     output = model.decoder(origin[None]).detach().expand(len(y), -1).clone().requires_grad_()

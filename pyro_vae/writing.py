@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_LONGEST = 200  # bytes of a name: file systems take 255, and what is written beside has more
-_TRIES = 20  # at taking a place that other processes take, too
-_FORMULA = re.compile("'*[=+\\-@\t\r]")  # spreadsheets evaluate what begins like this
+_LONGEST = 200  # bytes of a name: file systems take 255, and temporary names are longer
+_TRIES = 20  # attempts at a place that other processes write to, too
+_FORMULA = re.compile("'*[=+\\-@\t\r]")  # spreadsheets evaluate cells that begin like this
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
@@ -94,14 +94,14 @@ def require_file_place(path: Path) -> Path:
 
 
 def existing_file(path: str | Path, expected: str) -> Path:
-    """A file to read.
+    """The path of a file to read, which has to exist.
 
     Arguments:
-        path: Its name.
+        path: The path.
         expected: What it should be, in words.
 
     Raises:
-        FileNotFoundError: If there is none, or something else of that name.
+        FileNotFoundError: If there is no such file, or something else has that name.
         ValueError: If no file system takes the name.
 
     Example:
@@ -113,7 +113,7 @@ def existing_file(path: str | Path, expected: str) -> Path:
 
 
 def existing_folder(path: str | Path, expected: str) -> Path:
-    """The same for a folder, whose replacement may have been interrupted."""
+    """The path of a folder to read; restores it if its replacement was interrupted."""
     if not _resolved(Path(path)).exists():
         restored(Path(path))
     return _existing(Path(path), Path.is_dir, expected)
@@ -130,7 +130,7 @@ def _existing(path: Path, is_right: Callable[[Path], bool], expected: str) -> Pa
 
 
 def _what_is(path: Path) -> str:
-    """What has this name, in words."""
+    """Describes in words what is at a path."""
     if path.is_dir():
         return "is a folder"
     if path.is_file():
@@ -163,7 +163,7 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def _encoded(name: str) -> bytes:
-    """A name as the file system has it."""
+    """The bytes of a name in the file system; refuses a name that has none."""
     if "\0" in name:
         raise ValueError(f"a name cannot have a zero byte: {name!r}; name another place")
     try:
@@ -173,15 +173,15 @@ def _encoded(name: str) -> bytes:
 
 
 def _start(path: Path) -> str:
-    """A path for a message."""
+    """The start of a path, for a message."""
     return str(path) if len(str(path)) <= _LONGEST else f"{str(path)[:50]}..."
 
 
 def _require_above(path: Path) -> None:
-    """Refuses a place whose folder cannot be made or written to, by writing to it.
+    """Refuses a place whose folder cannot be made or written to; tries it by writing.
 
-    What the file system says of its rights is not enough: it may be read-only, full of names, or
-    one in which nothing can be made, such as `/proc`.
+    Permissions are not enough: the file system may be read-only, out of names, or one in which
+    nothing can be made, such as `/proc`.
     """
     above = next(folder for folder in path.parents if folder.exists())
     for name in () if path.exists() else path.relative_to(above).parts:
@@ -224,7 +224,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         path: Where to write it; missing parent folders are created.
 
     Yields:
-        Where to write, with the same suffix.
+        A temporary path to write to, with the same suffix.
 
     Example:
         >>> import tempfile
@@ -250,7 +250,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(place: Path) -> Iterator[None]:
-    """Names the place in errors of the system, such as that the disk is full."""
+    """Names the place in errors of the system, such as a full disk."""
     try:
         yield
     except OSError as error:
@@ -267,7 +267,7 @@ def _naming(place: Path) -> Iterator[None]:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Removes what killed writers of this file left behind."""
+    """Removes the files that killed writers of this file left behind."""
     for left in path.parent.iterdir():
         name = left.name.removesuffix(path.suffix) if path.suffix else left.name
         if name.startswith(f".{path.stem}.new-") and not _writer_lives(left.with_name(name)):
@@ -277,8 +277,8 @@ def _remove_left_over(path: Path) -> None:
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     """Writes rows of cells, the names of the columns first, in UTF-8.
 
-    Words that a spreadsheet would evaluate as a formula have a leading apostrophe; our own reader
-    takes it away.
+    Words that a spreadsheet would evaluate as a formula get a leading apostrophe, which our own
+    reader removes.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(map(_without_formulas, rows))
@@ -299,7 +299,7 @@ def without_apostrophe(cell: str) -> str:
 
 
 def _is_formula(word: str) -> bool:
-    """Whether it begins like a formula and is not a number, after any leading apostrophes."""
+    """Whether a word, after any apostrophes, begins like a formula and is not a number."""
     if not _FORMULA.match(word):
         return False
     try:
@@ -340,9 +340,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def restored(folder: Path) -> None:
-    """Restores a folder whose replacement was never finished, and removes what such runs left."""
+    """Restores a folder whose replacement was never finished, and removes left-over files."""
     folder = _resolved(folder)
-    if not os.access(folder.parent, os.R_OK | os.X_OK):  # it is not there, or not ours
+    if not os.access(folder.parent, os.R_OK | os.X_OK):  # it does not exist, or is not ours
         return
     for path in folder.parent.iterdir():
         if not path.name.startswith(f".{folder.name}.") or _writer_lives(path):
@@ -374,13 +374,13 @@ def _put(new: Path, folder: Path) -> None:
     """Moves a folder to its place, even while other processes do the same."""
     for _ in range(_TRIES):
         if folder.exists() and _exchanged(new, folder):
-            return  # what was there has the other name now, and goes
+            return  # the older folder has the other name now, and is removed
         old = _beside(folder, "old")
         try:
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
-        except OSError as error:  # only what another process did meanwhile is tried again
+        except OSError as error:  # tries again only if another process interfered
             if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY):
                 raise
         else:

@@ -1,7 +1,7 @@
 """Ready-made networks: encoders that end in features, decoders that end in data.
 
-Encoders are trunks: their attribute `num_features` tells :class:`pyro_vae.Encoder` to put a linear
-layer of the size the family needs on top, so one encoder serves every family. Decoders give
+Encoders are trunks: their attribute `num_features` tells :class:`pyro_vae.Encoder` to add a linear
+layer of the size that the family needs, so one encoder serves every family. Decoders give
 `outputs` numbers per feature, as many as the likelihood needs.
 """
 

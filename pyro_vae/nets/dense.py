@@ -15,7 +15,7 @@ Activation = type[nn.Module]
 
 
 def activations() -> dict[str, Activation]:
-    """Activations that a saved network may name."""
+    """The activations that a saved network can have, by name."""
     names = ("ELU", "GELU", "LeakyReLU", "ReLU", "SiLU", "Sigmoid", "Softplus", "Tanh")
     return {name: getattr(torch.nn, name) for name in names}
 
@@ -31,7 +31,7 @@ def dense_layers(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
 
 
 class _WithInput(nn.Sequential):
-    """Layers that pass their input on beside their output."""
+    """Layers that append their input to their output."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The output, then the input."""
@@ -39,7 +39,7 @@ class _WithInput(nn.Sequential):
 
 
 def flat_rows(name: str, y: Tensor, expected: int) -> Tensor:
-    """Rows of so many numbers; refuses rows of another width."""
+    """Flattens each datum into a row; refuses rows of another width."""
     flat = y.flatten(start_dim=1) if y.dim() > 1 else y[:, None]
     check_width(name, flat, expected, tuple(y.shape))
     return flat
@@ -101,8 +101,8 @@ class MLPDecoder(nn.Module):
         outputs: Numbers per feature: 1 for most likelihoods, 2 where sigma depends on z. They are
             stacked along the first axis of the datum.
         activation: Class of the activation.
-        skip: Whether a linear map of z is added to the output, so that the decoder contains those
-            of probabilistic PCA and factor analysis.
+        skip: Whether a linear map of z is added to the output, which makes the decoders of
+            probabilistic PCA and factor analysis special cases.
 
     Example:
         >>> import torch
@@ -141,10 +141,10 @@ class MLPDecoder(nn.Module):
 class ResidualBlock(nn.Module):
     r"""Two dense layers that add to their input, :math:`h + W_2 \, a(W_1 \, a(h))`.
 
-    Biases are not shown. Its last layer starts at zero, so that a new block is the identity.
+    The formula leaves out biases. The last layer starts at zero, so a new block is the identity.
 
     Arguments:
-        width: Numbers in, and out.
+        width: Number of inputs and of outputs.
         activation: Class of the activation, :math:`a`.
 
     References:
@@ -214,7 +214,7 @@ class ResidualDecoder(nn.Module):
         activation: Class of the activation.
 
     Raises:
-        ValueError: If there is no block, or, when called, if there are other latents.
+        ValueError: If there is no block, or, when called, if the number of latents differs.
 
     Example:
         >>> import torch

@@ -14,7 +14,7 @@ def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
     """Returns the answer of a network if it is a floating-point tensor; raises otherwise.
 
     Arguments:
-        answer: The object that it returned.
+        answer: The object that the network returned.
         role: The role of the network: "decoder" or "encoder's net".
         net: The network.
 
@@ -33,7 +33,7 @@ def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
 
 @runtime_checkable
 class Trunk(Protocol):
-    """A network that ends in features, for a layer of the size that the family needs on top."""
+    """A network that ends in features; a layer of the size that the family needs is added."""
 
     num_features: int | None
 
@@ -44,7 +44,7 @@ def features_of(net: nn.Module) -> int | None:
 
 
 class _Around(nn.Module):
-    """A network with a transformed input; it is a trunk if that network is."""
+    """A network with a transformed input; it is a trunk if the network is one."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class _Around(nn.Module):
 
 @registered()
 class MissingIndicator(_Around):
-    """An encoder for missing data: it sees zeros there, and which entries were observed.
+    """An encoder for data with missing entries: it sees zeros for them, and a mask.
 
     Arguments:
         net: An encoder for twice as many numbers per row (or twice the channels): the data with
@@ -119,13 +119,13 @@ class Concatenated(_Around):
 
 @registered()
 class ColumnInputs(_Around):
-    r"""An encoder for tables: categories as indicators, counts as logarithms, missing marked.
+    r"""An encoder for tables: categories as indicators, counts as logarithms, and a mask.
 
     Arguments:
         net: An encoder for :meth:`width` numbers per row: first a number for each numeric column
             and an indicator for each category of the others, with zeros where an entry is missing;
-            then for each column whether it was observed.
-        categories: For each column how many categories it has, 0 for numbers.
+            then for each column 1 if it was observed, else 0.
+        categories: Number of categories of each column; 0 for numbers.
         counts: Positions of the columns of counts, which the encoder sees as :math:`\log(1 + y)`.
         positive: Positions of the columns of positive numbers, which it sees as :math:`\log y`.
 
@@ -150,14 +150,14 @@ class ColumnInputs(_Around):
         self.categories = tuple(categories)
         self.counts, self.positive = tuple(counts), tuple(positive)
         widths = torch.tensor([max(1, number) for number in self.categories])
-        # The column of every number, to say which numbers were observed.
+        # The column that each number comes from, to look up whether it was observed.
         columns = torch.arange(len(widths)).repeat_interleave(widths)
         self.register_buffer("columns", columns, persistent=False)
 
     def numbers(
         self, y: Float[Tensor, "batch columns"]
     ) -> tuple[Float[Tensor, "batch numbers"], Float[Tensor, "batch numbers"]]:
-        """Numbers and indicators of every row, with zeros for missing ones, and a 1 or 0 for each.
+        """Numbers and indicators of every row, 0 if missing; and for each, 1 if observed, else 0.
 
         Example:
             >>> ColumnInputs(nn.Identity(), [0, 2]).numbers(torch.tensor([[torch.nan, 1.0]]))

@@ -1,6 +1,6 @@
-"""The model card: what a saved model is, for people, in a file beside its tensors.
+"""The model card: a description of a saved model for people, in a file beside its tensors.
 
-It is made of what `pyro_vae.json` says and says nothing more; loading does not read it.
+It contains nothing that `pyro_vae.json` does not; loading does not read it.
 
 References:
     | Model Cards for Model Reporting (Mitchell et al., 2019)
@@ -16,11 +16,11 @@ from .._types import ProgramLike
 from ..guides import is_made_of_map
 from .parts import module_of
 
-CARD = "README.md"  # which pages that hold models show first
+CARD = "README.md"  # the file that a page of a model shows first
 
-_MOST_COLUMNS = 200  # rows of the table of columns: a card is to be read
-_MOST_LETTERS = 2000  # of a note
-_UNITS = {"table", "units", "missing", "digests"}  # what a model of a table has, told apart
+_MOST_COLUMNS = 200  # columns listed: a card should stay readable
+_MOST_LETTERS = 2000  # letters of a note
+_UNITS = {"table", "units", "missing", "digests"}  # notes of a model of a table, shown separately
 
 
 def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
@@ -92,7 +92,7 @@ def _class(program: ProgramLike) -> str:
 def _columns(units: Mapping[str, Any]) -> list[str]:
     """The columns of a table, with the centres and scales between its units and the model's.
 
-    None if the notes are not ours, and only happen to use the same names.
+    Empty if the notes are not ours and only happen to use the same names.
     """
     seen = "has" if units["missing"] else "has not"
     lines = ["| column | kind | centre | scale | categories |", "| --- | --- | --- | --- | --- |"]
@@ -131,7 +131,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Text that a page shows as it is: no markup and no end of a line or of a cell."""
+    """Text that a page shows as it is, without markup, line breaks or ends of cells."""
     text = " ".join(str(value).split())
     short = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} ..."
     return escape(short, quote=False).replace("|", "\\|")

@@ -49,7 +49,7 @@ def save(
     guide: ProgramLike | None = None,
     about: Mapping[str, JSON | Result] | None = None,
 ) -> None:
-    """Saves a model and a guide into a folder of their own, which cannot run code when loaded.
+    """Saves a model and a guide into a folder of their own; loading it runs no code.
 
     All tensors of the modules' `state_dict` are saved, and for a `LocalParameters` table the state
     of its optimizer. The structure of the library's classes and torch's layers is saved too, so
@@ -57,7 +57,7 @@ def save(
     saved, and :func:`load` fills them into an object that you build.
 
     `README.md` beside them is a model card: class, likelihood, sizes, columns with their centres
-    and scales, and what `about` says.
+    and scales, and the notes in `about`.
 
     Not saved: parameters in Pyro's parameter store (`pyro.get_param_store().save` does that), the
     optimizer of the networks, and `guide.row_fit`.
@@ -67,9 +67,9 @@ def save(
             complete. Use a folder for this alone.
         model: A Pyro program.
         guide: A :class:`pyro_vae.Guide` for that model, or a guide program written by hand.
-        about: Notes for the card, to read back with :func:`read_about`: strings, numbers, lists,
-            and results, such as what :func:`pyro_vae.fit` and :func:`pyro_vae.evaluate` return,
-            whose summaries say how training ended and what can be trusted.
+        about: Notes for the card, which :func:`read_about` reads back: strings, numbers, lists, and
+            results such as those of :func:`pyro_vae.fit` and :func:`pyro_vae.evaluate`, whose
+            summaries say how training ended and what can be trusted.
 
     Raises:
         ValueError: If the folder holds anything else, if the guide was made for another model, if
@@ -85,7 +85,7 @@ def save(
         >>> sorted(path.name for path in folder.iterdir())
         ['README.md', 'model.safetensors', 'pyro_vae.json']
     """
-    from .. import __version__  # set when the package is whole
+    from .. import __version__  # set once the package is imported
 
     if model_of(guide) not in (None, model):
         raise ValueError(
@@ -172,7 +172,7 @@ def load(
             _check_fit(folder, role, program, states[role])
             module_of(program).to(device)
     made: dict[str, Any] = dict(given)
-    with forked(0, "unused"):  # first values, to be overwritten, are drawn
+    with forked(0, "unused"):  # rebuilding draws initial values, which are overwritten
         for role in (role for role in parts if given[role] is None):
             part, _ = parts[role]
             made[role] = _rebuilt(folder, part, states[role], made["model"], device)
@@ -209,7 +209,7 @@ def _packed(role: str, program: ProgramLike) -> bytes:
 
 
 def require_notes(about: Mapping[str, JSON | Result]) -> dict[str, Any]:
-    """Notes to be saved, results as their summaries; refuses what JSON cannot hold, by its entry.
+    """Notes to be saved, with results as summaries; names an entry that JSON cannot hold.
 
     Raises:
         ValueError: If an entry is neither JSON nor a result.
@@ -231,7 +231,7 @@ def require_notes(about: Mapping[str, JSON | Result]) -> dict[str, Any]:
 
 
 def require_place_for_model(folder: Path) -> Path:
-    """Refuses a place that :func:`save` cannot write, or that holds anything but a saved model.
+    """Refuses a place to which :func:`save` cannot write a model.
 
     Raises:
         ValueError: If it cannot be written to, or holds anything but a saved model.
@@ -268,7 +268,7 @@ def _header(folder: Path) -> dict[str, Any]:
 
 
 def _check_version(path: Path, header: dict[str, Any]) -> None:
-    from .. import __version__  # set when the package is whole
+    from .. import __version__  # set once the package is imported
 
     version: Any = header.get("format_version")
     _require(path, "format_version", when=type(version) is int and version >= 1)
@@ -288,7 +288,7 @@ def _require(path: Path, entry: str, *, when: bool) -> None:
 
 
 def _parts(folder: Path) -> dict[str, tuple[Part, str]]:
-    """What the JSON file says about model and guide, with the digest of the tensors of each."""
+    """The descriptions of model and guide in the JSON file, each with its tensors' digest."""
     header = _header(folder)
     path = folder / HEADER
     _require(path, "model", when="model" in header)
@@ -326,7 +326,7 @@ def _read_tensors(folder: Path, part: Part, digest: str) -> dict[str, Tensor]:
         tensors = safetensors.torch.load_file(path)  # mapped: read when it is copied below
     except safetensors.SafetensorError as error:
         raise ValueError(f"'{path}' is not a safetensors file, or is damaged ({error})") from error
-    # Copies lie in memory as torch aligns it, on which the last bit of a product can depend.
+    # Copies have torch's memory alignment, on which the last bit of a product can depend.
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 

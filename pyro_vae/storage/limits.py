@@ -1,6 +1,6 @@
 """Limits on loading: no more memory and no more tensors than the saved files account for.
 
-The JSON file of a saved model says how large its parts are, and anybody can write a number there.
+The JSON file of a saved model says how large its parts are, and anybody can write any number there.
 So while the parts are built, the size of every new tensor is checked before memory is allocated.
 """
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-MAX_HEADER = 8 * 2**20  # bytes of JSON; objects of Python take some twenty times as many
-_SPARE, _SMALL = 100 * 2**20, 2**20  # bytes that making a model takes beside its parameters
-_TIMES, _FEW = 10, 1_000  # tensors made per tensor in the file: first values, and trial runs
+MAX_HEADER = 8 * 2**20  # bytes of JSON; as Python objects they take about twenty times as many
+_SPARE, _SMALL = 100 * 2**20, 2**20  # bytes: spare ones for making a model; size of a small tensor
+_TIMES, _FEW = 10, 1_000  # tensors made: per saved tensor, and besides (first values, trial runs)
 _REPEATING = {"repeat", "new_empty", "new_full", "new_ones", "new_zeros"}
 
 
@@ -27,7 +27,7 @@ class Budget(TorchDispatchMode):
         tensors: The saved tensors.
 
     Raises:
-        ValueError: Instead of the operation that would take too much.
+        ValueError: In place of an operation that would take too much.
 
     Example:
         >>> with Budget({"weight": torch.ones(2, 2)}):  # doctest: +ELLIPSIS
@@ -47,9 +47,9 @@ class Budget(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors, name = list(_tensors(args)), func.name().removeprefix("aten::")
         dtype = kwargs.get("dtype") or torch.get_default_dtype()
-        if not tensors:  # so one of a size that was named comes out
+        if not tensors:  # then it makes one, of a size given in numbers
             self._count(_elements(name, args) * dtype.itemsize)
-        else:  # one that is expanded takes no memory until something is done with it
+        else:  # an expanded tensor takes no memory until an operation copies it
             times = math.prod(args[1]) if name in _REPEATING else 1
             most = max(tensor.numel() * tensor.element_size() for tensor in tensors)
             self._check(most * times)
@@ -59,7 +59,7 @@ class Budget(TorchDispatchMode):
         """Subtracts a new tensor from the budget."""
         self._check(wanted)
         self.tensors_left -= 1
-        if wanted > _SMALL:  # small ones come and go
+        if wanted > _SMALL:  # small ones are soon freed
             self.bytes_left -= wanted
 
     def _check(self, wanted: int) -> None:
@@ -76,7 +76,7 @@ def require_few_objects(recorded: Any, tensors: dict[str, Tensor]) -> None:
     """Refuses a record of more objects than a save with these tensors can have.
 
     Raises:
-        ValueError: If it has: making an object takes time and memory, even one without tensors.
+        ValueError: If there are more: even an object without tensors takes time and memory.
     """
     number = json.dumps(recorded).count('"class"')
     numbers = sum(tensor.numel() for tensor in tensors.values())

@@ -51,7 +51,7 @@ LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Softplus: ("beta", "threshold"),
     nn.Tanh: (),
 }
-"""Layers of torch, with the arguments to record; each is an attribute of the same name."""
+"""Layers of torch, with the arguments to record; each argument is an attribute of the same name."""
 
 for _layer, _names in LAYERS.items():
     add(_layer, {name: name for name in _names})
@@ -62,7 +62,7 @@ def record(value: Any, where: str) -> Any:
 
     Arguments:
         value: An object of a registered class, a number, a string, or a sequence of these.
-        where: Its place, for error messages: "decoder.activation".
+        where: Place of the object, for error messages: "decoder.activation".
 
     Raises:
         ValueError: If it, or something in it, is of another class.
@@ -111,7 +111,7 @@ def _is_named(value: object) -> bool:
 def _arguments(value: Any) -> dict[str, Any]:
     """Arguments of our own classes, of torch's layers, and of a sequence of layers."""
     if isinstance(value, nn.Sequential):
-        return dict(value._modules)  # named_children would leave out a layer's second place
+        return dict(value._modules)  # named_children would list a repeated layer once
     arguments = arguments_of(value)
     if type(value) in LAYERS and "bias" in arguments:  # kept as a parameter or None
         arguments["bias"] = arguments["bias"] is not None
@@ -123,7 +123,7 @@ def build(recorded: Any, where: str) -> Any:
 
     Arguments:
         recorded: A record, as read from JSON.
-        where: Its place, for error messages.
+        where: Place of the record, for error messages.
 
     Raises:
         ValueError: If it is not a record, names a class that is not registered, or has arguments
@@ -150,7 +150,7 @@ def unpacked(recorded: Any, where: str) -> tuple[Any, dict[str, Any]]:
     """The name and the arguments in the record of an object.
 
     Raises:
-        ValueError: If it is not of that form.
+        ValueError: If the record does not have both.
     """
     is_record = isinstance(recorded, dict) and set(recorded) == {"class", "arguments"}
     if not is_record or not isinstance(recorded["arguments"], dict):
@@ -178,7 +178,7 @@ def _make(cls: type, arguments: dict[str, Any], where: str) -> Any:
         return cls(**arguments)
     except RecursionError:
         raise
-    except Exception as error:  # anything at all, if the arguments are
+    except Exception as error:  # any error can come of arbitrary arguments
         raise ValueError(f"{where} cannot be made as a {cls.__name__}: {error}") from error
 
 
@@ -195,7 +195,7 @@ def check_types(cls: type, arguments: dict[str, Any]) -> None:
             raise ValueError(f"it takes no argument {name!r}, only {list(known)}")
     try:
         check_arguments(cls.__init__, arguments)  # type: ignore[misc]
-    except TypeError as error:  # of a file, not of a call
+    except TypeError as error:  # the arguments are of a file, not of a call
         raise ValueError(str(error)) from error
 
 
@@ -205,9 +205,9 @@ class Part:
 
     Arguments:
         role: "model" or "guide".
-        made_by: Its class, or the function.
+        made_by: Name of its class or function.
         architecture: The record to rebuild it from; None if there is none.
-        reason: Why there is none, or empty.
+        reason: Why there is no record; empty if there is one.
         frozen: Names of the parameters that do not require a gradient.
         evaluating: Names of the modules that are in evaluation mode.
     """
@@ -221,7 +221,7 @@ class Part:
 
 
 def module_of(program: ProgramLike) -> nn.Module:
-    """The modules of a program as one: the program itself, or a list of those it closes over."""
+    """A program as one module: itself, or a list of the modules that it closes over."""
     return program if isinstance(program, nn.Module) else nn.ModuleList(modules_of(program))
 
 
@@ -268,7 +268,7 @@ def _described(role: str, program: ProgramLike, names: dict[int, str]) -> Part:
     module, architecture, reason = module_of(program), None, ""
     try:
         _check_unshared(role, module, names)
-        with forked(0, "unused"):  # first values, of what is made to compare, are drawn
+        with forked(0, "unused"):  # building a copy to compare draws initial values
             architecture = _record(program)
     except ValueError as error:
         reason = str(error)
@@ -324,7 +324,7 @@ def _record(program: ProgramLike) -> dict[str, Any]:
 
 
 def _check_same(module: nn.Module, again: nn.Module, where: str) -> None:
-    """Compares layers, and names and shapes of tensors."""
+    """Refuses a module whose layers or tensors differ from those of its rebuilt copy."""
     found = differences(again, module.state_dict(), with_dtypes=False)
     if found or repr(again) != repr(module):
         raise ValueError(
@@ -335,16 +335,16 @@ def _check_same(module: nn.Module, again: nn.Module, where: str) -> None:
 def rebuild(
     part: Part, state: dict[str, Tensor], model: Any, device: torch.device | str | None
 ) -> Any:
-    """Rebuilds a part, with its tensors, their dtypes and its modes.
+    """Rebuilds a part with its tensors, dtypes and modes.
 
     Arguments:
-        part: Its description.
-        state: Its tensors.
+        part: Description of the part.
+        state: Tensors of the part.
         model: For a guide, the model that it is for.
         device: Where to put it; by default the CPU.
 
     Raises:
-        ValueError: If the record cannot be followed, or the tensors do not fit the result.
+        ValueError: If the record cannot be built, or the tensors do not fit the result.
     """
     assert part.architecture is not None, "the caller has looked"
     if part.role == "model":
@@ -403,7 +403,7 @@ def fill(program: ProgramLike, state: dict[str, Tensor]) -> None:
 
 
 def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: bool) -> str:
-    """Why tensors do not fit a module: missing, unexpected, mismatched names; empty if they fit."""
+    """How tensors do not fit a module: missing, unexpected, mismatched; empty if they fit."""
     own = module.state_dict()
     both = [name for name in own if name in state and name not in _resizable(module)]
     mismatched = [
