@@ -3,7 +3,7 @@ r"""Starts the training of a table's VAE from factor analysis, a special case of
 A decoder :math:`\eta(z) = \eta_0 + A z + g(z)` with :math:`g = 0` is factor analysis where the
 features are Gaussian, and with a few hundred rows stochastic gradients take too few steps to find
 that solution. So factor analysis is fitted first, by EM on the numeric columns (standardized,
-counts as :math:`\log(1 + y)`, positive numbers as :math:`\log y`, missing entries left out), and its
+counts as :math:`\log(1 + y)`, positive numbers as :math:`\log y`, missing entries left out). Its
 loadings :math:`W`, rotated so that the posterior of a complete row has independent entries, give
 the slopes of the output,
 

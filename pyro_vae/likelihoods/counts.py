@@ -1,4 +1,4 @@
-r"""Likelihoods of counts, with an exposure: the time or the amount over which was counted.
+r"""Likelihoods of counts, with an exposure: the time or amount that a count covers.
 
 The decoder gives the logarithm of a rate, :math:`\eta`, and the mean of a count is :math:`\mu = t
 e^{\eta}` with the exposure t of its row, a further tensor of the batch: `model(y, exposure)`,

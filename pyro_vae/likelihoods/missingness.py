@@ -30,7 +30,7 @@ from .base import Likelihood
 from .mixed import MixedFeatures
 from .special import as_shape
 
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # at a slope of 3 per sd: to 1e-5
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # error 1e-5 for a slope of 3 per sd
 _PACE = 10.0  # Adam's steps suit weights of nets; log odds are of order 1, and need longer ones
 _TRIES = 64  # draws for a missing entry; the first that would be missing is used
 
@@ -132,7 +132,7 @@ def _log_missing(features: Distribution, value: Tensor, a: Tensor, b: Tensor) ->
 
 @registered()
 class SelfMasking(Likelihood):
-    r"""A likelihood with a model of missingness: it depends on the entry's own value.
+    r"""A likelihood in which an entry may be missing because of its own value.
 
     .. math:: p(s_d = 1 \mid y_d) = \sigma(a_d + b_d y_d)
 
@@ -146,7 +146,7 @@ class SelfMasking(Likelihood):
 
     Arguments:
         likelihood: Likelihood of the features.
-        shape: Shape of a datum, for an intercept and slope per feature; `()` to share them.
+        shape: Shape of a datum, for an intercept and slope per feature; `()` to share one pair.
 
     References:
         | not-MIWAE: Deep Generative Modelling with Missing not at Random Data (Ipsen, Mattei &

@@ -24,7 +24,7 @@ class MixedFeatures(dist.TorchDistribution):
     """Columns of several kinds side by side, `(batch, columns)`.
 
     Arguments:
-        parts: Distributions of the columns, each of some of them: `(batch, some)`.
+        parts: Distributions, each of some of the columns: `(batch, some)`.
         columns: Positions of the columns of each part.
     """
 

@@ -71,7 +71,7 @@ class Generative(NamedModule):
     def decode(self, z: Float[Tensor, "*draws latents"], *given: Tensor) -> Float[Tensor, "..."]:
         """Mean of p(y | z), for latents with any number of leading dimensions; no gradient.
 
-        The tensors in `given` need a row for each of the last dimension of z before the latents.
+        The tensors in `given` need `z.shape[-2]` rows.
         """
         return self._by_rows(self.expectation, z, given)
 
@@ -147,7 +147,7 @@ class Generative(NamedModule):
 
 
 def _check_latents(z: object, latents: int, dtype: torch.dtype) -> None:
-    """Refuses values that are not latents of the model; names the first row not finite."""
+    """Refuses values that are not latents of the model; names the first row with nan or inf."""
     expected = f"z should be a tensor of {dtype} and shape (..., {latents}), got {shown(z)}"
     if not isinstance(z, Tensor) or z.dtype != dtype:
         raise TypeError(f"{expected}: pass torch.as_tensor(z, dtype={dtype})")

@@ -138,7 +138,7 @@ class ConditionalVAE(Decoded):
             )
 
     def prototype(self) -> Batch:
-        """Two rows shaped like data, the means at z = 0 and x = 0; and their two rows of x."""
+        """Two rows shaped like data (the means at z = 0 and x = 0), and two rows of x."""
         x = self.zero.new_zeros(2, self.covariates)
         return self.decode(self.zero.new_zeros(2, self.latent_dim), x), x
 

@@ -280,7 +280,7 @@ def em_with_holes(
     tolerance: float,
     max_steps: int,
 ) -> tuple[LinearGaussianParameters, EMFit]:
-    """EM for data with missing entries, from the observed ones."""
+    """EM for data with missing entries; it uses the observed ones."""
     shape = start.loadings.shape
 
     def unpacked(theta: Tensor) -> LinearGaussianParameters:

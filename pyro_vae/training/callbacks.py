@@ -68,7 +68,7 @@ class Run(Protocol):
         """Ends training after this step or epoch; `Fit.stopped` is then "early"."""
 
     def settle(self) -> None:
-        """Decays the default step size, then ends training; `stop` for other schedules."""
+        """Decays the default step size, then ends training; under other schedules same as `stop`."""
 
 
 class Callback:

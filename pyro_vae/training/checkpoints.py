@@ -72,7 +72,7 @@ class Keeper:
     Arguments:
         checkpoint: Where, and how often.
         identity: Options, data and programs of the run in this process, by name; a checkpoint that
-            differs in any is refused, with the names.
+            differs in any of them is refused, and the error names it.
 
     Raises:
         ValueError: If the file cannot be written there.

@@ -173,7 +173,7 @@ class Scheduler:
         self.optimizer = optimizer
 
     def fall(self, epochs: int) -> int | None:
-        """Starts the default schedule's decay now; returns the total epochs, None if there is none.
+        """Starts the default schedule's decay now; returns the total epochs, None for others.
 
         Arguments:
             epochs: Epochs so far; the decay takes as many.
@@ -188,7 +188,7 @@ class Scheduler:
         return int(factors[0].num_epochs)
 
     def step(self, elbo: float) -> None:
-        """Called after an epoch with its validation ELBO, or its training ELBO without one."""
+        """Called after an epoch with its validation ELBO, or else its training ELBO."""
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         if isinstance(self.torch, plateau):
             self.torch.step(elbo if self.torch.mode == "max" else -elbo)

@@ -32,7 +32,7 @@ from .sharding import Part, Shards, random_state, set_random_state
 from .steps import Place, Steps
 from .tensors import State
 
-_VALIDATION_DRAWS = 10  # per datum: the error from the number of data is then larger
+_VALIDATION_DRAWS = 10  # per datum; the spread between data then dominates the error
 
 
 _EVENTS = ("on_start", "on_step", "on_epoch", "on_end")
@@ -172,7 +172,7 @@ class Training:
         self._asked_to_stop = True
 
     def settle(self) -> None:
-        """Decays the default step size, then ends training; `stop` for other schedules."""
+        """Decays the default step size, then ends training; under other schedules same as `stop`."""
         length = self.scheduler.fall(len(self.epochs))
         if length is None:
             self._asked_to_stop = True
@@ -385,7 +385,7 @@ class Training:
         return Keeper(self.plan.checkpoint, identity)
 
     def _keep(self) -> None:
-        """Writes a checkpoint, if this run has any."""
+        """Writes a checkpoint, if the run has a place for one."""
         if self.keeper is None:
             return
         value, epoch, best = self.best
