@@ -68,7 +68,7 @@ class Run(Protocol):
         """Ends training after this step or epoch; `Fit.stopped` is then "early"."""
 
     def settle(self) -> None:
-        """Decays the default step size, then ends training; under other schedules same as `stop`."""
+        """Decays the default step size, then ends training; other schedules end at once."""
 
 
 class Callback:

@@ -172,7 +172,7 @@ class Training:
         self._asked_to_stop = True
 
     def settle(self) -> None:
-        """Decays the default step size, then ends training; under other schedules same as `stop`."""
+        """Decays the default step size, then ends training; other schedules end at once."""
         length = self.scheduler.fall(len(self.epochs))
         if length is None:
             self._asked_to_stop = True
