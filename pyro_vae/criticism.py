@@ -49,7 +49,7 @@ def bits_per_dimension(
             were divided by 256, to get bits in the unit of a grey level.
 
     Returns:
-        Bits per dimension, with its errors. A lower bound on log p(y) gives an upper one here.
+        Bits per dimension, with both errors. A lower bound on log p(y) gives an upper bound here.
 
     Raises:
         ValueError: If there is no dimension, or fewer than two data.

@@ -83,7 +83,7 @@ class Surgery(Result):
 
         names = ("rate", "information", "mismatch", "distortion")
         ax = plot_comparison({"parts": {name: getattr(self, name) for name in names}})
-        ax.set_yticks([])  # of a single row
+        ax.set_yticks([])  # there is a single row
         return ax
 
     @property
@@ -297,7 +297,7 @@ def single_latents(
     z = posterior.draw(draws_per_datum(draws, num_data))[0].double()
     rate = _divergence(normals, prior)
     log_prior = _log_normal(z, prior)
-    # Zero on average; if all data share one posterior, it is all of the noise.
+    # Zero on average; if all data share one posterior, this is all of the noise.
     control = _log_normal(z, normals) - log_prior - rate
     mismatch = _controlled(_log_mixture(normals, z) - log_prior, control)
     mean_rate = Estimate(rate.mean(dim=0), torch.zeros_like(mismatch.error))

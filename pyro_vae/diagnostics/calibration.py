@@ -185,8 +185,8 @@ class Calibration(Result):
 
         An error :math:`\delta` of a scale changes the share of ranks below one standard deviation
         by :math:`\phi(1) \delta`; an error of a mean changes the share below the middle by
-        :math:`\phi(0) \delta`. It is detected nine times in ten if it takes the expected share out
-        of the band of uniform ranks by 1.28 standard deviations.
+        :math:`\phi(0) \delta`. An error is detected nine times in ten if it takes the expected
+        share out of the band of uniform ranks by 1.28 standard deviations.
 
         Arguments:
             false_alarm: Probability that a calibrated guide is rejected, over all quantities.

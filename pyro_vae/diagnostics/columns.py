@@ -77,8 +77,9 @@ def leave_one_out(
 
     .. math:: u_d = P(\tilde y_d \le y_d \mid y_{-d})
 
-    is uniform for data drawn from the model. For the data that the model was fitted to, columns
-    look better than they are. A missing entry gets a random rank, which costs power, not validity.
+    This is uniform for data drawn from the model. For the data that the model was fitted to,
+    columns look better than they are. A missing entry gets a random rank, which costs power, not
+    validity.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data and one observed site, whose

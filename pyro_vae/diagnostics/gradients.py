@@ -355,7 +355,7 @@ class _Gradients:
             self._refuse_rows()
 
     def _refuse_rows(self) -> None:
-        """Refuses a table, whose rows would be updated by every gradient."""
+        """Refuses a table of parameters, since every gradient would update its rows."""
         if any(map.owns(leaf) for map in maps_of(self.guide) for leaf in self.tensors.values()):
             raise ValueError(
                 f"{type(self.objective).__name__} has no differentiable_loss, and its gradients "

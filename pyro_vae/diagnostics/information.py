@@ -24,7 +24,7 @@ from ..randomness import seeded, stream
 from ..results import Result
 
 _PAIRS_AT_ONCE = 200_000  # points times data; bounds the memory of the aggregated posterior
-_PAIRS_IN_ALL = 20_000_000  # as many densities take seconds; more data get fewer draws each
+_PAIRS_IN_ALL = 20_000_000  # densities, which take seconds; more data get fewer draws each
 
 
 @dataclass(frozen=True, repr=False)

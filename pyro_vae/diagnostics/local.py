@@ -190,7 +190,7 @@ def two_sample_test(
 def _compared(
     own: Tensor, trusted: Tensor, size: int, num_permutations: int, chance: torch.Generator
 ) -> tuple[float, float, float]:
-    """P-value, its error and the distance for one datum; 1 if there is nothing to compare."""
+    """P-value, its error and the distance for one datum; p is 1 if there is nothing to compare."""
     if size < 2:
         return 1.0, 0.0, 0.0
     some = trusted[torch.randperm(len(trusted), generator=chance)[:size].to(trusted.device)]

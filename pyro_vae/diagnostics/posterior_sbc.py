@@ -129,9 +129,9 @@ def posterior_calibration(
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Ranks, and a p-value per datum (Holm, over the quantities). Data with fewer than 4
-        effective draws of the posterior per replicate, or with draws that are not reliable, are
-        doubted.
+        Ranks, and a p-value per datum, adjusted for the number of quantities (Holm). Data with
+        fewer than 4 effective draws of the posterior per replicate, or with draws that are not
+        reliable, are doubted.
 
     Raises:
         ValueError: If the program cannot be simulated row by row, a discrete site is summed out,

@@ -47,7 +47,7 @@ from .aggregate import NEGLIGIBLE, Surgery, surgery
 
 _BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _ERRORS = 5  # standard errors: a one-sided false alarm of 3e-7 for a bound that is tight
-_CLEAR = 2  # standard errors, which are overstated: they are added up without squaring
+_CLEAR = 2  # standard errors, which are overstated, since they are added up linearly
 _ROUNDING = 1e-3  # nats; log densities of a thousand nats in float32 are off by 1e-4
 
 
@@ -86,8 +86,8 @@ class Violation(NamedTuple):
     """A bound that is violated by more than the errors allow.
 
     Arguments:
-        beta: The beta.
-        data: The data set concerned.
+        beta: The beta at which it is violated.
+        data: The data set for which it is violated.
         bound: The violated bound, in words.
         excess: The violation, in nats per datum.
     """
@@ -184,7 +184,7 @@ class RateDistortion(Result):
 
     @property
     def beaten(self) -> tuple[Beaten, ...]:
-        """Betas on whose objective another beta's model does better; each with the best of these.
+        """Betas whose objective another beta's model minimizes better; each with the best other.
 
         Only differences beyond errors count. At the optimum there are none, and the rate falls and
         the distortion rises with beta. The remedy is more epochs, or other betas to start from.
@@ -335,7 +335,7 @@ def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
     beta builds on the epochs of all smaller ones, and may depend on the list; to prepare the first
     one, train model and guide with `pv.BetaELBO` before the call.
 
-    The curve is the lowest distortion at a rate that these networks and this training reach, not
+    The curve is the lowest distortion that these networks and this training reach at a rate, not
     *the* rate-distortion function. With a fixed model (`train_model=False`) only the guide is
     trained. For a beta other than 1 the guide does not approximate the posterior; a guide that
     maximizes the ELBO by itself (`Refined`, `ExactPosterior`, `CoordinateAscent`) does so at full

@@ -235,7 +235,7 @@ class Copies:
 
 
 def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
-    """Like `copy.deepcopy`, but copies functions too; what holds no tensor is returned uncopied.
+    """Like `copy.deepcopy`, but copies functions too; an object without tensors is not copied.
 
     Arguments:
         value: A program, or an object that a program refers to.
@@ -260,7 +260,7 @@ def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
 
 
 def _without_history(module: nn.Module, memo: dict[Any, Any]) -> None:
-    """Adds detached copies of tensors that layers keep from their last call to the memo.
+    """Adds to the memo detached copies of the tensors that layers keep from their last call.
 
     `copy.deepcopy` refuses these tensors: Pyro's transforms keep their last arguments and log
     Jacobian.

@@ -81,7 +81,7 @@ class Simplex(StickBreakingTransform):
         return before + torch.cat([taken, torch.zeros_like(left[..., :1])], dim=-1)
 
     def of_logs(self, log_values: Tensor) -> Tensor:
-        """The inverse of :meth:`log_values`; `log_values` need not be normalized."""
+        """The inverse of the method `log_values`; its argument need not be normalized."""
         tails = log_values.flip(-1).logcumsumexp(-1).flip(-1)
         return log_values[..., :-1] - tails[..., 1:] + _offsets(tails[..., 1:])
 

@@ -2,7 +2,7 @@ r"""All values of the discrete sites of a datum, as rows of a longer batch.
 
 Pyro enumerates a discrete site along a dimension of its own, left of the plates, and a program has
 to broadcast over it: `table[y]` does, `torch.cat([z, y], -1)` and a convolution do not. Repeating
-the rows for every combination of values, as it is done for particles, works with any program:
+the rows for every combination of values, as is done for particles, works with any program:
 
 .. math:: \log p(y_n, z_n) = \log \sum_c p(y_n, z_n, c)
 
@@ -78,7 +78,7 @@ class Combinations:
 
 
 def combinations(sites: Iterable[TracedSite], plate_dim: int) -> Combinations | None:
-    """The combinations of the sites' values; `None` if there are none, or too many to be rows.
+    """The combinations of the sites' values; `None` if there are none, or too many for rows.
 
     Arguments:
         sites: Discrete sites of a run.

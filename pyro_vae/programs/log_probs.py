@@ -1,9 +1,9 @@
 r"""Log densities of sites: in few passes over memory, and with discrete sites summed out.
 
 Importance sampling spends as much time on the density of the pixels of an image as on the decoder:
-most of that time goes into allocating large intermediate results. For the most
-common distributions the sum over a datum is computed here in small pieces that stay in the cache;
-every other distribution computes its own.
+most of that time goes into allocating large intermediate results. For the most common distributions
+the sum over a datum is computed here in small pieces that stay in the cache; every other
+distribution computes its own.
 
 Pyro enumerates every value of a discrete site along a dimension of its own, left of the plates.
 The log densities of all sites are then factors over these dimensions, and the sum over them, with
@@ -67,7 +67,7 @@ def _bernoulli(value: Tensor, logits: Tensor) -> Tensor:
 
 
 def _log_product(factors: Tensor) -> Tensor:
-    """Sum of the logarithms of factors between 1 and 2, as logarithms of products of many.
+    """Sum of the logarithms of factors between 1 and 2, computed from products of many factors.
 
     A logarithm takes longer than the rest of a density, and a product of numbers above 1 loses
     fewer digits than a sum of their logarithms.
@@ -119,13 +119,13 @@ _TERMS: dict[type, _Terms] = {
 def sum_out(
     trace: Trace, names: list[str], plate: str, known: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    r"""Log density of some sites with the enumerated ones summed out, by datum.
+    r"""Log density of some sites with the enumerated ones summed out, per datum.
 
     .. math:: \log \sum_c \prod_s p(s \mid c, \ldots)
 
     Arguments:
         trace: A trace of the program under enumeration.
-        names: Sites to take: the enumerated ones and those whose marginal density is wanted.
+        names: Sites to include: the enumerated ones and those whose marginal density is wanted.
         plate: Name of the plate over data.
         known: Log densities of some sites that were computed in another way.
 

@@ -38,7 +38,7 @@ class Subsampling(NamedTuple):
 
 @dataclass
 class Minibatch:
-    """Positions of a batch in its data set, the size of that set, and the plate over data."""
+    """A batch's row positions in its data set, the size of that set, and the plate over data."""
 
     rows: Tensor
     num_data: int
@@ -182,7 +182,7 @@ def _plain(value: Any) -> Any:
 
 
 def _key(table: Tensor, key: Any) -> Any:
-    """The key of an indexing, with plain indices in place of a plate's."""
+    """An indexing key, with plain indices in place of a plate's index."""
     keys = key if isinstance(key, tuple) else (key,)
     used = [_axes(part) for part in keys]
     made = []

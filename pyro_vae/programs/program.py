@@ -66,10 +66,11 @@ class Program:
     sites are shared by all data, their values have to be given first (:meth:`given`): the density
     per datum is conditional on them.
 
-    Its attributes: `plate`, the name of the plate over data, and `plate_dim`, its dimension counted
-    from the right; `latent_sites` of a datum and `global_sites` that all data share, in the order
-    of their flat vectors, with `latent_dim` and `global_dim` entries; `observed_names` of a datum's
-    observed sites; `dtype` and `device` of the latents; and the `structure` with the rest.
+    Attributes: `plate`, the name of the plate over data, and `plate_dim`, its dimension counted
+    from the right; `latent_sites`, the latent sites of a datum, and `global_sites`, those that all
+    data share, in the order of their flat vectors, which have `latent_dim` and `global_dim`
+    entries; `observed_names`, the names of a datum's observed sites; `dtype` and `device` of the
+    latents; and `structure`, which holds the rest.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -406,7 +407,7 @@ class Program:
         return poutine.enum(self.enumerating(self._whole), -1 - self.structure.nesting)
 
     def enumerating(self, model: ProgramLike) -> ProgramLike:
-        """A program with this one's discrete latent sites marked to be summed out."""
+        """`model` with the discrete latent sites of this program marked to be summed out."""
         names = self.structure.enumerated
         if not names:
             return model

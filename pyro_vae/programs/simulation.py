@@ -21,7 +21,7 @@ class Prior:
     r"""The prior of the latents of some data, drawn by running the program forward.
 
     Observed sites keep their data. So draws and densities agree even if the prior of a site depends
-    on an earlier observation: both are of :math:`\prod_s p(z_s \mid
+    on an earlier observation: both are those of :math:`\prod_s p(z_s \mid
     \text{what the program samples or observes before})`.
 
     Arguments:
@@ -156,7 +156,7 @@ def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -
 
 
 def _is_part(observed: Tensor, batch: Batch) -> bool:
-    """Whether every observed entry is an entry of the batch, so that writing to it changes that."""
+    """Whether observed entries are entries of the batch, so that writing them changes the batch."""
     storages = {part.untyped_storage().data_ptr() for part in batch}
     repeated = any(s == 0 and n > 1 for s, n in zip(observed.stride(), observed.shape, strict=True))
     return observed.untyped_storage().data_ptr() in storages and not repeated

@@ -275,9 +275,9 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
 
 
 def _free_sizes(two: torch.Size, three: torch.Size, plate_dim: int) -> dict[int, int]:
-    """Sizes to the right of the plate over data that do not depend on the batch: those of a datum.
+    """Sizes of dimensions right of the plate over data, if they do not depend on the batch.
 
-    Pyro lets a program leave out the plates and event dimensions inside a datum.
+    These belong to a datum: Pyro lets a program leave out its inner plates and event dimensions.
     """
     dims = range(max(plate_dim + 1, -len(two), -len(three)), 0)
     return {dim: two[dim] for dim in dims if two[dim] == three[dim]}
@@ -346,7 +346,7 @@ def _prior_median(
 ) -> tuple[Tensor, Tensor]:
     """Medians of a few prior draws of the global sites, flat and unconstrained, and their spread.
 
-    Few draws miss the exact middle of the prior, a saddle point for the weights of many decoders.
+    So few draws miss the prior's exact middle, a saddle point for the weights of many decoders.
     """
     if not sites:
         return like.new_zeros(0), like.new_zeros(0)
