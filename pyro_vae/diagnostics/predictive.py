@@ -136,7 +136,7 @@ class PredictiveCheck(Result):
                 "; these latents were inferred from the data, so this check is optimistic: "
                 "latents=Latents.PRIOR tests the model itself"
             )
-        needed = math.ceil(2 * len(self.names) / false_alarm)  # so that Holm's method can reject one
+        needed = math.ceil(2 * len(self.names) / false_alarm)  # so that Holm can reject one
         if len(self.replicated) + 1 > needed:
             return ""
         return (
