@@ -35,7 +35,7 @@ from .forms import FORMS
 
 Outputs = Sequence[Tensor]
 
-# Ways to read a number out of a tensor, and what Pyro's own code is given.
+# Ways to read a number out of a tensor, and what Pyro's own code gets instead.
 _READS = {
     Tensor.item: 0.0,
     Tensor.__bool__: False,
@@ -44,7 +44,7 @@ _READS = {
     Tensor.__index__: 0,
     Tensor.tolist: [],
 }
-# A product and a sum are one instruction with one rounding: a sixth of the time of a polynomial.
+# Product and sum in one instruction, with one rounding: a sixth of the time of a polynomial.
 _FUSED = "enable_floating_point_contract_flag"
 _SKIPPED = (__name__, "torch.", "jaxtyping", "beartype")
 
@@ -99,7 +99,7 @@ class Captured:
 
 
 def _laid_out(args: Sequence[Tensor]) -> list[Tensor]:
-    """Contiguous in memory, as compiled operations expect."""
+    """The arguments, contiguous in memory as compiled operations expect."""
     return [arg.contiguous() for arg in args]
 
 
@@ -107,14 +107,14 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 
-    # Draws are left to torch, which makes the same ones as without a compiler. What would put the
-    # sums back into the products is left out.
+    # Draws are left to torch, so they are the same as without a compiler. The pattern matcher is
+    # off: it would put the sums back into the products.
     options: dict[str, Any] = {"fallback_random": True, "pattern_matcher": False}
     if hasattr(config.cpp, _FUSED):  # not in torch 2.4
         options[f"cpp.{_FUSED}"] = "fast"
     if all(tensor.device.type == "cpu" for tensor in inputs):
-        # One C++ file that calls all kernels is compiled sooner than a file for each, and a small
-        # step takes half the time without Python between its kernels.
+        # One C++ file for all kernels compiles faster than one file each, and without Python
+        # between its kernels a small step takes half the time.
         options["cpp_wrapper"] = True
         _describe(graph, inputs)
     with config.patch(options):
@@ -125,7 +125,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the compiler's own warnings and log messages."""
-    log = logging.getLogger("torch._inductor.ir")  # says which operations it has no C++ call for
+    log = logging.getLogger("torch._inductor.ir")  # it lists operations without a C++ call
     before = log.level
     log.setLevel(logging.ERROR)
     try:
@@ -138,7 +138,7 @@ def _quiet() -> Iterator[None]:
 
 def _describe(graph: GraphModule, inputs: list[Tensor]) -> None:
     """Notes the inputs' shapes on the graph, where the compiler looks for them."""
-    described = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # loops ask for it
+    described = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # loops need it
     places = (node for node in graph.graph.nodes if node.op == "placeholder")
     for place, tensor in zip(places, inputs, strict=True):
         place.meta["val"] = described.from_tensor(tensor)
@@ -154,7 +154,7 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
         function: Called with `args`; returns a sequence of tensors. It may compute gradients and
             change tensors in place.
         args: Tensors; a replay takes others of the same shapes and dtypes.
-        missing: Whether the data have entries that are nan, for "not observed".
+        missing: Whether the data have nan entries, which mean "not observed".
 
     Raises:
         NotCaptured: If the function reads a number out of a tensor, or has an operation that cannot
@@ -171,10 +171,10 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
         with (
             capturing_data(missing=missing),
             pyro.validation_enabled(is_validate=False),
-            # Gradients on a GPU come from a thread of its own, where nothing says that this is a
-            # capture, and hooks would read numbers.
+            # Otherwise another thread computes gradients on a GPU. It does not know of the
+            # capture, so hooks would read numbers.
             torch.autograd.set_multithreading_enabled(False),
-            # Shapes are noted for each operation; without this, by a mode made for each.
+            # Shapes are recorded for each operation; without this, each would create a new mode.
             tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))),
             _NoNumbers(),
         ):
@@ -196,9 +196,9 @@ class _NoNumbers(TorchFunctionMode):
         if func not in _READS and func is not Tensor.register_hook:
             return func(*args, **(kwargs or {}))
         frame = _calling_frame()
-        # Not all of Pyro: a plate that is a loop reads its indices, which matter.
+        # Not all of Pyro: a plate used as a loop reads its indices, and they matter.
         is_pyro = str(frame.f_globals.get("__name__", "")).startswith(("pyro.infer.", "pyro.util"))
-        if func is Tensor.register_hook:  # Pyro's look for nan at gradients
+        if func is Tensor.register_hook:  # Pyro's check for nan in gradients
             return None if is_pyro else func(*args, **(kwargs or {}))
         if is_pyro:
             return _READS[func]

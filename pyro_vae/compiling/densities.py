@@ -3,8 +3,8 @@ r"""A program's log densities, and their gradients in the latents, from compiled
 Row fits and Hamiltonian trajectories differentiate :math:`\log p(z) + \beta \log p(y \mid z)` in z,
 with the model fixed, for a number of data that changes from step to step. So the draws of all data
 are concatenated and cut into pieces of one size, for which there are two graphs
-(:class:`CompiledDensity`): one for the two log densities of every draw, and one that adds the
-gradients of both, from which any combination is differentiated.
+(:class:`CompiledDensity`): one for the two log densities of every draw, and one that also
+returns their gradients, so that any combination of the two can be differentiated.
 
 Importance sampling needs the densities of many pieces of draws, without gradients, all of the same
 shape (:class:`DrawDensities`). Everything besides the decoder's matrix products (sums over the
@@ -34,7 +34,7 @@ from ..programs import (
 from .capturing import Captured
 from .graphs import Graphs
 
-_ROWS = 2048  # of a piece: more leave the cache, and fewer are filled up
+_ROWS = 2048  # per piece: more do not fit in the cache, and fewer are padded
 
 
 class _Densities:
@@ -73,8 +73,8 @@ class CompiledDensity:
 
     Arguments:
         program: The model; its global latents have values, and its weights are fixed.
-        compile: True to compile at once, False never, None where it pays.
-        rows: Most rows of a piece.
+        compile: True to compile at once, False never, None if it saves time.
+        rows: Row limit per piece.
         memory: Memory budget in MiB; see :class:`Graphs`.
         calls_left: Number of further calls that are certain.
     """
@@ -91,8 +91,8 @@ class CompiledDensity:
         self.program, self.rows, self.calls_left = program, min(rows, _ROWS), calls_left
         self.graphs = Graphs(program.model, "log densities", compile=compile, memory=memory)
         self._densities = _Densities(program)
-        self._is_checked = False  # the graph against the program, in this evaluation
-        self._is_validated = False  # a piece by Pyro
+        self._is_checked = False  # the graph, against the program, in this evaluation
+        self._is_validated = False  # a piece, by Pyro
 
     @property
     def model(self) -> ProgramLike:
@@ -128,7 +128,7 @@ class CompiledDensity:
         )
 
     def _agrees(self, graph: Captured, first: Tensor, batch: Batch) -> bool:
-        """Whether the graph agrees with the program on one draw for all data, with validation."""
+        """Whether the graph agrees with the program, which validates, on one draw for all data."""
         if self._is_checked and not is_validation_enabled():
             return True
         self._is_checked = True
@@ -181,12 +181,12 @@ class _Differentiable(torch.autograd.Function):
 class DrawDensities:
     """A program's log densities of many draws, in pieces, compiled if that saves time.
 
-    The first draw of the first piece is evaluated eagerly, too. So is that of every other piece
-    whose data Pyro has to validate: those of a model that does not check them itself.
+    As a check, the first draw of the first piece is also evaluated eagerly. If the model does not
+    check its data itself, so is the first draw of every other piece, to have Pyro validate them.
 
     Arguments:
         program: The model; its global latents have values.
-        compile: True to compile at once, False never, None where it pays.
+        compile: True to compile at once, False never, None if it saves time.
         memory: Memory budget in MiB; see :class:`Graphs`.
     """
 
@@ -197,8 +197,8 @@ class DrawDensities:
         self.graphs = Graphs(program.model, "densities", compile=compile, memory=memory)
         self._name = ("draws", program.plate)
         self._densities = _Densities(program)
-        self._is_checked = False  # the graph against the program, in this evaluation
-        self._is_validated = False  # a piece by Pyro
+        self._is_checked = False  # the graph, against the program, in this evaluation
+        self._is_validated = False  # a piece, by Pyro
 
     def __call__(
         self, z: Tensor, batch: Batch, particles: int, *, data: int, rows_left: int = 0
@@ -208,9 +208,9 @@ class DrawDensities:
         Arguments:
             z: Draws `(particles, batch, latents)`.
             batch: Their data.
-            particles: Most particles of a piece.
-            data: Data of a piece; if the last has fewer, its last datum is repeated for a graph.
-            rows_left: How many draws of some datum remain.
+            particles: Particle limit per piece.
+            data: Data per piece; if the last has fewer, a graph gets its last datum repeated.
+            rows_left: How many draws remain, counted over all data.
         """
         cuts = zip(z.split(data, dim=1), *(part.split(data) for part in batch), strict=True)
         found = []
@@ -245,7 +245,7 @@ class DrawDensities:
 
     @property
     def _is_trusted(self) -> bool:
-        """Whether the graph agreed with the program, and nobody has to validate the data."""
+        """Whether the graph agreed with the program, and the data need no validation."""
         return self._is_checked and not self._has_to_validate
 
     @property

@@ -1,7 +1,7 @@
 r"""Rewrites operations of a captured graph so that the compiler makes faster code of them.
 
-Sums are kept apart from products, as a compiler then fuses them with what follows. Log densities of
-binary data and scales need
+A bias is added separately from its matrix product, so that the compiler can fuse the sum with later
+operations. Log densities of binary data and scales need
 
 .. math:: \log(1 + e^x) = \max(x, 0) + \log(1 + e), \qquad e = e^{-|x|} \in (0, 1],
 
@@ -9,7 +9,7 @@ and its derivative :math:`1 / (1 + e^{-x})`, which is :math:`1 / (1 + e)` or :ma
 one exponential is enough for both, and for so short an interval the logarithm is :math:`e` times a
 polynomial, with a relative error of 2.3e-7, two roundings of float32. The hyperbolic tangent is
 :math:`x P(x^2) / Q(x^2)`, two polynomials of degree 4 and a division, with a relative error of
-3e-7; it takes a quarter of the time of torch's. Other dtypes keep theirs.
+3e-7; it takes a quarter of the time of torch's. Other dtypes keep torch's operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ _LOG1P = (
     0.005232624078144871,
 )  # fmt: skip
 
-# tanh(x) / x for x² in [0, _FLAT²] as a ratio of polynomials, likewise; at _FLAT it is 1 less 3e-7.
+# tanh(x) / x for x² in [0, _FLAT²] as a ratio of polynomials, likewise; at _FLAT tanh is 1 - 3e-7.
 _TANH = (
     0.999999994352955, 0.13450618404157386, 0.003578989419770434, 2.2023200761373562e-05,
     1.5427907571241347e-08,
@@ -36,7 +36,7 @@ _TANH = (
 )  # fmt: skip
 _FLAT = 7.9
 
-_FEW = 4  # columns: a call of a product takes longer than so small a one
+_FEW = 4  # columns: calling a product this small takes longer than computing it
 
 
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Any:
@@ -44,7 +44,7 @@ def _addmm(bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Any:
 
 
 def _mm(left: Tensor, right: Tensor) -> Any:
-    """A product over few columns, as of latents, as a sum that is fused with what follows."""
+    """Writes a product over few columns, such as latents, as a sum that can be fused."""
     if left.shape[1] > _FEW or _is_low(left):
         return NotImplemented
     columns = zip(left.unbind(dim=1), right.unbind(dim=0), strict=True)
@@ -108,4 +108,4 @@ FORMS: dict[Any, Callable[..., Any]] = {
     _aten.tanh.default: _tanh,
     _aten.binary_cross_entropy_with_logits.default: _bernoulli,
 }
-"""What a capture records in place of an operation of torch."""
+"""Functions that a capture records in place of torch's operations."""

@@ -31,14 +31,14 @@ from ..programs import Counted, name_of, owner_of
 from ..randomness import restore_streams, streams_of_torch
 from .capturing import Captured, NotCaptured, capture
 
-# Seconds on one core of a Xeon of 2023, as measured; what matters is their ratios.
-_COMPILING = 0.04  # an operation: a training step of a VAE has 300
-_SAVED = 17e-6  # an operation: most of its time
-_SAVED_BYTE = 0.08e-9  # of results, which take 0.3 eagerly
+# Seconds measured on one core of a 2023 Xeon; only their ratios matter.
+_COMPILING = 0.04  # per operation; a training step of a VAE has 300
+_SAVED = 17e-6  # per operation: most of its time
+_SAVED_BYTE = 0.08e-9  # per byte of results, which takes 0.3e-9 eagerly
 COMPILER_MEMORY = 300.0  # mebibytes that the compiler itself takes
 
-_AGREE = 1e-4  # relative difference of sums over a datum in float32, in another order
-_AGREE_BATCH = 1e-3  # of sums over a batch
+_AGREE = 1e-4  # relative difference of float32 sums over a datum in a different order
+_AGREE_BATCH = 1e-3  # the same for sums over a batch
 _DISAGREEMENTS = 2  # a model that has changed is compiled once more; one that always differs is not
 _ATTRIBUTE = "_pyro_vae_graphs"
 
@@ -75,7 +75,7 @@ class _Kept:
     graphs: dict[Any, Captured] = field(default_factory=dict)
     refused: dict[Any, str] = field(default_factory=dict)
     costs: dict[Any, Cost] = field(default_factory=dict)
-    lost: dict[Any, float] = field(default_factory=dict)  # seconds, by eager calls
+    lost: dict[Any, float] = field(default_factory=dict)  # seconds lost by eager calls
     disagreements: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,7 +94,7 @@ def kept_with(model: Any) -> _Kept:
     except TypeError:
         return _Kept(lambda: None)  # type: ignore[arg-type]
     kept = attributes.get(_ATTRIBUTE)
-    # functools.wraps and copy.copy hand attributes on to others.
+    # functools.wraps and copy.copy copy attributes to other objects.
     if not isinstance(kept, _Kept) or kept.owner() is not owner:
         kept = attributes[_ATTRIBUTE] = new
     return kept
@@ -114,14 +114,14 @@ def resume_counts(model: Any, counts: list[Any]) -> None:
 
 
 class Graphs:
-    """Compiled functions of one model, made if that saves time or on request.
+    """Compiled functions of one model, compiled if that saves time or on request.
 
     Arguments:
         model: The model that they belong to.
         what: Name of the result, for a warning.
-        compile: True to compile at once, False never, None where it pays.
-        memory: Memory budget in MiB. By default nothing is compiled if the compiler does not fit in
-            it.
+        compile: True to compile at once, False never, None if it saves time.
+        memory: Memory budget in MiB. With `compile=None` nothing is compiled if the compiler does
+            not fit in it.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Graphs:
     ) -> None:
         self.what, self.is_asked = what, bool(compile)
         self.is_off = compile is False or (compile is None and memory < COMPILER_MEMORY)
-        self._method = name_of(model)  # an object may have several
+        self._method = name_of(model)  # an object may have several methods
         self._kept = kept_with(model)
 
     @contextmanager
@@ -164,9 +164,9 @@ class Graphs:
             name: Name of the function, unique in the model.
             function: The function to capture, if it is not captured yet.
             tensors: Its arguments: everything that differs between calls.
-            missing: Whether data have entries that are nan, for "not observed".
+            missing: Whether data have nan entries, which mean "not observed".
             rows: Rows of an eager call.
-            calls_left: Calls that are known to come.
+            calls_left: Number of further calls that are certain.
         """
         if self.is_off:
             return None
@@ -221,9 +221,9 @@ def compiled(
     Arguments:
         function: Called with `tensors`.
         tensors: Everything that differs between calls.
-        missing: Whether data have entries that are nan, for "not observed".
+        missing: Whether data have nan entries, which mean "not observed".
         check: Whether the first output, a sum over a batch, is compared with the eager function's
-            on the same draws. Otherwise the caller compares (:meth:`Graphs.agree`).
+            on the same draws. Otherwise the caller has to compare (:meth:`Graphs.agree`).
 
     Raises:
         NotCaptured: If it cannot be captured or compiled, or gives a different result.
@@ -240,7 +240,7 @@ def compiled(
 
 @contextmanager
 def reproducible() -> Iterator[Callable[[], None]]:
-    """Inside the block no random stream advances; the function that it gives goes back, too."""
+    """Restores the random streams after the block; the yielded function does so inside it."""
     stream = streams_of_torch()
     try:
         yield partial(restore_streams, stream)
@@ -252,7 +252,7 @@ def require_agreement(expected: Tensor, found: Tensor) -> None:
     """Refuses a graph whose sum over a batch is not that of the eager function.
 
     Raises:
-        NotCaptured: If it is another number.
+        NotCaptured: If the two sums differ.
     """
     if not _agree([expected], [found], _AGREE_BATCH):
         raise NotCaptured(

@@ -8,9 +8,10 @@ the body of a loop, which also gathers the batch and updates the parameters by A
     \theta \leftarrow \theta - \frac{\alpha}{1 - \beta_1^t}
     \frac{m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} .
 
-All parameters are one vector there, and so are the gradients and both moments: one operation, which
-is compiled sooner than one per parameter. Joining the gradients takes a pass over memory, so large
-models are better off step by step. The loop ends before a step whose gradients are not finite.
+There all parameters form one vector, and so do the gradients and both moments: the update is one
+operation, which compiles faster than one per parameter. Joining the gradients takes a
+pass over memory, so large models are better off step by step. The loop ends before a step whose
+gradients are not finite.
 
 References:
     | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)
@@ -33,8 +34,8 @@ from ..programs import has_missing
 from .capturing import Captured, NotCaptured, capture
 from .graphs import reproducible, require_agreement
 
-STEPS = 64  # of a call, for which Ctrl-C and checkpoints have to wait
-_PARAMETERS = 2**16  # more are joined more slowly than a call is made
+STEPS = 64  # per call; Ctrl-C and checkpoints have to wait until it ends
+_PARAMETERS = 2**16  # joining more of them takes longer than a call from Python
 _PRODUCTS = 2**24  # parameters times rows: a step of a few milliseconds
 _CHANGED = 6  # tensors that a step changes
 
@@ -49,7 +50,7 @@ class Settings(NamedTuple):
     steps: int
 
     def sizes(self, count: int) -> Tensor:
-        """Step size and correction of the second moment of the next steps, `(STEPS, 2)`."""
+        """Step size and second-moment correction for each of the next steps, `(STEPS, 2)`."""
         first, second = self.betas
         after = range(self.steps + 1, self.steps + count + 1)
         pairs = [(self.rate / (1 - first**t), 1 / math.sqrt(1 - second**t)) for t in after]
@@ -57,13 +58,13 @@ class Settings(NamedTuple):
         return torch.tensor(filled, dtype=torch.float32, device="cpu")
 
     def weights(self) -> Tensor:
-        """What the update multiplies by, `(5,)`."""
+        """Constants of the update, `(5,)`."""
         first, second = self.betas
         factors = (1 - first, second, 1 - second, self.epsilon, self.weight_decay)
         return torch.tensor(factors, dtype=torch.float32, device="cpu")
 
 
-_FIRST = Settings(0.0, (0.9, 0.999), 1e-8, 0.0, 0)  # of a loop that is tried
+_FIRST = Settings(0.0, (0.9, 0.999), 1e-8, 0.0, 0)  # for trying a loop
 
 
 class Taken(NamedTuple):
@@ -113,8 +114,8 @@ class Loop:
     """A compiled loop over training steps.
 
     Arguments:
-        step: From a batch to a step's ELBO per datum and whether its loss is finite, `(2,)` in
-            float64, and the gradients of all parameters.
+        step: Maps a batch to its ELBO per datum and whether its loss is finite, `(2,)` in float64,
+            and to the gradients of all parameters.
         parameters: The tensors to update.
         data: The tensors of all rows.
         size: Rows of a batch.
@@ -150,13 +151,13 @@ class Loop:
 
         Arguments:
             rows: The rows of each step, at most :data:`STEPS` of them.
-            total: The sum of ELBOs before, in nats.
-            settings: Adam's.
+            total: The sum of ELBOs so far, in nats.
+            settings: Adam's settings.
             state: Parameters, first moments and second moments, all of which are changed.
 
         Returns:
-            What was taken. If a step is not finite nothing is changed, and only the number of steps
-            before it has a meaning.
+            The steps taken. If a step is not finite, nothing is changed, and only the number of
+            steps before it is meaningful.
         """
         count, report, vectors = self._ran(rows, total, settings, *state)
         is_finite, new_total, elbo = report
@@ -184,7 +185,7 @@ class Loop:
     def _inputs(
         self, rows: Sequence[Tensor], total: float, settings: Settings, vectors: list[Tensor]
     ) -> list[Tensor]:
-        """What steps change (number, last report, step size, vectors), then what they do not."""
+        """Inputs that steps change (number, last report, step size, vectors), then the others."""
         report = torch.tensor([1.0, total, 0.0], dtype=torch.float64, device="cpu")
         none, count = torch.tensor(0, device="cpu"), torch.tensor(len(rows), device="cpu")
         sizes = settings.sizes(len(rows))
@@ -193,7 +194,7 @@ class Loop:
         return [none, report, sizes[0].clone(), *vectors, *fixed]
 
     def _graph(self, inputs: list[Tensor]) -> GraphModule:
-        """The loop, from all inputs to those that its steps change."""
+        """The loop as a graph, from all inputs to new values of those that its steps change."""
         if any("batch_norm" in str(node.target) for node in self.step.graph.graph.nodes):
             raise NotCaptured("running averages of a batch norm change from step to step")
         root, graph = nn.Module(), Graph()

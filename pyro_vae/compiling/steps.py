@@ -2,8 +2,8 @@ r"""Compiled training steps: programs, loss, gradient and checks in one graph.
 
 A step runs two Pyro programs and differentiates them. That is captured once for a batch of given
 shapes (see `capturing`) and replayed from then on, with the draws that the programs would have
-made. The check for non-finite numbers is part of it: such a step changes nothing, and is repeated
-eagerly to find the cause.
+made. The graph also checks for non-finite numbers: a step that has any changes nothing, and is
+repeated eagerly to find the cause.
 
 The optimizer's own state is used, so that compiled and eager steps can alternate. Adam updates all
 tensors in one fused torch operation; other optimizers take their own step.
@@ -28,7 +28,7 @@ from .loops import Loop, Settings, Taken, is_small, looped
 _LOOP = "loop"
 
 Loss = Callable[..., tuple[Tensor, Tensor]]
-"""From a batch to the loss and the ELBO, both in nats per datum."""
+"""Maps a batch to the loss and the ELBO, both in nats per datum."""
 
 
 class CompiledSteps:
@@ -55,8 +55,8 @@ class CompiledSteps:
         self.reason = "" if compile is not False else "compile=False"
         self.graphs: dict[Any, Captured] = {}
         self.cost: Cost | None = None  # of an eager step
-        self.is_due_eagerly = False  # the next step
-        self.loops: dict[int, Loop] = {}  # by rows of a batch
+        self.is_due_eagerly = False  # whether the next step is eager
+        self.loops: dict[int, Loop] = {}  # by rows per batch
         self.loop_refused = ""
         self.expected: set[Any] = set()  # graphs that the run had before it was interrupted
 
@@ -74,7 +74,7 @@ class CompiledSteps:
         return {"cost": self.cost, "reason": self.reason, "graphs": graphs}
 
     def resume(self, cost: Any, reason: str, graphs: list[Any]) -> None:
-        """Compiles what the run had compiled at the time of its :meth:`state`."""
+        """Compiles, as it comes up, what a run had compiled when its :meth:`state` was taken."""
         self.cost = None if cost is None else Cost(*cost)
         self.reason, self.expected = reason, set(graphs)
 
@@ -127,10 +127,10 @@ class CompiledSteps:
         Arguments:
             loop: What :meth:`loop` returned.
             rows: The rows of each step, equally many, for at most :data:`STEPS` steps.
-            total: The sum of ELBOs before, in nats.
+            total: The sum of ELBOs so far, in nats.
 
         Returns:
-            What was taken, or `None` if not even the first step is finite.
+            The steps taken, or `None` if not even the first one is finite.
         """
         assert self.adam is not None
         stream = streams_of_torch()
@@ -139,16 +139,16 @@ class CompiledSteps:
             if taken.steps == len(rows):
                 return taken
             restore_streams(stream)
-            self.is_due_eagerly = True  # it finds out what is not finite
+            self.is_due_eagerly = True  # which finds the cause
             return self.adam.several(loop, rows[: taken.steps], total) if taken.steps else None
 
     def loop(self, data: Batch, rows: Tensor, steps_left: int) -> Loop | None:
-        """The loop over batches of as many rows, if there is one or making one saves time.
+        """The loop over batches of this size, if there is one or making one saves time.
 
         Arguments:
             data: The tensors of all rows.
             rows: The rows of the next step.
-            steps_left: How many steps with as many rows remain.
+            steps_left: How many steps of this size remain.
         """
         size = len(rows)
         if self.is_due_eagerly or self.adam is None:
@@ -188,7 +188,7 @@ class CompiledSteps:
         return self.graphs[key]
 
     def forget_moved(self) -> None:
-        """Forgets graphs whose tensors were moved, as by `module.to(...)`: a step is eager then.
+        """Forgets graphs whose tensors `module.to(...)` has moved; the next step is then eager.
 
         Call it wherever other code may have moved them.
         """
@@ -205,7 +205,7 @@ class CompiledSteps:
         return self.is_asked or saved > self.cost.seconds_to_compile
 
     def _step(self, *batch: Tensor) -> list[Tensor]:
-        """From a batch to the ELBO and whether the loss is finite, and the gradients."""
+        """Maps a batch to the ELBO and whether the loss is finite, and to the gradients."""
         with torch.enable_grad():
             loss, elbo = self.loss(*batch)
             gradients = torch.autograd.grad(
@@ -243,12 +243,12 @@ class _Group(NamedTuple):
     tensors: list[Tensor]
     means: list[Tensor]
     squares: list[Tensor]
-    taken: Tensor  # all numbers of steps in one tensor, of which those of the state are parts
+    taken: Tensor  # step counts in one tensor; the optimizer's state has views of it
     steps: list[Tensor]
 
 
 class _Adam:
-    """The update of torch's Adam, on its own state, by torch's fused operation.
+    """The update of torch's Adam, on that optimizer's state, by torch's fused operation.
 
     `optimizer.step()` spends more time on bookkeeping than a small model's step takes.
     """
@@ -283,7 +283,7 @@ class _Adam:
         """
         for group in self.groups:
             options = group.options
-            group.taken.add_(1)  # to add to each of them takes longer than all the rest
+            group.taken.add_(1)  # adding to each of them takes longer than all the rest
             torch._fused_adam_(
                 group.tensors,
                 [gradients[place] for place in group.places],
@@ -302,7 +302,7 @@ class _Adam:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all tensors have the same settings and have seen as many steps."""
+        """Whether all tensors have the same settings and have taken the same number of steps."""
         return (
             len(self.groups) == 1
             and self.groups[0].places == list(range(len(self.tensors)))
@@ -326,12 +326,12 @@ class _Adam:
 
 def _plain_adam(optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> _Adam | None:
     """The optimizer, if it is torch's Adam without options that the fused operation lacks."""
-    # There is no public way to ask whether somebody, such as who clips gradients, hooked in.
+    # There is no public way to find hooks, such as one that clips gradients.
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks  # noqa: SLF001
     plain = (
         type(optimizer) is torch.optim.Adam
         and not hooks
-        # Elsewhere the numbers of steps may be on the CPU, which the fused operation refuses there.
+        # On other devices step counts may be on the CPU, which the fused operation refuses.
         and all(tensor.device.type == "cpu" for tensor in tensors)
         and all(
             not group["amsgrad"]

@@ -9,11 +9,12 @@ placed by the datum's own posterior, show whether the gradient is linear where i
 
 Training a model under the exact posterior is EM with gradient M-steps: the posterior at the current
 :math:`\theta` is the E-step, and it is held fixed while the ELBO is differentiated. By Fisher's
-identity that gradient is the one of the evidence, :math:`\nabla_\theta \log p(y) = \mathbb{E}_{p(z
-\mid y)} \nabla_\theta \log p(y, z)`, so nothing is lost by holding it. Coordinate ascent sets
-:math:`\partial \mathrm{ELBO} / \partial m_i = 0` for one coordinate after the other, :math:`m_i =
-(h_i - \sum_{j \ne i} P_{ij} m_j) / P_{ii}` with variances :math:`1 / P_{ii}`: Gauss-Seidel
-iteration for :math:`P m = h`.
+identity the result is the gradient of the evidence, :math:`\nabla_\theta \log p(y) =
+\mathbb{E}_{p(z \mid y)} \nabla_\theta \log p(y, z)`, so holding the posterior fixed loses nothing.
+
+Coordinate ascent sets :math:`\partial \mathrm{ELBO} / \partial m_i = 0` for one coordinate after the
+other, which gives :math:`m_i = (h_i - \sum_{j \ne i} P_{ij} m_j) / P_{ii}` with variances
+:math:`1 / P_{ii}`. This is Gauss-Seidel iteration for :math:`P m = h`.
 """
 
 import math
@@ -33,7 +34,7 @@ from .families import ClosestNormal, DiagonalNormal, Family
 from .maps import InferenceMap
 
 _POINTS_AT_ONCE = 16_384  # rows of the longer batch the program sees; only memory depends on it
-_SLACK = 8.0  # on the root of the rounding unit: a third of the digits may go to cancellation
+_SLACK = 8.0  # times the root of the rounding unit: a third of the digits may cancel
 
 
 class Quadratic(NamedTuple):
@@ -43,7 +44,7 @@ class Quadratic(NamedTuple):
 
     Arguments:
         loc: :math:`m_n`, the posterior mean, `(batch, latents)`.
-        precision: :math:`P_n`, that of the posterior, `(batch, latents, latents)`.
+        precision: :math:`P_n`, the posterior precision, `(batch, latents, latents)`.
         peak: :math:`a_n`, the log joint at the mean, `(batch,)`, in nats.
         error: Observed deviation from a quadratic function at one to three standard deviations from
             the mean, `(batch,)`, in nats, rounding included.
@@ -68,23 +69,23 @@ class Quadratic(NamedTuple):
 def quadratic_of(
     program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None = None
 ) -> Quadratic:
-    r"""Reads a program's log joint off as a quadratic function of the latents, and verifies it.
+    r"""Finds and verifies the quadratic function of the latents that equals a program's log joint.
 
-    Where the model has a method `exact_posterior(*batch)` that returns a `MultivariateNormal` over
+    If the model has a method `exact_posterior(*batch)` that returns a `MultivariateNormal` over
     the flat latents, with batch shape `(batch,)`, its result is used and verified in the same way.
     The program runs in evaluation mode; the result carries no gradient.
 
     Arguments:
         program: The model, as a density per datum.
         batch: The data.
-        rows: Their positions in the data set, for errors; positions in the batch by default.
+        rows: Their positions in the data set, for error messages; by default those in the batch.
 
     Returns:
         Mean, precision and peak of the log joint; exact up to rounding.
 
     Raises:
-        ValueError: If the log joint of a datum is not a quadratic function with a maximum, or the
-            method's result is not its posterior; names the row and the discrepancy.
+        ValueError: If the log joint of a datum is not a quadratic function with a maximum, or
+            `exact_posterior` does not return its posterior; names the row and the discrepancy.
         TypeError: If the method does not return a `MultivariateNormal`.
 
     References:
@@ -119,7 +120,7 @@ def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
 
 
 def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """Mean and precision from the model's method, or that of the object it is a method of."""
+    """Mean and precision from `exact_posterior` of the model or of the object it is a method of."""
     method = hooks_of(program.model).exact_posterior
     if method is None:
         return None
@@ -160,10 +161,10 @@ def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -
     steps = torch.stack([direction := _direction(factor), -2 * direction])  # (2, batch, L)
     points = claim.loc + steps
     log_joint, gradients = _gradients(program, points, batch)
-    size = points.abs() + steps.abs() + claim.loc.abs() + 1  # what was added and taken away
+    size = points.abs() + steps.abs() + claim.loc.abs() + 1  # of the terms added and subtracted
     error = (gradients + _times(claim.precision, steps)).abs()
     _refuse(error.amax(dim=0), _rounding(_times(claim.precision.abs(), size.amax(dim=0))), names)
-    middle = (2 * gradients[0] + gradients[1]) / 3  # a linear function at the mean
+    middle = (2 * gradients[0] + gradients[1]) / 3  # a linear function's value at the mean
     loc = claim.loc + torch.cholesky_solve(middle[..., None], factor)[..., 0]
     peaks = log_joint + (gradients * (loc - points)).sum(dim=-1) / 2
     off = (error * steps.abs()).sum(dim=-1).amax(dim=0)
@@ -182,7 +183,7 @@ def _direction(factor: Tensor) -> Tensor:
 
 
 def _gradients(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The log joint `(points, batch)` and its gradient in the latents, as plain numbers."""
+    """The log joint `(points, batch)` and its gradient in the latents, both detached."""
     with torch.enable_grad():
         z = z.detach().clone().requires_grad_()
         log_joint = program.log_joint(z, *batch)
@@ -191,7 +192,7 @@ def _gradients(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tenso
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """A product by datum, `(batch, L, L)` and `(*points, batch, L)`."""
+    """Matrix times vector for every datum: `(batch, L, L)` and `(*points, batch, L)`."""
     return (matrix @ vector[..., None])[..., 0]
 
 
@@ -208,7 +209,7 @@ _REMEDY = (
 
 
 def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor) -> None:
-    """Names the first datum whose gradient is not linear."""
+    """Raises an error that names the first datum whose gradient is not linear, if any."""
     bad = ~(error <= limit).all(dim=-1)  # nan is bad, too
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
@@ -222,7 +223,7 @@ def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor)
 
 
 def _factor(precision: Tensor, names: Tensor) -> Tensor:
-    """The Cholesky factor of every precision; names the first that has none."""
+    """The Cholesky factor of every precision; an error names the first that has none."""
     factor, info = torch.linalg.cholesky_ex(precision)
     bad: Bool[Tensor, " batch"] = (info != 0) | ~factor.isfinite().flatten(1).all(dim=-1)
     if bool(bad.any()):
@@ -244,13 +245,13 @@ class _ClosedForm(InferenceMap):
     """A map that knows the program, and has no parameters."""
 
     def attach(self, program: Program, family: Family) -> None:
-        """Keeps both.
+        """Keeps the program and the family.
 
         Raises:
             TypeError: If the family is not supported by this map.
         """
         self._check(family)
-        self._attached: tuple[Program, Any] = (program, family)  # no attributes: no submodules
+        self._attached: tuple[Program, Any] = (program, family)  # in a tuple: no submodules
 
     def _check(self, family: Family) -> None:
         if not isinstance(family, ClosestNormal):
@@ -279,9 +280,9 @@ class ExactPosterior(_ClosedForm):
 
     For programs that are linear and Gaussian in their latents, which is verified at every call (see
     :func:`quadratic_of`). With a full-rank family q is the posterior itself and the ELBO is log
-    p(y); with `DiagonalNormal` it is the mean-field optimum. The result follows the model, so
-    training is EM with gradient M-steps. Only the model is trained. A copy of the guide alone
-    refers to its own copy of the model, so copy both together.
+    p(y); with `DiagonalNormal` q is the mean-field optimum. As q follows the model, training is EM
+    with gradient M-steps. Only the model is trained. Copy guide and model together: a guide copied
+    alone refers to its own copy of the model.
 
     A call costs L + 3 evaluations of the model per datum, for L latents.
 
@@ -338,7 +339,7 @@ def coordinate_ascent(
     sweeps: int,
     tolerance: float,
 ) -> Ascent:
-    r"""Means of the mean-field optimum, one coordinate after the other, from zero.
+    r"""Finds the means of the mean-field optimum, one coordinate after the other, from zero.
 
     .. math:: m_i \leftarrow \frac{h_i - \sum_{j \ne i} P_{ij} m_j}{P_{ii}}, \quad i = 1 \ldots L
 
@@ -349,8 +350,8 @@ def coordinate_ascent(
     Arguments:
         linear: :math:`h_n`, the gradient of the log joint at zero.
         precision: :math:`P_n`, symmetric positive definite.
-        sweeps: Most updates of each coordinate.
-        tolerance: A datum has converged when no mean changes by more, in units of
+        sweeps: Maximum number of updates of each coordinate.
+        tolerance: A datum has converged when no mean changes by more than this, in units of
             :math:`P_{ii}^{-1/2}`, or by more than rounding. It is then left alone, so that its
             result does not depend on the rest of the batch.
 
@@ -395,18 +396,18 @@ class CoordinateAscent(_ClosedForm):
     .. math:: q(z_i) \leftarrow \mathcal{N}\Bigl(\tfrac{1}{P_{ii}} \bigl(h_i - \sum_{j \ne i}
         P_{ij} m_j\bigr), \tfrac{1}{P_{ii}}\Bigr)
 
-    For programs that are linear and Gaussian in their latents, like :class:`ExactPosterior`, whose
-    result it approaches without solving a linear system. A few sweeps make a partial E-step; with
-    `tolerance=math.inf` one sweep is enough.
+    Like :class:`ExactPosterior`, this is for programs that are linear and Gaussian in their
+    latents; it approaches the same result without solving a linear system. A few sweeps make a
+    partial E-step; with `tolerance=math.inf` it stops after one sweep.
 
     Arguments:
-        sweeps: Most updates of every factor. A warning says how many data have not converged by
-            then.
-        tolerance: A datum has converged when no mean changes by more, in standard deviations of its
-            factor.
+        sweeps: Maximum number of updates of every factor. A warning says how many data have not
+            converged by then.
+        tolerance: A datum has converged when no mean changes by more than this, in standard
+            deviations of its factor.
 
     Raises:
-        TypeError: When a guide is made with another family than `DiagonalNormal`.
+        TypeError: When a guide is made with a family other than `DiagonalNormal`.
         ValueError: When called, if the program's log joint is not quadratic; names the row.
 
     References:

@@ -1,18 +1,17 @@
-r"""What a guide may contain, checked by the names of its sites, and which of them enter log q.
+r"""Checks which sites a guide has, by their names, and decides which of them enter log q.
 
-A guide samples the latent sites of the model and no others unless they are auxiliary. What it
-*observes*, and its `pyro.factor` terms, are terms of the training objective and not part of its
-density. Masks and scales also affect only the objective; a site that is drawn has its full density.
+A guide samples the latent sites of the model; any other site that it samples must be auxiliary. Its
+observed sites and `pyro.factor` terms belong to the training objective, not to its density. Masks
+and scales also affect only the objective; a site that is drawn has its full density.
 
 A program has a density :math:`p(y, z)` of its continuous latents, with discrete sites summed out.
-A guide that samples a discrete site c, too, has the weights
+If a guide also samples a discrete site c, its weights are
 
 .. math:: \frac{p(y, z, c)}{q(z, c)} = \frac{p(y, z)}{q(z, c) \, / \, p(c \mid y, z)} ,
 
-so that the density of its draws is the denominator on the right. A latent that guide and model mask
-in the same way has no density in either: in the guide it gets the density that it has in the model,
-which cancels (see :mod:`pyro_vae.programs.masks`). If only one of the two masks it, both have their
-full densities.
+so the density of its draws is the denominator on the right. If guide and model mask a latent in the
+same way, neither gives it a density: log q then uses the density from the model, which cancels (see
+:mod:`pyro_vae.programs.masks`). If only one of the two masks it, both use their full densities.
 """
 
 from collections.abc import Collection
@@ -26,12 +25,12 @@ from .._types import Batch, Distribution
 from ..programs import LatentSite, Program, Run, TracedSite, base_of, sum_but
 from ..randomness import forked
 
-_ROWS_AT_ONCE = 1000  # of a look at masks
-_TOLERANCE = 1e-4  # relative: what float32 may round of a log density
+_ROWS_AT_ONCE = 1000  # rows per check of the masks
+_TOLERANCE = 1e-4  # relative: more than float32 rounds a log density
 
 
 def density_sites(run: Run, given: Collection[str] = ()) -> list[TracedSite]:
-    """Sites that enter log q: those that the guide drew, and those that were set for it.
+    """Sites that enter log q: those that the guide drew, and those whose values were set.
 
     Arguments:
         run: A run of the guide.
@@ -52,7 +51,7 @@ def is_factor(site: TracedSite) -> bool:
 def check_sites(
     program: Program, run: Run, needed: Collection[str], given: Collection[str] = ()
 ) -> None:
-    """Refuses a guide that does not sample the latent sites of the model, or samples others.
+    """Refuses a guide that lacks a latent site of the model, or samples other sites.
 
     Arguments:
         program: The model.
@@ -61,7 +60,7 @@ def check_sites(
         given: Names of the sites that were set.
 
     Raises:
-        ValueError: If it does; the message has the name of the site, and what to do.
+        ValueError: If so; the message names the site and says what to do.
     """
     sampled = density_sites(run, given)
     missing = sorted(set(needed) - {site.name for site in sampled})
@@ -93,16 +92,16 @@ def sampled_sites(program: Program) -> list[str]:
 
 
 def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[TracedSite]:
-    r"""Sites of a datum that enter log q, given those that were drawn for it.
+    r"""Selects the sites that enter log q from those that were drawn for a datum.
 
-    An auxiliary site a, which the model does not have, only adds noise if the model's sites have
-    distributions given it: with :math:`z \sim q(z \mid a)` the weight :math:`p(y, z) / q(z \mid a)`
-    has the mean p(y), and its logarithm is a lower bound. If the model's sites are functions of it
+    An auxiliary site a, which the model lacks, only adds noise if the model's sites have their own
+    distributions given a: with :math:`z \sim q(z \mid a)` the weight :math:`p(y, z) / q(z \mid a)`
+    has the mean p(y), and its logarithm is a lower bound. If the model's sites are functions of a
     (`Delta`, with the log Jacobian), their density is that of a.
 
     Raises:
         ValueError: If some of the model's sites are functions of auxiliary ones and some are not,
-            or one is a point mass; with the name of the site.
+            or one is a point mass; names the site.
     """
     known = sampled_sites(program)
     model = [site for site in sites if site.name in known or not site.is_auxiliary]
@@ -133,13 +132,13 @@ def _refuse_point(site: TracedSite) -> None:
 
 
 def is_point(distribution: Distribution) -> bool:
-    """Whether a site is a `Delta` without a log density."""
+    """Whether a distribution is a `Delta` without a log density."""
     base = base_of(distribution)
     return isinstance(base, dist.Delta) and not bool(base.log_density.any())
 
 
 def is_delta(distribution: Distribution) -> bool:
-    """Whether its value is a function of earlier draws."""
+    """Whether it is a `Delta`, whose value is a function of earlier draws."""
     return isinstance(base_of(distribution), dist.Delta)
 
 
@@ -178,7 +177,7 @@ def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
         program: The model.
         run: The guide's run on these rows.
         rows: The arguments of the run.
-        log_q: Log density of all that it drew, without masks.
+        log_q: Log density of all sites that it drew, without masks.
     """
     log_q = mask_completed(program, run, rows, log_q)
     drawn = drawn_discrete(program, run)
@@ -191,14 +190,14 @@ def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
 
 
 def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
-    """Completes sites that guide and model mask alike, using the model's density."""
+    """Gives sites that guide and model mask alike the density from the model."""
     masked = [
         site
         for site in program.latent_sites
         if site.name in program.structure.masked and run[site.name].entry_mask is not None
     ]
     at = program.drawing(drawn_discrete(program, run))
-    if not masked or at.structure.enumerated:  # masks may depend on what is summed out
+    if not masked or at.structure.enumerated:  # masks may depend on summed-out sites
         return log_q
     names = [name for name in sampled_sites(program) if name in run]
     model = at.run(rows, run.values(names))
@@ -215,7 +214,7 @@ def _left_out(program: Program, run: Run, masked: list[LatentSite]) -> Tensor:
 
 
 def _same_rows(layout: LatentSite, one: TracedSite, other: TracedSite) -> Bool[Tensor, " rows"]:
-    """Rows in which both mask the same entries."""
+    """Rows in which both sites mask the same entries."""
     masks = one.entry_mask, other.entry_mask
     if masks[0] is None or masks[1] is None:
         value = other.value.movedim(layout.axis, 0)
@@ -228,11 +227,11 @@ def _same_rows(layout: LatentSite, one: TracedSite, other: TracedSite) -> Bool[T
 def check_masks(program: Program, batch: Batch) -> None:
     """Refuses a program in which something depends on masked values.
 
-    The masked entries of one run get their values from another run, and no other density may
-    change.
+    The masked entries of one run are given the values of a second run, which must change no other
+    density.
 
     Raises:
-        ValueError: If something does; the message names the masked site and one that depends on it.
+        ValueError: If something does; the message names the masked site and the dependent one.
     """
     if not program.structure.masked:
         return

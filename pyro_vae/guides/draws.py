@@ -1,11 +1,10 @@
 """Particles for an objective: draws of the guide for every datum, with all their gradients.
 
 Global latent sites are drawn once; the particles of a datum are conditional on that draw. A `Guide`
-is evaluated once per datum, and a guide written by hand is run on a longer batch, each row repeated
-for its particles. Either way outer handlers see only the parameters that the guide registers, so
-that Pyro's SVI trains them. What a guide observes and its `pyro.factor` terms count as in Pyro:
-with the sign of log q, so that minus their sum is added to the training ELBO. Reported numbers
-leave them out.
+is evaluated once per datum; a guide written by hand is run on a longer batch, in which each row is
+repeated once per particle. Either way outer handlers see only the parameters that the guide
+registers, so that Pyro's SVI trains them. A guide's observed sites and `pyro.factor` terms count as
+in Pyro: like log q, they are subtracted from the training ELBO. Reported numbers leave them out.
 """
 
 from collections.abc import Collection, Mapping
@@ -31,11 +30,11 @@ class Draws:
         program: The program, with its global sites at the drawn values.
         z: Flat unconstrained latents, `(particles, batch, latents)`.
         log_guide: Their log densities, `(particles, batch)`.
-        posterior: The distribution they were drawn from; for densities at other points.
+        posterior: The distribution they were drawn from, which has densities at other points.
         log_shared: Log density of the global sites, a scalar.
         terms: Terms of the objective per datum, `(batch,)`, that are not part of the ELBO: a map's
-            surrogate, with the value zero, minus what the guide observes or factors.
-        shared_terms: The same outside the plate over data, a scalar.
+            surrogate (of value zero), or minus the guide's observed sites and factors.
+        shared_terms: Such terms from outside the plate over data, a scalar.
     """
 
     program: Program

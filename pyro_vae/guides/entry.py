@@ -1,8 +1,8 @@
 """The entry point for guides of any origin: made of a map, automatic, delegating, or by hand.
 
-Nothing above this folder distinguishes them. Here it gets the posterior of a batch, a guide for
-other rows, values and draws of global sites, the model that a guide was made for, and the trainable
-parts; unsupported requests are refused here, with the name of the guide or site.
+Code above this folder does not distinguish them. From here it gets the posterior of a batch, a
+guide for other rows, values and draws of global sites, the model that a guide was made for, and the
+trainable parts. Unsupported requests are refused here, with the name of the guide or site.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ from .shared import GlobalDraw, values_of
 from .tied import REMEDY, automatic_globals, automatic_posterior, program_posterior, tied_site
 
 _FEW = 2  # rows that show which sites a guide has
-_GLOBAL_DRAWS = 200  # of sites that all data share: a point is wanted, not an estimate
+_GLOBAL_DRAWS = 200  # for the mean of global sites, which need not be precise
 
 
 @runtime_checkable
@@ -61,7 +61,7 @@ class WithGlobals(Protocol):
     """A guide that gives values of the global sites itself."""
 
     def global_values(self) -> dict[str, Tensor]:
-        """The mean of their posterior."""
+        """The global sites at the mean of their posterior."""
 
 
 def maps_of(guide: ProgramLike) -> list[InferenceMap]:
@@ -95,7 +95,7 @@ def _own_program(guide: ProgramLike | None) -> Program | None:
 
 def has_parameters(guide: ProgramLike) -> bool:
     """Whether a guide may have trainable parameters; with `ExactPosterior` it has none."""
-    held = reached_by(guide)  # of a program that is self-contained, some may not be made yet
+    held = reached_by(guide)  # a self-contained program may not have made its parameters yet
     return any(isinstance(part, Tensor | SelfContained) for part in held) or any(
         parameter.numel() > 0
         for module in held
@@ -115,9 +115,9 @@ def has_only_rows(guide: ProgramLike) -> bool:
 
 
 def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
-    """The guide with a few steps per datum after its map's output; `None` if it has no map.
+    """The guide, refined by a few steps per datum; `None` if it has no map.
 
-    Also `None` if there is nothing to refine: its rows are optimal already, or its output is exact.
+    Also `None` if there is nothing to refine: its rows are already fitted, or its output is exact.
     """
     if not isinstance(guide, Guide) or is_tied_to_rows(guide) or not has_parameters(guide):
         return None
@@ -130,9 +130,9 @@ def row_fit_of(guide: ProgramLike) -> RowFit | None:
 
 
 class SharedOnly:
-    """Replaces a guide of which only the global sites are needed.
+    """Stands in for a guide when only its global sites are needed.
 
-    A table of parameters has no rows for other data, and here none are needed.
+    It can be called with other data, for which a table of parameters has no rows.
 
     Arguments:
         guide: The guide.
@@ -170,7 +170,7 @@ def for_new_rows(
     seed: int = 0,
     progress: bool | None = None,
 ) -> ProgramLike:
-    """The guide for data it was not trained on: fitted to them if it is tied to rows.
+    """The guide for data it was not trained on; a guide tied to rows is fitted to them.
 
     Arguments:
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
@@ -205,7 +205,7 @@ def given_globals(
 ) -> Program:
     """The program with its global sites at given values, or at the mean of their posterior.
 
-    For a guide written by hand that is the mean of draws, of the unconstrained values.
+    For a guide written by hand the mean is taken over draws of the unconstrained values.
     """
     if not program.global_sites and not values:
         return program
@@ -226,7 +226,7 @@ def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[st
 def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor:
     rows = tuple(part[:1] for part in batch)
     try:
-        with torch.random.fork_rng():  # the draw of this run is no draw of anybody's
+        with torch.random.fork_rng():  # a trial run: the caller's stream stays
             program.run_guide(guide, rows)
     except Exception:  # it is tied to all of its rows
         rows = batch
@@ -246,13 +246,13 @@ def draw_globals(
 
     Arguments:
         program: The model.
-        guide: A guide with a posterior of them.
-        batch: Data that a guide written by hand is run on; it may depend on all of them.
+        guide: The guide, with a posterior of the global sites.
+        batch: Data that a guide written by hand is run on; its draws may depend on all of them.
         num_samples: Number of draws.
         seed: Seed of the draws.
 
     Returns:
-        Draws with their log densities, scalars in nats, in the units of the sites.
+        Draws with their log densities, scalars in nats, for the constrained values.
     """
     own = guide.guide if isinstance(guide, SharedOnly) else guide
     if isinstance(own, Guide):
@@ -283,7 +283,7 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
     """The structure of a model; a guide made for the same model knows it already.
 
     Raises:
-        TypeError: If it is a map, which is only a part of a guide.
+        TypeError: If `guide` is a map, which is only a part of a guide.
         ValueError: If the guide was made for a model with other latent sites.
     """
     if isinstance(guide, InferenceMap):
@@ -295,7 +295,7 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
     program = _own_program(guide)
     if program is None:
         return Program(model, *batch)
-    if program.model == model:  # methods are never the same
+    if program.model == model:  # not `is`: a bound method is made anew by every access
         return program
     asked = Program(model, *batch)
     theirs, mine = ({site.name: site.size for site in of.latent_sites} for of in (program, asked))
@@ -310,11 +310,11 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
 def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterior:
     """The posterior of a batch under a guide of any origin; checked by calling it on a few rows.
 
-    It is empty if all local latent sites are discrete, unless the guide samples them.
+    The posterior is empty if all local latent sites are discrete and the guide samples none.
 
     Raises:
         TypeError: If the guide is an automatic guide of Pyro's that is not mean-field.
-        ValueError: If the guide is tied to rows and these are not all of them.
+        ValueError: If the guide is tied to rows and the batch is not all of them.
     """
     check_masks(program, batch)
     if not program.latent_sites and not samples_discrete(program, guide, batch):
@@ -323,7 +323,7 @@ def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterio
         return automatic_posterior(program, guide, len(batch[0]))
     if not isinstance(guide, WithPosterior):
         return program_posterior(program, guide, batch)
-    # A map of ours may look at the model, with its global sites at the same values.
+    # An inference map may use the model, with its global sites at the same values.
     return guide.posterior(*batch, **({"given": program.fixed} if program.fixed else {}))
 
 
@@ -338,7 +338,7 @@ def samples_discrete(program: Program, guide: ProgramLike, batch: Batch) -> list
 def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike:
     """The model for a Pyro objective, with its discrete sites marked to be summed out.
 
-    Latents that it masks have their full densities, unless the guide masks them alike.
+    Latents that the model masks get their full densities, unless the guide masks them too.
     """
     masked = program.structure.masked
     if masked and not _is_ours(guide):
@@ -349,7 +349,7 @@ def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike
 
 
 def _is_ours(guide: ProgramLike) -> bool:
-    """Whether it samples all continuous sites of the model, unmasked, and no others."""
+    """Whether a guide samples exactly the continuous sites of the model, unmasked."""
     return isinstance(guide, WithPosterior | AutoGuide)
 
 
@@ -371,7 +371,7 @@ def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> Non
     Arguments:
         model: The model.
         guide: The guide, which may not have been called yet.
-        rows: All rows that it is for.
+        rows: All rows that it is made for.
 
     Raises:
         TypeError: If it is tied to these rows and cannot fit others; the message has the remedy.
@@ -397,11 +397,11 @@ def prepare_training(
         program: The model.
         guide: The guide.
         rows: All rows that it is trained on.
-        batch_size: Rows of a step.
+        batch_size: Rows per step.
 
     Returns:
-        Whether it has to be called with all rows, in order, because it is tied to them and made by
-        hand or by Pyro.
+        Whether the guide has to be called with all rows, in order: true if it is tied to them and
+        was made by hand or by Pyro.
 
     Raises:
         ValueError: If so, and a step has fewer rows.

@@ -1,9 +1,9 @@
-r"""An encoder for tables with holes: a product of experts, one per observed column, and a network.
+r"""An encoder for incomplete tables: a product of experts, one per observed column, and a network.
 
 In a linear Gaussian model every observed column adds to the precision of z and to its product with
-the mean; what is missing adds nothing. A network that sees zeros and a mask has to learn this sum,
-which for :math:`2^D` patterns of holes it does not do from a few hundred rows; here it learns only
-what is not linear.
+the mean; a missing column adds nothing. A network that sees zeros and a mask has to learn this sum
+for :math:`2^D` patterns of missing columns, and a few hundred rows are too few for that; here it
+learns only the nonlinear part.
 """
 
 import torch
@@ -26,10 +26,10 @@ class ProductOfExperts(Encoder):
         m_n = P_n^{-1} \sum_{d \in O_n} (g_d x_{nd} + c_d) a_d, \qquad
         \lambda_n = \lambda(m_n, P_n) + \mathrm{net}(y_n)
 
-    with the observed numbers and indicators :math:`x_{nd}`, and :math:`\lambda(m, P)` the family's
-    member closest to :math:`\mathcal{N}(m, P^{-1})`. The network's last layer starts at zero. With
-    the slopes and noise of factor analysis the map is exact for it, whatever is missing. All of
-    this is trained together.
+    where :math:`x_{nd}` are the numbers and indicators of the observed columns :math:`O_n`, and
+    :math:`\lambda(m, P)` is the family's member closest to :math:`\mathcal{N}(m, P^{-1})`. The
+    network's last layer starts at zero; all parts are trained together. With the slopes and noise
+    of a factor analysis the map is exact for that model, whatever is missing.
 
     Arguments:
         net: An encoder for tables.
@@ -64,7 +64,7 @@ class ProductOfExperts(Encoder):
         """Keeps the family.
 
         Raises:
-            TypeError: If it has no member that is known to be closest to a Gaussian.
+            TypeError: If it has no `closest_normal`.
         """
         if not isinstance(family, ClosestNormal):
             raise TypeError(
@@ -100,7 +100,7 @@ class ProductOfExperts(Encoder):
     def natural(
         self, y: Float[Tensor, "batch columns"]
     ) -> tuple[Float[Tensor, "batch latents"], Float[Tensor, "batch latents latents"]]:
-        """Mean and precision of the linear model's posterior of every row."""
+        """Mean and precision of the linear model's posterior for every row."""
         x, observed = self.net.numbers(y)
         products = (self.slopes[:, :, None] * self.slopes[:, None, :]).flatten(1)
         identity = torch.eye(self.latent_dim, dtype=x.dtype, device=x.device)
@@ -111,7 +111,7 @@ class ProductOfExperts(Encoder):
         return loc, precision
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The product of the experts with the network's correction."""
+        """The product of the experts, plus the network's correction."""
         correction = super().forward(batch, rows)
         closest: Tensor = self._attached[1].closest_normal(*self.natural(batch[0]))
         return closest + correction

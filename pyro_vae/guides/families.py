@@ -19,9 +19,9 @@ from .._types import Distribution
 from ..registry import registered
 from .reparameterization import reparameterize
 
-Latents: TypeAlias = Annotated[int, Interval(0)]  # none, if all sites of a datum are discrete
+Latents: TypeAlias = Annotated[int, Interval(0)]  # 0 if all sites of a datum are discrete
 
-_PRINCIPAL_SWEEPS = 20  # a start is wanted, not the maximum
+_PRINCIPAL_SWEEPS = 20  # enough for a starting point
 _LEAST_SHARE = 1e-3  # see LowRankNormal
 
 
@@ -29,10 +29,10 @@ _LEAST_SHARE = 1e-3  # see LowRankNormal
 class Family(Protocol):
     r"""The interface of a family.
 
-    A family with parameters that all data share is a :class:`TrainableFamily`. One whose
-    distributions have no mean in closed form may have a method `mean(parameters)`, and one whose
-    member closest to a Gaussian is known,
-    :math:`\arg\min_q \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`, a method
+    A family with parameters that all data share is a :class:`TrainableFamily`. If its distributions
+    have no mean in closed form, a family may have a method `mean(parameters)`. If its member
+    closest to a Gaussian is known,
+    :math:`\arg\min_q \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`, it may have a method
     `closest_normal(loc, precision)`.
     """
 
@@ -48,7 +48,7 @@ class Family(Protocol):
 
 @runtime_checkable
 class OwnMean(Family, Protocol):
-    """A family whose distributions have no mean in closed form, and that has another way."""
+    """A family that has its own method for the means of its distributions."""
 
     def mean(self, parameters: Float[Tensor, "*batch parameters"]) -> Tensor:
         """Mean of every datum's distribution, `(*batch, latents)`."""
@@ -75,7 +75,7 @@ class MomentMatching(Family, Protocol):
         loc: Float[Tensor, "batch latents"],
         covariance: Float[Tensor, "batch latents latents"],
     ) -> Float[Tensor, "batch parameters"]:
-        """Parameters of that member."""
+        """Parameters of the member that nearly has these moments."""
 
 
 class TrainableFamily(nn.Module):
@@ -85,7 +85,7 @@ class TrainableFamily(nn.Module):
     """
 
     latent_dim = 0
-    """Latents that it is set up for; 0 before that."""
+    """Number of latents that it is set up for; 0 before :meth:`setup`."""
 
     in_use = False
     """Whether it belongs to a guide."""
@@ -129,7 +129,7 @@ class DiagonalNormal:
         loc: Float[Tensor, "*batch latents"],
         precision: Float[Tensor, "*batch latents latents"],
     ) -> Float[Tensor, "*batch parameters"]:
-        r"""The mean, and :math:`1 / P_{ii}`: the mean-field optimum for a Gaussian posterior."""
+        r"""Mean and variances :math:`1 / P_{ii}`: the mean-field optimum for a normal posterior."""
         variances = precision.diagonal(dim1=-2, dim2=-1).reciprocal().expand_as(loc)
         return torch.cat([loc, variances.log() / 2], dim=-1)
 
@@ -145,8 +145,8 @@ class FactoredNormal(dist.MultivariateNormal):
     .. math:: \log q(z) = -\tfrac{1}{2} \|\epsilon\|^2 - \sum_i \log L_{ii}
         - \tfrac{d}{2} \log 2 \pi
 
-    Solving for the noise fails by rounding if L is close to singular, and training in float32
-    exploits that: the computed entropy of q then becomes arbitrary.
+    If L is close to singular, rounding spoils the noise that is solved for from z. Training in
+    float32 exploits that: the computed entropy of q then becomes arbitrary.
     """
 
     _drawn: tuple[Tensor, Tensor] | None = None
@@ -186,9 +186,9 @@ def _(q: FactoredNormal, noise: Tensor) -> Tensor:
 class FullRankNormal:
     r"""Gaussian with any covariance, :math:`q(z) = \mathcal{N}(z \mid \mu, L L^\top)`.
 
-    Its parameters are :math:`\mu` and the lower triangle of :math:`L` row by row, with the
-    logarithms of its diagonal: d + d (d + 1) / 2 of them for d latents. Their number grows with the
-    square of the latents; use :class:`LowRankNormal` for more than a few dozen latents.
+    Its parameters are :math:`\mu` and the lower triangle of :math:`L` row by row, with
+    logarithms on the diagonal: d + d (d + 1) / 2 in all for d latents. Their number grows with the
+    square of d, so use :class:`LowRankNormal` for more than a few dozen latents.
 
     References:
         | Automatic Differentiation Variational Inference (Kucukelbir et al., 2017)
@@ -220,7 +220,7 @@ class FullRankNormal:
         :math:`P` is not inverted: with :math:`P = U U^\top` and :math:`U` upper triangular,
         :math:`L = U^{-\top}`.
         """
-        # A Cholesky factor with the order of the entries reversed is the upper triangular one.
+        # The Cholesky factor of the reversed matrix, reversed again, is upper triangular.
         upper = torch.linalg.cholesky(precision.flip(-2, -1)).flip(-2, -1)
         identity = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
         factor = torch.linalg.solve_triangular(upper.mT, identity, upper=False)
@@ -236,7 +236,7 @@ class FullRankNormal:
         _check_size(self, parameters, latent_dim)
         loc, triangle = parameters.tensor_split([latent_dim], dim=-1)
         row = torch.arange(latent_dim, device=parameters.device)
-        index = (row * (row + 1) // 2).unsqueeze(-1) + row  # right in and below the diagonal
+        index = (row * (row + 1) // 2).unsqueeze(-1) + row  # correct on and below the diagonal
         square = triangle.index_select(-1, index.flatten()).unflatten(-1, index.shape)
         scales = square.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
         return FactoredNormal(loc, scale_tril=square.tril(-1) + scales)
@@ -282,15 +282,16 @@ class LowRankNormal:
             )
 
     def num_parameters(self, latent_dim: Latents) -> int:
-        """A latent's mean, the logarithm of its own standard deviation, and its row of W."""
+        """Per latent: its mean, the logarithm of its own standard deviation, and its row of W."""
         return latent_dim * (2 + self.rank)
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
-        r"""These means and standard deviations, exactly, and correlations of at most 0.01.
+        r"""Exactly these means and standard deviations, with correlations of at most 0.01.
 
-        The gradient of W vanishes at W = 0, is the same for equal columns, and stays in eigenspaces
-        of the posterior, such as (1, 1) in a model that is symmetric in its latents. So W starts at
-        cosines in a generic direction, with columns of length 0.1 `scale` over the root of `rank`.
+        At W = 0 the gradient vanishes; equal columns of W stay equal; and columns in an eigenspace
+        of the posterior, such as (1, 1) in a model that is symmetric in its latents, stay there. So
+        W starts in a generic direction, made of cosines. The length of each of its columns is 0.1
+        `scale`, divided by the root of `rank`.
         """
         row = torch.arange(1, len(loc) + 1, dtype=loc.dtype, device=loc.device).unsqueeze(-1)
         column = torch.arange(1, self.rank + 1, dtype=loc.dtype, device=loc.device)
@@ -305,7 +306,7 @@ class LowRankNormal:
         loc: Float[Tensor, "batch latents"],
         covariance: Float[Tensor, "batch latents latents"],
     ) -> Float[Tensor, "batch parameters"]:
-        """Parameters of a nearby member, from the principal axes of the shared variance."""
+        """Parameters of a member near these moments, from the principal axes of shared variance."""
         variances = covariance.diagonal(dim1=-2, dim2=-1)
         own, rank = variances / 2, min(self.rank, loc.shape[-1])
         factor = covariance.new_zeros(*loc.shape, self.rank)
@@ -319,7 +320,7 @@ class LowRankNormal:
         return torch.cat([loc, own.log() / 2, factor.flatten(-2)], dim=-1)
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
-        """The distribution with these means, own standard deviations and W."""
+        """The distribution with these parameters."""
         latent_dim = parameters.shape[-1] // (2 + self.rank)
         _check_size(self, parameters, latent_dim)
         loc, log_scale, factor = parameters.tensor_split([latent_dim, 2 * latent_dim], dim=-1)

@@ -96,7 +96,7 @@ class Guide(NamedModule):
             self.shared = GlobalPosterior(self.program, shared)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Guide":  # noqa: FBT001, FBT002  (torch's signature)
-        """Called by torch to move or cast the guide; move the model too."""
+        """Called by torch to move or cast the guide; the model has to be moved separately."""
         super()._apply(fn, recurse)
         self.program.moved(fn)
         return self
@@ -152,7 +152,7 @@ class Guide(NamedModule):
             given: Values of the global latent sites, for a map that uses the model; by default the
                 mean of their posterior. No gradient flows back to them.
         """
-        if self.latent_dim == 0:  # all local sites are discrete: no net is asked
+        if self.latent_dim == 0:  # all local sites are discrete: no net is called
             size = self.family.num_parameters(0)
             return self.prior_parameters().new_zeros(len(batch[0]), size)
         current = current_minibatch()
@@ -176,13 +176,13 @@ class Guide(NamedModule):
         if not self.program.latent_sites:
             return
         parameters = self.parameters_of(*batch, rows=rows, given=shared)
-        # The plate may stand left of inner ones: (batch, P) -> (batch, 1, ..., 1, P)
+        # The plate may be left of inner plates: (batch, P) -> (batch, 1, ..., 1, P)
         ones = (1,) * (-self.program.plate_dim - 1)
         posterior = self.family(parameters.reshape(len(parameters), *ones, -1))
         surrogate = self.map.surrogate()
         with plate:
             if surrogate is not None:
-                # In a guide a factor counts as log q does: with the sign of minus the ELBO.
+                # A guide's factor counts like log q: the ELBO subtracts it.
                 pyro.factor("_surrogate", -surrogate.reshape(-1, *ones), has_rsample=True)
             sites = self.program.latent_sites
             if len(sites) == 1 and sites[0].is_plain_vector:
@@ -194,7 +194,7 @@ class Guide(NamedModule):
     def _take(self, batch: Batch) -> tuple[Any, Tensor | None, Batch]:
         """The model's plate over data, the rows that it holds, and their data.
 
-        A plate that subsamples does so here, as Pyro requires: the model then takes the same rows.
+        A plate that subsamples does so here, as Pyro requires; the model then uses the same rows.
         """
         current, structure = current_minibatch(), self.program.structure
         if current is not None:
@@ -237,7 +237,7 @@ class Guide(NamedModule):
         Arguments:
             data: The batch tensor, or a tuple of them.
             num_samples: Draws per datum.
-            seed: With a seed the same draws every time, and the caller's random stream is left
+            seed: With a seed, every call gives the same draws and leaves the caller's random stream
                 alone; without one the draws come from that stream.
 
         Returns:
@@ -260,7 +260,7 @@ class Guide(NamedModule):
     def global_values(self) -> dict[str, Tensor]:
         """Values of the global latent sites, at the mean of their posterior.
 
-        The mean is that of the unconstrained values. Evidence, bounds and embeddings are
+        The mean is taken over unconstrained values. Evidence, bounds and embeddings are
         conditional on these values unless others are given.
         """
         if self.shared is None:
@@ -276,7 +276,7 @@ class Guide(NamedModule):
             seed: Seed of the draws; the caller's random stream is left alone.
 
         Returns:
-            A mapping from site to value for every draw; empty mappings if there are no such sites.
+            A mapping from site to value for every draw; empty mappings without global sites.
         """
         if self.shared is None:
             return [{} for _ in range(num_samples)]
@@ -296,9 +296,9 @@ class Guide(NamedModule):
 
         .. math:: \lambda_n^\star = \arg\max_\lambda \mathrm{ELBO}_n(q_\lambda)
 
-        It infers data for which a `LocalParameters` table has no rows; for an encoder it gives the
-        optimum of its family, for comparison. It starts at the map's output, or near the prior if
-        the map has none.
+        Use it for data for which a `LocalParameters` table has no rows, or to compare an encoder
+        with the optimum of its family. It starts at the map's output, or near the prior if the map
+        has none for these data.
 
         Arguments:
             data: The batch tensor, or a tuple of them.
@@ -313,7 +313,7 @@ class Guide(NamedModule):
         """
         batch = as_batch(data, self.program.device)
         start = self._start(batch, given)
-        # For the mean of a global posterior that has none in closed form.
+        # A global posterior without a mean in closed form may estimate it from draws.
         with forked(seed, "fit_rows.globals"):
             values = self.global_values() if given is None else given
         program = self.program.given(values, "the mean of their posterior")
@@ -337,11 +337,11 @@ class Guide(NamedModule):
     ) -> "Guide":
         r"""Adds new rows to a fitted `LocalParameters` table, fitted with the model fixed.
 
-        Parameters of the rows that it has, and the state of their optimizer, are copied to the bit,
-        so training may go on with all rows together.
+        The old rows' parameters and optimizer state are copied exactly, so training may go on with
+        all rows together.
 
         Arguments:
-            data: The new rows, a tensor or a tuple of them.
+            data: The new rows, a tensor or a tuple of tensors.
             fitting: How to optimize; see :class:`FitRows`.
             given: Values of the global latent sites; by default the mean of their posterior.
             seed: Seed of the draws; the caller's random stream is left alone.
@@ -352,7 +352,7 @@ class Guide(NamedModule):
             ones.
 
         Raises:
-            TypeError: If the map has no row for each datum.
+            TypeError: If the map is not a `LocalParameters` table.
 
         Example:
             >>> from pyro_vae import likelihoods, models
@@ -378,7 +378,7 @@ class Guide(NamedModule):
         """A copy of the guide that takes a few steps per datum from its map's output, at test time.
 
         Arguments:
-            steps: Most steps per datum; see :class:`Refined`.
+            steps: Maximum number of steps per datum; see :class:`Refined`.
             num_particles: Draws per datum and step.
 
         Returns:
@@ -386,7 +386,7 @@ class Guide(NamedModule):
             it shares. Trained parameters of the family and the global sites are copied.
         """
         guide = self._with(Refined(self.map, steps, num_particles))
-        guide.training = guide.map.training = False  # its net is this guide's, which stays as it is
+        guide.training = guide.map.training = False  # the net is shared: its mode must stay
         return guide
 
     def _with(self, map: InferenceMap) -> "Guide":

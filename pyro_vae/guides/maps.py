@@ -51,8 +51,8 @@ class InferenceMap(nn.Module):
     def attach(self, program: Program, family: Family) -> None:
         """Called before :meth:`setup` with the model as a density per datum, and the family.
 
-        A map that needs neither ignores it. To keep them, put them in a tuple: as an attribute, a
-        module would become part of the map.
+        A map that needs neither ignores this call. Keep them in a tuple: a module set as an
+        attribute would become part of the map.
         """
 
     def surrogate(self) -> Float[Tensor, " batch"] | None:
@@ -66,7 +66,7 @@ class InferenceMap(nn.Module):
         """Called with the whole data set before training; most maps ignore it."""
 
     def start_from(self, *batch: Tensor) -> None:
-        """Called before training with some of its rows; most maps ignore it."""
+        """Called before training with some rows of the data set; most maps ignore it."""
 
     def scale_steps(self, factor: float) -> None:
         """Called when the learning rate changes, with its value as a fraction of the first one."""
@@ -89,10 +89,10 @@ class InferenceMap(nn.Module):
     ) -> Float[Tensor, "batch parameters"]:
         """Parameters of the batch, given values of the global latent sites.
 
-        A map that does not use the model returns the same for all of them.
+        A map that does not use the model returns the same whatever these values are.
 
         Arguments:
-            program: The model, with these values given.
+            program: The model, with its global sites at these values.
             batch: The tensors the guide was called with.
             rows: Their positions in the data set, or `None` if unknown.
         """
@@ -129,7 +129,8 @@ class Encoder(InferenceMap):
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Puts a linear layer on top of a trunk; an existing one is kept.
 
-        A prior made of the encoder's own posteriors sets it up before the guide does.
+        If the prior is made of the encoder's own posteriors, the prior sets it up before the guide
+        does.
 
         Raises:
             ValueError: If it was set up for another number of parameters.
@@ -151,11 +152,11 @@ class Encoder(InferenceMap):
 
     @torch.no_grad()
     def start_from(self, *batch: Tensor) -> None:
-        """Shrinks a fresh last layer where the data are large, as raw counts are.
+        """Shrinks a fresh last layer if the data are large, such as raw counts.
 
-        Its outputs would be large as well, and put q(z_n) where, say, a Poisson rate overflows;
-        afterwards no parameter's root mean square over these rows is far above 1. On data of about
-        unit scale it never is, and nothing changes. A layer that was trained or loaded is left.
+        Otherwise its outputs would be large too, and put q(z_n) where, say, a Poisson rate
+        overflows. After shrinking, no parameter's root mean square over these rows is far above 1.
+        On data of about unit scale nothing changes. A trained or loaded layer is not touched.
         """
         if (
             isinstance(self.head, nn.Linear)
@@ -228,12 +229,12 @@ def _takes(net: nn.Module, batch: Batch) -> bool:
 class GlobalParameters(InferenceMap):
     r"""Deliberately global map: :math:`\lambda_n = \lambda`, the same q(z) for every datum.
 
-    It does not look at the data, so the best it can do is to equal the prior, while the decoder
-    learns to ignore z: the average image and a rate of zero. It serves as a baseline.
+    It does not look at the data, so at best it equals the prior, and the decoder learns to ignore
+    z: it returns the average image, and the KL term is zero. It serves as a baseline.
     """
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """One row of parameters."""
+        """Creates one row of parameters."""
         self.value = nn.Parameter(initial.clone())
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
@@ -245,11 +246,11 @@ class GlobalParameters(InferenceMap):
 class LocalParameters(InferenceMap):
     r"""Non-amortized map: row :math:`n` of a free table, :math:`\lambda_n`; does not look at `y`.
 
-    The table is not a `Parameter`. An optimizer that holds it would move rows that are not in the
-    batch (Adam's momentum) at a cost that grows with the data. Here the gradient of a batch's rows
-    updates those rows, during `backward()`, by Adam with moments and a step count per row. So
-    whatever optimizer trains the rest, rows outside the batch do not change, and a step costs the
-    same for a thousand data as for a million. Under `pv.fit` the rows' step size follows the common
+    The table is not a `Parameter`: an optimizer would also move rows outside the batch (by Adam's
+    momentum), at a cost that grows with the data. Instead, `backward()` updates the rows of the
+    batch by an Adam of their own, with moments and a step count per row. So whatever optimizer
+    trains the rest, rows outside the batch do not change, and a step costs the same for a thousand
+    data as for a million. Under `pv.fit` the rows' step size follows the common
     schedule.
 
     Rows are identified by :class:`pyro_vae.minibatch`; without it the batch must be the whole data
@@ -297,7 +298,7 @@ class LocalParameters(InferenceMap):
         super().__init__()
         self.num_data, self.lr, self.decay, self.factor = num_data, lr, decay, 1.0
         self.device = None if device is None else torch.device(device)
-        # Pyro's SVI calls backward() only where a program has a parameter: an empty one will do.
+        # Pyro's SVI calls backward() only if a program has a parameter: an empty one is enough.
         self.anchor = nn.Parameter(torch.zeros(0))
         self._leaf: tuple[Tensor, int, Tensor] | None = None
         self._start: tuple[Tensor, Tensor] | Tensor | None = None
@@ -311,7 +312,7 @@ class LocalParameters(InferenceMap):
         self._start = (loc, precision)
 
     def attach(self, program: Program, family: Family) -> None:
-        """Finds the family's parameters for the start, if it can."""
+        """Converts the Gaussians of :meth:`start_at` to parameters of the family, if it can."""
         if isinstance(self._start, tuple):
             closest = family.closest_normal if isinstance(family, ClosestNormal) else None
             self._start = None if closest is None else closest(*self._start)
@@ -322,7 +323,7 @@ class LocalParameters(InferenceMap):
         table = initial.to(self.device).repeat(self.num_data, 1)
         if isinstance(start, Tensor):
             table.copy_(start)
-        self.anchor = nn.Parameter(initial.new_zeros(0))  # where the model is
+        self.anchor = nn.Parameter(initial.new_zeros(0))  # on the model's device
         self.register_buffer("table", table)
         self.register_buffer("moment", torch.zeros_like(table))
         self.register_buffer("square", torch.zeros_like(table))
@@ -331,14 +332,14 @@ class LocalParameters(InferenceMap):
         self.register_buffer("digests", counts[:0].clone())
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LocalParameters":  # noqa: FBT001, FBT002
-        """Called by torch to move or cast a module: a table with its own device is cast only."""
+        """Called by torch to move or cast a module: a table with its own device is only cast."""
         if self.device is None:
             return super()._apply(fn, recurse)
 
         def cast(tensor: Tensor) -> Tensor:
             if tensor is self.anchor:
-                return fn(tensor)  # empty; it says where the guide is
-            return tensor.to(fn(tensor[:0]).dtype)  # a slice asks: the table never travels
+                return fn(tensor)  # empty; its device is the guide's
+            return tensor.to(fn(tensor[:0]).dtype)  # a slice: the table is not moved
 
         return super()._apply(cast, recurse)
 
@@ -352,7 +353,7 @@ class LocalParameters(InferenceMap):
         self.digests = row_digests(*batch).to(self.table.device)
 
     def scale_steps(self, factor: float) -> None:
-        """The rows' step size follows the common schedule."""
+        """Multiplies the rows' step size by the factor of the common schedule."""
         self.factor = factor
 
     def fill(self, parameters: Float[Tensor, "data parameters"]) -> None:
@@ -360,14 +361,14 @@ class LocalParameters(InferenceMap):
         self.table.copy_(parameters)
 
     def blank(self, num_data: int) -> "LocalParameters":
-        """A map of another number of rows, with the same settings."""
+        """A new map for this number of rows, with the same settings."""
         return LocalParameters(num_data, lr=self.lr, decay=self.decay, device=self.device)
 
     def take(self, *tables: "LocalParameters") -> None:
         """Copies the rows of several tables, one after the other, with their optimizer state."""
         for name in ("table", "moment", "square", "visits", "digests"):
             setattr(self, name, torch.cat([getattr(table, name) for table in tables]))
-        if len(self.digests) < self.num_data:  # the data of some were never seen as a whole
+        if len(self.digests) < self.num_data:  # some tables never saw their whole data set
             self.digests = self.digests[:0]
 
     def owns(self, leaf: Tensor) -> bool:
@@ -375,7 +376,7 @@ class LocalParameters(InferenceMap):
         return self._leaf is not None and leaf is self._leaf[2]
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """Rows of the table; in training mode their gradient moves them."""
+        """Rows of the table; in training mode their gradient updates them."""
         rows = self._rows(batch, rows).to(self.table.device)
         if not (self.training and torch.is_grad_enabled()):
             return self.table[rows].to(batch[0].device)
@@ -420,11 +421,11 @@ class LocalParameters(InferenceMap):
             )
 
     def _trainable(self, rows: Tensor) -> Tensor:
-        """A leaf of the graph with these rows; its gradient updates them when it arrives.
+        """A leaf of the graph with these rows, which are updated when its gradient arrives.
 
         Several calls with the same rows before the update (one per particle) share the leaf, so
-        that one `backward()` over all of them makes one step. Pyro's `svi.step` calls `backward()`
-        once per particle, unless they are vectorized, and makes as many steps.
+        that one `backward()` over all of them makes one step. Unless particles are vectorized,
+        Pyro's `svi.step` calls `backward()` for each of them, and so makes one step per particle.
         """
         version = self.table._version
         if self._leaf is not None and self._leaf[1] == version and torch.equal(self._leaf[0], rows):
@@ -474,7 +475,7 @@ class LocalParameters(InferenceMap):
         return {**self.__dict__, "_leaf": None}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        # The digests are empty until the data are known, so their shape is that of the file.
+        # The digests are empty until the data are known, so their shape is taken from the file.
         saved = state_dict.get(prefix + "digests")
         if saved is not None:
             self.digests = torch.zeros_like(saved)

@@ -20,7 +20,8 @@ regressed on the points. This gives the curvature of the log posterior averaged 
    parameters; one step moves q by no more than about two nats.
 
 A datum is done when the gain predicted for a full step is below a tolerance in nats. The noise is
-the same for all data, so the result for one depends neither on the others nor on their order.
+the same for all data, so the result for one datum depends neither on the others nor on
+their order.
 """
 
 from collections.abc import Callable
@@ -38,13 +39,13 @@ from ..randomness import stream
 from .families import ClosestNormal, Family
 from .reparameterization import Noise, fixed_noise, fresh_noise, noise_size
 
-_NEWTON_STEPS = 20  # Newton's method takes about five: what it does not settle it never will
+_NEWTON_STEPS = 20  # Newton's method takes about five; if 20 are not enough, more are not either
 _SUFFICIENT = 1e-4  # share of the predicted rise that a step must bring; Armijo's usual constant
-_SHORTER = 0.3  # factor on a step that did not
-_SHORTEST = 1e-5  # of a whole step: about ten such factors; shorter ones drown in rounding
-_ROUNDINGS = 8.0  # by how many roundings of its value a function may seem to fall
+_SHORTER = 0.3  # factor on the length of a rejected step
+_SHORTEST = 1e-5  # of a full step, after about ten rejections: less is lost in rounding
+_ROUNDINGS = 8.0  # how many rounding units of its value a function may seem to fall by
 _FLATTEST = 1e-6  # least curvature, as a share of the largest: keeps P invertible
-_FARTHEST = 2.0  # longest step in the metric of Fisher information: its square is twice the nats
+_FARTHEST = 2.0  # longest step in the metric of Fisher information: half its square is in nats
 FRESH_DRAWS = 64  # the error of the reported ELBO is an eighth of the spread of one draw
 
 
@@ -64,9 +65,9 @@ class FitRows:
         history: Past steps that L-BFGS remembers.
         max_rows: Largest number of rows (data times particles) per call of the program; fewer if
             its results would take more than 256 MiB.
-        compile: Whether to compile the program's densities and gradients, which takes about ten
-            seconds once and is kept with the model; by default when that would have saved time.
-            Values change by rounding, and fits within the tolerance.
+        compile: Whether to compile the program's densities and gradients; by default once that
+            would have saved time. Compiling takes about ten seconds, and the result is kept with
+            the model. Values change only by rounding, and fits only within the tolerance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -95,7 +96,7 @@ class Point(NamedTuple):
 
     @property
     def is_finite(self) -> Tensor:
-        """Whether a datum's ELBO and gradient are numbers, `(batch,)`."""
+        """Whether a datum's ELBO and gradient are finite, `(batch,)`."""
         return self.elbo.isfinite() & self.gradient.isfinite().all(dim=-1)
 
     def take(self, rows: Tensor) -> "Point":
@@ -150,7 +151,7 @@ class Problem:
         at = z.detach()
         log_joint, slope = self._with_gradient(at)
         log_q = q.log_prob(z)
-        # The chain rule by hand, since the slopes are wanted too: f = mean(log p(y, z) - log q).
+        # The chain rule by hand, since the slopes are needed too: f = mean(log p(y, z) - log q).
         bound = ((z * slope).sum() - log_q.sum()) / len(z)
         (gradient,) = torch.autograd.grad(bound, leaf)
         elbo = (log_joint.double() - log_q.detach().double()).mean(dim=0)
@@ -169,9 +170,9 @@ class Problem:
 
     @torch.no_grad()
     def fresh_elbo(self, parameters: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The ELBO over fresh draws, each row's from its own key, and its standard error."""
+        """The ELBO over fresh draws, made from each row's own key, and its standard error."""
         noise = fresh_noise(self.family(parameters[:1]), FRESH_DRAWS, parameters, keys)
-        with pyro.validation_enabled(is_validate=False):  # the data were, at the start
+        with pyro.validation_enabled(is_validate=False):  # the data were validated at the start
             q, z = noise(self.family, parameters)
             draws = self.program.log_joint(z, *self.batch).double() - q.log_prob(z).double()
         return draws.mean(dim=0), draws.std(dim=0) / len(draws) ** 0.5
@@ -179,8 +180,8 @@ class Problem:
     def promise(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
         """The gain, in nats, that a step of Newton's method or the natural gradient promises.
 
-        Over fresh points, to which the parameters were not fitted, it bounds how far they are from
-        the best ones; the noise of these points adds to it.
+        At points to which the parameters were not fitted, this bounds how far the parameters are
+        from the best ones; the noise of the points adds to it.
         """
         point = self(parameters)
         if isinstance(self.family, ClosestNormal):
@@ -213,7 +214,7 @@ def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
         with pyro.validation_enabled(is_validate=False):
             point = problem(start)
         if bool(point.is_finite.all()):
-            raise  # refused for another reason than a nan, such as data outside the support
+            raise  # refused for a reason other than nan, such as data outside the support
     bad = (point.elbo.isnan() | (point.elbo == torch.inf)).nonzero().squeeze(-1)
     if len(bad) > 0:
         raise FloatingPointError(
@@ -234,7 +235,7 @@ def maximize(
 ) -> "RowOptimizer":
     """Newton's method if the family offers it, then L-BFGS for the data that are not done."""
     optimizer = RowOptimizer(problem, _checked_start(problem, start, first), fitting, report)
-    with pyro.validation_enabled(is_validate=False):  # a trial may be nan: it is taken back
+    with pyro.validation_enabled(is_validate=False):  # a trial may be nan: it is rejected
         if isinstance(problem.family, ClosestNormal):
             newton = _Newton(problem, problem.family, fitting.tolerance)
             optimizer.maximize(newton, _NEWTON_STEPS)
@@ -251,7 +252,7 @@ class _Place(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """The next step of each datum: direction, slope along it in nats, and whether it is done."""
+    """The next step of each datum: direction, slope along it in nats; is the datum done or lost?"""
 
     direction: Float64[Tensor, "batch parameters"]
     rise: Float64[Tensor, " batch"]
@@ -268,13 +269,13 @@ class _Direct(Protocol):
 
 
 class _Newton:
-    """Steps towards the family's member closest to the normal with q's gradients and curvature."""
+    """Steps to the family's member closest to the normal with the mean gradient and curvature."""
 
     def __init__(self, problem: Problem, family: ClosestNormal, tolerance: float) -> None:
         self.problem, self.family, self.tolerance = problem, family, tolerance
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Marks data as lost if their step goes down, or promises nothing where q could gain."""
+        """Marks data as lost if their step points down, or promises nothing though q could gain."""
         direction, rise = self.gain(point)
         is_small = rise.abs() / 2 < self.tolerance
         is_done = is_small.clone()
@@ -286,7 +287,7 @@ class _Newton:
         return _Step(direction, rise, is_done, is_lost)
 
     def gain(self, point: Point) -> tuple[Tensor, Tensor]:
-        """The step, and the rise per step along it."""
+        """The step, and the slope along it, in nats."""
         loc, precision = _normal_of(point)
         direction = self.family.closest_normal(loc, precision) - point.parameters
         return direction, _dot(point.gradient, direction)
@@ -306,10 +307,10 @@ def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
 
 
 def _positive(matrix: Float64[Tensor, "batch latents latents"]) -> Tensor:
-    """Symmetric matrices with absolute values of the eigenvalues; the identity for a nan.
+    """Takes absolute values of the eigenvalues; a matrix with a nan becomes the identity.
 
-    If the log posterior is convex along a direction, a step then goes up, and not to the saddle
-    point or minimum that Newton's method would find.
+    Then, if the log posterior is convex along a direction, a step goes up, not to the saddle point
+    or minimum that Newton's method would find.
     """
     _, info = torch.linalg.cholesky_ex(matrix)
     if not bool(info.any()):
@@ -334,9 +335,9 @@ class _QuasiNewton:
         shape = (fitting.history, *start.shape)
         self.moves = torch.zeros(shape, dtype=torch.float64, device=start.device)
         self.changes = torch.zeros_like(self.moves)
-        self.weights = self.moves.new_zeros(shape[:-1])  # 0 for a pair that is not to be used
+        self.weights = self.moves.new_zeros(shape[:-1])  # 0 for an unusable pair
         self.scale = self.moves.new_ones(shape[1:-1])
-        self.count = torch.zeros(shape[1], dtype=torch.int64, device=start.device)  # by datum
+        self.count = torch.zeros(shape[1], dtype=torch.int64, device=start.device)  # per datum
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
         """No datum is lost: the natural gradient is always an ascent."""
@@ -356,7 +357,7 @@ class _QuasiNewton:
         return _Step(direction, rise, is_done, torch.zeros_like(is_done))
 
     def _remember(self, rows: Tensor, point: Point, before: _Place, information: Tensor) -> None:
-        """Keeps a pair of differences if the function is concave between its ends."""
+        """Stores a pair of differences, unused if the function is not concave between its ends."""
         move = point.parameters.double() - before.parameters.double()
         change = before.gradient - point.gradient
         curvature, size = _dot(move, change), _dot(change, change / information)
@@ -372,7 +373,7 @@ class _QuasiNewton:
         count, size = self.count[rows], len(self.moves)
         newest_first = [(count - age) % size for age in range(1, 1 + min(size, int(count.max())))]
         result, shares = gradient, []
-        # A datum with fewer pairs meets empty places, whose weight is 0.
+        # A datum with fewer pairs reads empty slots, whose weight is 0.
         pairs = [
             (self.moves[slot, rows], self.changes[slot, rows], self.weights[slot, rows])
             for slot in newest_first
@@ -400,7 +401,7 @@ class RowOptimizer:
     ) -> None:
         self.problem, self.fitting, self.report = problem, fitting, report
         self.start = start
-        self.taken = torch.zeros_like(start.elbo, dtype=torch.int64)  # steps, of each
+        self.taken = torch.zeros_like(start.elbo, dtype=torch.int64)  # steps per datum
         self.parameters = start.parameters.clone()
         self.elbo, self.gradient = start.elbo.clone(), start.gradient.clone()
         self.direction, self.rise = torch.zeros_like(self.gradient), torch.zeros_like(self.elbo)
@@ -412,12 +413,12 @@ class RowOptimizer:
         """Takes up to `max_steps` steps for all data not done, each with its own line search."""
         last = (self.taken + max_steps).clamp(max=self.fitting.max_steps)
         going = ~self.converged & ((self.taken < last) | (self.taken == 0))
-        going &= self.start.is_finite  # where there is no gradient, a datum is not fitted
+        going &= self.start.is_finite  # a datum without a finite gradient is not fitted
         rows = going.nonzero().squeeze(-1)
         if len(rows) == 0:
             return
         problem = self.problem.of_rows(rows)
-        # The slopes are known where all data start, and not where some have moved to.
+        # The slopes are stored for the start only, not for where data have moved since.
         moved = bool((self.taken > 0).any())
         point = problem(self.parameters[rows]) if moved else self.start.take(rows)
         self._turn(rows, point, direct, None)
@@ -430,12 +431,12 @@ class RowOptimizer:
             self._advance(rows, problem, direct)
 
     def _advance(self, rows: Tensor, problem: Problem, direct: _Direct) -> None:
-        """Tries one step per datum: accepted if it rises enough, else the next one is shorter."""
+        """Tries one step per datum; if its ELBO does not rise enough, the next one is shorter."""
         self.taken[rows] += 1
         length = self.length[rows]
         move = length.unsqueeze(-1) * self.direction[rows]
         trial = problem((self.parameters[rows] + move).to(self.parameters.dtype))
-        # A value is known to its rounding only, in the precision of the program.
+        # Values are exact only up to rounding, in the precision of the program.
         rounding = _ROUNDINGS * torch.finfo(trial.slope.dtype).eps * self.elbo[rows].abs()
         enough = self.elbo[rows] + _SUFFICIENT * length * self.rise[rows] - rounding
         rises = trial.is_finite & (trial.elbo >= enough)

@@ -1,7 +1,7 @@
 """The posterior of given data under a guide: draws, log densities, and means.
 
 Objectives, evidence and diagnostics use only the :class:`Posterior`, so they treat a `Guide` and a
-guide written by hand as a Pyro program alike.
+Pyro guide written by hand alike.
 """
 
 from collections.abc import Mapping
@@ -114,7 +114,7 @@ class FamilyPosterior:
 
 @dataclass(frozen=True)
 class SitePosterior:
-    """The distribution of a program's only latent site, with the data leftmost."""
+    """The distribution of a program's only latent site; the leftmost dimension is the data."""
 
     program: Program
     distribution: Any
@@ -130,7 +130,7 @@ class SitePosterior:
 
     def noise_shape(self) -> torch.Size | None:
         """Shape of the normals that a draw of one datum is made from; `None` if made otherwise."""
-        # On a bounded support the value rounds at the edges: it is drawn unconstrained.
+        # At the edges of a bounded support values round, so unconstrained ones are drawn.
         known = self._site.is_real and _is_known(self.distribution)
         shape = noise_shape(self.distribution) if known else None
         return None if shape is None else self.distribution.batch_shape[1:] + shape
@@ -171,14 +171,14 @@ class SitePosterior:
 
 
 def site_log_prob(q: Any, value: Tensor, u: Tensor | None, transform: Any) -> Tensor:
-    """Log density of a site's value, by its unconstrained value where both are known."""
+    """Log density of a site's value, computed from its unconstrained value where possible."""
     at_edges = None if u is None else log_prob_at(q, u, transform)
     log_prob: Tensor = q.log_prob(value) if at_edges is None else at_edges
     return log_prob
 
 
 def _mean_of_base(q: Any) -> Tensor:
-    """The mean of the distribution that is transformed: it has the dtype and device of draws."""
+    """The mean of the innermost distribution, which has the dtype and device of draws."""
     inside = _inside(q)
     mean: Tensor = q.mean if inside is None else _mean_of_base(inside)
     return mean
@@ -190,7 +190,7 @@ class _Wrapper(Protocol):
 
 
 def _is_known(q: Any) -> bool:
-    """Whether it consists of torch's and Pyro's own classes: a subclass may draw differently."""
+    """Whether all its classes are torch's and Pyro's own: a subclass may draw differently."""
     own = type(q).__module__.startswith(("torch.distributions.", "pyro.distributions."))
     inside = _inside(q)
     return own and (inside is None or _is_known(inside))
@@ -205,11 +205,11 @@ def _inside(q: Any) -> Any:
 class ProgramPosterior:
     """A guide written by hand as a Pyro program, with the data it is called with.
 
-    It is run on a longer batch, with rows repeated for their particles, so it must treat rows
-    independently of one another and of their position. A guide with one site is run on the batch
-    itself, and all particles are drawn from its distribution. What it observes, and its factors,
-    are not part of the density; scales do not affect it, nor do masks that the model lacks. A
-    discrete site of the model that it samples contributes to log q.
+    The guide is run on a longer batch, in which each row is repeated once per particle, so it must
+    treat rows independently of one another and of their position. A guide with one site is run on
+    the batch itself, and all particles are drawn from its distribution. Observed sites and factors
+    of the guide are not part of the density; scales do not affect it, nor do masks that the model
+    lacks. A discrete site of the model contributes to log q if the guide samples it.
     """
 
     program: Program
@@ -229,7 +229,7 @@ class ProgramPosterior:
         """The guide's distribution, if it samples one site only, per datum and unmasked."""
         if not self.program.latent_sites or self.program.structure.masked:
             return None
-        with torch.random.fork_rng():  # the draw of this run is no draw of anybody's
+        with torch.random.fork_rng():  # a trial run: the caller's stream stays
             run = self.run(1)
         latent, *others = self.program.latent_sites
         distribution = unmasked(run[latent.name].distribution)
@@ -280,7 +280,7 @@ class ProgramPosterior:
             unconstrained = discrete.repeated(unconstrained, axes)
         run = self.run(copies * len(z), values, unconstrained)
         others = (site for site in self._sites(run, values) if site.name not in values)
-        # Those outside the plate, as of an automatic guide of global sites, are of no datum.
+        # Sites outside the plate, as in an automatic guide of global sites, have no datum.
         auxiliary = [site.name for site in others if site.is_in(self.program.plate)]
         if auxiliary:
             raise ValueError(
@@ -334,7 +334,7 @@ class ProgramPosterior:
 
 @dataclass(frozen=True)
 class NoLatents:
-    """Empty draws with density one: no latents are left.
+    """Empty draws with density one, for a program without continuous latents per datum.
 
     Arguments:
         empty: `(batch, 0)`, in the dtype and on the device of the program.
@@ -371,7 +371,7 @@ class NoLatents:
         return self.draw(num_particles)
 
     def log_prob(self, z: Float[Tensor, "particles batch 0"]) -> Tensor:
-        """Zero."""
+        """Zero for every draw."""
         return torch.zeros(z.shape[:2], dtype=z.dtype, device=z.device)
 
     def mean(self) -> Float[Tensor, "batch 0"]:

@@ -7,9 +7,9 @@ noise held fixed give :math:`\lambda_S`. The model is trained there, where the b
 trained as it would be without the steps, by :math:`\nabla_\lambda \mathrm{ELBO}(\theta,
 \lambda_0)`, passed to :math:`\phi` by the surrogate :math:`g_0^\top (\lambda_0 - \lceil \lambda_0
 \rceil)`, where :math:`g_0` is that gradient and the bars stop gradients: its value is zero, its
-derivative :math:`g_0^\top \partial \lambda_0 / \partial \phi`. Nothing is differentiated through
+derivative :math:`g_0^\top \partial \lambda_0 / \partial \phi`. Gradients do not pass through
 the steps, in contrast to Kim et al. (2018), where :math:`\phi` follows the ELBO at
-:math:`\lambda_S`; so memory does not grow with their number.
+:math:`\lambda_S`; so memory does not grow with the number of steps.
 """
 
 from typing import Any
@@ -93,8 +93,8 @@ class Refined(InferenceMap):
         return self.map.per_row
 
     def attach(self, program: Program, family: Family) -> None:
-        """Keeps both, and passes them to the inner map."""
-        self._attached = (program, family)  # in a tuple: the model is no part of the map
+        """Keeps the program and the family, and passes them to the inner map."""
+        self._attached = (program, family)  # in a tuple: the model is not part of the map
         self.map.attach(program, family)
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
@@ -105,15 +105,15 @@ class Refined(InferenceMap):
             self.map.setup(num_parameters, initial)
 
     def remember(self, *batch: Tensor) -> None:
-        """Passes it to the inner map."""
+        """Passes the data to the inner map."""
         self.map.remember(*batch)
 
     def start_from(self, *batch: Tensor) -> None:
-        """Passes it to the inner map."""
+        """Passes the rows to the inner map."""
         self.map.start_from(*batch)
 
     def scale_steps(self, factor: float) -> None:
-        """Passes it to the inner map; the refinement chooses its own step sizes."""
+        """Passes the factor to the inner map; the refinement chooses its own step sizes."""
         self.map.scale_steps(factor)
 
     def owns(self, leaf: Tensor) -> bool:
@@ -132,7 +132,7 @@ class Refined(InferenceMap):
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """Parameters of the batch, given values of the global sites."""
-        self._surrogate = None  # of an earlier call that nobody asked for
+        self._surrogate = None  # one left by an earlier call
         start = self._started(program, batch, rows)
         if self.training and not self.in_training:
             return start

@@ -6,8 +6,8 @@ Many distributions are a transformation of standard normals, :math:`z = T_\lambd
 whitened have exactly the mean and covariance of the normal: the average of a quadratic function
 over them is its expectation, without error.
 
-Other distributions are drawn from row by row by their own `rsample`, with torch's generator set to
-the same seed before each row: this noise is fixed too, but not quasi-random.
+For other distributions, each row is drawn with their own `rsample`, after torch's generator is set
+to the same seed: this noise is fixed too, but not quasi-random.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,8 +36,8 @@ def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, 
     .. math:: \frac{1}{K} \sum_k \epsilon_k = 0, \qquad
         \frac{1}{K} \sum_k \epsilon_k \epsilon_k^\top = I
 
-    The covariance is exact from twice as many points as dimensions; with fewer only its diagonal
-    is. Torch's random stream is not touched.
+    The covariance is exact with at least twice as many points as dimensions; with fewer, only its
+    diagonal is exact. Torch's random stream is not touched.
 
     Arguments:
         num_points: :math:`K`; an odd number is rounded up, since points come in pairs.
@@ -192,7 +192,7 @@ class NormalNoise:
 class SeededNoise:
     """Draws by `rsample`, row by row, with a common seed or one seed per row.
 
-    It sets torch's global generator: call it where that is restored.
+    It sets torch's global generator: call it inside a block that restores it.
     """
 
     num_points: int
@@ -201,7 +201,7 @@ class SeededNoise:
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Float[Tensor, "batch _"]
     ) -> tuple[Distribution, Tensor]:
-        """One row after another."""
+        """Draws one row after another."""
         seeds = list(self.seeds) * len(parameters) if len(self.seeds) == 1 else self.seeds
         rows = zip(parameters.split(1), seeds, strict=True)
         draws = [_drawn(family(row), self.num_points, key) for row, key in rows]
@@ -225,7 +225,7 @@ def noise_size(q: Distribution) -> int | None:
 
 
 def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0) -> Noise:
-    """Quasi-random noise for `q`, the same for all rows; by a seed if `q` is not made of normals.
+    """Noise for `q`, the same for all rows: quasi-random if `q` is made of normals, else by a seed.
 
     Arguments:
         q: The distribution of some row, which sets the shape of the noise.

@@ -2,7 +2,8 @@
 
 The ELBOs of all data are maximized at once over fixed points. Points can be overfitted: if other
 points predict that a step would gain more than a few thousandths of a nat, or the ELBO over fresh
-draws is below that over the points, the datum is refitted from there, with more points. The final
+draws is below that over the points, the datum is refitted, from where it ended, with more
+points. The final
 predicted gain is reported as the possible distance from the best q.
 """
 
@@ -29,13 +30,13 @@ from .optimization import FRESH_DRAWS, FitRows, Problem, maximize, pieces
 from .reparameterization import Noise, SeededNoise, noise_size
 
 _MEMORY = 2**28  # bytes of the program's results at once; gradients take about as many again
-_ROWS_TOGETHER = 8  # times as many rows take a step together as the program is asked for at once
-_OPTIMISTIC = 2.0  # standard errors: by chance alone two data of a hundred, which costs little
-_POINTS = (1, 4, 16)  # times as many, for data that the ones before were too few for
-_LEFT = 5e-3  # nats: a step that brings less is not worth more points
-_LEFT_OF_FEW = 1e-3  # the same of few latents, whose points are cheap
-_MOST_LEFT = 0.05  # nats: with more the best q was not found
-_JUDGES = 2  # times as many points promise what is left as were fitted to
+_ROWS_TOGETHER = 8  # rows that take a step together, as a multiple of the rows per program call
+_OPTIMISTIC = 2.0  # standard errors: chance alone exceeds it for 2% of the data, which costs little
+_POINTS = (1, 4, 16)  # factors on the number of points, tried until there are enough for a datum
+_LEFT = 5e-3  # nats: a step that gains less is not worth more points
+_LEFT_OF_FEW = 1e-3  # the same for few latents, whose points are cheap
+_MOST_LEFT = 0.05  # nats: if more may be left, the best q was not found
+_JUDGES = 2  # factor on the number of points, to predict what is left
 _FEW_LATENTS = 2
 
 
@@ -123,9 +124,9 @@ def fit_parameters(
             if len(rows) == 0:
                 break
             part = tuple(tensor[rows] for tensor in batch)
-            # Other draws: what seemed optimistic by chance will not do so again.
+            # Other draws: a datum that seemed overfitted by chance will not seem so again.
             fresh = row_keys(seed, f"fit.judge.{more}", *batch)[rows.cpu()]
-            with pyro.validation_enabled(is_validate=False):  # the data were
+            with pyro.validation_enabled(is_validate=False):  # the data were validated before
                 again = how.times(more).fit(part, fit.parameters[rows], fresh, judged=True)
             fit = fit.with_rows(rows, again)
     converged = fit.converged & (fit.left < _MOST_LEFT) if refit else fit.converged
@@ -145,7 +146,7 @@ class _Fitted(NamedTuple):
 
     def is_unfinished(self, enough: float) -> Tensor:
         """Whether the points were overfitted, judged by other points or by fresh draws."""
-        # An exact family has no error: there rounding would ask for more points.
+        # The error of an exact family is 0: without slack, rounding would ask for more points.
         slack = _OPTIMISTIC * self.error + stats.rounding(self.elbo)
         return (self.over_points - self.elbo > slack) | (self.left > enough)
 
@@ -252,13 +253,13 @@ def refine_parameters(
         family: The family of q.
         batch: The data.
         start: Initial parameters, `(batch, parameters)`.
-        steps: Most steps; each takes one evaluation of the program and its gradient, and so does
-            the start. A datum that has converged takes fewer.
+        steps: Maximum number of steps; each takes one evaluation of the program and its gradient,
+            and so does the start. A datum that has converged takes fewer.
         num_particles: Points per datum; see :class:`FitRows`.
         seed: Seed of the points; the caller's random streams are left alone.
 
     Returns:
-        The parameters, without a gradient; also where gradients are switched off.
+        The parameters, without a gradient. It works where gradients are switched off, too.
 
     Raises:
         FloatingPointError: If the ELBO of a datum is not a number at the start.
@@ -278,7 +279,7 @@ def finite_rows(
     *,
     seed: int = 0,
 ) -> Bool[Tensor, " batch"]:
-    """Which data can be fitted from there: ELBO and gradient over the points are finite."""
+    """Which data can be fitted from `start`: those with a finite ELBO and gradient there."""
     fitting = _within_memory(program, family, batch, fitting)
     problem = Problem.of(_compiled(program, fitting), family, batch, start, fitting, seed)
     parts = pieces(len(start), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
@@ -287,7 +288,7 @@ def finite_rows(
 
 
 def _within_memory(program: Program, family: Family, batch: Batch, fitting: FitRows) -> FitRows:
-    """A copy that calls the program with fewer rows at once where a row takes many bytes."""
+    """A copy of the settings, with fewer rows per call of the program if a row is large."""
     with evaluating(program.model, family), torch.no_grad(), forked(0, "unused"):
         fits = int(_MEMORY / max(1.0, bytes_per_row(program, batch)))
     return replace(fitting, max_rows=max(1, min(fitting.max_rows, fits)))

@@ -22,8 +22,8 @@ from ..programs import Program
 from .families import Family
 from .posteriors import mean_of
 
-_WIDE = 4.0  # a prior's spread, of N(0, 3): steps of an optimizer are made for numbers near 1
-_FIRST_SCALE = 0.1  # narrow, as Pyro's automatic guides start: draws of it say what its middle says
+_WIDE = 4.0  # spread of an N(0, 3) prior; usual optimizer steps suit numbers near 1
+_FIRST_SCALE = 0.1  # as in Pyro's automatic guides: narrow, so that draws stay near the center
 
 
 class GlobalDraw(NamedTuple):
@@ -102,7 +102,7 @@ class Plates:
         stack = ExitStack()
         for name, size, dim in layout:
             if name not in self._made:
-                # A plate that was opened without a size has one of -1 in Pyro's frames.
+                # Pyro records size -1 for a plate that was opened without one.
                 self._made[name] = pyro.plate(name, size if size > 0 else None, dim=dim)
             stack.enter_context(self._made[name])
         return stack

@@ -1,6 +1,6 @@
 r"""Guides written by hand that are tied to rows: how they are detected, and their posteriors.
 
-In a guide of a datum :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for
+Usually :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for
 every row, or a mean over the batch, makes it depend on the row's position or on the other rows.
 This is detected by calling the guide on a few rows, rearranged, repeated and alone: with the
 latents at the same points the log density of every site must be the same, and so must the gradient
@@ -39,12 +39,12 @@ from .contract import density_sites, is_delta, log_density
 from .families import DiagonalNormal
 from .posteriors import FamilyPosterior, ProgramPosterior, site_log_prob
 
-_FEW = 3  # rows, of which some move and one does not
-_TOLERANCE = 1e-2  # relative: rounding in float32 is less, another row's parameters change more
-_MOST_ROWS = 10**6  # no table of parameters is tried that has more
+_FEW = 3  # rows: reversed, two of them move and one does not
+_TOLERANCE = 1e-2  # relative: above float32 rounding, below the effect of another row's parameters
+_MOST_ROWS = 10**6  # larger tables of parameters are not tried
 
 _Value: TypeAlias = tuple[Tensor, Tensor | None]
-"""Values of a site, and their unconstrained values where those are known."""
+"""Values of a site, and their unconstrained values if known."""
 
 REMEDY = (
     "a guide with free parameters per row has a posterior for all of its training rows together "
@@ -56,10 +56,10 @@ REMEDY = (
 def program_posterior(
     program: Program, guide: ProgramLike, batch: Batch
 ) -> "ProgramPosterior | SitesPosterior | RepeatedCalls":
-    """The posterior of a guide written by hand, after a check whether it is tied to rows.
+    """The posterior of a guide written by hand; checks whether the guide is tied to rows.
 
     Raises:
-        ValueError: If it is, and these are not all of its rows; the message has the remedy.
+        ValueError: If it is, and the batch is not all of its rows; the message has the remedy.
     """
     every, rows = _all_rows(batch)
     site = tied_site(program, guide, every)
@@ -69,9 +69,9 @@ def program_posterior(
 
 
 def _all_rows(batch: Batch) -> tuple[Batch, Tensor | slice]:
-    """All rows of the data set, and the positions of these rows among them, from the minibatch.
+    """A batch of the data set's size, and the minibatch's positions in it.
 
-    The other rows do not matter: they are filled with the first row.
+    Rows outside the minibatch do not matter: they repeat its first row.
     """
     current = current_minibatch()
     if current is None or len(current.rows) != len(batch[0]):
@@ -84,7 +84,7 @@ def _all_rows(batch: Batch) -> tuple[Batch, Tensor | slice]:
 def _tied_posterior(
     program: Program, guide: ProgramLike, batch: Batch, site: str
 ) -> "SitesPosterior | RepeatedCalls":
-    """The posterior of all rows of a guide that is tied to them."""
+    """The posterior of all rows under a guide that is tied to them."""
     num_data = len(batch[0])
     if not _can_be_run(program, guide, batch):
         _refuse_other_number(program, guide, batch)
@@ -162,7 +162,7 @@ def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
 def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     """A site whose q(z_n) depends on more than the content of row n; `None` if there is none.
 
-    Also `None` if the guide cannot be run on these rows for another reason; the next call will
+    Also `None` if the guide cannot be run on these rows for a different reason; the next call will
     raise.
 
     Raises:
@@ -175,9 +175,9 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     try:
         with _apart():
             drawn = _Call.of(program, guide, tuple(part[:size] for part in batch))
-            base = drawn.again(torch.arange(size))  # no gradient comes by way of the draws
+            base = drawn.again(torch.arange(size))  # no gradient through the draws
             calls = [base.again(order) for order in (torch.cat([back, back.flip(0)]), back[:1])]
-    except Exception:  # shapes that do not fit lead to one of many
+    except Exception:  # wrong shapes can raise any error
         if _can_be_run(program, guide, batch):
             return program.latent_sites[0].name
         _refuse_other_number(program, guide, batch)
@@ -186,11 +186,11 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Refuses these rows if the guide only runs on as many rows as a parameter of it has."""
+    """Refuses these rows if the guide only runs on as many rows as one of its parameters has."""
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     with _apart():
-        with suppress(Exception):  # as far as it comes: it may make its parameters
+        with suppress(Exception):  # even if it fails, it may have made its parameters
             _Call.of(program, guide, batch)
         tensors += [param for _, param in pyro.get_param_store().named_parameters()]
     sizes = {size for tensor in tensors for size in tensor.shape} - {0, 1, num_data}
@@ -211,7 +211,7 @@ def _can_be_run(program: Program, guide: ProgramLike, batch: Batch) -> bool:
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """Inspects a guide: no random stream advances, and no parameter stays in Pyro's store."""
+    """For looking at a guide: no random stream advances, no parameter stays in Pyro's store."""
     with (
         no_new_parameters(),
         torch.enable_grad(),
@@ -255,8 +255,8 @@ class _Call:
         return cls(program, guide, batch, rows, tuple(inside), log_probs)
 
     def again(self, order: Tensor) -> "_Call":
-        """Calls it on these rows in another order, with the same latents for each."""
-        # What follows from other draws, as a Delta does, follows again.
+        """Calls the guide on these rows in another order, with the same latents for each row."""
+        # A Delta is not set: its value follows from the other draws again.
         values = {s.name: self._taken(s, order) for s in self.sites if not is_delta(s.distribution)}
         return _Call.of(self.program, self.guide, _taken(self.batch, order), values, order)
 
@@ -278,7 +278,7 @@ class _Call:
 
 
 def _answer(program: Program, site: TracedSite, rows: int) -> Tensor:
-    """Log density of a site, by datum; and its value, if it is a function of other draws."""
+    """A site's log density by datum, plus a weighted sum of its value if it is a `Delta`."""
     log_prob = log_density(program, site, rows)
     if not is_delta(site.distribution):
         return log_prob
@@ -343,7 +343,7 @@ class SitesPosterior:
         return z.view(num_particles, len(self), -1), log_q
 
     def _drawn(self, site: LatentSite, shape: torch.Size) -> _Value:
-        """Draws of a site, by unconstrained values where those are known."""
+        """Draws of a site, with their unconstrained values if known."""
         q = self.sites[site.name]
         u = None if site.is_real else draw_unconstrained(q, site.transform, shape)
         return (q.sample(shape), None) if u is None else (site.transform(u), u)
@@ -369,7 +369,7 @@ class SitesPosterior:
         return self.draw(num_samples)[0].mean(dim=0)
 
     def _log_probs(self, pairs: Mapping[str, Any]) -> Tensor:
-        """Of values with their unconstrained values, `None` where unknown."""
+        """Log densities of values, given with their unconstrained values (`None` if unknown)."""
         parts = []
         for site in self.program.latent_sites:
             value, u = pairs[site.name]
@@ -395,7 +395,7 @@ def _rows_of(q: Any, rows: Tensor, dim: int) -> Any:
 
 
 def _parameters(q: Any) -> tuple[str, ...]:
-    normal = isinstance(q, torch.distributions.MultivariateNormal)  # it takes one of three
+    normal = isinstance(q, torch.distributions.MultivariateNormal)  # it takes one of three matrices
     return ("loc", "scale_tril") if normal else tuple(q.arg_constraints)
 
 
@@ -415,7 +415,7 @@ def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | Non
             torch.testing.assert_close(again.log_prob(value), log_prob)
             turned_back = log_prob.index_select(log_prob.dim() + program.plate_dim, turned)
             torch.testing.assert_close(moved, turned_back)
-    except Exception:  # one that is made in another way: the guide is called again and again
+    except Exception:  # then the guide is called once per particle
         return None
     return SitesPosterior(program, sites)
 
@@ -454,7 +454,7 @@ class RepeatedCalls:
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Log density at given points, `(particles, batch)`, in nats."""
         every, chosen = self._every, self.chosen.to(z.device)
-        with forked(0, "contract"):  # of the rows that are not asked for
+        with forked(0, "contract"):  # for the rows that were not asked for
             start = every.draw(1)[0]
         points = start.repeat(len(z), 1, 1).index_copy(1, chosen, z)
         return torch.cat([every.log_prob(point[None]) for point in points])[:, chosen]

@@ -1,9 +1,9 @@
 r"""Shared by all objectives: one bound per datum, summed over data, with the scales outside.
 
-With :math:`g` the global latent sites, drawn once, and :math:`K` draws of the local latents per
-datum, :math:`w_{kn} = p(y_n, z_{kn} \mid g) / q(z_{kn} \mid y_n, g)`, an objective is a function
-:math:`\mathcal{L}` of the weights of one datum. A batch of :math:`B` of :math:`N` rows estimates
-the bound on the whole data set,
+The global latent sites :math:`g` are drawn once, the local latents :math:`K` times per datum, which
+gives weights :math:`w_{kn} = p(y_n, z_{kn} \mid g) / q(z_{kn} \mid y_n, g)`. An objective is a
+function :math:`\mathcal{L}` of the weights of one datum. A batch of :math:`B` out of :math:`N` rows
+estimates the bound on the whole data set,
 
 .. math:: \frac{N}{B} \sum_{b=1}^{B} \mathcal{L}(w_{1b}, \ldots, w_{Kb})
     + \log p(g) - \log q(g) .
@@ -13,9 +13,9 @@ nothing, and its expectation is not a bound. For the same reason the global site
 separate ELBO term: weights that included them would be joint over all data.
 
 The rows come from :func:`pyro_vae.minibatch`, or from a plate that subsamples by itself. A scale
-that `poutine.scale` gives all sites of the model in the plate multiplies the bound of every datum,
-and one around those outside multiplies their term, in the loss but not in the reported ELBO; scales
-in the guide, and handlers around the call, are ignored.
+that `poutine.scale` gives to all sites of the model in the plate multiplies the bound of every
+datum; a scale of the sites outside the plate multiplies their term. Both affect the loss, but not
+the reported ELBO. Scales in the guide, and handlers around the call, are ignored.
 """
 
 from abc import abstractmethod
@@ -49,10 +49,10 @@ class Schedule(Protocol):
 
     @property
     def length(self) -> float:
-        """Epochs that it takes; early stopping and the best state count only from then on."""
+        """Epochs that it takes; early stopping and the choice of the best state begin only then."""
 
     def __call__(self, epoch: float | int) -> float:
-        """The weight after a number of epochs, counted from 0, which may be a fraction."""
+        """The weight at an epoch, counted from 0; fractions are allowed."""
 
     def check(self, num_epochs: int) -> None:
         """Refuses a training run that ends before the schedule is complete."""
@@ -65,7 +65,7 @@ class LinearWarmup:
     .. math:: \beta(t) = \text{start} + (\text{end} - \text{start}) \min(1, t / \text{epochs})
 
     Arguments:
-        epochs: How long it rises.
+        epochs: Epochs over which it rises.
         start: The first weight.
         end: The last weight.
 
@@ -117,7 +117,7 @@ class Cyclic:
         period: Epochs of one cycle, :math:`T`.
         rising: Share of a cycle in which the weight rises.
         start: The weight at the start of a cycle.
-        end: The weight at its end.
+        end: The weight at the end of a cycle.
 
     Raises:
         ValueError: If `period` is not positive, `rising` is not in (0, 1], or a weight is negative.
@@ -144,7 +144,7 @@ class Cyclic:
 
     @property
     def length(self) -> float:
-        """One cycle."""
+        """Epochs of one cycle."""
         return float(self.period)
 
     def __call__(self, epoch: float | int) -> float:
@@ -204,7 +204,7 @@ class _Known(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """Terms of the sites outside the plate over data, scalars, and both scales."""
+    """Terms of the sites outside the plate over data (scalars), and scales outside and inside."""
 
     prior: Tensor
     likelihood: Tensor
@@ -312,7 +312,7 @@ class Objective(ELBO):
 
 @contextmanager
 def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
-    """The rows to take of the program's arguments, and N / B."""
+    """The rows that the program takes of its arguments, and the scale N / B."""
     current, rows = current_minibatch(), len(batch[0])
     if current is not None:
         yield batch, current.num_data / rows

@@ -2,7 +2,7 @@ r"""Bounds on the evidence of a datum, and estimators of their gradients.
 
 With weights :math:`w_k = p_\theta(y, z_k) / q_\phi(z_k \mid y)` and :math:`z_k = z(\epsilon_k,
 \phi)`, the importance-weighted bound is :math:`L_K = \mathbb{E} \log \frac{1}{K} \sum_k w_k`, and
-with :math:`\tilde w_k = w_k / \sum_j w_j` its gradient with respect to :math:`\phi` is
+its gradient with respect to :math:`\phi` is, with :math:`\tilde w_k = w_k / \sum_j w_j`,
 
 .. math:: \nabla_\phi L_K = \mathbb{E} \sum_k \tilde w_k \left(
     \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}
@@ -10,7 +10,7 @@ with :math:`\tilde w_k = w_k / \sum_j w_j` its gradient with respect to :math:`\
 
 The second term is a score function. For :math:`K = 1` its mean is zero, and without it the gradient
 vanishes for every draw when :math:`q` is the posterior: that is :class:`STL`. For :math:`K > 1` the
-weights depend on the draw, the mean is not zero, and leaving the term out is a bias. Integration by
+weights depend on the draw, the mean is not zero, and leaving it out gives a bias. Integration by
 parts turns it into a pathwise term again, and in total
 
 .. math:: \nabla_\phi L_K = \mathbb{E} \sum_k \tilde w_k^2
@@ -180,7 +180,8 @@ class Renyi(Objective):
 
     Arguments:
         alpha: The order.
-        num_particles: Draws per datum, :math:`K`. With one the order makes no difference.
+        num_particles: Draws per datum, :math:`K`. With one draw the order makes no
+            difference.
 
     Raises:
         ValueError: If the order is not finite, or there is no particle.
@@ -211,9 +212,9 @@ class BetaELBO(Objective):
 
     .. math:: \mathbb{E}_q \log p(y \mid z) - \beta \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))
 
-    The KL term is estimated from the same draws, and that of the global sites has the same weight.
-    It bounds the evidence for :math:`\beta \ge 1`; only for :math:`\beta = 1` are model and guide
-    trained as a density and its posterior.
+    The KL term is estimated from the same draws; the KL term of global sites has the same weight.
+    The objective bounds the evidence for :math:`\beta \ge 1`; only for :math:`\beta = 1` are model
+    and guide trained as a density and its posterior.
 
     Arguments:
         beta: The weight, or a schedule of it such as :class:`LinearWarmup`. `pv.fit` sets the epoch
@@ -256,7 +257,7 @@ class BetaELBO(Objective):
         if isinstance(self.beta, float | int):
             return self
         now = replace(self, beta=float(self.beta(epoch)))
-        now.__dict__["_known"] = self._known  # what one step reads off the model serves the next
+        now.__dict__["_known"] = self._known  # the next step reuses the model's structure
         return now
 
     @property
@@ -281,12 +282,12 @@ class AnalyticELBO(BetaELBO):
 
     .. math:: \mathbb{E}_q \log p(y \mid z) - \beta \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))
 
-    For a program with one local latent site, on the real numbers, whose prior may depend on
-    covariates, and a family and a prior whose KL divergence torch knows, such as two normals. The
-    KL term and its gradient are exact. That does not always help: towards the end of training the
-    noise of the two terms nearly cancels, and the plain estimate of a nearly tight bound hardly
-    varies. Whether the gradient of the whole is less noisy is shown by
-    :func:`pyro_vae.diagnostics.gradient_noise`.
+    It is for programs with one local latent site, on the real numbers, whose prior may depend on
+    covariates. Torch must know the KL divergence of family and prior, as for two normals. The KL
+    term and its gradient are exact. That does not always help: if the bound is nearly tight, as
+    towards the end of training, the noise of the two terms nearly cancels in the plain estimate.
+    :func:`pyro_vae.diagnostics.gradient_noise` shows whether the gradient of the whole is less
+    noisy.
 
     Arguments:
         beta: The weight of the KL term, or a schedule of it, as for :class:`BetaELBO`.
@@ -357,7 +358,7 @@ def _prior(draws: Draws, run: Run) -> Any:
 
 def _divergence(q: Any, prior: Any) -> Tensor:
     """KL(q || prior) of every row, with torch's formulas."""
-    if isinstance(prior, Normal) and q.event_shape:  # a site of one number is a vector of one
+    if isinstance(prior, Normal) and q.event_shape:  # a scalar site is a vector of length one
         prior = Independent(Normal(prior.loc[..., None], prior.scale[..., None]), 1)
     for one, other in ((q, prior), (q, _multivariate(prior)), (_multivariate(q), prior)):
         try:
