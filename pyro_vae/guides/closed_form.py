@@ -12,8 +12,8 @@ Training a model under the exact posterior is EM with gradient M-steps: the post
 identity the result is the gradient of the evidence, :math:`\nabla_\theta \log p(y) =
 \mathbb{E}_{p(z \mid y)} \nabla_\theta \log p(y, z)`, so holding the posterior fixed loses nothing.
 
-Coordinate ascent sets :math:`\partial \mathrm{ELBO} / \partial m_i = 0` for one coordinate after the
-other, which gives :math:`m_i = (h_i - \sum_{j \ne i} P_{ij} m_j) / P_{ii}` with variances
+Coordinate ascent sets :math:`\partial \mathrm{ELBO} / \partial m_i = 0` for one coordinate after
+the other, which gives :math:`m_i = (h_i - \sum_{j \ne i} P_{ij} m_j) / P_{ii}` with variances
 :math:`1 / P_{ii}`. This is Gauss-Seidel iteration for :math:`P m = h`.
 """
 
