@@ -111,7 +111,7 @@ class InferenceGap(PerDatum):
             error and those of both gaps include the fit's possible distance from the optimum.
         approximation: `log_marginal - best_elbo`.
         amortization: `best_elbo - elbo`. The two ELBOs are averages over common draws, so this
-            error is smaller than that of either.
+            error is smaller than theirs.
         inference: The sum of the two gaps, `log_marginal - elbo`.
         fit_converged: Whether the fit of :math:`q_n^\star` converged, to within 0.05 nats.
         families: Approximation gaps of other families, by name.
@@ -156,7 +156,7 @@ class InferenceGap(PerDatum):
 
     @property
     def mean(self) -> Parts:
-        """Means over the batch, with Monte Carlo errors: from the draws, for these data."""
+        """Means over the batch, with errors from the draws alone, for these data."""
         return Parts(*(Mean.over(part, self.reliable) for part in self.parts))
 
     @property

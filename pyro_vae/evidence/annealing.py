@@ -42,7 +42,7 @@ from .weights import Inference, draw_rows, rows_at_once, weigh
 _BLOCK = 64  # transitions whose noise is drawn in one go
 _PARTS = ("pilot.start", "start", "pilot", "forward", "backward")  # each draws from its own stream
 _LEAST_CHAINS = 4.0  # effective chains; with fewer a single one carries the estimate
-_FAR = 0.25  # from the target acceptance; beyond, the pilot's steps do not suit the run
+_FAR = 0.25  # off the target acceptance; beyond, the pilot's steps do not suit the run
 _EVEN = 0.2  # weight of the pilot's own places in an adaptive schedule
 
 # The pilot
@@ -259,7 +259,7 @@ def noise_of(keys: Int64[Tensor, " rows"], count: int, z: Tensor) -> Iterator[No
 def annealed(
     path: Path, z: Tensor, ladder: Ladder, noise: Iterator[Noise], leapfrog_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Walks chains along a ladder; log weights `(chains, batch)`, mean acceptance `(batch,)`.
+    """Walks chains along a ladder; returns log weights `(chains, batch)`, acceptance `(batch,)`.
 
     On a ladder that runs backwards the mean weight estimates 1 / p(y).
     """
@@ -280,9 +280,9 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
     The error is the larger of two. The jackknife's is too small if a few chains carry the mean. The
     other is that of log-normal weights, :math:`\sqrt{(e^{s^2} - 1) / C}`, where the variance
     :math:`s^2` is that of the upper half of the log weights, since low ones do not matter. It is
-    capped at :math:`s^2`, twice the bias of a single chain. Both are estimates themselves,
-    and so are widened by Student's t at 95%. For 16 chains with normal log weights of variance
-    0.05, 0.3, 1 and 2 the intervals of 1.96 errors cover 96, 95, 93 and 91%.
+    capped at :math:`s^2`, twice the bias of a single chain. Both are estimates themselves, so they
+    are widened by Student's t at 95%. For 16 chains with normal log weights of variance 0.05, 0.3,
+    1 and 2 the intervals of 1.96 errors cover 96, 95, 93 and 91%.
     """
     from scipy.special import stdtrit  # a third of a second to import
 
@@ -508,7 +508,7 @@ def pilot(
 
 
 def _onwards(place: Tensor, spread: Tensor) -> Tensor:
-    """The next place on the path, so far that log weights spread by `_PACE` nats on the way."""
+    """The next place on the path, such that log weights spread by `_PACE` nats on the way."""
     least = (_LEAST_GROWTH * place).clamp(min=_FIRST)
     stretch = torch.maximum(least, (_PACE / spread).clamp(max=_LARGEST))
     return (place + stretch).clamp(max=1.0)

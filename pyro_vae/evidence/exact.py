@@ -21,7 +21,7 @@ _MEMORY = 256.0  # mebibytes
 _ROUNDINGS = 16.0  # units in the last place that a log density of many terms may be off by
 _PRIOR_DRAWS = 16  # least number of draws per datum at which the quadratic is checked
 _ALL_DRAWS = 1000  # in all, for few data: shows what the prior does once in a hundred draws
-_ROWS = 16_384  # that the program sees at once; only memory depends on it
+_ROWS = 16_384  # rows that the program sees at once; only memory depends on this
 _SLACK = 8.0  # times the root of the rounding unit, as for gradients
 
 

@@ -5,7 +5,7 @@ The target is a density between two others, on the geometric path
 .. math:: \log f_\beta(z) = \log f_0(z) + \beta\, r(z), \qquad 0 \le \beta \le 1 .
 
 With a momentum :math:`\rho \sim N(0, I)` and a step :math:`\epsilon` for each latent (a common
-step times its scale: a diagonal mass) the trajectory drifts, kicks and drifts,
+step times the latent's scale: a diagonal mass) the trajectory drifts, kicks and drifts,
 
 .. math:: z \leftarrow z + \tfrac{1}{2} \epsilon \rho, \quad
     \rho \leftarrow \rho + \epsilon \nabla \log f_\beta(z), \quad
@@ -14,7 +14,7 @@ step times its scale: a diagonal mass) the trajectory drifts, kicks and drifts,
 which is reversible and keeps volume, so accepting its end with probability
 :math:`\min(1, e^{-\Delta H})`, :math:`H = -\log f_\beta(z) + |\rho|^2 / 2`, leaves
 :math:`f_\beta` invariant. That holds only while the steps do not depend on where the chain is
-or was: they are an argument here. Drifting first needs no gradient at the ends, so a point
+or was, so they are an argument here. Drifting first needs no gradient at the ends, so a point
 carries two numbers along, :math:`\log f_0` and :math:`r`, and a change of :math:`\beta` is free.
 
 A gradient that is not a number counts as 0, which is still a function of the position alone; an end
@@ -49,7 +49,7 @@ class Noise(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Positions of the chains after a transition, and its acceptance probabilities."""
+    """Positions of the chains after a transition, and the acceptance probabilities."""
 
     point: Point
     acceptance: Tensor
@@ -74,8 +74,8 @@ def transition(
         path: The two parts of the log density, in nats.
         point: Positions of the chains.
         beta: Place on the path, `(batch,)`, from 0 to 1.
-        step: Step of every latent, in that latent's unit, `(batch, latents)` or `(chains, batch,
-            latents)`; it must not depend on these chains.
+        step: Step of every latent, in its own unit, `(batch, latents)`, or with an axis of chains
+            in front; it must not depend on these chains.
         noise: Random numbers, independent of all earlier ones.
         leapfrog_steps: Steps of a trajectory, each with one gradient.
 

@@ -94,14 +94,14 @@ class Modes:
         return (height - fallen).where(index >= 0, -torch.inf), index
 
     def cover(self, others: "Modes") -> Bool[Tensor, " others"]:
-        """Whether other modes are near one of these, or on the same ridge."""
+        """Whether each of the other modes is near one of these, or on the same ridge."""
         terms, index = self._terms(others.z, others.rows)
         alike = self.log_det[index] < others.log_det[:, None] + _WIDER
         ridge = terms.where(alike, -torch.inf).logsumexp(dim=-1)
         return self._are_near(others) | (ridge > others.height - _COVERED)
 
     def _are_near(self, others: "Modes") -> Bool[Tensor, " others"]:
-        """Whether other modes are near one of these of their datum, by the widths of both."""
+        """Whether each other mode is near one of these of its datum, by the widths of both."""
         index = self._table[others.rows]
         apart = (others.z[:, None] - self.z[index])[..., None]
         here = (self.inverse[index] @ apart).square().sum(dim=(-2, -1))

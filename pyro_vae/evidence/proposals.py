@@ -141,7 +141,7 @@ class WidenedPosterior:
         return len(self.base)
 
     def rows(self, rows: slice | Tensor) -> "WidenedPosterior":
-        """The proposal of a subset of the data, whose centers are found anew."""
+        """The proposal of a subset of the data, with centers computed anew."""
         return replace(self, base=self.base.rows(rows))
 
     @cached_property

@@ -159,7 +159,7 @@ class _Frames:
     which: Int64[Tensor, " some"]
 
     def seeds(self) -> tuple[Tensor, Tensor]:
-        """Modes, and points to start from, in their lattice coordinates: the mode and other modes.
+        """Modes, and starting points in their lattice coordinates: the mode itself and other modes.
 
         The region between two modes may have no mass, so that visits from one do not reach the
         other.
@@ -342,7 +342,7 @@ class _Lattice:
     def at(self, lattices: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Log mass of points by their lattice and integer coordinates, and the mode's share of it.
 
-        Not a number where it is undefined.
+        Both are nan where the log joint is undefined.
         """
         mode = lattices % self.modes
         shift = self.shifts[lattices // self.modes]

@@ -184,7 +184,7 @@ class Evaluation(Result):
         return data_frame(self.as_columns())
 
     def shifted(self, log_scale: Tensor) -> "Evaluation":
-        """Adds a change of units to the log densities: nats per datum, `(batch,)`."""
+        """Shifts the log densities by a change of units, in nats per datum, `(batch,)`."""
         bound, result = self
 
         def moved(part: Estimate, shift: Tensor) -> Estimate:

@@ -223,7 +223,7 @@ def saturated(program: Program, batch: Batch) -> Bool[Tensor, " batch"]:
 
 
 def _shares(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 1"]:
-    """The share of each posterior that lies at an edge, if the rounding there changes a density."""
+    """The share of each posterior that lies at edges where rounding changes a density."""
     edge = _at_edge(draws)
     if not bool(edge.any()):
         return torch.zeros(len(rows[0]), 1, dtype=torch.float64, device=edge.device)

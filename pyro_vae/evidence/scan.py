@@ -1,14 +1,14 @@
 r"""Finds the modes of a log joint by Newton's method from a grid over the prior's range.
 
 The scan's grid is even in coordinates :math:`z = m + s\, b \sinh(t / b)` of every latent, with
-:math:`m` and :math:`s` the median and the spread of draws of the prior: fine where the prior has
-its mass, and far-reaching. On the scale of the log joint even a narrow mode is visible from far
-away. Newton's method starts at every local maximum of the grid, unless the prior density there is
-so low that even the best likelihood found could not make up for it. Then the grid is refined by a
-factor of two, until no maximum leads to a new mode at least two standard deviations from the
-others. New modes whose total mass is far below the tolerance do not count: those that a still finer
-grid would show have less. If the number of points reaches its limit first, modes may have been
-missed, and the datum is flagged.
+:math:`m` and :math:`s` the median and the spread of draws of the prior. So it is fine where the
+prior has its mass, and reaches far. On the scale of the log joint even a narrow mode is visible
+from far away. Newton's method starts at every local maximum of the grid, unless the prior density
+there is so low that even the best likelihood found could not make up for it. Then the grid is
+refined by a factor of two, until no maximum leads to a new mode at least two standard deviations
+from the others. New modes whose total mass is far below the tolerance do not count: those that a
+still finer grid would show have less. If the number of points reaches its limit first, modes may
+have been missed, and the datum is flagged.
 
 A spike of the prior, as of a learned flow, may lie between the points of every such grid. But a
 share of prior draws equal to its mass falls into it, so Newton's method also starts at the highest
@@ -50,7 +50,7 @@ _HALVINGS = 10  # of a step; the way to the chosen point must not cross a valley
 _SETTLED = 1e-8  # nats; when a step promises less, the maximum is known to many digits
 _DROP = 0.5  # nats that a normal density falls within one standard deviation
 _STEEP = 1.5  # largest ratio of a mode's width to that of its steeper side
-_LIGHTER = 10.0  # new modes so many times lighter than the tolerance are ignored
+_LIGHTER = 10.0  # new modes this many times lighter than the tolerance are ignored
 _LIGHT = 7.0  # nats below the tolerance at which a mode is too light to count
 _SLACK = 256.0  # roundings by which two computations of a density may differ
 
@@ -371,7 +371,7 @@ class _Places:
 
     Arguments:
         middle: Median of draws of the prior, `(data or 1, latents)`.
-        spread: Half the distance of their 16% and 84% quantiles.
+        spread: Half the distance between their 16% and 84% quantiles.
         end: Largest coordinate; the smallest is minus this.
     """
 

@@ -11,8 +11,9 @@ and the final particles are draws from the posterior. Given the step sizes and t
 are fixed beforehand, the islands are independent, so the spread of their estimates gives the error.
 
 Where a posterior is much narrower than elsewhere, as in the neck of a funnel, every move is
-rejected, and only particles that were drawn there carry the mass there: a few, or none in any
-island. With :math:`a_s^m` the acceptance probabilities of the :math:`S` moves at the end,
+rejected. The mass of that part is then carried only by particles that were drawn in it: a few, or
+none in any island. With :math:`a_s^m` the acceptance probabilities of the :math:`S` moves at the
+end,
 
 .. math:: f = \frac{1}{M} \sum_m \prod_{s=1}^{S} (1 - a_s^m)
 
@@ -60,8 +61,8 @@ _RIDGE = 1e-6  # of a latent's variance, since draws may all lie on a plane
 _PACE = 0.35  # nats by which log weights spread in one stretch: an eighth of the particles is lost
 _FEWEST, _MOST = 16, 128  # stretches; the error shows where these are too few
 _SETTLING = 8  # transitions at the end, so that copies come apart
-_FAR = 0.25  # from the target acceptance; beyond, the pilot's steps do not suit the run
-_MOST_STILL = 0.2  # share of particles that do not move at the end; it is part of the error
+_FAR = 0.25  # off the target acceptance; beyond, the pilot's steps do not suit the run
+_MOST_STILL = 0.2  # share of particles that do not move at the end, which is part of the error
 _DEPENDENT = 2.0  # an island's mean may vary as if half of its particles were independent
 _FALSE_ALARM = 1e-3  # per latent, if the mean does vary so
 _LEAST_ISLANDS = 0.5  # share of effective islands; below, one or two carry the estimate

@@ -3,13 +3,13 @@ r"""The ladder: estimators of log p(y) in order of cost, tried for each datum un
 Each estimator is a *rung*: the closed form; quadrature, for one or two latents; importance sampling
 from the guide, from a Gaussian fitted to the datum, and from a Student t distribution with the
 moments of the posterior; for series a particle filter; importance sampling from a mixture over all
-modes that a tempered population found; that population itself. Each has its own diagnostics, but
-these cannot see mass that the draws never reached: a Gaussian on one of eight equal modes has
-nearly equal weights, and log p(y) is low by log 8 with a tiny error. So a rung is accepted only if
-an independent check agrees:
+modes that a tempered population found; a second population that starts from this mixture. Each has
+its own diagnostics, but these cannot see mass that the draws never reached: a Gaussian on one of
+eight equal modes has nearly equal weights, and log p(y) is low by log 8 with a tiny error. So a
+rung is accepted only if an independent check agrees:
 
-* prior draws find no more mass than it did, beyond their error, :math:`\hat p_{\text{prior}} - \hat
-  p \le 4 \, \mathrm{se}`, for all rungs that sample;
+* prior draws find no more mass than the rung, beyond their error, :math:`\hat p_{\text{prior}} -
+  \hat p \le 4 \, \mathrm{se}`, for all rungs that sample;
 * fits from several starting points find no second mode, for a proposal with one mode;
 * the filter's estimate is at most four joint errors below that of the Student t;
 * the mixture and the population that it was fitted to agree within four joint errors;
@@ -127,9 +127,9 @@ class Tightest:
     error, at most 0.001 nats if it converges. A datum for which no rung is accepted is unreliable,
     with the reason.
 
-    Each rung is checked independently: by prior draws, by fits from several starting points, and
-    the mixture and the population against each other. Modes that none of these came near stay
-    undetected.
+    Each rung is checked independently, by prior draws and by fits from several starting points; the
+    mixture and the population are checked against each other. Modes that none of these came near
+    stay undetected.
 
     Arguments:
         num_samples: Draws per datum of each rung that samples.

@@ -39,8 +39,8 @@ from .quadrature import Quadrature
 from .results import Bound, LogMarginal
 from .weights import Inference, prepared
 
-_FALSE_ALARM = 1e-3  # of a whole check in which all estimators are right
-_MOST_LATENTS = 3  # that quadrature takes
+_FALSE_ALARM = 1e-3  # probability for a whole check in which all estimators are right
+_MOST_LATENTS = 3  # for quadrature
 _FEWER_DRAWS = 2000  # of a second importance sampler, where nothing better applies
 _ROUNDING = 64 * torch.finfo(torch.float64).eps  # so that two exact answers can be compared
 
@@ -57,7 +57,7 @@ class Comparison(PerDatum):
         doubts: Data that are in doubt under either estimator, by reason; these are not compared.
         contradiction: The largest absolute z that remains after allowing for the bias of each
             bound.
-        limit: Absolute z beyond which it counts as a contradiction.
+        limit: Absolute z beyond which a difference counts as a contradiction.
     """
 
     first: str
