@@ -1,4 +1,4 @@
-"""Does inference in a VAE lose more by the family of q or by the encoder, and does width matter?
+"""Is a VAE's inference gap due to the family of q or to the encoder, and does its width matter?
 
 A VAE of handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw) is trained with an
 encoder. Then the model is fixed: a model adapts to its guide, so gaps of different models
