@@ -6,7 +6,7 @@ the ELBO can do is
     max over eta of  mean_n log p(y_n | eta)  =  - D log 2       (D pixels, all grey, q = prior)
 
 for any decoder and any family: z carries no information, so the best decoder ignores it. A guide
-that depends on the picture pays a rate of about log 2 to say which kind it is, and loses
+that depends on the picture pays a rate of about log 2 to say which kind of picture it is, and loses
 nothing else. On digits the same thing happens: every reconstruction under the global guide is the
 mean digit. At that optimum the bound is tight and Pareto k is perfect: only the rate, the mutual
 information and log p itself reveal the failure.

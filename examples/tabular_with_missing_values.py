@@ -10,9 +10,9 @@ each column is trained on what is left,
 and its encoder also gets a mask of the missing entries. It imputes wines that it was not trained
 on, in five folds, by draws of p(missing | observed). It is compared with the means (or most
 frequent categories) of the columns and with scikit-learn's IterativeImputer, which regresses each
-column on all others: by default, and with a stronger penalty, which these few rows need. That
-penalty, the number of latents and the length of training were chosen on the same folds. Errors are
-from the sampling of wines, by the bootstrap.
+column on all others: with its default penalty, and with a stronger one, which these few rows need.
+That penalty, the number of latents and the length of training were chosen on the same folds. Errors
+are from the sampling of wines, by the bootstrap.
 
 Run:  python examples/tabular_with_missing_values.py --out figures      (--smoke for a quick look)
 """

@@ -1,7 +1,7 @@
 """Is a state-space model of series better than a VAE of windows or of whole series?
 
-A nonlinear oscillator driven by noise (van der Pol's), of which only the position is measured, with
-noise, at 6 to 16 times. So series differ in length, and are nan beyond their ends.
+The data are positions of van der Pol's nonlinear oscillator, which is driven by noise and measured
+with noise, at 6 to 16 times. So series differ in length, and are nan beyond their ends.
 
     state space   z_t | z_{t-1} ~ N(net(z_{t-1}), diag sigma^2),   y_t | z_t ~ N(A z_t + b, s^2)
     i.i.d. VAE    every 4 times, or all 16, are one datum,                     y ~ N(net(z), s^2)
