@@ -1,11 +1,11 @@
 r"""Encoder, decoder and log weights as programs that run without this library, or without Python.
 
 `torch.export` cannot trace Pyro's handlers, nor a program that reads the plain number `len(y)`. So
-each function is captured (:mod:`pyro_vae.compiling`) for batches of two sizes. The two lists of
-operations differ only in numbers that depend on the number of rows n, such as a shape `(5, 3)`
-against `(7, 3)`; each of these is :math:`a + b n`, and with these expressions the list serves any
-batch size. The file is then loaded and compared with the model and the guide for batches of one
-row, of the given rows and of a thousand; if they differ, the export is refused.
+each function is captured (:mod:`pyro_vae.compiling`) as a list of operations, for batches of two
+sizes. The two lists differ only in numbers that depend on the number of rows n, such as a shape
+`(5, 3)` against `(7, 3)`; each of these is :math:`a + b n`, and with these expressions the list
+serves any batch size. The file is then loaded and compared with the model and the guide for batches
+of one row, of the given rows and of a thousand; if they differ, the export is refused.
 """
 
 import io

@@ -40,7 +40,7 @@ from .models import VAE, Diagonal, LinearGaussian
 
 _MOST_COLUMNS = 512  # factor analysis needs the covariance of the columns
 _ROWS_OF_EXPERTS = 500  # rows whose scores are averaged; exact for Gaussian columns
-_LEAST_WEIGHT = 1e-4  # a curvature is positive on average, but not in any few rows
+_LEAST_WEIGHT = 1e-4  # a curvature is positive on average, but may not be over a few rows
 _MOST_ROWS = 5000  # loadings are then known to 1.5% of a standard deviation
 _MOST_ENTRIES = 500_000  # EM then takes seconds
 _LEAST_NOISE = 0.03  # of a column's spread: less would fit rounding or the few rows at hand

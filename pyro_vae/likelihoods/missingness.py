@@ -142,7 +142,7 @@ class SelfMasking(Likelihood):
     Observed entries alone cannot show whether missingness depends on the missing values: the
     likelihood of the features says what these would have been, and slopes are only as good as that
     likelihood. For densities of some columns (`pv.marginal`, `pv.conditional`) use a model without
-    this: they would treat the other columns as missing by this model.
+    this likelihood, with which the other columns would count as missing.
 
     Arguments:
         likelihood: Likelihood of the features.

@@ -253,7 +253,7 @@ def _key(likelihood: Likelihood, place: int) -> Any:
 
 
 def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
-    """Calls a method of several likelihoods of one class once for all of their columns.
+    """Calls a method once for the columns of several likelihoods of one class.
 
     Their parameters are stacked, one per column, as in a likelihood with a shape.
     """

@@ -29,7 +29,7 @@ class FixedSigma(nn.Module):
         sigma: Standard deviation, in the unit of the data.
 
     Raises:
-        ValueError: If it is not positive and finite.
+        ValueError: If sigma is not positive and finite.
     """
 
     outputs = 1

@@ -84,7 +84,7 @@ class ContinuousBernoulliFeatures(Features):
         r""":math:`y \eta - \log \int_0^1 e^{t \eta} dt`; the integral is :math:`(e^\eta - 1)/\eta`.
 
         With :math:`a = |\eta|` its logarithm is
-        :math:`\max(\eta, 0) + \log((1 - e^{-a}) / a)`, the last term a series for small a.
+        :math:`\max(\eta, 0) + \log((1 - e^{-a}) / a)`; for small a the last term is a series.
         """
         (logits,) = self.parameters
         size = logits.abs()
@@ -109,8 +109,8 @@ class ContinuousBernoulli(Likelihood):
 
     .. math:: \log p(y \mid z) = \sum_d y_d \eta_d - \log \frac{e^{\eta_d} - 1}{\eta_d}
 
-    The decoder gives the logits :math:`\eta`. The last term makes it integrate to one; without it,
-    as in a :class:`Bernoulli`, grey values have no log p.
+    The decoder gives the logits :math:`\eta`. The last term makes the density integrate to one;
+    without it, as in a :class:`Bernoulli`, grey values have no log p.
 
     References:
         | The continuous Bernoulli: fixing a pervasive error in variational autoencoders

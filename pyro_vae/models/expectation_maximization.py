@@ -105,7 +105,7 @@ def regression(
 
 
 class LargestVariance(NamedTuple):
-    """The maximum likelihood loadings for given noise, and the likelihood, nats per datum."""
+    """Maximum likelihood loadings for given noise, and their likelihood in nats per datum."""
 
     loadings: Tensor
     value: float

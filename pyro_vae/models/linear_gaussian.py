@@ -263,7 +263,7 @@ class LinearGaussian(Generative):
         return how
 
     def _checked(self, y: Tensor) -> Tensor:
-        """The data in float64; refuses data that do not determine some parameter."""
+        """The data in float64; refuses data that leave a parameter undetermined."""
         check_batch(y, missing=(0,))
         if y.shape[1:] != (self.features,):
             raise ValueError(

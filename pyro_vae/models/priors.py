@@ -80,7 +80,7 @@ class Bent(dist.TorchDistribution):
     .. math:: \log p(z) = \log \mathcal{N}(\epsilon; 0, I) + \sum_t \log |\det J_{f_t}|
         - \sum_i \log \sigma_i, \qquad \epsilon = f((z - \mu) / \sigma)
 
-    The layers map z to noise, the direction that needs one pass through the networks.
+    The layers map z to noise, the direction that takes only one pass through the networks.
 
     Arguments:
         loc: :math:`\mu`, `(latents,)`.
@@ -322,8 +322,8 @@ class VampPrior(Prior):
 
     Arguments:
         encoder: The encoder, a :class:`pyro_vae.Encoder`.
-        pseudo_inputs: Initial pseudo-inputs, rows of data `(components, *datum)`; or that shape, to
-            start from standard normal numbers.
+        pseudo_inputs: Initial pseudo-inputs, rows of data `(components, *datum)`; or only their
+            shape, to start from standard normal numbers.
         family: The family of the guide, such as :class:`pyro_vae.DiagonalNormal`; it must have no
             parameters of its own.
 
@@ -399,8 +399,8 @@ class FlowPrior(Prior):
         - \sum_i \log \sigma_i, \qquad \epsilon = f((z - \mu) / \sigma)
 
     The layers map z to noise, so that the density, which training needs, takes one pass through the
-    networks; draws take one pass per latent with autoregressive layers, and one with couplings. It
-    starts as N(0, I).
+    networks; draws take one pass per latent with autoregressive layers, and one with couplings. The
+    prior starts as N(0, I).
 
     Arguments:
         latent_dim: Entries of z.

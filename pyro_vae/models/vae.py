@@ -154,7 +154,7 @@ class MixtureVAE(Decoded):
 
         Arguments:
             draws: Draws from a guide, `guide.sample(y, num_samples)`. Without weights the guide
-                replaces the posterior.
+                stands in for the posterior.
             log_weights: Log importance weights of the draws, which correct for the difference.
 
         Returns:

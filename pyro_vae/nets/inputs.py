@@ -19,7 +19,7 @@ def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
         net: The network.
 
     Raises:
-        TypeError: If it is something else, such as the pair that a recurrent layer returns.
+        TypeError: If the answer is anything else, such as the pair that a recurrent layer returns.
     """
     if isinstance(answer, Tensor) and answer.is_floating_point():
         return answer
@@ -89,8 +89,8 @@ class Concatenated(_Around):
     """A network that sees several tensors as one row of numbers, such as data and covariates.
 
     Arguments:
-        net: A network made for the numbers of all of them; each tensor is flattened (a tensor
-            `(batch,)` is one column), and they are put side by side in the given order.
+        net: A network for the numbers of all tensors, which are flattened (a tensor `(batch,)` is
+            one column) and put side by side in the given order.
 
     Raises:
         ValueError: When called, if the tensors have different numbers of rows.

@@ -13,7 +13,7 @@ class GRUEncoder(nn.Module):
 
     In a state-space model the posterior factorizes as :math:`\prod_t p(z_t \mid z_{t-1}, y_{t
     \ldots T})`: given the previous state, only present and future data inform a state. At every
-    time the network sees zeros in place of missing entries, and which entries were observed, so
+    time the network sees zeros in place of missing entries, and a mask of the observed ones, so
     padding at the end and missing times in between look the same to it. Its features are those of
     all times concatenated, `length * hidden` of them, so that the parameters of every state can
     depend on every time.

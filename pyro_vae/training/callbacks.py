@@ -68,7 +68,7 @@ class Run(Protocol):
         """Ends training after this step or epoch; `Fit.stopped` is then "early"."""
 
     def settle(self) -> None:
-        """Decays the default step size, then ends training; other schedules end at once."""
+        """Decays the default step size, then ends training; with other schedules, ends it now."""
 
 
 class Callback:
@@ -281,7 +281,7 @@ class Journal(Callback):
         logger.info("training starts at epoch %d", run.epoch + 1)
 
     def on_epoch(self, run: Run) -> None:
-        """A line per epoch."""
+        """Logs a line."""
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("epoch %d: %s", run.epoch, _in_words(run))
 

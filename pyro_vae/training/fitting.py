@@ -85,7 +85,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         objective: A Pyro ELBO with a differentiable loss, or one of :mod:`pyro_vae.objectives`; by
             default `Trace_ELBO()`, or `TraceEnum_ELBO` if the program has discrete latent sites,
             which it sums out. For a KL warm-up pass an objective with a schedule,
-            `pv.BetaELBO(pv.objectives.LinearWarmup(10))`; reported ELBOs always have full weight.
+            `pv.BetaELBO(pv.objectives.LinearWarmup(10))`; reported ELBOs have full KL weight.
         optimizer: Makes a torch optimizer from a list of tensors; Adam with 2e-3 by default, or
             e.g. `functools.partial(torch.optim.SGD, lr=0.1)`. Of an optimizer object, the class
             and the settings are used, group by group, but not the state. A `LocalParameters` table
@@ -106,10 +106,11 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             had never been stopped; the initial weights of model and guide are then ignored. A
             checkpoint of other data, programs or arguments is refused. It is also written at the
             end, on Ctrl-C, on SIGTERM, and, in one process, after an error between steps. With
-            several processes the first one writes the states of all; as many have to resume.
+            several processes the first one writes the states of all, and as many must resume.
         compile: Whether whole steps (programs, gradient and optimizer) are compiled, which takes
-            some ten seconds once and then makes steps several times faster. By default they are if
-            that saves time overall. Steps that cannot be compiled run eagerly; the result says why.
+            about ten seconds once and then makes steps several times faster. By default this is
+            done if it saves time overall. Steps that cannot be compiled run eagerly, and the result
+            says why.
             A program that counts its calls outside of tensors needs `compile=False`.
         precision: :class:`BFloat16Products` or :class:`TF32Products`, for hardware that is faster
             with them. Gradients are then those of a slightly different ELBO; the difference is

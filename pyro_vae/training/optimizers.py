@@ -78,7 +78,7 @@ def made_optimizer(
         TypeError: If the result is no torch optimizer, or needs several losses per step (LBFGS).
         ValueError: If it cannot be made, has an invalid step size, or leaves a tensor out.
     """
-    import_compiler()  # as making an optimizer does
+    import_compiler()  # which the first optimizer would do
     if isinstance(given, torch.optim.Optimizer):
         return _alike(given, tensors)
     remedy = (
@@ -150,7 +150,7 @@ class Scheduler:
     """A torch scheduler, stepped once per epoch.
 
     Arguments:
-        factory: Makes it from the optimizer.
+        factory: Makes the scheduler from the optimizer.
         optimizer: The optimizer.
 
     Raises:

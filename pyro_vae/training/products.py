@@ -30,7 +30,7 @@ class Products(Protocol):
 class BFloat16Products:
     r"""Operands of float32 rounded to bfloat16, :math:`u = 2^{-9}`; results in float32.
 
-    Half the memory traffic, and many times the speed, on a processor or GPU with bfloat16 products;
+    Halves memory traffic and is many times faster on a processor or GPU with bfloat16 products, but
     several times slower on one without. Products inside torch's recurrent layers are not affected.
 
     References:

@@ -21,7 +21,7 @@ class History:
     Arguments:
         epoch: 1, 2, ...
         elbo: ELBO of the training data at full KL weight, averaged over the epoch's steps.
-        validation_elbo: ELBO of the validation data after the epoch; nan without any.
+        validation_elbo: ELBO of the validation data after the epoch; nan if there are none.
         validation_error: Monte Carlo error of `validation_elbo`.
         kl_weight: Weight of the KL term in the last step's loss.
         learning_rate: Step size of the first parameter group.
@@ -48,7 +48,7 @@ class Fit(Result):
     """The result of training; the trained parameters are in model and guide.
 
     Arguments:
-        history: Epoch by epoch.
+        history: The record of every epoch.
         stopped: "finished", "early", "converged" or "interrupted".
         best_epoch: Epoch whose state was kept: the best by validation, else the last one.
         seed: Seed of the run.
@@ -81,8 +81,8 @@ class Fit(Result):
         """The gain that further training promises, nats per datum, from the training ELBO's curve.
 
         Estimated from the epochs at the final KL weight; None if there are too few. See
-        :func:`pyro_vae.stats.remaining_gain`: it is an order of magnitude, and misses slow progress
-        that the noise of the curve hides.
+        :func:`pyro_vae.stats.remaining_gain`: it gives an order of magnitude, and misses slow
+        progress that the noise of the curve hides.
         """
         return None if self._gain is None else self._gain.estimate
 

@@ -66,7 +66,7 @@ class Interrupts:
     """Signals that came during a step.
 
     Arguments:
-        received: The first one, if any.
+        received: The first signal, if any.
     """
 
     received: int | None = None
@@ -172,7 +172,7 @@ class Training:
         self._asked_to_stop = True
 
     def settle(self) -> None:
-        """Decays the default step size, then ends training; other schedules end at once."""
+        """Decays the default step size, then ends training; with other schedules, ends it now."""
         length = self.scheduler.fall(len(self.epochs))
         if length is None:
             self._asked_to_stop = True

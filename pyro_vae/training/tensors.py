@@ -104,7 +104,7 @@ def add_to_gradients(tensors: Iterable[Tensor], gradients: Iterable[Tensor]) -> 
 
 
 def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None:
-    """Refuses a tensor with a nan or infinite entry, with the name of its parameter."""
+    """Refuses a tensor with a nan or infinite entry; names its parameter."""
     if capturing():  # a captured step has a check of its own
         return
     # The sum takes one pass; entries are checked only if it is not finite.
