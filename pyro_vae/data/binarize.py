@@ -2,7 +2,7 @@ r"""Binarizations: how grey levels in [0, 1] become zeros and ones for a Bernoul
 
 Log p depends on the choice (by about 2 nats on MNIST), so it is stored with the data set and
 reported with every result. A choice has two parts: `fixed` is applied once, when the data set is
-made; a call is applied to every batch, in training and in evaluation.
+made; the object itself is called on every batch, in training and in evaluation.
 
 | choice | once | each batch |
 | --- | --- | --- |
@@ -142,7 +142,7 @@ class FixedDraw(Binarization):
     ) -> Shaped[Tensor, "rows *datum"]:
         grey = super().fixed(y)
         draws = generator(stream(self.seed, f"binarize.{part}"))
-        # float32 whatever the data are: the same draw for a data set in float64.
+        # Always float32, so that float64 data get the same draw.
         uniform = torch.rand(grey.shape, generator=draws, dtype=torch.float32)
         return _zeros_and_ones(uniform.to(grey.device) < grey, like=grey)
 
@@ -154,8 +154,8 @@ class FixedDraw(Binarization):
 class Redrawn(Binarization):
     """A new draw of Bernoulli(y) in each batch; the data set itself stays grey.
 
-    A call draws from torch's current generator. Evaluation needs binary rows too: call it on the
-    test rows once, under the seed of the evaluation.
+    A call draws from torch's current generator. Evaluation needs binary rows too: call this object
+    on the test rows once, under the seed of the evaluation.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)

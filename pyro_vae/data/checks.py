@@ -19,7 +19,7 @@ FEW = 5  # places named in an error: enough to see a pattern, short enough to re
 TEN = 10  # columns named in a warning
 
 
-_VALUES_AT_ONCE = 2**22  # checked at a time: some copies of them take 50 MB
+_VALUES_AT_ONCE = 2**22  # values checked at a time: a few copies of them take 50 MB
 
 
 def check_batch(
@@ -82,7 +82,7 @@ def check_range(
         names: Names of the columns, for the message.
         inside: Whether the bounds themselves are excluded.
         whole: Whether only whole numbers are allowed.
-        remedy: What to do about it; by default guessed from the values.
+        remedy: Advice at the end of the message; by default guessed from the values.
 
     Raises:
         ValueError: If a value is outside, or inf; for nan see :func:`check_batch`. The message says
@@ -96,7 +96,7 @@ def check_range(
     """
 
     def out(y: Tensor) -> Tensor:
-        bad = (y < low) | (y > high)  # false for nan, which check_batch takes or refuses
+        bad = (y < low) | (y > high)  # false for nan, which is left to check_batch
         if inside:
             bad |= (y == low) | (y == high)
         return bad | ((y != y.round()) & ~y.isnan()) if whole else bad
@@ -166,9 +166,9 @@ def constant_columns(y: Shaped[Tensor, "rows *datum"]) -> list[int]:
 def warn_constant_columns(
     y: Shaped[Tensor, "rows *datum"], names: Sequence[str] | None = None
 ) -> None:
-    """Warns of columns that have the same value in every row, by name.
+    """Warns of columns that have the same value in every row, and names them.
 
-    Under a likelihood that learns its scale the density of such a column grows without bound, and
+    Under a likelihood that learns its scale, the density of such a column grows without bound, and
     dominates the log density of the others.
 
     Arguments:

@@ -1,7 +1,7 @@
 """Rules that choose the kind of a column from its dtype, its entries and its name.
 
-The table of rules is that of :mod:`pyro_vae.data.tables`. What has no distribution is refused by
-name with the remedies, and what may mean that nothing was measured is named.
+The rules are tabulated in :mod:`pyro_vae.data.tables`. A column without a distribution is refused
+by name, with remedies; a warning lists entries that may mean that nothing was measured.
 """
 
 import re
@@ -37,7 +37,7 @@ _NAMING = re.compile(
     re.IGNORECASE,
 )
 _PAIR = re.compile(r"[\[(]?\s*[\d.]+\s*[-/x:;,|\u2013]\s*[\d.]+\s*[\])]?")
-_MOST_PAIRS = 10  # different ones, up to which they may be groups, such as 20-29
+_MOST_PAIRS = 10  # up to so many different pairs may be groups, such as 20-29
 _SAME = (  # short and long spellings of one answer
     *(("y", "yes"), ("1", "yes"), ("t", "true"), ("1", "true"), ("f", "female")),
     *(("n", "no"), ("0", "no"), ("f", "false"), ("0", "false"), ("m", "male")),
@@ -54,20 +54,20 @@ _SHOWN = 3  # cells named in a message
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231
 _YEARS = (1800, 2100)  # whole numbers in between may be years
 _QUANTILES = (0.05, 0.5, 0.95)
-_BETWEEN = 3.29  # standard deviations of a Gaussian between the outer two
+_BETWEEN = 3.29  # standard deviations of a Gaussian between the outer two quantiles
 _TIMELY = re.compile(
     r"(^|[_ .])(date|day|datum|time|timestamp|when|zeit)([_ .]|$)|[a-z](Date|Time)$", re.IGNORECASE
 )
-_EPOCHS = (  # of spreadsheets, and of computers
+_EPOCHS = (  # range of the numbers, origin, unit: of spreadsheets, then of computers
     ((20_000, 80_000), datetime(1899, 12, 30), "days"),
     ((6e8, 4e9), datetime(1970, 1, 1), "seconds"),
     ((6e11, 4e12), datetime(1970, 1, 1), "milliseconds"),
 )
-_EXACT = 2**53  # up to which a float64 holds every whole number
-_FAR_FROM_ZERO = 2.33  # standard deviations, beyond which lies 1% of a Gaussian
-_FEW_VALUES = 3  # others, below which -1 beside 1 is a code of its own
-_FEW_CODES = 10  # different whole numbers, up to which they may stand for words
-# Of surveys, well logs, netCDF files, and the ends of integer types.
+_EXACT = 2**53  # a float64 holds every whole number up to this
+_FAR_FROM_ZERO = 2.33  # standard deviations: 1% of a Gaussian lies further out on one side
+_FEW_VALUES = 3  # with fewer other values, -1 beside 1 is an ordinary code
+_FEW_CODES = 10  # up to so many different whole numbers may be codes for words
+# Codes for "missing": of surveys, well logs, netCDF files, and the ends of integer types.
 _FILLS = (-1, -9, -999.25, 1e20, 9.96921e36, 1e30, -1e30, -32768, 32767, 65535, 2**31 - 1, -(2**31))
 
 
@@ -102,14 +102,14 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     if not raw.whole:
         hint = "; Positive, if none can be 0 or less" if found.min() > 0 else ""
         return _kind_of_numbers(name, found, "numbers", hint)
-    if raw.holds is Holds.INTEGERS:  # 1.2e20 is a measurement
+    if raw.holds is Holds.INTEGERS:  # a float such as 1.2e20 is a measurement
         _refuse_beyond_floats(name, found)
     _refuse_names_of_rows(name, found)
     return _kind_of_whole(name, found)
 
 
 def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
-    """The kind of whole numbers: counts by the smallest one, 0 or 1, or by the column's name."""
+    """The kind of whole numbers: `Count` if the smallest is 0 or 1, or if the name says so."""
     if found.min() in (0, 1):
         few = "; Categories, if they are codes" if len(set(found.tolist())) <= _FEW_CODES else ""
         return Choice(Count, f"whole numbers, the smallest is {found.min():g}{few}")
@@ -120,9 +120,9 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
 
 
 def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
-    """Positive, if a Gaussian would draw below 0 and the logarithms are more symmetric.
+    """`Positive` if a Gaussian would draw below 0 and the logarithms are more symmetric.
 
-    Judged by quantiles, which a few outliers do not move.
+    Both are judged by quantiles, which a few outliers do not move.
     """
     if found.min() == found.max():
         return Choice(Real, f"all are {found[0]:g}, from which nothing is learned: drop it")
@@ -138,7 +138,7 @@ def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, h
 
 
 def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
-    """Which dates the numbers of a column named like a date may be."""
+    """The dates that the numbers may mean, in words, if the column is named like a date."""
     for (low, high), start, unit in _EPOCHS if _TIMELY.search(name) else ():
         if low <= found.min() and found.max() <= high:
             first, last = (f"{start + timedelta(**{unit: float(x)}):%Y-%m-%d}" for x in
@@ -148,13 +148,13 @@ def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
 
 
 def _asymmetry(low: float, middle: float, high: float) -> float:
-    """How much the distances from the middle to either end differ; 0 if they are equal."""
+    """How much the distances from the middle to the two ends differ; 0 if they are equal."""
     ways = (max(end, np.finfo(np.float64).tiny) for end in (middle - low, high - middle))
     return abs(float(np.subtract(*np.log(list(ways)))))
 
 
 def _refuse_times(name: str, raw: RawColumn) -> None:
-    """Refuses dates and times, which have no likelihood; 20240131 may be a number."""
+    """Refuses dates and times, which have no likelihood; a date may be a number: 20240131."""
     known, dated = raw.values[~raw.missing].tolist(), raw.holds is Holds.TIMES
     if raw.holds is Holds.WORDS:
         dated = bool(patterns_of(known)) or are_times(known)
@@ -175,7 +175,7 @@ def _is_day(word: str) -> bool:
 
 
 def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
-    """Refuses a running number, in any order, and unique numbers in a column named like `id`."""
+    """Refuses row numbers in any order, and unique numbers in a column named like `id`."""
     if len(found) < FEW or len(set(found.tolist())) < len(found):
         return
     low, high = found.min(), found.max()
@@ -189,7 +189,7 @@ def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None
 
 
 def _refuse_beyond_floats(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
-    """Refuses whole numbers that differ in digits that a float64 does not hold, as long ids do."""
+    """Refuses whole numbers, such as long ids, that a float64 cannot tell apart."""
     if np.abs(found).max() > _EXACT and np.isfinite(found).all():
         raise ValueError(
             f"column '{name}' holds whole numbers beyond {_EXACT:,}, such as "
@@ -214,7 +214,7 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
 
 
 def _refuse_pairs(name: str, raw: RawColumn) -> None:
-    """Refuses two numbers per entry, such as 120/80, unless they are a few groups."""
+    """Refuses entries of two numbers, such as 120/80, unless they look like a few groups."""
     if raw.holds is not Holds.WORDS:
         return
     known = raw.values[~raw.missing].tolist()
@@ -278,7 +278,7 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words"]) -> None:
-    """Names groups of which only the first row has the name, as merged cells are written."""
+    """Warns if only the first row of each group has an entry, as merged cells are written."""
     known = np.flatnonzero(~raw.missing)
     if len(words) == len(known) > 1 and known[0] == 0 and 2 * len(known) < len(raw.values):
         warn_of_column(
@@ -290,7 +290,7 @@ def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words
 
 
 def _warn_of_spellings(name: str, words: list[str]) -> None:
-    """Names categories that differ in case or spaces only, or are yes and y, or yes and 1."""
+    """Warns of categories that may be one: they differ only in case or spaces, or are yes and y."""
     spellings: dict[str, list[str]] = {}
     for word in words:
         plain = " ".join(word.lower().split())
@@ -310,7 +310,7 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
 
 
 def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
-    """Names whole numbers called like an id of which some come again, as in repeated measures."""
+    """Warns of a column named like an id whose numbers repeat, as in repeated measures."""
     found = raw.values[~raw.missing]
     number = len(set(found.tolist()))
     exact = not len(found) or np.abs(found).max() <= _EXACT  # others are refused
@@ -324,7 +324,7 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_numbers(name: str, raw: RawColumn) -> None:
-    """Warns of -999 and the like, if far from all other numbers, or the only one below 0."""
+    """Warns of -999 and the like if far from all other numbers, or below 0 when these are not."""
     values, times = np.unique(raw.values[~raw.missing], return_counts=True)
     marks = np.array([_is_mark(value) for value in values], dtype=bool)
     marks |= np.isclose(values[:, None], _FILLS, rtol=1e-6, atol=0).any(axis=1)

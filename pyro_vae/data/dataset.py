@@ -6,7 +6,7 @@ x / s`, the density of the stored data differs by the Jacobian of the division,
     log p_x(x) = log p_y(y) - D log s,
 
 and `Dataset.log_scale` is that `-D log s`: add it to a log density of a stored row. Zeros and ones
-have a probability instead of a density, which has no unit: there `log_scale` is 0.
+have a probability, not a density; a probability has no unit, so there `log_scale` is 0.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from .tables import Columns
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Training rows and held-out rows, with what must be reported along with results.
+    """Training rows and held-out rows, with the facts to report along with results.
 
     Floating-point tensors have the default dtype of torch at the time the set is made.
 
@@ -44,7 +44,7 @@ class Dataset:
         columns: The columns, if the rows come from a table; they convert stored rows back to
             tables, where nan is a missing entry.
         digests: A digest of each training row before binarization, to recognize it in another file;
-            None for a set by name.
+            None for a named set.
 
     Example:
         >>> from pyro_vae import data
@@ -75,7 +75,7 @@ class Dataset:
         return Scaling(self.center, self.scale, self.log_scale, names)
 
     def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
-        """`log_scale` for each row: missing entries have no density, and are left out."""
+        """`log_scale` for each row, without missing entries, which have no density."""
         return self.units.log_scales(y)
 
     def standardized(self) -> "Dataset":
@@ -145,12 +145,12 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Units of data that are not a table, such as images: the part of :class:`Columns` they need.
+    """Units of data other than tables, such as images: a part of the methods of :class:`Columns`.
 
     Arguments:
         center: The number subtracted from each entry, or None.
         scale: The number that the result is divided by, or None.
-        log_scale: Converts the log density of a row to the data's units, in nats.
+        log_scale: Nats to add to the log density of a row to convert it to the data's units.
         feature_names: Names of the entries, or None.
     """
 
@@ -184,7 +184,7 @@ class Scaling:
         return y.new_full((len(y),), self.log_scale)
 
     def to_json(self) -> dict[str, Any]:
-        """The set as lists, strings and numbers."""
+        """The units as lists, strings and numbers."""
         names = None if self.feature_names is None else list(self.feature_names)
         center, scale = (
             None if part is None else part.tolist() for part in (self.center, self.scale)
@@ -205,7 +205,7 @@ class Scaling:
 def trained_on(
     rows: Int64[Tensor, " rows"], digests: Int64[Tensor, " train"]
 ) -> Bool[Tensor, " rows"]:
-    """Which rows were trained on, each training row counting once: equal rows may be held out.
+    """Which rows were trained on; each training row counts once, as equal rows may be held out.
 
     Arguments:
         rows: Digests of rows.

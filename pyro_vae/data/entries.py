@@ -1,12 +1,12 @@
 r"""The type of a column whose entries are strings, from a text file or a data frame.
 
-A column is numeric if nine in ten of its entries are numbers, or all but one: `1.5`, `1,5`,
-`1,234`, `1 234`, `1.2 x 10^3`, `46%`, `$46`, `46 kW` (with the same unit throughout), `(46)` among
-positive numbers and `46-`, which are negative in accounts, `4.6 ± 0.1` (without the error, with a
-warning). The few others, such as `<47`, are treated as missing, with a warning that lists their
-lines; so are marks such as `?` and `n.d.`, and a spreadsheet's errors, in up to half of the
-entries. A column of `true` and `false` is boolean. Any other column consists of words, and
-:mod:`pyro_vae.data.tables` refuses it if some of them are numbers.
+A column is numeric if nine in ten of its entries are numbers, or all but one. A number may be
+written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x 10^3`, `46%`, `$46` or `46 kW` (with the same unit
+throughout). As in accounts, `46-` is negative, and so is `(46)` among positive numbers. The error
+in `4.6 ± 0.1` is dropped, with a warning. The few other entries, such as `<47`, are treated as
+missing, with a warning that lists their lines. Marks such as `?` and `n.d.`, and a spreadsheet's
+errors, are treated so in up to half of the entries. A column of `true` and `false` is boolean. Any
+other column consists of words, and :mod:`pyro_vae.data.tables` refuses it if some are numbers.
 """
 
 import re
@@ -25,7 +25,7 @@ _LEADING_ZERO = re.compile(r"0\d+")
 WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
 _DOTTED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{2,3})*,\d{3}(\.\d*)?")  # of two digits in India
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{2,3})*,\d{3}(\.\d*)?")  # groups of two digits are Indian
 _SPACES = " \u00a0\u2007\u2008\u2009\u200a\u202f'\u2019"  # between thousands
 _SPACED = re.compile(rf"[+-]?\d{{1,3}}([{_SPACES}]\d{{3}})+([.,]\d*)?")
 _CURRENCY = (
@@ -45,8 +45,8 @@ _WITH_ERROR = re.compile(r"([^±]*\d)(?:\s*(?:±|\+/-|\+-)\s*[\d.,]+|\(\d+\))(\s
 _ERRORS = {"#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!"}  # of spreadsheets
 _MARKS = {*MISSING, *_ERRORS, "?", "-", "--", "---", "*", ".", "n.d.", "nd", "n.a.", "missing"}
 _MARKS |= {"unknown"}
-_CODES = {"nd", "*"}  # marks among numbers that are words in their own right elsewhere
-_ODD = 0.1  # share of a column of numbers that may be none, such as `<47`
+_CODES = {"nd", "*"}  # marks among numbers, but ordinary entries among words
+_ODD = 0.1  # share of a numeric column's entries that may not be numbers, such as `<47`
 _SHOWN = 4  # cells named in a warning
 
 
@@ -104,7 +104,7 @@ def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
 
 
 def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
-    """Whether commas are decimal: one is not followed by three digits, or no number has a point."""
+    """Whether commas are decimal, as in `1,5`; `by_default`, also where no number has a point."""
     if any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells):
         return True
     return by_default and not any("." in c and _NUMBER.fullmatch(c) for c in cells)
@@ -151,7 +151,7 @@ def mostly_numbers(cells: Sequence[str], *, comma: bool) -> bool:
 
 
 def number(cell: str, *, comma: bool) -> float | None:
-    """The number in a cell, or None; with a decimal comma where commas are not separators."""
+    """The number in a cell, or None; `comma` says that commas are decimal."""
     text = _plain(cell, comma=comma)
     return float(text) if _NUMBER.fullmatch(text) else None
 
@@ -179,7 +179,7 @@ def _ungrouped(cell: str) -> str:
 
 
 def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
-    """A numeric column: of integers, if all of them are written as such."""
+    """A numeric column, of integers if all its numbers are written as such."""
     array = np.array(values, dtype=np.float64)  # None becomes nan
     known = [cell for cell, value in zip(cells, values, strict=True) if value is not None]
     if all(WHOLE.fullmatch(cell) for cell in known):
@@ -194,7 +194,7 @@ def _numerals(cells: Sequence[str], *, comma: bool) -> list[str]:
     bare = [_ungrouped(cell) for cell in _without_units(_signed(exact))]
     points = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in bare)
     commas = [c for c in bare if _DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c)]
-    # In quotes, between commas, too: 46,0 is no thousands.
+    # Also for quoted cells of comma-separated files: 46,0 has no thousands separator.
     comma = comma or (bool(commas) and not points)
     return [_plain(cell, comma=comma, dotted=comma and not points) for cell in bare]
 
@@ -220,7 +220,7 @@ def _without_errors(cells: Sequence[str]) -> list[str]:
 
 
 def _signed(cells: Sequence[str]) -> list[str]:
-    """A minus in front, in place of one at the end, or of parentheses that not all cells have."""
+    """Puts a minus in front for one at the end, or for parentheses unless all cells have them."""
     inside = [_IN_PARENTHESES.fullmatch(cell) for cell in cells]
     known = sum(not is_missing(cell) for cell in cells)
     accounts = 0 < sum(map(bool, inside)) < known
@@ -235,7 +235,7 @@ def _signed(cells: Sequence[str]) -> list[str]:
 
 
 def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
-    """Parts of `46%`, `$46` and `46 kW`, where more than half have the same unit."""
+    """Parts of `46%`, `$46` and `46 kW`, if more than half of the cells have the same unit."""
     matches = [_WITH_UNIT.fullmatch(cell.replace("\u2212", "-")) for cell in cells]
     units = Counter((m[2], m[4]) for m in matches if m)
     known = sum(not is_missing(cell) for cell in cells)
@@ -265,7 +265,7 @@ def _warn_of_odd(
 
 
 def _column_of(name: str) -> str:
-    """The column's own name, of words such as "column 'age'"."""
+    """The column's own name, taken from a phrase such as "column 'age'"."""
     return name.rpartition("column ")[2].strip("'")
 
 
@@ -292,7 +292,7 @@ def _warn_of_errors(name: str, cells: Sequence[str], where: Callable[[int], str]
 
 
 def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
-    """Names numbers without a unit among those with one, which may be in another."""
+    """Warns of numbers without a unit among numbers with one: theirs may be a different one."""
     with_unit = _with_units(cells)
     if not any(with_unit):
         return
@@ -315,7 +315,7 @@ def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str])
 def _odd(
     cells: Sequence[str], values: Sequence[float | None], where: Callable[[int], str]
 ) -> list[str]:
-    """Entries that are not numbers, and where they are."""
+    """Entries that are not numbers, each with its location."""
     return [
         f"{cell!r} in {where(place)}"
         for place, (cell, value) in enumerate(zip(cells, values, strict=True))

@@ -1,7 +1,7 @@
 """Tables from files: npy, npz, csv, parquet, h5ad and idx, one row per datum.
 
-Reading a file cannot run code: arrays are read without pickle, and the idx format is bytes after a
-header (two zeros, a type, the number of axes, each axis as four bytes, big-endian).
+Reading a file cannot run code: arrays are read without pickle, and an idx file is only a header
+(two zeros, a type, the number of axes, each axis as four bytes, big-endian) and raw numbers.
 """
 
 import importlib
@@ -38,7 +38,7 @@ IDX_TYPES = {
     12: ">i4",
     13: ">f4",
     14: ">f8",
-}  # as the format has them
+}  # type codes of the format
 TEXT = dict.fromkeys(("csv", "tsv", "txt", "tab"), "csv")
 """Endings of text files, with or without gz."""
 
@@ -74,7 +74,7 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
         FileNotFoundError: If there is no such file.
         ImportError: If pandas or pyarrow is needed for parquet, or h5py for h5ad, and is not
             installed.
-        ValueError: If the file is of another kind, damaged, or holds anything but numbers.
+        ValueError: If the file is of a different kind, damaged, or holds anything but numbers.
 
     Example:
         >>> import pathlib, tempfile
@@ -225,7 +225,7 @@ def _read_npz(path: Path, key: str | None) -> Table:
             member = _npz_member(path, archive.namelist(), key)
             with archive.open(member) as file:
                 return Table(_read_array(file, f"array '{member}' of '{path}'"), None)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # the last: encrypted
+    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted
         raise ValueError(
             f"'{path}' is not an npz file, or is damaged ({error}): write it again, with np.savez"
         ) from error
@@ -247,7 +247,7 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
     try:
         # Not np.load, which falls back to pickle formats: these bytes can run no code.
         values: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-    except MemoryError as error:  # which a header can ask for, whatever the file has
+    except MemoryError as error:  # a header can claim any size
         raise ValueError(
             f"{what} claims more numbers than fit into memory ({error}): it is damaged, or needs "
             "to be cut into parts or mapped, np.load(path, mmap_mode='r')"
@@ -286,17 +286,17 @@ def _is_number(word: str | None) -> bool:
 def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B008 (frozen)
     """Reads a csv or parquet file with columns of any kind as a pandas DataFrame.
 
-    Strings and categories are kept, empty cells of a csv file are missing;
-    :class:`pyro_vae.data.Columns` encodes them as numbers. For how a text file is parsed see
+    Strings and categories are kept; empty cells of a csv file are missing entries. Encode the frame
+    as numbers with :class:`pyro_vae.data.Columns`. For how a text file is parsed see
     :mod:`pyro_vae.data.text`.
 
     Arguments:
         path: The file.
-        layout: How a text file is parsed, where it should not be detected.
+        layout: How to parse a text file, where this should not be detected.
 
     Raises:
         ImportError: If pandas, or for parquet pyarrow, is not installed.
-        ValueError: If it is of another kind, or damaged.
+        ValueError: If it is of a different kind, or damaged.
     """
     path = existing_file(path, "a table of cells: csv, another text or parquet")
     if file_kind(path) == "parquet":
@@ -326,7 +326,7 @@ def _read_parquet(path: Path) -> Table:
     ]
     if other:
         raise ValueError(f"'{path}': columns {other} do not hold numbers: drop or encode them")
-    # Missing values become nan, for the check at the door to name.
+    # Missing values become nan, which a later check reports.
     return Table(frame.to_numpy(dtype=np.float64, na_value=np.nan), names)
 
 

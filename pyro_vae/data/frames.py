@@ -1,7 +1,7 @@
-"""Tables of several libraries as named columns, and columns as such tables.
+"""Converts tables of several libraries to named columns, and back.
 
-A column comes out as float64 with nan where an entry is missing, or as objects (words, categories)
-with None there; with it comes what is needed to restore its dtype.
+A column is read as float64 with nan for missing entries, or as objects (words, categories) with
+None for them, along with the facts that restore its dtype.
 """
 
 from abc import ABC, abstractmethod
@@ -87,7 +87,7 @@ class PandasFrame(Container):
     """A `pandas.DataFrame`."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this library."""
+        """Whether a table is of this kind."""
         return _is_from("pandas", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
@@ -129,7 +129,7 @@ class PandasFrame(Container):
         series = pandas.Series(raw.values)
         nullable = raw.dtype[:1].isupper() or raw.dtype == "boolean"
         if raw.missing.any() and raw.holds in (Holds.INTEGERS, Holds.BOOLEANS):
-            # A plain column of integers or of booleans has no room for what is missing.
+            # A plain column of integers or booleans cannot hold missing entries.
             whole = series if raw.holds is Holds.INTEGERS else _objects_of_booleans(raw)
             return series.astype(raw.dtype) if nullable else pandas.Series(whole)
         return series.astype(raw.dtype)
@@ -139,7 +139,7 @@ class PolarsFrame(Container):
     """A `polars.DataFrame`."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this library."""
+        """Whether a table is of this kind."""
         return _is_from("polars", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
@@ -153,7 +153,7 @@ class PolarsFrame(Container):
         if dtype in ("Categorical", "Enum"):
             words = from_objects(_array(series.cast(_polars().String).to_list()), name, dtype)
             declared = series.dtype.categories.to_list() if dtype == "Enum" else None
-            # Categories of a Categorical are shared by every column of the process.
+            # All Categorical columns of the process share their categories.
             found = declared or sorted({word for word in words.values if word is not None})
             return words._replace(categories=tuple(found))
         if series.dtype.is_numeric() or dtype == "Boolean":
@@ -193,7 +193,7 @@ class StructuredArray(Container):
     """A NumPy array with named fields."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this library."""
+        """Whether a table is of this kind."""
         return isinstance(frame, np.ndarray) and frame.dtype.names is not None
 
     def names(self, frame: Any) -> list[str]:
@@ -218,7 +218,7 @@ class ColumnsByName(Container):
     """A dictionary of arrays or sequences."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this library."""
+        """Whether a table is of this kind."""
         return isinstance(frame, Mapping)
 
     def names(self, frame: Any) -> list[str]:
@@ -241,7 +241,7 @@ class Matrix(Container):
     """A NumPy array `(rows, columns)`, whose columns are called "0", "1", ..."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this library."""
+        """Whether a table is of this kind."""
         return isinstance(frame, np.ndarray) and frame.dtype.names is None
 
     def names(self, frame: Any) -> list[str]:
@@ -263,7 +263,7 @@ class TensorMatrix(Matrix):
     """A torch tensor `(rows, columns)`."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this library."""
+        """Whether a table is of this kind."""
         return isinstance(frame, torch.Tensor)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
@@ -287,15 +287,15 @@ CONTAINERS: dict[str, Container] = {
 
 
 def index_of(frame: Any) -> Any:
-    """The index of a table of pandas; None where there is none."""
+    """The index of a pandas table; None for any other table."""
     return frame.index if CONTAINERS["pandas"].owns(frame) else None
 
 
 def container_of(frame: Any) -> str:
-    """The one of :data:`CONTAINERS` that a table belongs to.
+    """The kind of a table, by its name in :data:`CONTAINERS`.
 
     Raises:
-        TypeError: If it belongs to none of them.
+        TypeError: If it is none of them.
     """
     for name, container in CONTAINERS.items():
         if container.owns(frame):
@@ -353,7 +353,7 @@ def from_array(values: Shaped[np.ndarray, "..."], name: str) -> RawColumn:
 
 
 def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> RawColumn:
-    """An array of Python objects as a column: booleans, numbers or words, or missing."""
+    """An array of Python objects as a column of booleans, numbers, dates or words."""
     gone = np.array([_is_missing(value) for value in values], dtype=bool)
     found = {type(value) for value in values[~gone]}
     if found and all(issubclass(kind, bool | np.bool_) for kind in found):
@@ -362,7 +362,7 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
         return RawColumn(_floats(values, gone), Holds.INTEGERS, dtype)
     if all(issubclass(kind, int | float | np.number) for kind in found):
         return RawColumn(_floats(values, gone), Holds.FLOATS, dtype)
-    if found and all(issubclass(kind, date) for kind in found):  # and times, each by itself
+    if found and all(issubclass(kind, date) for kind in found):  # or datetimes, which are dates
         return from_array(_iso(values, gone).astype("datetime64[us]"), name)
     plain = all(issubclass(kind, str | int | float | np.number) for kind in found)
     if not plain or bool in found or np.bool_ in found:
@@ -393,14 +393,14 @@ _HOLDS = {"b": Holds.BOOLEANS, "i": Holds.INTEGERS, "u": Holds.INTEGERS, "f": Ho
 
 
 def _days(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-    """Days since 1970 of NumPy's dates, nan where one is missing."""
+    """NumPy's dates as days since 1970, nan where one is missing."""
     micros = values.astype("datetime64[us]")
     days = micros.astype(np.int64) / _MICROS_OF_A_DAY
     return np.where(np.isnat(micros), np.nan, days)
 
 
 def _times(days: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-    """NumPy's dates for days since 1970, rounded to milliseconds."""
+    """Days since 1970 as NumPy's dates, rounded to milliseconds."""
     gone = np.isnan(days)
     millis = np.rint(np.where(gone, 0, days) * 86_400_000).astype(np.int64)
     times = (millis * 1000).astype("datetime64[us]")

@@ -16,8 +16,8 @@ from .times import days, patterns_of, written
 
 Rows = Shaped[np.ndarray, " train"] | slice
 EVERY = slice(None)
-FEW = 20  # rows, below which different words, or numbers in order, say little of what they are
-_SELDOM = 5  # rows of a category on average, below which nothing is learned of most
+FEW = 20  # rows; with fewer, unique words or numbers in order may be there by chance
+_SELDOM = 5  # mean rows per category; with fewer, nothing is learned about most
 _MEASURED = re.compile(r"[<>~+-]?\s*\d[\d.,]*\s*[^\d.,\s]")
 _SHOWN = 6  # categories, names or rows listed in a message
 
@@ -32,7 +32,7 @@ class Kind(ABC):
     @classmethod
     @abstractmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Kind":
-        """The kind of a column, with estimates from these rows of it."""
+        """The kind of a column, with estimates from the given rows."""
 
     @abstractmethod
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
@@ -45,7 +45,7 @@ class Kind(ABC):
 
     @abstractmethod
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries: floats with nan, or objects with None, where missing."""
+        """Entries for floats: nan stays nan among numbers, and becomes None among objects."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Real(Kind):
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Real":
-        """Mean and standard deviation of the observed entries; a constant column is not scaled."""
+        """Learns mean and standard deviation of the entries; a constant column is not scaled."""
         values = _numbers(name, raw)[rows]
         if np.isnan(values).all():
             raise ValueError(
@@ -94,7 +94,7 @@ class Real(Kind):
 
     @property
     def range(self) -> str:
-        """Where the training rows lie, in words."""
+        """The range of the training rows, in words."""
         return f"a mean of {self.center:.4g} and a standard deviation of {self.scale:.2g}"
 
 
@@ -112,7 +112,7 @@ class Positive(Real):
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Positive":
-        """Mean and standard deviation of the logarithms of the observed entries."""
+        """Learns mean and standard deviation of the logarithms of the observed entries."""
         logs = np.log(_above_zero(name, raw))
         plain = Real.learn(name, RawColumn(logs, Holds.FLOATS, "float64"), rows)
         return cls(0.0, float(np.exp(plain.center)), plain.scale)
@@ -122,12 +122,12 @@ class Positive(Real):
         return _above_zero(name, raw) / self.scale
 
     def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Their logarithms, which are centred, in standard deviations."""
+        """Logarithms of the entries, already centred, in standard deviations."""
         return np.log(values) / self.spread
 
     @property
     def range(self) -> str:
-        """Where the training rows lie, in words."""
+        """The range of the training rows, in words."""
         return (
             f"a geometric mean of {self.scale:.4g}, and logarithms with a standard deviation of "
             f"{self.spread:.2g}"
@@ -166,7 +166,7 @@ class Time(Real):
 
 
 def _words_of(raw: RawColumn) -> list[str | None]:
-    """Entries as strings; 20240131 may be a number."""
+    """Entries as strings; a date may be a number, such as 20240131."""
     return [
         None if gone else f"{value:.0f}" if isinstance(value, float) else str(value)
         for gone, value in zip(raw.missing, raw.values.tolist(), strict=True)
@@ -205,14 +205,14 @@ class Count(Kind):
     """Whole numbers from 0 on, unchanged.
 
     Arguments:
-        spread: Standard deviation of the training rows, in which effects are expressed.
+        spread: Standard deviation of the training rows: the unit of effects.
     """
 
     spread: float = 1.0
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Count":
-        """Standard deviation of the observed entries."""
+        """Learns the standard deviation of the observed entries."""
         values = cls().encode(name, raw)[rows]
         known = values[~np.isnan(values)]
         return cls(float(known.std()) or 1.0) if len(known) else cls()
@@ -330,8 +330,8 @@ class Binary(Categories):
     most: ClassVar[float] = 2
 
 
-# A kind, or a class of kinds, for some columns, by name. Checked by :meth:`Column.of`, which says
-# what there is to choose from.
+# Kinds, or classes of kinds, by the name of the column. :meth:`Column.of` checks them, and its
+# error lists the choices.
 Kinds = Mapping[str, Any]
 
 KINDS: dict[str, type[Kind]] = {
@@ -391,7 +391,7 @@ def _places(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " row
 
 
 def _whole(value: Any) -> Any:
-    """An integer where a float is one, so that 3.0 reads 3."""
+    """A whole float as an integer, so that 3.0 is shown as 3."""
     plain = value.item() if isinstance(value, np.generic) else value
     return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
 

@@ -192,19 +192,19 @@ def load(
             name takes precedence over a file of that name; write `./digits` for the file.
         binarization: How grey levels in [0, 1] are binarized; by default the set's own choice, and
             not at all for a file. `Grey()` declares that the table in a file holds grey levels.
-        test_fraction: Share of the rows held out, if the source does not come in two parts.
+        test_fraction: Share of the rows held out, if the source is not split already.
         seed: Seed of that split.
         key: Name of the array in an npz file that has several.
         divide_by: Values of a file are divided by this, such as 255 for 8-bit pixels.
         kinds: Kinds of some columns of a table, where the rules of :class:`Columns` do not fit.
         drop: Names of columns to leave out.
-        layout: How a text file is parsed, where it should not be detected.
+        layout: How to parse a text file, where this should not be detected.
 
     Returns:
         The data set. The columns of a file are encoded by :class:`Columns`, real ones standardized,
         with a `log_scale` that converts densities to the file's own units. Grey levels are not
-        standardized: images in an idx file, data of more axes, and whatever is divided or
-        binarized.
+        standardized; images in an idx file, arrays of more than two axes, and all values that are
+        divided or binarized count as grey levels.
 
     Raises:
         FileNotFoundError: If there is neither a set nor a file of this name.
@@ -272,7 +272,7 @@ def from_frame(
 
     Arguments:
         frame: A table, as for :meth:`Columns.of`.
-        kinds: Kinds of some columns, as there.
+        kinds: Kinds of some columns, as for :meth:`Columns.of`.
         test_fraction: Share of the rows held out.
         seed: Seed of the split.
         name: Name of the set.
@@ -325,7 +325,7 @@ def _from_file(path: Path, options: _Options) -> Dataset:
 
 
 def table_of(path: Path, key: str | None, layout: Layout) -> Any:
-    """The columns of a file as a table, or None if it holds images, or data of more axes."""
+    """The columns of a file as a table, or None if it holds images or more than two axes."""
     if path.is_file() and file_kind(path) in ("csv", "parquet"):
         return read_frame(path, layout)
     values, names = read_table(path, key=key)
@@ -367,7 +367,7 @@ def without(frame: Any, names: Sequence[str]) -> Any:
 
 
 def _from_grey(path: Path, options: _Options) -> Dataset:
-    """Grey levels, images, and data of more axes, unchanged except for the division."""
+    """Grey levels, images, and arrays of more than two axes, unchanged except for the division."""
     if options.drop or options.kinds:
         raise ValueError(f"drop and kinds are for columns, but '{path}' is taken as grey levels")
     values, names = read_table(path, key=options.key)
@@ -399,7 +399,7 @@ def _rows(
 
 def _floats(values: Shaped[np.ndarray, "rows *datum"]) -> Float[Tensor, "rows *datum"]:
     # Through NumPy: torch has no big-endian numbers, and no arithmetic on unsigned ones.
-    # A value too large for the dtype becomes inf, which the check at the door reports.
+    # A value too large for the dtype becomes inf, which a later check reports.
     with np.errstate(over="ignore"):
         return torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from .._types import Batch
 
-CHUNK = 2**20  # numbers read at a time when all rows are looked at: 8 MB in float64
+CHUNK = 2**20  # numbers read at a time when all rows are read: 8 MB in float64
 
 
 @runtime_checkable
 class RowReader(Protocol):
-    """Data whose rows can be read on demand: what `pv.fit` needs of a data set.
+    """Data whose rows can be read on demand: all that `pv.fit` needs of a data set.
 
     With these two methods a database table or a folder of files can be used.
     """
@@ -31,8 +31,8 @@ class RowReader(Protocol):
 class OnDisk:
     """Arrays that are read row by row: memory-mapped npy files, datasets of h5py or zarr.
 
-    Floating-point numbers, and the integers of the first array, are converted to torch's default
-    dtype at the time of construction; nothing is converted before it is read.
+    Floating-point numbers, and the integers of the first array, are converted when they are read,
+    to the default dtype that torch had when this object was made.
 
     Arguments:
         arrays: Arrays with the same number of rows, the datum axis leftmost; they need a shape, a
@@ -92,7 +92,7 @@ class Augmented:
 
     Raises:
         TypeError: If `augment` is not a function of tensors.
-        ValueError: If it returns another shape.
+        ValueError: If it returns a different shape.
 
     Example:
         >>> from pyro_vae.data import Redrawn

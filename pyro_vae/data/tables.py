@@ -10,13 +10,13 @@ The kind of a column follows from its dtype and its entries, by the first rule t
 | words | `Categories` in alphabetical order, or `Binary` of two | its code |
 | zeros and ones, in any dtype | `Binary` | 0 or 1 |
 | whole numbers with minimum 0 or 1, or in a column named like a count | `Count` | itself |
-| numbers above 0, very skewed | `Positive` | :math:`x / g`, with their geometric mean |
+| numbers above 0, very skewed | `Positive` | :math:`x / g`, by their geometric mean |
 | other numbers | `Real` | :math:`(x - m) / s`, standardized over the training rows |
 
 Counts usually start at 0 or 1; ages, years and sizes do not. If a rule is wrong, set the kind of
 the column. Numbers are very skewed if a Gaussian with their median and their 5% and 95% quantiles
 would put more than 1% of its draws below 0, and their logarithms are more symmetric. Row names,
-dates and running numbers have no distribution: they are refused by name; declared as `Time`, dates
+row numbers and dates have no distribution: they are refused by name. Dates declared as `Time`
 become standardized days. Strings that are mostly numbers are read like those of a text file
 (:mod:`pyro_vae.data.entries`). A plain array has one kind throughout: `Binary` if it is zeros and
 ones, else `Real`. A missing entry (nan, None, NA, NaT) becomes nan, which likelihoods treat as
@@ -53,16 +53,16 @@ from .kinds import (
     listed,
 )
 
-_FAR = 10  # standard deviations from the mean of the training rows, seldom seen in the same units
+_FAR = 10  # standard deviations from the training mean: a median further out suggests other units
 
 
 @once_for_all_columns()
 def describe(frame: Any, kinds: Kinds | None = None) -> str:
-    """The kind of each column of a table and why, and what is refused; run it before training.
+    """Lists each column's kind with the reason, or why it is refused; run it before training.
 
     Arguments:
         frame: A table, as for :meth:`Columns.of`.
-        kinds: Kinds of some columns, as there.
+        kinds: Kinds of some columns, as for :meth:`Columns.of`.
 
     Example:
         >>> print(describe({"age": [30, 41], "when": ["2024-05-01", "2024-05-02"]}))
@@ -129,14 +129,14 @@ class Column:
         return cls(name, chosen, raw.holds, raw.dtype)
 
     def read(self, raw: RawColumn) -> RawColumn:
-        """Reads a column of another table the same way."""
+        """Reads the same column of another table in the same way."""
         return raw if self.holds is Holds.WORDS else read(self.name, raw, self._said)
 
     def warn_of_units(self, values: Shaped[np.ndarray, " rows"]) -> None:
-        """Warns if encoded entries lie where those of other units would.
+        """Warns if encoded entries lie so far out that they may be in other units.
 
-        The training rows never warn: a median is within one standard deviation of the mean. Nor
-        do columns that are not standardized, whose mean and standard deviation are not known.
+        Training rows are never far out: a median is within one standard deviation of the mean.
+        Columns that are not standardized are not checked, as their mean and spread are unknown.
         """
         known = values[~np.isnan(values)]
         if not isinstance(self.kind, Real) or isinstance(self.kind, Time) or not len(known):
@@ -153,11 +153,11 @@ class Column:
 
     @property
     def _said(self) -> Kind | None:
-        """The kind, if it tells the type of the entries: categories may be numbers or booleans."""
+        """The kind, if it determines the entries' type: categories may be numbers or booleans."""
         return self.kind if isinstance(self.kind, Time | Real | Count) else None
 
     def restored(self, values: Shaped[np.ndarray, " rows"]) -> RawColumn:
-        """The column that floats encode."""
+        """The column that these floats encode."""
         entries, numbers = self.kind.decode(values), self.holds is not Holds.WORDS
         declared = None
         if isinstance(self.kind, Time):
@@ -276,8 +276,8 @@ class Columns:
 
         Raises:
             TypeError: If a column holds words where the training rows had numbers, or the reverse.
-            ValueError: If a column is missing or unknown, an entry is a category that the training
-                rows did not have, or is not a count where counts are expected, or if a row is
+            ValueError: If a column is missing or unknown; if an entry is a category that the
+                training rows did not have, or not a count where one is expected; or if a row is
                 entirely missing.
         """
         raw = columns_of(frame)
@@ -315,7 +315,7 @@ class Columns:
         missing entry.
 
         Raises:
-            ValueError: If a row has another number of columns, or a count or code is infinite.
+            ValueError: If a row has a different number of columns, or a count or code is infinite.
         """
         if y.shape[1:] != (len(self.columns),):
             raise ValueError(
@@ -354,18 +354,18 @@ class Columns:
 
     @property
     def log_scale(self) -> float:
-        r"""Converts the log density of a complete encoded row to the table's units.
+        r"""Nats to add to a complete row's log density to convert it to the table's units.
 
-        Add it, in nats: :math:`-\sum_d \log s_d` over real columns.
+        It is :math:`-\sum_d \log s_d` over real columns.
         """
         return -float(self.scale.log().sum())
 
     def log_scales(self, y: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
-        """The same for each row, over its observed entries; missing ones have no density."""
+        """`log_scale` for each row, over its observed entries: missing ones have no density."""
         return -((~y.isnan()).to(y) @ self.scale.log().to(y))
 
     def to_json(self) -> dict[str, Any]:
-        """All of it in lists, strings and numbers; :meth:`from_json` restores it."""
+        """The columns as lists, strings and numbers; :meth:`from_json` restores them."""
         columns = [
             {
                 "name": column.name,
@@ -383,8 +383,8 @@ class Columns:
         """The columns that :meth:`to_json` described.
 
         Raises:
-            ValueError: If it is not such a description, or names a kind of column or of table that
-                does not exist.
+            ValueError: If it is not such a description, or names an unknown kind of column or
+                table.
         """
         try:
             container = saved["container"]

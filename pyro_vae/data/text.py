@@ -1,26 +1,27 @@
 r"""Tables from text files, as people and instruments write them.
 
 The text is decoded (UTF-8, UTF-16, else Windows-1252; compressed by gzip or not), split into cells
-at the separator that splits most lines alike (`;`, tab, `,`, `|`, `^`, else spaces), and its first
-lines are classified:
+at the separator that splits most lines alike (`;`, tab, `,`, `|`, `^`, else spaces), and its lines
+and columns are classified:
 
 | content | treated as |
 | --- | --- |
 | `# ...`, `sep=;` | skipped, except for names after a `#` that fit the columns |
 | lines of fewer cells at the top, or of one cell at the bottom | notes, skipped |
 | last lines that begin with `Total`, `Mean` and their like, or hold the sums | a summary, skipped |
-| the names once more, as where files were joined | skipped |
+| the names repeated further down, as in joined files | skipped |
 | columns without a name and without entries | left out |
 | a first line with a word above numbers, or with words only | column names |
-| numbers rising or falling from left to right, far from those below, or in equal steps | names |
+| a first line of rising or falling numbers, far from those below or in equal steps | names |
 | one or two further lines of words above numbers | units, skipped |
-| a line of words below names that repeat, or are left out as in merged cells | parts of names |
+| words below names that are repeated, or left out as in merged cells | second parts of names |
 | a first column without a name, whose entries all differ | an index, skipped |
 | an apostrophe before a word that begins with `=`, `+`, `-` or `@` | the word alone |
-| `="007"`, and spaces of no width | `007`, and nothing |
+| `="007"` | `007` |
+| spaces of no width | removed |
 
 Names that are numbers, units and notes are guesses; a warning lists them and says how to overrule
-them. :mod:`pyro_vae.data.entries` decides on the type of each column.
+them. :mod:`pyro_vae.data.entries` determines the type of each column.
 """
 
 import csv
@@ -49,9 +50,9 @@ from .entries import (
 from .frames import RawColumn
 
 GZIP_MAGIC = b"\x1f\x8b"
-SEPARATORS = ";\t,|^"  # the first of equals: a comma may be a decimal one
-UNNAMED = ("", "Unnamed: 0")  # of a first column: as spreadsheets and R, and as pandas have it
-_NO_UNIT = {"-", "1", "text"}  # above a number without one, as CF has it, or above words
+SEPARATORS = ";\t,|^"  # in order of preference: a comma may be decimal
+UNNAMED = ("", "Unnamed: 0")  # an index column: of spreadsheets and R, and of pandas
+_NO_UNIT = {"-", "1", "text"}  # above numbers without a unit ("1" is that of CF) or words
 _NO_TABLE = re.compile(r"\s*(<(!doctype|html|\?xml)|\{\s*\"|\[\s*[\[{\"])", re.IGNORECASE)
 _ZIP_MAGIC = b"PK\x03\x04"
 _SUMMARY = re.compile(
@@ -64,11 +65,11 @@ _EXTREMES = {
     "max": max, "maximum": max, "largest": max, "highest": max,
 }  # fmt: skip
 _NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
-_AS_TEXT = re.compile(r'="([^"]*)"')  # how a spreadsheet is kept from reading a number
+_AS_TEXT = re.compile(r'="([^"]*)"')  # keeps a spreadsheet from reading a number
 _COMPRESSED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SAMPLED = 200  # lines looked at to find the separator and the header
 _SHOWN = 4  # cells named in a warning
-_FEWEST_SUMMED = 6  # lines, below which a last one may be the sum of the others by chance
+_FEWEST_SUMMED = 6  # lines; of fewer, the last may be the sum of the others by chance
 _PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]")
 
 
@@ -80,7 +81,7 @@ class Layout:
         separator: The separator between cells, one character.
         header: Whether the first line has column names.
         words: Names of columns to keep as strings, whatever they look like, such as `007`.
-        missing: Marks of missing entries, besides an empty cell and the usual `NA`:
+        missing: Marks of missing entries, besides an empty cell and the usual `NA`, such as
             `("-999", "n.d.")`. Numbers are compared as numbers.
     """
 
@@ -202,7 +203,7 @@ def _bare(cell: str) -> str:
 
 
 def _quote(lines: Sequence[str], separator: str) -> str:
-    """The quotation mark: a single one where most lines have cells in these, and none in others."""
+    """The quotation mark: single if most lines have cells in single ones, and none a double one."""
     sample = [line for line in lines[:_SAMPLED] if line.strip()]
     ends = re.escape(separator)
     single = re.compile(rf"(^|{ends})\s*'[^']*'\s*({ends}|$)")
@@ -211,7 +212,7 @@ def _quote(lines: Sequence[str], separator: str) -> str:
 
 
 def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
-    """The lines of the table, without notes of an instrument above and below it."""
+    """The lines of the table, without an instrument's notes above and below it."""
     found = list(found)
     while found and not any(found[-1][1]):  # a spreadsheet's empty rows
         found.pop()
@@ -227,7 +228,7 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
         for place, (_, cells) in enumerate(found)
         if len(cells) == width and not (width > 2 and _is_title(cells))
     )
-    if head == 1 and 2 <= len(found[0][1]) == width - 1:  # names, but for that of the index
+    if head == 1 and 2 <= len(found[0][1]) == width - 1:  # names, without one for the index
         head = 0
     names = [number(cell, comma=True) is None for cell in found[head][1]]
     if not all(names) or any(len(cells) > width for _, cells in found[:head]):
@@ -263,7 +264,7 @@ def _is_note(rows: list[list[str]]) -> bool:
 
 
 def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
-    """Whether the numbers of the last line are what a function gives for those of the rows."""
+    """Whether each number of the last line is a function, such as the sum, of those above it."""
     cells = rows[-1]
     above = [row for row in rows[:-1] if not _SUMMARY.fullmatch(row[0])]
     above = [row for row in above if row[0].lower().rstrip(":") not in _EXTREMES]
@@ -274,17 +275,17 @@ def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
 
 
 def _equals(cell: str, above: list[float | None], of: Callable[[list[float]], float]) -> bool:
-    """Whether a cell holds what a function gives, but for digits that were not written."""
+    """Whether a cell equals a function of the numbers above it, to the digits that it shows."""
     known, value = [x for x in above if x is not None], number(cell, comma="," in cell)
     if not known or value is None:
         return False
     decimals = len(re.split("[.,]", cell)[-1]) if re.search("[.,]", cell) else 0
-    terms = len(known) if of is sum else 1  # each of which may have been rounded
+    terms = len(known) if of is sum else 1  # each may have been rounded
     return abs(of(known) - value) <= terms * 0.51 * 10.0**-decimals
 
 
 def _holds_sums(rows: list[list[str]]) -> bool:
-    """Whether the last line holds sums, two at least, which the numbers above do not reach."""
+    """Whether the last line holds two sums or more, each larger than all numbers above it."""
     cells = rows[-1]
     values = {place: x for place in range(len(cells)) if (x := _value(cells, place)) is not None}
     if len(values) < 2 or len(rows) < _FEWEST_SUMMED:
@@ -385,7 +386,7 @@ def _below_names(
     start = int(bool(header))
     if header:
         lines, rows = _without_repeated_names(path, lines, rows)
-    # Loggers write how each column was averaged below its unit.
+    # Below the unit, loggers write how each column was averaged.
     while (
         1 <= start <= 2
         and len(rows) > start + 1
@@ -413,7 +414,7 @@ def _below_names(
 
 
 def _joined(names: Sequence[str], parts: Sequence[str]) -> list[str] | None:
-    """Names of two lines where the first repeats some, or has merged cells; None if it does not.
+    """Names joined from two lines, if the first repeats names or has merged cells; else None.
 
     The first name may be that of an index, which pandas leaves empty.
     """
@@ -428,7 +429,7 @@ def _joined(names: Sequence[str], parts: Sequence[str]) -> list[str] | None:
 
 
 def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
-    """Leaves out empty cells beyond the first line's, where some lines have them and some not."""
+    """Leaves out empty cells beyond the first line's width, if only some lines have them."""
     width = len(rows[0]) if rows else 0
     if {len(row) > width for row in rows[1:]} != {True, False}:
         return rows
@@ -436,7 +437,7 @@ def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
 
 
 def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
-    """Leaves out columns without name and entries, such as behind a separator at a line's end."""
+    """Leaves out columns with no name and no entries, as after a separator at the line's end."""
     widths = Counter(map(len, rows))
     if len(rows) > 1 and widths == {len(rows[0]): 1, len(rows[0]) + 1: len(rows) - 1}:
         rows = [[*rows[0], ""], *rows[1:]] if not any(row[-1] for row in rows[1:]) else rows
@@ -460,7 +461,7 @@ def _without_repeated_names(
 
 
 def _has_names_of_rows(rows: list[list[str]]) -> bool:
-    """Whether a first column of words, or of 1, 2, ..., has no name, as R writes it."""
+    """Whether the first column is words, or 1, 2, ..., without a name, as R writes row names."""
     if len(rows[0]) < 2 or {len(row) for row in rows[1:]} != {len(rows[0]) + 1}:
         return False
     first = [row[0] for row in rows[1:]]
@@ -505,8 +506,9 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
 def _are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
     """Whether a first line of numbers holds names, such as wavelengths, years or 0, 1, 2, ...
 
-    Numbers in order are names if nearly all lie further from the values below than these spread,
-    or if only the first line counts 0, 1, 2, ... or has five or more numbers in equal steps.
+    Rising or falling numbers are names if nearly all are further from the values below than the
+    range of those; or if the first line alone counts 0, 1, 2, ..., or has five or more numbers in
+    equal steps.
     """
     values, steps = _steps(first, comma=comma)
     if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
@@ -526,14 +528,14 @@ def _are_equal(steps: np.ndarray) -> bool:
 
 
 def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
-    """The numbers of a line without its index, and their steps; none if one is not a number."""
+    """The numbers of a line after its index, and their steps; empty if a cell is not a number."""
     found = [number(cell, comma=comma) for cell in line[int(not line[0]) :]]
     values = [] if None in found else [x for x in found if x is not None]
     return values, np.diff(values)
 
 
 def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a number is further from the values of its column than their range."""
+    """Whether a number is further from the values below it than their range."""
     parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
     column, value = [x for x in parsed if x is not None], number(name, comma=comma)
     if not column or value is None:
@@ -543,7 +545,7 @@ def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bo
 
 
 def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a line has units: words above numbers, and no entry of a column of words."""
+    """Whether a line holds units: words above numbers, and no cell found below in its column."""
     columns = [[row[i] for row in below[:_SAMPLED]] for i in range(len(second))]
     numbers = [mostly_numbers(column, comma=comma) for column in columns]
     above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]
@@ -573,7 +575,7 @@ def _without_index(cells: Cells) -> Cells:
 
 @once_for_all_columns()
 def columns_of_text(path: Path, layout: Layout = Layout()) -> dict[str, RawColumn]:
-    """The columns of a text file, as by :func:`columns_of_cells`."""
+    """The columns of a text file, as from :func:`columns_of_cells`."""
     return columns_of_cells(path, read_cells(path, layout), layout.words)
 
 
@@ -584,8 +586,8 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
         ValueError: If two columns have the same name.
 
     Warns:
-        UserWarning: If a numeric column has entries that are not numbers, which are then missing,
-            or if a row has no entry, which nothing can be trained on.
+        UserWarning: If a numeric column has entries that are not numbers, which are then missing;
+            or if a row has no entries, so that it cannot be trained on.
     """
     names = cells.names or tuple(str(place) for place in range(len(cells.rows[0])))
     twice = [name for name, number in Counter(names).items() if number > 1]

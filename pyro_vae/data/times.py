@@ -21,8 +21,8 @@ _LIKE_A_TIME = re.compile(
     r"\d[-/.:]\d|\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|^\d{8}$", re.IGNORECASE
 )
 _DAY = timedelta(days=1)
-_ODD = 0.1  # share of entries that may not be times, as for numbers
-_SAMPLED = 200  # entries looked at for formats that differ
+_ODD = 0.1  # share of entries that need not be times, as for numbers
+_SAMPLED = 200  # entries searched for different formats
 _ELAPSED = {
     "[h]:mm": re.compile(r"(\d+):([0-5]\d)"),
     "[h]:mm:ss": re.compile(r"(\d+):([0-5]\d):([0-5]\d)"),
@@ -31,7 +31,7 @@ _ELAPSED = {
 
 
 def patterns_of(words: Sequence[str]) -> list[str]:
-    """Formats in which nearly all of some entries can be read as dates or times.
+    """Formats that read nearly all of these entries as dates or times.
 
     There are several if days and months cannot be told apart.
 
@@ -42,7 +42,7 @@ def patterns_of(words: Sequence[str]) -> list[str]:
     like = [word for word in words if _LIKE_A_TIME.search(word)]
     if 2 * len(like) <= len(words):
         return []
-    # The first may be the odd one; hours above 23 are elapsed ones.
+    # The first entry may be the odd one out; hours above 23 mean elapsed time.
     found = _patterns(like[0]) or _patterns(like[len(like) // 2])
     for candidates in (found, list(_ELAPSED)):
         read = {p: sum(days(word, p) is None for word in words) for p in candidates}
@@ -77,7 +77,7 @@ def _patterns(word: str) -> list[str]:
 
 
 def days(word: str, pattern: str) -> float | None:
-    """Days since 1970, or since midnight for times of day; None if it does not have this format.
+    """Days since 1970, or since midnight for times of day; None if the word has another format.
 
     Example:
         >>> days("1970-01-03 12:00", "%Y-%m-%d %H:%M"), days("06:00", "%H:%M")
@@ -106,7 +106,7 @@ def _start(pattern: str) -> datetime:
 
 
 def _step(pattern: str) -> int | float:
-    """Resolution of a pattern in seconds; a month may be any of its days."""
+    """Resolution of a pattern in seconds; at most a day, even for months."""
     if "%f" in pattern:
         return 1e-3
     if "%S" in pattern:
@@ -119,7 +119,7 @@ def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | No
     if pattern in _ELAPSED:
         return [None if np.isnan(value) else _elapsed(value, pattern) for value in values.tolist()]
     zone, step = UTC if "%z" in pattern else None, _step(pattern)
-    # Rounded, so that 11:59:59.9999997 is noon, and a day before 12 that day.
+    # Rounded: 11:59:59.9999997 is noon, and a date with a time before noon is that date.
     times = [
         None
         if np.isnan(value)

@@ -1,7 +1,7 @@
 r"""Marginal and conditional densities of features under a fitted model.
 
-A likelihood that factorizes over features gives the marginal density of any of them: the others
-are left out, as if they had not been observed. Conditionals are ratios of two such margins, or,
+A likelihood that factorizes over features gives the marginal density of any subset of them: the
+others are left out, as if unobserved. A conditional density is the ratio of two marginal ones, or,
 as a curve over one feature, the mixture of its densities given z under the posterior of z,
 
 .. math:: p(y_c \mid y_O) = \int p(y_c \mid z) \, p(z \mid y_O) \, dz
@@ -42,11 +42,11 @@ from .weighted import (
     weighted_mean,
 )
 
-_POINTS = 201  # of a grid that nobody chose
-_BEYOND = 0.1  # of the range of the draws, to either side
-_ENTRIES = 4_000_000  # densities at once: 32 MB in float64
+_POINTS = 201  # points of the default grid
+_BEYOND = 0.1  # share of the draws' range by which the grid exceeds it at either end
+_ENTRIES = 4_000_000  # densities computed at once: 32 MB in float64
 _CURVES = 5  # rows in a figure: more cannot be told apart
-_MOST_VALUES = 100  # of a feature that counts, to be shown one by one
+_MOST_VALUES = 100  # a wider range of whole numbers is not shown one by one
 
 
 def marginal(
@@ -112,12 +112,12 @@ def conditional(
     seed: int = 0,
     progress: bool | None = None,
 ) -> LogMarginal:
-    r"""Estimates the log density of some features of every datum given others of it.
+    r"""Estimates the log density of some features of every datum given some of its others.
 
     .. math:: \log p(y_A \mid y_B) = \log p(y_A, y_B) - \log p(y_B)
 
-    Both are estimated from draws of their own, each from a proposal that has seen exactly
-    those entries, so that the squares of the errors add.
+    The two terms are estimated from separate draws, each from a proposal that has seen exactly
+    the entries of its term, so the squares of their errors add.
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
@@ -133,7 +133,7 @@ def conditional(
 
     Returns:
         Values in nats, `(batch,)`, with errors and doubts: the smaller effective sample size and
-        the larger Pareto k of both.
+        the larger Pareto k of the two.
 
     Warns:
         UserWarning: If some values cannot be trusted.
@@ -177,7 +177,7 @@ def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
 
 
 def _only(batch: Batch, mask: Bool[Tensor, "*datum"]) -> Batch:
-    """The batch with all but some features unobserved."""
+    """The batch with only these features observed."""
     return (batch[0].masked_fill(~mask, torch.nan), *batch[1:])
 
 
@@ -201,7 +201,7 @@ def _log_p(
 
 
 def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) -> LogMarginal:
-    """Log of the ratio, in the rows where there is a denominator."""
+    """Log of the ratio; rows without a denominator keep the numerator."""
 
     def spread(part: Tensor, elsewhere: Tensor) -> Tensor:
         return elsewhere.clone().index_put((rows,), part)
@@ -224,16 +224,16 @@ def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) 
 
 @dataclass(frozen=True, repr=False)
 class ConditionalDensity(PerDatum):
-    """Density of one feature given what was observed of each row.
+    """Density of one feature given the observed entries of each row.
 
     Arguments:
         column: Name of the feature.
         grid: Values of the feature, `(points,)`, in its unit.
         density: `(rows, points)`, per unit of the feature (or probabilities), with the Monte
             Carlo error of every point. Errors of neighbouring points are correlated.
-        evidence: Log density of what was observed, from the same weights: its effective sample
-            size, Pareto k and doubts are those of the curve.
-        given: Global sites that all numbers are conditional on, in words; empty if on nothing.
+        evidence: Log density of the observed entries, from the same weights: its effective sample
+            size, Pareto k and doubts hold for the curve too.
+        given: Global sites that all numbers are conditional on, in words; empty if none.
         categories: What the values 0, 1, ... stand for, if the feature is one of several words.
     """
 
@@ -245,7 +245,7 @@ class ConditionalDensity(PerDatum):
     categories: tuple[str, ...] = field(default=(), metadata={"axis": None})
 
     def in_units_of(self, column: Column) -> "ConditionalDensity":
-        """The density of the column itself, in its own unit, where the model has it encoded.
+        """The density of a column in its own unit, from that of the encoded column.
 
         Arguments:
             column: The column of the table.
@@ -267,7 +267,7 @@ class ConditionalDensity(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Its Monte Carlo error at every point."""
+        """Monte Carlo error of the curve at every point."""
         return self.density.error
 
     @property
@@ -277,7 +277,7 @@ class ConditionalDensity(PerDatum):
 
     @property
     def is_discrete(self) -> bool:
-        """Whether the grid has nothing but whole numbers: the densities are then probabilities."""
+        """Whether the grid has only whole numbers: the densities are then probabilities."""
         return bool(self.categories) or bool((self.grid == self.grid.round()).all())
 
     def summary(self) -> str:
@@ -326,10 +326,10 @@ def conditional_density(
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
         guide: A guide that handles missing entries; `None` fits a Gaussian to every row.
-        data: The batch tensor, or a tuple of them. Entries of that column are ignored.
+        data: The batch tensor, or a tuple of them. Entries of the column are ignored.
         column: Which feature, by position (over all axes of a datum) or by name.
-        grid: Where to evaluate it; by default 201 points over the range of draws of it, or the
-            whole numbers in that range if the draws are whole.
+        grid: Values to evaluate it at; by default 201 points over the range of its draws, or, if
+            these are whole, the whole numbers in that range.
         estimator: Draws of latents per row, at least 30, and the proposal.
         names: Names of the columns.
         given: Values of the global latent sites, by name.
@@ -381,7 +381,7 @@ def _grid(draws: Tensor) -> Tensor:
     if bool((draws == draws.round()).all()) and high - low < _MOST_VALUES:
         return torch.arange(low, high + 1, device="cpu")
     more = _BEYOND * (high - low)
-    # Numbers above 0 may have no density elsewhere.
+    # If all draws are above 0, there may be no density below.
     start = max(low - more, low / 2) if low > 0 else low - more
     return torch.linspace(start, high + more, _POINTS, device="cpu")
 
@@ -389,7 +389,7 @@ def _grid(draws: Tensor) -> Tensor:
 def _curve(
     program: Program, block: WeightedDraws, batch: Batch, mask: Tensor, grid: Tensor
 ) -> Estimate:
-    """Mixture density of some rows."""
+    """Mixture density of each of some rows."""
     places = range(block.rows.start, block.rows.start + block.z.shape[1])
     rows = [
         _densities(program, block.z[:, i], tuple(part[n : n + 1] for part in batch), mask, grid)
@@ -402,7 +402,7 @@ def _curve(
 def _densities(
     program: Program, z: Tensor, row: Batch, mask: Tensor, grid: Tensor
 ) -> Float[Tensor, "draws points"]:
-    """Density of one feature at every point given every draw."""
+    """Density of one feature at each point of the grid, given each draw of z."""
     distribution = features(program, z, row)
     values = distribution.sample()[:1].repeat(len(grid), *[1] * (row[0].dim() - 1))
     values[:, mask] = grid.to(values).unsqueeze(-1)  # the others only have to be on the support

@@ -1,9 +1,10 @@
 r"""Embeddings and reconstructions of data.
 
 The embedding of a datum is the mean of its posterior, which is deterministic, or draws from it,
-which carry the guide's uncertainty. A reconstruction decodes either: at the mean, with
-:math:`\mathbb{E}[y \mid z = m_n]`; averaged over the posterior, :math:`\mathbb{E}_q \mathbb{E}[y
-\mid z]`, the mean of another measurement of the same thing; or drawn, with the noise of p(y | z).
+which carry the guide's uncertainty. There are three reconstructions: the decoded mean,
+:math:`\mathbb{E}[y \mid z = m_n]`; the average over the posterior, :math:`\mathbb{E}_q \mathbb{E}[y
+\mid z]`, which is the mean of a second measurement of the same thing; and draws, with the noise of
+p(y | z).
 """
 
 from collections.abc import Mapping
@@ -32,15 +33,14 @@ def encode(
 
     .. math:: m_n = \mathbb{E}_q [z_n] \qquad\text{or}\qquad z_n \sim q(z \mid y_n)
 
-    Use the mean to cluster, classify or plot; means alone do not show how uncertain each embedding
-    is, draws do.
+    Use the mean to cluster, classify or plot; only draws show how uncertain each embedding is.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
         num_samples: Draws per datum; `None` for the mean.
-        seed: Seed of the draws; those of a datum depend on it and the datum alone.
+        seed: Seed of the draws; a datum's draws depend only on the seed and the datum.
 
     Returns:
         Flat unconstrained latents: `(batch, latents)` for the mean, exact where the family has
@@ -72,9 +72,8 @@ def reconstruct(
 ) -> Float[Tensor, "batch *datum"]:
     r"""Decodes the embedding of every datum, :math:`\mathbb{E}[y \mid z = m_n]`.
 
-    It is sharper than the mean of p(y | z) over draws of z, :func:`reconstruction_draws`, since it
-    ignores the uncertainty of z. Entries that are missing (nan) in the data are filled in from the
-    rest of their row.
+    It is sharper than an average of :func:`reconstruction_draws`, since it ignores the uncertainty
+    of z. Entries that are missing (nan) in the data are filled in from the rest of their row.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -84,7 +83,7 @@ def reconstruct(
         seed: Seed, for guides whose mean is estimated from draws.
 
     Returns:
-        Shaped like the data, in their unit; exact where the posterior's mean is.
+        Shaped like the data, in their unit; exact if the posterior's mean is.
 
     Raises:
         ValueError: If data, model and guide do not fit together, or p(y | z) has no mean.

@@ -1,17 +1,17 @@
 r"""Effects of latents: how far each column moves as one latent goes through its range.
 
-A latent is moved from its 2.5% to its 97.5% quantile in the data (of fewer than 60 data, short of
-those at the ends), the others stay where they are, and each column is decoded at both ends. Effects
-on columns of unlike units are compared in standard deviations of the column, for numbers, and in
-probability, for categories:
+A latent is moved from its 2.5% to its 97.5% quantile in the data (less far with fewer than 60 data,
+to leave out the outermost), the others stay where they are, and each column is decoded at both
+ends. To be comparable between columns, effects are in standard deviations of the column for
+numbers, and in probability for categories:
 
 .. math:: e_{dj} = \frac{\mathbb{E}[y_j \mid z_d^{+}] - \mathbb{E}[y_j \mid z_d^{-}]}{s_j}
     \qquad\text{or}\qquad
     e_{dj} = \tfrac{1}{2} \sum_k |p(y_j = k \mid z_d^{+}) - p(y_j = k \mid z_d^{-})|
 
-:math:`s_j` is that of the training rows, so that an effect means the same for every set of rows
-asked about (without a table, whose columns know it, that of the rows given). Numbers that are very
-skewed (:class:`pyro_vae.data.Positive`) are compared by their logarithms.
+:math:`s_j` is the standard deviation over the training rows, so that an effect means the same for
+any set of rows; without a table it is not known, and that of the given rows is used. Numbers that
+are very skewed (:class:`pyro_vae.data.Positive`) are compared by their logarithms.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,10 +31,10 @@ from ..results import Result
 from .forward import features
 from .traversal import Traversal, moved, traverse
 
-_SLIGHT = 0.2  # standard deviations, or probability: a smaller effect is left out of the words
-_SILENT = 0.05  # nats: a latent that says less is taken to say nothing
+_SLIGHT = 0.2  # standard deviations, or probability: a smaller effect is left out of the text
+_SILENT = 0.05  # nats: a latent with less information is left out
 _MOST = 5  # columns named for each latent
-_TINY = 1e-3  # geometric means: likelihoods that are not for positive numbers may go below 0
+_TINY = 1e-3  # geometric means, the lowest value: means of some likelihoods may be below 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,13 +42,13 @@ class Explanation(Result):
     """The effect of each latent on each column, the most informative latent first.
 
     Arguments:
-        traversal: The walks along the latents that it is read off.
+        traversal: The walks along the latents, from which the effects are read off.
         columns: Names of the columns.
-        effect: From the lowest to the highest level of each latent, `(latents, columns)`: for
-            numbers in standard deviations of the column over the training rows, with sign; for
-            categories the share of probability that moves, with the sign of the second one where
-            there are two.
-        words: The same as text in the column's own units, `(latents, columns)`.
+        effect: Change from the lowest to the highest level of each latent, `(latents, columns)`.
+            For numbers: in standard deviations of the column over the training rows, with sign.
+            For categories: the share of probability that moves; for two categories, the change in
+            the probability of the second.
+        words: The effects as text in the column's own units, `(latents, columns)`.
     """
 
     traversal: Traversal
@@ -68,7 +68,7 @@ class Explanation(Result):
         return [place for place, nat in enumerate(nats) if not nat < _SILENT]
 
     def strongest(self, latent: int) -> list[int]:
-        """Positions of the columns that a latent moves most, those it hardly moves left out."""
+        """Positions of the columns that a latent moves most, without those it hardly moves."""
         sizes = self.effect[latent].abs()
         order = sizes.argsort(descending=True, stable=True).tolist()
         return [column for column in order if sizes[column] >= _SLIGHT][:_MOST]
@@ -117,7 +117,7 @@ class Explanation(Result):
         return data_frame(rows)
 
     def plot(self) -> Any:
-        """Effects of latents on columns as a map; needs matplotlib."""
+        """A map of the effects of latents on columns; needs matplotlib."""
         from ..plots import plot_effects
 
         return plot_effects(self.effect, self.traversal.labels, self.columns)
@@ -134,8 +134,8 @@ def explain(
 ) -> Explanation:
     r"""Effects of each latent on each column.
 
-    Latents are ordered by the information that each has by itself. The effect of a latent that
-    depends on the others is shown at one place, where they are 0.
+    Latents are ordered by the information that each has by itself. Effects are those where the
+    other latents are 0; elsewhere they may differ.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -143,7 +143,7 @@ def explain(
         data: The data whose aggregated posterior gives the ranges, at least two.
         columns: The columns of the table; by default all are numbers, called "0", "1", ...
         given: Values of the global latent sites, by name.
-        seed: Seed of the draws that the ranges are of.
+        seed: Seed of the draws that give the ranges.
 
     Returns:
         Effects. The ends of the ranges are quantiles of draws: their levels have a standard error
@@ -179,7 +179,7 @@ def explain(
 def _number(
     ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
 ) -> tuple[Tensor, list[str]]:
-    """Effect on numbers in standard deviations, and on one of two in probability."""
+    """Effect on numbers, in standard deviations, or on two categories, in probability."""
     ends = ends.double().cpu()
     if isinstance(kind, Binary):
         name = kind.categories[1]
@@ -195,7 +195,7 @@ def _number(
 def _standardized(
     ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
 ) -> Float[Tensor, "latents 2"]:
-    """In standard deviations of the training rows; of these rows, where the kind has none."""
+    """Values in standard deviations of the training rows, or of `y` where the kind has none."""
     if kind in (Real(), Count()):
         return ends / (float(y[~y.isnan()].std(correction=0)) or 1.0)
     above = ends.clamp(min=_TINY) if isinstance(kind, Positive) else ends
@@ -212,7 +212,7 @@ def _own(value: float, kind: Kind) -> str:
 def _categories(
     program: Program, ends: Tensor, batch: Batch, place: int, kind: Categories
 ) -> tuple[Tensor, list[str]]:
-    """Share of probability that changes sides, and the category that gains most."""
+    """Share of probability that moves, and the category that changes most, in words."""
     row = tuple(part[:1] for part in batch)
     factors: Any = features(program, ends.flatten(0, 1), row)
     plain = row[0].nan_to_num().repeat(len(ends) * 2, 1)

@@ -1,8 +1,8 @@
 r"""From latents to data: the mean of p(y | z), draws from it, and its factors by feature.
 
-A model with `decode` and `sample_data`, such as :class:`pyro_vae.models.VAE`, does it itself. Every
-other program is run with its latent sites set and nothing observed: what its observed sites would
-have drawn is a draw of y, and the means of their distributions are the mean of y.
+A model with `decode` and `sample_data`, such as :class:`pyro_vae.models.VAE`, does this itself. Any
+other program is run with its latent sites set and nothing observed: the values drawn at its
+observed sites are a draw of y, and the means of their distributions are the mean of y.
 """
 
 import math
@@ -30,7 +30,7 @@ from ..programs import (
 )
 from ..randomness import forked
 
-_ROWS_AT_ONCE = 4096  # of the program's batch; only memory depends on it
+_ROWS_AT_ONCE = 4096  # rows of the program's batch at a time; only memory depends on it
 
 _Read = Callable[[TracedSite], Tensor]
 
@@ -43,9 +43,9 @@ def simulating(
     seed: int,
     given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Program]:
-    """As :func:`pyro_vae.evidence.prepared`, for a batch that gives only shapes and covariates.
+    """Like :func:`pyro_vae.evidence.prepared`, for a batch that gives only shapes and covariates.
 
-    Its data may therefore lie outside the support. The guide only gives the values of latent sites
+    The batch may therefore lie outside the support. The guide only gives the values of latent sites
     that all data share.
     """
     proposal = guide or no_guide
@@ -99,7 +99,7 @@ def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) 
 
 
 def _own_methods(program: Program) -> ModelHooks:
-    """The model's methods, if both are there and take the latents of a datum laid end to end."""
+    """The model's two methods, if it has both and they take a datum's latents as one vector."""
     hooks = hooks_of(program.model)
     has_both = hooks.decode is not None and hooks.sample_data is not None
     is_flat = not program.global_sites and all(site.is_real for site in program.latent_sites)

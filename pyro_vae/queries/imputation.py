@@ -3,9 +3,9 @@ r"""Missing entries, drawn given the observed ones.
 .. math:: p(y_M \mid y_O) = \int p(y_M \mid z) \, p(z \mid y_O) \, dz
 
 Latents are drawn from a proposal that has seen :math:`y_O`, weighted by
-:math:`p(y_O, z) / q(z \mid y_O)`, drawn again in proportion to their weights, and decoded with the
-noise of p(y | z). So the draws are those of the model and not of the guide: a poor guide only costs
-effective draws, and the result says how many are left.
+:math:`p(y_O, z) / q(z \mid y_O)`, resampled in proportion to their weights, and decoded with the
+noise of p(y | z). So the draws are the model's, not the guide's: a poor guide only reduces the
+number of effective draws, and the result says how many are left.
 """
 
 import math
@@ -40,15 +40,15 @@ class Imputation(PerDatum):
     Arguments:
         draws: Completed data, `(samples, rows, *datum)`; observed entries are unchanged.
         value: Mean of every entry given the observed ones, `(rows, *datum)`; for an observed entry,
-            that entry.
+            the entry itself.
         error: Its Monte Carlo error; 0 for an observed entry.
         sd: Standard deviation of every entry given the observed ones, with its Monte Carlo error;
             0 for an observed one.
         missing: Which entries were missing.
         ess: Effective sample size of each row's weights, `(rows,)`; nan where nothing is missing.
-        pareto_k: Shape of their tail, `(rows,)`; nan where nothing is missing.
+        pareto_k: Pareto k of each row's weights, `(rows,)`; nan where nothing is missing.
         doubts: Reasons not to trust a row, and the rows that they apply to.
-        given: Global sites that the results are conditional on, in words; empty if on nothing.
+        given: Global sites that the results are conditional on, in words; empty if none.
         table: The columns, if the data are a table.
     """
 
@@ -64,12 +64,12 @@ class Imputation(PerDatum):
     table: Columns | None = field(default=None, metadata={"axis": None})
 
     def interval(self, level: float = 0.95) -> Float[Tensor, "ends rows *datum"]:
-        """Ends of a central interval for every entry, which a further draw falls into.
+        """Ends of a central interval for every entry: a prediction interval for one more draw.
 
-        If the entry is one more draw beside K others, it lies between the i-th and the j-th
-        smallest with probability (j - i) / (K + 1), exactly; levels in between are interpolated.
-        A level that even the outermost draws do not reach gets Student's t interval, from their
-        mean and standard deviation, for positive numbers those of the logarithms.
+        One more draw beside K others lies between the i-th and the j-th smallest with probability
+        (j - i) / (K + 1), exactly; levels in between are interpolated. If the level is above that
+        of the outermost draws, Student's t interval is used, from the mean and standard deviation
+        of the draws, or of their logarithms for positive numbers.
 
         Arguments:
             level: Probability that it holds the entry, under the model.
@@ -77,18 +77,18 @@ class Imputation(PerDatum):
         if not 0 < level < 1:
             raise ValueError(f"a level is a probability between 0 and 1, got {level}")
         number, tail = len(self.draws), (1 - level) / 2
-        place = tail * (number + 1) - 1  # of the lower end, from 0
+        place = tail * (number + 1) - 1  # position of the lower end, counted from 0
         if place < 0:
             return self._student(tail)
         share = place / (number - 1)
         return self.draws.quantile(self.draws.new_tensor([share, 1 - share]), dim=0)
 
     def _student(self, tail: float) -> Float[Tensor, "ends rows *datum"]:
-        """Ends of a Student t interval for a further draw, with a share `tail` beyond each."""
+        """Ends of a Student t interval for one more draw, with probability `tail` beyond each."""
         from scipy.special import stdtrit  # a third of a second to import
 
         number = len(self.draws)
-        if number < 2:  # one draw says nothing of how far others are away
+        if number < 2:  # one draw does not show the spread
             return torch.full_like(self.draws, torch.nan).expand(2, *self.draws.shape[1:])
         far = float(stdtrit(number - 1, 1 - tail)) * (1 + 1 / number) ** 0.5
         logs = self._positive()
@@ -131,7 +131,7 @@ class Imputation(PerDatum):
     def entries(self, level: float = 0.95) -> Any:
         """A row for each missing entry, in its own units, with a central interval; needs pandas.
 
-        For a category the share of its draws is given instead of an interval.
+        A category has its share of the draws in place of an interval.
 
         Arguments:
             level: Probability that the interval holds the entry, under the model.
@@ -196,7 +196,7 @@ class Imputation(PerDatum):
         }
 
     def plot(self) -> Any:
-        """Data with holes and what was drawn for them; needs matplotlib.
+        """Data with holes, and the draws that fill them; needs matplotlib.
 
         A table gets a panel for each column with holes, in its own unit.
         """
@@ -235,8 +235,8 @@ def impute(
 
     Whether an entry is missing must not depend on its value, given the observed ones (missing at
     random), unless the model says how it does (:class:`pyro_vae.likelihoods.SelfMasking`). Means
-    and standard deviations are of all weighted draws, one y for each; `draws` are resampled, each
-    with noise of its own.
+    and standard deviations use all weighted draws of z, with one y for each; `draws` are resampled
+    from them, each with its own noise.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose likelihood takes
@@ -249,7 +249,7 @@ def impute(
         estimator: Draws of latents per row, at least 30, and the proposal; 2,000 from the guide by
             default. Its `average` is not used: weights are Pareto-smoothed.
         given: Values of the latent sites that all data share, by name.
-        seed: Seed of the draws; those of a row depend on it and the row alone.
+        seed: Seed of the draws; a row's draws depend only on the seed and the row.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
@@ -325,7 +325,7 @@ def _filled_row(
 def _assembled(
     y: Tensor, rows: Tensor, filled: _Filled, evidence: LogMarginal, given: str
 ) -> Imputation:
-    """Rows with holes among those without; and observed entries as they were."""
+    """Puts filled rows among the complete ones; observed entries stay as they were."""
     missing, samples = y.isnan(), filled.draws.shape[1]
     known = y.nan_to_num()
     draws = known.expand(samples, *y.shape).clone()

@@ -1,16 +1,15 @@
 r"""Dependence between features under the fitted model.
 
-Under p(y) features depend on one another through z alone. Correlations are those of draws from
-the model; mutual information is an average over such draws of log densities that are integrals
-over z,
+Under p(y), features depend on one another through z alone. Correlations are those of draws from
+the model; mutual information averages, over such draws, log densities that are integrals over z,
 
 .. math:: I(y_i; y_j) = \mathbb{E}_{p(y)} \left[ \log \frac{p(y_i, y_j)}{p(y_i) \, p(y_j)} \right],
     \qquad p(y_i, y_j) = \mathbb{E}_{p(z)} [p(y_i \mid z) \, p(y_j \mid z)] ,
 
-zero if and only if the two are independent. One or two features seldom determine z, so prior draws
-serve all integrals. Their average is low inside the logarithm by about :math:`c^2 / 2M` for M
-draws; with half of the draws the bias doubles, so twice the one minus the other is free of it to
-first order.
+and is zero if and only if the two are independent. One or two features seldom determine z, so prior
+draws serve for all integrals. The logarithm of an average over M draws is low by about
+:math:`c^2 / 2M`; with half of the draws the bias doubles, so twice the estimate from all draws
+minus that from half of them is free of bias to first order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ from ..randomness import seeded, stream
 from ..results import Result, data_frame
 from .forward import features, simulating
 
-_ENTRIES = 4_000_000  # densities at once: 32 MB in float64
+_ENTRIES = 4_000_000  # densities computed at once: 32 MB in float64
 
 
 @runtime_checkable
@@ -55,8 +54,8 @@ class Correlation:
     .. math:: r_{ij} = \overline{u_i u_j}, \qquad \text{error}^2 = \frac{1}{S}
         \operatorname{Var}\left[u_i u_j - \tfrac{1}{2} r_{ij} (u_i^2 + u_j^2)\right]
 
-    for S draws of standardized features u: the influence function, right whatever their
-    distribution, as long as it has a fourth moment.
+    for S draws of standardized features u. The error is that of the influence function; it is right
+    for every distribution with a fourth moment.
 
     Arguments:
         num_samples: Draws of data.
@@ -105,14 +104,14 @@ class RankCorrelation:
 class MutualInformation:
     """Mutual information in nats, which measures any dependence, in any unit.
 
-    Value and error are those of independent replicates, each with data and latents of its own. The
-    diagonal is nan, and so are pairs that no prior draw explains: if the noise is narrow compared
-    with the spread of a feature, many latents are needed, as the error shows.
+    Value and error are mean and standard error over independent replicates, each with its own data
+    and latents. The diagonal is nan, and so are pairs with a datum that no prior draw explains. If
+    the noise is narrow beside the spread of a feature, many latents are needed; the error shows it.
 
     Arguments:
         num_samples: Draws of data per replicate.
         num_latents: Prior draws per replicate, shared by all its data; an even number.
-        num_replicates: At least two.
+        num_replicates: Number of replicates, at least two.
     """
 
     num_samples: int = 100
@@ -125,7 +124,7 @@ class MutualInformation:
         return "mutual information (nats)"
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
-        """Estimates the measure from replicates of the row."""
+        """Estimates the measure from independent replicates."""
         values = [
             self._replicate(program, row, stream(seed, f"dependence.{r}"))
             for r in range(self.num_replicates)
@@ -160,7 +159,7 @@ class MutualInformation:
 
 
 def _information(log_p: Float[Tensor, "data latents features"]) -> Tensor:
-    """Log ratios of all pairs for every datum, with the bias of first order taken off."""
+    """Log ratios of all pairs for every datum, without the first-order bias."""
     halves = [_log_ratio(half) for half in log_p.chunk(2, dim=1)]
     return 2 * _log_ratio(log_p) - (halves[0] + halves[1]) / 2
 
@@ -192,7 +191,7 @@ def correlation(y: Float[Tensor, "draws features"]) -> Estimate:
     u = centred / centred.square().mean(dim=0).sqrt()
     value, count = u.T @ u / len(u), len(u)
     squares = u.square()
-    # Var[u_i u_j - r (u_i^2 + u_j^2) / 2] by moments: no tensor (draws, features, features)
+    # Var[u_i u_j - r (u_i^2 + u_j^2) / 2] by moments, without a tensor (draws, features, features)
     second = squares.T @ squares / count
     cubes = (squares * u).T @ u / count
     fourth = squares.square().mean(dim=0)
@@ -205,7 +204,7 @@ def correlation(y: Float[Tensor, "draws features"]) -> Estimate:
 
 
 def _ranks(y: Float[Tensor, "draws features"]) -> Tensor:
-    """Ranks, the average of them where values are equal."""
+    """Ranks; equal values share the average of theirs."""
     ordered = y.T.contiguous().sort(dim=-1).values
     values = y.T.contiguous()
     low = torch.searchsorted(ordered, values)
@@ -227,7 +226,7 @@ class Dependence(Result):
         estimate: Value and Monte Carlo error, each `(features, features)`.
         names: Names of the features.
         measure: Name of the measure.
-        given: Global sites that it is conditional on, in words; empty if on nothing.
+        given: Global sites that it is conditional on, in words; empty if none.
     """
 
     estimate: Estimate
@@ -284,10 +283,10 @@ def dependence(
     Arguments:
         model: A Pyro program with one plate over data.
         guide: Only needed for the values of global latent sites, if there are any.
-        data: Data that give the shape, and the further tensors of the batch, whose first row is
-            used; not needed for a model that has a `prototype()`.
+        data: A batch; only the shape of its first tensor and the first row of the others are
+            used. Not needed for a model that has a `prototype()`.
         measure: :class:`Correlation` (the default), :class:`RankCorrelation` or
-            :class:`MutualInformation`, which alone is for categories without an order.
+            :class:`MutualInformation`. Only the last suits categories without an order.
         names: Names of the features; their positions by default.
         given: Values of the global latent sites, by name.
         seed: Seed of all draws.
@@ -296,7 +295,7 @@ def dependence(
         Value and error of every pair.
 
     Warns:
-        UserWarning: If categories without an order have no correlation, which is nan then.
+        UserWarning: If there are categories without an order, whose correlations are nan.
 
     Raises:
         ValueError: If names do not fit, or the program cannot be simulated.
@@ -331,7 +330,7 @@ def _nominal(model: ProgramLike) -> list[int]:
 
 
 def _without(estimate: Estimate, places: list[int], names: tuple[str, ...]) -> Estimate:
-    """Nan for some columns, with a warning that names them and the remedy."""
+    """Sets some columns to nan, with a warning that names them and the remedy."""
     if not places:
         return estimate
     warn(

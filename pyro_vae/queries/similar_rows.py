@@ -3,10 +3,10 @@ r"""How much more probable two rows are together than apart.
 .. math:: s_{nm} = \log \frac{p(y_n, y_m)}{p(y_n)\, p(y_m)} = \log \frac{p(y_m \mid y_n)}{p(y_m)},
     \qquad p(y_n, y_m) = \int p(z)\, p(y_n \mid z)\, p(y_m \mid z)\, dz
 
-the log Bayes factor of one latent for both rows against one for each: the score of Bayesian sets
-for a set of one row. It is symmetric, has no unit (a change of units cancels), takes missing
-entries as they are, and is positive where the rows speak for the same z; by how much depends on how
-informative both are, which distances between embeddings ignore.
+is the log Bayes factor of one latent for both rows against one for each: the score of Bayesian sets
+for a set of one row. It is symmetric, has no unit (a change of units cancels), allows missing
+entries, and is positive if the rows suggest the same z. Its size depends on how informative both
+are, which distances between embeddings ignore.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from ..programs import Program
 from ..results import Result, join
 from .weighted import estimator_for, prepared_with_holes
 
-_ROWS_AT_ONCE = 65_536  # of the program's batch; only memory depends on it
+_ROWS_AT_ONCE = 65_536  # rows of the program's batch at a time; only memory depends on it
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +52,7 @@ class Similarity(Result):
         return plot_similarity(self.estimate.value)
 
     def summary(self, number: int = 10) -> str:
-        """The most similar other of each of the first rows, and how many pairs to doubt."""
+        """The row most similar to each of the first rows, and how many pairs to doubt."""
         rows, others = self.reliable.shape
         lines = [
             f"row {row}: most similar to {place} ({plus_minus(value, error)} nats)"
@@ -91,7 +91,7 @@ def similarity(
         guide: A :class:`pyro_vae.Guide`, or one written by hand; `None` fits a Gaussian to every
             row.
         data: The batch tensor, or a tuple of them.
-        others: Rows to compare with; by default the same.
+        others: Rows to compare with; by default those of `data`.
         estimator: Importance sampling with 2,000 draws by default.
         given: Values of the global latent sites, by name.
         seed: Seed of all draws.
@@ -99,7 +99,7 @@ def similarity(
 
     Returns:
         Value and error of every pair, `(rows, others)`, in nats. The errors of the three densities
-        are added as if independent; shared draws make the true one smaller.
+        are combined as if independent; since draws are shared, the true error is smaller.
 
     Raises:
         ValueError: If data, model and guide do not fit together, or there are too few draws.

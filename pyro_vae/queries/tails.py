@@ -6,8 +6,8 @@ exchangeable with the n reference data, its rank among them is uniform, and
 
 .. math:: \hat p = \frac{1 + \#\{r : s_r \le s\}}{n + 1}
 
-is at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any n and any score:
-also for estimates of log p(y) that are noisy or biased, which cost power and not validity.
+is at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any n and any score.
+Noise or bias in estimates of log p(y) makes the test less powerful, but not invalid.
 """
 
 from collections.abc import Mapping
@@ -36,13 +36,13 @@ from ..results import Doubts, PerDatum
 from .forward import simulating
 from .weighted import guide_for, require_holes
 
-_DRAWS = 250  # for each log p: its error is lost in the spread over the reference data
-_MOST_REFERENCE = 10**9  # to ask for, whatever the control
+_DRAWS = 250  # for each log p: its error is small beside the spread of the reference data
+_MOST_REFERENCE = 10**9  # the highest number that `enough` returns, about
 _REFERENCE = 1000  # simulated data: tail probabilities down to a thousandth
 
 
 class Tail(Enum):
-    """Which data are far out."""
+    """Which data count as unusual."""
 
     LOW = "of low density"
     BOTH = "of low or unusually high density"
@@ -57,8 +57,8 @@ class Outliers(PerDatum):
             from their number and from estimating log p of the datum.
         log_p: Log density of every datum, with its error and how far to trust it.
         reference: Log densities of the reference data, `(reference, batch)`, in nats, scored with
-            the same entries missing as in each datum; all columns alike where none is missing.
-        tail: Which data are far out.
+            the same entries missing as in each datum; all columns are equal if none is missing.
+        tail: Which data count as unusual.
     """
 
     tail_probability: Estimate
@@ -73,7 +73,7 @@ class Outliers(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Its standard error."""
+        """Standard error of the tail probability."""
         return self.tail_probability.error
 
     @property
@@ -109,14 +109,14 @@ class Outliers(PerDatum):
 
     @property
     def beyond(self) -> Bool[Tensor, " batch"]:
-        """Data beyond all reference data, whose tail probability is the lowest there is."""
+        """Data beyond all reference data: their tail probability is the lowest possible."""
         fewest = 1 if self.tail is Tail.LOW else 2
         return self.value * (len(self.reference) + 1) <= fewest * (1 + 1e-6)
 
     def enough(self, control: stats.Control | None = None) -> int:
-        """Reference data by which all of those beyond would be flagged, if they stay beyond.
+        """How many reference data it takes to flag all data beyond them, if they stay beyond.
 
-        Doubled until they are; the present number if none is, or all are.
+        It is the present number, doubled until all would be flagged; unchanged if none is beyond.
         """
         how, beyond, number = control or stats.FalseDiscoveries(), self.beyond, len(self.reference)
         lowest = self.value[beyond] * (number + 1)
@@ -169,12 +169,12 @@ def outliers(
 
     .. math:: \hat p_n = \frac{1 + \#\{r : \log \hat p(y_r) \le \log \hat p(y_n)\}}{R + 1}
 
-    The reference decides what is tested. With simulated data the question is whether the model
-    produces such data: if it does not fit, many ordinary data are flagged. With held-out data,
-    clean and exchangeable with ordinary ones, it is whether the datum differs from those, whatever
-    the model; training data are fitted too well, so that too many would be flagged. A density is
-    high near the mode, where in many dimensions almost no data lie: :attr:`Tail.BOTH` flags those
-    too.
+    The reference decides what is tested. Simulated data test whether the model produces such a
+    datum: if the model does not fit, many ordinary data are flagged. Held-out data, clean and
+    exchangeable with ordinary ones, test whether the datum differs from them, whatever the model.
+    Training data are no reference: they are fitted too well, so too many data would be flagged. A
+    density is high near the mode, where in many dimensions almost no data lie: :attr:`Tail.BOTH`
+    flags data there too.
 
     No tail probability is below 1 / (R + 1). Flagging k of N data at a false discovery rate
     :math:`\alpha` needs :math:`R \ge N / k \alpha`; `summary` says if R was too small.
@@ -186,10 +186,10 @@ def outliers(
         data: The batch tensor, or a tuple of them.
         reference: Number of data to simulate from the model (with the further tensors of `data`,
             repeated), or complete held-out data.
-        estimator: As in :func:`pyro_vae.log_marginal_likelihood`, the same for both; importance
-            sampling with 250 draws by default. The cost is that of the reference data, times the
-            number of patterns of missing entries.
-        tail: Which data are far out.
+        estimator: As in :func:`pyro_vae.log_marginal_likelihood`, for data and reference alike; by
+            default importance sampling with 250 draws. The cost is that of the reference data,
+            times the number of patterns of missing entries.
+        tail: Which data count as unusual.
         given: Values of the global latent sites, by name.
         seed: Seed of all draws.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
@@ -233,7 +233,7 @@ def outliers(
 
     patterns, which = batch[0].isnan().reshape(len(batch[0]), -1).unique(dim=0, return_inverse=True)
     scored = score(batch)
-    # All patterns in one run, which says beforehand how long it takes.
+    # All patterns in one run, so that its progress bar covers them all.
     holed = [_with_holes(held, pattern) for pattern in patterns]
     every = tuple(torch.cat(parts) for parts in zip(*holed, strict=True))
     reference_scores = ranked(every).reshape(len(patterns), -1).T
@@ -270,7 +270,7 @@ def _reference(
     if reference < 1:
         raise ValueError(f"a rank needs at least 1 reference datum, got {reference}")
     first, *others = first_rows(batch, reference)
-    rows = (first.nan_to_num(nan=0.0), *others)  # a simulation has the holes of its rows
+    rows = (first.nan_to_num(nan=0.0), *others)  # simulated rows keep the holes of these
     with simulating(model, guide, rows, seed, given) as program:
         return simulate(program, rows, stream(seed, "outliers.reference"))[1]
 
@@ -285,9 +285,9 @@ def _with_holes(batch: Batch, pattern: Bool[Tensor, " features"]) -> Batch:
 def _tails(
     scored: LogMarginal, reference: Float[Tensor, "reference batch"], tail: Tail
 ) -> Estimate:
-    """Tail probabilities, and by how much they could be off."""
+    """Tail probabilities with their errors."""
     value, counted = _ranked(scored.value, reference, tail)
-    # Of the finite reference, and of moving log p of the datum by one standard error.
+    # Errors of the finite reference, and from moving the datum's log p by one standard error.
     higher, lower = (
         _ranked(scored.value + sign * scored.error, reference, tail).value for sign in (1, -1)
     )
@@ -295,6 +295,6 @@ def _tails(
 
 
 def _ranked(score: Tensor, reference: Tensor, tail: Tail) -> Estimate:
-    # The same datum ties with itself, whatever batch it stood in.
+    # A datum ties with itself, however it was rounded in another batch.
     tolerance, both = stats.rounding(score), tail is Tail.BOTH
     return stats.tail_probability(-score, -reference, two_sided=both, tolerance=tolerance)

@@ -5,8 +5,8 @@ The range of a latent is taken from the data, as quantiles of the aggregated pos
 values that no datum has, shows nothing about the data.
 
 In many dimensions the draws of N(0, I) lie near a sphere of radius :math:`\sqrt{L}`, and the middle
-of a straight line between two of them lies at :math:`\sqrt{L / 2}`, where almost none are: the
-decoder was hardly trained there. A path along the sphere stays among them.
+of a straight line between two of them lies at :math:`\sqrt{L / 2}`, where there are almost no
+draws, so the decoder was hardly trained there. A path along the sphere stays among the draws.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from ..randomness import row_keys
 from ..results import Result
 from .forward import decoded
 
-_ANTIPODAL = 1e-6  # radians short of half a turn, where rounding chooses the way
+_ANTIPODAL = 1e-6  # radians from half a turn; closer, rounding would choose the direction
 
 
 @runtime_checkable
@@ -35,7 +35,7 @@ class Path(Protocol):
     """A path from one latent vector to another."""
 
     def __call__(self, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-        """Points `(steps, *batch, latents)` at the shares `t`, `(steps,)`, of the way."""
+        """Points, `(steps, *batch, latents)`, at the fractions `t`, `(steps,)`, of the path."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Spherical:
         """Points on the arc.
 
         Raises:
-            ValueError: If a point is the origin, or both are opposite: no arc is the shortest.
+            ValueError: If a point is the origin, or the two are opposite, so that no arc is shortest.
         """
         a, b = torch.broadcast_tensors(a, b)
         shares = t.reshape(-1, *[1] * a.dim())
@@ -98,7 +98,7 @@ def interpolate(
     num_steps: int = 8,
     path: Path | None = None,
 ) -> Float[Tensor, "steps *batch latents"]:
-    r"""Points on a path between latents, both ends among them; decode them with `model.decode`.
+    r"""Points on a path between two latents, ends included; decode them with `model.decode`.
 
     Arguments:
         a: Where the path starts, `(*batch, latents)`, as :func:`encode` gives it.
@@ -126,11 +126,11 @@ def interpolate(
 
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
-"""Quantiles that a latent is moved to, of 60 data or more."""
+"""Quantiles that a latent is moved to, with 60 data or more."""
 
-_MIDDLE = (1 / 6, 5 / 6)  # quantiles, between which lie two thirds
-_SHOWN = 5  # columns of a table that are drawn, unless told otherwise
-_DRAWS = 2000  # of the aggregated posterior: quantiles at 2.5% to within 0.4%
+_MIDDLE = (1 / 6, 5 / 6)  # quantiles around the middle two thirds
+_SHOWN = 5  # columns of a table that are drawn by default
+_DRAWS = 2000  # of the aggregated posterior: its 2.5% quantile is within 0.4% of that level
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,11 +140,11 @@ class Traversal(Result):
     Arguments:
         order: Positions of the latents, `(latents,)`.
         names: Their names, in that order.
-        information: Information of each by itself about the identity of the datum, `(latents,)`, in
-            nats, in that order; nan where it is unknown, and the order is then that of the spread
-            of the posterior's mean over most data.
+        information: Information in each latent alone about which datum it is, `(latents,)`, in
+            nats, in that order. If some are unknown (nan), the order is by the spread of the
+            posterior's mean over the middle two thirds of the data.
         levels: Quantiles, `(steps,)`.
-        values: What each latent was set to, `(latents, steps)`.
+        values: Values that each latent was set to, `(latents, steps)`.
         decoded: Means of p(y | z), `(latents, steps, *datum)`, in the unit of the data.
         at: Values of the other latents, `(latents,)`, in the model's order.
         spread: Standard deviation of every feature over the data, `(*datum)`; None if it is not
@@ -169,11 +169,11 @@ class Traversal(Result):
     def plot(
         self, columns: Sequence[str] | None = None, image_shape: tuple[int, int] | None = None
     ) -> Any:
-        """What is decoded along each latent; needs matplotlib.
+        """Decoded means along each latent; needs matplotlib.
 
         Arguments:
-            columns: Columns to draw, a panel each, for tables: by default the one that each latent
-                moves most, and others that move most. For other data, names of all features.
+            columns: For a table, columns to draw, a panel each: by default the one that each latent
+                moves most, then others that move most. For other data, names of all features.
             image_shape: Height and width, for images.
 
         Raises:
@@ -235,8 +235,8 @@ def traverse(
         F_d(u) = \frac{1}{N} \sum_n q(z_d \le u \mid y_n)
 
     Latents are ordered by the information that each has by itself, :math:`I_q(n; z_d)`
-    (:func:`pyro_vae.diagnostics.collapse`). Where the effect of a latent depends on the others,
-    a traversal shows it at one place only: try several.
+    (:func:`pyro_vae.diagnostics.collapse`). If the effect of a latent depends on the others,
+    a traversal shows it at one place only: try several values of `at`.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -244,17 +244,17 @@ def traverse(
         data: The data whose aggregated posterior gives the ranges, at least two.
         at: Values of the other latents, `(latents,)`, such as `encode(model, guide, y)[n]`; zeros
             by default.
-        levels: Quantiles, between 0 and 1; by default from 2.5% to 97.5%, and of fewer than 60 data
-            only as far as no single datum at either end reaches.
+        levels: Quantiles, between 0 and 1; by default from 2.5% to 97.5%, or, with fewer than 60
+            data, less far, so that no single datum sets an end.
         given: Values of the global latent sites, by name.
-        seed: Seed of the draws that the quantiles are of.
+        seed: Seed of the draws that give the quantiles.
 
     Returns:
-        What was decoded, where, and the order. Quantiles are those of 2,000 draws or more: the
-        standard error of their level is at most 0.011.
+        The decoded means, the latents decoded, and their order. Quantiles are those of 2,000 draws
+        or more: the standard error of their level is at most 0.011.
 
     Raises:
-        ValueError: If levels are no quantiles, `at` does not fit, or data and programs do not.
+        ValueError: If levels are not quantiles, or if `at`, data and programs do not fit together.
 
     References:
         | beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework
@@ -290,16 +290,16 @@ def traverse(
 
 
 def _levels(num_data: int) -> tuple[float, ...]:
-    """The default quantiles, none within the 1/N of the draws that belong to an outlier."""
+    """The default quantiles, none within the outermost 1/N of the draws: one outlier's share."""
     end = min(1.5 / num_data, LEVELS[2])
     return tuple(min(max(level, end), 1 - end) for level in LEVELS)
 
 
 def _order(uses: Collapse, means: Float[Tensor, "data latents"]) -> Int64[Tensor, " latents"]:
-    """By information, else by how far the middle two thirds of the data lie apart.
+    """Orders latents by information, else by the spread of the middle two thirds of the data.
 
-    One outlier, whose posterior may be too narrow for a normal one, leaves the information unknown,
-    and moves variances.
+    One outlier, whose posterior may be far too narrow, can leave the information unknown; it would
+    also change the variance, so that is not used.
     """
     known = uses.information.value
     if not bool(known.isnan().any()):
@@ -312,13 +312,13 @@ def _order(uses: Collapse, means: Float[Tensor, "data latents"]) -> Int64[Tensor
 
 def _quantiles(z: Float[Tensor, "draws data latents"], levels: tuple[float, ...]) -> Tensor:
     """Quantiles of all draws together, `(latents, levels)`."""
-    ordered = z.flatten(0, 1).sort(dim=0).values  # Tensor.quantile refuses 16 million entries
+    ordered = z.flatten(0, 1).sort(dim=0).values  # Tensor.quantile refuses over 16 million entries
     places = [round(level * (len(ordered) - 1)) for level in levels]
     return ordered[places].T
 
 
 def moved(at: Tensor, order: Tensor, values: Float[Tensor, "latents steps"]) -> Tensor:
-    """`at` with one latent in turn at each of its values, `(latents, steps, latents)`."""
+    """Copies of `at`, each with one latent at one of its values, `(latents, steps, latents)`."""
     places = at.repeat(*values.shape, 1)
     which = order.reshape(-1, 1, 1).expand(*values.shape, 1)
     return places.scatter(-1, which, values.unsqueeze(-1))

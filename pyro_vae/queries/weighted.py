@@ -1,12 +1,12 @@
-r"""Draws of the latents given what was observed of a row, as weighted draws of a proposal.
+r"""Draws of the latents given a row's observed entries, as weighted draws of a proposal.
 
 .. math:: \mathbb{E}[f(z) \mid y_O] \approx \sum_k s_k f(z_k), \qquad
     s_k = \frac{w_k}{\sum_j w_j}, \quad w_k = \frac{p(y_O, z_k)}{q(z_k)}, \quad z_k \sim q
 
 with the largest weights Pareto-smoothed. The guide is only the proposal: where it is off, the
-weights say so and put it right, as far as its draws reach. The error of such a ratio is the delta
-method's, :math:`\text{error}^2 = \sum_k s_k^2 (f(z_k) - \bar f)^2`, too small where the weights
-have no finite variance; so effective sample size and Pareto k come along.
+weights show it and correct for it, as far as its draws reach. The error of such a ratio is the
+delta method's, :math:`\text{error}^2 = \sum_k s_k^2 (f(z_k) - \bar f)^2`. It is too small if the
+weights have no finite variance, so effective sample size and Pareto k are reported with it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from ..evidence import (
 from ..guides import GlobalParameters, Guide, is_tied_to_rows, maps_of
 from ..programs import as_batch, device_of, has_missing, partly_observed
 
-_DRAWS = 2000  # a row: an error of a mean below 3% of the spread, with a tail to look at
+_DRAWS = 2000  # per row: errors of means are below 3% of the spread, and the tail can be judged
 
 
 class WeightedDraws(NamedTuple):
@@ -46,7 +46,7 @@ class WeightedDraws(NamedTuple):
 def weighted_draws(
     inference: Inference, estimator: ImportanceSampling, *, seed: int, progress: bool | None
 ) -> Iterator[WeightedDraws]:
-    """Draws of every row's latents given what was observed of it, some rows at a time."""
+    """Draws of every row's latents given its observed entries, some rows at a time."""
     proposed = inference._replace(posterior=estimator.proposal(*inference))
     smoothing = replace(estimator, average=PARETO_SMOOTHED)
     blocks = smoothing.judged_blocks(proposed, seed=seed, progress=progress)
@@ -65,10 +65,10 @@ def weighted_mean(
 def estimator_for(
     guide: ProgramLike | None, estimator: ImportanceSampling | None
 ) -> ImportanceSampling:
-    """The estimator asked for; by default the guide as proposal, or a fit to every row without one.
+    """The given estimator; the default's proposal is the guide, or without one, a fit to every row.
 
     Raises:
-        ValueError: If there are too few draws, or an error is to be met.
+        ValueError: If there are too few draws, or their number depends on a target error.
     """
     if estimator is None:
         return (
@@ -90,7 +90,7 @@ def prepared_with_holes(
     seed: int,
     given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Inference]:
-    """As :func:`pyro_vae.evidence.prepared`, for data with holes and perhaps no guide."""
+    """Like :func:`pyro_vae.evidence.prepared`, but takes data with holes, and None as the guide."""
     batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)
     with prepared(model, guide_for(model, guide, batch, given), batch, seed, given) as ready:
@@ -98,7 +98,7 @@ def prepared_with_holes(
 
 
 def require_holes(model: ProgramLike, batch: Batch) -> None:
-    """Refuses a model that takes no missing entries in its first tensor, where there are some."""
+    """Refuses missing entries in the first tensor unless the model takes them."""
     if has_missing(batch[0]) and 0 not in partly_observed(model, batch):
         raise ValueError(
             "the model takes no missing entries (nan) in its first tensor: use a likelihood of "
@@ -113,7 +113,7 @@ def guide_for(
     batch: Batch,
     given: Mapping[str, Tensor] | None = None,
 ) -> ProgramLike:
-    """The guide, checked for whether it answers to these data; without one, q(z) = N(0, I).
+    """The guide, after a check that it accepts these data; without one, q(z) = N(0, I).
 
     Raises:
         ValueError: If the guide refuses data with holes, with the remedy.
@@ -144,7 +144,7 @@ def guide_for(
 def chosen(
     columns: Sequence[int | str], names: Sequence[str] | None, like: Tensor
 ) -> Bool[Tensor, "*datum"]:
-    """Which entries of a datum are meant: by position, counted over all its axes, or by name.
+    """Mask of the chosen entries of a datum, by position (over all its axes) or by name.
 
     Raises:
         ValueError: If a column is unknown or there is none, or names do not fit the data.
