@@ -4,16 +4,16 @@ The command line, :class:`pyro_vae.sklearn.VAE` and the Python functions share t
 Everything here can be written out by hand in a few lines with `pv.models`, `pv.nets` and
 `pv.Guide`.
 
-| of a data set | choice |
+| data set | choice |
 | --- | --- |
 | only zeros and ones, or images in [0, 1] | `Bernoulli` |
 | other numbers throughout | `Gaussian`, one learned sigma per column |
 | a real column among others | `Gaussian`, a learned sigma of at least 1/100 of its spread |
 | numbers above 0, very skewed | `LogNormal`, one learned sigma per column |
 | counts; two values; categories | `NegativeBinomial`; `Bernoulli`; `Categorical` or `Ordinal` |
-| D columns | half of D latents, from 1 to 10; a hidden layer of 4 D, from 32 to 256 |
+| D columns | D / 2 latents, from 1 to 10; a hidden layer of 4 D units, from 32 to 256 |
 | a wide table of many rows | up to 32 latents, one for every ten rows |
-| several kinds of columns, or nan | an encoder that sees indicators, logs and what is missing |
+| several kinds of columns, or nan | an encoder that sees indicators, logarithms and missingness |
 | a table of at most 512 columns | training starts at factor analysis; q is full-rank |
 """
 
@@ -45,8 +45,8 @@ GUIDES = ("amortized", "per-datum", "global")
 """Names of the maps that :func:`inference_map` makes."""
 
 _MOST_LATENTS = 10  # unless training starts at factor analysis, which uses more of them
-_ROWS_PER_LATENT = 10  # that each latent above ten needs
-_FULL_RANK = 32  # latents; a factor of the covariance has 560 parameters then
+_ROWS_PER_LATENT = 10  # needed for each latent above ten
+_FULL_RANK = 32  # latents; the mean and a factor of the covariance have 560 parameters then
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Architecture:
         likelihood: The likelihood, p(y | z).
         linear_start: Whether the model of a table of at most 512 columns starts at factor analysis,
             with a full-rank q that contains its posteriors (`pyro_vae.linear_start`), or at
-            random weights with a mean-field q. It matters for tables of a few hundred rows, in
-            which too few steps are taken to find even the linear solution; their held-out log
-            density is then several tenths of a nat higher.
+            random weights with a mean-field q. It matters for tables of a few hundred rows, on
+            which training takes too few steps to find even the linear solution; the linear start
+            raises their held-out log density by several tenths of a nat.
     """
 
     latent_dim: int | None = None
@@ -98,7 +98,7 @@ def default_likelihood(dataset: Dataset) -> Likelihood:
     known = y[~y.isnan()]
     binary = bool(((known == 0) | (known == 1)).all())
     inside = bool(((known >= 0) & (known <= 1)).all())
-    if columns is not None and _are(columns, Real):  # standardized, if they are not as they were
+    if columns is not None and _are(columns, Real):  # 0 and 1 do not count if standardized
         binary &= bool((columns.scale == 1).all() and (columns.center == 0).all())
     if binary or (inside and dataset.image_shape is not None):
         return likelihoods.Bernoulli()
@@ -171,7 +171,7 @@ def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models
         start_from(decoder, likelihood.start(dataset.train))
     model = models.VAE(decoder, likelihood, latent_dim)
     if columns is not None and linear:
-        with forked(architecture.seed, "weights.decoder"):  # overwritten, but drawn
+        with forked(architecture.seed, "weights.decoder"):  # drawn, then overwritten
             start_model(model, columns, dataset.train)
     return model
 
@@ -256,7 +256,7 @@ def guide(
     if family is None and linear and model.latent_dim <= _FULL_RANK:
         family = FullRankNormal()
     start = model if family is None or isinstance(family, ClosestNormal) else None
-    with forked(architecture.seed, "weights.encoder"):  # and those of a layer on top
+    with forked(architecture.seed, "weights.encoder"):  # and the weights of a layer on top
         return Guide(model, _map(name, dataset, architecture, start), family)
 
 

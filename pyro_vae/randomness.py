@@ -6,7 +6,7 @@ quantities are independent exactly when their streams have different names.
 
 A Monte Carlo estimate of a datum must not depend on the datum's position or on how the rows were
 cut into chunks. So every row has its own key, :func:`row_keys`, made from the stream and from the
-numbers in the row. Noise of many rows at once is counter-based, :func:`normals`: with :math:`s,
+numbers in the row. Noise for many rows at once, :func:`normals`, is counter-based: with :math:`s,
 \gamma` derived from the row's key (:math:`\gamma` odd) and a bijective mixing function,
 
 .. math:: u_i = \operatorname{mix}(s + i \gamma \bmod 2^{64}), \qquad i = 0, 1, \ldots
@@ -41,15 +41,15 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-DIGEST_ROWS = 4096  # rows hashed at a time, and fewer where they are wide:
-_DIGEST_NUMBERS = 2**21  # in float64 these are 16 MB
-_POSITIVE = 2**63 - 1  # what fits a signed integer and any generator
+DIGEST_ROWS = 4096  # rows hashed at a time; fewer if they are wide
+_DIGEST_NUMBERS = 2**21  # limit of numbers hashed at a time: 16 MB in float64
+_POSITIVE = 2**63 - 1  # largest seed: it fits a signed integer and any generator
 
 # SplitMix64: increment, multipliers and shifts of Steele, Lea & Flood (their "variant 13").
 _INCREMENT = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, made odd
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _ALTERNATING = 0xAAAAAAAAAAAAAAAA
-_FEWEST_TRANSITIONS = 24  # between bits of an increment that are alike: fewer mix badly
+_FEWEST_TRANSITIONS = 24  # changes between neighbouring bits of an increment; fewer mix badly
 _NORMAL, _UNIFORM = 0, 2  # numbers of one kind share no bit with those of another
 _AT_ONCE = 2**15  # numbers computed at a time: the buffers stay in the cache of a core
 
@@ -61,12 +61,12 @@ nested call of the same thread does not wait.
 """
 
 
-_FORK_WAITS = 10.0  # seconds for an evaluation of another thread; a training takes longer
+_FORK_WAITS = 10.0  # seconds: enough for an evaluation in another thread, not for a training
 _waited: list[bool] = []  # whether other threads were done when a process was forked
 
 
 def _wait_for_others() -> None:
-    """Before a fork: lets other threads put back what they changed, which the child would keep."""
+    """Before a fork: lets other threads restore the state they changed, or the child keeps it."""
     _waited.append(ALONE.acquire(timeout=_FORK_WAITS))
 
 
@@ -101,7 +101,7 @@ def stream(seed: int, name: str) -> int:
 
     Arguments:
         seed: Any integer, taken modulo 2^64; or another stream, of which this is a sub-stream.
-        name: What is drawn from it, as in `"importance.pilot"`.
+        name: Name of the quantity drawn from it, such as `"importance.pilot"`.
 
     Example:
         >>> stream(0, "pilot") == stream(0, "pilot"), stream(0, "pilot") == stream(1, "pilot")
@@ -152,7 +152,7 @@ def streams_of_torch() -> list[Tensor]:
 
 
 def restore_streams(state: list[Tensor]) -> None:
-    """Restores what :func:`streams_of_torch` returned: the next draws are repeated."""
+    """Restores a state from :func:`streams_of_torch`, so that the draws after it are repeated."""
     torch.set_rng_state(state[0])
     if state[1:]:
         torch.cuda.set_rng_state_all(state[1:])
@@ -162,7 +162,7 @@ def restore_streams(state: list[Tensor]) -> None:
 
 
 def check_rows(batch: Sequence[Tensor]) -> None:
-    """Refuses tensors that do not have the same rows.
+    """Refuses tensors with different numbers of rows, or without rows.
 
     Raises:
         ValueError: If there is no tensor or no row, or the numbers of rows differ.
@@ -231,7 +231,7 @@ def row_keys(seed: int, name: str, *batch: Tensor) -> Int64[Tensor, " rows"]:
 
     Arguments:
         seed: Any integer.
-        name: What is drawn, as in :func:`stream`.
+        name: Name of the quantity drawn, as in :func:`stream`.
         batch: Tensors `(rows, *datum)`; a row is its values in all of them.
 
     Returns:
@@ -266,7 +266,7 @@ def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " row
     empty, content, width = hashlib.blake2b(digest_size=8), rows.tobytes(), rows[:1].nbytes
     digests = bytearray()
     for first in range(0, len(content), width):
-        digest = empty.copy()  # takes half the time of a new one
+        digest = empty.copy()  # half the time of making a new one
         digest.update(content[first : first + width])
         digests += digest.digest()
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
@@ -276,7 +276,7 @@ def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows
     """The number of equal values that precede each."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
-    ranks = np.arange(len(values)) - np.searchsorted(ordered, ordered)  # from the first equal one
+    ranks = np.arange(len(values)) - np.searchsorted(ordered, ordered)  # since the first equal
     counts = np.empty_like(values)
     counts[order] = ranks
     return counts
@@ -326,14 +326,14 @@ def normals(
 def uniforms(
     keys: Int64[Tensor, " rows"], num: int, size: int, like: Tensor, *, first: int = 0
 ) -> Float[Tensor, "num rows size"]:
-    """Uniform numbers in (0, 1) of many rows; arguments are those of :func:`normals`.
+    """Uniform numbers in (0, 1) for many rows; arguments are those of :func:`normals`.
 
     They have 53 random bits in float64; other dtypes are rounded from those.
     """
     noise = like.new_empty(num, len(keys), size)
     for part, bits in _pieces(keys, num, size, noise, kind=_UNIFORM, first=first):
         part.copy_(_shifted(bits, 11).double().add_(0.5).mul_(2.0**-53))
-    # Rounded to few bits, the largest may be 1.
+    # With few bits, the largest may have been rounded to 1.
     return noise.clamp_(max=1 - torch.finfo(noise.dtype).eps / 2)
 
 
@@ -400,8 +400,8 @@ class Heard:
     Arguments:
         names: Names of streams and row keys.
         askers: The functions that requested each of them.
-        drawn: Keys of counter-based noise, one entry per call, with the kind of numbers and where
-            in the sequence they start and stop.
+        drawn: For each call for counter-based noise and each key: the key, the kind of numbers, and
+            where they start and stop in the sequence.
     """
 
     names: dict[int, str] = field(default_factory=dict)

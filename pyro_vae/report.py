@@ -1,8 +1,9 @@
 """A report as one self-contained HTML file: no network, no other file, no script needed.
 
-A report is sections of blocks (text, points, tables, figures, facts, code), each a small frozen
-dataclass that renders itself. Pictures are embedded, every column's definition is at its heading
-(hover) and in the glossary at the end (phones, print), and where scripts run, tables can be sorted.
+A report has sections of blocks (text, points, tables, figures, facts, code), each a small frozen
+dataclass that renders itself. Pictures are embedded. Every column's definition is shown on hover
+over its heading, and in the glossary at the end, for phones and print. Tables can be sorted where
+scripts run.
 Every text comes from the caller and is escaped; the content security policy of the page lets it
 load nothing.
 """
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PIXELS = 96  # an inch, as style sheets have it
+_PIXELS = 96  # per inch in style sheets
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -106,7 +107,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; with a lead phrase it is set apart."""
+    """A paragraph; one with a lead phrase is set apart."""
 
     text: str
     lead: str = ""
@@ -248,7 +249,7 @@ class Figure:
         png: The bytes of a PNG file.
         alt: A description for those who cannot see the figure.
         caption: How to read it.
-        title: A few words.
+        title: A title of a few words.
         dpi: Dots per inch, which set its size on the page.
 
     Raises:
@@ -358,7 +359,7 @@ def _section(place: int, part: Section) -> str:
 
 @dataclass(frozen=True)
 class _Glossary:
-    """Definitions of the columns, where their headings link to."""
+    """Definitions of the columns, to which their headings link."""
 
     columns: Sequence[Column]
 

@@ -9,7 +9,7 @@ rows, :math:`y_d = (x_d - m_d) / s_d`, and :math:`y` is modelled. Reported densi
 
 where :math:`O` are the observed entries; missing ones (nan) drop out of both sums.
 
-This module needs scikit-learn, and is imported when `pyro_vae.sklearn` is first asked for.
+This module needs scikit-learn, and is imported when `pyro_vae.sklearn` is first used.
 """
 
 import copy
@@ -44,14 +44,14 @@ from .likelihoods import Likelihood, Mixed
 from .tables import TableVAE
 from .training import Fit, adam_with, fit
 
-# A fifth wider than the trained posterior, whose tails are too light: on iris no row is unreliable
-# then, where three of 38 are without it.
 _ADVICE = "pass real numbers, (n_samples, n_features), with nan where one is missing"
+# A fifth wider than the trained posterior, whose tails are too light: on iris this makes every row
+# reliable; without it, three of 38 are not.
 _EVALUATION = ImportanceSampling(1000, proposal=Widened(1.2))
 
 
 class UnreliableDensityWarning(UserWarning):
-    """Some values of `score_samples` rest on too few of the draws to be reliable."""
+    """Some values of `score_samples` depend on too few of the draws to be reliable."""
 
 
 class VAE(
@@ -84,7 +84,7 @@ class VAE(
             columns, and a mean-field one for more.
         standardize: Whether numbers are standardized internally; by default if their likelihood is
             Gaussian.
-        max_epochs: The most passes over the training rows.
+        max_epochs: Maximum number of passes over the training rows.
         batch_size: Rows per step; by default chosen by :mod:`pyro_vae.defaults`.
         learning_rate: Step size of Adam.
         early_stopping: Whether some rows are held out to decide when to stop; with fewer than 20
@@ -99,7 +99,7 @@ class VAE(
 
     Attributes:
         model_: The Pyro program; `guide_`: its amortized posterior. Both take standardized rows.
-        table_: The same as a :class:`pyro_vae.TableVAE`, which also imputes, finds outliers and
+        table_: Both as a :class:`pyro_vae.TableVAE`, which also imputes, finds outliers and
             explains: `vae.table_.impute(X).completed()`, `vae.table_.explain(X)`.
         columns_: The columns; `center_`: what is subtracted from them; `scale_`: what they are
             divided by.
@@ -137,7 +137,7 @@ class VAE(
     random_state: Any
     verbose: bool | int
 
-    @no_type_check  # scikit-learn wants no argument looked at before `fit`, by anybody
+    @no_type_check  # scikit-learn wants no argument checked before `fit`
     def __init__(  # noqa: PLR0913 (scikit-learn sets every choice by a name of its own)
         self,
         latent_dim: int | None = None,
@@ -192,7 +192,7 @@ class VAE(
             ValueError: If there are fewer than two rows, a row or a column has no observed entry,
                 or a value is infinite.
         """
-        check_arguments(VAE.__init__, self.get_params(deep=False))  # not earlier, by their rules
+        check_arguments(VAE.__init__, self.get_params(deep=False))  # scikit-learn forbids it earlier
         table, _ = self._table(X, reset=True)
         self.seed_ = _seed_of(self.random_state)
         self.columns_ = Columns.of(table, self._kinds(table))
@@ -217,7 +217,7 @@ class VAE(
 
         Returns:
             An array; if the table of `fit` held words or categories, a table like it, with the most
-            probable ones.
+            probable of these.
         """
         _require_fitted(self)
         with _advised(_ADVICE):
@@ -262,7 +262,7 @@ class VAE(
         return replace(result, value=result.value + self.columns_.log_scales(rows))
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean log density of the rows, in nats: higher is better, as for grid search."""
+        """Mean log density of the rows, in nats: higher is better, as grid search needs."""
         return float(self.score_samples(X).mean())
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
@@ -280,7 +280,7 @@ class VAE(
 
     @property
     def _n_features_out(self) -> int:
-        """For `get_feature_names_out`."""
+        """Number of columns of the embedding, for `get_feature_names_out`."""
         return self.latent_dim_
 
     def _rows(self, X: Any) -> tuple[Tensor, np.dtype[Any]]:
@@ -320,13 +320,13 @@ class VAE(
                 ensure_all_finite="allow-nan",
                 ensure_min_samples=fewest,
             )
-        table = np.array(X)  # a copy: what came in may be read-only
+        table = np.array(X)  # a copy: the input may be read-only
         if not reset and self.columns_.named:
             return dict(zip(self.columns_.names, table.T, strict=True)), table.dtype
         return table, table.dtype
 
     def _kinds(self, table: Any) -> dict[str, Kind | type[Kind]]:
-        """The kinds of the columns: all numbers for a likelihood of the user's."""
+        """The kinds of the columns; with the user's own likelihood, all numbers are `Real`."""
         given, standardize = dict(self.kinds or {}), self.standardize
         if standardize is None:
             if self.likelihood is None or isinstance(self.likelihood, Mixed):
@@ -340,9 +340,9 @@ class VAE(
         return {**dict.fromkeys(numbers, Real if standardize else Real()), **given}
 
     def _make(self, dataset: Dataset) -> tuple[Tensor, Tensor | None]:
-        """Model and posterior; the rows to train them on, and those that say when to stop.
+        """Makes model and posterior; returns the training rows, and those that say when to stop.
 
-        A likelihood of the user's is copied, since training changes it.
+        The user's likelihood is copied, since training changes it.
         """
         likelihood = copy.deepcopy(self.likelihood)
         sizes = defaults.Architecture(self.latent_dim, self.hidden, self.seed_, likelihood)
@@ -356,7 +356,7 @@ class VAE(
         self.model_, self.guide_ = table.model, table.guide
         assert table.dataset is not None
         rows = table.dataset.train, table.validation
-        table.dataset = table.validation = None  # rows are no part of an estimator
+        table.dataset = table.validation = None  # an estimator does not keep its rows
         return rows
 
     def _trained(self, train: Tensor, held_out: Tensor | None) -> tuple[Any, int]:
@@ -377,7 +377,7 @@ class VAE(
         return result.history, result.best_epoch
 
     def _own_units(self, rows: Tensor) -> Any:
-        """An array of numbers, or a table where the training rows held words."""
+        """An array of numbers, or a table if the training rows held words."""
         if self.columns_.numeric:
             numbers: NDArray[np.floating] = (
                 rows.double() * self.columns_.scale + self.columns_.center
@@ -393,7 +393,7 @@ def _is_frame(X: Any) -> bool:
 
 @contextmanager
 def _without_news_of_columns() -> Iterator[None]:
-    """Silences the warning about constant columns, which a few rows may have."""
+    """Silences the warning about constant columns: in a few rows they are no surprise."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".* columns are constant over", UserWarning)
         yield
@@ -409,7 +409,7 @@ def _advised(advice: str) -> Iterator[None]:
 
 
 def _seed_of(random_state: Any) -> int:
-    """A seed, drawn from what scikit-learn takes for a stream."""
+    """A seed, drawn from any `random_state` that scikit-learn accepts."""
     with _advised("pass a whole number of at least 0, a RandomState or None"):
         return int(check_random_state(random_state).randint(2**31 - 1))
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _LISTED = 15  # outliers
 _NAMED = 3  # outliers in the first sentence
-_SIZE = (4.8, 3.6)  # inches of the first picture: half a page, and what a phone can show
+_SIZE = (4.8, 3.6)  # inches of the first picture: half a page wide, and fits a phone
 _NAME = Column("row", "row", "Identifies the row: its position in the table, counted from 0, its "
                "index, and the columns left out of the model that are not constant.",
                is_number=False)  # fmt: skip
@@ -60,14 +60,14 @@ class Subject:
 
     Arguments:
         vae: A :class:`pyro_vae.TableVAE`.
-        rows: A table of the columns that it was trained on; the held-out rows if None.
+        rows: A table with the columns that `vae` was trained on; the held-out rows if None.
         title: Name of the rows, and how many there are.
         names: Columns that identify the rows, by name.
         heading: Title of the page.
-        ranging: Rows over which the latents range; the training rows if None.
+        ranging: Rows that set the range of each latent; the training rows if None.
         training: How training ended, in a sentence; empty if it is not known.
-        facts: What is needed to repeat it.
-        commands: Lines to copy that repeat it.
+        facts: Facts needed to repeat the analysis, by name.
+        commands: Commands to copy that repeat the analysis.
     """
 
     vae: Any
@@ -96,7 +96,7 @@ def report_of(
     """
     how: dict[str, Any] = {"seed": seed, "progress": progress}
     _, log_p = about.vae.evaluate(about.rows, ImportanceSampling(num_samples), **how)
-    # Ranks need fewer draws than densities, and the page has one log p, with one count of doubts.
+    # Ranks need fewer draws than densities; but the page shows one log p, with one count of doubts.
     found = replace(about.vae.outliers(about.rows, reference, **how), log_p=log_p)
     told = about.vae.explain(about.ranging, seed=seed)
     sections = [
@@ -111,7 +111,7 @@ def report_of(
 
 
 def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Columns that tell rows apart: not those with the same entry in all of them."""
+    """Columns that tell rows apart: all but those with the same entry in every row."""
     return {
         name: values
         for place, (name, values) in enumerate(names.items())
@@ -156,7 +156,7 @@ def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
 
 
 def _named(about: Subject, place: int) -> str:
-    """A row by what identifies it."""
+    """The identifying entries of a row, as text."""
     return ", ".join(str(values[place]) for values in identifying(about.names).values())
 
 

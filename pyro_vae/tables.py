@@ -1,4 +1,4 @@
-r"""A VAE of a table: data frame in, model out, and answers in the names and units of the frame.
+r"""A VAE of a table: from a data frame to a model, with answers in the frame's names and units.
 
 Three lines turn a table into a model, with a likelihood for each column and an encoder that sees
 categories and missing entries (:mod:`pyro_vae.defaults`):
@@ -8,9 +8,9 @@ categories and missing entries (:mod:`pyro_vae.defaults`):
     vae.fit(num_epochs=300)
 
 `vae.model`, `vae.guide` and `table.train` work with everything else in this library. The object,
-and what it saves, also hold the columns, by which later tables are matched by name; the centres and
-scales, so that densities are of the data in its own units; and digests of the training rows, so
-that none of them is mistaken for held-out data.
+in memory and saved, also holds the columns, so that later tables are matched by name; the centres
+and scales, so that densities are in the data's own units; and digests of the training rows, so that
+none of them is mistaken for held-out data.
 """
 
 import base64
@@ -72,13 +72,13 @@ from .table_report import Subject, report_of
 from .training import Fit, fit
 from .writing import require_file_place, whole_file
 
-_FEWEST_TO_SPLIT = 20  # rows; of fewer, two cannot say when to stop
-_PATIENCE = 50  # epochs: a validation ELBO of a few rows jitters
+_FEWEST_TO_SPLIT = 20  # rows; with fewer, one or two held out cannot say when to stop
+_PATIENCE = 50  # epochs: the validation ELBO of a few rows is noisy
 _SPREADS, _POINTS = (
     4,
     201,
-)  # of the logarithms, that a curve of positive numbers covers to each side
-_MOST_DIGESTS = 500_000  # rows; 11 letters each are saved, of the 8 MiB that a save may say
+)  # of a curve of positive numbers: standard deviations of the logarithms either side, and points
+_MOST_DIGESTS = 500_000  # rows; each takes 11 bytes of the 8 MiB that saved metadata may have
 
 
 @dataclass(eq=False)
@@ -94,8 +94,8 @@ class TableVAE:
         units: The columns, which encode tables.
         holes: Whether the encoder has seen missing entries.
         digests: Digests of the training rows, or None if they are not known.
-        dataset: The rows, if they are available; its training rows are those that `fit` takes.
-        validation: Some of the rows to train on, by which `fit` chooses the epoch; or None.
+        dataset: The rows, if they are available; `fit` trains on its training rows.
+        validation: Rows taken from the training rows, by which `fit` chooses the epoch; or None.
         history: The training history, once trained.
 
     Example:
@@ -137,7 +137,7 @@ class TableVAE:
                 linear start.
             validation_fraction: Share of the training rows by which `fit` chooses the epoch to
                 keep; a tenth is usual. With fewer than 20 training rows, or a guide with parameters
-                for every row, there are none.
+                for every row, none are set aside.
         """
         dataset = data if isinstance(data, Dataset) else from_frame(data)
         holes = bool(dataset.train.isnan().any() or dataset.test.isnan().any())
@@ -155,7 +155,7 @@ class TableVAE:
         """Trains on the training rows; takes the arguments of :func:`pyro_vae.fit`.
 
         If there are validation rows, the epoch with their highest ELBO is kept, and training stops
-        after 50 epochs without a higher one, unless there are other instructions.
+        after 50 epochs without a higher one, unless the arguments say otherwise.
         """
         if self.dataset is None:
             raise ValueError("there are no training rows: create the model by TableVAE.of(table)")
@@ -166,7 +166,7 @@ class TableVAE:
         return self.history
 
     def rows(self, data: Any = None) -> Float[Tensor, "rows *datum"]:
-        """A table as the model takes it; by default the held-out rows.
+        """A table encoded for the model; by default the held-out rows.
 
         Raises:
             ValueError: If a column is missing or unknown, or an entry does not fit its column.
@@ -190,7 +190,7 @@ class TableVAE:
         return trained_on(row_digests(self.rows(data)), self.digests)
 
     def embed(self, data: Any = None, *, seed: int = 0) -> Any:
-        """The mean of the posterior of every row, a column for each latent, as a data frame.
+        """A data frame of the posterior mean of every row, with a column for each latent.
 
         It keeps the index of a pandas table, so that it can be joined back; latents are named as in
         :meth:`explain`.
@@ -213,7 +213,7 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> Evaluation:
-        """ELBO and log density of every row from the same draws, as :func:`pyro_vae.evaluate`."""
+        """ELBO and log density of every row from the same draws, by :func:`pyro_vae.evaluate`."""
         rows = self.rows(data)
         self._check_holes(rows)
         given: dict[str, Any] = {"seed": seed, "progress": progress}
@@ -228,7 +228,7 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> LogMarginal:
-        """Log density of every row, as :func:`pyro_vae.log_marginal_likelihood`."""
+        """Log density of every row, by :func:`pyro_vae.log_marginal_likelihood`."""
         rows = self.rows(data)
         self._check_holes(rows)
         how = estimator or ImportanceSampling()
@@ -247,7 +247,7 @@ class TableVAE:
         progress: bool | None = None,
         **how: Any,
     ) -> Outliers:
-        """How unusual each row is, as :func:`pyro_vae.outliers`; `reference` may be a table."""
+        """How unusual each row is, by :func:`pyro_vae.outliers`; `reference` may be a table."""
         rows = self.rows(data)
         held = reference if isinstance(reference, int) else self.rows(reference)
         posterior = self._or_none(rows, seed)
@@ -264,7 +264,7 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> Similarity:
-        """Similarity of every row with others, as :func:`pyro_vae.queries.similarity`."""
+        """Similarity of every row with others, by :func:`pyro_vae.queries.similarity`."""
         rows = self.rows(data)
         beside = rows if others is None else self.rows(others)
         everything = torch.cat([rows, beside])
@@ -280,7 +280,7 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> Imputation:
-        """Draws of the missing entries, as :func:`pyro_vae.impute`; `completed()` is a table."""
+        """Draws of the missing entries, by :func:`pyro_vae.impute`; `completed()` is a table."""
         rows = self.rows(data)
         posterior = self._or_none(rows, seed)
         given: dict[str, Any] = {"seed": seed, "progress": progress}
@@ -298,7 +298,7 @@ class TableVAE:
     ) -> ConditionalDensity:
         """Density of a column given the others of every row, in its own unit.
 
-        As :func:`pyro_vae.queries.conditional_density`; entries of the column are ignored.
+        See :func:`pyro_vae.queries.conditional_density`; entries of the column are ignored.
 
         Example:
             >>> table = {"age": [31.5, 47.0, None, 22.0, 60.5], "sex": ["f", "m", "m", "f", "f"]}
@@ -313,7 +313,7 @@ class TableVAE:
         kind = columns.kinds.get(column)
         if isinstance(kind, Categories):
             given["grid"] = torch.arange(float(len(kind.categories)), device="cpu")
-        elif isinstance(kind, Positive):  # in equal ratios: half the mass may be near 0
+        elif isinstance(kind, Positive):  # evenly on a log scale: half the mass may be near 0
             far = _SPREADS * kind.spread
             given["grid"] = torch.linspace(-far, far, _POINTS, device="cpu").exp()
         found = conditional_density(self.model, self._or_none(rows, seed), rows, column, **given)
@@ -323,12 +323,12 @@ class TableVAE:
         return found.in_units_of(columns.columns[place])
 
     def dependence(self, measure: Any = None, *, seed: int = 0) -> Dependence:
-        """Dependence between every two columns, as :func:`pyro_vae.queries.dependence`."""
+        """Dependence between every two columns, by :func:`pyro_vae.queries.dependence`."""
         names = self._columns().names
         return dependence(self.model, self.guide, None, measure, names=names, seed=seed)
 
     def explain(self, data: Any = None, *, seed: int = 0) -> Explanation:
-        """Which latents affect which columns, as :func:`pyro_vae.queries.explain`.
+        """Which latents affect which columns, by :func:`pyro_vae.queries.explain`.
 
         Latents are ranked over the rows of a table, by default over the training rows.
         """
@@ -339,7 +339,7 @@ class TableVAE:
         return explain(self.model, posterior, rows, columns, seed=seed)
 
     def traverse(self, data: Any = None, *, seed: int = 0, **how: Any) -> Traversal:
-        """Decoded means along each latent, as :func:`pyro_vae.traverse`."""
+        """Decoded means along each latent, by :func:`pyro_vae.traverse`."""
         rows = self._training_rows() if data is None else self.rows(data)
         self._check_holes(rows)
         posterior = self._posterior(rows, seed, new=data is not None)
@@ -430,7 +430,7 @@ class TableVAE:
 
     def _columns(self) -> Columns:
         if not isinstance(self.units, Columns):
-            raise ValueError(  # noqa: TRY004 (of how the model was made, not of an argument)
+            raise ValueError(  # noqa: TRY004 (about how the model was made, not an argument)
                 "the model was not made for a table, so its columns have no names: use TableVAE.of"
             )
         return self.units
@@ -446,7 +446,7 @@ class TableVAE:
         return for_new_rows(found, rows, seed=seed, progress=False) if new else found
 
     def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
-        """The guide; None, for a fit to every row, if it never saw missing entries and these do."""
+        """The guide; None (a fit to every row) if missing entries are new to it."""
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)
 

@@ -3,10 +3,10 @@ r"""How much more probable two rows are together than apart.
 .. math:: s_{nm} = \log \frac{p(y_n, y_m)}{p(y_n)\, p(y_m)} = \log \frac{p(y_m \mid y_n)}{p(y_m)},
     \qquad p(y_n, y_m) = \int p(z)\, p(y_n \mid z)\, p(y_m \mid z)\, dz
 
-is the log Bayes factor of one latent for both rows against one for each: the score of Bayesian sets
-for a set of one row. It is symmetric, has no unit (a change of units cancels), allows missing
-entries, and is positive if the rows suggest the same z. Its size depends on how informative both
-are, which distances between embeddings ignore.
+:math:`s_{nm}` is the log Bayes factor of one latent for both rows against one for each: the score
+of Bayesian sets for a set of one row. It is symmetric, has no unit (a change of units cancels),
+allows missing entries, and is positive if the rows suggest the same z. Its size depends on how
+informative both are, which distances between embeddings ignore.
 """
 
 from collections.abc import Mapping

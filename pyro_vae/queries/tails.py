@@ -37,7 +37,7 @@ from .forward import simulating
 from .weighted import guide_for, require_holes
 
 _DRAWS = 250  # for each log p: its error is small beside the spread of the reference data
-_MOST_REFERENCE = 10**9  # the highest number that `enough` returns, about
+_MOST_REFERENCE = 10**9  # where `enough` stops doubling
 _REFERENCE = 1000  # simulated data: tail probabilities down to a thousandth
 
 

@@ -65,7 +65,7 @@ class Spherical:
         """Points on the arc.
 
         Raises:
-            ValueError: If a point is the origin, or the two are opposite, so that no arc is shortest.
+            ValueError: If a point is the origin, or the two are opposite, with no shortest arc.
         """
         a, b = torch.broadcast_tensors(a, b)
         shares = t.reshape(-1, *[1] * a.dim())
