@@ -192,7 +192,7 @@ class VAE(
             ValueError: If there are fewer than two rows, a row or a column has no observed entry,
                 or a value is infinite.
         """
-        check_arguments(VAE.__init__, self.get_params(deep=False))  # scikit-learn forbids it earlier
+        check_arguments(VAE.__init__, self.get_params(deep=False))  # not earlier, by convention
         table, _ = self._table(X, reset=True)
         self.seed_ = _seed_of(self.random_state)
         self.columns_ = Columns.of(table, self._kinds(table))
