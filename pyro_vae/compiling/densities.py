@@ -91,8 +91,8 @@ class CompiledDensity:
         self.program, self.rows, self.calls_left = program, min(rows, _ROWS), calls_left
         self.graphs = Graphs(program.model, "log densities", compile=compile, memory=memory)
         self._densities = _Densities(program)
-        self._is_checked = False  # the graph, against the program, in this evaluation
-        self._is_validated = False  # a piece, by Pyro
+        self._is_checked = False  # whether the graph was compared in this evaluation
+        self._is_validated = False  # whether Pyro has validated a piece
 
     @property
     def model(self) -> ProgramLike:
@@ -128,7 +128,7 @@ class CompiledDensity:
         )
 
     def _agrees(self, graph: Captured, first: Tensor, batch: Batch) -> bool:
-        """Whether the graph agrees with the program, which validates, on one draw for all data."""
+        """Whether the graph agrees with the program on one draw per datum; the program validates."""
         if self._is_checked and not is_validation_enabled():
             return True
         self._is_checked = True
@@ -182,7 +182,7 @@ class DrawDensities:
     """A program's log densities of many draws, in pieces, compiled if that saves time.
 
     As a check, the first draw of the first piece is also evaluated eagerly. If the model does not
-    check its data itself, so is the first draw of every other piece, to have Pyro validate them.
+    check its data itself, so is the first draw of every other piece: Pyro then validates them.
 
     Arguments:
         program: The model; its global latents have values.
@@ -197,8 +197,8 @@ class DrawDensities:
         self.graphs = Graphs(program.model, "densities", compile=compile, memory=memory)
         self._name = ("draws", program.plate)
         self._densities = _Densities(program)
-        self._is_checked = False  # the graph, against the program, in this evaluation
-        self._is_validated = False  # a piece, by Pyro
+        self._is_checked = False  # whether the graph was compared in this evaluation
+        self._is_validated = False  # whether Pyro has validated a piece
 
     def __call__(
         self, z: Tensor, batch: Batch, particles: int, *, data: int, rows_left: int = 0

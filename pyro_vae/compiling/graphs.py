@@ -1,19 +1,20 @@
 r"""Compiled graphs of a model, and the cost model that decides whether to compile.
 
-Evaluations call the same function of tensors hundreds of times. It is captured (see `capture`) and
-compiled once for tensors of given shapes. A model may later change in ways that no tensor shows, so
+An evaluation calls the same function of tensors hundreds of times. The function is captured (see
+`capture`) and compiled once for tensors of given shapes. A model may later change in ways that no tensor shows, so
 a graph is compared with the eager program at the start of every evaluation.
 
 Whether compiling saves time is decided by counts, never by the clock, so that it does not depend on
 the load of the machine. An eager call makes :math:`n` operations, each with its share of Pyro's
 handlers and of torch's dispatcher, and :math:`m` bytes of results. A graph has no handlers, and
 makes fewer passes over memory; matrix products are the same. Compiling takes a time proportional to
-:math:`n`. So with :math:`c` calls it saves time if
+:math:`n`. With :math:`s_n` and :math:`s_m` seconds saved per operation and byte, and :math:`t`
+seconds to compile an operation, it saves time over :math:`c` calls if
 
 .. math:: c\, (s_n n + s_m m) > t\, n .
 
 If the number of later calls is not known, it is taken to be the number of calls so far: compiling
-then costs at most as much again as was lost by waiting.
+then takes no longer than the time that was lost by waiting.
 """
 
 from collections.abc import Callable, Iterator, Sequence

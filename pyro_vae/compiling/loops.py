@@ -9,9 +9,9 @@ the body of a loop, which also gathers the batch and updates the parameters by A
     \frac{m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} .
 
 There all parameters form one vector, and so do the gradients and both moments: the update is one
-operation, which compiles faster than one per parameter. Joining the gradients takes a
-pass over memory, so large models are better off step by step. The loop ends before a step whose
-gradients are not finite.
+operation, which compiles faster than one per parameter. Joining the gradients takes a pass over
+memory, so large models are better off step by step. The loop ends before a step whose gradients are
+not finite.
 
 References:
     | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)

@@ -23,7 +23,7 @@ class CompiledELBO(ELBO):
     """An ELBO for `pyro.infer.SVI` that runs model, guide and gradient compiled.
 
     The first step with a batch of given shapes runs eagerly, the second one captures and compiles
-    the programs (some ten seconds), and every later one replays the compiled code: the same
+    the programs (about ten seconds), and every later one replays the compiled code: the same
     draws from the same seed, the same loss and gradient, without Pyro's handlers. A batch of
     another shape is captured again. If a program cannot be captured, for example because it
     branches on data or counts its calls, steps run eagerly, and `reason` says why.

@@ -74,7 +74,7 @@ class CompiledSteps:
         return {"cost": self.cost, "reason": self.reason, "graphs": graphs}
 
     def resume(self, cost: Any, reason: str, graphs: list[Any]) -> None:
-        """Compiles, as it comes up, what a run had compiled when its :meth:`state` was taken."""
+        """From now on, compiles what a run had compiled when its :meth:`state` was taken."""
         self.cost = None if cost is None else Cost(*cost)
         self.reason, self.expected = reason, set(graphs)
 
@@ -139,7 +139,7 @@ class CompiledSteps:
             if taken.steps == len(rows):
                 return taken
             restore_streams(stream)
-            self.is_due_eagerly = True  # which finds the cause
+            self.is_due_eagerly = True  # an eager step finds the cause
             return self.adam.several(loop, rows[: taken.steps], total) if taken.steps else None
 
     def loop(self, data: Batch, rows: Tensor, steps_left: int) -> Loop | None:

@@ -1,7 +1,7 @@
 r"""Posteriors in closed form, for any program that is linear and Gaussian in its latents.
 
-If every latent of a datum is Gaussian given the others and the data are Gaussian around something
-linear in them (factor analysis, probabilistic PCA, a random walk seen through noise), then
+If every latent of a datum is Gaussian given the others and the data are Gaussian around a
+linear function of them (factor analysis, probabilistic PCA, a random walk seen through noise), then
 :math:`\log p(y, z) = c + h^\top z - z^\top P z / 2`, so its gradient :math:`g(z) = h - P z` is
 linear: :math:`h = g(0)` and :math:`P e_i = g(0) - g(e_i)` follow exactly from L + 1 points, without
 inspecting the program. The posterior is :math:`\mathcal{N}(P^{-1} h, P^{-1})`. Two more points,

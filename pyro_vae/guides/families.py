@@ -145,8 +145,8 @@ class FactoredNormal(dist.MultivariateNormal):
     .. math:: \log q(z) = -\tfrac{1}{2} \|\epsilon\|^2 - \sum_i \log L_{ii}
         - \tfrac{d}{2} \log 2 \pi
 
-    If L is close to singular, rounding spoils the noise that is solved for from z. Training in
-    float32 exploits that: the computed entropy of q then becomes arbitrary.
+    If L is close to singular, rounding errors spoil a solution for the noise. Training in float32
+    exploits that: the computed entropy of q then becomes arbitrary.
     """
 
     _drawn: tuple[Tensor, Tensor] | None = None

@@ -9,11 +9,11 @@ the change of variables
 
 The nets inside :math:`f` belong to the family, and are shared by all data. Each datum has its own
 :math:`(\mu, \log \sigma, c)`: the nets see the context :math:`c` beside :math:`\epsilon`, so the
-flow bends differently for every datum. Only Pyro's transforms that can be inverted
-are used here, so that the density is known at any point, not only at the flow's own draws.
+flow bends differently for every datum. Only Pyro's transforms that can be inverted are used here,
+so that the density is known at any point, not only at the flow's own draws.
 
-Every second layer sees the entries in reverse order, so that each entry can depend on every other
-one although layers treat entries in order.
+In a layer that treats entries in order, an entry depends on earlier ones only. So every second
+layer sees them in reverse order, and each entry can depend on every other one.
 """
 
 import math

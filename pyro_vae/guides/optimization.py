@@ -20,8 +20,7 @@ regressed on the points. This gives the curvature of the log posterior averaged 
    parameters; one step moves q by no more than about two nats.
 
 A datum is done when the gain predicted for a full step is below a tolerance in nats. The noise is
-the same for all data, so the result for one datum depends neither on the others nor on
-their order.
+the same for all data, so the result for one datum depends neither on the others nor on their order.
 """
 
 from collections.abc import Callable
@@ -39,13 +38,13 @@ from ..randomness import stream
 from .families import ClosestNormal, Family
 from .reparameterization import Noise, fixed_noise, fresh_noise, noise_size
 
-_NEWTON_STEPS = 20  # Newton's method takes about five; if 20 are not enough, more are not either
+_NEWTON_STEPS = 20  # Newton's method takes about five; if 20 do not suffice, more will not
 _SUFFICIENT = 1e-4  # share of the predicted rise that a step must bring; Armijo's usual constant
 _SHORTER = 0.3  # factor on the length of a rejected step
-_SHORTEST = 1e-5  # of a full step, after about ten rejections: less is lost in rounding
+_SHORTEST = 1e-5  # of a full step, after about ten rejections; shorter steps are lost in rounding
 _ROUNDINGS = 8.0  # how many rounding units of its value a function may seem to fall by
 _FLATTEST = 1e-6  # least curvature, as a share of the largest: keeps P invertible
-_FARTHEST = 2.0  # longest step in the metric of Fisher information: half its square is in nats
+_FARTHEST = 2.0  # longest step in the metric of Fisher information: half its square is KL in nats
 FRESH_DRAWS = 64  # the error of the reported ELBO is an eighth of the spread of one draw
 
 
@@ -252,7 +251,7 @@ class _Place(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """The next step of each datum: direction, slope along it in nats; is the datum done or lost?"""
+    """The next step of each datum, its slope in nats, and whether the datum is done or lost."""
 
     direction: Float64[Tensor, "batch parameters"]
     rise: Float64[Tensor, " batch"]

@@ -280,7 +280,7 @@ class ProgramPosterior:
             unconstrained = discrete.repeated(unconstrained, axes)
         run = self.run(copies * len(z), values, unconstrained)
         others = (site for site in self._sites(run, values) if site.name not in values)
-        # Sites outside the plate, as in an automatic guide of global sites, have no datum.
+        # Sites outside the plate, as in an automatic guide of global sites, belong to no datum.
         auxiliary = [site.name for site in others if site.is_in(self.program.plate)]
         if auxiliary:
             raise ValueError(

@@ -3,8 +3,7 @@
 The ELBOs of all data are maximized at once over fixed points. Points can be overfitted: if other
 points predict that a step would gain more than a few thousandths of a nat, or the ELBO over fresh
 draws is below that over the points, the datum is refitted, from where it ended, with more
-points. The final
-predicted gain is reported as the possible distance from the best q.
+points. The final predicted gain is reported as the possible distance from the best q.
 """
 
 from collections.abc import Callable, Iterator

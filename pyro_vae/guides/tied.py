@@ -5,7 +5,7 @@ every row, or a mean over the batch, makes it depend on the row's position or on
 This is detected by calling the guide on a few rows, rearranged, repeated and alone: with the
 latents at the same points the log density of every site must be the same, and so must the gradient
 of a weighted sum of them (the gradient also reveals per-row parameters that are all equal). A guide
-that is tied to rows is evaluated on all of them together, and on no others.
+that is tied to rows is evaluated on all of its rows together, and on no others.
 """
 
 from collections.abc import Iterator, Mapping
