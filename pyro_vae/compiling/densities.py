@@ -128,7 +128,7 @@ class CompiledDensity:
         )
 
     def _agrees(self, graph: Captured, first: Tensor, batch: Batch) -> bool:
-        """Whether the graph agrees with the program on one draw per datum; the program validates."""
+        """Whether graph and program agree on one draw per datum; the program validates the data."""
         if self._is_checked and not is_validation_enabled():
             return True
         self._is_checked = True

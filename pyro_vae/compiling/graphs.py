@@ -1,8 +1,8 @@
 r"""Compiled graphs of a model, and the cost model that decides whether to compile.
 
 An evaluation calls the same function of tensors hundreds of times. The function is captured (see
-`capture`) and compiled once for tensors of given shapes. A model may later change in ways that no tensor shows, so
-a graph is compared with the eager program at the start of every evaluation.
+`capture`) and compiled once for tensors of given shapes. A model may later change in ways that no
+tensor shows, so a graph is compared with the eager program at the start of every evaluation.
 
 Whether compiling saves time is decided by counts, never by the clock, so that it does not depend on
 the load of the machine. An eager call makes :math:`n` operations, each with its share of Pyro's

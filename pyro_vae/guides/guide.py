@@ -35,8 +35,8 @@ class Guide(NamedModule):
     r"""An approximate posterior :math:`q(z_n \mid \lambda_n)`, with :math:`\lambda_n` from a map.
 
     It is a Pyro program: `guide(*batch)` samples the model's latent sites, inside the model's plate
-    over data. The family is a distribution over one flat unconstrained vector per datum, of which each
-    latent site of the model is a part.
+    over data. The family is a distribution over one flat unconstrained vector per datum, of which
+    each latent site of the model is a part.
 
     Arguments:
         model: The Pyro program whose latent sites the guide samples.

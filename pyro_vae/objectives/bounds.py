@@ -151,7 +151,7 @@ class DReG(Objective):
     num_particles: int = 50
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Computes the weights from a view of the draws; :meth:`bound` rescales the view's gradient."""
+        """Computes the weights from a view of the draws, whose gradient :meth:`bound` rescales."""
         return _by_path(draws, batch, draws.z.view_as(draws.z))
 
     def bound(self, particles: Particles) -> Tensor:
