@@ -52,7 +52,7 @@ def _mm(left: Tensor, right: Tensor) -> Any:
 
 
 def _is_low(x: Tensor) -> bool:
-    """Whether sums would be rounded to a low precision; a product keeps them in a higher one."""
+    """Whether sums in this dtype lose precision that a matrix product would keep."""
     return torch.finfo(x.dtype).bits < 32
 
 

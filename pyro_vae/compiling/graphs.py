@@ -34,7 +34,7 @@ from .capturing import Captured, NotCaptured, capture
 
 # Seconds measured on one core of a 2023 Xeon; only their ratios matter.
 _COMPILING = 0.04  # per operation; a training step of a VAE has 300
-_SAVED = 17e-6  # per operation: most of its time
+_SAVED = 17e-6  # per operation: most of its eager time
 _SAVED_BYTE = 0.08e-9  # per byte of results, which takes 0.3e-9 eagerly
 COMPILER_MEMORY = 300.0  # mebibytes that the compiler itself takes
 
@@ -87,7 +87,7 @@ class _Kept:
 def kept_with(model: Any) -> _Kept:
     """The record of a model, kept in an attribute of the object or function.
 
-    A bound method keeps it with its object. Objects without attributes keep none.
+    The record of a bound method is kept with its object. Objects without attributes have none.
     """
     owner = owner_of(model)
     try:

@@ -232,7 +232,7 @@ class Loop:
         return taken, report, following, theta, m, v
 
     def _held(self, theta: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors that the step's graph holds: parts of the vector, and the others."""
+        """The tensors that the step's graph holds: parts of the parameter vector, and `others`."""
         pieces = [
             piece.view(part.shape)
             for piece, part in zip(theta.split(self.numbers), self.parameters, strict=True)

@@ -133,7 +133,7 @@ class _Seen:
 
 
 def _key(model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]) -> _Key:
-    """The key under which a captured step is valid."""
+    """The key under which a captured step is stored."""
     current = current_minibatch()
     rows = None if current is None else (len(current.rows), current.num_data)
     forms = tuple((part.shape, part.dtype, has_missing(part)) for part in batch)

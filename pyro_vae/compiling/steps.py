@@ -35,7 +35,7 @@ class CompiledSteps:
     """Training steps that are compiled if that saves time, or on request.
 
     Arguments:
-        loss: The loss of a step, and the ELBO; must not read a number out of a tensor.
+        loss: Computes the loss of a step, and the ELBO; must not read a number out of a tensor.
         tensors: The tensors to update.
         optimizer: The optimizer.
         compile: True to compile at once, False never, None if it saves time.
@@ -125,8 +125,8 @@ class CompiledSteps:
         """Takes steps in one call, up to the first one that is not finite.
 
         Arguments:
-            loop: What :meth:`loop` returned.
-            rows: The rows of each step, equally many, for at most :data:`STEPS` steps.
+            loop: The loop that :meth:`loop` returned.
+            rows: The rows of each of at most :data:`STEPS` steps, the same number for each.
             total: The sum of ELBOs so far, in nats.
 
         Returns:
@@ -199,7 +199,7 @@ class CompiledSteps:
         self.graphs, self.loops = graphs, loops
 
     def _pays(self, steps_left: int) -> bool:
-        if self.cost is None:  # the first step, which makes the state of the optimizer, is eager
+        if self.cost is None:  # the first step, which creates the optimizer's state, is eager
             return False
         saved = self.cost.seconds_saved(1, steps_left)
         return self.is_asked or saved > self.cost.seconds_to_compile

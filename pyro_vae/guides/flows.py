@@ -342,7 +342,10 @@ class NormalizingFlow(TrainableFamily):
 
 
 class _AutoregressiveNet(ConditionalAutoRegressiveNN):
-    """Pyro's network with inputs cast to the context's dtype: inversion starts in the default."""
+    """Pyro's network, with inputs cast to the context's dtype.
+
+    Inversion starts at zeros of the default dtype.
+    """
 
     def forward(self, x: Tensor, context: Tensor) -> Sequence[Tensor] | Tensor:
         """The transform's parameters for each entry, from the entries before it."""
@@ -426,7 +429,7 @@ def _check_hidden(transform: FlowTransform, hidden: tuple[int, ...]) -> None:
 
 
 def _check_spline(transform: FlowTransform, bins: int, bound: float) -> None:
-    # Every bin takes at least a thousandth of the width in Pyro, so a thousand fill it.
+    # Pyro gives every bin at least a thousandth of the width, so a thousand bins fill it.
     if not 2 <= bins <= 500 or not bound > 0:
         raise ValueError(
             f"{type(transform).__name__} needs 2 to 500 bins and a positive bound, got "

@@ -186,7 +186,7 @@ class Guide(NamedModule):
                 pyro.factor("_surrogate", -surrogate.reshape(-1, *ones), has_rsample=True)
             sites = self.program.latent_sites
             if len(sites) == 1 and sites[0].is_plain_vector:
-                # Sampled as it is, so that objectives with analytic KL terms recognize it.
+                # Sampled directly, so that objectives with analytic KL terms recognize it.
                 pyro.sample(sites[0].name, posterior)
             else:
                 self._sample_sites(posterior, plates)

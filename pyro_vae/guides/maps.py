@@ -69,7 +69,7 @@ class InferenceMap(nn.Module):
         """Called before training with some rows of the data set; most maps ignore it."""
 
     def scale_steps(self, factor: float) -> None:
-        """Called when the learning rate changes, with its value as a fraction of the first one."""
+        """Called when the learning rate changes, with the new rate as a fraction of the first."""
 
     def owns(self, leaf: Tensor) -> bool:
         """Whether a leaf of the loss's graph is updated by the map itself, not by an optimizer."""
@@ -129,8 +129,7 @@ class Encoder(InferenceMap):
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Puts a linear layer on top of a trunk; an existing one is kept.
 
-        If the prior is made of the encoder's own posteriors, the prior sets it up before the guide
-        does.
+        A prior made of the encoder's own posteriors sets the encoder up before the guide does.
 
         Raises:
             ValueError: If it was set up for another number of parameters.

@@ -339,7 +339,7 @@ class _QuasiNewton:
         self.count = torch.zeros(shape[1], dtype=torch.int64, device=start.device)  # per datum
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """No datum is lost: the natural gradient is always an ascent."""
+        """Marks no datum as lost, since the natural gradient always points uphill."""
         information = self.problem.information(point)
         if before is not None:
             self._remember(rows, point, before, information)

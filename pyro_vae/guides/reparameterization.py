@@ -6,8 +6,8 @@ Many distributions are a transformation of standard normals, :math:`z = T_\lambd
 zero) have exactly the mean and covariance of the normal, so the average of a quadratic function
 over them is exactly its expectation.
 
-For other distributions, each row is drawn with their own `rsample`, after torch's generator is set
-to the same seed: this noise is fixed too, but not quasi-random.
+For other distributions, torch's generator is set to the same seed before each row is drawn with
+`rsample`: this noise is fixed too, but not quasi-random.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-r"""Shared by all objectives: one bound per datum, summed over data, with the scales outside.
+r"""The base of all objectives: one bound per datum, summed over data, with the scales outside.
 
 The global latent sites :math:`g` are drawn once, the local latents :math:`K` times per datum, which
 gives weights :math:`w_{kn} = p(y_n, z_{kn} \mid g) / q(z_{kn} \mid y_n, g)`. An objective is a
@@ -49,7 +49,7 @@ class Schedule(Protocol):
 
     @property
     def length(self) -> float:
-        """Epochs that it takes; early stopping and the choice of the best state begin only then."""
+        """Epochs it takes; early stopping and choosing the best state begin only after them."""
 
     def __call__(self, epoch: float | int) -> float:
         """The weight at an epoch, counted from 0; fractions are allowed."""
@@ -173,8 +173,8 @@ class Progress(NamedTuple):
 
     Arguments:
         loss: The number to minimize: minus the bound, with its gradient.
-        elbo: The plain ELBO at full KL weight and without the program's own scales, higher is
-            better; no gradient.
+        elbo: The plain ELBO, at full KL weight and without the program's own scales; higher is
+            better. It has no gradient.
     """
 
     loss: Tensor
@@ -253,10 +253,10 @@ class Objective(ELBO):
         Arguments:
             model: A Pyro program `model(*batch)` with one plate over data.
             guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-            batch: Their arguments.
+            batch: The arguments of both.
 
         Returns:
-            Both in nats over the data set; stochastic, with the error of one set of draws.
+            Loss and ELBO in nats over the data set, with the random error of one set of draws.
 
         Raises:
             ValueError: If the sites of the model in the plate have different scales, or the
