@@ -108,7 +108,7 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
 
     .. math:: d_n = \log p_1(y_n) - \log p_2(y_n)
 
-    Both must have seen the same rows in the same order. The Monte Carlo errors are taken as
+    Both models must have seen the same rows in the same order. Monte Carlo errors are taken as
     independent; for estimates with the same seed, whose draws are correlated, they are slightly too
     large. Two lower bounds may be low by different amounts: if the Monte Carlo errors are not small
     compared with the difference, use more draws.
@@ -205,7 +205,7 @@ class ModelComparison(Result):
     """Held-out log p(y) of several models on the same data, best first.
 
     Arguments:
-        means: Mean per datum, by model, in nats, with both errors.
+        means: Mean log p(y) per datum, by model, in nats, with both errors.
         to_best: Paired difference to the best model, by model; its mean is at most zero.
         unreliable: Number of data with an estimate that cannot be trusted, by model.
     """

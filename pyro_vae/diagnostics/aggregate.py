@@ -142,7 +142,7 @@ def surgery(
     Arguments:
         model: The Pyro program, whose prior the aggregate is compared with.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of them; the data that the aggregate is over.
+        data: The batch tensor, or a tuple of tensors; the data that the aggregate is over.
         num_samples: Draws per datum, at least two; by default chosen to take a few seconds. With
             the same number and seed, :func:`pyro_vae.elbo` gives the same rate and distortion.
         seed: Seed of the draws; the caller's random stream is left alone.
@@ -387,7 +387,7 @@ def marginal_divergences(
     Arguments:
         model: The Pyro program, whose prior the aggregate is compared with.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of them; the data that the aggregate is over.
+        data: The batch tensor, or a tuple of tensors; the data that the aggregate is over.
         num_samples: Draws per datum, at least two; by default chosen to take about a second.
         seed: Seed of the draws; the caller's random stream is left alone.
 
@@ -483,7 +483,7 @@ def prior_match(
     Arguments:
         model: The Pyro program, whose prior is sampled.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of them.
+        data: The batch tensor, or a tuple of tensors.
         num_permutations: The joint p-value is at least `1 / (num_permutations + 1)`.
         seed: Seed of the draws; the caller's random stream is left alone.
 

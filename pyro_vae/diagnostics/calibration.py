@@ -57,7 +57,7 @@ class Draws(NamedTuple):
 
 
 Quantity: TypeAlias = Callable[[Draws], Tensor]
-"""A function of z and y, to be ranked: from :class:`Draws` to `(particles, batch)`."""
+"""A function of z and y whose values are ranked: from :class:`Draws` to `(particles, batch)`."""
 
 
 def log_likelihood(draws: Draws) -> Tensor:
@@ -72,7 +72,7 @@ def log_joint(draws: Draws) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class Calibration(Result):
-    """Ranks of simulated latents among the guide's draws, with tests.
+    """Ranks of simulated latents among the guide's draws, and tests of their uniformity.
 
     Arguments:
         ranks: From 0 to `num_samples`, `(data, quantities)`; uniform if the guide is calibrated.

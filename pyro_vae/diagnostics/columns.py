@@ -86,7 +86,7 @@ def leave_one_out(
             features are independent given z.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; importance weights
             correct for its errors.
-        data: The batch tensor, or a tuple of them.
+        data: The batch tensor, or a tuple of tensors.
         num_samples: Draws of the guide per datum, which serve all columns.
         names: Names of the columns; their positions by default.
         given: Values of the latent sites that all data share, by name.

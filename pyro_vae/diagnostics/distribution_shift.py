@@ -71,7 +71,7 @@ def out_of_distribution(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of them.
+        data: The batch tensor, or a tuple of tensors.
         reference: Held-out data; or the number of data to simulate from the model, at least 20
             (rows of `data` are used in turn for covariates and missing entries).
         num_samples: Draws of the guide per datum, at least 2.

@@ -274,7 +274,7 @@ def gradient_noise(
         model: The Pyro program.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; with
             :func:`score_function` around it, its draws have no path gradient.
-        data: The batch tensor, or a tuple of them.
+        data: The batch tensor, or a tuple of tensors.
         num_repeats: Draws of the gradient, :math:`R`. A ratio below :math:`1 / \sqrt R` cannot be
             distinguished from zero.
         seed: Seed of the draws; the caller's random stream is left alone.

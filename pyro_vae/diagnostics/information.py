@@ -76,7 +76,7 @@ def mutual_information(
     Arguments:
         model: The Pyro program.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of them; the data that the aggregate is over.
+        data: The batch tensor, or a tuple of tensors; the data that the aggregate is over.
         num_samples: Draws per datum, at least two; by default chosen to take a few seconds.
         seed: Seed of the draws.
 

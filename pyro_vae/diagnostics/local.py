@@ -134,7 +134,7 @@ def two_sample_test(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of them.
+        data: The batch tensor, or a tuple of tensors.
         draws: Draws of the posterior of these data, from :func:`pyro_vae.posterior_draws`.
         num_samples: Draws of the guide per datum; at most as many of the posterior are used.
         num_permutations: Permutations per datum.

@@ -45,7 +45,7 @@ def active_units(
             for a prior N(0, I).
 
     Returns:
-        The number of active latents, and these ratios, `(latents,)`, no unit.
+        The number of active latents, and the ratios, `(latents,)`, without unit.
 
     Raises:
         ValueError: If there are fewer than two data.
@@ -74,8 +74,8 @@ def prior_variance(
 
     Arguments:
         model: The Pyro program.
-        guide: A guide of it, for the values of global sites.
-        data: The batch tensor, or a tuple of them; the prior is that of the first datum.
+        guide: A guide of the model, which gives the values of global sites.
+        data: The batch tensor, or a tuple of tensors; the prior is that of the first datum.
         seed: Seed of the draws, for priors that are not normal.
 
     Returns:
@@ -194,8 +194,8 @@ def collapse(
 
     Latents are considered one at a time: two of them may carry the same information, or together
     carry information that neither has alone. Under exact inference a latent also collapses if the
-    data do not need it (in probabilistic PCA, where the eigenvalue is at most the noise's
-    variance): a collapsed latent is not the guide's failure by itself.
+    data do not need it (in probabilistic PCA, if its eigenvalue is at most the variance of the
+    noise): a collapsed latent is not the guide's failure by itself.
 
     Rates are known for normal posteriors and a normal prior, for any map, family or program;
     otherwise only the variances of the means are given.
@@ -203,7 +203,7 @@ def collapse(
     Arguments:
         model: The Pyro program, with its prior.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of them; at least two data.
+        data: The batch tensor, or a tuple of tensors; at least two data.
         num_samples: Draws per datum, at least two; by default chosen to take about a second.
         seed: Seed of the draws; the caller's random stream is left alone.
 

@@ -118,7 +118,7 @@ def posterior_calibration(
             given tensors of the batch or parts of them.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. A guide that is tied
             to rows is fitted to the replicates.
-        data: The batch tensor, or a tuple of them.
+        data: The batch tensor, or a tuple of tensors.
         draws: Draws of the posterior of these data, from :func:`pyro_vae.posterior_draws`.
         num_replicates: Number of simulated :math:`y'` per datum.
         num_samples: Draws of the guide per replicate, :math:`L`.

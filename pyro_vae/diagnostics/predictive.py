@@ -201,7 +201,7 @@ def predictive_check(
             tensors of the batch or parts of them.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; `None` works for
             latents from the prior, if there are no global latent sites.
-        data: The observed data set: the batch tensor, or a tuple of them.
+        data: The observed data set: the batch tensor, or a tuple of tensors.
         statistics: Functions from a data set (a tuple of tensors, as the model takes them) to one
             number or a vector, by name; :func:`default_statistics` by default.
         num_samples: Replicated data sets, :math:`R`.
@@ -481,6 +481,6 @@ def _of_features(function: Callable[[Tensor], Tensor], index: int, batch: Batch)
 
 
 def _column_sds(part: Tensor) -> Tensor:
-    """Standard deviations of the observed entries."""
+    """Standard deviation of the observed entries of each column."""
     observed = (~part.isnan()).sum(dim=0)
     return ((part - part.nanmean(dim=0)).square().nansum(dim=0) / (observed - 1)).sqrt()

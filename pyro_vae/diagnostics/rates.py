@@ -272,7 +272,7 @@ def _says_nothing(information: Estimate) -> bool:
 
 
 def _broken(beta: float, data: str, parts: Surgery, entropy: float | None) -> Iterator[Violation]:
-    """Bounds of one beta that do not hold."""
+    """Yields the bounds that do not hold for one beta."""
     rate, distortion, information = parts.rate, parts.distortion, parts.information
     # All are from the same draws, so that this sum is zero but for rounding.
     off = parts.elbo.value + distortion.value + rate.value
@@ -347,7 +347,7 @@ def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
             copied, not changed.
         guide: A :class:`pyro_vae.Guide`, or a guide program that is an `nn.Module`; it is copied,
             not changed.
-        data: The training tensor, or a tuple of them. The cost of evaluation grows with the square
+        data: The training tensor, or a tuple of tensors. The cost of evaluation grows with the square
             of its size.
         betas: The weights, positive.
         held_out: Data to evaluate as well.

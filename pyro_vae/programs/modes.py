@@ -341,7 +341,7 @@ def require_arrays(parts: tuple[Any, ...]) -> None:
 
 
 def with_rows(batch: Tensor | Batch) -> Batch:
-    """One tensor or several as a batch on which a program can be run.
+    """Makes a batch of one tensor or several, and checks that a program can be run on it.
 
     Raises:
         TypeError: If a part is neither a tensor nor an array.

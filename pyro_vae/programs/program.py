@@ -417,7 +417,7 @@ class Program:
         )
 
     def densities_of(self, run: Run) -> LogDensities:
-        """Log densities of latent sites, and of observed ones given those, each `(rows,)`.
+        """Log densities of latent sites, and of observed sites given latent ones, each `(rows,)`.
 
         Rows that were repeated for the values of discrete sites are summed over.
         """

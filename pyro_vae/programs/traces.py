@@ -41,7 +41,7 @@ def repeat_rows(batch: Batch, num_particles: int) -> Batch:
 
 
 def sum_but(tensor: Tensor, axis: int) -> Tensor:
-    """Sums over all dimensions but one, which is counted from the left."""
+    """Sums over all dimensions except `axis`, which is counted from the left."""
     others = [dim for dim in range(tensor.dim()) if dim != axis]
     return tensor.sum(dim=others) if others else tensor
 
