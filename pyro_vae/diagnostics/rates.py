@@ -347,8 +347,8 @@ def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
             copied, not changed.
         guide: A :class:`pyro_vae.Guide`, or a guide program that is an `nn.Module`; it is copied,
             not changed.
-        data: The training tensor, or a tuple of tensors. The cost of evaluation grows with the square
-            of its size.
+        data: The training tensor, or a tuple of tensors. The cost of evaluation grows with the
+            square of its size.
         betas: The weights, positive.
         held_out: Data to evaluate as well.
         train_model: Whether the model is trained too, or only the guide.
