@@ -206,7 +206,7 @@ __all__ = [
     "traverse",
 ]
 
-# Imported when they are first asked for: what draws or reports is no part of a training script.
+# Imported on first use: a training script needs no figures and no reports.
 _MODULES = ("criticism", "defaults", "plots", "queries", "sklearn")
 _QUERIES = (
     *("conditional", "conditional_density", "dependence", "encode", "impute"),

@@ -1,8 +1,8 @@
 """What the annotation and the name of an argument require: a check of its type and its range.
 
 One word means one thing in every signature, so the range of a number follows from its name;
-`Annotated[int, Interval(2)]` sets another one. Values are normalized: a NumPy integer arrives as an
-`int`, a list of widths as the annotated tuple.
+`Annotated[int, Interval(2)]` sets a different range. Values are normalized: a NumPy integer arrives
+as an `int`, a list of widths as the annotated tuple.
 """
 
 import inspect
@@ -27,8 +27,8 @@ class Interval(NamedTuple):
     low: float | int = -math.inf
     high: float | int = math.inf
     is_open: bool = False
-    endless: bool = False  # whether infinity is a number here
-    unknown: bool = False  # whether nan is one, which says that a number is not known
+    endless: bool = False  # whether infinity is allowed
+    unknown: bool = False  # whether nan is allowed, for a number that is not known
 
     def has(self, value: float | int) -> bool:
         if self.is_open:
@@ -47,9 +47,9 @@ class Interval(NamedTuple):
 
 
 COUNT, POSITIVE, SHARE = Interval(1), Interval(0, is_open=True), Interval(0, 1, is_open=True)
-ANY = Interval(endless=True, unknown=True)  # what is drawn may be unknown
-LIMIT = Interval(0, is_open=True, endless=True)  # none at all, if it is infinite
-SEED = Interval(0, 2**64 - 1)  # what a generator takes; larger ones would repeat the smaller
+ANY = Interval(endless=True, unknown=True)  # a number in a figure may be unknown
+LIMIT = Interval(0, is_open=True, endless=True)  # infinity means no limit
+SEED = Interval(0, 2**64 - 1)  # the range of a generator; larger ones would repeat smaller ones
 _NAMES: dict[Interval, str] = {
     COUNT: "batch_size bins blocks components features hidden history latent_dim leapfrog_steps "
     "length max_epochs max_points max_rows max_samples number outputs patience rank reference side "
@@ -70,7 +70,7 @@ def range_of(name: str) -> Interval:
     return _RANGES.get(name, COUNT if name.startswith("num_") else Interval())
 
 
-# One kind of annotation each
+# One class per kind of annotation
 
 
 class Misfit(Exception):
@@ -172,7 +172,7 @@ class Instance(_Test):
 
 
 class _Shaped(Kind):
-    """A tensor or an array of a kind of number and a number of axes, by jaxtyping."""
+    """A tensor or an array with the dtype and the axes of a jaxtyping annotation."""
 
     def __init__(self, annotation: Any) -> None:
         self.annotation, is_tensor = annotation, annotation.array_type is Tensor
@@ -241,7 +241,7 @@ class Items(Kind):
         self.expected = f"a sequence, each entry {item.expected}" if item else "a sequence"
 
     def take(self, value: Any) -> Any:
-        """The entries in the annotated container; the value itself where it is one already."""
+        """The entries in the annotated container; the value itself if it already is one."""
         if isinstance(value, str | bytes | Mapping | set | type) or not isinstance(value, Iterable):
             raise Misfit(TypeError)
         if self.item is None and isinstance(value, self.container):
@@ -391,7 +391,7 @@ def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> K
     if Tensor in parts and any(get_origin(part) is tuple for part in parts):
         return DataOrNumber(Number(int, interval or Interval(), default)) if int in parts else None
     if Sequence[Any] in parts and Mapping[str, Any] in parts:
-        return None  # free in form: JSON
+        return None  # any JSON
     if torch.device in parts:
         return Device()
     kinds = [kind_of(part, interval, default) for part in parts]

@@ -1,12 +1,12 @@
 """Arguments of public functions, checked by type and range at the call.
 
 A public module ends with `check_public(globals())`. Each public function, class and method is then
-wrapped: what an argument may be is read from its annotation and its name (`_annotations.py`). A
-check costs a few microseconds, and is made once: what a checked module passes on to another public
-function was checked when it came in, so calls within the library go through.
+wrapped: the annotation and the name of an argument say what it may be (`_annotations.py`). A check
+costs a few microseconds and is made once: calls from within the library are not checked, since
+their arguments were checked when they came in.
 
-Data are not checked here: batches are checked where they are read, under the name of the argument
-that they came as (:func:`naming`), and tensor arguments of methods by their owners.
+Data are not checked here. Batches are checked where they are read, with errors that name the
+argument (:func:`naming`); tensor arguments of methods are checked by the methods themselves.
 """
 
 import builtins
@@ -44,12 +44,12 @@ def _evaluated(annotation: Any, module: str) -> Any:
 
 
 _LIBRARY = f"{__package__}."
-_PASSING_ON = tuple(  # unchecked, what they were given: strings, and options of others
+_PASSING_ON = tuple(  # modules that pass on unchecked strings, or options of other functions
     f"{__package__}.{name}" for name in ("cli", "comparisons.running", "sklearn", "tables")
 )
 
 
-_INNER = {"forward", "log_prob", "sample", "rsample", "expand"}  # which torch and Pyro call
+_INNER = {"forward", "log_prob", "sample", "rsample", "expand"}  # methods that torch and Pyro call
 _HELP = "its help() has an example"
 _EXAMPLES = {  # of arguments that take objects
     "callbacks": "[pv.training.Printing()]",
@@ -173,7 +173,7 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
 
     Arguments:
         function: A function with annotated arguments.
-        tensors: Whether tensors are checked too, which is skipped for methods in inner loops.
+        tensors: Whether tensors are checked too; they are not in methods for inner loops.
 
     Example:
         >>> def double(num_samples: int) -> int:
@@ -202,7 +202,7 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
 def _own(
     function: Callable[..., Any], misfit: Misfit, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> ValueError | None:
-    """The class's own message about a number out of range, which can say more."""
+    """The class's own error about a number out of range, since it can say more."""
     if function.__name__ == "__init__" and misfit.error is ValueError:
         try:
             function(*args, **kwargs)
@@ -214,7 +214,7 @@ def _own(
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Checks arguments that a function is to be called with, by name.
+    """Checks arguments, given by name, before a function is called with them.
 
     Example:
         >>> check_arguments(check_public, {"namespace": {}})
@@ -229,7 +229,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
 
 @contextmanager
 def naming(argument: str) -> Iterator[None]:
-    """Names the argument in errors about what it holds, where they do not.
+    """Adds the name of the argument to errors about its contents that do not mention it.
 
     Example:
         >>> with naming("validation"):
@@ -284,7 +284,7 @@ def _check_methods(cls: type) -> None:
 def is_result(cls: type) -> bool:
     """Whether a class is a result of the library, which may hold nan and is not made by users.
 
-    It has a result's base class, or no default for any field, unlike every class of options.
+    It has a result's base class, or no field with a default; every class of options has one.
     """
     if any(base.__name__ == "Result" for base in cls.__mro__):
         return True

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
 
     Distribution: TypeAlias = TorchDistribution
-else:  # what Pyro's distributions have in common when they run is torch's class
+else:  # the base that all of Pyro's distributions have at run time
     Distribution = torch.distributions.Distribution
 
 ProgramLike: TypeAlias = Callable[..., Any]

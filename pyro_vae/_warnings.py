@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-# What a warning of ours passes through on its way up: it says nothing to who wrote the call.
+# Packages that a warning does not point into: their lines mean nothing to the caller.
 _PASSED = {"pyro_vae", "pyro", "torch", "contextlib", "functools"}
 _SHOWN = 6  # columns named
 
-# Warnings about columns, by the line of the package that gave them; None where they are not held.
+# Held-back warnings about columns, by the line that gave them; None if none are held back.
 _held: ContextVar[dict[tuple[str, int], list[tuple[str, str]]] | None] = ContextVar(
     "held", default=None
 )
@@ -25,7 +25,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def warn_of_column(name: str, message: str) -> None:
-    """Warns about a column; inside :func:`once_for_all_columns` later, in one warning for all."""
+    """Warns about a column; inside :func:`once_for_all_columns` the warning waits for its end."""
     held, caller = _held.get(), sys._getframe(1)
     if held is None:
         warn(message)
@@ -35,7 +35,7 @@ def warn_of_column(name: str, message: str) -> None:
 
 @contextmanager
 def once_for_all_columns() -> Iterator[None]:
-    """Gives one warning for all columns with the same problem: the first one's, and all names.
+    """Gives one warning for all columns with the same problem: the first, and the other names.
 
     Example:
         >>> with warnings.catch_warnings(record=True) as caught:

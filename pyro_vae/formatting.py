@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-_MOST_DECIMALS = 4  # a tenth of a millinat: finer is of no use to anybody
+_MOST_DECIMALS = 4  # a tenth of a millinat: finer is of no use
 _FINEST = 10.0**-_MOST_DECIMALS
-_SHOWN = 3  # of several estimates, how many are written out
+_SHOWN = 3  # how many of several estimates are written out
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Column:
         name: Heading.
         definition: What the numbers are, in a sentence or two.
         unit: Such as "nats"; empty for none.
-        is_number: Whether it sorts as numbers.
+        is_number: Whether it is sorted by number.
     """
 
     key: str
@@ -31,7 +31,7 @@ class Column:
 
 
 def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> str:
-    """A value and its error to two digits of the error, at most four decimals.
+    """A value and its error, rounded to two digits of the error and at most four decimals.
 
     Arguments:
         value: In any unit, a single number.
@@ -56,7 +56,7 @@ def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> 
     decimals = _decimals(error)
     tiny = 0 < error < _FINEST / 2
     spread = f"<{_FINEST:g}" if tiny else f"{error:.{decimals}f}"
-    # Adding zero takes the sign from a rounded -0.
+    # Adding zero removes the sign of a rounded -0.
     return f"{round(value, decimals) + 0.0:.{decimals}f} ± {spread}"
 
 
@@ -69,7 +69,7 @@ def _decimals(error: float) -> int:
 
 
 def several(value: Tensor, error: Tensor, spec: str = "") -> str:
-    """Values and errors of any shape in one line: the first ones, and how many there are.
+    """Values and errors of any shape in one line: the first few, and the shape.
 
     Example:
         >>> import torch

@@ -66,7 +66,7 @@ def registered(**attributes: str) -> Callable[[_Class], _Class]:
 
 
 def add(cls: type, attributes: dict[str, str]) -> None:
-    """Registers a class with the attribute of each argument that is recorded.
+    """Registers a class, with the attribute that holds each recorded argument.
 
     Raises:
         ValueError: If another class is registered under that name.
@@ -102,5 +102,5 @@ def arguments_of(value: object) -> dict[str, Any]:
 
 
 def _plain(argument: Any) -> Any:
-    """A `ModuleList` as a plain list: modules are kept in one so that torch finds them."""
+    """A `ModuleList`, which keeps modules where torch finds them, as a tuple."""
     return tuple(argument) if isinstance(argument, nn.ModuleList) else argument

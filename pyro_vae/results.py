@@ -1,8 +1,8 @@
 """The contract of every result: how it is shown, and how far it can be trusted.
 
-A :class:`Result` has `summary()`, `plot()`, a short `repr` and an HTML form. One that holds a
-number per datum is a :class:`PerDatum`: it has a value and an error for each, doubts, means that
-never silently leave out data, rows, and a data frame. Results are dataclasses of tensors, so they
+A :class:`Result` has `summary()`, `plot()`, a short `repr` and an HTML form. A result with numbers
+per datum is a :class:`PerDatum`: it also has values with errors, doubts, means that never silently
+leave out data, a way to select data, and a data frame. Results are dataclasses of tensors, so they
 are sliced, joined and updated field by field, here and nowhere else.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Rows: TypeAlias = int | slice | Sequence[int] | Tensor
 _Some = TypeVar("_Some")
-_COLUMNS = re.compile(r"\S {2,}\S|^-+$")  # what a line of a table has, and a sentence has not
+_COLUMNS = re.compile(r"\S {2,}\S|^-+$")  # found in lines of a table, not in sentences
 
 
 class Doubt(Enum):
@@ -65,14 +65,14 @@ Doubts: TypeAlias = Mapping[Doubt, Bool[Tensor, " batch"]]
 
 
 class Mean(Estimate):
-    """A mean over data, with the number that cannot be trusted and the mean without them.
+    """A mean over data, with the number of data not to be trusted and the mean without them.
 
     Arguments:
         value: The mean over all data.
         error: Its Monte Carlo error.
-        num_data: How many data.
-        num_doubted: How many of them cannot be trusted.
-        trusted: The mean of the others; nan if there are none.
+        num_data: Number of data.
+        num_doubted: Number of data that cannot be trusted.
+        trusted: The mean of the other data; nan if there are none.
     """
 
     num_data: int
@@ -99,20 +99,20 @@ class Mean(Estimate):
 
 
 class MeanOverData(Mean):
-    """A mean over data with two separate errors: of the draws, and of the sample of data.
+    """A mean over data with two separate errors: from the draws, and from the sample of data.
 
     Arguments:
         value: The mean over all data.
-        error: Monte Carlo error: how far other draws would move it, on the same data.
-        population_error: Sampling error: how far another sample of data would move it. It includes
-            the Monte Carlo error, which adds to the spread over data.
+        error: Monte Carlo error: how far other draws would move the mean, on the same data.
+        population_error: Sampling error: how far other data would move the mean. It includes the
+            Monte Carlo error, which adds to the spread over data.
     """
 
     population_error: Tensor
 
     @classmethod
     def over(cls, estimate: Estimate, reliable: Bool[Tensor, " batch"]) -> "MeanOverData":
-        """The mean of independent estimates along the first axis; one datum has no spread."""
+        """The mean of independent estimates along the first axis; at least two data, for a spread."""
         mean = super().over(estimate, reliable)
         assert isinstance(mean, cls)
         mean.population_error = stats.population_mean(estimate.value.double()).error
@@ -164,11 +164,11 @@ class PerDatum(Result):
     """A result with one number, or several, per datum: a frozen dataclass of tensors.
 
     A subclass has fields or properties `value` and `error`, `(batch, ...)`, and `doubts`. Tensors
-    have the datum axis first, except for fields whose metadata name another `axis`, or None for
-    shared values.
+    have the datum axis first; the metadata of a field may name another `axis`, or None for values
+    that all data share.
     """
 
-    if TYPE_CHECKING:  # fields of some results, computed by others
+    if TYPE_CHECKING:  # fields in some subclasses, properties in others
 
         @property
         def value(self) -> Tensor: ...
@@ -209,7 +209,7 @@ class PerDatum(Result):
 
     @property
     def mean(self) -> Any:
-        """Mean over data, with its Monte Carlo error, and what it is without doubted data."""
+        """Mean over data with its Monte Carlo error, and the mean without doubted data."""
         return Mean.over(self.estimate, self.reliable)
 
     def trust(self) -> str:
@@ -252,7 +252,7 @@ class PerDatum(Result):
         return data_frame(self.as_columns())
 
     def plot(self) -> Any:
-        """Values with errors, lowest first, and which of them cannot be trusted."""
+        """Draws values with errors, lowest first, and marks data that cannot be trusted."""
         from .plots import plot_per_datum
 
         return plot_per_datum(self.value, self.error, self.reliable)
@@ -278,8 +278,8 @@ def _flat(name: str, column: Shaped[Tensor, "batch *datum"]) -> dict[str, Tensor
 def combined(parts: list[_Some], merge: Callable[[list[Tensor], int], Tensor]) -> _Some:
     """Merges results of the same type, tensor by tensor.
 
-    Fields without tensors must be the same in all of them. A doubt that only some of them list
-    applies to none of the others' data.
+    Fields without tensors must be the same in all results. A doubt that a result does not list
+    applies to none of its data.
 
     Arguments:
         parts: Tensors, or dataclasses, tuples and mappings of them, all of one type.
@@ -340,5 +340,5 @@ def join(parts: list[_Some]) -> _Some:
 
 
 def with_rows(result: _Some, rows: Tensor, other: _Some) -> _Some:
-    """The result with the entries of some data replaced, doubts included."""
+    """The result with the entries of some data, doubts included, replaced by those of `other`."""
     return combined([result, other], lambda parts, axis: parts[0].index_copy(axis, rows, parts[1]))

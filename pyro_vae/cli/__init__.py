@@ -1,7 +1,7 @@
 """The command line: `pyro-vae`, or `python -m pyro_vae`.
 
-:mod:`pyro_vae.cli.options` has the options, :mod:`pyro_vae.cli.training` and
-:mod:`pyro_vae.cli.questions` what the commands do.
+The options are in :mod:`pyro_vae.cli.options`, the commands in :mod:`pyro_vae.cli.training` and
+:mod:`pyro_vae.cli.questions`.
 """
 
 import argparse
@@ -126,8 +126,8 @@ examples:
         (Question, OutliersChoice, Run),
         "which rows are unusual under the model, with p-values",
         """\
-p is the share of data made by the model whose density is as low, scored with the same entries
-missing; the cost is that of evaluating --reference data, once for all rows and patterns of holes.
+p is the share of data simulated from the model whose density is as low as the row's, with the same
+entries missing. --reference data are evaluated, once for all rows and patterns of missing entries.
 
 examples:
   pyro-vae outliers model                    held-out part of the data it was trained on
@@ -147,7 +147,7 @@ examples:
     "report": (
         write_report,
         (Question, ReportChoice, Run),
-        "all of these on one page, the answer first",
+        "all answers on one page, the most important first",
         """\
 examples:
   pyro-vae report model                      held-out part of the data it was trained on

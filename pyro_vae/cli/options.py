@@ -1,6 +1,6 @@
 """Options of the command line: each group is a dataclass, and each option a field of it.
 
-Its flag, default and help are defined there once, and a command receives the dataclass.
+The field defines the flag, default and help of its option; a command receives the dataclass.
 """
 
 # ruff: noqa: RUF009 (`option` makes a field of a dataclass)
@@ -57,7 +57,7 @@ def _path(text: str) -> Path:
 
 
 def _threads(text: str) -> int:
-    most = max(64, os.cpu_count() or 1)  # OpenMP ends the process where it cannot make as many
+    most = max(64, os.cpu_count() or 1)  # OpenMP ends the process if it cannot make so many
     if _positive(text) > most:
         raise argparse.ArgumentTypeError(f"expected at most {most} threads, got {text}")
     return int(text)
@@ -110,7 +110,7 @@ class DataChoice:
     data: str = option(MISSING, "a file, or the name of a data set", "data", metavar="DATA")
     binarize: str | None = option(
         None,
-        "none, threshold (at 0.5), fixed (one draw, kept) or redrawn (each batch)",
+        "make data binary: none, threshold (at 0.5), fixed (drawn once) or redrawn (per batch)",
         choices=[*BINARIZATIONS],
     )
     divide_by: float = option(1.0, "divide values by this, e.g. 255 for 8-bit pixels", type=float)
@@ -125,7 +125,7 @@ class DataChoice:
     )
     missing: Sequence[str] = option(
         (),
-        "marks of missing entries, besides empty cells: --missing=-999,n.d.",
+        "cells that mean a missing entry, besides empty ones, as in --missing=-999,n.d.",
         type=_names,
         metavar="CELL,...",
     )
@@ -183,19 +183,19 @@ class ModelChoice:
     )
     latent_dim: int | None = option(
         None,
-        "entries of z (default: half the columns, 1 to 10; wide tables: to 32)",
+        "number of latents (default: half the columns, from 1 to 10; up to 32 for wide tables)",
         "--latents",
         type=_positive,
     )
     hidden: Sequence[int] | None = option(
         None,
-        "widths of the encoder's hidden layers (default: one, 4 times the columns, 32 to 256)",
+        "widths of the encoder's hidden layers (default: one, 4 times the columns, from 32 to 256)",
         type=_widths,
         metavar="N,N,...",
     )
-    epochs: int = option(500, "(default %(default)s)", type=_positive)
+    epochs: int = option(500, "passes over the data (default %(default)s)", type=_positive)
     batch_size: int | None = option(
-        None, "rows per step (default: a tenth, 32 to 256)", type=_positive
+        None, "rows per step (default: a tenth of all, from 32 to 256)", type=_positive
     )
     lr: float = option(2e-3, "step size of Adam (default %(default)s)", type=_above_zero)
     warmup: int = option(0, "epochs of KL warm-up (default %(default)s)", type=_warmup)
@@ -207,7 +207,7 @@ class ModelChoice:
     )
 
     def prepared(self, which: DataChoice, seed: int) -> tuple[Dataset, Architecture]:
-        """A data set, and sizes and likelihood for it; numbers are standardized for a Gaussian.
+        """A data set, with sizes and likelihood; numbers are standardized for a Gaussian one.
 
         Images are left unchanged: their pixels have a common scale already.
         """
@@ -297,7 +297,7 @@ class CompareChoice:
 class FitChoice:
     """guide"""  # noqa: D415
 
-    guide: str = option(GUIDES[0], "(default %(default)s)", choices=GUIDES)
+    guide: str = option(GUIDES[0], "guide to train (default %(default)s)", choices=GUIDES)
     out: Path | None = option(
         None, "folder to save model and guide in", type=_path, metavar="FOLDER"
     )
@@ -421,7 +421,7 @@ class SampleChoice:
 
 
 def add(group: "argparse._ArgumentGroup", entry: "Field[Any]") -> None:
-    """Makes an option of a field."""
+    """Adds the option that a field defines."""
     how = dict(entry.metadata)
     flags = how.pop("flags") or (f"--{entry.name.replace('_', '-')}",)
     if entry.default is not MISSING:

@@ -42,7 +42,7 @@ from .options import (
 from .training import parts
 
 _SHOWN = 10  # outliers listed
-# Packages without which a file cannot be written, or its pictures not be drawn.
+# Packages needed to write a file, or to draw its pictures.
 _NEEDED = {".parquet": ("pandas", "pyarrow"), ".png": ("matplotlib",), ".html": ("matplotlib",)}
 
 
@@ -52,7 +52,7 @@ class Asked:
 
     Arguments:
         vae: The model.
-        rows: A table, or a tensor of rows, of the columns that it was trained on.
+        rows: A table or a tensor of rows, with the columns that the model was trained on.
         names: Columns that identify the rows, by name.
         frame: The whole table, including columns left out of the model; None if it is not a table.
         title: A description of the rows.
@@ -333,7 +333,7 @@ def check_out(path: Path, endings: Sequence[str] = (".csv", ".parquet")) -> None
 
 
 def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:
-    """Columns by name as a csv or parquet file."""
+    """Writes columns, given by name, to a csv or parquet file."""
     lists = {
         name: [_rounded(value) for value in values.tolist()]
         if isinstance(values, Tensor | np.ndarray)
@@ -355,5 +355,5 @@ def _cells(row: Sequence[Any]) -> list[Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Rounded to more digits than a result is accurate to."""
+    """Floats rounded to 8 digits, more than results are accurate to; other values unchanged."""
     return float(f"{value:.8g}") if isinstance(value, float) else value

@@ -54,7 +54,7 @@ def compare_guides(
     table = last = compare(model, maps, *parts(dataset), **given | how.kept("every_model"))
     run.say(f"\n{title_of(table)}\n\n{table.summary()}")
     if choice.out is not None:
-        table.save(choice.out)  # before the next trainings, which may be stopped
+        table.save(choice.out)  # before the next training, which may be interrupted
     name, first = next(iter(table.results.items()))
     if not choice.no_fixed and not _interrupted(table):
         given |= how.kept("fixed_model")
@@ -82,7 +82,7 @@ def fit_guide(
         vae.model, vae.guide, train, progress=run.progress, **how.fitting(dataset, run.seed)
     )
     run.say(result.summary())
-    if choice.out is not None and result.history.epoch.size > 0:  # else an older one is better
+    if choice.out is not None and result.history.epoch.size > 0:  # else keep an older model
         vae.history = result
         vae.save(choice.out, _notes(which, how, run, command, dataset))
         run.say(f"wrote {choice.out}/")
@@ -100,7 +100,7 @@ def _end_interrupted(what: str, how: ModelChoice) -> None:
 
 
 def parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
-    """Training and held-out rows; the latter are binarized once if each batch is binarized anew."""
+    """Training and held-out rows; if batches are binarized anew, held-out rows are binarized once."""
     if isinstance(dataset.binarization, Redrawn):
         held_out = FixedDraw().fixed(dataset.test, part=1)
         return Augmented(dataset.train, dataset.binarization), held_out

@@ -37,8 +37,8 @@ class Entry(NamedTuple):
     Arguments:
         name: Name of the guide.
         result: The result under the first seed.
-        log_scale: Nats per datum that put log densities into the data's own units.
-        seeds: Results under every seed that was not interrupted.
+        log_scale: Nats per datum to add to log densities, for the data's own units.
+        seeds: Results under every seed, without interrupted runs.
     """
 
     name: str
@@ -156,7 +156,7 @@ def columns_of(table: str, rows: list[Row]) -> list[Reported]:
 
 
 def is_known(value: Value) -> bool:
-    """Whether there is a number, or a text."""
+    """Whether a value is anything but nan."""
     return not (isinstance(value, float) and math.isnan(value))
 
 

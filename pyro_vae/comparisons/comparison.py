@@ -33,7 +33,7 @@ _FOLDERS = {_MODELS := "models", _FIXED := "fixed_model"}
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _LONGEST = 80  # letters of a file name: systems allow 255 bytes, and a letter may take four
 _INFERENCE_DRAWS = 100  # draws in the ArviZ data that are saved
-_PREDICTIVE_DRAWS = 20  # of these, how many come with simulated data, which are large
+_PREDICTIVE_DRAWS = 20  # how many of these get simulated data, which are large
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +45,7 @@ class Comparison(Result):
         test: The held-out data.
         labels: Their classes, if known.
         image_shape: Height and width of a datum, if it is an image.
-        log_scale: Nats per datum that put log densities into the data's own units.
+        log_scale: Nats per datum to add to log densities, for the data's own units.
         about: What is needed to repeat the run.
         others: The same comparison under other seeds; only the last may be interrupted.
     """
@@ -141,19 +141,19 @@ class Comparison(Result):
 
     def plot(self) -> "dict[str, Figure]":
         """Figures by name, for a notebook or to save; no window is opened."""
-        from .figures import figures_of  # what draws is imported where something is drawn
+        from .figures import figures_of  # drawing code is imported only to draw
 
         return figures_of(self)
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:
-        """The same figures as PNG files; drawn once and kept, since that takes seconds."""
+        """The figures of `plot` as PNG files; drawn once and kept, since drawing takes seconds."""
         from .figures import png_of
 
         return {name: png_of(figure) for name, figure in self.plot().items()}
 
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
-        """ArviZ data of the held-out data, by guide."""
+        """Draws for the held-out data in ArviZ's groups, by guide."""
 
         def predictive(model: Any) -> int | None:
             simulates = hooks_of(model).sample_data is not None
@@ -189,7 +189,7 @@ class Comparison(Result):
 
         Raises:
             ValueError: If the folder holds anything but a comparison, or cannot be written.
-            ImportError: If matplotlib or h5netcdf is not installed; names the extra.
+            ImportError: If matplotlib or h5netcdf is not installed; the message names the extra.
         """
         from .reporting import save_report, title_of
 
@@ -211,7 +211,7 @@ class Comparison(Result):
 
     def provenance(self) -> dict[str, Any]:
         """What is needed to repeat the run: notes, and package versions; plain JSON."""
-        from .. import __version__  # at the top it would be a circle: the root imports this module
+        from .. import __version__  # here, since the root imports this module first
 
         packages = ("torch", "pyro-ppl", "numpy", "arviz")
         return {
@@ -239,7 +239,7 @@ def _write(table: Comparison, folder: Path) -> None:
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """A file name for each name, all different, also where case is ignored.
+    """A file name for each name, all different even where case is ignored.
 
     Letters and digits of any script stay, everything else becomes a dash; a name that is already
     taken gets a number.
@@ -266,7 +266,7 @@ def require_place(folder: Path) -> Path:
 
     Raises:
         ValueError: If it cannot be written, or holds anything but a comparison.
-        ImportError: If a package is missing that pictures or NetCDF files need; names the extra.
+        ImportError: If pictures or NetCDF files need a missing package; the text names the extra.
     """
     optional("matplotlib", needed_for=f"'{folder}'")
     if find_spec("netCDF4") is None:  # either will do

@@ -46,22 +46,22 @@ if TYPE_CHECKING:
     from .comparison import Comparison
 
 _LEADING = "comparison"  # the picture at the head of the page
-_LONGEST_FACT = 240  # letters; what is longer is in run.json
+_LONGEST_FACT = 240  # letters; longer facts are cut here, and complete in run.json
 _SAID_ELSEWHERE = {"command", "progress", "seed", "train_model"}
 
 
 def save_report(path: Path, tables: "Mapping[str, Comparison]") -> None:
-    """Writes one HTML file about several comparisons, by title."""
+    """Writes one HTML file about several comparisons, given by title."""
     path.write_text(report_of(tables).html(), encoding="utf-8")
 
 
 def title_of(table: "Comparison") -> str:
-    """What kind of comparison it is, as a title."""
+    """A title that says what kind of comparison it is."""
     return "Every guide with its own model" if _trained(table) else "One model, fixed"
 
 
 def report_of(tables: "Mapping[str, Comparison]") -> Report:
-    """Comparisons by title, as a page: findings, a section each, and how to repeat them."""
+    """A page about comparisons: findings, a section for each, and how to repeat them."""
     first = next(iter(tables.values()))
     findings: list[Block] = []
     for title, table in tables.items():
@@ -254,7 +254,7 @@ def cell_of(column: Reported, entry: Entry) -> Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class _OfPair(Column):
-    """A column about two guides; `of_models` if it is empty when the model is fixed."""
+    """A column about two guides; with `of_models` it is left out when the model is fixed."""
 
     cell: Callable[[Difference], Cell]
     of_models: bool = False
@@ -300,7 +300,7 @@ _PAIRS = (
     _OfPair(
         key="log_p_difference",
         name="log p difference",
-        definition="The same for log p(y), to compare the models.",
+        definition="The same difference for log p(y), to compare the models.",
         unit="nats",
         cell=lambda one: _mean(one.log_p),
         of_models=True,
@@ -325,7 +325,7 @@ def _differences(table: "Comparison") -> Table:
     )
 
 
-# Title, caption and what is to be seen, by the figure's name.
+# Title, caption and alternative text, by the figure's name.
 _FIGURES = {
     "learning_curves": (
         "Training.",
@@ -387,7 +387,7 @@ def _repeat(tables: "Mapping[str, Comparison]") -> list[Block]:
 def _commands(run: Mapping[str, Any]) -> str:
     """Lines that install the packages used, and the command, if there was one."""
     packages = {name: text for name, text in run["versions"].items() if name != "pyro-vae"}
-    # `+cpu` and the like name a build that only the place it came from has.
+    # A suffix such as `+cpu` names a build that only some package indexes have.
     pinned = shlex.join(f"{name}=={text.split('+')[0]}" for name, text in packages.items())
     command = run["about"].get("command") or (
         "# called from Python: pyro_vae.compare(model, guides, train, test, ...), settings below"

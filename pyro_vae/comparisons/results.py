@@ -16,8 +16,8 @@ from ..gaps import WORST_SHARE, InferenceGap
 from ..results import Result, either
 from ..training import Fit
 
-_SEEN = 4.0  # standard errors beyond which a difference is one: false alarm 6e-5
-_COLLAPSED = 0.01  # nats of mutual information, below which z says nothing of use
+_SEEN = 4.0  # standard errors beyond which a difference counts: false alarm 6e-5
+_COLLAPSED = 0.01  # nats of mutual information, below which z says nothing useful
 REFINING_STEPS = 20
 
 
@@ -36,7 +36,7 @@ class GuideResult:
     Arguments:
         model: The copy of the model that this guide trained.
         guide: The guide, for the training data.
-        held_out_guide: The guide for the held-out data; another one where rows had to be fitted.
+        held_out_guide: The guide for the held-out data; a new one if rows had to be fitted.
         fit: The result of training.
         train_bound: ELBO of the training data.
         test: ELBO of the held-out data, and log p with the guide itself as the proposal.
@@ -94,7 +94,7 @@ class Difference(Result):
     log_p: PairedDifference
 
     def summary(self) -> str:
-        """Both means with both errors."""
+        """The mean differences of ELBO and log p(y), each with both errors."""
         return (
             f"{self.first} minus {self.second}\nELBO: {self.elbo.summary()}\n"
             f"log p(y): {self.log_p.summary()}"
@@ -106,7 +106,7 @@ class Difference(Result):
 
 
 def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
-    """Differences of every pair of guides; with common draws the errors are slightly too large."""
+    """Differences of every pair of guides; if they share draws, errors are slightly too large."""
     found = []
     for first, second in itertools.combinations(results, 2):
         one, other = results[first].gap, results[second].gap
@@ -119,7 +119,7 @@ def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
 
 
 def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
-    """The verdict, a line per guide, and how the guides differ."""
+    """The verdict: a line per guide, then how the guides differ."""
     lines = [
         f"{name}: {_of_guide(result, train_model=train_model)}" for name, result in results.items()
     ]
@@ -162,14 +162,14 @@ def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
     value, error = (float(part) for part in result.information.estimate)
     if value > _COLLAPSED + _SEEN * error:
         return []
-    # A model that was trained with such a guide stops using z, and its gap is small for that.
+    # A model that was trained with such a guide stops using z, which makes its gap small.
     so = ", so a small gap does not mean that the guide is good" if train_model else ""
     information = result.information.estimate
     return [f"z carries no information about the datum (mutual information {information} nats){so}"]
 
 
 class Rival(NamedTuple):
-    """Another guide, by how much the best is above it, and whether beyond the error over data."""
+    """A guide, how far it is below the best, and whether that exceeds the error over data."""
 
     name: str
     below: Estimate
@@ -177,13 +177,13 @@ class Rival(NamedTuple):
 
 
 def best_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
-    """The guide of the highest log p of the models, or of the highest ELBO if it is one model."""
+    """The guide whose model has the highest log p, or whose ELBO is highest for a fixed model."""
     what = "log_marginal" if train_model else "elbo"
     return max(results, key=lambda name: float(getattr(results[name].gap.mean, what).value))
 
 
 def rivals_of(results: Mapping[str, GuideResult], *, train_model: bool) -> list[Rival]:
-    """Every other guide against the best; none if the error over data is not known."""
+    """Every other guide against the best; empty if the error over data is not known."""
     if any(len(one.means) < 2 for one in results.values()):
         return []
     what = "log_marginal" if train_model else "elbo"

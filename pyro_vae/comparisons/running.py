@@ -58,7 +58,7 @@ class _Resettable(Protocol):
     def reset_parameters(self) -> None: ...
 
 
-def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
+def compare(  # noqa: PLR0913 (options of fit and evaluation)
     model: ProgramLike,
     guides: Mapping[str, Candidate],
     train: Data | Augmented,
@@ -102,7 +102,7 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
             p from the guide's own weights; by default importance sampling with 1000 draws. The
             column log p is estimated by :class:`pyro_vae.Tightest` with as many draws, or by
             `estimator`.
-        estimator: How log p of held-out data is estimated.
+        estimator: How the column log p is estimated; see `evaluation`.
         labels: Classes of the held-out data, for pictures only.
         image_shape: Height and width of a datum, for pictures only.
         log_scale: Nats per datum to add to log densities, where the data were rescaled (see
@@ -113,7 +113,7 @@ def compare(  # noqa: PLR0913 (what fit and the evaluation are told)
         num_seeds: How often to run the comparison. The first run is as described above; in every
             other run networks (and the model, if it is trained) start from new weights, drawn by
             their `reset_parameters`. The table then shows the spread between runs. Ctrl-C during
-            training ends the run with that guide, and starts no further run.
+            training makes that guide the last of its run, and that run the last.
         progress: Whether to show progress bars; by default on terminals and in notebooks.
         fit_options: Further arguments of :func:`pyro_vae.fit`. With `checkpoint=folder` every
             training run is saved in its own subfolder: the same call resumes from there.
@@ -251,7 +251,7 @@ class _Run:
     def result(
         self, model: ProgramLike, guide: ProgramLike, known: GuideResult | None = None
     ) -> GuideResult:
-        """Trains a guide and evaluates it; reuses log p of another guide if it is the same."""
+        """Trains a guide and evaluates it; reuses log p of `known` where the model is the same."""
         start = time.perf_counter()
         guide, training = self._trained(model, guide)
         seconds = time.perf_counter() - start
@@ -278,9 +278,9 @@ class _Run:
         )
 
     def _estimator(self, known: GuideResult | None) -> Estimator | None:
-        """Log p of a fixed model is estimated once, not per guide.
+        """Log p of a fixed model is estimated once, for the first guide.
 
-        Except if it is conditional on global sites, which each guide infers.
+        If it is conditional on global sites, which each guide infers, it is estimated per guide.
         """
         if self.train_model or known is None or known.gap.given:
             return self.estimator
@@ -302,7 +302,7 @@ class _Run:
     ) -> evidence.EvidenceLowerBound:
         """ELBO of the training data as the guide saw them: transformed once, if each batch was.
 
-        A table knows the data before that transformation, so the rows are passed.
+        A table of local parameters knows only untransformed data, so positions are passed.
         """
         batch, rows = self.train, torch.arange(len(self.train[0]), device="cpu")
         if self.augmented is not None:
@@ -337,7 +337,7 @@ class _Run:
         return tuple(part[:2] for part in self.train)
 
     def _restart(self, part: Any, role: str) -> None:
-        """Redraws the weights of networks from the run's seed, if this run is to do so."""
+        """Redraws the weights of networks from the run's seed, if this run starts afresh."""
         if not self.fresh or not isinstance(part, nn.Module):
             return
         with forked(self.options["seed"], f"weights.{role}"):
@@ -346,7 +346,7 @@ class _Run:
                     module.reset_parameters()
 
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
-        """Trains; if only rows are to be trained, they are fitted by the row fit."""
+        """Trains model and guide; with only rows to train, by the row fit."""
         if not self.train_model and has_only_rows(guide):
             start = time.perf_counter()
             given = {name: self.options[name] for name in ("seed", "progress")}

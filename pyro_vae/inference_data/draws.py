@@ -6,13 +6,13 @@ exact posterior can be computed from the same file,
 
 .. math:: \mathbb{E}[f(z_n) \mid y_n] \approx \sum_k w_{kn} f(z_{kn}) \Big/ \sum_k w_{kn},
 
-as far as Pareto k allows. Every datum draws from streams of its own, as in
-:mod:`pyro_vae.evidence`: these are the draws that :func:`pyro_vae.log_weights` weighs.
+as far as Pareto k allows. Every datum has its own random streams, as in :mod:`pyro_vae.evidence`,
+so the draws are those that :func:`pyro_vae.log_weights` weights.
 
-ArviZ 0.23 keeps groups in an `InferenceData`, 1.x in an `xarray.DataTree`. Their `from_dict` take
-one table of dimensions for all groups, in which `y` cannot be `(datum,)` as a log likelihood and
-`(datum, feature)` as data. So the datasets of the groups are made here, alike for both, and only
-what holds them differs.
+ArviZ 0.23 keeps groups in an `InferenceData`, 1.x in an `xarray.DataTree`. Both have a `from_dict`
+with one table of dimensions for all groups, so `y` could not be `(datum,)` as a log likelihood and
+`(datum, feature)` as data. So the datasets of the groups are made here, alike for both versions,
+and only their container differs.
 """
 
 import warnings
@@ -58,16 +58,16 @@ def build(
 
     Arguments:
         groups: Arrays by group and name. A group without arrays is left out.
-        coords: Labels of an axis, by its name; an axis that is not named here is numbered from 0.
-        attrs: Attributes of the whole and of every group.
+        coords: Labels of axes, by the axis's name; any other axis is numbered from 0.
+        attrs: Attributes of the container and of every group.
 
     Returns:
         `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. Both give a group by
         `result["posterior"]` and have `to_netcdf(path)`; `arviz.from_netcdf(path)` reads it.
 
     Raises:
-        ValueError: If an array has the name of an axis, if its number of axes is not that of its
-            names, or if an axis has several lengths in one group.
+        ValueError: If an array has the name of an axis, if its axes and their names differ in
+            number, or if an axis has several lengths in one group.
 
     References:
         | ArviZ: a unified library for exploratory analysis of Bayesian models (Kumar et al., 2019)
@@ -139,19 +139,19 @@ def _container(datasets: dict[str, Any], attrs: Attributes) -> Any:
         tree.attrs.update(attrs)
         return tree
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 0.23 announces 1.x on import; ours works with both
+        warnings.simplefilter("ignore")  # 0.23 announces 1.x on import; this code works with both
         arviz = import_module("arviz")
     return arviz.InferenceData(attrs=attrs, **datasets)
 
 
-_PREDICTIVE_BYTES = 2**28  # of simulated data, unless a number of draws is asked for
+_PREDICTIVE_BYTES = 2**28  # of simulated data, if no number of draws is given
 _TRIED = 4  # rows that show whether a program can be simulated
 
 _Groups: TypeAlias = dict[str, dict[str, Labelled]]
 
 
 class _Block(NamedTuple):
-    """A chunk of the data, draws `(draws, rows, latents)`, and keys, two per row."""
+    """Some data, their draws `(draws, rows, latents)` with weights, and two random keys per row."""
 
     batch: Batch
     z: Tensor
@@ -161,7 +161,7 @@ class _Block(NamedTuple):
 
 
 class _Sizes(NamedTuple):
-    """Predictive and prior draws per datum, and why a kind is left out, in words."""
+    """Numbers of draws per datum, and in words why predictive ones are left out."""
 
     predictive: int
     prior: int
@@ -200,15 +200,15 @@ def to_inference_data(
     `prior_predictive`     every observed site      chain, draw, datum and those of the site
     ====================== ======================== ============================================
 
-    Latents have the values that the program sees (constrained) under the names of their sites, a
-    slash of which becomes a dot. The axis of a vector is called `latent` if it is the only latent
-    site, and that of the data `feature` if there is one observed site; several axes are numbered
+    Latents have the values that the program sees (constrained) under the names of their sites, with
+    dots for slashes. The axis of a latent vector is called `latent` if it is the only latent site,
+    and the axis of the data `feature` if there is one observed site; several axes are numbered
     (`feature_0`, ...). The axes of other sites are called `<site>_dim`, numbered likewise. With
     several observed sites the log likelihood is their sum, called `observed`.
 
-    A draw of the last three groups is a data set of the size of the data, with the same covariates,
-    as ArviZ's plots expect; the program is run with nothing observed to simulate it. If it cannot
-    be simulated row by row, these groups are left out, and the attribute `left_out` says why. The
+    Each draw of the last three groups is a whole data set, as large as the data and with the same
+    covariates, as ArviZ's plots expect; to simulate it, the program is run with nothing observed.
+    If that is not possible row by row, these groups are left out, and `left_out` says why. The
     posterior predictive group is also left out if discrete latents were summed out, since there are
     no draws of those. Posterior predictive data look more like the data than draws of the model do,
     because their latents were inferred from the data. :func:`pyro_vae.diagnostics.predictive_check`
@@ -233,9 +233,9 @@ def to_inference_data(
 
     Returns:
         `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x, log densities and
-        weights in nats and float64. Its attributes, and those of every group, say that the draws
-        are the guide's, the seed, `num_samples`, and the share of the data whose Pareto k is above
-        0.7 or has no value (nan). A draw has no error of its own; the log weights carry that
+        weights in nats and float64. The attributes of the whole and of every group hold the seed,
+        `num_samples`, a note that the draws are the guide's, and the shares of the data whose
+        Pareto k is above 0.7 or nan. A draw has no error of its own; the log weights carry that
         information.
 
     Raises:
@@ -333,7 +333,7 @@ def observed_arrays(program: Program, batch: Batch) -> dict[str, Labelled]:
 
 
 def _predictive(program: Program, block: _Block, draws: int) -> dict[str, Labelled]:
-    """Data simulated from the first draws of each datum's latents, from a stream of its own."""
+    """Data simulated from the first draws of each datum's latents, with a key per datum."""
     if draws == 0:
         return {}
     rows = [
@@ -450,7 +450,7 @@ def _observed_word(program: Program) -> str | None:
 
 
 def _site_axes(name: str, count: int, word: str | None) -> tuple[str, ...]:
-    """Names of a site's own axes: from `word`, unless the site itself is called so."""
+    """Names of a site's own axes: from `word`, unless that is the name of the site."""
     stem = word if word not in (None, name) else f"{label(name)}_dim"
     return (f"{stem}",) if count == 1 else tuple(f"{stem}_{axis}" for axis in range(count))
 

@@ -1,9 +1,9 @@
 r"""Marginal log likelihoods of every datum, for model comparison with ArviZ.
 
 Leave-one-out needs the density of a datum given what is learned from the *others*. The latents
-:math:`z_n` belong to the datum that is left out, so :math:`\log p(y_n \mid z_n)` will not do;
-what all data share, :math:`\beta`, is learned from the others, too, and given it the data are
-independent. So the pointwise density is the marginal one, and
+:math:`z_n` belong to the datum that is left out, so :math:`\log p(y_n \mid z_n)` will not do.
+What all data share, :math:`\beta`, is learned from the others too, and given :math:`\beta` the data
+are independent. So the pointwise density is the marginal one, and
 
 .. math:: p(y_n \mid y_{-n}) = \Big(\mathbb{E}_{p(\beta \mid y)}\,
     \frac{1}{p(y_n \mid \beta)}\Big)^{-1}, \qquad
@@ -56,22 +56,21 @@ def marginal_log_likelihood(
     ================ ============================================== ========================
     group            arrays                                         axes
     ================ ============================================== ========================
-    `posterior`      every latent site that all data share          chain, draw, its own
+    `posterior`      every latent site that all data share          chain, draw, site's axes
     `log_likelihood` the observed site                              chain, draw, datum
     `sample_stats`   `log_prior`, `log_guide`, `log_joint` of beta  chain, draw
     `diagnostics`    `error`, `ess`, `pareto_k` of the estimates    chain, draw, datum
-    `observed_data`  every observed site                            datum, its own
+    `observed_data`  every observed site                            datum, site's axes
     ================ ============================================== ========================
 
-    On **training** data `arviz.loo` then leaves a datum out, with the posterior of beta
-    re-weighted. It assumes draws from the exact posterior, which the guide's are not. ArviZ 1.x
-    corrects for that: `loo_approximate_posterior(idata, log_p=..., log_q=...)` with `log_joint` and
-    `log_guide`. The attribute `pareto_k_of_shared` says how far off the guide is (it needs at least
-    30 draws). Monte Carlo noise of the estimates lowers each leave-one-out density by about its
-    square.
+    With **training** data, `arviz.loo` leaves each datum out by re-weighting the draws of beta. It
+    takes them for draws from the exact posterior, but they are the guide's. ArviZ 1.x corrects for
+    that: `loo_approximate_posterior(idata, log_p=..., log_q=...)` with `log_joint` and `log_guide`.
+    The attribute `pareto_k_of_shared` says how far off the guide is (it needs at least 30 draws).
+    Monte Carlo errors of the estimates lower each leave-one-out density by about their square.
 
-    On **held-out** data nothing needs to be left out: the predictive density is the mean over
-    draws, `log_likelihood` by log-mean-exp over `draw`.
+    With **held-out** data, nothing needs to be left out: the log predictive density is the
+    log-mean-exp of `log_likelihood` over `draw`.
 
     A program without global sites gets one draw, since all would be equal; leave-one-out says
     nothing there, since no datum depends on another. Compare such models on held-out data with
@@ -186,7 +185,7 @@ def _sites(program: Program, draws: list[_Draw]) -> dict[str, Labelled]:
         value = torch.stack([draw.shared.values[site.name] for draw in draws])
         axes = [f"{label(site.name)}_dim_{axis}" for axis in range(value.dim() - 1)]
         sites[label(site.name)] = labelled(value, "draw", *axes)
-    # ArviZ asks for a posterior even where its only draw is the point that was fitted.
+    # ArviZ asks for a posterior, here with the fitted point as its only draw.
     return sites or {"point": labelled(torch.zeros(len(draws), device="cpu"), "draw")}
 
 

@@ -1,9 +1,9 @@
 r"""Draws from the exact posterior, with a verdict on them, and how far a guide is from them.
 
-For each datum they come from the estimator of log p(y) that was accepted
+The draws for a datum come from the estimator of log p(y) that was accepted
 (:class:`pyro_vae.Tightest`): draws of its proposal, :math:`z_k \sim q`, resampled by their weights
 :math:`w_k = p(y, z_k) / q(z_k)`, or the particles of tempered sequential Monte Carlo, whose islands
-ArviZ sees as chains. From the same weights come the mean and the standard deviation of every
+count as chains. From the same weights come the mean and the standard deviation of every
 latent, with errors,
 
 .. math:: \hat m = \sum_k \bar w_k z_k, \qquad
@@ -50,14 +50,14 @@ class PosteriorDraws(PerDatum):
 
     Arguments:
         sites: Draws of every latent site as the program sees it, `(draws, batch, *site)`.
-        z: The same, flat and unconstrained, `(draws, batch, latents)`.
+        z: The same draws, flat and unconstrained, `(draws, batch, latents)`.
         posterior_mean: Mean of every latent, `(batch, latents)`, with its error.
-        posterior_sd: Standard deviation.
+        posterior_sd: Standard deviation of every latent, likewise.
         guide_mean: Mean of the guide, likewise.
-        guide_sd: Its standard deviation.
+        guide_sd: Standard deviation of the guide, likewise.
         ess: Effective sample size, `(batch,)`: of the importance weights, or the smallest bulk ESS
             of a latent where chains were run.
-        r_hat: Rank-normalized, `(batch, latents)`; nan where no chains were run.
+        r_hat: Rank-normalized R-hat, `(batch, latents)`; nan where no chains were run.
         log_marginal: Log p(y), with the estimator that was accepted for each datum.
     """
 
@@ -78,7 +78,7 @@ class PosteriorDraws(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Its standard error; that of the standard deviation is weighted by the size of the shift.
+        """Standard error of `value`, from those of both means and of the posterior's sd.
 
         The errors of mean and standard deviation are taken as independent, as they are for a
         symmetric posterior.
@@ -162,9 +162,9 @@ def posterior_draws(
     seed: int = 0,
     progress: bool | None = None,
 ) -> PosteriorDraws:
-    r"""Draws from the posterior of every datum, and compares the guide's moments with theirs.
+    r"""Draws from every datum's posterior, and compares the guide's moments with the posterior's.
 
-    The draws come from the rung of the ladder that is accepted for the datum, among those that
+    The draws for a datum come from the rung of the ladder that is accepted, among those that
     sample; if none is accepted they come from the last one tried, and the datum is unreliable.
 
     Arguments:

@@ -1,8 +1,8 @@
 """Figures of arrays: learning curves, reconstructions, the latent plane, Pareto k, comparisons.
 
-Every function takes arrays (NumPy's or torch's, on any device), never models or guides: a mapping
-from the name of a guide to its array. Each draws into what it is given and returns the axes, so
-that titles, scales and sizes stay the caller's::
+Every function takes arrays (NumPy's or torch's, on any device), never models or guides; arrays of
+several guides come in a mapping by the guide's name. Each draws into the given axes or figure and
+returns the axes, so that titles, scales and sizes are up to the caller::
 
     from matplotlib.figure import Figure
 
@@ -10,11 +10,11 @@ that titles, scales and sizes stay the caller's::
     plot_learning_curves(curves, ax=figure.subplots())
     figure.savefig("curves.png")
 
-Given an `ax` or a `figure`, pyplot is not even imported, and nothing has to be closed. Otherwise a
+With an `ax` or a `figure`, pyplot is not even imported, and nothing has to be closed. Otherwise a
 figure is opened through pyplot, so that a notebook shows it; it is then pyplot's current figure,
 and the caller should close it. A figure of your own needs a layout engine to make room for labels
 and legends: "constrained", or "compressed" where panels are square. rcParams are read and never
-changed; :data:`STYLE` has those that make a figure of your own look like these.
+changed; :data:`STYLE` has the settings that make a figure of your own look like these.
 
 A guide has the same colour and marker in each figure if it is at the same position in the mapping.
 The colours can be told apart by colour-blind readers, the markers in grey print.

@@ -100,7 +100,7 @@ def _untrusted(values: NDArray[Any], threshold: float) -> str:
 def _mark_infinities(
     ax: "Axes", values: NDArray[Any], span: tuple[float, float], rim: float
 ) -> None:
-    """Makes room for infinite values, with ticks of their own and their meaning.
+    """Makes room for infinite values, each kind with a tick and its meaning in words.
 
     Without infinities the axis keeps its ordinary ticks.
     """
@@ -138,9 +138,9 @@ def plot_rank_ecdf(
 
     A line that rises above the band and then falls below it (an S on its side) means that the draws
     are too narrow, the reverse that they are too wide. A line above the band throughout has too
-    many low ranks: the draws are too high; below, too low. A line stays inside the band with
-    probability 1 - `false_alarm` if its ranks are uniform; the band holds for each line, not for
-    all of them jointly.
+    many low ranks: the draws are too high; a line below it, too low. A line with uniform ranks
+    stays inside the band with probability 1 - `false_alarm`; this holds for each line, not for all
+    of them jointly.
 
     Arguments:
         ranks: For each quantity its ranks from 0 to `num_samples`, `(data,)`, as
@@ -175,7 +175,7 @@ def plot_rank_ecdf(
     for number, (name, count) in enumerate(counts.items()):
         difference = count.cumsum()[:-1] / num_data - shares
         every = max(1, num_samples // 8)
-        # Markers at other places on every line, so that lines on top of each other are told apart.
+        # Markers at different places on each line, to tell lines on top of each other apart.
         places = (number * every // max(1, len(counts)), every)
         line: dict[str, Any] = {"markevery": places, "markersize": 5, "linewidth": 1.2}
         ax.plot(shares, difference, label=name, **line, **style(number))
@@ -197,12 +197,12 @@ def plot_rank_histograms(
     false_alarm: float = 0.05,
     figure: "Figure | SubFigure | None" = None,
 ) -> list["Axes"]:
-    r"""Draws a histogram of the ranks of each quantity, over the counts of uniform ranks.
+    r"""Draws a histogram of the ranks of each quantity, divided by that of uniform ranks.
 
-    Bars at both ends are high where draws are too narrow, in the middle where they are too wide,
-    at the left where they are too high. The band is that of the bars of one panel together
-    (Bonferroni). Where the number of ranks has no suitable divisor, bins differ in size by one
-    rank; heights and band allow for it.
+    If draws are too narrow, the bars at both ends are high; if too wide, those in the middle; if
+    too high, those at the left. The band holds for all bars of a panel jointly (Bonferroni). If
+    the number of ranks has no suitable divisor, bins differ in size by one rank; heights and band
+    allow for it.
 
     Arguments:
         ranks: For each quantity its ranks from 0 to `num_samples`, `(data,)`.
@@ -254,10 +254,10 @@ def _histogram(
 
 
 def _edges(num_ranks: int, num_data: int) -> NDArray[np.int64]:
-    """Edges of bins of equal size, if a good number of them divides the ranks, or nearly so."""
+    """Edges of bins: of equal size if a suitable number of bins divides the ranks, or nearly."""
     most = int(np.clip(num_data // _DATA_PER_BIN, 2, min(_MOST_RANK_BINS, num_ranks)))
     divisors = [bins for bins in range(most, 1, -1) if num_ranks % bins == 0]
-    # Half as many as would do is still a good number; fewer show no shape.
+    # Half of `most` is still suitable; fewer bins show no shape.
     bins = divisors[0] if divisors and 2 * divisors[0] >= most else most
     return np.round(np.linspace(0, num_ranks, bins + 1)).astype(np.int64)
 
@@ -282,7 +282,7 @@ def _counts(ranks: Mapping[str, Array], num_samples: int) -> dict[str, NDArray[A
 
 
 _CHECK_PANEL = (2.4, 2.0)  # inches
-_NARROWEST = 1.7  # inches of a panel that still has room for its words
+_NARROWEST = 1.7  # inches: narrower panels have no room for their text
 _DRAWS_PER_BIN = 15  # fewer make a histogram of noise
 _MOST_BINS = 25
 
@@ -296,7 +296,7 @@ def plot_predictive_check(
 ) -> list["Axes"]:
     """Draws a histogram of each statistic of replicated data sets, and a line at the observed one.
 
-    Each statistic has its own unit, which is that of its horizontal axis.
+    Each horizontal axis has the unit of its statistic.
 
     Arguments:
         observed: Statistics of the observed data set, by name, as
@@ -336,7 +336,7 @@ def _panel(ax: "Axes", value: float, draws: NDArray[Any]) -> None:
     bins = int(np.clip(len(draws) / _DRAWS_PER_BIN, 5, _MOST_BINS))
     distinct = np.unique(draws)
     edges: Any = bins
-    if len(distinct) <= bins:  # counts and ties: a bar each, not bins that split or join them
+    if len(distinct) <= bins:  # counts and ties: a bar per value, so that none is split
         width = np.diff(distinct).min() if len(distinct) > 1 else max(1e-3, abs(distinct[0]) / 20)
         middles = np.arange(distinct[0], distinct[-1] + width / 2, width)
         few = len(middles) <= _MOST_BINS
@@ -364,7 +364,7 @@ def _panel(ax: "Axes", value: float, draws: NDArray[Any]) -> None:
 
 
 def _broken(name: str) -> str:
-    """A long name on two lines, at its bracket."""
+    """A name broken into two lines before its bracket."""
     return name.replace(" (", "\n(")
 
 

@@ -26,12 +26,12 @@ Array: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
 Number: TypeAlias = Annotated[float, ANY] | Array
 Value = TypeVar("Value")
 
-# 7 and 10 colours against 11 markers: neither number divides 11, so that a pair comes back only
-# after 77 guides, or 110 categories.
+# 11 has no factor in common with the 7 and the 10 colours below, so a pair of colour and marker
+# comes back only after 77 guides, or 110 categories.
 MARKERS = tuple("os^DvXP<>*p")
 # Okabe and Ito's colours without yellow, which is too faint for a line on white.
 GUIDE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Tol's muted scheme, its pale grey made darker: as many as there are digits.
+# Tol's muted scheme with a darker grey: ten colours, as there are ten digits.
 CATEGORY_COLOURS = (
     *("#332288", "#CC6677", "#117733", "#88CCEE", "#AA4499"),
     *("#DDCC77", "#44AA99", "#882255", "#999933", "#777777"),
@@ -47,7 +47,7 @@ STYLE: dict[Any, Any] = {
 
 Colours that colour-blind readers can tell apart, axes without a box, legends without a frame. Use
 it around your own drawing: `with matplotlib.rc_context(pv.plots.STYLE): ...`, or as a decorator."""
-_WIDE = 3.0  # quartile ranges beyond the quartiles that an axis shows
+_WIDE = 3.0  # an axis may end this many interquartile ranges beyond the quartiles
 
 
 def as_numpy(values: Number) -> NDArray[Any]:
@@ -139,7 +139,7 @@ def without_box(ax: "Axes") -> "Axes":
 
 
 def legend_above(ax: "Axes", entries: Sequence[Any]) -> None:
-    """Puts the legend over the axes, where it hides no data."""
+    """Puts the legend above the axes, where it hides no data."""
     anchor: dict[str, Any] = {
         "loc": "lower left",
         "bbox_to_anchor": (0.0, 1.0),
@@ -151,14 +151,14 @@ def legend_above(ax: "Axes", entries: Sequence[Any]) -> None:
 
 
 def inches_wide(figure: "Figure | SubFigure") -> float:
-    """Width of a figure, or of the part of it that a sub-figure is."""
+    """Width of a figure or a sub-figure in inches."""
     return float(figure.bbox.width / figure.dpi)
 
 
 def fitting_columns(inches: float, entries: Sequence[Any]) -> int:
-    """Columns of a legend that stay within a width; at least one.
+    """How many columns of a legend fit into a width; at least one.
 
-    Reckons with 0.5 inch for a handle and 0.075 for a letter, at the usual font sizes.
+    Assumes 0.5 inch per handle and 0.075 per letter, as at the usual font sizes.
     """
     widths = [0.5 + 0.075 * len(str(entry.get_label())) for entry in entries]
     columns = range(len(widths), 1, -1)
@@ -172,14 +172,14 @@ def with_minus(text: str) -> str:
 
 
 def listed(shapes: Iterable[tuple[int, ...]]) -> str:
-    """Shapes for a message."""
+    """Shapes as text for a message."""
     return ", ".join(str(shape) for shape in shapes)
 
 
 def estimates_of(
     guides: Mapping[str, Mapping[str, tuple[Number, Number]]], kind: str
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], list[str]]:
-    """Plain numbers by guide and name, and all names in order, at least one.
+    """Plain numbers by guide and name, and a list of all names, which is never empty.
 
     `kind` is the word for a named quantity in messages.
     """

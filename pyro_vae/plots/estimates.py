@@ -25,7 +25,7 @@ from .drawing import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-_MOST_TICKS = 4  # numbers of many digits, which must not run into one another
+_MOST_TICKS = 4  # labels of many digits must not run into one another
 
 
 def plot_comparison(
@@ -33,14 +33,14 @@ def plot_comparison(
 ) -> "Axes":
     r"""Draws one line per guide, with a dot and an error bar for each quantity, and the numbers.
 
-    A guide that is far worse than the others sets the scale, and hides both the error bars and the
-    differences among the rest: the numbers at the right still show them. Bars are one standard
+    A guide that is far worse than the others sets the scale, and so hides the error bars and the
+    differences of the rest: the numbers at the right still show them. Bars are one standard
     error to each side.
 
     Arguments:
         rows: For each guide the quantities by name (as "ELBO" and "log p(y)"), each an
             :class:`~pyro_vae.Estimate` or another pair of value and standard error, in nats per
-            datum. A guide may lack a quantity; an error may be nan and has no bar then.
+            datum. A guide may lack a quantity; an error may be nan, and then has no bar.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -109,7 +109,7 @@ def plot_gaps(
     Arguments:
         parts: For each guide the parts by name, in order (as "approximation" and "amortization"),
             each an :class:`~pyro_vae.Estimate` or another pair of value and standard error, in
-            nats per datum. An error may be nan and has no bar then.
+            nats per datum. An error may be nan, and then has no bar.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -167,9 +167,9 @@ def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None"
         g_{(1)} \ge g_{(2)} \ge \dots
 
     On the dotted line the gap is the same for every datum; the steeper the start, the fewer data
-    account for it. Where the gaps are no larger than their Monte Carlo errors the noise is sorted
-    too, and the curve is too steep. Gaps below zero make it fall at the end. A guide whose total
-    gap is not positive has no shares, and no curve.
+    account for the total. If gaps are no larger than their Monte Carlo errors, the noise is sorted
+    too, and the curve is too steep. Gaps below zero make the curve fall at the end. A guide whose
+    total gap is not positive has no shares, and no curve.
 
     Arguments:
         gaps: For each guide the gaps, `(data,)`, in nats.
@@ -232,9 +232,9 @@ def plot_per_datum(
     """Draws values with errors, lowest first; red crosses mark data that cannot be trusted.
 
     Arguments:
-        value: One per datum.
-        error: Its standard error, which may be nan and has no bar then.
-        reliable: Which can be trusted.
+        value: One value per datum.
+        error: Its standard error; nan has no bar.
+        reliable: Which data can be trusted.
         name: Name of the quantity, with its unit.
         ax: Where to draw; a new pyplot figure by default.
 
@@ -242,7 +242,7 @@ def plot_per_datum(
         The axes.
 
     Raises:
-        ValueError: If there is no datum, or not one number, error and verdict for each.
+        ValueError: If there is no datum, or values, errors and verdicts differ in number.
 
     Example:
         >>> from matplotlib.figure import Figure

@@ -82,7 +82,7 @@ def plot_latent_plane(
 
 
 def _whole(labels: NDArray[Any]) -> NDArray[Any]:
-    """Labels as integers where they are whole numbers, as tables often hold them in floats."""
+    """Labels as integers if all are whole numbers, since tables often hold them as floats."""
     whole = labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels))
     return labels.astype(int) if whole else labels
 
@@ -137,19 +137,19 @@ def _explain_colours(figure: "Figure | SubFigure", axes: NDArray[Any]) -> None:
         handles=entries,
         loc="outside upper center",
         ncols=fitting_columns(inches_wide(figure), entries),
-        markerscale=(25 / axes[0].collections[0].get_sizes()[0]) ** 0.5,  # to one size for all
+        markerscale=(25 / axes[0].collections[0].get_sizes()[0]) ** 0.5,  # one size in all legends
         frameon=False,
         fontsize="small",
-        columnspacing=1.2,  # narrower than usual, so that the estimate errs on the safe side
+        columnspacing=1.2,  # narrower than usual: the estimated width is rather too large
     )
     if axes[0].collections[0].get_array() is not None:
         figure.colorbar(axes[0].collections[0], ax=list(axes), label="label")
 
 
 _BINS = 30
-_GRID = 80  # points a side of the plane that contours are drawn from
+_GRID = 80  # points per side of the grid that contours are drawn from
 _KERNELS = 2000  # draws that a density is smoothed from; more are slow and look the same
-_OUTER = 0.995  # of the draws are within the axes: one far outlier must not set the scale
+_OUTER = 0.995  # quantile near which the axes end: one far outlier must not set the scale
 
 
 def plot_aggregated_marginals(
@@ -162,12 +162,11 @@ def plot_aggregated_marginals(
 ) -> NDArray[Any]:
     """Draws histograms of the aggregated posterior over those of the prior, one panel per latent.
 
-    Where the prior has mass and the aggregated posterior has none, the decoder generates from
-    latents it was never trained on; the other way around, it never generates data like some of
-    those it was trained on.
+    Where only the prior has mass, the decoder generates from latents it was never trained on;
+    where only the aggregated posterior has mass, it was trained on data that it never generates.
 
     Arguments:
-        aggregate: Draws of q(z), one per datum, `(draws, latents)`; any number of them.
+        aggregate: Any number of draws of q(z), one per datum, `(draws, latents)`.
         prior: Draws of p(z), `(draws, latents)`.
         mismatch: Divergence of each latent and its error, `(latents,)` each, in nats, as
             `marginal_divergences` returns them: written over the panels.
@@ -230,10 +229,10 @@ def plot_aggregated_plane(
     """Scatters draws of the aggregated posterior of two latents over contours of the prior.
 
     The contours hold 50% and 95% of the prior's draws, by a kernel density estimate. If q(z) were
-    the prior, as many of its dots would lie within; the legend counts them.
+    the prior, they would hold the same shares of its dots; the legend has the actual shares.
 
     Arguments:
-        aggregate: Draws of q(z), `(draws, 2)`: of more latents pass the two to show.
+        aggregate: Draws of the two latents to show under q(z), `(draws, 2)`.
         prior: Draws of p(z), `(draws, 2)`, at least ten of them; any prior will do.
         names: Names of the two latents.
         ax: Where to draw; a new pyplot figure by default.
@@ -295,7 +294,7 @@ def plot_collapse(
     names: Sequence[str] | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws a bar per latent, the largest rate first: its information, and the rate beyond that.
+    """Draws a bar per latent, the largest rate first, split into information and the rest.
 
     The height of a bar is the rate. Its solid part is the information about the identity of the
     datum, and the hatched part the divergence of the aggregated posterior from the prior. A marker
@@ -345,12 +344,12 @@ def plot_collapse(
 def _draw_bars(
     ax: "Axes", rate: NDArray[Any], information: NDArray[Any], error: NDArray[Any]
 ) -> None:
-    solid, place = np.clip(information, 0, None), np.arange(len(rate))  # noise goes below 0
+    solid, place = np.clip(information, 0, None), np.arange(len(rate))  # noise can make it negative
     ax.bar(place, solid, color=GUIDE_COLOURS[0], width=0.7, label="information")
     rest: dict[str, Any] = {"color": "white", "edgecolor": "0.25", "hatch": "////"}
     height = np.clip(rate - solid, 0, None)
     ax.bar(place, height, bottom=solid, width=0.7, linewidth=0.5, label="off the prior", **rest)
-    seen = error > 0.005 * np.nanmax(rate, initial=1e-9)  # smaller bars are no longer than thick
+    seen = error > 0.005 * np.nanmax(rate, initial=1e-9)  # others are thicker than long
     ax.errorbar(place[seen], solid[seen], error[seen], fmt="none", ecolor="black", elinewidth=1)
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class LearningCurve(Protocol):
     """The record of one training run: arrays over the epochs.
 
-    An attribute `validation_elbo`, `(epochs,)` in nats per datum and nan where it was not
-    evaluated, is drawn too if it is there and not `None`.
+    If it has an attribute `validation_elbo` that is not `None`, this is drawn too: `(epochs,)`, in
+    nats per datum, nan where it was not evaluated.
     """
 
     @property
@@ -53,9 +53,9 @@ def plot_learning_curves(
 ) -> "Axes":
     """Draws the ELBO against the epoch: training solid, validation dashed, a colour per guide.
 
-    The first epochs are often lower by orders of magnitude and would flatten all that follows. The
-    later half of the epochs therefore keeps half of the height: from the lowest of, over all
-    curves, its 5% quantile and the last value to the top. Earlier parts may come in from below.
+    The first epochs are often lower by orders of magnitude and would flatten all that follows. So
+    the later half of the epochs gets at least half of the height, from its 5% quantile or the last
+    value (the lower one, and the lowest of all curves) to the top. Earlier parts may be cut off.
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps
@@ -64,7 +64,7 @@ def plot_learning_curves(
 
     Returns:
         The axes. Its lines are, guide by guide, the training curve and then the validation curve,
-        if there is one, at the epochs where it is a number.
+        if there is one, at the epochs where it is known.
 
     Raises:
         ValueError: If there is no curve, or the arrays of one differ in shape.
@@ -108,7 +108,7 @@ def _traces(name: str, curve: LearningCurve) -> list[Trace]:
             f"{listed(shapes)}: give one value per epoch, nan where there is none"
         )
     traces = [Trace(f"{name}, training", "-", epoch, elbo)]
-    # Evaluations may be epochs apart: without the gaps between them the dashes join up.
+    # Evaluations may be epochs apart: without the nans between them the dashes join up.
     seen = np.isfinite(held_out)
     if seen.any():
         traces.append(Trace(f"{name}, validation", "--", epoch[seen], held_out[seen]))
@@ -117,7 +117,7 @@ def _traces(name: str, curve: LearningCurve) -> list[Trace]:
 
 def _draw(ax: "Axes", traces: Sequence[Trace], number: int) -> None:
     for label, dashes, epoch, elbo in traces:
-        # About five markers a line, shifted from guide to guide so that they do not pile up.
+        # About five markers per line, shifted from guide to guide so that they do not pile up.
         every = max(1, len(epoch) // 5)
         marks: dict[str, Any] = {"markevery": (number * every // 3 % every, every), "markersize": 5}
         ax.plot(epoch, elbo, linestyle=dashes, label=label, **marks, **style(number))
@@ -151,10 +151,10 @@ def plot_signal_to_noise(
     floor: float | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    r"""Draws the signal-to-noise ratio of objectives against their particles, both on log scales.
+    r"""Draws the signal-to-noise ratio of objectives against the number of particles, log-log.
 
-    Thin lines have the slopes 1/2 and -1/2 that doubly and plainly reparameterized gradients of
-    importance-weighted bounds approach; they start at the first point of the first objective.
+    Thin lines have the slopes that gradients of importance-weighted bounds approach: 1/2 if doubly
+    reparameterized, -1/2 if plainly. They start at the first point of the first objective.
     Bars are one standard error to each side. A ratio of 0 has no place on a log scale and is left
     out.
 
@@ -186,7 +186,7 @@ def plot_signal_to_noise(
     ax = axes_or_new(ax, (5.4, 4.0))
     for number, (name, (particles, values, errors)) in enumerate(points.items()):
         shown = values > 0
-        bars = np.stack([np.minimum(errors, 0.999 * values), errors])[:, shown]  # a log scale
+        bars = np.stack([np.minimum(errors, 0.999 * values), errors])[:, shown]  # above 0
         look: dict[str, Any] = {"capsize": 3, "markersize": 5, "linewidth": 1.2, **style(number)}
         ax.errorbar(particles[shown], values[shown], yerr=bars, label=name, **look)
     ax.set_xscale("log", base=2)
@@ -215,7 +215,7 @@ def _ratios(name: str, line: Mapping[int, tuple[Number, Number]]) -> _Ratios:
 
 
 def _guide_lines(ax: "Axes", points: Mapping[str, _Ratios]) -> None:
-    """Slopes from theory, without moving the limits."""
+    """Draws the slopes from theory, without moving the limits."""
     particles = np.unique(np.concatenate([part[0] for part in points.values()]))
     first = next(iter(points.values()))
     if len(particles) < 2 or first[1][0] <= 0:
@@ -236,11 +236,11 @@ def _guide_lines(ax: "Axes", points: Mapping[str, _Ratios]) -> None:
 _MARGIN = 0.08  # of the span, around the points
 _BELOW = 0.16  # of the span, for the betas and the numbers of the lines
 _SAME = 0.035  # of the span: points closer than that share a label
-_LINES = 8  # of equal ELBO, about
+_LINES = 8  # of equal ELBO, roughly
 
 
 class _Points(NamedTuple):
-    """One curve, `(betas,)` each."""
+    """The points of one curve, `(betas,)` each."""
 
     rate: NDArray[Any]
     distortion: NDArray[Any]
@@ -257,16 +257,17 @@ def plot_rate_distortion(
 ) -> "Axes":
     r"""Draws distortion against rate, a point for each beta, over lines of equal ELBO.
 
-    Lines of slope -1 have one ELBO. At an optimum the curve has the slope :math:`-\beta`: it
-    touches the line of the highest ELBO at :math:`\beta = 1`. Given the information :math:`I`, each
-    point of the first curve is joined to a tick at its left: by :math:`H - D \le I \le R` the tick
-    lies between the point and the shaded region, which no model and guide can reach.
+    Along a line of slope -1 the ELBO is constant. At an optimum the curve has the slope
+    :math:`-\beta`: it touches the line of the highest ELBO at :math:`\beta = 1`. Given the
+    information :math:`I`, each point of the first curve is joined to a tick at its left: as
+    :math:`H - D \le I \le R`, the tick lies between the point and the shaded region, which no model
+    and guide can reach.
 
     Arguments:
         betas: The weights of the rate, `(betas,)`.
         curves: By name (as "training data" and "held out"), rate and distortion, each an
             :class:`~pyro_vae.Estimate` or another pair of values and errors, `(betas,)`, in nats
-            per datum. Bars are one error to each side. The betas are written beside the first.
+            per datum. Bars are one error to each side. The first has its betas written beside it.
         information: The mutual information of the first curve, values and errors.
         entropy: Entropy of the data of the first curve, in nats per datum, if known. The region it
             rules out is shaded where it is within the axes.
@@ -326,7 +327,7 @@ def _column(name: str, pair: tuple[Number, Number], weights: NDArray[Any]) -> ND
 
 
 def _set_limits(ax: "Axes", points: Mapping[str, _Points], between: NDArray[Any] | None) -> None:
-    """Fixed before the rest is drawn, since lines and labels must not widen them."""
+    """Fixes the limits before the rest is drawn: lines and labels must not widen them."""
     rates = [points.rate for points in points.values()]
     horizontal = [*rates, *([] if between is None else [between]), np.zeros(1)]
     vertical = [points.distortion for points in points.values()]
@@ -382,7 +383,7 @@ def _write_betas(ax: "Axes", weights: NDArray[Any], points: _Points) -> None:
 def _draw_lines(ax: "Axes", floor: float) -> None:
     """Lines of equal ELBO, each with its number where it leaves the axes, at the right or below.
 
-    No line where distortion plus rate would be below the floor.
+    Lines on which distortion plus rate is below the floor are left out.
     """
     from matplotlib.ticker import MaxNLocator
 

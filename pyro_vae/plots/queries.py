@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-_MOST_NUMBERS = 12  # features whose pairs still have room for a number in each cell
+_MOST_NUMBERS = 12  # with more features a cell has no room for its number
 _MOST_TICKS = 40  # names that can be read beside one another
 _PICTURED = 3  # draws shown of an imputed image
 _BINS = 30
-_FLAT = 0.005  # of a curve's peak: half a pixel of a figure
+_FLAT = 0.005  # of a curve's peak, half a pixel: lower parts look like the axis
 
 
 def plot_traversal(
@@ -43,14 +43,14 @@ def plot_traversal(
     names: Sequence[str] | None = None,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws what the decoder gives as each latent moves over its range, a row or panel per latent.
+    """Draws the decoder's output as each latent moves over its range, a row or panel per latent.
 
     Arguments:
         decoded: Means of p(y | z), `(latents, steps, *datum)`, as
             :attr:`pyro_vae.queries.Traversal.decoded`; pass only the first few latents if there are
             many.
         labels: One per latent.
-        levels: Quantiles of the steps.
+        levels: Quantile of the latent at each step.
         image_shape: Height and width of an image; `None` draws a curve over the features for each
             step, darker for higher levels.
         names: Names of the features, for data that are not images.
@@ -60,7 +60,7 @@ def plot_traversal(
         The axes, `(latents, steps)` for images, `(latents,)` otherwise.
 
     Raises:
-        ValueError: If labels, levels or names do not fit.
+        ValueError: If the number of labels, levels or names is wrong.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -133,9 +133,9 @@ def plot_imputation(
         y: Data with nan where entries are missing, `(rows, *datum)`; a few rows fit a page.
         draws: Completed data, `(samples, rows, *datum)`: :attr:`pyro_vae.queries.Imputation.draws`.
         truth: The true entries, if known.
-        image_shape: Height and width of an image: the data, the mean of the draws and three of
-            them, in rows. `None` draws a panel per row: observed entries, and the median of the
-            draws with a line over the middle 95% of them.
+        image_shape: Height and width of an image; lines of images then show the data, the mean of
+            the draws, and three draws. `None` draws a panel per row: observed entries, and the
+            median of the draws with a line over their middle 95%.
         names: Names of the features, for data that are not images.
         labels: Names of the rows of data; their positions by default.
         figure: Where to draw; a new pyplot figure by default.
@@ -289,7 +289,7 @@ def plot_outliers(
 
     Arguments:
         log_p: Log densities of the data, `(batch,)`, in nats.
-        tail_probability: `(batch,)`.
+        tail_probability: Their tail probabilities, `(batch,)`.
         reference: Log densities of the reference data, `(reference,)`, in nats.
         flagged: Which data are called outliers.
         figure: Where to draw; a new pyplot figure by default.
@@ -323,7 +323,8 @@ def _draw_reference(
     ax: "Axes", value: NDArray[Any], held: NDArray[Any], flags: NDArray[Any]
 ) -> None:
     look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4, "density": True}
-    # Further out than the reference is wide, data stand at the edge: one would flatten the rest.
+    # Data further below the reference than it is wide are drawn at the edge: a single outlier
+    # would flatten the rest.
     edge = 2 * float(held.min()) - float(held.max()) - 1
     beyond = int((value < edge).sum())
     value = np.maximum(value, edge)
@@ -361,12 +362,12 @@ def plot_dependence(
 ) -> "Axes":
     """Draws the dependence between every two features, as a heat map with their names.
 
-    Values below zero make the scale run from -1 to 1; where there are none, as for mutual
-    information, it starts at 0. Up to 12 features have their numbers in the cells, those within
-    two standard errors of zero in brackets. The diagonal is left blank.
+    The scale runs from -1 to 1 if there are values below zero, and otherwise from 0, as for mutual
+    information. With up to 12 features each cell has its number, in brackets if it is within two
+    standard errors of zero. The diagonal is left blank.
 
     Arguments:
-        value: `(features, features)`.
+        value: The dependence of every two features, `(features, features)`.
         names: Names of the features.
         error: Standard errors.
         measure: Name of the measure, for the colour bar.
@@ -376,7 +377,7 @@ def plot_dependence(
         The axes.
 
     Raises:
-        ValueError: If names, values and errors do not fit.
+        ValueError: If names, values and errors differ in number.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -409,10 +410,11 @@ def plot_dependence(
 def plot_similarity(value: Float[Array, "rows others"], *, ax: "Axes | None" = None) -> "Axes":
     """Draws the similarity of rows with others as a heat map, white at 0.
 
-    The scale ends at the 95th percentile of the sizes: a few very unlike rows do not set it.
+    The scale ends at the 95th percentile of absolute values, so a few very unlike rows do not set
+    it.
 
     Arguments:
-        value: `(rows, others)`, in nats.
+        value: Similarities, `(rows, others)`, in nats.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -462,7 +464,7 @@ def _write_numbers(
 def _seen(
     x: NDArray[Any], densities: Sequence[NDArray[Any]], marked: Sequence[float]
 ) -> tuple[float, float]:
-    """Where a curve can be told from the axis, and a little beyond: tails may be long."""
+    """Limits of the part where curves can be told from the axis, with a margin."""
     high = [density / max(np.nanmax(density), np.finfo(float).tiny) for density in densities]
     places = np.flatnonzero((np.stack(high) > _FLAT).any(axis=0))
     if not len(places):
@@ -473,7 +475,7 @@ def _seen(
 
 
 def _name_ticks(ax: "Axes", names: Sequence[str] | None, number: int) -> None:
-    """Names under the axis, if they fit."""
+    """Writes the names under the axis, if they fit."""
     if names is None:
         ax.set_xlabel("feature", fontsize="small")
         return

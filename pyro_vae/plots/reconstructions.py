@@ -23,28 +23,28 @@ def plot_reconstructions(
 ) -> NDArray[Any]:
     """Draws data on top, then each guide's reconstructions of them, then each guide's prior draws.
 
-    All cells share one range of values, that of all the arrays together: a grey that means 0.5 in
-    one row means 0.5 in each. Black is the lowest value, white the highest.
+    All cells share one range of values, which spans all the arrays: the same grey means the same
+    value in every row. Black is the lowest value, white the highest.
 
     Arguments:
         originals: Data, `(images, *event)`, one column each; eight to twelve fit a page.
         reconstructions: For each guide the mean of p(y | z) at a z inferred from the same data,
             `(images, *event)`.
         prior_draws: For each guide the mean of p(y | z) at z drawn from the prior,
-            `(draws, *event)`. Empty leaves these rows out.
+            `(draws, *event)`. An empty mapping leaves these rows out.
         image_shape: Height and width of an image. `None` for data that are not images: every cell
             is then a profile, value against feature, with the original in thin grey behind its
             reconstructions.
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 
     Returns:
-        The axes, rows in the order above, each with its label at the left: for images one per row,
-        `(1 + reconstructions + prior draws,)`, where image c lies between c and c + 1; otherwise
-        one per profile, `(1 + reconstructions + prior draws, columns)`.
+        The axes, in the order above, each row with its label at the left. For images one axes per
+        row, `(1 + reconstructions + prior draws,)`, with image c between c and c + 1; otherwise
+        one axes per profile, `(1 + reconstructions + prior draws, columns)`.
 
     Raises:
-        ValueError: If there are no data, reconstructions are not of the shape of the originals,
-            draws not of the shape of a datum, or a datum does not fill `image_shape`.
+        ValueError: If there are no data, if reconstructions differ in shape from the originals or
+            draws from a datum, or if a datum does not fill `image_shape`.
 
     Example:
         >>> import torch
@@ -73,7 +73,7 @@ def plot_data(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws rows of data, each with its label at the left, in one range of values.
+    """Draws rows of data, each with its label at the left, and one range of values for all.
 
     Arguments:
         rows: For each label some data, `(columns, *event)`.
@@ -100,7 +100,7 @@ def plot_data(
     return _drawn(figure, cells, image_shape)
 
 
-_GAP = 0.04  # around an image, of its width
+_GAP = 0.04  # margin around an image, as a share of its width
 
 
 class Row(NamedTuple):
@@ -143,14 +143,14 @@ def _like(shape: tuple[int, ...], name: str, values: Array) -> NDArray[Any]:
 def _drawn(
     figure: "Figure | SubFigure | None", rows: Sequence[Row], image_shape: tuple[int, int] | None
 ) -> NDArray[Any]:
-    width, height = (0.62, 0.62) if image_shape else (0.95, 0.75)  # inches a cell
+    width, height = (0.62, 0.62) if image_shape else (0.95, 0.75)  # inches per cell
     columns = max(len(row.cells) for row in rows)
     figure = figure_or_new(figure, (1.2 + width * columns, 0.5 + height * len(rows)))
     return (_images if image_shape else _profiles)(figure, rows, columns)
 
 
 def _images(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> NDArray[Any]:
-    """One axes per row: setting up one for every image takes longer than drawing it."""
+    """One axes per row, since setting up one per image takes longer than drawing the image."""
     axes: NDArray[Any] = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     low, high = finite_span(row.cells for row in rows)
     group = ""
@@ -168,7 +168,7 @@ def _images(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> 
 
 
 def _draw_image(ax: "Axes", column: int, image: NDArray[Any], **span: Any) -> None:
-    """An image between `column` and `column + 1`, with a frame that shows on white paper."""
+    """Draws an image between `column` and `column + 1`, with a frame that shows on white."""
     height = image.shape[0] / image.shape[1]
     corners = (column + _GAP, column + 1 - _GAP, 0.0, height - 2 * _GAP)
     ax.imshow(image, cmap="gray", interpolation="nearest", extent=corners, **span)
@@ -195,7 +195,7 @@ def _label(axes: NDArray[Any], rows: Sequence[Row]) -> None:
     for row_axes, row in zip(axes, rows, strict=True):
         row_axes[0].set_ylabel(row.label, rotation=0, ha="right", va="center")
         if row.group != group:
-            # In the middle, because a wide title whose centre is beyond its axes moves the columns.
+            # In the middle: a wide title centred outside its own axes would move the columns.
             half, odd = divmod(len(row_axes), 2)
             row_axes[half].set_title(row.group, x=odd / 2, fontsize="small", color="0.25")
         group = row.group

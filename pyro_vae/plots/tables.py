@@ -1,4 +1,4 @@
-"""Figures of tables: one axis for each column, in its own unit, with its name."""
+"""Figures of tables: each column has its own axis, with its name and its unit."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-_FULL = 2.0  # spreads, at which a colour is full: larger effects do not pale the others
-_MOST_LATENTS, _MOST_COLUMNS = 12, 24  # that can be read in one figure
+_FULL = 2.0  # effect in spreads that has the full colour: larger ones do not pale the others
+_MOST_LATENTS, _MOST_COLUMNS = 12, 24  # as many as can be read in one figure
 _MOST_ROWS = 60  # intervals side by side
 _MOST_DATES = 5  # ticks
 _ACROSS = 2  # panels beside one another; more cannot be read on a phone
@@ -42,15 +42,15 @@ def plot_effects(
     Arguments:
         effect: Change of each column over the range of each latent, in spreads of the column, or
             in probability.
-        latents: Their names, the most informative first.
-        columns: Their names.
+        latents: Names of the latents, the most informative first.
+        columns: Names of the columns.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: If names and effects do not fit.
+        ValueError: If names and effects differ in number.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -64,7 +64,7 @@ def plot_effects(
             f"expected an effect of each of {len(latents)} latents on each of {len(columns)} "
             f"columns, got shape {matrix.shape}"
         )
-    # Columns go down, where their names have room: latents have short ones.
+    # (columns, latents); drawn transposed, latents down and columns across
     shown = matrix[:_MOST_LATENTS, :_MOST_COLUMNS].T
     size = (2.8 + 0.75 * shown.shape[1], 1.6 + 0.3 * shown.shape[0])
     if ax is None:
@@ -99,12 +99,12 @@ def plot_walks(
 ) -> NDArray[Any]:
     """Draws decoded means along each latent: a row of panels per latent, a panel per column.
 
-    Panels of one column share their axis, so that the column that moves most is seen at a glance.
+    Panels of one column share their axis, which shows at a glance the latent that moves it most.
 
     Arguments:
         decoded: Means of p(y | z), as encoded rows.
         labels: One for each latent.
-        levels: Quantiles of the steps.
+        levels: Quantile of the latent at each step.
         columns: The columns of the table.
         shown: Positions of the columns that are drawn.
         figure: Where to draw; a new pyplot figure by default.
@@ -148,8 +148,8 @@ def plot_filled(
 ) -> list["Axes"]:
     """Draws plausible values of missing entries, a panel per column that has any.
 
-    For numbers it shows the middle 95% of the draws, for categories a dot whose size is their
-    share.
+    A number gets a line over the middle 95% of the draws, a category a dot whose size is its share
+    of the draws.
 
     Arguments:
         filled: Encoded rows with missing entries filled in; observed entries are drawn in grey at
@@ -160,7 +160,7 @@ def plot_filled(
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes, one for each column with holes.
+        The axes, one for each column with missing entries.
 
     Raises:
         ValueError: If nothing was missing.
@@ -250,7 +250,7 @@ def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
 
 
 def _name_reached(ax: "Axes", codes: NDArray[Any], column: Column) -> None:
-    """The categories that a walk reaches, where there are too many to name all."""
+    """Names only the categories that a walk reaches, if there are too many to name all."""
     if isinstance(column.kind, Categories) and len(column.kind.categories) > 12:
         reached = np.unique(np.rint(codes)).astype(int)
         kept = reached[:: -(-len(reached) // 6)]
@@ -258,7 +258,7 @@ def _name_reached(ax: "Axes", codes: NDArray[Any], column: Column) -> None:
 
 
 def _name_entries(ax: "Axes", column: Column) -> None:
-    """Categories by their names."""
+    """Labels the ticks of a categorical column with the names of its categories."""
     if isinstance(column.kind, Categories):
         names = [str(category)[:12] for category in column.kind.categories]
         if len(names) <= 12:

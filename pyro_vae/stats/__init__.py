@@ -15,7 +15,7 @@ All of this needs a finite :math:`c^2`, which the spread of a finite set of draw
 tail can: if :math:`P(w > t)` falls as :math:`t^{-1/k}`, the variance is finite only for :math:`k <
 1/2`, and for :math:`k > 1` not even the mean is. So :func:`pareto_k` comes first.
 
-Every function takes the particles on the first axis, computes in float64 whatever comes in (a data
+Every function takes the particles on the first axis, computes in float64 for any input (a data
 set of 60,000 at -100 nats sums to -6e6, where float32 resolves half a nat), is in nats, and leaves
 the caller's tensor unchanged. A nan propagates, except where a function says that it refuses nan.
 """

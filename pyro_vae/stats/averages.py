@@ -72,8 +72,8 @@ def effective_sample_size(
 def relative_variance(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
     r"""Variance of the weights over the square of their mean, :math:`K / \text{ESS} - 1`.
 
-    Computed about their mean, so that it is 0, and ESS is :math:`K`, if weights differ by rounding
-    alone; infinite if every weight is zero.
+    It is computed about their mean, so that it is 0 (and ESS is :math:`K`) if weights differ only
+    by rounding. It is infinite if every weight is zero.
     """
     weights, _ = relative_weights(log_weights)
     mean = weights.mean(dim=0)
@@ -124,9 +124,9 @@ def jackknife(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor,
     .. math:: K \log \bar w - \frac{K - 1}{K} \sum_k \log \bar w_{-k}, \qquad
         \bar w_{-k} = \frac{1}{K - 1} \sum_{j \ne k} w_j
 
-    Its bias is of order :math:`K^{-2}` where the weights have enough moments; it is not a bound,
-    and where :math:`k \ge 1/2` it is no better than the plain one. For two exponential weights the
-    bias goes from -0.270 to +0.036 nats, exactly.
+    Its bias is of order :math:`K^{-2}` if the weights have enough moments; it is not a bound, and
+    for :math:`k \ge 1/2` it is no better than the plain log mean. For two exponential weights the
+    exact bias changes from -0.270 to +0.036 nats.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
@@ -215,7 +215,7 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
         second: The same, from other draws.
 
     Returns:
-        Value and error, each `(*batch,)`, in their unit.
+        Value and error, each `(*batch,)`, in the unit of both.
 
     Example:
         >>> import torch

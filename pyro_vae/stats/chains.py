@@ -68,6 +68,6 @@ def _diagnostic(name: str, method: str) -> Callable[[Any], float]:
         modern = getattr(import_module("arviz_stats.base").array_stats, name)
         return lambda column: float(modern(column, method=method, chain_axis=0, draw_axis=1))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 0.23 announces 1.x on import; ours works with both
+        warnings.simplefilter("ignore")  # 0.23 announces 1.x on import; this code works with both
         classic = getattr(import_module("arviz"), name)
     return lambda column: float(classic(column, method=method))

@@ -8,7 +8,7 @@ _ROUNDING = 1e-6  # relative: some units in the last place of float32
 
 
 def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights divided by the largest, so that equal ones are exactly 1, and its logarithm."""
+    """Weights over the largest (equal ones are exactly 1), and the logarithm of the largest."""
     log_weights = log_weights.double()
     largest = log_weights.amax(dim=0)
     peak = largest.where(largest.isfinite(), 0.0)  # -inf - -inf would be nan, not a zero weight

@@ -7,11 +7,11 @@ the epochs so far, each weighted by its step size as a share :math:`r` of the la
 .. math:: \mathrm{ELBO}(\tau, r) = a - b\, g(\tau) - J r + \text{noise},
     \qquad g(\tau) = e^{-\tau / c} \ \text{or}\ \tau^{-p}, \quad b, J \ge 0
 
-and the remaining gain is :math:`b\, g` at the end. How a curve continues is not known, so the scale
-:math:`c` and the power :math:`p` are averaged over, weighted by how well they fit, and so is how
-much of the curve is used (its last two thirds, or half). The error is the spread of all these
-answers plus the noise. The gain is an order of magnitude, right within a factor of about three, and
-misses slow directions that the noise hides.
+and the remaining gain is :math:`b\, g` at the end. How a curve continues is not known. So the
+answers for many scales :math:`c` and powers :math:`p`, and for two parts of the curve (its last two
+thirds, its last half), are averaged, weighted by how well they fit. The error is the spread of all
+these answers plus the noise. The gain is an order of magnitude, right within a factor of about
+three, and misses slow directions that the noise hides.
 """
 
 from typing import NamedTuple
@@ -22,13 +22,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._types import Estimate
 
-FEWEST_EPOCHS = 20  # in the shortest piece are then ten, for three coefficients and a shape
-_STARTS = (1 / 3, 1 / 2)  # later ones have only steps that fall, whose jitter rises alike
-_SCALES = np.geomspace(1 / 20, 4, 24)  # of c, by the length of the run: longer ones are straight
+FEWEST_EPOCHS = 20  # the shorter part then has ten, for three coefficients and a shape
+_STARTS = (1 / 3, 1 / 2)  # in later parts steps only fall: less jitter looks like learning
+_SCALES = np.geomspace(1 / 20, 4, 24)  # of c, in lengths of the run: longer ones are straight
 _POWERS = (0.5, 1.0, 2.0)
-_FINEST = 1e-3  # of the range of a curve: no curve is of one of these shapes to the last digit
-_TINY = 1e-300  # in place of the noise of a curve that does not move
-_MOST_CORRELATED = 0.9  # residuals: beyond, a curve is not described at all
+_FINEST = 1e-3  # least noise, as a share of a curve's range: no curve has exactly such a shape
+_TINY = 1e-300  # stands for the noise of a constant curve
+_MOST_CORRELATED = 0.9  # residuals: if they are more so, no shape describes the curve
 
 
 class Gain(NamedTuple):
@@ -88,7 +88,7 @@ def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
 
 
 def _quantiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float]:
-    """The 10% and 95% quantiles under weights."""
+    """The weighted 10% and 95% quantiles of values."""
     order = values.argsort()
     places = (weights[order].cumsum() / weights.sum()).searchsorted([0.1, 0.95])
     low, high = values[order][places.clip(max=len(values) - 1)]
@@ -98,7 +98,7 @@ def _quantiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tup
 def _answers(
     curve: NDArray[np.float64], rates: NDArray[np.float64], time: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The remaining gain by every shape for a part of the curve, with errors and weights."""
+    """The remaining gain under every shape for a part of a curve, with errors and weights."""
     shapes = [np.exp((1 - time) / scale) for scale in _SCALES]  # 1 at the end of the curve
     shapes += [time**-power for power in _POWERS]
     fits = [_fitted(curve, rates, shape) for shape in (None, *shapes)]
@@ -106,7 +106,7 @@ def _answers(
     noise = best.squares / max(1, len(curve) - 4) + (_FINEST * np.ptp(curve)) ** 2  # a variance
     correlation = float(best.residuals[1:] @ best.residuals[:-1]) / max(best.squares, _TINY)
     correlation = min(max(correlation, 0.0), _MOST_CORRELATED)
-    noise = noise * (1 + correlation) / (1 - correlation) + _TINY  # fewer numbers are independent
+    noise = noise * (1 + correlation) / (1 - correlation) + _TINY  # correlated residuals say less
     weights = np.exp([(best.squares - fit.squares) / (2 * noise) for fit in fits])
     lefts = np.array([fit.left for fit in fits])
     errors = np.sqrt([fit.variance * noise for fit in fits])

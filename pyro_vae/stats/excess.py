@@ -1,4 +1,4 @@
-r"""An error that accounts for large weights that were not drawn, and whether it covers.
+r"""An error that accounts for large weights that were not drawn, and a verdict on the error.
 
 An average of :math:`K` weights is nearly normal, with the delta method's error, unless a few
 weights dominate it. The largest weights show whether they do. The :math:`M` largest, those above a
@@ -9,10 +9,10 @@ cutoff :math:`u`, are described on the scale of nats, by a generalized Pareto di
     \qquad \hat\xi = \frac{1}{2} \Big(1 - \frac{m^2}{v}\Big), \quad \hat s = m (1 - \hat\xi)
 
 with :math:`m` and :math:`v` the mean and the variance of the log excesses. At :math:`\xi = 0` the
-weights have a power-law tail, :math:`P(w > x) \propto x^{-1/s}`, of Pareto shape :math:`s`; below
-it a lighter one, as log-normal weights do. Unlike a Pareto shape, which is fitted to the excess of
-the weights and has no scale, :math:`s` is in nats: weights that are nearly equal have one near 0,
-however irregular their tail.
+weights have a power-law tail, :math:`P(w > x) \propto x^{-1/s}`, of Pareto shape :math:`s`; for
+:math:`\xi < 0` the tail is lighter, as that of log-normal weights. Unlike a Pareto shape, which is
+fitted to the excess of the weights and has no scale, :math:`s` is in nats: it is near 0 if weights
+are nearly equal, however irregular their tail.
 
 With this tail, cut off at the weight that one in eight such runs would exceed, the weights have a
 variance :math:`V` and a third central moment :math:`T`, and the average has the skewness
@@ -21,18 +21,19 @@ variance :math:`V` and a third central moment :math:`T`, and the average has the
 
 The verdict uses the skewness at the heaviest plausible tail, :math:`\hat\xi + 1.5 / \sqrt M` and
 :math:`\hat s (1 + 1.5 / \sqrt M)`: a run that missed large weights looks harmless, and a verdict
-of reliable selects just such runs. For the same reason the error of a reliable estimate is larger
-than the likely one, the more so the closer it came to being doubted.
+of reliable selects just such runs. For the same reason a reliable estimate gets more than its
+likely error, the more so the closer it came to being doubted.
 
-If its largest weights dominate an average, its logarithm varies from run to run as theirs does, by
-nats or by thousands of them, and the delta method, whose error is at most 1, does not show it. Near
+If the largest weights dominate an average, its logarithm varies from run to run as much as the
+largest log weights do, by nats or by thousands of nats. The delta method, whose error is at most 1,
+does not show that. Near
 the largest of :math:`K` weights the log weights rise by :math:`k = s\, e^{\xi \log M}` nats per
 unit of :math:`t`, so the weights are locally a power law of shape :math:`k`. For :math:`k > 1` it
 has no mean; the sum is a positive stable variable, and
 
 .. math:: \mathrm{Var} \log \hat p = \frac{\pi^2}{6} (k^2 - 1) .
 
-This is the spread of runs. All of them are too low, by an amount that no draw shows.
+This is the spread between runs. All runs are too low, by an amount that no draw shows.
 """
 
 import math
@@ -50,10 +51,10 @@ MAX_SKEWNESS = 0.7
 """Skewness of the average up to which its error covers: see :func:`tail_error`."""
 
 MAX_ERROR = 0.2
-"""Largest error in nats that is said to cover; it is that of some 25 effective draws.
+"""Largest error, in nats, that can be said to cover; some 25 effective draws have it.
 
-With fewer, the logarithm is not linear over the spread of the average, and the draws do not show
-what they missed.
+With fewer draws, the logarithm is not linear over the spread of the average, and the draws do not
+show which large weights they missed.
 """
 
 MILLINAT = 1e-3
@@ -62,11 +63,11 @@ MILLINAT = 1e-3
 _WIDEST = 0.5  # skewness at which a reliable error is that of the heaviest plausible tail
 _RUNS_AHEAD = 8  # the tail is cut where one of so many runs would have a draw
 _NODES = 160  # of the integral over the tail: its error is below 1e-3 of the variance
-# Standard errors of shape and scale, which are near 1 / sqrt(M), above their estimates. That the
-# likely tail is above them, too, is for the asymmetry: the error grows faster than it shrinks.
+# How far shape and scale are raised above their estimates, in their standard errors of about
+# 1 / sqrt(M). The likely tail is raised too: the error grows faster with them than it shrinks.
 _LIKELY, _HEAVIEST = 0.5, 1.5
-_STRAIGHT = 1e-6  # a shape closer to 0 than this is taken for it: expm1(x t) / x loses digits
-_HIGHEST = 300.0  # log weights beside the mean: squares and cubes stay finite
+_STRAIGHT = 1e-6  # replaces shapes closer to 0, at which expm1(x t) / x would lose digits
+_HIGHEST = 300.0  # limit of log(w / mean), below which squares and cubes stay finite
 
 
 class TailError(NamedTuple):
@@ -78,48 +79,48 @@ class TailError(NamedTuple):
 
 
 class _Tail(NamedTuple):
-    """Log weights beside their mean, and their largest as a distribution above a cutoff."""
+    """Weights over their mean, and a distribution of the largest ones, above a cutoff."""
 
     relative: Tensor  # weights over their mean, (particles, *batch)
-    cutoff: Tensor  # logarithm, beside the mean
-    size: Tensor  # how many lie above it
-    above: Tensor  # sum of (w - 1)^2 and (w - 1)^3 of those, (2, *batch)
+    cutoff: Tensor  # log(cutoff / mean)
+    size: Tensor  # how many weights lie above the cutoff
+    above: Tensor  # their sums of (w - 1)^2 and (w - 1)^3, (2, *batch)
     shape: Tensor
     scale: Tensor
     is_flat: Tensor
 
 
 def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
-    r"""Standard error of the log mean weight with the tail that was not drawn, and its skewness.
+    r"""Standard error of the log mean weight that allows for the undrawn tail, and the skewness.
 
     .. math:: \text{error} = \text{error}_0 + \min(1, 2 g) \,
         (\text{error}_+ - \text{error}_0)
 
-    where the skewness :math:`g` is below :data:`MAX_SKEWNESS`, or :math:`\text{error}_+` below
-    0.001 nats; elsewhere the larger one of :math:`\min(1, \text{error}_0)` and the spread, from run
-    to run, of the sum of the largest weights, where these dominate. The variance of
-    :math:`\text{error}_0` has a likely tail in it, that of :math:`\text{error}_+` the heaviest
-    plausible one (see the module's derivation); neither is below the delta method's.
+    This applies if the skewness :math:`g` is below :data:`MAX_SKEWNESS`, or :math:`\text{error}_+`
+    below 0.001 nats. Otherwise the error is the larger of :math:`\min(1, \text{error}_0)` and, if
+    the largest weights dominate, the spread of their log sum from run to run.
+    :math:`\text{error}_0` includes a likely tail, :math:`\text{error}_+` the heaviest plausible one
+    (see the module's derivation); neither is below the delta method's error.
 
-    It covers in the first case, if it is below :data:`MAX_ERROR`: 1.96 errors to either side then
-    hold the truth 94 to 98 percent of the time at 5,000 draws, for Gaussian guides that are too
-    narrow by up to a quarter, shifted, or too wide, for log-normal weights, and for power laws up
-    to a shape of 0.5. The heavier the tail, the fewer runs pass, and these few cover less: at a
-    shape of 0.6 one in twenty passes and four in five of these cover, at 0.7 one in fifty.
-    A Gaussian guide that is too narrow in one tail has weights that grow faster than any power: up
-    to one run in ten passes, and half of these cover: weights alone do not tell, and
+    In the first case the error is said to cover if it is below :data:`MAX_ERROR`. At 5,000 draws,
+    1.96 errors to either side then hold the truth 94 to 98 percent of the time for Gaussian guides
+    that are too narrow by up to a quarter, shifted, or too wide, for log-normal weights, and for
+    power laws up to a shape of 0.5. The heavier the tail, the fewer runs pass, and these few cover
+    less: at a shape of 0.6 one in twenty passes and four in five of these cover; at 0.7 one in
+    fifty passes. A Gaussian guide that is too narrow in one tail has weights that grow faster than
+    any power: up to one run in ten passes, and half of these cover. Weights alone cannot show this;
     :class:`pyro_vae.ImportanceSampling` follows the posterior beyond such draws.
-    Where it does not cover, such intervals still hold the truth in 92 to 97 percent of all runs up
-    to a shape of 0.6, and less beyond. Weights say nothing about a region that the proposal misses
-    altogether.
+    If the error is not said to cover, such intervals still hold the truth in 92 to 97 percent of
+    all runs up to a shape of 0.6, and less often beyond. Weights say nothing about a region that
+    the proposal misses altogether.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
 
     Returns:
-        Error, in nats, skewness, no unit, and whether the error covers, each `(*batch,)`, float64
-        and bool. Weights that are equal up to rounding have a skewness of 0; where fewer than six
-        weights are as large as their mean it is infinite, and where every weight is zero nan.
+        Error (in nats), skewness (no unit), both float64, and whether the error covers, bool; each
+        `(*batch,)`. The skewness is 0 for weights that are equal up to rounding, infinite if fewer
+        than six weights are as large as their mean, and nan if every weight is zero.
 
     Raises:
         ValueError: If a log weight is nan or +inf, or there are fewer than
@@ -171,23 +172,23 @@ def _spread_of_largest(log_weights: Tensor) -> Tensor:
 
 
 def _fitted(excess: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape and scale of the first `size` log excesses, by their moments; the others are 0."""
+    """Shape and scale, by moments, of the first `size` log excesses; later ones must be 0."""
     places = torch.arange(len(excess), device=excess.device).reshape(-1, *[1] * size.dim())
     first = excess.sum(dim=0) / size
     spread = ((excess - first).square().where(places < size, 0.0)).sum(dim=0) / (size - 1)
-    # Excesses that are all the same have no spread: a shape of -10 is as good as that of a point.
+    # Equal excesses have no spread: a shape of -10 is close enough to that of a point.
     shape = ((1 - first.square() / spread) / 2).clamp(min=-10.0)
     return shape, first * (1 - shape)
 
 
 def _tail_of(log_weights: Tensor) -> _Tail:
-    """The tail: the largest weights, as many as :func:`tail_size` says, not below the mean."""
+    """The tail: the largest weights, at most :func:`tail_size` of them, none below the mean."""
     num_particles = len(log_weights)
     weights, peak = relative_weights(log_weights)
     mean = weights.mean(dim=0)
     top = log_weights.double().topk(tail_size(num_particles) + 1, dim=0).values
     top = top - peak - mean.log()
-    # Weights far below the mean carry none of it, and their distance to the others is no tail.
+    # Weights far below the mean add nothing to it, and their distance to the others is no tail.
     size = (top >= 0).sum(dim=0) - 1
     cutoff = top.gather(0, size.clamp(min=0).unsqueeze(0)).squeeze(0)
     places = torch.arange(len(top), device=top.device).reshape(-1, *[1] * cutoff.dim())

@@ -1,4 +1,4 @@
-r"""P-values that hold for any number of draws, and what is rejected when there are many.
+r"""P-values that hold for any number of draws, and rules for which of many to reject.
 
 If a number is exchangeable with n reference numbers, its rank among them is uniform, and
 
@@ -34,12 +34,12 @@ def tail_probability(
     Arguments:
         observed: :math:`t`, `(*batch,)`.
         reference: :math:`t_r`, `(draws, *batch)`.
-        two_sided: Whether to take twice the smaller of both tails; ties count for both.
-        tolerance: Numbers that differ by no more are ties: what rounding may do to them.
+        two_sided: Whether to take twice the smaller of the two tails; ties count for both.
+        tolerance: Numbers that differ by no more than this, by rounding, are ties.
 
     Returns:
-        P-values, `(*batch,)`, exact for any number of draws; the error is that of estimating what
-        infinitely many draws would give.
+        P-values, `(*batch,)`, exact for any number of draws; the error is that of the p-value as an
+        estimate of the one from infinitely many draws.
 
     Raises:
         ValueError: If there is no reference number.
@@ -71,19 +71,20 @@ def energy_test(
     .. math:: \mathcal{E} = 2 \, \mathbb{E} |x - y| - \mathbb{E} |x - x'| - \mathbb{E} |y - y'| ,
         \qquad h = \mathcal{E} \,/\, 2 \, \mathbb{E} |x - y|
 
-    zero if and only if both are the same; with signs :math:`s_i = 1/n` for one sample and
-    :math:`-1/m` for the other, it is :math:`-s^\top D s`. Every column counts in units of its
-    standard deviation over both samples, which no permutation of the labels changes.
+    The distance is zero if and only if both distributions are the same. With :math:`D` the
+    distances between draws, and :math:`s_i = 1/n` for one sample and :math:`-1/m` for the other, it
+    is :math:`-s^\top D s`. Every column counts in units of its standard deviation over both
+    samples, which no permutation of the labels changes.
 
     Arguments:
         first: One sample, `(first, latents)`, of independent draws.
-        second: The other.
+        second: The other sample, likewise.
         num_permutations: Permutations of the labels; no p-value is below 1 / (permutations + 1).
-        generator: What permutations are drawn from; torch's own by default.
+        generator: The source of the permutations; by default torch's own.
 
     Returns:
-        The p-value with its Monte Carlo error, exact for any sizes, and the distance h as a share
-        of the largest, from 0 to 1.
+        The p-value with its Monte Carlo error, exact for any sizes, and the relative distance h,
+        from 0 to 1.
 
     Raises:
         ValueError: If a sample has fewer than two draws.
@@ -118,15 +119,15 @@ def energy_test(
 
 
 def holm(p_values: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
-    """P-values adjusted for their number; valid however they depend on one another.
+    """P-values adjusted for the number of tests; valid under any dependence between them.
 
-    Rejecting those below a rate falsely rejects any with at most that probability.
+    Rejecting those below a rate makes a false rejection with at most that probability.
 
     Arguments:
         p_values: One per hypothesis.
 
     Returns:
-        Adjusted ones, at least as large, at most 1, in the same order.
+        Adjusted p-values in the same order, none smaller than before, at most 1.
 
     References:
         | A Simple Sequentially Rejective Multiple Test Procedure (Holm, 1979)
@@ -154,9 +155,11 @@ class Control(Protocol):
 class FalseDiscoveries:
     r"""Controls the expected share of false flags among the flagged data (Benjamini-Hochberg).
 
-    .. math:: \hat p_{(k)} \le \frac{k}{N} \alpha
+    The :math:`k` smallest p-values are flagged, for the largest :math:`k` with
 
-    for the largest such k; valid too for data that share their reference.
+    .. math:: \hat p_{(k)} \le \frac{k}{N} \alpha .
+
+    The data may share their reference.
 
     Arguments:
         rate: :math:`\alpha`, between 0 and 1.
@@ -181,10 +184,10 @@ class FalseDiscoveries:
         return f"a rate of {self.rate:.2g} of false discoveries"
 
     def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-        """Flags the data up to the last one below its line."""
+        """Flags p-values up to the largest one that is not above its line."""
         ordered = p_values.double().sort().values
         lines = torch.arange(1, len(ordered) + 1).to(ordered) * self.rate / len(ordered)
-        # Ranks over R + 1 can stand on their lines exactly, and count; float32 rounds them.
+        # P-values, ranks over R + 1, count if they are exactly on their lines; float32 rounds them.
         below = (ordered <= lines * (1 + torch.finfo(p_values.dtype).eps)).nonzero()
         if not len(below):
             return torch.zeros_like(p_values, dtype=torch.bool)
@@ -193,7 +196,7 @@ class FalseDiscoveries:
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    r"""Flags each datum on its own, falsely with at most this probability.
+    r"""Flags each datum on its own; the rate limits the probability of a false alarm.
 
     Arguments:
         rate: Between 0 and 1.

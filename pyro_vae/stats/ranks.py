@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _SAME = 1 + 1e-9  # tails that are equal on paper differ by rounding
-_LEAST = 1e-12  # p-values are one less a sum of up to one
-_HALVINGS = 60  # of the logarithm of a tail: far below rounding
+_LEAST = 1e-12  # a p-value is 1 minus a sum of up to 1, which is rounded
+_HALVINGS = 60  # of an interval for the logarithm of a tail: far below rounding
 
 
 def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
@@ -36,7 +36,7 @@ def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
         The probability, from 1e-12 to 1.
 
     Raises:
-        ValueError: If a rank lies outside.
+        ValueError: If there is no rank, or one outside 0 to `num_samples`.
 
     References:
         | Graphical Test for Discrete Uniformity and its Applications in Goodness-of-Fit
@@ -87,7 +87,7 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
     if not 0 < false_alarm < 1:
         raise ValueError(f"false_alarm is a probability between 0 and 1, got {false_alarm}")
     tails = _tails(num_data, num_samples)
-    low, high = np.log(tails[tails > 0].min()) - 1, 0.0  # log of a tail: stays, and need not
+    low, high = np.log(tails[tails > 0].min()) - 1, 0.0  # log tails: ranks stay inside at low
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if _stays(tails, np.exp(middle)) >= 1 - false_alarm:
@@ -110,7 +110,7 @@ def _tails(num_data: int, num_samples: int) -> NDArray[np.float64]:
 
 
 def _poisson(counts: NDArray[Any], rate: float) -> NDArray[np.float64]:
-    """Probabilities of counts."""
+    """Poisson probabilities of counts."""
     from scipy.special import gammaln
 
     return np.exp(counts * np.log(rate) - rate - gammaln(counts + 1.0))

@@ -21,7 +21,7 @@ MAX_PARETO_K = 0.7
 """Above it the number of draws needed for a given error becomes impractical (Vehtari et al.)."""
 
 MIN_ESS = 100.0
-"""Below it the error itself is noisy: to 1 / sqrt(2 ESS), 7 percent here, at best."""
+"""Below it the error is itself too noisy, relatively 1 / sqrt(2 ESS) at best (here 7 percent)."""
 
 FEWEST_IN_TAIL = (
     6  # ArviZ asks for 5 draws, but its first quartile of 5 is their minimum: always nan
@@ -31,13 +31,13 @@ MIN_TAIL_PARTICLES = 5 * FEWEST_IN_TAIL
 """The fewest particles that :func:`pareto_k` accepts: the tail is at most a fifth of the draws."""
 
 # A log weight is a difference of sums of many terms, each larger than the difference, so its
-# rounding error is some tens of units in the last place; what spreads over more than a
-# thousandth of a nat is taken for weights that differ, whatever the dtype.
+# rounding error is some tens of units in the last place. Log weights that spread over more than
+# a thousandth of a nat count as different in any dtype.
 _ROUNDING_UNITS = 64
 _MAX_ROUNDING = 1e-3
 
-# The fit divides by excesses. Those of weights smaller than this beside the largest (in nats) can
-# be so small that the quotient overflows, and a hopeless tail then reads as a light one.
+# The fit divides by excesses. If a log weight is lower than this relative to the largest, its
+# excess can be so small that the quotient overflows, and a hopeless tail then reads as a light one.
 _NEGLIGIBLE = -640.0
 
 _AT_ONCE = 64  # tails fitted at a time: for each the grid has some 10,000 numbers
@@ -62,9 +62,9 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
 
     `-inf`, no tail at all, means that the largest weights are equal up to rounding, as under the
     exact posterior (clipped weights look the same, which hides their tail). If weights are tied at
-    the lower end of the tail (a quarter of it or more), :math:`u` is raised until they are not; if
-    fewer than six draws are left there is no sound fit and the answer is `nan`, as it is if every
-    weight is zero. A `nan` counts as unreliable.
+    the lower end of the tail (a quarter of it or more), :math:`u` is raised until they are not. If
+    that leaves fewer than six draws, there is no sound fit and the answer is `nan`, as it is if
+    every weight is zero. A `nan` counts as unreliable.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats, one independent draw each;
@@ -132,7 +132,7 @@ def too_few_effective(ess: Float[Tensor, "*batch"], least: float) -> Bool[Tensor
     """Whether an effective sample size is below `least` by more than rounding.
 
     K equal weights have an ESS of K. Rounding spreads their logarithms by at most a thousandth of a
-    nat, which lowers the ESS by a relative amount of that squared.
+    nat, which lowers the ESS relatively by the square of that.
     """
     return ess < least * (1 - _MAX_ROUNDING**2)
 
@@ -146,7 +146,7 @@ def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Te
 
 
 def _tail_shapes(rows: Tensor, rounding: Tensor) -> Tensor:
-    """The shape of every row of log weights, `(rows, particles)`: all regular tails at once."""
+    """The tail shape of every row of log weights; regular tails are fitted in blocks."""
     size = tail_size(rows.shape[1])
     top = rows.topk(size + 1, dim=1).values
     relative = top - top[:, :1]
@@ -174,11 +174,11 @@ def _irregular_shape(row: NDArray[np.float64]) -> float:
 
 
 def _shapes_of_excess(excess: Float64[Tensor, "rows number"]) -> Float64[Tensor, " rows"]:
-    r"""`k` of generalized Pareto distributions of these excesses, each row in ascending order.
+    r"""`k` of generalized Pareto distributions fitted to rows of excesses in ascending order.
 
-    As `arviz.psislw` fits it, by the posterior mean over a grid of :math:`b = -k / \sigma` (Zhang
-    & Stephens, 2009), without its 4 ms of labelling per row and 2 s of import. The grid under- and
-    overflows at its far ends, by design.
+    Fits like `arviz.psislw`, by the posterior mean over a grid of :math:`b = -k / \sigma` (Zhang &
+    Stephens, 2009), but without its 4 ms of labelling per row and 2 s of import. The grid under-
+    and overflows at its far ends, by design.
     """
     number = excess.shape[1]
     points = 30 + int(number**0.5)
@@ -195,7 +195,7 @@ def _shapes_of_excess(excess: Float64[Tensor, "rows number"]) -> Float64[Tensor,
 
 
 def _quartile(size: int) -> int:
-    """Place of the first quartile among so many, as ArviZ counts it, from 1."""
+    """Position of the first quartile among `size` values, from 1, as ArviZ counts it."""
     return int(size / 4 + 0.5)
 
 
@@ -223,7 +223,7 @@ def _sound_tail_size(descending: NDArray[np.float64]) -> int:
     """How many weights lie above a cutoff at which the fit can start.
 
     `descending` holds the candidates and then the cutoff. The fit takes its scale from the first
-    quartile of the tail, and has none if that equals the minimum; then the cutoff moves up, past
+    quartile of the tail, and finds none if that equals the minimum; the cutoff then moves up, past
     the tie.
     """
     size = len(descending) - 1
@@ -236,9 +236,9 @@ def _sound_tail_size(descending: NDArray[np.float64]) -> int:
     return size
 
 
-@cache  # looked up on disk, and asked for every block of data
+@cache  # read from disk, and needed for every block of data
 def arviz_generation() -> int:
-    """0 or 1, ArviZ's major version: they differ in the sign that `psislw` takes."""
+    """ArviZ's major version, 0 or 1; the two differ in the sign that `psislw` takes."""
     return int(version("arviz").split(".")[0])
 
 
@@ -246,14 +246,14 @@ def arviz_tail_fit() -> TailFit:
     """ArviZ's tail fit with one sign convention; the only place that knows both major versions.
 
     0.23 takes log weights and rounds the size of the tail up, 1.x takes *minus* log weights and
-    rounds it down. Both set it through the relative efficiency; half a draw keeps the size the same
-    in both, and so the answers.
+    rounds it down. Both set the size through the relative efficiency; half a draw more or less
+    makes the size, and so the answers, the same.
     """
     if arviz_generation() >= 1:
         modern = import_module("arviz_stats.base").array_stats.psislw
         return lambda row, size: _as_pair(modern(-row, r_eff=_efficiency(row, size + 0.5)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 0.23 announces 1.x on import; ours works with both
+        warnings.simplefilter("ignore")  # 0.23 announces 1.x on import; this code works with both
         classic = import_module("arviz").psislw
     return lambda row, size: _as_pair(classic(row, reff=_efficiency(row, size - 0.5)))
 
@@ -279,14 +279,14 @@ def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
 
     with the generalized Pareto distribution :math:`F` of :func:`pareto_k`. The order of the weights
     is kept. Smoothed weights are less noisy if the tail is heavy, but their mean is biased low.
-    Weights without a sound fit (see :func:`pareto_k`), or whose largest are equal, are left as they
-    are.
+    Weights are left as they are if there is no sound fit (see :func:`pareto_k`), or if the largest
+    are equal.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
 
     Returns:
-        `(particles, *batch)`, float64, in nats, exact for the fit, without a gradient.
+        `(particles, *batch)`, float64, in nats, exact given the fit, without a gradient.
 
     Raises:
         ValueError: If a log weight is nan or +inf, or there are fewer than
@@ -321,10 +321,10 @@ def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
 def smoothed_log_mean(
     log_weights: Float[Tensor, "particles *batch"],
 ) -> Float64[Tensor, "*batch"]:
-    """Logarithm of the mean of the :func:`smoothed` weights; arguments and exceptions are the same.
+    """Logarithm of the mean of the :func:`smoothed` weights, with its arguments and exceptions.
 
     Returns:
-        `(*batch,)`, float64, in nats; its error is :func:`pyro_vae.stats.tail_error`'s.
+        `(*batch,)`, float64, in nats; :func:`pyro_vae.stats.tail_error` gives its error.
 
     Example:
         >>> smoothed_log_mean(torch.zeros(100))
@@ -343,7 +343,7 @@ def _smoothed_row(row: NDArray[np.float64], rounding: float, fit: TailFit) -> ND
     normalized, shape = fit(relative, size)
     if not np.isfinite(shape):
         return row
-    # ArviZ divides by the sum: the cutoff, which it leaves as it is, gives the constant back.
+    # ArviZ divides by the sum; the cutoff, which it does not smooth, shows by how much.
     answer = row.copy()
     answer[tail[1:]] = normalized[tail[1:]] + (row[tail[0]] - normalized[tail[0]])
     return answer
