@@ -112,7 +112,7 @@ class MeanOverData(Mean):
 
     @classmethod
     def over(cls, estimate: Estimate, reliable: Bool[Tensor, " batch"]) -> "MeanOverData":
-        """The mean of independent estimates along the first axis; at least two data, for a spread."""
+        """The mean of independent estimates along the first axis, over two data or more."""
         mean = super().over(estimate, reliable)
         assert isinstance(mean, cls)
         mean.population_error = stats.population_mean(estimate.value.double()).error
