@@ -291,9 +291,9 @@ class NormalizingFlow(TrainableFamily):
         The :math:`\epsilon_m` are fixed (scrambled Sobol points), the same for every datum, so the
         mean is a function of the parameters alone: no random stream is touched, and neither the
         order nor the number of the rows matters. It is exact while the flow is linear. There is no
-        standard error, since nothing is random. In tests with 3 latents and
-        a skewness of about one it was within 0.01 standard deviations of the true mean, with 20
-        latents within 0.02; with 20 latents and a skewness of five it was off by 0.06.
+        standard error, since nothing is random. In tests with a skewness of about one it was within
+        0.01 standard deviations of the true mean for 3 latents, and within 0.02 for 20; with a
+        skewness of five and 20 latents it was off by 0.06.
         """
         self._check(parameters)
         flat = parameters.reshape(-1, parameters.shape[-1])

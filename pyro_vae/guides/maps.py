@@ -249,8 +249,7 @@ class LocalParameters(InferenceMap):
     momentum), at a cost that grows with the data. Instead, `backward()` updates the rows of the
     batch by an Adam of their own, with moments and a step count per row. So whatever optimizer
     trains the rest, rows outside the batch do not change, and a step costs the same for a thousand
-    data as for a million. Under `pv.fit` the rows' step size follows the common
-    schedule.
+    data as for a million. Under `pv.fit` the rows' step size follows the common schedule.
 
     Rows are identified by :class:`pyro_vae.minibatch`; without it the batch must be the whole data
     set that the table was trained on, which is checked by digests of its rows.

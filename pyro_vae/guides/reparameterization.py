@@ -2,9 +2,9 @@ r"""Draws from q as a function of its parameters and of noise that stays fixed.
 
 Many distributions are a transformation of standard normals, :math:`z = T_\lambda(\epsilon)`. With
 :math:`\epsilon` fixed the ELBO's sample average is an ordinary, deterministic function of
-:math:`\lambda`. Whitened quasi-random points (a scrambled Sobol sequence, mirrored at
-zero) have exactly the mean and covariance of the normal, so the average of a quadratic function
-over them is exactly its expectation.
+:math:`\lambda`. Whitened quasi-random points (a scrambled Sobol sequence, mirrored at zero) have
+exactly the mean and covariance of the normal, so the average of a quadratic function over them is
+exactly its expectation.
 
 For other distributions, torch's generator is set to the same seed before each row is drawn with
 `rsample`: this noise is fixed too, but not quasi-random.

@@ -1,11 +1,11 @@
 r"""Guides written by hand that are tied to rows: how they are detected, and their posteriors.
 
-Usually :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for
-every row, or a mean over the batch, makes it depend on the row's position or on the other rows.
-This is detected by calling the guide on a few rows, rearranged, repeated and alone: with the
+Usually :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for every row, or
+a mean over the batch, makes it depend on the row's position or on the other rows. This is detected
+by calling the guide on a few rows, then on these rows rearranged, repeated and alone. With the
 latents at the same points the log density of every site must be the same, and so must the gradient
-of a weighted sum of them (the gradient also reveals per-row parameters that are all equal). A guide
-that is tied to rows is evaluated on all of its rows together, and on no others.
+of a weighted sum of these densities, which also reveals per-row parameters that are all equal. A
+guide that is tied to rows is evaluated on all of its rows together, and on no others.
 """
 
 from collections.abc import Iterator, Mapping
