@@ -135,9 +135,9 @@ class TableVAE:
             guide: "amortized", "per-datum" or "global".
             family: Family of q(z | y); by default a mean-field Gaussian, or a full-rank one after a
                 linear start.
-            validation_fraction: Share of the training rows by which `fit` chooses the epoch to
-                keep; a tenth is usual. With fewer than 20 training rows, or a guide with parameters
-                for every row, none are set aside.
+            validation_fraction: Share of the training rows that is set aside, by which `fit`
+                chooses the epoch to keep; a tenth is usual. With fewer than 20 training rows, or a
+                guide with parameters for every row, none are set aside.
         """
         dataset = data if isinstance(data, Dataset) else from_frame(data)
         holes = bool(dataset.train.isnan().any() or dataset.test.isnan().any())

@@ -35,8 +35,8 @@ def check_batch(
 
     Raises:
         TypeError: If something is not a tensor, or neither floating nor integer.
-        ValueError: If there is no tensor or no row, if the numbers of rows differ, or if a value is
-            nan or inf (with the count and the first places, counted from 0), or if a row of a
+        ValueError: If there is no tensor or no row; if the numbers of rows differ; if a value is
+            nan or inf (with the count and the first places, counted from 0); or if a row of a
             tensor in `missing` is entirely nan.
 
     Example:

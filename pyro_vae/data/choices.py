@@ -290,7 +290,7 @@ def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words
 
 
 def _warn_of_spellings(name: str, words: list[str]) -> None:
-    """Warns of categories that may be one: they differ only in case or spaces, or are yes and y."""
+    """Warns of categories that may be the same, such as `Yes` and `yes`, or `yes` and `y`."""
     spellings: dict[str, list[str]] = {}
     for word in words:
         plain = " ".join(word.lower().split())
@@ -324,7 +324,7 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_numbers(name: str, raw: RawColumn) -> None:
-    """Warns of -999 and the like if far from all other numbers, or below 0 when these are not."""
+    """Warns of -999 and the like if far from all other numbers, or below 0 when no other is."""
     values, times = np.unique(raw.values[~raw.missing], return_counts=True)
     marks = np.array([_is_mark(value) for value in values], dtype=bool)
     marks |= np.isclose(values[:, None], _FILLS, rtol=1e-6, atol=0).any(axis=1)

@@ -145,7 +145,7 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Units of data other than tables, such as images: a part of the methods of :class:`Columns`.
+    """Units of data other than tables, such as images, with some methods of :class:`Columns`.
 
     Arguments:
         center: The number subtracted from each entry, or None.

@@ -5,8 +5,8 @@ written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x 10^3`, `46%`, `$46` or `46 kW` (w
 throughout). As in accounts, `46-` is negative, and so is `(46)` among positive numbers. The error
 in `4.6 ± 0.1` is dropped, with a warning. The few other entries, such as `<47`, are treated as
 missing, with a warning that lists their lines. Marks such as `?` and `n.d.`, and a spreadsheet's
-errors, are treated so in up to half of the entries. A column of `true` and `false` is boolean. Any
-other column consists of words, and :mod:`pyro_vae.data.tables` refuses it if some are numbers.
+errors, may make up to half of the entries. A column of `true` and `false` is boolean. Any other
+column consists of words, and :mod:`pyro_vae.data.tables` refuses it if some of them are numbers.
 """
 
 import re
@@ -292,7 +292,7 @@ def _warn_of_errors(name: str, cells: Sequence[str], where: Callable[[int], str]
 
 
 def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
-    """Warns of numbers without a unit among numbers with one: theirs may be a different one."""
+    """Warns of numbers without a unit in a column with units: they may be in a different one."""
     with_unit = _with_units(cells)
     if not any(with_unit):
         return

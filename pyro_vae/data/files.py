@@ -98,7 +98,7 @@ def from_anndata(cells: Any, *, layer: str | None = None) -> Table:
 
     Arguments:
         cells: An `anndata.AnnData`, one row per cell.
-        layer: Which of its layers; by default the matrix X.
+        layer: Name of one of its layers; by default the matrix X is read.
 
     Returns:
         The values in their own dtype, and the names.

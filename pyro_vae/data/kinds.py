@@ -39,7 +39,7 @@ class Kind(ABC):
         """Floats, nan where an entry is missing.
 
         Raises:
-            TypeError: If the entries are of another type than in the training rows.
+            TypeError: If the entries are of a different type from those of the training rows.
             ValueError: If an entry does not fit this kind.
         """
 

@@ -195,7 +195,7 @@ def load(
         test_fraction: Share of the rows held out, if the source is not split already.
         seed: Seed of that split.
         key: Name of the array in an npz file that has several.
-        divide_by: Values of a file are divided by this, such as 255 for 8-bit pixels.
+        divide_by: Number to divide the values of a file by, such as 255 for 8-bit pixels.
         kinds: Kinds of some columns of a table, where the rules of :class:`Columns` do not fit.
         drop: Names of columns to leave out.
         layout: How to parse a text file, where this should not be detected.

@@ -80,7 +80,7 @@ class OnDisk:
 
 @dataclass(frozen=True, eq=False)
 class Augmented:
-    """Training data whose batches are transformed when used, by noise or a new binarization.
+    """Training data whose batches are changed at each use, by noise or a new binarization.
 
     The transformation uses the random stream of the run, so that the same seed gives the same
     batches. Validation data are evaluated unchanged.

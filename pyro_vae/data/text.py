@@ -196,14 +196,14 @@ def _cut(
 
 
 def _bare(cell: str) -> str:
-    """A cell without what a spreadsheet puts around its content."""
+    """The content of a cell, without the marks that a spreadsheet puts around it."""
     cell = cell.strip().strip(_NO_WIDTH)
     text = _AS_TEXT.fullmatch(cell)
     return text[1].strip() if text else without_apostrophe(cell)
 
 
 def _quote(lines: Sequence[str], separator: str) -> str:
-    """The quotation mark: single if most lines have cells in single ones, and none a double one."""
+    """The quotation mark: single if most lines quote a cell so and no line has a double one."""
     sample = [line for line in lines[:_SAMPLED] if line.strip()]
     ends = re.escape(separator)
     single = re.compile(rf"(^|{ends})\s*'[^']*'\s*({ends}|$)")

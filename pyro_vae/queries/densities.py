@@ -112,7 +112,7 @@ def conditional(
     seed: int = 0,
     progress: bool | None = None,
 ) -> LogMarginal:
-    r"""Estimates the log density of some features of every datum given some of its others.
+    r"""Estimates the conditional log density of some features of every datum, given others.
 
     .. math:: \log p(y_A \mid y_B) = \log p(y_A, y_B) - \log p(y_B)
 
