@@ -61,7 +61,7 @@ def marginal(
     seed: int = 0,
     progress: bool | None = None,
 ) -> LogMarginal:
-    r"""Estimates the log density of some features of every datum, the others integrated out.
+    r"""Estimates the log density of some features of every datum, with the others integrated out.
 
     .. math:: \log p(y_A) = \log \int \prod_{d \in A} p(y_d \mid z) \, p(z) \, dz
 
@@ -123,8 +123,8 @@ def conditional(
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
         guide: A guide that handles missing entries; `None` fits a Gaussian to every row.
         data: The batch tensor, or a tuple of them.
-        columns: A, by position (over all axes of a datum) or by name; observed in every row.
-        on: B; all other columns by default. Missing entries among them are not conditioned on.
+        columns: Columns A, by position (over all axes of a datum) or name; observed in every row.
+        on: Columns B; by default all others. Their missing entries are not conditioned on.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
         names: Names of the columns.
         given: Values of the global latent sites, by name.
@@ -405,7 +405,7 @@ def _densities(
     """Density of one feature at each point of the grid, given each draw of z."""
     distribution = features(program, z, row)
     values = distribution.sample()[:1].repeat(len(grid), *[1] * (row[0].dim() - 1))
-    values[:, mask] = grid.to(values).unsqueeze(-1)  # the others only have to be on the support
+    values[:, mask] = grid.to(values).unsqueeze(-1)  # other features need only be on the support
     size = max(1, _ENTRIES // (len(z) * row[0].numel()))
     parts = [distribution.log_prob(some.unsqueeze(1))[..., mask] for some in values.split(size)]
     return torch.cat(parts)[..., 0].T.double().exp()

@@ -43,8 +43,8 @@ def encode(
         seed: Seed of the draws; a datum's draws depend only on the seed and the datum.
 
     Returns:
-        Flat unconstrained latents: `(batch, latents)` for the mean, exact where the family has
-        one in closed form; `(samples, batch, latents)` for draws.
+        Flat unconstrained latents: `(batch, latents)` for the mean, which is exact if the family
+        has it in closed form; `(samples, batch, latents)` for draws.
 
     Raises:
         ValueError: If data, model and guide do not fit together, or no draw is asked for.

@@ -79,7 +79,7 @@ def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batc
 def drawn_missing(
     program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch
 ) -> Tensor:
-    """Draws of missing entries given z, and given that they are missing if that is informative."""
+    """Draws of missing entries given z; if missingness is informative, also given that."""
     sample = _own_methods(program).sample_missing
     if sample is not None:
         return sample(z, *batch[1:])

@@ -1,6 +1,6 @@
 r"""Unusual data under the model, with calibrated tail probabilities.
 
-A log density alone is not informative: how low is low depends on the model. So each datum is
+A log density alone is not informative: what counts as low depends on the model. So each datum is
 compared with reference data, simulated or held out, scored in the same way. If the datum is
 exchangeable with the n reference data, its rank among them is uniform, and
 
@@ -270,7 +270,7 @@ def _reference(
     if reference < 1:
         raise ValueError(f"a rank needs at least 1 reference datum, got {reference}")
     first, *others = first_rows(batch, reference)
-    rows = (first.nan_to_num(nan=0.0), *others)  # simulated rows keep the holes of these
+    rows = (first.nan_to_num(nan=0.0), *others)  # else simulated rows have the same holes
     with simulating(model, guide, rows, seed, given) as program:
         return simulate(program, rows, stream(seed, "outliers.reference"))[1]
 
