@@ -89,7 +89,7 @@ class VAE(
         learning_rate: Step size of Adam.
         early_stopping: Whether some rows are held out to decide when to stop; with fewer than 20
             rows none are.
-        validation_fraction: Share of the rows held out for that.
+        validation_fraction: Share of the rows held out for early stopping.
         patience: Epochs without a better held-out ELBO before training stops.
         evaluation: How log densities are estimated, a value of :mod:`pyro_vae.evidence`; by default
             importance sampling with 1000 draws per row, from a posterior that is a fifth wider than
@@ -99,10 +99,10 @@ class VAE(
 
     Attributes:
         model_: The Pyro program; `guide_`: its amortized posterior. Both take standardized rows.
-        table_: Both as a :class:`pyro_vae.TableVAE`, which also imputes, finds outliers and
+        table_: Both in a :class:`pyro_vae.TableVAE`, which also imputes, finds outliers and
             explains: `vae.table_.impute(X).completed()`, `vae.table_.explain(X)`.
-        columns_: The columns; `center_`: what is subtracted from them; `scale_`: what they are
-            divided by.
+        columns_: The columns; `center_`: the numbers subtracted from them; `scale_`: the numbers
+            that they are divided by.
         latent_dim_: Entries of z.
         history_: A record of each epoch; `n_epochs_`: the epoch that was kept.
         n_features_in_: Number of columns; `feature_names_in_`: their names, if they had any.

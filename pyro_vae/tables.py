@@ -446,7 +446,7 @@ class TableVAE:
         return for_new_rows(found, rows, seed=seed, progress=False) if new else found
 
     def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
-        """The guide; None (a fit to every row) if missing entries are new to it."""
+        """The guide, or None (a fit to every row) if it never saw missing entries such as these."""
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)
 
