@@ -110,7 +110,7 @@ class DataChoice:
     data: str = option(MISSING, "a file, or the name of a data set", "data", metavar="DATA")
     binarize: str | None = option(
         None,
-        "make data binary: none, threshold (at 0.5), fixed (drawn once) or redrawn (per batch)",
+        "how to binarize: none, threshold (at 0.5), fixed (drawn once) or redrawn (per batch)",
         choices=[*BINARIZATIONS],
     )
     divide_by: float = option(1.0, "divide values by this, e.g. 255 for 8-bit pixels", type=float)

@@ -100,7 +100,10 @@ def _end_interrupted(what: str, how: ModelChoice) -> None:
 
 
 def parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
-    """Training and held-out rows; each batch may be binarized anew, held-out rows once."""
+    """Training and held-out rows.
+
+    If each batch is binarized anew, held-out rows are binarized once.
+    """
     if isinstance(dataset.binarization, Redrawn):
         held_out = FixedDraw().fixed(dataset.test, part=1)
         return Augmented(dataset.train, dataset.binarization), held_out

@@ -77,7 +77,7 @@ class Comparison(Result):
         ]
 
     def rows(self) -> list[Row]:
-        """The table, one row per guide: the first seed's, with the spread between seeds."""
+        """The table, one row per guide: results of the first seed, and the spread between seeds."""
         return [row_of(entry) for entry in self.entries]
 
     def to_dataframe(self) -> Any:

@@ -97,7 +97,7 @@ def _pareto_k(results: Results) -> "Figure":
 
 
 def _reconstructions(results: Results, y: Tensor, image_shape: tuple[int, int] | None) -> "Figure":
-    """Some data, the mean of p(y | z) at their embeddings, and at draws from the prior."""
+    """Some data, and the means of p(y | z) at their embeddings and at draws from the prior."""
     first = y[:_PICTURES]
     reconstructions, draws = {}, {}
     for name, result in results.items():

@@ -120,7 +120,7 @@ def _verdict(table: "Comparison") -> list[tuple[str, str]]:
 
 
 def _trust(results: Mapping[str, GuideResult]) -> list[str]:
-    """Sentences on what cannot be trusted, or that all can."""
+    """Sentences on what cannot be trusted, or one that says that all can be."""
     doubts = [
         f"{name}: {'; '.join(_doubts(one))}." for name, one in results.items() if _doubts(one)
     ]
@@ -399,7 +399,7 @@ def _commands(run: Mapping[str, Any]) -> str:
 
 
 def _facts(tables: "Mapping[str, Comparison]") -> dict[str, str]:
-    """Data, model, seed and settings; for each comparison where they differ."""
+    """Data, model, seed and settings, listed per comparison where these differ."""
     notes = {title: table.provenance()["about"] for title, table in tables.items()}
     names = dict.fromkeys(
         name for about in notes.values() for name in about if name not in _SAID_ELSEWHERE

@@ -346,7 +346,7 @@ class _Run:
                     module.reset_parameters()
 
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
-        """Trains model and guide; with only rows to train, by the row fit."""
+        """Trains model and guide, or uses the row fit if only rows are to be trained."""
         if not self.train_model and has_only_rows(guide):
             start = time.perf_counter()
             given = {name: self.options[name] for name in ("seed", "progress")}

@@ -254,7 +254,7 @@ def _histogram(
 
 
 def _edges(num_ranks: int, num_data: int) -> NDArray[np.int64]:
-    """Edges of bins: of equal size if a suitable number of bins divides the ranks, or nearly."""
+    """Edges of bins of equal size, or nearly so if no suitable number of bins divides the ranks."""
     most = int(np.clip(num_data // _DATA_PER_BIN, 2, min(_MOST_RANK_BINS, num_ranks)))
     divisors = [bins for bins in range(most, 1, -1) if num_ranks % bins == 0]
     # Half of `most` is still suitable; fewer bins show no shape.

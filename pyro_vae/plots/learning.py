@@ -54,8 +54,8 @@ def plot_learning_curves(
     """Draws the ELBO against the epoch: training solid, validation dashed, a colour per guide.
 
     The first epochs are often lower by orders of magnitude and would flatten all that follows. So
-    the later half of the epochs gets at least half of the height, from its 5% quantile or the last
-    value (the lower one, and the lowest of all curves) to the top. Earlier parts may be cut off.
+    at least half of the height is for later epochs: from the lowest of all last values, and of the
+    5% quantiles of all later halves, to the top. Earlier parts may be cut off.
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps
@@ -186,7 +186,7 @@ def plot_signal_to_noise(
     ax = axes_or_new(ax, (5.4, 4.0))
     for number, (name, (particles, values, errors)) in enumerate(points.items()):
         shown = values > 0
-        bars = np.stack([np.minimum(errors, 0.999 * values), errors])[:, shown]  # above 0
+        bars = np.stack([np.minimum(errors, 0.999 * values), errors])[:, shown]  # above 0, for logs
         look: dict[str, Any] = {"capsize": 3, "markersize": 5, "linewidth": 1.2, **style(number)}
         ax.errorbar(particles[shown], values[shown], yerr=bars, label=name, **look)
     ax.set_xscale("log", base=2)

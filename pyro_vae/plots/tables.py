@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-_FULL = 2.0  # effect in spreads that has the full colour: larger ones do not pale the others
+_FULL = 2.0  # spreads; larger effects have the same colour, and so do not pale the others
 _MOST_LATENTS, _MOST_COLUMNS = 12, 24  # as many as can be read in one figure
 _MOST_ROWS = 60  # intervals side by side
 _MOST_DATES = 5  # ticks

@@ -63,7 +63,7 @@ def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
 
 
 def _diagnostic(name: str, method: str) -> Callable[[Any], float]:
-    """A diagnostic of ArviZ's for an array of chains and draws, in either major version."""
+    """ArviZ's diagnostic of this name, for an array of chains and draws, in both versions."""
     if arviz_generation() >= 1:
         modern = getattr(import_module("arviz_stats.base").array_stats, name)
         return lambda column: float(modern(column, method=method, chain_axis=0, draw_axis=1))

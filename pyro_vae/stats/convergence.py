@@ -28,7 +28,7 @@ _SCALES = np.geomspace(1 / 20, 4, 24)  # of c, in lengths of the run: longer one
 _POWERS = (0.5, 1.0, 2.0)
 _FINEST = 1e-3  # least noise, as a share of a curve's range: no curve has exactly such a shape
 _TINY = 1e-300  # stands for the noise of a constant curve
-_MOST_CORRELATED = 0.9  # residuals: if they are more so, no shape describes the curve
+_MOST_CORRELATED = 0.9  # limit for residuals: beyond it, no shape describes the curve
 
 
 class Gain(NamedTuple):

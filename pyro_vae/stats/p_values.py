@@ -187,7 +187,7 @@ class FalseDiscoveries:
         """Flags p-values up to the largest one that is not above its line."""
         ordered = p_values.double().sort().values
         lines = torch.arange(1, len(ordered) + 1).to(ordered) * self.rate / len(ordered)
-        # P-values, ranks over R + 1, count if they are exactly on their lines; float32 rounds them.
+        # P-values exactly on their lines count, although float32 rounds these ranks over R + 1.
         below = (ordered <= lines * (1 + torch.finfo(p_values.dtype).eps)).nonzero()
         if not len(below):
             return torch.zeros_like(p_values, dtype=torch.bool)

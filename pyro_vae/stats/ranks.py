@@ -14,7 +14,7 @@ from torch import Tensor
 
 _SAME = 1 + 1e-9  # tails that are equal on paper differ by rounding
 _LEAST = 1e-12  # a p-value is 1 minus a sum of up to 1, which is rounded
-_HALVINGS = 60  # of an interval for the logarithm of a tail: far below rounding
+_HALVINGS = 60  # of the interval searched, which is then far below rounding
 
 
 def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:

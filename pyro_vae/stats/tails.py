@@ -21,7 +21,7 @@ MAX_PARETO_K = 0.7
 """Above it the number of draws needed for a given error becomes impractical (Vehtari et al.)."""
 
 MIN_ESS = 100.0
-"""Below it the error is itself too noisy, relatively 1 / sqrt(2 ESS) at best (here 7 percent)."""
+"""Below it the error itself is uncertain by over 7 percent: by 1 / sqrt(2 ESS), at best."""
 
 FEWEST_IN_TAIL = (
     6  # ArviZ asks for 5 draws, but its first quartile of 5 is their minimum: always nan
