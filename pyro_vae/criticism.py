@@ -182,7 +182,7 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
         )
     value = log_marginal.value.detach().double().cpu()
     if names is not None and len(names) != len(value):
-        raise ValueError(f"names label the data, one each: expected {len(value)}, got {len(names)}")
+        raise ValueError(f"names= needs one per datum: expected {len(value)}, got {len(names)}")
     labels = np.arange(len(value)) if names is None else np.array(names)
     mean = stats.population_mean(value)
     return import_module("arviz").ELPDData(

@@ -352,8 +352,8 @@ def _amortized(guide: ProgramLike) -> Guide:
         )
     if is_tied_to_rows(guide):
         raise ValueError(
-            f"{type(guide.map).__name__} answers for the data it was trained on alone, so there is "
-            "no encoder to export: train pv.Guide(model, pv.Encoder(net)) beside it"
+            f"{type(guide.map).__name__} has parameters only for the data it was trained on, and "
+            "no encoder to export: train pv.Guide(model, pv.Encoder(net)) as well"
         )
     return guide
 

@@ -50,8 +50,8 @@ class Doubt(Enum):
     CHAINS_APART = "chains have not converged to the same distribution (R-hat)"
     TIME_LIMIT = "the time limit was reached before an estimate of log p(y) was accepted"
     FIT_STOPPED = "the fit of q* stopped before it converged"
-    INFINITE = "the ELBO of the guide is minus infinity: the program gives some draws no density"
-    BEATEN = "the guide beats q*: q* was not found, or its family is poorer"
+    INFINITE = "the ELBO of the guide is minus infinity: the program rules out some of its draws"
+    BEATEN = "the guide beats q*: q* was not found, or the guide has a richer family"
     NEGATIVE_INFERENCE = "the inference gap is negative: log p(y) is too low"
     NEGATIVE_APPROXIMATION = "the approximation gap is negative: log p(y) is too low"
     SATURATED = (

@@ -123,8 +123,8 @@ def _existing(path: Path, is_right: Callable[[Path], bool], expected: str) -> Pa
     _resolved(path)
     if not is_right(path):
         raise FileNotFoundError(
-            f"'{path}' {_what_is(path)}: expected {expected}; correct the name, or the folder that "
-            "you are in"
+            f"'{path}' {_what_is(path)}: expected {expected}; correct the name, or change the "
+            "current folder"
         )
     return path
 
@@ -143,7 +143,7 @@ def _resolved(path: Path) -> Path:
     for name in path.parts:
         if len(_encoded(name)) > _LONGEST:
             raise ValueError(
-                f"'{name[:20]}...' has {len(_encoded(name)):,} bytes, and names of files have at "
+                f"'{name[:20]}...' has {len(_encoded(name)):,} bytes, but file names may have at "
                 f"most {_LONGEST} here: name a shorter one"
             )
     with _refusing(path):
@@ -187,7 +187,7 @@ def _require_above(path: Path) -> None:
     for name in () if path.exists() else path.relative_to(above).parts:
         if not is_visible(name):
             raise ValueError(
-                f"a name should have letters or signs that show, got {name!r}; name another place"
+                f"a name should have visible characters, got {name!r}; name another place"
             )
     try:
         if not above.is_dir():
@@ -262,7 +262,7 @@ def _naming(place: Path) -> Iterator[None]:
             remedy = "free some space, or name another disk"
         raise OSError(
             error.errno,
-            f"'{place}' could not be written ({why}), and what was there is unharmed: {remedy}",
+            f"'{place}' could not be written ({why}), and what was there is unchanged: {remedy}",
         ) from error
 
 

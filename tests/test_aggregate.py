@@ -203,7 +203,7 @@ def test_a_prior_that_is_not_normal() -> None:
     parts = surgery(gamma, gamma_prior, y)
     assert abs(float(parts.mismatch.value)) < 1e-9
     assert prior_match(gamma, gamma_prior, y).p_value > FALSE_ALARM
-    with pytest.raises(ValueError, match=r"normal prior only.*prior_match compares draws"):
+    with pytest.raises(ValueError, match=r"normal prior only.*prior_match, which compares draws"):
         marginal_divergences(gamma, gamma_prior, y)
 
 

@@ -123,7 +123,7 @@ def test_what_only_looks_like_accounts(cells: list[str], tmp_path: Path) -> None
 def test_neither_numbers_nor_words(cells: list[str], named: str, tmp_path: Path) -> None:
     """Refused with the cells; leaving them empty is a remedy, and to say what the column is."""
     frame = column_of(tmp_path, cells).to_frame().assign(z=0.5)
-    with pytest.raises(ValueError, match=rf"column 'a' holds {named}.*: leave these cells empty"):
+    with pytest.raises(ValueError, match=rf"column 'a' holds {named}.*: empty these cells"):
         Columns.of(frame)
     assert frame["a"].tolist() == cells
     bad = {"x", "6 kg", "low", "<1", "many"}
@@ -434,7 +434,9 @@ def test_two_numbers_in_an_entry(cell: str) -> None:
 def test_one_word_in_several_spellings(spellings: tuple[str, str]) -> None:
     """Named; they are mended by writing them alike."""
     frame = {"a": [*spellings, "other"] * 9, "z": [0.5] * 27}
-    with pytest.warns(UserWarning, match="taken for different categories: write them alike"):
+    with pytest.warns(
+        UserWarning, match="taken for different categories: if they are the same, write them alike"
+    ):
         Columns.of(frame)
     Columns.of({"a": [spellings[1], spellings[1], "other"] * 9, "z": [0.5] * 27})
 

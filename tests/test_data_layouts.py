@@ -359,7 +359,9 @@ def test_names_in_two_lines_that_stay_alike_are_refused(tmp_path: Path) -> None:
     """And the warning of names that were joined names the line."""
     with (
         pytest.warns(UserWarning, match="taken for units"),
-        pytest.raises(ValueError, match="named 'a': rename one, or write names of several lines"),
+        pytest.raises(
+            ValueError, match="named 'a': rename one, or write a name that spans several"
+        ),
     ):
         frame_of(tmp_path, "a,a,b\nmm,mm,s\n" + lines(NUMBERS))
     with pytest.warns(UserWarning, match=r"line 2 \('mm', 's', 's'\) is taken for the second"):
@@ -375,7 +377,7 @@ def test_names_in_two_lines_that_stay_alike_are_refused(tmp_path: Path) -> None:
         ("a;b;a\n1;2;3\n", "named 'a': rename one", ("b;a", "b;c")),
         ("x\tx\ty\n1\t2\t3\n", "named 'x': rename one", ("x\tx", "x\tz")),
         ("a,b,c\n1,2,3\n4,5\n", "line 3 has 2 cells, expected 3", ("4,5\n", "4,5,6\n")),
-        ("7,lab\n1,2,3\n4,5,6\n", "start lines above the names with #", ("7", "# 7")),
+        ("7,lab\n1,2,3\n4,5,6\n", "start lines above the column names with #", ("7", "# 7")),
     ],
 )
 def test_refusals_say_what_to_do(

@@ -352,9 +352,13 @@ def test_options_that_do_not_fit() -> None:
     """An option that does nothing is refused."""
     with pytest.raises(ValueError, match=r"Threshold\(at=0.5\) does nothing: leave it out"):
         load("squares", binarization=Threshold())
-    with pytest.raises(ValueError, match=r"are for files, but 'digits' names a set$"):
+    with pytest.raises(
+        ValueError, match=r"are for files, but 'digits' names a set of the library$"
+    ):
         load("digits", key="y")
-    with pytest.raises(ValueError, match=r"are for files, but 'digits' names a set$"):
+    with pytest.raises(
+        ValueError, match=r"are for files, but 'digits' names a set of the library$"
+    ):
         load("digits", divide_by=16)
 
 
@@ -370,7 +374,9 @@ def test_load_of_an_unknown_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match=r"'mnist' is not a readable kind"):
         load("mnist")
     (tmp_path / "digits").write_text("")
-    with pytest.raises(ValueError, match=r"names a set; './digits' reads the file of that name"):
+    with pytest.raises(
+        ValueError, match=r"names a set of the library; './digits' reads the file of that name"
+    ):
         load("digits", divide_by=2)
     with pytest.raises(ValueError, match=r"'digits' is not a readable kind"):
         load(Path("digits"))

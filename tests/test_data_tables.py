@@ -95,7 +95,7 @@ def test_files_that_are_no_tables(text: str, message: str, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=message):
         data.load(tmp_path / "y.csv")
     np.save(tmp_path / "y.npy", np.zeros(3))
-    with pytest.raises(ValueError, match="should be a parquet file, or a text of cells"):
+    with pytest.raises(ValueError, match="should be a parquet file, or a text file of cells"):
         read_frame(tmp_path / "y.npy")
 
 

@@ -370,7 +370,9 @@ def test_a_guide_richer_than_its_family_is_not_hidden(seed: int) -> None:
     assert bool(gap.suboptimal.all())
     assert not bool(gap.converged.any() or gap.reliable.any())
     assert bool(gap.fit_converged.all())  # the fit itself cannot know
-    assert gap.why_not(2) == ["the guide beats q*: q* was not found, or its family is poorer"]
+    assert gap.why_not(2) == [
+        "the guide beats q*: q* was not found, or the guide has a richer family"
+    ]
     assert "4 of 4 cannot be trusted" in gap.verdict
     assert gap.verdict.endswith("the best q was not found for 4.")
 

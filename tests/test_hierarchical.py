@@ -156,7 +156,7 @@ def test_what_is_refused() -> None:
         HierarchicalVAE(decoder, gaussian, 1, [nn.Linear(2, 4)])
     with pytest.raises(ValueError, match=r"could not decode z of shape \(2, 3\)"):
         HierarchicalVAE(decoder, gaussian, 1, [nn.Linear(1, 6)])
-    with pytest.raises(ValueError, match="an even first axis"):
+    with pytest.raises(ValueError, match="an even axis after the batch"):
         HierarchicalVAE(decoder, gaussian, 1, [nn.Linear(1, 3)])
 
 

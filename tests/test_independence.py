@@ -210,7 +210,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "elbo": lambda: pv.elbo(MODEL, GUIDE, Y),
     "evaluate": lambda: pv.evaluate(MODEL, GUIDE, Y, FEW),
     "importance sampling": evidence(FEW),
-    "an error to be met": evidence(UNTIL),
+    "a target error is": evidence(UNTIL),
     "defensive": evidence(pv.ImportanceSampling(50, proposal=pv.Defensive())),
     "fitted": evidence(pv.ImportanceSampling(50, proposal=pv.Fitted())),
     "tightest": evidence(CLIMBING),
@@ -290,7 +290,7 @@ def simulated(seed: int, name: str) -> int:
 @pytest.mark.parametrize(
     ("name", "module", "attribute", "wrong", "caught"),
     [
-        ("an error to be met", importance, "stream", one_stream, "importance"),  # and its pilot
+        ("a target error is", importance, "stream", one_stream, "importance"),  # and its pilot
         ("annealing", annealing, "row_keys", named("annealing"), "annealing"),
         ("bidirectional", annealing, "row_keys", named("annealing"), "annealing"),
         ("inference_gap", pv.gaps, "stream", one_stream, "importance"),  # and the bounds

@@ -486,7 +486,7 @@ def test_arviz_plots() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"names": NAMES[:3]}, "names label the data, one each: expected 5, got 3"),
+        ({"names": NAMES[:3]}, "names= needs one per datum: expected 5, got 3"),
         ({"names": ["a", "b", "a", "c", "d"]}, "names must be different.*'a' occurs 2 times"),
         ({"num_samples": 1}, "at least 2 draws, got 1"),
         ({"num_predictive_samples": 41}, "at most num_samples=40, got 41"),
@@ -535,7 +535,7 @@ def test_data_asked_of_a_program_that_makes_none(
     facts_y: Tensor, model: Any, asked: dict[str, Any], reason: str
 ) -> None:
     """It is said why; and where none were asked for, what was left out."""
-    with pytest.raises(ValueError, match=f"_draws=3 is not possible: .*{reason}"):
+    with pytest.raises(ValueError, match=f"_samples=3 is not possible: .*{reason}"):
         to_inference_data(model, facts_guide, facts_y, num_samples=40, **asked)
     idata = to_inference_data(model, facts_guide, facts_y, num_samples=40)
     assert "posterior_predictive" not in group_names(idata)

@@ -141,7 +141,7 @@ def test_views_of_parameters_are_refused() -> None:
     def step(y: Tensor) -> list[Tensor]:
         return [torch.ones(2, dtype=torch.float64), (y * parameter * hidden).sum(dim=0).detach()]
 
-    with pytest.raises(NotCaptured, match="views of what is trained"):
+    with pytest.raises(NotCaptured, match="views of trained tensors"):
         loops.looped(step, [parameter], (torch.ones(4, 3),), torch.arange(2))
 
 

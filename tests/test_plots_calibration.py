@@ -113,7 +113,7 @@ def test_refused_ranks(plot: Any) -> None:
         plot({}, 9)
     with pytest.raises(ValueError, match="from 0 to num_samples=9 for 'z', got 0 to 10"):
         plot({"z": torch.arange(11)}, 9)
-    with pytest.raises(ValueError, match="as many for each quantity"):
+    with pytest.raises(ValueError, match="equally many for each quantity"):
         plot({"z": torch.arange(3), "w": torch.arange(4)}, 9)
 
 

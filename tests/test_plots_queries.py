@@ -186,7 +186,7 @@ def test_information_starts_at_zero(ax: Axes) -> None:
     assert not ax.texts
     assert ax.get_xlabel() == "feature"
     assert ax.figure.axes[-1].get_ylabel() == measure
-    with pytest.raises(ValueError, match="every two of 3 names"):
+    with pytest.raises(ValueError, match="every pair of 3 names"):
         plot_dependence(np.eye(2), ["a", "b", "c"], ax=ax)
 
 

@@ -140,7 +140,7 @@ FAMILIES = {
         lambda: of(Flow(pv.ElementwiseSpline())),
     ),
     "no hidden layer": Remedy(
-        "at least one hidden layer, each at least one wide",
+        "at least one hidden layer, each of at least one unit",
         lambda: Flow(pv.AffineCoupling(hidden=())),
         lambda: of(Flow(pv.AffineCoupling(hidden=(1,))), spare),
     ),
@@ -393,7 +393,7 @@ MAPS = {
         lambda: compared(holder=Holder().inner),
     ),
     "tensors of an object": Remedy(
-        "or name them in pyro.param",
+        "or register them by pyro.param",
         lambda: Copies((Y,)).of_program(reaching),
         lambda: evidence(model, Copies((Y,)).of_program(named)),
     ),

@@ -383,7 +383,7 @@ REMEDIES = {
     ),
     # Maps.
     "features that are not": Remedy(
-        "take the attribute away",
+        "remove the attribute",
         lambda: encoder_with(num_features=7),
         lambda: evidence(model, encoder(NET(1, 2)), pv.Tightest()),
     ),

@@ -245,9 +245,9 @@ def test_padded() -> None:
     assert whole.dtype == torch.float64
     assert whole.isnan().sum(dim=(1, 2)).tolist() == [6, 0]
     assert padded(series, 6).shape == (2, 6, 3)
-    with pytest.raises(ValueError, match=r"no longer than length=3, got shapes \[\(2, 3\), \(4"):
+    with pytest.raises(ValueError, match=r"at most length=3 times, got shapes \[\(2, 3\), \(4"):
         padded(series, 3)
-    with pytest.raises(ValueError, match="same features"):
+    with pytest.raises(ValueError, match="equally many features"):
         padded([torch.ones(2, 3), torch.ones(2, 2)])
     with pytest.raises(ValueError, match="of 0 series"):
         padded([])

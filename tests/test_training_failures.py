@@ -125,7 +125,9 @@ def test_the_best_state_is_after_the_warmup() -> None:
     assert model.theta.item() == 2
 
 
-@pytest.mark.parametrize(("path", "kept"), [((9, 9), "stopped at"), ((1, 9), "epoch 1 had")])
+@pytest.mark.parametrize(
+    ("path", "kept"), [((9, 9), "the last values"), ((1, 9), "of epoch 1, the best")]
+)
 def test_nan_in_the_validation(path: tuple[int, int], kept: str) -> None:
     """Weights that are too much for held-out data: the best ones so far are put back, if any."""
     theta = torch.zeros((), requires_grad=True)

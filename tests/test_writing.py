@@ -127,8 +127,8 @@ def test_killed_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rena
         ("file", "is a file"),
         ("file/below", "is a file"),
         ("x" * 300, "300 bytes"),
-        (" ", "letters or signs that show"),
-        ("\u200b/below", "letters or signs that show"),
+        (" ", "visible characters"),
+        ("\u200b/below", "visible characters"),
         ("other", "holds other files"),
     ],
 )

@@ -171,8 +171,8 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
     about = asked(question, run)
     if about.frame is None:
         raise ValueError(
-            "only missing entries of a table, a row per datum and a column per feature, can be "
-            "filled in here; use pv.impute in Python"
+            "only a table, with a row per datum and a column per feature, can have its missing "
+            "entries filled in here; use pv.impute in Python"
         )
     filled = about.vae.impute(about.rows, choice.draws, seed=run.seed, progress=run.progress)
     run.say(f"{about.title}\n{filled.summary()}")

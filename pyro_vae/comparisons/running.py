@@ -194,7 +194,7 @@ def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, in
     """Refuses what could not be drawn in the end, before anything is trained."""
     if labels is not None and labels.shape[:1] != y.shape[:1]:
         raise ValueError(
-            f"labels are those of the held-out data, one for each of {len(y)} rows, got shape "
+            f"labels= needs one label for each of the {len(y)} held-out rows, got shape "
             f"{tuple(labels.shape)}: pass the labels of `test`"
         )
     if image_shape is not None and math.prod(image_shape) != y[0].numel():

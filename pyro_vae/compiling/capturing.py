@@ -225,7 +225,7 @@ def _lifted(graph: GraphModule) -> list[Tensor]:
     for node in nodes:
         tensor = getattr(graph, node.target)
         if not isinstance(tensor, Tensor):
-            raise NotCaptured(f"it uses a {type(tensor).__name__} of its own, which is no tensor")
+            raise NotCaptured(f"it uses a {type(tensor).__name__} of its own, not a tensor")
         if id(tensor) not in inputs:
             with graph.graph.inserting_before(first):
                 inputs[id(tensor)] = graph.graph.placeholder(f"held_{len(held)}")

@@ -251,4 +251,4 @@ def _require_separate(others: Sequence[Tensor], parameters: Sequence[Tensor]) ->
     """Refuses a step that also reaches the parameters through other tensors."""
     own = {part.untyped_storage().data_ptr() for part in parameters}
     if any(part.untyped_storage().data_ptr() in own for part in others):
-        raise NotCaptured("it uses views of what is trained")
+        raise NotCaptured("it uses views of trained tensors")

@@ -207,9 +207,9 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
         shown = ", ".join(f"{raw.values[i]!r} at row {i}" for i in others[:_SHOWN])
         raise ValueError(
             f"column '{name}' holds {numbers} numbers and {len(others)} other entries ({shown}"
-            f"{', ...' * (len(others) > _SHOWN)}, counted from 0): leave these cells empty; or say "
-            f"that they are missing (kinds={{'{name}': Real}}, --kinds {name}=Real), or that all "
-            f"are words (Categories); or {drop_it(name)}"
+            f"{', ...' * (len(others) > _SHOWN)}, counted from 0): empty these cells; or read them "
+            f"as missing (kinds={{'{name}': Real}}, --kinds {name}=Real), or all entries as words "
+            f"(Categories); or {drop_it(name)}"
         )
 
 
@@ -271,8 +271,8 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
         warn_of_column(
             name,
             f"column '{name}' holds '{word}' in {count:,} entries, which is taken for a category: "
-            "if it says that nothing was recorded, leave the cells empty, or say so "
-            f"(layout=Layout(missing=['{word}']), --missing='{word}'); else say "
+            "if it means that nothing was recorded, empty the cells, or pass "
+            f"layout=Layout(missing=['{word}']), --missing='{word}'; else pass "
             f"kinds={{'{name}': Categories}}, --kinds '{name}=Categories'",
         )
 
@@ -284,8 +284,8 @@ def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words
         warn_of_column(
             name,
             f"column '{name}' has an entry in {len(known)} of {len(raw.values):,} rows, a different"
-            f" one in each ({listed(raw.values[known].tolist())}): if they stand for the rows "
-            "below, too, as merged cells do, fill these in; else drop the column",
+            f" one in each ({listed(raw.values[known].tolist())}): if each also stands for the "
+            "empty rows below it, as merged cells do, fill those in; else drop the column",
         )
 
 
@@ -303,8 +303,8 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
         warn_of_column(
             name,
             f"column '{name}' holds {', '.join(several[:_SHOWN])}"
-            f"{', ...' * (len(several) > _SHOWN)}, which are taken for different categories: write "
-            f"them alike, if they are the same; else say kinds={{'{name}': Categories}}, "
+            f"{', ...' * (len(several) > _SHOWN)}, which are taken for different categories: if "
+            f"they are the same, write them alike; else pass kinds={{'{name}': Categories}}, "
             f"--kinds '{name}=Categories'",
         )
 
@@ -318,8 +318,8 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
         warn_of_column(
             name,
             f"column '{name}' is named like an id, and has {number:,} different numbers in "
-            f"{len(found):,} rows, which are taken for measurements: {drop_it(name)}, or say what "
-            f"they are: kinds={{'{name}': Real}}, --kinds {name}=Real",
+            f"{len(found):,} rows, which are taken for measurements: {drop_it(name)}, or confirm "
+            f"that they are: kinds={{'{name}': Real}}, --kinds {name}=Real",
         )
 
 
@@ -343,8 +343,8 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
         warn_of_column(
             name,
             f"column '{name}' holds {' and '.join(found)}, and all others are from {low:g} to "
-            f"{high:g}: if this says that nothing was measured, leave the cells empty, or say so "
-            f"(layout=Layout(missing=[...]), --missing=...); else say kinds={{'{name}': Real}}",
+            f"{high:g}: if this means that nothing was measured, empty the cells, or pass "
+            f"layout=Layout(missing=[...]), --missing=...; else pass kinds={{'{name}': Real}}",
         )
 
 

@@ -259,8 +259,8 @@ def _warn_of_odd(
         warn_of_column(
             _column_of(name),
             f"{name} holds numbers, but {len(odd)} of {len(cells)} entries are not: "
-            f"{', '.join(odd[:_SHOWN])}{more}. They are treated as missing: correct the cells, or "
-            "drop their rows, if that is wrong",
+            f"{', '.join(odd[:_SHOWN])}{more}. They are treated as missing: if that is wrong, "
+            "correct the cells or drop their rows",
         )
 
 
@@ -275,7 +275,7 @@ def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str])
         warn_of_column(
             _column_of(name),
             f"{name} holds numbers that start with 0, such as {cells[codes[0]]!r} in "
-            f"{where(codes[0])}: if they are codes, say that they are words (kinds=, --kinds "
+            f"{where(codes[0])}: if they are codes, read them as words (kinds=, --kinds "
             "COLUMN=Categories), or drop the column",
         )
 
@@ -286,8 +286,8 @@ def _warn_of_errors(name: str, cells: Sequence[str], where: Callable[[int], str]
         warn_of_column(
             _column_of(name),
             f"{name} holds numbers with their errors, such as {cells[found[0]]!r} in "
-            f"{where(found[0])}: the errors are left out; put them into a column of their own, if "
-            "the model should see them",
+            f"{where(found[0])}: the errors are left out; if the model should see them, put them "
+            "into a column of their own",
         )
 
 
@@ -307,8 +307,8 @@ def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str])
         warn_of_column(
             _column_of(name),
             f"{name} holds numbers with a unit, such as {one!r}, and {len(bare)} without: {shown}"
-            f"{', ...' * (len(bare) > _SHOWN)}. All are taken to be in the same unit: write it "
-            "behind all of them or none, and convert those that are not",
+            f"{', ...' * (len(bare) > _SHOWN)}. All are taken to be in this unit: convert those "
+            "that are not, and write the unit after all numbers or after none",
         )
 
 

@@ -273,7 +273,7 @@ def _read_csv(path: Path) -> Table:
             raise ValueError(
                 f"'{path}': line {cells.lines[row]}, column {place}{named}: "
                 f"{column.values[row]!r} is not a number: correct the cell, leave it empty where "
-                f"it is missing, or read columns of words, too, by pv.data.read_frame('{path}')"
+                f"it is missing, or read a file with words by pv.data.read_frame('{path}')"
             )
     values = np.stack([column.values.astype(np.float64) for column in columns.values()], axis=1)
     return Table(values, cells.names)
@@ -302,7 +302,7 @@ def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B00
     if file_kind(path) == "parquet":
         return _parquet_frame(path)
     if file_kind(path) != "csv":
-        raise ValueError(f"'{path}' should be a parquet file, or a text of cells, such as csv")
+        raise ValueError(f"'{path}' should be a parquet file, or a text file of cells, such as csv")
     return PandasFrame().build(columns_of_text(path, layout))
 
 

@@ -74,7 +74,7 @@ class Real(Kind):
         if not (np.isfinite(center) and np.isfinite(spread)):
             raise ValueError(
                 f"column '{name}' has numbers of up to {np.nanmax(np.abs(values)):.0e}, whose "
-                "standard deviation is more than a float64 holds: divide them, or take logarithms"
+                "standard deviation is too large for float64: divide them, or take logarithms"
             )
         # Rounding leaves a spread of 1e-17 in a column that is constant.
         constant = spread <= 10 * np.finfo(np.float64).eps * abs(center)
@@ -176,7 +176,7 @@ def _words_of(raw: RawColumn) -> list[str | None]:
 def _pattern_of(name: str, raw: RawColumn) -> str:
     patterns = patterns_of([word for word in _words_of(raw) if word is not None])
     if len(patterns) != 1:
-        known = f"{len(patterns)} ways ({', '.join(patterns)})" if patterns else "no one way"
+        known = f"{len(patterns)} ways ({', '.join(patterns)})" if patterns else "no single way"
         raise ValueError(
             f"column '{name}' should hold dates or times ({_places(raw.values, ~raw.missing)}), "
             f"but there is {known} to read them: write them as 2024-12-31, or 2024-12-31 23:59"
@@ -369,7 +369,7 @@ def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
     if bad.any():
         raise ValueError(
             f"column '{name}' holds numbers above 0, but {int(bad.sum()):,} entries are not "
-            f"({_places(values, bad)}): correct them, leave those empty that say 'not detected', "
+            f"({_places(values, bad)}): correct them, empty those that mean 'not detected', "
             f"or declare the column Real: kinds={{'{name}': Real}}, --kinds {name}=Real"
         )
     return values

@@ -227,7 +227,8 @@ def _named(name: str, options: _Options) -> Dataset:
     if options.key is not None or options.divide_by != 1 or options.kinds or options.drop:
         exists = f"; './{name}' reads the file of that name" if Path(name).exists() else ""
         raise ValueError(
-            f"key, divide_by, kinds and drop are for files, but '{name}' names a set{exists}"
+            "key, divide_by, kinds and drop are for files, but "
+            f"'{name}' names a set of the library{exists}"
         )
     return SETS[name](options)
 

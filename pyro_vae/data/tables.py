@@ -146,7 +146,7 @@ class Column:
             warn_of_column(
                 self.name,
                 f"column '{self.name}': half of the entries lie beyond "
-                f"{self.kind.decode(middle).item():.4g}, and those of the training rows had "
+                f"{self.kind.decode(middle).item():.4g}, but the training rows had "
                 f"{self.kind.range}: convert them if they are in other units; the model has "
                 "learned nothing about such rows",
             )

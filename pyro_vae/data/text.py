@@ -185,7 +185,7 @@ def _cut(
         if "end of data" in str(error):
             raise ValueError(
                 f"'{path}': a quotation mark is opened in line {last + 1} or below, and never "
-                "closed: close it, or take it away"
+                "closed: close it, or remove it"
             ) from error
         if strict:  # such as a space behind a closing quotation mark
             return _cut(path, lines, skipped, separator, strict=False)
@@ -240,7 +240,7 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
     if notes:
         shown = ", ".join(f"line {line} ({_shown(cells)})" for line, cells in notes[:_SHOWN])
         _say(path, f"{shown}{', ...' * (len(notes) > _SHOWN)}: taken for notes around the table, "
-             "and skipped; if they are rows, mend them")  # fmt: skip
+             "and skipped; if they are rows, correct them")  # fmt: skip
     return found[head:foot]
 
 
@@ -405,8 +405,8 @@ def _below_names(
         raise ValueError(f"'{path}' has no rows: expected lines of cells, separated by commas")
     names = tuple(name or str(place) for place, name in enumerate(rows[0])) if header else None
     if len(rows[0]) == 1 and all(_PUNCTUATED.search(row[0]) for row in rows[start:]):
-        _say(path, f"every line has one cell, such as {rows[start][0]!r}: if it has several, say "
-             "what separates them (layout=Layout(separator=...), --sep)")  # fmt: skip
+        _say(path, f"every line has one cell, such as {rows[start][0]!r}: if it has several, "
+        "say what separates them (layout=Layout(separator=...), --sep)")  # fmt: skip
     if layout.missing:
         rows[start:] = [[layout.emptied(cell) for cell in row] for row in rows[start:]]
     cells = Cells(names, rows[start:], lines[start:], comma)
@@ -485,7 +485,8 @@ def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header
             why = f", as many as line {lines[0]} has names" if header else ""
             raise ValueError(
                 f"'{path}': line {line} has {len(row)} cells, expected {width}{why}: correct the "
-                "line, start lines above the names with #, or set the separator (separator, --sep)"
+                "line, start lines above the column names with #, or set the separator "
+                "(separator, --sep)"
             )
 
 
@@ -594,8 +595,8 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
     if twice:
         shown = ", ".join(map(repr, twice))
         raise ValueError(
-            f"'{path}' has more than one column named {shown}: rename one, or write names of "
-            "several lines into one"
+            f"'{path}' has more than one column named {shown}: rename one, or write a name "
+            "that spans several lines into one line"
         )
     lines = zip(cells.lines, cells.rows, strict=True)
     empty = [str(line) for line, row in lines if all(map(is_missing, row))]

@@ -311,8 +311,8 @@ def _posterior_normals(posterior: Posterior) -> Normals:
     if normals is None:
         raise UnknownDensity(
             "the density of a single latent is known for normal posteriors only, and those of "
-            "this guide are not normal; pv.diagnostics.prior_match compares draws, and "
-            "pv.diagnostics.surgery all latents together"
+            "this guide are not normal; use pv.diagnostics.prior_match, which compares draws, or "
+            "pv.diagnostics.surgery, which compares all latents together"
         )
     return normals
 
@@ -329,8 +329,8 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
     if normals is None:
         raise UnknownDensity(
             "the density of a single latent is known for a normal prior only, and this program's "
-            "prior of the unconstrained latents is another; pv.diagnostics.prior_match compares "
-            "draws, and pv.diagnostics.surgery all latents together"
+            "prior of the unconstrained latents is not normal; use pv.diagnostics.prior_match, "
+            "which compares draws, or pv.diagnostics.surgery, which compares all latents together"
         )
     return normals
 

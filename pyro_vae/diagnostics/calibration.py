@@ -363,7 +363,7 @@ def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
         if value.shape != shape or missing > 0:
             raise ValueError(
                 f"the quantity '{name}' should be a number for each particle and datum, of shape "
-                f"{tuple(shape)}, got shape {tuple(value.shape)} and {missing} nan"
+                f"{tuple(shape)}, got shape {tuple(value.shape)} with {missing} nan"
             )
         columns.append(value.double()[..., None])
     return torch.cat(columns, dim=-1)

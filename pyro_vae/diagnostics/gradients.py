@@ -358,8 +358,9 @@ class _Gradients:
         """Refuses a table of parameters, since every gradient would update its rows."""
         if any(map.owns(leaf) for map in maps_of(self.guide) for leaf in self.tensors.values()):
             raise ValueError(
-                f"{type(self.objective).__name__} has no differentiable_loss, and its gradients "
-                "would train the rows of LocalParameters; use Trace_ELBO, or one of pv.objectives"
+                f"{type(self.objective).__name__} has no differentiable_loss, and measuring its "
+                "gradients would train the rows of LocalParameters; use Trace_ELBO, or one of "
+                "pv.objectives"
             )
 
     def draw(self) -> Float64[Tensor, " entries"]:

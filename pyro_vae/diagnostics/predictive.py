@@ -377,9 +377,9 @@ def _values(functions: Mapping[str, Statistic], batch: Batch) -> list[Tensor]:
     for name, value in zip(functions, values, strict=True):
         if value.dim() > 1 or value.numel() == 0 or not bool(value.isfinite().all()):
             raise ValueError(
-                f"the statistic '{name}' should be finite, one number or a vector; got the shape "
-                f"{tuple(value.shape)}, {int((~value.isfinite()).sum())} entries of it not finite"
-                f"{'; the data have missing entries, nan, to be left out' if holes else ''}"
+                f"the statistic '{name}' should be a finite number or vector; got the shape "
+                f"{tuple(value.shape)}, {int((~value.isfinite()).sum())} of its entries not finite"
+                f"{'; leave out the missing entries of the data, nan' if holes else ''}"
             )
     return values
 

@@ -83,7 +83,7 @@ class ErrorTarget:
     def __post_init__(self) -> None:
         if not self.error > 0 or self.max_samples < 2:
             raise ValueError(
-                "an error to be met is a positive number of nats, with a budget of at least 2 "
+                "a target error is a positive number of nats, with a budget of at least 2 "
                 f"draws; got error={self.error} and max_samples={self.max_samples}"
             )
 

@@ -207,8 +207,8 @@ def _require_trained(programs: Mapping[str, ProgramLike]) -> None:
             for name, parameter in module.named_parameters():
                 if bool(parameter.isnan().any()):
                     raise FloatingPointError(
-                        f"parameter '{name}' of the {role} has entries that are nan, so it has no "
-                        "densities: train it again, with a smaller step size, or load an older one"
+                        f"parameter '{name}' of the {role} has nan entries, so the {role} has no "
+                        "density: train it again, with a smaller step size, or load an older one"
                     )
 
 

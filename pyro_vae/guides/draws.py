@@ -69,7 +69,7 @@ def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int)
         return pyro_method(_from_guide)(guide, program, batch, num_particles)
     if isinstance(guide, AutoGuide):
         raise TypeError(
-            f"{type(guide).__name__} has no draws of single rows with a gradient: train it with "
+            f"{type(guide).__name__} cannot draw single rows with a gradient: train it with "
             "Trace_ELBO(), or use pv.Guide(model, pv.LocalParameters(num_data))"
         )
     return _from_program(guide, program, batch, num_particles)

@@ -194,8 +194,8 @@ def for_new_rows(
     if not isinstance(guide, Guide):
         raise TypeError(
             f"{type(guide).__name__} contains a pv.Guide with free parameters for every training "
-            "row, which has none for other data: pass that pv.Guide itself, whose rows are fitted "
-            "to new data, or use an amortized guide, pv.Encoder(net), inside"
+            "row, and none for other data: pass that pv.Guide itself, which can fit rows to "
+            "new data, or use an amortized guide, pv.Encoder(net), inside"
         )
     return guide.fit_rows(data, fitting, given=given, seed=seed, progress=progress)
 

@@ -423,8 +423,8 @@ def _check_two(transform: FlowTransform, latent_dim: int) -> None:
 def _check_hidden(transform: FlowTransform, hidden: tuple[int, ...]) -> None:
     if not hidden or min(hidden) < 1:
         raise ValueError(
-            f"{type(transform).__name__} needs at least one hidden layer, each at least one wide, "
-            f"got hidden={hidden}"
+            f"{type(transform).__name__} needs at least one hidden layer, each of at least one "
+            f"unit, got hidden={hidden}"
         )
 
 

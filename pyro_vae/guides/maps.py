@@ -169,9 +169,9 @@ class Encoder(InferenceMap):
         features = self._read(batch)
         if isinstance(self.head, nn.Linear) and features.shape[-1:] != (self.head.in_features,):
             raise ValueError(
-                f"the encoder's net says num_features = {self.head.in_features} and gives "
-                f"{tuple(features.shape)}: make it (batch, num_features), or take the attribute "
-                f"away and have it give (batch, {self.num_parameters}) itself"
+                f"the encoder's net has num_features = {self.head.in_features} but returns shape "
+                f"{tuple(features.shape)}: let it return (batch, num_features), or remove the "
+                f"attribute and let it return (batch, {self.num_parameters})"
             )
         parameters: Tensor = self.head(features)
         expected = (len(batch[0]), self.num_parameters)

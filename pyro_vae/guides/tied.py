@@ -47,8 +47,8 @@ _Value: TypeAlias = tuple[Tensor, Tensor | None]
 """Values of a site, and their unconstrained values if known."""
 
 REMEDY = (
-    "a guide with free parameters per row has a posterior for all of its training rows together "
-    "only; for other data use pv.Guide(model, pv.LocalParameters(num_data)), whose fit_rows(y) "
+    "a guide with free parameters per row has a posterior only for all of its training rows "
+    "together; for other data use pv.Guide(model, pv.LocalParameters(num_data)), whose fit_rows(y) "
     "fits parameters to new rows, or an amortized guide, pv.Guide(model, pv.Encoder(net))"
 )
 
@@ -91,8 +91,8 @@ def _tied_posterior(
     elif _can_be_run(program, guide, _taken(batch, torch.arange(num_data + 1) % num_data)):
         raise ValueError(
             f"q of site '{site}' in the guide depends on a row's position in the batch, or on "
-            f"other rows, and the guide accepts numbers of rows other than these {num_data}, so "
-            f"it is unknown whose posterior it is; {REMEDY}"
+            f"other rows, and the guide does not insist on all {num_data} rows, so which datum "
+            f"a q belongs to is unknown; {REMEDY}"
         )
     calls = RepeatedCalls(program, guide, batch, torch.arange(num_data))
     runs = [ProgramPosterior(program, guide, batch).run(1) for _ in range(2)]

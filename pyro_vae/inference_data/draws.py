@@ -124,7 +124,7 @@ def _check(group: str, variables: Mapping[str, Labelled]) -> None:
         if values.ndim != len(dims):
             raise ValueError(
                 f"'{name}' of the group '{group}' has the shape {values.shape}, which needs "
-                f"{values.ndim} names of axes, got {dims}"
+                f"{values.ndim} axis names, got {dims}"
             )
         if name in axes:
             raise ValueError(
@@ -384,7 +384,7 @@ def _sizes(
     """Numbers of predictive draws: as asked for, or as many as fit into memory."""
     if predictive is not None and predictive > num_samples:
         raise ValueError(
-            "num_predictive_samples are made from the draws of z, at most "
+            "num_predictive_samples predictive draws are made from as many draws of z, at most "
             f"num_samples={num_samples}, got {predictive}; raise num_samples"
         )
     affordable = max(1, min(num_samples, _PREDICTIVE_BYTES // batch[0].nbytes))
@@ -406,7 +406,7 @@ def _num_draws(asked: int | None, default: int, name: str, why_not: str) -> int:
         raise ValueError(f"num_{name}_samples is a number of draws, 0 for none, got {asked}")
     if asked and why_not:
         raise ValueError(
-            f"{name}_draws={asked} is not possible: {why_not}; leave it out, or pass {name}_draws=0"
+            f"num_{name}_samples={asked} is not possible: {why_not}; leave it out, or pass 0"
         )
     return asked
 
@@ -425,7 +425,7 @@ def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
     if names is None:
         return np.arange(num_data)
     if len(names) != num_data:
-        raise ValueError(f"names label the data, one each: expected {num_data}, got {len(names)}")
+        raise ValueError(f"names= needs one per datum: expected {num_data}, got {len(names)}")
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise ValueError(

@@ -82,8 +82,8 @@ class Likelihood(nn.Module):
             pairs = zip(reversed(own), reversed(shape), strict=False)
             if len(own) > len(shape) or any(mine not in (1, size) for mine, size in pairs):
                 raise ValueError(
-                    f"{type(part).__name__} has shape {own}, and a datum has {shape}: make it with "
-                    f"shape={shape}, or leave the shape out for one that all features share"
+                    f"{type(part).__name__} has shape {own}, but a datum has {shape}: make it with "
+                    f"shape={shape}, or leave shape out to share one value by all features"
                 )
 
     def fill(self, output: Tensor) -> Tensor | float:
@@ -165,8 +165,8 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
     if bias is None or bias.numel() != start.numel():
         found = "no linear layer" if bias is None else f"{bias.numel()} numbers"
         raise ValueError(
-            f"the start has {start.numel()} numbers, so the decoder's last linear layer needs a "
-            f"bias of that size; found {found}: set the initial output in the decoder itself"
+            f"the initial output has {start.numel()} numbers, so the decoder's last linear layer "
+            f"needs a bias of that size; found {found}: set the bias in the decoder itself"
         )
     with torch.no_grad():
         bias.copy_(start.flatten())

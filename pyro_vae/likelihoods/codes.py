@@ -100,8 +100,8 @@ class Categorical(Likelihood):
         """Categories of the features."""
         if output.shape[1] % self.num_categories:
             raise ValueError(
-                f"{self.num_categories} categories need that many numbers per feature along the "
-                f"first axis of the datum; the decoder gave {tuple(output.shape)}: build it with "
+                f"{self.num_categories} categories need that many numbers per feature, along the "
+                f"axis after the batch; the decoder gave {tuple(output.shape)}: build it with "
                 f"outputs={self.num_categories}"
             )
         scores = output.unflatten(1, (self.num_categories, -1)).movedim(1, -1)

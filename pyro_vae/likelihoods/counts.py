@@ -50,7 +50,7 @@ def _exposure(given: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
     )
     if len(given) > 1 or not fits or len(exposure) != shape[0]:
         raise ValueError(
-            f"counts of shape {shape} take one exposure, (batch,), (batch, 1) or shaped like them; "
+            f"counts of shape {shape} take one exposure, of shape (batch,), (batch, 1) or theirs; "
             f"got {[tuple(part.shape) for part in given]}: pass model(y, exposure)"
         )
     if not capturing() and not bool((exposure > 0).all()):
@@ -333,8 +333,8 @@ class ZeroInflated(Likelihood):
         size, rest = divmod(output.shape[1], self.outputs)
         if rest:
             raise ValueError(
-                f"zero-inflated counts need {self.outputs} numbers per feature along the first "
-                f"axis of the datum; the decoder gave {tuple(output.shape)}: build it with "
+                f"zero-inflated counts need {self.outputs} numbers per feature, along the axis "
+                f"after the batch; the decoder gave {tuple(output.shape)}: build it with "
                 f"outputs={self.outputs}"
             )
         return output[:, :-size], output[:, -size:]

@@ -112,7 +112,7 @@ def halves(output: Tensor, what: str) -> tuple[Tensor, Tensor]:
     """
     if output.shape[1] % 2:
         raise ValueError(
-            f"{what} needs two numbers per feature, so an even first axis of the datum; the "
+            f"{what} needs two numbers per feature, so an even axis after the batch; the "
             f"decoder gave {tuple(output.shape)}: build it with outputs=2"
         )
     first, second = output.chunk(2, dim=1)

@@ -218,8 +218,8 @@ class Beta(Likelihood):
         """Refuses values outside (0, 1); at 0 and 1 themselves the density is 0 or inf."""
         check_range(
             y, low=0.0, high=1.0, inside=True, likelihood="Beta", names=names,
-            remedy=("for shares with exact 0 and 1 use ContinuousBernoulli, or move them inside, "
-                   "as in (y * (n - 1) + 0.5) / n with n rows"),
+            remedy=("for shares with exact 0 and 1 use ContinuousBernoulli, or move them inside "
+            "(0, 1), as in (y * (n - 1) + 0.5) / n with n rows"),
         )  # fmt: skip
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:

@@ -187,7 +187,7 @@ class LinearGaussian(Generative):
         y = self._checked(y)
         if bool(y.isnan().any()):
             raise ValueError(
-                f"{int(y.isnan().sum()):,} of {y.numel():,} entries are missing (nan), and then "
+                f"{int(y.isnan().sum()):,} of {y.numel():,} entries are missing (nan), so "
                 "the maximum of the likelihood has no closed form: use fit_em(y)"
             )
         mean = y.mean(dim=0)
@@ -268,7 +268,7 @@ class LinearGaussian(Generative):
         if y.shape[1:] != (self.features,):
             raise ValueError(
                 f"the model has {self.features} features, got data of shape {tuple(y.shape)}: "
-                f"pass rows of {self.features} numbers, or a model of that many features"
+                f"pass rows of {self.features} numbers, or a model made for these data"
             )
         unseen = y.isnan().all(dim=0).nonzero().flatten().tolist()
         if unseen:

@@ -366,7 +366,7 @@ class VampPrior(Prior):
         if start.dim() < 2 or len(start) == 0 or not bool(start.isfinite().all()):
             raise ValueError(
                 "pseudo-inputs are rows of data, (components, *datum), without nan, got shape "
-                f"{tuple(start.shape)} with {int((~start.isfinite()).sum())} that are not finite"
+                f"{tuple(start.shape)} with {int((~start.isfinite()).sum())} numbers not finite"
             )
         self.encoder, self.family = encoder, family
         self.pseudo_inputs = nn.Parameter(start)

@@ -39,8 +39,8 @@ def padded(
     length = longest if length is None else length
     if longest == 0 or length < longest or len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(
-            "padded needs series of shape (times, features) with the same features, and no longer "
-            f"than length={length}, got shapes {shapes[:5]} (of {len(shapes)} series)"
+            "padded needs series of shape (times, features) with equally many features, and at "
+            f"most length={length} times, got shapes {shapes[:5]} (of {len(shapes)} series)"
         )
     whole = series[0].new_full((len(series), length, *shapes[0][1:]), torch.nan)
     for row, part in zip(whole, series, strict=True):

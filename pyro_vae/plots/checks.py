@@ -270,7 +270,7 @@ def _counts(ranks: Mapping[str, Array], num_samples: int) -> dict[str, NDArray[A
     sizes = {array.shape for array in arrays.values()}
     if len(sizes) != 1 or any(array.ndim != 1 or array.size == 0 for array in arrays.values()):
         raise ValueError(
-            f"expected ranks of shape (data,), as many for each quantity, got {sorted(sizes)}"
+            f"expected ranks of shape (data,), equally many for each quantity, got {sorted(sizes)}"
         )
     for name, array in arrays.items():
         if array.min() < 0 or array.max() > num_samples:
@@ -381,7 +381,7 @@ def _checked(
     for name, value in values.items():
         if not np.isfinite(value) or draws[name].ndim != 1 or not np.isfinite(draws[name]).all():
             raise ValueError(
-                f"expected a finite number and replicated ones (draws,) of '{name}', got {value} "
+                f"expected a finite value of '{name}' and replicated values (draws,), got {value} "
                 f"and the shape {draws[name].shape}"
             )
     return values, draws

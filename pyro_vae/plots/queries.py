@@ -186,7 +186,7 @@ def _check_completed(data: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any
     if not fits or not data.size or not len(draws):
         known = "" if truth is None else f" and truth {truth.shape}"
         raise ValueError(
-            f"expected draws of shape (samples, *{data.shape}), at least one of at least one row, "
+            f"expected draws of shape (samples, *{data.shape}), at least one draw and one row, "
             f"got {draws.shape}{known}: pass the same rows of each"
         )
 
@@ -389,7 +389,7 @@ def plot_dependence(
     errors = np.zeros_like(matrix) if error is None else as_numpy(error)
     if errors.shape != matrix.shape or matrix.shape != (len(names), len(names)):
         raise ValueError(
-            f"expected one value and one error for every two of {len(names)} names, got the "
+            f"expected one value and one error for every pair of {len(names)} names, got the "
             f"shapes {matrix.shape} and {errors.shape}"
         )
     shown = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)

@@ -206,10 +206,10 @@ class Copies:
         if shared:
             name = name_of(program)
             raise TypeError(
-                f"a copy of '{name}' is to be trained, but shares {len(shared)} of the tensors of "
+                f"a copy of '{name}' is to be trained, but shares {len(shared)} tensor(s) with "
                 f"'{name}' itself, the first of shape {tuple(shared[0].shape)}, through an object "
-                "that holds them: make them parameters of an nn.Module that "
-                f"'{name}' is, belongs to or names, or name them in pyro.param"
+                "that was not copied: make them parameters of an nn.Module that "
+                f"'{name}' is, belongs to or refers to, or register them by pyro.param"
             )
         made = alone if alone.asked or leaves is None else made
         self._programs.append((program, made))

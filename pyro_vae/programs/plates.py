@@ -140,8 +140,8 @@ class PlateIndex(Tensor):
             return batch.rows.to(table.device)
         raise ValueError(
             f"the index of plate '{self.plate}' picks from a tensor with {size} entries, but the "
-            f"batch has {len(self)} rows, so what belongs to a datum would depend on its position: "
-            "pass what belongs to the data as one more tensor of them, or their row numbers, as "
+            f"batch has {len(self)} rows, so what a datum gets would depend on its position: pass "
+            "the entries of the rows as one more tensor of the data, or their row numbers, as "
             "in model(y, row) with data (y, torch.arange(len(y))) and table[row]"
         )
 
@@ -153,8 +153,8 @@ class PlateIndex(Tensor):
         if not (tensor.requires_grad or self.is_decided):
             raise ValueError(
                 f"the index of plate '{self.plate}' picks from a tensor with as many entries as "
-                "the batch and the data set, which may be either: a batch of all data needs no "
-                "other order, so state rows = torch.arange(num_data)"
+                "the batch and the data set, so it may belong to either: a batch of all data needs "
+                "no other order, so pass rows = torch.arange(num_data)"
             )
         return tensor.requires_grad
 
@@ -328,7 +328,7 @@ class _MinibatchMessenger(Messenger):
         ):
             raise ValueError(
                 f"parameter '{msg['name']}' has {size} entries along plate '{frame.name}', which "
-                f"holds {self.rows} of {self.batch.num_data} rows, each of which needs its own: "
+                f"holds {self.rows} of {self.batch.num_data} rows, but every row needs its own: "
                 "name the plate over data before the parameter is made, as in "
                 f"pv.minibatch(rows, num_data={self.batch.num_data}, plate='{frame.name}')"
             )

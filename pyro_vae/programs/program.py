@@ -502,7 +502,7 @@ class Program:
             raise ValueError(
                 "TraceEnum_ELBO needs a program that broadcasts over the values of its discrete "
                 f"site(s) {list(self.structure.enumerated)}, and this one does not (as with "
-                "torch.cat([z, y], -1)): use pv.BetaELBO(1.0) in its place, which repeats rows"
+                "torch.cat([z, y], -1)): use pv.BetaELBO(1.0) instead, which repeats rows"
             )
 
     def _check_sites(self, sites: dict[str, TracedSite]) -> None:

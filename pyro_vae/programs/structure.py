@@ -239,7 +239,7 @@ def _check_same_sites(two: Sites, three: Sites) -> None:
     differ = sorted(set(two) ^ set(three))
     if differ:
         raise ValueError(
-            f"the sites of the program differ from run to run: {differ[:5]} in one of two; a "
+            f"the sites of the program differ from run to run: {differ[:5]} in only one of two; a "
             "guide needs the same sites for every datum and every draw: give loops a fixed number "
             "of steps, do not branch on sampled values, and mask observations instead"
         )
@@ -296,9 +296,9 @@ def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
         if shape != three[name].value.shape:
             kind = "observed" if site.is_observed else "latent"
             raise ValueError(
-                f"{kind} site '{name}' is outside the plate over data '{plate}', but its value "
-                f"follows the batch (shape {tuple(shape)} for {_ROWS[0]} rows): move it into the "
-                "plate"
+                f"{kind} site '{name}' is outside the plate over data '{plate}', but its size "
+                f"follows the batch size (shape {tuple(shape)} for {_ROWS[0]} rows): move it into "
+                "the plate"
             )
 
 

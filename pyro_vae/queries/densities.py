@@ -166,7 +166,7 @@ def conditional(
 
 def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
     if bool((of & others).any()):
-        raise ValueError("a column is both in columns and in on: remove it from one of them")
+        raise ValueError("a column is in both columns= and on=: remove it from one of them")
     lacking = (y.isnan() & of).flatten(1).any(dim=1)
     if bool(lacking.any()):
         row = int(lacking.nonzero()[0])

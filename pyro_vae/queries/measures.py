@@ -137,8 +137,8 @@ class MutualInformation:
         pairs = int(lost.triu(diagonal=1).sum())
         if pairs > 0:
             warn(
-                f"mutual information of {pairs} pair(s) is nan: none of {self.num_latents} draws "
-                f"of the prior fits some datum; try num_latents={10 * self.num_latents}"
+                f"mutual information of {pairs} pair(s) is nan: some datum fits none of "
+                f"{self.num_latents} draws of the prior; try num_latents={10 * self.num_latents}"
             )
         return Estimate(*(part.masked_fill(lost, torch.nan) for part in estimate))
 

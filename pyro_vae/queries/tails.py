@@ -262,8 +262,8 @@ def _reference(
         held = as_batch(reference, device_of(model, guide or model), "reference")
         if not len(held[0]) or has_missing(held[0]):
             raise ValueError(
-                f"reference data are at least one complete row, got {len(held[0])} with "
-                f"{int(held[0].isnan().sum())} missing entries; leave out rows with nan"
+                f"reference data need at least one row and no missing entry; got {len(held[0])} "
+                f"with {int(held[0].isnan().sum())} missing entries; leave out rows with nan"
             )
         check_more_data(model, batch, held, "reference")
         return held

@@ -326,12 +326,12 @@ def moved(at: Tensor, order: Tensor, values: Float[Tensor, "latents steps"]) -> 
 
 def _check_levels(levels: tuple[float, ...]) -> None:
     if not levels or not all(0 <= level <= 1 for level in levels):
-        raise ValueError(f"levels are quantiles from 0 to 1, at least one, got {levels}")
+        raise ValueError(f"levels= needs at least one quantile, each from 0 to 1, got {levels}")
 
 
 def _check_place(at: Tensor, latents: int) -> None:
     if at.shape != (latents,) or not bool(at.isfinite().all()):
         raise ValueError(
-            f"at is one flat latent vector of {latents} finite numbers, got shape "
+            f"at= is one flat latent vector of {latents} finite numbers, got shape "
             f"{tuple(at.shape)}; pass a row of encode(model, guide, y)"
         )

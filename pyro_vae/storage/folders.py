@@ -89,8 +89,8 @@ def save(
 
     if model_of(guide) not in (None, model):
         raise ValueError(
-            "the guide was made for another model than the one to save, but would be loaded for "
-            "this one: save model=guide.model, or make the guide for this model"
+            "the guide was made for a different model from the one to be saved, but would be "
+            "loaded for the latter: save model=guide.model, or make the guide for this model"
         )
     target = require_place_for_model(Path(folder))
     programs = {"model": model} if guide is None else {"model": model, "guide": guide}
@@ -250,7 +250,7 @@ def _header(folder: Path) -> dict[str, Any]:
         )
     if path.stat().st_size > MAX_HEADER:
         raise ValueError(
-            f"'{path}' has {path.stat().st_size:,} bytes, and no save of pyro_vae has more than "
+            f"'{path}' has {path.stat().st_size:,} bytes, but pyro_vae writes at most "
             f"{MAX_HEADER:,} there: copy the original folder again"
         )
     try:

@@ -66,9 +66,9 @@ class Budget(TorchDispatchMode):
         if wanted > self.bytes_left or self.tensors_left < 0:
             asked = f"{wanted:,} bytes" if self.tensors_left >= 0 else "many more tensors"
             raise ValueError(
-                f"it asks for {asked}, but the tensors of the save have {self.saved:,} bytes in "
-                f"{self.num_saved:,}: the JSON file was changed after it was written; copy the "
-                "original folder again"
+                f"it asks for {asked}, but the save has {self.saved:,} bytes of tensors "
+                f"({self.num_saved:,} in all): the JSON file was changed after it was written; "
+                "copy the original folder again"
             )
 
 

@@ -354,9 +354,13 @@ class Training:
             _, best_epoch, state = self.best
             if state is not None:
                 state.restore()
-            kept = "training stopped at" if state is None else f"epoch {best_epoch} had, the best"
+            kept = (
+                "the last values"
+                if state is None
+                else f"the values of epoch {best_epoch}, the best"
+            )
             raise FloatingPointError(
-                f"after epoch {epoch + 1}, on the validation data: {error}. The modules hold what "
+                f"after epoch {epoch + 1}, on the validation data: {error}. The modules hold "
                 f"{kept}; try a smaller step size"
             ) from error
         if epoch + 1 > self.warmup and float(result.value) > self.best[0]:

@@ -90,8 +90,8 @@ class Steps:
             if untrained and not trained:  # parts of a program may be meant for another guide
                 warn(
                     f"no parameter of the {role} takes part in the loss ({_named(untrained)}): "
-                    "look for a detach() or a no_grad() on the way to it; what is not to be "
-                    "trained is said by requires_grad_(False)"
+                    "look for a detach() or a no_grad() on the way to it; mark what should not "
+                    "be trained by requires_grad_(False)"
                 )
         # If only the rows of a table are trained, the schedule still needs an optimizer.
         nothing = [torch.zeros(0, requires_grad=True)]
