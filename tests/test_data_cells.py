@@ -522,7 +522,7 @@ def test_dates_in_two_formats(other: str) -> None:
     table = {"when": cells, "x": [0.5] * 40}
     with pytest.raises(ValueError, match="column 'when' holds dates or times"):
         Columns.of(table)
-    with pytest.raises(ValueError, match="no one way to read them: write them as 2024-12-31"):
+    with pytest.raises(ValueError, match="no single way to read them: write them as 2024-12-31"):
         Columns.of(table, {"when": Time})
 
 

@@ -107,7 +107,7 @@ def test_a_changed_file_is_caught(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
-        (Labelled(np.zeros(3), ("draw", "datum")), "has the shape .* needs 2 names"),
+        (Labelled(np.zeros(3), ("draw", "datum")), "has the shape .* needs 2 axis names"),
         (Labelled(np.zeros(3), ("z",)), "'z' of the group 'g' has the name of an axis"),
     ],
 )
