@@ -33,7 +33,7 @@ class Budget(TorchDispatchMode):
         >>> with Budget({"weight": torch.ones(2, 2)}):  # doctest: +ELLIPSIS
         ...     torch.nn.Linear(10**6, 10**6)
         Traceback (most recent call last):
-        ValueError: it asks for 4,000,000,000,000 bytes, but the tensors of the save have 16 ...
+        ValueError: it asks for 4,000,000,000,000 bytes, but the save has 16 bytes ...
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
