@@ -31,7 +31,7 @@ _FILES = {"report.html", "table.csv", "summary.txt", "run.json"}
 _FOLDERS = {_MODELS := "models", _FIXED := "fixed_model"}
 # Names that Windows takes for devices.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_LONGEST = 80  # letters of a file name: systems allow 255 bytes, and a letter may take four
+_LONGEST = 160  # bytes of a file name: systems allow 255, and endings follow
 _INFERENCE_DRAWS = 100  # draws in the ArviZ data that are saved
 _PREDICTIVE_DRAWS = 20  # how many of these get simulated data, which are large
 
@@ -252,7 +252,8 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
     files = {}
     for name in names:
         plain = unicodedata.normalize("NFC", name)
-        stem = re.sub(r"[^\w.-]+", "-", plain)[:_LONGEST].strip(".-") or "guide"
+        letters = re.sub(r"[^\w.-]+", "-", plain).encode()[:_LONGEST].decode(errors="ignore")
+        stem = letters.strip(".-") or "guide"
         stem = f"guide-{stem}" if _DEVICES.fullmatch(stem) else stem
         numbered = (f"{stem}-{number}" for number in itertools.count(2))
         choices = itertools.chain([stem], numbered)

@@ -64,18 +64,17 @@ def plot_effects(
             f"expected an effect of each of {len(latents)} latents on each of {len(columns)} "
             f"columns, got shape {matrix.shape}"
         )
-    # (columns, latents); drawn transposed, latents down and columns across
-    shown = matrix[:_MOST_LATENTS, :_MOST_COLUMNS].T
-    size = (2.8 + 0.75 * shown.shape[1], 1.6 + 0.3 * shown.shape[0])
+    shown = matrix[:_MOST_LATENTS, :_MOST_COLUMNS]
+    size = (2.8 + 0.42 * shown.shape[1], 1.6 + 0.35 * shown.shape[0])
     if ax is None:
         ax = figure_or_new(None, size, layout="compressed").subplots()
     ax = axes_or_new(ax, size)
-    image = ax.imshow(shown.T, cmap="RdBu_r", vmin=-_FULL, vmax=_FULL, aspect="auto")
+    image = ax.imshow(shown, cmap="RdBu_r", vmin=-_FULL, vmax=_FULL, aspect="auto")
     ax.spines[:].set_visible(False)
-    ax.set_yticks(np.arange(shown.shape[1]), latents[:_MOST_LATENTS], fontsize="small")
+    ax.set_yticks(np.arange(len(shown)), latents[:_MOST_LATENTS], fontsize="small")
     names = columns[:_MOST_COLUMNS]
     ax.set_xticks(np.arange(len(names)), names, rotation=45, ha="right", fontsize="small")
-    for (column, latent), value in np.ndenumerate(shown):
+    for (latent, column), value in np.ndenumerate(shown):
         colour = "white" if abs(value) > 0.7 * _FULL else "black" if abs(value) >= 0.2 else "0.6"
         plain = f"{round(value, 1) + 0.0:+.{int(abs(value) < 10)}f}"
         said = with_minus(plain if abs(value) < 1000 else f"{value:+.0e}")  # fits into its cell
