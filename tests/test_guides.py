@@ -362,7 +362,7 @@ def test_a_wrong_number_of_features() -> None:
     trunk = nn.Linear(3, 5)
     trunk.num_features = 7  # type: ignore[assignment]
     guide = pv.Guide(vae(), pv.Encoder(trunk))
-    with pytest.raises(ValueError, match=r"num_features = 7 and gives \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"num_features = 7 but returns shape \(2, 5\)"):
         guide.mean(torch.zeros(2, 3))
 
 

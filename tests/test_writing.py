@@ -64,7 +64,7 @@ def test_an_older_folder_survives(tmp_path: Path, error: BaseException) -> None:
             (new / "mark").write_text("half")
             raise error
 
-    said = r"a' could not be written \(No space .* MB are free there\).* unharmed: free some space"
+    said = r"a' could not be written \(No space .* MB are free there\).* unchanged: free some space"
     with pytest.raises(type(error), match=said if isinstance(error, OSError) else None):
         stop()
     assert (tmp_path / "a" / "mark").read_text() == "old"
