@@ -70,9 +70,7 @@ def bits_per_dimension(
 
 def _require_spread(num_data: int) -> None:
     if num_data < 2:
-        raise ValueError(
-            f"an error from the spread over data needs at least 2 data, got {num_data}"
-        )
+        raise ValueError(f"a standard error over data needs at least 2 data, got {num_data}")
 
 
 @dataclass(frozen=True, repr=False)

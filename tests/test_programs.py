@@ -351,7 +351,7 @@ def test_a_program_needs_rows() -> None:
     with pytest.raises(ValueError, match=r"'scalar' has to be run once .* example=y\[:2\]"):
         Program(scalar)
     for empty in (torch.zeros(0), torch.zeros(())):
-        with pytest.raises(ValueError, match="at least one row of data, tensor 0 has none"):
+        with pytest.raises(ValueError, match="at least one row of data, but tensor 0 has none"):
             Program(scalar, empty)
 
 

@@ -154,7 +154,7 @@ def _asymmetry(low: float, middle: float, high: float) -> float:
 
 
 def _refuse_times(name: str, raw: RawColumn) -> None:
-    """Refuses dates and times, which have no likelihood; a date may be a number: 20240131."""
+    """Refuses dates and times (no likelihood), even one stored as a number: 20240131."""
     known, dated = raw.values[~raw.missing].tolist(), raw.holds is Holds.TIMES
     if raw.holds is Holds.WORDS:
         dated = bool(patterns_of(known)) or are_times(known)

@@ -375,7 +375,7 @@ class _Lattice:
     def _with_isolated(self, log_edge: Tensor, keys: Tensor, found: Tensor) -> Tensor:
         """Adds the mass of points on ridges that are too narrow for the points beside them to see.
 
-        Such a ridge is not resolved: where it goes on, no point may see it.
+        The ridge stays unresolved: further along, perhaps no point sees it.
         """
         keys, order = keys.sort()
         found = found[order].nan_to_num(nan=-torch.inf)

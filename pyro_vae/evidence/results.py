@@ -39,7 +39,7 @@ class Weights(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A chunk of the data: their rows, draws `(particles, rows, latents)`, and the weights."""
+    """A chunk of the data: its rows, draws `(particles, rows, latents)`, and the weights."""
 
     rows: slice
     z: Tensor

@@ -121,7 +121,7 @@ class DiagonalNormal:
         return 2 * latent_dim
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
-        """These means, and the same standard deviation for all."""
+        """Parameters with these means, and one standard deviation for all."""
         return torch.cat([loc, torch.full_like(loc, scale).log()])
 
     def closest_normal(

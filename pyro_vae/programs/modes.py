@@ -171,7 +171,7 @@ def device_of(*programs: ProgramLike) -> torch.device:
 
 @contextmanager
 def evaluating(*programs: ProgramLike) -> Iterator[None]:
-    """Runs programs in evaluation mode, with parameters in modules, hidden from outer handlers."""
+    """Evaluation mode for programs, unseen by outer handlers; parameters live in modules."""
     modules = itertools.chain(*map(modules_of, programs))
     with ALONE:
         import_compiler()  # which counting operations would do
@@ -351,7 +351,9 @@ def with_rows(batch: Tensor | Batch) -> Batch:
     require_arrays(parts)
     for index, part in enumerate(parts):
         if part.dim() == 0 or len(part) == 0:
-            raise ValueError(f"a program needs at least one row of data, tensor {index} has none")
+            raise ValueError(
+                f"a program needs at least one row of data, but tensor {index} has none"
+            )
     return parts
 
 
