@@ -129,6 +129,18 @@ def amortized_lda() -> Case:
     return Case(model, guide, data, over_normals(likelihood, 2), given)
 
 
+def abundances(counts: Tensor, expected: Tensor) -> Tensor:
+    """Log evidence of counts that scale with a gamma abundance of each row, by quadrature."""
+    t = line(-14, 8, 1201)
+    rate = (t.exp() * expected.double()).unsqueeze(1)
+    y, alpha = counts.double(), torch.tensor(5.0).double()
+    counted = (
+        (y + alpha).lgamma() - alpha.lgamma() - (y + 1).lgamma()
+        + alpha * (alpha / (alpha + rate)).log() + y * (rate / (alpha + rate)).log()
+    ).sum(-1)  # fmt: skip
+    return integral(gamma(t.exp(), 2.0, 1.0) + t + counted, t)
+
+
 @program
 def cell2location() -> Case:
     """Cell2location: plates of observations at -2 and genes at -1, gamma abundances."""
@@ -154,17 +166,7 @@ def cell2location() -> Case:
             mean, log_scale = net(x.log1p()).chunk(2, -1)
             pyro.sample("w_sf", dist.LogNormal(mean, log_scale.exp()))
 
-    def likelihood() -> Tensor:
-        t = line(-14, 8, 1201)
-        rate = (t.exp() * state.double() * gain.double()).unsqueeze(1)
-        y, alpha = counts.double(), torch.tensor(5.0).double()
-        counted = (
-            (y + alpha).lgamma() - alpha.lgamma() - (y + 1).lgamma()
-            + alpha * (alpha / (alpha + rate)).log() + y * (rate / (alpha + rate)).log()
-        ).sum(-1)  # fmt: skip
-        return integral(gamma(t.exp(), 2.0, 1.0) + t + counted, t)
-
-    truth = likelihood()
+    truth = abundances(counts, state * gain)
 
     def named() -> Case:
         def model(x: Tensor) -> None:
@@ -181,10 +183,9 @@ def cell2location() -> Case:
                 mean, log_scale = net(x.log1p()).unbind(-1)
                 pyro.sample("w_sf", dist.LogNormal(mean, log_scale.exp()))
 
-        return Case(model, guide, (x_data), truth, {"m_g": gain})
+        return Case(model, guide, (counts,), truth, {"m_g": gain})
 
-    x_data = (counts,)
-    return Case(model, guide, x_data, truth, {"m_g": gain}, remedies={"data": named})
+    return Case(model, guide, (counts,), truth, {"m_g": gain}, remedies={"data": named})
 
 
 @program

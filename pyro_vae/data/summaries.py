@@ -1,0 +1,75 @@
+"""Lines of a text file that are no rows: notes, and summaries such as totals below the table."""
+
+import re
+from collections.abc import Callable
+
+from .entries import number
+
+_SUMMARY = re.compile(
+    r"(grand |sub|in )?(total|totals|sum|mean|average|avg|median|std|std\.? ?dev\.?|stdev|sd|sem|"
+    r"variance|count|summe|gesamt|mittelwert|mittel|somme|moyenne|suma|media)s?( ?[(\[].*[)\]])?:?",
+    re.IGNORECASE,
+)
+_EXTREMES = {
+    "min": min, "minimum": min, "smallest": min, "lowest": min,
+    "max": max, "maximum": max, "largest": max, "highest": max,
+}  # fmt: skip
+_FEWEST_SUMMED = 6  # lines; of fewer, the last may be the sum of the others by chance
+_COMPARED = 200  # lines at most, each of whose numbers a sum has to exceed
+
+
+def is_title(cells: list[str]) -> bool:
+    """Whether a line has words in its first cell only, or nothing."""
+    return number(cells[0], comma=True) is None and not any(cells[1:])
+
+
+def is_note(rows: list[list[str]]) -> bool:
+    """Whether the last line is a note or a summary: words that begin no other line.
+
+    A single cell of words is a note, not a row that was cut off.
+    """
+    cells, above = rows[-1], rows[:-1]
+    if len(cells) == 1:
+        return number(cells[0], comma=True) is None and len(cells[0]) > 1
+    said = (is_title(cells) and len(cells[0]) > 1) or bool(_SUMMARY.fullmatch(cells[0]))
+    extreme = _EXTREMES.get(cells[0].lower().rstrip(":"))
+    said = said or (extreme is not None and _agrees(rows, extreme))
+    return (said and all(row[0] != cells[0] for row in above)) or _holds_sums(rows)
+
+
+def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
+    """Whether each number of the last line is a function, such as the sum, of those above it."""
+    cells = rows[-1]
+    above = [row for row in rows[:-1] if not _SUMMARY.fullmatch(row[0])]
+    above = [row for row in above if row[0].lower().rstrip(":") not in _EXTREMES]
+    places = [place for place in range(len(cells)) if _value(cells, place) is not None]
+    return bool(places) and all(
+        _equals(cells[place], [_value(row, place) for row in above], of) for place in places
+    )
+
+
+def _equals(cell: str, above: list[float | None], of: Callable[[list[float]], float]) -> bool:
+    """Whether a cell equals a function of the numbers above it, to the digits that it shows."""
+    known, value = [x for x in above if x is not None], number(cell, comma="," in cell)
+    if not known or value is None:
+        return False
+    decimals = len(re.split("[.,]", cell)[-1]) if re.search("[.,]", cell) else 0
+    terms = len(known) if of is sum else 1  # each may have been rounded
+    return abs(of(known) - value) <= terms * 0.51 * 10.0**-decimals
+
+
+def _holds_sums(rows: list[list[str]]) -> bool:
+    """Whether the last line holds two sums or more, each larger than all numbers above it."""
+    cells = rows[-1]
+    values = {place: x for place in range(len(cells)) if (x := _value(cells, place)) is not None}
+    if len(values) < 2 or len(rows) < _FEWEST_SUMMED:
+        return False
+    sample = [[_value(row, place) or 0.0 for place in values] for row in rows[:-1][:_COMPARED]]
+    tops = [max(map(abs, column)) for column in zip(*sample, strict=True)]
+    beyond = all(abs(x) > top for x, top in zip(values.values(), tops, strict=True))
+    return beyond and _agrees(rows, sum)
+
+
+def _value(row: list[str], place: int) -> float | None:
+    """The number at a position of a line, or None."""
+    return number(row[place], comma="," in row[place]) if place < len(row) else None
