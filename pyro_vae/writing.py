@@ -148,7 +148,9 @@ def _resolved(path: Path) -> Path:
             )
     with _refusing(path):
         whole = path.resolve()
-        whole.exists()
+        # exists() would hide a loop of links and, from Python 3.13 on, every other error.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            whole.stat()
     return whole
 
 
