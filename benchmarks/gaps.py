@@ -181,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     sizes = SMOKE if parser.parse_args().smoke else FULL
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     pyro.set_rng_seed(0)
     model, guide, y = trained(sizes)
     start = time.perf_counter()

@@ -1,14 +1,16 @@
 """How far is the aggregated posterior from the prior, and do generated images show it?
 
-Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw), two latents. A decoder is
-trained at draws of the aggregated posterior q(z), the mean of q(z | y_n) over the data, and
-generates from the prior p(z). By "ELBO surgery" the rate is
+The data are handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw), and the models
+have two latents. A decoder is trained at draws of the aggregated posterior q(z), the mean of
+q(z | y_n) over the data, but generates images at draws of the prior p(z). "ELBO surgery" splits the
+rate into two parts:
 
-    rate = I(n; z), about which datum it is  +  KL(q(z) || p(z)), the mismatch
+    rate = I(n; z), the information about which datum it is  +  KL(q(z) || p(z)), the mismatch
 
-One VAE is trained by its ELBO; another, with a weight of only 0.01 on the rate, reconstructs
-better. From each, images are generated at draws of q(z) and of the prior, and scored by their
-log p(y) under a third, independent VAE: the higher it is, the more an image looks like a digit.
+One VAE is trained by its ELBO. Another is trained with a weight of only 0.01 on the rate, and so
+reconstructs better. Each generates images at draws of q(z) and at draws of the prior. The score of
+an image is its log p(y) under a third, independent VAE: the higher the score, the more the image
+looks like a digit.
 
 Run:  python examples/aggregated_posterior.py --out figures      (--smoke for a quick look)
 """
@@ -48,7 +50,7 @@ def score(judge: Programs, y: Tensor, samples: int) -> tuple[float, float]:
 
 
 def draw(models: dict[float, pv.models.VAE], matches: dict[float, PriorMatch], path: Path) -> None:
-    """Draws a column per weight: the latent plane, above images decoded from q(z) and the prior."""
+    """Draws for each weight the latent plane, and images decoded from q(z) and from the prior."""
     figure = Figure(figsize=(8.0, 5.6), layout="constrained")
     columns = figure.subfigures(1, len(models), squeeze=False)[0]
     for column, (beta, model) in zip(columns, models.items(), strict=True):
@@ -74,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     epochs, samples, rows = (2, 20, 60) if arguments.smoke else (120, 300, None)
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     train = pv.data.digits().train[:rows]
     judge = trained(train, 8, 1.0, epochs)
     models, matches, said = {}, {}, []
@@ -93,7 +95,7 @@ def main() -> None:
         said.append(
             f"with a weight of {beta:g} on the rate KL(q(z) || p(z)) is "
             f"{parts.mismatch.value:.3f} ± {parts.mismatch.error:.3f} nats, and log p(y) of "
-            f"images from the prior less that of images from q(z) {prior - aggregate:+.1f} ± "
+            f"images from the prior minus that of images from q(z) is {prior - aggregate:+.1f} ± "
             f"{(one**2 + other**2) ** 0.5:.1f}"
         )
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,15 @@
 """Which distribution do counts have if exposures differ?
 
-Handwritten digits (scikit-learn's): each of the 64 numbers of a picture is a count, the number of
-inked dots in a square of 4 x 4. To make exposures differ, as library sizes in single-cell data do,
-only a random share t_n of the ink of a picture is counted:
+The data are handwritten digits (scikit-learn's). Each of the 64 numbers of a picture is a count,
+the number of inked dots in a square of 4 x 4. To make exposures differ, as library sizes do in
+single-cell data, only a random share t_n of the ink of a picture is counted:
 
     t_n ~ Uniform(0.2, 1),    y_nd ~ Binomial(ink_nd, t_n)
 
-which turns a Poisson of mean mu into one of mean t mu, and does the same to a negative binomial or
-zero-inflated one. The same VAE is trained under several likelihoods; all but one get the exposure
-as input. They are compared twice: by log p(y | t) of held-out pictures, picture by picture, and by
-the share of zeros in the data sets that they simulate.
+This turns a Poisson distribution with mean mu into one with mean t mu, and scales the mean of a
+negative binomial or zero-inflated distribution in the same way. The same VAE is trained under
+several likelihoods, of which all but one get the exposure as input. The models are compared twice:
+by log p(y | t) of each held-out picture, and by the share of zeros in data sets that they simulate.
 
 Run:  python examples/counts.py --out figures      (--smoke for a quick look)
 """
@@ -34,7 +34,7 @@ BLIND = "Poisson without exposure"
 
 
 def likelihoods() -> dict[str, Likelihood]:
-    """The likelihoods by name, the simplest first; each square learns its own dispersion."""
+    """The likelihoods by name, the simplest first; each of the 64 squares has its dispersion."""
     zero_inflated = pv.likelihoods.ZeroInflated
     return {
         BLIND: Poisson(),
@@ -104,7 +104,7 @@ class Sizes(NamedTuple):
 def draw(
     results: dict[str, Result], pairs: dict[str, PairedDifference], best: str, path: Path
 ) -> None:
-    """Draws how much worse each model is than the best, and the zeros that it simulates."""
+    """Draws each model's log p minus that of the best, and the shares of zeros it simulates."""
     figure = Figure(figsize=(9.5, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     names = list(results)
@@ -137,7 +137,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = Sizes(20, 4, 1, 20) if arguments.smoke else Sizes(None, 200, 30, 200)
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     digits = pv.data.digits(binarization=pv.data.Grey())
     train, test = (
         counted(digits.train[: sizes.rows], 0),
@@ -159,7 +159,7 @@ def main() -> None:
         for name, result in results.items()
         if name != best
     }
-    print(f"\nMinus the {best}:")
+    print(f"\nLog p of the {best} minus log p of each other model:")
     for name, pair in pairs.items():
         print(f"{name:24s} {pair.summary()}")
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -171,9 +171,10 @@ def main() -> None:
     )
     made = {name: float(result.zeros.replicated.mean()) for name, result in results.items()}
     print(
-        f"\nThe {best} predicts held-out counts best; the others lose, in nats per picture: "
+        f"\nThe {best} predicts held-out counts best; the others are worse, in nats per picture: "
         f"{', '.join(lost)}. Of the held-out counts {float(results[best].zeros.observed):.1%} are "
-        f"zero, of its own {made[best]:.1%}, of the Poisson's {made['Poisson']:.1%}."
+        f"zero; in data simulated by the best model {made[best]:.1%}, by the Poisson "
+        f"{made['Poisson']:.1%}."
     )
 
 

@@ -1,15 +1,16 @@
 """Are embeddings useful for other methods? Classification, clustering and regression.
 
-Handwritten digits (scikit-learn's; a pixel counts the inked dots among 16). A VAE is trained
-on the training pictures without their labels, and embeds all of them with its encoder,
+The data are handwritten digits (scikit-learn's); a pixel counts the inked dots among 16. A VAE is
+trained on the training pictures without their labels, and its encoder embeds all pictures:
 
     m_n = E[z | y_n], the mean of q(z | y_n),  or draws  z_n ~ q(z | y_n)
 
-Logistic regression, with few labels and with all of them, and k-means, which uses no labels, are
+Logistic regression, with few labels or with all of them, and k-means, which uses no labels, are
 applied to the embedding, to PCA with as many components, and to the pixels. They are scored on
-held-out pictures, which neither the encoder nor these methods have seen. The same is done for a
-table: ridge regression of the progression of diabetes after a year on an embedding of ten
-measurements of 442 patients. Errors are from the sampling of held-out data, paired in comparisons.
+held-out pictures, which neither the encoder nor these methods have seen. A table is treated in the
+same way: ridge regression predicts the progression of diabetes after a year from an embedding of
+ten measurements of 442 patients. Errors come from the sampling of held-out data. Differences are
+taken row by row before their error is computed.
 
 Run:  python examples/downstream.py --out figures      (--smoke for a quick look)
 """
@@ -58,7 +59,7 @@ def trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
 def embeddings(
     train: Tensor, test: Tensor, epochs: int, draws: int
 ) -> dict[str, tuple[Array, Array]]:
-    """Training and held-out embeddings, `(draws, pictures, numbers)`; 1 draw except in the last."""
+    """Training and held-out embeddings, `(draws, pictures, numbers)`; only the last has draws."""
     pca = PCA(LATENTS, whiten=True).fit(train)
     model, guide = trained(train, epochs)
 
@@ -88,7 +89,7 @@ def right(pair: tuple[Array, Array], labels: Array, test_labels: Array, number: 
 
 
 def resampled(score: Any, *arrays: Array, resamples: int = 300) -> tuple[float, Array]:
-    """A score of held-out data, and its values on bootstrap resamples."""
+    """Returns a score of held-out data, and its values on bootstrap resamples of these data."""
     random, rows = np.random.default_rng(0), len(arrays[0])
     chosen = random.integers(rows, size=(resamples, rows))
     return score(*arrays), np.array([score(*(array[i] for array in arrays)) for i in chosen])
@@ -114,12 +115,12 @@ def progressions(epochs: int) -> dict[str, tuple[float, Array]]:
 
 
 def less(one: tuple[float, Array], other: tuple[float, Array]) -> tuple[float, Array]:
-    """The difference of two scores of the same data, and its values on the resamples."""
+    """Returns the difference of two scores of the same data, and its values on the resamples."""
     return one[0] - other[0], one[1] - other[1]
 
 
 def shown(name: str, value: float, errors: Array) -> str:
-    """A score with its error."""
+    """Formats a score with its error, the standard deviation over resamples."""
     return f"{name} {value:.3f} ± {errors.std():.3f}"
 
 
@@ -159,7 +160,7 @@ def draw(
 def learned(
     embedded: dict[str, tuple[Array, Array]], labels: Array, test_labels: Array
 ) -> tuple[dict[str, dict[int, Array]], dict[str, tuple[float, Array]]]:
-    """Correctness by embedding and number of labels, and agreement of clusters with digits."""
+    """Returns which pictures are classified correctly, and how well clusters match the digits."""
     accuracy, clusters = {}, {}
     for name, pair in embedded.items():
         accuracy[name] = {
@@ -193,10 +194,10 @@ def conclude(
     closer = less(clusters["VAE, mean"], clusters["pixels"])
     lost = less(scores["VAE, 4"], scores["all ten"])
     print(
-        f"\nAccuracy from {LATENTS} numbers per digit, means of q(z | y), less that from others: "
-        f"{'; '.join(said)}. Agreement of k-means on them with the digits, less that on pixels: "
-        f"{closer[0]:+.3f} ± {closer[1].std():.3f}. R^2 from four latents of a patient, less that "
-        f"from all ten columns: {lost[0]:+.3f} ± {lost[1].std():.3f}."
+        f"\nAccuracy from {LATENTS} latent means per digit, minus accuracy from other inputs: "
+        f"{'; '.join(said)}. Adjusted Rand index of k-means on the latent means, minus that on "
+        f"pixels: {closer[0]:+.3f} ± {closer[1].std():.3f}. R^2 from four latents per patient, "
+        f"minus R^2 from all ten columns: {lost[0]:+.3f} ± {lost[1].std():.3f}."
     )
 
 
@@ -208,7 +209,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows, epochs, draws = (200, 2, 2) if arguments.smoke else (None, 60, 10)
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     digits = pv.data.digits(binarization=pv.data.Grey())
     train, test = (16 * digits.train[:rows]).round(), (16 * digits.test[:rows]).round()
     labels, test_labels = (

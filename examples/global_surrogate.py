@@ -1,14 +1,14 @@
 """Why does one q(z) for all data fail? First on squares, with an exact answer, then on digits.
 
-Half of the pictures are all 0 and half are all 1. If q(z) does not depend on the picture, the best
-the ELBO can do is
+Half of the pictures are all 0 and half are all 1. If q(z) does not depend on the picture, the
+highest possible ELBO is
 
     max over eta of  mean_n log p(y_n | eta)  =  - D log 2       (D pixels, all grey, q = prior)
 
-for any decoder and any family: z carries no information, so the best decoder ignores it. A guide
-that depends on the picture pays a rate of about log 2 to say which kind of picture it is, and loses
-nothing else. On digits the same thing happens: every reconstruction under the global guide is the
-mean digit. At that optimum the bound is tight and Pareto k is perfect: only the rate, the mutual
+for any decoder and any family, because z carries no information and the best decoder ignores it. A
+guide that depends on the picture pays a rate of about log 2 to say which kind of picture it is, and
+loses nothing else. On digits the same happens: every reconstruction under the global guide is the
+mean digit. At this optimum the bound is tight and Pareto k is perfect. Only the rate, the mutual
 information and log p itself reveal the failure.
 
 Run:  python examples/global_surrogate.py --out figures      (--smoke for a quick look)
@@ -27,7 +27,7 @@ from pyro_vae.data import Dataset
 
 
 def compare(dataset: Dataset, *, epochs: int, samples: int, rows: int | None) -> Comparison:
-    """A VAE with two latents under an encoder, and under one q(z) for all data."""
+    """Compares a VAE with two latents under an encoder and under one q(z) for all data."""
     features = dataset.train.shape[1]
     torch.manual_seed(0)
     decoder = pv.nets.MLPDecoder(2, features, hidden=(128,))
@@ -46,7 +46,7 @@ def compare(dataset: Dataset, *, epochs: int, samples: int, rows: int | None) ->
 
 
 def draw(tables: dict[str, Comparison], path: Path) -> None:
-    """Originals, reconstructions and draws from the prior, both data sets side by side."""
+    """Draws originals, reconstructions and prior draws, with both data sets side by side."""
     figure = Figure(figsize=(11.0, 4.4), layout="compressed")
     panels = figure.subfigures(1, len(tables), squeeze=False)[0]
     for panel, table in zip(panels, tables.values(), strict=True):
@@ -72,7 +72,7 @@ def main() -> None:
     arguments = parser.parse_args()
     epochs, samples, side, rows = (3, 50, 4, 8) if arguments.smoke else (200, 1000, 16, None)
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     tables = {
         name: compare(dataset, epochs=epochs, samples=samples, rows=rows)
         for name, dataset in {
@@ -87,10 +87,10 @@ def main() -> None:
 
     amortized, surrogate = tables["squares"].rows()
     print(
-        f"\nSquares: the best any global q can do is -{side**2} log 2 = "
-        f"{-(side**2) * math.log(2):.2f} nats; it got {surrogate.number('elbo'):.2f}, with a rate "
-        f"of {surrogate.number('rate'):.4f}. The encoder got {amortized.number('elbo'):.2f}; with "
-        f"exact inference the limit is -log 2 = {-math.log(2):.2f}."
+        f"\nSquares: the highest ELBO of any global q is -{side**2} log 2 = "
+        f"{-(side**2) * math.log(2):.2f} nats. The trained one has {surrogate.number('elbo'):.2f} "
+        f"and a rate of {surrogate.number('rate'):.4f}. The encoder has "
+        f"{amortized.number('elbo'):.2f}; exact inference reaches -log 2 = {-math.log(2):.2f}."
     )
 
 

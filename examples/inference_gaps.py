@@ -1,14 +1,14 @@
-"""Is a VAE's inference gap due to the family of q or to the encoder, and does its width matter?
+"""Is a VAE's inference gap due to the family of q or to the encoder, and does a wider encoder help?
 
 A VAE of handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw) is trained with an
-encoder. Then the model is fixed: a model adapts to its guide, so gaps of different models
-cannot be compared. New encoders of several widths are trained for it, with a mean-field and
-with a full-rank Gaussian, and the gap of each is split (Cremer et al., 2018):
+encoder. Then the model is fixed, because a model adapts to its guide, so that gaps of different
+models cannot be compared. New encoders of several widths are trained for this model, with a
+mean-field and with a full-rank Gaussian. The gap of each is split (Cremer et al., 2018):
 
     log p(y) - ELBO = approximation gap, of the family  +  amortization gap, of the encoder
 
-on digits that they were trained on and on held-out ones: the difference is the encoder's
-overfitting.
+This is done for digits that the encoders were trained on and for held-out digits. The difference
+between the two is the overfitting of the encoder.
 
 Run:  python examples/inference_gaps.py --out figures      (--smoke for a quick look)
 """
@@ -46,7 +46,7 @@ def trained(
 
 
 def table(gaps: Gaps) -> str:
-    """A table of both gaps on training and held-out data, and of the difference."""
+    """Formats both gaps on training and held-out data, and the encoder's generalization cost."""
     lines = [
         f"{'nats per datum':22}{'approximation':>26}{'amortization':>26}{'generalization':>20}"
     ]
@@ -55,7 +55,7 @@ def table(gaps: Gaps) -> str:
         value, error = generalization(*pair).amortization
         last = f"{float(value):+.3f} ± {float(error):.3f}"
         lines.append(f"{name:22}{parts[0]:>26}{parts[1]:>26}{last:>20}")
-    return "\n".join([*lines, "(each part on data trained on, then on held-out data)"])
+    return "\n".join([*lines, "(for each gap: training data, then held-out data)"])
 
 
 def draw(gaps: Gaps, path: Path) -> None:
@@ -86,7 +86,7 @@ def main() -> None:
         (1, 50, 3, (4, 8)) if arguments.smoke else (60, 500, 150, (8, 32, 128))
     )
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     is_fashion = arguments.data == "fashion-mnist"  # Debian's dataset-fashion-mnist, a part of it
     data = pv.data.fashion_mnist(num_train=5000, num_test=500) if is_fashion else pv.data.digits()
     y, held_out = data.train[: rows if arguments.smoke else None], data.test[:rows]
@@ -108,11 +108,10 @@ def main() -> None:
     full = gaps[f"full rank, {widths[-1]}-{widths[-1]}"][1].mean
     print(
         f"\nOn held-out data the mean-field family costs {narrow[1].mean.approximation.value:.3f} "
-        f"nats and full rank {full.approximation.value:.3f}; amortizing costs "
-        f"{narrow[1].mean.amortization.value:.3f} with {widths[0]} units a layer and "
-        f"{wide[1].mean.amortization.value:.3f} with {widths[-1]} "
-        f"({narrow[0].mean.amortization.value:.3f} and {wide[0].mean.amortization.value:.3f} where "
-        "they were trained)."
+        f"nats per datum and full rank {full.approximation.value:.3f}. A mean-field encoder costs "
+        f"{narrow[1].mean.amortization.value:.3f} with {widths[0]} units per layer and "
+        f"{wide[1].mean.amortization.value:.3f} with {widths[-1]}. On training data these costs "
+        f"are {narrow[0].mean.amortization.value:.3f} and {wide[0].mean.amortization.value:.3f}."
     )
 
 

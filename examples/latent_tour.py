@@ -1,16 +1,20 @@
 """What is in a latent space, and what can be done with it? A tour of eight latents.
 
-Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw) and a VAE of them. The tour
-shows reconstructions, at the mean of q(z | y) and at a draw from it; paths from one digit to
-another, straight or along the sphere where draws of the prior lie; the effect of each latent, the
-most informative first; images generated from the prior and from the aggregated posterior; and
-whether the model recognizes images that are not digits:
+A VAE is trained on handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw). The tour
+shows
+
+- reconstructions, at the mean of q(z | y) and at a draw from it;
+- paths from one digit to another, on a straight line and along the sphere near which prior draws
+  lie;
+- the effect of each latent, the most informative first;
+- images generated from the prior and from the aggregated posterior;
+- whether the model recognizes images that are not digits, by this tail probability:
 
     tail probability of y = (1 + number of R held-out digits with a log p no higher) / (R + 1)
 
-For another held-out digit this is below 0.05 with a probability of at most 0.05, however poor the
-model is. For rotated digits, and for noise with the same frequency of dark pixels, it should be
-below 0.05 more often.
+For a further held-out digit this number is below 0.05 with a probability of at most 0.05, however
+poor the model is. For rotated digits, and for noise with the same frequency of dark pixels, it
+should be below 0.05 more often.
 
 Run:  python examples/latent_tour.py --out figures      (--smoke for a quick look)
 """
@@ -42,7 +46,7 @@ def trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
 
 
 def paths(a: Tensor, b: Tensor, steps: int = COLUMNS) -> dict[str, Tensor]:
-    """Latents on two paths from one digit to another, `(steps, *batch, latents)`."""
+    """Latents on a straight and a spherical path between digits, `(steps, *batch, latents)`."""
     return {
         "straight": queries.interpolate(a, b, steps, queries.Linear()),
         "sphere": queries.interpolate(a, b, steps, queries.Spherical()),
@@ -50,7 +54,7 @@ def paths(a: Tensor, b: Tensor, steps: int = COLUMNS) -> dict[str, Tensor]:
 
 
 def strangers(y: Tensor) -> dict[str, Tensor]:
-    """Held-out digits, the same on their sides, and noise as dark as digits in each pixel."""
+    """Held-out digits, the same digits rotated, and noise that is as dark in each pixel."""
     noise = torch.rand(y.shape, generator=torch.Generator().manual_seed(0)) < y.mean(dim=0)
     on_side = y.unflatten(1, SHAPE).rot90(dims=(1, 2)).flatten(1)
     return {"digits": y, "on their sides": on_side, "noise": noise.float()}
@@ -118,7 +122,7 @@ def pictures(
 
 
 def say_lengths(z: Tensor) -> None:
-    """Prints the mean length of z half way between two digits, and at digits."""
+    """Prints the mean norm of z half way between two digits, and at the digits."""
     half = len(z) // 2
     for name, way in paths(z[:half], z[half : 2 * half], 3).items():
         middle, error = stats.population_mean(way[1].norm(dim=-1))
@@ -134,7 +138,7 @@ def say_tails(found: dict[str, tuple[Tensor, queries.Outliers]]) -> None:
         share, error = stats.population_mean(out.flagged(ALARMS).double())
         print(f"{name:15s} {out.log_p.summary()}")
         said.append(f"{float(share):.1%} ± {float(error):.1%} of {name}")
-    print(f"\nBelow a tail probability of 0.05 are {', '.join(said)}.")
+    print(f"\nThe tail probability is below 0.05 for {', '.join(said)}.")
 
 
 def main() -> None:
@@ -145,7 +149,7 @@ def main() -> None:
     arguments = parser.parse_args()
     epochs, samples, some = (2, 50, 20) if arguments.smoke else (150, 500, None)
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     digits = pv.data.digits()
     train, reference, test = digits.train[:some], digits.test[:180][:some], digits.test[180:][:some]
     model, guide = trained(train, epochs)

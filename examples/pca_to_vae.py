@@ -1,19 +1,19 @@
-"""From PCA to the VAE: what does each step buy, on data that the model has not seen?
+"""From PCA to the VAE: what does each step gain on data that the model has not seen?
 
-Thirty measurements of 569 breast tumours (scikit-learn's), standardized with the mean and standard
-deviation of the 400 that models are fitted to. The first model is fitted in three ways that use its
-exact posterior, and in one where a network has to learn it; the other two models are less
-restricted:
+The data are thirty measurements of 569 breast tumours (scikit-learn's), standardized with the mean
+and standard deviation of the 400 tumours that models are fitted to. The first model is fitted in
+four ways: three use closed-form updates, and in the fourth a network has to learn the posterior.
+The other two models are less restricted:
 
     pPCA            y_n | z_n ~ N(W z_n + mu, sigma^2 I)        closed form; EM; CAVI; linear VAE
     factor analysis y_n | z_n ~ N(W z_n + mu, diag sigma^2)     EM
     deep VAE        y_n | z_n ~ N(net(z_n), diag sigma^2)       a network for q(z | y), too
 
 In the first two models p(z | y) is Gaussian, with a mean linear in y and the same covariance for
-all data, so EM's E-step is exact. A linear encoder can be exact as well, and the mean-field family
-of CAVI and of the linear VAE costs nothing at the optimum, since W can be rotated until the latents
-are independent. If the decoder is a network, neither holds, and the approximate posterior leaves a
-gap.
+all data, so the E-step of EM is exact. A linear encoder can be exact as well. The mean-field family
+of CAVI and of the linear VAE costs nothing at the optimum, because W can be rotated until the
+latents are independent. If the decoder is a network, p(z | y) is no longer Gaussian, and the
+approximate posterior leaves a gap.
 
 Run:  python examples/pca_to_vae.py --out figures      (--smoke for a quick look)
 """
@@ -104,7 +104,7 @@ def draw(
 
 
 def tumours() -> tuple[Tensor, Tensor, Tensor]:
-    """400 training rows and the other rows, all standardized by the training rows; their sds."""
+    """400 training rows, the other rows, and the training sds; all rows are standardized."""
     y = torch.as_tensor(load_breast_cancer().data)
     y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
     mean, sd = y[:400].mean(dim=0), y[:400].std(dim=0)
@@ -114,10 +114,10 @@ def tumours() -> tuple[Tensor, Tensor, Tensor]:
 def conclude(
     last: dict[str, LogMarginal], gaps: dict[str, InferenceGap], sd: Tensor, number: int
 ) -> None:
-    """Prints paired differences between models with `number` latents, and the guides' gaps."""
+    """Prints paired differences between models with `number` latents, and gaps of guides."""
     print(
-        f"\nNats a standardized tumour; in the units of the table add the log of the Jacobian, "
-        f"{-float(sd.log().sum()):.3f}. With {number} latents, paired:"
+        f"\nNumbers are in nats per standardized tumour; for the units of the table, add the log "
+        f"of the Jacobian, {-float(sd.log().sum()):.3f}. Paired differences with {number} latents:"
     )
     for one, other in (
         ("pPCA, EM", "pPCA, closed form"),
@@ -127,11 +127,11 @@ def conclude(
         ("deep VAE", "factor analysis, EM"),
     ):
         pair = pv.criticism.paired_difference(last[one], last[other])
-        print(f"  {one} less {other}: {pair.summary()}")
+        print(f"  {one} minus {other}: {pair.summary()}")
     print(
-        f"EM's q(z) leaves a gap of {float(gaps['pPCA, EM'].mean.inference.value):.4f} nats, the "
-        f"linear encoder {float(gaps['pPCA, linear VAE'].mean.inference.value):.4f}, and the deep "
-        f"VAE's {float(gaps['deep VAE'].mean.inference.value):.3f}."
+        f"The q(z) of EM leaves a gap of {float(gaps['pPCA, EM'].mean.inference.value):.4f} nats, "
+        f"that of the linear VAE {float(gaps['pPCA, linear VAE'].mean.inference.value):.4f}, and "
+        f"that of the deep VAE {float(gaps['deep VAE'].mean.inference.value):.3f}."
     )
 
 
@@ -145,7 +145,7 @@ def main() -> None:
         ((1, 2), 3, 50, 5) if arguments.smoke else ((2, 4, 8), 400, 500, 60)
     )
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     torch.set_default_dtype(torch.float64)  # so that exact answers agree to the last digits
     train, test, sd = tumours()
     test = test[:rows] if arguments.smoke else test

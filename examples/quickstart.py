@@ -1,13 +1,13 @@
 """How much does the choice of a guide matter? Your own program under three guides.
 
-Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw). The generative model is
-written by hand in Pyro:
+The data are handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw). The generative
+model is written by hand in Pyro:
 
     z_n ~ N(0, I),    y_n | z_n ~ Bernoulli(logits = net(z_n))
 
 It is trained under three guides: an encoder (one network for all digits), free parameters for
-every digit, and one deliberately global q(z). The held-out log p(y), estimated with an error by
-importance sampling, shows which model has learned more.
+every digit, and deliberately one q(z) for all digits. The held-out log p(y), estimated with an
+error, shows which of the three models has learned most.
 
 Run:  python examples/quickstart.py --out figures      (--smoke for a quick look)
 """
@@ -53,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     epochs, samples, rows = (3, 50, 20) if arguments.smoke else (200, 1000, None)
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     digits = pv.data.digits()
     train, test = digits.train[:rows], digits.test[:rows]
     torch.manual_seed(0)
@@ -79,10 +79,10 @@ def main() -> None:
     best = max(table.rows(), key=lambda row: row.number("log_p"))
     worst = next(row for row in table.rows() if row.guide == "global")
     print(
-        f"\nThe best model was trained under the {best.guide} guide: "
-        f"{best.number('log_p') - worst.number('log_p'):.1f} nats per digit above the one "
-        f"under the global guide, whose rate is {worst.number('rate'):.3f} nats: it uses no "
-        "latent, and every reconstruction is the mean digit."
+        f"\nThe best model was trained under the {best.guide} guide. Its log p is "
+        f"{best.number('log_p') - worst.number('log_p'):.1f} nats per digit above that of the "
+        f"model with the global guide. This guide's rate is {worst.number('rate'):.3f} nats: no "
+        "latent is used, and every reconstruction is the mean digit."
     )
 
 

@@ -1,15 +1,15 @@
 """How does distortion fall with the rate, and when do latents collapse?
 
-Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw), eight latents. The ELBO is
-minus the sum of
+The data are handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw), and the VAE has
+eight latents. The ELBO is minus the sum of
 
     rate R = KL(q(z | y) || p(z)), the cost of z, and
-    distortion D = - E log p(y | z), the remaining cost of y given z
+    distortion D = - E log p(y | z), the remaining cost of y given z,
 
-and does not determine how this sum is divided. Copies of one VAE are trained to minimize
-D + beta R, from a small beta to a large one, each starting from the one before. For each copy the
-information I of z about the identity of the digit lies between H - D and R, with H the entropy of
-the data.
+but does not determine how this sum is divided. Copies of one VAE are trained to minimize
+D + beta R, from a small beta to a large one. Each copy starts from the solution for the previous
+beta. For each copy the information I of z about the identity of the digit lies between H - D and R,
+where H is the entropy of the data.
 
 Run:  python examples/rate_distortion.py --out figures      (--smoke for a quick look)
 """
@@ -34,7 +34,7 @@ def traced(train: torch.Tensor, test: torch.Tensor, epochs: int) -> RateDistorti
     decoder = pv.nets.MLPDecoder(LATENTS, 64, hidden=(64,))
     model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=LATENTS)
     guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(64, hidden=(64,))))
-    # Every beta but the first starts from another one's solution: this gives it a start, too.
+    # Every later beta starts from the previous solution; this fit gives the first beta a start.
     pv.fit(model, guide, train, objective=pv.BetaELBO(BETAS[0]), num_epochs=2 * epochs)
     return rate_distortion(model, guide, train, BETAS, held_out=test, num_epochs=epochs)
 
@@ -57,7 +57,7 @@ def draw(result: RateDistortion, held_out: Curve, path: Path) -> None:
 
 
 def said(curve: Curve, row: int) -> str:
-    """The numbers of one beta, in words."""
+    """Describes rate, distortion and information at one beta."""
     rate, distortion, information = (
         f"{part.value[row]:.2f} ± {part.error[row]:.2f}"
         for part in (curve.rate, curve.distortion, curve.information)
@@ -73,23 +73,23 @@ def main() -> None:
     arguments = parser.parse_args()
     epochs, rows = (1, 60) if arguments.smoke else (60, None)
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     digits = pv.data.digits()
     result = traced(digits.train[:rows], digits.test[:rows], epochs)
     held_out = result.held_out
     if held_out is None:
-        raise SystemExit("interrupted before there was anything to show")
-    print(f"\nNats a digit\n{result.summary()}")
+        raise SystemExit("interrupted before there was a result to show")
+    print(f"\nNats per digit\n{result.summary()}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw(result, held_out, arguments.out / "rate_distortion.png")
 
     best, last = int(held_out.elbo.value.argmax()), len(held_out.beta) - 1
     print(
-        f"\nHeld-out digits have the greatest ELBO, {held_out.elbo.value[best]:.2f} ± "
-        f"{held_out.elbo.error[best]:.2f} nats, at beta {held_out.beta[best]:g}, with "
-        f"{said(held_out, best)}; at beta {held_out.beta[0]:g} the ELBO is "
-        f"{held_out.elbo.value[0]:.2f}, with {said(held_out, 0)}; at beta "
-        f"{held_out.beta[last]:g} it is {held_out.elbo.value[last]:.2f}, with "
+        f"\nThe ELBO of held-out digits is largest, {held_out.elbo.value[best]:.2f} ± "
+        f"{held_out.elbo.error[best]:.2f} nats per digit, at beta {held_out.beta[best]:g}, with "
+        f"{said(held_out, best)}. At beta {held_out.beta[0]:g} the ELBO is "
+        f"{held_out.elbo.value[0]:.2f}, with {said(held_out, 0)}. At beta "
+        f"{held_out.beta[last]:g} the ELBO is {held_out.elbo.value[last]:.2f}, with "
         f"{said(held_out, last)}."
     )
 

@@ -1,12 +1,12 @@
 """How far is an encoder from the best q(z) of every datum, and how many steps close the gap?
 
-Handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw), two latents. A VAE is trained
-with an encoder. Then the model is fixed, and only inference differs:
+The data are handwritten digits (8 x 8, scikit-learn's, binarized by a fixed draw). A VAE with two
+latents is trained with an encoder. Then the model is fixed, and only inference differs:
 
     one global q(z) <= encoder <= encoder + S steps <= the best q(z) of every digit <= log p(y)
 
-The encoder's output is refined by S steps on the digit's own ELBO. This can be done only at test
-time, or in training as well, so that the model is trained on the tighter bound.
+The encoder's output is refined by S gradient steps on the ELBO of the digit. This can be done at
+test time only. It can also be done in training, so that the model is trained on the tighter bound.
 
 Run:  python examples/semi_amortized.py --out figures      (--smoke for a quick look)
 """
@@ -30,7 +30,7 @@ def elbo(model: pv.models.VAE, guide: pv.Guide, y: Tensor, samples: int) -> floa
 
 
 def trained(map: pv.InferenceMap, y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
-    """A new VAE trained under a map, always from the same initialization."""
+    """Trains a new VAE with this map, always from the same initialization."""
     torch.manual_seed(0)
     decoder = pv.nets.MLPDecoder(2, 64, hidden=(64,))
     model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=2)
@@ -87,7 +87,7 @@ def main() -> None:
     arguments = parser.parse_args()
     epochs, samples, rows = (2, 20, 15) if arguments.smoke else (150, 500, None)
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     digits = pv.data.digits()
     train, test = digits.train[:rows], digits.test[:rows]
     model, guide = trained(encoder(), train, epochs)
@@ -104,8 +104,8 @@ def main() -> None:
     left = values["per-datum"] - values[f"{STEPS[1]} steps"]
     print(
         f"\nAmortizing costs {gap:.3f} nats per digit; after {STEPS[1]} steps {left:.3f} are left. "
-        f"Trained with 2 steps per digit, a model has log p(y) = "
-        f"{float(lml.log_marginal.mean.value):.3f}; the one above has {values['log p']:.3f}."
+        f"A model that is trained with 2 steps per digit has log p(y) = "
+        f"{float(lml.log_marginal.mean.value):.3f}; the model above has {values['log p']:.3f}."
     )
 
 

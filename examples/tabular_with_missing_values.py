@@ -1,18 +1,18 @@
 """How well does a VAE impute missing entries of a table with columns of several kinds?
 
-178 wines (scikit-learn's) in 14 columns: eleven measurements, standardized; the cultivar, one of
-three; the colour, recorded in four steps from pale to dark; and whether there are many
-proanthocyanins or few. Three entries in ten are removed at random. A VAE with a likelihood for
-each column is trained on what is left,
+The table has 178 wines (scikit-learn's) and 14 columns: eleven standardized measurements, the
+cultivar (one of three), the colour in four steps from pale to dark, and whether there are many or
+few proanthocyanins. Three entries in ten are removed at random. A VAE with a likelihood for each
+column is trained on the remaining entries:
 
     z_n ~ N(0, I),    log p(y_n | z_n) = sum over the observed columns d of log p_d(y_nd | z_n)
 
-and its encoder also gets a mask of the missing entries. It imputes wines that it was not trained
-on, in five folds, by draws of p(missing | observed). It is compared with the means (or most
-frequent categories) of the columns and with scikit-learn's IterativeImputer, which regresses each
-column on all others: with its default penalty, and with a stronger one, which these few rows need.
-That penalty, the number of latents and the length of training were chosen on the same folds. Errors
-are from the sampling of wines, by the bootstrap.
+Its encoder also gets a mask of the missing entries. In five folds, the VAE imputes wines that it
+was not trained on, by draws of p(missing | observed). It is compared with the means (or most
+frequent categories) of the columns, and with scikit-learn's IterativeImputer, which regresses each
+column on all others. The imputer is used with its default penalty, and with a stronger penalty,
+which these few rows need. This penalty, the number of latents and the length of training were
+chosen on the same folds. Errors come from the sampling of wines, by the bootstrap.
 
 Run:  python examples/tabular_with_missing_values.py --out figures      (--smoke for a quick look)
 """
@@ -90,10 +90,10 @@ def by_columns(train: Array, test: Array, top: Array) -> Filled:
 def by_regression(
     train: Array, test: Array, top: Array, regression: BayesianRidge | Ridge, sizes: "Sizes"
 ) -> Filled:
-    """IterativeImputer's best guess, and the spread of draws from its posterior.
+    """Imputes by IterativeImputer: its best guess, and the spread of draws from its posterior.
 
-    Cultivar B has no indicator: with one, each of the three would follow exactly from the other
-    two, and be regressed on these alone.
+    Cultivar B has no indicator column. If it had one, each of the three indicators would follow
+    exactly from the other two, and the regression would use these two alone.
     """
 
     def indicators(y: Array) -> Array:
@@ -118,7 +118,7 @@ def by_regression(
 
 
 def by_vae(train: Tensor, test: Tensor, columns: Columns, sizes: "Sizes") -> Imputation:
-    """Imputes by a VAE, without early stopping: two latents can memorize little."""
+    """Imputes by a VAE, trained without early stopping, since two latents memorize little."""
     torch.manual_seed(0)
     likelihood = mixed(columns)  # by the kind of each column; pv.likelihoods.Mixed({...}) by hand
     features = train.shape[1]
@@ -141,7 +141,7 @@ def by_vae(train: Tensor, test: Tensor, columns: Columns, sizes: "Sizes") -> Imp
 
 
 def scores(filled: Filled, truth: Array, holes: NDArray[np.bool_], top: Array) -> list[Array]:
-    """RMSE, log score and accuracy, each `(1 + resamples,)`: of the data, then of resamples."""
+    """RMSE, log score and accuracy, `(1 + resamples,)` each: for the data, then for resamples."""
     rows = len(truth)
     resamples = np.random.default_rng(0).multinomial(rows, np.ones(rows) / rows, size=2000)
     weights = np.vstack([np.ones(rows), resamples])
@@ -156,7 +156,7 @@ def scores(filled: Filled, truth: Array, holes: NDArray[np.bool_], top: Array) -
 
 
 def said(values: list[Array], form: str) -> str:
-    """Scores with errors, in words, without those that are nan (ridge has no density)."""
+    """Formats scores with errors, and leaves out scores that are nan (ridge has no density)."""
     known = [(name, v) for name, v in zip(SCORES, values, strict=True) if not np.isnan(v[0])]
     return ", ".join(f"{name} {v[0]:{form}} ± {v[1:].std():.3f}" for name, v in known)
 
@@ -183,7 +183,7 @@ def draw(
 
 
 class Compared(NamedTuple):
-    """Scores by method, and two rows to show: with holes, their draws, and without holes."""
+    """Scores by method, and two rows to show: with holes, as drawn by the VAE, and complete."""
 
     scores: dict[str, list[Array]]
     shown: tuple[Tensor, Tensor, Tensor]
@@ -239,7 +239,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = Sizes(2, 1, 50, 3, 2) if arguments.smoke else Sizes(5, 120, 1000, 15, 20)
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     table = wines()
     results, shown = compared(table, sizes)
     for name, values in results.items():
@@ -251,8 +251,8 @@ def main() -> None:
         other: [one - two for one, two in zip(results["VAE"], results[other], strict=True)]
         for other in METHODS[:-1]
     }
-    words = (f"of {other}: {said(gain, '+.3f')}" for other, gain in gains.items())
-    print(f"\nWhat the VAE has, less that {'; '.join(words)}.")
+    words = (f"{other}: {said(gain, '+.3f')}" for other, gain in gains.items())
+    print(f"\nScores of the VAE minus those of {'; '.join(words)}.")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Is a state-space model of series better than a VAE of windows or of whole series?
 
-The data are positions of van der Pol's nonlinear oscillator, which is driven by noise and measured
-with noise, at 6 to 16 times. So series differ in length, and are nan beyond their ends.
+The data are positions of van der Pol's nonlinear oscillator, which is driven by noise. They are
+measured with noise at 6 to 16 times, so series differ in length and are nan beyond their ends.
 
     state space   z_t | z_{t-1} ~ N(net(z_{t-1}), diag sigma^2),   y_t | z_t ~ N(A z_t + b, s^2)
     i.i.d. VAE    every 4 times, or all 16, are one datum,                     y ~ N(net(z), s^2)
 
-In the state-space model p(z | y) is a product of p(z_t | z_{t-1}, y_t .. y_T). So its guide,
-written by hand, corrects the transition at each time by a network's summary of the data ahead.
-Beyond the end of a series no data are ahead, so the guide is the transition: padding costs nothing,
-and draws of the states there are the forecast. The length of training was chosen on the same
-series.
+In the state-space model p(z | y) is a product of p(z_t | z_{t-1}, y_t .. y_T). So its guide, which
+is written by hand, corrects the transition at each time by a network's summary of the later data.
+Beyond the end of a series there are no later data, and the guide equals the transition. So padding
+costs nothing, and draws of the states there are the forecast. The length of training was chosen on
+the same series.
 
 Run:  python examples/time_series.py --out figures      (--smoke for a quick look)
 """
@@ -35,7 +35,7 @@ WINDOWS = (4, TIMES)
 
 
 def oscillators(number: int, seed: int) -> Tensor:
-    """Positions, `(number, TIMES + AHEAD)`, 0.5 units of time apart: 14 of them make a cycle."""
+    """Positions, `(number, TIMES + AHEAD)`, 0.5 time units apart; a cycle takes 14 of them."""
     noise = torch.Generator().manual_seed(seed)
     x, v = 1.5 * torch.randn(2, number, generator=noise)
     seen = []
@@ -48,13 +48,13 @@ def oscillators(number: int, seed: int) -> Tensor:
 
 
 def cut(y: Tensor, seed: int) -> Tensor:
-    """The series cut off at random times, `(number, TIMES, 1)`."""
+    """The series, cut off at random times and padded by nan, `(number, TIMES, 1)`."""
     ends = torch.randint(6, TIMES + 1, (len(y),), generator=torch.Generator().manual_seed(seed))
     return pv.models.padded([row[:end, None] for row, end in zip(y, ends, strict=True)], TIMES)
 
 
 class Onward(nn.Module):
-    """The mean of the next state: the present one plus a change given by a network."""
+    """The mean of the next state: the present state plus a change given by a network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Onward(nn.Module):
 
 
 class Smoother(nn.Module):
-    """q(z_t | z_{t-1}, y_t .. y_T): the transition, corrected by the data ahead."""
+    """q(z_t | z_{t-1}, y_t .. y_T): the transition, corrected by the later data."""
 
     def __init__(self, model: SequentialVAE) -> None:
         super().__init__()
@@ -168,13 +168,13 @@ def fit_windows(
 
 
 def compare(log_p: dict[str, Tensor]) -> None:
-    """Prints log p of every model, with errors over series."""
+    """Prints log p of every model and its difference from the state-space model, with errors."""
     for name, value in log_p.items():
         mean, error = stats.population_mean(value)
         less, beside = stats.population_mean(value - log_p["state space"])
         print(
             f"{name:16s} log p = {float(mean):8.3f} ± {float(error):.3f} nats per series, "
-            f"{float(less):+.3f} ± {float(beside):.3f} beside the state space"
+            f"{float(less):+.3f} ± {float(beside):.3f} minus state space"
         )
 
 
@@ -186,13 +186,13 @@ def main() -> None:
     arguments = parser.parse_args()
     number, epochs, samples = (20, 2, 50) if arguments.smoke else (300, 200, 300)
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     truth = oscillators(number // 3, seed=1)
     train, test = cut(oscillators(number, seed=0), seed=2), cut(truth, seed=3)
     model, guide = state_space()
     # Compiling 16 steps, unrolled, would take longer than it saves.
     pv.fit(model, guide, train, num_epochs=epochs, batch_size=50, optimizer=_adam, compile=False)
-    # Draws of the guide alone leave 60 series in doubt; particles follow a program in time.
+    # With draws of the guide alone, 60 series would be unreliable; a filter follows the series.
     particles = pv.ParticleFilter(4, 32) if arguments.smoke else pv.ParticleFilter()
     lml = pv.log_marginal_likelihood(model, guide, test, particles)
     print(f"\nstate space: {lml.summary()}")
@@ -214,10 +214,10 @@ def main() -> None:
     compare(log_p)
     beyond = torch.ones(len(test), AHEAD, dtype=torch.bool)
     print(
-        "Beyond the end of a series the state space's band of 90% covers "
-        f"{verdict(ahead[:, :, :TIMES], first, unseen)}; that of the VAE of 16 times covers "
-        f"{verdict(filled.draws, first, unseen)}. At times 17 to 24, which that VAE does not have, "
-        f"the state space's covers {verdict(ahead[:, :, TIMES:], truth[:, TIMES:], beyond)}."
+        "Beyond the end of a series the 90% band of the state-space model covers "
+        f"{verdict(ahead[:, :, :TIMES], first, unseen)}; the band of the VAE of 16 times covers "
+        f"{verdict(filled.draws, first, unseen)}. At times 17 to 24, which this VAE lacks, the "
+        f"state-space band covers {verdict(ahead[:, :, TIMES:], truth[:, TIMES:], beyond)}."
     )
 
 

@@ -1,15 +1,15 @@
 """What does the guide cost in a hierarchical model? A program with global latent sites.
 
-Thirteen chemical measurements of 178 wines (scikit-learn's), standardized. Each wine has two
-latents of its own; the loadings and the noise of each measurement are latent as well, and shared by
-all wines:
+The data are thirteen chemical measurements of 178 wines (scikit-learn's), standardized. Each wine
+has two latents of its own. The loadings and the noise of each measurement are latent as well, but
+shared by all wines:
 
     W_j ~ N(0, I),  sigma_j ~ LogNormal(-0.5, 0.5),    j = 1 .. 13, for all wines
     z_n ~ N(0, I),  y_n | z_n ~ N(W z_n, diag sigma^2)
 
-The same program runs under three maps, and two families for the latents of a wine. The shared sites
-have a posterior of their own, and log p(y_n) of a held-out wine is conditional on their values: it
-is computed at the mean of that posterior, and averaged over draws from it.
+The same program runs under three maps, and under two families for the latents of a wine. The shared
+sites have a posterior of their own, and log p(y_n) of a held-out wine is conditional on their
+values. It is computed at the mean of the shared posterior, and averaged over draws from it.
 
 Run:  python examples/your_own_program.py --out figures      (--smoke for a quick look)
 """
@@ -45,12 +45,12 @@ def wines(y: Tensor) -> None:
 
 
 class Result(NamedTuple):
-    """The result of a guide for held-out wines, nats per wine."""
+    """The results of a guide for held-out wines, in nats per wine."""
 
     elbo: float
     log_p: float  # given the shared sites at the mean of their posterior
-    draws: list[float]  # given draws of them
-    averaged: float  # over those draws
+    draws: list[float]  # given draws of the shared sites
+    averaged: float  # averaged over these draws
 
 
 def run(
@@ -123,7 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
     epochs, draws = (1, 2) if arguments.smoke else (1000, 30)
 
-    torch.set_num_threads(1)  # small tensors make threads fight
+    torch.set_num_threads(1)  # small tensors make threads wait for each other
     torch.manual_seed(0)  # for the encoders' weights
     table = load_wine()
     y = torch.as_tensor(table.data, dtype=torch.float32)
@@ -151,9 +151,9 @@ def main() -> None:
     gain = results["per-datum, full-rank"].elbo - results["per-datum"].elbo
     lost = results["per-datum"].averaged - results["global"].averaged
     print(
-        f"\nA full-rank q(z) of a wine is worth {gain:.3f} nats of ELBO over a mean-field one: the "
-        "program turned its loadings until the posterior had no correlation to speak of. One q(z) "
-        f"for all wines loses {lost:.2f} nats of log p."
+        f"\nA full-rank q(z) per wine gains {gain:.3f} nats of ELBO over a mean-field q(z), because "
+        "training rotates the loadings until latents are nearly uncorrelated in the posterior. "
+        f"One q(z) for all wines loses {lost:.2f} nats of log p."
     )
 
 
