@@ -1,17 +1,17 @@
-"""What does a marginal likelihood cost by annealing, and what do simpler ways give for the time?
+"""What does a marginal likelihood by annealing cost, and what do simpler methods give in that time?
 
-Factor analysis with 10 latents, 30 features and noise 0.25, whose log p(y) is known. Ways to it
-on the same data, which know nothing but the program, one after the other in each repeat:
+The model is factor analysis with 10 latents, 30 features and noise 0.25, whose log p(y) is known.
+Four methods that use nothing but the program run on the same data, in turns within each repeat:
 
-    annealing, HMC     AnnealedImportanceSampling from the prior, its pilot run included, as it
-                       comes: where it pays the program is compiled, which is included, too
-    eager              the same, and never compiled
+    annealing, HMC     AnnealedImportanceSampling from the prior, with its defaults; the time
+                       includes the pilot run, and compiling if that pays
+    eager              the same, never compiled
     annealing, walk    annealing by a random walk (Metropolis), steps tuned in a pilot of its own
     prior              importance sampling from the prior
 
-The last two are given at least the time that the first took: temperatures, or draws. Printed are
-seconds per datum and the root mean square error over data in nats, median (range) over repeats, and
-how many times the error of the first.
+The last two get at least as much time as the first took, which sets their number of temperatures or
+draws. The benchmark prints seconds per datum, the root mean square error over data in nats, and the
+ratio of this error to that of the first method, each as median (range) over repeats.
 
 Run:  python benchmarks/annealing.py      (--smoke for a quick look)
 """
@@ -55,7 +55,7 @@ def prior_of(y: Tensor) -> None:
 
 
 def hmc(temperatures: int, *, compile: bool | None) -> Answer:
-    """Ours, with its default trajectories."""
+    """Annealing by Hamiltonian transitions, with the library's default trajectories."""
     method = AnnealedImportanceSampling(CHAINS, temperatures, compile=compile)
 
     def answer(loadings: Tensor, y: Tensor, seconds: float) -> Tensor:
@@ -67,12 +67,12 @@ def hmc(temperatures: int, *, compile: bool | None) -> Answer:
 
 
 def walk(loadings: Tensor, y: Tensor, seconds: float) -> Tensor:
-    """Annealing by random-walk Metropolis, for so many seconds, on a grid dense at the start."""
+    """Anneals by random-walk Metropolis for `seconds`, on a grid that is dense at the start."""
     with prepared(model_of(loadings), prior_of, y, 0) as (program, _, batch):
         prior = Prior(program, batch)
 
         def run(count: int, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-            """Log weights, and the sizes of steps: tuned on the way if none are given."""
+            """Log weights, and the step sizes, which are tuned during the run if none are given."""
             z, _ = prior.draw(CHAINS)
             base, ratio = program.log_densities(z, *batch)
             weights, size, used = torch.zeros(CHAINS, len(y)), torch.zeros(len(y)), []
@@ -101,7 +101,7 @@ def walk(loadings: Tensor, y: Tensor, seconds: float) -> Tensor:
 
 
 def importance(loadings: Tensor, y: Tensor, seconds: float) -> Tensor:
-    """Importance sampling from the prior, until the time is up."""
+    """Importance sampling from the prior, until `seconds` have passed."""
     parts: list[Tensor] = []
     model, start = model_of(loadings), time.perf_counter()
     while not parts or time.perf_counter() - start < seconds:
@@ -111,7 +111,7 @@ def importance(loadings: Tensor, y: Tensor, seconds: float) -> Tensor:
 
 
 def exact(loadings: Tensor, y: Tensor) -> Tensor:
-    """What log p(y) is."""
+    """The exact log p(y) of each datum."""
     covariance = loadings @ loadings.T + NOISE**2 * torch.eye(FEATURES)
     marginal = dist.MultivariateNormal(torch.zeros(FEATURES), covariance)
     log_p: Tensor = marginal.log_prob(y)

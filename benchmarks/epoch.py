@@ -1,16 +1,16 @@
 """What does an epoch of `pv.fit` cost, from the shuffle to the record of the history?
 
-A Bernoulli VAE with one hidden layer on either side, at three sizes (features-hidden-latents,
-batch), fifty batches of data in memory. An epoch shuffles the rows, gathers batches, and takes a
-step of Adam on each:
+The model is a Bernoulli VAE whose decoder and encoder have one hidden layer each, at three sizes
+(features-hidden-latents, batch), with fifty batches of data in memory. An epoch shuffles the rows,
+gathers batches, and takes a step of Adam on each:
 
-    pv.fit         as it comes, once it has compiled its steps
-    torch          written by hand: no program, no check, no record
-    NumPyro scan   a compiled loop over the batches of a shuffled copy, where NumPyro is installed
+    pv.fit         with its defaults, once it has compiled its steps
+    torch          written by hand: no program, no checks, no history
+    NumPyro scan   a compiled loop over the batches of a shuffled copy, if NumPyro is installed
 
-The peers run between the epochs of one call of `pv.fit`, in turns. Printed are milliseconds,
-medians over repeats, and the ratios of a peer's time to that of `pv.fit` in the same repeat, with
-their range: above 1 `pv.fit` is ahead. Threads are as many for all.
+The peers run in turns between the epochs of one call of `pv.fit`. The benchmark prints median
+milliseconds over repeats. It also prints the ratio of each peer's time to that of `pv.fit` in the
+same repeat, with its range; above 1, `pv.fit` is faster. All use the same number of threads.
 
 Run:  python benchmarks/epoch.py      (--smoke for a quick look; --threads N)
 """
@@ -33,7 +33,7 @@ Epochs = dict[str, Callable[[], Any]]
 
 
 def torch_epoch(y: Tensor, size: tuple[int, int, int, int]) -> Callable[[], None]:
-    """An epoch by hand."""
+    """Sets up an epoch that is written by hand in torch."""
     step, batch = by_hand(*size[:3]), size[3]
 
     def epoch() -> None:
@@ -44,7 +44,7 @@ def torch_epoch(y: Tensor, size: tuple[int, int, int, int]) -> Callable[[], None
 
 
 def numpyro_epoch(y: Tensor, size: tuple[int, int, int, int]) -> Callable[[], None]:
-    """An epoch as one compiled loop."""
+    """Sets up an epoch of NumPyro as one compiled loop."""
     import jax
     import jax.numpy as jnp
 
@@ -78,7 +78,7 @@ class Turns(pv.training.Callback):
         self.start = time.perf_counter()
 
     def on_epoch(self, run: pv.training.callbacks.Run) -> None:
-        """Stops it, gives the peers their turns, and starts it again."""
+        """Stops the clock, gives the peers their turns, and starts the clock again."""
         self.seconds["pv.fit"].append(time.perf_counter() - self.start)
         for name, epoch in self.peers.items():
             start = time.perf_counter()
@@ -88,7 +88,7 @@ class Turns(pv.training.Callback):
 
 
 def measured(size: tuple[int, int, int, int], repeats: int) -> dict[str, list[float]]:
-    """Seconds of an epoch, for `pv.fit` and its peers, by repeat."""
+    """Seconds per epoch of `pv.fit` and of its peers, by repeat."""
     features, hidden, latents, batch = size
     torch.manual_seed(0)
     y = (torch.rand(BATCHES * batch, features) < 0.5).float()
@@ -105,7 +105,7 @@ def measured(size: tuple[int, int, int, int], repeats: int) -> dict[str, list[fl
 
 
 def main() -> None:
-    """Prints a table."""
+    """Reads the arguments, measures every size, and prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="one small size, to see that it runs")
     parser.add_argument("--threads", type=int, default=1, help="of torch and of NumPyro")

@@ -1,21 +1,21 @@
-"""How fast is importance-weighted evaluation, and how near to what the machine can do?
+"""How fast is importance-weighted evaluation, and how near to the limit of the machine?
 
-A Bernoulli decoder of 50-200-200-784 with tanh, 100 images, 5,000 draws per image: the evaluation
-with which importance-weighted autoencoders are reported. In one run, on one thread, in turns so
-that a change in the machine's speed hits all of them, it times
+The decoder is a Bernoulli decoder of 50-200-200-784 units with tanh, evaluated on 100 images with
+5,000 draws each, as in papers on importance-weighted autoencoders. The contestants run on one
+thread and in turns, so that a change in the machine's speed affects all of them:
 
-    a bare matrix product: the decoder's three products and nothing else, the ceiling;
+    a bare matrix product: the decoder's three products and nothing else, which is the upper limit;
     a plain loop: model and guide as a person writes them with Pyro alone, with the same networks,
         all draws of an image in one vectorized plate, so that the encoder runs once per image;
     the library: `pv.log_marginal_likelihood` with `pv.ImportanceSampling`, on `pv.models.VAE`;
-        with densities as the programs give them (compile=False), and compiled, once that is done;
+        first uncompiled (compile=False), then compiled, without the time to compile;
     the library on the plain programs: the same, on the model and the guide of the loop;
-    a JAX user: the same networks in a jitted function, an image at a time and a thousand draws at
-        a time (what is fastest), where JAX is installed.
+    a JAX user: the same networks in a jitted function, one image and a thousand draws at a time
+        (the fastest choice), if JAX is installed.
 
-and prints their rates in GFLOP/s of the decoder's products, medians and ranges over repeats, the
-library's rates as ratios to the others'. The loop, the JAX user and the library must agree on
-log p(y) within their errors; the run fails if they do not.
+The benchmark prints rates in GFLOP/s of the decoder's products, as medians and ranges over repeats,
+and ratios of the library's rates to the others. The loop, the JAX user and the library must agree
+on log p(y) within their errors; the run fails if they do not.
 
 Run:  python benchmarks/evidence.py      (--smoke for a quick look)
 """
@@ -48,7 +48,7 @@ ROWS = 1000  # of the bare product: about what is fastest on CPUs whose cache is
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much to compute."""
+    """Sizes of the data and of the run."""
 
     images: int
     draws: int
@@ -61,7 +61,7 @@ SMOKE = Sizes(images=2, draws=200, loop_images=2, repeats=2)
 
 
 def gflops(action: Callable[[], object], draws: int) -> float:
-    """Rate of one run that decodes so many draws."""
+    """Rate, in GFLOP/s, of one run of `action` that decodes this number of draws."""
     start = time.perf_counter()
     action()
     if torch.cuda.is_available():
@@ -70,7 +70,7 @@ def gflops(action: Callable[[], object], draws: int) -> float:
 
 
 def on_one_core() -> None:
-    """Keeps JAX to one core as well, which has no setting for it."""
+    """Keeps the process on one core, because JAX has no setting for its threads."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
@@ -81,7 +81,7 @@ def spread(values: list[float]) -> str:
 
 
 def untrained() -> tuple[pv.models.VAE, pv.Guide]:
-    """Model and guide: rates do not depend on the weights."""
+    """An untrained model and guide, which suffice because rates do not depend on weights."""
     model = pv.models.VAE(layers(LATENTS, PIXELS), pv.likelihoods.Bernoulli(), latent_dim=LATENTS)
     return model, pv.Guide(model, pv.Encoder(layers(PIXELS, 2 * LATENTS)))
 
@@ -95,7 +95,7 @@ def layers(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def plain_programs(model: pv.models.VAE, guide: pv.Guide) -> tuple[ProgramLike, ProgramLike]:
-    """The same model and guide with the same networks, in Pyro alone."""
+    """Model and guide with the same networks, written in Pyro alone."""
 
     def program(y: Tensor) -> None:
         with pyro.plate("data", len(y)):
@@ -113,7 +113,7 @@ def plain_programs(model: pv.models.VAE, guide: pv.Guide) -> tuple[ProgramLike, 
 
 @torch.no_grad()
 def plain_loop(program: ProgramLike, guide: ProgramLike, y: Tensor, draws: int) -> Tensor:
-    """What a person writes with Pyro: log p(y) of each image, all of its draws in one plate."""
+    """Log p(y) of each image, as a Pyro user writes it: all draws of an image in one plate."""
     answers = []
     particles = pyro.plate("particles", draws, dim=-2)
     for image in y.split(1):
@@ -131,7 +131,7 @@ def plain_loop(program: ProgramLike, guide: ProgramLike, y: Tensor, draws: int) 
 
 @torch.no_grad()
 def bare_product(model: pv.models.VAE, draws: int) -> None:
-    """The decoder's products on so many draws."""
+    """The decoder's matrix products for this number of draws."""
     weights = [layer.weight.T for layer in model.decoder.modules() if isinstance(layer, nn.Linear)]
     size = min(ROWS, draws)
     inputs = [torch.randn(size, len(weight), device=weight.device) for weight in weights]
@@ -141,7 +141,7 @@ def bare_product(model: pv.models.VAE, draws: int) -> None:
 
 
 def jax_user(model: pv.models.VAE, guide: pv.Guide) -> Callable[[Tensor, int], Tensor]:
-    """What a person writes with JAX: log p(y) of each image, from images and numbers of draws."""
+    """A function of images and a number of draws: log p(y), as a JAX user writes it."""
     import jax
     import jax.numpy as jnp
 
@@ -192,7 +192,7 @@ def jax_user(model: pv.models.VAE, guide: pv.Guide) -> Callable[[Tensor, int], T
 def library(
     model: ProgramLike, guide: ProgramLike, y: Tensor, draws: int, *, compile: bool = False
 ) -> pv.evidence.LogMarginal:
-    """The entry point that people call."""
+    """Runs `pv.log_marginal_likelihood` by importance sampling, as people call it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an untrained guide is a bad one: known here
         method = pv.ImportanceSampling(draws, compile=compile)
@@ -200,7 +200,7 @@ def library(
 
 
 def check(name: str, theirs: Tensor, mine: pv.evidence.LogMarginal) -> None:
-    """Both compute the same thing: prints the difference in standard errors."""
+    """Prints by how many standard errors two results differ; fails if they disagree."""
     z = ((mine.value - theirs) / (2**0.5 * mine.error)).abs().max()
     if not float(z) < 6:  # heavy weights: their errors are themselves noisy
         raise RuntimeError(f"the {name} and the library differ by {float(z):.1f} standard errors")
@@ -210,7 +210,7 @@ def check(name: str, theirs: Tensor, mine: pv.evidence.LogMarginal) -> None:
 def contestants(
     sizes: Sizes, model: pv.models.VAE, guide: pv.Guide, y: Tensor
 ) -> dict[str, tuple[Callable[[], object], int]]:
-    """What is timed, and how many draws each decodes."""
+    """The functions to time by name, and how many draws each decodes."""
     few, draws = y[: sizes.loop_images], sizes.draws
     plain = plain_programs(model, guide)
     mine = library(model, guide, few, draws)
@@ -237,7 +237,7 @@ def contestants(
 
 
 def main() -> None:
-    """Times all of them in turns."""
+    """Times all contestants in turns, and prints their rates."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--device", default="cpu", help="where programs and data are")
@@ -257,7 +257,7 @@ def main() -> None:
 
 
 def report(rates: dict[str, list[float]], sizes: Sizes) -> None:
-    """Rates, and ratios of the runs that stood next to each other."""
+    """Prints rates, and ratios of runs from the same repeat."""
     print(f"{sizes.images} images x {sizes.draws} draws, {sizes.repeats} repeats, one thread")
     for name, values in rates.items():
         print(f"{name:17} {spread(values)} GFLOP/s")

@@ -1,18 +1,18 @@
 """What does it take to fit q to every datum, with the model fixed?
 
-Measured against an epoch of training, and against Adam.
+The time is compared with that of a training epoch, and the result with that of Adam.
 
-A model of 1,000 handwritten digits (8 x 8, scikit-learn's, binarized), two latents, is trained with
-an encoder. Then the best diagonal normal of every digit is searched for, from the encoder's answer
-and from the prior. In one run it prints
+A model with two latents is trained with an encoder on 1,000 handwritten digits (8 x 8,
+scikit-learn's, binarized). Then the best diagonal normal is fitted to every digit, starting from
+the encoder's output and from the prior. The benchmark prints
 
-    how long an epoch of training took, and how long the fit, with the program eager and
-        compiled (median and range over repeats);
-    how far the mean ELBO is from its converged value, that of a fit with many more points and a
-    much smaller tolerance: both evaluated with the same fresh draws, so the error is that of
-    the difference;
+    the time of a training epoch, and that of the fit, with the program eager and compiled (median
+        and range over repeats);
+    how far the mean ELBO is below its converged value, which comes from a fit with many more
+        points and a much smaller tolerance. Both are evaluated with the same fresh draws, and the
+        error is that of the difference;
     the same for a published recipe, 2,000 steps of Adam with a step size of 0.001 from the
-    encoder's answer, on fewer digits; its time for all of them is 2,000 times that of one step.
+        encoder's output, on fewer digits. Its time for all digits is 2,000 times that of one step.
 
 Run:  python benchmarks/fit_rows.py      (--smoke for a quick look)
 """
@@ -36,7 +36,7 @@ ADAM_LR = 1e-3
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much to compute."""
+    """Sizes of the data and of the run."""
 
     rows: int
     epochs: int
@@ -51,7 +51,7 @@ SMOKE = Sizes(rows=50, epochs=2, repeats=2, adam_rows=10, adam_steps=5, draws=20
 
 
 def seconds(action: Callable[[], object], repeats: int) -> list[float]:
-    """Wall time of each of some runs, after one that is not counted."""
+    """Wall times of `repeats` runs of `action`, after one run that is not counted."""
     action()
     times = []
     for _ in range(repeats):
@@ -82,7 +82,7 @@ def adam(guide: pv.Guide, y: Tensor, start: Tensor, steps: int) -> Tensor:
 
 
 def elbo(guide: pv.Guide, y: Tensor, parameters: Tensor, draws: int) -> Tensor:
-    """ELBO of every datum; the same normals under all parameters, so that differences are fine."""
+    """ELBO of every datum, with the same noise for all parameters, so differences vary little."""
     generator = torch.Generator().manual_seed(1)
     q = guide.family(parameters)
     with evaluating(guide.model), torch.no_grad():
@@ -95,14 +95,14 @@ def elbo(guide: pv.Guide, y: Tensor, parameters: Tensor, draws: int) -> Tensor:
 
 
 def shortfall(reference: Tensor, other: Tensor) -> str:
-    """By how much the mean ELBO falls short of a reference, with its standard error."""
+    """Formats how far the mean ELBO is below a reference, with the error of the difference."""
     difference = reference - other
     error = float(difference.std()) / len(difference) ** 0.5
     return f"{float(difference.mean()):+.5f} ± {error:.5f} nats (worst {difference.max():.4f})"
 
 
 def main() -> None:
-    """Trains, fits, compares."""
+    """Trains a model, fits q to every datum, and prints times and shortfalls."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     sizes = SMOKE if parser.parse_args().smoke else FULL
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def epoch_seconds(y: Tensor, repeats: int) -> list[float]:
-    """Time of one epoch, as a fifth of a training run of five."""
+    """Times of an epoch, each a fifth of the time of a run of five epochs."""
     decoder = pv.nets.MLPDecoder(2, 64, hidden=(64,))
     model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=2)
     guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(64, hidden=(64,))))
@@ -141,7 +141,7 @@ def epoch_seconds(y: Tensor, repeats: int) -> list[float]:
 
 
 def converged(guide: pv.Guide, y: Tensor, starts: tuple[Tensor, ...]) -> Tensor:
-    """The better of long fits from all starts, for every datum."""
+    """Parameters of every datum from the best of long fits from all starts."""
     method = pv.FitRows(
         num_particles=512, tolerance=1e-8, max_steps=300, max_rows=65_536, compile=False
     )
@@ -161,7 +161,7 @@ def report_fits(
     reference: Tensor,
     sizes: Sizes,
 ) -> None:
-    """Time and quality of the library's fits, eager and compiled by turns."""
+    """Prints time and quality of the library's fits, eager and compiled in turns."""
     methods = {"eager": pv.FitRows(compile=False), "compiled": pv.FitRows(compile=True)}
     begin = time.perf_counter()
     fit_parameters(guide.program, guide.family, (y,), starts["encoder"], methods["compiled"])
@@ -193,7 +193,7 @@ def report_adam(
     best: Tensor,
     sizes: Sizes,
 ) -> None:
-    """Quality of the published recipe on some rows, and its time for all of them."""
+    """Prints the quality of the published recipe on some rows, and its time for all rows."""
     few, steps = sizes.adam_rows, sizes.adam_steps
     found = elbo(guide, y[:few], adam(guide, y[:few], start[:few], steps), sizes.draws)
     timed = min(20, steps)

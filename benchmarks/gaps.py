@@ -1,19 +1,19 @@
-"""How long does the inference gap of 1,000 digits take, against a loop over them in Pyro alone?
+"""How long does the inference gap of 1,000 digits take, compared with a loop in Pyro alone?
 
 A VAE of handwritten digits (8 x 8, scikit-learn's, binarized) with eight latents and networks of
-64-64 is trained for some epochs. Then the gap between log p(y) and the encoder's ELBO is taken
-apart for every digit, in one run and on one thread, by
+64-64 is trained for some epochs. Then the gap between log p(y) and the encoder's ELBO is split into
+its parts for every digit, in one run and on one thread, by
 
-    the library: `pv.inference_gap`, as it comes, with as many draws as leave errors of a datum
-        well under 0.05 nats on average;
-    a loop in Pyro alone, digit by digit: `AutoNormal` fitted by `SVI` with Adam from the encoder's
-        answer (2,000 steps, a published recipe), `Trace_ELBO` with as many particles for the two
-        ELBOs, and log p(y) by importance sampling from what was fitted. It is timed on a few
-        digits, and that time is scaled to all of them.
+    the library: `pv.inference_gap` with its defaults, and with enough draws for errors per datum
+        well below 0.05 nats on average;
+    a loop over digits in Pyro alone: `AutoNormal` fitted by `SVI` with Adam from the encoder's
+        output (2,000 steps, a published recipe), `Trace_ELBO` with as many particles for the two
+        ELBOs, and log p(y) by importance sampling from the fitted guide. The loop is timed on a
+        few digits, and its time is scaled to all digits.
 
-It prints the seconds, the errors, and how many times faster the library is. Where the two know the
-same number (log p(y), the encoder's ELBO) they must agree within errors, and the loop's q must not
-be better than the library's beyond them; the run fails otherwise.
+The benchmark prints seconds, errors, and how many times faster the library is. Both compute
+log p(y) and the encoder's ELBO, and must agree on these within errors. The loop's q must not be
+better than the library's by more than the errors. Otherwise the run fails.
 
 Run:  python benchmarks/gaps.py      (--smoke for a quick look)
 """
@@ -45,7 +45,7 @@ APART = 6.0  # standard errors: more is a contradiction; a few heavy weights nee
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much to compute."""
+    """Sizes of the data and of the run."""
 
     images: int
     epochs: int
@@ -60,7 +60,7 @@ SMOKE = Sizes(images=20, epochs=1, draws=300, loop_images=2, steps=20)
 
 @dataclass(frozen=True)
 class Naive:
-    """What the loop says of one digit, in nats, and how long it took."""
+    """The loop's results for one digit, in nats, and its seconds."""
 
     elbo: float
     best_elbo: float
@@ -78,7 +78,7 @@ def layers(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def trained(sizes: Sizes) -> tuple[pv.models.VAE, pv.Guide, Tensor]:
-    """Model, encoder and the digits that they were trained on."""
+    """Returns a model and an encoder, and the digits that they were trained on."""
     torch.manual_seed(0)
     y = pv.data.digits().train[: sizes.images]
     decoder, encoder = layers(LATENTS, PIXELS), layers(PIXELS, 2 * LATENTS)
@@ -89,7 +89,7 @@ def trained(sizes: Sizes) -> tuple[pv.models.VAE, pv.Guide, Tensor]:
 
 
 def program_of(model: pv.models.VAE) -> ProgramLike:
-    """The same model with the same decoder, as a person writes it."""
+    """The same model with the same decoder, as a Pyro user writes it."""
     decoder = model.decoder.requires_grad_(requires_grad=False)
 
     def program(y: Tensor) -> None:
@@ -101,7 +101,7 @@ def program_of(model: pv.models.VAE) -> ProgramLike:
 
 
 def encoder_program(parameters: Tensor) -> ProgramLike:
-    """The encoder's answer for one digit as a guide."""
+    """A guide program with the encoder's output for one digit."""
     loc, log_scale = parameters.chunk(2, dim=-1)
 
     def program(y: Tensor) -> None:
@@ -113,14 +113,14 @@ def encoder_program(parameters: Tensor) -> ProgramLike:
 
 @torch.no_grad()
 def elbo(program: ProgramLike, guide: ProgramLike, y: Tensor, draws: int) -> float:
-    """By Pyro's own objective, whose loss is its negative."""
+    """The ELBO from Pyro's own objective, whose loss is minus the ELBO."""
     objective = Trace_ELBO(num_particles=draws, vectorize_particles=True, max_plate_nesting=1)
     return -float(objective.loss(program, guide, y))
 
 
 @torch.no_grad()
 def log_p(program: ProgramLike, guide: ProgramLike, y: Tensor, draws: int) -> tuple[float, float]:
-    """Importance sampling, all draws of the digit in one plate; with the delta method's error."""
+    """Log p(y) by importance sampling, all draws in one plate, with the delta method's error."""
     particles = pyro.plate("particles", draws, dim=-2)
     drawn = poutine.trace(particles(guide)).get_trace(y)
     weighed = poutine.trace(poutine.replay(particles(program), trace=drawn)).get_trace(y)
@@ -137,7 +137,7 @@ def log_p(program: ProgramLike, guide: ProgramLike, y: Tensor, draws: int) -> tu
 
 
 def naive(program: ProgramLike, parameters: Tensor, y: Tensor, sizes: Sizes) -> Naive:
-    """One digit, `(1, pixels)`, from the encoder's answer, `(1, 2 latents)`."""
+    """Runs the loop for one digit, `(1, pixels)`, from the encoder's output, `(1, 2 latents)`."""
     start = time.perf_counter()
     pyro.clear_param_store()
     loc, log_scale = parameters.chunk(2, dim=-1)
@@ -155,7 +155,7 @@ def naive(program: ProgramLike, parameters: Tensor, y: Tensor, sizes: Sizes) -> 
 
 
 def check(gap: InferenceGap, loop: list[Naive]) -> None:
-    """Both compute the same thing, each with draws of its own; fails if they do not."""
+    """Fails if the two disagree; each uses draws of its own."""
     few = len(loop)
     own = torch.tensor([digit.error for digit in loop], dtype=torch.float64)
     for name in ("elbo", "best_elbo", "log_marginal"):
@@ -172,12 +172,12 @@ def check(gap: InferenceGap, loop: list[Naive]) -> None:
 
 
 def show(values: Tensor) -> str:
-    """Mean and range."""
+    """Formats the mean and the range."""
     return f"{float(values.mean()):+.3f} ({float(values.min()):+.3f} to {float(values.max()):+.3f})"
 
 
 def main() -> None:
-    """Trains, decomposes, loops, compares."""
+    """Trains a VAE, runs the library and the loop, and prints the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     sizes = SMOKE if parser.parse_args().smoke else FULL
@@ -199,7 +199,7 @@ def main() -> None:
 
 
 def report(gap: InferenceGap, loop: list[Naive], library: float, sizes: Sizes) -> None:
-    """Seconds, errors, agreement, and the ratio."""
+    """Prints seconds, errors, the agreement, and the ratio of times."""
     errors = {name: float(part.error.mean()) for name, part in gap.parts._asdict().items()}
     print(f"errors of a datum, mean: {', '.join(f'{n} {e:.4f}' for n, e in errors.items())} nats")
     if not max(errors.values()) < LARGEST_ERROR:

@@ -1,8 +1,9 @@
-"""Does a memory map need no memory? An epoch, an evaluation and, if asked, the gap of a large file.
+"""How much memory does a memory map need, for an epoch, an evaluation and the gap of a large file?
 
-A file of float32 rows is mapped, trained on for one epoch, and evaluated with ten draws per datum.
-Printed are the largest anonymous memory of each part (pages of the file that the system keeps while
-there is room are not in it) and the time; a part that takes more than the budget fails.
+A file of float32 rows is mapped, used for one epoch of training, and evaluated with ten draws per
+datum. With `--gap`, the inference gap is computed, too. The benchmark prints the time and the
+largest anonymous memory of each part, which does not include pages of the file that the system
+caches. A part that takes more than the budget fails.
 
 Run:  python benchmarks/larger_than_memory.py      (--smoke for a quick look; --folder where the
 file fits; --gap for the gap, too)
@@ -26,7 +27,7 @@ DRAWS = 10
 
 
 def mapped(folder: str, gigabytes: float) -> np.ndarray:
-    """A file of rows; the same noise in every piece, about means that grow."""
+    """Writes and maps a file of rows: the same noise in every piece, around growing means."""
     rows = int(gigabytes * 1e9 / 4 / COLUMNS)
     path = Path(folder, "y.npy")
     array = np.lib.format.open_memmap(path, "w+", np.float32, (rows, COLUMNS))
@@ -39,14 +40,14 @@ def mapped(folder: str, gigabytes: float) -> np.ndarray:
 
 
 def fits(what: str, rows: int, call: Callable[[], object]) -> bool:
-    """Runs a part; whether it kept the budget."""
+    """Runs a part, and returns whether it kept within the budget."""
     with Peak().watched() as peak, timed(what, rows, "row"):
         call()
     return peak.report(BUDGET)
 
 
 def main() -> None:
-    """Trains, evaluates, and finds the gap."""
+    """Trains, evaluates and, if asked, computes the gap."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=6.0)
     parser.add_argument("--folder", default=None)

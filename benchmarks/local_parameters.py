@@ -1,15 +1,15 @@
-"""Does a training step cost more when there are more data? A row of parameters for each of them.
+"""Does a training step with parameters for every datum cost more if there are more data?
 
-The same model (64 features, 8 latents, a small decoder) is trained on batches of 256 rows with
-free parameters for every datum, for data sets of growing size N, in two ways:
+The same model (64 features, 8 latents, a small decoder) is trained on batches of 256 rows, with
+free parameters for every datum, for data sets of growing size N, under two guides:
 
     LocalParameters    rows of a table with an optimizer of their own, which touches those rows
     AutoNormal         Pyro's automatic guide with create_plates, all N rows under Adam
 
-Both take batches of the same data from memory, and both train the decoder with Adam. Sizes and
-guides alternate from one repeat to the next, so that a machine that slows down slows all of them.
-A step's time is the median over a repeat's steps; the ratio is to the smallest N in the same
-repeat; printed is the median over repeats, and their range in parentheses.
+Both take batches of the same data from memory, and train the decoder with Adam. Sizes and guides
+alternate between repeats, so that a change in the machine's speed affects all of them. The time of
+a step is the median over the steps of a repeat, and its ratio is to the smallest N in the same
+repeat. The benchmark prints medians over repeats, with ranges in parentheses.
 
 Run:  python benchmarks/local_parameters.py      (--smoke for a quick look)
 """
@@ -35,7 +35,7 @@ Step = Callable[[], float]
 
 
 class Model(pyro.nn.PyroModule):
-    """A decoder with one hidden layer and Gaussian noise; rows may be named by their positions."""
+    """A decoder with one hidden layer and Gaussian noise; can be told the positions of rows."""
 
     def __init__(self, num_data: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Model(pyro.nn.PyroModule):
 
 
 def ours(y: Tensor) -> Step:
-    """A step as `pv.fit` takes it, on rows that are drawn anew."""
+    """Sets up a step as `pv.fit` takes it, on newly drawn rows."""
     model = Model(len(y))
     guide = pv.Guide(model, pv.LocalParameters(len(y)), example=y[:2])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -75,7 +75,7 @@ def ours(y: Tensor) -> Step:
 
 
 def autonormal(y: Tensor) -> Step:
-    """A step of Pyro's SVI with its automatic guide."""
+    """Sets up a step of Pyro's SVI with its automatic guide."""
     model = Model(len(y))
 
     def plates(part: Tensor, rows: Tensor) -> pyro.plate:
@@ -94,7 +94,7 @@ def autonormal(y: Tensor) -> Step:
 
 
 def timed(step: Step, num_steps: int) -> float:
-    """The median time of a step after three to warm up, in milliseconds."""
+    """The median time of a step in milliseconds, after three warm-up steps."""
     for _ in range(3):
         step()
     return 1e3 * statistics.median(step() for _ in range(num_steps))
@@ -123,7 +123,7 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def report(name: str, sizes: list[int], table: list[list[float]]) -> None:
-    """A line for every size."""
+    """Prints a line for every size."""
     for index, size in enumerate(sizes):
         times = [row[index] for row in table]
         ratios = [row[index] / row[0] for row in table]

@@ -1,13 +1,14 @@
-"""Does evaluation stay linear, and near its arithmetic, up to a million rows?
+"""Does evaluation up to a million rows stay linear in time, and close to the bare arithmetic?
 
-A small Gaussian VAE (20 columns, 4 latents), `pv.log_marginal_likelihood` with ten draws per row,
-on one thread, beside the bare arithmetic on the same rows: the encoder, torch's own normals, the
-decoder, the densities and the logarithm of the mean, in pieces of two thousand rows, with no
-checks, no verdicts, and draws that depend on where a row stands.
+`pv.log_marginal_likelihood` of a small Gaussian VAE (20 columns, 4 latents) runs with ten draws per
+row on one thread. It is compared with the bare arithmetic on the same rows: the encoder, torch's
+own normals, the decoder, the densities and the logarithm of the mean, in pieces of two thousand
+rows. The bare arithmetic has no checks and no verdicts, and its draws depend on the position of a
+row.
 
-Printed are seconds, microseconds per row and the ratio to the bare arithmetic by number of rows,
-the growth of the library's time over what linear growth would be, and the largest anonymous memory.
-The library compiles the densities where that saves time, which counts.
+For each number of rows the benchmark prints seconds, microseconds per row, the ratio to the bare
+arithmetic, the ratio of the library's time to linear growth, and the largest anonymous memory. The
+library compiles the densities if that saves time; the time to compile is included.
 
 Run:  python benchmarks/many_rows.py      (--smoke for a quick look)
 """
@@ -36,7 +37,7 @@ def programs() -> tuple[pv.models.VAE, pv.Guide]:
 
 @torch.no_grad()
 def bare(model: pv.models.VAE, guide: pv.Guide, y: Tensor) -> Tensor:
-    """The arithmetic of an importance-weighted estimate with unit noise, and nothing else."""
+    """Computes an importance-weighted estimate with unit noise, and nothing else."""
     found = []
     for piece in y.split(2000):
         loc, log_scale = guide.map((piece,), None).chunk(2, dim=-1)

@@ -1,12 +1,14 @@
 """Runs every benchmark, one after the other, and writes what they print to RESULTS.md.
 
-Each benchmark measures its peers in its own process, in turns, and prints medians, ratios and
-their spread; this one adds when, and what they were run on. Nothing else should run on the
-machine: `make bench` takes about a quarter of an hour. NumPyro is timed where it is installed
-(`pip install '.[bench]'`). With `--device cuda` (`make bench DEVICE=cuda`) the tests of other
-devices run, and the benchmarks that take a device; no page is written. With `--scale` ten million
-rows of parameters and a file of 20 GB come last. With names only these run, and the rest of the
-page stays as it was.
+Each benchmark runs in a process of its own, measures its peers in turns, and prints medians, ratios
+and their spread. This script adds the date, the machine and the versions. `make bench` takes about
+a quarter of an hour, during which nothing else should run on the machine. NumPyro is timed if it is
+installed (`pip install '.[bench]'`).
+
+With names, only these benchmarks run, and the rest of the page stays unchanged. With `--scale`, the
+benchmark with ten million rows of parameters and a file of 20 GB runs last. With `--device cuda`
+(`make bench DEVICE=cuda`), only the tests of other devices and the benchmarks that take a device
+run, and no page is written.
 
 Run:  python benchmarks/run.py [NAME ...]      (--smoke for a quick look, which writes no file)
 """
@@ -29,7 +31,7 @@ PACKAGES = ("pyro-vae", "torch", "pyro-ppl", "numpy", "numpyro", "jax")
 
 
 def scripts(names: list[str], *, scale: bool) -> list[Path]:
-    """The benchmarks, in the order of their names: all, or those that are named."""
+    """The benchmarks in alphabetical order: all of them, or those in `names`."""
     found = {path.stem: path for path in sorted(HERE.glob("*.py")) if path != Path(__file__)}
     unknown = [name for name in names if name not in found]
     if unknown:
@@ -42,7 +44,7 @@ def scripts(names: list[str], *, scale: bool) -> list[Path]:
 
 
 def machine() -> list[str]:
-    """What the numbers depend on."""
+    """Describes the machine and the versions, on which the numbers depend."""
     model = next(
         (
             line.split(":", 1)[1].strip()
@@ -71,7 +73,7 @@ def _version(package: str) -> str:
 
 
 def printed(script: Path, options: list[str]) -> tuple[str, float]:
-    """What a benchmark prints, which is shown as well, and the seconds that it took."""
+    """Runs a benchmark and shows its output; returns the output, and the seconds it took."""
     start, lines = time.perf_counter(), []
     command = [sys.executable, str(script), *options]
     print(f"==> {script.name}", flush=True)
@@ -86,7 +88,7 @@ def printed(script: Path, options: list[str]) -> tuple[str, float]:
 
 
 def section(script: Path, text: str, seconds: float) -> str:
-    """A part of the page: the question, and the numbers as they were printed."""
+    """Formats a part of the page: the question, and the numbers as they were printed."""
     source = script.read_text()
     question = source.split('"""')[1].splitlines()[0]
     parts = (
@@ -99,13 +101,13 @@ def section(script: Path, text: str, seconds: float) -> str:
 
 
 def sections_of(page: Path) -> dict[str, str]:
-    """The parts of a page that was written before, by name."""
+    """Reads the parts of an existing page, by name."""
     _, *parts = page.read_text().split("\n## ") if page.exists() else [""]
     return {part.split("\n", 1)[0]: f"## {part.rstrip()}\n" for part in parts}
 
 
 def on_device(device: str, options: list[str]) -> None:
-    """The tests of other devices, and the benchmarks that take one."""
+    """Runs the tests of other devices, and the benchmarks that take a device."""
     if device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"torch {torch.__version__} sees no device '{device}' on this machine")
     tests = [sys.executable, "-m", "pytest", "-q", str(HERE.parent / "tests/test_devices.py")]
@@ -115,7 +117,7 @@ def on_device(device: str, options: list[str]) -> None:
 
 
 def main() -> None:
-    """Runs them and writes the page."""
+    """Runs the benchmarks and writes the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that they run")
     parser.add_argument("--scale", action="store_true", help="ten million rows and 20 GB as well")
@@ -141,9 +143,9 @@ def page(parts: list[str]) -> str:
     head = [
         "# What was measured",
         "",
-        "Written by `make bench`. Ratios are within a run, peers taking turns; they carry over to",
-        "other machines better than the times do. The range is over repeats. Each part says when",
-        "and on what it was measured.",
+        "Written by `make bench`. Ratios are within one run, in which the peers take turns. They",
+        "carry over to other machines better than the times do. Ranges are over repeats. Each part",
+        "says when and on which machine it was measured.",
     ]
     return "\n".join(head) + "\n\n" + "\n".join(parts)
 

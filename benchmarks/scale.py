@@ -1,17 +1,17 @@
-"""How many data fit? Ten million rows of local parameters, and a file of 20 GB, each on a budget.
+"""How much memory do ten million rows of local parameters need, and how much a file of 20 GB?
 
-    rows    A small decoder is trained with `LocalParameters` for every one of N data (8 features,
-            2 latents), one pass in large batches. The data are in memory: a table knows its rows
-            by their content.
-    file    N images of 784 bytes are written to a file, which is mapped into memory. All of them
-            are read once and checked, as `pv.fit` does with what it is given. A full epoch would
-            take another half an hour, so a VAE is trained for one pass over every hundredth row,
-            from the first to the last (which `pv.fit` checks once more), and importance-weighted
-            log p(y) is found for some rows, a chunk at a time.
+    rows    A small decoder is trained with `LocalParameters` for N data (8 features, 2 latents),
+            for one pass in large batches. The data are in memory, because a table recognizes its
+            rows by their content.
+    file    N images of 784 bytes are written to a file, which is mapped into memory. All images
+            are read once and checked, as `pv.fit` does with its data. A full epoch would take
+            another half an hour, so a VAE is trained for one pass over every hundredth row (which
+            `pv.fit` checks once more). Importance-weighted log p(y) is computed for some rows, one
+            chunk at a time.
 
-What is measured is the largest anonymous memory of the process (RssAnon of Linux, every 20 ms):
-all that it allocated. Pages of the file that the system keeps while there is room are not in it.
-A run that takes more than the budget fails. Printed are times as well, and bytes a row.
+The benchmark measures the largest anonymous memory of the process (RssAnon of Linux, every 20 ms).
+This is all the memory that the process allocated, without pages of the file that the system caches.
+A run that takes more than its budget fails. Times and bytes per row are printed, too.
 
 Run:  python benchmarks/scale.py      (--smoke for a quick look; --folder where 20 GB are free)
 """
@@ -43,7 +43,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much to compute, and what it may take, in MiB."""
+    """Sizes of the data and of the run, and the budgets of memory in MiB."""
 
     rows: int
     rows_batch: int
@@ -61,21 +61,21 @@ SMOKE = Sizes(20_000, 1_024, 2048, 20_000, 20, 100, 20, 100, 1024)
 
 
 def anonymous() -> float:
-    """Memory that the process has allocated and holds now, in MiB."""
+    """Anonymous memory that the process holds now, in MiB."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if "RssAnon" in line) / 1024
 
 
 @dataclass
 class Peak:
-    """The largest anonymous memory while it is watched, in MiB."""
+    """The largest anonymous memory inside a `with` block, in MiB."""
 
     start: float = field(default_factory=anonymous)
     most: float = 0.0
 
     @contextmanager
     def watched(self) -> Iterator["Peak"]:
-        """Looks at it from a thread until the block is left."""
+        """Measures the memory from a thread until the block is left."""
         done = threading.Event()
 
         def look() -> None:
@@ -91,7 +91,7 @@ class Peak:
             thread.join()
 
     def report(self, budget: int) -> bool:
-        """Prints it, and says whether it is within the budget."""
+        """Prints the largest memory, and returns whether it is within the budget."""
         fits = self.most <= budget
         print(
             f"  largest anonymous memory {self.most:,.0f} MiB ({self.start:,.0f} before), budget "
@@ -103,7 +103,7 @@ class Peak:
 
 @contextmanager
 def timed(what: str, count: int, unit: str) -> Iterator[None]:
-    """Prints how long a block took, and how long for each of so many."""
+    """Prints how long a block took, in all and per unit."""
     start = time.perf_counter()
     yield
     seconds = time.perf_counter() - start
@@ -111,18 +111,18 @@ def timed(what: str, count: int, unit: str) -> Iterator[None]:
 
 
 class Watch:
-    """Applied to every batch: leaves it as it is, and notes when it came."""
+    """A transformation that leaves every batch unchanged and records when it came."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def __call__(self, y: Tensor) -> Tensor:
-        """The same batch."""
+        """Records the time, and returns the batch unchanged."""
         self.times.append(time.perf_counter())
         return y
 
     def report(self) -> None:
-        """Prints the median time from one step to the next; the first call is no step."""
+        """Prints the median time between steps; the first call does not belong to a step."""
         steps = 1e3 * np.diff(self.times[1:])
         low, middle, high = np.quantile(steps, [0.05, 0.5, 0.95])
         print(
@@ -133,7 +133,7 @@ class Watch:
 
 
 def rows_in_memory(sizes: Sizes) -> bool:
-    """Trains with free parameters for every row; says whether the budget was kept."""
+    """Trains with free parameters for every row; returns whether the budget was kept."""
     print(f"rows: LocalParameters({sizes.rows:,}), batches of {sizes.rows_batch:,}", flush=True)
     peak, watch = Peak(), Watch()
     with peak.watched():
@@ -160,7 +160,7 @@ def rows_in_memory(sizes: Sizes) -> bool:
 
 
 def write(path: Path, num_images: int) -> None:
-    """Writes images, smooth ones of a few shapes, all moved on a little from block to block."""
+    """Writes smooth images of a few shapes, shifted a little from block to block."""
     line = torch.linspace(0, 6, 28)
     phase = 6 * torch.rand(4, BLOCK, 1)
     wave = [((1 + index / 3) * line + phase[index]).sin() for index in range(2)]
@@ -176,7 +176,7 @@ def write(path: Path, num_images: int) -> None:
 
 
 class Every:
-    """One row of a reader in so many, from the first to the last."""
+    """Every n-th row of a reader, from the first to the last."""
 
     def __init__(self, reader: RowReader, step: int) -> None:
         self.reader, self.step = reader, step
@@ -191,7 +191,7 @@ class Every:
 
 
 def rows_in_a_file(sizes: Sizes, path: Path) -> bool:
-    """Checks, trains and evaluates on a mapped file; says whether the budget was kept."""
+    """Checks, trains and evaluates on a mapped file; returns whether the budget was kept."""
     reader = OnDisk(np.load(path, mmap_mode="r"), transform=lambda y: y / 255)
     model = pv.models.VAE(
         pv.nets.MLPDecoder(8, PIXELS, (128,)), pv.likelihoods.Gaussian(), latent_dim=8

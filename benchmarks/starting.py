@@ -1,14 +1,15 @@
-"""What does it take to start: to import the library, and to train for twenty epochs from nothing?
+"""How long does it take to import the library, and to train for twenty epochs in a new process?
 
-Every figure is of a fresh process, the ways taking turns in each repeat:
+Every number is for a fresh process; the variants take turns in each repeat:
 
     import     `import pyro_vae` after `import torch, pyro`, with the bytecode that the first import
                leaves behind;
     digits     a VAE of handwritten digits (8 x 8, scikit-learn's), 20 epochs, from the start of the
-               process to its end, as `pv.fit` comes (it compiles where that pays), never compiled,
-               and compiled at once.
+               process to its end: with the defaults of `pv.fit`, which compiles if that pays, never
+               compiled, and compiled at once.
 
-Printed are seconds, and the ratio to the run that is never compiled: median (range) over repeats.
+The benchmark prints seconds, and the ratio to the run that is never compiled, as median (range)
+over repeats.
 
 Run:  python benchmarks/starting.py      (--smoke for a quick look)
 """
@@ -39,7 +40,7 @@ WAYS = {"as it comes": None, "never compiled": False, "compiled at once": True}
 
 
 def process(script: str, environment: dict[str, str]) -> tuple[float, str]:
-    """Seconds of a fresh process, and what it prints."""
+    """Runs a script in a fresh process; returns its seconds, and what it prints."""
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True, env=environment

@@ -1,30 +1,33 @@
-"""Does a VAE fill in tables as well as simpler ways do, and does it give held-out rows a density?
+"""Does a VAE impute tables as well as simpler methods, and give held-out rows as high a density?
 
-Four tables that scikit-learn brings, with a fifth of their entries removed in two ways:
+Four tables of scikit-learn are used, with a fifth of their entries removed in two ways:
 
     at random        every entry with probability 0.2
     by its value     with probability sigmoid(2 u - 2.1), u the entry in standard deviations: large
-                     ones are missing more often, which no method here knows of but `masking`
+                     entries are missing more often, which only `masking` takes into account
 
-A fifth of the rows is held out. Ways to fill in its holes, each fitted to the other rows:
+A fifth of the rows is held out. These methods impute its missing entries, each fitted to the other
+rows:
 
     vae              pv.TableVAE, stopped on a tenth of the training rows
     masking          the same with `likelihoods.SelfMasking`; its log p counts the mask, too
     means            of the columns
-    iterative        scikit-learn's IterativeImputer (Bayesian ridge regression in turn)
-    trees            the same with extremely randomized trees, as missForest has it
+    iterative        scikit-learn's IterativeImputer (Bayesian ridge regression of each column)
+    trees            the same with extremely randomized trees, similar to missForest
     neighbours       scikit-learn's KNNImputer
     normal           a multivariate normal distribution fitted by expectation maximization
-    hyperimpute      HyperImpute (Jarrett et al., 2022) as it comes; it is refitted for the rows it
-                     fills in, so it is given all rows, which favours it
+    hyperimpute      HyperImpute (Jarrett et al., 2022) with its defaults; it has to be fitted to
+                     the rows that it imputes, so it is given all rows, which is an advantage
 
-Printed are the root mean square error of what was filled in, in standard deviations of the column,
-and, where a way has one, the log density of what was observed in held-out rows, nats per datum;
-each less that of the VAE, with the standard error over rows (paired, all seeds together). A last
-line of each comparison says whether the VAE is worse than the best other way beyond two errors;
-`masking` is a choice of this library, and no other way.
+For each method the benchmark prints the root mean square error of the imputed entries, in standard
+deviations of the column. If the method has a density, it prints the log density of the observed
+entries of held-out rows, in nats per datum. For both, it prints the difference from the VAE, with
+the standard error over rows (paired, all seeds together). The last line of each comparison says
+whether the VAE is worse than the best other method by more than two errors; `masking` belongs to
+this library, and does not count as another method.
 
-HyperImpute needs older packages than this library: install it elsewhere, and name that Python.
+HyperImpute needs older packages than this library. Install it in an environment of its own, and
+pass the Python of that environment.
 
     python -m venv peers
     peers/bin/pip install hyperimpute "numpy<2.1" "pandas<2.3" "scikit-learn<1.6" "xgboost<2.1"
@@ -59,14 +62,14 @@ Array = np.ndarray
 
 
 class Filled(NamedTuple):
-    """Held-out rows without holes, and log densities of what was observed in each."""
+    """Held-out rows with imputed entries, and the log density of each row's observed entries."""
 
     y: Array
     log_p: Array | None = None
 
 
 class Task(NamedTuple):
-    """Rows in standard deviations of the columns, with holes; and those held out without them."""
+    """Training and held-out rows with holes, and the complete held-out rows, all standardized."""
 
     train: Array
     test: Array
@@ -75,7 +78,7 @@ class Task(NamedTuple):
 
 
 def task(name: str, holes: str, seed: int) -> Task:
-    """A table with holes, split."""
+    """Loads a table, removes entries, and splits the rows."""
     rng = np.random.default_rng(seed)
     y = getattr(datasets, f"load_{name}")().data
     y = (y - y.mean(axis=0)) / y.std(axis=0)
@@ -89,7 +92,7 @@ def task(name: str, holes: str, seed: int) -> Task:
 
 
 def by_vae(task: Task, epochs: int, *, masking: bool = False) -> Filled:
-    """A VAE for the table, stopped where a tenth of the rows are described best."""
+    """Imputes by a VAE, stopped at the best epoch for a validation tenth of the rows."""
     columns = [f"c{place}" for place in range(task.train.shape[1])]
     frame = pd.DataFrame(task.train, columns=columns)
     table = pv.data.from_frame(frame, test_fraction=0.1, seed=task.seed)
@@ -109,12 +112,12 @@ def by_vae(task: Task, epochs: int, *, masking: bool = False) -> Filled:
 
 
 def by_imputer(imputer: Any) -> Callable[[Task, int], Filled]:
-    """One of scikit-learn's."""
+    """Returns a method that imputes by an imputer of scikit-learn."""
     return lambda task, epochs: Filled(imputer(task.seed).fit(task.train).transform(task.test))
 
 
 def by_normal(task: Task, epochs: int) -> Filled:
-    """A multivariate normal by expectation maximization; conditional means fill in."""
+    """Imputes conditional means of a multivariate normal, fitted by EM."""
     loc = np.nanmean(task.train, axis=0)
     covariance = np.diag(np.nanvar(task.train, axis=0))
     for _ in range(epochs):
@@ -132,7 +135,7 @@ def by_normal(task: Task, epochs: int) -> Filled:
 
 
 def conditional(row: Array, loc: Array, covariance: Array) -> tuple[Array, Array]:
-    """Mean and covariance of a row given what was observed of it."""
+    """Mean and covariance of a row given its observed entries."""
     seen = ~np.isnan(row)
     gain = np.linalg.solve(covariance[np.ix_(seen, seen)], covariance[seen])
     mean = loc + (row[seen] - loc[seen]) @ gain
@@ -141,7 +144,7 @@ def conditional(row: Array, loc: Array, covariance: Array) -> tuple[Array, Array
 
 
 def trees(seed: int) -> IterativeImputer:
-    """As missForest has it."""
+    """An iterative imputer with extremely randomized trees, similar to missForest."""
     forest = ExtraTreesRegressor(n_estimators=10, random_state=seed)
     return IterativeImputer(forest, max_iter=3, random_state=seed)
 
@@ -158,7 +161,7 @@ numpy.save(f"{folder}/found.npy", numpy.asarray(found))
 
 
 def by_hyperimpute(task: Task, python: str) -> Filled:
-    """HyperImpute, in a process of another environment."""
+    """Imputes by HyperImpute, in a process of another Python environment."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/rows.npy", np.concatenate([task.test, task.train]))
         command = [python, "-W", "ignore", "-c", PEER, folder, str(task.seed)]
@@ -180,7 +183,7 @@ WAYS: Ways = {
 
 
 def main() -> None:
-    """Runs all ways on all tables, and prints a line for each."""
+    """Runs all methods on all tables, and prints a line for each."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--smoke", action="store_true")
     options.add_argument("--tables", nargs="+", default=TABLES)
@@ -209,14 +212,14 @@ def main() -> None:
 
 
 class Answers(NamedTuple):
-    """Of one way, all seeds together: squared errors of each row and log p, nan without one."""
+    """Squared errors and log p of each row, for one method and all seeds; log p can be nan."""
 
     squares: Array
     log_p: Array
 
 
 def compared(name: str, holes: str, ways: Ways, seeds: int, epochs: int) -> tuple[bool, bool]:
-    """Prints how far each way is from the truth and from the VAE; whether that is not worse."""
+    """Prints all scores; returns whether the VAE is not worse in imputation, and in log p."""
     tasks = [task(name, holes, seed) for seed in range(seeds)]
     gone = sum(int(np.isnan(task.test).sum()) for task in tasks)
     found: dict[str, Answers] = {}
@@ -243,7 +246,7 @@ def compared(name: str, holes: str, ways: Ways, seeds: int, epochs: int) -> tupl
 
 
 def answers(found: list[Filled], tasks: list[Task]) -> Answers:
-    """Squared errors and log densities of all rows."""
+    """Computes squared errors and log densities of all rows."""
     squares = np.concatenate([(f.y - t.truth) ** 2 for f, t in zip(found, tasks, strict=True)])
     none = np.full(len(squares), np.nan)
     parts = [part.log_p for part in found if part.log_p is not None]
@@ -251,12 +254,12 @@ def answers(found: list[Filled], tasks: list[Task]) -> Answers:
 
 
 def beyond(differences: Array) -> bool:
-    """Whether a mean over rows is above 0 by more than two standard errors."""
+    """Returns whether the mean over rows is above 0 by more than two standard errors."""
     return bool(differences.mean() > 2 * differences.std() / len(differences) ** 0.5)
 
 
 def paired(differences: Array) -> str:
-    """A mean over rows and its standard error."""
+    """Formats the mean over rows and its standard error."""
     return f"{differences.mean():+.3f} ± {differences.std() / len(differences) ** 0.5:.3f}"
 
 

@@ -1,7 +1,7 @@
 """What does a training step cost, with the program written in Pyro?
 
-A Bernoulli VAE with one hidden layer on either side, at three sizes (features-hidden-latents,
-batch), one step of Adam on a batch that is in memory, taken by
+The model is a Bernoulli VAE whose decoder and encoder have one hidden layer each, at three sizes
+(features-hidden-latents, batch). A step of Adam on a batch in memory is taken by
 
     torch         written by hand: no probabilistic program, one optimizer step
     Pyro SVI      the program under Trace_ELBO and Pyro's Adam
@@ -10,10 +10,11 @@ batch), one step of Adam on a batch that is in memory, taken by
     NumPyro jit   `svi.update` compiled, one call per step
     NumPyro scan  many steps in one compiled loop
 
-The last two only where NumPyro is installed. All take turns, repeat for repeat, so that a machine
-that slows down slows all of them; a repeat's time is the median over its steps (of the scan, its
-mean). Printed are milliseconds, medians over repeats, and ratios to `compiled` in the same repeat,
-with their range. Compiling takes up to a minute a size, which is printed as well.
+The last two run only if NumPyro is installed. All take turns within each repeat, so that a change
+in the machine's speed affects all of them. The time of a repeat is the median over its steps, and
+for the scan the mean. The benchmark prints median milliseconds over repeats, and ratios to
+`compiled` in the same repeat, with their range. Compiling takes up to a minute per size, which is
+printed as well.
 
 Run:  python benchmarks/training_step.py      (--smoke for a quick look)
 """
@@ -46,7 +47,7 @@ Steps = Callable[[int], float]  # takes so many steps; seconds per step
 
 
 def timed(step: Callable[[], Any]) -> Steps:
-    """Steps one by one; the median."""
+    """Returns a function that takes steps one by one and gives their median time."""
 
     def run(number: int) -> float:
         seconds = []
@@ -60,14 +61,14 @@ def timed(step: Callable[[], Any]) -> Steps:
 
 
 def programs(features: int, hidden: int, latents: int) -> tuple[pv.models.VAE, pv.Guide]:
-    """The model and the guide of all that run Pyro."""
+    """The model and the guide of all contestants that run Pyro."""
     decoder = pv.nets.MLPDecoder(latents, features, (hidden,))
     model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=latents)
     return model, pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(features, (hidden,))))
 
 
 def by_hand(features: int, hidden: int, latents: int) -> Callable[[Tensor], None]:
-    """Torch without a program: a function that takes a step on a batch."""
+    """Sets up a function that takes a step on a batch, in torch without a program."""
     layers = [(features, hidden), (hidden, 2 * latents), (latents, hidden), (hidden, features)]
     first, head, second, last = (nn.Linear(*size) for size in layers)
     parameters = [p for layer in (first, head, second, last) for p in layer.parameters()]
@@ -87,14 +88,14 @@ def by_hand(features: int, hidden: int, latents: int) -> Callable[[Tensor], None
 
 
 def with_svi(y: Tensor, hidden: int, latents: int) -> Steps:
-    """Pyro's own loop."""
+    """Sets up the steps of Pyro's own SVI."""
     model, guide = programs(y.shape[1], hidden, latents)
     svi = SVI(model, guide, Adam({"lr": 2e-3}), Trace_ELBO())
     return timed(lambda: svi.step(y))
 
 
 def ours(y: Tensor, hidden: int, latents: int, *, compile: bool) -> Steps:
-    """What `pv.fit` does in a step, eagerly or compiled."""
+    """Sets up the steps that `pv.fit` takes, eager or compiled."""
     model, guide = programs(y.shape[1], hidden, latents)
     elbo, rows = Trace_ELBO(), torch.arange(len(y))
     tensors: list[Tensor] = [*model.parameters(), *guide.parameters()]
@@ -167,7 +168,7 @@ def numpyro_svi(y: Tensor, hidden: int, latents: int) -> tuple[Any, Any]:
 
 
 def numpyro_steps(y: Tensor, hidden: int, latents: int) -> dict[str, Steps]:
-    """A compiled update, and a compiled loop over updates."""
+    """Sets up a compiled update of NumPyro, and a compiled loop over updates."""
     import jax
     import jax.numpy as jnp
 
@@ -197,7 +198,7 @@ def numpyro_steps(y: Tensor, hidden: int, latents: int) -> dict[str, Steps]:
 
 
 def peers(size: tuple[int, int, int, int]) -> dict[str, Steps]:
-    """All ways to take a step of a size, set up."""
+    """Sets up all ways to take a step, for one size."""
     features, hidden, latents, batch = size
     torch.manual_seed(0)
     y = (torch.rand(batch, features) < 0.5).float()
@@ -226,7 +227,7 @@ def measured(size: tuple[int, int, int, int], repeats: int, steps: int) -> dict[
 
 
 def report(seconds: dict[str, list[float]], ours: str) -> None:
-    """Prints milliseconds, and the ratios of the runs that stood next to each other."""
+    """Prints milliseconds, and ratios of runs from the same repeat."""
     for peer, own in seconds.items():
         ratios = sorted(a / b for a, b in zip(own, seconds[ours], strict=True))
         print(
@@ -238,7 +239,7 @@ def report(seconds: dict[str, list[float]], ours: str) -> None:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Reads the arguments, measures every size, and prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="one small size, to see that it runs")
     parser.add_argument(

@@ -151,7 +151,7 @@ def main() -> None:
     gain = results["per-datum, full-rank"].elbo - results["per-datum"].elbo
     lost = results["per-datum"].averaged - results["global"].averaged
     print(
-        f"\nA full-rank q(z) per wine gains {gain:.3f} nats of ELBO over a mean-field q(z), because "
+        f"\nA full-rank q(z) per wine gains {gain:.3f} nats of ELBO over a mean-field q(z): "
         "training rotates the loadings until latents are nearly uncorrelated in the posterior. "
         f"One q(z) for all wines loses {lost:.2f} nats of log p."
     )

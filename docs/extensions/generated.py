@@ -38,9 +38,9 @@ def write_llms(folder: Path) -> None:
 def gallery() -> str:
     """Every figure with its question and the script that draws it."""
     head = (
-        "# Gallery\n\nEvery figure of the examples, with its script: a question, a model, a fit, a "
-        "figure, a sentence.\n`python examples/NAME.py --out figures` draws it anew, `--smoke` "
-        "quickly and badly; `make figures` draws all."
+        "# Gallery\n\nThis page shows the figure of every example, with the script that draws it.\n"
+        "`python examples/NAME.py --out figures` draws a figure again. With `--smoke` the script "
+        "uses tiny sizes,\nwhich is quick but gives a poor figure. `make figures` draws them all."
     )
     return "\n\n".join([head, *map(_example, sorted((ROOT / "examples").glob("*.py")))]) + "\n"
 
