@@ -1,6 +1,6 @@
 """Variational autoencoders as Pyro programs, with guides that can be swapped and compared.
 
-A guide is a family; where the family's parameters come from is a separate object, the map::
+A guide is a family; a separate object, the map, supplies the family's parameters::
 
     import pyro_vae as pv
 

@@ -1,7 +1,7 @@
-"""A Sphinx extension: pages that are made from other files, so that they cannot fall behind them.
+"""A Sphinx extension that generates pages from other files, so that the pages stay up to date.
 
-The gallery from the examples, what runs from the corpus of programs, and `llms.txt` from the
-reference.
+The gallery is generated from the examples, "what runs" from the corpus of programs, and `llms.txt`
+from the reference.
 """
 
 import ast
@@ -23,7 +23,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 
 def write_pages(folder: Path) -> None:
-    """Writes what has changed."""
+    """Writes those generated pages that have changed."""
     for name, text in {"gallery.md": gallery(), "what_runs.md": what_runs()}.items():
         file = folder / name
         if not file.exists() or file.read_text() != text:
@@ -31,12 +31,12 @@ def write_pages(folder: Path) -> None:
 
 
 def write_llms(folder: Path) -> None:
-    """Puts `llms.txt` beside the front page."""
+    """Writes `llms.txt` beside the front page."""
     (folder / "llms.txt").write_text(llms_text())
 
 
 def gallery() -> str:
-    """Every figure with its question and the script that draws it."""
+    """The page of all figures, each with its question and the script that draws it."""
     head = (
         "# Gallery\n\nThis page shows the figure of every example, with the script that draws it.\n"
         "`python examples/NAME.py --out figures` draws a figure again. With `--smoke` the script "
@@ -57,7 +57,7 @@ def _example(script: Path) -> str:
 
 
 def what_runs() -> str:
-    """The corpus of programs, and the cells that are not right."""
+    """The page of the corpus of programs, with the cells that are neither right nor doubted."""
     sys.path.insert(0, str(ROOT))
     from tests.corpus import PROGRAMS
     from tests.corpus.known import KNOWN
@@ -71,7 +71,7 @@ def what_runs() -> str:
 
 
 def _exceptions(name: str, known: dict[tuple[str, str, str], tuple[tuple[str, ...], str]]) -> str:
-    """What is known of the cells of a program, each reason once; nothing of those that run."""
+    """Describes the exceptions among the cells of a program, with each reason given once."""
     found: dict[str, list[str]] = {}
     for (program, guide, question), (kinds, reason) in known.items():
         if program == name and kinds != ("right",):

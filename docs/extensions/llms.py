@@ -1,4 +1,4 @@
-"""`llms.txt`: the public names with a sentence each, for people who write with a language model."""
+"""`llms.txt`: public names with a sentence each, for people who code with a language model."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ USAGE = Path(__file__).parent.parent / "for_assistants.md"
 
 
 def llms_text() -> str:
-    """Correct usage, which the tests run, and then every public name."""
+    """The text of `llms.txt`: correct usage, which the tests run, and then every public name."""
     _, _, usage = USAGE.read_text(encoding="utf-8").partition("<!-- llms.txt begins -->\n")
     parts = ["# pyro_vae", usage.strip(), "## Every public name", *map(_page, PAGES)]
     return "\n\n".join(parts) + "\n"

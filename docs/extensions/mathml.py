@@ -1,4 +1,4 @@
-"""A Sphinx extension: formulas as MathML, which browsers draw themselves, without a script."""
+"""A Sphinx extension that writes formulas as MathML, which browsers render without a script."""
 
 import re
 from typing import Any
@@ -19,7 +19,7 @@ FUNCTION = re.compile(r"(<mi>[A-Za-z]{2,}</mi>)(?!<mo stretchy=\"false\">&#x0002
 
 
 def mathml(formula: str, display: str) -> str:
-    """A formula; between the name of a function and its argument stands the space of print."""
+    """A formula in MathML, with a thin space between a function's name and its argument."""
     found = convert(formula.replace(r"\arg", r"\operatorname{arg}"), display=display)
     for letter, operator in OPERATORS.items():
         found = found.replace(f"<mi>{letter}</mi>", f"<mo>{operator}</mo>")
@@ -27,12 +27,12 @@ def mathml(formula: str, display: str) -> str:
 
 
 def inline(self: Any, node: nodes.math) -> None:
-    """A formula in a line of text."""
+    """Writes a formula in a line of text."""
     self.body.append(mathml(node.astext(), "inline"))
     raise nodes.SkipNode
 
 
 def block(self: Any, node: nodes.math_block) -> None:
-    """A formula by itself."""
+    """Writes a displayed formula."""
     self.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
     raise nodes.SkipNode

@@ -1,6 +1,6 @@
-"""What a package index shows: README.md without what only a repository can show.
+"""The page of a package index: README.md without the parts that work only in a repository.
 
-An index shows neither pictures nor links whose addresses are relative to the repository.
+An index can show neither pictures nor links with addresses relative to the repository.
 """
 
 import re
@@ -15,7 +15,7 @@ LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")
 
 
 def page(readme: str) -> str:
-    """The text without relative links, pictures and their captions, and lists of pages."""
+    """Returns the text without relative links, pictures with captions, and lists of pages."""
     text = REPOSITORY.sub("", PICTURE.sub("", readme)).replace("'.[all]'", "'pyro-vae[all]'")
     return LINK.sub(r"\1", text)
 
@@ -24,6 +24,6 @@ class PackagePage(MetadataHookInterface):
     """Called by hatchling."""
 
     def update(self, metadata: dict[str, Any]) -> None:
-        """Gives the metadata their readme."""
+        """Puts the page into the metadata as the readme."""
         text = page(Path(self.root, "README.md").read_text(encoding="utf-8"))
         metadata["readme"] = {"content-type": "text/markdown", "text": text}

@@ -1,8 +1,8 @@
 """The public names of pyro_vae, where each is documented, and what docstrings refer to.
 
-Used by the reference, by `llms.txt` and by the tests. A name is public if a public module lists it
-in `__all__`, or, where there is no such list, holds it without an underscore and without having
-it from another library. It is documented once, under its shortest path.
+The reference, `llms.txt` and the tests use this module. A name is public if a public module lists
+it in `__all__`. In a module without `__all__`, names are public if they have no underscore and do
+not come from another library. A public name is documented once, under its shortest path.
 """
 
 import ast
@@ -114,9 +114,9 @@ class Name(NamedTuple):
     """A public name.
 
     Arguments:
-        path: What a user writes after `import pyro_vae`, the shortest way.
+        path: The shortest path that a user can write after `import pyro_vae`.
         page: The public module on whose page it is documented.
-        object: What it names.
+        object: The object that has this name.
     """
 
     path: str
@@ -125,7 +125,7 @@ class Name(NamedTuple):
 
     @property
     def short(self) -> str:
-        """As users write it: `pv.Guide`."""
+        """The name as users write it, such as `pv.Guide`."""
         return self.path.replace(ROOT, "pv", 1)
 
     @property
@@ -135,7 +135,7 @@ class Name(NamedTuple):
 
     @property
     def docstring(self) -> str:
-        """Its docstring; that of a constant stands below the constant."""
+        """The docstring of the object; for a constant, the string below its definition."""
         if isclass(self.object) or isroutine(self.object):
             return getdoc(self.object) or ""
         return constants(self.page).get(self.path.rpartition(".")[2], "")
@@ -148,7 +148,7 @@ def sentence(docstring: str) -> str:
 
 @cache
 def constants(page: str) -> dict[str, str]:
-    """What stands below the constants of a public module and of the modules inside it."""
+    """Docstrings of the constants of a public module and of the modules inside it."""
     home = f"{ROOT}.{page}"
     files = [
         inner.__file__
@@ -196,14 +196,14 @@ def _defined_in(value: Any) -> str:
 
 
 def _page_of(value: Any, found_in: str) -> str:
-    """The module where it is defined, if that has a page; else the one that shows it."""
+    """The module that defines a value, if this module has a page; otherwise `found_in`."""
     defined = _defined_in(value).split(".")[1:2]
     return defined[0] if defined and defined[0] in PAGES else found_in
 
 
 @cache
 def public_names() -> tuple[Name, ...]:
-    """Every public name, those at the root first, each under its shortest path."""
+    """All public names, each under its shortest path; names at the root come first."""
     root = import_module(ROOT)
     found: dict[tuple[str, object], Name] = {}
     for name in _listed(root):
@@ -219,7 +219,7 @@ def public_names() -> tuple[Name, ...]:
 
 
 def _key(value: Any, name: str) -> tuple[str, object]:
-    """What makes two names the same: being one class or function, or one constant's name."""
+    """A key that is equal for two names of the same class or function, or of one constant."""
     unhashable = not (isclass(value) or isroutine(value))
     return (name, "constant") if unhashable else ("", unwrap(value))
 
@@ -230,15 +230,15 @@ def _paths() -> dict[tuple[str, object], str]:
 
 
 def public_path(value: Any, name: str) -> str | None:
-    """Where an object is documented; None for what is not public."""
+    """The path under which an object is documented; None if it is not public."""
     return _paths().get(_key(value, name))
 
 
 def resolve(target: str, home: ModuleType, owner: type | None = None) -> tuple[str, Any] | None:
-    """What a docstring's reference means, as a path and the object; None if it is not there.
+    """Resolves a docstring's reference to a path and an object; None if there is no such object.
 
-    A name is looked for in the class that the docstring stands in, in its module and in the
-    packages around it, in this order. The path is the public one, where there is one.
+    A name is looked up in the class that contains the docstring, in its module, and in the packages
+    around this module, in this order. The path is the public path, if there is one.
     """
     names = target.lstrip("~.").split(".")
     if names[0] == ROOT:
@@ -279,7 +279,7 @@ def _path_of(value: Any, name: str) -> str:
 
 
 def documented(path: str) -> str | None:
-    """Where the reference documents what is at a path: itself, its class, or its module's page."""
+    """The entry that documents a path: its own entry, that of its class, or its module's page."""
     if path in _documented():
         return path
     owner = path.rpartition(".")[0]
@@ -300,10 +300,10 @@ def _documented() -> frozenset[str]:
 
 
 def members(value: Any) -> list[str]:
-    """What the reference shows of a class: documented methods and properties of its own.
+    """Methods and properties of a class that the reference shows, if they have a docstring.
 
-    Those of a base class are among them where the base is not public, so has no page. Left out is
-    what only the library calls, and a method that is called as that of a public base is.
+    Those of a base class are included if the base is not public and so has no page. Methods that
+    only the library calls are left out, and so are methods with the same call in a public base.
     """
     if not isclass(value):
         return []
@@ -329,7 +329,7 @@ def _is_shown(owner: type, name: str) -> bool:
 
 
 def _is_called_alike(base: type, owner: type, name: str) -> bool:
-    """Whether a public base documents the same call; what results say differs, so stays."""
+    """Whether a public base documents the same call; methods of results are always kept."""
     before, now = getattr(base, name, None), getattr(owner, name)
     if not (isroutine(before) and isroutine(now)) or public_path(base, "") is None:
         return False
@@ -339,7 +339,7 @@ def _is_called_alike(base: type, owner: type, name: str) -> bool:
 
 
 class Reference(NamedTuple):
-    """A role of a docstring, `:func:` and so on, and where it stands."""
+    """A role in a docstring, such as `:func:`, and its position."""
 
     role: str
     target: str
@@ -347,6 +347,6 @@ class Reference(NamedTuple):
 
 
 def references(docstring: str) -> Iterator[Reference]:
-    """The references of a docstring."""
+    """Finds the references in a docstring."""
     for found in ROLE.finditer(docstring):
         yield Reference(found[1], found[2], found[0])

@@ -1,8 +1,8 @@
-"""A Sphinx extension: pages of the reference from the public names, with every reference resolved.
+"""A Sphinx extension that writes the reference from the public names, with references resolved.
 
-A page for each public module is written before Sphinx reads anything, and an index that links to
-every name. What a docstring refers to is looked up where the docstring stands, and replaced by the
-one place where it is documented; a reference to what is not public, or not there, is a warning.
+Before Sphinx reads anything, a page for each public module is written, and an index that links to
+every name. A reference in a docstring is looked up from the module of the docstring, and replaced
+by the entry that documents its target. If the target is not public or does not exist, Sphinx warns.
 """
 
 import sys
@@ -45,7 +45,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 
 class PublicName(SphinxRole):
-    """`{pv}` before a name in backquotes links `fit` or `stats.tail_error` to its entry."""
+    """The role `{pv}`, which links a name such as `fit` or `stats.tail_error` to its entry."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         name = self.text.removesuffix("()")
@@ -61,7 +61,7 @@ class PublicName(SphinxRole):
 
 
 def write_pages(folder: Path) -> None:
-    """Writes the index and a page for each module; leaves what has not changed untouched."""
+    """Writes the index and a page for each module; unchanged files are left untouched."""
     folder.mkdir(exist_ok=True)
     for page in PAGES:
         _write(folder / f"{page}.rst", page_of(page))
@@ -74,19 +74,19 @@ def _write(file: Path, text: str) -> None:
 
 
 def on_page(page: str) -> list[Name]:
-    """Names on a page, those at the root first."""
+    """The names on a page; names at the root come first."""
     names = [name for name in public_names() if name.page == page]
     return sorted(names, key=lambda name: name.path.count("."))
 
 
 def page_of(page: str) -> str:
-    """A page in reStructuredText."""
+    """The text of a page in reStructuredText."""
     parts = [f"{PAGES[page]}\n{'=' * len(PAGES[page])}", f".. automodule:: pyro_vae.{page}"]
     return "\n\n".join([*parts, *map(entry, on_page(page))]) + "\n"
 
 
 def entry(name: Name) -> str:
-    """The directive that documents a name."""
+    """The reStructuredText directive that documents a name."""
     if isclass(name.object):
         shown = members(name.object)
         listed = f"\n   :members: {', '.join(shown)}" if shown else ""
@@ -102,7 +102,7 @@ def entry(name: Name) -> str:
 
 
 def index() -> str:
-    """The page that lists every name."""
+    """The text of the page that lists every name."""
     head = "Reference\n=========\n\nEvery public name. `pv` is `pyro_vae`: `import pyro_vae as pv`."
     hidden = "\n".join(f"   {page}" for page in PAGES)
     parts = [head, f".. toctree::\n   :hidden:\n\n{hidden}"]
@@ -110,7 +110,7 @@ def index() -> str:
 
 
 def table(page: str) -> str:
-    """The names of a page and their first sentences."""
+    """A table of the names on a page, with the first sentences of their docstrings."""
     title = PAGES[page]
     about = _plain(sentence(module(page).__doc__ or ""))
     head = f"{title}\n{'-' * len(title)}\n\n:doc:`{page}`: {about}"
@@ -123,7 +123,7 @@ def _row(name: Name) -> str:
 
 
 def _plain(text: str) -> str:
-    """A sentence without references, which only resolve where it stands."""
+    """A sentence with plain names in place of references, which resolve only in their module."""
     return ROLE.sub(lambda found: f"``{found[2].lstrip('~')}``", text)
 
 
@@ -160,12 +160,12 @@ def _resolved(line: str, home: ModuleType, owner: type | None, name: str) -> str
 
 
 def public_bases(app: Sphinx, name: str, obj: type, options: Any, bases: list[type]) -> None:
-    """Shows the bases that have an entry here, since what is of use in others is shown as own."""
+    """Keeps only the bases that have an entry; methods of other bases are shown with the class."""
     bases[:] = [base for base in bases if public_path(base, "")]
 
 
 def public_type(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
-    """Links a type of a signature, known by its module, to where it is documented."""
+    """Links a type in a signature, which is known by its module, to its entry."""
     meant = resolve(node.get("reftarget", ""), sys.modules["pyro_vae"])
     if meant is None or node.get("reftype") != "class":
         return None

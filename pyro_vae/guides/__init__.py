@@ -1,4 +1,4 @@
-"""A guide is a family; where the family's parameters come from is a separate object, the map."""
+"""A guide is a family; a separate object, the map, supplies the family's parameters."""
 
 from .._arguments import check_public
 from .closed_form import CoordinateAscent as CoordinateAscent
