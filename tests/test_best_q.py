@@ -12,6 +12,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.evidence import best_of_family, prepared, starting_points
 from pyro_vae.guides import fit_parameters
+from pyro_vae.guides.reparameterization import NormalNoise, even_noise, lattice_noise
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -33,7 +34,7 @@ def cubic_elbo(parameters: Tensor, y: Tensor) -> Tensor:
     return (log_joint * weights / weights.sum()).sum(-1) + entropy
 
 
-@pytest.mark.parametrize("seed", [0])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_best_q_is_found_and_what_is_left_is_said(seed: int) -> None:
     """Against the maximum of the exact ELBO over a fine grid of means and scales."""
     y = torch.tensor([0.39, -0.54, -0.38, 1.43])
@@ -47,8 +48,63 @@ def test_the_best_q_is_found_and_what_is_left_is_said(seed: int) -> None:
         fit = best_of_family(program, batch, family, places, pv.FitRows(), seed=seed)
     lost = best - cubic_elbo(fit.parameters, y)
     assert fit.converged.all()
-    assert (lost < 0.02).all(), lost
-    assert (lost < 5e-3 + 5 * fit.left).all(), (lost, fit.left)
+    assert (lost < 1e-3 + 2 * fit.left).all(), (lost, fit.left)
+
+
+def unsigned_elbo(loc: Tensor, log_scale: Tensor, y: Tensor) -> Tensor:
+    """Of N(m, s^2) for y = |z| + noise, by the trapezoidal rule, to 1e-4."""
+    nodes = torch.linspace(-7, 7, 401)
+    z = loc[..., None] + log_scale.exp()[..., None] * nodes
+    log_joint = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z.abs(), 0.3).log_prob(y)
+    mean = (log_joint * (-nodes.square() / 2).softmax(0)).sum(-1)
+    return mean + log_scale + (1 + math.log(2 * math.pi)) / 2
+
+
+def test_the_best_of_several_optima_is_found() -> None:
+    """Each of four latents is seen without its sign: a q on one sign, or a wide one on both.
+
+    Which of them is better depends on y; for the four together the optima add up.
+    """
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(z.abs(), 0.3).to_event(1), obs=y)
+
+    sees = torch.linspace(-0.3, 1.7, 21)
+    y = sees[(torch.arange(40)[:, None] * torch.tensor([1, 5, 8, 11])) % 21]
+    grid = torch.meshgrid(torch.linspace(0, 1.8, 61), torch.linspace(-1.6, 0, 41), indexing="ij")
+    best = {float(one): unsigned_elbo(*grid, one).amax() for one in sees}
+    guide, family = pv.Guide(model, pv.GlobalParameters(), example=y), pv.DiagonalNormal()
+    with prepared(model, guide, y, 0) as (program, posterior, batch):
+        places = starting_points(program, posterior, batch, family)
+        fit = best_of_family(program, batch, family, places, pv.FitRows(compile=False))
+    parts = fit.parameters.view(-1, 2, 4).movedim(1, 0)
+    found = torch.stack([unsigned_elbo(*(p[:, i] for p in parts), y[:, i, None]) for i in range(4)])
+    lost = torch.tensor([[best[v] for v in row] for row in y.tolist()]).sum(1) - found.sum(0)
+    assert int((lost > 0.05).sum()) <= 4, lost
+
+
+@pytest.mark.parametrize(("num_points", "size"), [(32, 1), (128, 2)])
+def test_a_lattice_has_the_moments_of_the_normal(num_points: int, size: int, seed: int) -> None:
+    """Those of the fourth order too, which quasi-random points miss by a tenth."""
+    points, weights = lattice_noise(num_points, size, seed=seed)
+    for power, moment in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+        found = (weights[:, None] * points**power).sum(0)
+        torch.testing.assert_close(found, torch.full_like(found, moment), rtol=1e-4, atol=1e-4)
+    assert abs(len(points) - num_points) < 0.2 * num_points
+    even = even_noise(num_points, size, seed=seed)
+    assert ((even**4).mean(0) - 3).abs().max() > 0.02
+
+
+def test_far_points_at_which_a_program_fails_are_left_out() -> None:
+    """A lattice reaches farther than as many draws, whose failure would matter."""
+    points, weights = lattice_noise(32, 1)
+    noise = NormalNoise(points[:, None], weights)
+    for limit, out in ((3.0, True), (1.0, False)):
+        own, none = noise.weighted(points > limit)
+        assert torch.equal(none, points > limit) is out
+        assert own.sum() == pytest.approx(1.0)
 
 
 def test_what_is_left_shows_a_fit_to_few_points(seed: int) -> None:

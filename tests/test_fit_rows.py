@@ -455,7 +455,8 @@ def test_never_below_the_start(
     start = torch.tensor([[0.3, -3.0]]).expand(3, -1)
     fit = fitted(y, start, model=model, family=family)
     problem = Problem.of(Program(model, y), family, (y,), start, pv.FitRows(), 0)
-    assert (problem(fit.parameters).elbo > problem(start).elbo).all()
+    with pyro.validation_enabled(is_validate=False):  # far from the fit the cliff is nan
+        assert (problem(fit.parameters).elbo > problem(start).elbo).all()
     if likelihood is square:
         assert fit.converged.all()
         # The maximum of the ELBO, in closed form by the moments of z of order 2 and 4.

@@ -12,10 +12,11 @@ optimum is the highest, and only that one is run to convergence. No fit depends 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from functools import partial
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from .._types import Batch
@@ -30,6 +31,7 @@ from ..guides import (
     Posterior,
     RowFit,
     TrainableFamily,
+    elbo_over_points,
     finite_rows,
     fit_parameters,
 )
@@ -49,6 +51,11 @@ _PROBE_POINTS, _PROBE_TOLERANCE = 8, 0.05  # enough to tell in which mode a fit 
 _PROBED_AT_ONCE = 256  # data at a time, each fitted from all places at once
 _FAR = 8.0  # squared distance over the sum of both variances: 4 sd if both modes are as wide
 _HILLS = 1e-2  # nats: enough to tell which optimum is the highest
+_DIFFERENT = 0.05  # nats between two fits, by common draws: they ended at different optima
+_MOVED = 0.5  # standard deviations, or their log ratio: fits of one optimum are closer
+_FURTHER, _WIDTHS = 12, (0.1, 0.6)  # then further starts: so many likely draws, so wide
+_UNSURE = 4.0  # standard errors between two fits: more is no chance
+_JUDGES = 16  # factor on the number of points by which such fits are told apart
 _COMPARABLE = 4.6  # nats, log 100: a mode with less than a hundredth of the mass is ignored
 _MOST_CORRELATED = 50  # latents; beyond, a full-rank fit takes seconds per datum
 _WIDER = (0.1, 0.8)  # at most a tenth; less for many latents, since each costs effective draws
@@ -269,11 +276,41 @@ def best_of_family(
     if len(starts) > 1:
         # Accurate enough to tell which mode is the highest; other draws judge the chosen q.
         rough = replace(fitting, tolerance=max(fitting.tolerance, _HILLS))
-        found = _fits(program, batch, family, starts, rough, stream(seed, "fit.rough"))
-        start = reduce(_better, found).parameters
+        found = list(_fits(program, batch, family, starts, rough, stream(seed, "fit.rough")))
+        if refit:
+            found += _from_further(program, batch, family, found, rough, stream(seed, "fit.rough"))
+        start = _best_place(program, batch, family, found, fitting, seed)
     return fit_parameters(
         program, family, batch, start, fitting, seed=seed, progress=progress, refit=refit
     )
+
+
+def _from_further(
+    program: Program,
+    batch: Batch,
+    family: Family,
+    found: Sequence[RowFit],
+    fitting: FitRows,
+    seed: int,
+) -> list[RowFit]:
+    """Fits from further starts, for data whose first fits ended at different optima."""
+    several = _ends(family, found).differ.any(dim=0).nonzero().squeeze(-1)
+    if len(several) == 0:
+        return []
+    some = tuple(part[several] for part in batch)
+    away = _likeliest(program, some, found[0].parameters, _FURTHER).flatten(0, 1)
+    wide = [torch.stack([family.initial(row, width) for row in away]) for width in _WIDTHS]
+    number = _FURTHER * len(_WIDTHS)
+    many = tuple(part.repeat(number, *[1] * (part.dim() - 1)) for part in some)
+    first = found[0].parameters[several].repeat(number, 1)
+    starts = torch.cat(wide)
+    usable = finite_rows(program, family, many, starts, fitting, seed=seed)
+    starts = torch.where(usable[:, None], starts, first)
+    ends = fit_parameters(
+        program, family, many, starts, fitting, seed=seed, refit=False, progress=False
+    )
+    places = torch.arange(len(first), device=several.device).split(len(several))
+    return [with_rows(found[0], several, ends[rows]) for rows in places]
 
 
 def _fits(
@@ -294,11 +331,50 @@ def _fits(
         yield fit(start)
 
 
-def _better(first: RowFit, other: RowFit) -> RowFit:
-    """The better of two fits, for every datum."""
-    wins = ((other.elbo > first.elbo) | first.elbo.isnan()).nonzero().squeeze(-1)
-    better = with_rows(first, wins, other[wins])
-    return replace(better, steps=max(first.steps, other.steps))
+class _Ends(NamedTuple):
+    """Where some fits of the same data ended, each `(fits, batch)`, and the best, `(batch,)`."""
+
+    behind: Float[Tensor, "fits batch"]
+    error: Float[Tensor, "fits batch"]
+    differ: Bool[Tensor, "fits batch"]
+    best: Int64[Tensor, " batch"]
+
+
+def _ends(family: Family, found: Sequence[RowFit]) -> _Ends:
+    """Tells optima apart by their ELBO, and by mean and width where the family has them."""
+    elbo = torch.stack([fit.elbo for fit in found]).nan_to_num(-torch.inf)
+    error = torch.stack([fit.error for fit in found]).nan_to_num(0.0)
+    best, rows = elbo.argmax(dim=0), torch.arange(elbo.shape[1], device=elbo.device)
+    behind = elbo[best, rows] - elbo
+    differ = behind > _DIFFERENT
+    if isinstance(family, ClosestNormal | MomentMatching):
+        q = family(torch.stack([fit.parameters for fit in found]))
+        away = (q.mean - q.mean[best, rows]).abs() / q.stddev
+        wider = (q.stddev / q.stddev[best, rows]).log().abs()
+        differ |= (torch.maximum(away, wider) > _MOVED).any(dim=-1)
+    return _Ends(behind, torch.hypot(error, error[best, rows]), differ, best)
+
+
+def _best_place(
+    program: Program,
+    batch: Batch,
+    family: Family,
+    found: Sequence[RowFit],
+    fitting: FitRows,
+    seed: int,
+) -> Float[Tensor, "batch parameters"]:
+    """The parameters with the highest ELBO; if chance could decide, over more points."""
+    parameters = torch.stack([fit.parameters for fit in found])
+    behind, error, differ, best = _ends(family, found)
+    rows = torch.arange(len(best), device=best.device)
+    some = (differ & (behind < _UNSURE * error)).any(dim=0).nonzero().squeeze(-1)
+    if len(some) > 0:
+        part = tuple(tensor[some] for tensor in batch)
+        judge = partial(elbo_over_points, program, family, part, fitting=fitting.times(_JUDGES))
+        own = stream(seed, "fit.places")
+        values = torch.stack([judge(places[some], seed=own) for places in parameters])
+        best[some] = values.nan_to_num(-torch.inf).argmax(dim=0)
+    return parameters[best, rows]
 
 
 def _require_ready(family: Family) -> None:

@@ -51,6 +51,7 @@ from .posteriors import Posterior as Posterior
 from .posteriors import ProgramPosterior as ProgramPosterior
 from .refined import Refined as Refined
 from .row_fits import RowFit as RowFit
+from .row_fits import elbo_over_points as elbo_over_points
 from .row_fits import finite_rows as finite_rows
 from .row_fits import fit_parameters as fit_parameters
 from .row_fits import refine_parameters as refine_parameters

@@ -92,6 +92,7 @@ class Point(NamedTuple):
     gradient: Float64[Tensor, "batch parameters"]
     z: Float[Tensor, "particles batch latents"]
     slope: Float[Tensor, "particles batch latents"]
+    weights: Float64[Tensor, "particles batch"]
 
     @property
     def is_finite(self) -> Tensor:
@@ -106,6 +107,7 @@ class Point(NamedTuple):
             self.gradient[rows],
             self.z[:, rows],
             self.slope[:, rows],
+            self.weights[:, rows],
         )
 
 
@@ -150,11 +152,15 @@ class Problem:
         at = z.detach()
         log_joint, slope = self._with_gradient(at)
         log_q = q.log_prob(z)
+        fails = ~(log_joint.isfinite() & slope.isfinite().all(dim=-1))
+        weights, none = self.noise.weighted(fails)
+        log_joint, slope = log_joint.masked_fill(none, 0.0), slope.masked_fill(none[..., None], 0.0)
         # The chain rule by hand, since the slopes are needed too: f = mean(log p(y, z) - log q).
-        bound = ((z * slope).sum() - log_q.sum()) / len(z)
+        bound = (weights.to(z) * ((z * slope).sum(dim=-1) - log_q)).sum()
         (gradient,) = torch.autograd.grad(bound, leaf)
-        elbo = (log_joint.double() - log_q.detach().double()).mean(dim=0)
-        return Point(leaf.detach(), elbo, gradient.double(), at, slope)
+        log_weights = log_joint.double() - log_q.detach().double()
+        elbo = (weights * log_weights).sum(dim=0)
+        return Point(leaf.detach(), elbo, gradient.double(), at, slope, weights)
 
     def _with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log joint at the points, and its gradient, for as many data at once as memory allows."""
@@ -195,7 +201,7 @@ class Problem:
         leaf = point.parameters.expand(len(point.z), *point.parameters.shape)
         leaf = leaf.clone().requires_grad_()
         (score,) = torch.autograd.grad(self.family(leaf).log_prob(point.z).sum(), leaf)
-        information = score.double().square().mean(dim=0)
+        information = (point.weights.unsqueeze(-1) * score.double().square()).sum(dim=0)
         return information.clamp(min=torch.finfo(torch.float64).tiny ** 0.5)
 
 
@@ -212,7 +218,7 @@ def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
     except ValueError:
         with pyro.validation_enabled(is_validate=False):
             point = problem(start)
-        if bool(point.is_finite.all()):
+        if bool(point.is_finite.all() & (point.weights > 0).all()):
             raise  # refused for a reason other than nan, such as data outside the support
     bad = (point.elbo.isnan() | (point.elbo == torch.inf)).nonzero().squeeze(-1)
     if len(bad) > 0:
@@ -294,11 +300,11 @@ class _Newton:
 
 def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
     """Mean and precision of the normal whose log density has the mean gradient and curvature."""
-    z, slope = point.z.double(), point.slope.double()
-    mean, mean_slope = z.mean(dim=0), slope.mean(dim=0)
+    z, slope, weights = point.z.double(), point.slope.double(), point.weights.unsqueeze(-1)
+    mean, mean_slope = (weights * z).sum(dim=0), (weights * slope).sum(dim=0)
     centred = z - mean
-    covariance = torch.einsum("kni,knj->nij", centred, centred)
-    cross = torch.einsum("kni,knj->nij", slope - mean_slope, centred)
+    covariance = torch.einsum("kni,knj->nij", weights * centred, centred)
+    cross = torch.einsum("kni,knj->nij", weights * (slope - mean_slope), centred)
     curvature, _ = torch.linalg.solve_ex(covariance, cross, left=False)
     precision = _positive(-(curvature + curvature.mT) / 2)
     move, _ = torch.linalg.solve_ex(precision, mean_slope.unsqueeze(-1))

@@ -4,19 +4,22 @@ Many distributions are a transformation of standard normals, :math:`z = T_\lambd
 :math:`\epsilon` fixed the ELBO's sample average is an ordinary, deterministic function of
 :math:`\lambda`. Whitened quasi-random points (a scrambled Sobol sequence, mirrored at zero) have
 exactly the mean and covariance of the normal, so the average of a quadratic function over them is
-exactly its expectation.
+exactly its expectation. For one or two latents an evenly spaced lattice, weighted by the normal
+density, is more accurate: it reaches six standard deviations, and for a smooth function its error
+falls exponentially with the number of points.
 
 For other distributions, torch's generator is set to the same seed before each row is drawn with
 `rsample`: this noise is fixed too, but not quasi-random.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torch.distributions import (
     Independent,
@@ -27,7 +30,12 @@ from torch.distributions import (
 )
 
 from .._types import Distribution
-from ..randomness import normals, seeded
+from ..randomness import generator, normals, seeded
+
+FEW = 2  # dimensions for which a lattice is better than quasi-random points
+_WIDEST = 1.0  # spacing of a lattice, in standard deviations: the error is then 3e-9, times powers
+_SLANT = math.atan(2 / (1 + 5**0.5))  # of two axes: no kink along an axis meets a row of points
+_RADIUS = 6.0  # of a lattice, in standard deviations; of E[z^6] 1e-5 lies beyond
 
 
 def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, "points size"]:
@@ -73,6 +81,53 @@ def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, 
         root = torch.linalg.cholesky(covariance)
         white = torch.linalg.solve_triangular(root, normal.T, upper=False).T
     return torch.cat([white, -white])
+
+
+def lattice_noise(
+    num_points: int, size: int, *, seed: int = 0
+) -> tuple[Float64[Tensor, "points size"], Float64[Tensor, " points"]]:
+    r"""A lattice for a standard normal in a few dimensions, randomly shifted, with weights.
+
+    .. math:: \operatorname{E}[f(\epsilon)] \approx \sum_k w_k f(\epsilon_k), \qquad
+        w_k \propto \mathcal{N}(\epsilon_k \mid 0, I), \quad \lVert \epsilon_k \rVert < 6
+
+    This is the trapezoidal rule. With spacing h its relative error is about
+    :math:`e^{-2 \pi^2 / h^2}` for polynomials; beyond the radius lies 2e-8 of the mass. Torch's
+    random stream is not touched.
+
+    Arguments:
+        num_points: About how many points.
+        size: Dimensions.
+        seed: Seed of the shift.
+
+    Returns:
+        Points `(points, size)` and weights, which add up to 1, in float64 on the CPU.
+
+    References:
+        | The Exponentially Convergent Trapezoidal Rule (Trefethen & Weideman, 2014)
+        | https://doi.org/10.1137/130932132
+
+    Example:
+        >>> points, weights = lattice_noise(32, 1)
+        >>> round(float((weights[:, None] * points**4).sum()), 4)  # the fourth moment is 3
+        3.0
+    """
+    spacing = _spacing(num_points, size)
+    shift = torch.rand(size, generator=generator(seed), dtype=torch.float64, device="cpu")
+    reach = math.ceil(_RADIUS / spacing) + 1
+    axis = torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu")
+    points = spacing * (torch.cartesian_prod(*[axis] * size).view(-1, size) + shift)
+    if size == 2:
+        sine, cosine = math.sin(_SLANT), math.cos(_SLANT)
+        points = points @ points.new_tensor([[cosine, sine], [-sine, cosine]])
+    points = points[points.square().sum(dim=1) < _RADIUS**2]
+    return points, (-points.square().sum(dim=1) / 2).softmax(dim=0)
+
+
+def _spacing(num_points: int, size: int) -> float:
+    """Of the lattice with about so many points, in standard deviations."""
+    volume = math.pi ** (size / 2) / math.gamma(size / 2 + 1) * _RADIUS**size
+    return float((volume / num_points) ** (1 / size))
 
 
 @singledispatch
@@ -168,6 +223,12 @@ def _(q: TransformedDistribution, noise: Tensor) -> Tensor:
 class Noise(Protocol):
     """Fixed noise: turns parameters into a distribution and reproducible draws from it."""
 
+    def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
+        """Weights of the draws, which add up to 1, and draws to leave out, `(points, batch)`.
+
+        Those at which the program fails are left out if as many random draws would not reach them.
+        """
+
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Tensor
     ) -> tuple[Distribution, Tensor]:
@@ -179,6 +240,7 @@ class NormalNoise:
     """Reparameterized draws from standard normals `(points, batch or 1, size)`."""
 
     points: Float[Tensor, "points _ size"]
+    weights: Float64[Tensor, " points"] | None = None
 
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Float[Tensor, "batch _"]
@@ -186,6 +248,16 @@ class NormalNoise:
         """Draws all rows at once."""
         q = family(parameters)
         return q, reparameterize(q, self.points)
+
+    def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
+        """Equal weights, or those of a lattice."""
+        if self.weights is None:
+            return _equal(fails)
+        ordered, order = self.weights.sort()
+        beyond = ordered.cumsum(dim=0).index_select(0, order.argsort())
+        none = fails & (beyond < 1 / len(beyond)).unsqueeze(-1)
+        weights = self.weights.unsqueeze(-1).masked_fill(none, 0.0)
+        return weights / weights.sum(dim=0), none
 
 
 @dataclass(frozen=True)
@@ -207,6 +279,16 @@ class SeededNoise:
         draws = [_drawn(family(row), self.num_points, key) for row, key in rows]
         return family(parameters), torch.cat(draws, dim=1)
 
+    def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
+        """Equal weights."""
+        return _equal(fails)
+
+
+def _equal(fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
+    """Equal weights, and nothing to leave out."""
+    weights = torch.full(fails.shape, 1 / len(fails), dtype=torch.float64, device=fails.device)
+    return weights, torch.zeros_like(fails)
+
 
 def _drawn(q: Distribution, num_points: int, key: int) -> Tensor:
     seeded(key)
@@ -225,7 +307,9 @@ def noise_size(q: Distribution) -> int | None:
 
 
 def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0) -> Noise:
-    """Noise for `q`, the same for all rows: quasi-random if `q` is made of normals, else by a seed.
+    """Noise for `q`, the same for all rows: by a seed, unless `q` is made of normals.
+
+    Of normals it is a lattice if few latents leave its points close enough, else quasi-random.
 
     Arguments:
         q: The distribution of some row, which sets the shape of the noise.
@@ -236,6 +320,9 @@ def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0
     size = noise_size(q)
     if size is None:
         return SeededNoise(num_points, (seed,))
+    if size <= FEW and _spacing(num_points, size) <= _WIDEST:
+        points, weights = lattice_noise(num_points, size, seed=seed)
+        return NormalNoise(points.unsqueeze(1).to(like), weights.to(like.device))
     return NormalNoise(even_noise(num_points, size, seed=seed).unsqueeze(1).to(like))
 
 

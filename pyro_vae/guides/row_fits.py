@@ -25,8 +25,8 @@ from ..progress import progress_bar
 from ..randomness import forked, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum
 from .families import Family
-from .optimization import FRESH_DRAWS, FitRows, Problem, maximize, pieces
-from .reparameterization import Noise, SeededNoise, noise_size
+from .optimization import FRESH_DRAWS, FitRows, Point, Problem, maximize, pieces
+from .reparameterization import FEW, Noise, SeededNoise, noise_size
 
 _MEMORY = 2**28  # bytes of the program's results at once; gradients take about as many again
 _ROWS_TOGETHER = 8  # rows that take a step together, as a multiple of the rows per program call
@@ -36,7 +36,6 @@ _LEFT = 5e-3  # nats: a step that gains less is not worth more points
 _LEFT_OF_FEW = 1e-3  # the same for few latents, whose points are cheap
 _MOST_LEFT = 0.05  # nats: if more may be left, the best q was not found
 _JUDGES = 2  # factor on the number of points, to predict what is left
-_FEW_LATENTS = 2
 
 
 @dataclass(frozen=True, repr=False)
@@ -170,7 +169,7 @@ class _How:
     def of(program: Program, family: Family, fitting: FitRows, seed: int, start: Tensor) -> "_How":
         """Makes the settings, with compiled densities if that saves time or on request."""
         size = noise_size(family(start[:1].detach()))
-        few = size is not None and size <= _FEW_LATENTS
+        few = size is not None and size <= FEW
         return _How(_compiled(program, fitting), family, fitting, seed, few)
 
     @property
@@ -279,11 +278,34 @@ def finite_rows(
     seed: int = 0,
 ) -> Bool[Tensor, " batch"]:
     """Which data can be fitted from `start`: those with a finite ELBO and gradient there."""
+    found = _evaluations(program, family, batch, start, fitting, seed)
+    return torch.cat([point.is_finite for point in found])
+
+
+def elbo_over_points(
+    program: Program,
+    family: Family,
+    batch: Batch,
+    parameters: Float[Tensor, "batch parameters"],
+    fitting: FitRows,
+    *,
+    seed: int = 0,
+) -> Float64[Tensor, " batch"]:
+    """The ELBO over fixed points, in nats: the same points whatever the parameters."""
+    found = _evaluations(program, family, batch, parameters, fitting, seed)
+    return torch.cat([point.elbo for point in found])
+
+
+def _evaluations(
+    program: Program, family: Family, batch: Batch, at: Tensor, fitting: FitRows, seed: int
+) -> Iterator[Point]:
+    """Evaluations of some data at a time, without validation."""
     fitting = _within_memory(program, family, batch, fitting)
-    problem = Problem.of(_compiled(program, fitting), family, batch, start, fitting, seed)
-    parts = pieces(len(start), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
+    problem = Problem.of(_compiled(program, fitting), family, batch, at, fitting, seed)
+    parts = pieces(len(at), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
     with _fixed(program, family, problem.noise), pyro.validation_enabled(is_validate=False):
-        return torch.cat([problem.of_rows(rows)(start[rows]).is_finite for rows in parts])
+        for rows in parts:
+            yield problem.of_rows(rows)(at[rows])
 
 
 def _within_memory(program: Program, family: Family, batch: Batch, fitting: FitRows) -> FitRows:
