@@ -18,12 +18,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+import pyro.distributions as dist
 import torch
 from jaxtyping import Int
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 
+from .masks import base_of
 from .modes import capturing
 
 _TensorT = TypeVar("_TensorT", bound=Tensor)
@@ -84,12 +86,15 @@ class PlateIndex(Tensor):
     """The index of the plate over data; what it picks depends on what is indexed.
 
     From a tensor of the batch it picks every row, from a table of the whole data set the batch's
-    rows. Any other tensor is refused: a datum's entry would depend on its position in the batch. In
-    other operations the index stands for the batch's rows; if unknown, for positions in the batch.
+    rows. Any other tensor is refused: a datum's entry would depend on its position in the batch.
+    Parts and other shapes of the index remain an index. In other operations it stands for the
+    batch's rows, which are its entries; if unknown, for positions in the batch.
     """
 
+    positions: Tensor
     plate: str
     batch: Minibatch | None
+    num_rows: int
     is_decided: bool  # if not, a tensor as long as the batch may also be a table
 
     @classmethod
@@ -97,53 +102,76 @@ class PlateIndex(Tensor):
         """The index of a plate that holds all rows of a block."""
         current, size = whole.minibatch or _MINIBATCH.get(), whole.rows or 0
         batch = None if current is None else current.repeated(size)
-        made = _as(cls, torch.arange(size))
-        return made.given(plate, batch, is_decided=whole.minibatch is None)
+        positions = torch.arange(size)
+        made = _as(cls, positions.clone() if batch is None else batch.rows.clone())
+        made.plate, made.batch, made.num_rows = plate, batch, size
+        made.positions, made.is_decided = positions, whole.minibatch is None
+        return made
 
-    def given(self, plate: str, batch: Minibatch | None, *, is_decided: bool) -> "PlateIndex":
-        self.plate, self.batch, self.is_decided = plate, batch, is_decided
-        return self
+    def changed(self, entries: Tensor, positions: Tensor) -> "PlateIndex":
+        """A part or another shape of the index."""
+        made = _as(type(self), entries)
+        made.plate, made.batch, made.num_rows = self.plate, self.batch, self.num_rows
+        made.positions, made.is_decided = positions, self.is_decided
+        return made
 
     def __iter__(self) -> Iterator[Tensor]:  # for a plate that is a loop
-        if self.batch is not None and not _in_order(self.batch.rows):
+        if not self._is_in_order:
             raise ValueError(
                 f"plate '{self.plate}' is a loop, whose index cannot be both a position in the "
                 f"batch and a row of the data set: write `with pyro.plate('{self.plate}', ...)`"
             )
-        return iter(_as(Tensor, self))
+        return iter(self.positions)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replaces the index by the rows that it picks; a copy of the index remains an index."""
+        """Replaces the index by the rows that it picks; its parts and copies remain an index."""
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 (it has no public name)
             if func in _FORMS:
                 return func(*args, **kwargs)
-            if func in _COPIES:
-                made, own = _as(cls, func(*args, **kwargs)), args[0]
-                return made.given(own.plate, own.batch, is_decided=own.is_decided)
-            if func is Tensor.__getitem__ and not isinstance(args[0], cls):
-                args = (args[0], _key(*args))
-            elif func in (Tensor.index_select, torch.index_select):
-                args, kwargs = _selected(*args, **kwargs), {}
+            if func in _SHAPES and isinstance(args[0], cls):
+                return _shaped(func, args, kwargs)
+            if func in _NUMBERS:
+                args[0].require_order()
+            elif func in (Tensor.__getitem__, Tensor.__setitem__):
+                args = (args[0], _key(*args[:2]), *args[2:])
+            elif func in _BY_AXIS:
+                args, kwargs = _along(*args, **kwargs)
+            elif func in (Tensor.take, torch.take):
+                args = (args[0].flatten(), args[1].picked(args[0].flatten(), 0))
             elif func is torch.nn.functional.embedding:
                 args = (args[0].picked(args[1], 0), *args[1:])
             return func(*map(_plain, args), **{name: _plain(v) for name, v in kwargs.items()})
 
     def picked(self, table: Tensor, axis: int) -> Tensor:
         """Plain indices into one axis of a tensor."""
-        size, batch, positions = table.shape[axis], self.batch, _as(Tensor, self)
+        size, batch = table.shape[axis], self.batch
         is_table = batch is not None and size == batch.num_data
-        if size == len(self) and not (is_table and self._may_be_table(table)):
-            return positions.to(table.device)
-        if batch is not None and is_table:
-            return batch.rows.to(table.device)
+        if size == self.num_rows and not (is_table and self._may_be_table(table)):
+            return self.positions.to(table.device)
+        if is_table:
+            return _as(Tensor, self).to(table.device)
         raise ValueError(
             f"the index of plate '{self.plate}' picks from a tensor with {size} entries, but the "
-            f"batch has {len(self)} rows, so what a datum gets would depend on its position: pass "
-            "the entries of the rows as one more tensor of the data, or their row numbers, as "
+            f"batch has {self.num_rows} rows, so what a datum gets would depend on its position: "
+            "pass the entries of the rows as one more tensor of the data, or their row numbers, as "
             "in model(y, row) with data (y, torch.arange(len(y))) and table[row]"
         )
+
+    def require_order(self) -> None:
+        """Refuses plain numbers that could be either positions in the batch or rows."""
+        if not self._is_in_order:
+            raise ValueError(
+                f"the index of plate '{self.plate}' as plain numbers cannot be both positions in "
+                "the batch and rows of the data set: index a tensor with it, as in "
+                "torch.as_tensor(table)[i] and y[i]"
+            )
+
+    @property
+    def _is_in_order(self) -> bool:
+        """Whether positions in the batch are rows of the data set, or there are no others."""
+        return self.batch is None or _in_order(self.batch.rows)
 
     def _may_be_table(self, tensor: Tensor) -> bool:
         """Whether a tensor as long as both batch and data set may be a table in another order."""
@@ -159,11 +187,31 @@ class PlateIndex(Tensor):
         return tensor.requires_grad
 
 
+def _functions(*names: str) -> set[Any]:
+    """Functions by their names, as methods of tensors and in torch."""
+    return {
+        getattr(place, name) for name in names for place in (Tensor, torch) if hasattr(place, name)
+    }
+
+
 _FORMS = {
     Tensor.__len__, Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point,
     *(getattr(Tensor, name).__get__ for name in ("shape", "device", "dtype", "ndim", "is_meta")),
 }  # fmt: skip
-_COPIES = {Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.long, Tensor.clone, Tensor.detach}
+_SHAPES = {
+    *_functions("clone", "detach", "flatten", "reshape", "squeeze", "unsqueeze", "unbind", "split"),
+    *_functions("chunk", "flip", "t", "ravel", "broadcast_to", "tile"),
+    Tensor.__getitem__, Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.long, Tensor.int, Tensor.type,
+    Tensor.view, Tensor.expand, Tensor.expand_as, Tensor.contiguous, Tensor.repeat,
+    Tensor.__deepcopy__, Tensor.type_as,
+}  # fmt: skip
+_NUMBERS = {
+    Tensor.tolist, Tensor.numpy, Tensor.item, Tensor.__array__, Tensor.__int__, Tensor.__index__,
+}  # fmt: skip
+_BY_AXIS = _functions(
+    "index_select", "gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "index_add",
+    "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_",
+)  # fmt: skip
 
 
 def _as(cls: type[_TensorT], tensor: Tensor) -> _TensorT:
@@ -174,10 +222,21 @@ def _as(cls: type[_TensorT], tensor: Tensor) -> _TensorT:
         return Tensor._make_subclass(cls, tensor)  # noqa: SLF001 (it has no public name)
 
 
+def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
+    """An operation that moves or copies entries of an index: of its rows and of its positions."""
+    index = args[0]
+    entries, positions = (
+        func(of, *map(_plain, args[1:]), **kwargs) for of in (_as(Tensor, index), index.positions)
+    )
+    if isinstance(entries, Tensor):
+        return index.changed(entries, positions)
+    return tuple(map(index.changed, entries, positions))
+
+
 def _plain(value: Any) -> Any:
     """Row numbers in place of an index, alone or in a collection."""
     if isinstance(value, PlateIndex):
-        return _as(Tensor, value) if value.batch is None else value.batch.rows
+        return _as(Tensor, value)
     return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
@@ -200,10 +259,12 @@ def _axes(part: Any) -> int:
     return part.dim() if isinstance(part, Tensor) and part.dtype == torch.bool else 1
 
 
-def _selected(input: Any, dim: int, index: Any) -> tuple[Any, int, Tensor]:
-    """The arguments of `index_select` with plain indices."""
+def _along(
+    input: Any, dim: int, index: Any, *rest: Any, **more: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an operation along one axis, with plain indices."""
     picked = index.picked(input, dim) if isinstance(index, PlateIndex) else index
-    return _plain(input), dim, picked
+    return (_plain(input), dim, picked, *rest), more
 
 
 def _in_order(rows: Tensor) -> bool:
@@ -294,11 +355,25 @@ class _MinibatchMessenger(Messenger):
     A named plate over data scales its sites, and takes the rows of parameters, by itself. By
     default a :class:`pyro_vae.Guide` names the plate when it is called; without a name, it is the
     plate whose size is that of the batch.
+
+    Some of Pyro's automatic guides draw the latents of all rows from one vector outside the plate.
+    Its entries belong to positions in the batch, so such a guide is refused on a part of the data.
     """
 
     def __init__(self, batch: Minibatch) -> None:
         super().__init__()
         self.batch, self.rows = batch, len(batch.rows)
+        self.is_part = self.rows < batch.num_data or not (
+            batch.rows.is_meta or _in_order(batch.rows)
+        )
+        self.drawn: dict[str, Tensor] = {}  # auxiliary draws outside the plate over data
+        self.draws_inside = False
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        super().__exit__(kind, error, traceback)
+        # The vector was made for another number of rows.
+        if self.drawn and self.is_part and str(error).startswith("Shape mismatch inside plate"):
+            raise ValueError(self._refusal(next(iter(self.drawn)))) from error
 
     def _is_data(self, frame: Any) -> bool:
         if self.batch.plate is not None:
@@ -315,17 +390,40 @@ class _MinibatchMessenger(Messenger):
         if frames and all(frame.full_size in (None, frame.size) for frame in frames):
             msg["scale"] = msg["scale"] * self.batch.num_data / self.rows
 
+    def _pyro_post_sample(self, msg: Any) -> None:
+        """Refuses latents in the plate that are parts of a draw outside it."""
+        frame, is_auxiliary = self._frame(msg), msg["infer"].get("is_auxiliary", False)
+        if not self.is_part or not (is_auxiliary or self.drawn):
+            return
+        if frame is None and is_auxiliary:
+            if torch.is_grad_enabled() and not msg["value"].requires_grad:
+                msg["value"] = msg["value"].detach().requires_grad_()
+            self.drawn[msg["name"]] = msg["value"]
+        elif is_auxiliary:
+            self.draws_inside = True
+        elif frame is not None and isinstance(base_of(msg["fn"]), dist.Delta):
+            rows = msg["value"].movedim(frame.dim - msg["fn"].event_dim, 0)
+            for name, vector in self.drawn.items():
+                if _are_parts(rows, vector, alone=not self.draws_inside):
+                    raise ValueError(self._refusal(name))
+
+    def _refusal(self, name: str) -> str:
+        plate, size = self.batch.plate or "data", self.batch.num_data
+        return (
+            f"the guide draws the latents of all rows from one vector, '{name}', whose entries "
+            f"belong to positions in the batch, which holds {self.rows} of {size} rows in any "
+            f"order: use AutoNormal(model) in pv.minibatch(rows, {size}, plate='{plate}'), or "
+            f"pv.Guide(model, pv.LocalParameters({size}), example=y), or step on all rows in order"
+        )
+
     def _pyro_post_param(self, msg: Any) -> None:
         """Refuses a parameter with an entry for every datum, if no plate takes its rows."""
         frame, event_dim = self._frame(msg), msg["kwargs"].get("event_dim")
-        if frame is None or event_dim is None or frame.full_size not in (None, frame.size):
+        if frame is None or event_dim is None:
             return
-        size = _size(msg["value"], frame.dim - event_dim)
-        if (
-            size in (self.rows, self.batch.num_data)
-            and size > 1
-            and self.rows < self.batch.num_data
-        ):
+        size, num_data = _size(msg["value"], frame.dim - event_dim), self.batch.num_data
+        is_whole = size == num_data and frame.full_size in (None, frame.size)
+        if (size == self.rows or is_whole) and size > 1 and self.rows < num_data:
             raise ValueError(
                 f"parameter '{msg['name']}' has {size} entries along plate '{frame.name}', which "
                 f"holds {self.rows} of {self.batch.num_data} rows, but every row needs its own: "
@@ -340,6 +438,22 @@ class _MinibatchMessenger(Messenger):
             return
         if _size(msg["value"], frame.dim - event_dim) == self.rows:
             msg["kwargs"] = {**msg["kwargs"], "event_dim": None}
+
+
+def _are_parts(rows: Tensor, vector: Tensor, *, alone: bool) -> bool:
+    """Whether rows were computed from different entries of a vector; false without gradients.
+
+    Of a single row it is asked whether it was computed from any entry, and from nothing else.
+    """
+    if not (rows.requires_grad and vector.requires_grad):
+        return False
+    one, other = (
+        torch.autograd.grad(rows[n].sum(), vector, retain_graph=True, allow_unused=True)[0]
+        for n in (0, -1)
+    )
+    if one is None or other is None or len(rows) == 1:
+        return alone and one is not None
+    return not torch.equal(one != 0, other != 0)
 
 
 def _size(value: Tensor, axis: int) -> int:
