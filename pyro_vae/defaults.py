@@ -26,6 +26,7 @@ from torch import nn
 from . import likelihoods, models, nets
 from ._arguments import check_public
 from .data import Binary, Categories, Columns, Count, Dataset, Kind, Ordered, Positive, Real
+from .evidence import ImportanceSampling, Widened
 from .guides import (
     ClosestNormal,
     Encoder,
@@ -46,6 +47,7 @@ GUIDES = ("amortized", "per-datum", "global")
 
 _MOST_LATENTS = 10  # unless training starts at factor analysis, which uses more of them
 _ROWS_PER_LATENT = 10  # needed for each latent above ten
+_WIDER, _UP_TO = 0.2, 10  # share by which proposals are widened, for up to so many latents
 _FULL_RANK = 32  # latents; the mean and a factor of the covariance have 560 parameters then
 
 
@@ -295,6 +297,26 @@ def column_encoder(columns: Columns, hidden: tuple[int, ...]) -> nets.ColumnInpu
     )
     net = nets.MLPEncoder(nets.ColumnInputs.width(categories), hidden)
     return nets.ColumnInputs(net, categories, counts, positive)
+
+
+def wide_sampling(num_latents: int, num_samples: int = 1000) -> ImportanceSampling:
+    r"""Importance sampling from a posterior that is wider than the trained one.
+
+    Fitted by its ELBO, q is usually too narrow: on a table of 400 rows, 68 log densities could not
+    be trusted at 1000 draws, and 4 when the draws were a fifth wider. With more than 10 latents
+    draws are widened less, so that an exact q keeps three in five of them
+    (:class:`pyro_vae.Widened`).
+
+    Arguments:
+        num_latents: Entries of z.
+        num_samples: Draws per row.
+
+    Example:
+        >>> wide_sampling(5).proposal
+        Widened(scale=1.2)
+    """
+    wider = _WIDER * min(1.0, (_UP_TO / num_latents) ** 0.5)
+    return ImportanceSampling(num_samples, proposal=Widened(1 + wider))
 
 
 check_public(globals())

@@ -37,17 +37,17 @@ from ._arguments import check_arguments
 from ._warnings import warn
 from .data import Columns, Dataset, Kind, Real, warn_constant_columns
 from .data.frames import CONTAINERS, Holds, columns_of, names_of
-from .evidence import ImportanceSampling, LogMarginal, Widened, log_marginal_likelihood
+from .evidence import LogMarginal, log_marginal_likelihood
 from .evidence.estimates import Estimator, posterior_means
 from .guides import Family
 from .likelihoods import Likelihood, Mixed
 from .tables import TableVAE
 from .training import Fit, adam_with, fit
 
-_ADVICE = "pass real numbers, (n_samples, n_features), with nan where one is missing"
-# A fifth wider than the trained posterior, whose tails are too light: on iris this makes every row
-# reliable; without it, three of 38 are not.
-_EVALUATION = ImportanceSampling(1000, proposal=Widened(1.2))
+_ADVICE = (
+    "pass real numbers, (n_samples, n_features), with nan where one is missing; or a data frame of "
+    "pandas or polars, which may hold words"
+)
 
 
 class UnreliableDensityWarning(UserWarning):
@@ -92,8 +92,8 @@ class VAE(
         validation_fraction: Share of the rows held out for early stopping.
         patience: Epochs without a better held-out ELBO before training stops.
         evaluation: How log densities are estimated, a value of :mod:`pyro_vae.evidence`; by default
-            importance sampling with 1000 draws per row, from a posterior that is a fifth wider than
-            the trained one.
+            importance sampling with 1000 draws per row, from a posterior that is wider than the
+            trained one.
         random_state: Seed of the weights, of training and of every estimate.
         verbose: Whether to show progress bars.
 
@@ -253,7 +253,7 @@ class VAE(
     def log_marginal_likelihood(self, X: Any) -> LogMarginal:
         """The values of `score_samples` with errors, ESS and Pareto k, by row."""
         rows, _ = self._rows(X)
-        method = _EVALUATION if self.evaluation is None else self.evaluation
+        method = self.evaluation or defaults.wide_sampling(self.latent_dim_)
         with _without_news_of_columns(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"log p\(y\) cannot be trusted", UserWarning)
             result = log_marginal_likelihood(

@@ -1,12 +1,13 @@
 """The report on a model of a table: the answer first, then the details behind it."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .data import Columns
-from .evidence import ImportanceSampling
+from .defaults import wide_sampling
 from .queries import Explanation, Outliers
 from .report import (
     Block,
@@ -95,7 +96,10 @@ def report_of(
         progress: Whether to show progress bars.
     """
     how: dict[str, Any] = {"seed": seed, "progress": progress}
-    _, log_p = about.vae.evaluate(about.rows, ImportanceSampling(num_samples), **how)
+    wide = wide_sampling(about.vae.model.latent_dim, num_samples)
+    with warnings.catch_warnings():  # the page says for which rows, and why
+        warnings.filterwarnings("ignore", r"log p\(y\) cannot be trusted", UserWarning)
+        log_p = about.vae.log_marginal_likelihood(about.rows, wide, **how)
     # Ranks need fewer draws than densities; but the page shows one log p, with one count of doubts.
     found = replace(about.vae.outliers(about.rows, reference, **how), log_p=log_p)
     told = about.vae.explain(about.ranging, seed=seed)
@@ -122,7 +126,7 @@ def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
 def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
     """The findings, what cannot be trusted and why, and how training ended."""
     log_p = found.log_p
-    size, reference = len(log_p), len(found.reference)
+    size, reference = len(log_p), int(found.compared.max())
     lowest = int(found.beyond.sum())
     heard = [told.latents[place] for place in told.telling]
     flagged = int(found.flagged().sum())

@@ -78,6 +78,7 @@ _SPREADS, _POINTS = (
     4,
     201,
 )  # of a curve of positive numbers: standard deviations of the logarithms either side, and points
+_DRAWS = 250  # for each log p that is ranked: its error is small beside the spread of the ranks
 _MOST_DIGESTS = 500_000  # rows; each takes 11 bytes of the 8 MiB that saved metadata may have
 
 
@@ -176,7 +177,7 @@ class TableVAE:
             dtype = weights[0].dtype if weights else torch.get_default_dtype()
             return self.units.encode(data, dtype=dtype)
         if self.dataset is None:
-            raise ValueError("a loaded model has no rows of its own: pass a table")
+            raise ValueError("the training rows are not stored with this model: pass a table")
         return self.dataset.test
 
     def trained_on(self, data: Any) -> Tensor:
@@ -228,10 +229,13 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> LogMarginal:
-        """Log density of every row, by :func:`pyro_vae.log_marginal_likelihood`."""
+        """Log density of every row, by :func:`pyro_vae.log_marginal_likelihood`.
+
+        By default 1000 draws per row, from a posterior that is wider than the trained one.
+        """
         rows = self.rows(data)
         self._check_holes(rows)
-        how = estimator or ImportanceSampling()
+        how = estimator or defaults.wide_sampling(self.model.latent_dim)
         posterior = self._posterior(rows, seed)
         result = log_marginal_likelihood(
             self.model, posterior, rows, how, seed=seed, progress=progress
@@ -247,10 +251,15 @@ class TableVAE:
         progress: bool | None = None,
         **how: Any,
     ) -> Outliers:
-        """How unusual each row is, by :func:`pyro_vae.outliers`; `reference` may be a table."""
+        """How unusual each row is, by :func:`pyro_vae.outliers`; `reference` may be a table.
+
+        By default 250 draws per row, from a posterior that is wider than the trained one.
+        """
         rows = self.rows(data)
         held = reference if isinstance(reference, int) else self.rows(reference)
         posterior = self._or_none(rows, seed)
+        if posterior is not None:
+            how.setdefault("estimator", defaults.wide_sampling(self.model.latent_dim, _DRAWS))
         given: dict[str, Any] = {"seed": seed, "progress": progress, **how}
         found = outliers(self.model, posterior, rows, held, **given)
         shift = self._shift(rows).to(found.reference)
@@ -437,7 +446,7 @@ class TableVAE:
 
     def _training_rows(self) -> Tensor:
         if self.dataset is None:
-            raise ValueError("a loaded model has no rows of its own: pass a table")
+            raise ValueError("the training rows are not stored with this model: pass a table")
         return self.dataset.train
 
     def _posterior(self, rows: Tensor, seed: int, *, new: bool = True) -> ProgramLike:

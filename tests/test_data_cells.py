@@ -33,7 +33,9 @@ def test_one_odd_cell_among_numbers(cell: str, tmp_path: Path) -> None:
     pd.testing.assert_series_equal(column_of(tmp_path, cells), column)
 
 
-@pytest.mark.parametrize("cell", ["", "NA", "N/A", "nan", "null", "None", "NaT", "#N/A"])
+@pytest.mark.parametrize(
+    "cell", ["", "NA", "N/A", "nan", "null", "None", "NaT", "#N/A", "(null)", "<NULL>"]
+)
 def test_empty_cells_are_missing(cell: str, tmp_path: Path) -> None:
     """Among numbers and among words, with no warning."""
     assert column_of(tmp_path, ["1.5", cell, "2.5"]).isna().tolist() == [False, True, False]
@@ -77,6 +79,11 @@ def test_empty_cells_are_missing(cell: str, tmp_path: Path) -> None:
         (["1.2·10⁻³", "4.5\u00d710²"], [1.2e-3, 450.0]),
         (["5 m³", "7 m³"], [5, 7]),
         (["0.5 ‰", "2 ‰"], [0.5, 2.0]),
+        (["1\u202f200,50 €", "2\u202f300,25 €"], [1200.5, 2300.25]),
+        (["1 200 km", "12 345 km"], [1200, 12345]),
+        (["0,250", "1,125"], [0.25, 1.125]),  # no thousands begin with 0
+        (["\u20133.5", "2.5"], [-3.5, 2.5]),  # a dash, as text processors write a minus
+        (["\u20123", "\u22122e\u22121"], [-3.0, -0.2]),
     ],
 )
 def test_numbers_as_they_are_written(
@@ -140,6 +147,7 @@ def test_neither_numbers_nor_words(cells: list[str], named: str, tmp_path: Path)
     "mark",
     [
         *("?", "n.d.", "-", "missing", "*", "N.A.", ".", "unknown", "#DIV/0!", "#VALUE!", "#NUM!"),
+        *(".a", ".z", "k.A.", "\u2014", "not recorded", "s/d", "n.r.", "No data", "unbekannt"),
     ],
 )
 def test_signs_that_nothing_was_measured(mark: str, tmp_path: Path) -> None:
@@ -164,6 +172,8 @@ MARKS = {
     "1e+20": _MEASURED,
     "-32768": _MEASURED,
     "65535": _VISITS,
+    "77": _VISITS,
+    "7777": _MEASURED,
 }
 
 
@@ -230,6 +240,9 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         (["TRUE", "FALSE", ""], "Binary"),
         (["1", "0", ""], "Binary"),
         (["1", "0"], "Binary"),
+        (["1", "2", ""] * 10, "Binary"),  # codes of two answers
+        (["1", "2", ""] * 3, "Count"),  # too few rows to tell
+        (["1", ""] * 30, "Real"),  # a constant
         (["1", "2", "", "0", "3"], "Count"),
         (["1", "2", "0", "3"], "Count"),
         (["1.0", "2.0", "", "0.0", "3.0"], "Count"),  # as pandas writes counts with a hole
@@ -403,6 +416,8 @@ def test_merged_cells_are_named(gap: int) -> None:
     [
         ("Date", 45_000, "days since 1899-12-30, if that is from 2023-03-15 to "),
         ("sampleTime", 1.7e9, "seconds since 1970-01-01, if that is from 2023-11-14 to "),
+        ("ts", 1.7e9, "seconds since 1970-01-01, if that is from 2023-11-14 to "),
+        ("epoch", 1.7e12, "milliseconds since 1970-01-01, if that is from 2023-11-14 to "),
         ("timestamp", 1.7e12, "milliseconds since 1970-01-01, if that is from 2023-11-14 to "),
         ("depth", 45_000, "Count, if they are counts"),
         ("date", 7000, "Count, if they are counts"),

@@ -103,7 +103,7 @@ def test_key_is_for_npz(tmp_path: Path) -> None:
     """An option that does nothing is refused."""
     np.save(tmp_path / "y.npy", VALUES)
     with pytest.raises(
-        ValueError, match=r"key='y' names an array in an npz file, but .* is not one"
+        ValueError, match=r"key='y' names an array in an npz file, or a layer in .* is neither"
     ):
         read_table(tmp_path / "y.npy", key="y")
 
@@ -271,7 +271,7 @@ def test_bad_magic_of_idx(content: bytes, tmp_path: Path) -> None:
 def test_kinds_that_cannot_be_read() -> None:
     """The message lists the kinds that can."""
     with pytest.raises(
-        ValueError, match=r"not a readable kind .* npy, npz, csv, tsv, txt, parquet"
+        ValueError, match=r"not a readable kind .* npy, npz, csv, tsv, txt, dat, parquet"
     ):
         file_kind(Path("y.xlsx"))
     with pytest.raises(ValueError, match="not a readable kind"):

@@ -199,6 +199,8 @@ def test_separators_that_are_not_looked_for_are_named(separator: str, tmp_path: 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         frame_of(tmp_path, "a\n" + "left\nright\n" * 9)
+    with pytest.warns(UserWarning, match="every line has one cell"):  # columns of spaces
+        frame_of(tmp_path, "site       x\n" + "Upper one  2\nUpper      3\n" * 9)
 
 
 def test_names_that_stand_again_are_skipped(tmp_path: Path) -> None:
@@ -209,6 +211,70 @@ def test_names_that_stand_again_are_skipped(tmp_path: Path) -> None:
     assert frame["a"].tolist() == [1.5, 2.5, 1.5, 2.5]
     assert frame["b"].unique().tolist() == ["x", "y"]
     assert len(frame_of(tmp_path, "1,2\n3,4\n1,2\n")) == 3
+
+
+BETWEEN_ROWS = {
+    "subtotals": ("x,2.5,3\n" * 9 + "Subtotal,22.5,27\n", r"line 11 \('Subtotal', .*line 21"),
+    "headings": ("North:,,\n" + "x,2.5,3\n" * 9, r"line 2 \('North:', '', ''\).*line 12"),
+    "means": ("x,2.5,3\n" * 9 + "Mean (n=9),2.5,3\n", r"line 11 \('Mean"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* taken for notes")
+@pytest.mark.parametrize("name", BETWEEN_ROWS)
+def test_headings_and_totals_between_rows(name: str, tmp_path: Path) -> None:
+    """Named, with their lines; a word beside missing numbers, or often a total, is an entry."""
+    part, lines_named = BETWEEN_ROWS[name]
+    with pytest.warns(UserWarning, match=f"{lines_named}.*like headings or totals between rows"):
+        frame_of(tmp_path, "g,a,b\n" + 3 * part + "x,1,2\n")
+    frame_of(tmp_path, "g,a,b\n" + 3 * "x,,\nx,2.5,3\ny,1.5,2\n")
+    frame_of(tmp_path, "what,a,b\n" + 9 * "Mean,2.5,3\nSD,1.5,2\n")
+
+
+def test_words_that_are_not_windows_1252(tmp_path: Path) -> None:
+    """Cyrillic, Greek, Hebrew and Chinese codes: named with the line; accents are not."""
+    for words, encoding in (
+        ("город", "cp1251"),
+        ("θερμοκρασία", "cp1253"),
+        ("ירושלים", "cp1255"),
+        ("温度传感器", "gbk"),
+    ):
+        coded = f"x,{words}\n1.5,2.5\n3.5,4.5\n".encode(encoding)
+        with pytest.warns(UserWarning, match="read as Windows-1252, in which line 1 has"):
+            frame_of(tmp_path, coded)
+    text = "x,Übergröße µg/m³ naïveté\n1.5,2.5\n3.5,4.5\n"
+    assert frame_of(tmp_path, text.encode("cp1252")).columns[1].startswith("Übergröße")
+
+
+def test_what_a_mark_between_three_digits_means(tmp_path: Path) -> None:
+    """1.200 between semicolons, 1,200 between tabs: named, unless another number tells."""
+    with pytest.warns(UserWarning, match=r"'1.200' in line 2, and the like, are taken for 1.2 "):
+        frame_of(tmp_path, "a;b\n1.200;x\n3.450;y\n")
+    with pytest.warns(UserWarning, match=r"'1,200' in line 2, and the like, are taken for 1200 "):
+        frame_of(tmp_path, "a\tb\n1,200\tx\n3,450\ty\n")
+    for text, first in (
+        ("a;b\n1.200;0.5\n3.450;1.5\n", 1.2),
+        ("a;b\n1.200;0,5\n3.450;1,5\n", 1200),
+        ("a;b\n1.200;1.234.567\n3.450;1\n", 1200),
+        ("a\tb\n1,200\t0.5\n3,450\t1.5\n", 1200),
+        ("a\tb\n1,200\t0,5\n3,450\t1,5\n", 1.2),
+        ("a\tb\n1.200\tx\n3.450\ty\n", 1.2),
+        ("a,b\n1.200,x\n3.450,y\n", 1.2),
+    ):
+        assert frame_of(tmp_path, text)["a"][0] == first, text
+
+
+def test_lines_of_a_data_logger(tmp_path: Path) -> None:
+    """A first line that is longer than the table, then names, units and how values were made."""
+    head = '"TOA5","CR1000","1","x","y"\n"TIME","RECORD","T"\n"TS","RN","Deg C"\n"","","Avg"\n'
+    with pytest.warns(UserWarning, match=r"line 1 \('TOA5'.*taken for notes|taken for units"):
+        frame = frame_of(
+            tmp_path, head + "".join(f"x{i % 3},{7 * i % 31},{i}.5\n" for i in range(9))
+        )
+    assert list(frame.columns) == ["TIME", "RECORD", "T"]
+    assert frame["T"].tolist() == [i + 0.5 for i in range(9)]
+    with pytest.raises(ValueError, match="line 2 has 2 cells, expected 3"):  # a row is no heading
+        frame_of(tmp_path, "a,b,c\n1,2\n3,4\n")
 
 
 def test_a_comment_between_rows(tmp_path: Path) -> None:
@@ -306,6 +372,7 @@ DIALECTS: dict[str, str | bytes] = {
     "utf-32": plain(",").encode("utf-32"),
     "utf-16, little end": plain(",").encode("utf-16-le"),
     "utf-16, big end": plain(",").encode("utf-16-be"),
+    "the end of a file for DOS": plain(",").encode() + b"\x1a",
     "gzip": gzip.compress(plain(",").encode()),
     "gzip of utf-16": gzip.compress(plain(";", decimal=",").encode("utf-16")),
 }

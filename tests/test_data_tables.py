@@ -138,15 +138,55 @@ def test_h5ad(encoding: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(values, COUNTS)
 
 
+@pytest.mark.parametrize("encoding", ["nullable-string-array", "categorical"])
+def test_names_in_newer_h5ad(encoding: str, tmp_path: Path) -> None:
+    """Strings with a mask, as of anndata 0.12, or categories with codes."""
+    path = tmp_path / "cells.h5ad"
+    write_h5ad(path, "array")
+    words = np.array(["B", "A", "C"], dtype=h5py.string_dtype())
+    with h5py.File(path, "a") as file:
+        del file["var/gene"]
+        group = file["var"].create_group("gene")
+        group.attrs["encoding-type"] = encoding
+        if encoding == "categorical":
+            group["categories"], group["codes"] = words, np.array([1, 0, 2], dtype="i1")
+        else:
+            group["values"], group["mask"] = words[[1, 0, 2]], np.zeros(3, dtype=bool)
+    assert read_table(path).feature_names == ("A", "B", "C")
+
+
+def test_layers_of_h5ad(tmp_path: Path) -> None:
+    """By name, also through `load`; others are refused with a list, and so is a file without X."""
+    path = tmp_path / "cells.h5ad"
+    write_h5ad(path, "array")
+    with h5py.File(path, "a") as file:
+        file["layers/raw"] = 2 * COUNTS
+    np.testing.assert_array_equal(read_table(path, key="raw").values, 2 * COUNTS)
+    assert data.load(path, key="raw").feature_names == ("A", "B", "C")
+    with pytest.raises(ValueError, match=r"no layer 'scaled', only \['raw'\] and X"):
+        read_table(path, key="scaled")
+    with h5py.File(path, "a") as file:
+        del file["X"]
+    with pytest.raises(ValueError, match="a layer is read by its name, key= or --key"):
+        read_table(path)
+    assert read_table(path, key="raw").values.shape == COUNTS.shape
+
+
 def test_h5ad_as_its_library_writes_it(tmp_path: Path) -> None:
-    """Where that is installed."""
+    """Where that is installed: dense and sparse, with layers, and backed by the file."""
     anndata = pytest.importorskip("anndata")
+    path = tmp_path / "cells.h5ad"
+    names = pd.DataFrame(index=pd.Index(["A", "B", "C"], dtype=object))
     for matrix in (COUNTS, scipy.sparse.csr_matrix(COUNTS)):
-        cells = anndata.AnnData(matrix, var=pd.DataFrame(index=["A", "B", "C"]))
-        cells.write_h5ad(tmp_path / "cells.h5ad")
-        values, names = read_table(tmp_path / "cells.h5ad")
-        assert names == ("A", "B", "C")
-        np.testing.assert_array_equal(values, COUNTS)
+        cells = anndata.AnnData(matrix, var=names, layers={"raw": 2 * matrix})
+        cells.write_h5ad(path)
+        for key, expected in ((None, COUNTS), ("raw", 2 * COUNTS)):
+            values, words = read_table(path, key=key)
+            assert words == ("A", "B", "C")
+            np.testing.assert_array_equal(values, expected)
+        backed = anndata.read_h5ad(path, backed="r")
+        np.testing.assert_array_equal(from_anndata(backed).values, COUNTS)
+        backed.file.close()
 
 
 def test_cells_in_memory() -> None:
@@ -159,6 +199,9 @@ def test_cells_in_memory() -> None:
     np.testing.assert_array_equal(values, counts)
     assert names == ("a", "b", "c")
     np.testing.assert_array_equal(from_anndata(cells, layer="raw").values, 2 * counts)
+    backed = SimpleNamespace(to_memory=lambda: cells.X)  # a sparse matrix in a file
+    on_disk = SimpleNamespace(X=backed, layers={}, var_names=cells.var_names)
+    np.testing.assert_array_equal(from_anndata(on_disk).values, counts)
     with pytest.raises(ValueError, match=r"no layer 'scaled', only \['raw'\]"):
         from_anndata(cells, layer="scaled")
     cells.X = None

@@ -158,6 +158,33 @@ def test_false_discovery_rate() -> None:
     assert float(draws.mean()) > 0.05  # it is no empty promise
 
 
+def test_data_beyond_the_reference_are_compared_again(seed: int) -> None:
+    """Two gross outliers among 60 are flagged though 40 reference data are too few for that."""
+    y = FACTORS.sample(60)
+    y[:2] += 12.0
+    y[1, 0] = torch.nan
+    result = outliers(program, guide(program), y, 40, METHOD, seed=seed)
+    assert bool(result.flagged()[:2].all())
+    assert result.compared[:2].tolist() == [640, 640]  # doubled until 2 / 60 * 5% is reached
+    assert bool((result.compared[~result.beyond] >= 40).all())
+    assert "against 40 reference data (those beyond all of these against 640)" in result.summary()
+    held = outliers(program, guide(program), y, FACTORS.sample(40), METHOD, seed=seed)
+    assert not bool(held.flagged().any())  # held-out data cannot be doubled
+    assert held.compared.tolist() == [40] * 60
+
+
+def test_comparing_again_keeps_the_level() -> None:
+    """P-values at most a level are no more frequent than that level, below and above 1/(n+1)."""
+    number, first, second = 400_000, 19, 99
+    place = torch.rand(number, dtype=torch.float64)  # the true tail probability of each datum
+    below = [torch.distributions.Binomial(n, place).sample() for n in (first, second)]
+    p = torch.where(below[0] == 0, (1 + below[1]) / (second + 1), (1 + below[0]) / (first + 1))
+    for level in (0.01, 0.03, 0.05, 0.1, 0.5):
+        error = math.sqrt(level * (1 - level) / number)
+        z = (float((p <= level + 1e-9).double().mean()) - level) / error
+        assert z < stats.norm.isf(FALSE_ALARM / 5)
+
+
 def test_too_few_reference_data_say_so(seed: int) -> None:
     """With ten of them nothing can be flagged at one percent."""
     y = FACTORS.sample(3) + 30

@@ -96,7 +96,8 @@ def curves() -> queries.ConditionalDensity:
 def outliers() -> queries.Outliers:
     """Against nine reference data."""
     tail = pv.Estimate(VALUES.exp(), ERRORS / 10)
-    return queries.Outliers(tail, log_marginal(), torch.linspace(-9, 0, 9)[:, None].expand(9, 3))
+    reference = torch.linspace(-9, 0, 9)[:, None].expand(9, 3)
+    return queries.Outliers(tail, log_marginal(), reference, torch.full((3,), 9))
 
 
 def p_values_parts() -> tuple[Any, ...]:

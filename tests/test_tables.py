@@ -25,6 +25,9 @@ from pyro_vae.data.frames import Holds
 from pyro_vae.storage.limits import MAX_HEADER
 from pyro_vae.table_report import identifying
 
+# The tables here have an outlier.
+pytestmark = pytest.mark.filterwarnings("ignore:column .* so far out sets the scale")
+
 
 @pytest.fixture(autouse=True)
 def _figures() -> Iterator[None]:

@@ -114,7 +114,9 @@ class DataChoice:
         choices=[*BINARIZATIONS],
     )
     divide_by: float = option(1.0, "divide values by this, e.g. 255 for 8-bit pixels", type=float)
-    key: str | None = option(None, "name of the array in an npz file")
+    key: str | None = option(
+        None, "name of the array in an npz file, or of a layer in an h5ad file"
+    )
     test_fraction: float = option(0.2, "share held out (default %(default)s)", type=float)
     drop: Sequence[str] = option((), "columns to leave out", type=_names, metavar="COLUMN,...")
     kinds: dict[str, str] | None = option(

@@ -56,13 +56,17 @@ _YEARS = (1800, 2100)  # whole numbers in between may be years
 _QUANTILES = (0.05, 0.5, 0.95)
 _BETWEEN = 3.29  # standard deviations of a Gaussian between the outer two quantiles
 _TIMELY = re.compile(
-    r"(^|[_ .])(date|day|datum|time|timestamp|when|zeit)([_ .]|$)|[a-z](Date|Time)$", re.IGNORECASE
+    r"(^|[_ .])(date|day|datum|time|timestamp|ts|epoch|unixtime|when|zeit)([_ .]|$)"
+    r"|[a-z](Date|Time)$",
+    re.IGNORECASE,
 )
 _EPOCHS = (  # range of the numbers, origin, unit: of spreadsheets, then of computers
     ((20_000, 80_000), datetime(1899, 12, 30), "days"),
     ((6e8, 4e9), datetime(1970, 1, 1), "seconds"),
     ((6e11, 4e12), datetime(1970, 1, 1), "milliseconds"),
 )
+_GROSS = 20  # standard deviations of a Gaussian with the same quartiles,
+_BETWEEN_QUARTILES = 1.349  # which are so many of these apart
 _EXACT = 2**53  # a float64 holds every whole number up to this
 _FAR_FROM_ZERO = 2.33  # standard deviations: 1% of a Gaussian lies further out on one side
 _FEW_VALUES = 3  # with fewer other values, -1 beside 1 is an ordinary code
@@ -109,7 +113,15 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
 
 
 def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
-    """The kind of whole numbers: `Count` if the smallest is 0 or 1, or if the name says so."""
+    """The kind of whole numbers: `Count` if the smallest is 0 or 1, or if the name says so.
+
+    In many rows, only ones and twos are codes of two answers, and only ones say nothing.
+    """
+    several = len(found) >= FEW
+    if several and set(found.tolist()) == {1.0, 2.0} and not _COUNTING.search(name):
+        return Choice(Binary((1, 2)), "ones and twos; Count, if they are counts")
+    if several and found.min() == found.max():
+        return Choice(Real, _of_constant(found))
     if found.min() in (0, 1):
         few = "; Categories, if they are codes" if len(set(found.tolist())) <= _FEW_CODES else ""
         return Choice(Count, f"whole numbers, the smallest is {found.min():g}{few}")
@@ -125,7 +137,7 @@ def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, h
     Both are judged by quantiles, which a few outliers do not move.
     """
     if found.min() == found.max():
-        return Choice(Real, f"all are {found[0]:g}, from which nothing is learned: drop it")
+        return Choice(Real, _of_constant(found))
     hint += _of_times(name, found)
     if len(found) < FEW or found.min() <= 0 or not np.isfinite(found).all():  # inf is refused later
         return Choice(Real, what + hint)
@@ -135,6 +147,13 @@ def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, h
         if _asymmetry(*logs) < _asymmetry(low, middle, high):
             return Choice(Positive, f"{what}, above 0 and very skewed")
     return Choice(Real, what + hint)
+
+
+def _of_constant(found: Shaped[np.ndarray, " rows"]) -> str:
+    return (
+        f"all are {found[0]:g}, from which nothing is learned: drop it, or write 0 into empty "
+        "cells that mean 'no'"
+    )
 
 
 def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
@@ -326,8 +345,7 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
 def _warn_of_numbers(name: str, raw: RawColumn) -> None:
     """Warns of -999 and the like if far from all other numbers, or below 0 when no other is."""
     values, times = np.unique(raw.values[~raw.missing], return_counts=True)
-    marks = np.array([_is_mark(value) for value in values], dtype=bool)
-    marks |= np.isclose(values[:, None], _FILLS, rtol=1e-6, atol=0).any(axis=1)
+    marks = _are_marks(values)
     if not marks.any() or (~marks).sum() < _FEW_VALUES:
         return
     low, high = values[~marks].min(), values[~marks].max()
@@ -348,9 +366,42 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
         )
 
 
+def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
+    """Warns of a few numbers so far out that they set the standard deviation of their column.
+
+    They are at most one in a hundred, or a single one, and further from the median than 20 standard
+    deviations of a Gaussian with the same quartiles; without them the standard deviation is less
+    than half as large.
+    """
+    if len(values) < FEW or not np.isfinite(values).all():  # inf is refused later
+        return
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    gross = np.abs(values - middle) > _GROSS * (high - low) / _BETWEEN_QUARTILES
+    rest = values[~gross]
+    few = 0 < gross.sum() <= max(1, len(values) // 100)
+    if low == high or not few or rest.std() > values.std() / 2 or _are_marks(values[gross]).any():
+        return
+    found = [f"{value:g}" for value in np.unique(values[gross])]
+    marks = ", ".join(repr(word) for word in found[:_SHOWN])
+    warn_of_column(
+        name,
+        f"column '{name}' holds {' and '.join(found[:_SHOWN])}{', ...' * (len(found) > _SHOWN)}, "
+        f"and all others are from {rest.min():g} to {rest.max():g}: a number so far out sets the "
+        f"scale of its column. If it is an error, correct or empty the cell, or pass "
+        f"layout=Layout(missing=[{marks}]), --missing={','.join(found[:_SHOWN])}; else pass "
+        f"kinds={{'{name}': Real}}, --kinds '{name}=Real'",
+    )
+
+
+def _are_marks(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+    """Which numbers are written for missing entries."""
+    repeated = np.array([_is_mark(value) for value in values], dtype=bool)
+    return repeated | np.isclose(values[:, None], _FILLS, rtol=1e-6, atol=0).any(axis=1)
+
+
 def _is_mark(value: float) -> bool:
     digits = f"{abs(value):.10g}".replace(".", "")
-    return len(digits) > 1 and set(digits) in ({"9"}, {"8"})
+    return len(digits) > 1 and set(digits) in ({"9"}, {"8"}, {"7"})
 
 
 def said_to_be_words(kind: Kind | type[Kind] | None) -> bool:

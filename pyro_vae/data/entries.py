@@ -18,14 +18,15 @@ import numpy as np
 from .._warnings import warn_of_column
 from .frames import Holds, RawColumn
 
-MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat"}
+MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat", "\\n", "(null)", "<null>"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
 _FORTRAN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))[dD]([+-]?\d+)")
 _LEADING_ZERO = re.compile(r"0\d+")
 WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
-_DOTTED = re.compile(r"[+-]?\d{1,3}(\.\d{3})+")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{2,3})*,\d{3}(\.\d*)?")  # groups of two digits are Indian
+_DOTTED = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")
+# Groups of two digits are Indian; in 0,250 the comma is decimal.
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{2,3})*,\d{3}(\.\d*)?")
 _SPACES = " \u00a0\u2007\u2008\u2009\u200a\u202f'\u2019"  # between thousands
 _SPACED = re.compile(rf"[+-]?\d{{1,3}}([{_SPACES}]\d{{3}})+([.,]\d*)?")
 _CURRENCY = (
@@ -33,9 +34,11 @@ _CURRENCY = (
     r"DKK|PLN|BRL|MXN|ZAR|KRW)\b"
 )
 _WITH_UNIT = re.compile(
-    rf"([+-]?)\s*({_CURRENCY}|)\s*([+-]?[\d.,]+(?:[eE][+-]?\d+)?)"
+    rf"([+-]?)\s*({_CURRENCY}|)\s*([+-]?\d{{1,3}}(?:[{_SPACES}]\d{{3}})+(?:[.,]\d+)?|"
+    rf"[+-]?[\d.,]+(?:[eE][+-]?\d+)?)"
     rf"\s*([%‰]|{_CURRENCY}|/?[°µμΩA-Za-z][\w°µμΩ²³/^*·-]*)?"
 )
+_DASH = re.compile("^[\u2012\u2013\ufe63\uff0d](?=\\s*[\\d.,])")
 _IN_PARENTHESES = re.compile(r"\((.*\d.*)\)")
 _MINUS_AT_END = re.compile(r"([^-]*\d)\s*-")
 _TIMES_TEN = re.compile(r"([\d.,]+)\s*[x\u00d7*·]\s*10(?:\^|\*\*)([+-]?\d+)")
@@ -43,8 +46,19 @@ _SUPERSCRIPTS = re.compile("[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _PLAIN_SCRIPTS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 _WITH_ERROR = re.compile(r"([^±]*\d)(?:\s*(?:±|\+/-|\+-)\s*[\d.,]+|\(\d+\))(\s*\D*)")
 _ERRORS = {"#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!"}  # of spreadsheets
-_MARKS = {*MISSING, *_ERRORS, "?", "-", "--", "---", "*", ".", "n.d.", "nd", "n.a.", "missing"}
-_MARKS |= {"unknown"}
+_MARKS = {*MISSING, *_ERRORS, "?", "??", "-", "--", "---", "*", ".", "n.d.", "nd", "n.a.", "n.r."}
+_MARKS |= {
+    "\u2013",
+    "\u2014",
+    "missing",
+    "unknown",
+    "not available",
+    "not recorded",
+    "not measured",
+    "no data",
+}
+_MARKS |= {"k.a.", "k. a.", "n.v.", "unbekannt", "inconnu", "s/d", "sin dato", "desconocido"}
+_MARKS |= {f".{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"}  # of Stata
 _CODES = {"nd", "*"}  # marks among numbers, but ordinary entries among words
 _ODD = 0.1  # share of a numeric column's entries that may not be numbers, such as `<47`
 _SHOWN = 4  # cells named in a warning
@@ -107,13 +121,30 @@ def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
     """Whether commas are decimal, as in `1,5`; `by_default`, also where no number has a point."""
     if any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells):
         return True
-    return by_default and not any("." in c and _NUMBER.fullmatch(c) for c in cells)
+    points = [cell for cell in cells if "." in cell]
+    if any(c.count(".") > 1 and _DOTTED.fullmatch(c) for c in points):  # 1.234.567
+        return by_default
+    return by_default and not any(_NUMBER.fullmatch(cell) for cell in points)
 
 
-def words_of(cells: Sequence[str]) -> RawColumn:
-    """A column of words, unchanged."""
+def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
+    """The first cell such as `1.200`, if no other cell tells what the mark separates."""
+    point = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in cells)
+    comma = any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells)
+    grouped = any(
+        cell.count(mark) > 1 and _DOTTED.fullmatch(cell.replace(mark, ".")) for cell in cells
+    )
+    if point or comma or grouped:
+        return None
+    either = (_DOTTED.fullmatch(cell.replace(mark, ".")) and mark in cell for cell in cells)
+    return next((place for place, found in enumerate(either) if found), None)
+
+
+def words_of(cells: Sequence[str], *, none: bool = False) -> RawColumn:
+    """A column of words, unchanged; `none` says that this word is an answer."""
     words = np.empty(len(cells), dtype=object)
-    words[:] = [None if is_missing(cell) else cell for cell in cells]
+    kept = {"none"} if none else set()
+    words[:] = [None if is_missing(cell) and cell not in kept else cell for cell in cells]
     return RawColumn(words, Holds.WORDS, "object")
 
 
@@ -174,8 +205,13 @@ def _plain(cell: str, *, comma: bool, dotted: bool = False) -> str:
 
 def _ungrouped(cell: str) -> str:
     """Replaces a typographic minus, and removes spaces and apostrophes between thousands."""
-    cell = cell.replace("\u2212", "-")
+    cell = _with_hyphen(cell)
     return re.sub(f"[{_SPACES}]", "", cell) if _SPACED.fullmatch(cell) else cell
+
+
+def _with_hyphen(cell: str) -> str:
+    """`-3` in place of a minus sign, or of a dash, as text processors write it, before a digit."""
+    return _DASH.sub("-", cell.replace("\u2212", "-"))
 
 
 def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
@@ -236,7 +272,7 @@ def _signed(cells: Sequence[str]) -> list[str]:
 
 def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
     """Parts of `46%`, `$46` and `46 kW`, if more than half of the cells have the same unit."""
-    matches = [_WITH_UNIT.fullmatch(cell.replace("\u2212", "-")) for cell in cells]
+    matches = [_WITH_UNIT.fullmatch(_with_hyphen(cell)) for cell in cells]
     units = Counter((m[2], m[4]) for m in matches if m)
     known = sum(not is_missing(cell) for cell in cells)
     (unit, times), *_ = units.most_common(1) or [(("", None), 0)]

@@ -22,13 +22,14 @@ from torch import Tensor
 from .._types import optional
 from ..randomness import generator, stream
 from ..writing import existing_file
+from .decoding import uncompressed
 from .entries import number
 from .frames import Holds, PandasFrame
-from .text import Layout, columns_of_cells, columns_of_text, read_cells, uncompressed
+from .text import Layout, columns_of_cells, columns_of_text, read_cells
 
 READABLE = (
-    "npy, npz, csv, tsv, txt, parquet, h5ad, and idx (named like train-images-idx3-ubyte); texts "
-    "and idx with or without gz"
+    "npy, npz, csv, tsv, txt, dat, parquet, h5ad, and idx (named like train-images-idx3-ubyte); "
+    "texts and idx with or without gz"
 )
 IDX_NAME = re.compile(r"[.-]idx\d*(-[a-z]+)?$")
 IDX_TYPES = {
@@ -39,7 +40,7 @@ IDX_TYPES = {
     13: ">f4",
     14: ">f8",
 }  # type codes of the format
-TEXT = dict.fromkeys(("csv", "tsv", "txt", "tab"), "csv")
+TEXT = dict.fromkeys(("csv", "tsv", "txt", "tab", "dat", "data", "asc", "prn"), "csv")
 """Endings of text files, with or without gz."""
 
 
@@ -62,9 +63,10 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
 
     Arguments:
         path: An npy, npz, csv, parquet, h5ad or idx file. For how a csv file is parsed see
-            :mod:`pyro_vae.data.text`. From an h5ad file the matrix X, dense or sparse, and the
-            names of its variables are read.
-        key: Name of the array in an npz file; needed only if there are several.
+            :mod:`pyro_vae.data.text`. From an h5ad file the matrix X or a layer, dense or sparse,
+            and the names of its variables are read.
+        key: Name of the array in an npz file, needed only if there are several; or of a layer in
+            an h5ad file.
 
     Returns:
         The values in the file's own dtype (csv and parquet: float64), and the names of columns
@@ -86,18 +88,21 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
     """
     path = existing_file(path, f"a file of numbers ({READABLE})")
     kind = file_kind(path)
-    if key is not None and kind != "npz":
-        raise ValueError(f"key={key!r} names an array in an npz file, but '{path}' is not one")
-    table = _read_npz(path, key) if kind == "npz" else READERS[kind](path)
+    if key is not None and kind not in KEYED:
+        raise ValueError(
+            f"key={key!r} names an array in an npz file, or a layer in an h5ad file, but '{path}' "
+            "is neither"
+        )
+    table = KEYED[kind](path, key) if kind in KEYED else READERS[kind](path)
     _check_numbers(path, table.values)
     return table
 
 
 def from_anndata(cells: Any, *, layer: str | None = None) -> Table:
-    """The matrix of an AnnData object in memory, dense, and the names of its variables.
+    """The matrix of an AnnData object, dense, and the names of its variables.
 
     Arguments:
-        cells: An `anndata.AnnData`, one row per cell.
+        cells: An `anndata.AnnData`, one row per cell, in memory or backed by a file.
         layer: Name of one of its layers; by default the matrix X is read.
 
     Returns:
@@ -121,6 +126,8 @@ def from_anndata(cells: Any, *, layer: str | None = None) -> Table:
     matrix = cells.X if layer is None else cells.layers[layer]
     if matrix is None:
         raise ValueError(f"the matrix X is empty: name one of the layers {list(cells.layers)}")
+    if hasattr(matrix, "to_memory"):  # sparse, and backed by a file
+        matrix = matrix.to_memory()
     dense = matrix.toarray() if hasattr(matrix, "toarray") else np.asarray(matrix)
     return Table(dense, tuple(map(str, cells.var_names)))
 
@@ -194,7 +201,7 @@ def file_kind(path: Path) -> str:
     if IDX_NAME.search(name.removesuffix(".gz")):
         return "idx"
     kind = TEXT.get(name.removesuffix(".gz").rpartition(".")[2]) or path.suffix.lower()[1:]
-    if kind != "npz" and kind not in READERS:
+    if kind not in KEYED and kind not in READERS:
         raise ValueError(
             f"'{path}' is not a readable kind of file; readable are {READABLE}: convert it to one "
             "of them"
@@ -330,8 +337,8 @@ def _read_parquet(path: Path) -> Table:
     return Table(frame.to_numpy(dtype=np.float64, na_value=np.nan), names)
 
 
-def _read_h5ad(path: Path) -> Table:
-    """The matrix X of an AnnData file, and the names of its variables.
+def _read_h5ad(path: Path, key: str | None) -> Table:
+    """The matrix X of an AnnData file, or one of its layers, and the names of its variables.
 
     References:
         | https://anndata.readthedocs.io/en/stable/fileformat-prose.html
@@ -339,23 +346,37 @@ def _read_h5ad(path: Path) -> Table:
     h5py = optional("h5py", needed_for="reading h5ad")
     try:
         with h5py.File(path) as file:
-            values = _h5ad_matrix(path, file["X"])
-            variables = file["var"]
-            words = variables[variables.attrs["_index"]].asstr()[()]
-            return Table(values, tuple(map(str, words)))
+            layers = file.get("layers", {})
+            if key is not None and key not in layers:
+                raise ValueError(f"'{path}' has no layer '{key}', only {list(layers)} and X")
+            values = _h5ad_matrix(path, key or "X", file["X"] if key is None else layers[key])
+            return Table(values, _h5ad_words(file["var"]))
     except (OSError, KeyError) as error:
         raise ValueError(
             f"'{path}' is not an h5ad file with a matrix X and named variables, or is damaged "
-            f"({error})"
+            f"({error}); a layer is read by its name, key= or --key"
         ) from error
 
 
-def _h5ad_matrix(path: Path, matrix: Any) -> Shaped[np.ndarray, "rows columns"]:
+def _h5ad_words(variables: Any) -> tuple[str, ...]:
+    """Names of the variables: plain strings, strings with a mask, or categories with codes."""
+    index = variables[variables.attrs["_index"]]
+    encoding = index.attrs.get("encoding-type")
+    if encoding == "categorical":
+        words = index["categories"].asstr()[()][index["codes"][()]]
+    else:
+        words = (index["values"] if encoding == "nullable-string-array" else index).asstr()[()]
+    return tuple(map(str, words))
+
+
+def _h5ad_matrix(path: Path, name: str, matrix: Any) -> Shaped[np.ndarray, "rows columns"]:
     encoding = str(matrix.attrs.get("encoding-type", "array"))
     if encoding == "array":
         return np.asarray(matrix)
     if encoding not in ("csr_matrix", "csc_matrix"):
-        raise ValueError(f"'{path}': X should be an array, csr_matrix or csc_matrix, is {encoding}")
+        raise ValueError(
+            f"'{path}': {name} should be an array, csr_matrix or csc_matrix, is {encoding}"
+        )
     sparse = importlib.import_module("scipy.sparse")
     parts = (matrix["data"][()], matrix["indices"][()], matrix["indptr"][()])
     dense: np.ndarray = getattr(sparse, encoding)(parts, shape=matrix.attrs["shape"]).toarray()
@@ -386,6 +407,7 @@ READERS: dict[str, Callable[[Path], Table]] = {
     "npy": _read_npy,
     "csv": _read_csv,
     "parquet": _read_parquet,
-    "h5ad": _read_h5ad,
     "idx": _read_idx_table,
 }
+KEYED: dict[str, Callable[[Path, str | None], Table]] = {"npz": _read_npz, "h5ad": _read_h5ad}
+"""Readers of files with several arrays, one of which is named by a key."""

@@ -265,7 +265,8 @@ class Categories(Kind):
                 f"column '{name}' has {number} ({listed(found)}): a column of this "
                 f"kind ({cls.__name__}) needs {'exactly' if cls.most == 2 else 'at least'} 2; "
                 f"{drop_it(name)}, or list all that it may have: "
-                f"kinds={{'{name}': Categories(({listed(found[:1])}, ...))}}"
+                f"kinds={{'{name}': Categories(({listed(found[:1])}, ...))}}; where an empty cell "
+                "means 'no', write that"
             )
         if raw.categories is None and len(found) > max(FEW, len(entries) / 2):
             raise ValueError(

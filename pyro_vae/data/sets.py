@@ -194,7 +194,7 @@ def load(
             not at all for a file. `Grey()` declares that the table in a file holds grey levels.
         test_fraction: Share of the rows held out, if the source is not split already.
         seed: Seed of that split.
-        key: Name of the array in an npz file that has several.
+        key: Name of the array in an npz file that has several, or of a layer in an h5ad file.
         divide_by: Number to divide the values of a file by, such as 255 for 8-bit pixels.
         kinds: Kinds of some columns of a table, where the rules of :class:`Columns` do not fit.
         drop: Names of columns to leave out.

@@ -37,6 +37,23 @@ def is_note(rows: list[list[str]]) -> bool:
     return (said and all(row[0] != cells[0] for row in above)) or _holds_sums(rows)
 
 
+def inside(rows: list[list[str]]) -> list[int]:
+    """Positions of lines between the rows that may be headings of groups, or their totals.
+
+    A heading has words in its first cell only, which begin no row; a total begins with `Subtotal`
+    and the like. If these are more than a quarter of the lines, they are entries.
+    """
+    others = {row[0] for row in rows if not is_title(row)}
+    wide = bool(rows) and len(rows[0]) > 2  # else a word beside a missing number
+    found = [place for place, row in enumerate(rows) if _is_between(row, others, wide=wide)]
+    return found if 4 * len(found) <= len(rows) else []
+
+
+def _is_between(row: list[str], others: set[str], *, wide: bool) -> bool:
+    heading = wide and is_title(row) and any(row) and row[0] not in others
+    return heading or bool(_SUMMARY.fullmatch(row[0]))
+
+
 def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
     """Whether each number of the last line is a function, such as the sum, of those above it."""
     cells = rows[-1]

@@ -8,7 +8,7 @@ The kind of a column follows from its dtype and its entries, by the first rule t
 | a category | `Categories`, or `Binary` of two | its code |
 | booleans | `Binary` | 0 or 1 |
 | words | `Categories` in alphabetical order, or `Binary` of two | its code |
-| zeros and ones, in any dtype | `Binary` | 0 or 1 |
+| zeros and ones, in any dtype; in 20 rows or more, ones and twos | `Binary` | 0 or 1 |
 | whole numbers with minimum 0 or 1, or in a column named like a count | `Count` | itself |
 | numbers above 0, very skewed | `Positive` | :math:`x / g`, by their geometric mean |
 | other numbers | `Real` | :math:`(x - m) / s`, standardized over the training rows |
@@ -36,7 +36,7 @@ from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 from .._warnings import once_for_all_columns, warn_of_column
-from .choices import kind_of, kind_of_matrix, read, warn_of_marks
+from .choices import kind_of, kind_of_matrix, read, warn_of_gross, warn_of_marks
 from .frames import CONTAINERS, Holds, Matrix, RawColumn, columns_of, container_of
 from .kinds import (
     EVERY,
@@ -124,6 +124,8 @@ class Column:
         if kind is None:
             warn_of_marks(name, raw)
         chosen: Kind | type[Kind] = kind_of(name, raw).kind if kind is None else kind
+        if kind is None and chosen is Real:
+            warn_of_gross(name, raw.values[~raw.missing])
         if isinstance(chosen, type):
             chosen = chosen.learn(name, raw, rows)
         return cls(name, chosen, raw.holds, raw.dtype)

@@ -7,7 +7,7 @@ and columns are classified:
 | content | treated as |
 | --- | --- |
 | `# ...`, `sep=;` | skipped, except for names after a `#` that fit the columns |
-| lines of fewer cells at the top, or of one cell at the bottom | notes, skipped |
+| lines of fewer or more cells at the top, or of one cell at the bottom | notes, skipped |
 | last lines that begin with `Total`, `Mean` and their like, or hold the sums | a summary, skipped |
 | the names repeated further down, as in joined files | skipped |
 | columns without a name and without entries | left out |
@@ -21,13 +21,13 @@ and columns are classified:
 | spaces of no width | removed |
 
 Names that are numbers, units and notes are guesses; a warning lists them and says how to overrule
-them. :mod:`pyro_vae.data.entries` determines the type of each column.
+them. Headings and totals between the rows, `none` among words, `1.200` between semicolons, and
+letters that do not look like Windows-1252 are named, too. :mod:`pyro_vae.data.entries` determines
+the type of each column.
 """
 
 import csv
-import gzip
 import re
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,8 +35,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .._warnings import once_for_all_columns, warn
+from .._warnings import once_for_all_columns, warn, warn_of_column
 from ..writing import without_apostrophe
+from .decoding import decoded
 from .entries import (
     MISSING,
     WHOLE,
@@ -45,23 +46,21 @@ from .entries import (
     is_missing,
     mostly_numbers,
     number,
+    place_of_ambiguous,
     words_of,
 )
-from .frames import RawColumn
-from .summaries import is_note, is_title
+from .frames import Holds, RawColumn
+from .summaries import inside, is_note, is_title
 
-GZIP_MAGIC = b"\x1f\x8b"
 SEPARATORS = ";\t,|^"  # in order of preference: a comma may be decimal
 UNNAMED = ("", "Unnamed: 0")  # an index column: of spreadsheets and R, and of pandas
 _NO_UNIT = {"-", "1", "text"}  # above numbers without a unit ("1" is that of CF) or words
 _NO_TABLE = re.compile(r"\s*(<(!doctype|html|\?xml)|\{\s*\"|\[\s*[\[{\"])", re.IGNORECASE)
-_ZIP_MAGIC = b"PK\x03\x04"
 _NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
 _AS_TEXT = re.compile(r'="([^"]*)"')  # keeps a spreadsheet from reading a number
-_COMPRESSED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SAMPLED = 200  # lines looked at to find the separator and the header
 _SHOWN = 4  # cells named in a warning
-_PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]")
+_PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]|\S {2,}\S")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,8 @@ class Layout:
     Arguments:
         separator: The separator between cells, one character.
         header: Whether the first line has column names.
-        words: Names of columns to keep as strings, whatever they look like, such as `007`.
+        words: Names of columns to keep as strings, whatever they look like, such as `007`; among
+            them the word `none` is not taken to be missing.
         missing: Marks of missing entries, besides an empty cell and the usual `NA`, such as
             `("-999", "n.d.")`. Numbers are compared as numbers.
     """
@@ -112,31 +112,13 @@ class Cells:
         return [row[place] for row in self.rows]
 
 
-def uncompressed(path: Path) -> bytes:
-    """Bytes of a file, compressed by gzip or not.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
-    content = path.read_bytes()
-    if not content.startswith(GZIP_MAGIC):
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"'{path}' is truncated or damaged ({error}; {len(content):,} bytes were found): "
-            "download it again"
-        ) from error
-
-
 def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
     """Splits a text file into cells, below the column names.
 
     Raises:
         ValueError: If it is not text, has no rows, or has lines of different lengths.
     """
-    text = _decoded(path)
+    text = decoded(path)
     if _NO_TABLE.match(text):
         raise ValueError(
             f"'{path}' holds HTML, XML or JSON, not lines of cells: download the table itself, or "
@@ -151,7 +133,25 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
         [cell for _, row in found for cell in row if "," in cell or "." in cell],
         by_default=separator == ";",
     )
+    _say_ambiguous(path, found, separator, comma=comma)
     return _below_names(path, found, layout, comma=comma)
+
+
+def _say_ambiguous(
+    path: Path, found: list[tuple[int, list[str]]], separator: str, *, comma: bool
+) -> None:
+    """Warns of `1.200` between semicolons, and of `1,200` between tabs: 1.2 or 1200."""
+    mark = "." if separator == ";" else ","
+    if separator == "," or comma:
+        return
+    cells = [(line, cell) for line, row in found for cell in row if "," in cell or "." in cell]
+    place = place_of_ambiguous([cell for _, cell in cells], mark)
+    if place is not None:
+        line, cell = cells[place]
+        value = number(cell, comma=False)
+        _say(path, f"{cell!r} in line {line}, and the like, are taken for {value:g} and not for "
+             f"{'thousands' if mark == '.' else 'decimals'}: if that is wrong, write them without "
+             f"'{mark}'" + " or with a decimal point" * (mark == ","))  # fmt: skip
 
 
 def _cut(
@@ -221,18 +221,30 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
     )
     if head == 1 and 2 <= len(found[0][1]) == width - 1:  # names, without one for the index
         head = 0
-    names = [number(cell, comma=True) is None for cell in found[head][1]]
-    if not all(names) or any(len(cells) > width for _, cells in found[:head]):
+    if not _are_names([cells for _, cells in found[head:]]) and any(
+        len(cells) > width for _, cells in found[:head]
+    ):
+        head = 0
+    if not all(number(cell, comma=True) is None for cell in found[head][1]):
         head = 0
     foot = len(found)
     while foot > head + 1 and width > 2 and is_note([cells for _, cells in found[:foot]]):
         foot -= 1
     notes = found[:head] + found[foot:] + comments
     if notes:
-        shown = ", ".join(f"line {line} ({_shown(cells)})" for line, cells in notes[:_SHOWN])
-        _say(path, f"{shown}{', ...' * (len(notes) > _SHOWN)}: taken for notes around the table, "
-             "and skipped; if they are rows, correct them")  # fmt: skip
+        _say(path, f"{_lines(notes)}: taken for notes around the table, and skipped; if they are "
+             "rows, correct them")  # fmt: skip
     return found[head:foot]
+
+
+def _are_names(rows: list[list[str]]) -> bool:
+    """Whether the first line has different words, at least one of them above numbers."""
+    names, below = rows[0], rows[1:_SAMPLED]
+    above = any(
+        mostly_numbers([row[place] for row in below if place < len(row)], comma=True)
+        for place in range(len(names))
+    )
+    return above and len(set(names)) == len(names)
 
 
 def _names_in_comment(
@@ -257,35 +269,6 @@ def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
     if re.fullmatch(r"sep=.", lines[skipped]):
         return skipped + 1, lines[skipped][4]
     return skipped, None
-
-
-def _decoded(path: Path) -> str:
-    content = uncompressed(path)
-    for magic, name in _COMPRESSED.items():
-        if content.startswith(magic):
-            raise ValueError(f"'{path}' is compressed by {name}: unpack it, or compress it by gzip")
-    if content.startswith(_ZIP_MAGIC):
-        encodings = []
-    elif content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
-        encodings = ["utf-32"]
-    elif content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encodings = ["utf-16"]
-    elif b"\0" in content[:2]:  # UTF-16 without a mark at its start
-        encodings = ["utf-16-le" if content[1:2] == b"\0" else "utf-16-be"]
-    else:
-        encodings = ["utf-8-sig", "cp1252"]
-    for encoding in encodings:
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if "\0" not in text:
-            return text.replace("\r\n", "\n").replace("\r", "\n")
-    workbook = content.startswith(_ZIP_MAGIC)
-    raise ValueError(
-        f"'{path}' is not a csv file: expected text in UTF-8, UTF-16 or Windows-1252"
-        + ", got a workbook or an archive: save its sheet as csv" * workbook
-    )
 
 
 def _separator(lines: Sequence[str]) -> str:
@@ -337,10 +320,15 @@ def _below_names(
         start += 1
     if len(rows) <= start:
         raise ValueError(f"'{path}' has no rows: expected lines of cells, separated by commas")
+    if between := inside(rows[start:]):
+        odd = [(lines[start + place], rows[start + place]) for place in between]
+        _say(path, f"{_lines(odd)}: taken for rows, though written like headings or totals between "
+             "rows: if they are, delete these lines")  # fmt: skip
     names = tuple(name or str(place) for place, name in enumerate(rows[0])) if header else None
     if len(rows[0]) == 1 and all(_PUNCTUATED.search(row[0]) for row in rows[start:]):
         _say(path, f"every line has one cell, such as {rows[start][0]!r}: if it has several, "
-        "say what separates them (layout=Layout(separator=...), --sep)")  # fmt: skip
+        "say what separates them (layout=Layout(separator=...), --sep), or write one character "
+        "between them")  # fmt: skip
     if layout.missing:
         rows[start:] = [[layout.emptied(cell) for cell in row] for row in rows[start:]]
     cells = Cells(names, rows[start:], lines[start:], comma)
@@ -406,6 +394,11 @@ def _has_names_of_rows(rows: list[list[str]]) -> bool:
 def _say(path: Path, what: str) -> None:
     """Warns that names, units or notes were guessed."""
     warn(f"'{path}': {what}")
+
+
+def _lines(found: Sequence[tuple[int, list[str]]]) -> str:
+    shown = ", ".join(f"line {line} ({_shown(cells)})" for line, cells in found[:_SHOWN])
+    return shown + ", ..." * (len(found) > _SHOWN)
 
 
 def _shown(cells: Sequence[str]) -> str:
@@ -538,14 +531,28 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
         shown = ", ".join(empty[:_SHOWN]) + ", ..." * (len(empty) > _SHOWN)
         which = f"line {shown} has" if len(empty) == 1 else f"lines {shown} have"
         _say(path, f"{which} no observed entry: drop {'it' if len(empty) == 1 else 'them'}")
-    return {
-        name: words_of(cells.column(place))
-        if name in words
-        else entries_of(
-            f"'{path}': column '{name}'",
-            cells.column(place),
-            lambda row: f"line {cells.lines[row]}",
-            comma=cells.comma,
+    columns = {}
+    for place, name in enumerate(names):
+        found = cells.column(place)
+        if name in words:
+            columns[name] = words_of(found, none=True)
+            continue
+        where = f"'{path}': column '{name}'"
+        columns[name] = entries_of(
+            where, found, lambda row: f"line {cells.lines[row]}", comma=cells.comma
         )
-        for place, name in enumerate(names)
-    }
+        if columns[name].holds is Holds.WORDS:
+            _warn_of_none(where, name, found)
+    return columns
+
+
+def _warn_of_none(where: str, name: str, cells: Sequence[str]) -> None:
+    """Warns of the word `none`: Python's sign of a missing entry, or a person's answer."""
+    number = cells.count("none")
+    if number:
+        warn_of_column(
+            name,
+            f"{where} holds 'none' in {number:,} entries, which are taken to be missing: if it is "
+            f"an answer, declare the column, kinds={{'{name}': Categories}}, --kinds "
+            f"'{name}=Categories', or layout=Layout(words=['{name}'])",
+        )

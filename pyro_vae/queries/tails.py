@@ -8,15 +8,20 @@ exchangeable with the n reference data, its rank among them is uniform, and
 
 is at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any n and any score.
 Noise or bias in estimates of log p(y) makes the test less powerful, but not invalid.
+
+If some data lie beyond all n simulated ones, and n is too small to flag them, these are compared
+again, with a larger reference. The p-value from the second one is valid, too: that it is at most
+:math:`\alpha` implies a rank as low as that in the second reference if :math:`\alpha < 1/(n+1)`,
+and in the first one otherwise, and either has a probability of at most :math:`\alpha`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from .. import stats
@@ -39,6 +44,9 @@ from .weighted import guide_for, require_holes
 _DRAWS = 250  # for each log p: its error is small beside the spread of the reference data
 _MOST_REFERENCE = 10**9  # where `enough` stops doubling
 _REFERENCE = 1000  # simulated data: tail probabilities down to a thousandth
+# The second reference takes at most so many times the rows of the first run: sampling from a guide
+# is fast, and fitting a Gaussian to every row is not.
+_MOST_FURTHER, _MOST_FITTED = 20, 2
 
 
 class Tail(Enum):
@@ -58,12 +66,15 @@ class Outliers(PerDatum):
         log_p: Log density of every datum, with its error and how far to trust it.
         reference: Log densities of the reference data, `(reference, batch)`, in nats, scored with
             the same entries missing as in each datum; all columns are equal if none is missing.
+        compared: Number of reference data that each datum was compared with, `(batch,)`: more than
+            in `reference` for data that lay beyond all of these.
         tail: Which data count as unusual.
     """
 
     tail_probability: Estimate
     log_p: LogMarginal
     reference: Float[Tensor, "reference batch"] = field(metadata={"axis": 1})
+    compared: Int64[Tensor, " batch"]
     tail: Tail = Tail.LOW
 
     @property
@@ -111,15 +122,16 @@ class Outliers(PerDatum):
     def beyond(self) -> Bool[Tensor, " batch"]:
         """Data beyond all reference data: their tail probability is the lowest possible."""
         fewest = 1 if self.tail is Tail.LOW else 2
-        return self.value * (len(self.reference) + 1) <= fewest * (1 + 1e-6)
+        return self.value * (self.compared + 1) <= fewest * (1 + 1e-6)
 
     def enough(self, control: stats.Control | None = None) -> int:
         """How many reference data it takes to flag all data beyond them, if they stay beyond.
 
         It is the present number, doubled until all would be flagged; unchanged if none is beyond.
         """
-        how, beyond, number = control or stats.FalseDiscoveries(), self.beyond, len(self.reference)
-        lowest = self.value[beyond] * (number + 1)
+        how, beyond = control or stats.FalseDiscoveries(), self.beyond
+        number = int(self.compared.max()) if bool(beyond.any()) else len(self.reference)
+        lowest = self.value[beyond] * (self.compared[beyond] + 1)
         while bool(beyond.any()) and number < _MOST_REFERENCE:
             moved = self.value.masked_scatter(beyond, lowest / (number + 1))
             if bool(how(moved)[beyond].all()):
@@ -137,6 +149,8 @@ class Outliers(PerDatum):
         """The number of flagged data, and how many more lie beyond all reference data."""
         how = control or stats.FalseDiscoveries()
         number, size = int(self.flagged(how).sum()), len(self.reference)
+        most = int(self.compared.max())
+        again = f" (those beyond all of these against {most})" if most > size else ""
         beyond = int((self.beyond & ~self.flagged(how)).sum())
         enough = self.enough(how)
         more = (
@@ -149,7 +163,7 @@ class Outliers(PerDatum):
         doubt = f"; log p of {bad} cannot be trusted, which costs power" if bad else ""
         return (
             f"{number} of {len(self.log_p.value)} data flagged as {self.tail.value} at {how}, "
-            f"against {size} reference data{more}{doubt}"
+            f"against {size} reference data{again}{more}{doubt}"
         )
 
 
@@ -177,7 +191,9 @@ def outliers(
     flags data there too.
 
     No tail probability is below 1 / (R + 1). Flagging k of N data at a false discovery rate
-    :math:`\alpha` needs :math:`R \ge N / k \alpha`; `summary` says if R was too small.
+    :math:`\alpha` needs :math:`R \ge N / k \alpha`. Data beyond a simulated reference that is too
+    small are compared again with a larger one, unless that would take much longer; `summary` says
+    if R was still too small.
 
     Arguments:
         model: A Pyro program with one plate over data.
@@ -216,63 +232,101 @@ def outliers(
     """
     batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)
-    how = estimator or _default(guide)
-    held = _reference(model, guide, batch, reference, given, seed)
+    scores = _Scores(model, guide, given, estimator or _default(guide), seed, progress)
+    held = scores.reference(batch, reference, "outliers.reference")
+    scored = scores.of(batch)
+    beside = scores.beside(batch[0], held)
+    number = torch.full((len(batch[0]),), len(beside), device=beside.device)
+    found = Outliers(_tails(scored, beside, tail), scored, beside, number, tail)
+    return _compared_again(found, batch, scores) if isinstance(reference, int) else found
 
-    def score(rows: Batch) -> LogMarginal:
-        proposal = guide_for(model, guide, rows, given)
-        with prepared(model, proposal, rows, seed, given) as inference:
-            return how(inference, seed=seed, progress=progress)
 
-    def ranked(rows: Batch) -> Tensor:
+@dataclass(frozen=True)
+class _Scores:
+    """Log densities of rows, estimated in one way for data and reference alike."""
+
+    model: ProgramLike
+    guide: ProgramLike | None
+    given: Mapping[str, Tensor] | None
+    how: Estimator
+    seed: int
+    progress: bool | None
+
+    def of(self, rows: Batch) -> LogMarginal:
+        """Log density of every row, with its error."""
+        proposal = guide_for(self.model, self.guide, rows, self.given)
+        with prepared(self.model, proposal, rows, self.seed, self.given) as inference:
+            return self.how(inference, seed=self.seed, progress=self.progress)
+
+    def ranked(self, rows: Batch) -> Tensor:
+        """The same numbers without their errors."""
+        how = self.how
         if not isinstance(how, ImportanceSampling) or how.until is not None:
-            return score(rows).value
-        proposal = guide_for(model, guide, rows, given)
-        with prepared(model, proposal, rows, seed, given) as inference:
-            return how.log_means(inference, seed=seed, progress=progress)
+            return self.of(rows).value
+        proposal = guide_for(self.model, self.guide, rows, self.given)
+        with prepared(self.model, proposal, rows, self.seed, self.given) as inference:
+            return how.log_means(inference, seed=self.seed, progress=self.progress)
 
-    patterns, which = batch[0].isnan().reshape(len(batch[0]), -1).unique(dim=0, return_inverse=True)
-    scored = score(batch)
-    # All patterns in one run, so that its progress bar covers them all.
-    holed = [_with_holes(held, pattern) for pattern in patterns]
-    every = tuple(torch.cat(parts) for parts in zip(*holed, strict=True))
-    reference_scores = ranked(every).reshape(len(patterns), -1).T
-    beside = reference_scores[:, :1].expand(-1, len(which))  # one pattern: no copy for each datum
-    if len(patterns) > 1:
-        beside = reference_scores[:, which]
-    return Outliers(_tails(scored, beside, tail), scored, beside, tail)
+    def reference(self, batch: Batch, given: Data | int, name: str) -> Batch:
+        """Held-out data, or simulated ones, from a stream of random numbers by name."""
+        if not isinstance(given, int):
+            held = as_batch(given, device_of(self.model, self.guide or self.model), "reference")
+            if not len(held[0]) or has_missing(held[0]):
+                raise ValueError(
+                    f"reference data need at least one row and no missing entry; got "
+                    f"{len(held[0])} with {int(held[0].isnan().sum())} missing entries; leave out "
+                    "rows with nan"
+                )
+            check_more_data(self.model, batch, held, "reference")
+            return held
+        if given < 1:
+            raise ValueError(f"a rank needs at least 1 reference datum, got {given}")
+        first, *others = first_rows(batch, given)
+        rows = (first.nan_to_num(nan=0.0), *others)  # else simulated rows have the same holes
+        with simulating(self.model, self.guide, rows, self.seed, self.given) as program:
+            return simulate(program, rows, stream(self.seed, name))[1]
+
+    def beside(self, y: Tensor, held: Batch) -> Float[Tensor, "reference batch"]:
+        """Log densities of reference data, with the same entries missing as in each row."""
+        patterns, which = _patterns(y)
+        # All patterns in one run, so that its progress bar covers them all.
+        holed = [_with_holes(held, pattern) for pattern in patterns]
+        every = tuple(torch.cat(parts) for parts in zip(*holed, strict=True))
+        found = self.ranked(every).reshape(len(patterns), -1).T
+        if len(patterns) == 1:  # no copy for each row
+            return found.expand(-1, len(which))
+        return found[:, which]
+
+
+def _patterns(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Patterns of missing entries, and the pattern of each row."""
+    holes: Tensor = y.isnan().reshape(len(y), -1)
+    patterns, which = holes.unique(dim=0, return_inverse=True)
+    return patterns, which
+
+
+def _compared_again(found: Outliers, batch: Batch, scores: _Scores) -> Outliers:
+    """Compares data beyond the whole reference with one that is large enough to flag them."""
+    number, rows, y = found.enough(), found.beyond.nonzero()[:, 0], batch[0]
+    if number == len(found.reference):
+        return found
+    further = number * len(_patterns(y[rows])[0])
+    before = len(y) + len(found.reference) * len(_patterns(y)[0])
+    most = _MOST_FITTED if scores.guide is None else _MOST_FURTHER
+    if further > most * before:
+        return found
+    beside = scores.beside(y[rows], scores.reference(batch, number, "outliers.further"))
+    tails = _tails(found.log_p[rows], beside, found.tail)
+    parts = zip(found.tail_probability, tails, strict=True)
+    value, error = (old.index_copy(0, rows, new.to(old)) for old, new in parts)
+    compared = found.compared.index_fill(0, rows, number)
+    return replace(found, tail_probability=Estimate(value, error), compared=compared)
 
 
 def _default(guide: ProgramLike | None) -> Estimator:
     if guide is None:
         return ImportanceSampling(_DRAWS, proposal=Fitted())
     return ImportanceSampling(_DRAWS)
-
-
-def _reference(
-    model: ProgramLike,
-    guide: ProgramLike | None,
-    batch: Batch,
-    reference: Data | int,
-    given: Mapping[str, Tensor] | None,
-    seed: int,
-) -> Batch:
-    """Held-out data, or simulated ones."""
-    if not isinstance(reference, int):
-        held = as_batch(reference, device_of(model, guide or model), "reference")
-        if not len(held[0]) or has_missing(held[0]):
-            raise ValueError(
-                f"reference data need at least one row and no missing entry; got {len(held[0])} "
-                f"with {int(held[0].isnan().sum())} missing entries; leave out rows with nan"
-            )
-        check_more_data(model, batch, held, "reference")
-        return held
-    if reference < 1:
-        raise ValueError(f"a rank needs at least 1 reference datum, got {reference}")
-    first, *others = first_rows(batch, reference)
-    rows = (first.nan_to_num(nan=0.0), *others)  # else simulated rows have the same holes
-    with simulating(model, guide, rows, seed, given) as program:
-        return simulate(program, rows, stream(seed, "outliers.reference"))[1]
 
 
 def _with_holes(batch: Batch, pattern: Bool[Tensor, " features"]) -> Batch:

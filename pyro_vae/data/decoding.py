@@ -1,0 +1,81 @@
+"""The text in a file, compressed or not, in the encodings that spreadsheets write."""
+
+import gzip
+import re
+import zlib
+from pathlib import Path
+
+from .._warnings import warn
+
+GZIP_MAGIC = b"\x1f\x8b"
+_ZIP_MAGIC = b"PK\x03\x04"
+_COMPRESSED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_ACCENTED = re.compile("[^\\W\\x00-\\x7f]{4,}|[^\\x00-\\x7f]{6,}")
+
+
+def uncompressed(path: Path) -> bytes:
+    """Bytes of a file, compressed by gzip or not.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    content = path.read_bytes()
+    if not content.startswith(GZIP_MAGIC):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"'{path}' is truncated or damaged ({error}; {len(content):,} bytes were found): "
+            "download it again"
+        ) from error
+
+
+def decoded(path: Path) -> str:
+    """The text in a file, with lines that end in newlines.
+
+    Raises:
+        ValueError: If it is not text, or is compressed in another way.
+    """
+    content = uncompressed(path)
+    for magic, name in _COMPRESSED.items():
+        if content.startswith(magic):
+            raise ValueError(f"'{path}' is compressed by {name}: unpack it, or compress it by gzip")
+    for encoding in _encodings(content):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            if encoding == "cp1252":
+                _warn_of_letters(path, text)
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+            return text.removesuffix("\x1a")  # the end of a file, for DOS
+    workbook = content.startswith(_ZIP_MAGIC)
+    raise ValueError(
+        f"'{path}' is not a csv file: expected text in UTF-8, UTF-16 or Windows-1252"
+        + ", got a workbook or an archive: save its sheet as csv" * workbook
+    )
+
+
+def _encodings(content: bytes) -> list[str]:
+    """Encodings to try, by the first bytes."""
+    if content.startswith(_ZIP_MAGIC):
+        return []
+    if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return ["utf-32"]
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return ["utf-16"]
+    if b"\0" in content[:2]:  # UTF-16 without a mark at its start
+        return ["utf-16-le" if content[1:2] == b"\0" else "utf-16-be"]
+    return ["utf-8-sig", "cp1252"]
+
+
+def _warn_of_letters(path: Path, text: str) -> None:
+    """Warns of words of many accented letters: of Cyrillic, Greek or Chinese in another code."""
+    if found := _ACCENTED.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        warn(
+            f"'{path}': it is not in UTF-8, and is read as Windows-1252, in which line {line} has "
+            f"{found[0]!r}: if that is wrong, save the file in UTF-8"
+        )
