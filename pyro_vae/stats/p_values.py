@@ -186,7 +186,8 @@ class FalseDiscoveries:
     def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Flags p-values up to the largest one that is not above its line."""
         ordered = p_values.double().sort().values
-        lines = torch.arange(1, len(ordered) + 1).to(ordered) * self.rate / len(ordered)
+        ranks = torch.arange(1, len(ordered) + 1, device=ordered.device)
+        lines = ranks.to(ordered) * self.rate / len(ordered)
         # P-values exactly on their lines count, although float32 rounds these ranks over R + 1.
         below = (ordered <= lines * (1 + torch.finfo(p_values.dtype).eps)).nonzero()
         if not len(below):
