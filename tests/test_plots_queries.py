@@ -13,6 +13,7 @@ from pyro_vae.plots.queries import (
     plot_dependence,
     plot_imputation,
     plot_outliers,
+    plot_similarity,
     plot_traversal,
 )
 
@@ -162,6 +163,52 @@ def test_outliers(figure: Figure) -> None:
     np.testing.assert_allclose(lines(right)[2], [0.01], rtol=1e-6)
     with pytest.raises(ValueError, match="reference data, got"):
         plot_outliers(log_p, p[:2], log_p, p < 0, figure=figure)
+
+
+def test_one_outlier_hides_no_reference(figure: Figure) -> None:
+    """Neither among the data nor among the reference itself."""
+    held = torch.cat([torch.linspace(-4, 0, 500), torch.tensor([-900.0])])
+    log_p = torch.tensor([-1.0, -5000.0, -2.0])
+    left, _ = plot_outliers(log_p, log_p.exp(), held, log_p < -9, figure=figure)
+    assert left.get_xlim()[0] > -15
+    assert "1 further out, at the edge" in left.get_xlabel()
+
+
+def test_densities_of_positive_numbers(ax: Axes) -> None:
+    """On a logarithmic axis areas are probabilities, and ticks are plain numbers."""
+    grid = np.exp(np.linspace(-7, 7, 401))
+    curves = {}
+    for place, middle in enumerate((-2.0, 2.0)):
+        density = np.exp(-((np.log(grid) - middle) ** 2) / 2) / grid / np.sqrt(2 * np.pi)
+        curves[f"row {place}"] = (density, 0 * density)
+    plot_conditional_density(grid, curves, ax=ax)
+    assert ax.get_xscale() == "log"
+    assert ax.get_ylabel() == "density of the logarithm"
+    for line in lines(ax):
+        assert max(line) == pytest.approx(1 / np.sqrt(2 * np.pi), rel=1e-3)
+    low, high = ax.get_xlim()
+    assert 0 < low < np.exp(-4)
+    assert np.exp(4) < high < np.exp(7)
+    assert "1" in [text.get_text() for text in ax.get_xticklabels()]
+
+
+def test_features_without_dependence_are_left_out(ax: Axes) -> None:
+    """Categories have no correlation: no blank rows, and their names above."""
+    value = torch.full((4, 4), torch.nan)
+    value[1:3, 1:3] = 0.5
+    plot_dependence(value, ["site", "a", "b", "kind"], ax=ax)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.get_title(loc="left") == "no correlation of site, kind"
+
+
+def test_similarity_of_unlike_rows(ax: Axes) -> None:
+    """Hundreds of nats do not hide those that are alike; rows are whole numbers."""
+    value = torch.full((6, 6), -300.0).fill_diagonal_(8.0)
+    plot_similarity(value, ax=ax)
+    norm = ax.images[0].norm
+    assert float(norm(8.0)) > 0.65
+    assert float(norm(0.0)) == pytest.approx(0.5)
+    assert all(float(tick).is_integer() for tick in ax.get_yticks())
 
 
 def test_dependence(ax: Axes) -> None:

@@ -253,10 +253,11 @@ def test_walks_show_a_column_for_each_latent() -> None:
     for latent in range(1, latents):
         decoded[latent, 2, features - latent] = 0.1
     walk = vae.traverse(seed=0)
-    moved = replace(walk, decoded=decoded, levels=(0.1, 0.5, 0.9), spread=None)
+    moved = replace(walk, decoded=decoded, levels=(0.1, 0.5, 0.9))
     titles = {ax.get_title(loc="left") for ax in moved.plot()[0]}
     last = vae.units.names[features - min(latents, 5) + 1 :]
-    assert {*last, vae.units.names[0]} == titles
+    # Five standard deviations of the first number are more than any change of the two categories.
+    assert {*last, vae.units.names[2]} == titles
 
 
 @pytest.mark.usefixtures("float64")
@@ -289,17 +290,39 @@ def test_conditional_densities_are_of_the_columns_own_numbers() -> None:
 def test_walks_show_the_columns_that_move_most() -> None:
     """In spreads of the column: counts in the hundreds that stay do not push others out."""
     steps = torch.linspace(-1.0, 1.0, 5)
-    spread = torch.tensor([1.0, 100.0, *[1.0] * 7])
     decoded = torch.stack([steps, 300 + steps, *[0.01 * steps * k for k in range(7)]], dim=-1)
-    frame = {"a": [0.5, 1.5], "n": [0, 9]} | {f"x{k}": [0.5, 1.5] for k in range(7)}
+    frame = {"a": [0.5, 1.5], "n": [0, 200]} | {f"x{k}": [0.5, 1.5] for k in range(7)}
     columns = Columns.of(frame)
     nats = pv.Estimate(torch.ones(1), torch.zeros(1))
     walk = queries.Traversal(
         torch.tensor([0]), ("z",), nats, (0.1, 0.3, 0.5, 0.7, 0.9), steps[None], decoded[None],
-        torch.zeros(1), spread, columns,
+        torch.zeros(1), columns,
     )  # fmt: skip
     titles = [ax.get_title(loc="left") for ax in walk.plot()[0]]
     assert titles == ["a", "x3", "x4", "x5", "x6"]
+
+
+def test_walks_compare_numbers_by_their_logarithms_and_categories_by_probability() -> None:
+    """As `explain` does, whatever rows are asked about: an outlier among them changes nothing."""
+    rng = np.random.default_rng(0)
+    frame = {name: rng.normal(size=40) for name in "abcd"} | {
+        "skewed": rng.lognormal(0, 2, 40),
+        "sort": ["x", "y"] * 20,
+        "still": ["u", "v"] * 20,
+    }
+    columns = Columns.of(frame)
+    steps = torch.linspace(-1.0, 1.0, 5)
+    parts = [0.3 * steps, 0.4 * steps, 0.5 * steps, 0.6 * steps]
+    parts += [(2 * columns.columns[4].kind.spread * steps).exp(), (1 + steps) / 2, 0 * steps]
+    nats = pv.Estimate(torch.ones(1), torch.zeros(1))
+    walk = queries.Traversal(
+        torch.tensor([0]), ("z",), nats, (0.1, 0.3, 0.5, 0.7, 0.9), steps[None],
+        torch.stack(parts, dim=-1)[None].float(), torch.zeros(1), columns,
+    )  # fmt: skip
+    axes = walk.plot()[0]
+    assert [ax.get_title(loc="left") for ax in axes] == ["b", "c", "d", "skewed", "sort"]
+    labels = [text.get_text() for text in axes[3].get_yticklabels()]
+    assert all("10^" not in label for label in labels)  # plain numbers
 
 
 def test_held_out_rows_were_not_trained_on(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ References:
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from .._types import optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
 
 Array: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
@@ -47,6 +49,8 @@ STYLE: dict[Any, Any] = {
 
 Colours that colour-blind readers can tell apart, axes without a box, legends without a frame. Use
 it around your own drawing: `with matplotlib.rc_context(pv.plots.STYLE): ...`, or as a decorator."""
+_POWERS = 100.0  # ratio of the ends of a logarithmic axis with several ticks per power of ten
+_LETTERS = 17  # that fit above a panel of 1.15 inches, in small letters
 _WIDE = 3.0  # an axis may end this many interquartile ranges beyond the quartiles
 
 
@@ -202,6 +206,22 @@ def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple
             f"{listed([value.shape, error.shape])}: average over the data first"
         )
     return value.item(), error.item()
+
+
+def log_ticks(axis: "Axis") -> None:
+    """Few ticks on a logarithmic axis, with plain numbers such as 0.5, 2 and 10."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    # 1, 2 and 5 of each power of ten, where there are few powers.
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < _POWERS * low else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def wrapped(name: str) -> str:
+    """A name in lines that fit above a narrow panel."""
+    return fill(name, _LETTERS, break_long_words=False)
 
 
 def look_at_most(ax: "Axes", values: NDArray[Any]) -> int:

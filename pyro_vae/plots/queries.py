@@ -17,6 +17,7 @@ from .drawing import (
     figure_or_new,
     finite_span,
     legend_above,
+    log_ticks,
     style,
     with_minus,
     without_box,
@@ -31,6 +32,10 @@ _MOST_NUMBERS = 12  # with more features a cell has no room for its number
 _MOST_TICKS = 40  # names that can be read beside one another
 _PICTURED = 3  # draws shown of an imputed image
 _BINS = 30
+_BESIDE = 0.12  # between the marks of two rows at one value
+_SHOWN = 4  # names in a note
+_MOST_NATS = 10.0  # of similarity, on a linear scale
+_BULK = (0.01, 0.99)  # quantiles of the reference between which most of it lies
 _FLAT = 0.005  # of a curve's peak, half a pixel: lower parts look like the axis
 
 
@@ -218,6 +223,9 @@ def plot_conditional_density(
 ) -> "Axes":
     """Draws densities of one feature, each with a band of two standard errors.
 
+    Over a grid with equal ratios the axis is logarithmic, and the density is that of the logarithm,
+    so that areas are probabilities.
+
     Arguments:
         grid: Values of the feature, `(points,)`.
         densities: Density and its error, `(points,)` each, by label, as the rows of
@@ -241,17 +249,13 @@ def plot_conditional_density(
         'height'
     """
     x = as_numpy(grid)
+    logarithmic = not discrete and _is_logarithmic(x)
+    curves = _curves_over(x, densities, weight=x if logarithmic else np.ones_like(x))
     ax = axes_or_new(ax, (5.4, 3.4))
-    for number, (label, pair) in enumerate(at_least_one(densities).items()):
-        value, error = (as_numpy(part) for part in pair)
-        if value.shape != x.shape or error.shape != x.shape:
-            raise ValueError(
-                f"expected a density and errors of shape {x.shape} for {label!r}, as the grid "
-                f"has, got {value.shape} and {error.shape}"
-            )
+    for number, (label, (value, error)) in enumerate(curves.items()):
         look = style(number)
         if discrete:
-            beside = x + 0.12 * (number - (len(densities) - 1) / 2)
+            beside = x + _BESIDE * (number - (len(curves) - 1) / 2)
             ax.errorbar(beside, value, 2 * error, fmt=look["marker"], color=look["color"],
                         label=label, markersize=5)  # fmt: skip
         else:
@@ -261,17 +265,43 @@ def plot_conditional_density(
         if observed is not None and label in observed:
             where = float(as_numpy(observed[label]))
             ax.axvline(where, color=look["color"], linestyle=":", linewidth=1.5)
-    without_box(ax).set(xlabel=name, ylabel="probability" if discrete else "density")
+    unit = "density of the logarithm" if logarithmic else "density"
+    without_box(ax).set(xlabel=name, ylabel="probability" if discrete else unit)
     ax.set_ylim(bottom=0)
-    ratios = x[1:] / x[:-1] if x.min() > 0 and len(x) > 2 else np.ones(1)
-    if ratios[0] > 1.01 and np.allclose(ratios, ratios[0], rtol=1e-3) and not discrete:
-        ax.set_xscale("log")
     marked = [float(as_numpy(value)) for value in (observed or {}).values()]
-    ax.set_xlim(*_seen(x, [as_numpy(value) for value, _ in densities.values()], marked))
+    shown = [value for value, _ in curves.values()]
+    if logarithmic:
+        ax.set_xscale("log")
+        ax.set_xlim(*np.exp(_seen(np.log(x), shown, np.log(marked).tolist())))
+        log_ticks(ax.xaxis)
+    else:
+        ax.set_xlim(*_seen(x, shown, marked, more=_BESIDE * len(curves) if discrete else 0.0))
     if discrete:
         ax.locator_params(axis="x", integer=True)
     legend_above(ax, ax.get_legend_handles_labels()[0])
     return ax
+
+
+def _is_logarithmic(x: NDArray[Any]) -> bool:
+    """Whether the points of a grid have equal ratios, as those for positive numbers have."""
+    ratios = x[1:] / x[:-1] if x.min() > 0 and len(x) > 2 else np.ones(1)
+    return bool(ratios[0] > 1.01 and np.allclose(ratios, ratios[0], rtol=1e-3))
+
+
+def _curves_over(
+    x: NDArray[Any], densities: Mapping[str, tuple[Array, Array]], weight: NDArray[Any]
+) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """Densities and errors times a weight: x for those of the logarithm, whose areas are seen."""
+    curves = {}
+    for label, pair in at_least_one(densities).items():
+        value, error = (as_numpy(part) for part in pair)
+        if value.shape != x.shape or error.shape != x.shape:
+            raise ValueError(
+                f"expected a density and errors of shape {x.shape} for {label!r}, as the grid "
+                f"has, got {value.shape} and {error.shape}"
+            )
+        curves[label] = (weight * value, weight * error)
+    return curves
 
 
 def plot_outliers(
@@ -323,11 +353,12 @@ def _draw_reference(
     ax: "Axes", value: NDArray[Any], held: NDArray[Any], flags: NDArray[Any]
 ) -> None:
     look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4, "density": True}
-    # Data further below the reference than it is wide are drawn at the edge: a single outlier
-    # would flatten the rest.
-    edge = 2 * float(held.min()) - float(held.max()) - 1
+    # Data far below the middle 98% of the reference are drawn at the edge: a single outlier would
+    # flatten the rest.
+    low, high = np.quantile(held, _BULK)
+    edge = low - 1.5 * (high - low) - 1
     beyond = int((value < edge).sum())
-    value = np.maximum(value, edge)
+    value, held = np.maximum(value, edge), np.maximum(held, edge)
     ax.hist(held, bins=_BINS, color="0.8", label="reference", **look)
     top = ax.get_ylim()[1]
     for chosen, colour, label in (
@@ -364,7 +395,8 @@ def plot_dependence(
 
     The scale runs from -1 to 1 if there are values below zero, and otherwise from 0, as for mutual
     information. With up to 12 features each cell has its number, in brackets if it is within two
-    standard errors of zero. The diagonal is left blank.
+    standard errors of zero. The diagonal is left blank, and features without any value, such as
+    categories, which have no correlation, are left out and named above.
 
     Arguments:
         value: The dependence of every two features, `(features, features)`.
@@ -393,6 +425,11 @@ def plot_dependence(
             f"shapes {matrix.shape} and {errors.shape}"
         )
     shown = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
+    kept = np.isfinite(shown).any(axis=0)
+    without = [name for name, has in zip(names, kept, strict=True) if not has]
+    if 0 < len(without) < len(names):
+        shown, errors = shown[kept][:, kept], errors[kept][:, kept]
+        names = [name for name, has in zip(names, kept, strict=True) if has]
     signed = bool((shown < 0).any()) and measure != "mutual information (nats)"
     largest = float(np.nanmax(np.abs(shown), initial=0.0)) or 1.0
     span = (-1.0, 1.0) if signed else (0.0, largest)
@@ -404,14 +441,18 @@ def plot_dependence(
     if len(names) <= _MOST_NUMBERS:
         _write_numbers(ax, shown, errors, span)
     ax.figure.colorbar(image, ax=ax, label=measure, shrink=0.8)
+    if 0 < len(without) < len(names) + len(without):
+        said = f"no {measure} of {', '.join(without[:_SHOWN])}{', ...' * (len(without) > _SHOWN)}"
+        ax.set_title(said, fontsize="small", loc="left")
     return ax
 
 
 def plot_similarity(value: Float[Array, "rows others"], *, ax: "Axes | None" = None) -> "Axes":
     """Draws the similarity of rows with others as a heat map, white at 0.
 
-    The scale ends at the 95th percentile of absolute values, so a few very unlike rows do not set
-    it.
+    Similar rows are red. The scale ends at the 99th percentile of absolute values; if that is more
+    than 10 nats, it is logarithmic beyond 1, since rows may differ by hundreds of nats and are
+    rarely more alike than ten.
 
     Arguments:
         value: Similarities, `(rows, others)`, in nats.
@@ -425,12 +466,17 @@ def plot_similarity(value: Float[Array, "rows others"], *, ax: "Axes | None" = N
         >>> plot_similarity(np.eye(2), ax=Figure().subplots()).get_ylabel()
         'row'
     """
+    from matplotlib.colors import SymLogNorm
+
     matrix = as_numpy(value).astype(float)
-    end = float(np.nanquantile(np.abs(matrix), 0.95)) or 1.0
+    end = float(np.nanquantile(np.abs(matrix), 0.99)) or 1.0
     if ax is None:
         ax = figure_or_new(None, (5.0, 4.0), layout="compressed").subplots()
-    image = ax.imshow(matrix, cmap="RdBu_r", vmin=-end, vmax=end, aspect="auto")
+    linear: dict[str, Any] = {"vmin": -end, "vmax": end}
+    scale = linear if end <= _MOST_NATS else {"norm": SymLogNorm(1.0, **linear)}
+    image = ax.imshow(matrix, cmap="RdBu_r", aspect="auto", **scale)
     ax.set(xlabel="other", ylabel="row")
+    ax.locator_params(integer=True)
     ax.figure.colorbar(image, ax=ax, label="similarity (nats)", extend="both", shrink=0.8)
     return ax
 
@@ -462,7 +508,11 @@ def _write_numbers(
 
 
 def _seen(
-    x: NDArray[Any], densities: Sequence[NDArray[Any]], marked: Sequence[float]
+    x: NDArray[Any],
+    densities: Sequence[NDArray[Any]],
+    marked: Sequence[float],
+    *,
+    more: float = 0.0,
 ) -> tuple[float, float]:
     """Limits of the part where curves can be told from the axis, with a margin."""
     high = [density / max(np.nanmax(density), np.finfo(float).tiny) for density in densities]
@@ -470,7 +520,7 @@ def _seen(
     if not len(places):
         return float(x.min()), float(x.max())
     low, top = (float(end) for end in finite_span([x[places], np.array(marked, dtype=float)]))
-    more = 0.05 * (top - low) or 0.5
+    more = max(more, 0.05 * (top - low)) or 0.5
     return low - more, top + more
 
 

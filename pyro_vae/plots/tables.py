@@ -14,9 +14,11 @@ from .drawing import (
     as_numpy,
     axes_or_new,
     figure_or_new,
+    log_ticks,
     look_at_most,
     with_minus,
     without_box,
+    wrapped,
 )
 
 if TYPE_CHECKING:
@@ -128,7 +130,7 @@ def plot_walks(
             without_box(ax).tick_params(labelsize="x-small")
         line[0].set_ylabel(label.replace(": ", "\n"), fontsize="small")
     for ax, place in zip(grid[0], shown, strict=True):
-        ax.set_title(columns.names[place], fontsize="small", loc="left")
+        ax.set_title(wrapped(columns.names[place]), fontsize="small", loc="left")
         _name_entries(ax, columns.columns[place])
         _name_reached(ax, array[:, :, place], columns.columns[place])
         _scale_axis(ax, own(array[:, :, place], columns.columns[place]), columns.columns[place])
@@ -242,6 +244,7 @@ def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
     """A logarithmic axis for positive numbers of several powers of ten; few ticks for dates."""
     if isinstance(column.kind, Positive) and values.max() > 10 * values.min():
         ax.set_yscale("log")
+        log_ticks(ax.yaxis)
     elif isinstance(column.kind, Time):
         from matplotlib.dates import AutoDateLocator
 

@@ -29,12 +29,11 @@ from ..formatting import four_digits
 from ..programs import Program
 from ..results import Result
 from .forward import features
-from .traversal import Traversal, moved, traverse
+from .traversal import Traversal, moved, standardized, traverse
 
 _SLIGHT = 0.2  # standard deviations, or probability: a smaller effect is left out of the text
 _SILENT = 0.05  # nats: a latent with less information is left out
 _MOST = 5  # columns named for each latent
-_TINY = 1e-3  # geometric means, the lowest value: means of some likelihoods may be below 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -198,8 +197,7 @@ def _standardized(
     """Values in standard deviations of the training rows, or of `y` where the kind has none."""
     if kind in (Real(), Count()):
         return ends / (float(y[~y.isnan()].std(correction=0)) or 1.0)
-    above = ends.clamp(min=_TINY) if isinstance(kind, Positive) else ends
-    return torch.from_numpy(kind.standardized(above.numpy()))
+    return standardized(ends, kind)
 
 
 def _own(value: float, kind: Kind) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..data import Columns
+from ..data import Categories, Columns, Positive
 from ..diagnostics import Collapse, collapse
 from ..evidence import prepared
 from ..evidence.weights import draw_rows
@@ -129,6 +129,8 @@ LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 """Quantiles that a latent is moved to, with 60 data or more."""
 
 _MIDDLE = (1 / 6, 5 / 6)  # quantiles around the middle two thirds
+_CERTAIN = 3.0  # standard deviations that stand for a change in probability from 0 to 1
+_TINY = 1e-3  # geometric means, the lowest value: means of some likelihoods may be below 0
 _SHOWN = 5  # columns of a table that are drawn by default
 _DRAWS = 2000  # of the aggregated posterior: its 2.5% quantile is within 0.4% of that level
 
@@ -147,8 +149,6 @@ class Traversal(Result):
         values: Values that each latent was set to, `(latents, steps)`.
         decoded: Means of p(y | z), `(latents, steps, *datum)`, in the unit of the data.
         at: Values of the other latents, `(latents,)`, in the model's order.
-        spread: Standard deviation of every feature over the data, `(*datum)`; None if it is not
-            known.
         table: The columns, if the data are a table.
     """
 
@@ -159,7 +159,6 @@ class Traversal(Result):
     values: Float[Tensor, "latents steps"]
     decoded: Float[Tensor, "latents steps *datum"]
     at: Float[Tensor, " latents"]
-    spread: Float[Tensor, "*datum"] | None = None
     table: Columns | None = None
 
     def summary(self) -> str:
@@ -188,11 +187,8 @@ class Traversal(Result):
         unknown = [name for name in columns or () if name not in self.table.names]
         if unknown:
             raise ValueError(f"unknown columns {unknown}; there are {list(self.table.names)}")
-        moving = self.decoded.amax(dim=1) - self.decoded.amin(dim=1)
-        if self.spread is not None:  # columns of counts and codes are not standardized
-            moving = moving / self.spread.to(moving).where(self.spread.to(moving) > 0, 1.0)
         places = (
-            _telling(moving)
+            _telling(_movements(self.decoded, self.table))
             if columns is None
             else [self.table.names.index(name) for name in columns]
         )
@@ -210,6 +206,29 @@ class Traversal(Result):
         """Largest change of any feature along each latent, in the unit of the data."""
         flat = self.decoded.flatten(2)
         return (flat.amax(dim=1) - flat.amin(dim=1)).amax(dim=-1)
+
+
+def _movements(
+    decoded: Float[Tensor, "latents steps columns"], table: Columns
+) -> Float[Tensor, "latents columns"]:
+    """How far each column moves, in standard deviations of the training rows.
+
+    A change in probability from 0 to 1, or of the most probable category, counts as 3 of these.
+    """
+    moved = []
+    for kind, walk in zip(table.kinds.values(), decoded.double().cpu().unbind(dim=-1), strict=True):
+        if isinstance(kind, Categories):
+            scaled = _CERTAIN * (walk - walk.amin(dim=1, keepdim=True)).clamp(max=1.0)
+        else:
+            scaled = standardized(walk, kind)
+        moved.append(scaled.amax(dim=1) - scaled.amin(dim=1))
+    return torch.stack(moved, dim=1)
+
+
+def standardized(values: Float[Tensor, "*batch"], kind: Any) -> Float[Tensor, "*batch"]:
+    """Encoded numbers in standard deviations of the training rows, positive ones by logarithms."""
+    above = values.clamp(min=_TINY) if isinstance(kind, Positive) else values
+    return torch.from_numpy(kind.standardized(above.numpy()))
 
 
 def _telling(moving: Float[Tensor, "latents columns"]) -> list[int]:
@@ -284,9 +303,7 @@ def traverse(
     names = tuple(uses.names[latent] for latent in order.tolist())
     information = Estimate(*(part[order.to(part.device)] for part in uses.information))
     shaped = flat[0].unflatten(0, values.shape)
-    mean = batch[0].nanmean(dim=0)
-    spread = (batch[0] - mean).square().nanmean(dim=0).sqrt().nan_to_num(nan=0.0)
-    return Traversal(order, names, information, tuple(levels), values, shaped, start, spread)
+    return Traversal(order, names, information, tuple(levels), values, shaped, start)
 
 
 def _levels(num_data: int) -> tuple[float, ...]:
