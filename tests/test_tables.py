@@ -18,7 +18,7 @@ from matplotlib import pyplot
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import queries, tables
+from pyro_vae import data, queries, tables
 from pyro_vae.cli import main
 from pyro_vae.data import Column, Columns, from_frame, trained_on
 from pyro_vae.data.frames import Holds
@@ -313,7 +313,9 @@ def test_walks_compare_numbers_by_their_logarithms_and_categories_by_probability
     columns = Columns.of(frame)
     steps = torch.linspace(-1.0, 1.0, 5)
     parts = [0.3 * steps, 0.4 * steps, 0.5 * steps, 0.6 * steps]
-    parts += [(2 * columns.columns[4].kind.spread * steps).exp(), (1 + steps) / 2, 0 * steps]
+    skewed = columns.kinds["skewed"]
+    assert isinstance(skewed, data.Positive)
+    parts += [(2 * skewed.spread * steps).exp(), (1 + steps) / 2, 0 * steps]
     nats = pv.Estimate(torch.ones(1), torch.zeros(1))
     walk = queries.Traversal(
         torch.tensor([0]), ("z",), nats, (0.1, 0.3, 0.5, 0.7, 0.9), steps[None],

@@ -425,11 +425,11 @@ def plot_dependence(
             f"shapes {matrix.shape} and {errors.shape}"
         )
     shown = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
-    kept = np.isfinite(shown).any(axis=0)
-    without = [name for name, has in zip(names, kept, strict=True) if not has]
-    if 0 < len(without) < len(names):
+    kept = np.flatnonzero(np.isfinite(shown).any(axis=0))
+    without = [name for place, name in enumerate(names) if place not in kept] if len(kept) else []
+    if without:
         shown, errors = shown[kept][:, kept], errors[kept][:, kept]
-        names = [name for name, has in zip(names, kept, strict=True) if has]
+        names = [names[place] for place in kept]
     signed = bool((shown < 0).any()) and measure != "mutual information (nats)"
     largest = float(np.nanmax(np.abs(shown), initial=0.0)) or 1.0
     span = (-1.0, 1.0) if signed else (0.0, largest)
@@ -441,7 +441,7 @@ def plot_dependence(
     if len(names) <= _MOST_NUMBERS:
         _write_numbers(ax, shown, errors, span)
     ax.figure.colorbar(image, ax=ax, label=measure, shrink=0.8)
-    if 0 < len(without) < len(names) + len(without):
+    if without:
         said = f"no {measure} of {', '.join(without[:_SHOWN])}{', ...' * (len(without) > _SHOWN)}"
         ax.set_title(said, fontsize="small", loc="left")
     return ax
