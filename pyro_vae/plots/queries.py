@@ -429,7 +429,7 @@ def plot_dependence(
     without = [name for place, name in enumerate(names) if place not in kept] if len(kept) else []
     if without:
         shown, errors = shown[kept][:, kept], errors[kept][:, kept]
-        names = [names[place] for place in kept]
+        names = [names[place] for place in kept.tolist()]
     signed = bool((shown < 0).any()) and measure != "mutual information (nats)"
     largest = float(np.nanmax(np.abs(shown), initial=0.0)) or 1.0
     span = (-1.0, 1.0) if signed else (0.0, largest)
