@@ -11,8 +11,9 @@ So a mean :math:`\hat p` of :math:`K` weights is expected to lack, in units of i
     e^{-K Q(w_s)}, \qquad Q(w) = \sum_s \frac{q(z_s)}{r(z_s)} \mathbb{1}(w_s > w) .
 
 For one latent the points are a grid, and nothing is random. For more latents, most points are draws
-of a Student t distribution with the mean of the proposal's draws and a wider covariance, which find
-tails in any direction; the others are draws of the prior, which find further modes. Both are
+of two distributions about the mean of the proposal's draws, wider than these: a Student t
+distribution, which finds tails in any direction, and one whose points lie along the axes, which
+finds independent tails. The others are draws of the prior, which find further modes. All are
 weighted by the density of their mixture, so that :math:`s` is unbiased except for the errors of
 :math:`Q` and :math:`\hat p`; its standard error is added to it. A mode in which no point lies is
 not found; prior draws seldom find one if the posterior is narrow.
@@ -39,6 +40,7 @@ _FARTHEST, _DENSER = 20.0, 3.0  # the grid's ends, in sd of the proposal; the sp
 _FEWEST, _MOST, _SHARE = 96, 480, 1 / 16  # points about the draws: limits, and points per draw
 _OF_PRIOR = 32  # further points, from the prior
 _WIDER, _DEGREES = 1.4, 4  # the Student t: heavier than any tail whose weights have a variance
+_AROUND = 1.2  # standard deviation across, of points along one axis
 _POOL = 64  # draws of the prior, of which each datum takes some: one run, whatever the budget
 _NEAR = 4.0  # standard deviations of the proposal to stay within, if a program fails farther out
 _MOMENTS = 2000  # draws from which the mean and the covariance are taken
@@ -204,7 +206,7 @@ def unreached_share(
 
 
 def _points(inference: Inference, drawn: Drawn, pool: PriorDraws | None, limit: int) -> Points:
-    """A grid for one latent, else draws of a Student t and of the prior."""
+    """A grid for one latent, else draws about the mean and of the prior."""
     z = drawn.z[:_MOMENTS].double()
     mean = z.mean(dim=0)
     root = _root_of_covariance(z - mean)
@@ -213,11 +215,11 @@ def _points(inference: Inference, drawn: Drawn, pool: PriorDraws | None, limit: 
     number = min(max(_FEWEST, int(_SHARE * drawn.number)), _MOST)
     own = [stream(key, "unreached") for key in drawn.keys.tolist()]
     keys = torch.tensor(own, device="cpu")
-    placed = mean + (root @ _students(keys, number, z).unsqueeze(-1)).squeeze(-1)
+    placed = mean + (root @ _placed(keys, number, z).unsqueeze(-1)).squeeze(-1)
     points = torch.cat([placed, _of_prior(pool, inference.batch, keys, limit).double()])
     u = torch.linalg.solve_triangular(root, (points - mean).permute(1, 2, 0), upper=False)
     radius = u.norm(dim=1).T
-    log_placed = _log_student(radius, z.shape[-1]) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_placed = _log_placed(u.movedim(-1, 0)) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return Points(points, log_placed + math.log(number), radius, _OF_PRIOR)
 
 
@@ -233,11 +235,28 @@ def _grid(mean: Tensor, root: Tensor) -> Points:
     )
 
 
-def _students(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tensor:
-    """Draws of a Student t distribution, `(number, batch, latents)`, from each datum's own key."""
-    noise = normals(keys, number, like.shape[-1] + _DEGREES, like)
-    square = noise[..., :_DEGREES].square().mean(dim=-1, keepdim=True)
-    return _WIDER * noise[..., _DEGREES:] / square.sqrt()
+def _placed(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tensor:
+    """Standardized points, `(number, batch, latents)`, from each datum's own key.
+
+    Half of them are far out in any direction, and half along one axis: independent tails, or that
+    of one latent among many, lie there.
+    """
+    latents = like.shape[-1]
+    noise = normals(keys, number, latents + _DEGREES, like)
+    far = _WIDER / noise[..., :_DEGREES].square().mean(dim=-1, keepdim=True).sqrt()
+    places = torch.arange(number, device=noise.device)[:, None, None]
+    is_axis = places // 2 % latents == torch.arange(latents, device=noise.device)
+    along = torch.where(is_axis, far, _AROUND)
+    return torch.where(places % 2 == 0, far, along) * noise[..., _DEGREES:]
+
+
+def _log_placed(u: Float[Tensor, "points batch latents"]) -> Tensor:
+    """The log density of standardized points, `(points, batch)`."""
+    size = u.shape[-1]
+    around = -(u / _AROUND).square() / 2 - math.log(_AROUND * math.sqrt(2 * math.pi))
+    axes = (_log_student(u.abs(), 1) - around).logsumexp(dim=-1) + around.sum(dim=-1)
+    anywhere = _log_student(u.norm(dim=-1), size)
+    return torch.logaddexp(anywhere, axes - math.log(size)) - math.log(2)
 
 
 def _log_student(radius: Tensor, size: int) -> Tensor:
