@@ -212,6 +212,35 @@ def test_guides_of_a_datum_are_let_be(program: Any, guide: Any) -> None:
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-5)
 
 
+def test_flows_known_at_their_own_draws_alone() -> None:
+    """A planar flow has no density at given points: its draws are compared by their noise."""
+    flow = dist.transforms.planar(2)
+    data = torch.stack([Y, Y.flip(0)], -1)
+
+    def vectors(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    def around(loc: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+        def guide(y: Tensor) -> None:
+            pyro.module("flow", flow)
+            with pyro.plate("data", len(y)):
+                base = dist.Normal(loc(y), 0.8).to_event(1)
+                pyro.sample("z", dist.TransformedDistribution(base, [flow]))
+
+        return guide
+
+    found = pv.evaluate(vectors, around(lambda y: y / 2), data, pv.ImportanceSampling(2000))
+    exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(data).sum(-1).double()
+    off = (found.log_marginal.value - exact).abs()
+    assert ((off < 6 * found.log_marginal.error) | ~found.log_marginal.reliable).all()
+    assert (found.bound.value - exact < 6 * found.bound.error).all()
+    for loc in (lambda y: y - y.mean(0), lambda y: y + torch.arange(len(y))[:, None]):
+        with pytest.raises(ValueError, match=r"q of site 'z' .* position in the batch"):
+            pv.elbo(vectors, around(loc), data)
+
+
 def test_an_auxiliary_site() -> None:
     """Its rows have their own parameters, too."""
     value = pv.elbo(subsampled, by_noise, Y, 10).elbo.value

@@ -105,6 +105,17 @@ def decoder(scale: Callable[[Tensor], Tensor]) -> Any:
     return program
 
 
+def improper(prior: Any) -> Any:
+    """A model with this prior."""
+
+    def program(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", prior)
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    return program
+
+
 def by_batch(y: Tensor) -> None:
     """A later site reads the batch, not what was sampled."""
     with pyro.plate("data", len(y)):
@@ -188,6 +199,11 @@ REMEDIES = {
         "sample all of them always, and mask observations",
         lambda: evidence(branching, exact),
         lambda: evidence(always, with_extra),
+    ),
+    "a prior without draws": Remedy(
+        r"'z' has no proper prior .* as in dist.Normal\(0.0, 10.0\)",
+        lambda: evidence(improper(dist.ImproperUniform(dist.constraints.real, (), ())), exact),
+        lambda: evidence(improper(dist.Normal(0.0, 1.0)), exact),
     ),
     "a negative scale": Remedy(
         "softplus for positive ones",

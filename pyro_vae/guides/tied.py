@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoNormal
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from .._types import Batch, ProgramLike
 from ..programs import (
@@ -26,6 +27,7 @@ from ..programs import (
     Program,
     Run,
     TracedSite,
+    base_of,
     current_minibatch,
     draw_unconstrained,
     leaves_of,
@@ -236,6 +238,7 @@ class _Call:
     rows: Int64[Tensor, " rows"]
     sites: tuple[TracedSite, ...]
     log_probs: dict[str, Tensor]
+    bases: dict[str, Tensor]
 
     @classmethod
     def of(
@@ -245,20 +248,32 @@ class _Call:
         batch: Batch,
         values: Mapping[str, Tensor] | None = None,
         rows: Tensor | None = None,
+        bases: Mapping[str, Tensor] | None = None,
     ) -> "_Call":
-        """Calls the guide, with sites at the given values."""
+        """Calls the guide, with sites at the given values.
+
+        A site without a density at given points has that of what its transforms make of `bases`.
+        """
         given = {**program.fixed, **(values or {})}
         run = program.run_guide(guide, batch, given)
         rows = torch.arange(len(batch[0]), device="cpu") if rows is None else rows
         inside = [s for s in density_sites(run, values or ()) if s.is_in(program.plate)]
-        log_probs = {site.name: _answer(program, site, len(rows)) for site in inside}
-        return cls(program, guide, batch, rows, tuple(inside), log_probs)
+        if bases is None:
+            drawn = {site.name: _base_draw(site) for site in inside}
+            bases = {name: base for name, base in drawn.items() if base is not None}
+        log_probs = {s.name: _answer(program, s, len(rows), bases.get(s.name)) for s in inside}
+        return cls(program, guide, batch, rows, tuple(inside), log_probs, dict(bases))
 
     def again(self, order: Tensor) -> "_Call":
         """Calls the guide on these rows in another order, with the same latents for each row."""
         # A Delta is not set: its value follows from the other draws again.
         values = {s.name: self._taken(s, order) for s in self.sites if not is_delta(s.distribution)}
-        return _Call.of(self.program, self.guide, _taken(self.batch, order), values, order)
+        bases = {
+            site.name: self._taken(TracedSite({**site.node, "value": base}), order)
+            for site in self.sites
+            if (base := self.bases.get(site.name)) is not None
+        }
+        return _Call.of(self.program, self.guide, _taken(self.batch, order), values, order, bases)
 
     def _taken(self, site: TracedSite, rows: Tensor) -> Tensor:
         value = site.value_by_datum(self.program.plate_dim).detach()
@@ -277,10 +292,36 @@ class _Call:
         return None
 
 
-def _answer(program: Program, site: TracedSite, rows: int) -> Tensor:
-    """A site's log density by datum, plus a weighted sum of its value if it is a `Delta`."""
+def _base_draw(site: TracedSite) -> Tensor | None:
+    """The draw before the transforms, if these cannot be inverted at a given point; else `None`.
+
+    A planar flow, for instance, knows its density at its own draws alone.
+    """
+    q = base_of(site.distribution)
+    if not isinstance(q, TransformedDistribution):
+        return None
+    try:
+        q.log_prob(site.value.clone())
+    except (KeyError, NotImplementedError):
+        base = site.value
+        for transform in reversed(q.transforms):
+            base = transform.inv(base)
+        return base
+    return None
+
+
+def _answer(program: Program, site: TracedSite, rows: int, base: Tensor | None) -> Tensor:
+    """A site's log density by datum, plus a weighted sum of its value if that follows from others.
+
+    That is so for a `Delta`, and for a transformed draw of a `base`.
+    """
+    if base is not None:
+        value = base
+        for transform in base_of(site.distribution).transforms:
+            value = transform(value)
+        site = TracedSite({**site.node, "value": value})
     log_prob = log_density(program, site, rows)
-    if not is_delta(site.distribution):
+    if base is None and not is_delta(site.distribution):
         return log_prob
     value = site.value_by_datum(program.plate_dim).reshape(rows, -1)
     return log_prob + value @ torch.linspace(1, 2, value.shape[-1]).to(value)

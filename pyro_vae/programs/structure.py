@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import ImproperUniform
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from ..randomness import forked
 from .enumeration import Combinations, combinations
-from .masks import is_masked, unmasked
+from .masks import base_of, is_masked, unmasked
 from .missing import PartlyObserved, has_missing, unwrapped
 from .modes import evaluating
 from .plates import Subsampling, whole_plate
@@ -149,16 +150,28 @@ def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, 
     return two, three
 
 
-class _CountSites(Messenger):
-    """Handler that stops a program after too many sites, since it may never end."""
+class _CheckSites(Messenger):
+    """Handler that stops a program at a site that has no draws, or after too many sites.
+
+    A program with too many sites may never end.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.has_refused = False
 
     def _pyro_sample(self, msg: Any) -> None:
         self.count += 1
-        if self.count > _SITES:
+        improper = isinstance(base_of(msg["fn"]), ImproperUniform) and not msg["is_observed"]
+        self.has_refused = improper or self.count > _SITES
+        if improper:
+            raise ValueError(
+                f"latent site '{msg['name']}' has no proper prior (ImproperUniform): nothing can "
+                "be drawn from it, and log p(y) has no unit; give it one, as in "
+                "dist.Normal(0.0, 10.0), or leave out the handler that made the site"
+            )
+        if self.has_refused:
             raise ValueError(
                 f"the program has sampled {_SITES} sites, the last one '{msg['name']}': does it "
                 "loop forever? Every datum needs the same number of steps; mask the observations "
@@ -171,7 +184,7 @@ def _run(
 ) -> _Run:
     """Sites of a run on copies of a row, the plates' subsampling, and names of `Delta` sites."""
     batch = tuple(part.expand(rows, *part.shape[1:]).contiguous() for part in row)
-    determined = Determined()
+    determined, checks = Determined(), _CheckSites()
     with (
         evaluating(model),
         torch.no_grad(),
@@ -179,15 +192,16 @@ def _run(
         whole_plate(rows if whole else None, plate) as asked,
     ):
         try:
-            sites = run(_CountSites()(determined(model)), batch).sites
+            sites = run(checks(determined(model)), batch).sites
         except Exception as error:
-            error.add_note(
-                f"This error was raised while the program was run on {rows} copies of the first "
-                "row of data, "
-                "to find its structure. It must accept any number of rows: open the plate over "
-                "data with pyro.plate('data', len(y)), not with a fixed number, and let no value "
-                "of a row decide which sites are sampled."
-            )
+            if not checks.has_refused:
+                error.add_note(
+                    f"This error was raised while the program was run on {rows} copies of the "
+                    "first row of data, to find its structure. It must accept any number of rows, "
+                    "which are the first dimension of every tensor: open the plate over data with "
+                    "pyro.plate('data', len(y)), not with a fixed number, and let no value of a "
+                    "row decide which sites are sampled."
+                )
             raise
     return sites, asked, frozenset(determined.names)
 
