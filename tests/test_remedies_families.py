@@ -19,7 +19,18 @@ from pyro_vae import guides, nets
 from pyro_vae.guides.experts import ProductOfExperts
 from pyro_vae.guides.reparameterization import even_noise, reparameterize
 from pyro_vae.programs import Copies
-from tests.helpers.remedies import SD, Holder, Remedy, Y, column, evidence, follow, of_all_rows
+from tests.helpers.remedies import (
+    SD,
+    Holder,
+    Remedy,
+    Y,
+    column,
+    equals,
+    evidence,
+    follow,
+    has_unit_mass,
+    of_all_rows,
+)
 from tests.helpers.remedies import location as model
 
 Flow = pv.NormalizingFlow
@@ -68,6 +79,17 @@ def net(outputs: int = 2) -> nn.Module:
 
 
 # Families.
+
+
+def draws_have_mean_one() -> None:
+    """Asserts it of Exp(1)."""
+    draws = dist.Gamma(torch.ones(2), 1.0).rsample((100_000,))
+    assert ((draws.mean(0) - 1).abs() < 5 * 100_000**-0.5).all()
+
+
+def are_centred(noise: Tensor) -> None:
+    """Asserts that points come in pairs around 0."""
+    equals(noise.mean(0), torch.zeros_like(noise[0]))
 
 
 class AsModule(nn.Module):
@@ -158,7 +180,7 @@ FAMILIES = {
     "a flow without networks": Remedy(
         r"or call setup\(latent_dim\) once",
         lambda: flow()(torch.zeros(1, 10)),
-        lambda: flow(1)(torch.zeros(1, 10)).sample(),
+        lambda: has_unit_mass(flow(1)(torch.zeros(1, 10))),
     ),
     "a flow in a guide": Remedy(
         r"pass it to pv.Guide, which sets it up",
@@ -168,12 +190,14 @@ FAMILIES = {
     "parameters of a flow": Remedy(
         "needs 12 parameters per datum",
         lambda: flow(2)(torch.zeros(1, 3)),
-        lambda: flow(2)(torch.zeros(1, 12)).sample(),
+        lambda: has_unit_mass(flow(2)(torch.zeros(1, 12))),
     ),
     "parameters of a normal": Remedy(
         r"see num_parameters\(latent_dim\)",
         lambda: pv.FullRankNormal()(torch.zeros(1, 3)),
-        lambda: pv.FullRankNormal()(torch.zeros(1, pv.FullRankNormal().num_parameters(2))),
+        lambda: has_unit_mass(
+            pv.FullRankNormal()(torch.zeros(1, pv.FullRankNormal().num_parameters(2)))
+        ),
     ),
     "no rank": Remedy(
         r"DiagonalNormal\(\) has no correlations",
@@ -193,26 +217,24 @@ FAMILIES = {
     "no transformation of normals": Remedy(
         "draw from it with rsample",
         lambda: reparameterize(dist.Gamma(torch.ones(2), 1.0), torch.zeros(1, 2)),
-        lambda: dist.Gamma(torch.ones(2), 1.0).rsample(),
+        draws_have_mean_one,
     ),
-    "no noise": Remedy("at least 1 point", lambda: even_noise(0, 2), lambda: even_noise(1, 2)),
+    "no noise": Remedy(
+        "at least 1 point", lambda: even_noise(0, 2), lambda: are_centred(even_noise(1, 2))
+    ),
 }
 
 
 # Maps and rows.
 
 
-def encoder_of_another_family() -> Any:
-    """A prior of the encoder's posteriors sets it up; the guide has another family."""
-    return vamp(pv.FullRankNormal())
-
-
-def vamp(family: Any) -> Any:
-    """A guide whose encoder makes the prior, too."""
-    encoder = pv.Encoder(nn.Linear(1, 4))
+def vamp(family: Any) -> None:
+    """A guide whose encoder makes the prior, too: asserts that its means are those of the net."""
+    layer = nn.Linear(1, 4)
+    encoder = pv.Encoder(layer)
     prior = pv.models.VampPrior(encoder, torch.zeros(2, 1), pv.DiagonalNormal())
     vae = pv.models.VAE(nn.Linear(2, 1), pv.likelihoods.Gaussian(), 2, prior)
-    return pv.Guide(vae, encoder, family).mean(Y[:, None])
+    equals(pv.Guide(vae, encoder, family).mean(Y[:, None]), layer(Y[:, None])[:, :2])
 
 
 def refined_of_another_family(family: Any) -> Any:
@@ -228,10 +250,12 @@ def local() -> Any:
     return pv.Guide(model, pv.LocalParameters(4), example=Y)
 
 
-def in_minibatch(rows: list[int], num_data: int, data: Tensor) -> Any:
-    """Means of some rows."""
+def in_minibatch(rows: list[int], num_data: int, data: Tensor) -> None:
+    """Asserts that the means of some rows are those of the same rows among all of them."""
+    guide = local().fit_rows(Y)
     with pv.minibatch(torch.tensor(rows, dtype=torch.int64), num_data):
-        return local().mean(data)
+        found = guide.mean(data)
+    equals(found, guide.mean(Y)[rows])
 
 
 def two(x: Tensor, y: Tensor) -> None:
@@ -326,7 +350,7 @@ def named(y: Tensor) -> None:
 MAPS = {
     "an encoder of another family": Remedy(
         "create another Encoder, or use the same family for both",
-        encoder_of_another_family,
+        lambda: vamp(pv.FullRankNormal()),
         lambda: vamp(pv.DiagonalNormal()),
     ),
     "a refined map of another family": Remedy(

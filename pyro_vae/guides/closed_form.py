@@ -232,7 +232,8 @@ def _factor(precision: Tensor, names: Tensor) -> Tensor:
             f"the log joint of row {int(names[row])} is not a quadratic function of its latents "
             f"with a maximum ({int(bad.sum())} of {len(bad)} rows): the matrix of minus its second "
             f"derivatives has the eigenvalues {_shown(torch.linalg.eigvalsh(precision[row]))}; "
-            f"{_REMEDY}"
+            "unless rounding hides the maximum, there is no posterior: give these latents a proper "
+            "prior, and look at pyro.factor terms; else use pv.Encoder(net)"
         )
     return factor
 

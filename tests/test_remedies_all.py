@@ -1,0 +1,95 @@
+"""Every refusal of guides/ and programs/ is one whose remedy a test follows.
+
+What a table of remedies refuses is called, and the line that raised it noted; the other lines stand
+below with the test that follows them.
+"""
+
+import ast
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+
+import pyro_vae as pv
+from tests import (
+    test_remedies,
+    test_remedies_families,
+    test_remedies_guides,
+    test_remedies_programs,
+)
+from tests.helpers.remedies import Y
+
+PACKAGE = Path(pv.__file__).parent
+# Words of a refusal, and the test that follows it, or why there is nothing to follow.
+ELSEWHERE = {
+    "change its last layer to": "test_remedies: an encoder",
+    "pass a few rows of data": "test_remedies: global sites and examples",
+    "nothing to draw or fit per datum": "test_remedies: discrete latents",
+    "TraceEnum_ELBO needs a program": "test_remedies: enumeration by Pyro",
+    "does it loop forever": "test_remedies_programs: a loop without an end",
+    "a sum over discrete sites has dimensions": "internal",
+    "torch keeps what it compiles": "test_training_failures: the folder, then another one",
+    "needs at least one row of data, but tensor": "test_programs: no remedy but data",
+    "so what a datum gets would depend on its position": "test_guides_tied: a table of a model",
+    "as many as the data set, but the batch has": "test_guides_tied: the plate named",
+    "is a loop, whose index cannot be both": "test_guides_tied: a plate in its place",
+    "as plain numbers cannot be both": "test_own_loops: a tensor in their place",
+    "so it may belong to either": "test_guides_tied: data in their order",
+    "but every row needs its own": "test_own_loops, test_guides_tied: the plate named",
+    "self._refusal": "test_own_loops: three remedies",
+}
+
+
+def raised_at(call: Callable[[], Any]) -> tuple[str, int] | None:
+    """File and line of the package that a refused call ended in."""
+    pyro.clear_param_store()
+    try:
+        call()
+    except Exception as error:
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if Path(frame.filename).is_relative_to(PACKAGE):
+                return str(Path(frame.filename).relative_to(PACKAGE)), frame.lineno or 0
+    finally:
+        pyro.clear_param_store()
+    return None
+
+
+def refused() -> Iterator[Callable[[], Any]]:
+    """Calls that the tables say are refused."""
+    for remedy in test_remedies.REMEDIES.values():
+        yield lambda: pv.elbo(remedy.model, remedy.guide, Y, 5)  # noqa: B023 (called at once)
+    for table in (test_remedies_families, test_remedies_guides, test_remedies_programs):
+        yield from (remedy.refused for remedy in table.REMEDIES.values())
+
+
+def raises() -> Iterator[tuple[str, ast.Raise]]:
+    """Statements of guides/ and programs/ that raise something of their own."""
+    for folder in ("guides", "programs"):
+        for file in sorted((PACKAGE / folder).glob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                    yield f"{folder}/{file.name}", node
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_refusal_has_a_followed_remedy() -> None:
+    """By a row of a table, or by the test named here; no name here is of another time."""
+    called = {raised_at(call) for call in refused()}
+    statements = list(raises())
+    assert len(statements) > 100
+    left, used = [], set()
+    for file, node in statements:
+        lines = {(file, line) for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+        if lines & called:
+            continue
+        words = "".join(ast.unparse(node).split("\n")).replace("\\'", "'")
+        found = [key for key in ELSEWHERE if key in words]
+        used.update(found)
+        if not found:
+            left.append(f"{file}:{node.lineno}: {words[:100]}")
+    assert not left, "\n".join(left)
+    assert set(ELSEWHERE) == used
